@@ -1,0 +1,1 @@
+"""Convoy's trainer: images in, a trained and honestly evaluated classifier out."""

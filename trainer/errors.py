@@ -1,0 +1,52 @@
+"""What can go wrong, as one tree. The command line prints `str(error)` as one line and leaves with `exit_code`.
+
+    TrainerError
+    ├── ConfigError      what was asked for cannot be done: unknown name, impossible value, folder of another run
+    ├── DataError        a data set is missing, damaged or unreadable
+    ├── CheckpointError  a run folder or a checkpoint cannot be read or written
+    ├── DivergenceError  the loss is no longer a number
+    └── Interrupted      SIGTERM or Ctrl-C: the state is saved, the run can go on later
+
+Messages say what was wrong and what to do. Anything else that reaches the top is a defect, and is shown with its
+traceback.
+"""
+
+from typing import ClassVar
+
+
+class TrainerError(Exception):
+    """Root of all errors that a user can meet and act upon."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(TrainerError):
+    """The request itself is wrong. Exit code 2: trying again without a change is pointless."""
+
+    exit_code = 2
+
+
+class DataError(TrainerError):
+    """A data set is missing, damaged or unreadable. Exit code 3."""
+
+    exit_code = 3
+
+
+class CheckpointError(TrainerError):
+    """A run folder or a checkpoint cannot be read or written. Exit code 4."""
+
+    exit_code = 4
+
+
+class DivergenceError(TrainerError):
+    """The loss is not finite any more. Exit code 5."""
+
+    exit_code = 5
+
+
+class Interrupted(TrainerError):
+    """A signal asked the run to end, and its state is saved. Exit code 128 + the signal's number, as shells do."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
