@@ -5,12 +5,15 @@
     ├── DataError        a data set is missing, damaged or unreadable
     ├── CheckpointError  a run folder or a checkpoint cannot be read or written
     ├── DivergenceError  the loss is no longer a number
+    ├── PeerError        another rank failed, and that rank tells the user why
     └── Interrupted      SIGTERM or Ctrl-C: the state is saved, the run can go on later
 
 Messages say what was wrong and what to do. Anything else that reaches the top is a defect, and is shown with its
 traceback.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -44,9 +47,21 @@ class DivergenceError(TrainerError):
     exit_code = 5
 
 
+class PeerError(TrainerError):
+    """This rank leaves because another one failed first. Said nowhere: the first failure is what the user must see."""
+
+
 class Interrupted(TrainerError):
     """A signal asked the run to end, and its state is saved. Exit code 128 + the signal's number, as shells do."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that does not exist, with the nearest ones that do."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+    return ConfigError(f"no {kind} {name!r}: {hint}")

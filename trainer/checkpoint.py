@@ -1,0 +1,91 @@
+"""Checkpoints: complete or absent, verified before use, the newest good one found by itself.
+
+    checkpoints/step-00000550/state.pt        plain tensors and numbers, readable with weights_only
+    checkpoints/step-00000550/manifest.json   step, and the SHA-256 of state.pt
+
+A checkpoint is written under a temporary name in the same folder, flushed to the disk, and renamed.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.errors import CheckpointError
+from trainer.files import flush_to_disk, sha256_of_file, write_json
+
+NUM_KEPT = 3
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: made when the first one is saved.
+        say: takes one line for the user.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._say = say
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Keep `state` (tensors, numbers, strings, in lists and dicts) as the checkpoint of `step`.
+
+        Raises:
+            CheckpointError: it could not be written; earlier ones are untouched.
+        """
+        final = self._folder / f"step-{step:08d}"
+        temporary = self._folder / f".{final.name}.tmp"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            with (temporary / "state.pt").open("wb") as file:
+                torch.save(state, file)
+            digest = sha256_of_file(temporary / "state.pt")
+            flush_to_disk(temporary / "state.pt")
+            write_json(temporary / "manifest.json", {"step": step, "sha256": digest})
+            if final.exists():  # a damaged one that was passed over
+                shutil.rmtree(final)
+            temporary.rename(final)
+            flush_to_disk(self._folder)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(f"cannot save a checkpoint in {self._folder}: {error}") from error
+        for old in self._complete()[:-NUM_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def load_newest(self) -> dict[str, Any] | None:
+        """The newest state that is whole, or None where there is none. Damaged ones are passed over with a warning."""
+        for path in reversed(self._complete()):
+            try:
+                manifest = json.loads((path / "manifest.json").read_text())
+                if sha256_of_file(path / "state.pt") != manifest["sha256"]:
+                    raise ValueError("its content does not match its digest")
+                state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+                return state
+            except (OSError, ValueError, KeyError, RuntimeError) as error:
+                self._say(f"warning: checkpoint {path} is damaged and passed over: {error}")
+        return None
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint, not verified."""
+        return next(reversed(self._complete()), None)
+
+    def _complete(self) -> list[Path]:
+        return sorted(path for path in self._folder.glob("step-*") if path.is_dir())
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over each name of the state dict in sorted order, in UTF-8, and then its tensor's bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+

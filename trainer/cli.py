@@ -1,0 +1,76 @@
+"""The edge to the user: command lines in, one clear line and an exit code out when something is wrong."""
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from trainer.errors import Interrupted, PeerError, TrainerError
+
+T = TypeVar("T")
+
+LINGER_S = 3.0
+"""How long a rank with nothing to say waits before it leaves: torchrun ends all ranks when the first one leaves, and
+the one that tells the user why must not be cut short."""
+
+
+def train_command(arguments: Sequence[str]) -> None:
+    """`trainer/main.py`: one training run."""
+    from trainer.config import TrainConfig  # imports torch, which a faulty command line need not wait for twice
+    from trainer.train import train
+
+    config = parse(TrainConfig, arguments, prog="trainer/main.py")
+    run_command(lambda: train(config))
+
+
+def parse(kind: type[T], arguments: Sequence[str], *, prog: str) -> T:
+    """The command line as a value. A faulty one, or `--help`, ends the process; under torchrun only rank 0 speaks."""
+    import tyro
+
+    silence = contextlib.nullcontext() if _is_main() else contextlib.redirect_stdout(io.StringIO())
+    try:
+        with silence, contextlib.redirect_stderr(sys.stderr if _is_main() else io.StringIO()):
+            return tyro.cli(kind, args=arguments, prog=prog)
+    except SystemExit:
+        if not _is_main():
+            time.sleep(LINGER_S)
+        raise
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command; turn its failure into what a user should see.
+
+    Under torchrun the same command runs on every rank, and the first rank that fails is the one that speaks.
+    """
+    try:
+        command()
+    except Interrupted as error:
+        sys.exit(128 + error.signal_number)
+    except PeerError as error:
+        time.sleep(LINGER_S)
+        sys.exit(error.exit_code)
+    except TrainerError as error:
+        _tell_torchrun(error)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        _tell_torchrun(error)
+        raise
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tell_torchrun(error: Exception) -> None:
+    """Leave the error where torchrun looks for it, so that its own summary names it too."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)

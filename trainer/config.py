@@ -1,0 +1,70 @@
+"""The command line of a training run, and what it resolves to."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.distributed import DeviceChoice
+from trainer.errors import ConfigError
+from trainer.recipes import Recipe, find_recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Train a convnet by a recipe, evaluate it once on the test set, write everything to a run folder."""
+
+    recipe: str = "mnist"
+    """What to compute; `python -m trainer recipes` lists them."""
+    dataset: str | None = None
+    """Another data set than the recipe's: a name from `python -m trainer data list`, or folder:PATH with one folder of
+    images per class."""
+    image_size: int | None = None
+    """For folder:PATH: images are resized (shorter side) and cropped to this many pixels."""
+    data_dir: Path | None = None
+    """Where data sets are kept. [default: ~/.cache/convoy]"""
+    run_dir: Path | None = None
+    """Folder of this run. An existing one is continued. [default: runs/RECIPE-TIME-sSEED]"""
+    seed: int = 0
+    """Decides the initial weights, the order of samples and the augmentation."""
+    epochs: int | None = None
+    """Instead of the recipe's."""
+    global_batch_size: int | None = None
+    """Images a step over all ranks together, instead of the recipe's."""
+    lr_scale: float = 1.0
+    """Multiplies every learning rate of the recipe."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue from the newest good checkpoint in the run folder; never: refuse a folder that has any."""
+    device: DeviceChoice = "auto"
+    """auto takes the GPUs if there are any, one for each rank."""
+
+    def resolve(self) -> Recipe:
+        """The recipe with this command line's changes.
+
+        Raises:
+            ConfigError: an unknown recipe or a value that makes no sense.
+        """
+        for name in ("epochs", "global_batch_size", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+        if not 0 < self.lr_scale < float("inf"):
+            raise ConfigError(f"--lr-scale {self.lr_scale}: must be a positive number")
+        recipe = find_recipe(self.recipe)
+        rules = {kind: replace(rule, lr=rule.lr * self.lr_scale) for kind, rule in recipe.rules.items()}
+        return replace(
+            recipe,
+            dataset=self.dataset or recipe.dataset,
+            epochs=self.epochs or recipe.epochs,
+            global_batch_size=self.global_batch_size or recipe.global_batch_size,
+            rules=rules,
+        )
+
+
+def fingerprint(recipe: Recipe, *, seed: int, image_size: int | None, dataset_sha256: str) -> dict[str, Any]:
+    """All that decides a run's result, ready for JSON: two runs with the same fingerprint compute the same."""
+    return {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "image_size": image_size,
+        "dataset_sha256": dataset_sha256,
+    }

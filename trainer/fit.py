@@ -1,0 +1,313 @@
+"""The training loop: steps, validation, checkpoints, and the ways to leave early."""
+
+import math
+import signal
+import time
+from dataclasses import dataclass
+
+import torch
+
+from trainer.checkpoint import Checkpoints
+from trainer.data import Dataset, ImageSet
+from trainer.data.order import epoch_order, num_steps_per_epoch, rank_share
+from trainer.distributed import Agreement, World
+from trainer.errors import CheckpointError, DivergenceError, Interrupted
+from trainer.evaluate import evaluate
+from trainer.learner import Learner
+from trainer.metrics import MetricsLog
+from trainer.progress import Progress
+from trainer.recipes import Recipe
+from trainer.run_folder import RunFolder
+from trainer.signals import StopRequest
+from trainer.step import Batch
+
+SAVE_EVERY_S = 20.0
+LOG_EVERY_STEPS = 50
+
+
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """Where a run stands: all that a checkpoint holds besides weights and momenta.
+
+    Args:
+        step: steps done.
+        seconds: spent in training steps so far, over all sittings; validation and saving not counted.
+        totals: float64 `[2]`, this rank's sums of losses and of correct answers since the epoch began.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    totals: torch.Tensor
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What the phases of a run share.
+
+    Args:
+        train_indices: int64, which of the data set's training images are trained on.
+        validation_indices: int64, which of `validation_images` are validated on.
+    """
+
+    recipe: Recipe
+    seed: int
+    dataset: Dataset
+    train_indices: torch.Tensor
+    validation_images: ImageSet
+    validation_indices: torch.Tensor
+    learner: Learner
+    folder: RunFolder
+    checkpoints: Checkpoints
+    world: World
+    progress: Progress
+    position: Position
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return num_steps_per_epoch(len(self.train_indices), self.recipe.global_batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        return self.recipe.epochs * self.steps_per_epoch
+
+
+def restore(run: Run) -> None:
+    """Go on from the newest good checkpoint in the run folder, if there is one."""
+    state = run.world.from_main(run.checkpoints.load_newest() if run.world.is_main else None)
+    if state is None:
+        return
+    run.learner.load_state_dict(state)
+    run.position.step, run.position.seconds = state["step"], state["seconds"]
+    if run.world.is_main:
+        run.position.totals.copy_(state["totals"])
+    run.progress.say(f"going on from step {run.position.step} of {run.num_steps}, saved in {run.folder.path}")
+
+
+def fit(run: Run, stop: StopRequest) -> None:
+    """Train to the last step. The final weights are saved.
+
+    Raises:
+        DivergenceError: a loss is not finite; nothing is saved after the last good checkpoint.
+        Interrupted: a signal came; the state is saved.
+    """
+    loop = _Loop(run, stop)
+    run.progress.start(step=run.position.step, num_steps=run.num_steps)
+    try:
+        while run.position.step < run.num_steps:
+            loop.run_epoch()
+            loop.end_epoch()
+        save(run)
+    finally:
+        run.progress.stop()
+        loop.close()
+
+
+def save(run: Run) -> None:
+    """Checkpoint the run. All ranks call this; the main one writes."""
+    run.world.merge_batch_norm(run.learner.model)
+    totals = run.world.sum(run.position.totals.clone())
+    if not run.world.is_main:
+        return
+    weights = run.learner.model.state_dict()
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise DivergenceError(_diverged("the weights are not finite", run))
+    run.checkpoints.save(
+        run.position.step,
+        {
+            "step": run.position.step,
+            "seconds": run.position.seconds,
+            "totals": totals.cpu(),
+            **run.learner.state_dict(),
+        },
+    )
+
+
+class _Stopwatch:
+    """Seconds of training, work queued on a GPU included; stands still in validation and saving."""
+
+    def __init__(self, seconds: float, device: torch.device) -> None:
+        self._seconds = seconds
+        self._device = device
+        self._since: float | None = None
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def read(self) -> float:
+        """Seconds so far, over all sittings."""
+        return self._seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+    def stop(self) -> float:
+        """Wait for the device, then stand still; seconds so far."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._seconds, self._since = self.read(), None
+        return self._seconds
+
+
+class _Loop:
+    """One sitting of a run: what the loop must remember between steps but no checkpoint needs."""
+
+    def __init__(self, run: Run, stop: StopRequest) -> None:
+        self._run = run
+        self._stop = stop
+        self._agreement = Agreement(run.world)
+        self._log = MetricsLog(run.folder.path, from_step=run.position.step) if run.world.is_main else None
+        self._saved_at = time.monotonic()
+        self._stopwatch = _Stopwatch(run.position.seconds, run.world.device)
+        factors = [run.recipe.schedule.factor(step, run.num_steps) for step in range(run.num_steps)]
+        self._lr_factors = torch.tensor(factors, dtype=torch.float32, device=run.world.device)
+        # The results since the last log line stay on the device, so that a GPU need not be waited for at each step.
+        self._window = torch.zeros(LOG_EVERY_STEPS, 2, device=run.world.device)
+        self._window_images = 0
+        self._window_began = self._stopwatch.read()
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def run_epoch(self) -> None:
+        """The rest of the current epoch's steps."""
+        run, batch_size = self._run, self._run.recipe.global_batch_size
+        epoch, first = divmod(run.position.step, run.steps_per_epoch)
+        order = run.train_indices[epoch_order(len(run.train_indices), run.seed, epoch)].to(run.world.device)
+        numbers = run.recipe.augment.draw(len(run.dataset.train.labels), run.seed, epoch).to(run.world.device)
+        run.learner.model.train()
+        self._stopwatch.start()
+        for start in range(first * batch_size, len(order), batch_size):
+            global_batch = order[start : start + batch_size]
+            result = run.learner.step(self._share(global_batch, numbers))
+            run.position.totals += result
+            self._window[run.position.step % LOG_EVERY_STEPS] = result
+            self._window_images += len(global_batch)
+            run.position.step += 1
+            if run.world.device.type == "cpu":
+                self._check_finite()
+            self._between_steps(epoch)
+        run.position.seconds = self._stopwatch.stop()
+
+    def end_epoch(self) -> None:
+        """Validate, write the epoch's line, begin the next one's sums."""
+        run = self._run
+        epoch = run.position.step // run.steps_per_epoch
+        self._check_finite()
+        loss, correct = (run.world.sum(run.position.totals.clone()) / len(run.train_indices)).tolist()
+        run.world.merge_batch_norm(run.learner.model)
+        seen = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
+        if self._log is not None:
+            self._log.write(
+                "epoch",
+                step=run.position.step,
+                epoch=epoch,
+                train_loss=loss,
+                train_accuracy=correct,
+                val_loss=seen.loss,
+                val_accuracy=seen.accuracy,
+                seconds=run.position.seconds,
+            )
+        run.progress.say(
+            f"epoch {epoch}/{run.recipe.epochs}: train loss {loss:.4f}, accuracy {100 * correct:.2f} %; "
+            f"validation loss {seen.loss:.4f}, accuracy {100 * seen.accuracy:.2f} %; {run.position.seconds:.1f} s"
+        )
+        run.position.totals.zero_()
+
+    def _share(self, global_batch: torch.Tensor, numbers: torch.Tensor) -> Batch:
+        """This rank's share of a global batch of sample indices.
+
+        Each rank's loss is the sum over its share, scaled so that DDP's average over the ranks is the mean over the
+        whole batch, whatever the shares. A rank without a share (an epoch's last batch may be smaller than the world)
+        computes one image with weight zero, because the others wait for its gradients.
+        """
+        world, num_images = self._run.world, len(global_batch)
+        indices = global_batch[rank_share(num_images, world.rank, world.size)]
+        scale = world.size / num_images if len(indices) else 0.0
+        if not len(indices):
+            indices = global_batch[:1]
+        return Batch(
+            indices=indices,
+            numbers=numbers[indices],
+            scale=torch.full((), scale, device=world.device),
+            lr_factor=self._lr_factors[self._run.position.step],
+        )
+
+    def _between_steps(self, epoch: int) -> None:
+        run = self._run
+        if run.position.step % LOG_EVERY_STEPS == 0:
+            self._write_window(epoch)
+        if run.progress.is_due():
+            self._show(epoch)
+        due = run.world.is_main and time.monotonic() - self._saved_at >= SAVE_EVERY_S
+        stop, save_now = self._agreement.ask(stop=self._stop.number is not None, save=due)
+        if stop or save_now:
+            run.position.seconds = self._stopwatch.stop()
+            if stop:
+                self._leave()
+            self._save_or_warn()
+            self._stopwatch.start()
+
+    def _check_finite(self) -> None:
+        if bool(self._window.isfinite().all()):
+            return
+        position = self._run.position.step - 1
+        first = position - position % LOG_EVERY_STEPS
+        bad = next(i for i, loss in enumerate(self._window[:, 0].tolist()) if not math.isfinite(loss))
+        raise DivergenceError(_diverged(f"the loss is {self._window[bad, 0].item()} at step {first + bad + 1}", self._run))
+
+    def _write_window(self, epoch: int) -> None:
+        run = self._run
+        self._check_finite()
+        loss, correct = (run.world.sum(self._window.double().sum(dim=0)) / self._window_images).tolist()
+        now = self._stopwatch.read()
+        if self._log is not None:
+            self._log.write(
+                "step",
+                step=run.position.step,
+                epoch=epoch + 1,
+                loss=loss,
+                accuracy=correct,
+                lr_factor=self._lr_factors[run.position.step - 1].item(),
+                images_per_second=self._window_images / (now - self._window_began),
+            )
+        self._window.zero_()
+        self._window_images, self._window_began = 0, now
+
+    def _show(self, epoch: int) -> None:
+        """Where the run is, from this rank's share of the current epoch."""
+        run = self._run
+        steps_in_epoch = run.position.step - epoch * run.steps_per_epoch
+        loss, correct = (run.position.totals * run.world.size).tolist()
+        num_images = min(steps_in_epoch * run.recipe.global_batch_size, len(run.train_indices))
+        run.progress.update(
+            step=run.position.step,
+            num_steps=run.num_steps,
+            epoch=f"{epoch + 1}/{run.recipe.epochs}",
+            loss=loss / num_images,
+            accuracy=correct / num_images,
+            rate=run.position.step * run.recipe.global_batch_size / self._stopwatch.read(),
+        )
+
+    def _save_or_warn(self) -> None:
+        try:
+            save(self._run)
+        except CheckpointError as error:
+            self._run.progress.say(f"warning: {error}; the training goes on, and the next save tries again")
+        self._saved_at = time.monotonic()
+
+    def _leave(self) -> None:
+        run = self._run
+        self._agreement.close()
+        save(run)
+        run.world.wait_for_all()
+        number = run.world.max(self._stop.number or 0)
+        run.progress.stop()
+        run.progress.say(
+            f"{signal.Signals(number).name}: saved at step {run.position.step} of {run.num_steps}; "
+            f"go on with the same command and --run-dir {run.folder.path}"
+        )
+        raise Interrupted("a signal ended the run", number)
+
+
+def _diverged(what: str, run: Run) -> str:
+    kept = run.checkpoints.newest()
+    where = f"the last good checkpoint is {kept}" if kept else "no checkpoint had been saved yet"
+    return f"training diverged: {what}; {where}. A lower --lr-scale usually helps"

@@ -1,0 +1,134 @@
+"""What learns: the model, its optimizer, and one step of both, built for a recipe."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from trainer.data import Dataset, ImageSet
+from trainer.data.order import generator
+from trainer.distributed import World
+from trainer.evaluate import average_views
+from trainer.hardware import has_fast_bfloat16
+from trainer.models import Classifier, build_network
+from trainer.optim import Optimizer, Rule
+from trainer.recipes import ParameterKind, Recipe
+from trainer.step import Batch, GraphedStep, TrainStep
+
+
+class Step(Protocol):
+    def __call__(self, batch: Batch) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """A model that can take training steps and answer.
+
+    Args:
+        model: the classifier itself, on the rank's device, without wrappers.
+        step: takes a batch, updates the model; float32 `[2]`: sum of losses, number of correct answers.
+        autocast: enters the precision of the forward pass.
+    """
+
+    model: Classifier
+    optimizer: Optimizer
+    step: Step
+    autocast: Callable[[], torch.autocast]
+    recipe: Recipe
+    data: ImageSet
+    """The training images on the device."""
+
+    @property
+    def precision(self) -> str:
+        """What the forward pass computes in, on this machine."""
+        with self.autocast():
+            return "bfloat16" if torch.is_autocast_enabled(self.data.images.device.type) else "float32"
+
+    @torch.inference_mode()
+    def predict(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits float32 `[B, classes]` of pixels uint8 `[B, C, H, W]`, averaged over the recipe's test-time views."""
+        self.model.eval()
+        with self.autocast():
+            return average_views(self.model, pixels, self.recipe.test_time_views)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def build_learner(
+    recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int, world: World, say: Callable[[str], None]
+) -> Learner:
+    """Build what the recipe describes, with initial weights that depend on the seed and the training images alone.
+
+    Raises:
+        ConfigError: the network cannot take images of this size.
+    """
+    model = _initial_model(recipe, dataset, train_indices, seed).to(world.device, memory_format=torch.channels_last)
+    optimizer = Optimizer(_parameter_groups(model, recipe))
+    autocast = partial(
+        torch.autocast,
+        world.device.type,
+        dtype=torch.bfloat16,
+        enabled=recipe.precision == "bfloat16" and has_fast_bfloat16(world.device),
+    )
+    data = ImageSet(dataset.train.images.to(world.device), dataset.train.labels.to(world.device))
+    step = TrainStep(
+        model=world.wrap(model),
+        optimizer=optimizer,
+        data=data,
+        augment=recipe.augment,
+        label_smoothing=recipe.label_smoothing,
+        autocast=autocast,
+    )
+    return Learner(
+        model=model,
+        optimizer=optimizer,
+        step=GraphedStep(step, say) if world.device.type == "cuda" else step,
+        autocast=autocast,
+        recipe=recipe,
+        data=data,
+    )
+
+
+def _initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int) -> Classifier:
+    mean, deviation = pixel_statistics(dataset.train.images, train_indices)
+    _, num_channels, image_size, _ = dataset.train.images.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.set_state(generator("weights", seed).get_state())
+        network = build_network(
+            recipe.network,
+            num_channels=num_channels,
+            image_size=image_size,
+            num_classes=len(dataset.classes),
+            widths=recipe.widths,
+        )
+    return Classifier(network, mean, deviation)
+
+
+def pixel_statistics(images: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each channel over `images[indices]`, uint8 `[N, C, H, W]`; float64 `[C]` each, exact."""
+    num_channels = images.size(1)
+    total, squares = torch.zeros(num_channels, dtype=torch.int64), torch.zeros(num_channels, dtype=torch.int64)
+    for chunk in indices.split(4096):
+        pixels = images[chunk].transpose(0, 1).reshape(num_channels, -1).int()
+        total += pixels.sum(dim=1)
+        squares += (pixels * pixels).sum(dim=1)
+    num_pixels = len(indices) * images[0, 0].numel()
+    mean = total.double() / num_pixels
+    return mean, (squares.double() / num_pixels - mean**2).sqrt().clamp(min=1e-6)
+
+
+def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[tuple[Rule, list[nn.Parameter]]]:
+    groups: dict[ParameterKind, list[nn.Parameter]] = {"filters": [], "matrices": [], "vectors": []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            kind: ParameterKind = {4: "filters", 2: "matrices"}.get(parameter.ndim, "vectors")  # type: ignore[assignment]
+            groups[kind].append(parameter)
+    return [(recipe.rules[kind], parameters) for kind, parameters in groups.items()]

@@ -1,0 +1,91 @@
+"""Recipes: everything that decides what a run computes, as named, frozen values.
+
+A run is a recipe, a data set, a seed and nothing else. Hyper-parameters were chosen on validation images only.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trainer.data.augment import Augment
+from trainer.errors import unknown_name
+from trainer.evaluate import TestTimeViews
+from trainer.optim import Rule
+
+ParameterKind = Literal["filters", "matrices", "vectors"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The learning rate's factor over a run: linear between the given points.
+
+    Args:
+        points: (fraction of the run, factor) in rising order of fractions, from 0 to 1.
+    """
+
+    points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 1.0))
+
+    def factor(self, step: int, num_steps: int) -> float:
+        """The factor at a step, counted from 0."""
+        at = step / max(1, num_steps - 1)
+        for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False):
+            if at <= x1:
+                return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
+        return self.points[-1][1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a run computes, whatever it runs on."""
+
+    name: str
+    summary: str
+    """One line for `python -m trainer recipes`."""
+    dataset: str
+    network: str
+    """A name that `trainer.models.build_network` knows."""
+    widths: tuple[int, ...] = ()
+    """Channels of the network's stages, for networks that have a choice."""
+    global_batch_size: int
+    """Images a step, over all ranks together."""
+    epochs: int
+    rules: dict[ParameterKind, Rule]
+    """How convolution filters, fully connected matrices, and vectors (biases, norms) learn."""
+    schedule: Schedule = field(default_factory=Schedule)
+    augment: Augment = field(default_factory=Augment)
+    label_smoothing: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: autocast, where the hardware computes it faster than float32."""
+    test_time_views: TestTimeViews = "one"
+    """Views of an image whose logits are averaged in evaluation."""
+    num_validation: int = 5000
+    """Training images set aside, stratified; at most a tenth of a smaller set."""
+
+
+def _same(rule: Rule) -> dict[ParameterKind, Rule]:
+    return {"filters": rule, "matrices": rule, "vectors": rule}
+
+
+_ALL = (
+    Recipe(
+        name="mnist",
+        summary="the lecture's convnet and its plain SGD: 10 epochs, about 1 % test error",
+        dataset="mnist",
+        network="lecture",
+        global_batch_size=100,
+        epochs=10,
+        rules=_same(Rule(lr=0.1)),
+    ),
+)
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ConfigError: there is none; the nearest names are offered.
+    """
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    return RECIPES[name]

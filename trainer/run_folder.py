@@ -1,0 +1,129 @@
+"""The folder of a run: whose it is, what is in it, whether it is complete."""
+
+import dataclasses
+import datetime
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from trainer.config import TrainConfig, fingerprint
+from trainer.data import Dataset
+from trainer.distributed import World
+from trainer.errors import CheckpointError, ConfigError
+from trainer.files import write_json
+from trainer.hardware import describe
+from trainer.recipes import Recipe
+
+RUNS = Path("runs")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run's folder. All ranks know its path; only the main one reads and writes in it.
+
+    Args:
+        path: absolute or relative to the working directory.
+        fingerprint: all that decides the result.
+    """
+
+    path: Path
+    fingerprint: dict[str, Any]
+
+    @classmethod
+    def open(cls, config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> "RunFolder":
+        """Make the folder, or enter an existing one of the same run. All ranks call this.
+
+        Raises:
+            ConfigError: the folder belongs to another run, or `resume` is `never` and it holds one.
+            CheckpointError: it cannot be written.
+        """
+        path = world.from_main(config.run_dir or RUNS / _default_name(recipe.name, config.seed))
+        mark = fingerprint(recipe, seed=config.seed, image_size=config.image_size, dataset_sha256=dataset.sha256)
+        folder = cls(path, mark)
+        if world.is_main:
+            folder._claim(config, world)
+        world.wait_for_all()
+        return folder
+
+    def _claim(self, config: TrainConfig, world: World) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self.config_path.exists():
+                self._check_same_run(json.loads(self.config_path.read_text()), config)
+                return
+            if any(self.path.iterdir()):
+                raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no run; choose another one")
+            origin = {"git_commit": git_commit(), "world_size": world.size, "machine": describe(world.device)}
+            write_json(self.config_path, {"fingerprint": self.fingerprint, "started_with": origin})
+        except OSError as error:
+            raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{self.config_path} is not readable as JSON: {error}") from error
+
+    def _check_same_run(self, known: dict[str, Any], config: TrainConfig) -> None:
+        if config.resume == "never":
+            raise ConfigError(f"--resume never, but {self.path} holds a run: choose another --run-dir")
+        # Through JSON, because that turns tuples into lists.
+        mine = json.loads(json.dumps(self.fingerprint))
+        for name, theirs, ours in _differences("", known["fingerprint"], mine):
+            raise ConfigError(
+                f"--run-dir {self.path} is of another run: its {name} is {theirs}, not {ours}; choose another folder"
+            )
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def result_path(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def ledger_path(self) -> Path:
+        """The workspace's ledger: beside the run folders."""
+        return self.path.absolute().parent / "ledger.jsonl"
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report.html"
+
+    def is_complete(self, world: World) -> bool:
+        """Whether the run has its result; the same answer on every rank."""
+        return world.from_main(world.is_main and self.result() is not None)
+
+    def result(self) -> dict[str, Any] | None:
+        """What the run found, if it is complete."""
+        try:
+            result: dict[str, Any] = json.loads(self.result_path.read_text())
+            return result
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise CheckpointError(f"{self.result_path} is damaged: {error}") from error
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with a + where files differ from it; None outside a checkout."""
+    try:
+        command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _default_name(recipe: str, seed: int) -> str:
+    return f"{recipe}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-s{seed}"
+
+
+def _differences(name: str, theirs: Any, ours: Any) -> list[tuple[str, Any, Any]]:
+    """The paths at which two JSON values differ, with both sides."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        found = []
+        for key in sorted(theirs.keys() | ours.keys()):
+            found += _differences(f"{name}.{key}".lstrip("."), theirs.get(key), ours.get(key))
+        return found
+    return [] if theirs == ours else [(name, theirs, ours)]

@@ -1,0 +1,162 @@
+"""A training run, from a command line to a report. `train` is the table of contents.
+
+    setup -> restore -> fit -> evaluate -> report
+
+What a step computes is in step, what a rank is in distributed, where images come from in data.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from trainer.checkpoint import Checkpoints, weights_sha256
+from trainer.config import TrainConfig
+from trainer.data import Dataset, ImageSet, default_data_dir, load_dataset, split_validation
+from trainer.distributed import World
+from trainer.errors import ConfigError
+from trainer.evaluate import Evaluation, evaluate, wilson_interval
+from trainer.files import write_json
+from trainer.fit import Position, Run, fit, restore
+from trainer.hardware import describe, keep_freed_memory
+from trainer.learner import build_learner
+from trainer.ledger import Ledger, Look, look_at_test_set
+from trainer.metrics import read_metrics
+from trainer.models import num_parameters
+from trainer.progress import Progress
+from trainer.recipes import Recipe
+from trainer.run_folder import RunFolder
+from trainer.signals import StopRequest
+
+SPLIT_SEED = 0
+"""Fixed, so that runs with different seeds are validated on the same images."""
+
+
+def train(config: TrainConfig) -> None:
+    """Do what the command line asks for; all that it leaves behind is in the run folder.
+
+    Raises:
+        TrainerError: see `trainer.errors`.
+    """
+    keep_freed_memory()
+    with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
+        recipe = config.resolve()
+        dataset = load(config, recipe, world, progress)
+        folder = RunFolder.open(config, recipe, dataset, world)
+        if folder.is_complete(world):
+            progress.say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")
+            return
+        run = setup(config, recipe, dataset, folder, world, progress)
+        restore(run)
+        fit(run, stop)
+        report(run, *evaluate_on_test_set(run))
+
+
+def load(config: TrainConfig, recipe: Recipe, world: World, progress: Progress) -> Dataset:
+    """The data set, fetched and verified by one process per host before the others map it."""
+    if world.size > recipe.global_batch_size:
+        raise ConfigError(
+            f"{world.size} ranks for a global batch of {recipe.global_batch_size}: "
+            f"use at most {recipe.global_batch_size} ranks, or a larger --global-batch-size"
+        )
+    data_dir = config.data_dir or default_data_dir()
+    for turn in (True, False):
+        if (world.local_rank == 0) is turn:
+            dataset = load_dataset(
+                recipe.dataset, data_dir, image_size=config.image_size, say=progress.say, verify=turn
+            )
+        world.wait_for_all()
+    return dataset
+
+
+def setup(
+    config: TrainConfig, recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, progress: Progress
+) -> Run:
+    """Split the training images and build what learns."""
+    train_indices = torch.arange(len(dataset.train))
+    if dataset.validation is not None:
+        validation_images, validation_indices = dataset.validation, torch.arange(len(dataset.validation))
+    else:
+        num_validation = min(recipe.num_validation, len(dataset.train) // 10)
+        train_indices, validation_indices = split_validation(dataset.train, num_validation, SPLIT_SEED)
+        validation_images = dataset.train
+    learner = build_learner(recipe, dataset, train_indices, config.seed, world, progress.say)
+    progress.say(
+        f"{recipe.name} on {dataset.name}: {len(train_indices):,} training, {len(validation_indices):,} validation and "
+        f"{dataset.num_test:,} test images; {num_parameters(learner.model):,} parameters, {learner.precision}"
+    )
+    progress.say(
+        f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {world.num_threads} "
+        f"thread{'s' if world.num_threads > 1 else ''} each; {recipe.global_batch_size} images a step; "
+        f"run folder {folder.path}"
+    )
+    return Run(
+        recipe=recipe,
+        seed=config.seed,
+        dataset=dataset,
+        train_indices=train_indices,
+        validation_images=validation_images,
+        validation_indices=validation_indices,
+        learner=learner,
+        folder=folder,
+        checkpoints=Checkpoints(folder.path / "checkpoints", progress.say),
+        world=world,
+        progress=progress,
+        position=Position(totals=torch.zeros(2, dtype=torch.float64, device=world.device)),
+    )
+
+
+def evaluate_on_test_set(run: Run) -> tuple[ImageSet, Evaluation, Look | None]:
+    """The one look at the test set, entered in the ledger."""
+    marks = {
+        "recipe": run.recipe.name,
+        "run": run.folder.path.name,
+        "weights_sha256": weights_sha256(run.learner.model),
+        "config_sha256": hashlib.sha256(json.dumps(run.folder.fingerprint, sort_keys=True).encode()).hexdigest(),
+    }
+    return look_at_test_set(
+        Ledger(run.folder.ledger_path),
+        run.dataset,
+        marks,
+        lambda images: evaluate(run.learner.predict, images, None, run.world),
+        is_main=run.world.is_main,
+    )
+
+
+def report(run: Run, test_images: ImageSet, evaluation: Evaluation, look: Look | None) -> None:
+    """Write `result.json`, last, and the report before it; tell the user."""
+    if look is None:
+        return
+    accuracy = [line["val_accuracy"] for line in read_metrics(run.folder.path) if line["kind"] == "epoch"]
+    result = {
+        "recipe": run.recipe.name,
+        "dataset": run.dataset.name,
+        "dataset_sha256": run.dataset.sha256,
+        "model": run.recipe.network,
+        "num_parameters": num_parameters(run.learner.model),
+        "world_size": run.world.size,
+        "device": run.world.device.type,
+        "precision": run.learner.precision,
+        "seed": run.seed,
+        "epochs": run.recipe.epochs,
+        "steps": run.num_steps,
+        "global_batch_size": run.recipe.global_batch_size,
+        "train_seconds": run.position.seconds,
+        "images_per_second": run.recipe.epochs * len(run.train_indices) / run.position.seconds,
+        "val_accuracy": accuracy[-1],
+        "test_accuracy": look.accuracy,
+        "test_errors": look.num_errors,
+        "num_test": look.num_images,
+        "test_interval": wilson_interval(look.num_images - look.num_errors, look.num_images),
+        "test_look": look.number,
+        "weights_sha256": weights_sha256(run.learner.model),
+        "exported": None,
+        "machine": describe(run.world.device),
+    }
+    low, high = result["test_interval"]
+    write_json(run.folder.result_path, result)
+    run.progress.say(
+        f"test accuracy {100 * look.accuracy:.2f} % ({look.num_errors} of {look.num_images:,} wrong; 95 % interval "
+        f"{100 * low:.2f} to {100 * high:.2f} %), look {look.number} at this test set in {run.folder.ledger_path}"
+    )
