@@ -1,0 +1,21 @@
+"""Data sets: verified, decoded once, mapped into every process as uint8 tensors."""
+
+from trainer.data.datasets import (
+    Dataset,
+    ImageSet,
+    dataset_names,
+    default_data_dir,
+    load_dataset,
+    load_test_set,
+    split_validation,
+)
+
+__all__ = [
+    "Dataset",
+    "ImageSet",
+    "dataset_names",
+    "default_data_dir",
+    "load_dataset",
+    "load_test_set",
+    "split_validation",
+]

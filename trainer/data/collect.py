@@ -1,0 +1,139 @@
+"""Finds files known by name and digest, wherever they lie: in folders, compressed, or inside archives.
+
+Where a file comes from does not matter; its digest says whether it is the right one. MNIST and Fashion-MNIST
+bear the same file names, so a file with a wrong digest is passed over and the search goes on.
+"""
+
+import gzip
+import hashlib
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from trainer.data.store import TEMPORARY_PREFIX
+from trainer.errors import DataError
+
+_TAR_ENDINGS = (".tar", ".tgz", ".tar.gz")
+_CHUNK_BYTES = 1 << 20
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, PermissionError)
+
+
+class SourceError(DataError):
+    """A source cannot give a data set; the message is the reason, for the line that names the source."""
+
+
+class Incomplete(SourceError):
+    """Files are missing, and nothing is wrong with those that are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """A published file, uncompressed: its name, size and digest ("sha256:..." or "md5:...")."""
+
+    name: str
+    digest: str
+    size_bytes: int
+
+
+def collect_files(roots: Iterable[Path], files: Collection[KnownFile], into: Path) -> dict[str, Path]:
+    """Copies each of `files`, uncompressed and verified, from under `roots` to `into`; returns paths by name.
+
+    Raises SourceError when some are missing, damaged or different.
+    """
+    wanted = {file.name: file for file in files}
+    found: dict[str, Path] = {}
+    problems: list[str] = []
+    for root in roots:
+        for name, where, stream in _candidates(root, wanted.keys(), problems):
+            if name not in found:
+                try:
+                    _copy_verified(stream, wanted[name], into / name)
+                    found[name] = into / name
+                except SourceError as error:
+                    problems.append(f"{where} {error}")
+    missing = [name for name in wanted if name not in found]
+    if missing and problems:
+        raise SourceError("; ".join(problems[:3]))
+    if missing:
+        all_missing = len(missing) == len(wanted)
+        raise Incomplete("none of the files is there" if all_missing else f"{', '.join(missing)} not there")
+    return found
+
+
+def _candidates(
+    root: Path, names: Collection[str], problems: list[str]
+) -> Iterator[tuple[str, str, IO[bytes]]]:
+    """Yields (name, where it is, open stream) for files under `root` named in `names`, perhaps with .gz."""
+    paths = sorted(_files_under(root)) if root.is_dir() else [root]
+
+    for path in paths:
+        try:
+            if path.name.endswith(_TAR_ENDINGS):
+                yield from _in_tar(path, names)
+            elif path.suffix == ".zip":
+                yield from _in_zip(path, names)
+            elif (name := path.name.removesuffix(".gz")) in names:
+                with path.open("rb") as stream:
+                    yield name, str(path), stream
+        except _DAMAGE as error:
+            problems.append(f"{path} cannot be read ({error})")
+
+
+def _files_under(root: Path) -> Iterator[Path]:
+    """All but our own unfinished files, should `root` be a folder that we keep data sets in."""
+    for where, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(TEMPORARY_PREFIX)]
+        yield from (Path(where, name) for name in files)
+
+
+def _in_tar(path: Path, names: Collection[str]) -> Iterator[tuple[str, str, IO[bytes]]]:
+    with tarfile.open(path) as archive:
+        for member in archive:
+            name = PurePosixPath(member.name).name.removesuffix(".gz")
+            if name in names and (stream := archive.extractfile(member)) is not None:
+                yield name, f"{path}:{member.name}", stream
+
+
+def _in_zip(path: Path, names: Collection[str]) -> Iterator[tuple[str, str, IO[bytes]]]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = PurePosixPath(member.filename).name.removesuffix(".gz")
+            if name in names:
+                with archive.open(member) as stream:
+                    yield name, f"{path}:{member.filename}", stream
+
+
+def _copy_verified(stream: IO[bytes], known: KnownFile, target: Path) -> None:
+    """Copies, uncompressing gzip, the known size at most: a small file could unpack to fill the disk."""
+    algorithm, _, expected = known.digest.partition(":")
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    size_bytes = 0
+    with target.open("wb") as out:
+        for chunk in _uncompressed_chunks(stream):
+            size_bytes += len(chunk)
+            if size_bytes > known.size_bytes:
+                raise SourceError(f"is longer than {known.size_bytes} bytes")
+            digest.update(chunk)
+            out.write(chunk)
+    if size_bytes < known.size_bytes:
+        raise SourceError(f"has {size_bytes} bytes instead of {known.size_bytes}")
+    if digest.hexdigest() != expected:
+        raise SourceError(
+            f"has the wrong digest ({algorithm} {digest.hexdigest()[:12]}, not {expected[:12]})"
+        )
+
+
+def _uncompressed_chunks(stream: IO[bytes]) -> Iterator[bytes]:
+    try:
+        head = stream.read(2)
+        stream.seek(0)
+        source = gzip.GzipFile(fileobj=stream) if head == b"\x1f\x8b" else stream
+        while chunk := source.read(_CHUNK_BYTES):
+            yield chunk
+    except _DAMAGE as error:
+        raise SourceError(f"cannot be read ({error})") from error

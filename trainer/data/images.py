@@ -1,0 +1,152 @@
+"""Decodes image files of any kind and size into one uint8 tensor, in threads: Pillow leaves the GIL.
+
+Orientation from EXIF is applied, transparency is laid on white, 16 bits become the upper 8, and only the
+first frame of an animation counts.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainer.data.store import Say
+from trainer.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders raise on bad bytes."""
+_GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+_NUM_NAMED = 3
+
+Result = TypeVar("Result")
+
+
+def probe_images(paths: list[Path], *, sized: bool) -> tuple[int, int]:
+    """Opens every header: 1 channel if all images are grey and else 3, and the side that all share.
+
+    Raises DataError naming images that cannot be opened, ConfigError when no size is given (`sized` false)
+    and the images are not all the same square.
+    """
+    headers = list(_for_each(paths, _probe))
+    num_channels = 1 if all(grey for grey, _ in headers) else 3
+    sizes = {size for _, size in headers}
+    width, height = min(sizes)
+    if not sized and (len(sizes) > 1 or width != height):
+        extent = f"{width}x{height}" if len(sizes) == 1 else f"of {len(sizes)} sizes"
+        raise ConfigError(f"the images are {extent}, not one square size: give --image-size")
+    return num_channels, width
+
+
+def decode_images(paths: list[Path], num_channels: int, size: int, say: Say) -> torch.Tensor:
+    """Decodes into uint8 [N, C, size, size]: shorter side resized with antialiasing, then the centre.
+
+    Says a line every tenth. Raises DataError naming images that cannot be read.
+    """
+    images = torch.empty((len(paths), num_channels, size, size), dtype=torch.uint8)
+    target = images.numpy()
+
+    def decode(item: tuple[int, Path]) -> None:
+        index, path = item
+        target[index] = _read(path, num_channels, size)
+
+    step = max(1, len(paths) // 10)
+    for done, _ in enumerate(_for_each(list(enumerate(paths)), decode), start=1):
+        if done % step == 0:
+            say(f"decoded {done} of {len(paths)} images")
+    return images
+
+
+def _for_each(items: list[Any], work: Callable[[Any], Result]) -> Iterator[Result]:
+    """Results in order, from a pool of threads; bad images are counted to the end, then named."""
+    from PIL.Image import DecompressionBombError
+
+    bad: list[str] = []
+    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), 8)) as pool:
+        try:
+            for item, future in [(item, pool.submit(work, item)) for item in items]:
+                try:
+                    result = future.result()
+                except (*_UNREADABLE, DecompressionBombError) as error:
+                    bad.append(f"{item if isinstance(item, Path) else item[1]} ({error})")
+                else:
+                    yield result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    if bad:
+        more = f" and {len(bad) - _NUM_NAMED} more" if len(bad) > _NUM_NAMED else ""
+        raise DataError(
+            f"{len(bad)} of {len(items)} images cannot be read: {', '.join(bad[:_NUM_NAMED])}{more}"
+        )
+
+
+def _probe(path: Path) -> tuple[bool, tuple[int, int]]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return _is_grey(image), image.size  # not yet turned as EXIF says: that leaves a square as it is
+
+
+def _is_grey(image: "Image") -> bool:
+    if image.mode == "P":
+        palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        return bool((palette == palette[:, :1]).all())
+    return image.mode in _GREY_MODES
+
+
+def _read(path: Path, num_channels: int, size: int) -> npt.NDArray[np.uint8]:
+    """One image, uint8 [C, size, size]."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as opened:
+        image = _to_eight_bits(ImageOps.exif_transpose(opened))
+    image = _on_white(image).convert("L" if num_channels == 1 else "RGB")
+    width, height = image.size
+    if (width, height) != (size, size):
+        scale = size / min(width, height)
+        width, height = max(size, round(width * scale)), max(size, round(height * scale))
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.resize((width, height), Image.Resampling.BILINEAR).crop(
+            (left, top, left + size, top + size)
+        )
+    pixels = np.asarray(image)
+    return pixels[None] if num_channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _to_eight_bits(image: "Image") -> "Image":
+    """16-bit grey (which Pillow would clip at 255) by its upper byte."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+
+
+def _on_white(image: "Image") -> "Image":
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    return white

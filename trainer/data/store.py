@@ -1,0 +1,281 @@
+"""The decoded file: one per data set and machine, written atomically, mapped by every process.
+
+Plain tensors in torch's own format, opened with `mmap=True` and `weights_only=True`: pages are shared between
+all processes of a host, so memory does not grow with the number of ranks. This module knows files, locks and
+digests, and nothing of where images come from.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+
+from trainer.errors import ConfigError, DataError
+
+Say = Callable[[str], None]
+"""Takes one finished line for the user."""
+
+TEMPORARY_PREFIX = ".tmp-"
+_LAYOUT = 1
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """Images, uint8 [N, C, H, W], and labels, int64 [N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A whole data set in memory (or mapped): what a decoded file holds."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+    validation: ImageSet | None = None
+
+    def parts(self) -> dict[str, ImageSet]:
+        """Parts by name, in the order in which they are hashed; validation only where there is one."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An opened decoded file: mapped content, its digest and where it lies."""
+
+    content: Content
+    sha256: str
+    path: Path
+
+
+class DamagedFile(DataError):
+    """A decoded file that cannot be what was written; `open_or_make` sets it aside and makes it again."""
+
+
+def content_digest(content: Content) -> str:
+    """SHA-256 over each tensor's name, dtype, shape and bytes, in a fixed order and without copies."""
+    digest = hashlib.sha256()
+    for name, part in content.parts().items():
+        for field, tensor in (("images", part.images), ("labels", part.labels)):
+            header = f"{name}.{field} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n"
+            digest.update(header.encode())
+            if tensor.numel():
+                digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def write_decoded(content: Content, path: Path) -> None:
+    """Writes `content` to `path` by way of a temporary file: complete under its name, or not there at all.
+
+    Raises DataError when the disk is full.
+    """
+    payload: dict[str, Any] = {
+        "layout": _LAYOUT,
+        "name": content.name,
+        "classes": list(content.classes),
+        "sha256": content_digest(content),
+    }
+    for name, part in content.parts().items():
+        payload[f"{name}_images"] = _whole(part.images)
+        payload[f"{name}_labels"] = _whole(part.labels)
+    size_bytes = sum(part.images.nbytes + part.labels.nbytes for part in content.parts().values())
+    with explain_disk_errors(path.parent, size_bytes), staging(path.parent) as folder:
+        temporary = folder / path.name
+        with temporary.open("xb") as file:
+            sink = _Sink(file)
+            torch.save(payload, cast(IO[bytes], sink))
+            if sink.error is not None:
+                raise sink.error
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+
+
+def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool = True) -> Decoded:
+    """Maps a decoded file. With `verify`, hashes its content; without, compares what its header says only.
+
+    Raises FileNotFoundError when there is none, DamagedFile when it is not what was written, DataError when
+    it may not be read.
+    """
+    try:
+        payload = torch.load(path, mmap=True, weights_only=True)
+        content, recorded = _content_of(payload)
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        raise DataError(f"{path} may not be read: {error.strerror}") from error
+    except (RuntimeError, UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFile(f"{path} is damaged (not a decoded data set)") from error
+    if expected_sha256 is not None and recorded != expected_sha256:
+        raise DamagedFile(f"{path} is damaged (its digest is not the published one)")
+    if verify and content_digest(content) != recorded:
+        raise DamagedFile(f"{path} is damaged (its content does not match its digest)")
+    return Decoded(content=content, sha256=recorded, path=path)
+
+
+def open_or_make(
+    path: Path,
+    make: Callable[[], Content],
+    *,
+    lock_path: Path,
+    expected_sha256: str | None,
+    verify: bool,
+    say: Say,
+) -> Decoded:
+    """Opens the decoded file, made first where it is missing or damaged, by one process per machine.
+
+    A file that is whole is opened without a lock, so a read-only data folder serves. Raises DataError when
+    the content cannot be made, and ConfigError when the folder cannot be written.
+    """
+    with suppress(FileNotFoundError, DamagedFile):
+        return open_decoded(path, expected_sha256=expected_sha256, verify=verify)
+    with explain_disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with hold_lock(lock_path, say):
+            remove_stale(path.parent)
+            try:
+                return open_decoded(path, expected_sha256=expected_sha256)
+            except FileNotFoundError:
+                pass
+            except DamagedFile as error:
+                aside = path.with_suffix(".damaged")
+                os.replace(path, aside)
+                say(f"{error}; set aside as {aside.name}, making it again")
+            content = make()
+            check_digest(content, expected_sha256)
+            write_decoded(content, path)
+    return open_decoded(path, expected_sha256=expected_sha256, verify=False)
+
+
+def check_digest(content: Content, expected_sha256: str | None) -> None:
+    """Raises DataError when `content` is not what is pinned."""
+    if expected_sha256 is not None and (found := content_digest(content)) != expected_sha256:
+        raise DataError(
+            f"{content.name}: decoded content has digest {found[:12]}, not {expected_sha256[:12]}"
+        )
+
+
+@contextmanager
+def hold_lock(path: Path, say: Say, *, patience_s: float = 3.0) -> Iterator[None]:
+    """Holds the lock `path` (the kernel releases it when its process dies); says a line if it has to wait."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=patience_s)
+    except Timeout:
+        say(f"waiting for another process that is preparing {path.stem}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def staging(parent: Path) -> Iterator[Path]:
+    """A fresh folder for unfinished files inside `parent`, removed on the way out whatever happens."""
+    folder = parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    folder.mkdir()  # not tempfile's 0700: a cache may be shared between users, and the umask decides
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_stale(parent: Path) -> None:
+    """Removes what killed processes left in `parent`; only for the holder of the lock."""
+    for leftover in parent.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def explain_disk_errors(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
+    """Makes a full disk a DataError, and a folder that may not be written a ConfigError, of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            need = f"{needed_bytes / 1e6:.1f} MB are needed" if needed_bytes else "more room is needed"
+            raise DataError(f"disk full: {need} in {folder}, {_free_megabytes(folder)} are free") from error
+        if error.errno in _NOT_ALLOWED or isinstance(error, NotADirectoryError | FileExistsError):
+            raise ConfigError(
+                f"cannot write in {folder}: {error.strerror}; choose another --data-dir"
+            ) from error
+        raise
+
+
+def _free_megabytes(folder: Path) -> str:
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return f"{shutil.disk_usage(existing).free / 1e6:.1f} MB"
+
+
+def _content_of(payload: Any) -> tuple[Content, str]:
+    if payload["layout"] != _LAYOUT:
+        raise ValueError(f"layout {payload['layout']}, not {_LAYOUT}")
+    parts = {
+        name: ImageSet(payload[f"{name}_images"], payload[f"{name}_labels"])
+        for name in ("train", "validation", "test")
+        if f"{name}_images" in payload
+    }
+    content = Content(
+        name=payload["name"],
+        classes=tuple(payload["classes"]),
+        train=parts["train"],
+        test=parts["test"],
+        validation=parts.get("validation"),
+    )
+    return content, payload["sha256"]
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor owning exactly its bytes: torch.save writes the storage behind a view whole."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Sink:
+    """Keeps the first write error for later: raised inside torch's C++ writer it would end the process."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """torch.save asks for it; the file is flushed by whoever opened it."""
