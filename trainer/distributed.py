@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
+from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import ConfigError, Interrupted, PeerError, TrainerError
 from trainer.hardware import num_available_cpus
@@ -34,8 +36,8 @@ class World:
     local_rank: int
     device: torch.device
     num_threads: int
-    control: "dist.ProcessGroup | None" = field(default=None, repr=False)
-    """gloo, on the CPU: small agreements that must not wait for the GPU."""
+    control: ProcessGroup | None = field(default=None, repr=False)
+    """For small agreements that must not wait for the GPU: gloo, on the CPU. None is the default group."""
 
     @property
     def is_main(self) -> bool:
@@ -57,7 +59,7 @@ class World:
             device = _choose_device(choice, local_rank, local_size)
             yield cls(rank=0, size=1, local_rank=0, device=device, num_threads=num_threads)
             return
-        store, _, _ = next(dist.rendezvous("env://"))
+        store, _, _ = next(rendezvous("env://"))
         try:
             device = _choose_device(choice, local_rank, local_size)
             yield cls(
@@ -88,13 +90,15 @@ class World:
         from torch.nn.parallel import DistributedDataParallel  # imports torch._dynamo: 1.4 s
 
         known = inspect.signature(DistributedDataParallel).parameters
-        no_sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
+        no_sync: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+        }
         return DistributedDataParallel(
             model,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             static_graph=True,
-            **{no_sync: False},
+            **no_sync,
         )
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -133,13 +137,14 @@ class World:
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if self.size == 1 or not norms:
             return
-        means = torch.cat([norm.running_mean for norm in norms]).double()  # type: ignore[arg-type,misc]
-        moments = torch.cat([norm.running_var for norm in norms]).double() + means**2  # type: ignore[arg-type,misc]
+        buffers = [dict(norm.named_buffers()) for norm in norms]
+        means = torch.cat([buffer["running_mean"] for buffer in buffers]).double()
+        moments = torch.cat([buffer["running_var"] for buffer in buffers]).double() + means**2
         merged = self.sum(torch.stack([means, moments])) / self.size
         sizes = [norm.num_features for norm in norms]
-        for norm, mean, moment in zip(norms, merged[0].split(sizes), merged[1].split(sizes), strict=True):
-            norm.running_mean.copy_(mean)  # type: ignore[union-attr,operator]
-            norm.running_var.copy_(moment - mean**2)  # type: ignore[union-attr,operator]
+        for buffer, mean, moment in zip(buffers, merged[0].split(sizes), merged[1].split(sizes), strict=True):
+            buffer["running_mean"].copy_(mean)
+            buffer["running_var"].copy_(moment - mean**2)
 
 
 class Agreement:
@@ -174,22 +179,20 @@ class Agreement:
         return bool(self._wishes[0]), bool(self._wishes[1])
 
 
-def _start_process_group(
-    store: dist.Store, rank: int, size: int, device: torch.device
-) -> "dist.ProcessGroup | None":
-    """Start talking; returns the group for control messages."""
+def _start_process_group(store: Store, rank: int, size: int, device: torch.device) -> ProcessGroup | None:
+    """Start talking; returns the group for control messages where it is not the default one."""
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore("convoy", store),
+        store=PrefixStore("convoy", store),
         rank=rank,
         world_size=size,
         timeout=TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
-    return dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
+    return dist.new_group(backend="gloo") if device.type == "cuda" else None
 
 
-def _settle_blame(error: Exception, store: dist.Store, rank: int) -> None:
+def _settle_blame(error: Exception, store: Store, rank: int) -> None:
     """Find out whose failure this is, while the ranks can still talk: the first to claim it tells the user.
 
     Raises:
@@ -212,7 +215,7 @@ def _settle_blame(error: Exception, store: dist.Store, rank: int) -> None:
         ) from None
 
 
-def _somebody_claimed(store: dist.Store, within_s: float) -> bool:
+def _somebody_claimed(store: Store, within_s: float) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:

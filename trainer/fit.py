@@ -251,7 +251,9 @@ class _Loop:
         position = self._run.position.step - 1
         first = position - position % LOG_EVERY_STEPS
         bad = next(i for i, loss in enumerate(self._window[:, 0].tolist()) if not math.isfinite(loss))
-        raise DivergenceError(_diverged(f"the loss is {self._window[bad, 0].item()} at step {first + bad + 1}", self._run))
+        raise DivergenceError(
+            _diverged(f"the loss is {self._window[bad, 0].item()} at step {first + bad + 1}", self._run)
+        )
 
     def _write_window(self, epoch: int) -> None:
         run = self._run

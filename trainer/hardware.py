@@ -54,7 +54,7 @@ def keep_freed_memory() -> None:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 convolutions are faster than float32 here, and not emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
 
 

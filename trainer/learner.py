@@ -14,9 +14,12 @@ from trainer.distributed import World
 from trainer.evaluate import average_views
 from trainer.hardware import has_fast_bfloat16
 from trainer.models import Classifier, build_network
+from trainer.models.airbench import AirbenchNet
 from trainer.optim import Optimizer, Rule
 from trainer.recipes import ParameterKind, Recipe
 from trainer.step import Batch, GraphedStep, TrainStep
+
+NUM_WHITENING_IMAGES = 5000
 
 
 class Step(Protocol):
@@ -70,7 +73,8 @@ def build_learner(
     Raises:
         ConfigError: the network cannot take images of this size.
     """
-    model = _initial_model(recipe, dataset, train_indices, seed).to(world.device, memory_format=torch.channels_last)
+    model = _initial_model(recipe, dataset, train_indices, seed)
+    model.to(memory_format=torch.channels_last).to(world.device)
     optimizer = Optimizer(_parameter_groups(model, recipe))
     autocast = partial(
         torch.autocast,
@@ -101,7 +105,7 @@ def _initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor
     mean, deviation = pixel_statistics(dataset.train.images, train_indices)
     _, num_channels, image_size, _ = dataset.train.images.shape
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.set_state(generator("weights", seed).get_state())
+        torch.set_rng_state(generator("weights", seed).get_state())
         network = build_network(
             recipe.network,
             num_channels=num_channels,
@@ -109,7 +113,10 @@ def _initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor
             num_classes=len(dataset.classes),
             widths=recipe.widths,
         )
-    return Classifier(network, mean, deviation)
+    model = Classifier(network, mean, deviation)
+    if isinstance(network, AirbenchNet):
+        network.fit_whitening(model.normalize(dataset.train.images[train_indices[:NUM_WHITENING_IMAGES]]))
+    return model
 
 
 def pixel_statistics(images: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

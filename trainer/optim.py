@@ -51,13 +51,13 @@ class Optimizer:
                 torch._foreach_mul_(momenta, rule.momentum)
                 torch._foreach_add_(momenta, updates)
                 updates = list(torch._foreach_add(updates, momenta, alpha=rule.momentum))
-            lr = lr_factor * rule.lr
+            lr, weights = lr_factor * rule.lr, list[torch.Tensor](parameters)
             if rule.orthogonalize:
-                _muon_step(parameters, updates, lr)
+                _muon_step(weights, updates, lr)
                 continue
             if rule.weight_decay:
-                torch._foreach_mul_(parameters, 1 - lr * rule.weight_decay)
-            torch._foreach_sub_(parameters, torch._foreach_mul(updates, lr))
+                torch._foreach_mul_(weights, 1 - lr * rule.weight_decay)
+            torch._foreach_sub_(weights, list(torch._foreach_mul(updates, lr)))
 
     def zero_grad(self) -> None:
         """Forget the gradients (set to None, so that the next backward writes instead of adding)."""
@@ -75,7 +75,7 @@ class Optimizer:
                     to.copy_(source)
 
 
-def _muon_step(parameters: list[nn.Parameter], updates: list[torch.Tensor], lr: torch.Tensor) -> None:
+def _muon_step(parameters: list[torch.Tensor], updates: list[torch.Tensor], lr: torch.Tensor) -> None:
     for parameter, update in zip(parameters, updates, strict=True):
         parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
         parameter.sub_(orthogonalize(update.flatten(1)).view_as(parameter) * lr)
@@ -91,5 +91,6 @@ def orthogonalize(matrix: torch.Tensor, num_iterations: int = 3) -> torch.Tensor
         x = x.T
     for _ in range(num_iterations):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    result: torch.Tensor = x.T if tall else x
+    return result.to(matrix.dtype)

@@ -65,6 +65,17 @@ def _same(rule: Rule) -> dict[ParameterKind, Rule]:
     return {"filters": rule, "matrices": rule, "vectors": rule}
 
 
+def _airbench_rules(*, filters: float, batch_size: int) -> dict[ParameterKind, Rule]:
+    """Muon for the filters, Nesterov SGD for the rest; airbench's rates are for the sum over a batch."""
+    return {
+        "filters": Rule(lr=filters, momentum=0.6, orthogonalize=True),
+        "matrices": Rule(lr=0.67 * batch_size, momentum=0.85, weight_decay=2e-5),
+        "vectors": Rule(lr=0.053 * batch_size, momentum=0.85, weight_decay=2.5e-4),
+    }
+
+
+_TO_ZERO = Schedule(points=((0.0, 1.0), (1.0, 0.0)))
+
 _ALL = (
     Recipe(
         name="mnist",
@@ -74,6 +85,36 @@ _ALL = (
         global_batch_size=100,
         epochs=10,
         rules=_same(Rule(lr=0.1)),
+    ),
+    Recipe(
+        name="cifar10",
+        summary="airbench with Muon: 94 % on CIFAR-10, made for a GPU",
+        dataset="cifar10",
+        network="airbench",
+        widths=(64, 256, 256),
+        global_batch_size=2000,
+        epochs=8,
+        rules=_airbench_rules(filters=0.24, batch_size=2000),
+        schedule=_TO_ZERO,
+        augment=Augment(flip="alternating", shift=2),
+        label_smoothing=0.2,
+        precision="bfloat16",
+        test_time_views="mirrored-and-shifted",
+    ),
+    Recipe(
+        name="cifar10-small",
+        summary="a smaller airbench: 90 % on CIFAR-10 on 2 CPU cores in under 5 minutes",
+        dataset="cifar10",
+        network="airbench",
+        widths=(32, 64, 128),
+        global_batch_size=500,
+        epochs=10,
+        rules=_airbench_rules(filters=0.12, batch_size=500),
+        schedule=_TO_ZERO,
+        augment=Augment(flip="alternating", shift=2),
+        label_smoothing=0.2,
+        precision="bfloat16",
+        test_time_views="mirrored-and-shifted",
     ),
 )
 

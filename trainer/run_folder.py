@@ -53,7 +53,9 @@ class RunFolder:
                 self._check_same_run(json.loads(self.config_path.read_text()), config)
                 return
             if any(self.path.iterdir()):
-                raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no run; choose another one")
+                raise ConfigError(
+                    f"--run-dir {self.path}: the folder is not empty and holds no run; choose another one"
+                )
             origin = {"git_commit": git_commit(), "world_size": world.size, "machine": describe(world.device)}
             write_json(self.config_path, {"fingerprint": self.fingerprint, "started_with": origin})
         except OSError as error:
@@ -107,9 +109,7 @@ def git_commit() -> str | None:
     """The commit of the code that runs, with a + where files differ from it; None outside a checkout."""
     try:
         command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True
-        )
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -7,7 +7,6 @@ What a step computes is in step, what a rank is in distributed, where images com
 
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 

@@ -67,9 +67,7 @@ class Augment:
             return images[indices]
         return self._shift_and_mirror(images, indices, numbers)
 
-    def _shift_and_mirror(
-        self, images: torch.Tensor, indices: torch.Tensor, numbers: torch.Tensor
-    ) -> torch.Tensor:
+    def _shift_and_mirror(self, images: torch.Tensor, indices: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         # Gather, mirror, shift and pad are one read: where each output pixel comes from is computed per row and column.
         _, num_channels, height, width = images.shape
         dx, dy = numbers[:, 1:2].long(), numbers[:, 2:3].long()
@@ -93,7 +91,14 @@ class Augment:
         mirrored, dx, dy, angle, scale_x, scale_y = numbers.unbind(1)
         cos, sin = angle.cos(), angle.sin()
         sign = 1 - 2 * mirrored
-        rows = [sign * cos / scale_x, -sin / scale_x, 2 * dx / width, sign * sin / scale_y, cos / scale_y, 2 * dy / height]
+        rows = [
+            sign * cos / scale_x,
+            -sin / scale_x,
+            2 * dx / width,
+            sign * sin / scale_y,
+            cos / scale_y,
+            2 * dy / height,
+        ]
         theta = torch.stack(rows, dim=1).view(-1, 2, 3)
         grid = F.affine_grid(theta, list(batch.shape), align_corners=False)
         return F.grid_sample(batch.float(), grid, align_corners=False)

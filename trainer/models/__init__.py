@@ -7,6 +7,7 @@ normalisation in front, so that what is trained, saved, exported and served take
 import torch
 from torch import nn
 
+from trainer.models.airbench import AirbenchNet
 from trainer.models.lecture import LectureNet
 
 
@@ -18,8 +19,12 @@ def build_network(
     Raises:
         ConfigError: it cannot take images of this size.
     """
-    if name == "lecture":
-        return LectureNet(num_channels=num_channels, image_size=image_size, num_classes=num_classes)
+    shape = {"num_channels": num_channels, "image_size": image_size, "num_classes": num_classes}
+    match name:
+        case "lecture":
+            return LectureNet(**shape)
+        case "airbench":
+            return AirbenchNet(**shape, widths=widths)
     raise AssertionError(name)
 
 
@@ -32,6 +37,9 @@ class Classifier(nn.Module):
         deviation: float `[C]`, likewise.
     """
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(self, network: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) -> None:
         super().__init__()
         self.network = network
@@ -40,8 +48,13 @@ class Classifier(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Logits float `[B, classes]` of pixels `[B, C, H, W]`, uint8 or float in 0..255."""
+        logits: torch.Tensor = self.network(self.normalize(pixels))
+        return logits
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Float32 `[B, C, H, W]`, channels last: mean 0 and deviation 1 over the training set."""
         images = (pixels.float() - self.mean) / self.deviation
-        return self.network(images.contiguous(memory_format=torch.channels_last))
+        return images.contiguous(memory_format=torch.channels_last)
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -26,7 +26,9 @@ class LectureNet(nn.Module):
         super().__init__()
         final_size = ((image_size - 4) // 3 - 4) // 2
         if final_size < 1:
-            raise ConfigError(f"the lecture's net takes images of at least 20 x 20 pixels, not {image_size} x {image_size}")
+            raise ConfigError(
+                f"the lecture's net takes images of at least 20 x 20 pixels, not {image_size} x {image_size}"
+            )
         self.conv1 = nn.Conv2d(num_channels, 32, kernel_size=5)
         self.conv2 = nn.Conv2d(32, 64, kernel_size=5)
         self.fc1 = nn.Linear(64 * final_size**2, 200)
@@ -36,4 +38,5 @@ class LectureNet(nn.Module):
         """Logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
         x = F.relu(F.max_pool2d(self.conv1(images), kernel_size=3))
         x = F.relu(F.max_pool2d(self.conv2(x), kernel_size=2))
-        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+        logits: torch.Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return logits

@@ -1,0 +1,48 @@
+# make setup|train|test|lint|bench: each makes the virtual environment first, from requirements.lock alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NPROC ?= 4
+
+.PHONY: help setup train test lint bench lock
+
+help:
+	@echo "make train   train the MNIST convnet on $(NPROC) processes (NPROC=n for another number)"
+	@echo "make test    run the whole test suite"
+	@echo "make lint    ruff, mypy --strict, import-linter"
+	@echo "make bench   measure training beside the loop a user would write (benchmarks/results)"
+	@echo "make setup   make .venv from requirements.lock; again when the lock changes"
+	@echo "make lock    choose new versions for requirements.lock"
+
+setup: $(VENV)/installed
+
+# The digest in the stamp, and not the file's date, decides: a fresh checkout or a switch of branches changes dates.
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Convoy needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12 …")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if ! cat requirements.lock pyproject.toml | sha256sum | cmp -s - $(VENV)/installed; then \
+	  echo "installing the locked versions into $(VENV) (5.8 GB; some minutes)"; \
+	  rm -f $(VENV)/installed && \
+	  $(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock && \
+	  $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . && \
+	  cat requirements.lock pyproject.toml | sha256sum > $(VENV)/installed.new && mv $(VENV)/installed.new $(VENV)/installed; \
+	else touch $(VENV)/installed; fi
+
+train: setup
+	$(BIN)/torchrun --nproc_per_node=$(NPROC) trainer/main.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/training.py
+
+lock:
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
+	  --extra trainer --extra dev pyproject.toml --output-file requirements.lock

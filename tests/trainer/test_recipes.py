@@ -1,0 +1,33 @@
+"""Recipes are complete, frozen, and found by name."""
+
+import dataclasses
+
+import pytest
+
+from trainer.data import dataset_names
+from trainer.errors import ConfigError
+from trainer.models import build_network
+from trainer.recipes import RECIPES, Recipe, Schedule, find_recipe
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_every_recipe_names_what_exists(recipe: Recipe) -> None:
+    assert recipe.dataset in dataset_names()
+    build_network(recipe.network, num_channels=3, image_size=32, num_classes=10, widths=recipe.widths)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.epochs = 1  # type: ignore[misc]
+
+
+def test_an_unknown_recipe_offers_the_nearest_names() -> None:
+    with pytest.raises(ConfigError, match="did you mean mnist"):
+        find_recipe("mnits")
+
+
+def test_a_schedule_is_linear_between_its_points() -> None:
+    schedule = Schedule(points=((0.0, 0.2), (0.25, 1.0), (1.0, 0.0)))
+    factors = [schedule.factor(step, 101) for step in range(101)]
+    assert factors[0] == pytest.approx(0.2)
+    assert factors[25] == pytest.approx(1.0)
+    assert factors[100] == pytest.approx(0.0)
+    assert max(factors) == factors[25]
+    assert Schedule().factor(0, 1) == 1.0
