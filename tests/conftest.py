@@ -30,7 +30,7 @@ def trainer_command(data_dir: Path) -> Callable[..., list[str]]:
     """The command line of a training run on `mnist-mini`: `trainer_command("--epochs", "1", ranks=2)`."""
 
     def command(*arguments: str, ranks: int = 1) -> list[str]:
-        torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0", "--standalone"]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         launcher = [sys.executable, *(torchrun if ranks > 1 else [])]
         known = ["--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu"]
         return [*launcher, str(ROOT / "trainer" / "main.py"), *known, *arguments]

@@ -27,6 +27,36 @@ def train_command(arguments: Sequence[str]) -> None:
     run_command(lambda: train(config))
 
 
+def evaluate_command(arguments: Sequence[str]) -> None:
+    """`python -m trainer evaluate RUN`."""
+    from trainer.config import EvaluateConfig
+    from trainer.revisit import evaluate_run
+
+    config = parse(EvaluateConfig, arguments, prog="python -m trainer evaluate")
+    run_command(lambda: evaluate_run(config))
+
+
+def recipes_command(arguments: Sequence[str]) -> None:
+    """`python -m trainer recipes`: one line for each."""
+    from trainer.recipes import RECIPES
+
+    if arguments:
+        print("usage: python -m trainer recipes\n\nList what can be trained.")
+        sys.exit(0 if arguments[0] in ("-h", "--help") else 2)
+    for recipe in RECIPES.values():
+        print(f"{recipe.name:14s} {recipe.summary}")
+
+
+def data_command(arguments: Sequence[str]) -> None:
+    """`python -m trainer data list|fetch|verify|import`."""
+    from trainer.data.commands import run
+
+    def command() -> None:
+        sys.exit(run(arguments))
+
+    run_command(command)
+
+
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str) -> T:
     """The command line as a value. A faulty one, or `--help`, ends the process; under torchrun only rank 0 speaks."""
     import tyro

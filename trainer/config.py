@@ -1,12 +1,17 @@
 """The command line of a training run, and what it resolves to."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
+
+from trainer.data import default_data_dir
+from trainer.data.augment import Augment
 from trainer.distributed import DeviceChoice
 from trainer.errors import ConfigError
-from trainer.recipes import Recipe, find_recipe
+from trainer.optim import Rule
+from trainer.recipes import Recipe, Schedule, find_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +25,8 @@ class TrainConfig:
     images per class."""
     image_size: int | None = None
     """For folder:PATH: images are resized (shorter side) and cropped to this many pixels."""
-    data_dir: Path | None = None
-    """Where data sets are kept. [default: ~/.cache/convoy]"""
+    data_dir: Path = field(default_factory=default_data_dir)
+    """Where data sets are kept."""
     run_dir: Path | None = None
     """Folder of this run. An existing one is continued. [default: runs/RECIPE-TIME-sSEED]"""
     seed: int = 0
@@ -60,6 +65,20 @@ class TrainConfig:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """Tell how a finished run's weights do on its validation images, or on the test images."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    split: Literal["validation", "test"] = "validation"
+    """A look at the test set is written into the ledger; a second one with the same weights is read from it."""
+    data_dir: Path = field(default_factory=default_data_dir)
+    """Where data sets are kept."""
+    device: DeviceChoice = "auto"
+    """auto takes the GPUs if there are any, one for each rank."""
+
+
 def fingerprint(recipe: Recipe, *, seed: int, image_size: int | None, dataset_sha256: str) -> dict[str, Any]:
     """All that decides a run's result, ready for JSON: two runs with the same fingerprint compute the same."""
     return {
@@ -68,3 +87,16 @@ def fingerprint(recipe: Recipe, *, seed: int, image_size: int | None, dataset_sh
         "image_size": image_size,
         "dataset_sha256": dataset_sha256,
     }
+
+
+def recipe_from_json(values: dict[str, Any]) -> Recipe:
+    """The recipe in a fingerprint: what a run was made with, whatever the recipe of that name has become since."""
+    return Recipe(
+        **{
+            **values,
+            "widths": tuple(values["widths"]),
+            "rules": {kind: Rule(**rule) for kind, rule in values["rules"].items()},
+            "schedule": Schedule(points=tuple((at, factor) for at, factor in values["schedule"]["points"])),
+            "augment": Augment(**values["augment"]),
+        }
+    )

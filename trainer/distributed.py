@@ -189,7 +189,10 @@ def _start_process_group(store: Store, rank: int, size: int, device: torch.devic
         timeout=TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
-    return dist.new_group(backend="gloo") if device.type == "cuda" else None
+    if device.type == "cpu":
+        return None
+    control: ProcessGroup = dist.new_group(backend="gloo")  # type: ignore[assignment]
+    return control
 
 
 def _settle_blame(error: Exception, store: Store, rank: int) -> None:

@@ -117,3 +117,12 @@ def wilson_interval(num_right: int, num_all: int, z: float = 1.959964) -> tuple[
     centre = p + z * z / (2 * n)
     spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
+
+
+def describe_accuracy(num_errors: int, num_images: int) -> str:
+    """An accuracy as a line for people: with its counts and its 95 % interval."""
+    low, high = wilson_interval(num_images - num_errors, num_images)
+    return (
+        f"{100 * (1 - num_errors / num_images):.2f} % ({num_errors:,} of {num_images:,} wrong; "
+        f"95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
+    )

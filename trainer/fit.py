@@ -71,16 +71,17 @@ class Run:
         return self.recipe.epochs * self.steps_per_epoch
 
 
-def restore(run: Run) -> None:
-    """Go on from the newest good checkpoint in the run folder, if there is one."""
+def restore(run: Run) -> bool:
+    """Go on from the newest good checkpoint in the run folder. Returns whether there is one."""
     state = run.world.from_main(run.checkpoints.load_newest() if run.world.is_main else None)
     if state is None:
-        return
+        return False
     run.learner.load_state_dict(state)
     run.position.step, run.position.seconds = state["step"], state["seconds"]
     if run.world.is_main:
         run.position.totals.copy_(state["totals"])
-    run.progress.say(f"going on from step {run.position.step} of {run.num_steps}, saved in {run.folder.path}")
+    run.progress.say(f"at step {run.position.step} of {run.num_steps}, saved in {run.folder.path}")
+    return True
 
 
 def fit(run: Run, stop: StopRequest) -> None:

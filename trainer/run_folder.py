@@ -73,6 +73,26 @@ class RunFolder:
                 f"--run-dir {self.path} is of another run: its {name} is {theirs}, not {ours}; choose another folder"
             )
 
+    @classmethod
+    def read(cls, path: Path) -> "RunFolder":
+        """A folder that holds a run already.
+
+        Raises:
+            ConfigError: it holds none.
+            CheckpointError: what it holds is damaged.
+        """
+        try:
+            known = json.loads((path / "config.json").read_text())
+            return cls(path, known["fingerprint"])
+        except OSError as error:
+            raise ConfigError(f"{path} holds no run: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path / 'config.json'} is damaged: {error}") from error
+
+    @property
+    def seed(self) -> int:
+        return int(self.fingerprint["seed"])
+
     @property
     def config_path(self) -> Path:
         return self.path / "config.json"

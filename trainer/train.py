@@ -7,15 +7,17 @@ What a step computes is in step, what a rank is in distributed, where images com
 
 import hashlib
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from trainer.checkpoint import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
-from trainer.data import Dataset, ImageSet, default_data_dir, load_dataset, split_validation
+from trainer.data import Dataset, ImageSet, load_dataset, split_validation
 from trainer.distributed import World
 from trainer.errors import ConfigError
-from trainer.evaluate import Evaluation, evaluate, wilson_interval
+from trainer.evaluate import Evaluation, describe_accuracy, evaluate, wilson_interval
 from trainer.files import write_json
 from trainer.fit import Position, Run, fit, restore
 from trainer.hardware import describe, keep_freed_memory
@@ -41,37 +43,32 @@ def train(config: TrainConfig) -> None:
     keep_freed_memory()
     with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
         recipe = config.resolve()
-        dataset = load(config, recipe, world, progress)
+        dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
         folder = RunFolder.open(config, recipe, dataset, world)
         if folder.is_complete(world):
             progress.say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")
             return
-        run = setup(config, recipe, dataset, folder, world, progress)
+        run = setup(recipe, dataset, folder, world, progress)
         restore(run)
         fit(run, stop)
         report(run, *evaluate_on_test_set(run))
 
 
-def load(config: TrainConfig, recipe: Recipe, world: World, progress: Progress) -> Dataset:
+def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, say: Callable[[str], None]) -> Dataset:
     """The data set, fetched and verified by one process per host before the others map it."""
     if world.size > recipe.global_batch_size:
         raise ConfigError(
             f"{world.size} ranks for a global batch of {recipe.global_batch_size}: "
             f"use at most {recipe.global_batch_size} ranks, or a larger --global-batch-size"
         )
-    data_dir = config.data_dir or default_data_dir()
     for turn in (True, False):
         if (world.local_rank == 0) is turn:
-            dataset = load_dataset(
-                recipe.dataset, data_dir, image_size=config.image_size, say=progress.say, verify=turn
-            )
+            dataset = load_dataset(recipe.dataset, data_dir, image_size=image_size, say=say, verify=turn)
         world.wait_for_all()
     return dataset
 
 
-def setup(
-    config: TrainConfig, recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, progress: Progress
-) -> Run:
+def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, progress: Progress) -> Run:
     """Split the training images and build what learns."""
     train_indices = torch.arange(len(dataset.train))
     if dataset.validation is not None:
@@ -80,7 +77,7 @@ def setup(
         num_validation = min(recipe.num_validation, len(dataset.train) // 10)
         train_indices, validation_indices = split_validation(dataset.train, num_validation, SPLIT_SEED)
         validation_images = dataset.train
-    learner = build_learner(recipe, dataset, train_indices, config.seed, world, progress.say)
+    learner = build_learner(recipe, dataset, train_indices, folder.seed, world, progress.say)
     progress.say(
         f"{recipe.name} on {dataset.name}: {len(train_indices):,} training, {len(validation_indices):,} validation and "
         f"{dataset.num_test:,} test images; {num_parameters(learner.model):,} parameters, {learner.precision}"
@@ -92,7 +89,7 @@ def setup(
     )
     return Run(
         recipe=recipe,
-        seed=config.seed,
+        seed=folder.seed,
         dataset=dataset,
         train_indices=train_indices,
         validation_images=validation_images,
@@ -153,9 +150,8 @@ def report(run: Run, test_images: ImageSet, evaluation: Evaluation, look: Look |
         "exported": None,
         "machine": describe(run.world.device),
     }
-    low, high = result["test_interval"]
     write_json(run.folder.result_path, result)
     run.progress.say(
-        f"test accuracy {100 * look.accuracy:.2f} % ({look.num_errors} of {look.num_images:,} wrong; 95 % interval "
-        f"{100 * low:.2f} to {100 * high:.2f} %), look {look.number} at this test set in {run.folder.ledger_path}"
+        f"test accuracy {describe_accuracy(look.num_errors, look.num_images)}, "
+        f"look {look.number} at this test set in {run.folder.ledger_path}"
     )
