@@ -65,9 +65,7 @@ def collect_files(roots: Iterable[Path], files: Collection[KnownFile], into: Pat
     return found
 
 
-def _candidates(
-    root: Path, names: Collection[str], problems: list[str]
-) -> Iterator[tuple[str, str, IO[bytes]]]:
+def _candidates(root: Path, names: Collection[str], problems: list[str]) -> Iterator[tuple[str, str, IO[bytes]]]:
     """Yields (name, where it is, open stream) for files under `root` named in `names`, perhaps with .gz."""
     paths = sorted(_files_under(root)) if root.is_dir() else [root]
 
@@ -123,9 +121,7 @@ def _copy_verified(stream: IO[bytes], known: KnownFile, target: Path) -> None:
     if size_bytes < known.size_bytes:
         raise SourceError(f"has {size_bytes} bytes instead of {known.size_bytes}")
     if digest.hexdigest() != expected:
-        raise SourceError(
-            f"has the wrong digest ({algorithm} {digest.hexdigest()[:12]}, not {expected[:12]})"
-        )
+        raise SourceError(f"has the wrong digest ({algorithm} {digest.hexdigest()[:12]}, not {expected[:12]})")
 
 
 def _uncompressed_chunks(stream: IO[bytes]) -> Iterator[bytes]:

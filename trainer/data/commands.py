@@ -148,9 +148,7 @@ def verify_sets(command: VerifySets) -> int:
             print(f"{name}: not fetched")
             status = DataError.exit_code
         except DamagedFile as error:
-            again = (
-                "it is decoded anew when used" if expected is None else f"python -m trainer data fetch {name}"
-            )
+            again = "it is decoded anew when used" if expected is None else f"python -m trainer data fetch {name}"
             print(f"{name}: DAMAGED: {error}; made again by: {again}")
             status = DataError.exit_code
         else:

@@ -62,9 +62,7 @@ class Dataset:
     """The decoded file."""
 
 
-def load_dataset(
-    name: str, data_dir: Path, *, image_size: int | None = None, verify: bool = True, say: Say
-) -> Dataset:
+def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, verify: bool = True, say: Say) -> Dataset:
     """Opens a data set, fetching or decoding it first where needed; one process per machine does that.
 
     `verify` re-hashes the decoded file (about 1.7 GB/s): one process per host is enough, and the others

@@ -88,9 +88,7 @@ class _Transfer:
             self._read(response, total)
 
     def _open(self) -> http.client.HTTPResponse:
-        request = urllib.request.Request(
-            self.url, headers={"User-Agent": "convoy", "Accept-Encoding": "identity"}
-        )
+        request = urllib.request.Request(self.url, headers={"User-Agent": "convoy", "Accept-Encoding": "identity"})
         if self.num_bytes:
             request.add_header("Range", f"bytes={self.num_bytes}-")
             if self.validator is not None:

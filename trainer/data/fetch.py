@@ -54,11 +54,14 @@ def obtain(
 
 
 def import_files(named: NamedSet, path: Path, data_dir: Path) -> Content:
-    """Decodes a data set from a folder, an archive or a .npz of the user's. Raises SourceError."""
+    """Decodes a data set from a folder, an archive or a .npz of the user's. Raises DataError."""
     if path.suffix == ".npz":
         return named.content(decode_npz(path))
     with staging(data_dir / named.name) as work:
-        return _decode(named, [path], work)
+        try:
+            return _decode(named, [path], work)
+        except SourceError as error:
+            raise DataError(f"{named.name} cannot be taken from {path}: {error}") from error
 
 
 def _fetch_from(source: Source, named: NamedSet, fetching: Fetching) -> Content:
@@ -68,9 +71,7 @@ def _fetch_from(source: Source, named: NamedSet, fetching: Fetching) -> Content:
         started = time.monotonic()
         roots = source.fetch(arrived, fetching)
         content = _decode(named, roots, work)
-        fetching.say(
-            f"{named.name}: taken from {source.label} in {time.monotonic() - started:.1f} s, verified"
-        )
+        fetching.say(f"{named.name}: taken from {source.label} in {time.monotonic() - started:.1f} s, verified")
         return content
 
 
@@ -91,16 +92,15 @@ class _SparseProgress:
     def __init__(self, say: Say, interval_s: float = 10.0) -> None:
         self.say = say
         self.interval_s = interval_s
-        self.started = self.last = time.monotonic()
+        self.name = ""
+        self.started = self.last = 0.0
 
     def __call__(self, name: str, num_bytes: int, total: int | None) -> None:
         now = time.monotonic()
+        if name != self.name:
+            self.name, self.started, self.last = name, now, now
         if now - self.last < self.interval_s:
             return
         self.last = now
-        share = (
-            f"{100 * num_bytes / total:.0f} % of {total / 1e6:.1f} MB"
-            if total
-            else f"{num_bytes / 1e6:.1f} MB"
-        )
+        share = f"{100 * num_bytes / total:.0f} % of {total / 1e6:.1f} MB" if total else f"{num_bytes / 1e6:.1f} MB"
         self.say(f"{name}: {share}, {num_bytes / 1e6 / (now - self.started):.2f} MB/s")

@@ -62,9 +62,7 @@ def load_folder(name: str, data_dir: Path, *, image_size: int | None, verify: bo
             older.unlink(missing_ok=True)
         return content
 
-    return open_or_make(
-        path, make, lock_path=place.with_suffix(".lock"), expected_sha256=None, verify=verify, say=say
-    )
+    return open_or_make(path, make, lock_path=place.with_suffix(".lock"), expected_sha256=None, verify=verify, say=say)
 
 
 def list_folder(root: Path) -> Listing:
@@ -140,7 +138,10 @@ def _listing_key(listing: Listing) -> str:
     lines: list[object] = [listing.classes]
     for part, samples in listing.parts.items():
         for sample in samples:
-            status = sample.path.stat()
+            try:
+                status = sample.path.stat()
+            except OSError as error:
+                raise DataError(f"{sample.path} cannot be read: {error.strerror}") from error
             name = os.fsencode(sample.path.relative_to(listing.root)).hex()
             lines.append([part, name, status.st_size, status.st_mtime_ns])
     return _digest(json.dumps(lines).encode())[:16]
@@ -159,9 +160,7 @@ def _decode_listing(listing: Listing, image_size: int | None, say: Say) -> Conte
     num_channels, native_size = probe_images(paths, sized=image_size is not None)
     size = image_size or native_size
     images = decode_images(paths, num_channels, size, lambda line: say(f"{name}: {line}"))
-    labels = torch.tensor(
-        [sample.label for samples in parts.values() for sample in samples], dtype=torch.int64
-    )
+    labels = torch.tensor([sample.label for samples in parts.values() for sample in samples], dtype=torch.int64)
     sets: dict[str, ImageSet] = {}
     start = 0
     for part, samples in parts.items():
@@ -175,12 +174,8 @@ def _hold_out_test(listing: Listing, say: Say) -> tuple[list[Sample], list[Sampl
     samples = listing.parts["train"]
     num_test = max(1, len(samples) // _HELD_OUT_SHARE)
     if num_test > len(samples) - len(listing.classes):
-        raise DataError(
-            f"{listing.root} has {len(samples)} images: too few to hold one in ten out as test set"
-        )
+        raise DataError(f"{listing.root} has {len(samples)} images: too few to hold one in ten out as test set")
     labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
     kept, held_out = stratified_split(labels, num_test, _HELD_OUT_SEED)
-    say(
-        f"folder:{listing.root}: no test folder: {num_test} of {len(samples)} images are held out as test set"
-    )
+    say(f"folder:{listing.root}: no test folder: {num_test} of {len(samples)} images are held out as test set")
     return [samples[index] for index in kept.tolist()], [samples[index] for index in held_out.tolist()]

@@ -55,12 +55,12 @@ def decode_cifar_pngs(files: Mapping[str, Path]) -> Split:
 def decode_npz(path: Path) -> Split:
     """x_train, y_train, x_test, y_test as Keras keeps them: images [N, H, W] or [N, H, W, C], uint8."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return (
                 _image_set(_channels_first(arrays["x_train"]), arrays["y_train"].reshape(-1)),
                 _image_set(_channels_first(arrays["x_test"]), arrays["y_test"].reshape(-1)),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} does not hold x_train, y_train, x_test and y_test ({error})") from error
 
 

@@ -59,7 +59,7 @@ def probe_images(paths: list[Path], *, sized: bool) -> tuple[int, int]:
 def decode_images(paths: list[Path], num_channels: int, size: int, say: Say) -> torch.Tensor:
     """Decodes into uint8 [N, C, size, size]: shorter side resized with antialiasing, then the centre.
 
-    Says a line every tenth. Raises DataError naming images that cannot be read.
+    Says a line every tenth, or every hundred images. Raises DataError naming images that cannot be read.
     """
     images = torch.empty((len(paths), num_channels, size, size), dtype=torch.uint8)
     target = images.numpy()
@@ -68,7 +68,7 @@ def decode_images(paths: list[Path], num_channels: int, size: int, say: Say) -> 
         index, path = item
         target[index] = _read(path, num_channels, size)
 
-    step = max(1, len(paths) // 10)
+    step = max(100, len(paths) // 10)  # a small folder is decoded before a line is read
     for done, _ in enumerate(_for_each(list(enumerate(paths)), decode), start=1):
         if done % step == 0:
             say(f"decoded {done} of {len(paths)} images")
@@ -93,9 +93,7 @@ def _for_each(items: list[Any], work: Callable[[Any], Result]) -> Iterator[Resul
             pool.shutdown(wait=True, cancel_futures=True)
     if bad:
         more = f" and {len(bad) - _NUM_NAMED} more" if len(bad) > _NUM_NAMED else ""
-        raise DataError(
-            f"{len(bad)} of {len(items)} images cannot be read: {', '.join(bad[:_NUM_NAMED])}{more}"
-        )
+        raise DataError(f"{len(bad)} of {len(items)} images cannot be read: {', '.join(bad[:_NUM_NAMED])}{more}")
 
 
 def _probe(path: Path) -> tuple[bool, tuple[int, int]]:
@@ -124,9 +122,7 @@ def _read(path: Path, num_channels: int, size: int) -> npt.NDArray[np.uint8]:
         scale = size / min(width, height)
         width, height = max(size, round(width * scale)), max(size, round(height * scale))
         left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), Image.Resampling.BILINEAR).crop(
-            (left, top, left + size, top + size)
-        )
+        image = image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
     pixels = np.asarray(image)
     return pixels[None] if num_channels == 1 else pixels.transpose(2, 0, 1)
 

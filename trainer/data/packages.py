@@ -62,7 +62,5 @@ def _gist(complaint: str) -> str:
     """The first error lines, without the client's own prefix, as one short line."""
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("npm ERR!", "npm error", "E:"))] or lines[-1:]
-    texts = [
-        line.removeprefix("npm ERR!").removeprefix("npm error").removeprefix("E:").strip() for line in errors
-    ]
+    texts = [line.removeprefix("npm ERR!").removeprefix("npm error").removeprefix("E:").strip() for line in errors]
     return "; ".join(text for text in texts[:2] if text)[:200] or "no reason given"

@@ -20,6 +20,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from trainer.errors import ConfigError, DataError
+from trainer.files import flush_to_disk
 
 Say = Callable[[str], None]
 """Takes one finished line for the user."""
@@ -107,7 +108,7 @@ def write_decoded(content: Content, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        flush_to_disk(path.parent)
 
 
 def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool = True) -> Decoded:
@@ -169,9 +170,7 @@ def open_or_make(
 def check_digest(content: Content, expected_sha256: str | None) -> None:
     """Raises DataError when `content` is not what is pinned."""
     if expected_sha256 is not None and (found := content_digest(content)) != expected_sha256:
-        raise DataError(
-            f"{content.name}: decoded content has digest {found[:12]}, not {expected_sha256[:12]}"
-        )
+        raise DataError(f"{content.name}: decoded content has digest {found[:12]}, not {expected_sha256[:12]}")
 
 
 @contextmanager
@@ -219,9 +218,7 @@ def explain_disk_errors(folder: Path, needed_bytes: int | None = None) -> Iterat
             need = f"{needed_bytes / 1e6:.1f} MB are needed" if needed_bytes else "more room is needed"
             raise DataError(f"disk full: {need} in {folder}, {_free_megabytes(folder)} are free") from error
         if error.errno in _NOT_ALLOWED or isinstance(error, NotADirectoryError | FileExistsError):
-            raise ConfigError(
-                f"cannot write in {folder}: {error.strerror}; choose another --data-dir"
-            ) from error
+            raise ConfigError(f"cannot write in {folder}: {error.strerror}; choose another --data-dir") from error
         raise
 
 
@@ -252,14 +249,6 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor owning exactly its bytes: torch.save writes the storage behind a view whole."""
     tensor = tensor.contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Sink:

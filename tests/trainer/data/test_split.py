@@ -1,0 +1,54 @@
+"""Properties of the stratified split."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from trainer.data.split import stratified_split
+from trainer.errors import ConfigError
+
+LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=200).map(lambda labels: torch.tensor(labels))
+SEEDS = st.integers(0, 2**70)
+
+
+@given(labels=LABELS, seed=SEEDS, data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_disjoint_complete_stratified_deterministic(labels: torch.Tensor, seed: int, data: st.DataObject) -> None:
+    counts = torch.bincount(labels)
+    num_held_out = data.draw(st.integers(0, len(labels) - int((counts > 0).sum())))
+    kept, held_out = stratified_split(labels, num_held_out, seed)
+    assert len(held_out) == num_held_out
+    assert torch.cat([kept, held_out]).sort().values.tolist() == list(range(len(labels)))
+    for part in (kept, held_out):
+        assert part.dtype == torch.int64
+        assert part.tolist() == sorted(part.tolist())
+    shares = torch.bincount(labels[held_out], minlength=len(counts))
+    assert bool(((counts - shares)[counts > 0] >= 1).all())  # each class keeps a training sample
+    quotas = counts * num_held_out / len(labels)
+    if bool((quotas <= counts - 1)[counts > 0].all()):  # no class gave its share to another
+        assert bool(((shares - quotas).abs() < 1).all())
+    again = stratified_split(labels.clone(), num_held_out, seed)
+    assert torch.equal(again[0], kept)
+    assert torch.equal(again[1], held_out)
+
+
+def test_the_seed_decides_and_stays_decided() -> None:
+    labels = torch.arange(1000) % 10
+    first, second = (stratified_split(labels, 100, seed)[1] for seed in (0, 1))
+    assert not torch.equal(first, second)
+    assert first[:8].tolist() == EXPECTED  # a change here would move everyone's validation set
+
+
+EXPECTED = [3, 16, 22, 28, 55, 76, 91, 103]
+
+
+@pytest.mark.parametrize(("num_held_out", "seed"), [(-1, 0), (19, 0), (20, 0), (5, -1)])
+def test_impossible_requests(num_held_out: int, seed: int) -> None:
+    with pytest.raises(ConfigError):
+        stratified_split(torch.arange(20) % 2, num_held_out, seed)
+
+
+def test_nothing_of_nothing() -> None:
+    kept, held_out = stratified_split(torch.zeros(0, dtype=torch.int64), 0, 0)
+    assert len(kept) == len(held_out) == 0

@@ -1,0 +1,262 @@
+"""The decoded file: whole or not there, verified, shared between processes, and made once."""
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_set import make_content
+
+from trainer.data.store import (
+    DamagedFile,
+    content_digest,
+    explain_disk_errors,
+    hold_lock,
+    open_decoded,
+    open_or_make,
+    write_decoded,
+)
+from trainer.errors import ConfigError, DataError
+
+CONTENT = make_content()
+
+
+@pytest.fixture
+def decoded_path(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny" / "tiny.pt"
+    path.parent.mkdir()
+    write_decoded(CONTENT, path)
+    return path
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_written_and_read_again(decoded_path: Path) -> None:
+    decoded = open_decoded(decoded_path)
+    assert decoded.sha256 == content_digest(CONTENT) == content_digest(decoded.content)
+    assert decoded.content.classes == CONTENT.classes
+    assert torch.equal(decoded.content.train.images, CONTENT.train.images)
+    assert torch.equal(decoded.content.test.labels, CONTENT.test.labels)
+    assert decoded.content.validation is None
+    assert names_in(decoded_path.parent) == ["tiny.pt"]
+
+
+def test_a_view_is_written_without_what_it_is_a_view_of(tmp_path: Path) -> None:
+    large = make_content(num_train=10_000)
+    part = type(CONTENT.train)(large.train.images[:10], large.train.labels[:10])
+    write_decoded(type(CONTENT)("tiny", CONTENT.classes, part, CONTENT.test), tmp_path / "x.pt")
+    assert (tmp_path / "x.pt").stat().st_size < 20_000
+
+
+def test_the_digest_knows_shape_type_and_part(tmp_path: Path) -> None:
+    digest = content_digest(CONTENT)
+    train, test = CONTENT.train, CONTENT.test
+    kind, whole = type(train), type(CONTENT)
+    reshaped = kind(train.images.reshape(-1, 1, 4, 16), train.labels)
+    narrower = kind(train.images, train.labels.to(torch.int32))
+    others = [
+        whole("tiny", CONTENT.classes, reshaped, test),
+        whole("tiny", CONTENT.classes, narrower, test),
+        whole("tiny", CONTENT.classes, test, train),
+        whole("tiny", CONTENT.classes, train, test, validation=test),
+    ]
+    assert len({digest, *map(content_digest, others)}) == 5
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 3000, -1])
+def test_truncated(decoded_path: Path, keep: int) -> None:
+    decoded_path.write_bytes(decoded_path.read_bytes()[:keep])
+    for verify in (True, False):
+        with pytest.raises(DamagedFile, match=f"{decoded_path} is damaged"):
+            open_decoded(decoded_path, verify=verify)
+
+
+def test_one_flipped_bit(decoded_path: Path) -> None:
+    data = bytearray(decoded_path.read_bytes())
+    data[data.index(CONTENT.test.images.numpy().tobytes()) + 7] ^= 1
+    decoded_path.write_bytes(data)
+    open_decoded(decoded_path, verify=False)
+    with pytest.raises(DamagedFile, match="does not match its digest"):
+        open_decoded(decoded_path)
+
+
+def test_not_ours(decoded_path: Path) -> None:
+    for foreign in ([1, 2], {"layout": 7}, {"layout": 1, "name": "x"}):
+        torch.save(foreign, decoded_path)
+        with pytest.raises(DamagedFile):
+            open_decoded(decoded_path)
+    decoded_path.write_text("<html>")
+    with pytest.raises(DamagedFile):
+        open_decoded(decoded_path)
+
+
+def test_another_digest_than_the_published(decoded_path: Path) -> None:
+    with pytest.raises(DamagedFile, match="not the published one"):
+        open_decoded(decoded_path, expected_sha256="0" * 64, verify=False)
+
+
+def open_tiny(path: Path, said: list[str]) -> str:
+    decoded = open_or_make(
+        path,
+        lambda: CONTENT,
+        lock_path=path.parent.parent / "tiny.lock",
+        expected_sha256=content_digest(CONTENT),
+        verify=True,
+        say=said.append,
+    )
+    return decoded.sha256
+
+
+def test_a_damaged_file_is_set_aside_and_made_again(decoded_path: Path, said: list[str]) -> None:
+    good = decoded_path.read_bytes()
+    decoded_path.write_bytes(good[:-100])
+    assert open_tiny(decoded_path, said) == content_digest(CONTENT)
+    assert names_in(decoded_path.parent) == ["tiny.damaged", "tiny.pt"]
+    assert decoded_path.read_bytes() == good
+    assert said == [f"{decoded_path} is damaged (not a decoded data set); set aside as tiny.damaged, making it again"]
+
+
+def test_a_whole_file_needs_no_writing(decoded_path: Path, said: list[str]) -> None:
+    open_tiny(decoded_path, said)
+    assert said == []
+    assert names_in(decoded_path.parent.parent) == ["tiny"]  # no lock was taken
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path, said: list[str]) -> None:
+    leftover = tmp_path / "tiny" / ".tmp-4242-abcd"
+    leftover.mkdir(parents=True)
+    (leftover / "tiny.pt").write_bytes(b"half")
+    open_tiny(tmp_path / "tiny" / "tiny.pt", said)
+    assert names_in(tmp_path / "tiny") == ["tiny.pt"]
+
+
+def test_content_that_is_not_the_published_is_refused(tmp_path: Path, said: list[str]) -> None:
+    path = tmp_path / "tiny" / "tiny.pt"
+    with pytest.raises(DataError, match="decoded content has digest"):
+        open_or_make(
+            path,
+            lambda: make_content(seed=1),
+            lock_path=tmp_path / "tiny.lock",
+            expected_sha256=content_digest(CONTENT),
+            verify=True,
+            say=said.append,
+        )
+    assert names_in(path.parent) == []
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_decoded(CONTENT, tmp_path / "tiny.pt")
+    assert names_in(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB; where mounting is not allowed, a limit on this process's file size does the same."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if not mounted:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        yield disk
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        if mounted:
+            subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_named_with_what_is_needed(small_disk: Path) -> None:
+    with pytest.raises(DataError, match=rf"disk full: 2\.\d MB are needed in {small_disk}, .* MB are free"):
+        write_decoded(make_content(side=20, num_train=6000), small_disk / "tiny.pt")
+    assert names_in(small_disk) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, said: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="choose another --data-dir"):
+        open_tiny(tmp_path / "file" / "tiny" / "tiny.pt", said)
+    with pytest.raises(ConfigError, match="Read-only"), explain_disk_errors(tmp_path):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_whoever_waits_says_so_once(tmp_path: Path, said: list[str]) -> None:
+    import threading
+
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with hold_lock(tmp_path / "tiny.lock", said.append):
+            held.set()
+            release.wait(30)
+
+    def tell(line: str) -> None:
+        said.append(line)
+        release.set()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    with hold_lock(tmp_path / "tiny.lock", tell, patience_s=0.1):
+        pass
+    thread.join()
+    assert said == ["waiting for another process that is preparing tiny"]
+
+
+SHARING = """
+import json, os, sys
+from pathlib import Path
+from trainer.data.store import open_decoded
+
+def private_kb(path):
+    private, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if not line.split()[0].endswith(":"):
+            here = line.endswith(str(path))
+        elif here and line.startswith(("Private_Dirty:", "Private_Clean:")):
+            private += int(line.split()[1])
+    return private
+
+path = Path(sys.argv[1])
+ready, done = os.pipe(), os.pipe()
+children = []
+for _ in range(2):
+    answer = os.pipe()
+    if os.fork() == 0:
+        content = open_decoded(path).content  # hashes, and so touches, every page
+        os.write(ready[1], b"x")
+        os.read(done[0], 1)
+        os.write(answer[1], json.dumps(private_kb(path)).encode())
+        os._exit(0)
+    children.append(answer[0])
+for _ in children:
+    os.read(ready[0], 1)
+os.write(done[1], b"xx")  # both have it mapped now
+print(json.dumps([json.loads(os.read(answer, 100)) for answer in children]))
+for _ in children:
+    os.wait()
+"""
+
+
+def test_processes_share_their_memory(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.pt"
+    write_decoded(make_content(side=28, num_train=20_000), path)
+    command = [sys.executable, "-c", SHARING, str(path)]
+    # The one that answers second may be alone with the mapping by then, so the smaller figure counts.
+    private_kb = min(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    assert path.stat().st_size > 15_000_000
+    assert private_kb < 500
