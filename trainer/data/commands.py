@@ -128,7 +128,7 @@ def fetch_sets(command: FetchSets) -> None:
         raise ConfigError(f"name what to fetch: {', '.join(NAMED_SETS)} or {FOLDER_PREFIX}PATH")
     for name in command.names:
         if not name.startswith(FOLDER_PREFIX):
-            named_set(name)  # all names first: a slip in the last must not cost a download
+            named_set(name, command.image_size)  # all names first: a slip in the last must not cost a download
     with _progress() as (say, progress):
         for name in command.names:
             if name.startswith(FOLDER_PREFIX):

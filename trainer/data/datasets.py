@@ -77,12 +77,7 @@ def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, ve
 
         decoded = load_folder(name, data_dir, image_size=image_size, verify=verify, say=say)
     else:
-        named = named_set(name)
-        if image_size is not None and image_size != named.image_shape[1]:
-            raise ConfigError(
-                f"--image-size is for folders: {name} is {named.image_shape[1]} pixels wide, not {image_size}"
-            )
-        decoded = load_named(named, data_dir, verify=verify, say=say)
+        decoded = load_named(named_set(name, image_size), data_dir, verify=verify, say=say)
     content = decoded.content
     return Dataset(
         name=content.name,
@@ -119,9 +114,12 @@ def split_validation(images: ImageSet, num_validation: int, seed: int) -> tuple[
     return stratified_split(images.labels, num_validation, seed)
 
 
-def named_set(name: str) -> NamedSet:
-    """Looks a name up. Raises ConfigError with the nearest names."""
+def named_set(name: str, image_size: int | None = None) -> NamedSet:
+    """Looks a name up. Raises ConfigError with the nearest names, and for another image size than the set's own."""
     if name in NAMED_SETS:
+        width = NAMED_SETS[name].image_shape[2]
+        if image_size is not None and image_size != width:
+            raise ConfigError(f"--image-size is for folders: {name} is {width} pixels wide, not {image_size}")
         return NAMED_SETS[name]
     near = difflib.get_close_matches(name.lower(), NAMED_SETS, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""

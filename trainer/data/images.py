@@ -7,10 +7,11 @@ first frame of an animation counts.
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from trainer.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_UNREADABLE = (
+_BAD_BYTES = (
     OSError,
     SyntaxError,
     ValueError,
@@ -37,18 +38,25 @@ _UNREADABLE = (
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _NUM_NAMED = 3
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    path: Path
+    reason: str
 
 
 def probe_images(paths: list[Path], *, sized: bool) -> tuple[int, int]:
     """Opens every header: 1 channel if all images are grey and else 3, and the side that all share.
 
-    Raises DataError naming images that cannot be opened, ConfigError when no size is given (`sized` false)
-    and the images are not all the same square.
+    Images that cannot be opened are left for `decode_images` to name. Raises ConfigError when no size is given
+    (`sized` false) and the images are not all the same square.
     """
-    headers = list(_for_each(paths, _probe))
+    headers = [header for header in _for_each(paths, paths, _probe) if not isinstance(header, _Unreadable)]
     num_channels = 1 if all(grey for grey, _ in headers) else 3
-    sizes = {size for _, size in headers}
+    sizes = {size for _, size in headers} or {(1, 1)}
     width, height = min(sizes)
     if not sized and (len(sizes) > 1 or width != height):
         extent = f"{width}x{height}" if len(sizes) == 1 else f"of {len(sizes)} sizes"
@@ -59,41 +67,45 @@ def probe_images(paths: list[Path], *, sized: bool) -> tuple[int, int]:
 def decode_images(paths: list[Path], num_channels: int, size: int, say: Say) -> torch.Tensor:
     """Decodes into uint8 [N, C, size, size]: shorter side resized with antialiasing, then the centre.
 
-    Says a line every tenth, or every hundred images. Raises DataError naming images that cannot be read.
+    Says a line every tenth, or every hundred images. Raises DataError that counts the images that cannot be read and
+    names the first.
     """
     images = torch.empty((len(paths), num_channels, size, size), dtype=torch.uint8)
     target = images.numpy()
 
-    def decode(item: tuple[int, Path]) -> None:
-        index, path = item
-        target[index] = _read(path, num_channels, size)
+    def decode(index: int) -> None:
+        target[index] = _read(paths[index], num_channels, size)
 
     step = max(100, len(paths) // 10)  # a small folder is decoded before a line is read
-    for done, _ in enumerate(_for_each(list(enumerate(paths)), decode), start=1):
+    bad: list[_Unreadable] = []
+    for done, result in enumerate(_for_each(paths, range(len(paths)), decode), start=1):
+        if isinstance(result, _Unreadable):
+            bad.append(result)
         if done % step == 0:
             say(f"decoded {done} of {len(paths)} images")
+    if bad:
+        named = ", ".join(f"{image.path} ({image.reason})" for image in bad[:_NUM_NAMED])
+        more = f" and {len(bad) - _NUM_NAMED} more" if len(bad) > _NUM_NAMED else ""
+        raise DataError(f"{len(bad)} of {len(paths)} images cannot be read: {named}{more}")
     return images
 
 
-def _for_each(items: list[Any], work: Callable[[Any], Result]) -> Iterator[Result]:
-    """Results in order, from a pool of threads; bad images are counted to the end, then named."""
+def _for_each(
+    paths: Sequence[Path], items: Sequence[Item], work: Callable[[Item], Result]
+) -> Iterator[Result | _Unreadable]:
+    """Results in order, from a pool of threads; `paths` names the items that fail."""
     from PIL.Image import DecompressionBombError
 
-    bad: list[str] = []
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), 8)) as pool:
         try:
-            for item, future in [(item, pool.submit(work, item)) for item in items]:
+            for path, future in zip(paths, [pool.submit(work, item) for item in items], strict=True):
                 try:
-                    result = future.result()
-                except (*_UNREADABLE, DecompressionBombError) as error:
-                    bad.append(f"{item if isinstance(item, Path) else item[1]} ({error})")
-                else:
-                    yield result
+                    yield future.result()
+                except (*_BAD_BYTES, DecompressionBombError) as error:
+                    reason = str(error).replace(str(path), "it").replace("\n", " ")
+                    yield _Unreadable(path, reason or type(error).__name__)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    if bad:
-        more = f" and {len(bad) - _NUM_NAMED} more" if len(bad) > _NUM_NAMED else ""
-        raise DataError(f"{len(bad)} of {len(items)} images cannot be read: {', '.join(bad[:_NUM_NAMED])}{more}")
 
 
 def _probe(path: Path) -> tuple[bool, tuple[int, int]]:

@@ -1,0 +1,131 @@
+"""`python -m trainer data`: what it prints and how it ends."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_set import FaultyServer, idx_files, make_content, make_named_set
+
+from trainer.data import commands, datasets
+from trainer.errors import ConfigError, DataError
+
+CONTENT = make_content()
+
+
+@pytest.fixture(autouse=True)
+def tiny_sets(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A world with one published set, on a server, and one that comes with the package."""
+    server.put_files(idx_files(CONTENT))
+    sets = {"tiny": make_named_set(server.mirror()), "synthetic": datasets.SYNTHETIC}
+    monkeypatch.setattr(datasets, "NAMED_SETS", sets)
+    monkeypatch.setattr(commands, "NAMED_SETS", sets)
+
+
+def run(*arguments: str | Path) -> int:
+    return commands.run([str(argument) for argument in arguments])
+
+
+def test_list_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list", "--data-dir", tmp_path) == 0
+    before = capsys.readouterr().out.splitlines()
+    assert before[0].split() == ["name", "classes", "train", "test", "image", "size", "where"]
+    assert before[1].split() == ["tiny", "2", "40", "20", "1x8x8", "0.0", "MB", "not", "fetched"]
+    run("fetch", "tiny", "--data-dir", tmp_path)
+    capsys.readouterr()
+    run("list", "--data-dir", tmp_path)
+    assert capsys.readouterr().out.splitlines()[1].endswith(str(tmp_path / "tiny" / "tiny.pt"))
+
+
+def test_fetch_verify_damage_fetch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fetch", "tiny", "synthetic", "--data-dir", tmp_path) == 0
+    assert "tiny: ready" in capsys.readouterr().out
+    assert run("verify", "--data-dir", tmp_path) == 0
+    assert capsys.readouterr().out.count(": good, sha256 ") == 2
+    path = tmp_path / "tiny" / "tiny.pt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert run("verify", "--data-dir", tmp_path) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("tiny: DAMAGED: ")
+    assert lines[0].endswith("python -m trainer data fetch tiny")
+    assert lines[1].startswith("synthetic: good")
+    assert run("fetch", "tiny", "--data-dir", tmp_path) == 0
+    assert run("verify", "tiny", "--data-dir", tmp_path) == 0
+
+
+def test_verify_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("verify", "tiny", "--data-dir", tmp_path) == 3
+    assert capsys.readouterr().out == "tiny: not fetched\n"
+    assert run("verify", "--data-dir", tmp_path) == 0
+
+
+def test_a_folder_is_fetched_listed_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        (tmp_path / "x" / name).mkdir(parents=True)
+        for index in range(5):
+            Image.new("L", (9, 7)).save(tmp_path / "x" / name / f"{index}.png")
+    name = f"folder:{tmp_path / 'x'}"
+    assert run("fetch", name, "--image-size", "6", "--data-dir", tmp_path) == 0
+    run("list", "--data-dir", tmp_path)
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[:5] == [name, "2", "9", "1", "1x6x6"]
+    assert run("verify", name, "--data-dir", tmp_path) == 0
+    path = next(tmp_path.glob("folders/*/*.pt"))
+    path.write_bytes(b"")
+    assert run("verify", "--data-dir", tmp_path) == 3
+    run("list", "--data-dir", tmp_path)
+    assert "(damaged)" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="has not been decoded yet"):
+        run("verify", "folder:/other", "--data-dir", tmp_path)
+
+
+def test_import(tmp_path: Path, server: FaultyServer, capsys: pytest.CaptureFixture[str]) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    for name, data in idx_files(CONTENT).items():
+        (given / name).write_bytes(data)
+    archive = tmp_path / "given.tgz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(given)
+    for source, place in ((given, tmp_path / "one"), (archive, tmp_path / "two")):
+        assert run("import", "tiny", source, "--data-dir", place) == 0
+        assert f"taken from {source}, verified" in capsys.readouterr().out
+        assert run("verify", "tiny", "--data-dir", place) == 0
+    assert not server.requests
+
+
+def test_import_of_what_is_not_it(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="none of the files is there"):
+        run("import", "tiny", tmp_path / "empty", "--data-dir", tmp_path / "data")
+    with pytest.raises(ConfigError, match="does not exist"):
+        run("import", "tiny", tmp_path / "missing", "--data-dir", tmp_path)
+    with pytest.raises(ConfigError, match="comes with the package"):
+        run("import", "synthetic", tmp_path, "--data-dir", tmp_path)
+    assert list((tmp_path / "data" / "tiny").iterdir()) == []
+
+
+def test_a_slip_costs_no_download(tmp_path: Path, server: FaultyServer) -> None:
+    with pytest.raises(ConfigError, match="did you mean tiny"):
+        run("fetch", "tiny", "tinny", "--data-dir", tmp_path)
+    with pytest.raises(ConfigError, match="name what to fetch"):
+        run("fetch", "--data-dir", tmp_path)
+    with pytest.raises(ConfigError, match="--image-size is for folders"):
+        run("fetch", "tiny", "--image-size", "32", "--data-dir", tmp_path)
+    assert not server.requests
+
+
+def test_help_tells_of_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("list", "--help")
+    assert "PATH/train/<class>" in capsys.readouterr().out
+
+
+def test_a_terminal_gets_tables_and_bars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    run("fetch", "tiny", "--data-dir", tmp_path)
+    assert "tiny: ready" in capsys.readouterr().out
+    run("list", "--data-dir", tmp_path)
+    assert "synthetic" in capsys.readouterr().out

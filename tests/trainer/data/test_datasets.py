@@ -1,0 +1,128 @@
+"""Data sets by name, and the ones that need no network."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.data import (
+    ImageSet,
+    dataset_names,
+    default_data_dir,
+    load_dataset,
+    load_test_set,
+    split_validation,
+)
+from trainer.data.datasets import NAMED_SETS
+from trainer.data.store import content_digest, open_decoded
+from trainer.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", ["mnist-mini", "synthetic"])
+def test_sets_that_come_with_the_package(name: str, tmp_path: Path, said: list[str]) -> None:
+    dataset = load_dataset(name, tmp_path, say=said.append)
+    named = NAMED_SETS[name]
+    assert (dataset.name, dataset.sha256, dataset.num_test) == (name, named.sha256, named.num_test)
+    assert dataset.train.images.shape == (named.num_train, *named.image_shape)
+    assert (dataset.train.images.dtype, dataset.train.labels.dtype) == (torch.uint8, torch.int64)
+    assert dataset.validation is None
+    assert said == []
+    test = load_test_set(dataset)
+    assert len(test) == named.num_test
+    assert set(test.labels.tolist()) == set(range(len(dataset.classes)))
+    assert dataset.path == tmp_path / name / f"{name}.pt"
+
+
+def test_the_mini_set_has_the_shares_of_mnist(tmp_path: Path) -> None:
+    train = load_dataset("mnist-mini", tmp_path, say=print).train
+    assert torch.bincount(train.labels).tolist() == [494, 562, 496, 511, 487, 452, 493, 522, 487, 496]
+
+
+def test_the_synthetic_set_can_be_learned_and_says_what_it_is(tmp_path: Path) -> None:
+    dataset = load_dataset("synthetic", tmp_path, say=print)
+    assert all("synthetic" in name for name in dataset.classes)
+
+    def spectra(images: ImageSet) -> np.ndarray:  # a direction is a place in the spectrum, whatever the phase
+        centred = images.images[:, 0].numpy() - images.images[:, 0].numpy().mean((1, 2), keepdims=True)
+        return np.abs(np.fft.rfft2(centred)).reshape(len(images), -1)
+
+    labels = np.eye(len(dataset.classes))[dataset.train.labels.numpy()]
+    weights, *_ = np.linalg.lstsq(spectra(dataset.train), labels, rcond=None)
+    test = load_test_set(dataset)
+    accuracy = ((spectra(test) @ weights).argmax(1) == test.labels.numpy()).mean()
+    assert accuracy > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("mnits", "did you mean mnist"), ("CIFAR-10", "did you mean cifar10"), ("x", "known are mnist,")]
+)
+def test_unknown_names(name: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        load_dataset(name, tmp_path, say=print)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_size_is_for_folders(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--image-size is for folders: synthetic is 28 pixels wide, not 32"):
+        load_dataset("synthetic", tmp_path, image_size=32, say=print)
+    load_dataset("synthetic", tmp_path, image_size=28, say=print)
+
+
+def test_without_verification_the_header_must_still_be_right(tmp_path: Path, said: list[str]) -> None:
+    first = load_dataset("synthetic", tmp_path, say=print)
+    mini = load_dataset("mnist-mini", tmp_path, say=print)
+    first.path.write_bytes(mini.path.read_bytes())
+    again = load_dataset("synthetic", tmp_path, verify=False, say=said.append)
+    assert again.sha256 == first.sha256
+    assert "set aside as synthetic.damaged" in said[0]
+
+
+def test_split_validation_is_stratified(tmp_path: Path) -> None:
+    train = load_dataset("synthetic", tmp_path, say=print).train
+    kept, held_out = split_validation(train, 500, seed=3)
+    assert (len(kept), len(held_out)) == (3500, 500)
+    assert torch.bincount(train.labels[held_out]).tolist() == [50] * 10
+
+
+def test_the_default_folder_follows_the_desktop_convention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_data_dir() == tmp_path / "convoy"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative, so not valid")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_data_dir() == tmp_path / ".cache" / "convoy"
+
+
+def test_the_package_is_light_to_import() -> None:
+    script = (
+        "import sys, torch; before = set(sys.modules); import trainer.data; "
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert not {"torchvision", "PIL", "matplotlib", "filelock", "tyro", "rich", "http", "urllib"} & set(output.split())
+
+
+def test_names() -> None:
+    assert dataset_names() == ["mnist", "fashion-mnist", "cifar10", "mnist-mini", "synthetic"]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(
+    ("name", "means", "first_labels"),
+    [
+        ("mnist", [33.31842145], [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]),
+        ("fashion-mnist", [72.94035223], [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]),
+        ("cifar10", [125.30691805, 122.95039414, 113.86538318], [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]),
+    ],
+)
+def test_real_sets_are_the_published_ones(name: str, means: list[float], first_labels: list[int]) -> None:
+    dataset = load_dataset(name, default_data_dir(), say=print)
+    named = NAMED_SETS[name]
+    assert dataset.sha256 == named.sha256 == content_digest(open_decoded(dataset.path).content)
+    assert dataset.train.images.shape == (named.num_train, *named.image_shape)
+    found = dataset.train.images.numpy().mean((0, 2, 3), dtype=np.float64)
+    assert found == pytest.approx(means, abs=1e-7)
+    assert dataset.train.labels[:10].tolist() == first_labels
+    assert torch.bincount(load_test_set(dataset).labels).min() > 800

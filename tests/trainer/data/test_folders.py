@@ -1,0 +1,285 @@
+"""Folders of images: layouts, changes, and all that can be wrong with them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.data import Dataset, load_dataset, load_test_set
+from trainer.errors import ConfigError, DataError
+
+
+def put(path: Path, colour: int | tuple[int, ...] = 100, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+    return path
+
+
+def put_class(folder: Path, count: int, colour: int = 100, mode: str = "RGB") -> None:
+    for index in range(count):
+        put(folder / f"{index:03d}.png", colour if mode == "L" else (colour,) * 3, mode=mode)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes of ten images, a layout without a test folder."""
+    put_class(tmp_path / "images" / "cat", 10, 50)
+    put_class(tmp_path / "images" / "dog", 10, 200)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def load(tmp_path: Path, said: list[str]) -> Callable[..., Dataset]:
+    def load_folder(path: Path, image_size: int | None = None) -> Dataset:
+        return load_dataset(f"folder:{path}", tmp_path / "data", image_size=image_size, say=said.append)
+
+    return load_folder
+
+
+Load = Callable[..., Dataset]
+
+
+def test_flat(root: Path, load: Load, said: list[str]) -> None:
+    dataset = load(root)
+    assert dataset.name == f"folder:{root}"
+    assert dataset.classes == ("cat", "dog")
+    assert (len(dataset.train), dataset.num_test, dataset.validation) == (18, 2, None)
+    assert dataset.train.images.shape == (18, 3, 8, 8)
+    assert dataset.train.images[:9].unique().tolist() == [50]
+    assert load_test_set(dataset).labels.tolist() == [0, 1]
+    assert said == [f"folder:{root}: no test folder: 2 of 20 images are held out as test set"]
+
+
+@pytest.mark.parametrize("validation_name", ["val", "valid", "validation"])
+def test_split(tmp_path: Path, load: Load, said: list[str], validation_name: str) -> None:
+    for part, count in (("train", 4), (validation_name, 3), ("test", 2)):
+        for index, name in enumerate(("a", "b")):
+            put_class(tmp_path / "x" / part / name, count, 10 * count + index)
+    put_class(tmp_path / "x" / ".hidden", 1)
+    dataset = load(tmp_path / "x")
+    assert dataset.validation is not None
+    assert dataset.train.images[:, 0, 0, 0].tolist() == [40] * 4 + [41] * 4
+    assert dataset.validation.images[:, 0, 0, 0].tolist() == [30] * 3 + [31] * 3
+    assert load_test_set(dataset).images[:, 0, 0, 0].tolist() == [20] * 2 + [21] * 2
+    assert load_test_set(dataset).labels.tolist() == [0, 0, 1, 1]
+    assert said == []
+
+
+def test_a_class_named_train_is_a_class(tmp_path: Path, load: Load) -> None:
+    for name in ("bus", "train"):
+        put_class(tmp_path / "x" / name, 5)
+    assert load(tmp_path / "x").classes == ("bus", "train")
+
+
+def test_only_what_has_changed_is_decoded_anew(root: Path, load: Load, said: list[str]) -> None:
+    first, second = load(root), load(root)
+    assert first.path == second.path
+    assert len(said) == 1
+    put(root / "cat" / "new.png", (51, 51, 51))
+    third = load(root)
+    assert third.path != first.path
+    assert len(third.train) + third.num_test == 21
+    assert [path.name for path in third.path.parent.iterdir()] == [third.path.name]
+    other_size = load(root, 4)
+    assert third.path.exists()
+    assert other_size.train.images.shape[2:] == (4, 4)
+
+
+def test_touched_content_of_the_same_size_is_noticed(root: Path, load: Load) -> None:
+    first = load(root)
+    os.utime(root / "cat" / "000.png", ns=(1, 1))
+    assert load(root).path != first.path
+
+
+def test_a_damaged_decoded_folder_is_made_again(root: Path, load: Load, said: list[str]) -> None:
+    first = load(root)
+    first.path.write_bytes(first.path.read_bytes()[:500])
+    assert load(root).sha256 == first.sha256
+    assert "set aside" in said[1]
+
+
+@pytest.mark.parametrize(("modes", "channels"), [(("L", "L"), 1), (("L", "RGB"), 3), (("RGB", "RGB"), 3)])
+def test_grey_only_if_all_are(tmp_path: Path, load: Load, modes: tuple[str, str], channels: int) -> None:
+    for name, mode in zip("ab", modes, strict=True):
+        put_class(tmp_path / "x" / name, 5, 77, mode)
+    dataset = load(tmp_path / "x")
+    assert dataset.train.images.shape[1] == channels
+    assert dataset.train.images.unique().tolist() == [77]
+
+
+def read_one(load: Load, folder: Path, image: Image.Image, name: str = "x.png", **options: Any) -> torch.Tensor:
+    """The pixels that `image` becomes among grey images: [C, 8, 8]."""
+    for kind in ("a", "b"):
+        put_class(folder / "train" / kind, 1, mode="L")
+        put_class(folder / "test" / kind, 1, mode="L")
+    path = folder / "train" / "a" / name
+    image.save(path, **options)
+    (folder / "train" / "a" / "000.png").unlink()
+    return load(folder, 8).train.images[0]
+
+
+def test_palette_of_colours(tmp_path: Path, load: Load) -> None:
+    image = Image.new("RGB", (8, 8), (10, 200, 30)).quantize(4)
+    assert read_one(load, tmp_path / "x", image)[:, 0, 0].tolist() == [10, 200, 30]
+
+
+def test_palette_of_greys_is_grey(tmp_path: Path, load: Load) -> None:
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 90, 90, 90])
+    assert read_one(load, tmp_path / "x", image)[:, 0, 0].tolist() == [90]
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path, load: Load) -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert read_one(load, tmp_path / "x", image).unique().tolist() == [255]
+
+
+def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path, load: Load) -> None:
+    image = Image.fromarray(np.full((8, 8), 0x80FF, np.uint16))
+    assert read_one(load, tmp_path / "x", image).unique().tolist() == [0x80]
+
+
+def test_black_and_white(tmp_path: Path, load: Load) -> None:
+    assert read_one(load, tmp_path / "x", Image.new("1", (8, 8), 1)).unique().tolist() == [255]
+
+
+def test_cmyk(tmp_path: Path, load: Load) -> None:
+    pixels = read_one(load, tmp_path / "x", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "x.jpg", quality=100)
+    assert pixels[:, 4, 4].tolist() == pytest.approx([255, 0, 0], abs=4)
+
+
+def test_orientation_is_applied(tmp_path: Path, load: Load) -> None:
+    image = Image.new("L", (8, 8), 0)
+    image.paste(255, (0, 0, 8, 4))  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    pixels = read_one(load, tmp_path / "x", image, "x.png", exif=exif)
+    assert pixels[0, :, 7].tolist() == [255] * 8  # white at the right
+    assert pixels[0, :, 0].tolist() == [0] * 8
+
+
+def test_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path, load: Load) -> None:
+    image = Image.new("L", (64, 16), 0)
+    image.paste(255, (24, 0, 40, 16))
+    pixels = read_one(load, tmp_path / "x", image)
+    assert int(pixels[0, :, 1:7].min()) == 255
+
+
+def test_resizing_is_antialiased(tmp_path: Path, load: Load) -> None:
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 255
+    pixels = read_one(load, tmp_path / "x", Image.fromarray(stripes))
+    assert int(pixels.min()) > 110
+    assert int(pixels.max()) < 145
+
+
+def test_sizes_that_differ_need_an_image_size(root: Path, load: Load) -> None:
+    put(root / "cat" / "wide.png", (1, 2, 3), (30, 20))
+    with pytest.raises(ConfigError, match="of 2 sizes, not one square size: give --image-size"):
+        load(root)
+    assert load(root, 16).train.images.shape[1:] == (3, 16, 16)
+    with pytest.raises(ConfigError, match="at least 1"):
+        load(root, 0)
+
+
+def test_links_are_followed_and_circles_end(root: Path, load: Load) -> None:
+    put_class(root.parent / "elsewhere", 10, 120)
+    (root / "linked").symlink_to(root.parent / "elsewhere")
+    (root.parent / "elsewhere" / "back").symlink_to(root.parent / "elsewhere")
+    dataset = load(root)
+    assert dataset.classes == ("cat", "dog", "linked")
+    assert len(dataset.train) + dataset.num_test == 30
+
+
+def test_other_files_are_ignored(root: Path, load: Load) -> None:
+    for name in (".hidden.png", "notes.txt", "Thumbs.db"):
+        (root / "cat" / name).write_text("x")
+    (root / ".git").mkdir()
+    dataset = load(root)
+    assert dataset.classes == ("cat", "dog")
+    assert len(dataset.train) + dataset.num_test == 20
+
+
+def test_unreadable_images_are_counted_and_named(root: Path, load: Load) -> None:
+    (root / "cat" / "000.png").write_bytes(b"not an image")
+    whole = (root / "cat" / "001.png").read_bytes()
+    (root / "cat" / "001.png").write_bytes(whole[:50])
+    (root / "dog" / "002.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        load(root)
+    message = str(caught.value)
+    assert message.startswith("3 of 20 images cannot be read: ")
+    assert str(root / "cat" / "000.png") in message
+    assert "\n" not in message
+
+
+def test_a_truncated_image_is_named(root: Path, load: Load) -> None:
+    noise = np.random.RandomState(0).randint(0, 256, (8, 8, 3)).astype(np.uint8)
+    path = root / "dog" / "cut.jpg"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"1 of 21 images cannot be read: .*dog/cut\.jpg"):
+        load(root)
+
+
+def test_a_link_to_nothing_is_named(root: Path, load: Load) -> None:
+    (root / "cat" / "gone.png").symlink_to(root / "nothing.png")
+    with pytest.raises(DataError, match=r"gone\.png cannot be read"):
+        load(root)
+
+
+def test_an_empty_class_is_named(root: Path, load: Load) -> None:
+    (root / "elk").mkdir()
+    with pytest.raises(DataError, match="images/elk is an empty class"):
+        load(root)
+
+
+def test_a_class_that_training_lacks_is_named(tmp_path: Path, load: Load) -> None:
+    for part, names in (("train", "ab"), ("test", "abc")):
+        for name in names:
+            put_class(tmp_path / "x" / part / name, 2)
+    with pytest.raises(DataError, match="test/c is a class that the training images do not have"):
+        load(tmp_path / "x")
+
+
+def test_one_class_is_too_few(tmp_path: Path, load: Load) -> None:
+    put_class(tmp_path / "x" / "a", 5)
+    with pytest.raises(DataError, match="one class only"):
+        load(tmp_path / "x")
+
+
+def test_too_few_images_to_hold_any_out(tmp_path: Path, load: Load) -> None:
+    for name in "ab":
+        put_class(tmp_path / "x" / name, 1)
+    with pytest.raises(DataError, match="too few to hold one in ten out"):
+        load(tmp_path / "x")
+
+
+def test_wrong_paths(tmp_path: Path, root: Path, load: Load) -> None:
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="is a file, not a folder"):
+        load(root / "cat" / "000.png")
+    with pytest.raises(ConfigError, match="has no class folders"):
+        load(root / "cat")
+    put_class(tmp_path / "x" / "train" / "a", 1)
+    put_class(tmp_path / "x" / "val" / "a", 1)
+    put_class(tmp_path / "x" / "valid" / "a", 1)
+    with pytest.raises(ConfigError, match="both val and valid"):
+        load(tmp_path / "x")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone who may not read")
+def test_a_folder_that_may_not_be_read(root: Path, load: Load) -> None:
+    root.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ConfigError, match="may not be read"):
+            load(root)
+    finally:
+        os.seteuid(0)
