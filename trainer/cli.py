@@ -13,7 +13,7 @@ from trainer.errors import Interrupted, PeerError, TrainerError
 
 T = TypeVar("T")
 
-LINGER_S = 3.0
+LINGER_S = 1.5
 """How long a rank with nothing to say waits before it leaves: torchrun ends all ranks when the first one leaves, and
 the one that tells the user why must not be cut short."""
 
@@ -84,7 +84,6 @@ def run_command(command: Callable[[], None]) -> None:
         time.sleep(LINGER_S)
         sys.exit(error.exit_code)
     except TrainerError as error:
-        _tell_torchrun(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

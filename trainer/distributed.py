@@ -203,7 +203,7 @@ def _settle_blame(error: Exception, store: Store, rank: int) -> None:
         TrainerError: a rank has gone without a word, and this one is the first to notice.
     """
     is_consequence = _is_consequence(error)
-    if is_consequence and _somebody_claimed(store, within_s=2.0):
+    if is_consequence and _somebody_claimed(store, within_s=1.0):
         raise PeerError("another rank failed first") from None
     try:
         first = int(store.compare_set(_failure_key(), "", str(rank)))

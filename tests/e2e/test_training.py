@@ -1,0 +1,280 @@
+"""Whole training runs on real images, in real processes, as a user starts them."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import clean_environment
+
+pytestmark = pytest.mark.slow
+
+RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
+Command = Callable[..., list[str]]
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """The command in a process group of its own, which is gone at the end."""
+    process = subprocess.Popen(
+        command,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def wait_for_line(process: "subprocess.Popen[str]", pattern: str) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(f"the process ended without a line like {pattern!r}")
+
+
+def ranks_of(process: "subprocess.Popen[str]") -> list[int]:
+    """The trainer's processes below a torchrun, found in /proc."""
+    children = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == process.pid:
+            children.append(int(stat.parent.name))
+    return sorted(children)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4])
+def finished(request: pytest.FixtureRequest, runs: Path, run_trainer: RunTrainer) -> tuple[int, Path, str]:
+    """A run of two epochs with 1, 2 and 4 ranks."""
+    ranks: int = request.param
+    folder = runs / f"ranks-{ranks}"
+    done = run_trainer("--epochs", "2", "--run-dir", str(folder), ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    return ranks, folder, done.stdout
+
+
+def test_a_run_leaves_what_the_design_promises(finished: tuple[int, Path, str]) -> None:
+    ranks, folder, output = finished
+    result = result_of(folder)
+    assert result["world_size"] == ranks
+    assert result["recipe"] == "mnist"
+    assert result["dataset"] == "mnist-mini"
+    assert result["num_parameters"] == 105_506
+    assert result["steps"] == 90
+    assert result["num_test"] == 1000
+    assert result["test_accuracy"] == pytest.approx(1 - result["test_errors"] / 1000)
+    assert result["test_accuracy"] > 0.85
+    assert result["exported"] is None
+    assert re.fullmatch("[0-9a-f]{64}", result["weights_sha256"])
+    assert re.fullmatch("[0-9a-f]{64}", result["dataset_sha256"])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [1, 2]
+    assert any((folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert any((folder / "checkpoints").glob("step-*/manifest.json"))
+    assert f"{ranks} rank{'s' if ranks > 1 else ''} on cpu" in output
+
+
+def test_the_number_of_ranks_changes_nothing_but_rounding(finished: tuple[int, Path, str], runs: Path) -> None:
+    _, folder, _ = finished
+    alone = (runs / "ranks-1" / "metrics.jsonl").read_text().splitlines()
+    here = (folder / "metrics.jsonl").read_text().splitlines()
+    for a, b in zip(map(json.loads, alone), map(json.loads, here), strict=True):
+        for name in ("loss", "train_loss", "accuracy", "train_accuracy"):
+            if name in a:
+                assert a[name] == pytest.approx(b[name], rel=0.02), (a, b)
+
+
+def test_every_look_at_the_test_set_is_in_the_ledger(finished: tuple[int, Path, str], runs: Path) -> None:
+    _, folder, _ = finished
+    entries = [json.loads(line) for line in (runs / "ledger.jsonl").read_text().splitlines()]
+    result = result_of(folder)
+    mine = [entry for entry in entries if entry["weights_sha256"] == result["weights_sha256"]]
+    assert [entry["num_errors"] for entry in mine] == [result["test_errors"]]
+
+
+def test_a_complete_run_is_not_run_again(runs: Path, run_trainer: RunTrainer, finished: tuple[int, Path, str]) -> None:
+    ranks, folder, _ = finished
+    before = (folder / "result.json").read_bytes()
+    done = run_trainer("--epochs", "2", "--run-dir", str(folder), ranks=ranks)
+    assert done.returncode == 0
+    assert "complete" in done.stdout
+    assert (folder / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_and_started_again_ends_in_the_same_weights(
+    ranks: int, tmp_path: Path, trainer_command: Command, run_trainer: RunTrainer
+) -> None:
+    """All processes are killed without warning after the first epoch's checkpoint; then the same command again."""
+    arguments = ["--epochs", "3", "--global-batch-size", "70", "--run-dir"]
+    whole = run_trainer(*arguments, str(tmp_path / "whole"), ranks=ranks)
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "killed"
+    with started(trainer_command(*arguments, str(folder), ranks=ranks)) as process:
+        wait_for_line(process, "epoch 1/3")
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (folder / "result.json").exists()
+    again = run_trainer(*arguments, str(folder), ranks=ranks)
+    assert again.returncode == 0, again.stderr
+    assert result_of(folder)["weights_sha256"] == result_of(tmp_path / "whole")["weights_sha256"]
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_a_signal_saves_and_the_run_goes_on_from_there(
+    number: signal.Signals, ranks: int, tmp_path: Path, trainer_command: Command, run_trainer: RunTrainer
+) -> None:
+    arguments = ["--epochs", "4", "--run-dir"]
+    folder = tmp_path / "stopped"
+    with started(trainer_command(*arguments, str(folder), ranks=ranks)) as process:
+        wait_for_line(process, "epoch 1/4")
+        targets = [process.pid] if ranks == 1 else ranks_of(process)
+        for pid in targets:
+            os.kill(pid, number)
+        line = wait_for_line(process, "saved at step")
+        code = process.wait(timeout=30)
+    assert line.startswith(number.name)
+    assert code == (128 + number if ranks == 1 else 1)  # torchrun has its own code
+    step = int(re.search(r"saved at step (\d+)", line).group(1))  # type: ignore[union-attr]
+    assert (folder / "checkpoints" / f"step-{step:08d}" / "manifest.json").exists()
+    again = run_trainer(*arguments, str(folder), ranks=ranks)
+    assert f"at step {step} of" in again.stdout
+    whole = run_trainer(*arguments, str(tmp_path / "whole"), ranks=ranks)
+    assert whole.returncode == again.returncode == 0
+    assert result_of(folder)["weights_sha256"] == result_of(tmp_path / "whole")["weights_sha256"]
+
+
+def test_when_a_rank_is_killed_the_others_leave_and_say_so(tmp_path: Path, trainer_command: Command) -> None:
+    command = trainer_command("--epochs", "1000", "--run-dir", str(tmp_path / "run"), ranks=4)
+    with started(command) as process:
+        wait_for_line(process, "epoch 1/1000")
+        os.kill(ranks_of(process)[2], signal.SIGKILL)
+        killed_at = time.monotonic()
+        assert process.stdout is not None
+        output = process.stdout.read()
+        code = process.wait(timeout=30)
+        seconds = time.monotonic() - killed_at
+    assert code != 0
+    assert seconds < 10
+    assert len(re.findall("^error: .*lost another rank", output, re.MULTILINE)) == 1
+    assert "SIGKILL" in output
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_step(
+    ranks: int, tmp_path: Path, run_trainer: RunTrainer
+) -> None:
+    done = run_trainer("--lr-scale", "1e12", "--run-dir", str(tmp_path / "run"), ranks=ranks)
+    assert done.returncode == (5 if ranks == 1 else 1)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert re.search(r"the loss is (nan|inf) at step \d+", errors[0])
+    assert "no checkpoint had been saved yet" in errors[0]
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+MISTAKES = {
+    "unknown recipe": (["--recipe", "mnits"], "no recipe 'mnits': did you mean mnist?"),
+    "unknown data set": (["--dataset", "mnist-mimi"], "did you mean mnist-mini"),
+    "no epochs": (["--epochs", "0"], "--epochs 0: must be at least 1"),
+    "no such folder": (["--dataset", "folder:/nowhere"], "/nowhere"),
+    "no GPU": (["--device", "cuda"], "no CUDA device"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=list(MISTAKES))
+def test_a_users_mistake_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, run_trainer: RunTrainer
+) -> None:
+    done = run_trainer("--run-dir", str(tmp_path / "run"), *arguments)
+    if "--device" in arguments and done.returncode == 0:
+        pytest.skip("this machine has a CUDA device")
+    assert done.returncode in (2, 3)
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+
+
+def test_more_ranks_than_images_in_a_step_are_refused_once(tmp_path: Path, run_trainer: RunTrainer) -> None:
+    done = run_trainer("--global-batch-size", "1", "--run-dir", str(tmp_path / "run"), ranks=2)
+    assert done.returncode == 1
+    assert done.stderr.count("error: 2 ranks for a global batch of 1") == 1
+
+
+def test_the_folder_of_another_run_is_refused(tmp_path: Path, run_trainer: RunTrainer) -> None:
+    folder = tmp_path / "run"
+    assert run_trainer("--epochs", "1", "--run-dir", str(folder)).returncode == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for change, named in ((["--epochs", "2"], "recipe.epochs is 1, not 2"), (["--seed", "3"], "seed is 0, not 3")):
+        done = run_trainer("--epochs", "1", *change, "--run-dir", str(folder))
+        assert done.returncode == 2
+        assert named in done.stderr
+    done = run_trainer("--epochs", "1", "--resume", "never", "--run-dir", str(folder))
+    assert done.returncode == 2
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path: Path, run_trainer: RunTrainer) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    done = run_trainer("--run-dir", str(tmp_path / "file" / "run"))
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: cannot write the run folder")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_terminal_gets_a_bar_and_no_plain_progress_lines(tmp_path: Path, trainer_command: Command) -> None:
+    terminal, child = pty.openpty()
+    process = subprocess.Popen(
+        trainer_command("--epochs", "3", "--run-dir", str(tmp_path / "run")),
+        env={**clean_environment(), "TERM": "xterm-256color", "COLUMNS": "140"},
+        stdout=child,
+        stderr=child,
+    )
+    os.close(child)
+    seen = b""
+    while process.poll() is None or select.select([terminal], [], [], 0)[0]:
+        try:
+            seen += os.read(terminal, 65536)
+        except OSError:  # Linux: EIO once the other side is closed
+            break
+    os.close(terminal)
+    text = seen.decode()
+    assert process.wait() == 0
+    assert "images/s" in text
+    assert "/135" in text
+    assert "epoch 3/3" in text
+    assert "test accuracy" in text
