@@ -32,6 +32,8 @@ from trainer.data.store import (
 )
 from trainer.errors import ConfigError, DataError
 
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListSets:
@@ -50,7 +52,7 @@ class ListSets:
 class FetchSets:
     """Fetches data sets, verifies them by digest and decodes them."""
 
-    names: tyro.conf.Positional[tuple[str, ...]]
+    names: tyro.conf.Positional[Names]
     """Names of data sets, or folder:PATH."""
     image_size: int | None = None
     """Width and height to which images are resized; for folders only."""
@@ -62,7 +64,7 @@ class FetchSets:
 class VerifySets:
     """Hashes data sets on this machine anew; leaves with status 3 when one is damaged or missing."""
 
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    names: tyro.conf.Positional[Names] = ()
     """Names of data sets; all that are there when none is given."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Where data sets are kept."""

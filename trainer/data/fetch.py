@@ -8,8 +8,11 @@ from trainer.data.collect import Incomplete, SourceError, collect_files
 from trainer.data.download import Limits, Progress, TooSlow
 from trainer.data.formats import decode_npz
 from trainer.data.sources import Fetching, NamedSet, Source
-from trainer.data.store import Content, Say, staging
+from trainer.data.store import Content, Say, explain_disk_errors, staging
 from trainer.errors import DataError
+
+_PEAK = 2
+"""An archive and what was in it lie side by side for a while: about this many times the set's size, on the disk."""
 
 
 def obtain(
@@ -65,12 +68,12 @@ def import_files(named: NamedSet, path: Path, data_dir: Path) -> Content:
 
 
 def _fetch_from(source: Source, named: NamedSet, fetching: Fetching) -> Content:
-    with staging(fetching.data_dir / named.name) as work:
+    folder = fetching.data_dir / named.name
+    with explain_disk_errors(folder, _PEAK * named.size_bytes), staging(folder) as work:
         arrived = work / "arrived"
         arrived.mkdir()
         started = time.monotonic()
-        roots = source.fetch(arrived, fetching)
-        content = _decode(named, roots, work)
+        content = _decode(named, source.fetch(arrived, fetching), work)
         fetching.say(f"{named.name}: taken from {source.label} in {time.monotonic() - started:.1f} s, verified")
         return content
 

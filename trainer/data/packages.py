@@ -1,5 +1,6 @@
 """Package mirrors, through the package manager's own client: it knows which registry is configured."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ def fetch_apt_package(package: str, into: Path, say: Say) -> None:
 
 
 def run_client(command: list[str], folder: Path, timeout_s: float = _TIMEOUT_S) -> None:
-    """Runs a client in `folder`. Raises SourceError with the gist of its complaint."""
+    """Runs a client in `folder`. Raises SourceError with the gist of its complaint, OSError when the disk is full."""
     program = shutil.which(command[0])
     if program is None:
         raise SourceError(f"{command[0]} is not installed")
@@ -53,9 +54,9 @@ def run_client(command: list[str], folder: Path, timeout_s: float = _TIMEOUT_S) 
     except subprocess.TimeoutExpired as error:
         raise SourceError(f"{command[0]} took longer than {timeout_s:.0f} s") from error
     except subprocess.CalledProcessError as error:
+        if "ENOSPC" in error.stderr or "No space left" in error.stderr:
+            raise OSError(errno.ENOSPC, f"{command[0]} found the disk full") from error  # no other source helps
         raise SourceError(f"{command[0]} failed ({_gist(error.stderr)})") from error
-    except OSError as error:
-        raise SourceError(f"{command[0]} cannot be run ({error.strerror})") from error
 
 
 def _gist(complaint: str) -> str:

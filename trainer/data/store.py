@@ -215,7 +215,7 @@ def explain_disk_errors(folder: Path, needed_bytes: int | None = None) -> Iterat
         yield
     except OSError as error:
         if error.errno in _DISK_FULL:
-            need = f"{needed_bytes / 1e6:.1f} MB are needed" if needed_bytes else "more room is needed"
+            need = f"about {needed_bytes / 1e6:.1f} MB are needed" if needed_bytes else "more room is needed"
             raise DataError(f"disk full: {need} in {folder}, {_free_megabytes(folder)} are free") from error
         if error.errno in _NOT_ALLOWED or isinstance(error, NotADirectoryError | FileExistsError):
             raise ConfigError(f"cannot write in {folder}: {error.strerror}; choose another --data-dir") from error

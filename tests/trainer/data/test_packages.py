@@ -38,6 +38,12 @@ def test_a_complaint_is_one_short_line(programs: Path, tmp_path: Path) -> None:
         fetch_npm_package("x@1.0", tmp_path)
 
 
+def test_a_full_disk_is_not_the_sources_fault(programs: Path, tmp_path: Path) -> None:
+    put_program(programs, "npm", 'echo "npm error code ENOSPC" >&2; exit 1')
+    with pytest.raises(OSError, match="npm found the disk full"):
+        fetch_npm_package("x@1.0", tmp_path)
+
+
 def test_a_missing_client_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SourceError, match="npm is not installed"):
