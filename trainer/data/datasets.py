@@ -65,7 +65,7 @@ class Dataset:
 def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, verify: bool = True, say: Say) -> Dataset:
     """Opens a data set, fetching or decoding it first where needed; one process per machine does that.
 
-    `verify` re-hashes the decoded file (about 1.7 GB/s): one process per host is enough, and the others
+    `verify` re-hashes the decoded file (at about 1.4 GB/s): one process per host is enough, and the others
     should load once it has, so that none keeps a damaged file that it replaces. `image_size` is for folders
     only.
 

@@ -50,7 +50,10 @@ def load_folder(name: str, data_dir: Path, *, image_size: int | None, verify: bo
     """
     if image_size is not None and image_size < 1:
         raise ConfigError(f"an image size must be at least 1, and {image_size} is not")
-    root = Path(os.path.abspath(Path(name.partition(":")[2]).expanduser()))
+    given = name.partition(":")[2]
+    if not given:
+        raise ConfigError("folder: needs a path, as in folder:/data/birds")
+    root = Path(os.path.abspath(Path(given).expanduser()))
     listing = list_folder(root)
     place = data_dir / "folders" / f"{root.name}-{_digest(os.fsencode(root))[:12]}"
     size = "native" if image_size is None else str(image_size)

@@ -4,6 +4,7 @@ Orientation from EXIF is applied, transparency is laid on white, 16 bits become 
 first frame of an animation counts.
 """
 
+import math
 import os
 import struct
 import zlib
@@ -19,6 +20,7 @@ import torch
 
 from trainer.data.store import Say
 from trainer.errors import ConfigError, DataError
+from trainer.hardware import num_available_cpus
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,9 +70,16 @@ def decode_images(paths: list[Path], num_channels: int, size: int, say: Say) -> 
     """Decodes into uint8 [N, C, size, size]: shorter side resized with antialiasing, then the centre.
 
     Says a line every tenth, or every hundred images. Raises DataError that counts the images that cannot be read and
-    names the first.
+    names the first, ConfigError when they cannot fit in memory.
     """
-    images = torch.empty((len(paths), num_channels, size, size), dtype=torch.uint8)
+    shape = (len(paths), num_channels, size, size)
+    needed, there = math.prod(shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:  # the kernel would promise the memory now and kill the process later
+        raise ConfigError(
+            f"{len(paths)} images of {size}x{size} take {needed / 1e9:.1f} GB and this machine has "
+            f"{there / 1e9:.1f} GB: give a smaller --image-size"
+        )
+    images = torch.empty(shape, dtype=torch.uint8)
     target = images.numpy()
 
     def decode(index: int) -> None:
@@ -96,7 +105,7 @@ def _for_each(
     """Results in order, from a pool of threads; `paths` names the items that fail."""
     from PIL.Image import DecompressionBombError
 
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), 8)) as pool:
+    with ThreadPoolExecutor(min(num_available_cpus(), 8)) as pool:
         try:
             for path, future in zip(paths, [pool.submit(work, item) for item in items], strict=True):
                 try:

@@ -187,6 +187,11 @@ def test_sizes_that_differ_need_an_image_size(root: Path, load: Load) -> None:
         load(root, 0)
 
 
+def test_more_than_the_machine_can_hold_is_refused_before_decoding(root: Path, load: Load) -> None:
+    with pytest.raises(ConfigError, match=r"20 images of 900000x900000 take .* GB: give a smaller --image-size"):
+        load(root, 900_000)
+
+
 def test_links_are_followed_and_circles_end(root: Path, load: Load) -> None:
     put_class(root.parent / "elsewhere", 10, 120)
     (root / "linked").symlink_to(root.parent / "elsewhere")
@@ -261,6 +266,8 @@ def test_too_few_images_to_hold_any_out(tmp_path: Path, load: Load) -> None:
 
 
 def test_wrong_paths(tmp_path: Path, root: Path, load: Load) -> None:
+    with pytest.raises(ConfigError, match="folder: needs a path"):
+        load_dataset("folder:", tmp_path, say=print)
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         load(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="is a file, not a folder"):
