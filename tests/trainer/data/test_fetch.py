@@ -99,10 +99,10 @@ def test_a_fault_sends_to_the_next_source(server: FaultyServer, tmp_path: Path, 
 def test_a_slow_source_is_left_and_come_back_to_when_no_other_has_the_files(
     server: FaultyServer, tmp_path: Path, said: list[str]
 ) -> None:
-    content = make_content(side=28, num_train=300)
+    content = make_content(side=28, num_train=40)
     server.put_files(idx_files(content))
     data = gzip.compress(idx_files(content)[NAMES[0]])
-    server.routes[f"/{GZ_NAMES[0]}"] = slow(data, len(data) // 40, server.released)
+    server.routes[f"/{GZ_NAMES[0]}"] = slow(data, len(data) // 50, server.released)
     get(make_named_set(server.mirror(), NOWHERE, content=content), tmp_path, said)
     assert "too slow" in said[1]
     assert said[1].endswith("; trying no-such-host.invalid")

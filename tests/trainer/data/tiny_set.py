@@ -17,7 +17,7 @@ from trainer.data.formats import decode_idx
 from trainer.data.sources import Form, HandPlaced, Mirror, NamedSet, Source
 from trainer.data.store import Content, ImageSet, content_digest
 
-QUICK = Limits(connect_s=0.5, grace_s=0.05, window_s=0.15, floor_bytes_per_s=1_000_000, num_resumes=2)
+QUICK = Limits(connect_s=1.0, grace_s=0.05, window_s=0.15, floor_bytes_per_s=100_000, num_resumes=2)
 """Limits for tests: fractions of a second where users get seconds."""
 NAMES = (
     "train-images-idx3-ubyte",
