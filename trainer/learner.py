@@ -102,7 +102,6 @@ def build_learner(
 
 
 def _initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int) -> Classifier:
-    mean, deviation = pixel_statistics(dataset.train.images, train_indices)
     _, num_channels, image_size, _ = dataset.train.images.shape
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator("weights", seed).get_state())
@@ -113,23 +112,12 @@ def _initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor
             num_classes=len(dataset.classes),
             widths=recipe.widths,
         )
-    model = Classifier(network, mean, deviation)
+    # A channel of one value only would be divided by 0.
+    deviation = torch.tensor(dataset.deviation).clamp(min=1e-6)
+    model = Classifier(network, torch.tensor(dataset.mean), deviation)
     if isinstance(network, AirbenchNet):
         network.fit_whitening(model.normalize(dataset.train.images[train_indices[:NUM_WHITENING_IMAGES]]))
     return model
-
-
-def pixel_statistics(images: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each channel over `images[indices]`, uint8 `[N, C, H, W]`; float64 `[C]` each, exact."""
-    num_channels = images.size(1)
-    total, squares = torch.zeros(num_channels, dtype=torch.int64), torch.zeros(num_channels, dtype=torch.int64)
-    for chunk in indices.split(4096):
-        pixels = images[chunk].transpose(0, 1).reshape(num_channels, -1).int()
-        total += pixels.sum(dim=1)
-        squares += (pixels * pixels).sum(dim=1)
-    num_pixels = len(indices) * images[0, 0].numel()
-    mean = total.double() / num_pixels
-    return mean, (squares.double() / num_pixels - mean**2).sqrt().clamp(min=1e-6)
 
 
 def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[tuple[Rule, list[nn.Parameter]]]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.data import Dataset, ImageSet, load_test_set
+from trainer.data import Dataset, ImageSet
+from trainer.data.test_set import load_test_set
 from trainer.errors import CheckpointError
 from trainer.evaluate import Evaluation
 

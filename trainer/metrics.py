@@ -1,6 +1,7 @@
 """The run's numbers on disk: `metrics.jsonl`, a line a log step and an epoch, and the same for TensorBoard."""
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ class MetricsLog:
 
     def write(self, kind: str, *, step: int, epoch: int, **values: float) -> None:
         """One line; `kind` is `step` or `epoch`, and both count from 1 (so many are done)."""
-        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **values}) + "\n")
+        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, "time": time.time(), **values}) + "\n")
         self._file.flush()
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second, which the first step need not wait for

@@ -6,7 +6,6 @@ from trainer.data.datasets import (
     dataset_names,
     default_data_dir,
     load_dataset,
-    load_test_set,
     split_validation,
 )
 
@@ -16,6 +15,5 @@ __all__ = [
     "dataset_names",
     "default_data_dir",
     "load_dataset",
-    "load_test_set",
     "split_validation",
 ]

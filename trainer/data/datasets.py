@@ -1,4 +1,4 @@
-"""Data sets by name: `load_dataset` for everything but the test images, `load_test_set` for those.
+"""Data sets by name: everything but their test images, which `test_set` opens.
 
 A data set is decoded once into one file, which every process maps. Knows names and what a data set is; where
 published ones come from is in `sources`, folders of images in `folders`.
@@ -18,7 +18,7 @@ from trainer.data.fetch import obtain
 from trainer.data.formats import decode_npz
 from trainer.data.sources import CIFAR10, FASHION_MNIST, MNIST, NamedSet
 from trainer.data.split import stratified_split
-from trainer.data.store import Decoded, Say, open_decoded, open_or_make
+from trainer.data.store import Decoded, Say, open_or_make
 from trainer.data.store import ImageSet as ImageSet  # for whoever imports it from here
 from trainer.errors import ConfigError
 
@@ -60,6 +60,10 @@ class Dataset:
     num_test: int
     path: Path
     """The decoded file."""
+    mean: tuple[float, ...]
+    """Of each channel of the training images, 0 to 255; those set aside for validation are counted in."""
+    deviation: tuple[float, ...]
+    """Likewise."""
 
 
 def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, verify: bool = True, say: Say) -> Dataset:
@@ -87,12 +91,9 @@ def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, ve
         validation=content.validation,
         num_test=len(content.test),
         path=decoded.path,
+        mean=decoded.mean,
+        deviation=decoded.deviation,
     )
-
-
-def load_test_set(dataset: Dataset) -> ImageSet:
-    """Maps the test images, uint8 [N, C, H, W]. Apart on purpose: every look at them is to be counted."""
-    return open_decoded(dataset.path, expected_sha256=dataset.sha256, verify=False).content.test
 
 
 def dataset_names() -> list[str]:

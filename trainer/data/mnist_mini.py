@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.datasets import default_data_dir, load_dataset, load_test_set
+from trainer.data.datasets import default_data_dir, load_dataset
 from trainer.data.split import stratified_split
 from trainer.data.store import ImageSet
+from trainer.data.test_set import load_test_set
 
 _SEED = 0
 

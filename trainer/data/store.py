@@ -19,6 +19,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import torch
 
+from trainer.data.statistics import pixel_statistics
 from trainer.errors import ConfigError, DataError
 from trainer.files import flush_to_disk
 
@@ -26,7 +27,7 @@ Say = Callable[[str], None]
 """Takes one finished line for the user."""
 
 TEMPORARY_PREFIX = ".tmp-"
-_LAYOUT = 1
+_LAYOUT = 2
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -60,11 +61,16 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An opened decoded file: mapped content, its digest and where it lies."""
+    """An opened decoded file: mapped content, its digest and where it lies.
+
+    `mean` and `deviation` are those of the training images' channels, 0 to 255, taken once when they were decoded.
+    """
 
     content: Content
     sha256: str
     path: Path
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
 
 
 class DamagedFile(DataError):
@@ -93,6 +99,7 @@ def write_decoded(content: Content, path: Path) -> None:
         "name": content.name,
         "classes": list(content.classes),
         "sha256": content_digest(content),
+        "pixel_statistics": pixel_statistics(content.train.images),
     }
     for name, part in content.parts().items():
         payload[f"{name}_images"] = _whole(part.images)
@@ -120,6 +127,7 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
     try:
         payload = torch.load(path, mmap=True, weights_only=True)
         content, recorded = _content_of(payload)
+        mean, deviation = (tuple(map(float, values)) for values in payload["pixel_statistics"])
     except FileNotFoundError:
         raise
     except PermissionError as error:
@@ -130,7 +138,7 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
         raise DamagedFile(f"{path} is damaged (its digest is not the published one)")
     if verify and content_digest(content) != recorded:
         raise DamagedFile(f"{path} is damaged (its content does not match its digest)")
-    return Decoded(content=content, sha256=recorded, path=path)
+    return Decoded(content=content, sha256=recorded, path=path, mean=mean, deviation=deviation)
 
 
 def open_or_make(

@@ -15,7 +15,7 @@ class LectureNet(nn.Module):
 
     Args:
         num_channels: of the images.
-        image_size: height and width in pixels; at least 20.
+        image_size: height and width in pixels; at least 22.
         num_classes: logits.
 
     Raises:
@@ -27,7 +27,7 @@ class LectureNet(nn.Module):
         final_size = ((image_size - 4) // 3 - 4) // 2
         if final_size < 1:
             raise ConfigError(
-                f"the lecture's net takes images of at least 20 x 20 pixels, not {image_size} x {image_size}"
+                f"the lecture's net takes images of at least 22 x 22 pixels, not {image_size} x {image_size}"
             )
         self.conv1 = nn.Conv2d(num_channels, 32, kernel_size=5)
         self.conv2 = nn.Conv2d(32, 64, kernel_size=5)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.data import Dataset, load_dataset, load_test_set
+from trainer.data import Dataset, load_dataset
+from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DataError
 
 

@@ -1,0 +1,237 @@
+"""Training beside the loop that a user would write, in one run on one machine: `make bench`.
+
+Everything is measured in turn (ours, theirs, ours, theirs, ...), as ratios of medians, because a shared machine's speed
+moves by the minute. Writes `benchmarks/results/training-DATE.json` and a table of it in Markdown.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+MFLOP_PER_IMAGE = 2 * 3.54  # multiply-adds of forward and backward of the lecture's net, times 2
+
+
+def run_json(command: list[str]) -> dict[str, Any]:
+    """Run a command; its last line of output is JSON."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def launcher(ranks: int) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [sys.executable, *torchrun]
+
+
+def naive(root: Path, workers: int, *, max_steps: int = 10**9) -> dict[str, Any]:
+    """One epoch of the user's loop in one process with all threads."""
+    arguments = ["--root", str(root), "--workers", str(workers), "--threads", str(os.cpu_count())]
+    return run_json([*launcher(1), "benchmarks/naive_loop.py", *arguments, "--max-steps", str(max_steps)])
+
+
+def ours(*arguments: str, ranks: int = 1) -> dict[str, Any]:
+    """A run of the trainer: its result, and the seconds from the command to the first step."""
+    folder = Path(tempfile.mkdtemp(prefix="convoy-bench-")) / "run"
+    command = [*(launcher(ranks) if ranks > 1 else [sys.executable]), "trainer/main.py", "--run-dir", str(folder)]
+    began = time.time()
+    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    wall = time.time() - began
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if line["kind"] == "step")
+    window_s = 50 * result["global_batch_size"] / first["images_per_second"]
+    steady = [line["images_per_second"] for line in lines if line["kind"] == "step"][1:]
+    shutil.rmtree(folder.parent)
+    return {
+        **result,
+        "wall_seconds": wall,
+        "first_step_seconds": first["time"] - window_s - began,
+        "steady_images_per_second": statistics.median(steady),
+    }
+
+
+MM = """
+import json, time, torch
+torch.set_num_threads(%d)
+a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+times = []
+for _ in range(12):
+    began = time.perf_counter(); torch.mm(a, b); times.append(time.perf_counter() - began)
+print(json.dumps({"gflops": 2 * 2048**3 / sorted(times)[len(times) // 2] / 1e9}))
+"""
+
+
+def mm_gflops() -> float:
+    """The floating-point rate of a 2048 x 2048 x 2048 float32 torch.mm on all threads, median of 12."""
+    return float(run_json([sys.executable, "-c", MM % (os.cpu_count() or 1)])["gflops"])
+
+
+def import_seconds() -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch, torchvision"], check=True)
+    return time.perf_counter() - began
+
+
+def write_idx(root: Path) -> None:
+    """MNIST in the files that torchvision expects, from our cache."""
+    from trainer.data import default_data_dir, load_dataset
+
+    train = load_dataset("mnist", default_data_dir(), say=print).train
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    images, labels = train.images.numpy(), train.labels.numpy().astype("uint8")
+    for prefix in ("train", "t10k"):  # the loop reads the training files only; torchvision looks for all four
+        header = struct.pack(">IIII", 0x803, len(images), 28, 28)
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, len(labels)) + labels.tobytes())
+
+
+def one_copy_of_the_data() -> dict[str, float]:
+    """Four ranks on the data file: resident megabytes counted per rank, and shared out (proportional set size)."""
+    folder = Path(tempfile.mkdtemp(prefix="convoy-bench-")) / "run"
+    command = [*launcher(4), "trainer/main.py", "--run-dir", str(folder), "--epochs", "100"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    resident = proportional = 0
+    for smaps in Path("/proc").glob("[0-9]*/smaps"):
+        try:
+            text = smaps.read_text()
+        except OSError:
+            continue
+        for mapping in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", text):
+            if "mnist.pt" in mapping.partition("\n")[0]:
+                resident += int(re.search(r"Rss:\s+(\d+)", mapping).group(1))  # type: ignore[union-attr]
+                proportional += int(re.search(r"Pss:\s+(\d+)", mapping).group(1))  # type: ignore[union-attr]
+    process.terminate()
+    process.wait()
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    return {"resident_mb": resident / 1024, "proportional_mb": proportional / 1024}
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_idx(root)
+        workers = {count: naive(root, count, max_steps=220)["images_per_second"] for count in (0, 1, 2, 4)}
+        best = max(workers, key=lambda count: workers[count])
+        print(f"DataLoader workers: {workers}; taking {best}", flush=True)
+        rows: dict[str, list[float]] = {}
+
+        def note(name: str, value: float) -> None:
+            rows.setdefault(name, []).append(value)
+            print(f"{name}: {value:.4g}", flush=True)
+
+        for _ in range(rounds):
+            theirs = naive(root, best)
+            note("naive images/s", theirs["images_per_second"])
+            note("naive first epoch, s", theirs["seconds"])
+            alone = ours("--epochs", "2")
+            note("mnist images/s, 1 x all threads", alone["steady_images_per_second"])
+            note("mm 2048, GFLOP/s", mm_gflops())
+            note("import torch, torchvision, s", import_seconds())
+            note("first step after, s", alone["first_step_seconds"])
+            for batch in (100, 1000):
+                size = ("--epochs", "2", "--global-batch-size", str(batch))
+                note(f"images/s, 1 process, batch {batch}", ours(*size)["steady_images_per_second"])
+                note(f"images/s, 2 processes, batch {batch}", ours(*size, ranks=2)["steady_images_per_second"])
+            fast = ours("--recipe", "mnist-fast")
+            note("mnist-fast training, s", fast["train_seconds"])
+            note("mnist-fast whole command, s", fast["wall_seconds"])
+    return {"workers": workers, "best_workers": best, "rows": rows, "memory": one_copy_of_the_data()}
+
+
+def summarise(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What was asked, what was found, the numbers behind it."""
+    rows = measured["rows"]
+    median = {name: statistics.median(values) for name, values in rows.items()}
+
+    def spread(name: str) -> str:
+        return f"{median[name]:.4g} ({min(rows[name]):.4g} to {max(rows[name]):.4g})"
+
+    def ratio(over: str, under: str) -> str:
+        return f"{median[over] / median[under]:.2f}"
+
+    rate, loop, mm = "mnist images/s, 1 x all threads", "naive images/s", "mm 2048, GFLOP/s"
+    gflops = median[rate] * MFLOP_PER_IMAGE / 1000
+    table = [
+        ("`mnist` over the user's loop, images/s", ratio(rate, loop), f"{spread(rate)} over {spread(loop)}"),
+        (
+            "share of a 2048^3 float32 `torch.mm`",
+            f"{gflops / median[mm]:.2f}",
+            f"{gflops:.0f} of {spread(mm)} GFLOP/s",
+        ),
+    ]
+    for batch in (100, 1000):
+        two, one = f"images/s, 2 processes, batch {batch}", f"images/s, 1 process, batch {batch}"
+        table.append((f"2 processes over 1, batch {batch}", ratio(two, one), f"{spread(two)} over {spread(one)}"))
+    start, imports = "first step after, s", "import torch, torchvision, s"
+    table.append(
+        ("command to first step, in imports", ratio(start, imports), f"{spread(start)} over {spread(imports)}")
+    )
+    epoch = "naive first epoch, s"
+    for name in ("mnist-fast training, s", "mnist-fast whole command, s"):
+        table.append(
+            (f"{name[:-3]} over the loop's first epoch", ratio(name, epoch), f"{spread(name)} / {spread(epoch)}")
+        )
+    memory = measured["memory"]
+    table.append(
+        (
+            "data of 4 ranks in memory",
+            f"{memory['proportional_mb']:.0f} MB",
+            f"counted per rank: {memory['resident_mb']:.0f}",
+        )
+    )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    from trainer.hardware import describe
+
+    measured = measure(args.rounds)
+    machine = describe(torch.device("cpu"))
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    target = ROOT / "benchmarks" / "results" / f"training-{date}"
+    target.with_suffix(".json").write_text(json.dumps({"date": date, "machine": machine, **measured}, indent=2) + "\n")
+    lines = [
+        f"# Training on the CPU, {date}",
+        "",
+        f"`python benchmarks/training.py --rounds {args.rounds}` on {machine['device']}, {machine['cpus']} CPUs, torch "
+        f"{machine['torch']}. Ratios of medians of {args.rounds} rounds, taken in turn; in brackets the smallest and "
+        f"the largest. The user's loop is `benchmarks/naive_loop.py` with {measured['best_workers']} DataLoader workers, "
+        f"its best of {sorted(measured['workers'])}.",
+        "",
+        "| what | ratio | behind it |",
+        "|---|---|---|",
+        *(f"| {what} | {found} | {behind} |" for what, found, behind in summarise(measured)),
+    ]
+    target.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

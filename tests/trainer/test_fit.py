@@ -1,0 +1,170 @@
+"""The loop in one process: a golden curve, exact accounts, and what must not matter."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.checkpoint import weights_sha256
+from trainer.config import TrainConfig
+from trainer.data import Dataset
+from trainer.data.augment import Augment
+from trainer.distributed import World
+from trainer.errors import CheckpointError
+from trainer.fit import Run, fit, restore, save
+from trainer.metrics import read_metrics
+from trainer.progress import Progress
+from trainer.recipes import RECIPES, Recipe
+from trainer.run_folder import RunFolder
+from trainer.signals import StopRequest
+from trainer.train import setup
+
+GOLDEN = Path(__file__).parent.parent / "assets" / "mnist-mini-seed0-losses.json"
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=2)
+SHORT = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=2)
+
+
+def make_run(recipe: Recipe, dataset: Dataset, folder: Path, *, world: World = ALONE, seed: int = 0) -> Run:
+    config = TrainConfig(run_dir=folder, seed=seed)
+    return setup(recipe, dataset, RunFolder.open(config, recipe, dataset, world), world, Progress(is_main=False))
+
+
+def losses(run: Run, num_steps: int) -> list[float]:
+    """Train that many steps; the mean loss of each."""
+    seen: list[float] = []
+    step = run.learner.step
+
+    def watched(batch: Any) -> torch.Tensor:
+        result = step(batch)
+        seen.append(result[0].item() / len(batch.indices))
+        if len(seen) == num_steps:
+            raise StopIteration
+        return result
+
+    run.learner = replace(run.learner, step=watched)
+    with StopRequest() as stop, pytest.raises(StopIteration):
+        fit(run, stop)
+    return seen
+
+
+def test_the_first_losses_are_the_golden_ones(mini: Dataset, tmp_path: Path) -> None:
+    """Rounding differs between machines and torch versions; anything else that changes the arithmetic shows here."""
+    golden = json.loads(GOLDEN.read_text())
+    mine = losses(make_run(SHORT, mini, tmp_path / "run"), len(golden))
+    assert mine == pytest.approx(golden, rel=2e-3)
+
+
+def test_the_accounts_are_exact(mini: Dataset, tmp_path: Path) -> None:
+    recipe = replace(SHORT, global_batch_size=64)  # 4,500 training images: 70 whole batches and one of 20
+    run = make_run(recipe, mini, tmp_path / "run")
+    with StopRequest() as stop:
+        fit(run, stop)
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if line["kind"] == "step"] == [50, 100]
+    assert [line["step"] for line in lines if line["kind"] == "epoch"] == [71, 142]
+    assert run.position.step == run.num_steps == 142
+    assert all(0 <= line["accuracy"] <= 1 for line in lines if line["kind"] == "step")
+    assert run.checkpoints.newest() == tmp_path / "run" / "checkpoints" / "step-00000142"
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(mini: Dataset, tmp_path: Path) -> None:
+    recipe = replace(SHORT, epochs=1, augment=Augment(shift=2, flip="alternating"))
+    digests = []
+    for number, seed in enumerate((0, 0, 1)):
+        run = make_run(recipe, mini, tmp_path / str(number), seed=seed)
+        with StopRequest() as stop:
+            fit(run, stop)
+        digests.append(weights_sha256(run.learner.model))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_validation_images_are_never_trained_on(mini: Dataset, tmp_path: Path) -> None:
+    run = make_run(SHORT, mini, tmp_path / "run")
+    seen: set[int] = set()
+    step = run.learner.step
+
+    def watched(batch: Any) -> torch.Tensor:
+        seen.update(batch.indices.tolist())
+        return step(batch)
+
+    run.learner = replace(run.learner, step=watched)
+    with StopRequest() as stop:
+        fit(run, stop)
+    assert seen == set(run.train_indices.tolist())
+    assert not seen & set(run.validation_indices.tolist())
+    assert len(run.validation_indices) == 500
+
+
+def test_ranks_that_share_a_batch_add_up_to_it(mini: Dataset, tmp_path: Path) -> None:
+    """The gradient of the whole batch is the mean of the ranks' gradients, also where some rank has no image."""
+    from trainer.fit import _Loop
+
+    class Apart(World):
+        """A rank that waits for nobody."""
+
+        def from_main(self, value: Any) -> Any:
+            return value
+
+        def wait_for_all(self) -> None:
+            return
+
+        def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+            return model
+
+    for num_images in (1, 2, 7, 100):
+        gradients = []
+        for size in (1, 3):
+            total = None
+            for rank in range(size):
+                world = Apart(rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), num_threads=2)
+                run = make_run(SHORT, mini, tmp_path / f"{num_images}-{size}", world=world)
+                loop = _Loop(run, StopRequest())
+                batch = loop._share(run.train_indices[:num_images], torch.zeros(5000, 6))
+                images, labels = mini.train.images[batch.indices], mini.train.labels[batch.indices]
+                loss = torch.nn.functional.cross_entropy(run.learner.model(images), labels, reduction="sum")
+                (loss * batch.scale).backward()
+                loop.close()
+                flat = torch.cat([p.grad.flatten() for p in run.learner.model.parameters() if p.grad is not None])
+                total = flat / size if total is None else total + flat / size
+            gradients.append(total)
+        assert torch.allclose(gradients[0], gradients[1], atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_a_save_that_fails_does_not_end_the_training(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import trainer.fit
+
+    monkeypatch.setattr(trainer.fit, "SAVE_EVERY_S", 0.0)
+    run = make_run(replace(SHORT, epochs=1), mini, tmp_path / "run")
+    run.progress = Progress(is_main=True)
+    saves = []
+    write = run.checkpoints.save
+
+    def sometimes(step: int, state: dict[str, Any]) -> None:
+        saves.append(step)
+        if len(saves) < 3:
+            raise CheckpointError("no room")
+        write(step, state)
+
+    monkeypatch.setattr(run.checkpoints, "save", sometimes)
+    with StopRequest() as stop:
+        fit(run, stop)
+    assert capsys.readouterr().out.count("warning: no room; the training goes on") == 2
+    assert run.position.step == run.num_steps
+
+
+def test_a_run_goes_on_in_the_middle_of_an_epoch(mini: Dataset, tmp_path: Path) -> None:
+    whole = make_run(SHORT, mini, tmp_path / "whole")
+    with StopRequest() as stop:
+        fit(whole, stop)
+    first = make_run(SHORT, mini, tmp_path / "parts")
+    losses(first, 30)  # the step that raised is not counted
+    save(first)
+    second = make_run(SHORT, mini, tmp_path / "parts")
+    assert restore(second)
+    assert second.position.step == first.position.step
+    assert torch.equal(second.position.totals, first.position.totals)

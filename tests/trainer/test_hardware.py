@@ -1,0 +1,73 @@
+"""CPU quotas of both cgroup versions; memory that stays; what is written about the machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.hardware import describe, num_available_cpus
+
+NUM_CPUS = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [
+        ("max 100000", NUM_CPUS),
+        ("150000 100000", 1),
+        ("50000 100000", 1),
+        ("100000000 100000", NUM_CPUS),
+        ("damaged", NUM_CPUS),
+    ],
+)
+def test_the_quota_of_cgroup_v2_is_kept(quota: str, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert num_available_cpus(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("quota_us", "expected"), [("-1", NUM_CPUS), ("100000", 1), ("10000000", NUM_CPUS)])
+def test_the_quota_of_cgroup_v1_is_kept(quota_us: str, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota_us)
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert num_available_cpus(tmp_path) == expected
+
+
+def test_without_a_cgroup_the_affinity_counts(tmp_path: Path) -> None:
+    assert num_available_cpus(tmp_path / "nothing") == NUM_CPUS
+
+
+COUNT_FAULTS = """
+import resource, sys, torch
+from trainer.hardware import keep_freed_memory
+from trainer.models.lecture import LectureNet
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+net = LectureNet(num_channels=1, image_size=28, num_classes=10).to(memory_format=torch.channels_last)
+images = torch.randn(100, 1, 28, 28)
+for step in range(60):
+    if step == 20:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    net(images).sum().backward()
+    net.zero_grad()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 40)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    faults = {
+        mode: int(subprocess.run([sys.executable, "-c", COUNT_FAULTS, mode], capture_output=True, check=True).stdout)
+        for mode in ("keep", "leave")
+    }
+    assert faults["keep"] < faults["leave"] / 4, faults
+
+
+def test_the_machine_is_described() -> None:
+    described = describe(torch.device("cpu"))
+    assert described["cpus"] == num_available_cpus()
+    assert described["torch"] == torch.__version__
+    assert described["device"]

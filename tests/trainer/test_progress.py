@@ -1,0 +1,27 @@
+"""Plain lines when piped, nothing from other ranks. The bar is seen on a terminal in tests/e2e."""
+
+import pytest
+
+from trainer import progress as module
+from trainer.progress import Progress
+
+
+def test_plain_lines_say_where_the_run_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PLAIN_LINE_EVERY_S", 0.0)
+    with Progress(is_main=True) as progress:
+        progress.start(step=0, num_steps=100)
+        assert progress.is_due()
+        progress.update(step=50, num_steps=100, epoch="1/2", loss=0.5, accuracy=0.875, rate=12345.6)
+        progress.say("done")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("epoch 1/2  step 50/100  loss 0.5000  accuracy 87.50 %  12,346 images/s  ")
+    assert lines[0].endswith("s left")
+    assert lines[1] == "done"
+
+
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(is_main=False) as progress:
+        progress.start(step=0, num_steps=10)
+        progress.say("no")
+        assert not progress.is_due()
+    assert capsys.readouterr().out == ""

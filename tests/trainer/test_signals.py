@@ -1,0 +1,38 @@
+"""A signal is a wish; a process that cannot hear it ends all the same."""
+
+import os
+import signal
+import subprocess
+import sys
+
+from trainer.signals import STUCK_AFTER_S, StopRequest
+
+
+def test_a_signal_is_noted_and_the_old_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert stop.number is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# Locking a mutex twice waits in C for ever, as a collective does whose peer is gone: Python's handler never runs.
+HANGS = """
+import ctypes, trainer.signals
+trainer.signals.STUCK_AFTER_S = 0.3
+with trainer.signals.StopRequest():
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex)
+    print("ready", flush=True)
+    libc.pthread_mutex_lock(mutex)
+"""
+
+
+def test_a_process_that_hangs_in_a_call_is_ended() -> None:
+    process = subprocess.Popen([sys.executable, "-c", HANGS], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=STUCK_AFTER_S) == 128 + signal.SIGTERM
+    process.stdout.close()
