@@ -222,7 +222,7 @@ def main() -> None:
         "",
         f"`python benchmarks/training.py --rounds {args.rounds}` on {machine['device']}, {machine['cpus']} CPUs, torch "
         f"{machine['torch']}. Ratios of medians of {args.rounds} rounds, taken in turn; in brackets the smallest and "
-        f"the largest. The user's loop is `benchmarks/naive_loop.py` with {measured['best_workers']} DataLoader workers, "
+        f"the largest. The user's loop is `benchmarks/naive_loop.py` with {measured['best_workers']} workers, "
         f"its best of {sorted(measured['workers'])}.",
         "",
         "| what | ratio | behind it |",
