@@ -84,7 +84,7 @@ def _muon_step(parameters: list[torch.Tensor], updates: list[torch.Tensor], lr: 
 def orthogonalize(matrix: torch.Tensor, num_iterations: int = 3) -> torch.Tensor:
     """About U·Vᵀ of the singular value decomposition U·S·Vᵀ of a matrix, float32 `[m, n]`, by Newton-Schulz."""
     a, b, c = _NEWTON_SCHULZ
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if matrix.is_cuda else matrix
     x = x / (x.norm() + 1e-7)
     tall = x.size(0) > x.size(1)
     if tall:

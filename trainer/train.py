@@ -150,8 +150,12 @@ def report(run: Run, test_images: ImageSet, evaluation: Evaluation, look: Look |
         "exported": None,
         "machine": describe(run.world.device),
     }
+    from trainer.report import write_report  # matplotlib takes a second, which the first step need not wait for
+
+    write_report(run.folder.path, result, run.dataset.classes, test_images, evaluation)
     write_json(run.folder.result_path, result)
     run.progress.say(
         f"test accuracy {describe_accuracy(look.num_errors, look.num_images)}, "
         f"look {look.number} at this test set in {run.folder.ledger_path}"
     )
+    run.progress.say(f"report: {run.folder.report_path}")

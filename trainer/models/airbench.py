@@ -1,7 +1,7 @@
 """The airbench family of small residual-free convnets (Keller Jordan, arXiv 2404.00498), made for short trainings.
 
 What differs from the paper: the last pooling is a global maximum, so that images of any size from 20 pixels up are
-taken (the same for 32 pixels), and the widths of the three stages are free.
+taken (the same for 32 pixels), the widths of the three stages are free, and the whitening has no bias to learn.
 """
 
 import torch
@@ -35,9 +35,8 @@ class AirbenchNet(nn.Module):
                 f"not {image_size} x {image_size}"
             )
         whitened = 2 * num_channels * _WHITENING_KERNEL**2
-        self.whiten = nn.Conv2d(num_channels, whitened, _WHITENING_KERNEL)
+        self.whiten = nn.Conv2d(num_channels, whitened, _WHITENING_KERNEL, bias=False)
         self.whiten.weight.requires_grad_(False)
-        nn.init.zeros_(self.whiten.bias)  # type: ignore[arg-type]
         inputs = (whitened, *widths[:-1])
         self.stages = nn.Sequential(*(_Stage(before, width) for before, width in zip(inputs, widths, strict=True)))
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
