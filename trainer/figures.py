@@ -161,7 +161,7 @@ def draw_curves(curves: Curves, *columns: str) -> Figure:
             axis.tick_params(which="both", length=0)
         lower.set_xlabel("epoch")
         lower.set_xlim(0, curves.epochs[-1]["epoch"] * 1.015)
-        lower.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+        lower.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     return figure
 
 
@@ -173,22 +173,30 @@ def draw_confusion(confusion: npt.NDArray[np.int64], classes: tuple[str, ...]) -
     mistakes = confusion * (1 - np.eye(num_classes, dtype=np.int64))
     figure = Figure(figsize=(max(3.6, side), max(3.2, side)), layout="constrained")
     axes = figure.subplots()
-    colours = LinearSegmentedColormap.from_list("mistakes", [LIGHT["paper"], LIGHT["wrong"]])
-    # At most 60 % of the range, so that dark digits stay readable on the strongest cell.
-    axes.imshow(mistakes, cmap=colours, vmin=0, vmax=max(1, mistakes.max()) / (0.6 if written else 1))
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    if written:
-        names = [shorten(name, 16) for name in classes]
-        upright = max(len(name) for name in names) <= 3
-        axes.set_xticks(range(num_classes), names, rotation=0 if upright else 90)
-        axes.set_yticks(range(num_classes), names)
-        for row, column in zip(*np.nonzero(confusion), strict=True):
-            colour = LIGHT["muted"] if row == column else LIGHT["ink"]
-            text = axes.text(column, row, f"{confusion[row, column]}", ha="center", va="center", size=8, color=colour)
-            text.set_in_layout(False)  # measuring each would take longer than drawing
+    if not written:
+        # A cell would be less than a pixel: dots, whose areas are the counts.
+        rows, columns = np.nonzero(mistakes)
+        counts = mistakes[rows, columns]
+        axes.scatter(
+            columns, rows, s=60 * counts / max(1, mistakes.max()), color=LIGHT["wrong"], alpha=0.5, linewidths=0
+        )
+        axes.set(xlim=(-0.5, num_classes - 0.5), ylim=(num_classes - 0.5, -0.5), aspect="equal")
+        axes.set_title(f"Mistakes among {num_classes:,} classes, by number of class")
+        return figure
+    colours = LinearSegmentedColormap.from_list("mistakes", [LIGHT["paper"], LIGHT["wrong"]])
+    # At most 60 % of the range, so that dark digits stay readable on the strongest cell.
+    axes.imshow(mistakes, cmap=colours, vmin=0, vmax=max(1, mistakes.max()) / 0.6)
+    names = [shorten(name, 16) for name in classes]
+    axes.set_xticks(range(num_classes), names, rotation=0 if max(len(name) for name in names) <= 3 else 90)
+    axes.set_yticks(range(num_classes), names)
+    for row, column in zip(*np.nonzero(confusion), strict=True):
+        colour = LIGHT["muted"] if row == column else LIGHT["ink"]
+        text = axes.text(column, row, f"{confusion[row, column]}", ha="center", va="center", size=8, color=colour)
+        text.set_in_layout(False)  # measuring each would take longer than drawing
     return figure
 
 
@@ -201,8 +209,8 @@ def draw_mistakes(mistakes: list[Mistake]) -> Figure:
         row, column = divmod(number, _TILES_PER_ROW)
         x, y = column * 1.15, row * 1.62
         axes.imshow(mistake.pixels, cmap="gray", vmin=0, vmax=255, extent=(x, x + 1, y + 1, y), interpolation="nearest")
-        predicted = f"{shorten(mistake.predicted, 12)} {percent(mistake.confidence, 1)}"
-        label = f"{shorten(mistake.label, 12)} {percent(mistake.label_probability, 1)}"
+        predicted = f"{shorten(mistake.predicted, 12)}: {percent(mistake.confidence, 1)}"
+        label = f"{shorten(mistake.label, 12)}: {percent(mistake.label_probability, 1)}"
         axes.text(x, y + 1.05, f"✗ {predicted}", va="top", size=7.5, color=LIGHT["wrong"])
         axes.text(x, y + 1.25, f"✓ {label}", va="top", size=7.5, color=LIGHT["train"])
     if not mistakes:
@@ -273,7 +281,7 @@ def _draw_lr_factor(axes: Axes, curves: Curves) -> None:
     axes.plot(x, curves.lr_factors, color=LIGHT["muted"], linewidth=1.2)
     top = max(curves.lr_factors) or 1.0
     axes.set_ylim(0, top * 1.15)
-    axes.set_yticks([0, top], ["0", f"{top:g}"])
+    axes.set_yticks([0, top], ["0", f"{top:.3g}"])
 
 
 def _draw_throughput(axes: Axes, curves: Curves) -> None:

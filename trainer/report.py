@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
@@ -66,7 +67,7 @@ def write_report(
         "settings": groups(config["fingerprint"]),
         "origin": _origin(result, config),
     }
-    write_atomically(folder / "report.html", _render(page).encode())
+    write_atomically(folder / "report.html", _render(page).encode(errors="replace"))
 
 
 def groups(value: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
@@ -153,7 +154,7 @@ def _worst_mistakes(images: ImageSet, evaluation: Evaluation, names: tuple[str, 
     ]
 
 
-def _small_picture(pixels: torch.Tensor) -> "np.typing.NDArray[np.uint8]":
+def _small_picture(pixels: torch.Tensor) -> npt.NDArray[np.uint8]:
     """uint8 `[C, H, W]` as `[H, W]` or `[H, W, 3]`, no larger than a page needs."""
     array = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
     if max(array.shape[:2]) <= _LARGEST_SIDE:
@@ -163,7 +164,7 @@ def _small_picture(pixels: torch.Tensor) -> "np.typing.NDArray[np.uint8]":
     return np.asarray(picture)
 
 
-def _data_uri(pixels: "np.typing.NDArray[np.uint8]") -> str:
+def _data_uri(pixels: npt.NDArray[np.uint8]) -> str:
     """PNG where each pixel is seen, and JPEG, a fifth of the size, for what looks like a photograph."""
     kind = "png" if max(pixels.shape[:2]) <= _PIXELATED_SIDE else "jpeg"
     file = io.BytesIO()
