@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from trainer.errors import Interrupted, PeerError, TrainerError
 
@@ -18,7 +19,7 @@ LINGER_S = 1.5
 the one that tells the user why must not be cut short."""
 
 
-def train_command(arguments: Sequence[str]) -> None:
+def train_command(arguments: Sequence[str]) -> NoReturn:
     """`trainer/main.py`: one training run."""
     from trainer.config import TrainConfig  # imports torch, which a faulty command line need not wait for twice
     from trainer.train import train
@@ -27,7 +28,7 @@ def train_command(arguments: Sequence[str]) -> None:
     run_command(lambda: train(config))
 
 
-def evaluate_command(arguments: Sequence[str]) -> None:
+def evaluate_command(arguments: Sequence[str]) -> NoReturn:
     """`python -m trainer evaluate RUN`."""
     from trainer.config import EvaluateConfig
     from trainer.revisit import evaluate_run
@@ -47,14 +48,11 @@ def recipes_command(arguments: Sequence[str]) -> None:
         print(f"{recipe.name:14s} {recipe.summary}")
 
 
-def data_command(arguments: Sequence[str]) -> None:
+def data_command(arguments: Sequence[str]) -> NoReturn:
     """`python -m trainer data list|fetch|verify|import`."""
     from trainer.data.commands import run
 
-    def command() -> None:
-        sys.exit(run(arguments))
-
-    run_command(command)
+    run_command(lambda: run(arguments))
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str) -> T:
@@ -71,26 +69,40 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str) -> T:
         raise
 
 
-def run_command(command: Callable[[], None]) -> None:
-    """Run a command; turn its failure into what a user should see.
+def run_command(command: Callable[[], int | None]) -> NoReturn:
+    """Run a command and end the process with the exit code that it returns; turn a failure into what a user should see.
 
     Under torchrun the same command runs on every rank, and the first rank that fails is the one that speaks.
     """
     try:
-        command()
+        _leave(command() or 0)
     except Interrupted as error:
-        sys.exit(128 + error.signal_number)
+        _leave(128 + error.signal_number)
     except PeerError as error:
         time.sleep(LINGER_S)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     except TrainerError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        print(f"error: {error}", file=sys.stderr)
+        _leave(error.exit_code)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        _leave(128 + signal.SIGINT)
     except Exception as error:
         _tell_torchrun(error)
-        raise
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process.
+
+    A rank does so without tearing Python down: gloo's threads may hold the last reference to a Python tensor a moment
+    longer, and aborted the process then in one exit out of six ("terminate called without an active exception").
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)
+    sys.exit(code)
 
 
 def _is_main() -> bool:

@@ -23,8 +23,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, written atomically."""
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """`value` as indented JSON, written atomically. ASCII, so that file names that are not UTF-8 survive too."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def flush_to_disk(path: Path) -> None:

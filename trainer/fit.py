@@ -194,7 +194,7 @@ class _Loop:
         self._check_finite()
         loss, correct = (run.world.sum(run.position.totals.clone()) / len(run.train_indices)).tolist()
         run.world.merge_batch_norm(run.learner.model)
-        seen = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
+        seen = evaluate(run.learner.predict_one_view, run.validation_images, run.validation_indices, run.world)
         if self._log is not None:
             self._log.write(
                 "epoch",

@@ -11,7 +11,7 @@ from torch import nn
 from trainer.data import Dataset, ImageSet
 from trainer.data.order import generator
 from trainer.distributed import World
-from trainer.evaluate import average_views
+from trainer.evaluate import TestTimeViews, average_views
 from trainer.hardware import has_fast_bfloat16
 from trainer.models import Classifier, build_network
 from trainer.models.airbench import AirbenchNet
@@ -50,12 +50,19 @@ class Learner:
         with self.autocast():
             return "bfloat16" if torch.is_autocast_enabled(self.data.images.device.type) else "float32"
 
-    @torch.inference_mode()
     def predict(self, pixels: torch.Tensor) -> torch.Tensor:
         """Logits float32 `[B, classes]` of pixels uint8 `[B, C, H, W]`, averaged over the recipe's test-time views."""
+        return self._answer(pixels, self.recipe.test_time_views)
+
+    def predict_one_view(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The same of the images as they are: up to six times faster, and enough to see how a training goes."""
+        return self._answer(pixels, "one")
+
+    @torch.inference_mode()
+    def _answer(self, pixels: torch.Tensor, views: TestTimeViews) -> torch.Tensor:
         self.model.eval()
         with self.autocast():
-            return average_views(self.model, pixels, self.recipe.test_time_views)
+            return average_views(self.model, pixels, views)
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}

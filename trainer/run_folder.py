@@ -50,7 +50,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.config_path.exists():
-                self._check_same_run(json.loads(self.config_path.read_text()), config)
+                self._check_same_run(RunFolder.read(self.path), config)
                 return
             if any(self.path.iterdir()):
                 raise ConfigError(
@@ -60,15 +60,13 @@ class RunFolder:
             write_json(self.config_path, {"fingerprint": self.fingerprint, "started_with": origin})
         except OSError as error:
             raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise CheckpointError(f"{self.config_path} is not readable as JSON: {error}") from error
 
-    def _check_same_run(self, known: dict[str, Any], config: TrainConfig) -> None:
+    def _check_same_run(self, known: "RunFolder", config: TrainConfig) -> None:
         if config.resume == "never":
             raise ConfigError(f"--resume never, but {self.path} holds a run: choose another --run-dir")
         # Through JSON, because that turns tuples into lists.
         mine = json.loads(json.dumps(self.fingerprint))
-        for name, theirs, ours in _differences("", known["fingerprint"], mine):
+        for name, theirs, ours in _differences("", known.fingerprint, mine):
             raise ConfigError(
                 f"--run-dir {self.path} is of another run: its {name} is {theirs}, not {ours}; choose another folder"
             )

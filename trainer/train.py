@@ -16,14 +16,13 @@ from trainer.checkpoint import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, load_dataset, split_validation
 from trainer.distributed import World
-from trainer.errors import ConfigError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate import Evaluation, describe_accuracy, evaluate, wilson_interval
 from trainer.files import write_json
 from trainer.fit import Position, Run, fit, restore
 from trainer.hardware import describe, keep_freed_memory
 from trainer.learner import build_learner
 from trainer.ledger import Ledger, Look, look_at_test_set
-from trainer.metrics import read_metrics
 from trainer.models import num_parameters
 from trainer.progress import Progress
 from trainer.recipes import Recipe
@@ -51,7 +50,10 @@ def train(config: TrainConfig) -> None:
         run = setup(recipe, dataset, folder, world, progress)
         restore(run)
         fit(run, stop)
-        report(run, *evaluate_on_test_set(run))
+        validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
+        test_images, test, look = evaluate_on_test_set(run)
+        if look is not None:
+            report(run, validation, test_images, test, look)
 
 
 def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, say: Callable[[str], None]) -> Dataset:
@@ -120,11 +122,14 @@ def evaluate_on_test_set(run: Run) -> tuple[ImageSet, Evaluation, Look | None]:
     )
 
 
-def report(run: Run, test_images: ImageSet, evaluation: Evaluation, look: Look | None) -> None:
-    """Write `result.json`, last, and the report before it; tell the user."""
-    if look is None:
-        return
-    accuracy = [line["val_accuracy"] for line in read_metrics(run.folder.path) if line["kind"] == "epoch"]
+def report(run: Run, validation: Evaluation, test_images: ImageSet, test: Evaluation, look: Look) -> None:
+    """Write `report.html`, and then `result.json`, with which the run is complete; tell the user.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    from trainer.report import write_report  # matplotlib takes a second, which the first step need not wait for
+
     result = {
         "recipe": run.recipe.name,
         "dataset": run.dataset.name,
@@ -140,7 +145,7 @@ def report(run: Run, test_images: ImageSet, evaluation: Evaluation, look: Look |
         "global_batch_size": run.recipe.global_batch_size,
         "train_seconds": run.position.seconds,
         "images_per_second": run.recipe.epochs * len(run.train_indices) / run.position.seconds,
-        "val_accuracy": accuracy[-1],
+        "val_accuracy": validation.accuracy,
         "test_accuracy": look.accuracy,
         "test_errors": look.num_errors,
         "num_test": look.num_images,
@@ -150,10 +155,11 @@ def report(run: Run, test_images: ImageSet, evaluation: Evaluation, look: Look |
         "exported": None,
         "machine": describe(run.world.device),
     }
-    from trainer.report import write_report  # matplotlib takes a second, which the first step need not wait for
-
-    write_report(run.folder.path, result, run.dataset.classes, test_images, evaluation)
-    write_json(run.folder.result_path, result)
+    try:
+        write_report(run.folder.path, result, run.dataset.classes, test_images, test)
+        write_json(run.folder.result_path, result)
+    except OSError as error:
+        raise CheckpointError(f"cannot write the report in {run.folder.path}: {error.strerror or error}") from error
     run.progress.say(
         f"test accuracy {describe_accuracy(look.num_errors, look.num_images)}, "
         f"look {look.number} at this test set in {run.folder.ledger_path}"

@@ -1,0 +1,87 @@
+"""Errors become one line and an exit code."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from trainer import cli
+from trainer.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergenceError,
+    Interrupted,
+    PeerError,
+    TrainerError,
+)
+
+
+def leave_with(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        cli.run_command(command)
+    assert isinstance(left.value.code, int)
+    return left.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(TrainerError, 1), (ConfigError, 2), (DataError, 3), (CheckpointError, 4), (DivergenceError, 5)],
+)
+def test_an_error_is_one_line_with_its_code(
+    kind: type[TrainerError], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert leave_with(kind("what was wrong: what to do"), capsys) == (code, "error: what was wrong: what to do\n")
+
+
+def test_an_interrupted_run_says_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave_with(Interrupted("saved", signal.SIGTERM), capsys) == (143, "")
+    assert leave_with(KeyboardInterrupt(), capsys) == (130, "")
+
+
+def test_a_rank_that_only_suffers_is_silent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "LINGER_S", 0.0)
+    assert leave_with(PeerError("another rank failed first"), capsys) == (1, "")
+
+
+def test_a_defect_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = leave_with(ZeroDivisionError("boom"), capsys)
+    assert code == 1
+    assert "Traceback" in said
+    assert "ZeroDivisionError: boom" in said
+
+
+def test_what_a_command_returns_is_the_exit_code() -> None:
+    for result, code in ((None, 0), (3, 3)):
+        with pytest.raises(SystemExit) as left:
+            cli.run_command(lambda result=result: result)  # type: ignore[misc]
+        assert left.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ([], 2, "usage: python -m trainer VERB"),
+        (["--help"], 0, "recipes"),
+        (["fly"], 2, "error: no verb 'fly'"),
+        (["recipes"], 0, "mnist"),
+        (["recipes", "--help"], 0, "usage"),
+        (["evaluate", "--help"], 0, "--split"),
+        (["train", "--help"], 0, "--global-batch-size"),
+        (["train", "--epoch", "3"], 2, "--epochs"),
+        (["data", "list", "--help"], 0, "folder:PATH"),
+    ],
+)
+def test_every_verb_explains_itself(arguments: list[str], code: int, text: str) -> None:
+    command = [sys.executable, "-m", "trainer", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert text in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

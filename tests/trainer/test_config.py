@@ -1,0 +1,40 @@
+"""Command lines become recipes; fingerprints become recipes again."""
+
+import json
+
+import pytest
+import tyro
+
+from trainer.config import TrainConfig, fingerprint, recipe_from_json
+from trainer.errors import ConfigError
+from trainer.recipes import RECIPES, Recipe
+
+
+def test_the_command_line_changes_the_recipe() -> None:
+    arguments = ["--epochs", "3", "--dataset", "mnist-mini", "--global-batch-size", "50", "--lr-scale", "0.5"]
+    recipe = tyro.cli(TrainConfig, args=arguments).resolve()
+    assert (recipe.epochs, recipe.dataset, recipe.global_batch_size) == (3, "mnist-mini", 50)
+    assert recipe.rules["filters"].lr == pytest.approx(0.05)
+    assert TrainConfig().resolve() == RECIPES["mnist"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TrainConfig(epochs=0), "--epochs 0"),
+        (TrainConfig(global_batch_size=-1), "--global-batch-size -1"),
+        (TrainConfig(image_size=0), "--image-size 0"),
+        (TrainConfig(lr_scale=0), "--lr-scale 0"),
+        (TrainConfig(lr_scale=float("nan")), "--lr-scale nan"),
+        (TrainConfig(recipe="cifar"), "did you mean cifar10"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(config: TrainConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.resolve()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_a_recipe_survives_its_fingerprint(recipe: Recipe) -> None:
+    mark = json.loads(json.dumps(fingerprint(recipe, seed=1, image_size=None, dataset_sha256="d")))
+    assert recipe_from_json(mark["recipe"]) == recipe

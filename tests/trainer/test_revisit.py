@@ -1,0 +1,67 @@
+"""Finished runs opened again, alone and under torchrun: the same whole numbers for every number of ranks."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, clean_environment
+
+RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, run_trainer: RunTrainer) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = run_trainer("--epochs", "1", "--run-dir", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def evaluate(folder: Path, data_dir: Path, *arguments: str, ranks: int = 1) -> "subprocess.CompletedProcess[str]":
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    verb = ["-m", "trainer", "evaluate", str(folder), "--data-dir", str(data_dir), "--device", "cpu"]
+    return subprocess.run(
+        [sys.executable, *launcher, *verb, *arguments],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_validation_is_the_same_number_for_every_world_size(ranks: int, run_folder: Path, data_dir: Path) -> None:
+    done = evaluate(run_folder, data_dir, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"validation accuracy .* \((\d+) of 500 wrong", done.stdout)
+    assert found is not None, done.stdout
+    expected = json.loads((run_folder / "result.json").read_text())["val_accuracy"]
+    assert 1 - int(found.group(1)) / 500 == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_a_second_look_at_the_test_set_is_read_from_the_ledger(run_folder: Path, data_dir: Path) -> None:
+    ledger = run_folder.parent / "ledger.jsonl"
+    before = ledger.read_text()
+    done = evaluate(run_folder, data_dir, "--split", "test")
+    assert done.returncode == 0, done.stderr
+    errors = json.loads((run_folder / "result.json").read_text())["test_errors"]
+    assert f"({errors} of 1,000 wrong" in done.stdout
+    assert "as recorded then" in done.stdout
+    assert ledger.read_text() == before
+
+
+@pytest.mark.slow
+def test_what_is_no_run_is_one_line(tmp_path: Path, data_dir: Path) -> None:
+    done = evaluate(tmp_path, data_dir)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,64 @@
+"""One step, eager; and the same steps replayed as a CUDA graph, where there is a GPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.trainer.test_fit import SHORT, make_run
+from trainer.checkpoint import weights_sha256
+from trainer.data import Dataset
+from trainer.distributed import World
+from trainer.step import Batch, GraphedStep, TrainStep
+
+
+def batch_of(indices: torch.Tensor, device: torch.device, num_images: int | None = None) -> Batch:
+    return Batch(
+        indices=indices.to(device),
+        numbers=torch.zeros(len(indices), 6, device=device),
+        scale=torch.tensor(1 / (num_images or len(indices)), device=device),
+        lr_factor=torch.tensor(1.0, device=device),
+    )
+
+
+def test_a_step_is_what_a_user_would_write(mini: Dataset, tmp_path: Path) -> None:
+    run = make_run(SHORT, mini, tmp_path / "run")
+    reference = make_run(SHORT, mini, tmp_path / "run").learner.model
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+    run.learner.model.train()
+    for start in range(0, 300, 100):
+        indices = torch.arange(start, start + 100)
+        loss_sum, correct = run.learner.step(batch_of(indices, torch.device("cpu"))).tolist()
+        logits = reference(mini.train.images[indices])
+        labels = mini.train.labels[indices]
+        loss = F.cross_entropy(logits, labels)
+        assert loss_sum / 100 == pytest.approx(loss.item(), rel=1e-5)
+        assert correct == int((logits.argmax(dim=1) == labels).sum())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for mine, theirs in zip(run.learner.model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_graph_computes_what_the_eager_step_does(mini: Dataset, tmp_path: Path) -> None:
+    device = torch.device("cuda", 0)
+    world = World(rank=0, size=1, local_rank=0, device=device, num_threads=1)
+    digests, said = [], []
+    for graphed in (False, True):
+        run = make_run(SHORT, mini, tmp_path / "run", world=world)
+        step = run.learner.step
+        assert isinstance(step, GraphedStep)
+        chosen = step if graphed else step._step
+        assert isinstance(chosen, GraphedStep | TrainStep)
+        run.learner.model.train()
+        for number in range(30):
+            size = 60 if number % 10 == 9 else 100  # the odd size runs eagerly in between
+            chosen(batch_of(torch.arange(number * 100, number * 100 + size), device))
+        said.append(getattr(step, "_graph", None) is not None)
+        digests.append(weights_sha256(run.learner.model))
+    assert said == [False, True]
+    assert digests[0] == digests[1]
