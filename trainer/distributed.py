@@ -4,6 +4,7 @@ The only module that calls collectives of `torch.distributed`. One process witho
 which every collective is a no-op and no process group exists.
 """
 
+import contextlib
 import datetime
 import inspect
 import os
@@ -93,13 +94,16 @@ class World:
         no_sync: dict[str, Any] = {
             "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
         }
-        return DistributedDataParallel(
-            model,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            static_graph=True,
-            **no_sync,
-        )
+        on_gpu = self.device.type == "cuda"
+        # A CUDA graph can only capture what was built on a side stream.
+        with torch.cuda.stream(torch.cuda.Stream(self.device)) if on_gpu else contextlib.nullcontext():
+            return DistributedDataParallel(
+                model,
+                device_ids=[self.device] if on_gpu else None,
+                gradient_as_bucket_view=True,
+                static_graph=True,
+                **no_sync,
+            )
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of every rank's `tensor`, in place; exact for integers."""
