@@ -13,6 +13,8 @@ from trainer.errors import ConfigError
 from trainer.optim import Rule
 from trainer.recipes import Recipe, Schedule, find_recipe
 
+Resume = Literal["auto", "never"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
@@ -37,7 +39,7 @@ class TrainConfig:
     """Images a step over all ranks together, instead of the recipe's."""
     lr_scale: float = 1.0
     """Multiplies every learning rate of the recipe."""
-    resume: Literal["auto", "never"] = "auto"
+    resume: Resume = "auto"
     """auto: continue from the newest good checkpoint in the run folder; never: refuse a folder that has any."""
     device: DeviceChoice = "auto"
     """auto takes the GPUs if there are any, one for each rank."""

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainConfig, fingerprint
+from trainer.config import Resume, TrainConfig, fingerprint
 from trainer.data import Dataset
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError
@@ -31,26 +31,28 @@ class RunFolder:
     fingerprint: dict[str, Any]
 
     @classmethod
-    def open(cls, config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> "RunFolder":
+    def plan(cls, config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> "RunFolder":
+        """Where the run will be, the same on all ranks. Nothing is written yet."""
+        path = world.from_main(config.run_dir or RUNS / _default_name(recipe.name, config.seed))
+        mark = fingerprint(recipe, seed=config.seed, image_size=config.image_size, dataset_sha256=dataset.sha256)
+        return cls(path, mark)
+
+    def enter(self, resume: Resume, world: World) -> None:
         """Make the folder, or enter an existing one of the same run. All ranks call this.
 
         Raises:
             ConfigError: the folder belongs to another run, or `resume` is `never` and it holds one.
-            CheckpointError: it cannot be written.
+            CheckpointError: it cannot be written, or what it holds is damaged.
         """
-        path = world.from_main(config.run_dir or RUNS / _default_name(recipe.name, config.seed))
-        mark = fingerprint(recipe, seed=config.seed, image_size=config.image_size, dataset_sha256=dataset.sha256)
-        folder = cls(path, mark)
         if world.is_main:
-            folder._claim(config, world)
+            self._claim(resume, world)
         world.wait_for_all()
-        return folder
 
-    def _claim(self, config: TrainConfig, world: World) -> None:
+    def _claim(self, resume: Resume, world: World) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.config_path.exists():
-                self._check_same_run(RunFolder.read(self.path), config)
+                self._check_same_run(RunFolder.read(self.path), resume)
                 return
             if any(self.path.iterdir()):
                 raise ConfigError(
@@ -61,8 +63,8 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror or error}") from error
 
-    def _check_same_run(self, known: "RunFolder", config: TrainConfig) -> None:
-        if config.resume == "never":
+    def _check_same_run(self, known: "RunFolder", resume: Resume) -> None:
+        if resume == "never":
             raise ConfigError(f"--resume never, but {self.path} holds a run: choose another --run-dir")
         # Through JSON, because that turns tuples into lists.
         mine = json.loads(json.dumps(self.fingerprint))

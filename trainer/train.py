@@ -43,11 +43,12 @@ def train(config: TrainConfig) -> None:
     with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
         recipe = config.resolve()
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
-        folder = RunFolder.open(config, recipe, dataset, world)
+        folder = RunFolder.plan(config, recipe, dataset, world)
+        run = setup(recipe, dataset, folder, world, progress)
+        folder.enter(config.resume, world)
         if folder.is_complete(world):
             progress.say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")
             return
-        run = setup(recipe, dataset, folder, world, progress)
         restore(run)
         fit(run, stop)
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
@@ -76,7 +77,7 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
     if dataset.validation is not None:
         validation_images, validation_indices = dataset.validation, torch.arange(len(dataset.validation))
     else:
-        num_validation = min(recipe.num_validation, len(dataset.train) // 10)
+        num_validation = min(recipe.num_validation, max(1, len(dataset.train) // 10))
         train_indices, validation_indices = split_validation(dataset.train, num_validation, SPLIT_SEED)
         validation_images = dataset.train
     learner = build_learner(recipe, dataset, train_indices, folder.seed, world, progress.say)

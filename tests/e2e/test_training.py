@@ -225,6 +225,7 @@ def test_a_users_mistake_is_one_line(
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_more_ranks_than_images_in_a_step_are_refused_once(tmp_path: Path, run_trainer: RunTrainer) -> None:

@@ -29,7 +29,9 @@ SHORT = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=2)
 
 def make_run(recipe: Recipe, dataset: Dataset, folder: Path, *, world: World = ALONE, seed: int = 0) -> Run:
     config = TrainConfig(run_dir=folder, seed=seed)
-    return setup(recipe, dataset, RunFolder.open(config, recipe, dataset, world), world, Progress(is_main=False))
+    run_folder = RunFolder.plan(config, recipe, dataset, world)
+    run_folder.enter(config.resume, world)
+    return setup(recipe, dataset, run_folder, world, Progress(is_main=False))
 
 
 def losses(run: Run, num_steps: int) -> list[float]:

@@ -11,18 +11,24 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError
-from trainer.recipes import RECIPES
+from trainer.recipes import RECIPES, Recipe
 from trainer.run_folder import RunFolder
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
 RECIPE = replace(RECIPES["mnist"], dataset="mnist-mini")
 
 
+def enter(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> RunFolder:
+    folder = RunFolder.plan(config, recipe, dataset, world)
+    folder.enter(config.resume, world)
+    return folder
+
+
 def test_the_default_name_tells_recipe_time_and_seed(
     mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = RunFolder.open(TrainConfig(seed=7), RECIPE, mini, ALONE)
+    folder = enter(TrainConfig(seed=7), RECIPE, mini, ALONE)
     assert folder.path.parent == Path("runs")
     assert folder.path.match("mnist-????????T??????Z-s7")
     assert folder.ledger_path == tmp_path / "runs" / "ledger.jsonl"
@@ -31,9 +37,9 @@ def test_the_default_name_tells_recipe_time_and_seed(
 
 def test_the_same_run_may_enter_again(mini: Dataset, tmp_path: Path) -> None:
     config = TrainConfig(run_dir=tmp_path / "run")
-    first = RunFolder.open(config, RECIPE, mini, ALONE)
+    first = enter(config, RECIPE, mini, ALONE)
     before = first.config_path.read_text()
-    assert RunFolder.open(config, RECIPE, mini, ALONE) == first
+    assert enter(config, RECIPE, mini, ALONE) == first
     assert first.config_path.read_text() == before
     assert not first.is_complete(ALONE)
 
@@ -49,20 +55,20 @@ def test_the_same_run_may_enter_again(mini: Dataset, tmp_path: Path) -> None:
 )
 def test_another_run_may_not(change: dict, message: str, mini: Dataset, tmp_path: Path) -> None:  # type: ignore[type-arg]
     config = TrainConfig(run_dir=tmp_path / "run")
-    RunFolder.open(config, RECIPE, mini, ALONE)
+    enter(config, RECIPE, mini, ALONE)
     with pytest.raises(ConfigError, match=message):
-        RunFolder.open(replace(config, **change.get("config", {})), change.get("recipe", RECIPE), mini, ALONE)
+        enter(replace(config, **change.get("config", {})), change.get("recipe", RECIPE), mini, ALONE)
 
 
 def test_a_folder_with_other_things_in_it_is_refused(mini: Dataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="not empty and holds no run"):
-        RunFolder.open(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
+        enter(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
 
 
 def test_damaged_files_are_named(mini: Dataset, tmp_path: Path) -> None:
     config = TrainConfig(run_dir=tmp_path / "run")
-    folder = RunFolder.open(config, RECIPE, mini, ALONE)
+    folder = enter(config, RECIPE, mini, ALONE)
     folder.result_path.write_text("{")
     with pytest.raises(CheckpointError, match=r"result\.json is damaged"):
         folder.result()
@@ -70,6 +76,6 @@ def test_damaged_files_are_named(mini: Dataset, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
         RunFolder.read(folder.path)
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        RunFolder.open(config, RECIPE, mini, ALONE)
+        enter(config, RECIPE, mini, ALONE)
     with pytest.raises(ConfigError, match="holds no run"):
         RunFolder.read(tmp_path / "nowhere")
