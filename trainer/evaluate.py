@@ -18,7 +18,7 @@ from trainer.distributed import World
 CHUNK_SIZE = 500
 """Images a forward pass: small enough for the CPU's caches and large enough for a GPU."""
 
-TestTimeViews = Literal["one", "mirrored", "mirrored-and-shifted"]
+TestTimeViews = Literal["one", "shifted", "mirrored", "mirrored-and-shifted"]
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 """Logits float32 `[B, classes]` of pixels uint8 `[B, C, H, W]` on the model's device."""
@@ -94,19 +94,25 @@ def average_views(
 ) -> torch.Tensor:
     """Logits float32 `[B, classes]` of pixels uint8 `[B, C, H, W]`, averaged over views of each image.
 
-    `mirrored` adds the mirror image; `mirrored-and-shifted` takes the image and its mirror at half the weight, and
-    both shifted by one pixel up-left and down-right for the other half (six views: airbench, arXiv 2404.00498).
+    `shifted` takes the image itself at twice the weight of each of its four neighbours, a pixel up, down, left and
+    right. `mirrored` adds the mirror image. `mirrored-and-shifted` takes the image and its mirror at half the weight,
+    and both shifted by one pixel up-left and down-right for the other half (six views: airbench, arXiv 2404.00498).
     """
     if views == "one":
         return model(pixels).float()
-    logits = (model(pixels).float() + model(pixels.flip(-1)).float()) / 2
     if views == "mirrored":
-        return logits
+        return (model(pixels).float() + model(pixels.flip(-1)).float()) / 2
     height, width = pixels.shape[-2:]
     padded = F.pad(pixels.float(), (1, 1, 1, 1), mode="reflect")
-    corners = [padded[..., y : y + height, x : x + width] for y, x in ((0, 0), (2, 2))]
-    shifted = [average_views(model, corner, "mirrored") for corner in corners]
-    return logits / 2 + (shifted[0] + shifted[1]) / 4
+
+    def shifted(y: int, x: int, views: TestTimeViews) -> torch.Tensor:
+        return average_views(model, padded[..., y : y + height, x : x + width], views)
+
+    if views == "shifted":
+        neighbours = [shifted(y, x, "one") for y, x in ((0, 1), (2, 1), (1, 0), (1, 2))]
+        return (2 * model(pixels).float() + sum(neighbours)) / 6
+    corners = shifted(0, 0, "mirrored") + shifted(2, 2, "mirrored")
+    return average_views(model, pixels, "mirrored") / 2 + corners / 4
 
 
 def wilson_interval(num_right: int, num_all: int, z: float = 1.959964) -> tuple[float, float]:

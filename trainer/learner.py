@@ -127,10 +127,15 @@ def _initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor
     return model
 
 
-def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[tuple[Rule, list[nn.Parameter]]]:
-    groups: dict[ParameterKind, list[nn.Parameter]] = {"filters": [], "matrices": [], "vectors": []}
-    for parameter in model.parameters():
+def _parameter_groups(model: Classifier, recipe: Recipe) -> list[tuple[Rule, list[nn.Parameter]]]:
+    groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in recipe.rules}
+    for name, parameter in model.network.named_parameters():
         if parameter.requires_grad:
-            kind: ParameterKind = {4: "filters", 2: "matrices"}.get(parameter.ndim, "vectors")  # type: ignore[assignment]
-            groups[kind].append(parameter)
+            groups[_kind(name, parameter)].append(parameter)
     return [(recipe.rules[kind], parameters) for kind, parameters in groups.items()]
+
+
+def _kind(name: str, parameter: nn.Parameter) -> ParameterKind:
+    if parameter.ndim == 4:
+        return "stem" if name.startswith("stem.") else "filters"
+    return "matrices" if parameter.ndim == 2 else "vectors"

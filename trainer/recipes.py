@@ -11,7 +11,7 @@ from trainer.errors import unknown_name
 from trainer.evaluate import TestTimeViews
 from trainer.optim import Rule
 
-ParameterKind = Literal["filters", "matrices", "vectors"]
+ParameterKind = Literal["stem", "filters", "matrices", "vectors"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,8 @@ class Recipe:
     """Images a step, over all ranks together."""
     epochs: int
     rules: dict[ParameterKind, Rule]
-    """How convolution filters, fully connected matrices, and vectors (biases, norms) learn."""
+    """How the filters of a network's stem, the other filters, fully connected matrices, and vectors (biases, norms)
+    learn."""
     schedule: Schedule = field(default_factory=Schedule)
     augment: Augment = field(default_factory=Augment)
     label_smoothing: float = 0.0
@@ -62,7 +63,7 @@ class Recipe:
 
 
 def _same(rule: Rule) -> dict[ParameterKind, Rule]:
-    return {"filters": rule, "matrices": rule, "vectors": rule}
+    return {"stem": rule, "filters": rule, "matrices": rule, "vectors": rule}
 
 
 def _airbench_rules(*, filters: float, batch_size: int) -> dict[ParameterKind, Rule]:
@@ -71,6 +72,7 @@ def _airbench_rules(*, filters: float, batch_size: int) -> dict[ParameterKind, R
         "filters": Rule(lr=filters, momentum=0.6, orthogonalize=True),
         "matrices": Rule(lr=0.67 * batch_size, momentum=0.85, weight_decay=2e-5),
         "vectors": Rule(lr=0.053 * batch_size, momentum=0.85, weight_decay=2.5e-4),
+        "stem": Rule(lr=0.5, momentum=0.85, weight_decay=3.3e-3),
     }
 
 
@@ -85,6 +87,36 @@ _ALL = (
         global_batch_size=100,
         epochs=10,
         rules=_same(Rule(lr=0.1)),
+    ),
+    Recipe(
+        name="mnist-fast",
+        summary="a smaller net, augmented digits and Muon: half the errors of mnist in a third of its time",
+        dataset="mnist",
+        network="compact",
+        widths=(16, 32, 32, 64),
+        global_batch_size=500,
+        epochs=5,
+        rules=_airbench_rules(filters=0.12, batch_size=500),
+        schedule=_TO_ZERO,
+        augment=Augment(shift=2, rotate_degrees=10, scale=0.1),
+        label_smoothing=0.1,
+        precision="bfloat16",
+        test_time_views="shifted",
+    ),
+    Recipe(
+        name="fashion-mnist",
+        summary="cifar10-small's net and settings on Fashion-MNIST, not tuned for it",
+        dataset="fashion-mnist",
+        network="airbench",
+        widths=(32, 64, 128),
+        global_batch_size=500,
+        epochs=8,
+        rules=_airbench_rules(filters=0.12, batch_size=500),
+        schedule=_TO_ZERO,
+        augment=Augment(flip="alternating", shift=2, fill="zero"),
+        label_smoothing=0.2,
+        precision="bfloat16",
+        test_time_views="mirrored-and-shifted",
     ),
     Recipe(
         name="cifar10",

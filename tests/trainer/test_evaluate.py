@@ -83,6 +83,9 @@ def test_views_are_averaged_with_their_weights() -> None:
     assert torch.allclose(average_views(model, pixels, "one"), model(pixels))
     assert torch.allclose(average_views(model, pixels, "mirrored"), mirrored)
     padded = F.pad(pixels.float(), (1, 1, 1, 1), mode="reflect")
+    near = [padded[..., :8, 1:9], padded[..., 2:, 1:9], padded[..., 1:9, :8], padded[..., 1:9, 2:]]
+    weighted = (2 * model(pixels) + sum(map(model, near))) / 6
+    assert torch.allclose(average_views(model, pixels, "shifted"), weighted)
     corners = [padded[..., :8, :8], padded[..., 2:, 2:]]
     shifted = sum((model(corner) + model(corner.flip(-1))) / 2 for corner in corners) / 2
     assert torch.allclose(average_views(model, pixels, "mirrored-and-shifted"), (mirrored + shifted) / 2)

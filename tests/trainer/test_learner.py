@@ -35,7 +35,7 @@ def test_the_seed_alone_decides_the_first_weights(mini: Dataset, tmp_path: Path)
 def test_each_kind_of_parameter_has_its_rule(mini: Dataset, tmp_path: Path) -> None:
     frozen = Rule(lr=0.0)
     for kind in ("filters", "matrices", "vectors"):
-        rules = {**SHORT.rules, **dict.fromkeys(("filters", "matrices", "vectors"), frozen), kind: Rule(lr=0.1)}
+        rules = {**SHORT.rules, **dict.fromkeys(("stem", "filters", "matrices", "vectors"), frozen), kind: Rule(lr=0.1)}
         run = make_run(replace(SHORT, rules=rules), mini, tmp_path / kind)
         before = {name: p.detach().clone() for name, p in run.learner.model.named_parameters()}
         model = run.learner.model

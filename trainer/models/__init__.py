@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from trainer.models.airbench import AirbenchNet
+from trainer.models.compact import CompactNet
 from trainer.models.lecture import LectureNet
 
 
@@ -25,6 +26,8 @@ def build_network(
             return LectureNet(**shape)
         case "airbench":
             return AirbenchNet(**shape, widths=widths)
+        case "compact":
+            return CompactNet(**shape, widths=widths)
     raise AssertionError(name)
 
 
