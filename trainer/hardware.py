@@ -8,9 +8,7 @@ from pathlib import Path
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
-# <malloc.h>, the same on every glibc.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_MMAP_THRESHOLD = 32 << 20  # DEFAULT_MMAP_THRESHOLD_MAX on 64 bits; glibc ignores anything larger
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>, the same on every glibc
 
 
 def num_available_cpus(cgroup: Path = _CGROUP) -> int:
@@ -41,11 +39,12 @@ def keep_freed_memory() -> None:
     """Let glibc reuse the memory of freed tensors instead of returning it to the kernel.
 
     By default every activation of more than a few hundred kB is a fresh `mmap`: 3,520 page faults a step for the
-    lecture's net at batch 100, and half of its time. Does nothing where the C library is not glibc.
+    lecture's net at batch 100, and half of its time. So nothing is mapped, and the heap's top is never trimmed. Does
+    nothing where the C library is not glibc.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     except (OSError, AttributeError):
         return
