@@ -28,8 +28,9 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	  cat requirements.lock pyproject.toml | sha256sum > $(VENV)/installed.new && mv $(VENV)/installed.new $(VENV)/installed; \
 	else touch $(VENV)/installed; fi
 
+# OMP_NUM_THREADS only silences torchrun's warning: each rank sets its own number of threads.
 train: setup
-	$(BIN)/torchrun --nproc_per_node=$(NPROC) trainer/main.py
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=$(NPROC) trainer/main.py
 
 test: setup
 	$(BIN)/python -m pytest
