@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_step(
 
 
 MISTAKES = {
-    "unknown recipe": (["--recipe", "mnits"], "no recipe 'mnits': did you mean mnist?"),
+    "unknown recipe": (["--recipe", "mnits"], "no recipe 'mnits': did you mean mnist"),
     "unknown data set": (["--dataset", "mnist-mimi"], "did you mean mnist-mini"),
     "no epochs": (["--epochs", "0"], "--epochs 0: must be at least 1"),
     "no such folder": (["--dataset", "folder:/nowhere"], "/nowhere"),
