@@ -46,4 +46,4 @@ bench: setup
 
 lock:
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
-	  --extra trainer --extra dev pyproject.toml --output-file requirements.lock
+	  --extra dev pyproject.toml --output-file requirements.lock
