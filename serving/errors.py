@@ -1,0 +1,69 @@
+"""What can go wrong in the server, as one tree. None of these knows a protocol: `serving.status` has their codes.
+
+    ServingError
+    ├── InvalidArgument     the request is wrong: trying again without a change is pointless
+    ├── NotFound            no such model, version or RPC
+    ├── Unauthenticated     no token, or a wrong one
+    ├── Unsupported         a request for something that this server does not do
+    ├── Unavailable         not now: a model that is loading or has failed, a server that is leaving
+    ├── ResourceExhausted   the queue is full; says when to try again
+    ├── DeadlineExceeded    the caller's time is up, or the model's queue time-out
+    ├── Cancelled           the caller has gone
+    └── Internal            the model, or we, failed
+    StartupError            the server cannot start: one line for the operator
+
+Messages are one sentence that names what was expected and what came. Anything else that reaches the top is a defect: it
+is logged with its traceback and answered as Internal.
+"""
+
+
+class ServingError(Exception):
+    """Root of all errors that are answered to a caller."""
+
+
+class InvalidArgument(ServingError):
+    """The request is wrong."""
+
+
+class NotFound(ServingError):
+    """No such model, version or RPC."""
+
+
+class Unauthenticated(ServingError):
+    """No token, or a wrong one."""
+
+
+class Unsupported(ServingError):
+    """Part of the protocol, but nothing that this server does."""
+
+
+class Unavailable(ServingError):
+    """Not now."""
+
+
+class ResourceExhausted(ServingError):
+    """No room: the queue is full, or the message too large.
+
+    Args:
+        retry_after_ms: when to try again; None if there is no use in it.
+    """
+
+    def __init__(self, message: str, retry_after_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class DeadlineExceeded(ServingError):
+    """Too late for the caller."""
+
+
+class Cancelled(ServingError):
+    """The caller has gone."""
+
+
+class Internal(ServingError):
+    """The model, or we, failed."""
+
+
+class StartupError(Exception):
+    """The server cannot start; `str` is the one line for the operator."""
