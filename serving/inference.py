@@ -64,7 +64,7 @@ class InferResponse:
 
 
 class Call(Protocol):
-    """One ModelInfer on its transport. Exactly one of the two is called, once, from any thread, and never blocks for long.
+    """One ModelInfer on its transport. Exactly one of the two is called, once, from any thread; neither blocks.
 
     After `Pending.cancel` neither may come, or one late: a transport lets it fall.
     """

@@ -138,7 +138,9 @@ def _as_bytes(element: Any) -> bytes:
 
 
 def _split_strings(data: Buffer) -> list[bytes]:
-    view, elements, at = memoryview(data), [], 0
+    view = memoryview(data)
+    elements: list[bytes] = []
+    at = 0
     while at < len(view):
         start = at + 4
         end = start + int.from_bytes(view[at:start], "little")
