@@ -51,13 +51,19 @@ class BatchLimits:
 
 
 class Outputs:
-    """The results of a batch, cut apart. Each tensor is turned to bytes once, however many requests share it."""
+    """The results of a batch, cut apart. Each tensor is turned to bytes once, however many requests share it.
 
-    __slots__ = ("_bytes", "_rows", "arrays")
+    Args:
+        rows: of the batch dimension; None for a model without one, whose outputs all belong to one request.
+        row_shapes: the outputs' shapes without the batch dimension.
+    """
 
-    def __init__(self, arrays: Sequence[Array], rows: int) -> None:
+    __slots__ = ("_bytes", "_rows", "arrays", "row_shapes")
+
+    def __init__(self, arrays: Sequence[Array], rows: int | None) -> None:
         self.arrays = arrays
-        self._rows = rows
+        self.row_shapes = [array.shape if rows is None else array.shape[1:] for array in arrays]
+        self._rows = rows or 1
         self._bytes: list[bytes | None] = [None] * len(arrays)
 
     def slice(self, index: int, first_row: int, rows: int) -> Array:
@@ -276,7 +282,7 @@ class Batcher:
                 self._fail(job, failure, "BACKEND")
             return
         computed = time.monotonic_ns()
-        arrivals = self._answer(jobs, Outputs(arrays, rows))
+        arrivals = self._answer(jobs, Outputs(arrays, rows if self._limits.max_batch_size else None))
         answered = time.monotonic_ns()
         if arrivals:
             self._statistics.record_batch(arrivals, rows, (began, assembled, computed, answered), closed)
