@@ -4,6 +4,7 @@ A transport looks a method's full path up in `Service.unary`, or calls `Service.
 messages, and `Service.submit`. Nothing here knows gRPC or HTTP.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,14 +13,17 @@ from google.protobuf.message import DecodeError, Message
 
 from protos import grpc_service_pb2 as pb
 from protos import health_pb2
-from serving.batcher import BatcherClosed, Job, Outputs
+from serving.batcher import BatcherClosed
 from serving.codec import decode_request, parse_request
-from serving.errors import InvalidArgument, ServingError, Unavailable, Unsupported
+from serving.errors import Internal, InvalidArgument, ServingError, Unavailable, Unsupported
 from serving.health import Health
 from serving.inference import Call, Done, InferRequest, Pending
+from serving.jobs import PlannedJob, Template, ValueJob, WireJob
 from serving.plan import Plan, varint
 from serving.repository import Model, Repository
 from serving.statistics import Duration, Snapshot
+
+logger = logging.getLogger(__name__)
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 HEALTH_NAME = "grpc.health.v1.Health"
@@ -65,7 +69,7 @@ class Service:
         self.repository = repository
         self.health = health
         self._version = version
-        self._templates: dict[int, _Template] = {}
+        self._templates: dict[int, Template] = {}
         self._generation = repository.generation
         self.unary: Mapping[str, Callable[[bytes], bytes]] = self._unary()
         """By full method path: the serialised answer to a serialised request. They raise ServingError."""
@@ -89,7 +93,7 @@ class Service:
                 self._templates.clear()
             template = self._templates.get(len(payload))
             if template is not None and payload.startswith(template.prefix):
-                job = _WireJob(template.plan, template.cut(payload), b"", call, deadline)
+                job = WireJob(template.plan, template.cut(payload), b"", call, deadline)
                 try:
                     template.plan.model.batcher.submit(job)
                     return job
@@ -98,30 +102,33 @@ class Service:
             return self._infer_unknown(payload, call, deadline)
         except ServingError as error:
             call.fail(error)
-            return None
+        except Exception:
+            logger.exception("a request could not be run")
+            call.fail(Internal("the request could not be run; the server's log says why"))
+        return None
 
     def submit(self, request: InferRequest, done: Done, deadline: float | None) -> Pending | None:
         """Run a request that has been parsed. As `infer`, but the answer, or the error, goes to `done`."""
         try:
             deadline = _earlier(deadline, request)
-            return self._queue(request, lambda plan, buffers: _ValueJob(plan, buffers, request.id, done, deadline))
+            return self._queue(request, lambda plan, buffers: ValueJob(plan, buffers, request.id, done, deadline))
         except ServingError as error:
             done(error)
-            return None
+        return None
 
-    def _infer_unknown(self, payload: bytes, call: Call, deadline: float | None) -> "Pending":
+    def _infer_unknown(self, payload: bytes, call: Call, deadline: float | None) -> Pending:
         """The way of a request that looks like none before."""
         message = decode_request(payload)
         request = parse_request(message)
-        deadline = _earlier(deadline, request)
+        until = _earlier(deadline, request)
         encoded = request.id.encode()
         id_field = b"\x1a" + varint(len(encoded)) + encoded if encoded else b""
-        job = self._queue(request, lambda plan, buffers: _WireJob(plan, buffers, id_field, call, deadline))
+        job = self._queue(request, lambda plan, buffers: WireJob(plan, buffers, id_field, call, until))
         if not request.id and not request.parameters and not job.plan.has_strings:
             self._remember(payload, message, job.plan)
         return job
 
-    def _queue(self, request: InferRequest, make: "Callable[[Plan, tuple[Any, ...]], _PlannedJob]") -> "_PlannedJob":
+    def _queue(self, request: InferRequest, make: Callable[[Plan, tuple[Any, ...]], PlannedJob]) -> PlannedJob:
         for _ in range(_SWAPS_IN_ONE_REQUEST):
             plan = Plan(self.repository.get(request.model_name, request.model_version), request)
             job = make(plan, plan.arrange([given.data for given in request.inputs]))
@@ -134,7 +141,7 @@ class Service:
 
     def _remember(self, payload: bytes, message: pb.ModelInferRequest, plan: Plan) -> None:
         """Recognise the next request that differs from this one in its tensors' bytes alone."""
-        template = _Template.of(payload, message, plan)
+        template = Template.of(payload, message, plan)
         if template is not None:
             if len(self._templates) >= _MAX_TEMPLATES:
                 self._templates.clear()
@@ -256,97 +263,19 @@ def stream_error(error: ServingError) -> bytes:
     return pb.ModelStreamInferResponse(error_message=str(error)).SerializeToString()
 
 
-class _PlannedJob(Job):
-    """A job that a caller may cancel."""
-
-    __slots__ = ("plan",)
-
-    def __init__(self, plan: Plan, buffers: tuple[Any, ...], deadline: float | None) -> None:
-        super().__init__(buffers, plan.shapes, plan.rows, deadline)
-        self.plan = plan
-
-    def cancel(self) -> None:
-        self.plan.model.batcher.cancel(self)
-
-
-class _WireJob(_PlannedJob):
-    """A job that is answered with a serialised message."""
-
-    __slots__ = ("_call", "_id_field")
-
-    def __init__(
-        self, plan: Plan, buffers: tuple[Any, ...], id_field: bytes, call: Call, deadline: float | None
-    ) -> None:
-        super().__init__(plan, buffers, deadline)
-        self._id_field = id_field
-        self._call = call
-
-    def finish(self, outputs: Outputs, first_row: int) -> None:
-        self._call.succeed(self.plan.encode(outputs, first_row, self._id_field))
-
-    def fail(self, error: ServingError) -> None:
-        self._call.fail(error)
-
-
-class _ValueJob(_PlannedJob):
-    """A job that is answered with values."""
-
-    __slots__ = ("_done", "_id")
-
-    def __init__(
-        self, plan: Plan, buffers: tuple[Any, ...], request_id: str, done: Done, deadline: float | None
-    ) -> None:
-        super().__init__(plan, buffers, deadline)
-        self._id = request_id
-        self._done = done
-
-    def finish(self, outputs: Outputs, first_row: int) -> None:
-        self._done(self.plan.respond(outputs, first_row, self._id))
-
-    def fail(self, error: ServingError) -> None:
-        self._done(error)
-
-
-class _Template:
-    """What the requests of one client for one model have in common: all bytes before the tensor's own.
-
-    Comparing this prefix replaces parsing.
-    """
-
-    __slots__ = ("plan", "prefix")
-
-    def __init__(self, prefix: bytes, plan: Plan) -> None:
-        self.prefix = prefix
-        self.plan = plan
-
-    @classmethod
-    def of(cls, payload: bytes, message: pb.ModelInferRequest, plan: Plan) -> "_Template | None":
-        """The template of a request with one raw tensor at the end of its bytes, as all clients write it."""
-        if len(message.raw_input_contents) != 1:
-            return None
-        size = len(message.raw_input_contents[0])
-        prefix = payload[: len(payload) - size]
-        rest = pb.ModelInferRequest()
-        rest.CopyFrom(message)
-        rest.ClearField("raw_input_contents")
-        header = b"\x3a" + varint(size)
-        try:
-            alike = prefix.endswith(header) and pb.ModelInferRequest.FromString(prefix[: -len(header)]) == rest
-        except DecodeError:
-            return None
-        return cls(prefix, plan) if alike else None
-
-    def cut(self, payload: bytes) -> tuple[memoryview]:
-        return (memoryview(payload)[len(self.prefix) :],)
-
-
 def _handler(kind: type[Message], answer: Callable[[Any], Message]) -> Callable[[bytes], bytes]:
     def handle(payload: bytes) -> bytes:
         try:
             request = kind.FromString(payload)
         except DecodeError as error:
             raise InvalidArgument(f"the {len(payload)} bytes received are no {kind.__name__}: {error}") from error
-        return answer(request).SerializeToString()
+        try:
+            return answer(request).SerializeToString()
+        except ServingError:
+            raise
+        except Exception as error:
+            logger.exception("%s could not be answered", kind.__name__)
+            raise Internal(f"the server failed on a {kind.__name__}; its log says why") from error
 
     return handle
 
