@@ -1,0 +1,74 @@
+"""Arrays into requests and answers into arrays. Knows no channel."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from protos import grpc_service_pb2 as pb
+from serving.client.errors import invalid
+from serving.tensors import DATATYPES, Array, Datatype, to_array, to_bytes
+
+_BY_DTYPE = {datatype.dtype: datatype for datatype in DATATYPES.values()}
+
+
+def as_array(name: str, value: Any) -> Array:
+    """The value as an array that can travel: strings and bytes as objects.
+
+    Raises:
+        ClientError: its dtype is none of the protocol's.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind in "US":
+        array = array.astype(object)
+    _datatype(name, array)
+    return array
+
+
+def with_inputs(base: pb.ModelInferRequest, arrays: Mapping[str, Array]) -> pb.ModelInferRequest:
+    """A copy of a request, with these inputs in raw form."""
+    request = pb.ModelInferRequest()
+    request.CopyFrom(base)
+    for name, array in arrays.items():
+        request.inputs.add(name=name, datatype=_datatype(name, array).name, shape=array.shape)
+        request.raw_input_contents.append(to_bytes(array))
+    return request
+
+
+def outputs_of(response: pb.ModelInferResponse) -> dict[str, Array]:
+    """The arrays of an answer, raw or typed; read-only, in part without a copy."""
+    raw = list(response.raw_output_contents)
+    arrays = {}
+    for index, output in enumerate(response.outputs):
+        datatype, shape = DATATYPES[output.datatype], tuple(output.shape)
+        if raw:
+            arrays[output.name] = to_array(datatype, shape, raw[index])
+        else:
+            elements = getattr(output.contents, str(datatype.contents))
+            arrays[output.name] = np.array(list(elements), datatype.dtype).reshape(shape)
+    return arrays
+
+
+def num_rows(arrays: Mapping[str, Array]) -> int:
+    """The size of the first dimension that all inputs share; 0 if they share none."""
+    sizes = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def split_rows(arrays: Mapping[str, Array], size: int) -> Iterator[dict[str, Array]]:
+    """The same inputs in parts of at most `size` rows."""
+    for first in range(0, num_rows(arrays), size):
+        yield {name: array[first : first + size] for name, array in arrays.items()}
+
+
+def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """The outputs of consecutive parts as one, the caller's to change."""
+    if len(parts) == 1:
+        return {name: array.copy() for name, array in parts[0].items()}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _datatype(name: str, array: Array) -> Datatype:
+    if array.dtype not in _BY_DTYPE:
+        raise invalid(f"input {name!r}: no tensor of the protocol holds {array.dtype}; convert it first")
+    return _BY_DTYPE[array.dtype]
