@@ -1,0 +1,31 @@
+"""`python -m serving --model-repository models`: the command line of the server."""
+
+import sys
+from collections.abc import Sequence
+
+from serving.errors import StartupError
+
+EXIT_CANNOT_START = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until a signal comes. Returns the exit code: 0 after a drain, 2 if the server cannot start."""
+    import tyro
+
+    from serving.config import ServeConfig
+
+    config = tyro.cli(ServeConfig, args=arguments, prog="python -m serving")
+    try:
+        from serving.logs import set_up_logging
+        from serving.server import serve
+
+        set_up_logging(config.log_format)
+        serve(config)
+    except StartupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
