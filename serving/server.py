@@ -15,7 +15,7 @@ from importlib.metadata import version
 
 from serving.config import ServeConfig
 from serving.health import Health
-from serving.http import HttpServer
+from serving.http import HttpAddress, HttpServer
 from serving.logs import AccessLog
 from serving.repository import Repository
 from serving.security import TlsFiles, Token
@@ -65,12 +65,10 @@ class Server:
         self.grpc = _build_transport(config, self.transport_name, self.service, token, tls, access_log)
         self.http = HttpServer(
             self.service,
-            host=config.host,
-            port=config.http_port,
-            metrics_port=config.metrics_port,
+            HttpAddress(host=config.host, port=config.http_port, metrics_port=config.metrics_port),
+            max_message_bytes=config.max_message_bytes,
             token=token,
             tls=tls,
-            max_message_bytes=config.max_message_bytes,
             access_log=access_log,
         )
 
