@@ -32,7 +32,7 @@ def trainer_command(data_dir: Path) -> Callable[..., list[str]]:
     def command(*arguments: str, ranks: int = 1) -> list[str]:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         launcher = [sys.executable, *(torchrun if ranks > 1 else [])]
-        known = ["--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu"]
+        known = ["--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu", "--no-export"]
         return [*launcher, str(ROOT / "trainer" / "main.py"), *known, *arguments]
 
     return command

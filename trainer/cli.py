@@ -37,6 +37,15 @@ def evaluate_command(arguments: Sequence[str]) -> NoReturn:
     run_command(lambda: evaluate_run(config))
 
 
+def export_command(arguments: Sequence[str]) -> NoReturn:
+    """`python -m trainer export RUN`."""
+    from trainer.config import ExportConfig
+    from trainer.revisit import export_run
+
+    config = parse(ExportConfig, arguments, prog="python -m trainer export")
+    run_command(lambda: export_run(config))
+
+
 def recipes_command(arguments: Sequence[str]) -> None:
     """`python -m trainer recipes`: one line for each."""
     from trainer.recipes import RECIPES

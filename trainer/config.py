@@ -43,6 +43,10 @@ class TrainConfig:
     """auto: continue from the newest good checkpoint in the run folder; never: refuse a folder that has any."""
     device: DeviceChoice = "auto"
     """auto takes the GPUs if there are any, one for each rank."""
+    export: bool = True
+    """Publish the trained model in the model repository."""
+    model_repository: Path = Path("models")
+    """Folder of the models to serve; the model's name there is the recipe's."""
 
     def resolve(self) -> Recipe:
         """The recipe with this command line's changes.
@@ -79,6 +83,20 @@ class EvaluateConfig:
     """Where data sets are kept."""
     device: DeviceChoice = "auto"
     """auto takes the GPUs if there are any, one for each rank."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """Make a run's newest weights a version in a model repository, for servers, if every format passes its check."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    model_repository: Path = Path("models")
+    """Folder of the models to serve."""
+    name: str | None = None
+    """The model's name there. [default: the recipe's]"""
+    data_dir: Path = field(default_factory=default_data_dir)
+    """Where data sets are kept."""
 
 
 def fingerprint(recipe: Recipe, *, seed: int, image_size: int | None, dataset_sha256: str) -> dict[str, Any]:

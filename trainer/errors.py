@@ -5,6 +5,7 @@
     ├── DataError        a data set is missing, damaged or unreadable
     ├── CheckpointError  a run folder or a checkpoint cannot be read or written
     ├── DivergenceError  the loss is no longer a number
+    ├── ExportError      a trained model is not published: it failed its check, or the repository cannot be written
     ├── PeerError        another rank failed, and that rank tells the user why
     └── Interrupted      SIGTERM or Ctrl-C: the state is saved, the run can go on later
 
@@ -45,6 +46,12 @@ class DivergenceError(TrainerError):
     """The loss is not finite any more. Exit code 5."""
 
     exit_code = 5
+
+
+class ExportError(TrainerError):
+    """A trained model is not published. Exit code 6; the run itself is as good as it was."""
+
+    exit_code = 6
 
 
 class PeerError(TrainerError):

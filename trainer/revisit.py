@@ -1,7 +1,9 @@
-"""A run opened again: its newest weights, on its validation images or on the test images."""
+"""A run opened again: its newest weights, on validation images, on test images, or for servers."""
+
+from pathlib import Path
 
 from trainer.checkpoint import weights_sha256
-from trainer.config import EvaluateConfig, recipe_from_json
+from trainer.config import EvaluateConfig, ExportConfig, recipe_from_json
 from trainer.distributed import World
 from trainer.errors import ConfigError
 from trainer.evaluate import describe_accuracy, evaluate
@@ -10,7 +12,7 @@ from trainer.hardware import keep_freed_memory
 from trainer.ledger import Ledger
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
-from trainer.train import evaluate_on_test_set, load, setup
+from trainer.train import evaluate_on_test_set, load, served_model, setup
 
 
 def evaluate_run(config: EvaluateConfig) -> None:
@@ -21,7 +23,7 @@ def evaluate_run(config: EvaluateConfig) -> None:
     """
     keep_freed_memory()
     with World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
-        run = open_run(config, world, progress)
+        run = open_run(config.run, config.data_dir, world, progress)
         if config.split == "validation":
             seen = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
             progress.say(f"validation accuracy {describe_accuracy(seen.num_errors, seen.num_images)}")
@@ -37,15 +39,30 @@ def evaluate_run(config: EvaluateConfig) -> None:
             )
 
 
-def open_run(config: EvaluateConfig, world: World, progress: Progress) -> Run:
+def export_run(config: ExportConfig) -> None:
+    """`python -m trainer export RUN`, on the CPU; under torchrun only the main rank does it.
+
+    Raises:
+        TrainerError: see `trainer.errors`.
+    """
+    from trainer.export.pipeline import export  # imports onnx, which nobody else needs to wait for
+
+    keep_freed_memory()
+    with World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
+        run = open_run(config.run, config.data_dir, world, progress)
+        if world.is_main:
+            export(run, served_model(run, config.model_repository, config.name), run.folder.result())
+
+
+def open_run(path: Path, data_dir: Path, world: World, progress: Progress) -> Run:
     """The run in a folder, at its newest good checkpoint.
 
     Raises:
         ConfigError: there is no run or no checkpoint, or its data set has changed.
     """
-    folder = RunFolder.read(config.run)
+    folder = RunFolder.read(path)
     recipe = recipe_from_json(folder.fingerprint["recipe"])
-    dataset = load(recipe, folder.fingerprint["image_size"], config.data_dir, world, progress.say)
+    dataset = load(recipe, folder.fingerprint["image_size"], data_dir, world, progress.say)
     if dataset.sha256 != folder.fingerprint["dataset_sha256"]:
         raise ConfigError(f"{dataset.name} is not what {folder.path} was trained on: its content has changed since")
     run = setup(recipe, dataset, folder, world, progress)

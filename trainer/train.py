@@ -1,6 +1,6 @@
 """A training run, from a command line to a report. `train` is the table of contents.
 
-    setup -> restore -> fit -> evaluate -> report
+    setup -> restore -> fit -> evaluate -> export -> report
 
 What a step computes is in step, what a rank is in distributed, where images come from in data.
 """
@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,8 +17,9 @@ from trainer.checkpoint import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, load_dataset, split_validation
 from trainer.distributed import World
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, ExportError, TrainerError
 from trainer.evaluate import Evaluation, describe_accuracy, evaluate, wilson_interval
+from trainer.export.repository import Model, printable
 from trainer.files import write_json
 from trainer.fit import Position, Run, fit, restore
 from trainer.hardware import describe, keep_freed_memory
@@ -49,12 +51,18 @@ def train(config: TrainConfig) -> None:
         if folder.is_complete(world):
             progress.say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")
             return
+        model = served_model(run, config.model_repository) if config.export else None
         restore(run)
         fit(run, stop)
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
         test_images, test, look = evaluate_on_test_set(run)
-        if look is not None:
-            report(run, validation, test_images, test, look)
+        if look is not None:  # the main rank; the others are done
+            result = summarize(run, validation, look)
+            try:
+                if model is not None:
+                    result["exported"] = export(run, model, result)
+            finally:  # whatever became of the export, the run is complete
+                report(run, result, test_images, test, look)
 
 
 def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, say: Callable[[str], None]) -> Dataset:
@@ -123,15 +131,44 @@ def evaluate_on_test_set(run: Run) -> tuple[ImageSet, Evaluation, Look | None]:
     )
 
 
-def report(run: Run, validation: Evaluation, test_images: ImageSet, test: Evaluation, look: Look) -> None:
-    """Write `report.html`, and then `result.json`, with which the run is complete; tell the user.
+def served_model(run: Run, repository: Path, name: str | None = None) -> Model:
+    """Where a run's model goes in a model repository; its name is the recipe's unless another is given.
 
     Raises:
-        CheckpointError: they cannot be written.
+        ConfigError: the name is none for a model, or belongs to one with other classes, inputs or outputs.
+        ExportError: the repository may not be written.
     """
-    from trainer.report import write_report  # matplotlib takes a second, which the first step need not wait for
+    _, num_channels, height, width = run.dataset.train.images.shape
+    model = Model(
+        repository=repository,
+        name=name or run.recipe.name,
+        image_shape=(num_channels, height, width),
+        labels=tuple(printable(label) for label in run.dataset.classes),
+    )
+    if run.world.is_main:
+        model.check()
+    return model
 
-    result = {
+
+def export(run: Run, model: Model, result: dict[str, Any]) -> str:
+    """Publish the trained model; returns the version's folder.
+
+    Raises:
+        ExportError: it failed its check, or the repository cannot be written.
+    """
+    from trainer.export.pipeline import export  # onnx takes a second, which the first step need not wait for
+
+    try:
+        return str(export(run, model, result))
+    except TrainerError as error:
+        raise ExportError(
+            f"{error}; the run is complete, but not exported: python -m trainer export {run.folder.path} tries again"
+        ) from error
+
+
+def summarize(run: Run, validation: Evaluation, look: Look) -> dict[str, Any]:
+    """What `result.json` will hold."""
+    return {
         "recipe": run.recipe.name,
         "dataset": run.dataset.name,
         "dataset_sha256": run.dataset.sha256,
@@ -156,6 +193,16 @@ def report(run: Run, validation: Evaluation, test_images: ImageSet, test: Evalua
         "exported": None,
         "machine": describe(run.world.device),
     }
+
+
+def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evaluation, look: Look) -> None:
+    """Write `report.html`, and then `result.json`, with which the run is complete; tell the user.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    from trainer.report import write_report  # matplotlib takes a second, which the first step need not wait for
+
     try:
         write_report(run.folder.path, result, run.dataset.classes, test_images, test)
         write_json(run.folder.result_path, result)

@@ -1,0 +1,148 @@
+"""The gate: what is exported answers as the trained model does, in every format and at every batch size, or stays out.
+
+The reference is the model itself, in float32 on the CPU. Knows formats only as functions from images to answers.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.data import ImageSet
+from trainer.errors import ExportError
+from trainer.export.formats import Answer, Floats
+
+NUM_IMAGES = 10_000
+"""Looked at where the data set has so many; all validation images, where they are more."""
+LARGEST_BATCH = 256
+SMALL_BATCHES = (17, 3, 2, 1)
+NUM_IMAGES_IN_SMALL_BATCHES = 510
+"""A multiple of 1, 2, 3 and 17."""
+TOLERANCE = 1e-4
+"""Largest difference of a logit or a probability."""
+
+
+class Sample:
+    """The images that the gate looks at: all validation images, and training images up to 10,000 in all.
+
+    Never test images. They are read where they lie, a batch at a time.
+    """
+
+    def __init__(self, validation: tuple[ImageSet, torch.Tensor], training: tuple[ImageSet, torch.Tensor]) -> None:
+        num_more = min(len(training[1]), max(0, NUM_IMAGES - len(validation[1])))
+        # Evenly spread: folders of images are sorted by class.
+        spread = torch.linspace(0, len(training[1]) - 1, num_more).long()
+        self._parts = (("validation", *validation), ("training", training[0], training[1][spread]))
+        self.num_validation = len(validation[1])
+        self.labels = torch.cat([images.labels[indices] for _, images, indices in self._parts]).numpy()
+        """int64 `[N]`, validation images first."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int, num_images: int) -> Iterator[torch.Tensor]:
+        """The first images, uint8 `[size, C, H, W]`; the last batch may be smaller."""
+        for start in range(0, num_images, size):
+            yield torch.cat(list(self._between(start, min(start + size, num_images))))
+
+    def describe(self, position: int) -> str:
+        """The image at a position as `training image 123`: its index in the data set."""
+        for name, _, indices in self._parts:
+            if position < len(indices):
+                return f"{name} image {int(indices[position])}"
+            position -= len(indices)
+        raise IndexError(position)
+
+    def _between(self, start: int, stop: int) -> Iterator[torch.Tensor]:
+        for _, images, indices in self._parts:
+            yield images.images[indices[max(0, start) : max(0, stop)]]
+            start, stop = start - len(indices), stop - len(indices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How one format at one batch size agreed with the reference; what the manifest says of it.
+
+    Args:
+        largest_difference: of any logit or probability.
+        near_ties: images taken for another class than by the reference, whose two largest logits there lie within the
+            tolerance of each other.
+    """
+
+    batch_size: int
+    num_images: int
+    largest_difference: float
+    near_ties: int
+
+
+@torch.inference_mode()
+def reference_logits(model: nn.Module, batches: Iterable[torch.Tensor]) -> Floats:
+    """float32 `[N, classes]`: what the trained model says of images uint8 `[B, C, H, W]`, a batch at a time."""
+    logits: Floats = torch.cat([model(images) for images in batches]).numpy()
+    return logits
+
+
+def check_parity(name: str, answer: Answer, sample: Sample, reference: Floats) -> list[Agreement]:
+    """Compare a format with the reference: the whole sample at the largest batch size, the first images at the others.
+
+    Raises:
+        ExportError: they differ; the message names the format, the batch size, the image and both logits.
+    """
+    num_few = min(len(sample), NUM_IMAGES_IN_SMALL_BATCHES)
+    plan = {LARGEST_BATCH: len(sample)} | dict.fromkeys(SMALL_BATCHES, num_few)
+    return [_check(name, answer, sample, reference[:num_images], size) for size, num_images in plan.items()]
+
+
+def ask(answer: Answer, sample: Sample, batch_size: int, num_images: int) -> tuple[Floats, Floats]:
+    """Logits and probabilities, `[num_images, classes]`, of the first images."""
+    answers = [answer(images.numpy()) for images in sample.batches(batch_size, num_images)]
+    logits, probabilities = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+    return logits, probabilities
+
+
+def _check(name: str, answer: Answer, sample: Sample, reference: Floats, batch_size: int) -> Agreement:
+    where = f"{name} at batch size {batch_size}"
+    try:
+        logits, probabilities = ask(answer, sample, batch_size, len(reference))
+    except Exception as error:  # the runtimes' errors have no common root
+        raise ExportError(f"{where} does not run: {str(error).strip().splitlines()[0]}") from error
+    for output in (logits, probabilities):
+        if output.shape != reference.shape or output.dtype != np.float32:
+            raise ExportError(f"{where} gives {output.dtype} {list(output.shape)}, not float32 {list(reference.shape)}")
+    near_ties = _check_classes(where, logits, reference, sample)
+    largest = 0.0
+    for what, given, expected in (
+        ("logit", logits, reference),
+        ("probability", probabilities, _softmax(reference)),
+    ):
+        difference = np.abs(given - expected)
+        largest = max(largest, float(difference.max()))
+        for image, column in np.argwhere(~(difference <= TOLERANCE))[:1]:  # in these words because of NaN
+            raise ExportError(
+                f"{where} answers {sample.describe(image)} with {what} {column} = {given[image, column]:.6g}, the "
+                f"trained model with {expected[image, column]:.6g}: more than {TOLERANCE:g} apart"
+            )
+    return Agreement(batch_size=batch_size, num_images=len(logits), largest_difference=largest, near_ties=near_ties)
+
+
+def _check_classes(where: str, logits: Floats, reference: Floats, sample: Sample) -> int:
+    """How many images are taken for another class because of a near tie; raises where it is no near tie."""
+    given, expected = logits.argmax(axis=1), reference.argmax(axis=1)
+    differing = np.flatnonzero(given != expected)
+    second, first = np.partition(reference[differing], -2, axis=1)[:, -2:].T
+    for image in differing[~(first - second <= TOLERANCE)][:1]:
+        a, b = given[image], expected[image]
+        raise ExportError(
+            f"{where} takes {sample.describe(image)} for class {a} (logits {a} and {b}: {logits[image, a]:.6g} and "
+            f"{logits[image, b]:.6g}), the trained model for class {b} ({reference[image, a]:.6g} and "
+            f"{reference[image, b]:.6g})"
+        )
+    return len(differing)
+
+
+def _softmax(logits: Floats) -> Floats:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    softmax: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return softmax
