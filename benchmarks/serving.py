@@ -1,0 +1,407 @@
+"""Serving beside Triton and MLServer, in one run on one machine.
+
+    python benchmarks/serving.py --model models/mnist/1/model.onnx --peers FOLDER [--rounds 3] [--seconds 5]
+
+FOLDER holds `triton.sh` and `mlserver.sh`, each of which serves one ONNX model as `peer` on the port of its second
+argument. All servers compute with ONNX Runtime on one thread. They are taken in turn (A B C A B C), because a shared
+machine's speed moves by the minute; what is reported are medians over the rounds, and ratios within the run. Load
+comes from h2load. CPU time is that of the server and all its children, from /proc. Writes
+`benchmarks/results/serving-DATE.json` and a table of it in Markdown.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnxruntime
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from protos import grpc_service_pb2 as pb  # noqa: E402
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+PATIENCE_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server under test, and how it is started on a port."""
+
+    name: str
+    command: list[str]
+    http: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one burst of load showed."""
+
+    requests_per_second: float
+    cpu_us_per_request: float
+    fastest_us: float
+    median_us: float
+    p99_us: float
+
+
+def servers(repository: Path, model: Path, peers: Path | None) -> dict[str, Server]:
+    """All servers, by name; `PORT` in a command stands for its gRPC port."""
+    own = [
+        sys.executable, "-m", "serving", "--model-repository", str(repository), "--num-threads", "1",
+        "--grpc-port", "PORT", "--http-port", "0", "--metrics-port", "0",
+    ]  # fmt: skip
+    found = {
+        "convoy native": Server("convoy native", [*own, "--transport", "native"]),
+        "convoy grpcio": Server("convoy grpcio", [*own, "--transport", "grpcio"]),
+    }
+    if peers is not None:
+        found["triton"] = Server("triton", [str(peers / "triton.sh"), str(model), "PORT"])
+        found["mlserver"] = Server("mlserver", [str(peers / "mlserver.sh"), str(model), "PORT"])
+    return found
+
+
+@contextlib.contextmanager
+def started(server: Server, extra: tuple[str, ...] = ()) -> Iterator[tuple[int, int, float]]:
+    """The server, answering. Gives its port, its process and the seconds from start to the first good answer."""
+    port = free_port()
+    command = [str(port) if part == "PORT" else part for part in (*server.command, *extra)]
+    began = time.monotonic()
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True)
+    try:
+        wait_until_it_answers(port, process)
+        yield port, process.pid, time.monotonic() - began
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_it_answers(port: int, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            sys.exit(f"a server ended at once: {process.args}")
+        with contextlib.suppress(OSError, grpc.RpcError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            ask(port, REQUEST)
+            return
+        time.sleep(0.02)
+    sys.exit(f"a server does not answer: {process.args}")
+
+
+REQUEST = b""
+
+
+def ask(port: int, payload: bytes) -> pb.ModelInferResponse:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        answer: pb.ModelInferResponse = pb.ModelInferResponse.FromString(channel.unary_unary(INFER)(payload, timeout=5))
+        return answer
+
+
+def request(images: np.ndarray) -> bytes:
+    """A serialised ModelInfer of those images for the model `peer`."""
+    message = pb.ModelInferRequest(model_name="peer", raw_input_contents=[images.tobytes()])
+    message.inputs.add(name="images", datatype="UINT8", shape=images.shape)
+    return message.SerializeToString()
+
+
+def framed(payload: bytes, folder: Path, name: str) -> Path:
+    """The message as h2load sends it, in a file."""
+    path = folder / name
+    path.write_bytes(b"\0" + struct.pack(">I", len(payload)) + payload)
+    return path
+
+
+def tree(pid: int) -> list[int]:
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+            found += [int(child) for child in children]
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its children."""
+    total = 0
+    for member in tree(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])
+    return total * TICK_S
+
+
+def resident_mb(pid: int) -> float:
+    total = 0
+    for member in tree(pid):
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{member}/status").read_text()
+            total += int(re.search(r"VmRSS:\s+(\d+)", status)[1])  # type: ignore[index]
+    return total / 1024
+
+
+def load(port: int, pid: int, payload: Path, seconds: float, concurrency: int) -> Load:
+    """Ask for so long with so many requests under way at once."""
+    connections = min(concurrency, 4)
+    log = payload.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    # The second that h2load warms up for is neither in its counts nor in the CPU time.
+    run_h2load(port, payload, 1, connections, concurrency, None)
+    before = cpu_seconds(pid)
+    report = run_h2load(port, payload, seconds, connections, concurrency, log)
+    spent = cpu_seconds(pid) - before
+    done = int(re.search(r"(\d+) succeeded", report)[1])  # type: ignore[index]
+    latencies = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
+    return Load(
+        requests_per_second=done / seconds,
+        cpu_us_per_request=spent * 1e6 / done,
+        fastest_us=latencies[0],
+        median_us=statistics.median(latencies),
+        p99_us=latencies[int(0.99 * len(latencies))],
+    )
+
+
+def run_h2load(port: int, payload: Path, seconds: float, connections: int, concurrency: int, log: Path | None) -> str:
+    command = [
+        "h2load", "-t1", "-c", str(connections), "-m", str(concurrency // connections), "-D", str(seconds),
+        "-H", "content-type: application/grpc", "-H", "te: trailers", "-d", str(payload),
+        *([] if log is None else [f"--log-file={log}"]), f"http://127.0.0.1:{port}{INFER}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or "succeeded" not in done.stdout:
+        sys.exit(f"h2load failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def bare_cpu_us(model: Path, images: np.ndarray, seconds: float) -> float:
+    """CPU time of `InferenceSession.run` alone on these images, in a process of its own, one thread."""
+    script = f"""
+import numpy as np, onnxruntime, time
+options = onnxruntime.SessionOptions(); options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession({str(model)!r}, options, providers=["CPUExecutionProvider"])
+images = np.random.default_rng(0).integers(0, 256, {images.shape}).astype(np.uint8)
+for _ in range(20): session.run(None, {{"images": images}})
+began, until, runs = time.process_time(), time.monotonic() + {seconds}, 0
+while time.monotonic() < until: session.run(None, {{"images": images}}); runs += 1
+print((time.process_time() - began) * 1e6 / runs)
+"""
+    return float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+
+
+def measure_round(
+    found: dict[str, Server], one: Path, many: Path, model: Path, images: np.ndarray, seconds: float
+) -> dict[str, Any]:
+    """Each server in turn under each kind of load."""
+    seen: dict[str, Any] = {}
+    for name, server in found.items():
+        with started(server) as (port, pid, ready_s):
+            idle_mb = resident_mb(pid)
+            loads = {f"c={c}": load(port, pid, one, seconds, c) for c in (1, 32, 128)}
+            loads["64 images, c=8"] = load(port, pid, many, seconds, 8)
+            seen[name] = {
+                "ready_s": ready_s,
+                "resident_mb_idle": idle_mb,
+                "resident_mb_after": resident_mb(pid),
+                "loads": {key: {slot: getattr(value, slot) for slot in Load.__slots__} for key, value in loads.items()},
+            }
+        print(
+            f"  {name}: "
+            + "; ".join(
+                f"{key} {value.cpu_us_per_request:.0f} us CPU, {value.requests_per_second:.0f}/s"
+                for key, value in loads.items()
+            ),
+            flush=True,
+        )
+    seen["bare run of 64 images"] = {"cpu_us": bare_cpu_us(model, images, seconds)}
+    return seen
+
+
+def overload(server: Server, many: Path, seconds: float) -> dict[str, float]:
+    """Good answers a second when asked for what it can do, and for far more; and how fast it refuses."""
+    with started(server, ("--max-queue-size", "32")) as (port, pid, _):
+        best = load(port, pid, many, seconds, 16).requests_per_second
+        before = successes(port)
+        refusals = Refusals(port)
+        began = time.monotonic()
+        flood = load(port, pid, many, seconds, 1024)
+        good = (successes(port) - before) / (time.monotonic() - began)
+        times = refusals.stop()
+    return {
+        "best_per_second": best,
+        "asked_per_second": flood.requests_per_second,
+        "good_per_second": good,
+        "refusal_median_ms": statistics.median(times) if times else float("nan"),
+        "num_refusals_timed": len(times),
+    }
+
+
+def successes(port: int) -> int:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelStatistics")
+        answer = pb.ModelStatisticsResponse.FromString(call(b"", timeout=30))
+        return int(answer.model_stats[0].inference_stats.success.count)
+
+
+class Refusals:
+    """A client that asks twenty times a second beside the flood, and times the refusals."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._times: list[float] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        with grpc.insecure_channel(f"127.0.0.1:{self._port}") as channel:
+            call = channel.unary_unary(INFER)
+            while not self._over.wait(0.05):
+                began = time.monotonic()
+                try:
+                    call(REQUEST, timeout=10)
+                except grpc.RpcError as error:
+                    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                        self._times.append(1000 * (time.monotonic() - began))
+
+    def stop(self) -> list[float]:
+        """Milliseconds of each refusal."""
+        self._over.set()
+        self._thread.join()
+        return self._times
+
+
+def median_of(rounds: list[dict[str, Any]], *path: str) -> float:
+    values = []
+    for one in rounds:
+        value: Any = one
+        for key in path:
+            value = value[key]
+        values.append(value)
+    return statistics.median(values)
+
+
+def table(rounds: list[dict[str, Any]], found: dict[str, Server], flood: dict[str, float]) -> list[str]:
+    lines = [
+        "| server | c=1 fastest / median | c=32 | c=128 | 64 images, c=8 | requests/s c=128 | ready | memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in found:
+        cpu = [
+            median_of(rounds, name, "loads", key, "cpu_us_per_request") for key in ("c=32", "c=128", "64 images, c=8")
+        ]
+        one = [median_of(rounds, name, "loads", "c=1", key) for key in ("fastest_us", "median_us")]
+        lines.append(
+            f"| {name} | {one[0]:.0f} / {one[1]:.0f} µs | {cpu[0]:.0f} µs | {cpu[1]:.0f} µs | {cpu[2]:.0f} µs | "
+            f"{median_of(rounds, name, 'loads', 'c=128', 'requests_per_second'):,.0f} | "
+            f"{median_of(rounds, name, 'ready_s'):.2f} s | {median_of(rounds, name, 'resident_mb_after'):.0f} MB |"
+        )
+    bare = median_of(rounds, "bare run of 64 images", "cpu_us")
+    own = median_of(rounds, "convoy native", "loads", "64 images, c=8", "cpu_us_per_request")
+    lines += ["", "Columns of microseconds without a name are CPU time of the server a request.", ""]
+    lines.append(
+        f"Bare `InferenceSession.run` of 64 images: {bare:.0f} µs of CPU; native spends {own / bare:.2f} times that."
+    )
+    for name in found:
+        if name != "convoy native":
+            ratios = [
+                median_of(rounds, name, "loads", key, "cpu_us_per_request")
+                / median_of(rounds, "convoy native", "loads", key, "cpu_us_per_request")
+                for key in ("c=32", "c=128")
+            ]
+            lines.append(
+                f"{name} spends {ratios[0]:.1f} (c=32) and {ratios[1]:.1f} (c=128) times native's CPU a request."
+            )
+    times_asked = flood["asked_per_second"] / flood["best_per_second"]
+    kept = 100 * flood["good_per_second"] / flood["best_per_second"]
+    lines += [
+        "",
+        "Overload (native, 64 images a request, queue of 32): "
+        f"{flood['best_per_second']:.0f} good answers a second at best; asked for {times_asked:.1f} times that, "
+        f"{flood['good_per_second']:.0f} ({kept:.0f} %); median refusal {flood['refusal_median_ms']:.1f} ms "
+        f"({flood['num_refusals_timed']:.0f} timed).",
+    ]
+    return lines
+
+
+def main() -> None:
+    global REQUEST
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="model.onnx with one uint8 input called images")
+    parser.add_argument("--peers", type=Path, help="folder with triton.sh and mlserver.sh; without it only ours")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of load, each")
+    parser.add_argument("--only", nargs="*", help="names of servers")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shape = (
+            onnxruntime.InferenceSession(options.model, providers=["CPUExecutionProvider"]).get_inputs()[0].shape[1:]
+        )
+        images = np.random.default_rng(0).integers(0, 256, (64, *shape)).astype(np.uint8)
+        REQUEST = request(images[:1])
+        one, many = framed(REQUEST, folder, "one"), framed(request(images), folder, "many")
+        (folder / "models" / "peer" / "1").mkdir(parents=True)
+        shutil.copy(options.model, folder / "models" / "peer" / "1" / "model.onnx")
+        found = servers(folder / "models", options.model, options.peers)
+        if options.only:
+            found = {key: server for key, server in found.items() if key in options.only}
+        rounds = []
+        for number in range(options.rounds):
+            print(f"round {number + 1} of {options.rounds}", flush=True)
+            rounds.append(measure_round(found, one, many, options.model, images, options.seconds))
+        flood = overload(found["convoy native"], many, options.seconds)
+    text = "\n".join([*heading(), *table(rounds, found, flood), ""])
+    print(text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"serving-{datetime.datetime.now(datetime.UTC).date()}"
+    path.with_suffix(".md").write_text(text)
+    result = {"machine": machine(), "command": sys.argv, "rounds": rounds, "overload": flood}
+    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{os.cpu_count()} CPUs of {cpu}, {platform.platform()}, onnxruntime {onnxruntime.__version__}"
+
+
+def heading() -> list[str]:
+    command = " ".join(["python", *(Path(part).name if "/" in part else part for part in sys.argv)])
+    date = datetime.datetime.now(datetime.UTC).date()
+    return [f"# Serving, {date}", "", f"`{command}`", "", f"On {machine()}; the load comes from the same machine.", ""]
+
+
+if __name__ == "__main__":
+    main()
