@@ -11,6 +11,7 @@
     ├── Cancelled           the caller has gone
     └── Internal            the model, or we, failed
     StartupError            the server cannot start: one line for the operator
+    LoadError               a model version cannot be loaded: one sentence for the repository's index
 
 Messages are one sentence that names what was expected and what came. Anything else that reaches the top is a defect: it
 is logged with its traceback and answered as Internal.
@@ -67,3 +68,7 @@ class Internal(ServingError):
 
 class StartupError(Exception):
     """The server cannot start; `str` is the one line for the operator."""
+
+
+class LoadError(Exception):
+    """A model version cannot be loaded; `str` is the reason, one sentence, as it stands in the repository's index."""

@@ -1,0 +1,152 @@
+"""ONNX models through ONNX Runtime, on the CPU or on one GPU."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from serving.backends.signature import ModelTensor, check_inputs, check_outputs
+from serving.errors import LoadError
+from serving.model_config import ModelSpec
+from serving.tensors import DATATYPES, Array, Datatype, TensorSpec
+
+_ELEMENT_TYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+
+
+class OnnxBackend:
+    """One session.
+
+    Strings are UTF-8 for ONNX Runtime's Python interface: bytes that are not come to the model as U+FFFD, so that one
+    caller's broken string does not fail the batch of all.
+    """
+
+    def __init__(self, session: ort.InferenceSession, spec: ModelSpec) -> None:
+        self.inputs = spec.inputs
+        self.outputs = spec.outputs
+        self._session: ort.InferenceSession | None = session
+        self._input_names = [tensor.name for tensor in spec.inputs]
+        self._output_names = [tensor.name for tensor in spec.outputs]
+        self._has_strings = any(tensor.datatype.size == 0 for tensor in spec.inputs)
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        assert self._session is not None, "the backend is closed"
+        if self._has_strings:
+            inputs = [_decoded(array) if array.dtype == object else array for array in inputs]
+        outputs: list[Array] = self._session.run(self._output_names, dict(zip(self._input_names, inputs, strict=True)))
+        return outputs
+
+    def close(self) -> None:
+        self._session = None
+
+
+def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> OnnxBackend:
+    """One instance.
+
+    Args:
+        gpu: which CUDA device; None for the CPU.
+        num_threads: of the CPU that one batch may use.
+
+    Raises:
+        LoadError: the file is no ONNX model that ONNX Runtime runs, or it is not what the configuration says.
+    """
+    session = _open(file, gpu, num_threads)
+    check_inputs(spec.inputs, _tensors(session.get_inputs()))
+    check_outputs(spec.outputs, _tensors(session.get_outputs()))
+    return OnnxBackend(session, spec)
+
+
+def describe(file: Path) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """The inputs and outputs that the file itself tells.
+
+    Raises:
+        LoadError: the file is no ONNX model that ONNX Runtime runs, or leaves open how many dimensions a tensor has.
+    """
+    session = _open(file, None, 1)
+    return _specs(session.get_inputs()), _specs(session.get_outputs())
+
+
+def _open(file: Path, gpu: int | None, num_threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    # Threads that spin for the next batch would take the CPUs from the transport.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # A plan for each batch size only makes the arena larger: +30 MB on the lecture's net, and no faster. Without plans
+    # the arena stops growing when the largest batch has run, which warming up does first.
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3  # errors; its warnings are about the graph, and for developers
+    try:
+        session = ort.InferenceSession(file, options, providers=_providers(gpu))
+    except Exception as error:  # ONNX Runtime's own errors have no common class
+        raise LoadError(f"ONNX Runtime cannot load {file.name}: {_first_line(error)}") from error
+    if gpu is not None and "CUDAExecutionProvider" not in session.get_providers():
+        raise LoadError("ONNX Runtime cannot use CUDA: install its CUDA and cuDNN libraries, or use --device cpu")
+    return session
+
+
+def _providers(gpu: int | None) -> list[Any]:
+    if gpu is None:
+        return ["CPUExecutionProvider"]
+    with contextlib.suppress(AttributeError):  # releases before 1.21 find the libraries in the loader's path only
+        ort.preload_dlls()
+    cuda_options = {
+        "device_id": gpu,
+        "arena_extend_strategy": "kSameAsRequested",
+        # The exhaustive search runs anew for every shape, and so for every batch size.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # The golden batch was computed in float32: TF32 is off by 1e-3.
+        "use_tf32": 0,
+    }
+    return [("CUDAExecutionProvider", cuda_options), "CPUExecutionProvider"]
+
+
+def _tensors(nodes: Sequence[Any]) -> list[ModelTensor]:
+    return [(node.name, _datatype(node), _shape(node)) for node in nodes]
+
+
+def _specs(nodes: Sequence[Any]) -> list[TensorSpec]:
+    specs = []
+    for name, datatype, shape in _tensors(nodes):
+        if shape is None:
+            raise LoadError(f"the model does not tell how many dimensions '{name}' has: list it in config.pbtxt")
+        specs.append(TensorSpec(name, datatype, shape))
+    return specs
+
+
+def _datatype(node: Any) -> Datatype:
+    if node.type not in _ELEMENT_TYPES:
+        raise LoadError(f"'{node.name}' of the model is a {node.type}, which the protocol does not have")
+    return DATATYPES[_ELEMENT_TYPES[node.type]]
+
+
+def _shape(node: Any) -> tuple[int, ...] | None:
+    """Sizes that the model leaves open are names or None. A scalar looks like a tensor of unknown rank."""
+    return tuple(size if isinstance(size, int) else -1 for size in node.shape) or None
+
+
+def _decoded(array: Array) -> Array:
+    decoded = np.empty(array.shape, object)
+    decoded.ravel()[:] = [element.decode(errors="replace") for element in array.ravel()]
+    return decoded
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

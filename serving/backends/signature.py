@@ -1,0 +1,56 @@
+"""Whether the tensors that a configuration declares are those that a model has."""
+
+from collections.abc import Sequence
+
+from serving.errors import LoadError
+from serving.tensors import Datatype, Shape, TensorSpec
+
+ModelTensor = tuple[str, Datatype, Shape | None]
+"""A tensor as a model file tells it: -1 for a size left open, and no shape at all where even the rank is."""
+
+
+def check_inputs(declared: Sequence[TensorSpec], actual: Sequence[ModelTensor]) -> None:
+    """Every input of the model must be declared, and nothing else.
+
+    Raises:
+        LoadError: names the first difference.
+    """
+    _check_tensors("input", declared, actual)
+    if missing := {name for name, _, _ in actual} - {spec.name for spec in declared}:
+        raise LoadError(f"the model has input {_quoted(missing)}, which the configuration leaves out")
+
+
+def check_outputs(declared: Sequence[TensorSpec], actual: Sequence[ModelTensor]) -> None:
+    """Every declared output must be the model's; the model may have more.
+
+    Raises:
+        LoadError: names the first difference.
+    """
+    _check_tensors("output", declared, actual)
+
+
+def _check_tensors(side: str, declared: Sequence[TensorSpec], actual: Sequence[ModelTensor]) -> None:
+    by_name = {name: (datatype, shape) for name, datatype, shape in actual}
+    for spec in declared:
+        if spec.name not in by_name:
+            raise LoadError(f"the configuration has {side} '{spec.name}', but the model has {_quoted(by_name)}")
+        datatype, shape = by_name[spec.name]
+        if datatype is not spec.datatype:
+            raise LoadError(
+                f"{side} '{spec.name}' is {spec.datatype.name} in the configuration and {datatype.name} in the model"
+            )
+        if shape is not None and not _is_covered(spec.shape, shape):
+            raise LoadError(
+                f"{side} '{spec.name}' has shape {list(spec.shape)} in the configuration (with the batch dimension) "
+                f"and {list(shape)} in the model"
+            )
+
+
+def _is_covered(declared: Shape, actual: Shape) -> bool:
+    """Whether the model takes whatever the configuration promises."""
+    return len(declared) == len(actual) and all(have in (-1, want) for want, have in zip(declared, actual, strict=True))
+
+
+def _quoted(names: object) -> str:
+    assert isinstance(names, (set, dict))
+    return ", ".join(f"'{name}'" for name in sorted(names)) or "none"
