@@ -127,6 +127,8 @@ def classify(config: ClassifyConfig) -> int:
     """`classify`: the exit code."""
     if not config.images:
         raise invalid("no images given")
+    if config.top_k < 1:
+        raise invalid(f"--top-k {config.top_k}: must be at least 1")
     exit_code, rows = 0, list[Row]()
     with config.connect.client() as client:
         given = client.image_input(config.model, config.version)

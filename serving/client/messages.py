@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from protos import grpc_service_pb2 as pb
-from serving.client.errors import invalid
+from serving.client.errors import ClientError, invalid
+from serving.errors import ServingError
 from serving.tensors import DATATYPES, Array, Datatype, to_array, to_bytes
 
 _BY_DTYPE = {datatype.dtype: datatype for datatype in DATATYPES.values()}
@@ -36,17 +37,16 @@ def with_inputs(base: pb.ModelInferRequest, arrays: Mapping[str, Array]) -> pb.M
 
 
 def outputs_of(response: pb.ModelInferResponse) -> dict[str, Array]:
-    """The arrays of an answer, raw or typed; read-only, in part without a copy."""
-    raw = list(response.raw_output_contents)
-    arrays = {}
-    for index, output in enumerate(response.outputs):
-        datatype, shape = DATATYPES[output.datatype], tuple(output.shape)
-        if raw:
-            arrays[output.name] = to_array(datatype, shape, raw[index])
-        else:
-            elements = getattr(output.contents, str(datatype.contents))
-            arrays[output.name] = np.array(list(elements), datatype.dtype).reshape(shape)
-    return arrays
+    """The arrays of an answer, raw or typed; read-only, in part without a copy.
+
+    Raises:
+        ClientError: shapes, types and bytes do not belong together.
+    """
+    raw: Sequence[bytes | None] = list(response.raw_output_contents) or [None] * len(response.outputs)
+    try:
+        return {output.name: _read(output, content) for output, content in zip(response.outputs, raw, strict=True)}
+    except (ServingError, KeyError, ValueError, AttributeError) as error:
+        raise ClientError("INTERNAL", f"the server's answer makes no sense: {error}") from error
 
 
 def num_rows(arrays: Mapping[str, Array]) -> int:
@@ -66,6 +66,14 @@ def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     if len(parts) == 1:
         return {name: array.copy() for name, array in parts[0].items()}
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _read(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes | None) -> Array:
+    datatype, shape = DATATYPES[output.datatype], tuple(output.shape)
+    if raw is not None:
+        return to_array(datatype, shape, raw)
+    elements = getattr(output.contents, str(datatype.contents))
+    return np.array(list(elements), datatype.dtype).reshape(shape)
 
 
 def _datatype(name: str, array: Array) -> Datatype:

@@ -1,0 +1,235 @@
+"""The client's command line, as a user meets it."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.client.cli import main
+from tests.conftest import clean_environment
+from tests.serving.fake_server import Failure, FakeServer
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as fake:
+        yield fake
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with `black.png`, `deep/white.JPG` and a text."""
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "black.png")
+    Image.fromarray(np.full((28, 28), 255, np.uint8)).save(tmp_path / "deep" / "white.JPG")
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    """The exit code of the command."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def classify(server: FakeServer, *arguments: object) -> int:
+    return run("classify", *arguments, "--model", "digits", "--target", server.target)
+
+
+def test_a_table(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert classify(server, files / "black.png", "--top-k", "2") == 0
+    wide = len(f"{files}/black.png") + 2
+    assert capsys.readouterr().out.splitlines() == [
+        f"{'file':{wide}}label        probability",
+        f"{files}/black.png  1            1.0000".replace("1            1.0", "light: very  0.0"),
+        f"{files}/black.png  1            1.0000",
+    ]
+
+
+def test_json_is_one_line_an_image(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert classify(server, files, "--json", "--top-k", "1") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        {
+            "file": str(files / name),
+            "predictions": [{"index": 0, "label": "light: very", "probability": probability}],
+            "warning": None,
+        }
+        for name, probability in (("black.png", 0.0), ("deep/white.JPG", 1.0))
+    ]
+
+
+def test_a_bad_image_is_named_and_the_others_are_classified(
+    server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "empty").mkdir()
+    given = [files / "none.png", files / "black.png", files / "notes.txt", files / "empty"]
+    assert classify(server, *given) == 1
+    said = capsys.readouterr()
+    assert f"{files}/black.png" in said.out
+    errors = said.err.splitlines()
+    assert errors[0] == f"error: {files}/none.png: no such file"
+    assert errors[1].startswith(f"error: {files}/notes.txt: cannot be read as an image: ")
+    assert errors[2:] == [f"error: {files}/empty: no images in this folder"]
+
+
+def test_more_files_than_are_decoded_at_a_time(
+    server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.config.max_batch_size = 100
+    assert classify(server, *[files / "black.png"] * 600, "--json") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 600
+    assert sum(infer.inputs[0].shape[0] for infer in server.infers) == 600
+
+
+def test_an_inverted_image_is_warned_of(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan = np.full((28, 28), 250, np.uint8)
+    scan[5:20, 12:15] = 10
+    Image.fromarray(scan).save(files / "scan.png")
+    assert classify(server, files / "scan.png") == 0
+    assert capsys.readouterr().err == (
+        f"warning: {files}/scan.png looks inverted: dark on a light ground, and the model expects light on dark; "
+        "--invert takes the negative\n"
+    )
+    assert classify(server, files / "scan.png", "--invert", "--json") == 0
+    said = capsys.readouterr()
+    assert not said.err
+    assert json.loads(said.out)["predictions"][0]["probability"] < 0.2, "the negative was sent"
+
+
+def test_the_server_and_its_models(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("status", "--target", server.target) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"fake 9 at {server.target}: not ready",
+        "model   version  state        reason",
+        "digits  3        READY",
+        "torn             UNAVAILABLE  half a file",
+    ]
+
+
+def test_a_token_from_a_file(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "token").write_text("sesame\n")
+    assert run("status", "--target", server.target, "--token-file", tmp_path / "token") == 0
+    assert server.metadata[0]["authorization"] == "Bearer sesame"
+    capsys.readouterr()
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr()
+    assert not said.out
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    return said.err.removeprefix("error: ").strip()
+
+
+@pytest.mark.parametrize("content", [None, "", "grün\n"])
+def test_a_token_file_that_holds_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "token").write_text(content)
+    assert run("status", "--token-file", tmp_path / "token") == 2
+    assert str(tmp_path / "token") in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--top-k", "0", "a.png"], "--top-k 0: must be at least 1"),
+        (["--timeout-s", "0", "a.png"], "--timeout-s 0: must be more than 0"),
+        ([], "no images given"),
+    ],
+)
+def test_impossible_values(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+) -> None:
+    assert classify(server, *arguments) == 2
+    assert one_error(capsys) == complaint
+
+
+def test_an_unknown_model(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.failures = [Failure(grpc.StatusCode.NOT_FOUND, "no model 'digits'")]
+    assert classify(server, files) == 2
+    assert one_error(capsys) == "no model 'digits'"
+
+
+def test_a_server_that_fails(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.failures = [Failure(grpc.StatusCode.INTERNAL, "the model broke")]
+    assert classify(server, files) == 3
+    assert one_error(capsys) == "the model broke"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "usage: python -m serving.client VERB"),
+        (["--help"], 0, "classify"),
+        (["sing"], 2, "error: no verb 'sing'"),
+        (["classify", "--help"], 0, "Exit codes: 0 all done"),
+        (["classify", "a.png"], 2, "--model"),
+        (["classify", "a.png", "--modle", "m"], 2, "--modle"),
+    ],
+)
+def test_usage(arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == code
+    assert said in "".join(capsys.readouterr())
+
+
+# ---- As a process ----------------------------------------------------------------------------------------------------
+
+COMMAND = [sys.executable, "-m", "serving.client"]
+
+
+def test_nobody_answers_is_one_line() -> None:
+    ended = subprocess.run(
+        [*COMMAND, "status", "--target", "127.0.0.1:1"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert ended.stderr == (
+        "error: no server at 127.0.0.1:1 answers: Connection refused; "
+        "start it with python -m serving --model-repository models\n"
+    )
+
+
+def test_a_terminal_shows_a_table(server: FakeServer, files: Path) -> None:
+    controller, terminal = pty.openpty()
+    environment = clean_environment() | {"TERM": "xterm", "COLUMNS": "200"}
+    arguments = ["classify", "black.png", "--model", "digits", "--target", server.target]
+    command = subprocess.Popen([*COMMAND, *arguments], stdout=terminal, cwd=files, env=environment)
+    os.close(terminal)
+    assert command.wait(60) == 0
+    shown = os.read(controller, 100_000).decode()
+    os.close(controller)
+    assert "┏━" in shown
+    assert shown.count("black.png") == 1, "a file's name stands once for all of its classes"
+    assert "light: very" in shown
+
+
+def test_ctrl_c_is_quiet(server: FakeServer, files: Path) -> None:
+    server.delay_s = 60
+    command = subprocess.Popen(
+        [*COMMAND, "classify", str(files), "--model", "digits", "--target", server.target], stderr=subprocess.PIPE
+    )
+    while not server.infers:
+        assert command.poll() is None
+    command.send_signal(signal.SIGINT)
+    _, errors = command.communicate(timeout=60)
+    assert (command.returncode, errors) == (130, b"")
+
+
+def test_a_reader_that_has_seen_enough(server: FakeServer, files: Path) -> None:
+    arguments = ["classify", str(files), "--model", "digits", "--target", server.target, "--json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run([*COMMAND, *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
