@@ -1,0 +1,56 @@
+"""Whether an address can be listened on, found out before grpcio tries: failing there, it fills standard error."""
+
+import socket
+import stat
+from pathlib import Path
+
+from serving.errors import StartupError
+
+UNIX = "unix:"
+_PROBE_TIMEOUT_S = 1.0
+
+
+def check_address(address: str) -> None:
+    """Make sure that `host:port` or `unix:/path` is free.
+
+    Raises:
+        StartupError: it is taken, not ours, or no address.
+    """
+    try:
+        if address.startswith(UNIX):
+            _check_path(Path(address.removeprefix(UNIX)))
+        else:
+            _check_port(address)
+    except (OSError, OverflowError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StartupError(f"cannot listen on {address}: {reason[:1].lower()}{reason[1:]}") from error
+
+
+def _check_port(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("expected HOST:PORT or unix:/PATH")
+    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, place in found:
+        with socket.socket(family, kind, protocol) as probe:
+            # As grpcio binds: ports of connections that have just ended are free, those of listeners are not.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+
+
+def _check_path(path: Path) -> None:
+    """grpcio takes a socket file away without asking, in use or not."""
+    if not path.exists():
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(path))
+        path.unlink()
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise FileExistsError("it exists and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return  # left behind by a server that is gone
+    raise OSError("address already in use")
