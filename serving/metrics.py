@@ -153,10 +153,10 @@ TABLE = (
     Entry("nv_model_load_duration_secs", "gauge", "How long the version took to load.", lambda m: m.model.load_s),
 )
 
+SERVER_READY = "convoy_server_ready"
 MODEL_READY = "convoy_model_ready"
-_MODEL_READY_HELP = "1 for a version in the repository that is ready, 0 for one that is not."
 
-NAMES = frozenset({MODEL_READY, *(entry.name for entry in TABLE)})
+NAMES = frozenset({SERVER_READY, MODEL_READY, *(entry.name for entry in TABLE)})
 """All but prometheus_client's `process_...`. A histogram's samples are these with `_bucket`, `_sum` and `_count`."""
 
 
@@ -179,10 +179,15 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The families, with samples named as they will be exposed."""
-        ready = Metric(MODEL_READY, _MODEL_READY_HELP, "gauge")
+        server = Metric(SERVER_READY, "1 when every model asked for is ready.", "gauge")
+        server.add_sample(SERVER_READY, {}, int(self._repository.is_ready()))
+        yield server
+        ready = Metric(
+            MODEL_READY, "1 for a version that serves, 0 for one that could not be loaded or is not wanted.", "gauge"
+        )
         for version in self._repository.index(ready_only=False):
             labels = {"model": version.name, "version": version.version}
-            ready.add_sample(MODEL_READY, labels, float(version.state == "READY"))
+            ready.add_sample(MODEL_READY, labels, int(version.state == "READY"))
         yield ready
         moments = [Moment(model, model.statistics.snapshot()) for model in self._repository.ready_models()]
         for entry in TABLE:

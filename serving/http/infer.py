@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.errors import InvalidArgument, ServingError
+from serving.errors import DeadlineExceeded, InvalidArgument, ServingError, Unavailable
 from serving.http.body import read_body
 from serving.http.wire import parse_request, render_response
 from serving.inference import InferRequest, InferResponse
@@ -68,11 +68,18 @@ class InferEndpoint:
         # Once the response is sent, `receive` returns by itself: nothing has to end this task.
         watcher: asyncio.Task[Message] = asyncio.create_task(_receive(receive))
         watcher.add_done_callback(partial(_give_up, future))
+        timeout_us = request.parameters.get("timeout")
+        seconds = timeout_us * 1e-6 if type(timeout_us) is int and timeout_us > 0 else None
         try:
-            answer = await future
-        except BaseException:
+            async with asyncio.timeout(seconds):
+                answer = await future
+        except (TimeoutError, ClientDisconnect, asyncio.CancelledError) as error:
             if pending is not None:
                 pending.cancel()
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded(f"no answer within the request's timeout of {timeout_us} microseconds") from None
+            if isinstance(error, asyncio.CancelledError):  # by uvicorn, when the grace is over
+                raise Unavailable("the server is shutting down") from None
             raise
         if isinstance(answer, ServingError):
             raise answer

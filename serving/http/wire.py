@@ -171,7 +171,10 @@ def _shape(value: Any, name: str) -> Shape:
     for size in dimensions:
         if type(size) is not int or not 0 <= size < _INT64:
             raise InvalidArgument(f"shape of input '{name}' must hold whole numbers from 0, got {_brief(size)}")
-    return tuple(dimensions)
+    shape = tuple(dimensions)
+    if num_elements(shape) >= _INT64:
+        raise InvalidArgument(f"shape of input '{name}' has more elements than there are 64-bit integers")
+    return shape
 
 
 def _from_list(given: dict[str, Any], name: str, datatype_name: str, shape: Shape) -> bytes:
