@@ -12,6 +12,10 @@ Device = Literal["auto", "cpu", "cuda"]
 """What the operator allows: GPUs if there are any, none, or at least one."""
 
 
+class CudaUnusable(LoadError):
+    """There is a GPU, and the backend's own libraries for it do not load."""
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
     """Some equal instances of a model.

@@ -16,7 +16,7 @@ from types import ModuleType
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import Backend
 from serving.batcher import Batcher, BatchLimits
-from serving.devices import Device, place
+from serving.devices import CudaUnusable, Device, place
 from serving.errors import LoadError
 from serving.manifest import Manifest, read_golden, read_manifest, verify_digests
 from serving.model_config import ModelSpec, complete_backend, complete_tensors, to_spec
@@ -142,7 +142,19 @@ def _backend_module(backend: str) -> ModuleType:
 def _open_instances(
     version_folder: Path, spec: ModelSpec, settings: LoadSettings, undo: ExitStack
 ) -> Sequence[Backend]:
-    placements = place(spec.instances, settings.device)
+    """On the GPUs if there are any; on the CPU where they cannot be used and nobody insists."""
+    try:
+        return _open_on(place(spec.instances, settings.device), version_folder, spec, settings, undo)
+    except CudaUnusable as error:
+        if settings.device == "cuda" or any(group.kind == "gpu" for group in spec.instances):
+            raise
+        logger.warning("%s runs on the CPU: %s", spec.name, error)
+        return _open_on(place(spec.instances, "cpu"), version_folder, spec, settings, undo)
+
+
+def _open_on(
+    placements: Sequence[int | None], version_folder: Path, spec: ModelSpec, settings: LoadSettings, undo: ExitStack
+) -> Sequence[Backend]:
     plan = plan_threads(len(placements), settings.num_threads)
     where = ", ".join("CPU" if gpu is None else f"GPU {gpu}" for gpu in sorted(set(placements), key=str))
     logger.info("%s version %s on %s: %s", spec.name, version_folder.name, where, plan)

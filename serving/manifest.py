@@ -76,7 +76,7 @@ def read_golden(folder: Path) -> dict[str, Array]:
         LoadError: the file cannot be read.
     """
     try:
-        with np.load(folder / GOLDEN_FILE, allow_pickle=False) as arrays:
+        with (folder / GOLDEN_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except FileNotFoundError:
         return {}

@@ -5,6 +5,7 @@ tensors of a model, then `to_spec`. Knows no backend. A field that asks for some
 refused by its name; one that changes nothing a caller could see is named in a warning.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,11 @@ def parse_json(text: str, name: str) -> ModelConfig:
         LoadError: it names another model.
     """
     try:
-        config = json_format.Parse(text, ModelConfig())
-    except json_format.ParseError as error:
+        document = json.loads(text)
+        if not isinstance(document, dict):
+            raise ValueError("not an object")
+        config = json_format.ParseDict(document, ModelConfig())
+    except (json_format.ParseError, ValueError, RecursionError) as error:
         raise InvalidArgument(f"parameter 'config' is no JSON of a model configuration: {error}") from error
     return _named(config, name)
 

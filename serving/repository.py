@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.config import ControlMode, ServeConfig
+from serving.devices import count_gpus
 from serving.errors import (
     Internal,
     InvalidArgument,
@@ -155,8 +156,11 @@ class Repository:
         """See whether serving can begin; opens no model.
 
         Raises:
-            StartupError: the folder is missing, unreadable or empty, or a model asked for is not in it.
+            StartupError: the folder is missing, unreadable or empty, a model asked for is not in it, or there is none of
+                the GPUs asked for.
         """
+        if self._settings.device == "cuda" and not count_gpus():
+            raise StartupError("--device cuda, but there is no CUDA device: use auto or cpu")
         check_repository(self._path)
         names = model_names(self._path)
         if not names and self._mode == "none":

@@ -24,7 +24,7 @@ class ThreadPlan:
     threads_per_instance: int
 
     def __str__(self) -> str:
-        return f"{self.num_cpus} CPUs, {self.num_instances} instances, {self.threads_per_instance} threads each"
+        return f"CPUs {self.num_cpus}, instances {self.num_instances}, threads of each {self.threads_per_instance}"
 
 
 def plan_threads(num_instances: int, num_cpus: int | None = None) -> ThreadPlan:

@@ -1,7 +1,9 @@
 """ONNX models through ONNX Runtime, on the CPU or on one GPU."""
 
 import contextlib
+import io
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from serving.backends.signature import ModelTensor, check_inputs, check_outputs
+from serving.devices import CudaUnusable
 from serving.errors import LoadError
 from serving.model_config import ModelSpec
 from serving.tensors import DATATYPES, Array, Datatype, TensorSpec
@@ -64,7 +67,8 @@ def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> Onnx
         num_threads: of the CPU that one batch may use.
 
     Raises:
-        LoadError: the file is no ONNX model that ONNX Runtime runs, or it is not what the configuration says.
+        LoadError: the file is no ONNX model that ONNX Runtime runs, or it is not what the configuration says; or
+            `CudaUnusable`.
     """
     session = _open(file, gpu, num_threads)
     check_inputs(spec.inputs, _tensors(session.get_inputs()))
@@ -98,15 +102,14 @@ def _open(file: Path, gpu: int | None, num_threads: int) -> ort.InferenceSession
     except Exception as error:  # ONNX Runtime's own errors have no common class
         raise LoadError(f"ONNX Runtime cannot load {file.name}: {_first_line(error)}") from error
     if gpu is not None and "CUDAExecutionProvider" not in session.get_providers():
-        raise LoadError("ONNX Runtime cannot use CUDA: install its CUDA and cuDNN libraries, or use --device cpu")
+        raise CudaUnusable(f"ONNX Runtime cannot use CUDA: {_preload_cuda() or 'it gives no reason'}")
     return session
 
 
 def _providers(gpu: int | None) -> list[Any]:
     if gpu is None:
         return ["CPUExecutionProvider"]
-    with contextlib.suppress(AttributeError):  # releases before 1.21 find the libraries in the loader's path only
-        ort.preload_dlls()
+    _preload_cuda()
     cuda_options = {
         "device_id": gpu,
         "arena_extend_strategy": "kSameAsRequested",
@@ -116,6 +119,15 @@ def _providers(gpu: int | None) -> list[Any]:
         "use_tf32": 0,
     }
     return [("CUDAExecutionProvider", cuda_options), "CPUExecutionProvider"]
+
+
+@cache
+def _preload_cuda() -> str:
+    """Load CUDA's libraries from their Python packages; what ONNX Runtime has to say about it, as one line."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(AttributeError):  # not in releases before 1.21
+        ort.preload_dlls()
+    return said.getvalue().strip().partition("\n")[0]
 
 
 def _tensors(nodes: Sequence[Any]) -> list[ModelTensor]:

@@ -1,0 +1,138 @@
+"""TorchScript models: arguments and results find their names."""
+
+import warnings
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+
+from protos.model_config_pb2 import ModelConfig
+from serving.backends import torchscript
+from serving.errors import LoadError
+from serving.model_config import to_spec
+
+
+class Two(torch.nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return a + b, a - b
+
+
+class Double(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float() * 2
+
+
+class Named(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"negative": -x, "same": x}
+
+
+Pair = namedtuple("Pair", ["first", "second"])
+
+
+class PairOf(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> Pair:
+        return Pair(x.t().t() + 1, x + 2)
+
+
+def config(inputs: str, outputs: str, kind: str = "TYPE_FP32") -> str:
+    sides = (("input", inputs), ("output", outputs))
+    tensors = [
+        f'{side} {{ name: "{name}" data_type: {kind} dims: 2 }}' for side, all_ in sides for name in all_.split()
+    ]
+    return f"max_batch_size: 4 {' '.join(tensors)}"
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load_module(module: torch.nn.Module, text: str) -> torchscript.TorchScriptBackend:
+        file = tmp_path / "model.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated
+            torch.jit.script(module).save(file)
+        return torchscript.load(file, to_spec(text_format.Parse(text, ModelConfig())), None, 1)
+
+    return load_module
+
+
+A = np.array([[10, 20]], np.float32)
+B = np.array([[1, 2]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "given", "expected"),
+    [
+        ("b a", "sum difference", [B, A], [[11, 22], [9, 18]]),
+        ("INPUT__1 INPUT__0", "OUTPUT__1 OUTPUT__0", [B, A], [[9, 18], [11, 22]]),
+        ("a b", "OUTPUT__1", [A, B], [[9, 18]]),
+        ("a b", "sum", [A, B], [[11, 22]]),
+    ],
+)
+def test_names_find_arguments_and_results(load, inputs, outputs, given, expected):
+    backend = load(Two(), config(inputs, outputs))
+    assert [answer[0].tolist() for answer in backend.run(given)] == expected
+
+
+def test_a_single_input_needs_no_convention_and_may_be_read_only(load):
+    text = config("whatever", "y").replace("TYPE_FP32", "TYPE_UINT8", 1)
+    backend = load(Double(), text)
+    (answer,) = backend.run([np.frombuffer(b"\x01\x02\xff\x04", np.uint8).reshape(2, 2)])
+    assert (answer.dtype, answer.tolist()) == (np.float32, [[2, 4], [510, 8]])
+
+
+@pytest.mark.parametrize(("module", "outputs"), [(Named(), "negative"), (PairOf(), "second first")])
+def test_results_with_names_are_found_by_name(load, module, outputs):
+    answers = load(module, config("x", outputs)).run([A])
+    expected = {"negative": [[-10, -20]], "second": [[12, 22]], "first": [[11, 21]]}
+    assert [answer.tolist() for answer in answers] == [expected[name] for name in outputs.split()]
+    assert all(answer.flags.c_contiguous for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "reason"),
+    [
+        ("a", "y", r"the configuration has 1 inputs, but the model takes \['a', 'b'\]"),
+        ("a c", "y", r"inputs \['a', 'c'\] are neither the model's arguments \['a', 'b'\] nor numbered"),
+        ("I__0 I__2", "y", "nor numbered"),
+    ],
+)
+def test_inputs_that_fit_no_argument_are_refused(load, inputs, outputs, reason):
+    with pytest.raises(LoadError, match=reason):
+        load(Two(), config(inputs, outputs))
+
+
+@pytest.mark.parametrize(
+    ("module", "outputs", "reason"),
+    [
+        (Named(), "positive", r"returns \['negative', 'same'\], and no 'positive'"),
+        (Double(), "y z", r"returns 1 tensors, and the configuration has outputs \['y', 'z'\]"),
+        (Double(), "OUTPUT__3", "returns 1 tensors"),
+    ],
+)
+def test_results_that_are_missing_are_named_at_the_first_run(load, module, outputs, reason):
+    backend = load(module, config("x", outputs))
+    with pytest.raises(ValueError, match=reason):
+        backend.run([A])
+
+
+def test_strings_are_refused(load):
+    with pytest.raises(LoadError, match="TorchScript models have no strings, but 'x' is TYPE_STRING"):
+        load(Double(), config("x", "y", "TYPE_STRING"))
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"no model")
+    with pytest.raises(LoadError, match=r"^torch cannot load model\.pt: .+") as caught:
+        torchscript.load(tmp_path / "model.pt", to_spec(text_format.Parse(config("x", "y"), ModelConfig())), None, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_threads_are_as_planned(load):
+    before = torch.get_num_threads()
+    try:
+        load(Double(), config("x", "y"))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
