@@ -6,11 +6,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+import tritonclient.grpc as triton
 
 from serving.config import ServeConfig
 from serving.server import Server
+from serving.tensors import DATATYPES, Array
 from tests.serving.models import LOADED, write_repository
 
+SERVICE = "/inference.GRPCInferenceService/"
 MAX_MESSAGE_BYTES = 1 << 20
 
 
@@ -53,6 +56,21 @@ def served(request: pytest.FixtureRequest, model_repository: Path) -> Iterator[S
             num_threads=1,
         )
     )
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[triton.InferenceServerClient]:
+    """An independent client."""
+    with triton.InferenceServerClient(served.target) as connected:
+        yield connected
+
+
+def tensor(name: str, array: Array) -> triton.InferInput:
+    """An input with raw contents."""
+    datatype = next(kind.name for kind in DATATYPES.values() if kind.dtype == array.dtype)
+    given = triton.InferInput(name, list(array.shape), datatype)
+    given.set_data_from_numpy(array)
+    return given
 
 
 def serve(config: ServeConfig) -> Iterator[Served]:

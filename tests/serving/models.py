@@ -3,7 +3,9 @@
 rows      x FP32 [4]: echo (x), product (x times WEIGHTS); batches of up to 8
 digits    images UINT8 [1, 4, 4]: logits, probabilities of 10 classes with labels
 pair      a FP32 [2], b INT64 [1]: sum (a + b), twice (2 b)
-types     one input of each type with numbers, [2], and the same as outputs
+counted   like pair; for the one test that counts what it was sent
+types     one input of each type with numbers but FP16, [2], and the same as outputs
+halves    the same for FP16
 strings   text BYTES [-1]: echo
 whole     x FP32 [-1], without a batch dimension: doubled, total
 versions  x FP32 [1]: y (x + its version), versions 1 and 2
@@ -24,11 +26,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serving.tensors import DATATYPES
 
-LOADED = ("rows", "digits", "pair", "types", "strings", "whole", "versions", "slow", "failing")
+LOADED = ("rows", "digits", "pair", "counted", "types", "halves", "strings", "whole", "versions", "slow", "failing")
 LABELS = tuple(f"class: {number}" for number in range(10))
 WEIGHTS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 PIXEL_WEIGHTS = np.random.default_rng(1).normal(size=(16, 10)).astype(np.float32) / 255
-NUMBERS = tuple(name for name in DATATYPES if name != "BYTES")
+NUMBERS = tuple(name for name, kind in DATATYPES.items() if kind.size and kind.contents)
 
 _TABLE = np.array([10, 20, 30, 40], np.float32)
 _SIDE = 128
@@ -53,7 +55,9 @@ def write_repository(folder: Path) -> None:
     )
     (folder / "digits" / "labels.txt").write_text("\n".join(LABELS) + "\n")
     _write(folder, "pair", _pair(), "max_batch_size: 8")
-    _write(folder, "types", _types(), "max_batch_size: 8")
+    _write(folder, "counted", _pair(), "max_batch_size: 8")
+    _write(folder, "types", _types(NUMBERS), "max_batch_size: 8")
+    _write(folder, "halves", _types(["FP16"]), "max_batch_size: 8")
     _write(folder, "strings", _strings(), "max_batch_size: 8")
     _write(folder, "whole", _whole(), "max_batch_size: 0")
     _write(folder, "versions", _plus(1), "max_batch_size: 8 version_policy { all { } }")
@@ -94,11 +98,11 @@ def _pair() -> onnx.ModelProto:
     return _model(nodes, inputs, outputs)
 
 
-def _types() -> onnx.ModelProto:
-    kinds = {name: helper.np_dtype_to_tensor_dtype(DATATYPES[name].dtype) for name in NUMBERS}
-    nodes = [helper.make_node("Identity", [f"in_{name}"], [f"out_{name}"]) for name in NUMBERS]
-    inputs: list[Value] = [(f"in_{name}", kinds[name], [_BATCH, 2]) for name in NUMBERS]
-    outputs: list[Value] = [(f"out_{name}", kinds[name], [_BATCH, 2]) for name in NUMBERS]
+def _types(names: Sequence[str]) -> onnx.ModelProto:
+    kinds = {name: helper.np_dtype_to_tensor_dtype(DATATYPES[name].dtype) for name in names}
+    nodes = [helper.make_node("Identity", [f"in_{name}"], [f"out_{name}"]) for name in names]
+    inputs: list[Value] = [(f"in_{name}", kinds[name], [_BATCH, 2]) for name in names]
+    outputs: list[Value] = [(f"out_{name}", kinds[name], [_BATCH, 2]) for name in names]
     return _model(nodes, inputs, outputs)
 
 
