@@ -222,7 +222,7 @@ def _lines(families: Iterable[Metric]) -> Iterator[str]:
         yield f"# HELP {name} {documentation}\n# TYPE {name} {family.type}\n"
         for sample in family.samples:
             labels = ",".join(f'{label}="{_escape(value)}"' for label, value in sample.labels.items())
-            yield f"{sample.name}{{{labels}}} {sample.value}\n"
+            yield f"{sample.name}{f'{{{labels}}}' if labels else ''} {sample.value}\n"
 
 
 def _escape(value: str) -> str:

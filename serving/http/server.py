@@ -83,6 +83,8 @@ class HttpServer:
         self._thread = threading.Thread(target=self._run, args=(api, metrics, context), name="http", daemon=True)
         self._thread.start()
         self._is_up.wait()
+        if not self._servers or not all(server.started for server in self._servers):
+            raise RuntimeError("the HTTP server did not start")  # the thread's own traceback says why
 
     def stop(self, grace_s: float) -> None:
         """Refuse what comes, finish what is under way, at most for so long, then close."""

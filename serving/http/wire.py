@@ -19,8 +19,9 @@ from serving.tensors import DATATYPES, Buffer, Datatype, Shape, from_elements, n
 MAX_RANK = 32
 """Of a declared shape. No model comes near, and the product of a million dimensions takes minutes."""
 
-MAX_JSON_BYTES = 8 << 20
-"""Parsed, JSON takes up to thirty times its size, and whoever else waits for this thread waits while it is parsed."""
+MAX_JSON_BYTES = 4 << 20
+MAX_JSON_LISTS = 100_000
+"""Lists and objects. While JSON is parsed, all of Python waits, and a list takes thirty times its size in JSON."""
 
 _INT64 = 1 << 63
 _TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}, "O": {str}}
@@ -50,7 +51,12 @@ def parse_json(body: Buffer) -> dict[str, Any]:
             f"JSON of {len(body)} bytes is too long: at most {MAX_JSON_BYTES} are accepted; send tensors as binary data"
         )
     try:
-        value = json.loads(str(body, "utf-8"))
+        text = str(body, "utf-8")
+        if text.count("[") + text.count("{") > MAX_JSON_LISTS:
+            raise InvalidArgument(
+                f"JSON with more than {MAX_JSON_LISTS} lists and objects: send tensors as binary data"
+            )
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"the request is no JSON: {error}") from error
     message: dict[str, Any] = _expect(dict, value, "the request")

@@ -156,6 +156,7 @@ def test_triton_s_counters_have_its_names_and_types(metrics: Metrics) -> None:
     assert 'nv_inference_request_failure{model="twice",version="1",reason="REJECTED"} 0\n' in text
     assert "# TYPE convoy_requests_total counter\n" in text
     assert "# TYPE nv_inference_pending_request_count gauge\n" in text
+    assert "convoy_server_ready 1\n" in text
 
 
 def test_the_process_is_in_it(metrics: Metrics) -> None:
