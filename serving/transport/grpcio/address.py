@@ -8,6 +8,7 @@ from serving.errors import StartupError
 
 UNIX = "unix:"
 _PROBE_TIMEOUT_S = 1.0
+_MAX_PORT = 65535
 
 
 def check_address(address: str) -> None:
@@ -28,8 +29,8 @@ def check_address(address: str) -> None:
 
 def _check_port(address: str) -> None:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError("expected HOST:PORT or unix:/PATH")
+    if not host or not port.isdecimal() or int(port) > _MAX_PORT:
+        raise ValueError(f"expected unix:/PATH, or HOST:PORT with a port up to {_MAX_PORT}")
     found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, kind, protocol, _, place in found:
         with socket.socket(family, kind, protocol) as probe:

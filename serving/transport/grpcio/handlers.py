@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 
@@ -92,9 +92,9 @@ def _infer(service: Service) -> grpc.RpcMethodHandler:
         stream = InferStream(service, deadline_after(context.time_remaining()))
         when_over(context, stream.cancel)
         stream.read([payload])
-        answer = next(stream.answers(), None)
-        if not isinstance(answer, bytes):
-            abort(context, answer or Cancelled("the caller has gone"))
+        [answer] = list(stream.answers()) or [Cancelled("the caller has gone")]
+        if isinstance(answer, ServingError):
+            abort(context, answer)
         return answer
 
     return grpc.unary_unary_rpc_method_handler(handle)
@@ -103,7 +103,7 @@ def _infer(service: Service) -> grpc.RpcMethodHandler:
 def _refusal(error: ServingError) -> grpc.RpcMethodHandler:
     """Answers an RPC of any kind with an error, before its first message is read."""
 
-    def handle(requests: object, context: grpc.ServicerContext) -> bytes:
+    def handle(requests: object, context: grpc.ServicerContext) -> Iterator[bytes]:
         abort(context, error)
 
-    return grpc.stream_unary_rpc_method_handler(handle)
+    return grpc.stream_stream_rpc_method_handler(handle)
