@@ -18,10 +18,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
 from protos import health_pb2
-from serving.errors import Internal, ResourceExhausted, ServingError, StartupError, Unauthenticated, Unavailable
+from serving.errors import (
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    ServingError,
+    StartupError,
+    Unauthenticated,
+    Unavailable,
+)
 from serving.inference import Pending
 from serving.logs import AccessLog
 from serving.security import Token
@@ -184,7 +193,10 @@ class NativeTransport:
             call.fail(error)
 
     def _watch(self, call_id: int, payload: bytes) -> None:
-        request = health_pb2.HealthCheckRequest.FromString(payload)
+        try:
+            request = health_pb2.HealthCheckRequest.FromString(payload)
+        except DecodeError as error:
+            raise InvalidArgument(f"the {len(payload)} bytes received are no HealthCheckRequest: {error}") from error
 
         def tell(status: int) -> None:
             self._front.stream_send(call_id, health_pb2.HealthCheckResponse(status=status).SerializeToString())
