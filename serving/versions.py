@@ -57,7 +57,6 @@ class _Slot:
     Args:
         reason: why it is not ready; or, beside a model that serves, why its newer files were refused.
         tried: what the last attempt to load it was made from, successful or not.
-        seen: what the last scan found.
         is_missing: the last scan found no folder.
     """
 
@@ -65,7 +64,6 @@ class _Slot:
     reason: str = ""
     model: Model | None = None
     tried: _Fingerprint | None = None
-    seen: _Fingerprint | None = None
     is_missing: bool = False
 
 
@@ -82,6 +80,7 @@ class ModelVersions:
         self._settings = settings
         self._publish = publish
         self._slots: dict[int, _Slot] = {}
+        self._seen: dict[int, _Fingerprint] = {}
         self._state: State = "UNAVAILABLE"
         self._reason = "not loaded"
         self._warned: set[str] = set()
@@ -134,6 +133,7 @@ class ModelVersions:
             failures += [f"version {version}: {slot.reason}"] if slot.reason else []
         self.drop(_NOT_WANTED, keep=good)
         self._forget(candidates, found)
+        self._seen = found
         if not candidates:
             self._state = "UNAVAILABLE"
             self._reason = str(config) if isinstance(config, LoadError) else "there is no version in its folder"
@@ -199,12 +199,11 @@ class ModelVersions:
         settled: bool,
     ) -> None:
         """Load a version if that has not been tried with these files, and they are whole as far as one can see."""
-        was_seen, slot.seen = slot.seen == found, found
         if found is None:
             slot.reason = _NO_FOLDER
         elif slot.tried == found:
             return
-        elif settled or was_seen or (found.has_manifest and slot.tried is None):
+        elif settled or self._seen.get(version) == found or (found.has_manifest and slot.tried is None):
             slot.tried = found
             self._load(version, slot, found, config)
         elif slot.model is None:
