@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
-from pygrpc_native import EVENT_CALL, NativeGrpcFront
+from pygrpc_native import EVENT_CALL, STREAM_FULL, NativeGrpcFront
 
 from protos import health_pb2
 from serving.errors import (
@@ -199,7 +199,11 @@ class NativeTransport:
             raise InvalidArgument(f"the {len(payload)} bytes received are no HealthCheckRequest: {error}") from error
 
         def tell(status: int) -> None:
-            self._front.stream_send(call_id, health_pb2.HealthCheckResponse(status=status).SerializeToString())
+            message = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+            if self._front.stream_try_send(call_id, message) == STREAM_FULL:
+                error = ResourceExhausted("this watcher does not read what it is told")
+                self._front.fail(call_id, grpc_code(error), str(error))
+                self._end_watch(call_id)
 
         self._watches[call_id] = self._service.health.watch(request.service, tell)
 
