@@ -1,0 +1,168 @@
+"""What is wrong in a request, on both transports: the status, one sentence that says what was expected and what came,
+and a server that serves on.
+"""
+
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from protos import grpc_service_pb2 as pb
+from protos import health_pb2
+from tests.serving.conftest import MAX_MESSAGE_BYTES, SERVICE, Served
+from tests.serving.wrong_requests import INVALID, WRONG, X, good
+
+
+def send(served: Served, payload: bytes, **options: Any) -> pb.ModelInferResponse:
+    call = served.channel.unary_unary(SERVICE + "ModelInfer", None, pb.ModelInferResponse.FromString)
+    answer: pb.ModelInferResponse = call(payload, timeout=60, **options)
+    return answer
+
+
+def refusal(served: Served, payload: bytes, **options: Any) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as caught:
+        send(served, payload, **options)
+    return caught.value
+
+
+@pytest.fixture(autouse=True)
+def _unharmed(served: Served) -> Iterator[None]:
+    """Afterwards: a right answer, and nothing left in a queue."""
+    yield
+    assert send(served, good().SerializeToString()).raw_output_contents[0] == X.tobytes()
+    assert not any(model.batcher.num_queued for model in served.server.repository.ready_models())
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_requests(served: Served, case: str) -> None:
+    payload, code, sentence = WRONG[case]
+    for _ in range(2):  # the second time it might be recognised
+        error = refusal(served, payload)
+        assert error.code() == code, error.details()
+        assert "\n" not in error.details()
+        assert len(error.details()) < 500
+        assert re.fullmatch(sentence, error.details()), error.details()
+
+
+def test_a_message_over_the_limit(served: Served) -> None:
+    for size in (MAX_MESSAGE_BYTES + 1, 30 * MAX_MESSAGE_BYTES):
+        error = refusal(served, bytes(size))
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert str(MAX_MESSAGE_BYTES) in error.details()
+
+
+def test_a_message_just_within_the_limit(served: Served) -> None:
+    request = pb.ModelInferRequest(model_name="whole")
+    request.inputs.add(name="x", datatype="FP32", shape=[(MAX_MESSAGE_BYTES - 100) // 4])
+    request.raw_input_contents.append(bytes((MAX_MESSAGE_BYTES - 100) // 4 * 4))
+    assert len(send(served, request.SerializeToString()).raw_output_contents[0]) > MAX_MESSAGE_BYTES - 200
+
+
+@pytest.mark.parametrize("size", [20_000, 200_000])
+def test_metadata_that_is_too_large(served: Served, size: int) -> None:
+    """As gRPC's core has it; hyper refuses it by HTTP's status 431, and ends the connection if there is much more."""
+    with (
+        grpc.insecure_channel(served.target, options=[("test", size)]) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        call = channel.unary_unary(SERVICE + "ModelInfer")
+        call(good().SerializeToString(), timeout=60, metadata=[("large", "x" * size)])
+    codes = {
+        "grpcio": {20_000: grpc.StatusCode.RESOURCE_EXHAUSTED, 200_000: grpc.StatusCode.RESOURCE_EXHAUSTED},
+        "native": {20_000: grpc.StatusCode.UNKNOWN, 200_000: grpc.StatusCode.UNAVAILABLE},
+    }
+    assert caught.value.code() == codes[served.server.transport_name][size], caught.value.details()
+
+
+def test_bytes_that_are_no_http(served: Served) -> None:
+    host, _, port = served.target.rpartition(":")
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 100, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 1000):
+        with socket.create_connection((host, int(port)), timeout=60) as raw:
+            raw.sendall(garbage)
+            raw.shutdown(socket.SHUT_WR)
+            try:
+                while raw.recv(4096):
+                    pass
+            except ConnectionError:
+                pass
+
+
+def test_a_model_that_fails_fails_its_batch_alone(served: Served) -> None:
+    def ask(index: int) -> bytes:
+        request = pb.ModelInferRequest(model_name="failing")
+        request.inputs.add(name="index", datatype="INT64", shape=[1, 1]).contents.int64_contents.append(index)
+        return bytes(request.SerializeToString())
+
+    error = refusal(served, ask(9))
+    assert error.code() == grpc.StatusCode.INTERNAL
+    assert error.details().startswith("model 'failing' failed: ")
+    assert "\n" not in error.details()
+    assert np.frombuffer(send(served, ask(2)).raw_output_contents[0], np.float32).tolist() == [30]
+
+
+UNARY = (
+    "ModelReady",
+    "ModelMetadata",
+    "ModelConfig",
+    "ModelStatistics",
+    "RepositoryIndex",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
+)
+
+
+@pytest.mark.parametrize("method", UNARY)
+def test_random_bytes_for_the_other_calls(served: Served, method: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        served.channel.unary_unary(SERVICE + method)(b"\xff\xff\xff", timeout=60)
+    assert caught.value.code() == INVALID
+    assert f"the 3 bytes received are no {method}Request" in caught.value.details()
+
+
+@pytest.mark.parametrize("path", ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"])
+def test_random_bytes_for_health(served: Served, path: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        next(served.channel.unary_stream(path)(b"\xff\xff\xff", timeout=60))
+    assert caught.value.code() == INVALID
+
+
+def test_random_bytes_in_a_stream_are_one_error_in_it(served: Served) -> None:
+    call = served.channel.stream_stream(SERVICE + "ModelStreamInfer", None, pb.ModelStreamInferResponse.FromString)
+    answers = list(call(iter([b"\xff\xff", good().SerializeToString()]), timeout=60))
+    assert "no ModelInferRequest" in answers[0].error_message
+    assert answers[1].infer_response.raw_output_contents[0] == X.tobytes()
+
+
+def test_a_watcher_that_never_reads_holds_nobody_up(served: Served, client: triton.InferenceServerClient) -> None:
+    """By HTTP/2's flow control it takes not one byte; the models' states change many times meanwhile."""
+    host, _, port = served.target.rpartition(":")
+    with socket.create_connection((host, int(port))) as raw:
+        no_window = struct.pack(">HI", 4, 0)
+        raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + h2_frame(4, 0, 0, no_window))
+        headers = b"".join(
+            b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+            for name, value in (
+                (b":method", b"POST"),
+                (b":scheme", b"http"),
+                (b":path", b"/grpc.health.v1.Health/Watch"),
+                (b":authority", b"test"),
+                (b"content-type", b"application/grpc"),
+                (b"te", b"trailers"),
+            )
+        )
+        message = health_pb2.HealthCheckRequest(service="spare").SerializeToString()
+        raw.sendall(h2_frame(1, 4, 1, headers) + h2_frame(0, 1, 1, struct.pack(">BI", 0, len(message)) + message))
+        for _ in range(20):
+            client.load_model("spare")
+            client.unload_model("spare")
+
+
+def h2_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame of HTTP/2 (RFC 9113, section 4.1)."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
