@@ -1,0 +1,111 @@
+"""Whether the real programs take the arguments and variables that manifests give them."""
+
+import contextlib
+import importlib.util
+import io
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import tyro
+from torch.distributed.run import get_args_parser
+
+from serving.config import ServeConfig
+from serving.errors import StartupError
+from tests.deploy.manifests import Object, PodTemplate, arguments, environment, pod_templates
+from tests.deploy.policy import all_containers
+from trainer.config import TrainConfig
+from trainer.errors import ConfigError
+
+Config = TypeVar("Config")
+
+KNOWN_VARIABLES = {
+    "OMP_NUM_THREADS": "OpenMP",
+    "HOME": "where libraries put their caches",
+    "PYTHONUNBUFFERED": "Python",
+    "MPLCONFIGDIR": "matplotlib",
+}
+
+
+def command_line_problems(objects: Sequence[Object]) -> list[str]:
+    """What the programs would refuse, a line each."""
+    return [
+        f"{template.owner}: {problem}"
+        for template in pod_templates(objects)
+        for container in all_containers(template)
+        for problem in _container(template, container)
+    ]
+
+
+def _container(template: PodTemplate, container: Object) -> Iterator[str]:
+    words = arguments(container)
+    if words[:3] == ["python", "-m", "serving"]:
+        yield from _serving(words[3:], template, container)
+    elif words[:5] == ["python", "-m", "trainer.launch", "-m", "trainer.main"]:
+        yield from _training(words[5:], template, container)
+    else:
+        yield f"{container['name']} runs {words[:5]}, which nothing here knows"
+    for entry in container.get("env", ()):
+        name = entry["name"]
+        is_used = any(f"$({name})" in word for word in container.get("args", ()))
+        if not is_used and name not in KNOWN_VARIABLES and not name.startswith("PET_"):
+            yield f"nothing reads the variable {name}"
+
+
+def _serving(words: Sequence[str], template: PodTemplate, container: Object) -> Iterator[str]:
+    try:
+        config = parse(ServeConfig, words)
+        config.check()
+    except (ValueError, StartupError) as error:
+        yield str(error)
+        return
+    if config.host not in ("0.0.0.0", "::"):
+        yield f"--host {config.host} cannot be reached from outside the pod"
+    opened = {config.grpc_port, config.http_port, config.metrics_port}
+    declared = {port["containerPort"] for port in container.get("ports", ())}
+    if not declared <= opened:
+        yield f"ports {sorted(declared - opened)} are declared and not opened"
+    yield from _mounted(template, container, str(config.model_repository))
+    if config.tls_cert is not None:
+        yield from _mounted(template, container, str(config.tls_cert))
+    if str(config.num_threads) != str(container["resources"]["limits"]["cpu"]):
+        yield f"--num-threads {config.num_threads} is not the CPU limit"
+
+
+def _training(words: Sequence[str], template: PodTemplate, container: Object) -> Iterator[str]:
+    assert importlib.util.find_spec("trainer.main")
+    assert importlib.util.find_spec("trainer.launch")
+    try:
+        config = parse(TrainConfig, words)
+        config.resolve()
+    except (ValueError, ConfigError) as error:
+        yield str(error)
+        return
+    known = {action.dest for action in get_args_parser()._actions}
+    for name in environment(container):
+        if name.startswith("PET_") and name.removeprefix("PET_").lower() not in known:
+            yield f"torchrun has no option for {name}"
+    for path in (config.data_dir, config.run_dir, config.model_repository):
+        yield from _mounted(template, container, str(path))
+
+
+def parse(kind: type[Config], words: Sequence[str]) -> Config:
+    """What the program makes of its arguments.
+
+    Raises:
+        ValueError: it refuses them.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=list(words))
+    except SystemExit:
+        raise ValueError(f"{kind.__name__} does not take {list(words)}: {said.getvalue()}") from None
+
+
+def _mounted(template: PodTemplate, container: Object, path: str) -> Iterator[str]:
+    """A path must be in a volume: the rest of the file system is read-only and empty."""
+    mounts = [mount["mountPath"] for mount in container.get("volumeMounts", ())]
+    if "ServingRuntime" in template.owner:
+        mounts.append("/mnt/models")  # KServe's storage initializer
+    if not any(path == mount or path.startswith(mount + "/") for mount in mounts):
+        yield f"{path} is in no volume"

@@ -1,0 +1,148 @@
+"""Manifests as kustomize renders them, and where things are in them. Judges nothing."""
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+DEPLOY = ROOT / "deploy"
+KUBECTL = Path(sys.executable).parent / "kubectl"
+
+Object = dict[str, Any]
+
+OVERLAYS = tuple(sorted(path.parent.name for path in DEPLOY.glob("overlays/*/kustomization.yaml")))
+COMPONENTS = tuple(sorted(path.parent.name for path in DEPLOY.glob("components/*/kustomization.yaml")))
+CLUSTER = tuple(sorted(path.parent.name for path in DEPLOY.glob("cluster/*/kustomization.yaml")))
+
+COMPOSITIONS = {name: (f"overlays/{name}",) for name in OVERLAYS} | {
+    # Components that no overlay of ours takes are laid over a base here.
+    "serving with gateway": ("base/serving", "base/models", "components/gateway", "components/images"),
+    "serving with tls": ("base/serving", "base/models", "components/tls", "components/images"),
+    "serving with image-volume": ("base/serving", "components/image-volume", "components/images"),
+}
+"""Everything that an operator would apply in one piece."""
+
+
+def render(name: str) -> list[Object]:
+    """The objects of a composition, fresh copies each time."""
+    return deepcopy(list(_render(COMPOSITIONS[name])))
+
+
+@functools.cache
+def _render(folders: Sequence[str]) -> tuple[Object, ...]:
+    if len(folders) == 1:
+        return build(DEPLOY / folders[0])
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {folder: os.path.relpath(DEPLOY / folder, Path(scratch).resolve()) for folder in folders}
+        kustomization = {
+            "namespace": "convoy",
+            "resources": [path for folder, path in paths.items() if folder.startswith("base/")],
+            "components": [path for folder, path in paths.items() if folder.startswith("components/")],
+        }
+        (Path(scratch) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        return build(Path(scratch))
+
+
+def build(folder: Path) -> tuple[Object, ...]:
+    """`kubectl kustomize`, which must not even warn."""
+    done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+@dataclass(frozen=True)
+class PodTemplate:
+    """Pods that an object makes.
+
+    Args:
+        owner: `Kind/name`.
+        labels: those that the API server or a controller adds included.
+        spec: the pod's; for a ServingRuntime, which has no template, its own.
+    """
+
+    owner: str
+    labels: dict[str, str]
+    spec: Object
+
+
+def name_of(item: Object) -> str:
+    """`Kind/name`."""
+    return f"{item['kind']}/{item['metadata']['name']}"
+
+
+def find(objects: Sequence[Object], name: str) -> Object:
+    """The object `Kind/name`."""
+    return next(item for item in objects if name_of(item) == name)
+
+
+def pod_templates(objects: Sequence[Object]) -> Iterator[PodTemplate]:
+    """All pods that the objects make, by whatever controller."""
+    for item in objects:
+        kind, name, spec = item["kind"], item["metadata"]["name"], item.get("spec", {})
+        if kind == "Deployment":
+            yield _template(item, spec["template"])
+        elif kind == "Job":
+            yield _template(item, spec["template"], {"batch.kubernetes.io/job-name": name})
+        elif kind == "JobSet":
+            yield from _replicated(item, spec, name)
+        elif kind == "TrainingRuntime":
+            for train_job in (other for other in objects if other["kind"] == "TrainJob"):
+                yield from _replicated(item, spec["template"]["spec"], train_job["metadata"]["name"])
+        elif kind == "ClusterServingRuntime":
+            yield PodTemplate(name_of(item), {}, spec)
+
+
+def _replicated(item: Object, spec: Object, job_set: str) -> Iterator[PodTemplate]:
+    for job in spec["replicatedJobs"]:
+        yield _template(item, job["template"]["spec"]["template"], {"jobset.sigs.k8s.io/jobset-name": job_set})
+
+
+def _template(item: Object, template: Object, added: dict[str, str] | None = None) -> PodTemplate:
+    labels = template.get("metadata", {}).get("labels", {})
+    return PodTemplate(name_of(item), {**labels, **(added or {})}, template["spec"])
+
+
+def matches(selector: Object, labels: dict[str, str]) -> bool:
+    """A LabelSelector's verdict, for the operators that we use."""
+    equal = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    return equal and all(_holds(rule, labels) for rule in selector.get("matchExpressions", ()))
+
+
+def _holds(rule: Object, labels: dict[str, str]) -> bool:
+    assert rule["operator"] == "In", rule
+    return labels.get(rule["key"]) in rule["values"]
+
+
+def environment(container: Object, index: int = 0) -> dict[str, str]:
+    """The variables of a container, as the kubelet would fill them in for the pod of this completion index."""
+    limits = container["resources"]["limits"]
+    values = {}
+    for entry in container.get("env", ()):
+        source = entry.get("valueFrom", {})
+        if "value" in entry:
+            values[entry["name"]] = entry["value"]
+        elif source.get("resourceFieldRef", {}).get("resource") == "limits.cpu":
+            values[entry["name"]] = str(limits["cpu"])
+        elif "job-completion-index" in source.get("fieldRef", {}).get("fieldPath", ""):
+            values[entry["name"]] = str(index)
+        else:
+            raise AssertionError(f"do not know how to fill in {entry}")
+    return values
+
+
+def arguments(container: Object) -> list[str]:
+    """Command and arguments with `$(NAME)` filled in."""
+    values = environment(container)
+    words = [*container.get("command", ()), *container.get("args", ())]
+    for name, value in values.items():
+        words = [word.replace(f"$({name})", value) for word in words]
+    return words

@@ -1,0 +1,104 @@
+"""Everything that an operator would apply renders, is valid, keeps the rules, names what exists and would start."""
+
+import tomllib
+
+import pytest
+import yaml
+
+from tests.deploy.command_lines import command_line_problems
+from tests.deploy.manifests import CLUSTER, COMPONENTS, COMPOSITIONS, DEPLOY, ROOT, build, find, render
+from tests.deploy.policy import policy_problems
+from tests.deploy.references import reference_problems
+from tests.deploy.schema import schema_problems
+
+DEPRECATED = {"bases", "commonLabels", "patchesStrategicMerge", "patchesJson6902", "vars", "imageTags"}
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_objects_are_what_the_api_server_takes(name: str) -> None:
+    assert schema_problems(render(name)) == []
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_objects_keep_the_rules(name: str) -> None:
+    assert policy_problems(render(name)) == []
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_every_name_leads_somewhere(name: str) -> None:
+    assert reference_problems(render(name)) == []
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_programs_take_their_arguments_and_variables(name: str) -> None:
+    assert command_line_problems(render(name)) == []
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_names_are_unique(name: str) -> None:
+    names = [(item["apiVersion"], item["kind"], item["metadata"]["name"]) for item in render(name)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", CLUSTER)
+def test_what_the_administrator_applies_is_valid(name: str) -> None:
+    objects = build(DEPLOY / "cluster" / name)
+    assert schema_problems(objects) == []
+    assert policy_problems(objects) == []
+
+
+def test_every_component_is_in_some_composition() -> None:
+    texts = [path.read_text() for path in DEPLOY.glob("overlays/*/kustomization.yaml")]
+    laid = {folder for folders in COMPOSITIONS.values() for folder in folders}
+    unused = [
+        name
+        for name in COMPONENTS
+        if f"components/{name}" not in laid and not any(f"/components/{name}\n" in text for text in texts)
+    ]
+    assert unused == []
+
+
+def test_kustomizations_use_no_deprecated_field() -> None:
+    for path in DEPLOY.rglob("kustomization.yaml"):
+        assert not DEPRECATED & set(yaml.safe_load(path.read_text())), path
+
+
+def test_images_bear_the_version_of_this_project() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    images = yaml.safe_load((DEPLOY / "components/images/kustomization.yaml").read_text())["images"]
+    assert {image["newTag"] for image in images} == {version}
+
+
+def test_prod_cpu_takes_the_native_transport_by_name() -> None:
+    args = find(render("prod-cpu"), "Deployment/serving")["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--transport=native" in args
+
+
+def test_gpu_asks_for_devices_for_both() -> None:
+    serving = find(render("prod-gpu"), "Deployment/serving")["spec"]["template"]["spec"]["containers"][0]
+    assert serving["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert serving["image"].startswith("registry.example.com/convoy/serving-gpu")
+    trainer = find(render("train-gpu"), "Job/trainer")["spec"]["template"]["spec"]["containers"][0]
+    ranks = next(entry["value"] for entry in trainer["env"] if entry["name"] == "PET_NPROC_PER_NODE")
+    assert trainer["resources"]["limits"]["nvidia.com/gpu"] == ranks
+
+
+def test_kueue_starts_the_job() -> None:
+    job = find(render("train-gpu"), "Job/trainer")
+    assert job["spec"]["suspend"] is True
+    queue = find(render("train-gpu"), "LocalQueue/training")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == queue["metadata"]["name"]
+    known = [item["metadata"]["name"] for item in build(DEPLOY / "cluster/kueue") if item["kind"] == "ClusterQueue"]
+    assert queue["spec"]["clusterQueue"] in known
+
+
+def test_the_pipeline_publishes_where_the_server_looks() -> None:
+    objects = render("pipeline")
+    claims = []
+    for name in ("Deployment/serving", "Job/trainer"):
+        pod = find(objects, name)["spec"]["template"]["spec"]
+        mount = next(mount for mount in pod["containers"][0]["volumeMounts"] if mount["mountPath"] == "/models")
+        volume = next(volume for volume in pod["volumes"] if volume["name"] == mount["name"])
+        claims.append(volume["persistentVolumeClaim"]["claimName"])
+        assert "--model-repository=/models" in pod["containers"][0]["args"]
+    assert claims == ["models", "models"]

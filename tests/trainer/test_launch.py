@@ -1,0 +1,78 @@
+"""torchrun with the ranks' exit codes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import clean_environment
+
+COMMAND = [sys.executable, "-m", "trainer.launch", "--standalone", "--nproc-per-node=2"]
+
+
+def script(folder: Path, text: str) -> Path:
+    path = folder / "rank.py"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (2, 2), (-9, 137)])
+def test_leaves_with_the_code_of_the_rank_that_failed_first(tmp_path: Path, code: int, expected: int) -> None:
+    how = f"os.kill(os.getpid(), {-code})" if code < 0 else f"sys.exit({code})"
+    # The other rank fails later, with another code, as a rank does that has lost its peer.
+    text = f"import os, sys, time\nif os.environ['RANK'] == '1':\n    {how}\n"
+    text += "time.sleep(60)\nsys.exit(1)\n" if code else ""
+    done = subprocess.run(
+        [*COMMAND, str(script(tmp_path, text))],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == expected, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_reaches_the_ranks(tmp_path: Path) -> None:
+    text = (
+        "import os, pathlib, signal, sys, time\n"
+        "rank = os.environ['RANK']\n"
+        "def leave(*_):\n    pathlib.Path(sys.argv[1] + rank).touch()\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "pathlib.Path(sys.argv[1] + 'up' + rank).touch()\n"
+        "time.sleep(120)\n"
+    )
+    mark = str(tmp_path / "rank-")
+    process = subprocess.Popen([*COMMAND, str(script(tmp_path, text)), mark], env=clean_environment())
+    try:
+        until = time.monotonic() + 60
+        while not all(os.path.exists(f"{mark}up{rank}") for rank in (0, 1)):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    finally:
+        process.kill()
+        process.wait()
+    assert all(os.path.exists(f"{mark}{rank}") for rank in (0, 1))
+
+
+def test_hosts_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
+    there = ["--nnodes=2", "--node-rank=1", "--master-addr=127.0.0.1", "--master-port=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.launch", *there, "--rdzv-conf=timeout=1", str(script(tmp_path, "pass\n"))],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "error: the hosts did not meet" in done.stderr
+    assert "Traceback" not in done.stderr
