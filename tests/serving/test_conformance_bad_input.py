@@ -2,6 +2,7 @@
 and a server that serves on.
 """
 
+import contextlib
 import re
 import socket
 import struct
@@ -67,12 +68,10 @@ def test_a_message_just_within_the_limit(served: Served) -> None:
 @pytest.mark.parametrize("size", [20_000, 200_000])
 def test_metadata_that_is_too_large(served: Served, size: int) -> None:
     """As gRPC's core has it; hyper refuses it by HTTP's status 431, and ends the connection if there is much more."""
-    with (
-        grpc.insecure_channel(served.target, options=[("test", size)]) as channel,
-        pytest.raises(grpc.RpcError) as caught,
-    ):
+    with grpc.insecure_channel(served.target, options=[("test", size)]) as channel:
         call = channel.unary_unary(SERVICE + "ModelInfer")
-        call(good().SerializeToString(), timeout=60, metadata=[("large", "x" * size)])
+        with pytest.raises(grpc.RpcError) as caught:
+            call(good().SerializeToString(), timeout=60, metadata=[("large", "x" * size)])
     codes = {
         "grpcio": {20_000: grpc.StatusCode.RESOURCE_EXHAUSTED, 200_000: grpc.StatusCode.RESOURCE_EXHAUSTED},
         "native": {20_000: grpc.StatusCode.UNKNOWN, 200_000: grpc.StatusCode.UNAVAILABLE},
@@ -84,13 +83,11 @@ def test_bytes_that_are_no_http(served: Served) -> None:
     host, _, port = served.target.rpartition(":")
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 100, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 1000):
         with socket.create_connection((host, int(port)), timeout=60) as raw:
-            raw.sendall(garbage)
-            raw.shutdown(socket.SHUT_WR)
-            try:
+            with contextlib.suppress(OSError):  # the server may hang up at any moment
+                raw.sendall(garbage)
+                raw.shutdown(socket.SHUT_WR)
                 while raw.recv(4096):
                     pass
-            except ConnectionError:
-                pass
 
 
 def test_a_model_that_fails_fails_its_batch_alone(served: Served) -> None:
