@@ -182,6 +182,8 @@ def load(port: int, pid: int, payload: Path, seconds: float, concurrency: int) -
     report = run_h2load(port, payload, seconds, connections, concurrency, log)
     spent = cpu_seconds(pid) - before
     done = int(re.search(r"(\d+) succeeded", report)[1])  # type: ignore[index]
+    if not done:
+        sys.exit(f"no request succeeded:\n{report}")
     latencies = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
     return Load(
         requests_per_second=done / seconds,
@@ -194,7 +196,7 @@ def load(port: int, pid: int, payload: Path, seconds: float, concurrency: int) -
 
 def run_h2load(port: int, payload: Path, seconds: float, connections: int, concurrency: int, log: Path | None) -> str:
     command = [
-        "h2load", "-t1", "-c", str(connections), "-m", str(concurrency // connections), "-D", str(seconds),
+        "h2load", "-t1", "-c", str(connections), "-m", str(concurrency // connections), "-D", str(round(seconds)),
         "-H", "content-type: application/grpc", "-H", "te: trailers", "-d", str(payload),
         *([] if log is None else [f"--log-file={log}"]), f"http://127.0.0.1:{port}{INFER}",
     ]  # fmt: skip
@@ -280,7 +282,7 @@ class Refusals:
         self._port = port
         self._times: list[float] = []
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
+        self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
 
     def _ask(self) -> None:

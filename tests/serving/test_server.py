@@ -1,0 +1,290 @@
+"""The server's life, as processes: it starts, serves, follows its repository, drains and leaves."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+
+from protos import grpc_service_pb2 as pb
+from protos import health_pb2
+from tests.serving.model_files import scale
+
+PATIENCE_S = 120
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+READY = re.compile(r"serving on grpc (\S+) \((\w+)\), http \S+:(\d+), metrics \S+:(\d+): (.*)")
+
+
+class Process:
+    """A server process and what it has said."""
+
+    def __init__(self, *arguments: str, prefix: Sequence[str] = ()) -> None:
+        command = [
+            *prefix,
+            sys.executable,
+            "-m",
+            "serving",
+            "--grpc-port",
+            "0",
+            "--http-port",
+            "0",
+            "--metrics-port",
+            "0",
+        ]
+        self.process = subprocess.Popen(
+            [*command, "--num-threads", "1", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        self.lines: list[str] = []
+        self._said = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._said:
+                self.lines.append(line)
+                self._said.notify_all()
+
+    def wait_for(self, pattern: "str | re.Pattern[str]") -> re.Match[str]:
+        """The first line that has this in it."""
+
+        def found() -> re.Match[str] | None:
+            return next((match for line in self.lines if (match := re.search(pattern, line))), None)
+
+        with self._said:
+            assert self._said.wait_for(lambda: found() is not None, PATIENCE_S), "".join(self.lines)
+        match = found()
+        assert match is not None
+        return match
+
+    def target(self) -> str:
+        """Where it serves gRPC, once it is ready."""
+        return self.wait_for(READY)[1]
+
+    def end(self) -> int:
+        code = self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return code
+
+    def close(self) -> None:
+        """Kill it, if it is still there."""
+        self.process.kill()
+        self.end()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    """Start servers that the test's end kills."""
+    with contextlib.ExitStack() as undo:
+
+        def begin(*arguments: str, prefix: Sequence[str] = ()) -> Process:
+            started = Process(*arguments, prefix=prefix)
+            undo.callback(started.close)
+            return started
+
+        yield begin
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A repository with one model, whose version n multiplies by n."""
+    publish(tmp_path / "models", 1)
+    return tmp_path / "models"
+
+
+def publish(repository: Path, version: int) -> None:
+    """As the trainer does: whole or not at all."""
+    staging = repository / "scale" / f".staging-{version}"
+    staging.mkdir(parents=True)
+    (staging / "model.onnx").write_bytes(scale(float(version)))
+    config = repository / "scale" / "config.pbtxt"
+    if not config.exists():
+        config.write_text('name: "scale" backend: "onnxruntime" max_batch_size: 8\n')
+    staging.rename(repository / "scale" / str(version))
+
+
+def ask(channel: grpc.Channel, value: float = 1.0) -> float:
+    """What the model makes of a number."""
+    request = pb.ModelInferRequest(
+        model_name="scale", raw_input_contents=[np.full((1, 3), value, np.float32).tobytes()]
+    )
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+    call = channel.unary_unary(INFER, pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString)
+    answer = call(request, timeout=60)
+    return float(np.frombuffer(answer.raw_output_contents[0], np.float32)[0])
+
+
+class Callers:
+    """Threads that ask without pause, and what they got."""
+
+    def __init__(self, target: str, number: int = 4) -> None:
+        self.answers: list[float] = []
+        self.failures: list[grpc.RpcError] = []
+        self._over = threading.Event()
+        self._target = target
+        self._threads = [threading.Thread(target=self._ask) for _ in range(number)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        with grpc.insecure_channel(self._target) as channel:
+            while not self._over.is_set():
+                try:
+                    self.answers.append(ask(channel))
+                except grpc.RpcError as error:
+                    self.failures.append(error)
+                    return
+
+    def wait_for(self, condition: Callable[[list[float]], bool]) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not condition(self.answers):
+            assert time.monotonic() < until, (len(self.answers), self.failures)
+            self._over.wait(0.01)
+
+    def stop(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+
+
+def wait_until_not_serving(target: str) -> None:
+    """Watch the server's health until it says so."""
+    with grpc.insecure_channel(target) as channel:
+        watch = channel.unary_stream(
+            "/grpc.health.v1.Health/Watch",
+            health_pb2.HealthCheckRequest.SerializeToString,
+            health_pb2.HealthCheckResponse.FromString,
+        )(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert any(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING for answer in watch)
+        watch.cancel()
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_a_drain_fails_no_request(start, models: Path, transport: str) -> None:
+    server = start("--model-repository", str(models), "--transport", transport, "--drain-delay-s", "2")
+    target = server.target()
+    callers = Callers(target)
+    callers.wait_for(lambda answers: len(answers) > 50)
+    threading.Timer(0.1, server.process.send_signal, [signal.SIGTERM]).start()
+    wait_until_not_serving(target)
+    served = len(callers.answers)
+    callers.wait_for(lambda answers: len(answers) > served)
+    callers.stop()
+    assert callers.failures == []
+    assert server.end() == 0
+    server.wait_for("stopped")
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_new_versions_under_load_fail_no_request(start, models: Path, transport: str) -> None:
+    arguments = ["--model-control-mode", "poll", "--poll-interval-s", "0.1", "--transport", transport]
+    server = start("--model-repository", str(models), *arguments)
+    callers = Callers(server.target())
+    for version in (2, 3, 4):
+        publish(models, version)
+        callers.wait_for(lambda answers, version=version: version in answers[-4:])
+    callers.stop()
+    assert callers.failures == []
+    assert set(callers.answers) == {1.0, 2.0, 3.0, 4.0}
+    server.process.terminate()
+    assert server.end() == 0
+
+
+def test_a_bad_version_never_replaces_a_good_one(start, models: Path) -> None:
+    server = start("--model-repository", str(models), "--model-control-mode", "poll", "--poll-interval-s", "0.1")
+    with grpc.insecure_channel(server.target()) as channel:
+        (models / "scale" / "2").mkdir()
+        (models / "scale" / "2" / "model.onnx").write_bytes(b"half a model")
+        server.wait_for("scale version 2")
+        index = channel.unary_unary("/inference.GRPCInferenceService/RepositoryIndex")
+        entries = pb.RepositoryIndexResponse.FromString(index(b"", timeout=60)).models
+        assert {entry.version: entry.state for entry in entries} == {"1": "READY", "2": "UNAVAILABLE"}
+        assert next(entry.reason for entry in entries if entry.version == "2")
+        assert ask(channel, 5.0) == 5.0
+
+
+def test_it_is_live_before_it_is_ready_and_has_no_torch(start, models: Path) -> None:
+    server = start("--model-repository", str(models), "--log-format", "json")
+    ready = json.loads(server.wait_for("serving on").string)["message"]
+    http_port = int(READY.search(ready)[3])  # type: ignore[index]
+    assert httpx.get(f"http://127.0.0.1:{http_port}/v2/health/ready").status_code == 200
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "onnxruntime" in maps
+    assert "libtorch" not in maps
+    assert all(json.loads(line)["message"] for line in server.lines)
+
+
+def test_a_second_signal_leaves_at_once(start, models: Path) -> None:
+    server = start("--model-repository", str(models), "--drain-delay-s", "1000")
+    server.target()
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("draining")
+    server.process.send_signal(signal.SIGINT)
+    assert server.end() == 128 + signal.SIGINT
+
+
+def test_a_unix_socket(start, models: Path, tmp_path: Path) -> None:
+    server = start("--model-repository", str(models), "--grpc-socket", str(tmp_path / "grpc.sock"))
+    assert server.target() == f"unix:{tmp_path}/grpc.sock"
+    with grpc.insecure_channel(server.target()) as channel:
+        assert ask(channel, 3.0) == 3.0
+
+
+@pytest.mark.parametrize("option", ["--grpc-port", "--http-port", "--metrics-port"])
+def test_a_port_that_is_taken_is_one_line(start, models: Path, option: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = start("--model-repository", str(models), option, str(port))
+        assert server.end() == 2
+    assert server.lines[-1].startswith("error: cannot listen on 127.0.0.1"), server.lines
+    assert str(port) in server.lines[-1]
+    assert "Traceback" not in "".join(server.lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model-repository", "{tmp}/none"], "none"),
+        (["--model-repository", "{tmp}/empty"], "empty"),
+        (["--model-repository", "{tmp}/file"], "file"),
+        (["--model-repository", "{models}", "--token-file", "{tmp}/no-token"], "no-token"),
+        (["--model-repository", "{models}", "--tls-cert", "{tmp}/file", "--tls-key", "{tmp}/file"], "file"),
+        (["--model-repository", "{models}", "--grpc-port", "99999"], "--grpc-port 99999"),
+        (["--model-repository", "{models}", "--host", "no.such.host.invalid"], "cannot listen on no.such.host"),
+    ],
+)
+def test_what_cannot_start_says_why_in_one_line(start, models: Path, arguments: list[str], said: str) -> None:
+    (models.parent / "empty").mkdir()
+    (models.parent / "file").write_text("x")
+    server = start(*[argument.format(tmp=models.parent, models=models) for argument in arguments])
+    assert server.end() == 2
+    errors = [line for line in server.lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "Traceback" not in "".join(server.lines)
+
+
+def test_a_repository_without_permission_is_one_line(start, models: Path) -> None:
+    models.chmod(0)
+    # Root may read everything, unless this right is taken from it.
+    unprivileged = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    server = start("--model-repository", str(models), prefix=unprivileged)
+    assert server.end() == 2
+    assert "permission denied" in server.lines[-1].lower()
