@@ -1,16 +1,17 @@
-# make setup|train|test|lint|bench: each makes the virtual environment first, from requirements.lock alone.
+# make setup|train|serve|test|lint|bench: each makes the virtual environment first, from requirements.lock alone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NPROC ?= 4
 
-.PHONY: help setup train test lint bench lock
+.PHONY: help setup train serve test lint bench lock
 
 help:
 	@echo "make train   train the MNIST convnet on $(NPROC) processes (NPROC=n for another number)"
+	@echo "make serve   serve what was trained: the models in models/ over gRPC and HTTP, on loopback"
 	@echo "make test    run the whole test suite"
 	@echo "make lint    ruff, mypy --strict, import-linter"
-	@echo "make bench   measure training beside the loop a user would write (benchmarks/results)"
+	@echo "make bench   measure training beside the loop a user would write, and serving (benchmarks/results)"
 	@echo "make setup   make .venv from requirements.lock; again when the lock changes"
 	@echo "make lock    choose new versions for requirements.lock"
 
@@ -32,6 +33,9 @@ $(VENV)/installed: requirements.lock pyproject.toml
 train: setup
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=$(NPROC) trainer/main.py
 
+serve: setup
+	$(BIN)/python -m serving --model-repository models --model-control-mode poll
+
 test: setup
 	$(BIN)/python -m pytest
 
@@ -43,6 +47,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/serving.py --model models/mnist/1/model.onnx $(if $(PEERS),--peers $(PEERS))
 
 lock:
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \

@@ -366,6 +366,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of servers")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
+    if not options.model.is_file():
+        sys.exit(f"error: no model {options.model}: make train exports one")
+    if shutil.which("h2load") is None:
+        sys.exit("error: no h2load on the path: it is in the package nghttp2-client of Debian and Ubuntu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shape = (
