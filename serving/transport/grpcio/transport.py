@@ -99,7 +99,7 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_S),
         ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_TIMEOUT_S),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000 * MIN_PING_INTERVAL_S),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1000 * MIN_PING_INTERVAL_S),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_connection_age_ms", 1000 * MAX_CONNECTION_AGE_S),
     ]

@@ -25,7 +25,7 @@ from serving.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING
 from serving.logs import AccessLog
 from serving.security import TlsFiles, Token
 from serving.service import HEALTH_CHECK, HEALTH_WATCH, INFER, STREAM_INFER
-from serving.transport.grpcio import GrpcioTransport, lane
+from serving.transport.grpcio import GrpcioTransport, lane, transport
 from serving.transport.grpcio.handlers import MAX_BLOCKING, REFLECTION
 from serving.transport.grpcio.infer_stream import MAX_IN_FLIGHT
 from serving.transport.grpcio.streams import OpenStreams
@@ -724,3 +724,22 @@ def test_clients_that_ping_every_six_seconds_keep_their_connection(serve: Serve)
         channel.subscribe(states.append)
         time.sleep(40)  # gRPC's default closes the connection at the third ping
         assert set(states) == {grpc.ChannelConnectivity.READY}
+
+
+@pytest.mark.slow
+def test_connections_are_renewed_without_a_failed_call_or_a_cut_stream(
+    serve: Serve, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_CONNECTION_AGE_S", 1)
+    states: list[grpc.ChannelConnectivity] = []
+    with grpc.insecure_channel(f"127.0.0.1:{serve().port}") as channel:
+        channel.subscribe(states.append)
+        watching = watch(channel, "")
+        assert next(watching).status == NOT_SERVING
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            assert ask(channel, INFER, b"abc") == b"ABC"
+        service.health.update(True, {})
+        assert next(watching).status == SERVING
+        watching.cancel()
+    assert states.count(grpc.ChannelConnectivity.READY) > 1
