@@ -1,0 +1,118 @@
+"""Alerts fire when they should and only then; rules, dashboard and scaler name metrics that the server has."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serving.metrics import NAMES
+from tests.deploy.manifests import DEPLOY, Object, find, render
+
+RULES = yaml.safe_load((DEPLOY / "monitoring/prometheusrule.yaml").read_text())["spec"]
+DASHBOARD = json.loads((DEPLOY / "monitoring/grafana-dashboard.json").read_text())
+TESTS = Path(__file__).parent / "alerts.yaml"
+
+ELSEWHERE = {
+    "up": "Prometheus itself",
+    "process_resident_memory_bytes": "prometheus_client",
+    "process_cpu_seconds_total": "prometheus_client",
+    "kube_job_failed": "kube-state-metrics",
+    "kube_job_status_failed": "kube-state-metrics",
+    "kube_job_status_active": "kube-state-metrics",
+    "kube_job_status_start_time": "kube-state-metrics",
+}
+_NO_METRICS = {"and", "on", "by", "le", "time", "rate", "sum", "max", "min", "absent", "histogram_quantile"}
+
+
+def metrics_in(expression: str) -> set[str]:
+    """Names of metrics in an expression, without a histogram's endings."""
+    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"|\b(?:by|on)\s*\([^)]*\)", " ", expression)
+    words = set(re.findall(r"[a-z_]\w*", bare)) - _NO_METRICS
+    return {re.sub(r"_(bucket|sum|count)$", "", word) if word not in NAMES else word for word in words}
+
+
+def unknown_metrics(expression: str) -> set[str]:
+    return metrics_in(expression) - NAMES - set(ELSEWHERE)
+
+
+def rules() -> list[Object]:
+    return [rule for group in RULES["groups"] for rule in group["rules"]]
+
+
+def expressions() -> dict[str, str]:
+    """Every PromQL expression that we ship, by where it is."""
+    scaler = find(render("prod-gpu"), "ScaledObject/serving")["spec"]["triggers"][0]["metadata"]["query"]
+    found = {rule["alert"]: rule["expr"] for rule in rules()} | {"ScaledObject": scaler}
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            found[f"{panel['title']}, {target['refId']}"] = target["expr"]
+    return found
+
+
+@pytest.mark.parametrize("where", expressions())
+def test_every_metric_is_the_servers(where: str) -> None:
+    assert unknown_metrics(expressions()[where]) == set()
+
+
+def test_unknown_metrics_are_caught() -> None:
+    assert unknown_metrics('sum by (model) (rate(convoy_request_total{outcome="x"}[5m])) > 0') == {
+        "convoy_request_total"
+    }
+
+
+def test_labels_of_outcomes_are_the_servers() -> None:
+    outcomes = {"success", "rejected", "canceled", "backend", "other"}
+    named = {word for text in expressions().values() for word in re.findall(r'outcome=~?"([^"]+)"', text)}
+    assert {part for word in named for part in word.split("|")} <= outcomes
+
+
+def test_the_dashboards_variables_are_known() -> None:
+    known = {variable["name"] for variable in DASHBOARD["templating"]["list"]} | {"__rate_interval"}
+    used = set(re.findall(r"\$\{?(\w+)\}?", json.dumps(DASHBOARD)))
+    assert used <= known
+    for variable in DASHBOARD["templating"]["list"]:
+        for metric in re.findall(r"label_values\((\w+)", variable["query"]):
+            assert metric in NAMES
+
+
+def test_the_scaler_looks_at_its_own_namespace() -> None:
+    scaler = find(render("prod-gpu"), "ScaledObject/serving")
+    query = scaler["spec"]["triggers"][0]["metadata"]["query"]
+    assert f'namespace="{scaler["metadata"]["namespace"]}"' in query
+
+
+def test_every_alert_is_explained_and_tested() -> None:
+    guide, tests = (DEPLOY / "README.md").read_text(), yaml.safe_load(TESTS.read_text())["tests"]
+    checks = [check for test in tests for check in test["alert_rule_test"]]
+    for rule in rules():
+        name = rule["alert"]
+        assert f"`{name}`" in guide, name
+        assert any(check["alertname"] == name and check.get("exp_alerts") for check in checks), f"{name} never fires"
+        is_instant = "for" not in rule
+        silent = any(check["alertname"] == name and not check.get("exp_alerts") for check in checks)
+        assert silent or is_instant or name == "ConvoyServerDown", f"{name} is never silent"
+
+
+def test_alerts_fire_when_they_should(promtool: Path, tmp_path: Path) -> None:
+    run_promtool(promtool, tmp_path, RULES)
+
+
+def test_an_alert_that_does_not_fire_is_caught(promtool: Path, tmp_path: Path) -> None:
+    text = json.dumps(RULES).replace("> 0.01", "> 0.03")
+    with pytest.raises(AssertionError, match="ConvoyErrors"):
+        run_promtool(promtool, tmp_path, json.loads(text))
+
+
+def run_promtool(promtool: Path, folder: Path, rules: Object) -> None:
+    """Check the rules, and run their unit tests."""
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
+    shutil.copy(TESTS, folder)
+    for command in (["check", "rules", "rules.yaml"], ["test", "rules", TESTS.name]):
+        done = subprocess.run(
+            [promtool, *command], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
