@@ -55,9 +55,10 @@ def decode_request(payload: bytes) -> ModelInferRequest:
         InvalidArgument: they are no such message.
     """
     try:
-        return ModelInferRequest.FromString(payload)
+        message: ModelInferRequest = ModelInferRequest.FromString(payload)
     except DecodeError as error:
         raise InvalidArgument(f"the {len(payload)} bytes received are no ModelInferRequest: {error}") from error
+    return message
 
 
 def parameters_of(parameters: Mapping[str, InferParameter]) -> dict[str, Any]:

@@ -111,7 +111,8 @@ class Plan:
         for index, top_k in self._wanted:
             datatype, shape = self._kind(outputs, index, top_k)
             head.outputs.add(name=self.model.spec.outputs[index].name, datatype=datatype, shape=shape)
-        return head.SerializeToString()
+        encoded: bytes = head.SerializeToString()
+        return encoded
 
 
 def classify(rows: Array, top_k: int, labels: Sequence[str]) -> Array:
@@ -127,7 +128,8 @@ def classify(rows: Array, top_k: int, labels: Sequence[str]) -> Array:
     top_k = min(top_k, rows.shape[1])
     best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :top_k]
     strings = np.empty(best.shape, object)
-    for place, index in np.ndenumerate(best):
+    for place, at in np.ndenumerate(best):
+        index = int(at)
         label = f":{labels[index]}" if index < len(labels) else ""
         strings[place] = f"{rows[place[0], index]:f}:{index}{label}".encode()
     return strings

@@ -240,7 +240,7 @@ class Service:
         handlers |= {f"/{SERVICE_NAME}/{name}": _refusal(name, what) for name, what in _NOT_OURS.items()}
         handlers[HEALTH_CHECK] = _handler(
             health_pb2.HealthCheckRequest,
-            lambda r: health_pb2.HealthCheckResponse(status=self.health.check(r.service)),
+            lambda r: health_response(self.health.check(r.service)),
         )
         return handlers
 
@@ -253,6 +253,11 @@ class Service:
         return pb.RepositoryModelUnloadResponse()
 
 
+def health_response(state: int) -> health_pb2.HealthCheckResponse:
+    """A state of `serving.health` as a message."""
+    return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.ServingStatus.Name(state))
+
+
 def stream_response(payload: bytes) -> bytes:
     """A serialised ModelInferResponse as a message of ModelStreamInfer (its field 2)."""
     return b"\x12" + varint(len(payload)) + payload
@@ -260,7 +265,8 @@ def stream_response(payload: bytes) -> bytes:
 
 def stream_error(error: ServingError) -> bytes:
     """An error as a message of ModelStreamInfer: the stream goes on."""
-    return pb.ModelStreamInferResponse(error_message=str(error)).SerializeToString()
+    message: bytes = pb.ModelStreamInferResponse(error_message=str(error)).SerializeToString()
+    return message
 
 
 def _handler(kind: type[Message], answer: Callable[[Any], Message]) -> Callable[[bytes], bytes]:
@@ -270,7 +276,8 @@ def _handler(kind: type[Message], answer: Callable[[Any], Message]) -> Callable[
         except DecodeError as error:
             raise InvalidArgument(f"the {len(payload)} bytes received are no {kind.__name__}: {error}") from error
         try:
-            return answer(request).SerializeToString()
+            answered: bytes = answer(request).SerializeToString()
+            return answered
         except ServingError:
             raise
         except Exception as error:

@@ -34,7 +34,7 @@ from serving.errors import (
 from serving.inference import Pending
 from serving.logs import AccessLog
 from serving.security import Token
-from serving.service import HEALTH_CHECK, HEALTH_WATCH, INFER, Service
+from serving.service import HEALTH_CHECK, HEALTH_WATCH, INFER, Service, health_response
 from serving.status import OK, grpc_code, trailing_metadata
 from serving.transport.grpcio import GrpcioTransport
 
@@ -171,8 +171,8 @@ class NativeTransport:
             call.fail(Internal("the server failed; its log says why"))
 
     def _dispatch(self, call: "_Call", path: str, payload: bytes, caller: "_Caller") -> None:
-        is_open = self._token is None or path in (HEALTH_CHECK, HEALTH_WATCH)
-        if not is_open and not self._token.accepts(caller.header("authorization")):
+        token = None if path in (HEALTH_CHECK, HEALTH_WATCH) else self._token
+        if token is not None and not token.accepts(caller.header("authorization")):
             raise Unauthenticated("expected metadata 'authorization: Bearer TOKEN' with this server's token")
         if self._is_stopping:
             raise Unavailable("the server is shutting down")
@@ -199,7 +199,7 @@ class NativeTransport:
             raise InvalidArgument(f"the {len(payload)} bytes received are no HealthCheckRequest: {error}") from error
 
         def tell(status: int) -> None:
-            message = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+            message = health_response(status).SerializeToString()
             if self._front.stream_try_send(call_id, message) == STREAM_FULL:
                 error = ResourceExhausted("this watcher does not read what it is told")
                 self._front.fail(call_id, grpc_code(error), str(error))
