@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import logging
 import socket
 import ssl
@@ -67,6 +66,15 @@ class TestListening:
         assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert 'nv_inference_count{model="twice",version="1"} 0\n' in metrics.text
         assert httpx.get(f"http://127.0.0.1:{server.metrics_port}/v2").status_code == 404
+
+    def test_answers_are_sent_at_once(self, start: Start) -> None:
+        server = start()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+            (served,) = server._servers[0].server_state.connections
+            theirs = served.transport.get_extra_info("socket")
+            assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
     @pytest.mark.parametrize("which", ["port", "metrics_port"])
     def test_a_port_that_is_taken(self, own_service: Service, which: str) -> None:
@@ -176,6 +184,7 @@ class TestAccessLog:
         server = start(access_log=AccessLog())
         httpx.post(url(server, INFER), json=REQUEST)
         httpx.get(url(server, "/v2/models/nothing"))
+        server.stop(5)  # the line of a request is written after its answer
         fields = [record.fields for record in caplog.records if record.name == "serving.access"]  # type: ignore[attr-defined]
         assert [(line["method"], line["status"]) for line in fields] == [
             (f"POST {INFER}", "200"),
@@ -228,11 +237,13 @@ class TestLeaving:
             assert client.get(url(server, "/v2/health/live")).status_code == 200
 
     def test_nothing_is_left(self, own_service: Service) -> None:
+        before = set(threading.enumerate())
         server = HttpServer(own_service, ANY_PORT, max_message_bytes=MAX_BODY)
         server.start()
-        httpx.post(url(server, INFER), content=json.dumps(REQUEST))
+        httpx.post(url(server, INFER), json=REQUEST)
+        assert set(threading.enumerate()) > before
         server.stop(5)
-        assert [thread.name for thread in threading.enumerate() if thread.name == "http"] == []
+        assert set(threading.enumerate()) <= before
 
 
 def _wait_until_refused(port: int) -> None:
