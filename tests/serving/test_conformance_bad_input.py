@@ -82,12 +82,12 @@ def test_metadata_that_is_too_large(served: Served, size: int) -> None:
 def test_bytes_that_are_no_http(served: Served) -> None:
     host, _, port = served.target.rpartition(":")
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 100, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 1000):
-        with socket.create_connection((host, int(port)), timeout=60) as raw:
-            with contextlib.suppress(OSError):  # the server may hang up at any moment
-                raw.sendall(garbage)
-                raw.shutdown(socket.SHUT_WR)
-                while raw.recv(4096):
-                    pass
+        hung_up = contextlib.suppress(OSError)  # as the server may at any moment
+        with hung_up, socket.create_connection((host, int(port)), timeout=60) as raw:
+            raw.sendall(garbage)
+            raw.shutdown(socket.SHUT_WR)
+            while raw.recv(4096):
+                pass
 
 
 def test_a_model_that_fails_fails_its_batch_alone(served: Served) -> None:
