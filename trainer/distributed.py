@@ -9,7 +9,7 @@ import datetime
 import inspect
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -39,6 +39,8 @@ class World:
     num_threads: int
     control: ProcessGroup | None = field(default=None, repr=False)
     """For small agreements that must not wait for the GPU: gloo, on the CPU. None is the default group."""
+    store: Store | None = field(default=None, repr=False)
+    """torchrun's, which all ranks can read and write; None in a world of one."""
 
     @property
     def is_main(self) -> bool:
@@ -70,6 +72,7 @@ class World:
                 device=device,
                 num_threads=num_threads,
                 control=_start_process_group(store, rank, size, device),
+                store=store,
             )
         except Interrupted:
             raise
@@ -131,6 +134,27 @@ class World:
         """Return when every rank has come here."""
         if self.size > 1:
             dist.barrier(group=self.control)
+
+    def wait_for_main(self, is_stopped: Callable[[], bool]) -> None:
+        """Return when the main rank has come here too, or a signal came.
+
+        A collective would give up after `TIMEOUT`; here the main rank may work alone for as long as it takes.
+
+        Raises:
+            PeerError: the main rank has failed, or the launcher is gone.
+        """
+        if self.store is None:
+            return
+        if self.is_main:
+            self.store.set(_key("main-is-done"), "")
+            return
+        try:
+            while not self.store.check([_key("main-is-done")]) and not is_stopped():
+                if self.store.check([_key("first-failure")]):
+                    raise PeerError("another rank failed first")
+                time.sleep(0.1)
+        except RuntimeError as error:
+            raise PeerError("the launcher is gone") from error
 
     def merge_batch_norm(self, model: nn.Module) -> None:
         """Give every rank the batch-norm statistics of all ranks' data taken together.
@@ -210,7 +234,7 @@ def _settle_blame(error: Exception, store: Store, rank: int) -> None:
     if is_consequence and _somebody_claimed(store, within_s=1.0):
         raise PeerError("another rank failed first") from None
     try:
-        first = int(store.compare_set(_failure_key(), "", str(rank)))
+        first = int(store.compare_set(_key("first-failure"), "", str(rank)))
     except (RuntimeError, ValueError):  # the launcher, and the store in it, is gone
         first = rank
     if first != rank:
@@ -226,7 +250,7 @@ def _somebody_claimed(store: Store, within_s: float) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:
-            if store.check([_failure_key()]):
+            if store.check([_key("first-failure")]):
                 return True
         except RuntimeError:
             return False
@@ -241,9 +265,9 @@ def _is_consequence(error: Exception) -> bool:
     )
 
 
-def _failure_key() -> str:
-    """One key for each time that torchrun starts the ranks."""
-    return f"convoy/first-failure/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+def _key(name: str) -> str:
+    """Another key each time that torchrun starts the ranks."""
+    return f"convoy/{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _choose_device(choice: DeviceChoice, local_rank: int, local_size: int) -> torch.device:

@@ -45,13 +45,15 @@ def export_run(config: ExportConfig) -> None:
     Raises:
         TrainerError: see `trainer.errors`.
     """
-    from trainer.export.pipeline import export  # imports onnx, which nobody else needs to wait for
+    from trainer.export.pipeline import export, export_int8  # imports onnx, which nobody else needs to wait for
 
     keep_freed_memory()
     with World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
         run = open_run(config.run, config.data_dir, world, progress)
         if world.is_main:
-            export(run, served_model(run, config.model_repository, config.name), run.folder.result())
+            name = config.name or run.recipe.name + ("-int8" if config.int8 else "")
+            publish = export_int8 if config.int8 else export
+            publish(run, served_model(run, config.model_repository, name), run.folder.result())
 
 
 def open_run(path: Path, data_dir: Path, world: World, progress: Progress) -> Run:

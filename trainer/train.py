@@ -51,18 +51,19 @@ def train(config: TrainConfig) -> None:
         if folder.is_complete(world):
             progress.say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")
             return
-        model = served_model(run, config.model_repository) if config.export else None
+        model = served_model(run, config.model_repository, recipe.name) if config.export else None
         restore(run)
         fit(run, stop)
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
         test_images, test, look = evaluate_on_test_set(run)
-        if look is not None:  # the main rank; the others are done
+        if look is not None:  # on the main rank
             result = summarize(run, validation, look)
             try:
                 if model is not None:
                     result["exported"] = export(run, model, result)
             finally:  # whatever became of the export, the run is complete
                 report(run, result, test_images, test, look)
+        world.wait_for_main(is_stopped=lambda: stop.number is not None)
 
 
 def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, say: Callable[[str], None]) -> Dataset:
@@ -131,8 +132,8 @@ def evaluate_on_test_set(run: Run) -> tuple[ImageSet, Evaluation, Look | None]:
     )
 
 
-def served_model(run: Run, repository: Path, name: str | None = None) -> Model:
-    """Where a run's model goes in a model repository; its name is the recipe's unless another is given.
+def served_model(run: Run, repository: Path, name: str) -> Model:
+    """A run's model in a model repository, where a version could be published.
 
     Raises:
         ConfigError: the name is none for a model, or belongs to one with other classes, inputs or outputs.
@@ -141,7 +142,7 @@ def served_model(run: Run, repository: Path, name: str | None = None) -> Model:
     _, num_channels, height, width = run.dataset.train.images.shape
     model = Model(
         repository=repository,
-        name=name or run.recipe.name,
+        name=name,
         image_shape=(num_channels, height, width),
         labels=tuple(printable(label) for label in run.dataset.classes),
     )

@@ -142,3 +142,36 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="no CUDA device"), World.join("cuda"):
         pass
+
+
+@pytest.mark.slow
+def test_the_main_rank_may_work_alone_for_longer_than_a_collective_waits(tmp_path: Path) -> None:
+    body = """
+import datetime, trainer.distributed
+trainer.distributed.TIMEOUT = datetime.timedelta(seconds=1)
+
+def body(world):
+    world.wait_for_all()
+    if world.is_main:
+        time.sleep(2.5)
+    world.wait_for_main(lambda: False)
+    tell(world.rank)
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(told(done), key=str) == [0, 1]
+
+
+@pytest.mark.slow
+def test_who_waits_for_the_main_rank_leaves_with_it(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    if world.is_main:
+        raise DataError("the main rank's disk is full")
+    world.wait_for_main(lambda: False)
+    tell("not reached")
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 1
+    assert re.findall("^error: .*", done.stderr, re.MULTILINE) == ["error: the main rank's disk is full"]
+    assert told(done) == []

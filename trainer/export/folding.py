@@ -13,6 +13,9 @@ from torch import fx, nn
 
 from trainer.models import Classifier
 
+LARGEST_OFFSET = 4.0
+"""Deviations that the mean may be from 0 where it is folded in a convolution."""
+
 
 class ServedModel(nn.Module):
     """What is exported: pixels in, logits and probabilities out.
@@ -94,7 +97,8 @@ def _fold_normalization(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Put the normalisation into the first convolution; returns what is left of mean and deviation.
 
-    A convolution that pads needs the mean subtracted before: its zeros stand for the mean.
+    A convolution that pads needs the mean subtracted before: its zeros stand for the mean. So does one whose pixels are
+    all far from 0 for their deviation: what is large would be subtracted from what is large.
     """
     (images,) = (node for node in network.graph.nodes if node.op == "placeholder")
     conv = _module(network, next(iter(images.users)))
@@ -102,7 +106,7 @@ def _fold_normalization(
         return mean, deviation
     weight = conv.weight.double() / deviation.double()
     bias = None if conv.bias is None else conv.bias.double()
-    if any(conv.padding):
+    if any(conv.padding) or bool((mean > LARGEST_OFFSET * deviation).any()):
         _replace(conv, weight, bias)
         return mean, None
     offset = (weight * mean.double()).sum(dim=(1, 2, 3))

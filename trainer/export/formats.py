@@ -10,7 +10,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from trainer.export.graph import finish_graph
+from trainer.export.graph import clean
 from trainer.export.repository import INPUT, LOGITS, ONNX, PROBABILITIES
 from trainer.hardware import num_available_cpus
 
@@ -31,12 +31,19 @@ def convert(model: nn.Module, example: torch.Tensor) -> dict[str, bytes]:
     with warnings.catch_warnings():
         # They say that TorchScript is deprecated, which is why there are two other formats.
         warnings.simplefilter("ignore")
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = _to_program(model, example)
         return {
             TORCHSCRIPT: _to_torchscript(model, example),
             ONNX: _to_onnx(program),
             EXPORTED_PROGRAM: _to_exported_program(program),
         }
+
+
+def convert_to_onnx(model: nn.Module, example: torch.Tensor) -> bytes:
+    """The model in ONNX alone, as `convert` makes it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _to_onnx(_to_program(model, example))
 
 
 def open_format(name: str, content: bytes) -> Answer:
@@ -47,6 +54,10 @@ def open_format(name: str, content: bytes) -> Answer:
         warnings.simplefilter("ignore")
         file = io.BytesIO(content)
         return _torch_answer(torch.jit.load(file) if name == TORCHSCRIPT else torch.export.load(file).module())
+
+
+def _to_program(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
 def _to_torchscript(model: nn.Module, example: torch.Tensor) -> bytes:
@@ -70,7 +81,7 @@ def _to_onnx(program: torch.export.ExportedProgram) -> bytes:
         program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[LOGITS, PROBABILITIES]
     )
     assert exported is not None
-    return finish_graph(exported.model_proto)
+    return clean(exported.model_proto)
 
 
 def _to_exported_program(program: torch.export.ExportedProgram) -> bytes:

@@ -19,7 +19,6 @@ from trainer.models import Classifier
 from trainer.run_folder import git_commit
 
 FORMAT_VERSION = 1
-GOLDEN = "golden.npz"
 NUM_GOLDEN, MAX_GOLDEN = 16, 64
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
 

@@ -3,6 +3,7 @@
 The reference is the model itself, in float32 on the CPU. Knows formats only as functions from images to answers.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,12 +14,13 @@ from torch import nn
 from trainer.data import ImageSet
 from trainer.errors import ExportError
 from trainer.export.formats import Answer, Floats
+from trainer.hardware import num_available_cpus
 
 NUM_IMAGES = 10_000
 """Looked at where the data set has so many; all validation images, where they are more."""
 LARGEST_BATCH = 256
 SMALL_BATCHES = (17, 3, 2, 1)
-NUM_IMAGES_IN_SMALL_BATCHES = 510
+NUM_IMAGES_IN_SMALL_BATCHES = 306
 """A multiple of 1, 2, 3 and 17."""
 TOLERANCE = 1e-4
 """Largest difference of a logit or a probability."""
@@ -77,6 +79,17 @@ class Agreement:
     near_ties: int
 
 
+@contextlib.contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch compute on that many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.inference_mode()
 def reference_logits(model: nn.Module, batches: Iterable[torch.Tensor]) -> Floats:
     """float32 `[N, classes]`: what the trained model says of images uint8 `[B, C, H, W]`, a batch at a time."""
@@ -84,7 +97,9 @@ def reference_logits(model: nn.Module, batches: Iterable[torch.Tensor]) -> Float
     return logits
 
 
-def check_parity(name: str, answer: Answer, sample: Sample, reference: Floats) -> list[Agreement]:
+def check_parity(
+    name: str, answer: Answer, sample: Sample, reference: Floats, tolerance: float = TOLERANCE
+) -> list[Agreement]:
     """Compare a format with the reference: the whole sample at the largest batch size, the first images at the others.
 
     Raises:
@@ -92,54 +107,82 @@ def check_parity(name: str, answer: Answer, sample: Sample, reference: Floats) -
     """
     num_few = min(len(sample), NUM_IMAGES_IN_SMALL_BATCHES)
     plan = {LARGEST_BATCH: len(sample)} | dict.fromkeys(SMALL_BATCHES, num_few)
-    return [_check(name, answer, sample, reference[:num_images], size) for size, num_images in plan.items()]
+    return [
+        _Comparison(f"{name} at batch size {size}", sample, reference[:num_images], tolerance).of(answer, size)
+        for size, num_images in plan.items()
+    ]
 
 
 def ask(answer: Answer, sample: Sample, batch_size: int, num_images: int) -> tuple[Floats, Floats]:
     """Logits and probabilities, `[num_images, classes]`, of the first images."""
-    answers = [answer(images.numpy()) for images in sample.batches(batch_size, num_images)]
+    # Threads that wait for each other after every layer cost more than they save where a layer takes microseconds.
+    with torch_threads(num_available_cpus() if batch_size == LARGEST_BATCH else 1):
+        answers = [answer(images.numpy()) for images in sample.batches(batch_size, num_images)]
     logits, probabilities = (np.concatenate(parts) for parts in zip(*answers, strict=True))
     return logits, probabilities
 
 
-def _check(name: str, answer: Answer, sample: Sample, reference: Floats, batch_size: int) -> Agreement:
-    where = f"{name} at batch size {batch_size}"
-    try:
-        logits, probabilities = ask(answer, sample, batch_size, len(reference))
-    except Exception as error:  # the runtimes' errors have no common root
-        raise ExportError(f"{where} does not run: {str(error).strip().splitlines()[0]}") from error
-    for output in (logits, probabilities):
-        if output.shape != reference.shape or output.dtype != np.float32:
-            raise ExportError(f"{where} gives {output.dtype} {list(output.shape)}, not float32 {list(reference.shape)}")
-    near_ties = _check_classes(where, logits, reference, sample)
-    largest = 0.0
-    for what, given, expected in (
-        ("logit", logits, reference),
-        ("probability", probabilities, _softmax(reference)),
-    ):
-        difference = np.abs(given - expected)
-        largest = max(largest, float(difference.max()))
-        for image, column in np.argwhere(~(difference <= TOLERANCE))[:1]:  # in these words because of NaN
-            raise ExportError(
-                f"{where} answers {sample.describe(image)} with {what} {column} = {given[image, column]:.6g}, the "
-                f"trained model with {expected[image, column]:.6g}: more than {TOLERANCE:g} apart"
-            )
-    return Agreement(batch_size=batch_size, num_images=len(logits), largest_difference=largest, near_ties=near_ties)
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Of one format at one batch size with the reference.
 
+    Args:
+        where: begins each complaint.
+        reference: logits float32 `[N, classes]` of the sample's first N images.
+    """
 
-def _check_classes(where: str, logits: Floats, reference: Floats, sample: Sample) -> int:
-    """How many images are taken for another class because of a near tie; raises where it is no near tie."""
-    given, expected = logits.argmax(axis=1), reference.argmax(axis=1)
-    differing = np.flatnonzero(given != expected)
-    second, first = np.partition(reference[differing], -2, axis=1)[:, -2:].T
-    for image in differing[~(first - second <= TOLERANCE)][:1]:
-        a, b = given[image], expected[image]
-        raise ExportError(
-            f"{where} takes {sample.describe(image)} for class {a} (logits {a} and {b}: {logits[image, a]:.6g} and "
-            f"{logits[image, b]:.6g}), the trained model for class {b} ({reference[image, a]:.6g} and "
-            f"{reference[image, b]:.6g})"
+    where: str
+    sample: Sample
+    reference: Floats
+    tolerance: float
+
+    def of(self, answer: Answer, batch_size: int) -> Agreement:
+        logits, probabilities = self._ask(answer, batch_size)
+        near_ties = self._check_classes(logits)
+        differences = (
+            self._check_values("logit", logits, self.reference),
+            self._check_values("probability", probabilities, _softmax(self.reference)),
         )
-    return len(differing)
+        return Agreement(
+            batch_size=batch_size, num_images=len(logits), largest_difference=max(differences), near_ties=near_ties
+        )
+
+    def _ask(self, answer: Answer, batch_size: int) -> tuple[Floats, Floats]:
+        try:
+            outputs = ask(answer, self.sample, batch_size, len(self.reference))
+        except Exception as error:  # the runtimes' errors have no common root
+            raise ExportError(f"{self.where} does not run: {str(error).strip().splitlines()[0]}") from error
+        for output in outputs:
+            if output.shape != self.reference.shape or output.dtype != np.float32:
+                raise ExportError(
+                    f"{self.where} gives {output.dtype} {list(output.shape)}, not float32 {list(self.reference.shape)}"
+                )
+        return outputs
+
+    def _check_classes(self, logits: Floats) -> int:
+        """How many images are taken for another class because of a near tie."""
+        given, expected = logits.argmax(axis=1), self.reference.argmax(axis=1)
+        differing = np.flatnonzero(given != expected)
+        second, first = np.partition(self.reference[differing], -2, axis=1)[:, -2:].T
+        for image in differing[~(first - second <= self.tolerance)][:1]:
+            ours, theirs = self.reference[image], logits[image]
+            a, b = expected[image], given[image]
+            raise ExportError(
+                f"{self.where} takes {self.sample.describe(image)} for class {b} (logits {b} and {a}: {theirs[b]:.6g} "
+                f"and {theirs[a]:.6g}), the trained model for class {a} ({ours[b]:.6g} and {ours[a]:.6g})"
+            )
+        return len(differing)
+
+    def _check_values(self, what: str, given: Floats, expected: Floats) -> float:
+        """The largest difference."""
+        difference = np.abs(given - expected)
+        for image, column in np.argwhere(~(difference <= self.tolerance))[:1]:  # in these words because of NaN
+            raise ExportError(
+                f"{self.where} answers {self.sample.describe(image)} with {what} {column} = "
+                f"{given[image, column]:.6g}, the trained model with {expected[image, column]:.6g}: more than "
+                f"{self.tolerance:.2g} apart"
+            )
+        return float(difference.max())
 
 
 def _softmax(logits: Floats) -> Floats:

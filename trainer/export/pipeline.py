@@ -1,33 +1,20 @@
-"""An export, as a table of contents: prepare -> convert -> check parity -> publish."""
+"""An export, as a table of contents: prepare -> convert -> check -> publish."""
 
-import contextlib
-import copy
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from trainer.evaluate import wilson_interval
-from trainer.export.folding import fold
-from trainer.export.formats import Answer, Floats, convert, open_format
-from trainer.export.manifest import GOLDEN, golden_file, golden_images, manifest
-from trainer.export.parity import (
-    LARGEST_BATCH,
-    SMALL_BATCHES,
-    TOLERANCE,
-    Agreement,
-    Sample,
-    ask,
-    check_parity,
-    reference_logits,
-)
+from trainer.errors import ExportError
+from trainer.export.formats import Floats, convert, convert_to_onnx, open_format
+from trainer.export.parity import LARGEST_BATCH, TOLERANCE, Agreement, ask, check_parity, torch_threads
 from trainer.export.repository import ONNX, Model
+from trainer.export.trained import Trained, largest_difference
 from trainer.fit import Run
 from trainer.hardware import num_available_cpus
-from trainer.models import Classifier
+
+LARGEST_LOSS = 0.001
+"""Of accuracy on validation images, by which int8 may be worse than float32."""
+MARGIN = 2.0
+"""Elsewhere, int8 answers may differ by this many times the largest difference found here."""
 
 
 def export(run: Run, model: Model, result: dict[str, Any] | None) -> Path:
@@ -42,98 +29,70 @@ def export(run: Run, model: Model, result: dict[str, Any] | None) -> Path:
     """
     model.check()
     run.progress.say(f"exporting {model.name}: ONNX, TorchScript, torch.export")
-    with _all_cpus():
-        trained = Trained.prepare(run)
-        files = convert(fold(trained.classifier), torch.zeros(2, *model.image_shape, dtype=torch.uint8))
+    with torch_threads(num_available_cpus()):  # the other ranks are at rest
+        trained = Trained.prepare(run, result)
+        files = convert(*trained.served())
         formats = {name: open_format(name, content) for name, content in files.items()}
-        parity = {name: check_parity(name, answer, trained.sample, trained.logits) for name, answer in formats.items()}
-        findings = {
-            "golden_tolerance": TOLERANCE,
-            "metrics": trained.metrics(formats[ONNX], result),
-            "parity": trained.describe_parity(parity),
+        agreements = {
+            name: check_parity(name, answer, trained.sample, trained.logits) for name, answer in formats.items()
         }
-    run.progress.say(_summary(parity, len(trained.sample)))
-    return publish(trained, model, files, findings)
+        run.progress.say(_summary(agreements))
+        logits, _ = ask(formats[ONNX], trained.sample, LARGEST_BATCH, trained.sample.num_validation)
+    findings = {
+        "precision": "float32",
+        "golden_tolerance": TOLERANCE,
+        "metrics": trained.metrics(logits),
+        "parity": trained.parity(agreements, TOLERANCE),
+    }
+    return trained.publish(model, files, findings)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """The model as it was trained, and what it says of the images by which what is exported is judged.
+def export_int8(run: Run, model: Model, result: dict[str, Any] | None) -> Path:
+    """Publish a run's weights in int8, in ONNX alone, as the next version of a model, if little accuracy is lost.
 
-    Args:
-        classifier: a copy on the CPU, float32, in evaluation mode.
-        logits: float32 `[N, classes]`, the classifier's of the sample.
+    Raises:
+        ConfigError: as `export`.
+        ExportError: more than 0.1 points would be lost, or the repository cannot be written.
     """
+    from trainer.export.quantize import BATCH_SIZE, NUM_IMAGES, quantize
 
-    run: Run
-    classifier: Classifier
-    sample: Sample
-    logits: Floats
-
-    @classmethod
-    def prepare(cls, run: Run) -> "Trained":
-        classifier: Classifier = copy.deepcopy(run.learner.model).cpu().float().eval()
-        sample = Sample((run.validation_images, run.validation_indices), (run.dataset.train, run.train_indices))
-        logits = reference_logits(classifier, sample.batches(LARGEST_BATCH, len(sample)))
-        return cls(run=run, classifier=classifier, sample=sample, logits=logits)
-
-    def metrics(self, answer: Answer, result: dict[str, Any] | None) -> dict[str, Any]:
-        """How good the exported model is, beside what the run found, which may have looked at several views."""
-        num_images = self.sample.num_validation
-        logits, _ = ask(answer, self.sample, LARGEST_BATCH, num_images)
-        num_errors = int((logits.argmax(axis=1) != self.sample.labels[:num_images]).sum())
-        known = ("val_accuracy", "test_accuracy", "test_errors", "num_test", "test_look", "precision")
-        return {
-            "val_accuracy": 1 - num_errors / max(1, num_images),
-            "val_errors": num_errors,
-            "num_val": num_images,
-            "val_interval": wilson_interval(num_images - num_errors, num_images),
-            "views": "one",
-            "run": result and {name: result[name] for name in known} | {"views": self.run.recipe.test_time_views},
-        }
-
-    def describe_parity(self, agreements: dict[str, list[Agreement]]) -> dict[str, Any]:
-        """What was compared, and how well it agreed."""
-        return {
-            "reference": "the trained model, eager, float32, on the CPU",
-            "tolerance": TOLERANCE,
-            "num_validation_images": self.sample.num_validation,
-            "num_training_images": len(self.sample) - self.sample.num_validation,
-            "formats": {name: [asdict(agreement) for agreement in found] for name, found in agreements.items()},
-        }
+    model.check()
+    run.progress.say(f"exporting {model.name}: ONNX in int8, calibrated on training images")
+    with torch_threads(num_available_cpus()):
+        trained = Trained.prepare(run, result)
+        float32 = convert_to_onnx(*trained.served())
+        files = {ONNX: quantize(float32, trained.training_images(NUM_IMAGES).split(BATCH_SIZE))}
+        answer = open_format(ONNX, files[ONNX])
+        logits, _ = ask(answer, trained.sample, LARGEST_BATCH, len(trained.sample))
+        run.progress.say(_check_loss(trained, logits, model.name))
+        tolerance = MARGIN * largest_difference(logits, trained.logits)
+        agreements = {ONNX: check_parity(ONNX, answer, trained.sample, trained.logits, tolerance)}
+        golden, golden_logits = trained.golden
+        golden_difference = largest_difference(answer(golden.numpy())[0], golden_logits)
+    findings = {
+        "precision": "int8",
+        "golden_tolerance": max(TOLERANCE, MARGIN * golden_difference),
+        "metrics": trained.metrics(logits) | {"float32": trained.metrics(trained.logits)},
+        "parity": trained.parity(agreements, tolerance),
+    }
+    return trained.publish(model, files, findings)
 
 
-def publish(trained: Trained, model: Model, files: dict[str, bytes], findings: dict[str, Any]) -> Path:
-    """Add the golden batch and the manifest, and make it all the model's next version."""
-    golden = golden_images(trained.run.dataset.train, trained.run.train_indices)
-    files = files | {GOLDEN: golden_file(golden, reference_logits(trained.classifier, [golden]))}
-    describe = partial(
-        manifest, model=model, classifier=trained.classifier, files=files, run=trained.run, findings=findings
-    )
-    version = model.publish(files, describe)
-    trained.run.progress.say(
-        f"exported to {version}; serve it: python -m serving --model-repository {model.repository}"
-    )
-    return version
-
-
-def _summary(parity: dict[str, list[Agreement]], num_images: int) -> str:
-    agreements = [agreement for found in parity.values() for agreement in found]
-    largest = max(agreement.largest_difference for agreement in agreements)
-    ties = sum(agreement.near_ties for agreement in agreements)
-    sizes = ", ".join(str(size) for size in sorted((*SMALL_BATCHES, LARGEST_BATCH)))
+def _summary(agreements: dict[str, list[Agreement]]) -> str:
+    found = [agreement for of_format in agreements.values() for agreement in of_format]
+    sizes = ", ".join(str(size) for size in sorted({agreement.batch_size for agreement in found}))
     return (
-        f"all formats answer {num_images:,} images as the trained model does, in batches of {sizes}: largest "
-        f"difference {largest:.1e}, {ties} near ties"
+        f"all formats answer {max(agreement.num_images for agreement in found):,} images as the trained model does: "
+        f"batches of {sizes}, largest difference {max(agreement.largest_difference for agreement in found):.1e}, "
+        f"{sum(agreement.near_ties for agreement in found)} near ties"
     )
 
 
-@contextlib.contextmanager
-def _all_cpus() -> Iterator[None]:
-    """Let torch compute on all CPUs of the container; the other ranks are at rest."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_available_cpus())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _check_loss(trained: Trained, logits: Floats, name: str) -> str:
+    """Whether int8 is good enough; says how good."""
+    num_images = trained.sample.num_validation
+    before, after = trained.num_errors(trained.logits), trained.num_errors(logits)
+    said = f"{after:,} of {num_images:,} validation images wrong in int8, {before:,} in float32"
+    if after - before > LARGEST_LOSS * num_images:
+        raise ExportError(f"{name} is not published: {said}; at most {100 * LARGEST_LOSS:g} points may be lost")
+    return said

@@ -25,7 +25,8 @@ from trainer.errors import ConfigError, ExportError
 from trainer.files import flush_to_disk
 
 INPUT, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
-CONFIG, LABELS, ONNX, MANIFEST = "config.pbtxt", "labels.txt", "model.onnx", "manifest.json"
+CONFIG, LABELS, ONNX = "config.pbtxt", "labels.txt", "model.onnx"
+GOLDEN, MANIFEST = "golden.npz", "manifest.json"
 MAX_BATCH_SIZE = 256
 
 
