@@ -195,7 +195,8 @@ def _closing(send: Send) -> Send:
 
 def _logged(access_log: AccessLog, scope: Scope, send: Send) -> Send:
     host, port = scope["client"] or ("", 0)
-    end = access_log.begin(f"{scope['method']} {scope['path']}", f"{host}:{port}")
+    path = scope["raw_path"].decode("latin-1")  # as it came: decoded, it might hold a line break
+    end = access_log.begin(f"{scope['method']} {path}", f"{host}:{port}")
     status = 0
 
     async def send_and_log(message: Message) -> None:

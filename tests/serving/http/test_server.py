@@ -183,12 +183,12 @@ class TestAccessLog:
         caplog.set_level(logging.INFO, "serving.access")
         server = start(access_log=AccessLog())
         httpx.post(url(server, INFER), json=REQUEST)
-        httpx.get(url(server, "/v2/models/nothing"))
+        httpx.get(url(server, "/v2/models/no%0Athing"))
         server.stop(5)  # the line of a request is written after its answer
         fields = [record.fields for record in caplog.records if record.name == "serving.access"]  # type: ignore[attr-defined]
         assert [(line["method"], line["status"]) for line in fields] == [
             (f"POST {INFER}", "200"),
-            ("GET /v2/models/nothing", "404"),
+            ("GET /v2/models/no%0Athing", "404"),
         ]
         assert all(line["peer"].startswith("127.0.0.1:") for line in fields)
 
