@@ -5,8 +5,9 @@ thread of its own. Answers are sent by whichever thread has them. Bidirectional 
 are not for this front: it forwards them to a grpcio server on a private Unix socket.
 
 The front ends calls at their deadline by itself, and says so as it does of cancelled ones. It has no limit on the size
-of a message (0.5.0): one that is too large is refused here, when it is already in memory. It has no TLS either. Where
-that will not do, use `serving.transport.grpcio`.
+of a message (0.5.0): one that is too large is refused here, when it is already in memory. It has no TLS either, and no
+way to send metadata whose names begin with `grpc-`: the hint when to come again goes out as `retry-pushback-ms`, which
+people may read but gRPC's own retries do not. Where that will not do, use `serving.transport.grpcio`.
 """
 
 import logging
@@ -40,6 +41,8 @@ from serving.transport.grpcio import GrpcioTransport
 
 logger = logging.getLogger(__name__)
 
+INFER_METHOD = 0
+"""Its place in the table of methods."""
 MAX_EVENTS = 256
 NUM_IO_THREADS = 1
 """Rust threads for HTTP/2. One carries more requests than the Python side can take."""
@@ -130,12 +133,11 @@ class NativeTransport:
     def _receive(self) -> None:
         """Take calls until the front is closed."""
         if self._token is None and self._access_log is None:
-            receive = self._front.recv_batch
-            while (events := receive(MAX_EVENTS)) is not None:
+            while (events := self._front.recv_batch(MAX_EVENTS)) is not None:
                 for kind, call_id, method, payload, _ in events:
-                    if kind == EVENT_CALL and method == 0 and not self._is_stopping:
-                        call = _Call(self._front, self._calls, call_id)
-                        self._infer(call, payload or b"")
+                    # The one kind of event that there are thousands of a second has a short way.
+                    if kind == EVENT_CALL and method == INFER_METHOD and not self._is_stopping:
+                        self._infer(_Call(self._front, self._calls, call_id), payload or b"")
                     else:
                         self._other(kind, call_id, method, payload or b"", _Caller())
             return
@@ -149,7 +151,10 @@ class NativeTransport:
             call.fail(ResourceExhausted(f"message of {len(payload)} bytes is larger than {self._max_message_bytes}"))
             return
         self._calls[call.call_id] = call
-        call.pending = self._service.infer(payload, call, None)
+        try:
+            call.pending = self._service.infer(payload, call, None)
+        except Exception:  # a defect, which must not end the thread that all calls come through
+            logger.exception("a call could not be answered")
 
     def _other(self, kind: int, call_id: int, method: int, payload: bytes, caller: "_Caller") -> None:
         """All events but the plain inference without token and log."""
@@ -252,6 +257,7 @@ class _Call:
 
     def fail(self, error: ServingError) -> None:
         self._calls.pop(self.call_id, None)
-        self._front.fail(self.call_id, grpc_code(error), str(error), trailing_metadata(error))
+        hints = [(key.removeprefix("grpc-"), value) for key, value in trailing_metadata(error)]
+        self._front.fail(self.call_id, grpc_code(error), str(error), hints)
         if self._log is not None:
             self._log(grpc_code(error))
