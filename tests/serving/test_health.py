@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -72,7 +73,7 @@ def test_who_has_unsubscribed_hears_nothing_more_and_others_do() -> None:
 
 def test_a_listener_may_unsubscribe_while_it_is_called() -> None:
     health, heard = Health(), list[int]()
-    ways_out = []
+    ways_out: list[Callable[[], None]] = []
 
     def once(state: int) -> None:
         heard.append(state)
