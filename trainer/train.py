@@ -47,11 +47,11 @@ def train(config: TrainConfig) -> None:
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
         folder = RunFolder.plan(config, recipe, dataset, world)
         run = setup(recipe, dataset, folder, world, progress)
+        model = served_model(run, config.model_repository, recipe.name) if config.export else None
         folder.enter(config.resume, world)
         if folder.is_complete(world):
             progress.say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")
             return
-        model = served_model(run, config.model_repository, recipe.name) if config.export else None
         restore(run)
         fit(run, stop)
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)

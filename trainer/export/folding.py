@@ -56,6 +56,7 @@ def fold(classifier: Classifier) -> ServedModel:
             _fold_divisor(network, node)
     mean, deviation = _fold_normalization(network, classifier.mean, classifier.deviation)
     network.recompile()
+    network.delete_all_unused_submodules()
     return ServedModel(network, mean, deviation).eval().requires_grad_(False)
 
 

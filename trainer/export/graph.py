@@ -12,6 +12,8 @@ def clean(model: onnx.ModelProto) -> bytes:
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     graph.ClearField("value_info")
+    for tensor in (*graph.input, *graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"  # torch numbers its symbols, not always alike
     onnx.checker.check_model(final, full_check=True)
     content: bytes = final.SerializeToString(deterministic=True)
     return content

@@ -4,12 +4,11 @@ The reference is the model itself, in float32 on the CPU. Knows formats only as 
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from trainer.data import ImageSet
 from trainer.errors import ExportError
@@ -91,7 +90,7 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def reference_logits(model: nn.Module, batches: Iterable[torch.Tensor]) -> Floats:
+def reference_logits(model: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[torch.Tensor]) -> Floats:
     """float32 `[N, classes]`: what the trained model says of images uint8 `[B, C, H, W]`, a batch at a time."""
     logits: Floats = torch.cat([model(images) for images in batches]).numpy()
     return logits

@@ -1,0 +1,64 @@
+"""A trained run, and what is exported of it: made once, because both take seconds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.config import TrainConfig
+from trainer.data import Dataset, ImageSet
+from trainer.distributed import World
+from trainer.export.formats import convert
+from trainer.export.parity import Sample
+from trainer.export.repository import Model
+from trainer.export.trained import Trained
+from trainer.fit import Run, fit
+from trainer.progress import Progress
+from trainer.recipes import RECIPES
+from trainer.run_folder import RunFolder
+from trainer.signals import StopRequest
+from trainer.train import setup
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def run(mini: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The lecture's net after an epoch of `mnist-mini`: 4,500 training and 500 validation images."""
+    recipe = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=1)
+    config = TrainConfig(run_dir=tmp_path_factory.mktemp("runs") / "run")
+    folder = RunFolder.plan(config, recipe, mini, ALONE)
+    folder.enter(config.resume, ALONE)
+    run = setup(recipe, mini, folder, ALONE, Progress(is_main=True))
+    with StopRequest() as stop:
+        fit(run, stop)
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(run: Run) -> Trained:
+    return Trained.prepare(run, None)
+
+
+@pytest.fixture(scope="session")
+def files(trained: Trained) -> dict[str, bytes]:
+    """The run's model in every format."""
+    return convert(*trained.served())
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    """A place in an empty repository for classifiers of digits."""
+    labels = tuple(str(digit) for digit in range(10))
+    return Model(repository=tmp_path / "models", name="digits", image_shape=(1, 28, 28), labels=labels)
+
+
+@pytest.fixture
+def sample() -> Sample:
+    """Random images, 40 for validation and 5 for training."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (100, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(100) % 10
+    everything = ImageSet(images, labels)
+    return Sample((everything, torch.arange(10, 50)), (everything, torch.arange(60, 65)))

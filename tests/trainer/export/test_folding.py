@@ -1,0 +1,119 @@
+"""What is folded is gone from the graph, and the answers stay."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer.export.folding import fold
+from trainer.models import Classifier, build_network
+from trainer.models.airbench import AirbenchNet
+
+NETWORKS = {
+    "lecture": {"num_channels": 1, "image_size": 28, "widths": ()},
+    "compact": {"num_channels": 1, "image_size": 28, "widths": (16, 32, 32, 64)},
+    "airbench": {"num_channels": 3, "image_size": 32, "widths": (8, 16, 16)},
+}
+
+
+def make_classifier(name: str, *, mean: float = 120.0, deviation: float = 60.0) -> Classifier:
+    """A network with fresh weights, and norms that have seen something."""
+    torch.manual_seed(0)
+    shape = NETWORKS[name]
+    network = build_network(name, num_classes=10, **shape)  # type: ignore[arg-type]
+    channels = torch.ones(shape["num_channels"])  # type: ignore[call-overload]
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean = torch.randn_like(norm.bias)
+            norm.running_var = torch.rand_like(norm.bias) + 0.5
+            nn.init.normal_(norm.bias)
+    classifier = Classifier(network, mean * channels, deviation * channels)
+    if isinstance(network, AirbenchNet):
+        network.fit_whitening(classifier.normalize(pixels(classifier, 100)))
+    return classifier.eval()
+
+
+def pixels(classifier: Classifier, number: int) -> torch.Tensor:
+    size = 28 if classifier.mean.size(1) == 1 else 32
+    return torch.randint(0, 256, (number, classifier.mean.size(1), size, size), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.inference_mode()
+def test_the_answers_stay(name: str) -> None:
+    classifier = make_classifier(name)
+    images = pixels(classifier, 20)
+    expected = classifier(images)
+    logits, probabilities = fold(classifier)(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(probabilities, expected.softmax(dim=1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(classifier(images), expected, rtol=0, atol=0)  # it is left as it was
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_norms_divisions_and_normalisation_are_gone(name: str) -> None:
+    served = fold(make_classifier(name))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in served.modules())
+    assert "/" not in served.network.code  # type: ignore[operator]
+    assert served.deviation is None
+    # A convolution that pads with zeros needs pixels whose mean is 0.
+    assert (served.mean is None) == (name != "compact")
+
+
+@torch.inference_mode()
+def test_a_mean_of_many_deviations_is_subtracted_first() -> None:
+    classifier = make_classifier("lecture", mean=250.0, deviation=0.5)
+    served = fold(classifier)
+    assert served.mean is not None
+    images = pixels(classifier, 20)
+    expected = classifier(images)
+    torch.testing.assert_close(served(images)[0], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+class Shared(nn.Module):
+    """A convolution that two read, and norms that cannot be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.before = nn.BatchNorm2d(1)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.conv(self.before(images))
+        logits: torch.Tensor = self.head((self.norm(x) + x).amax(dim=(2, 3)))
+        return logits / 3
+
+
+@torch.inference_mode()
+def test_what_cannot_be_folded_stays() -> None:
+    network = Shared()
+    nn.init.normal_(network.norm.bias)
+    nn.init.constant_(network.before.bias, 0.5)
+    classifier = Classifier(network, torch.tensor([30.0]), torch.tensor([70.0])).eval()
+    served = fold(classifier)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in served.modules()) == 2
+    assert served.mean is not None
+    assert served.deviation is not None
+    images = pixels(classifier, 10)
+    torch.testing.assert_close(served(images)[0], classifier(images), rtol=1e-5, atol=1e-5)
+
+
+class Turned(nn.Module):
+    """A norm behind a pooling, with one negative scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 10, 3), nn.BatchNorm2d(10)
+        self.norm.weight.data[0] = -1.0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self.norm(F.max_pool2d(self.conv(images), 2))
+        return x.amax(dim=(2, 3))
+
+
+@torch.inference_mode()
+def test_a_norm_that_turns_signs_stays_behind_its_pooling() -> None:
+    classifier = Classifier(Turned(), torch.tensor([30.0]), torch.tensor([70.0])).eval()
+    images = pixels(classifier, 10)
+    torch.testing.assert_close(fold(classifier)(images)[0], classifier(images), rtol=1e-5, atol=1e-5)

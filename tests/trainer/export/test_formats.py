@@ -1,0 +1,66 @@
+"""Every format takes batches of any size, holds no path of this machine, and is the same bytes each time."""
+
+import io
+import os
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, open_format
+from trainer.export.repository import ONNX
+from trainer.export.trained import Trained
+
+FORMATS = (TORCHSCRIPT, ONNX, EXPORTED_PROGRAM)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_any_number_of_images_is_answered(
+    name: str, batch_size: int, files: dict[str, bytes], trained: Trained
+) -> None:
+    images = trained.golden[0][:batch_size]
+    logits, probabilities = open_format(name, files[name])(images.numpy())
+    assert logits.dtype == probabilities.dtype == np.float32
+    np.testing.assert_allclose(logits, trained.golden[1][:batch_size], atol=1e-4)
+    np.testing.assert_allclose(probabilities, torch.from_numpy(logits).softmax(dim=1), atol=1e-6)
+
+
+def test_onnx_is_one_file_of_few_operations(files: dict[str, bytes]) -> None:
+    model = onnx.load_from_string(files[ONNX])
+    assert [node.op_type for node in model.graph.node] == [
+        *("Cast", "Conv", "MaxPool", "Relu", "Conv", "MaxPool", "Relu"),
+        *("Reshape", "Gemm", "Relu", "Gemm", "Softmax"),
+    ]
+    assert {entry.domain for entry in model.opset_import} == {""}
+    (images,) = model.graph.input
+    assert images.name == "images"
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [dim.dim_param or dim.dim_value for dim in images.type.tensor_type.shape.dim] == ["batch", 1, 28, 28]
+    for output, name in zip(model.graph.output, ("logits", "probabilities"), strict=True):
+        assert output.name == name
+        assert output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        assert [dim.dim_param or dim.dim_value for dim in output.type.tensor_type.shape.dim] == ["batch", 10]
+    assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_file_names_a_path_of_this_machine(name: str, files: dict[str, bytes]) -> None:
+    contents = [files[name]]
+    if name != ONNX:
+        with zipfile.ZipFile(io.BytesIO(files[name])) as archive:
+            contents = [archive.read(entry) for entry in archive.namelist()]
+            assert not any(entry.endswith(".debug_pkl") for entry in archive.namelist())
+    for content in contents:
+        assert os.fsencode(ROOT) not in content
+        assert b"site-packages" not in content
+
+
+def test_the_same_weights_give_the_same_bytes(files: dict[str, bytes], trained: Trained) -> None:
+    """TorchScript numbers the classes of a process: its bytes are the same from one process to the next only."""
+    again = convert(*trained.served())
+    assert again[ONNX] == files[ONNX]
+    assert again[EXPORTED_PROGRAM] == files[EXPORTED_PROGRAM]

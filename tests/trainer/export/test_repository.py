@@ -1,0 +1,162 @@
+"""Versions appear whole, in their turn, and beside models of the same kind only."""
+
+import json
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from trainer.errors import ConfigError, ExportError
+from trainer.export import repository
+from trainer.export.repository import Model, printable
+
+FILES = {"model.onnx": b"weights", "golden.npz": b"images"}
+
+
+def publish(model: Model, files: dict[str, bytes] = FILES) -> Path:
+    return model.publish(files, lambda version: json.dumps({"version": version}).encode())
+
+
+def test_a_version_is_its_files_and_a_manifest_that_knows_its_number(model: Model) -> None:
+    version = publish(model)
+    assert version == model.path / "1"
+    assert {path.name: path.read_bytes() for path in version.iterdir()} == {**FILES, "manifest.json": b'{"version": 1}'}
+    assert sorted(path.name for path in model.path.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
+    assert (model.path / "labels.txt").read_text() == "0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n"
+
+
+def test_triton_reads_the_configuration(model: Model) -> None:
+    """With the messages that Triton's own client has."""
+    publish(model)
+    config = text_format.Parse((model.path / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    assert config.name == "digits"
+    assert config.backend == "onnxruntime"
+    assert config.platform == "onnxruntime_onnx"
+    assert config.default_model_filename == "model.onnx"
+    assert config.max_batch_size == 256
+    assert config.HasField("dynamic_batching")
+    (images,) = config.input
+    assert (images.name, images.data_type, list(images.dims)) == ("images", model_config_pb2.TYPE_UINT8, [1, 28, 28])
+    assert [(output.name, output.data_type, list(output.dims), output.label_filename) for output in config.output] == [
+        (name, model_config_pb2.TYPE_FP32, [10], "labels.txt") for name in ("logits", "probabilities")
+    ]
+
+
+def test_versions_count_on_from_the_highest(model: Model) -> None:
+    publish(model)
+    for name in ("41", "notes", ".staging-left-behind", "-5"):
+        (model.path / name).mkdir()
+    assert publish(model).name == "42"
+    assert publish(model).name == "43"
+
+
+def test_exports_at_once_get_a_version_each(model: Model) -> None:
+    """Every thread stops before its rename until all have chosen the same number."""
+    together, versions = threading.Barrier(4), []
+
+    def describe(version: int) -> bytes:
+        if version == 1:
+            together.wait(timeout=60)
+        return json.dumps({"version": version}).encode()
+
+    def export(content: bytes) -> None:
+        versions.append(model.publish({"model.onnx": content}, describe))
+
+    threads = [threading.Thread(target=export, args=(str(number).encode(),)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(path.name for path in versions) == ["1", "2", "3", "4"]
+    assert {(path / "model.onnx").read_bytes() for path in versions} == {b"0", b"1", b"2", b"3"}
+    assert all(json.loads((path / "manifest.json").read_text()) == {"version": int(path.name)} for path in versions)
+    assert not list(model.path.glob(".*"))
+
+
+def test_the_users_configuration_is_kept(model: Model) -> None:
+    publish(model)
+    path = model.path / "config.pbtxt"
+    edited = path.read_text().replace("max_batch_size: 256", "max_batch_size: 8") + (
+        "instance_group { count: 2 kind: KIND_CPU }\nversion_policy { all {} }\n"
+    )
+    path.write_text(edited)
+    publish(model)
+    assert path.read_text() == edited
+
+
+DIFFERENT = {
+    "another shape": ({"image_shape": (3, 28, 28)}, r"input images TYPE_UINT8 \[1, 28, 28\], the new version images "),
+    "more classes": ({"labels": tuple("0123456789A")}, r"labels\.txt has 10 classes, the new version 11"),
+    "another class": ({"labels": tuple("012345678X")}, r"class 9 is '9' in .*labels\.txt and 'X' in the new version"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), DIFFERENT.values(), ids=list(DIFFERENT))
+def test_a_model_of_another_kind_is_refused(change: dict, message: str, model: Model) -> None:  # type: ignore[type-arg]
+    publish(model)
+    other = replace(model, **change)
+    for attempt in (other.check, lambda: publish(other)):
+        with pytest.raises(ConfigError, match=message) as refused:
+            attempt()
+        assert "--name" in str(refused.value)
+        assert "\n" not in str(refused.value)
+    assert sorted(path.name for path in model.path.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
+
+
+def test_outputs_renamed_by_hand_are_refused(model: Model) -> None:
+    publish(model)
+    path = model.path / "config.pbtxt"
+    path.write_text(path.read_text().replace('"logits"', '"scores"'))
+    with pytest.raises(ConfigError, match=r"has output probabilities .*, scores .*, the new version logits "):
+        model.check()
+
+
+def test_a_configuration_that_cannot_be_read_is_named(model: Model) -> None:
+    publish(model)
+    (model.path / "config.pbtxt").write_text("name = digits")
+    with pytest.raises(ConfigError, match=r"config\.pbtxt is not in Triton's text format: 1:6"):
+        model.check()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-int8", ".hidden", "a b", "a\n", "é"])
+def test_a_name_that_cannot_be_served_is_refused(name: str, model: Model) -> None:
+    with pytest.raises(ConfigError, match="--name"):
+        replace(model, name=name)
+
+
+def test_a_class_is_one_line_whatever_its_folder_is_called() -> None:
+    assert printable("a\nb\tc\udcff\u2028d é") == "a�b�c��d é"
+
+
+def test_a_repository_that_may_not_be_written_is_one_line(model: Model) -> None:
+    model.repository.write_text("a file")
+    for attempt in (model.check, lambda: publish(model)):
+        with pytest.raises(ExportError, match="cannot publish in the model repository") as refused:
+            attempt()
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused_before_the_work(model: Model) -> None:
+    model.repository.mkdir(mode=0o500)
+    with pytest.raises(ExportError, match="no permission"):
+        model.check()
+
+
+def test_a_full_disk_leaves_nothing_half_written(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(model)
+    write = repository._write
+
+    def write_until_full(path: Path, content: bytes) -> None:
+        if path.name == "golden.npz":
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(repository, "_write", write_until_full)
+    with pytest.raises(ExportError, match="No space left on device"):
+        publish(model)
+    assert sorted(path.name for path in model.path.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
