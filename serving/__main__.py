@@ -1,5 +1,6 @@
 """`python -m serving --model-repository models`: the command line of the server."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ def main(arguments: Sequence[str]) -> int:
 
     from serving.config import ServeConfig
 
+    # The core of gRPC writes lines of its own to standard error, which would break JSON logs; it reads this once.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     config = tyro.cli(ServeConfig, args=arguments, prog="python -m serving")
     try:
         from serving.logs import set_up_logging

@@ -18,7 +18,7 @@ from protos import health_pb2
 from protos.pool import POOL
 from serving.errors import InvalidArgument, ResourceExhausted, ServingError, Unavailable
 from serving.health import Health
-from serving.service import HEALTH_NAME, SERVICE_NAME, Service, stream_error, stream_response
+from serving.service import HEALTH_NAME, SERVICE_NAME, Service, health_response, stream_error, stream_response
 from serving.transport.grpcio.infer_stream import InferStream
 from serving.transport.grpcio.rpc import abort, deadline_after, when_over
 
@@ -108,7 +108,7 @@ def watch(health: Health, streams: OpenStreams) -> grpc.RpcMethodHandler:
                 unsubscribe = health.watch(name, states.put)
                 try:
                     while (state := states.get()) is not None:
-                        yield _state_message(state)
+                        yield health_response(state).SerializeToString()
                 finally:
                     unsubscribe()
                 raise shutting_down()
@@ -116,11 +116,6 @@ def watch(health: Health, streams: OpenStreams) -> grpc.RpcMethodHandler:
             abort(context, error)
 
     return grpc.unary_stream_rpc_method_handler(handle)
-
-
-def _state_message(state: int) -> bytes:
-    message: bytes = health_pb2.HealthCheckResponse(status=state).SerializeToString()  # type: ignore[arg-type]
-    return message
 
 
 def _watched_service(payload: bytes) -> str:
