@@ -156,8 +156,8 @@ class Repository:
         """See whether serving can begin; opens no model.
 
         Raises:
-            StartupError: the folder is missing, unreadable or empty, a model asked for is not in it, or there is none of
-                the GPUs asked for.
+            StartupError: the folder is missing, unreadable or empty, a model asked for is not in it, or there is none
+                of the GPUs asked for.
         """
         if self._settings.device == "cuda" and not count_gpus():
             raise StartupError("--device cuda, but there is no CUDA device: use auto or cpu")

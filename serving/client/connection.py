@@ -44,8 +44,8 @@ _SERVICE_CONFIG = json.dumps(
     }
 )
 """Every call may be repeated: an inference has no effects, and loading or unloading twice comes to the same. The
-server's `grpc-retry-pushback-ms` takes the place of the backoff (gRFC A6); the call's deadline bounds all attempts. CANCELLED is what a grpcio server that
-stops answers to a call that was on its way when it closed the connection."""
+server's `grpc-retry-pushback-ms` takes the place of the backoff (gRFC A6); the call's deadline bounds all attempts.
+CANCELLED is what a grpcio server that stops answers to a call that was on its way when it closed the connection."""
 _OPTIONS = (
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.max_receive_message_length", -1),
