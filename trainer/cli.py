@@ -45,7 +45,7 @@ def recipes_command(arguments: Sequence[str]) -> None:
         print("usage: python -m trainer recipes\n\nList what can be trained.")
         sys.exit(0 if arguments[0] in ("-h", "--help") else 2)
     for recipe in RECIPES.values():
-        print(f"{recipe.name:14s} {recipe.summary}")
+        print(f"{recipe.name:18s} {recipe.summary}")
 
 
 def data_command(arguments: Sequence[str]) -> NoReturn:
