@@ -49,15 +49,15 @@ def draw_cifar10_years(accuracy: float, year: float, name: str) -> Figure:
     axes.annotate(
         f"{name}\n{percent(accuracy)}",
         (year, ours),
-        xytext=(-9, 0),
+        xytext=(-9, 0 if ours > _FLOOR else 5),
         textcoords="offset points",
         ha="right",
-        va="center",
+        va="center" if ours > _FLOOR else "bottom",
         color=LIGHT["wrong"],
         weight="bold",
     )
     axes.set(xlim=(2010, max(2019.0, year + 0.6)), ylim=(_FLOOR, 100), xlabel="year")
     axes.set_title("CIFAR-10, test accuracy, %")
     axes.grid(axis="y")
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, pad=6)
     return figure

@@ -146,6 +146,7 @@ def _draw_errors_by_degree(errors: PolynomialErrors) -> Figure:
     axes.set_yscale("log")
     top = float(torch.quantile(errors.test[:, 0], 0.75)) * 12
     axes.set_ylim(bottom=max(1e-4, float(errors.train.median(dim=0).values.min()) / 2), top=top)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set(xticks=degrees, xlabel="degree")
     axes.set_title("Mean square error")
     _finish(axes)

@@ -156,11 +156,11 @@ def _draw_histogram(errors: list[float], summary: Summary, num_test: int, is_lec
     axes.hist(errors, bins=_bins(low, high, len(errors), num_test), color=LIGHT["train"], rwidth=0.94)
     top = axes.get_ylim()[1]
     for name, value in LECTURE.items() if is_lectures else ():
-        axes.axvline(value, color=LIGHT["wrong"], linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.text(value, top * 1.17, f"lecture's\n{name}", ha="center", va="top", color=LIGHT["wrong"], size=8)
-    axes.plot([summary.median], [-0.02 * top], color=LIGHT["ink"], marker="^", clip_on=False, linestyle="")
-    axes.text(summary.median, top * 1.005, f"median {summary.median:.2f}", ha="center", size=8, color=LIGHT["ink"])
-    axes.set_ylim(0, top * 1.2)
+        axes.plot([value] * 2, [0, top * 1.09], color=LIGHT["wrong"], linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.text(value, top * 1.1, f"lecture's\n{name}", ha="center", va="bottom", color=LIGHT["wrong"], size=8)
+    axes.plot([summary.median] * 2, [0, top], color=LIGHT["ink"], linewidth=1.2)
+    axes.text(summary.median, top * 1.01, f"median {summary.median:.2f} ", ha="right", size=8, color=LIGHT["ink"])
+    axes.set_ylim(0, top * 1.28)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlabel("test error, %")
     axes.set_title("Seeds")

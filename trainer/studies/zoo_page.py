@@ -1,6 +1,7 @@
 """The zoo study's figures, tables and findings."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,6 +34,16 @@ _NAMES = {
     "lenet5": "LeNet-5",
     "lecture": "lecture's",
 }
+_PLACES = {
+    "googlenet": "left",
+    "bn-nin": "left",
+    "resnet18": "right",
+    "resnet34": "right",
+    "resnet50": "above",
+    "inception_v3": "above",
+    "vgg16": "above",
+}
+"""Of names in the bubble charts, so that neighbours' do not run into each other; below by default."""
 _RUNTIMES = {"eager": "PyTorch, eager", "torchscript": "TorchScript, frozen", "onnxruntime": "ONNX Runtime"}
 
 
@@ -155,11 +166,8 @@ def _draw_accuracy(entries: list[ZooEntry], what: str, unit: float, x_label: str
         axes.annotate(
             _label(entry.name),
             (x, y),
-            xytext=(0, -(area**0.5) / 2 - 3),
-            textcoords="offset points",
-            ha="center",
-            va="top",
             size=8.5,
+            **_place(entry.name, area**0.5 / 2 + 3),
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -170,6 +178,17 @@ def _draw_accuracy(entries: list[ZooEntry], what: str, unit: float, x_label: str
     axes.grid(axis="both")
     axes.tick_params(which="both", length=0)
     return figure
+
+
+def _place(name: str, away: float) -> dict[str, Any]:
+    """Where a bubble's name is written, so many points from its centre."""
+    places: dict[str, dict[str, Any]] = {
+        "left": {"xytext": (-away, 0), "ha": "right", "va": "center"},
+        "right": {"xytext": (away, 0), "ha": "left", "va": "center"},
+        "above": {"xytext": (0, away), "ha": "center", "va": "bottom"},
+        "below": {"xytext": (0, -away), "ha": "center", "va": "top"},
+    }
+    return {"textcoords": "offset points", **places[_PLACES.get(name, "below")]}
 
 
 def _draw_times(kind: str, times: dict[str, float], runtimes: list[str]) -> Figure:

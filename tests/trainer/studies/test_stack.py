@@ -9,7 +9,6 @@ import torch
 from tests.trainer.test_fit import make_run
 from trainer.checkpoint import Checkpoints
 from trainer.data import Dataset
-from trainer.data.augment import Augment
 from trainer.errors import DivergenceError, Interrupted
 from trainer.fit import Run
 from trainer.recipes import RECIPES, Recipe
