@@ -60,6 +60,8 @@ def study_regression(config: RegressionConfig) -> None:
         raise ConfigError("a line needs --num-people of at least 3, --noise of at least 0 and --epochs of at least 1")
     with World.join("cpu") as world, figures.style():
         folder = StudyFolder.enter("regression", config, config.run_dir, world)
+        if not world.is_main:
+            return  # there is nothing to share
         ages, pressures = make_people(config.num_people, config.noise, config.seed)
         closed = fit_closed_form(ages, pressures)
         path = fit_by_sgd(ages, pressures, epochs=config.epochs, seed=config.seed)

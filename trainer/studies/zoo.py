@@ -89,6 +89,8 @@ def study_zoo(config: ZooConfig) -> None:
     _check(config)
     with World.join("cpu") as world, figures.style():
         folder = StudyFolder.enter("zoo", config, config.run_dir, world)
+        if not world.is_main:
+            return  # times of several at once would be nobody's
         originals = [_original_entry(name) for name in _ORIGINALS]
         small = [_small_entry(name, config.runs) for name in _SMALL]
         for name in config.originals:
