@@ -53,8 +53,8 @@ def make_page(polynomials: PolynomialErrors, networks: NetworkErrors, label_nois
     turn = (
         f"and rise again to {100 * network_test[-1]:.1f} % at {networks.widths[-1]}."
         if rises
-        else "and, unlike the polynomials', do not rise again with more: a network that can learn anything by heart need "
-        "not be a bad one."
+        else "and, unlike the polynomials', do not rise again with more: a network that can learn anything by heart "
+        "need not be a bad one."
     )
     repeats = len(polynomials.train)
     return Page(
