@@ -12,8 +12,8 @@ from trainer.files import write_json
 from trainer.hardware import describe
 from trainer.run_folder import RUNS, STUDY_FILE, git_commit
 
-_NOT_ASKED = {"run_dir", "data_dir", "device"}
-"""Fields of a study's command line that change where it runs, not what it finds."""
+_NOT_ASKED = {"run_dir", "data_dir", "device", "runs"}
+"""Fields of a study's command line that change where it runs, or how long it goes on, not what it finds."""
 
 
 @dataclass(frozen=True, slots=True)

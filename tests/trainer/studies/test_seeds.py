@@ -57,6 +57,9 @@ def test_all_seeds_are_run_looked_at_and_shown(
     assert "2 of 3 seeds are done already" in said
     assert read(folder / "result.json")["test_errors_percent"] == result["test_errors_percent"]
     assert (tmp_path / "runs/ledger.jsonl").read_text() == before  # the same weights are no new look
+    study_seeds(replace(config, runs=4))  # more seeds later, in the same folder
+    assert read(folder / "result.json")["test_errors_percent"][:3] == result["test_errors_percent"]
+    assert len(read(folder / "result.json")["test_errors_percent"]) == 4
 
 
 @pytest.mark.slow
