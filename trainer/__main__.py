@@ -3,12 +3,22 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from trainer.cli import data_command, evaluate_command, export_command, recipes_command, train_command
+from trainer.cli import (
+    compare_command,
+    data_command,
+    evaluate_command,
+    export_command,
+    recipes_command,
+    study_command,
+    train_command,
+)
 
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "train": ("one training run; the same as trainer/main.py", train_command),
     "evaluate": ("the accuracy of a finished run, on its validation or its test images", evaluate_command),
     "export": ("a finished run's model for servers: checked, and published in a model repository", export_command),
+    "compare": ("finished runs in one table, with all their seeds", compare_command),
+    "study": ("the lecture's experiments: regression, capacity, seeds, zoo, sweep", study_command),
     "recipes": ("what can be trained", recipes_command),
     "data": ("list, fetch, verify and import data sets", data_command),
 }

@@ -46,6 +46,33 @@ def export_command(arguments: Sequence[str]) -> NoReturn:
     run_command(lambda: export_run(config))
 
 
+def compare_command(arguments: Sequence[str]) -> NoReturn:
+    """`python -m trainer compare RUN…`."""
+    from trainer.compare import compare_runs
+    from trainer.config import CompareConfig
+
+    config = parse(CompareConfig, arguments, prog="python -m trainer compare")
+    run_command(lambda: print("\n".join(compare_runs(config.runs))))
+
+
+def study_command(arguments: Sequence[str]) -> NoReturn:
+    """`python -m trainer study NAME`; also under torchrun."""
+    from trainer.errors import unknown_name
+    from trainer.studies import STUDIES
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = (f"  {name:12s} {study.summary}" for name, study in STUDIES.items())
+        print("usage: python -m trainer study NAME [OPTIONS]\n\n" + "\n".join(lines))
+        sys.exit(0 if arguments else 2)
+    name, rest = arguments[0], arguments[1:]
+    if name not in STUDIES:
+        print(f"error: {unknown_name('study', name, STUDIES)}", file=sys.stderr)
+        sys.exit(2)
+    study = STUDIES[name]
+    config = parse(study.config, rest, prog=f"python -m trainer study {name}")
+    run_command(lambda: study.run(config))
+
+
 def recipes_command(arguments: Sequence[str]) -> None:
     """`python -m trainer recipes`: one line for each."""
     from trainer.recipes import RECIPES
@@ -54,7 +81,7 @@ def recipes_command(arguments: Sequence[str]) -> None:
         print("usage: python -m trainer recipes\n\nList what can be trained.")
         sys.exit(0 if arguments[0] in ("-h", "--help") else 2)
     for recipe in RECIPES.values():
-        print(f"{recipe.name:14s} {recipe.summary}")
+        print(f"{recipe.name:18s} {recipe.summary}")
 
 
 def data_command(arguments: Sequence[str]) -> NoReturn:

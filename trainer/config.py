@@ -101,6 +101,14 @@ class ExportConfig:
     """Where data sets are kept."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareConfig:
+    """Tell how finished runs did, setting by setting: worst, median and best over all seeds that were looked at."""
+
+    runs: Annotated[list[Path], tyro.conf.Positional]
+    """Run folders of one data set; of each setting all seeds, or it is refused."""
+
+
 def fingerprint(recipe: Recipe, *, seed: int, image_size: int | None, dataset_sha256: str) -> dict[str, Any]:
     """All that decides a run's result, ready for JSON: two runs with the same fingerprint compute the same."""
     return {

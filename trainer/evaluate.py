@@ -7,6 +7,7 @@ is padded (torch's DistributedSampler pads, which counts samples twice: https://
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import torch
@@ -125,10 +126,19 @@ def wilson_interval(num_right: int, num_all: int, z: float = 1.959964) -> tuple[
     return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
 
 
-def describe_accuracy(num_errors: int, num_images: int) -> str:
-    """An accuracy as a line for people: with its counts and its 95 % interval."""
-    low, high = wilson_interval(num_images - num_errors, num_images)
+def interval_after_looks(num_right: int, num_all: int, num_looks: int) -> tuple[float, float]:
+    """The Wilson interval, widened so that the intervals of all looks at one test set hold together with 95 %.
+
+    That is Bonferroni's: each at 1 - 0.05 / looks. Then it does not matter which of the looks somebody picks.
+    """
+    return wilson_interval(num_right, num_all, NormalDist().inv_cdf(1 - 0.025 / max(1, num_looks)))
+
+
+def describe_accuracy(num_errors: int, num_images: int, num_looks: int = 1) -> str:
+    """An accuracy as a line for people: with its counts and its 95 % interval, widened for the looks."""
+    low, high = interval_after_looks(num_images - num_errors, num_images, num_looks)
+    widened = f", widened for {num_looks} looks" if num_looks > 1 else ""
     return (
         f"{100 * (1 - num_errors / num_images):.2f} % ({num_errors:,} of {num_images:,} wrong; "
-        f"95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
+        f"95 % interval {100 * low:.2f} to {100 * high:.2f} %{widened})"
     )

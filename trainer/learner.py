@@ -131,11 +131,12 @@ def _parameter_groups(model: Classifier, recipe: Recipe) -> list[tuple[Rule, lis
     groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in recipe.rules}
     for name, parameter in model.network.named_parameters():
         if parameter.requires_grad:
-            groups[_kind(name, parameter)].append(parameter)
+            groups[parameter_kind(name, parameter)].append(parameter)
     return [(recipe.rules[kind], parameters) for kind, parameters in groups.items()]
 
 
-def _kind(name: str, parameter: nn.Parameter) -> ParameterKind:
+def parameter_kind(name: str, parameter: nn.Parameter) -> ParameterKind:
+    """By which of a recipe's rules a network's parameter of that name learns."""
     if parameter.ndim == 4:
         return "stem" if name.startswith("stem.") else "filters"
     return "matrices" if parameter.ndim == 2 else "vectors"

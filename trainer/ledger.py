@@ -3,10 +3,12 @@
 An accuracy on a test set is an estimate of the accuracy on new images only while nothing was chosen by it. So each
 look is appended to `ledger.jsonl` in the folder that holds the runs: which test set, which weights, which
 configuration, when, and what was seen. A second look with the same weights shows nothing new and is not counted.
+Each line carries the digest of the one before it, so that a line that was changed or taken out is noticed.
 """
 
 import datetime
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -26,10 +28,12 @@ class Look:
 
     Args:
         number: which look at this test set it was in this workspace, counted from 1.
+        num_looks: how many the workspace holds now.
         is_repeated: these weights had been looked at before, so that it was not counted again.
     """
 
     number: int
+    num_looks: int
     accuracy: float
     num_errors: int
     num_images: int
@@ -44,17 +48,44 @@ class Ledger:
 
     def entries(self, dataset_sha256: str) -> list[dict[str, Any]]:
         """All looks at this test set so far, oldest first."""
-        try:
-            lines = self.path.read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        entries = []
-        for number, line in enumerate(lines, start=1):
+        return [entry for entry in self.all_entries() if entry["dataset_sha256"] == dataset_sha256]
+
+    def all_entries(self) -> list[dict[str, Any]]:
+        """All looks at any test set, oldest first.
+
+        Raises:
+            CheckpointError: a line is damaged, or does not follow from the one before it.
+        """
+        entries: list[dict[str, Any]] = []
+        previous = ""
+        for number, line in enumerate(self._lines(), start=1):
             try:
-                entries.append(json.loads(line))
+                entry = json.loads(line)
             except ValueError as error:
                 raise CheckpointError(f"{self.path}, line {number}, is not JSON: mend the ledger by hand") from error
-        return [entry for entry in entries if entry["dataset_sha256"] == dataset_sha256]
+            # Ledgers of before the chain have lines without a link, but never behind one that has it.
+            has_link = "previous" in entry
+            if entry.get("previous", previous) != previous or (not has_link and entries and "previous" in entries[-1]):
+                raise CheckpointError(
+                    f"{self.path}, line {number}, does not follow from the line before it: lines were changed or taken "
+                    "out, so that the looks cannot be counted any more; put the ledger back as it was"
+                )
+            entries.append(entry)
+            previous = _digest(line)
+        return entries
+
+    def seeds(self, dataset_sha256: str, setting_sha256: str) -> dict[int, float]:
+        """Accuracies by seed of all looks with this setting: the same configuration but for the seed."""
+        return {
+            entry["seed"]: entry["accuracy"]
+            for entry in self.entries(dataset_sha256)
+            if entry.get("setting_sha256") == setting_sha256
+        }
+
+    def looks_by_dataset(self) -> dict[str, int]:
+        """How many looks at the test set of each data set, by name and the digest's first digits."""
+        names = [f"{entry.get('dataset', '?')} {entry['dataset_sha256'][:8]}" for entry in self.all_entries()]
+        return {name: names.count(name) for name in dict.fromkeys(names)}
 
     def record(self, entry: dict[str, Any]) -> Look:
         """Append a look, unless one with the same weights and data set stands there; either way, say which it is."""
@@ -64,24 +95,33 @@ class Ledger:
             earlier = self.entries(entry["dataset_sha256"])
             for number, known in enumerate(earlier, start=1):
                 if known["weights_sha256"] == entry["weights_sha256"]:
-                    return _look(known, number, is_repeated=True)
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                    return _look(known, number, len(earlier), is_repeated=True)
+            lines = self._lines()
+            linked = {**entry, "previous": _digest(lines[-1]) if lines else ""}
+            file.write(json.dumps(linked, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        return _look(entry, len(earlier) + 1, is_repeated=False)
+        return _look(entry, len(earlier) + 1, len(earlier) + 1, is_repeated=False)
 
     def find(self, dataset_sha256: str, weights_sha256: str) -> Look | None:
         """The recorded look with these weights, if there was one."""
-        for number, entry in enumerate(self.entries(dataset_sha256), start=1):
+        entries = self.entries(dataset_sha256)
+        for number, entry in enumerate(entries, start=1):
             if entry["weights_sha256"] == weights_sha256:
-                return _look(entry, number, is_repeated=True)
+                return _look(entry, number, len(entries), is_repeated=True)
         return None
+
+    def _lines(self) -> list[str]:
+        try:
+            return self.path.read_text().splitlines()
+        except FileNotFoundError:
+            return []
 
 
 def look_at_test_set(
     ledger: Ledger,
     dataset: Dataset,
-    run: dict[str, str],
+    run: dict[str, str | int],
     evaluate_images: Callable[[ImageSet], Evaluation],
     *,
     is_main: bool,
@@ -89,7 +129,7 @@ def look_at_test_set(
     """Evaluate on the test set and write it into the ledger. All ranks call this; only the main one writes.
 
     Args:
-        run: `weights_sha256`, `config_sha256` and `recipe` of what is evaluated.
+        run: what is evaluated: `weights_sha256`, `config_sha256`, `setting_sha256`, `seed`, `recipe`.
 
     Returns:
         The test images, what the model made of them, and, on the main rank, which look it was.
@@ -110,9 +150,14 @@ def look_at_test_set(
     return images, evaluation, ledger.record(entry)
 
 
-def _look(entry: dict[str, Any], number: int, *, is_repeated: bool) -> Look:
+def _digest(line: str) -> str:
+    return hashlib.sha256(line.encode()).hexdigest()
+
+
+def _look(entry: dict[str, Any], number: int, num_looks: int, *, is_repeated: bool) -> Look:
     return Look(
         number=number,
+        num_looks=num_looks,
         accuracy=entry["accuracy"],
         num_errors=entry["num_errors"],
         num_images=entry["num_images"],

@@ -9,6 +9,8 @@ from typing import Literal
 from trainer.data.augment import Augment
 from trainer.errors import unknown_name
 from trainer.evaluate import TestTimeViews
+from trainer.models import PRETRAINED_PREFIX
+from trainer.models.originals import ORIGINALS
 from trainer.optim import Rule
 
 ParameterKind = Literal["stem", "filters", "matrices", "vectors"]
@@ -144,7 +146,79 @@ _ALL = (
     ),
 )
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+_FAMILIES = {
+    "lenet5": ("LeNet-5 of 1998", 0.05),
+    "alexnet": ("AlexNet of 2012", 0.02),
+    "bn-alexnet": ("AlexNet with batch norm", 0.1),
+    "bn-nin": ("network in network with batch norm", 0.1),
+    "vgg16": ("VGG-16 of 2014", 0.1),
+    "vgg19": ("VGG-19 of 2014", 0.1),
+    "googlenet": ("GoogLeNet of 2014", 0.1),
+    "resnet18": ("ResNet-18 of 2015", 0.1),
+    "resnet34": ("ResNet-34 of 2015", 0.1),
+    "resnet50": ("ResNet-50 of 2015", 0.1),
+    "resnet101": ("ResNet-101 of 2015", 0.1),
+    "resnet152": ("ResNet-152 of 2015", 0.1),
+}
+"""The lecture's families: what each is, and the peak of its learning rate at 128 images a step."""
+
+_ONE_CYCLE = Schedule(points=((0.0, 0.04), (0.3, 1.0), (1.0, 0.0)))
+
+
+def _nesterov(lr: float) -> dict[ParameterKind, Rule]:
+    rule = Rule(lr=lr, momentum=0.9, weight_decay=5e-4)
+    return {**_same(rule), "vectors": replace(rule, weight_decay=0.0)}
+
+
+def _family(network: str) -> tuple[Recipe, Recipe]:
+    """A family on CIFAR-10 and on MNIST, whose digits must not be mirrored. Usual values, the same for all."""
+    what, lr = _FAMILIES[network]
+    cifar10 = Recipe(
+        name=f"cifar10-{network}",
+        summary=f"{what}, for small images, on CIFAR-10",
+        dataset="cifar10",
+        network=network,
+        global_batch_size=128,
+        epochs=30,
+        rules=_nesterov(lr),
+        schedule=_ONE_CYCLE,
+        augment=Augment(flip="alternating", shift=4),
+        precision="bfloat16",
+    )
+    mnist = replace(
+        cifar10,
+        name=f"mnist-{network}",
+        summary=f"{what}, for small images, on MNIST",
+        dataset="mnist",
+        epochs=10,
+        augment=Augment(shift=2, fill="zero"),
+    )
+    return cifar10, mnist
+
+
+def _fine_tuning(network: str) -> Recipe:
+    return Recipe(
+        name=f"finetune-{network}",
+        summary=f"torchvision's {network}, taught on ImageNet: for --dataset folder:PATH --image-size 224",
+        dataset="cifar10",
+        network=f"{PRETRAINED_PREFIX}{network}",
+        global_batch_size=64,
+        epochs=5,
+        rules=_nesterov(0.005),
+        schedule=_ONE_CYCLE,
+        augment=Augment(flip="alternating", shift=8),
+        precision="bfloat16",
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        *_ALL,
+        *(recipe for network in _FAMILIES for recipe in _family(network)),
+        *(_fine_tuning(network) for network in ORIGINALS),
+    )
+}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -5,8 +5,10 @@ and all that is needed to do it again. Knows nothing of training; figures draws,
 """
 
 import base64
+import datetime
 import io
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
 from PIL import Image
 
 from trainer import figures
@@ -21,10 +24,9 @@ from trainer.data import ImageSet
 from trainer.evaluate import Evaluation, wilson_interval
 from trainer.figures import MAX_WRITTEN_CLASSES, Curves, Mistake, percent
 from trainer.files import write_atomically
-from trainer.ledger import Ledger
 from trainer.metrics import read_metrics
 from trainer.recipes import Schedule
-from trainer.run_folder import RunFolder
+from trainer.timeline import draw_cifar10_years
 
 NUM_MISTAKES = 24
 NUM_PAIRS = 20
@@ -52,11 +54,13 @@ def write_report(
     with figures.style():
         panels = {name: _panel(curves, name) for name in ("loss", "accuracy")}
         _write_figures(folder / "figures", curves, confusion, names, mistakes)
+        years = _write_cifar10_years(folder / "figures", result) if result["dataset"] == "cifar10" else None
     page = {
         "colours": {"light": figures.LIGHT, "dark": figures.DARK},
         "result": result,
         "loss": evaluation.loss,
-        "num_looks": _num_looks(folder, result),
+        "seeds": _seeds(result),
+        "cifar10_years": years,
         "panels": panels,
         "epochs": curves.epochs,
         "matrix": _matrix(confusion, names) if len(names) <= MAX_WRITTEN_CLASSES else None,
@@ -112,9 +116,14 @@ def _curves(folder: Path, result: dict[str, Any], config: dict[str, Any]) -> Cur
 
 def _panel(curves: Curves, name: str) -> dict[str, str]:
     """One column of the learning curves for light and for dark pages, as data URIs."""
-    svg = figures.to_svg(figures.draw_curves(curves, name), transparent=True)
-    shades = {"light": svg, "dark": figures.to_dark(svg)}
-    return {shade: _uri("image/svg+xml", drawing.encode()) for shade, drawing in shades.items()}
+    return shades(figures.draw_curves(curves, name))
+
+
+def shades(figure: Figure) -> dict[str, str]:
+    """A drawing for light and for dark pages, as data URIs."""
+    svg = figures.to_svg(figure, transparent=True)
+    drawings = {"light": svg, "dark": figures.to_dark(svg)}
+    return {shade: _uri("image/svg+xml", drawing.encode()) for shade, drawing in drawings.items()}
 
 
 def _write_figures(
@@ -127,14 +136,34 @@ def _write_figures(
         "mistakes": figures.draw_mistakes(mistakes),
     }
     for name, drawing in drawings.items():
-        write_atomically(folder / f"{name}.svg", figures.to_svg(drawing).encode())
-        write_atomically(folder / f"{name}.png", figures.to_png(drawing))
+        write_figure(folder / name, drawing)
 
 
-def _num_looks(folder: Path, result: dict[str, Any]) -> int:
-    """Looks at this test set in the workspace, up to now: more than this run's number if its look was a repetition."""
-    entries = Ledger(RunFolder(folder, {}).ledger_path).entries(result["dataset_sha256"])
-    return max(len(entries), int(result["test_look"]))
+def write_figure(stem: Path, drawing: Figure) -> None:
+    """The drawing as `stem.svg` and `stem.png`."""
+    write_atomically(stem.with_name(f"{stem.name}.svg"), figures.to_svg(drawing).encode())
+    write_atomically(stem.with_name(f"{stem.name}.png"), figures.to_png(drawing))
+
+
+def _write_cifar10_years(folder: Path, result: dict[str, Any]) -> dict[str, str]:
+    today = datetime.datetime.now(datetime.UTC)
+    year = today.year + (today.timetuple().tm_yday - 1) / 365
+    drawing = draw_cifar10_years(result["test_accuracy"], year, result["recipe"])
+    write_figure(folder / "cifar10-years", drawing)
+    return shades(drawing)
+
+
+def _seeds(result: dict[str, Any]) -> dict[str, Any] | None:
+    """The test accuracies of all seeds of this setting in the ledger, where there are several."""
+    accuracies = result["test_accuracy_of_seeds"].values()
+    if len(accuracies) < 2:
+        return None
+    return {
+        "num": len(accuracies),
+        "worst": min(accuracies),
+        "median": statistics.median(accuracies),
+        "best": max(accuracies),
+    }
 
 
 def _worst_mistakes(images: ImageSet, evaluation: Evaluation, names: tuple[str, ...]) -> list[Mistake]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -16,6 +17,8 @@ from trainer.hardware import describe
 from trainer.recipes import Recipe
 
 RUNS = Path("runs")
+STUDY_FILE = "study.json"
+"""In a study's folder, and nowhere else."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,8 +106,14 @@ class RunFolder:
 
     @property
     def ledger_path(self) -> Path:
-        """The workspace's ledger: beside the run folders."""
-        return self.path.absolute().parent / "ledger.jsonl"
+        """The workspace's ledger: beside the run folders, and beside a study whose runs are one level deeper."""
+        workspace = self.path.absolute().parent
+        return (workspace.parent if (workspace / STUDY_FILE).exists() else workspace) / "ledger.jsonl"
+
+    @property
+    def setting_sha256(self) -> str:
+        """Of all that decides the result but the seed."""
+        return digest({name: value for name, value in self.fingerprint.items() if name != "seed"})
 
     @property
     def report_path(self) -> Path:
@@ -123,6 +132,11 @@ class RunFolder:
             return None
         except ValueError as error:
             raise CheckpointError(f"{self.result_path} is damaged: {error}") from error
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value's JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def git_commit() -> str | None:

@@ -5,8 +5,6 @@
 What a step computes is in step, what a rank is in distributed, where images come from in data.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, load_dataset, split_validation
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError, ExportError, TrainerError
-from trainer.evaluate import Evaluation, describe_accuracy, evaluate, wilson_interval
+from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_after_looks
 from trainer.export.repository import Model, printable
 from trainer.files import write_json
 from trainer.fit import Position, Run, fit, restore
@@ -28,7 +26,7 @@ from trainer.ledger import Ledger, Look, look_at_test_set
 from trainer.models import num_parameters
 from trainer.progress import Progress
 from trainer.recipes import Recipe
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, digest
 from trainer.signals import StopRequest
 
 SPLIT_SEED = 0
@@ -117,11 +115,13 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
 
 def evaluate_on_test_set(run: Run) -> tuple[ImageSet, Evaluation, Look | None]:
     """The one look at the test set, entered in the ledger."""
-    marks = {
+    marks: dict[str, str | int] = {
         "recipe": run.recipe.name,
         "run": run.folder.path.name,
+        "seed": run.seed,
         "weights_sha256": weights_sha256(run.learner.model),
-        "config_sha256": hashlib.sha256(json.dumps(run.folder.fingerprint, sort_keys=True).encode()).hexdigest(),
+        "config_sha256": digest(run.folder.fingerprint),
+        "setting_sha256": run.folder.setting_sha256,
     }
     return look_at_test_set(
         Ledger(run.folder.ledger_path),
@@ -169,6 +169,8 @@ def export(run: Run, model: Model, result: dict[str, Any]) -> str:
 
 def summarize(run: Run, validation: Evaluation, look: Look) -> dict[str, Any]:
     """What `result.json` will hold."""
+    ledger = Ledger(run.folder.ledger_path)
+    num_right = look.num_images - look.num_errors
     return {
         "recipe": run.recipe.name,
         "dataset": run.dataset.name,
@@ -188,8 +190,11 @@ def summarize(run: Run, validation: Evaluation, look: Look) -> dict[str, Any]:
         "test_accuracy": look.accuracy,
         "test_errors": look.num_errors,
         "num_test": look.num_images,
-        "test_interval": wilson_interval(look.num_images - look.num_errors, look.num_images),
+        "test_interval": interval_after_looks(num_right, look.num_images, look.num_looks),
         "test_look": look.number,
+        "num_test_looks": look.num_looks,
+        "test_accuracy_of_seeds": ledger.seeds(run.dataset.sha256, run.folder.setting_sha256),
+        "looks_by_dataset": ledger.looks_by_dataset(),
         "weights_sha256": weights_sha256(run.learner.model),
         "exported": None,
         "machine": describe(run.world.device),
@@ -210,7 +215,7 @@ def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evalua
     except OSError as error:
         raise CheckpointError(f"cannot write the report in {run.folder.path}: {error.strerror or error}") from error
     run.progress.say(
-        f"test accuracy {describe_accuracy(look.num_errors, look.num_images)}, "
-        f"look {look.number} at this test set in {run.folder.ledger_path}"
+        f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.num_looks)}, "
+        f"look {look.number} of {look.num_looks} at this test set in {run.folder.ledger_path}"
     )
     run.progress.say(f"report: {run.folder.report_path}")

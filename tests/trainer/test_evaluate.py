@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from trainer.data import ImageSet
 from trainer.distributed import World
-from trainer.evaluate import CHUNK_SIZE, Evaluation, average_views, describe_accuracy, evaluate, wilson_interval
+from trainer.evaluate import (
+    CHUNK_SIZE,
+    Evaluation,
+    average_views,
+    describe_accuracy,
+    evaluate,
+    interval_after_looks,
+    wilson_interval,
+)
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
 
@@ -97,4 +105,9 @@ def test_wilsons_interval_is_wilsons() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
     assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
     assert wilson_interval(0, 10)[0] == pytest.approx(0.0)
+    assert interval_after_looks(9900, 10000, 1) == pytest.approx((low, high))
+    wide = interval_after_looks(9900, 10000, 10)
+    assert wide == pytest.approx(wilson_interval(9900, 10000, z=2.807), abs=1e-6)  # 1 - 0.05 / 10 / 2 of the normal
+    assert wide[0] < low < high < wide[1]
+    assert "widened for 10 looks" in describe_accuracy(100, 10000, 10)
     assert describe_accuracy(100, 10000).startswith("99.00 % (100 of 10,000 wrong; 95 % interval 98.79 to 99.18 %")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.data import Dataset, ImageSet
-from trainer.errors import CheckpointError
+from trainer.data import Dataset, ImageSet, without_test_images
+from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate import Evaluation
 from trainer.ledger import Ledger, look_at_test_set
 
@@ -42,6 +42,46 @@ def test_what_was_recorded_is_found_again(tmp_path: Path) -> None:
     look = ledger.find("d1", "a")
     assert look is not None
     assert (look.accuracy, look.num_errors, look.is_repeated) == (0.9, 10, True)
+
+
+def test_a_line_that_was_changed_or_taken_out_is_noticed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for weights in "abc":
+        ledger.record(entry(weights))
+    first, second, third = ledger.path.read_text().splitlines(keepends=True)
+    for forged in (first + third, first.replace("0.9", "0.99") + second + third, second + third):
+        ledger.path.write_text(forged)
+        with pytest.raises(CheckpointError, match="does not follow from the line before it"):
+            ledger.record(entry("d"))
+    ledger.path.write_text(first + second + third)
+    assert ledger.record(entry("d")).number == 4
+
+
+def test_a_ledger_from_before_the_chain_goes_on(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.path.write_text(json.dumps(entry("a")) + "\n" + json.dumps(entry("b")) + "\n")
+    assert ledger.record(entry("c")).number == 3
+    assert len(ledger.entries("d1")) == 3
+    with ledger.path.open("a") as file:
+        file.write(json.dumps(entry("d")) + "\n")  # past the chain's beginning, a line without a link is a forgery
+    with pytest.raises(CheckpointError, match="line 4"):
+        ledger.entries("d1")
+
+
+def test_seeds_of_a_setting_and_looks_by_data_set(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for seed, setting, dataset in ((0, "s", "d1"), (1, "s", "d1"), (2, "t", "d1"), (0, "s", "d2")):
+        marks = {"seed": seed, "setting_sha256": setting, "dataset": "pets", "accuracy": seed / 10}
+        ledger.record({**entry(f"{seed}{setting}{dataset}", dataset), **marks})
+    assert ledger.seeds("d1", "s") == {0: 0.0, 1: 0.1}
+    assert ledger.looks_by_dataset() == {"pets d1": 3, "pets d2": 1}
+
+
+def test_a_data_set_for_tuning_leads_to_no_test_images(mini: Dataset, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    with pytest.raises(ConfigError, match="handed out for tuning, without its test images"):
+        look_at_test_set(ledger, without_test_images(mini), {}, lambda images: pytest.fail("seen"), is_main=True)
+    assert not ledger.path.exists()
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:

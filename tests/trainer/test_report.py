@@ -84,6 +84,9 @@ def result_of(seen: Evaluation, epochs: int) -> dict[str, Any]:
         "num_test": seen.num_images,
         "test_interval": wilson_interval(seen.num_images - seen.num_errors, seen.num_images),
         "test_look": 1,
+        "num_test_looks": 1,
+        "test_accuracy_of_seeds": {7: seen.accuracy},
+        "looks_by_dataset": {"folder:pets dddddddd": 1},
         "weights_sha256": "e" * 64,
         "exported": None,
         "machine": MACHINE,
@@ -115,11 +118,12 @@ def report(
     *,
     shape: tuple[int, int, int] = (1, 8, 8),
     epochs: int = 3,
+    changes: dict[str, Any] | None = None,
 ) -> Page:
     write_run(folder, epochs)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (seen.num_images, *shape), generator=generator, dtype=torch.uint8)
-    write_report(folder, result_of(seen, epochs), classes, ImageSet(pixels, seen.labels), seen)
+    write_report(folder, result_of(seen, epochs) | (changes or {}), classes, ImageSet(pixels, seen.labels), seen)
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -171,12 +175,34 @@ def test_says_the_numbers_of_the_result(tmp_path: Path) -> None:
 def test_tells_the_first_look_from_later_ones(tmp_path: Path) -> None:
     seen = some_mistakes()
     assert "first look at this test set" in report(tmp_path / "first", ("a", "b", "c"), seen).text
-    other = {"dataset_sha256": "f" * 64, "weights_sha256": "0"}
-    looks = [{"dataset_sha256": "d" * 64, "weights_sha256": str(number)} for number in range(5)]
-    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in [other, *looks]))
-    text = report(tmp_path / "later", ("a", "b", "c"), seen).text
-    assert "Look at this test set 1 of 5" in text
-    assert "look 1 at this test set, and the ledger of this folder of runs now holds 5" in text
+    changes = {"test_look": 4, "num_test_looks": 5}
+    text = report(tmp_path / "later", ("a", "b", "c"), seen, changes=changes).text
+    assert "Look at this test set 4 of 5" in text
+    assert "(Wilson, widened for 5 looks)" in text
+    assert "look 4 at this test set, and the ledger of this folder of runs held 5 then" in text
+
+
+def test_shows_all_seeds_and_all_test_sets_that_were_looked_at(tmp_path: Path) -> None:
+    seen = some_mistakes()
+    alone = report(tmp_path / "alone", ("a", "b", "c"), seen).text
+    assert "seeds that were looked at" not in alone
+    assert "by data set" not in alone
+    changes = {
+        "test_accuracy_of_seeds": {0: 0.97, 7: 0.99, 3: 0.98},
+        "looks_by_dataset": {"mnist d36a8ecd": 3, "cifar10 b42696ed": 1},
+    }
+    text = report(tmp_path / "several", ("a", "b", "c"), seen, changes=changes).text
+    assert "from 3 seeds that were looked at: test accuracy worst 97.00 %, median 98.00 %, best 99.00 %" in text
+    assert "by data set: mnist d36a8ecd: 3, cifar10 b42696ed: 1." in text
+
+
+def test_a_run_on_cifar10_is_placed_on_the_lectures_curve(tmp_path: Path) -> None:
+    page = report(tmp_path / "run", ("a", "b", "c"), some_mistakes(), changes={"dataset": "cifar10"})
+    assert "CIFAR-10 through time" in page.text
+    drawing = (tmp_path / "run/figures/cifar10-years.svg").read_text()
+    for said in ("Graham 2015", "Real et al. 2018", "human performance", "75.00 %"):
+        assert said in drawing
+    assert "CIFAR-10 through time" not in report(tmp_path / "other", ("a", "b", "c"), some_mistakes()).text
 
 
 def test_names_of_folders_are_shown_as_text(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from trainer.data.datasets import (
     default_data_dir,
     load_dataset,
     split_validation,
+    without_test_images,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "default_data_dir",
     "load_dataset",
     "split_validation",
+    "without_test_images",
 ]

@@ -135,6 +135,7 @@ def fetch_sets(command: FetchSets) -> None:
         for name in command.names:
             if name.startswith(FOLDER_PREFIX):
                 path = load_dataset(name, command.data_dir, image_size=command.image_size, say=say).path
+                assert path is not None
             else:
                 path = load_named(named_set(name), command.data_dir, say=say, progress=progress).path
             say(f"{name}: ready, {path.stat().st_size / 1e6:.1f} MB in {path}")

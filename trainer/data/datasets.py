@@ -6,7 +6,7 @@ published ones come from is in `sources`, folders of images in `folders`.
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -58,8 +58,8 @@ class Dataset:
     validation: ImageSet | None
     """Only where a folder brings its own; otherwise `split_validation` takes some of `train`."""
     num_test: int
-    path: Path
-    """The decoded file."""
+    path: Path | None
+    """The decoded file; None where the test images are out of reach (`without_test_images`)."""
     mean: tuple[float, ...]
     """Of each channel of the training images, 0 to 255; those set aside for validation are counted in."""
     deviation: tuple[float, ...]
@@ -94,6 +94,11 @@ def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, ve
         mean=decoded.mean,
         deviation=decoded.deviation,
     )
+
+
+def without_test_images(dataset: Dataset) -> Dataset:
+    """The same, for whoever tunes: nothing in it leads to the test images."""
+    return replace(dataset, path=None)
 
 
 def dataset_names() -> list[str]:

@@ -4,12 +4,42 @@ A network takes normalised float images `[B, C, H, W]` and gives logits `[B, cla
 normalisation in front, so that what is trained, saved, exported and served takes the pixels as they are.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 
 from trainer.models.airbench import AirbenchNet
+from trainer.models.alexnet import AlexNet
 from trainer.models.compact import CompactNet
+from trainer.models.googlenet import GoogLeNet
 from trainer.models.lecture import LectureNet
+from trainer.models.lenet import LeNet5
+from trainer.models.nin import BatchNormNin
+from trainer.models.originals import build_pretrained
+from trainer.models.resnet import ResNet
+from trainer.models.vgg import Vgg
+
+PRETRAINED_PREFIX = "pretrained:"
+"""Before a name of `originals.ORIGINALS`: torchvision's network with its published weights."""
+
+_FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "lecture": LectureNet,
+    "lenet5": LeNet5,
+    "alexnet": partial(AlexNet, batch_norm=False),
+    "bn-alexnet": partial(AlexNet, batch_norm=True),
+    "bn-nin": BatchNormNin,
+    "vgg16": partial(Vgg, depth=16),
+    "vgg19": partial(Vgg, depth=19),
+    "googlenet": GoogLeNet,
+    "resnet18": partial(ResNet, depth=18),
+    "resnet34": partial(ResNet, depth=34),
+    "resnet50": partial(ResNet, depth=50),
+    "resnet101": partial(ResNet, depth=101),
+    "resnet152": partial(ResNet, depth=152),
+}
+"""Networks of fixed widths."""
 
 
 def build_network(
@@ -19,11 +49,14 @@ def build_network(
 
     Raises:
         ConfigError: it cannot take images of this size.
+        DataError: its published weights cannot be fetched.
     """
     shape = {"num_channels": num_channels, "image_size": image_size, "num_classes": num_classes}
+    if name in _FAMILIES:
+        return _FAMILIES[name](**shape)
+    if name.startswith(PRETRAINED_PREFIX):
+        return build_pretrained(name.removeprefix(PRETRAINED_PREFIX), **shape)
     match name:
-        case "lecture":
-            return LectureNet(**shape)
         case "airbench":
             return AirbenchNet(**shape, widths=widths)
         case "compact":

@@ -1,0 +1,153 @@
+"""The lecture's five ways of cheating (page 57), tried through the public interface: none works, or it is written down.
+
+"From bad to are you kidding": early stopping on the evaluation, over-tuning of meta-parameters, data-set selection,
+clauses for one data set, seed selection.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, clean_environment
+from trainer.config import TrainConfig
+from trainer.evaluate import interval_after_looks
+
+pytestmark = pytest.mark.slow
+RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def verb(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "trainer", *arguments],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+def looks(runs: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (runs / "ledger.jsonl").read_text().splitlines()]
+
+
+def is_widened(result: dict[str, Any], num_looks: int) -> bool:
+    """Whether the interval is that of so many looks."""
+    num_right = result["num_test"] - result["test_errors"]
+    return result["test_interval"] == pytest.approx(interval_after_looks(num_right, result["num_test"], num_looks))
+
+
+@pytest.fixture
+def train(tmp_path: Path, run_trainer: RunTrainer) -> Callable[..., Path]:
+    """A run of one epoch in this test's workspace."""
+
+    def run(name: str, *arguments: str) -> Path:
+        folder = tmp_path / "runs" / name
+        done = run_trainer("--epochs", "1", "--run-dir", str(folder), *arguments)
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    return run
+
+
+def test_early_stopping_on_the_evaluation(train: Callable[..., Path]) -> None:
+    """Train one epoch, two, three, look at the test set each time, keep the best: each stop is a look, and counted."""
+    folders = [train(f"stop-{epochs}", "--epochs", str(epochs)) for epochs in (1, 2, 3)]
+    results = [result_of(folder) for folder in folders]
+    assert [result["test_look"] for result in results] == [1, 2, 3]
+    assert is_widened(results[2], 3)
+    assert "look 3 at this test set" in " ".join((folders[2] / "report.html").read_text().split())
+    # While a run goes on, nothing of it knows a test figure: the log that one could stop by has validation only.
+    logged = {key for line in (folders[2] / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    assert {"val_loss", "val_accuracy"} <= logged
+    assert not any("test" in key for key in logged)
+    assert not any("test" in field.name or "stop" in field.name for field in fields(TrainConfig))
+
+
+def test_over_tuning_of_meta_parameters(train: Callable[..., Path], tmp_path: Path, data_dir: Path) -> None:
+    """By hand, each trial is a look that widens the interval; the sweep's trials are none, and it never names one."""
+    for number, scale in enumerate(("0.5", "1", "2"), start=1):
+        result = result_of(train(f"lr-{scale}", "--lr-scale", scale))
+        assert result["num_test_looks"] == number
+        assert is_widened(result, number)
+    before = (tmp_path / "runs/ledger.jsonl").read_text()
+    folder = tmp_path / "runs" / "study-sweep"
+    known = ["--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu", "--epochs", "1"]
+    done = verb("study", "sweep", "--grid", "lr_scale=0.5,1", "--run-dir", str(folder), *known)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/ledger.jsonl").read_text() == before
+    written = [path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl", ".csv", ".md")]
+    assert written
+    assert not any("test_accuracy" in path.read_text() for path in written)
+
+
+def test_data_set_selection(train: Callable[..., Path], tmp_path: Path) -> None:
+    """Try several data sets, report the kindest: every report tells all test sets that were looked at."""
+    train("digits")
+    other = train("made-up", "--dataset", "synthetic")
+    assert sorted(name.split()[0] for name in result_of(other)["looks_by_dataset"]) == ["mnist-mini", "synthetic"]
+    page = " ".join((other / "report.html").read_text().split())
+    assert "mnist-mini 06549f7d: 1" in page
+    done = verb("compare", str(tmp_path / "runs/digits"), str(other))
+    assert done.returncode == 2
+    assert "tested on different images" in done.stderr
+
+
+def test_clauses_for_one_data_set(train: Callable[..., Path]) -> None:
+    """Whatever is changed for a data set is another setting, and stands on the page."""
+    plain, special = train("plain"), train("special", "--lr-scale", "0.3", "--global-batch-size", "50")
+    settings = {entry["run"]: entry["setting_sha256"] for entry in looks(plain.parent)}
+    assert settings["plain"] != settings["special"]
+    assert "global_batch_size" in (special / "report.html").read_text()
+    fingerprint = json.loads((special / "config.json").read_text())["fingerprint"]
+    assert fingerprint["recipe"]["rules"]["filters"]["lr"] == pytest.approx(0.03)
+    assert fingerprint["recipe"]["global_batch_size"] == 50
+
+
+def test_no_part_of_training_knows_a_data_set_by_name() -> None:
+    """A clause would need the name. Only recipes, which are printed in full, and sources may have it."""
+    modules = ("fit", "step", "learner", "optim", "evaluate", "distributed")
+    sources = [ROOT / "trainer" / f"{name}.py" for name in modules] + list((ROOT / "trainer/models").glob("*.py"))
+    for path in sources:
+        text = path.read_text()
+        assert '"mnist' not in text, path
+        assert '"cifar10' not in text, path
+
+
+def test_seed_selection(train: Callable[..., Path], tmp_path: Path) -> None:
+    """Run seeds, show the best: its page shows all, and the table is refused until all are named."""
+    folders = [train(f"seed-{seed}", "--seed", str(seed)) for seed in range(3)]
+    last = result_of(folders[2])
+    assert set(last["test_accuracy_of_seeds"]) == {"0", "1", "2"}
+    assert "from 3 seeds that were looked at" in " ".join((folders[2] / "report.html").read_text().split())
+    best = max(folders, key=lambda folder: float(result_of(folder)["test_accuracy"]))
+    done = verb("compare", str(best))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "report all seeds of a setting or none" in done.stderr
+    done = verb("compare", *map(str, folders))
+    assert done.returncode == 0, done.stderr
+    assert f"{min(100 * result_of(folder)['test_accuracy'] for folder in folders):.2f}" in done.stdout
+
+
+def test_taking_a_look_out_of_the_book(train: Callable[..., Path], run_trainer: RunTrainer, tmp_path: Path) -> None:
+    for seed in range(3):
+        train(f"seed-{seed}", "--seed", str(seed))
+    ledger = tmp_path / "runs" / "ledger.jsonl"
+    first, _, third = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text(first + third)
+    done = run_trainer("--epochs", "1", "--seed", "9", "--run-dir", str(tmp_path / "runs/next"))
+    assert done.returncode == 4
+    assert "does not follow from the line before it" in done.stderr

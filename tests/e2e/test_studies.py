@@ -1,0 +1,92 @@
+"""Studies as a user starts them: alone, under torchrun, and interrupted."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, clean_environment
+from tests.e2e.test_training import started, wait_for_line
+
+pytestmark = pytest.mark.slow
+
+
+def command(*arguments: str, ranks: int = 1) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [sys.executable, *(torchrun if ranks > 1 else []), "-m", "trainer", "study", *arguments]
+
+
+def run(*arguments: str, ranks: int = 1) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command(*arguments, ranks=ranks),
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def small(data_dir: Path, folder: Path) -> list[str]:
+    known = ["--recipe", "mnist-lenet5", "--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu"]
+    return [*known, "--run-dir", str(folder)]
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def test_ranks_share_the_seeds_and_find_the_same(tmp_path: Path, data_dir: Path) -> None:
+    found = []
+    for ranks in (1, 2):
+        folder = tmp_path / f"workspace-{ranks}" / "study"
+        arguments = ["seeds", "--runs", "3", "--epochs", "1", "--stack", "1", *small(data_dir, folder)]
+        done = run(*arguments, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        assert f"report: {folder / 'report.html'}" in done.stdout
+        found.append(result_of(folder)["test_errors_percent"])
+        assert len((folder.parent / "ledger.jsonl").read_text().splitlines()) == 3
+    # A rank has other threads than a process alone, and so other roundings.
+    assert found[0] == pytest.approx(found[1], abs=1.0)
+
+
+def test_a_signal_ends_a_study_and_the_same_command_goes_on(tmp_path: Path, data_dir: Path) -> None:
+    folder = tmp_path / "runs" / "study"
+    arguments = ["seeds", "--runs", "3", "--epochs", "2", "--stack", "1", *small(data_dir, folder)]
+    with started(command(*arguments)) as process:
+        wait_for_line(process, "seed 0: test error")
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        process.stdout.read()
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    assert not (folder / "result.json").exists()
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "of 3 seeds are done already" in done.stdout
+    assert len(result_of(folder)["test_errors_percent"]) == 3
+
+
+def test_ranks_share_the_candidates_of_a_sweep(tmp_path: Path, data_dir: Path) -> None:
+    folder = tmp_path / "runs" / "study"
+    arguments = ["sweep", "--grid", "lr_scale=0.5,1,2", "--epochs", "1", *small(data_dir, folder)]
+    done = run(*arguments, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert len(result_of(folder)["candidates"]) == 3
+    assert not (tmp_path / "runs" / "ledger.jsonl").exists()
+
+
+def test_mistakes_are_one_line(tmp_path: Path, data_dir: Path) -> None:
+    done = run("seed")
+    assert done.returncode == 2
+    assert done.stderr == "error: no study 'seed': did you mean seeds?\n"
+    done = run("sweep", "--grid", "lr=1,2", *small(data_dir, tmp_path / "study"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no field of a recipe 'lr'")
+    assert done.stderr.count("\n") == 1
+    assert "regression" in run("--help").stdout

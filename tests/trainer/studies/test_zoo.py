@@ -1,0 +1,60 @@
+"""The cost study: published accuracies, counted costs, times that are measured once."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import ConfigError
+from trainer.studies.zoo import ZooConfig, study_zoo
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ZooConfig:
+    return ZooConfig(
+        originals=(),
+        small=("lenet5",),
+        batch_sizes=(1, 3),
+        seconds=0.01,
+        runs=tmp_path / "runs",
+        run_dir=tmp_path / "runs" / "study",
+    )
+
+
+@pytest.mark.slow
+def test_the_study_measures_each_runtime_and_goes_on(
+    config: ZooConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, accuracy in enumerate((0.6, 0.7, 0.62)):
+        (tmp_path / f"runs/r{seed}").mkdir(parents=True)
+        finished = {"dataset": "cifar10", "model": "lenet5", "test_accuracy": accuracy}
+        (tmp_path / f"runs/r{seed}/result.json").write_text(json.dumps(finished))
+    study_zoo(config)
+    folder = tmp_path / "runs" / "study"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["imagenet"]["resnet50"]["accuracy"] == pytest.approx(0.76130)
+    assert result["imagenet"]["vgg16"]["num_parameters"] == 138_357_544
+    assert result["small"]["lenet5"] == {
+        "accuracy": 0.62,  # the median of all runs, not the best
+        "num_runs": 3,
+        "num_parameters": 62_006,
+        "multiply_adds": 651_720,
+    }
+    times = result["milliseconds_an_image"]
+    wanted = {f"small lenet5 {kind} {batch}" for kind in ("eager", "torchscript", "onnxruntime") for batch in (1, 3)}
+    assert set(times) == wanted
+    assert all(value > 0 for value in times.values())
+    for name in ("accuracy-by-cost", "small-accuracy-by-cost", "small-times"):
+        assert (folder / f"figures/{name}.svg").exists()
+    capsys.readouterr()
+    study_zoo(config)
+    assert "measured" not in capsys.readouterr().out
+    assert json.loads((folder / "result.json").read_text())["milliseconds_an_image"] == times
+
+
+def test_what_is_not_in_the_zoo_is_refused(config: ZooConfig) -> None:
+    with pytest.raises(ConfigError, match="resnet19"):
+        study_zoo(replace(config, originals=("resnet19",)))
+    with pytest.raises(ConfigError, match="rising"):
+        study_zoo(replace(config, batch_sizes=(4, 1)))

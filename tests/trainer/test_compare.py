@@ -1,0 +1,62 @@
+"""Finished runs in one table: all seeds of a setting, or none."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.compare import compare_runs
+from trainer.errors import ConfigError
+from trainer.ledger import Ledger
+from trainer.run_folder import RunFolder
+
+
+def make_run(runs: Path, seed: int, num_errors: int, *, lr: float = 0.1, dataset: str = "d" * 64) -> Path:
+    folder = runs / f"lr{lr}-s{seed}-{dataset[0]}"
+    folder.mkdir(parents=True)
+    fingerprint = {"recipe": {"name": "mnist", "lr": lr}, "seed": seed, "image_size": None, "dataset_sha256": dataset}
+    (folder / "config.json").write_text(json.dumps({"fingerprint": fingerprint, "started_with": {}}))
+    result = {"recipe": "mnist", "dataset": "pets", "dataset_sha256": dataset, "seed": seed}
+    result |= {"test_errors": num_errors, "num_test": 1000, "test_accuracy": 1 - num_errors / 1000}
+    (folder / "result.json").write_text(json.dumps(result))
+    opened = RunFolder.read(folder)
+    Ledger(opened.ledger_path).record(
+        {
+            "dataset": "pets",
+            "dataset_sha256": dataset,
+            "weights_sha256": folder.name,
+            "setting_sha256": opened.setting_sha256,
+            "seed": seed,
+            "accuracy": 1 - num_errors / 1000,
+            "num_errors": num_errors,
+            "num_images": 1000,
+        }
+    )
+    return folder
+
+
+def test_all_seeds_of_each_setting_are_summed_up(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path, seed, errors) for seed, errors in enumerate((10, 30, 20))]
+    paths.append(make_run(tmp_path, 0, 5, lr=0.2))
+    lines = compare_runs(paths)
+    assert len(lines) == 4
+    assert lines[1].split()[2:] == ["3", "97.00", "98.00", "99.00", "98.00", "1.000"]
+    assert lines[2].split()[2:] == ["1", "99.50", "99.50", "99.50", "99.50", "–"]
+    assert lines[3].startswith("4 looks at this test set")
+
+
+def test_the_best_of_several_seeds_alone_is_refused(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path, seed, errors) for seed, errors in enumerate((10, 30, 20))]
+    with pytest.raises(ConfigError, match="also looked at with seeds 1, 2: report all seeds of a setting or none"):
+        compare_runs(paths[:1])
+
+
+def test_other_images_and_unfinished_runs_are_refused(tmp_path: Path) -> None:
+    one, other = make_run(tmp_path, 0, 10), make_run(tmp_path, 0, 10, dataset="e" * 64)
+    with pytest.raises(ConfigError, match=r"different images, pets \(dddddddd\) and pets \(eeeeeeee\)"):
+        compare_runs([one, other])
+    (one / "result.json").unlink()
+    with pytest.raises(ConfigError, match="no result yet"):
+        compare_runs([one])
+    with pytest.raises(ConfigError, match="holds no run"):
+        compare_runs([tmp_path / "nowhere"])

@@ -1,0 +1,35 @@
+"""The lecture's experiments, each a command: `python -m trainer study NAME`.
+
+A study writes its figures (PNG and SVG), its tables (CSV and Markdown) and one self-contained page into its folder in
+`runs/`; the same command with the same `--run-dir` goes on where it was interrupted.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.studies.capacity import CapacityConfig, study_capacity
+from trainer.studies.regression import RegressionConfig, study_regression
+from trainer.studies.seeds import SeedsConfig, study_seeds
+from trainer.studies.sweep import SweepConfig, study_sweep
+from trainer.studies.zoo import ZooConfig, study_zoo
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study's command line, and what runs it."""
+
+    config: type[Any]
+    run: Callable[[Any], None]
+    summary: str
+
+
+STUDIES = {
+    "regression": Study(RegressionConfig, study_regression, "a line through generated data (page 7)"),
+    "capacity": Study(CapacityConfig, study_capacity, "under-fitting and over-fitting (pages 46 to 51)"),
+    "seeds": Study(SeedsConfig, study_seeds, "one recipe from many seeds (page 53)"),
+    "zoo": Study(ZooConfig, study_zoo, "accuracy, multiply-adds and time of the families (page 37)"),
+    "sweep": Study(
+        SweepConfig, study_sweep, "a grid or random search that sees validation images only (pages 54 to 57)"
+    ),
+}

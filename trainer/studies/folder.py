@@ -1,0 +1,95 @@
+"""A study's folder: what it was asked, what it has found so far, and so where it goes on."""
+
+import datetime
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.distributed import World
+from trainer.errors import CheckpointError, ConfigError
+from trainer.files import write_json
+from trainer.hardware import describe
+from trainer.run_folder import RUNS, STUDY_FILE, git_commit
+
+_NOT_ASKED = {"run_dir", "data_dir", "device", "runs"}
+"""Fields of a study's command line that change where it runs, or how long it goes on, not what it finds."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFolder:
+    """The folder of a study of that name. Results are lines of `results.jsonl`, each under a key of its own."""
+
+    path: Path
+    name: str
+
+    @classmethod
+    def enter(cls, name: str, config: Any, run_dir: Path | None, world: World) -> "StudyFolder":
+        """Make the folder, or enter the one of the same study. All ranks call this.
+
+        Args:
+            config: the command line, a dataclass; all of it but where to run must be the same to go on.
+
+        Raises:
+            ConfigError: the folder belongs to something else.
+            CheckpointError: it cannot be written.
+        """
+        now = datetime.datetime.now(datetime.UTC)
+        path = world.from_main(run_dir or RUNS / f"study-{name}-{now:%Y%m%dT%H%M%SZ}")
+        folder = cls(path, name)
+        if world.is_main:
+            asked = {field: value for field, value in asdict(config).items() if field not in _NOT_ASKED}
+            folder._claim({"study": name, "asked": asked}, world)
+        world.wait_for_all()
+        return folder
+
+    def _claim(self, mark: dict[str, Any], world: World) -> None:
+        mark = json.loads(json.dumps(mark, default=str))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if (self.path / STUDY_FILE).exists():
+                known = self.description()
+                if {key: known[key] for key in mark} != mark:
+                    raise ConfigError(
+                        f"--run-dir {self.path} holds another study, {known['study']} of {known['asked']}: "
+                        "choose another folder"
+                    )
+                return
+            if any(self.path.iterdir()):
+                raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no study")
+            started = {"git_commit": git_commit(), "world_size": world.size, "machine": describe(world.device)}
+            write_json(self.path / STUDY_FILE, mark | started)
+        except OSError as error:
+            raise CheckpointError(f"cannot write the folder {self.path}: {error.strerror or error}") from error
+
+    def description(self) -> dict[str, Any]:
+        """What was asked, and on which machine it began."""
+        try:
+            known: dict[str, Any] = json.loads((self.path / STUDY_FILE).read_text())
+        except ValueError as error:
+            raise CheckpointError(f"{self.path / STUDY_FILE} is damaged: {error}") from error
+        return known
+
+    def results(self) -> dict[str, Any]:
+        """What was found so far, by key; a last line that a crash cut short is left out."""
+        found = {}
+        try:
+            lines = (self.path / "results.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            found[entry["key"]] = entry["value"]
+        return found
+
+    def add(self, key: str, value: Any) -> None:
+        """Write a result down. Only the main rank does."""
+        path = self.path / "results.jsonl"
+        if path.exists() and not path.read_bytes().endswith(b"\n"):  # what a crash cut short
+            whole = path.read_bytes()
+            path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+        with path.open("a") as file:
+            file.write(json.dumps({"key": key, "value": value}) + "\n")

@@ -1,0 +1,72 @@
+"""Runs inside a study: one recipe trained to its end by one rank alone, in a folder below the study's.
+
+Knows how a member is trained and continued. Who may look at test images, and what a study makes of its members, is
+the studies' own.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trainer.config import fingerprint
+from trainer.data import Dataset
+from trainer.distributed import World
+from trainer.errors import Interrupted
+from trainer.fit import Run, fit, restore
+from trainer.progress import Progress
+from trainer.recipes import Recipe
+from trainer.run_folder import RunFolder
+from trainer.signals import StopRequest
+from trainer.train import setup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """Where a rank trains members.
+
+    Args:
+        world: of all ranks of the study.
+        image_size: as asked for on the command line.
+    """
+
+    world: World
+    dataset: Dataset
+    image_size: int | None
+    progress: Progress
+    stop: StopRequest
+
+    @property
+    def alone(self) -> World:
+        """This rank as a world of its own."""
+        return replace(self.world, rank=0, size=1, control=None)
+
+
+def open_member(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run:
+    """The run in that folder, begun or continued from its newest checkpoint; nothing is trained yet.
+
+    Raises:
+        ConfigError: the folder belongs to another run, or the network cannot take images of this size.
+    """
+    mark = fingerprint(recipe, seed=seed, image_size=place.image_size, dataset_sha256=place.dataset.sha256)
+    run = setup(recipe, place.dataset, RunFolder(path, mark), place.alone, place.progress)
+    run.folder.enter("auto", place.alone)
+    restore(run)
+    return run
+
+
+def train_member(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run:
+    """The run, trained to its end.
+
+    Raises:
+        Interrupted: a signal came; the state is saved.
+        DivergenceError: a loss is not finite.
+    """
+    run = open_member(place, recipe, seed, path)
+    fit(run, place.stop)
+    return run
+
+
+def check_stop(stop: StopRequest, goes_on: str) -> None:
+    """Raises Interrupted where a signal has come, between members."""
+    if stop.number is not None:
+        print(f"stopped; {goes_on}", flush=True)
+        raise Interrupted("a signal ended the study", stop.number)

@@ -1,0 +1,175 @@
+"""One recipe from many seeds (page 53 of the lecture: "running 100 times our experiment on MNIST").
+
+Every seed is a whole run with one look at the test set, which the workspace's ledger counts; the page shows them all.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer import figures
+from trainer.checkpoint import Checkpoints
+from trainer.config import TrainConfig
+from trainer.data import default_data_dir
+from trainer.distributed import DeviceChoice, World
+from trainer.errors import ConfigError
+from trainer.evaluate import evaluate
+from trainer.files import write_json
+from trainer.fit import Run
+from trainer.hardware import keep_freed_memory
+from trainer.progress import Progress
+from trainer.recipes import Recipe
+from trainer.run_folder import RunFolder
+from trainer.signals import StopRequest
+from trainer.studies.folder import StudyFolder
+from trainer.studies.members import Workplace, check_stop, open_member, train_member
+from trainer.studies.page import write_page
+from trainer.studies.seeds_page import make_page
+from trainer.studies.stack import can_stack, measure_rate, train_stack
+from trainer.train import evaluate_on_test_set, load, result_of
+
+_STACK_SIZES = (1, 2, 4, 8, 16, 32)
+_GAIN = 1.1
+"""A stack must be this much faster to be taken: below, it is noise."""
+_MEASURE_S = 4.0
+"""About how long a stack size is measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedsConfig:
+    """Run one recipe from many seeds; tell worst, median, best and how sure they are. Seeds are shared by the ranks."""
+
+    recipe: str = "mnist"
+    """What to run."""
+    runs: int = 100
+    """How many seeds, from --first-seed on."""
+    first_seed: int = 0
+    """The first one."""
+    dataset: str | None = None
+    """Another data set than the recipe's, as for a training run."""
+    image_size: int | None = None
+    """For folder:PATH."""
+    epochs: int | None = None
+    """Instead of the recipe's."""
+    stack: int = 0
+    """Seeds trained together as one network; 1: one after another; 0: measure what is fastest here, and take it."""
+    data_dir: Path = field(default_factory=default_data_dir)
+    """Where data sets are kept."""
+    run_dir: Path | None = None
+    """Folder of this study; an existing one is continued. [default: runs/study-seeds-TIME]"""
+    device: DeviceChoice = "auto"
+    """auto takes the GPUs if there are any, one for each rank."""
+
+
+def study_seeds(config: SeedsConfig) -> None:
+    """`python -m trainer study seeds`.
+
+    Raises:
+        TrainerError: see `trainer.errors`.
+    """
+    if config.runs < 1 or config.stack < 0 or config.first_seed < 0:
+        raise ConfigError("--runs must be at least 1, --stack and --first-seed must not be negative")
+    keep_freed_memory()
+    with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
+        recipe = TrainConfig(recipe=config.recipe, dataset=config.dataset, epochs=config.epochs).resolve()
+        if config.stack > 1 and not can_stack(recipe):
+            raise ConfigError(f"--stack {config.stack}: {recipe.name} uses Muon, whose update has no stacked form")
+        dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
+        folder = StudyFolder.enter("seeds", config, config.run_dir, world)
+        quiet = Progress(is_main=False)
+        place = Workplace(world=world, dataset=dataset, image_size=config.image_size, progress=quiet, stop=stop)
+        rates = world.from_main(_choose_stack(config, recipe, place, folder) if world.is_main else {})
+        seeds = list(range(config.first_seed, config.first_seed + config.runs))
+        _train_all(seeds[world.rank :: world.size], _best_stack(rates), recipe, place, folder)
+        if world.is_main:
+            results = _collect(seeds, folder, stop)
+            with figures.style():
+                page = write_page(folder, make_page(recipe, results, rates, RunFolder(folder.path, {}).ledger_path))
+            print(f"report: {page}")
+
+
+def _choose_stack(config: SeedsConfig, recipe: Recipe, place: Workplace, folder: StudyFolder) -> dict[int, float]:
+    """Images a second by size of stack, measured once per study; a size that was asked for is the only one."""
+    if config.stack or config.runs == 1 or not can_stack(recipe):
+        return {config.stack or 1: 0.0}
+    known = folder.results().get("rates")
+    if known is None:
+        known = {}
+        for size in (size for size in _STACK_SIZES if size <= config.runs):
+            runs = [_fresh(place, recipe, seed, folder) for seed in range(size)]
+            guess = measure_rate(runs, 3)
+            num_steps = max(3, int(guess * _MEASURE_S / (size * recipe.global_batch_size)))
+            known[str(size)] = measure_rate(runs, min(num_steps, runs[0].steps_per_epoch))
+            print(f"{size} together: {known[str(size)]:,.0f} images/s", flush=True)
+            check_stop(place.stop, f"measuring begins again with the same command and --run-dir {folder.path}")
+            if known[str(size)] < 0.7 * max(known.values()):
+                break  # it only becomes slower from here
+        folder.add("rates", known)
+    return {int(size): rate for size, rate in known.items()}
+
+
+def _fresh(place: Workplace, recipe: Recipe, seed: int, folder: StudyFolder) -> Run:
+    return open_member(place, recipe, seed, folder.path / "measured" / f"seed-{seed}")
+
+
+def _best_stack(rates: dict[int, float]) -> int:
+    best = max(rates, key=lambda size: rates[size])
+    return best if 1 not in rates or rates[best] >= _GAIN * rates[1] else 1
+
+
+def _train_all(seeds: list[int], stack: int, recipe: Recipe, place: Workplace, folder: StudyFolder) -> None:
+    """This rank's seeds that have no result yet."""
+    todo = [seed for seed in seeds if not _result_path(folder, seed).exists()]
+    began, goes_on = time.monotonic(), f"go on with the same command and --run-dir {folder.path}"
+    if len(todo) < len(seeds):
+        print(f"{len(seeds) - len(todo)} of {len(seeds)} seeds are done already", flush=True)
+    for start in range(0, len(todo), stack):
+        check_stop(place.stop, goes_on)
+        group = todo[start : start + stack]
+        for run in _train_group(group, recipe, place, folder):
+            result = _finish(run, len(group))
+            number = start + group.index(run.seed) + 1
+            left = (time.monotonic() - began) / (start + len(group)) * (len(todo) - start - len(group))
+            print(
+                f"seed {run.seed}: test error {100 * (1 - result['test_accuracy']):.2f} %, "
+                f"{result['train_seconds']:.1f} s; {number} of {len(todo)}, {left / 60:.0f} min left",
+                flush=True,
+            )
+
+
+def _train_group(group: list[int], recipe: Recipe, place: Workplace, folder: StudyFolder) -> list[Run]:
+    if len(group) == 1:
+        return [train_member(place, recipe, group[0], _member_path(folder, group[0]))]
+    runs = [open_member(place, recipe, seed, _member_path(folder, seed)) for seed in group]
+    together = folder.path / f"stack-{group[0]}-{group[-1]}"
+    train_stack(runs, Checkpoints(together, print), place.stop)
+    return runs
+
+
+def _finish(run: Run, num_stacked: int) -> dict[str, Any]:
+    """Validate, look at the test set once, write the seed's result."""
+    validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
+    _, _, look = evaluate_on_test_set(run)
+    assert look is not None
+    result = result_of(run, validation, look) | {"stacked": num_stacked}
+    del result["test_accuracy_of_seeds"]  # grows with each seed, and the study's page has them all
+    write_json(run.folder.result_path, result)
+    return result
+
+
+def _collect(seeds: list[int], folder: StudyFolder, stop: StopRequest) -> list[dict[str, Any]]:
+    """All seeds' results; waits for other ranks' seeds without a collective, which would time out."""
+    while not all(_result_path(folder, seed).exists() for seed in seeds):
+        check_stop(stop, f"go on with the same command and --run-dir {folder.path}")
+        time.sleep(0.5)
+    return [json.loads(_result_path(folder, seed).read_text()) for seed in seeds]
+
+
+def _member_path(folder: StudyFolder, seed: int) -> Path:
+    return folder.path / f"seed-{seed}"
+
+
+def _result_path(folder: StudyFolder, seed: int) -> Path:
+    return _member_path(folder, seed) / "result.json"

@@ -1,0 +1,251 @@
+"""A small grid or random search over a recipe's fields (pages 54 to 57 of the lecture: tuning, without cheating).
+
+Candidates are trained and validated on a data set that was handed out without its test images, so no test image can
+have a say in the choice; the winner's test accuracy is known only after a training run of its own, with one look.
+"""
+
+import itertools
+import json
+import time
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from trainer import figures
+from trainer.config import TrainConfig
+from trainer.data import default_data_dir, without_test_images
+from trainer.data.order import generator
+from trainer.distributed import DeviceChoice, World
+from trainer.errors import ConfigError, DivergenceError, unknown_name
+from trainer.evaluate import evaluate
+from trainer.figures import LIGHT
+from trainer.files import write_json
+from trainer.hardware import keep_freed_memory
+from trainer.progress import Progress
+from trainer.recipes import Recipe
+from trainer.signals import StopRequest
+from trainer.studies.folder import StudyFolder
+from trainer.studies.members import Workplace, check_stop, train_member
+from trainer.studies.page import Page, Picture, Table, write_page
+from trainer.train import load
+
+Candidate = dict[str, float | int | str]
+"""Field of the recipe, dotted for nested ones, or `lr_scale`: value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """Try values of a recipe's fields, and rank them by validation accuracy. Candidates are shared by the ranks."""
+
+    recipe: str = "mnist"
+    """What to begin with."""
+    grid: tuple[str, ...] = ("lr_scale=0.25,0.5,1,2",)
+    """FIELD=VALUE,VALUE…, several of them; fields are the recipe's, such as global_batch_size, label_smoothing or
+    augment.shift, and lr_scale, which multiplies its learning rates."""
+    random: int = 0
+    """Try this many of the grid's combinations, drawn at random; 0: all of them."""
+    seeds: int = 1
+    """Train each candidate from this many seeds, and rank by the mean."""
+    dataset: str | None = None
+    """Another data set than the recipe's, as for a training run."""
+    image_size: int | None = None
+    """For folder:PATH."""
+    epochs: int | None = None
+    """Instead of the recipe's."""
+    data_dir: Path = field(default_factory=default_data_dir)
+    """Where data sets are kept."""
+    run_dir: Path | None = None
+    """Folder of this study; an existing one is continued. [default: runs/study-sweep-TIME]"""
+    device: DeviceChoice = "auto"
+    """auto takes the GPUs if there are any, one for each rank."""
+
+
+def study_sweep(config: SweepConfig) -> None:
+    """`python -m trainer study sweep`.
+
+    Raises:
+        TrainerError: see `trainer.errors`.
+    """
+    if config.seeds < 1 or config.random < 0:
+        raise ConfigError("--seeds must be at least 1, --random must not be negative")
+    keep_freed_memory()
+    with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
+        base = TrainConfig(recipe=config.recipe, dataset=config.dataset, epochs=config.epochs).resolve()
+        candidates = make_candidates(config.grid, config.random)
+        recipes = [change_recipe(base, candidate) for candidate in candidates]
+        dataset = without_test_images(load(base, config.image_size, config.data_dir, world, progress.say))
+        folder = StudyFolder.enter("sweep", config, config.run_dir, world)
+        place = Workplace(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
+        jobs = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
+        for number, seed in jobs[world.rank :: world.size]:
+            _try(place, folder, recipes[number], candidates[number], number, seed)
+        if world.is_main:
+            results = [_wait_for(place, folder, number, seed) for number, seed in jobs]
+            with figures.style():
+                print(f"report: {write_page(folder, _page(base, candidates, results))}")
+
+
+def make_candidates(grid: tuple[str, ...], num_random: int) -> list[Candidate]:
+    """All combinations of the grid in order, or some of them at random (a fixed stream).
+
+    Raises:
+        ConfigError: an entry is not FIELD=VALUE,VALUE….
+    """
+    axes: list[list[tuple[str, float | int | str]]] = []
+    for entry in grid:
+        name, equals, values = entry.partition("=")
+        if not equals or not name or not all(values.split(",")):
+            raise ConfigError(f"--grid {entry}: write FIELD=VALUE,VALUE…, such as lr_scale=0.5,1,2")
+        axes.append([(name, _parse(value)) for value in values.split(",")])
+    combinations = [dict(combination) for combination in itertools.product(*axes)]
+    if not num_random or num_random >= len(combinations):
+        return combinations
+    chosen = torch.randperm(len(combinations), generator=generator("sweep", 0))[:num_random]
+    return [combinations[number] for number in sorted(chosen.tolist())]
+
+
+def change_recipe(recipe: Recipe, candidate: Candidate) -> Recipe:
+    """The recipe with a candidate's values.
+
+    Raises:
+        ConfigError: no such field, or one that holds no single value of that kind.
+    """
+    for name, value in candidate.items():
+        if name == "lr_scale":
+            if isinstance(value, str) or value <= 0:
+                raise ConfigError(f"--grid lr_scale={value}: must be a positive number")
+            rules = {kind: replace(rule, lr=rule.lr * value) for kind, rule in recipe.rules.items()}
+            recipe = replace(recipe, rules=rules)
+        else:
+            recipe = _change(recipe, name, name, value)
+    return recipe
+
+
+def _change(holder: Any, path: str, full: str, value: float | int | str) -> Any:
+    name, _, rest = path.partition(".")
+    known = [each.name for each in fields(holder)]
+    if name not in known:
+        raise unknown_name("field of a recipe", full, [*known, "lr_scale"])
+    old = getattr(holder, name)
+    if rest:
+        if not hasattr(old, "__dataclass_fields__"):
+            raise ConfigError(f"--grid {full}: {name} has no fields of its own")
+        return replace(holder, **{name: _change(old, rest, full, value)})
+    if isinstance(old, float) and isinstance(value, int):
+        value = float(value)
+    if type(old) is not type(value) or name in ("name", "summary", "dataset", "network"):
+        raise ConfigError(f"--grid {full}={value}: a sweep changes single numbers and choices, and {full} is {old!r}")
+    return replace(holder, **{name: value})
+
+
+def _parse(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _try(place: Workplace, folder: StudyFolder, recipe: Recipe, candidate: Candidate, number: int, seed: int) -> None:
+    """Train and validate a candidate, unless an earlier sitting has."""
+    path = _member_path(folder, number, seed)
+    if _result_path(path).exists():
+        return
+    check_stop(place.stop, f"go on with the same command and --run-dir {folder.path}")
+    began = time.monotonic()
+    try:
+        run = train_member(place, recipe, seed, path)
+        seen = evaluate(run.learner.predict, run.validation_images, run.validation_indices, place.alone)
+        accuracy, loss, seconds = seen.accuracy, seen.loss, run.position.seconds
+    except DivergenceError as error:
+        print(f"{_name(candidate)}: {error}", flush=True)
+        accuracy, loss, seconds = 0.0, float("inf"), time.monotonic() - began
+    found = {"val_accuracy": accuracy, "val_loss": loss, "train_seconds": seconds, "seed": seed, "values": candidate}
+    write_json(_result_path(path), found)
+    print(f"{_name(candidate)}, seed {seed}: validation accuracy {100 * accuracy:.2f} %", flush=True)
+
+
+def _wait_for(place: Workplace, folder: StudyFolder, number: int, seed: int) -> dict[str, Any]:
+    """A candidate's result; another rank may still be at it."""
+    path = _result_path(_member_path(folder, number, seed))
+    while not path.exists():
+        check_stop(place.stop, f"go on with the same command and --run-dir {folder.path}")
+        time.sleep(0.5)
+    result: dict[str, Any] = {"number": number, **json.loads(path.read_text())}
+    return result
+
+
+def _member_path(folder: StudyFolder, number: int, seed: int) -> Path:
+    return folder.path / f"candidate-{number}-s{seed}"
+
+
+def _result_path(member: Path) -> Path:
+    return member / "candidate.json"
+
+
+def _name(candidate: Candidate) -> str:
+    return ", ".join(f"{name} {value}" for name, value in candidate.items())
+
+
+def _page(base: Recipe, candidates: list[Candidate], results: list[dict[str, Any]]) -> Page:
+    accuracies = [
+        torch.tensor([result["val_accuracy"] for result in results if result["number"] == number], dtype=torch.float64)
+        for number in range(len(candidates))
+    ]
+    means = [float(found.mean()) for found in accuracies]
+    order = sorted(range(len(candidates)), key=lambda number: -means[number])
+    best = order[0]
+    names = tuple(candidates[0])
+    num_seeds = len(accuracies[0])
+    return Page(
+        title=f"{base.name} on {base.dataset}: {len(candidates)} candidates",
+        findings=[
+            f"Best on validation images: {_name(candidates[best])}, accuracy {100 * means[best]:.2f} %.",
+            f"That figure is the best of {len(candidates)}, and so too good to be expected again: only a look at the "
+            "test set tells, by a training run with these values. This study saw no test image.",
+        ],
+        pictures=[
+            Picture(
+                name="candidates",
+                title="Validation accuracy, best first",
+                text=f"A row for each candidate: its mean over {num_seeds} seed{'s' if num_seeds > 1 else ''}, and a "
+                "small dot for each seed.",
+                figure=_draw([_name(candidates[n]) for n in order], [100 * accuracies[n] for n in order]),
+            )
+        ],
+        tables=[
+            Table(
+                name="candidates",
+                title="Candidates",
+                header=("rank", *names, "validation accuracy, %", "training, s"),
+                rows=[
+                    (
+                        str(rank),
+                        *candidates[number].values(),
+                        100 * means[number],
+                        sum(r["train_seconds"] for r in results if r["number"] == number) / num_seeds,
+                    )
+                    for rank, number in enumerate(order, start=1)
+                ],
+            )
+        ],
+        result={"recipe": base.name, "best": candidates[best], "val_accuracy": means[best], "candidates": results},
+    )
+
+
+def _draw(names: list[str], accuracies: list[torch.Tensor]) -> Figure:
+    figure = Figure(figsize=(7.2, 1.1 + 0.3 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for row, found in enumerate(accuracies):
+        axes.plot(found, [row] * len(found), color=LIGHT["train"], marker=".", linestyle="", alpha=0.5)
+        axes.plot([found.mean()], [row], color=LIGHT["wrong"], marker="o", linestyle="")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("validation accuracy, %")
+    axes.grid(axis="both")
+    axes.tick_params(length=0)
+    return figure
