@@ -4,24 +4,22 @@ The only module that calls collectives of `torch.distributed`. One process witho
 which every collective is a no-op and no process group exists.
 """
 
-import contextlib
 import datetime
-import inspect
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import ConfigError, Interrupted, PeerError, TrainerError
 from trainer.hardware import num_available_cpus
+from trainer.virtual_shards import Share, share_of
 
 T = TypeVar("T")
 DeviceChoice = Literal["auto", "cpu", "cuda"]
@@ -39,29 +37,46 @@ class World:
     num_threads: int
     control: ProcessGroup | None = field(default=None, repr=False)
     """For small agreements that must not wait for the GPU: gloo, on the CPU. None is the default group."""
+    virtual_shards: int | None = None
+    """Shards of a global batch if the user has chosen their number, and with it bits that the world size does not
+    change. None: one a rank."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def share(self, num_images: int) -> Share:
+        """This rank's part of a global batch."""
+        return share_of(num_images, self.rank, self.size, self.virtual_shards or self.size)
+
     @classmethod
     @contextmanager
-    def join(cls, choice: DeviceChoice) -> Iterator["World"]:
+    def join(cls, choice: DeviceChoice, virtual_shards: int | None = None) -> Iterator["World"]:
         """Enter the run that torchrun's environment describes (or be the only rank), and leave it at the end.
 
         Raises:
-            ConfigError: more ranks than GPUs on this host, or CUDA asked for where there is none.
+            ConfigError: more ranks than GPUs on this host, CUDA asked for where there is none, or a number of ranks
+                that does not divide the number of shards.
         """
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        num_threads = max(1, num_available_cpus() // local_size)
+        # How many threads share a sum decides its rounding; under virtual shards that must not follow from the ranks.
+        num_threads = 1 if virtual_shards else max(1, num_available_cpus() // local_size)
         torch.set_num_threads(num_threads)
         if size == 1:
             device = _choose_device(choice, local_rank, local_size)
-            yield cls(rank=0, size=1, local_rank=0, device=device, num_threads=num_threads)
+            yield cls(
+                rank=0,
+                size=1,
+                local_rank=0,
+                device=device,
+                num_threads=num_threads,
+                virtual_shards=virtual_shards,
+            )
             return
         store, _, _ = next(rendezvous("env://"))
         try:
+            _check_shards(virtual_shards, size)
             device = _choose_device(choice, local_rank, local_size)
             yield cls(
                 rank=rank,
@@ -70,6 +85,7 @@ class World:
                 device=device,
                 num_threads=num_threads,
                 control=_start_process_group(store, rank, size, device),
+                virtual_shards=virtual_shards,
             )
         except Interrupted:
             raise
@@ -80,30 +96,34 @@ class World:
             if dist.is_initialized():
                 dist.destroy_process_group()
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` with its gradients averaged over the ranks; the model itself in a world of one.
+    def copy_from_main(self, tensors: list[torch.Tensor]) -> None:
+        """Make the tensors of every rank those of rank 0."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
-        Buffers are not broadcast each step: batch norm's running statistics stay each rank's own until
-        `merge_batch_norm`.
+    def add_up(self, sums: torch.Tensor) -> torch.Tensor:
+        """The sum of every rank's vector, the same bits on every rank; in place.
+
+        Under virtual shards the ranks' vectors are added in pairs, then pairs of pairs: the upper part of the tree
+        whose lower parts are within the ranks. Each pair adds the same two vectors, and a + b is b + a to the last bit.
         """
         if self.size == 1:
-            return model
-        from torch.nn.parallel import DistributedDataParallel  # imports torch._dynamo: 1.4 s
-
-        known = inspect.signature(DistributedDataParallel).parameters
-        no_sync: dict[str, Any] = {
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
-        }
-        on_gpu = self.device.type == "cuda"
-        # A CUDA graph can only capture what was built on a side stream.
-        with torch.cuda.stream(torch.cuda.Stream(self.device)) if on_gpu else contextlib.nullcontext():
-            return DistributedDataParallel(
-                model,
-                device_ids=[self.device] if on_gpu else None,
-                gradient_as_bucket_view=True,
-                static_graph=True,
-                **no_sync,
-            )
+            return sums
+        if self.virtual_shards is None:
+            dist.all_reduce(sums)
+            return sums
+        theirs = torch.empty_like(sums)
+        distance = 1
+        while distance < self.size:
+            peer = self.rank ^ distance
+            exchange = [dist.P2POp(dist.isend, sums, peer), dist.P2POp(dist.irecv, theirs, peer)]
+            for work in dist.batch_isend_irecv(exchange):
+                work.wait()
+            sums.add_(theirs)
+            distance *= 2
+        return sums
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of every rank's `tensor`, in place; exact for integers."""
@@ -131,24 +151,6 @@ class World:
         """Return when every rank has come here."""
         if self.size > 1:
             dist.barrier(group=self.control)
-
-    def merge_batch_norm(self, model: nn.Module) -> None:
-        """Give every rank the batch-norm statistics of all ranks' data taken together.
-
-        Means are averaged, and variances through the second moment, so that differences between the ranks' means
-        count as variance too.
-        """
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if self.size == 1 or not norms:
-            return
-        buffers = [dict(norm.named_buffers()) for norm in norms]
-        means = torch.cat([buffer["running_mean"] for buffer in buffers]).double()
-        moments = torch.cat([buffer["running_var"] for buffer in buffers]).double() + means**2
-        merged = self.sum(torch.stack([means, moments])) / self.size
-        sizes = [norm.num_features for norm in norms]
-        for buffer, mean, moment in zip(buffers, merged[0].split(sizes), merged[1].split(sizes), strict=True):
-            buffer["running_mean"].copy_(mean)
-            buffer["running_var"].copy_(moment - mean**2)
 
 
 class Agreement:
@@ -244,6 +246,14 @@ def _is_consequence(error: Exception) -> bool:
 def _failure_key() -> str:
     """One key for each time that torchrun starts the ranks."""
     return f"convoy/first-failure/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def _check_shards(virtual_shards: int | None, size: int) -> None:
+    if virtual_shards and virtual_shards % size:
+        raise ConfigError(
+            f"--virtual-shards {virtual_shards} with {size} ranks: the number of ranks must divide it, "
+            f"so start 1, 2, 4, … up to {virtual_shards} ranks"
+        )
 
 
 def _choose_device(choice: DeviceChoice, local_rank: int, local_size: int) -> torch.device:

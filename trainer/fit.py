@@ -9,7 +9,7 @@ import torch
 
 from trainer.checkpoint import Checkpoints
 from trainer.data import Dataset, ImageSet
-from trainer.data.order import epoch_order, num_steps_per_epoch, rank_share
+from trainer.data.order import epoch_order, num_steps_per_epoch, random_key
 from trainer.distributed import Agreement, World
 from trainer.errors import CheckpointError, DivergenceError, Interrupted
 from trainer.evaluate import evaluate
@@ -32,7 +32,7 @@ class Position:
     Args:
         step: steps done.
         seconds: spent in training steps so far, over all sittings; validation and saving not counted.
-        totals: float64 `[2]`, this rank's sums of losses and of correct answers since the epoch began.
+        totals: float64 `[2]`, sums of losses and of correct answers since the epoch began, over all ranks.
     """
 
     step: int = 0
@@ -78,8 +78,7 @@ def restore(run: Run) -> bool:
         return False
     run.learner.load_state_dict(state)
     run.position.step, run.position.seconds = state["step"], state["seconds"]
-    if run.world.is_main:
-        run.position.totals.copy_(state["totals"])
+    run.position.totals.copy_(state["totals"])
     run.progress.say(f"at step {run.position.step} of {run.num_steps}, saved in {run.folder.path}")
     return True
 
@@ -105,8 +104,6 @@ def fit(run: Run, stop: StopRequest) -> None:
 
 def save(run: Run) -> None:
     """Checkpoint the run. All ranks call this; the main one writes."""
-    run.world.merge_batch_norm(run.learner.model)
-    totals = run.world.sum(run.position.totals.clone())
     if not run.world.is_main:
         return
     weights = run.learner.model.state_dict()
@@ -117,7 +114,7 @@ def save(run: Run) -> None:
         {
             "step": run.position.step,
             "seconds": run.position.seconds,
-            "totals": totals.cpu(),
+            "totals": run.position.totals.cpu(),
             **run.learner.state_dict(),
         },
     )
@@ -192,8 +189,7 @@ class _Loop:
         run = self._run
         epoch = run.position.step // run.steps_per_epoch
         self._check_finite()
-        loss, correct = (run.world.sum(run.position.totals.clone()) / len(run.train_indices)).tolist()
-        run.world.merge_batch_norm(run.learner.model)
+        loss, correct = (run.position.totals / len(run.train_indices)).tolist()
         seen = evaluate(run.learner.predict_one_view, run.validation_images, run.validation_indices, run.world)
         if self._log is not None:
             self._log.write(
@@ -213,22 +209,20 @@ class _Loop:
         run.position.totals.zero_()
 
     def _share(self, global_batch: torch.Tensor, numbers: torch.Tensor) -> Batch:
-        """This rank's share of a global batch of sample indices.
-
-        Each rank's loss is the sum over its share, scaled so that DDP's average over the ranks is the mean over the
-        whole batch, whatever the shares. A rank without a share (an epoch's last batch may be smaller than the world)
-        computes one image with weight zero, because the others wait for its gradients.
-        """
-        world, num_images = self._run.world, len(global_batch)
-        indices = global_batch[rank_share(num_images, world.rank, world.size)]
-        scale = world.size / num_images if len(indices) else 0.0
-        if not len(indices):
-            indices = global_batch[:1]
+        """This rank's share of a global batch of sample indices."""
+        run, num_images = self._run, len(global_batch)
+        share = run.world.share(num_images)
+        indices = global_batch[share.part]
         return Batch(
             indices=indices,
             numbers=numbers[indices],
-            scale=torch.full((), scale, device=world.device),
-            lr_factor=self._lr_factors[self._run.position.step],
+            lr_factor=self._lr_factors[run.position.step],
+            sizes=share.sizes,
+            num_images=num_images,
+            keys=tuple(
+                random_key(f"dropout/{share.first_shard + shard}", run.seed, run.position.step)
+                for shard in range(len(share.sizes))
+            ),
         )
 
     def _between_steps(self, epoch: int) -> None:
@@ -259,7 +253,7 @@ class _Loop:
     def _write_window(self, epoch: int) -> None:
         run = self._run
         self._check_finite()
-        loss, correct = (run.world.sum(self._window.double().sum(dim=0)) / self._window_images).tolist()
+        loss, correct = (self._window.double().sum(dim=0) / self._window_images).tolist()
         now = self._stopwatch.read()
         if self._log is not None:
             self._log.write(
@@ -275,10 +269,10 @@ class _Loop:
         self._window_images, self._window_began = 0, now
 
     def _show(self, epoch: int) -> None:
-        """Where the run is, from this rank's share of the current epoch."""
+        """Where the run is in the current epoch."""
         run = self._run
         steps_in_epoch = run.position.step - epoch * run.steps_per_epoch
-        loss, correct = (run.position.totals * run.world.size).tolist()
+        loss, correct = run.position.totals.tolist()
         num_images = min(steps_in_epoch * run.recipe.global_batch_size, len(run.train_indices))
         run.progress.update(
             step=run.position.step,

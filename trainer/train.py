@@ -40,7 +40,11 @@ def train(config: TrainConfig) -> None:
         TrainerError: see `trainer.errors`.
     """
     keep_freed_memory()
-    with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
+    with (
+        StopRequest() as stop,
+        World.join(config.device, config.virtual_shards) as world,
+        Progress(is_main=world.is_main) as progress,
+    ):
         recipe = config.resolve()
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
         folder = RunFolder.plan(config, recipe, dataset, world)
@@ -138,6 +142,7 @@ def report(run: Run, validation: Evaluation, test_images: ImageSet, test: Evalua
         "model": run.recipe.network,
         "num_parameters": num_parameters(run.learner.model),
         "world_size": run.world.size,
+        "virtual_shards": run.world.virtual_shards,
         "device": run.world.device.type,
         "precision": run.learner.precision,
         "seed": run.seed,

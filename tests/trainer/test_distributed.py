@@ -16,7 +16,6 @@ from trainer.errors import ConfigError
 PROLOGUE = """
 import json, os, sys, time
 import torch
-from torch import nn
 from trainer.cli import run_command
 from trainer.distributed import Agreement, World
 from trainer.errors import DataError
@@ -26,16 +25,16 @@ def tell(value):
     sys.stdout.flush()
 
 def main():
-    with World.join("cpu") as world:
+    with World.join(JOIN) as world:
         body(world)
 
 """
 
 
-def run_ranks(body: str, ranks: int, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
-    """Run `def body(world)` on that many ranks."""
+def run_ranks(body: str, ranks: int, tmp_path: Path, *, join: str = '"cpu"') -> "subprocess.CompletedProcess[str]":
+    """Run `def body(world)` on that many ranks; `join` are the arguments of `World.join`."""
     script = tmp_path / "script.py"
-    script.write_text(PROLOGUE + body + "\nrun_command(main)\n")
+    script.write_text(PROLOGUE.replace("JOIN", join) + body + "\nrun_command(main)\n")
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", str(script)],
         env={**clean_environment(), "PYTHONPATH": str(ROOT)},
@@ -51,7 +50,7 @@ def told(done: "subprocess.CompletedProcess[str]") -> list[object]:
 
 
 @pytest.mark.slow
-def test_sums_wishes_and_statistics_are_shared(tmp_path: Path) -> None:
+def test_sums_wishes_and_tensors_are_shared(tmp_path: Path) -> None:
     body = """
 def body(world):
     ints = world.sum(torch.tensor([world.rank + 1, 2**53 + world.rank]))
@@ -61,12 +60,11 @@ def body(world):
     wishes = [(world.rank == 1 and step == 2, world.rank == 0 and step == 1) for step in range(5)]
     granted = [agreement.ask(stop=stop, save=save) for stop, save in wishes]
     agreement.close()
-    norm = nn.BatchNorm2d(1)
-    norm.running_mean.fill_(float(world.rank))
-    norm.running_var.fill_(2.0)
-    world.merge_batch_norm(nn.Sequential(norm))
-    merged = [norm.running_mean.item(), norm.running_var.item()]
-    tell([world.rank, ints.tolist(), largest, main, granted, merged, torch.get_num_threads()])
+    copied = [torch.full((2,), float(world.rank + 7))]
+    world.copy_from_main(copied)
+    added = world.add_up(torch.tensor([float(world.rank + 1), 0.5]))
+    told = [granted, copied[0].tolist(), added.tolist(), torch.get_num_threads()]
+    tell([world.rank, ints.tolist(), largest, main, *told])
 """
     done = run_ranks(body, 2, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -74,14 +72,14 @@ def body(world):
     assert isinstance(first, list)
     assert isinstance(second, list)
     assert first[1:] == second[1:]
-    ints, largest, main, granted, merged, num_threads = first[1:]
+    ints, largest, main, granted, copied, added, num_threads = first[1:]
     assert ints == [3, 2**54 + 1]
     assert largest == 10
     assert main == {"rank": 0}
     # What was wished at a step is granted to all at the next one.
     assert granted == [[False, False], [False, False], [False, True], [True, False], [False, False]]
-    # Two halves with means 0 and 1 and variance 2 have, together, mean 1/2 and variance 2 + 1/4.
-    assert merged == [0.5, 2.25]
+    assert copied == [7.0, 7.0]
+    assert added == [3.0, 1.0]
     assert num_threads >= 1
 
 
@@ -120,14 +118,36 @@ def body(world):
     assert "Connection closed by peer" not in before_torchruns_summary
 
 
+@pytest.mark.slow
+def test_under_virtual_shards_the_ranks_vectors_are_added_in_pairs(tmp_path: Path) -> None:
+    """1e8 + 1 is 1e8 in float32, so that any other order than (a + b) + (c + d) gives another sum."""
+    body = """
+def body(world):
+    tell([world.rank, world.add_up(torch.tensor([[1e8, 1.0, -1e8, 1.0][world.rank]])).item()])
+"""
+    done = run_ranks(body, 4, tmp_path, join='"cpu", 4')
+    assert done.returncode == 0, done.stderr
+    one = torch.tensor([1e8, 1.0, -1e8, 1.0])
+    expected = ((one[0] + one[1]) + (one[2] + one[3])).item()
+    assert sorted(told(done), key=str) == [[rank, expected] for rank in range(4)]
+    assert expected != ((one[0] + one[2]) + (one[1] + one[3])).item()
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_divide_the_shards_are_refused_once(tmp_path: Path) -> None:
+    done = run_ranks("def body(world):\n    pass\n", 3, tmp_path, join='"cpu", 4')
+    assert re.findall("^error: .*", done.stderr, re.MULTILINE) == [
+        "error: --virtual-shards 4 with 3 ranks: the number of ranks must divide it, so start 1, 2, 4, … up to 4 ranks"
+    ]
+
+
 def test_alone_nothing_waits() -> None:
     with World.join("cpu") as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
         assert world.sum(torch.tensor(3)).item() == 3
         assert world.from_main("x") == "x"
         assert Agreement(world).ask(stop=True, save=False) == (True, False)
-        model = torch.nn.Linear(1, 1)
-        assert world.wrap(model) is model
+        assert world.add_up(torch.ones(2)).tolist() == [1, 1]
         assert not torch.distributed.is_initialized()
 
 
