@@ -42,6 +42,10 @@ class TrainConfig:
     virtual_shards: int | None = None
     """Cut each global batch in so many shards (a power of two), computed alone and added up in one order: the weights
     are then the same, bit for bit, for every number of ranks that divides it. One thread a rank."""
+    save_every_s: float = 20.0
+    """Save a checkpoint when so many seconds have passed since the last one; the first ones follow sooner."""
+    save_every_steps: int | None = None
+    """Save one after every so many steps as well."""
     resume: Resume = "auto"
     """auto: continue from the newest good checkpoint in the run folder; never: refuse a folder that has any."""
     device: DeviceChoice = "auto"
@@ -53,12 +57,14 @@ class TrainConfig:
         Raises:
             ConfigError: an unknown recipe or a value that makes no sense.
         """
-        for name in ("epochs", "global_batch_size", "image_size"):
+        for name in ("epochs", "global_batch_size", "image_size", "save_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
         if not 0 < self.lr_scale < float("inf"):
             raise ConfigError(f"--lr-scale {self.lr_scale}: must be a positive number")
+        if not self.save_every_s > 0:
+            raise ConfigError(f"--save-every-s {self.save_every_s}: must be a positive number")
         recipe = find_recipe(self.recipe)
         _check_virtual_shards(self.virtual_shards, self.global_batch_size or recipe.global_batch_size)
         rules = {kind: replace(rule, lr=rule.lr * self.lr_scale) for kind, rule in recipe.rules.items()}

@@ -17,9 +17,12 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.distributed.rendezvous import rendezvous
 
-from trainer.errors import ConfigError, Interrupted, PeerError, TrainerError
+from trainer.errors import ConfigError, DesyncError, Interrupted, PeerError, TrainerError
+from trainer.failure import Claim, Situation, write_error, write_failure
 from trainer.hardware import num_available_cpus
+from trainer.roll_call import call_the_roll
 from trainer.virtual_shards import Share, share_of
+from trainer.watchdog import Watchdog
 
 T = TypeVar("T")
 DeviceChoice = Literal["auto", "cpu", "cuda"]
@@ -40,6 +43,9 @@ class World:
     virtual_shards: int | None = None
     """Shards of a global batch if the user has chosen their number, and with it bits that the world size does not
     change. None: one a rank."""
+    situation: Situation = field(default_factory=Situation, repr=False)
+    """What a report of a failure would say."""
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(Situation(), None, None, ""), repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -59,49 +65,39 @@ class World:
                 that does not divide the number of shards.
         """
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         # How many threads share a sum decides its rounding; under virtual shards that must not follow from the ranks.
         num_threads = 1 if virtual_shards else max(1, num_available_cpus() // local_size)
         torch.set_num_threads(num_threads)
-        if size == 1:
-            device = _choose_device(choice, local_rank, local_size)
-            yield cls(
-                rank=0,
-                size=1,
-                local_rank=0,
-                device=device,
-                num_threads=num_threads,
-                virtual_shards=virtual_shards,
-            )
-            return
-        store, _, _ = next(rendezvous("env://"))
-        try:
+        situation = Situation(rank=rank, world_size=size)
+        store, name = None, ""
+        if size > 1:
+            store, _, _ = next(rendezvous("env://"))
+            name = call_the_roll(store, rank, size)
+        with _watched(situation, store, name) as watchdog:
             _check_shards(virtual_shards, size)
-            device = _choose_device(choice, local_rank, local_size)
+            device = _choose_device(choice, int(os.environ.get("LOCAL_RANK", 0)), local_size)
             yield cls(
                 rank=rank,
                 size=size,
-                local_rank=local_rank,
+                local_rank=int(os.environ.get("LOCAL_RANK", 0)),
                 device=device,
                 num_threads=num_threads,
-                control=_start_process_group(store, rank, size, device),
+                control=_start_process_group(PrefixStore(f"convoy/{name}", store), rank, size, device)
+                if store is not None
+                else None,
                 virtual_shards=virtual_shards,
+                situation=situation,
+                watchdog=watchdog,
             )
-        except Interrupted:
-            raise
-        except Exception as error:
-            _settle_blame(error, store, rank)
-            raise
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
 
     def copy_from_main(self, tensors: list[torch.Tensor]) -> None:
         """Make the tensors of every rank those of rank 0."""
         if self.size == 1:
             return
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)
+        with self.watchdog.waiting():
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
 
     def add_up(self, sums: torch.Tensor) -> torch.Tensor:
         """The sum of every rank's vector, the same bits on every rank; in place.
@@ -111,9 +107,14 @@ class World:
         """
         if self.size == 1:
             return sums
-        if self.virtual_shards is None:
-            dist.all_reduce(sums)
-            return sums
+        with self.watchdog.waiting():
+            if self.virtual_shards is None:
+                dist.all_reduce(sums)
+            else:
+                self._add_up_in_pairs(sums)
+        return sums
+
+    def _add_up_in_pairs(self, sums: torch.Tensor) -> None:
         theirs = torch.empty_like(sums)
         distance = 1
         while distance < self.size:
@@ -123,12 +124,30 @@ class World:
                 work.wait()
             sums.add_(theirs)
             distance *= 2
-        return sums
+
+    def gather(self, numbers: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's `numbers`, int64 on the CPU, in the order of the ranks."""
+        if self.size == 1:
+            return [numbers]
+        boxes = [torch.empty_like(numbers) for _ in range(self.size)]
+        with self.watchdog.waiting():
+            dist.all_gather(boxes, numbers, group=self.control)
+        return boxes
+
+    def from_all(self, value: T) -> list[T]:
+        """Every rank's `value`, in the order of the ranks."""
+        if self.size == 1:
+            return [value]
+        boxes = [value] * self.size
+        with self.watchdog.waiting():
+            dist.all_gather_object(boxes, value, group=self.control)
+        return boxes
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of every rank's `tensor`, in place; exact for integers."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with self.watchdog.waiting():
+                dist.all_reduce(tensor)
         return tensor
 
     def max(self, value: int) -> int:
@@ -136,7 +155,8 @@ class World:
         if self.size == 1:
             return value
         box = torch.tensor(value)
-        dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.control)
+        with self.watchdog.waiting():
+            dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.control)
         return int(box)
 
     def from_main(self, value: T) -> T:
@@ -144,52 +164,55 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
+        with self.watchdog.waiting():
+            dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
         if self.size > 1:
-            dist.barrier(group=self.control)
+            with self.watchdog.waiting():
+                dist.barrier(group=self.control)
 
 
 class Agreement:
-    """Wishes of single ranks that all ranks must grant at the same step: to stop, to save.
+    """A wish of a single rank that all ranks must grant at the same step: to stop.
 
     The answer to one step's question is collected while the next step computes, so that asking costs no waiting.
     """
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._wishes = torch.zeros(2, dtype=torch.int32)
+        self._wish = torch.zeros(1, dtype=torch.int32)
         self._pending: dist.Work | None = None
 
-    def ask(self, *, stop: bool, save: bool) -> tuple[bool, bool]:
-        """Put in this rank's wishes; what any rank wished a step ago (at once in a world of one) is granted to all."""
+    def ask(self, *, stop: bool) -> bool:
+        """Put in this rank's wish; what any rank wished a step ago (at once in a world of one) is granted to all."""
         if self._world.size == 1:
-            return stop, save
+            return stop
         granted = self._collect()
-        self._wishes[0], self._wishes[1] = int(stop), int(save)
-        self._pending = dist.all_reduce(self._wishes, group=self._world.control, async_op=True)
+        self._wish[0] = int(stop)
+        self._pending = dist.all_reduce(self._wish, group=self._world.control, async_op=True)
         return granted
 
     def close(self) -> None:
         """Wait for the last question, whose answer is not needed any more."""
         self._collect()
 
-    def _collect(self) -> tuple[bool, bool]:
+    def _collect(self) -> bool:
         if self._pending is None:
-            return False, False
-        self._pending.wait()
+            return False
+        with self._world.watchdog.waiting():
+            self._pending.wait()
         self._pending = None
-        return bool(self._wishes[0]), bool(self._wishes[1])
+        return bool(self._wish[0])
 
 
 def _start_process_group(store: Store, rank: int, size: int, device: torch.device) -> ProcessGroup | None:
     """Start talking; returns the group for control messages where it is not the default one."""
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore("convoy", store),
+        store=store,
         rank=rank,
         world_size=size,
         timeout=TIMEOUT,
@@ -201,7 +224,29 @@ def _start_process_group(store: Store, rank: int, size: int, device: torch.devic
     return control
 
 
-def _settle_blame(error: Exception, store: Store, rank: int) -> None:
+@contextmanager
+def _watched(situation: Situation, store: Store | None, name: str) -> Iterator[Watchdog]:
+    """Run with a watchdog; report what fails, from the rank to whom it is due, and leave the process group."""
+    line = store.clone() if store is not None else None
+    watchdog = Watchdog(situation, line, Claim(line, name, situation.rank) if line is not None else None, name)
+    if store is not None or "TORCHELASTIC_RUN_ID" in os.environ:
+        watchdog.start()
+    try:
+        yield watchdog
+    except Interrupted:
+        raise
+    except Exception as error:
+        if store is not None:
+            _settle_blame(error, Claim(store, name, situation.rank), situation, watchdog)
+        write_error(situation, error, error.ranks if isinstance(error, DesyncError) else [situation.rank])
+        raise
+    finally:
+        watchdog.stop()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _settle_blame(error: Exception, claim: Claim, situation: Situation, watchdog: Watchdog) -> None:
     """Find out whose failure this is, while the ranks can still talk: the first to claim it tells the user.
 
     Raises:
@@ -209,28 +254,29 @@ def _settle_blame(error: Exception, store: Store, rank: int) -> None:
         TrainerError: a rank has gone without a word, and this one is the first to notice.
     """
     is_consequence = _is_consequence(error)
-    if is_consequence and _somebody_claimed(store, within_s=1.0):
+    if is_consequence and _somebody_claimed(claim, within_s=1.0):
         raise PeerError("another rank failed first") from None
-    try:
-        first = int(store.compare_set(_failure_key(), "", str(rank)))
-    except (RuntimeError, ValueError):  # the launcher, and the store in it, is gone
-        first = rank
-    if first != rank:
+    lost = watchdog.lost_peers() if is_consequence else []
+    first = claim.make()
+    if first != situation.rank:
         raise PeerError(f"rank {first} failed first") from None
     if is_consequence:
-        raise TrainerError(
-            f"rank {rank} lost another rank, which was killed or whose host is gone; the run can go on from its "
-            f"last checkpoint ({str(error).splitlines()[0]})"
-        ) from None
+        whom = f": {' and '.join(watchdog.describe(rank) for rank in lost)}" if lost else ""
+        message = (
+            f"rank {situation.rank} lost another rank{whom}, which was killed or whose host is gone; the run can go "
+            f"on from its last checkpoint ({str(error).splitlines()[0]})"
+        )
+        write_failure(situation, message, kind="LostRank", trace=None, ranks=lost)
+        raise TrainerError(message) from None
 
 
-def _somebody_claimed(store: Store, within_s: float) -> bool:
+def _somebody_claimed(claim: Claim, within_s: float) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:
-            if store.check([_failure_key()]):
+            if claim.holder() is not None:
                 return True
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             return False
         time.sleep(0.05)
     return False
@@ -241,11 +287,6 @@ def _is_consequence(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection", "NCCL"))
     )
-
-
-def _failure_key() -> str:
-    """One key for each time that torchrun starts the ranks."""
-    return f"convoy/first-failure/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _check_shards(virtual_shards: int | None, size: int) -> None:

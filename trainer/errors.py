@@ -5,6 +5,7 @@
     ├── DataError        a data set is missing, damaged or unreadable
     ├── CheckpointError  a run folder or a checkpoint cannot be read or written
     ├── DivergenceError  the loss is no longer a number
+    ├── DesyncError      the ranks' weights are not the same any more
     ├── PeerError        another rank failed, and that rank tells the user why
     └── Interrupted      SIGTERM or Ctrl-C: the state is saved, the run can go on later
 
@@ -45,6 +46,20 @@ class DivergenceError(TrainerError):
     """The loss is not finite any more. Exit code 5."""
 
     exit_code = 5
+
+
+class DesyncError(TrainerError):
+    """The ranks' weights differ. Exit code 6.
+
+    Args:
+        ranks: those that are not like the most.
+    """
+
+    exit_code = 6
+
+    def __init__(self, message: str, ranks: list[int]) -> None:
+        super().__init__(message)
+        self.ranks = ranks
 
 
 class PeerError(TrainerError):

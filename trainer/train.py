@@ -19,8 +19,9 @@ from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate import Evaluation, describe_accuracy, evaluate, wilson_interval
 from trainer.files import write_json
-from trainer.fit import Position, Run, fit, restore
+from trainer.fit import Position, Run, SaveEvery, fit, restore
 from trainer.hardware import describe, keep_freed_memory
+from trainer.identity import check_same, code_sha256, processor
 from trainer.learner import build_learner
 from trainer.ledger import Ledger, Look, look_at_test_set
 from trainer.models import num_parameters
@@ -48,17 +49,30 @@ def train(config: TrainConfig) -> None:
         recipe = config.resolve()
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
         folder = RunFolder.plan(config, recipe, dataset, world)
+        check_same(world.from_all(identity(config, recipe, dataset, world)))
         run = setup(recipe, dataset, folder, world, progress)
         folder.enter(config.resume, world)
+        world.situation.folder = folder.path
         if folder.is_complete(world):
             progress.say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")
             return
         restore(run)
-        fit(run, stop)
+        fit(run, stop, SaveEvery(seconds=config.save_every_s, steps=config.save_every_steps))
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
         test_images, test, look = evaluate_on_test_set(run)
         if look is not None:
             report(run, validation, test_images, test, look)
+
+
+def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> dict[str, str]:
+    """What this rank runs, for comparison with the others."""
+    known = {
+        "the code of the trainer": code_sha256(),
+        "the version of torch": str(torch.__version__),
+        "the command line": f"{recipe} {config.seed} {config.image_size} {config.virtual_shards}",
+        "the data set": dataset.sha256,
+    }
+    return known | ({"the processor": processor(world.device)} if config.virtual_shards else {})
 
 
 def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, say: Callable[[str], None]) -> Dataset:
