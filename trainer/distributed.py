@@ -5,6 +5,7 @@ which every collective is a no-op and no process group exists.
 """
 
 import datetime
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -51,9 +52,20 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def num_computing(self) -> int:
+        """Ranks that compute shards, the first ones. The others are spare: they only keep up.
+
+        All, unless an elastic run has just now a number of ranks that does not divide the number of virtual shards.
+        """
+        if self.virtual_shards is None:
+            return self.size
+        largest = min(self.size, self.virtual_shards)
+        return int(2 ** math.floor(math.log2(largest)))
+
     def share(self, num_images: int) -> Share:
         """This rank's part of a global batch."""
-        return share_of(num_images, self.rank, self.size, self.virtual_shards or self.size)
+        return share_of(num_images, self.rank, self.num_computing, self.virtual_shards or self.size)
 
     @classmethod
     @contextmanager
@@ -116,14 +128,16 @@ class World:
 
     def _add_up_in_pairs(self, sums: torch.Tensor) -> None:
         theirs = torch.empty_like(sums)
-        distance = 1
-        while distance < self.size:
+        distance = 1 if self.rank < self.num_computing else self.size
+        while distance < self.num_computing:
             peer = self.rank ^ distance
             exchange = [dist.P2POp(dist.isend, sums, peer), dist.P2POp(dist.irecv, theirs, peer)]
             for work in dist.batch_isend_irecv(exchange):
                 work.wait()
             sums.add_(theirs)
             distance *= 2
+        if self.num_computing < self.size:
+            dist.broadcast(sums, src=0)
 
     def gather(self, numbers: torch.Tensor) -> list[torch.Tensor]:
         """Every rank's `numbers`, int64 on the CPU, in the order of the ranks."""
@@ -290,7 +304,9 @@ def _is_consequence(error: Exception) -> bool:
 
 
 def _check_shards(virtual_shards: int | None, size: int) -> None:
-    if virtual_shards and virtual_shards % size:
+    # An elastic run cannot choose how many ranks are left when a host goes; those that are too many are spare then.
+    is_elastic = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if virtual_shards and virtual_shards % size and not is_elastic:
         raise ConfigError(
             f"--virtual-shards {virtual_shards} with {size} ranks: the number of ranks must divide it, "
             f"so start 1, 2, 4, … up to {virtual_shards} ranks"

@@ -108,6 +108,11 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
         f"thread{'s' if world.num_threads > 1 else ''} each; {recipe.global_batch_size} images a step; "
         f"run folder {folder.path}"
     )
+    if world.num_computing < world.size:
+        progress.say(
+            f"{world.size} ranks do not divide {world.virtual_shards} virtual shards: {world.num_computing} compute, "
+            f"{world.size - world.num_computing} keep up"
+        )
     return Run(
         recipe=recipe,
         seed=folder.seed,

@@ -32,7 +32,12 @@ class Share:
 
 
 def share_of(num_images: int, rank: int, world_size: int, num_shards: int) -> Share:
-    """The part of a batch that belongs to a rank. The shards' sizes depend on `num_images` and `num_shards` alone."""
+    """The part of a batch that belongs to a rank. The shards' sizes depend on `num_images` and `num_shards` alone.
+
+    A rank beyond `world_size` is spare: it has one shard, without images.
+    """
+    if rank >= world_size:
+        return Share(slice(0, 0), (0,), 0)
     first, last = rank * num_shards // world_size, (rank + 1) * num_shards // world_size
     parts = [rank_share(num_images, shard, num_shards) for shard in range(first, last)]
     return Share(slice(parts[0].start, parts[-1].stop), tuple(part.stop - part.start for part in parts), first)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,15 @@ def main():
 """
 
 
-def run_ranks(body: str, ranks: int, tmp_path: Path, *, join: str = '"cpu"') -> "subprocess.CompletedProcess[str]":
+def run_ranks(
+    body: str, ranks: int, tmp_path: Path, *, join: str = '"cpu"', torchrun: tuple[str, ...] = ()
+) -> "subprocess.CompletedProcess[str]":
     """Run `def body(world)` on that many ranks; `join` are the arguments of `World.join`."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     script = tmp_path / "script.py"
     script.write_text(PROLOGUE.replace("JOIN", join) + body + "\nrun_command(main)\n")
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", str(script)],
+        [*launcher, f"--nproc_per_node={ranks}", *torchrun, str(script)],
         env={**clean_environment(), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -57,13 +61,13 @@ def body(world):
     largest = world.max(world.rank * 10)
     main = world.from_main({"rank": world.rank})
     agreement = Agreement(world)
-    wishes = [(world.rank == 1 and step == 2, world.rank == 0 and step == 1) for step in range(5)]
-    granted = [agreement.ask(stop=stop, save=save) for stop, save in wishes]
+    granted = [agreement.ask(stop=world.rank == 1 and step == 2) for step in range(5)]
     agreement.close()
     copied = [torch.full((2,), float(world.rank + 7))]
     world.copy_from_main(copied)
     added = world.add_up(torch.tensor([float(world.rank + 1), 0.5]))
-    told = [granted, copied[0].tolist(), added.tolist(), torch.get_num_threads()]
+    everybody = [world.from_all(f"rank {world.rank}"), [box.item() for box in world.gather(torch.tensor(world.rank))]]
+    told = [granted, copied[0].tolist(), added.tolist(), everybody, torch.get_num_threads()]
     tell([world.rank, ints.tolist(), largest, main, *told])
 """
     done = run_ranks(body, 2, tmp_path)
@@ -72,14 +76,15 @@ def body(world):
     assert isinstance(first, list)
     assert isinstance(second, list)
     assert first[1:] == second[1:]
-    ints, largest, main, granted, copied, added, num_threads = first[1:]
+    ints, largest, main, granted, copied, added, everybody, num_threads = first[1:]
     assert ints == [3, 2**54 + 1]
     assert largest == 10
     assert main == {"rank": 0}
     # What was wished at a step is granted to all at the next one.
-    assert granted == [[False, False], [False, False], [False, True], [True, False], [False, False]]
+    assert granted == [False, False, False, True, False]
     assert copied == [7.0, 7.0]
     assert added == [3.0, 1.0]
+    assert everybody == [["rank 0", "rank 1"], [0, 1]]
     assert num_threads >= 1
 
 
@@ -134,6 +139,20 @@ def body(world):
 
 
 @pytest.mark.slow
+def test_in_an_elastic_run_a_rank_too_many_is_spare(tmp_path: Path) -> None:
+    """Ranks 0 and 1 compute the shards; rank 2 adds nothing and ends with the same sum."""
+    body = """
+def body(world):
+    share = world.share(100)
+    sums = torch.tensor([float(world.rank + 1) if world.rank < world.num_computing else 0.0])
+    tell([world.rank, list(share.sizes), world.add_up(sums).item()])
+"""
+    done = run_ranks(body, 3, tmp_path, join='"cpu", 4', torchrun=("--max-restarts=1",))
+    assert done.returncode == 0, done.stderr
+    assert sorted(told(done), key=str) == [[0, [25, 25], 3.0], [1, [25, 25], 3.0], [2, [0], 3.0]]
+
+
+@pytest.mark.slow
 def test_ranks_that_do_not_divide_the_shards_are_refused_once(tmp_path: Path) -> None:
     done = run_ranks("def body(world):\n    pass\n", 3, tmp_path, join='"cpu", 4')
     assert re.findall("^error: .*", done.stderr, re.MULTILINE) == [
@@ -141,12 +160,101 @@ def test_ranks_that_do_not_divide_the_shards_are_refused_once(tmp_path: Path) ->
     ]
 
 
+@pytest.mark.slow
+def test_a_rank_that_hangs_says_where(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    world.situation.folder = pathlib.Path(FOLDER)
+    world.watchdog.patience = 1.0
+    while True:
+        if world.rank == 1:
+            def dawdle():
+                time.sleep(1000)
+            dawdle()
+        world.sum(torch.zeros(1))
+"""
+    began = time.monotonic()
+    done = run_ranks(f"import pathlib\nFOLDER = {str(tmp_path)!r}\n" + body, 2, tmp_path)
+    assert done.returncode == 1
+    assert time.monotonic() - began < 60
+    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert len(errors) == 1
+    assert "error: rank 1 hangs: the others have waited" in errors[0]
+    record = json.loads((tmp_path / "failure.json").read_text())
+    assert (record["ranks"], record["error"], record["world_size"]) == ([1], "Hang", 2)
+    assert "in dawdle" in record["traceback"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_is_named_by_the_others(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    world.watchdog.patience = 1.0
+    world.sum(torch.zeros(1))
+    time.sleep(2)
+    if world.rank == 1:
+        import signal
+        os.kill(os.getpid(), signal.SIGSTOP)
+    world.sum(torch.zeros(1))
+"""
+    done = run_ranks(body, 2, tmp_path)
+    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert len(errors) == 1
+    assert re.search(r"error: rank 1 \(process \d+ on .*\) (gave no sign of life|has not come)", errors[0])
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    world.situation.folder = pathlib.Path(FOLDER)
+    time.sleep(1.5)
+    if world.rank == 1:
+        import signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.sum(torch.zeros(1))
+"""
+    done = run_ranks(f"import pathlib\nFOLDER = {str(tmp_path)!r}\n" + body, 2, tmp_path)
+    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert len(errors) == 1
+    assert "error: rank 0 lost another rank: rank 1 (process" in errors[0]
+    assert json.loads((tmp_path / "failure.json").read_text())["ranks"] == [1]
+
+
+@pytest.mark.slow
+def test_when_the_launcher_is_killed_the_ranks_leave(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    body = """
+def body(world):
+    tell(os.getpid())
+    while True:
+        world.sum(torch.zeros(1))
+        time.sleep(0.05)
+"""
+    script.write_text(PROLOGUE.replace("JOIN", '"cpu"') + body + "\nrun_command(main)\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(torchrun, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    pids = [int(process.stdout.readline().removeprefix("TOLD ")) for _ in range(2)]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "torchrun is gone" in process.stderr.read()
+    process.stdout.close()
+    process.stderr.close()
+
+
 def test_alone_nothing_waits() -> None:
     with World.join("cpu") as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
         assert world.sum(torch.tensor(3)).item() == 3
         assert world.from_main("x") == "x"
-        assert Agreement(world).ask(stop=True, save=False) == (True, False)
+        assert Agreement(world).ask(stop=True)
         assert world.add_up(torch.ones(2)).tolist() == [1, 1]
         assert not torch.distributed.is_initialized()
 

@@ -14,7 +14,7 @@ from trainer.data import Dataset
 from trainer.data.augment import Augment
 from trainer.distributed import World
 from trainer.errors import CheckpointError
-from trainer.fit import Run, _Loop, fit, restore, save
+from trainer.fit import Run, SaveEvery, _Loop, fit, restore, save
 from trainer.metrics import read_metrics
 from trainer.progress import Progress
 from trainer.recipes import RECIPES, Recipe
@@ -139,9 +139,6 @@ def test_ranks_that_share_a_batch_add_up_to_it(num_images: int, mini: Dataset, t
 def test_a_save_that_fails_does_not_end_the_training(
     mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import trainer.fit
-
-    monkeypatch.setattr(trainer.fit, "SAVE_EVERY_S", 0.0)
     run = make_run(replace(SHORT, epochs=1), mini, tmp_path / "run")
     run.progress = Progress(is_main=True)
     saves = []
@@ -155,9 +152,29 @@ def test_a_save_that_fails_does_not_end_the_training(
 
     monkeypatch.setattr(run.checkpoints, "save", sometimes)
     with StopRequest() as stop:
-        fit(run, stop)
+        fit(run, stop, SaveEvery(steps=1))
     assert capsys.readouterr().out.count("warning: no room; the training goes on") == 2
     assert run.position.step == run.num_steps
+    assert run.checkpoints.newest() == tmp_path / "run" / "checkpoints" / "step-00000045"
+
+
+def test_when_a_checkpoint_is_due() -> None:
+    every = SaveEvery(seconds=10, steps=7)
+    assert [step for step in range(1, 22) if every.is_due(step, 0.0, 0)] == [7, 14, 21]
+    # The first ones of a sitting come sooner, so that little is lost at its start.
+    times = [next(t / 10 for t in range(1000) if every.is_due(1, t / 10, saved)) for saved in range(6)]
+    assert times == [1, 2, 4, 8, 10, 10]
+    assert not SaveEvery(seconds=10).is_due(7, 0.9, 0)
+
+
+def test_saving_at_every_step_does_not_change_the_weights(mini: Dataset, tmp_path: Path) -> None:
+    digests = []
+    for number, every in enumerate((SaveEvery(), SaveEvery(steps=1))):
+        run = make_run(replace(RECIPES["mnist-fast"], epochs=1), mini, tmp_path / str(number))
+        with StopRequest() as stop:
+            fit(run, stop, every)
+        digests.append(weights_sha256(run.learner.model))
+    assert digests[0] == digests[1]
 
 
 def test_a_run_goes_on_in_the_middle_of_an_epoch(mini: Dataset, tmp_path: Path) -> None:
