@@ -25,7 +25,7 @@ from trainer.step import Batch
 from trainer.watchdog import HANG_AFTER_S, PATIENT_S
 
 LOG_EVERY_STEPS = 50
-FIRST_SAVE_S = 1.0
+FIRST_SAVE_S = 2.0
 """When the first checkpoint of a sitting is saved; the next ones follow after twice, four times as long, …"""
 
 
@@ -172,7 +172,7 @@ class _Loop:
         self._num_saved = 0
         self._agreement = Agreement(run.world)
         self._log = MetricsLog(run.folder.path, from_step=run.position.step) if run.world.is_main else None
-        self._saved_at = time.monotonic()
+        self._saved_at: float | None = None
         self._stopwatch = _Stopwatch(run.position.seconds, run.world.device)
         factors = [run.recipe.schedule.factor(step, run.num_steps) for step in range(run.num_steps)]
         self._lr_factors = torch.tensor(factors, dtype=torch.float32, device=run.world.device)
@@ -199,6 +199,7 @@ class _Loop:
         numbers = run.recipe.augment.draw(len(run.dataset.train.labels), run.seed, epoch).to(run.world.device)
         run.learner.model.train()
         self._check_weights()
+        self._saved_at = self._saved_at or time.monotonic()
         self._stopwatch.start()
         for start in range(first * batch_size, len(order), batch_size):
             global_batch = order[start : start + batch_size]
@@ -277,7 +278,8 @@ class _Loop:
         if self._writer.is_busy:
             return
         self._finish_save()
-        if self._save_every.is_due(run.position.step, time.monotonic() - self._saved_at, self._num_saved):
+        since_s = time.monotonic() - (self._saved_at or 0.0)
+        if self._save_every.is_due(run.position.step, since_s, self._num_saved):
             run.position.seconds = self._stopwatch.read()
             self._writer.begin(run.position.step, _state(run))
             self._saved_at, self._num_saved = time.monotonic(), self._num_saved + 1

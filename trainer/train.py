@@ -49,7 +49,7 @@ def train(config: TrainConfig) -> None:
         recipe = config.resolve()
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
         folder = RunFolder.plan(config, recipe, dataset, world)
-        check_same(world.from_all(identity(config, recipe, dataset, world)))
+        check_same(world.from_all(identity(config, dataset, world)))
         run = setup(recipe, dataset, folder, world, progress)
         folder.enter(config.resume, world)
         world.situation.folder = folder.path
@@ -64,14 +64,12 @@ def train(config: TrainConfig) -> None:
             report(run, validation, test_images, test, look)
 
 
-def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> dict[str, str]:
+def identity(config: TrainConfig, dataset: Dataset, world: World) -> dict[str, str]:
     """What this rank runs, for comparison with the others."""
-    known = {
-        "the code of the trainer": code_sha256(),
-        "the version of torch": str(torch.__version__),
-        "the command line": f"{recipe} {config.seed} {config.image_size} {config.virtual_shards}",
-        "the data set": dataset.sha256,
-    }
+    options = ("recipe", "dataset", "image_size", "seed", "epochs", "global_batch_size", "lr_scale", "virtual_shards")
+    known = {f"--{name.replace('_', '-')}": str(getattr(config, name)) for name in options}
+    known |= {"the code of the trainer": code_sha256(), "the version of torch": str(torch.__version__)}
+    known |= {"the data set": dataset.sha256}
     return known | ({"the processor": processor(world.device)} if config.virtual_shards else {})
 
 

@@ -1,7 +1,7 @@
 """Hosts that come and go: torchrun re-forms, and the run ends in the weights of one that nobody disturbed.
 
 Hosts are network namespaces of this machine, joined by a bridge, with addresses of their own. That needs root and a
-kernel that permits it; elsewhere these tests are skipped.
+kernel that permits it, `ip` and `tc`; elsewhere these tests are skipped.
 """
 
 import os
@@ -43,6 +43,9 @@ class Hosts:
             ip("-n", name, "addr", "add", f"{self.address(host)}/24", "dev", f"{name}i")
             for device in (f"{name}i", "lo"):
                 ip("-n", name, "link", "set", device, "up")
+            # A slow network makes a run long enough to be disturbed, without work for the processors.
+            limit = ["rate", "4mbit", "burst", "32k", "latency", "400ms"]
+            run("tc", "-n", name, "qdisc", "add", "dev", f"{name}i", "root", "tbf", *limit)
 
     def remove(self) -> None:
         for name in self.names:
@@ -62,12 +65,16 @@ class Hosts:
 
 
 def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+    run("ip", *arguments)
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    if os.geteuid() != 0 or shutil.which("ip") is None:
+    if os.geteuid() != 0 or None in (shutil.which("ip"), shutil.which("tc")):
         pytest.skip("network namespaces need root and iproute2")
     hosts = Hosts(3)
     try:
@@ -133,7 +140,7 @@ class Agents:
 def test_a_host_is_cut_off_and_comes_back(
     hosts: Hosts, tmp_path: Path, data_dir: Path, run_trainer: Callable[..., "subprocess.CompletedProcess[str]"]
 ) -> None:
-    options = ["--virtual-shards", "4", "--epochs", "12", "--recipe", "mnist-fast", "--save-every-steps", "20"]
+    options = ["--virtual-shards", "4", "--epochs", "5", "--recipe", "mnist-fast", "--save-every-steps", "10"]
     known = ["--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu", *options]
     whole = run_trainer(*options, "--run-dir", str(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
@@ -142,7 +149,7 @@ def test_a_host_is_cut_off_and_comes_back(
     try:
         first, *_ = [agents.start(host) for host in range(3)]
         agents.wait_for("3 ranks on cpu")
-        agents.wait_for("epoch 1/12")
+        agents.wait_for("epoch 1/5")
         hosts.cut(2)
         agents.wait_for("2 ranks on cpu")
         assert re.search(r"error: .*rank 2 .*(lost|gave no sign of life|hangs|gone)", agents.said()), agents.said()
