@@ -36,8 +36,8 @@ ROOT = Path(__file__).parent.parent
 Kind = Literal["rank", "launcher", "all"]
 KINDS: tuple[Kind, ...] = ("rank", "launcher", "all")
 RUN = ["--recipe", "mnist-fast", "--dataset", "mnist-mini", "--device", "cpu", "--virtual-shards", "4"]
-RUN += ["--epochs", "2", "--global-batch-size", "100", "--save-every-steps", "5"]
-LAST_STEP = 90
+RUN += ["--epochs", "1", "--global-batch-size", "70", "--save-every-steps", "5"]
+LAST_STEP = 65
 LIMIT_S = 300.0
 
 

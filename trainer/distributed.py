@@ -46,7 +46,7 @@ class World:
     change. None: one a rank."""
     situation: Situation = field(default_factory=Situation, repr=False)
     """What a report of a failure would say."""
-    watchdog: Watchdog = field(default_factory=lambda: Watchdog(Situation(), None, None, ""), repr=False)
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(Situation()), repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -81,12 +81,15 @@ class World:
         # How many threads share a sum decides its rounding; under virtual shards that must not follow from the ranks.
         num_threads = 1 if virtual_shards else max(1, num_available_cpus() // local_size)
         torch.set_num_threads(num_threads)
-        situation = Situation(rank=rank, world_size=size)
-        store, name = None, ""
+        situation, store, name = Situation(rank=rank, world_size=size), None, ""
+        watchdog = Watchdog(situation)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            watchdog.start()
         if size > 1:
             store, _, _ = next(rendezvous("env://"))
             name = call_the_roll(store, rank, size)
-        with _watched(situation, store, name) as watchdog:
+            watchdog.meet(store.clone(), name)
+        with _watched(situation, store, name, watchdog):
             _check_shards(virtual_shards, size)
             device = _choose_device(choice, int(os.environ.get("LOCAL_RANK", 0)), local_size)
             yield cls(
@@ -239,14 +242,10 @@ def _start_process_group(store: Store, rank: int, size: int, device: torch.devic
 
 
 @contextmanager
-def _watched(situation: Situation, store: Store | None, name: str) -> Iterator[Watchdog]:
-    """Run with a watchdog; report what fails, from the rank to whom it is due, and leave the process group."""
-    line = store.clone() if store is not None else None
-    watchdog = Watchdog(situation, line, Claim(line, name, situation.rank) if line is not None else None, name)
-    if store is not None or "TORCHELASTIC_RUN_ID" in os.environ:
-        watchdog.start()
+def _watched(situation: Situation, store: Store | None, name: str, watchdog: Watchdog) -> Iterator[None]:
+    """Report what fails, from the rank to whom it is due; leave the process group at the end."""
     try:
-        yield watchdog
+        yield
     except Interrupted:
         raise
     except Exception as error:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer.failure import Claim, Situation, write_failure
+from trainer.launcher import LAUNCHER
 from trainer.roll_call import Store
 
 BEAT_EVERY_S = 0.5
@@ -59,33 +60,36 @@ class Life:
 
 
 class Watchdog:
-    """The threads of one rank. Without a store (one rank alone) it only looks after the launcher.
+    """The threads of one rank. Until it has met the others, and where there are none, it only minds the launcher."""
 
-    Args:
-        store: a connection of its own: a call on it may block.
-        claim: on the same connection.
-        name: the round's.
-    """
-
-    def __init__(self, situation: Situation, store: Store | None, claim: Claim | None, name: str) -> None:
+    def __init__(self, situation: Situation) -> None:
         self._situation = situation
-        self._store = store
-        self._claim = claim
-        self._keys = [f"convoy/life/{name}/{rank}" for rank in range(situation.world_size)]
+        self._claim: Claim | None = None
+        self._keys: list[str] = []
         self._entered, self._since, self._beat = 0, None, 0  # type: tuple[int, float | None, int]
         self._told_at = time.monotonic()
         self._peers: dict[int, Life] = {}
         self._changed_at: dict[int, float] = {}
-        self._parent = os.getppid()
+        self._parent = LAUNCHER
         self._stopped = threading.Event()
         self.patience = PATIENT_S
 
     def start(self) -> None:
-        """Begin; the first sign of life is in the store when this returns."""
-        if self._store is not None:
-            self._tell(self._store)
-            threading.Thread(target=self._talk, args=(self._store,), name="signs-of-life", daemon=True).start()
+        """Begin to mind the launcher, which may be gone already: it was there when this process began."""
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def meet(self, store: Store, name: str) -> None:
+        """Begin to mind the other ranks; this rank's first sign of life is in the store when this returns.
+
+        Args:
+            store: a connection of its own: a call on it may block.
+            name: the round's.
+        """
+        self._keys = [f"convoy/life/{name}/{rank}" for rank in range(self._situation.world_size)]
+        self._tell(store)
+        self._told_at = time.monotonic()
+        self._claim = Claim(store, name, self._situation.rank)
+        threading.Thread(target=self._talk, args=(store, self._claim), name="signs-of-life", daemon=True).start()
 
     def stop(self) -> None:
         self._stopped.set()
@@ -140,14 +144,14 @@ class Watchdog:
         self._beat += 1
         store.set(self._keys[self._situation.rank], json.dumps(asdict(self._life())))
 
-    def _talk(self, store: Store) -> None:
+    def _talk(self, store: Store, claim: Claim) -> None:
         while not self._stopped.wait(BEAT_EVERY_S):
             try:
                 self._tell(store)
                 for rank, key in enumerate(self._keys):
                     if rank != self._situation.rank and store.check([key]):
                         self._hear(rank, Life(**json.loads(store.get(key))))
-                holder = self._claim.holder() if self._claim else None
+                holder = claim.holder()
             except (RuntimeError, ValueError):
                 continue
             self._told_at = time.monotonic()
@@ -164,7 +168,7 @@ class Watchdog:
         while not self._stopped.wait(BEAT_EVERY_S):
             if os.getppid() != self._parent:
                 self._follow_launcher()
-            if self._store is not None:
+            if self._claim is not None:
                 self._judge()
 
     def _follow_launcher(self) -> None:

@@ -147,14 +147,15 @@ def test_a_host_is_cut_off_and_comes_back(
     command = [str(ROOT / "trainer" / "main.py"), *known, "--run-dir", str(tmp_path / "run")]
     agents = Agents(hosts, tmp_path, command)
     try:
-        first, *_ = [agents.start(host) for host in range(3)]
+        first, _, cut_off = [agents.start(host) for host in range(3)]
         agents.wait_for("3 ranks on cpu")
         agents.wait_for("epoch 1/5")
         hosts.cut(2)
         agents.wait_for("2 ranks on cpu")
         assert re.search(r"error: .*rank 2 .*(lost|gave no sign of life|hangs|gone)", agents.said()), agents.said()
         hosts.mend(2)
-        agents.start(2)
+        if cut_off.poll() is not None:  # its torchrun gives up after a minute; else it comes back by itself
+            agents.start(2)
         agents.wait_for("3 ranks on cpu", times=2)
         assert first.wait(LIMIT_S) == 0, agents.said()
     finally:

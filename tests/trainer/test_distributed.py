@@ -208,13 +208,17 @@ def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
     body = """
 def body(world):
     world.situation.folder = pathlib.Path(FOLDER)
-    time.sleep(1.5)
-    if world.rank == 1:
-        import signal
-        os.kill(os.getpid(), signal.SIGKILL)
-    world.sum(torch.zeros(1))
+    with StopRequest():  # torchrun sends SIGTERM to those who are left
+        time.sleep(1.5)
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        world.sum(torch.zeros(1))
 """
-    done = run_ranks(f"import pathlib\nFOLDER = {str(tmp_path)!r}\n" + body, 2, tmp_path)
+    done = run_ranks(
+        f"import pathlib, signal\nfrom trainer.signals import StopRequest\nFOLDER = {str(tmp_path)!r}\n" + body,
+        2,
+        tmp_path,
+    )
     errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
     assert len(errors) == 1
     assert "error: rank 0 lost another rank: rank 1 (process" in errors[0]
@@ -247,6 +251,26 @@ def body(world):
     assert "torchrun is gone" in process.stderr.read()
     process.stdout.close()
     process.stderr.close()
+
+
+@pytest.mark.slow
+def test_ranks_that_are_orphaned_while_they_start_leave(tmp_path: Path) -> None:
+    """The launcher is gone before the ranks could meet in its store; they would wait for it for five minutes."""
+    script = tmp_path / "script.py"
+    script.write_text(PROLOGUE.replace("JOIN", '"cpu"') + "def body(world):\n    pass\n\nrun_command(main)\n")
+    launch = f"""
+import os, subprocess, sys
+ranks = {{"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9",
+         "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True"}}
+print(subprocess.Popen([sys.executable, {str(script)!r}], env={{**os.environ, **ranks}}, stdout=2).pid)
+"""
+    environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", launch], env=environment, capture_output=True, text=True, check=True)
+    pid, deadline = int(done.stdout), time.monotonic() + 100
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "torchrun is gone" in done.stderr
 
 
 def test_alone_nothing_waits() -> None:
