@@ -3,13 +3,15 @@
     checkpoints/step-00000550/state.pt        plain tensors and numbers, readable with weights_only
     checkpoints/step-00000550/manifest.json   step, and the SHA-256 of state.pt
 
-A checkpoint is written under a temporary name in the same folder, flushed to the disk, and renamed.
+A checkpoint is written under a temporary name in the same folder, flushed to the disk, and renamed; while training goes
+on, by a thread of its own (`CheckpointWriter`).
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +83,56 @@ class Checkpoints:
         return sorted(path for path in self._folder.glob("step-*") if path.is_dir())
 
 
+class CheckpointWriter:
+    """Saves beside the training, one checkpoint at a time: only the copy of the state is made on the calling thread."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._writing: Future[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a checkpoint is being written. None may be begun then."""
+        return self._writing is not None and not self._writing.done()
+
+    def begin(self, step: int, state: dict[str, Any]) -> None:
+        """Copy `state` and have it written. How that went is told by `finish`."""
+        assert self._writing is None
+        self._writing = self._pool.submit(self._checkpoints.save, step, _copy(state))
+
+    def finish(self) -> None:
+        """Wait until the checkpoint that was begun is written, if there is one.
+
+        Raises:
+            CheckpointError: it could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _copy(state: Any) -> Any:
+    """The same with tensors of its own, on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {name: _copy(value) for name, value in state.items()}
+    return [_copy(value) for value in state] if isinstance(state, list) else state
+
+
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over each name of the state dict in sorted order, in UTF-8, and then its tensor's bytes."""
+    """The digest of a model's weights and buffers."""
+    return state_sha256(model.state_dict())
+
+
+def state_sha256(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over each name of a state dict in sorted order, in UTF-8, and then its tensor's bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

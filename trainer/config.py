@@ -39,6 +39,13 @@ class TrainConfig:
     """Images a step over all ranks together, instead of the recipe's."""
     lr_scale: float = 1.0
     """Multiplies every learning rate of the recipe."""
+    virtual_shards: int | None = None
+    """Cut each global batch in so many shards (a power of two), computed alone and added up in one order: the weights
+    are then the same, bit for bit, for every number of ranks that divides it. One thread a rank."""
+    save_every_s: float = 20.0
+    """Save a checkpoint when so many seconds have passed since the last one; the first ones follow sooner."""
+    save_every_steps: int | None = None
+    """Save one after every so many steps as well."""
     resume: Resume = "auto"
     """auto: continue from the newest good checkpoint in the run folder; never: refuse a folder that has any."""
     device: DeviceChoice = "auto"
@@ -54,13 +61,16 @@ class TrainConfig:
         Raises:
             ConfigError: an unknown recipe or a value that makes no sense.
         """
-        for name in ("epochs", "global_batch_size", "image_size"):
+        for name in ("epochs", "global_batch_size", "image_size", "save_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
         if not 0 < self.lr_scale < float("inf"):
             raise ConfigError(f"--lr-scale {self.lr_scale}: must be a positive number")
+        if not self.save_every_s > 0:
+            raise ConfigError(f"--save-every-s {self.save_every_s}: must be a positive number")
         recipe = find_recipe(self.recipe)
+        _check_virtual_shards(self.virtual_shards, self.global_batch_size or recipe.global_batch_size)
         rules = {kind: replace(rule, lr=rule.lr * self.lr_scale) for kind, rule in recipe.rules.items()}
         return replace(
             recipe,
@@ -68,6 +78,17 @@ class TrainConfig:
             epochs=self.epochs or recipe.epochs,
             global_batch_size=self.global_batch_size or recipe.global_batch_size,
             rules=rules,
+        )
+
+
+def _check_virtual_shards(number: int | None, global_batch_size: int) -> None:
+    if number is None:
+        return
+    if number < 1 or number & (number - 1):
+        raise ConfigError(f"--virtual-shards {number}: must be a power of two, such as 4 or 8")
+    if number > global_batch_size:
+        raise ConfigError(
+            f"--virtual-shards {number} of a global batch of {global_batch_size} images: use at most as many as images"
         )
 
 
@@ -109,13 +130,16 @@ class CompareConfig:
     """Run folders of one data set; of each setting all seeds, or it is refused."""
 
 
-def fingerprint(recipe: Recipe, *, seed: int, image_size: int | None, dataset_sha256: str) -> dict[str, Any]:
+def fingerprint(
+    recipe: Recipe, *, seed: int, image_size: int | None, dataset_sha256: str, virtual_shards: int | None
+) -> dict[str, Any]:
     """All that decides a run's result, ready for JSON: two runs with the same fingerprint compute the same."""
     return {
         "recipe": asdict(recipe),
         "seed": seed,
         "image_size": image_size,
         "dataset_sha256": dataset_sha256,
+        "virtual_shards": virtual_shards,
     }
 
 

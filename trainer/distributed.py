@@ -4,24 +4,26 @@ The only module that calls collectives of `torch.distributed`. One process witho
 which every collective is a no-op and no process group exists.
 """
 
-import contextlib
 import datetime
-import inspect
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.distributed.rendezvous import rendezvous
 
-from trainer.errors import ConfigError, Interrupted, PeerError, TrainerError
+from trainer.errors import ConfigError, DesyncError, Interrupted, PeerError, TrainerError
+from trainer.failure import Claim, Situation, write_error, write_failure
 from trainer.hardware import num_available_cpus
+from trainer.roll_call import call_the_roll
+from trainer.virtual_shards import Share, share_of
+from trainer.watchdog import Watchdog
 
 T = TypeVar("T")
 DeviceChoice = Literal["auto", "cpu", "cuda"]
@@ -40,78 +42,131 @@ class World:
     control: ProcessGroup | None = field(default=None, repr=False)
     """For small agreements that must not wait for the GPU: gloo, on the CPU. None is the default group."""
     store: Store | None = field(default=None, repr=False)
-    """torchrun's, which all ranks can read and write; None in a world of one."""
+    """This round's part of torchrun's, which all ranks can read and write; None in a world of one."""
+    virtual_shards: int | None = None
+    """Shards of a global batch if the user has chosen their number, and with it bits that the world size does not
+    change. None: one a rank."""
+    situation: Situation = field(default_factory=Situation, repr=False)
+    """What a report of a failure would say."""
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(Situation()), repr=False)
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def num_computing(self) -> int:
+        """Ranks that compute shards, the first ones. The others are spare: they only keep up.
+
+        All, unless an elastic run has just now a number of ranks that does not divide the number of virtual shards.
+        """
+        if self.virtual_shards is None:
+            return self.size
+        largest = min(self.size, self.virtual_shards)
+        return int(2 ** math.floor(math.log2(largest)))
+
+    def share(self, num_images: int) -> Share:
+        """This rank's part of a global batch."""
+        return share_of(num_images, self.rank, self.num_computing, self.virtual_shards or self.size)
+
     @classmethod
     @contextmanager
-    def join(cls, choice: DeviceChoice) -> Iterator["World"]:
+    def join(cls, choice: DeviceChoice, virtual_shards: int | None = None) -> Iterator["World"]:
         """Enter the run that torchrun's environment describes (or be the only rank), and leave it at the end.
 
         Raises:
-            ConfigError: more ranks than GPUs on this host, or CUDA asked for where there is none.
+            ConfigError: more ranks than GPUs on this host, CUDA asked for where there is none, or a number of ranks
+                that does not divide the number of shards.
         """
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        num_threads = max(1, num_available_cpus() // local_size)
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        # How many threads share a sum decides its rounding; under virtual shards that must not follow from the ranks.
+        num_threads = 1 if virtual_shards else max(1, num_available_cpus() // local_size)
         torch.set_num_threads(num_threads)
-        if size == 1:
-            device = _choose_device(choice, local_rank, local_size)
-            yield cls(rank=0, size=1, local_rank=0, device=device, num_threads=num_threads)
-            return
-        store, _, _ = next(rendezvous("env://"))
-        try:
-            device = _choose_device(choice, local_rank, local_size)
+        situation, store, name = Situation(rank=rank, world_size=size), None, ""
+        watchdog = Watchdog(situation)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            watchdog.start()
+        if size > 1:
+            store, _, _ = next(rendezvous("env://"))
+            name = call_the_roll(store, rank, size)
+            watchdog.meet(store.clone(), name)
+        with _watched(situation, store, name, watchdog):
+            _check_shards(virtual_shards, size)
+            device = _choose_device(choice, int(os.environ.get("LOCAL_RANK", 0)), local_size)
+            own = PrefixStore(f"convoy/{name}", store) if store is not None else None
             yield cls(
                 rank=rank,
                 size=size,
-                local_rank=local_rank,
+                local_rank=int(os.environ.get("LOCAL_RANK", 0)),
                 device=device,
                 num_threads=num_threads,
-                control=_start_process_group(store, rank, size, device),
-                store=store,
+                control=_start_process_group(own, rank, size, device) if own is not None else None,
+                store=own,
+                virtual_shards=virtual_shards,
+                situation=situation,
+                watchdog=watchdog,
             )
-        except Interrupted:
-            raise
-        except Exception as error:
-            _settle_blame(error, store, rank)
-            raise
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` with its gradients averaged over the ranks; the model itself in a world of one.
+    def copy_from_main(self, tensors: list[torch.Tensor]) -> None:
+        """Make the tensors of every rank those of rank 0."""
+        if self.size == 1:
+            return
+        with self.watchdog.waiting():
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
 
-        Buffers are not broadcast each step: batch norm's running statistics stay each rank's own until
-        `merge_batch_norm`.
+    def add_up(self, sums: torch.Tensor) -> torch.Tensor:
+        """The sum of every rank's vector, the same bits on every rank; in place.
+
+        Under virtual shards the ranks' vectors are added in pairs, then pairs of pairs: the upper part of the tree
+        whose lower parts are within the ranks. Each pair adds the same two vectors, and a + b is b + a to the last bit.
         """
         if self.size == 1:
-            return model
-        from torch.nn.parallel import DistributedDataParallel  # imports torch._dynamo: 1.4 s
+            return sums
+        with self.watchdog.waiting():
+            if self.virtual_shards is None:
+                dist.all_reduce(sums)
+            else:
+                self._add_up_in_pairs(sums)
+        return sums
 
-        known = inspect.signature(DistributedDataParallel).parameters
-        no_sync: dict[str, Any] = {
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
-        }
-        on_gpu = self.device.type == "cuda"
-        # A CUDA graph can only capture what was built on a side stream.
-        with torch.cuda.stream(torch.cuda.Stream(self.device)) if on_gpu else contextlib.nullcontext():
-            return DistributedDataParallel(
-                model,
-                device_ids=[self.device] if on_gpu else None,
-                gradient_as_bucket_view=True,
-                static_graph=True,
-                **no_sync,
-            )
+    def _add_up_in_pairs(self, sums: torch.Tensor) -> None:
+        theirs = torch.empty_like(sums)
+        distance = 1 if self.rank < self.num_computing else self.size
+        while distance < self.num_computing:
+            peer = self.rank ^ distance
+            exchange = [dist.P2POp(dist.isend, sums, peer), dist.P2POp(dist.irecv, theirs, peer)]
+            for work in dist.batch_isend_irecv(exchange):
+                work.wait()
+            sums.add_(theirs)
+            distance *= 2
+        if self.num_computing < self.size:
+            dist.broadcast(sums, src=0)
+
+    def gather(self, numbers: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's `numbers`, int64 on the CPU, in the order of the ranks."""
+        if self.size == 1:
+            return [numbers]
+        boxes = [torch.empty_like(numbers) for _ in range(self.size)]
+        with self.watchdog.waiting():
+            dist.all_gather(boxes, numbers, group=self.control)
+        return boxes
+
+    def from_all(self, value: T) -> list[T]:
+        """Every rank's `value`, in the order of the ranks."""
+        if self.size == 1:
+            return [value]
+        boxes = [value] * self.size
+        with self.watchdog.waiting():
+            dist.all_gather_object(boxes, value, group=self.control)
+        return boxes
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of every rank's `tensor`, in place; exact for integers."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with self.watchdog.waiting():
+                dist.all_reduce(tensor)
         return tensor
 
     def max(self, value: int) -> int:
@@ -119,7 +174,8 @@ class World:
         if self.size == 1:
             return value
         box = torch.tensor(value)
-        dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.control)
+        with self.watchdog.waiting():
+            dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.control)
         return int(box)
 
     def from_main(self, value: T) -> T:
@@ -127,91 +183,75 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
+        with self.watchdog.waiting():
+            dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here."""
         if self.size > 1:
-            dist.barrier(group=self.control)
+            with self.watchdog.waiting():
+                dist.barrier(group=self.control)
 
     def wait_for_main(self, is_stopped: Callable[[], bool]) -> None:
         """Return when the main rank has come here too, or a signal came.
 
-        A collective would give up after `TIMEOUT`; here the main rank may work alone for as long as it takes.
+        A collective would give up after a time; here the main rank may work alone for as long as it takes. Should it
+        fail, the watchdog ends this process.
 
         Raises:
-            PeerError: the main rank has failed, or the launcher is gone.
+            PeerError: the launcher is gone.
         """
         if self.store is None:
             return
         if self.is_main:
-            self.store.set(_key("main-is-done"), "")
+            self.store.set("main-is-done", "")
             return
         try:
-            while not self.store.check([_key("main-is-done")]) and not is_stopped():
-                if self.store.check([_key("first-failure")]):
-                    raise PeerError("another rank failed first")
+            while not self.store.check(["main-is-done"]) and not is_stopped():
                 time.sleep(0.1)
         except RuntimeError as error:
             raise PeerError("the launcher is gone") from error
 
-    def merge_batch_norm(self, model: nn.Module) -> None:
-        """Give every rank the batch-norm statistics of all ranks' data taken together.
-
-        Means are averaged, and variances through the second moment, so that differences between the ranks' means
-        count as variance too.
-        """
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if self.size == 1 or not norms:
-            return
-        buffers = [dict(norm.named_buffers()) for norm in norms]
-        means = torch.cat([buffer["running_mean"] for buffer in buffers]).double()
-        moments = torch.cat([buffer["running_var"] for buffer in buffers]).double() + means**2
-        merged = self.sum(torch.stack([means, moments])) / self.size
-        sizes = [norm.num_features for norm in norms]
-        for buffer, mean, moment in zip(buffers, merged[0].split(sizes), merged[1].split(sizes), strict=True):
-            buffer["running_mean"].copy_(mean)
-            buffer["running_var"].copy_(moment - mean**2)
-
 
 class Agreement:
-    """Wishes of single ranks that all ranks must grant at the same step: to stop, to save.
+    """A wish of a single rank that all ranks must grant at the same step: to stop.
 
     The answer to one step's question is collected while the next step computes, so that asking costs no waiting.
     """
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._wishes = torch.zeros(2, dtype=torch.int32)
+        self._wish = torch.zeros(1, dtype=torch.int32)
         self._pending: dist.Work | None = None
 
-    def ask(self, *, stop: bool, save: bool) -> tuple[bool, bool]:
-        """Put in this rank's wishes; what any rank wished a step ago (at once in a world of one) is granted to all."""
+    def ask(self, *, stop: bool) -> bool:
+        """Put in this rank's wish; what any rank wished a step ago (at once in a world of one) is granted to all."""
         if self._world.size == 1:
-            return stop, save
+            return stop
         granted = self._collect()
-        self._wishes[0], self._wishes[1] = int(stop), int(save)
-        self._pending = dist.all_reduce(self._wishes, group=self._world.control, async_op=True)
+        self._wish[0] = int(stop)
+        self._pending = dist.all_reduce(self._wish, group=self._world.control, async_op=True)
         return granted
 
     def close(self) -> None:
         """Wait for the last question, whose answer is not needed any more."""
         self._collect()
 
-    def _collect(self) -> tuple[bool, bool]:
+    def _collect(self) -> bool:
         if self._pending is None:
-            return False, False
-        self._pending.wait()
+            return False
+        with self._world.watchdog.waiting():
+            self._pending.wait()
         self._pending = None
-        return bool(self._wishes[0]), bool(self._wishes[1])
+        return bool(self._wish[0])
 
 
 def _start_process_group(store: Store, rank: int, size: int, device: torch.device) -> ProcessGroup | None:
     """Start talking; returns the group for control messages where it is not the default one."""
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore("convoy", store),
+        store=store,
         rank=rank,
         world_size=size,
         timeout=TIMEOUT,
@@ -223,7 +263,25 @@ def _start_process_group(store: Store, rank: int, size: int, device: torch.devic
     return control
 
 
-def _settle_blame(error: Exception, store: Store, rank: int) -> None:
+@contextmanager
+def _watched(situation: Situation, store: Store | None, name: str, watchdog: Watchdog) -> Iterator[None]:
+    """Report what fails, from the rank to whom it is due; leave the process group at the end."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        if store is not None:
+            _settle_blame(error, Claim(store, name, situation.rank), situation, watchdog)
+        write_error(situation, error, error.ranks if isinstance(error, DesyncError) else [situation.rank])
+        raise
+    finally:
+        watchdog.stop()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _settle_blame(error: Exception, claim: Claim, situation: Situation, watchdog: Watchdog) -> None:
     """Find out whose failure this is, while the ranks can still talk: the first to claim it tells the user.
 
     Raises:
@@ -231,28 +289,29 @@ def _settle_blame(error: Exception, store: Store, rank: int) -> None:
         TrainerError: a rank has gone without a word, and this one is the first to notice.
     """
     is_consequence = _is_consequence(error)
-    if is_consequence and _somebody_claimed(store, within_s=1.0):
+    if is_consequence and _somebody_claimed(claim, within_s=1.0):
         raise PeerError("another rank failed first") from None
-    try:
-        first = int(store.compare_set(_key("first-failure"), "", str(rank)))
-    except (RuntimeError, ValueError):  # the launcher, and the store in it, is gone
-        first = rank
-    if first != rank:
+    lost = watchdog.lost_peers() if is_consequence else []
+    first = claim.make()
+    if first != situation.rank:
         raise PeerError(f"rank {first} failed first") from None
     if is_consequence:
-        raise TrainerError(
-            f"rank {rank} lost another rank, which was killed or whose host is gone; the run can go on from its "
-            f"last checkpoint ({str(error).splitlines()[0]})"
-        ) from None
+        whom = f": {' and '.join(watchdog.describe(rank) for rank in lost)}" if lost else ""
+        message = (
+            f"rank {situation.rank} lost another rank{whom}, which was killed or whose host is gone; the run can go "
+            f"on from its last checkpoint ({str(error).splitlines()[0]})"
+        )
+        write_failure(situation, message, kind="LostRank", trace=None, ranks=lost)
+        raise TrainerError(message) from None
 
 
-def _somebody_claimed(store: Store, within_s: float) -> bool:
+def _somebody_claimed(claim: Claim, within_s: float) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:
-            if store.check([_key("first-failure")]):
+            if claim.holder() is not None:
                 return True
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             return False
         time.sleep(0.05)
     return False
@@ -265,9 +324,14 @@ def _is_consequence(error: Exception) -> bool:
     )
 
 
-def _key(name: str) -> str:
-    """Another key each time that torchrun starts the ranks."""
-    return f"convoy/{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+def _check_shards(virtual_shards: int | None, size: int) -> None:
+    # An elastic run cannot choose how many ranks are left when a host goes; those that are too many are spare then.
+    is_elastic = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if virtual_shards and virtual_shards % size and not is_elastic:
+        raise ConfigError(
+            f"--virtual-shards {virtual_shards} with {size} ranks: the number of ranks must divide it, "
+            f"so start 1, 2, 4, … up to {virtual_shards} ranks"
+        )
 
 
 def _choose_device(choice: DeviceChoice, local_rank: int, local_size: int) -> torch.device:

@@ -6,6 +6,7 @@
     ├── CheckpointError  a run folder or a checkpoint cannot be read or written
     ├── DivergenceError  the loss is no longer a number
     ├── ExportError      a trained model is not published: it failed its check, or the repository cannot be written
+    ├── DesyncError      the ranks' weights are not the same any more
     ├── PeerError        another rank failed, and that rank tells the user why
     └── Interrupted      SIGTERM or Ctrl-C: the state is saved, the run can go on later
 
@@ -52,6 +53,20 @@ class ExportError(TrainerError):
     """A trained model is not published. Exit code 6; the run itself is as good as it was."""
 
     exit_code = 6
+
+
+class DesyncError(TrainerError):
+    """The ranks' weights differ. Exit code 7.
+
+    Args:
+        ranks: those that are not like the most.
+    """
+
+    exit_code = 7
+
+    def __init__(self, message: str, ranks: list[int]) -> None:
+        super().__init__(message)
+        self.ranks = ranks
 
 
 class PeerError(TrainerError):

@@ -4,15 +4,17 @@ import math
 import signal
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import Checkpoints, CheckpointWriter
 from trainer.data import Dataset, ImageSet
-from trainer.data.order import epoch_order, num_steps_per_epoch, rank_share
+from trainer.data.order import epoch_order, num_steps_per_epoch, random_key
 from trainer.distributed import Agreement, World
 from trainer.errors import CheckpointError, DivergenceError, Interrupted
 from trainer.evaluate import evaluate
+from trainer.identity import check_weights, digest_of
 from trainer.learner import Learner
 from trainer.metrics import MetricsLog
 from trainer.progress import Progress
@@ -20,9 +22,11 @@ from trainer.recipes import Recipe
 from trainer.run_folder import RunFolder
 from trainer.signals import StopRequest
 from trainer.step import Batch
+from trainer.watchdog import HANG_AFTER_S, PATIENT_S
 
-SAVE_EVERY_S = 20.0
 LOG_EVERY_STEPS = 50
+FIRST_SAVE_S = 2.0
+"""When the first checkpoint of a sitting is saved; the next ones follow after twice, four times as long, …"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,12 +36,26 @@ class Position:
     Args:
         step: steps done.
         seconds: spent in training steps so far, over all sittings; validation and saving not counted.
-        totals: float64 `[2]`, this rank's sums of losses and of correct answers since the epoch began.
+        totals: float64 `[2]`, sums of losses and of correct answers since the epoch began, over all ranks.
     """
 
     step: int = 0
     seconds: float = 0.0
     totals: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveEvery:
+    """How often a checkpoint is saved: after so many seconds, and after so many steps if that is not None."""
+
+    seconds: float = 20.0
+    steps: int | None = None
+
+    def is_due(self, step: int, since_s: float, num_saved: int) -> bool:
+        """Whether to save after `step`, `since_s` after the last of `num_saved` saves of this sitting."""
+        if self.steps is not None and step % self.steps == 0:
+            return True
+        return since_s >= min(self.seconds, FIRST_SAVE_S * float(2**num_saved))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,49 +96,46 @@ def restore(run: Run) -> bool:
         return False
     run.learner.load_state_dict(state)
     run.position.step, run.position.seconds = state["step"], state["seconds"]
-    if run.world.is_main:
-        run.position.totals.copy_(state["totals"])
+    run.position.totals.copy_(state["totals"])
     run.progress.say(f"at step {run.position.step} of {run.num_steps}, saved in {run.folder.path}")
     return True
 
 
-def fit(run: Run, stop: StopRequest) -> None:
+def fit(run: Run, stop: StopRequest, save_every: SaveEvery = SaveEvery()) -> None:
     """Train to the last step. The final weights are saved.
 
     Raises:
         DivergenceError: a loss is not finite; nothing is saved after the last good checkpoint.
+        DesyncError: the ranks' weights are not the same.
+        CheckpointError: the final weights cannot be saved.
         Interrupted: a signal came; the state is saved.
     """
-    loop = _Loop(run, stop)
+    loop = _Loop(run, stop, save_every)
     run.progress.start(step=run.position.step, num_steps=run.num_steps)
     try:
         while run.position.step < run.num_steps:
             loop.run_epoch()
             loop.end_epoch()
-        save(run)
+        loop.save_and_wait()
     finally:
+        run.world.watchdog.patience = PATIENT_S
         run.progress.stop()
         loop.close()
 
 
 def save(run: Run) -> None:
-    """Checkpoint the run. All ranks call this; the main one writes."""
-    run.world.merge_batch_norm(run.learner.model)
-    totals = run.world.sum(run.position.totals.clone())
-    if not run.world.is_main:
-        return
-    weights = run.learner.model.state_dict()
-    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+    """Checkpoint the run, on the main rank, and wait until it is done."""
+    if run.world.is_main:
+        run.checkpoints.save(run.position.step, _state(run))
+
+
+def _state(run: Run) -> dict[str, Any]:
+    """All that a checkpoint holds, not copied."""
+    if not all(bool(tensor.isfinite().all()) for tensor in run.learner.model.state_dict().values()):
         raise DivergenceError(_diverged("the weights are not finite", run))
-    run.checkpoints.save(
-        run.position.step,
-        {
-            "step": run.position.step,
-            "seconds": run.position.seconds,
-            "totals": totals.cpu(),
-            **run.learner.state_dict(),
-        },
-    )
+    position = run.position
+    seen = {"step": position.step, "seconds": position.seconds, "totals": position.totals}
+    return {**seen, **run.learner.state_dict()}
 
 
 class _Stopwatch:
@@ -149,12 +164,15 @@ class _Stopwatch:
 class _Loop:
     """One sitting of a run: what the loop must remember between steps but no checkpoint needs."""
 
-    def __init__(self, run: Run, stop: StopRequest) -> None:
+    def __init__(self, run: Run, stop: StopRequest, save_every: SaveEvery = SaveEvery()) -> None:
         self._run = run
         self._stop = stop
+        self._save_every = save_every
+        self._writer = CheckpointWriter(run.checkpoints)
+        self._num_saved = 0
         self._agreement = Agreement(run.world)
         self._log = MetricsLog(run.folder.path, from_step=run.position.step) if run.world.is_main else None
-        self._saved_at = time.monotonic()
+        self._saved_at: float | None = None
         self._stopwatch = _Stopwatch(run.position.seconds, run.world.device)
         factors = [run.recipe.schedule.factor(step, run.num_steps) for step in range(run.num_steps)]
         self._lr_factors = torch.tensor(factors, dtype=torch.float32, device=run.world.device)
@@ -164,8 +182,14 @@ class _Loop:
         self._window_began = self._stopwatch.read()
 
     def close(self) -> None:
+        self._writer.close()
         if self._log is not None:
             self._log.close()
+
+    def save_and_wait(self) -> None:
+        """Checkpoint the run after any save that has begun. The main rank writes."""
+        self._finish_save()
+        save(self._run)
 
     def run_epoch(self) -> None:
         """The rest of the current epoch's steps."""
@@ -174,6 +198,8 @@ class _Loop:
         order = run.train_indices[epoch_order(len(run.train_indices), run.seed, epoch)].to(run.world.device)
         numbers = run.recipe.augment.draw(len(run.dataset.train.labels), run.seed, epoch).to(run.world.device)
         run.learner.model.train()
+        self._check_weights()
+        self._saved_at = self._saved_at or time.monotonic()
         self._stopwatch.start()
         for start in range(first * batch_size, len(order), batch_size):
             global_batch = order[start : start + batch_size]
@@ -182,9 +208,12 @@ class _Loop:
             self._window[run.position.step % LOG_EVERY_STEPS] = result
             self._window_images += len(global_batch)
             run.position.step += 1
+            run.world.situation.step = run.position.step
+            run.world.watchdog.patience = HANG_AFTER_S
             if run.world.device.type == "cpu":
                 self._check_finite()
             self._between_steps(epoch)
+        run.world.watchdog.patience = PATIENT_S
         run.position.seconds = self._stopwatch.stop()
 
     def end_epoch(self) -> None:
@@ -192,8 +221,7 @@ class _Loop:
         run = self._run
         epoch = run.position.step // run.steps_per_epoch
         self._check_finite()
-        loss, correct = (run.world.sum(run.position.totals.clone()) / len(run.train_indices)).tolist()
-        run.world.merge_batch_norm(run.learner.model)
+        loss, correct = (run.position.totals / len(run.train_indices)).tolist()
         seen = evaluate(run.learner.predict_one_view, run.validation_images, run.validation_indices, run.world)
         if self._log is not None:
             self._log.write(
@@ -213,38 +241,62 @@ class _Loop:
         run.position.totals.zero_()
 
     def _share(self, global_batch: torch.Tensor, numbers: torch.Tensor) -> Batch:
-        """This rank's share of a global batch of sample indices.
-
-        Each rank's loss is the sum over its share, scaled so that DDP's average over the ranks is the mean over the
-        whole batch, whatever the shares. A rank without a share (an epoch's last batch may be smaller than the world)
-        computes one image with weight zero, because the others wait for its gradients.
-        """
-        world, num_images = self._run.world, len(global_batch)
-        indices = global_batch[rank_share(num_images, world.rank, world.size)]
-        scale = world.size / num_images if len(indices) else 0.0
-        if not len(indices):
-            indices = global_batch[:1]
+        """This rank's share of a global batch of sample indices."""
+        run, num_images = self._run, len(global_batch)
+        share = run.world.share(num_images)
+        indices = global_batch[share.part]
         return Batch(
             indices=indices,
             numbers=numbers[indices],
-            scale=torch.full((), scale, device=world.device),
-            lr_factor=self._lr_factors[self._run.position.step],
+            lr_factor=self._lr_factors[run.position.step],
+            sizes=share.sizes,
+            num_images=num_images,
+            keys=tuple(
+                random_key(f"dropout/{share.first_shard + shard}", run.seed, run.position.step)
+                for shard in range(len(share.sizes))
+            ),
         )
 
     def _between_steps(self, epoch: int) -> None:
         run = self._run
         if run.position.step % LOG_EVERY_STEPS == 0:
-            self._write_window(epoch)
+            self._check_weights()
+            with run.world.watchdog.patient():
+                self._write_window(epoch)
         if run.progress.is_due():
-            self._show(epoch)
-        due = run.world.is_main and time.monotonic() - self._saved_at >= SAVE_EVERY_S
-        stop, save_now = self._agreement.ask(stop=self._stop.number is not None, save=due)
-        if stop or save_now:
+            with run.world.watchdog.patient():
+                self._show(epoch)
+        if run.world.is_main:
+            self._save_if_due()
+        if self._agreement.ask(stop=self._stop.number is not None):
             run.position.seconds = self._stopwatch.stop()
-            if stop:
-                self._leave()
-            self._save_or_warn()
-            self._stopwatch.start()
+            self._leave()
+
+    def _save_if_due(self) -> None:
+        """Begin a save if it is time for one, and tell how the last one went; never wait for it."""
+        run = self._run
+        if self._writer.is_busy:
+            return
+        self._finish_save()
+        since_s = time.monotonic() - (self._saved_at or 0.0)
+        if self._save_every.is_due(run.position.step, since_s, self._num_saved):
+            run.position.seconds = self._stopwatch.read()
+            self._writer.begin(run.position.step, _state(run))
+            self._saved_at, self._num_saved = time.monotonic(), self._num_saved + 1
+
+    def _finish_save(self) -> None:
+        try:
+            self._writer.finish()
+        except CheckpointError as error:
+            self._run.progress.say(f"warning: {error}; the training goes on, and the next save tries again")
+
+    def _check_weights(self) -> None:
+        """Compare the ranks' weights, which one bad chip is enough to change."""
+        world = self._run.world
+        if world.size > 1:
+            digest = digest_of(list(self._run.learner.model.state_dict().values())).cpu()
+            digests = [tuple(theirs.tolist()) for theirs in world.gather(digest)]
+            check_weights(digests, self._run.position.step)
 
     def _check_finite(self) -> None:
         if bool(self._window.isfinite().all()):
@@ -259,7 +311,7 @@ class _Loop:
     def _write_window(self, epoch: int) -> None:
         run = self._run
         self._check_finite()
-        loss, correct = (run.world.sum(self._window.double().sum(dim=0)) / self._window_images).tolist()
+        loss, correct = (self._window.double().sum(dim=0) / self._window_images).tolist()
         now = self._stopwatch.read()
         if self._log is not None:
             self._log.write(
@@ -275,10 +327,10 @@ class _Loop:
         self._window_images, self._window_began = 0, now
 
     def _show(self, epoch: int) -> None:
-        """Where the run is, from this rank's share of the current epoch."""
+        """Where the run is in the current epoch."""
         run = self._run
         steps_in_epoch = run.position.step - epoch * run.steps_per_epoch
-        loss, correct = (run.position.totals * run.world.size).tolist()
+        loss, correct = run.position.totals.tolist()
         num_images = min(steps_in_epoch * run.recipe.global_batch_size, len(run.train_indices))
         run.progress.update(
             step=run.position.step,
@@ -289,17 +341,12 @@ class _Loop:
             rate=run.position.step * run.recipe.global_batch_size / self._stopwatch.read(),
         )
 
-    def _save_or_warn(self) -> None:
-        try:
-            save(self._run)
-        except CheckpointError as error:
-            self._run.progress.say(f"warning: {error}; the training goes on, and the next save tries again")
-        self._saved_at = time.monotonic()
-
     def _leave(self) -> None:
+        """Save, tell the user how to go on, and end the run."""
         run = self._run
+        run.world.watchdog.patience = PATIENT_S
         self._agreement.close()
-        save(run)
+        self.save_and_wait()
         run.world.wait_for_all()
         number = run.world.max(self._stop.number or 0)
         run.progress.stop()

@@ -17,7 +17,7 @@ from trainer.models import Classifier, build_network
 from trainer.models.airbench import AirbenchNet
 from trainer.optim import Optimizer, Rule
 from trainer.recipes import ParameterKind, Recipe
-from trainer.step import Batch, GraphedStep, TrainStep
+from trainer.step import Batch, GraphedStep, TrainStep, draws
 
 NUM_WHITENING_IMAGES = 5000
 
@@ -32,7 +32,7 @@ class Learner:
 
     Args:
         model: the classifier itself, on the rank's device, without wrappers.
-        step: takes a batch, updates the model; float32 `[2]`: sum of losses, number of correct answers.
+        step: takes a batch, updates the model; float32 `[2]`: sum of losses, number of correct answers, over all ranks.
         autocast: enters the precision of the forward pass.
     """
 
@@ -91,17 +91,21 @@ def build_learner(
     )
     data = ImageSet(dataset.train.images.to(world.device), dataset.train.labels.to(world.device))
     step = TrainStep(
-        model=world.wrap(model),
+        model=model,
         optimizer=optimizer,
         data=data,
         augment=recipe.augment,
         label_smoothing=recipe.label_smoothing,
         autocast=autocast,
+        add_up=world.add_up,
     )
+    world.copy_from_main([*model.parameters(), *model.buffers()])
+    # A graph would draw the same numbers for dropout at each replay.
+    can_be_graphed = world.device.type == "cuda" and not draws(model)
     return Learner(
         model=model,
         optimizer=optimizer,
-        step=GraphedStep(step, say) if world.device.type == "cuda" else step,
+        step=GraphedStep(step, say) if can_be_graphed else step,
         autocast=autocast,
         recipe=recipe,
         data=data,

@@ -37,7 +37,13 @@ class RunFolder:
     def plan(cls, config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> "RunFolder":
         """Where the run will be, the same on all ranks. Nothing is written yet."""
         path = world.from_main(config.run_dir or RUNS / _default_name(recipe.name, config.seed))
-        mark = fingerprint(recipe, seed=config.seed, image_size=config.image_size, dataset_sha256=dataset.sha256)
+        mark = fingerprint(
+            recipe,
+            seed=config.seed,
+            image_size=config.image_size,
+            dataset_sha256=dataset.sha256,
+            virtual_shards=config.virtual_shards,
+        )
         return cls(path, mark)
 
     def enter(self, resume: Resume, world: World) -> None:

@@ -1,18 +1,21 @@
 """One training step: gather, augment, forward, backward, update; eager, or replayed as one CUDA graph."""
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.batch_norm import BatchNormSums
 from trainer.data import ImageSet
 from trainer.data.augment import Augment
 from trainer.optim import Optimizer
+from trainer.virtual_shards import ShardSums, sum_in_tree
 
-NUM_EAGER_STEPS = 11
-"""Steps before a capture: DDP rebuilds its buckets and logs in its first ten."""
+NUM_EAGER_STEPS = 3
+"""Steps before a capture, in which libraries choose their algorithms and NCCL connects the ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,47 +23,89 @@ class Batch:
     """A rank's part of a step.
 
     Args:
-        indices: int64 `[B]`, the samples, on the device.
+        indices: int64 `[B]`, the samples of all its shards, on the device.
         numbers: float32 `[B, 6]`, their rows of `Augment.draw`, on the device.
-        scale: float32 scalar on the device, what the sum of the losses is multiplied by before the backward pass.
         lr_factor: float32 scalar on the device.
+        sizes: samples in each of its shards, in order.
+        num_images: samples in the whole step, over all ranks.
+        keys: for each of its shards a number that belongs to the step and the shard, from which dropout draws.
     """
 
     indices: torch.Tensor
     numbers: torch.Tensor
-    scale: torch.Tensor
     lr_factor: torch.Tensor
+    sizes: tuple[int, ...]
+    num_images: int
+    keys: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainStep:
     """The computation of a step. Calling it updates the model.
 
     Args:
-        model: pixels to logits; its gradients are averaged over the ranks if there are several.
+        model: pixels to logits.
         data: images and labels on the device.
         autocast: enters the precision of the forward pass.
+        add_up: sums a vector over the ranks.
     """
 
-    model: nn.Module
-    optimizer: Optimizer
-    data: ImageSet
-    augment: Augment
-    label_smoothing: float
-    autocast: Callable[[], torch.autocast]
+    def __init__(  # noqa: PLR0913 (what a step is made of)
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        data: ImageSet,
+        augment: Augment,
+        label_smoothing: float,
+        autocast: Callable[[], torch.autocast],
+        add_up: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._data = data
+        self._augment = augment
+        self._label_smoothing = label_smoothing
+        self._autocast = autocast
+        self._add_up = add_up
+        self._norms = BatchNormSums(model)
+        self._sums = ShardSums(model, self._norms)
+        self._draws = draws(model)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """Run the step. Returns float32 `[2]`: the sum of the losses and the number of correct answers."""
-        labels = self.data.labels[batch.indices]
-        with self.autocast():
-            logits = self.model(self.augment(self.data.images, batch.indices, batch.numbers))
+        """Run the step.
+
+        Returns:
+            float32 `[2]`: the sum of the losses and the number of correct answers, over all ranks.
+        """
+        starts = [0, *itertools.accumulate(batch.sizes)]
+        with self._norms.collecting():
+            mine = sum_in_tree(lambda shard: self._shard(batch, shard, starts[shard]), len(batch.sizes))
+        result = self._sums.give_back(self._add_up(mine), batch.num_images)
+        self._optimizer.step(batch.lr_factor)
+        self._optimizer.zero_grad()
+        return result
+
+    def _shard(self, batch: Batch, shard: int, start: int) -> torch.Tensor:
+        """What one shard adds to the step. A shard without images adds nothing, and nothing is computed for it."""
+        size = batch.sizes[shard]
+        if size == 0:
+            return self._sums.zeros()
+        if self._draws:
+            torch.manual_seed(batch.keys[shard])
+        indices = batch.indices[start : start + size]
+        labels = self._data.labels[indices]
+        with self._autocast():
+            logits = self._model(self._augment(self._data.images, indices, batch.numbers[start : start + size]))
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
-        (loss * batch.scale).backward()
-        self.optimizer.step(batch.lr_factor)
-        self.optimizer.zero_grad()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing, reduction="sum")
+        (loss * (1 / batch.num_images)).backward()
         correct = (logits.detach().argmax(dim=1) == labels).sum()
-        return torch.stack([loss.detach(), correct.float()])
+        return self._sums.collect(loss.detach(), correct, size)
+
+
+def draws(model: nn.Module) -> bool:
+    """Whether a forward pass in training draws random numbers."""
+    return any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
 
 
 class GraphedStep:
@@ -86,7 +131,7 @@ class GraphedStep:
             self._num_eager_left -= 1
             if self._num_eager_left < 0:
                 self._capture(batch)
-        if self._graph is None or self._batch is None or len(batch.indices) != len(self._batch.indices):
+        if self._graph is None or self._batch is None or not _same_shape(batch, self._batch):
             return self._eager(batch)
         self._copy(batch, self._batch)
         self._graph.replay()
@@ -101,10 +146,10 @@ class GraphedStep:
         return result
 
     def _capture(self, batch: Batch) -> None:
-        static = Batch(
+        static = replace(
+            batch,
             indices=batch.indices.clone(),
             numbers=batch.numbers.clone(),
-            scale=batch.scale.clone(),
             lr_factor=batch.lr_factor.clone(),
         )
         graph = torch.cuda.CUDAGraph()
@@ -120,5 +165,8 @@ class GraphedStep:
     def _copy(source: Batch, target: Batch) -> None:
         target.indices.copy_(source.indices)
         target.numbers.copy_(source.numbers)
-        target.scale.copy_(source.scale)
         target.lr_factor.copy_(source.lr_factor)
+
+
+def _same_shape(a: Batch, b: Batch) -> bool:
+    return a.sizes == b.sizes and a.num_images == b.num_images

@@ -19,8 +19,9 @@ from trainer.errors import CheckpointError, ConfigError, ExportError, TrainerErr
 from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_after_looks
 from trainer.export.repository import Model, printable
 from trainer.files import write_json
-from trainer.fit import Position, Run, fit, restore
+from trainer.fit import Position, Run, SaveEvery, fit, restore
 from trainer.hardware import describe, keep_freed_memory
+from trainer.identity import check_same, code_sha256, processor
 from trainer.learner import build_learner
 from trainer.ledger import Ledger, Look, look_at_test_set
 from trainer.models import num_parameters
@@ -40,18 +41,24 @@ def train(config: TrainConfig) -> None:
         TrainerError: see `trainer.errors`.
     """
     keep_freed_memory()
-    with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
+    with (
+        StopRequest() as stop,
+        World.join(config.device, config.virtual_shards) as world,
+        Progress(is_main=world.is_main) as progress,
+    ):
         recipe = config.resolve()
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
         folder = RunFolder.plan(config, recipe, dataset, world)
+        check_same(world.from_all(identity(config, dataset, world)))
         run = setup(recipe, dataset, folder, world, progress)
         model = served_model(run, config.model_repository, recipe.name) if config.export else None
         folder.enter(config.resume, world)
+        world.situation.folder = folder.path
         if folder.is_complete(world):
             progress.say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")
             return
         restore(run)
-        fit(run, stop)
+        fit(run, stop, SaveEvery(seconds=config.save_every_s, steps=config.save_every_steps))
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
         test_images, test, look = evaluate_on_test_set(run)
         if look is not None:  # on the main rank
@@ -62,6 +69,15 @@ def train(config: TrainConfig) -> None:
             finally:  # whatever became of the export, the run is complete
                 report(run, result, test_images, test, look)
         world.wait_for_main(is_stopped=lambda: stop.number is not None)
+
+
+def identity(config: TrainConfig, dataset: Dataset, world: World) -> dict[str, str]:
+    """What this rank runs, for comparison with the others."""
+    options = ("recipe", "dataset", "image_size", "seed", "epochs", "global_batch_size", "lr_scale", "virtual_shards")
+    known = {f"--{name.replace('_', '-')}": str(getattr(config, name)) for name in options}
+    known |= {"the code of the trainer": code_sha256(), "the version of torch": str(torch.__version__)}
+    known |= {"the data set": dataset.sha256}
+    return known | ({"the processor": processor(world.device)} if config.virtual_shards else {})
 
 
 def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, say: Callable[[str], None]) -> Dataset:
@@ -97,6 +113,11 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
         f"thread{'s' if world.num_threads > 1 else ''} each; {recipe.global_batch_size} images a step; "
         f"run folder {folder.path}"
     )
+    if world.num_computing < world.size:
+        progress.say(
+            f"{world.size} ranks do not divide {world.virtual_shards} virtual shards: {world.num_computing} compute, "
+            f"{world.size - world.num_computing} keep up"
+        )
     return Run(
         recipe=recipe,
         seed=folder.seed,
@@ -178,6 +199,7 @@ def summarize(run: Run, validation: Evaluation, look: Look) -> dict[str, Any]:
         "model": run.recipe.network,
         "num_parameters": num_parameters(run.learner.model),
         "world_size": run.world.size,
+        "virtual_shards": run.world.virtual_shards,
         "device": run.world.device.type,
         "precision": run.learner.precision,
         "seed": run.seed,

@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.checkpoint import NUM_KEPT, Checkpoints, weights_sha256
+from trainer.checkpoint import NUM_KEPT, Checkpoints, CheckpointWriter, weights_sha256
 from trainer.errors import CheckpointError
 
 
@@ -101,6 +103,54 @@ def test_no_room_is_one_clear_error_and_leaves_nothing_behind(checkpoints: Check
     process.join()
     assert message.startswith("cannot save a checkpoint in")
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000001"]
+
+
+def test_a_full_disk_is_one_clear_error_and_the_next_save_tries_again(tmp_path: Path) -> None:
+    """On a real file system of 1 MB, where a test may make one."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root may mount a file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        checkpoints = Checkpoints(disk / "checkpoints", lambda line: None)
+        checkpoints.save(1, state(1))
+        (disk / "other").write_bytes(bytes(900_000))
+        with pytest.raises(CheckpointError, match="cannot save a checkpoint in"):
+            checkpoints.save(2, {**state(2), "big": torch.zeros(100_000)})
+        assert os.listdir(disk / "checkpoints") == ["step-00000001"]
+        (disk / "other").unlink()
+        checkpoints.save(3, {**state(3), "big": torch.zeros(100_000)})
+        loaded = checkpoints.load_newest()
+        assert loaded is not None
+        assert loaded["step"] == 3
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_writer_keeps_what_was_and_not_what_became_of_it(checkpoints: Checkpoints) -> None:
+    writer = CheckpointWriter(checkpoints)
+    weight = torch.ones(3)
+    writer.begin(1, {"step": 1, "model": {"weight": weight}, "optimizer": {"momenta": [[weight]]}})
+    weight.add_(1)
+    writer.finish()
+    writer.finish()  # nothing has begun: nothing to wait for
+    assert not writer.is_busy
+    writer.close()
+    loaded = checkpoints.load_newest()
+    assert loaded is not None
+    assert loaded["model"]["weight"].tolist() == loaded["optimizer"]["momenta"][0][0].tolist() == [1, 1, 1]
+
+
+def test_the_writer_tells_at_the_end_what_went_wrong(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    writer = CheckpointWriter(Checkpoints(tmp_path / "file", lambda line: None))
+    writer.begin(1, state(1))
+    with pytest.raises(CheckpointError):
+        writer.finish()
+    writer.finish()
+    writer.close()
 
 
 def test_the_weights_digest_follows_the_design() -> None:

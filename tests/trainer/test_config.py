@@ -36,5 +36,12 @@ def test_values_that_make_no_sense_are_refused(config: TrainConfig, message: str
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
 def test_a_recipe_survives_its_fingerprint(recipe: Recipe) -> None:
-    mark = json.loads(json.dumps(fingerprint(recipe, seed=1, image_size=None, dataset_sha256="d")))
+    mark = json.loads(json.dumps(fingerprint(recipe, seed=1, image_size=None, dataset_sha256="d", virtual_shards=4)))
     assert recipe_from_json(mark["recipe"]) == recipe
+
+
+@pytest.mark.parametrize(("number", "message"), [(3, "a power of two"), (0, "a power of two"), (128, "batch of 100")])
+def test_shards_that_make_no_sense_are_refused(number: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(virtual_shards=number).resolve()
+    assert TrainConfig(virtual_shards=4).resolve().global_batch_size == 100

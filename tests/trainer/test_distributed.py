@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from trainer.errors import ConfigError
 PROLOGUE = """
 import json, os, sys, time
 import torch
-from torch import nn
 from trainer.cli import run_command
 from trainer.distributed import Agreement, World
 from trainer.errors import DataError
@@ -26,18 +26,21 @@ def tell(value):
     sys.stdout.flush()
 
 def main():
-    with World.join("cpu") as world:
+    with World.join(JOIN) as world:
         body(world)
 
 """
 
 
-def run_ranks(body: str, ranks: int, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
-    """Run `def body(world)` on that many ranks."""
+def run_ranks(
+    body: str, ranks: int, tmp_path: Path, *, join: str = '"cpu"', torchrun: tuple[str, ...] = ()
+) -> "subprocess.CompletedProcess[str]":
+    """Run `def body(world)` on that many ranks; `join` are the arguments of `World.join`."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     script = tmp_path / "script.py"
-    script.write_text(PROLOGUE + body + "\nrun_command(main)\n")
+    script.write_text(PROLOGUE.replace("JOIN", join) + body + "\nrun_command(main)\n")
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", str(script)],
+        [*launcher, f"--nproc_per_node={ranks}", *torchrun, str(script)],
         env={**clean_environment(), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -51,22 +54,21 @@ def told(done: "subprocess.CompletedProcess[str]") -> list[object]:
 
 
 @pytest.mark.slow
-def test_sums_wishes_and_statistics_are_shared(tmp_path: Path) -> None:
+def test_sums_wishes_and_tensors_are_shared(tmp_path: Path) -> None:
     body = """
 def body(world):
     ints = world.sum(torch.tensor([world.rank + 1, 2**53 + world.rank]))
     largest = world.max(world.rank * 10)
     main = world.from_main({"rank": world.rank})
     agreement = Agreement(world)
-    wishes = [(world.rank == 1 and step == 2, world.rank == 0 and step == 1) for step in range(5)]
-    granted = [agreement.ask(stop=stop, save=save) for stop, save in wishes]
+    granted = [agreement.ask(stop=world.rank == 1 and step == 2) for step in range(5)]
     agreement.close()
-    norm = nn.BatchNorm2d(1)
-    norm.running_mean.fill_(float(world.rank))
-    norm.running_var.fill_(2.0)
-    world.merge_batch_norm(nn.Sequential(norm))
-    merged = [norm.running_mean.item(), norm.running_var.item()]
-    tell([world.rank, ints.tolist(), largest, main, granted, merged, torch.get_num_threads()])
+    copied = [torch.full((2,), float(world.rank + 7))]
+    world.copy_from_main(copied)
+    added = world.add_up(torch.tensor([float(world.rank + 1), 0.5]))
+    everybody = [world.from_all(f"rank {world.rank}"), [box.item() for box in world.gather(torch.tensor(world.rank))]]
+    told = [granted, copied[0].tolist(), added.tolist(), everybody, torch.get_num_threads()]
+    tell([world.rank, ints.tolist(), largest, main, *told])
 """
     done = run_ranks(body, 2, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -74,14 +76,15 @@ def body(world):
     assert isinstance(first, list)
     assert isinstance(second, list)
     assert first[1:] == second[1:]
-    ints, largest, main, granted, merged, num_threads = first[1:]
+    ints, largest, main, granted, copied, added, everybody, num_threads = first[1:]
     assert ints == [3, 2**54 + 1]
     assert largest == 10
     assert main == {"rank": 0}
     # What was wished at a step is granted to all at the next one.
-    assert granted == [[False, False], [False, False], [False, True], [True, False], [False, False]]
-    # Two halves with means 0 and 1 and variance 2 have, together, mean 1/2 and variance 2 + 1/4.
-    assert merged == [0.5, 2.25]
+    assert granted == [False, False, False, True, False]
+    assert copied == [7.0, 7.0]
+    assert added == [3.0, 1.0]
+    assert everybody == [["rank 0", "rank 1"], [0, 1]]
     assert num_threads >= 1
 
 
@@ -120,14 +123,163 @@ def body(world):
     assert "Connection closed by peer" not in before_torchruns_summary
 
 
+@pytest.mark.slow
+def test_under_virtual_shards_the_ranks_vectors_are_added_in_pairs(tmp_path: Path) -> None:
+    """1e8 + 1 is 1e8 in float32, so that any other order than (a + b) + (c + d) gives another sum."""
+    body = """
+def body(world):
+    tell([world.rank, world.add_up(torch.tensor([[1e8, 1.0, -1e8, 1.0][world.rank]])).item()])
+"""
+    done = run_ranks(body, 4, tmp_path, join='"cpu", 4')
+    assert done.returncode == 0, done.stderr
+    one = torch.tensor([1e8, 1.0, -1e8, 1.0])
+    expected = ((one[0] + one[1]) + (one[2] + one[3])).item()
+    assert sorted(told(done), key=str) == [[rank, expected] for rank in range(4)]
+    assert expected != ((one[0] + one[2]) + (one[1] + one[3])).item()
+
+
+@pytest.mark.slow
+def test_in_an_elastic_run_a_rank_too_many_is_spare(tmp_path: Path) -> None:
+    """Ranks 0 and 1 compute the shards; rank 2 adds nothing and ends with the same sum."""
+    body = """
+def body(world):
+    share = world.share(100)
+    sums = torch.tensor([float(world.rank + 1) if world.rank < world.num_computing else 0.0])
+    tell([world.rank, list(share.sizes), world.add_up(sums).item()])
+"""
+    done = run_ranks(body, 3, tmp_path, join='"cpu", 4', torchrun=("--max-restarts=1",))
+    assert done.returncode == 0, done.stderr
+    assert sorted(told(done), key=str) == [[0, [25, 25], 3.0], [1, [25, 25], 3.0], [2, [0], 3.0]]
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_divide_the_shards_are_refused_once(tmp_path: Path) -> None:
+    done = run_ranks("def body(world):\n    pass\n", 3, tmp_path, join='"cpu", 4')
+    assert re.findall("^error: .*", done.stderr, re.MULTILINE) == [
+        "error: --virtual-shards 4 with 3 ranks: the number of ranks must divide it, so start 1, 2, 4, … up to 4 ranks"
+    ]
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_says_where(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    world.situation.folder = pathlib.Path(FOLDER)
+    world.watchdog.patience = 1.0
+    while True:
+        if world.rank == 1:
+            def dawdle():
+                time.sleep(1000)
+            dawdle()
+        world.sum(torch.zeros(1))
+"""
+    began = time.monotonic()
+    done = run_ranks(f"import pathlib\nFOLDER = {str(tmp_path)!r}\n" + body, 2, tmp_path)
+    assert done.returncode == 1
+    assert time.monotonic() - began < 60
+    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert len(errors) == 1
+    assert "error: rank 1 hangs: the others have waited" in errors[0]
+    record = json.loads((tmp_path / "failure.json").read_text())
+    assert (record["ranks"], record["error"], record["world_size"]) == ([1], "Hang", 2)
+    assert "in dawdle" in record["traceback"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_is_named_by_the_others(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    world.watchdog.patience = 1.0
+    world.sum(torch.zeros(1))
+    time.sleep(2)
+    if world.rank == 1:
+        import signal
+        os.kill(os.getpid(), signal.SIGSTOP)
+    world.sum(torch.zeros(1))
+"""
+    done = run_ranks(body, 2, tmp_path)
+    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert len(errors) == 1
+    assert re.search(r"error: rank 1 \(process \d+ on .*\) (gave no sign of life|has not come)", errors[0])
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    world.situation.folder = pathlib.Path(FOLDER)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to those who are left
+    time.sleep(1.5)
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.sum(torch.zeros(1))
+"""
+    done = run_ranks(
+        f"import pathlib, signal\nFOLDER = {str(tmp_path)!r}\n" + body,
+        2,
+        tmp_path,
+    )
+    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert len(errors) == 1
+    assert "error: rank 0 lost another rank: rank 1 (process" in errors[0]
+    assert json.loads((tmp_path / "failure.json").read_text())["ranks"] == [1]
+
+
+@pytest.mark.slow
+def test_when_the_launcher_is_killed_the_ranks_leave(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    body = """
+def body(world):
+    tell(os.getpid())
+    while True:
+        world.sum(torch.zeros(1))
+        time.sleep(0.05)
+"""
+    script.write_text(PROLOGUE.replace("JOIN", '"cpu"') + body + "\nrun_command(main)\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(torchrun, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    pids = [int(process.stdout.readline().removeprefix("TOLD ")) for _ in range(2)]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "torchrun is gone" in process.stderr.read()
+    process.stdout.close()
+    process.stderr.close()
+
+
+@pytest.mark.slow
+def test_ranks_that_are_orphaned_while_they_start_leave(tmp_path: Path) -> None:
+    """The launcher is gone before the ranks could meet in its store; they would wait for it for five minutes."""
+    script = tmp_path / "script.py"
+    script.write_text(PROLOGUE.replace("JOIN", '"cpu"') + "def body(world):\n    pass\n\nrun_command(main)\n")
+    launch = f"""
+import os, subprocess, sys
+ranks = {{"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9",
+         "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True"}}
+print(subprocess.Popen([sys.executable, {str(script)!r}], env={{**os.environ, **ranks}}, stdout=2).pid)
+"""
+    environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", launch], env=environment, capture_output=True, text=True, check=True)
+    pid, deadline = int(done.stdout), time.monotonic() + 100
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "torchrun is gone" in done.stderr
+
+
 def test_alone_nothing_waits() -> None:
     with World.join("cpu") as world:
         assert (world.rank, world.size, world.is_main) == (0, 1, True)
         assert world.sum(torch.tensor(3)).item() == 3
         assert world.from_main("x") == "x"
-        assert Agreement(world).ask(stop=True, save=False) == (True, False)
-        model = torch.nn.Linear(1, 1)
-        assert world.wrap(model) is model
+        assert Agreement(world).ask(stop=True)
+        assert world.add_up(torch.ones(2)).tolist() == [1, 1]
         assert not torch.distributed.is_initialized()
 
 

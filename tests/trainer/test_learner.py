@@ -73,7 +73,9 @@ def test_every_recipe_learns(recipe: Recipe, mini: Dataset, tmp_path: Path) -> N
         batch = Batch(
             indices=indices,
             numbers=numbers[indices],
-            scale=torch.tensor(0.01),
+            sizes=(len(indices),),
+            num_images=len(indices),
+            keys=(0,),
             lr_factor=torch.tensor(0.2),
         )
         seen.append(run.learner.step(batch)[0].item())

@@ -1,5 +1,6 @@
 """One step, eager; and the same steps replayed as a CUDA graph, where there is a GPU."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,15 @@ from trainer.distributed import World
 from trainer.step import Batch, GraphedStep, TrainStep
 
 
-def batch_of(indices: torch.Tensor, device: torch.device, num_images: int | None = None) -> Batch:
+def batch_of(indices: torch.Tensor, device: torch.device, sizes: tuple[int, ...] = ()) -> Batch:
+    """A whole global batch, on one rank; one shard unless `sizes` cuts it."""
     return Batch(
         indices=indices.to(device),
         numbers=torch.zeros(len(indices), 6, device=device),
-        scale=torch.tensor(1 / (num_images or len(indices)), device=device),
         lr_factor=torch.tensor(1.0, device=device),
+        sizes=sizes or (len(indices),),
+        num_images=len(indices),
+        keys=tuple(range(len(sizes) or 1)),
     )
 
 
@@ -40,6 +44,41 @@ def test_a_step_is_what_a_user_would_write(mini: Dataset, tmp_path: Path) -> Non
         optimizer.step()
     for mine, theirs in zip(run.learner.model.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_shards_of_a_batch_make_the_same_step_as_the_batch(mini: Dataset, tmp_path: Path) -> None:
+    """Up to rounding, where there is no batch norm; also with an empty shard and uneven ones."""
+    whole, cut = (make_run(SHORT, mini, tmp_path / "run").learner for _ in range(2))
+    for learner, sizes in ((whole, (100,)), (cut, (33, 0, 17, 50))):
+        learner.model.train()
+        result = learner.step(batch_of(torch.arange(100), torch.device("cpu"), sizes))
+        assert result[0].item() == pytest.approx(230, abs=15)
+    for a, b in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_dropout_draws_by_the_key_of_the_shard_alone(mini: Dataset, tmp_path: Path) -> None:
+    def losses(keys: tuple[int, ...]) -> float:
+        run = make_run(SHORT, mini, tmp_path / "run")
+        network = run.learner.model.network
+        network.fc1 = torch.nn.Sequential(network.fc1, torch.nn.Dropout(0.5))
+        step = TrainStep(
+            model=run.learner.model,
+            optimizer=run.learner.optimizer,
+            data=run.learner.data,
+            augment=run.recipe.augment,
+            label_smoothing=0.0,
+            autocast=run.learner.autocast,
+            add_up=run.world.add_up,
+        )
+        run.learner.model.train()
+        batch = batch_of(torch.arange(100), torch.device("cpu"), (50, 50))
+        return float(step(replace(batch, keys=keys))[0])
+
+    first = losses((5, 6))
+    torch.rand(3)
+    assert losses((5, 6)) == first
+    assert losses((5, 7)) != first
 
 
 @pytest.mark.gpu

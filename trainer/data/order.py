@@ -11,8 +11,13 @@ import torch
 
 def generator(purpose: str, seed: int, epoch: int = 0) -> torch.Generator:
     """A CPU generator whose stream depends on its purpose, the run's seed and the epoch, and on nothing else."""
-    key = hashlib.blake2b(f"{purpose}/{seed}/{epoch}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
+    return torch.Generator().manual_seed(random_key(purpose, seed, epoch))
+
+
+def random_key(purpose: str, seed: int, number: int) -> int:
+    """A seed for a generator, of 64 bits with a sign, that belongs to a purpose, a run's seed and a number."""
+    key = hashlib.blake2b(f"{purpose}/{seed}/{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(key, "little", signed=True)
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ class Workplace:
     @property
     def alone(self) -> World:
         """This rank as a world of its own."""
-        return replace(self.world, rank=0, size=1, control=None)
+        return replace(self.world, rank=0, size=1, control=None, store=None)
 
 
 def open_member(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run:
@@ -46,7 +46,9 @@ def open_member(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run:
     Raises:
         ConfigError: the folder belongs to another run, or the network cannot take images of this size.
     """
-    mark = fingerprint(recipe, seed=seed, image_size=place.image_size, dataset_sha256=place.dataset.sha256)
+    mark = fingerprint(
+        recipe, seed=seed, image_size=place.image_size, dataset_sha256=place.dataset.sha256, virtual_shards=None
+    )
     run = setup(recipe, place.dataset, RunFolder(path, mark), place.alone, place.progress)
     run.folder.enter("auto", place.alone)
     restore(run)

@@ -28,7 +28,7 @@ from trainer.studies.members import Workplace, check_stop, open_member, train_me
 from trainer.studies.page import write_page
 from trainer.studies.seeds_page import make_page
 from trainer.studies.stack import can_stack, measure_rate, train_stack
-from trainer.train import evaluate_on_test_set, load, result_of
+from trainer.train import evaluate_on_test_set, load, summarize
 
 _STACK_SIZES = (1, 2, 4, 8, 16, 32)
 _GAIN = 1.1
@@ -153,7 +153,7 @@ def _finish(run: Run, num_stacked: int) -> dict[str, Any]:
     validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
     _, _, look = evaluate_on_test_set(run)
     assert look is not None
-    result = result_of(run, validation, look) | {"stacked": num_stacked}
+    result = summarize(run, validation, look) | {"stacked": num_stacked}
     del result["test_accuracy_of_seeds"]  # grows with each seed, and the study's page has them all
     write_json(run.folder.result_path, result)
     return result

@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from trainer.checkpoint import Checkpoints
-from trainer.data.order import epoch_order
+from trainer.data.order import epoch_order, random_key
 from trainer.errors import DivergenceError
 from trainer.fit import Run
 from trainer.learner import parameter_kind
@@ -178,8 +178,10 @@ def lone_steps(run: Run, num_steps: int) -> None:
             Batch(
                 indices=indices,
                 numbers=numbers[indices],
-                scale=torch.tensor(1 / len(indices), device=run.world.device),
                 lr_factor=torch.tensor(run.recipe.schedule.factor(step, run.num_steps), device=run.world.device),
+                sizes=(len(indices),),
+                num_images=len(indices),
+                keys=(random_key("dropout/0", run.seed, step),),
             )
         )
 

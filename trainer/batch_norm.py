@@ -1,0 +1,80 @@
+"""Batch-norm statistics of a step: each shard of the batch has its own, and the running ones are updated once.
+
+A shard is normalised by its own mean and variance. What enters the running statistics are those of all shards taken
+together, weighted by their images, from sums that are added up with the gradients. So the running statistics are the
+same on every rank after every step, and do not depend on when a checkpoint is taken.
+
+Knows nothing of ranks; how sums are added up is in `virtual_shards` and `distributed`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class BatchNormSums:
+    """The running statistics of a model's norms, as sums over shards.
+
+    Sums are of differences to the running mean before the step, which every shard knows: sums of squares of the values
+    themselves would lose the variance in the rounding of a large mean.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        buffers = [dict(norm.named_buffers()) for norm in self._norms]
+        self._means = [buffer["running_mean"] for buffer in buffers]
+        self._variances = [buffer["running_var"] for buffer in buffers]
+        self._counts = [buffer["num_batches_tracked"] for buffer in buffers]
+        self._sizes = [len(mean) for mean in self._means]
+        momenta = [float(norm.momentum or 0.0) for norm in self._norms]
+        self._momentum = torch.tensor(momenta).repeat_interleave(torch.tensor(self._sizes, dtype=torch.long))
+        self._old = torch.empty(0)
+
+    @property
+    def length(self) -> int:
+        """How many sums there are: two a channel."""
+        return 2 * sum(self._sizes)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Between forward passes in here, the norms' running statistics are those of the last pass alone."""
+        if not self._norms:
+            yield
+            return
+        self._old = torch.cat([*self._means, *self._variances])
+        counts, momenta = torch._foreach_add(self._counts, 0), [norm.momentum for norm in self._norms]
+        try:
+            for norm in self._norms:
+                norm.momentum = 1.0
+            yield
+        finally:
+            for norm, momentum in zip(self._norms, momenta, strict=True):
+                norm.momentum = momentum
+            torch._foreach_copy_(self._counts, counts)
+            torch._foreach_copy_([*self._means, *self._variances], list(self._old.split([*self._sizes, *self._sizes])))
+
+    def write(self, sums: torch.Tensor, num_images: int) -> None:
+        """Put the sums of the last forward pass, of so many images, into `sums`, float32 `[length]`."""
+        if not self._norms:
+            return
+        shift, square = sums.chunk(2)
+        old_mean, _ = self._old.chunk(2)
+        torch.sub(torch.cat(self._means), old_mean, out=shift)
+        torch.addcmul(torch.cat(self._variances), shift, shift, out=square)
+        sums.mul_(num_images)
+
+    def update(self, sums: torch.Tensor, num_images: int) -> None:
+        """Enter a step's sums over all shards, of so many images, into the running statistics. After `collecting`."""
+        if not self._norms:
+            return
+        self._momentum = self._momentum.to(sums.device)
+        shift, square = (sums / num_images).chunk(2)
+        old_mean, old_variance = self._old.chunk(2)
+        mean = old_mean + self._momentum * shift
+        variance = old_variance.lerp((square - shift * shift).clamp_(min=0), self._momentum)
+        torch._foreach_copy_(self._means, list(mean.split(self._sizes)))
+        torch._foreach_copy_(self._variances, list(variance.split(self._sizes)))
+        torch._foreach_add_(self._counts, 1)

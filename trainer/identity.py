@@ -1,0 +1,80 @@
+"""What must be the same on every rank before they train together, and how to tell the user that it is not."""
+
+import hashlib
+import platform
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import torch
+
+from trainer.errors import ConfigError, DesyncError
+
+
+def code_sha256(package: Path = Path(__file__).parent) -> str:
+    """SHA-256 over the names and contents of the package's sources: what runs, committed or not."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def processor(device: torch.device) -> str:
+    """The kind of processor, as far as it decides the rounding."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def check_same(identities: Sequence[dict[str, str]]) -> None:
+    """Compare what the ranks said of themselves; all say the same things.
+
+    Raises:
+        ConfigError: they differ; the ranks that differ from the most are named.
+    """
+    for name in identities[0]:
+        values = [identity[name] for identity in identities]
+        odd = odd_ones_out(values)
+        if odd:
+            common = next(value for rank, value in enumerate(values) if rank not in odd)
+            raise ConfigError(
+                f"{name} differs between ranks: {name_ranks(odd)} {'has' if len(odd) == 1 else 'have'} "
+                f"{values[odd[0]]:.60}, the others {common:.60}; start every rank with the same"
+            )
+
+
+def check_weights(digests: Sequence[tuple[int, ...]], step: int) -> None:
+    """Compare digests of the ranks' weights.
+
+    Raises:
+        DesyncError: they differ.
+    """
+    odd = odd_ones_out(digests)
+    if odd:
+        raise DesyncError(
+            f"the ranks' weights differ at step {step}: {name_ranks(odd)} "
+            f"{'is' if len(odd) == 1 else 'are'} not like the others; "
+            "it may be the hardware: the run can go on from its last checkpoint",
+            odd,
+        )
+
+
+def odd_ones_out(values: Sequence[Hashable]) -> list[int]:
+    """The positions whose value is not the most frequent one (the first such, if several are)."""
+    (common, _), *_ = Counter(values).most_common(1)
+    return [position for position, value in enumerate(values) if value != common]
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """`rank 2`, or `ranks 2, 3`."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def digest_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Two int64 numbers that change with any bit of float32 or int64 `tensors`, computed on their device.
+
+    A sum and a weighted sum of the bits, so that values that change places are seen too. Not for adversaries.
+    """
+    flat = torch.cat([tensor.detach().contiguous().flatten().view(torch.int32).long() for tensor in tensors])
+    places = torch.arange(1, 2 * len(flat), 2, device=flat.device)
+    return torch.stack([flat.sum(), (flat * places).sum()])

@@ -1,0 +1,246 @@
+"""Signs of life: notices ranks that hang, that are gone, or whose launcher is gone, and ends this process then.
+
+A rank that waits in a collective cannot help itself: the call returns when the others come, or after a time-out of
+minutes. So two threads of each rank stand beside the training. One tells the others through the store, twice a second,
+how many collectives the rank has entered and how long it has waited in the last one, and reads the same of them. The
+other judges, and talks to nobody, so that a store that does not answer cannot stop it.
+
+Who hangs is who has entered fewer collectives than those that wait for it. If it still can, it says so itself, with
+the stack that it hangs in. What a GPU computes is not seen here: a kernel that does not end is NCCL's to notice.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from trainer.failure import Claim, Situation, write_failure
+from trainer.launcher import LAUNCHER
+from trainer.roll_call import Store
+
+BEAT_EVERY_S = 0.5
+STALE_AFTER_S = 4.0
+"""A rank whose sign of life is older is gone, or its host is."""
+PATIENT_S = 600.0
+"""How long others may be waited for outside the training steps: one fetches data or writes a report."""
+HANG_AFTER_S = 5.0
+"""The same between training steps."""
+GRACE_S = 1.5
+"""How much later others accuse a rank than it accuses itself, which it does better."""
+LEAVE_S = 9.0
+"""A rank that was asked to leave and has not is ended after this long."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Life:
+    """What a rank tells the others.
+
+    Args:
+        entered: collectives that it has entered since the start.
+        waited: seconds in the one it is in; None between collectives.
+        patience: seconds that others may be waited for, and that they should wait for it.
+    """
+
+    entered: int
+    waited: float | None
+    patience: float
+    beat: int
+    pid: int
+    parent: int
+    host: str
+
+
+class Watchdog:
+    """The threads of one rank. Until it has met the others, and where there are none, it only minds the launcher."""
+
+    def __init__(self, situation: Situation) -> None:
+        self._situation = situation
+        self._claim: Claim | None = None
+        self._keys: list[str] = []
+        self._entered, self._since, self._beat = 0, None, 0  # type: tuple[int, float | None, int]
+        self._told_at = time.monotonic()
+        self._peers: dict[int, Life] = {}
+        self._changed_at: dict[int, float] = {}
+        self._parent = LAUNCHER
+        self._stopped = threading.Event()
+        self.patience = PATIENT_S
+
+    def start(self) -> None:
+        """Begin to mind the launcher, which may be gone already: it was there when this process began."""
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def meet(self, store: Store, name: str) -> None:
+        """Begin to mind the other ranks; this rank's first sign of life is in the store when this returns.
+
+        Args:
+            store: a connection of its own: a call on it may block.
+            name: the round's.
+        """
+        self._keys = [f"convoy/life/{name}/{rank}" for rank in range(self._situation.world_size)]
+        self._tell(store)
+        self._told_at = time.monotonic()
+        self._claim = Claim(store, name, self._situation.rank)
+        threading.Thread(target=self._talk, args=(store, self._claim), name="signs-of-life", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around every collective."""
+        self._entered += 1
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Around what one rank does while the others go on to wait for it."""
+        patience, self.patience = self.patience, PATIENT_S
+        try:
+            yield
+        finally:
+            self.patience = patience
+
+    def lost_peers(self) -> list[int]:
+        """Ranks that are gone: at once where they are this launcher's, else when their signs of life have stopped."""
+        deadline = time.monotonic() + STALE_AFTER_S
+        while not self._stopped.wait(BEAT_EVERY_S / 2):
+            lost = [rank for rank, life in self._peers.items() if self._is_sibling(life) and _is_gone(life.pid)]
+            lost = lost or [rank for rank in self._peers if self._is_stale(rank)]
+            if lost or time.monotonic() > deadline:
+                return sorted(lost)
+        return []
+
+    def describe(self, rank: int) -> str:
+        """`rank 2 (process 123 on host x)`."""
+        life = self._peers.get(rank)
+        return f"rank {rank} (process {life.pid} on {life.host})" if life else f"rank {rank}"
+
+    def _life(self) -> Life:
+        since = self._since
+        return Life(
+            entered=self._entered,
+            waited=None if since is None else time.monotonic() - since,
+            patience=self.patience,
+            beat=self._beat,
+            pid=os.getpid(),
+            parent=self._parent,
+            host=socket.gethostname(),
+        )
+
+    def _tell(self, store: Store) -> None:
+        self._beat += 1
+        store.set(self._keys[self._situation.rank], json.dumps(asdict(self._life())))
+
+    def _talk(self, store: Store, claim: Claim) -> None:
+        while not self._stopped.wait(BEAT_EVERY_S):
+            try:
+                self._tell(store)
+                for rank, key in enumerate(self._keys):
+                    if rank != self._situation.rank and store.check([key]):
+                        self._hear(rank, Life(**json.loads(store.get(key))))
+                holder = claim.holder()
+            except (RuntimeError, ValueError):
+                continue
+            self._told_at = time.monotonic()
+            if holder not in (None, self._situation.rank) and not self._stopped.wait(2 * GRACE_S):
+                os._exit(1)
+
+    def _hear(self, rank: int, life: Life) -> None:
+        known = self._peers.get(rank)
+        if known is None or known.beat != life.beat:
+            self._changed_at[rank] = time.monotonic()
+        self._peers[rank] = life
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(BEAT_EVERY_S):
+            if os.getppid() != self._parent:
+                self._follow_launcher()
+            if self._claim is not None:
+                self._judge()
+
+    def _follow_launcher(self) -> None:
+        """The launcher was killed. Nobody restarts this rank, or stops it: it saves and leaves as for SIGTERM."""
+        print("error: torchrun is gone; this rank saves and leaves", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not self._stopped.wait(LEAVE_S):
+            os._exit(128 + signal.SIGTERM)
+
+    def _judge(self) -> None:
+        mine, peers = self._life(), dict(self._peers)
+        for life in peers.values():
+            waited = life.waited if life.entered > mine.entered and mine.waited is None else None
+            if waited is not None and waited > max(life.patience, mine.patience):
+                self._confess(waited)
+        if mine.waited is None or mine.waited < mine.patience + GRACE_S:
+            return
+        if time.monotonic() - self._told_at > STALE_AFTER_S:
+            self._accuse([], f"has waited {mine.waited:.0f} s, and the store of the run does not answer", claim=False)
+        gone = sorted(rank for rank in peers if self._is_stale(rank))
+        if gone:
+            self._accuse(gone, f"gave no sign of life for {STALE_AFTER_S:.0f} s, and the others wait for it")
+        late = [rank for rank, life in peers.items() if life.entered < mine.entered]
+        if late and all(mine.waited > peers[rank].patience + GRACE_S for rank in late):
+            self._accuse(sorted(late), f"has not come to where the others have waited for {mine.waited:.0f} s")
+        if not late and mine.waited > 2 * mine.patience:
+            self._accuse([], f"has waited {mine.waited:.0f} s in a collective in which all ranks are")
+
+    def _confess(self, waited: float) -> NoReturn:
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        trace = "".join(traceback.format_stack(frame)) if frame else None
+        rank = self._situation.rank
+        self._end([rank], f"rank {rank} hangs: the others have waited {waited:.0f} s for it", trace)
+
+    def _accuse(self, ranks: list[int], what: str, *, claim: bool = True) -> NoReturn:
+        named = ranks or [self._situation.rank]
+        whom = " and ".join(self.describe(rank) for rank in named)
+        self._end(ranks, f"{whom} {what}", None, claim=claim)
+
+    def _end(self, ranks: list[int], message: str, trace: str | None, *, claim: bool = True) -> NoReturn:
+        """Tell the user, unless another rank does, and end this process, whose main thread cannot."""
+        first = self._claim.make() if claim and self._claim else self._situation.rank
+        if first == self._situation.rank:
+            message += "; the run can go on from its last checkpoint"
+            write_failure(self._situation, message, kind="Hang", trace=trace, ranks=ranks)
+            print(f"error: {message}" + (f"\n{trace}" if trace else ""), file=sys.stderr, flush=True)
+            self._kill_siblings(ranks)
+        else:
+            time.sleep(GRACE_S)
+        os._exit(1)
+
+    def _kill_siblings(self, ranks: list[int]) -> None:
+        """torchrun sends SIGTERM, which a rank that hangs does not hear, and waits half a minute before it kills."""
+        for rank in ranks:
+            life = self._peers.get(rank)
+            if life is not None and self._is_sibling(life):
+                with suppress(ProcessLookupError):
+                    os.kill(life.pid, signal.SIGKILL)
+
+    def _is_sibling(self, life: Life) -> bool:
+        return life.host == socket.gethostname() and life.parent == self._parent and life.pid != os.getpid()
+
+    def _is_stale(self, rank: int) -> bool:
+        is_heard = time.monotonic() - self._told_at < STALE_AFTER_S / 2
+        return is_heard and time.monotonic() - self._changed_at[rank] > STALE_AFTER_S
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether a process has ended, be it that its parent has not yet asked how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
