@@ -87,6 +87,13 @@ def test_a_large_input_goes_in_parts_and_comes_back_in_order(server: FakeServer,
         np.testing.assert_array_equal(answer[name], array)
 
 
+def test_a_request_of_many_megabytes_goes_in_parts_too(server: FakeServer, client: Client) -> None:
+    server.config.max_batch_size = 64
+    sent = np.arange(10, dtype=np.uint8)[:, None].repeat(1 << 20, axis=1)
+    np.testing.assert_array_equal(client.infer("digits", {"x": sent})["x"], sent)
+    assert {infer.inputs[0].shape[0] for infer in server.infers} == {3, 1}
+
+
 @pytest.mark.parametrize(("rows", "limit"), [(4, 4), (1, 4), (99, 0)])
 def test_what_fits_goes_in_one_request(server: FakeServer, client: Client, rows: int, limit: int) -> None:
     server.config.max_batch_size = limit
