@@ -1,24 +1,36 @@
-"""torchrun that leaves with the exit code of the first rank that failed: `python -m trainer.launch OPTIONS SCRIPT …`.
+"""torchrun for hosts that come and go: `python -m trainer.launch OPTIONS SCRIPT …`, with its options and `PET_…`.
 
-torchrun itself leaves with 1 whatever went wrong. Who starts it on many hosts sees nothing but exit codes, and must
-tell a mistake in the configuration, which no second try mends, from a lost host, which one does. The options and the
-`PET_…` variables are torchrun's own.
+It does two things that torchrun does not. It leaves with the exit code of the first rank that failed, where torchrun
+leaves with 1 whatever went wrong: who starts hosts again must tell a mistake in the configuration, which no second try
+mends, from a lost host, which one does. And hosts with a fixed node rank first meet in a lobby: without it, a host that
+is replaced faster than the others notice joins the store of a run that is about to end, and each then waits ten minutes
+for somebody who has been there.
 """
 
+import argparse
+import datetime
 import sys
+import time
 from collections.abc import Sequence
 from typing import NoReturn
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
+PATIENCE_S = 900.0
+"""How long the others may take to come, unless `--rdzv-conf timeout=…` says: longer than ranks wait for a host that
+vanished without a word."""
+
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run the ranks of this host to their end, and leave as the README's table of exit codes says."""
+    args = parse_args(arguments)
     try:
-        run(parse_args(arguments))
+        meet(args)
+        run(args)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         sys.exit(_shell_code(failure.exitcode))
@@ -28,6 +40,43 @@ def main(arguments: Sequence[str]) -> NoReturn:
         print(f"error: the hosts did not meet: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
+
+
+def meet(args: argparse.Namespace) -> None:
+    """Return when all hosts are here and none has begun, in torchrun's static rendezvous; at once in any other.
+
+    The lobby is a store beside torchrun's own, one port further, and open only while hosts gather.
+
+    Raises:
+        DistError: they did not come.
+    """
+    if args.rdzv_backend != "static" or args.standalone or args.nnodes == "1":
+        return
+    settings = dict(pair.partition("=")[::2] for pair in args.rdzv_conf.split(","))
+    until = time.monotonic() + float(settings.get("timeout", PATIENCE_S))
+    while True:
+        try:
+            _enter_lobby(args, num_nodes=int(args.nnodes), left_s=until - time.monotonic())
+            return
+        except dist.DistError:  # host 0 went while we waited: its successor opens another lobby
+            if time.monotonic() >= until:
+                raise
+
+
+def _enter_lobby(args: argparse.Namespace, *, num_nodes: int, left_s: float) -> None:
+    timeout = datetime.timedelta(seconds=max(1.0, left_s))
+    is_host = args.node_rank == 0
+    address, port = args.master_addr, args.master_port + 1
+    store = TCPStore(address, port, is_master=is_host, timeout=timeout, wait_for_workers=False)
+    guests = range(1, num_nodes)
+    if is_host:
+        store.wait([f"here/{node}" for node in guests])
+        store.set("go", "")
+        store.wait([f"gone/{node}" for node in guests])
+    else:
+        store.set(f"here/{args.node_rank}", "")
+        store.wait(["go"])
+        store.set(f"gone/{args.node_rank}", "")
 
 
 def _shell_code(code: int) -> int:

@@ -100,8 +100,7 @@ class Client:
         for name in outputs or ():
             request.outputs.add(name=name)
         limit = self.config(model, version).max_batch_size if messages.num_rows(arrays) > 1 else 0
-        parts = messages.split_rows(arrays, limit) if 0 < limit < messages.num_rows(arrays) else [arrays]
-        return self._infer(request, parts, timeout_s)
+        return self._infer(request, messages.split_rows(arrays, limit) if limit else [arrays], timeout_s)
 
     def classify(
         self,
@@ -226,11 +225,10 @@ class Client:
             self._configs.pop(key, None)
 
 
-def _batches(given: ImageInput, images: Sequence[Prepared]) -> Iterator[dict[str, Array]]:
+def _batches(given: ImageInput, images: Sequence[Prepared]) -> Iterator[Mapping[str, Array]]:
     """The images in parts that the model takes; without a batch dimension, one by one."""
     if given.batch == 0:
         for image in images:
             yield {given.name: image.pixels}
     else:
-        for first in range(0, len(images), given.batch):
-            yield {given.name: np.stack([image.pixels for image in images[first : first + given.batch]])}
+        yield from messages.split_rows({given.name: np.stack([image.pixels for image in images])}, given.batch)

@@ -24,7 +24,8 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What counts as an image in a folder; a file named by itself may be called anything."""
-INVERTED = "looks inverted: dark on a light ground, and the model expects light on dark"
+INVERTED = "looks inverted: dark on a light ground, and MNIST and its like are light on dark"
+"""Said of images for grey models; what a model was trained on, the server does not tell."""
 
 _BAD_BYTES = (
     OSError,

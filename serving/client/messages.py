@@ -10,6 +10,9 @@ from serving.client.errors import ClientError, invalid
 from serving.errors import ServingError
 from serving.tensors import DATATYPES, Array, Datatype, to_array, to_bytes
 
+MAX_PART_BYTES = 3 << 20
+"""Of a request that can be sent in parts. gRPC's servers take 4 MiB if nobody tells them otherwise."""
+
 _BY_DTYPE = {datatype.dtype: datatype for datatype in DATATYPES.values()}
 
 
@@ -55,9 +58,15 @@ def num_rows(arrays: Mapping[str, Array]) -> int:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def split_rows(arrays: Mapping[str, Array], size: int) -> Iterator[dict[str, Array]]:
-    """The same inputs in parts of at most `size` rows."""
-    for first in range(0, num_rows(arrays), size):
+def split_rows(arrays: Mapping[str, Array], limit: int) -> Iterator[Mapping[str, Array]]:
+    """The same inputs in parts of at most `limit` rows and, but for single rows, MAX_PART_BYTES."""
+    total = num_rows(arrays)
+    row_bytes = sum(array.nbytes for array in arrays.values()) // max(1, total)
+    size = min(limit, max(1, MAX_PART_BYTES // max(1, row_bytes)))
+    if total <= size:
+        yield arrays
+        return
+    for first in range(0, total, size):
         yield {name: array[first : first + size] for name, array in arrays.items()}
 
 

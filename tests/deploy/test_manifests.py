@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests.deploy.command_lines import command_line_problems
-from tests.deploy.manifests import CLUSTER, COMPONENTS, COMPOSITIONS, DEPLOY, ROOT, build, find, render
+from tests.deploy.manifests import CLUSTER, COMPONENTS, COMPOSITIONS, DEPLOY, OVERLAYS, ROOT, build, find, render
 from tests.deploy.policy import policy_problems
 from tests.deploy.references import reference_problems
 from tests.deploy.schema import schema_problems
@@ -67,6 +67,12 @@ def test_images_bear_the_version_of_this_project() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     images = yaml.safe_load((DEPLOY / "components/images/kustomization.yaml").read_text())["images"]
     assert {image["newTag"] for image in images} == {version}
+
+
+def test_the_readme_names_every_overlay_and_component() -> None:
+    text = (DEPLOY / "README.md").read_text()
+    missing = [name for name in (*OVERLAYS, *COMPONENTS) if f"`{name}`" not in text]
+    assert missing == []
 
 
 def test_prod_cpu_takes_the_native_transport_by_name() -> None:

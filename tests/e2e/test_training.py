@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import clean_environment
+from tests.conftest import ROOT, clean_environment
 
 pytestmark = pytest.mark.slow
 
@@ -277,3 +278,61 @@ def test_a_terminal_gets_a_bar_and_no_plain_progress_lines(tmp_path: Path, train
     assert "/135" in text
     assert "epoch 3/3" in text
     assert "test accuracy" in text
+
+
+def test_a_run_ends_with_a_version_for_servers(tmp_path: Path, run_trainer: RunTrainer) -> None:
+    models, folder = tmp_path / "models", tmp_path / "run"
+    arguments = ["--epochs", "1", "--run-dir", str(folder), "--export", "--model-repository", str(models)]
+    done = run_trainer(*arguments, ranks=2)
+    assert done.returncode == 0, done.stderr
+    version = models / "mnist" / "1"
+    result = result_of(folder)
+    assert result["exported"] == str(version)
+    assert f"exported to {version}" in done.stdout
+    manifest = json.loads((version / "manifest.json").read_text())
+    assert manifest["metrics"]["run"]["test_errors"] == result["test_errors"]
+    assert manifest["metrics"]["val_accuracy"] == pytest.approx(result["val_accuracy"])
+    assert manifest["origin"]["weights_sha256"] == result["weights_sha256"]
+    assert "Warning" not in done.stderr
+
+
+def test_a_run_whose_export_fails_is_complete_and_says_how_to_try_again(
+    tmp_path: Path, trainer_command: Command, run_trainer: RunTrainer, data_dir: Path
+) -> None:
+    """The repository, fine when the run begins, becomes a file while it trains."""
+    models, folder = tmp_path / "models", tmp_path / "run"
+    arguments = ["--epochs", "2", "--run-dir", str(folder), "--export", "--model-repository", str(models)]
+    with started(trainer_command(*arguments)) as process:
+        wait_for_line(process, "epoch 1/2")
+        models.write_text("")
+        assert process.stdout is not None
+        *_, last = process.stdout.read().splitlines()
+        assert process.wait(timeout=30) == 6
+    assert last.startswith("error: cannot publish in the model repository")
+    assert last.endswith(f"python -m trainer export {folder} tries again")
+    assert result_of(folder)["exported"] is None
+    assert (folder / "report.html").exists()
+    models.unlink()
+    verb = [sys.executable, "-m", "trainer", "export", str(folder), "--data-dir", str(data_dir), "--name", "digits"]
+    done = subprocess.run(
+        [*verb, "--model-repository", str(models)],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert (models / "digits" / "1" / "manifest.json").exists()
+
+
+def test_a_run_that_could_not_be_exported_does_not_begin(tmp_path: Path, run_trainer: RunTrainer) -> None:
+    folder = tmp_path / "models" / "mnist"
+    folder.mkdir(parents=True)
+    (folder / "labels.txt").write_text("cat\ndog\n")
+    done = run_trainer("--export", "--model-repository", str(tmp_path / "models"), "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*labels\.txt has 2 classes, the new version 10: .*\n", done.stderr)
+    assert not (tmp_path / "run").exists()

@@ -1,21 +1,14 @@
-"""The client against a server that fails, waits and tells what came."""
+"""The client's calls, against a server that tells what came. How it gets there is in `test_client_connection`."""
 
-import socket
 import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from serving.client import Client, ClientError, ModelState, Prediction, Tls
-from serving.client.connection import is_loopback, parse_target
-from tests.serving.certificates import Authority, write
+from serving.client import Client, ClientError, ModelState, Prediction
 from tests.serving.fake_server import Failure, FakeServer, image_config
-
-AWAY = Failure(grpc.StatusCode.UNAVAILABLE, "back soon")
 
 
 @pytest.fixture
@@ -85,6 +78,13 @@ def test_a_large_input_goes_in_parts_and_comes_back_in_order(server: FakeServer,
     assert 1 < server.most_at_once <= 4
     for name, array in sent.items():
         np.testing.assert_array_equal(answer[name], array)
+
+
+def test_a_request_of_many_megabytes_goes_in_parts_too(server: FakeServer, client: Client) -> None:
+    server.config.max_batch_size = 64
+    sent = np.arange(10, dtype=np.uint8)[:, None].repeat(1 << 20, axis=1)
+    np.testing.assert_array_equal(client.infer("digits", {"x": sent})["x"], sent)
+    assert {infer.inputs[0].shape[0] for infer in server.infers} == {3, 1}
 
 
 @pytest.mark.parametrize(("rows", "limit"), [(4, 4), (1, 4), (99, 0)])
@@ -204,222 +204,3 @@ def test_loading_forgets_the_configuration(server: FakeServer, client: Client) -
     assert client.config("digits").max_batch_size == 4
     client.load("digits")
     assert client.config("digits").max_batch_size == 8
-
-
-# ---- Failures --------------------------------------------------------------------------------------------------------
-
-
-def test_a_server_that_is_away_for_a_moment_is_asked_again(server: FakeServer, client: Client) -> None:
-    server.failures = [AWAY, AWAY]
-    assert client.is_live()
-    assert [call.get("grpc-previous-rpc-attempts") for call in server.metadata] == [None, "1", "2"]
-
-
-def test_a_server_that_stays_away_is_asked_five_times(server: FakeServer, client: Client) -> None:
-    server.failures = [AWAY] * 9
-    with pytest.raises(ClientError, match="UNAVAILABLE: back soon"):
-        client.is_live()
-    assert len(server.calls) == 5
-
-
-def test_the_servers_hint_when_to_come_again_is_followed(server: FakeServer, client: Client) -> None:
-    client.is_live()
-    server.failures = [Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", pushback="700")]
-    began = time.monotonic()
-    assert client.is_live()
-    assert time.monotonic() - began >= 0.7  # the backoff alone is at most 0.12 s
-
-
-def test_a_server_that_asks_not_to_be_asked_again_is_not(server: FakeServer, client: Client) -> None:
-    server.failures = [Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large", pushback="-1")]
-    with pytest.raises(ClientError, match="RESOURCE_EXHAUSTED: too large"):
-        client.is_live()
-    assert len(server.calls) == 1
-
-
-def test_a_large_request_is_repeated_too(server: FakeServer, client: Client) -> None:
-    server.config.max_batch_size = 0
-    client.config("digits")
-    server.failures = [AWAY]
-    sent = np.zeros((1, 3_000_000), np.uint8)
-    assert client.infer("digits", {"x": sent})["x"].shape == sent.shape
-
-
-@pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL])
-def test_other_errors_are_final(server: FakeServer, client: Client, code: grpc.StatusCode) -> None:
-    server.failures = [Failure(code, "no\n  good")]
-    with pytest.raises(ClientError) as caught:
-        client.is_live()
-    assert (caught.value.code, caught.value.message) == (code.name, "no good")
-    assert len(server.calls) == 1
-
-
-@pytest.mark.parametrize("rows", [1, 40])
-def test_a_slow_server_meets_the_deadline(server: FakeServer, client: Client, rows: int) -> None:
-    client.config("digits")
-    server.delay_s = 0.3
-    with pytest.raises(ClientError, match=f"no answer from {server.target} within 0.2 s") as caught:
-        client.infer("digits", {"x": np.zeros((rows, 1))}, timeout_s=0.2)
-    assert caught.value.code == "DEADLINE_EXCEEDED"
-
-
-def test_the_deadline_bounds_all_attempts_together(server: FakeServer, client: Client) -> None:
-    server.failures = [Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", pushback="60000")]
-    began = time.monotonic()
-    with pytest.raises(ClientError):
-        client.infer("digits", {"x": np.zeros((1, 1))}, timeout_s=0.2)
-    assert time.monotonic() - began < 10
-
-
-def test_nobody_listens() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused for certain
-        target = f"127.0.0.1:{taken.getsockname()[1]}"
-        with Client(target) as client, pytest.raises(ClientError) as caught:
-            client.is_live()
-    assert caught.value.message == (
-        f"no server at {target} answers: Connection refused; start it with python -m serving --model-repository models"
-    )
-
-
-def test_no_such_socket(tmp_path: Path) -> None:
-    with Client(f"unix:{tmp_path}/none") as client, pytest.raises(ClientError) as caught:
-        client.is_live()
-    assert "none answers: No such file or directory; start it" in caught.value.message
-
-
-def test_no_such_host() -> None:
-    with Client("nosuch.invalid:80") as client, pytest.raises(ClientError, match="no address is known for nosuch"):
-        client.is_live()
-
-
-# ---- Ways to the server ----------------------------------------------------------------------------------------------
-
-
-def test_a_unix_socket(tmp_path: Path) -> None:
-    address = f"unix:{tmp_path}/socket"
-    with FakeServer(address=address), Client(address) as client:
-        assert client.is_live()
-
-
-def test_servers_take_turns() -> None:
-    with FakeServer() as first, FakeServer() as second, Client(f"ipv4:{first.target},{second.target}") as client:
-        for _ in range(200):  # until both are connected
-            client.is_live()
-            if first.calls and second.calls:
-                break
-        first.calls.clear()
-        second.calls.clear()
-        for _ in range(20):
-            client.is_live()
-    assert (len(first.calls), len(second.calls)) == (10, 10)
-
-
-def test_one_of_two_servers_may_be_gone() -> None:
-    with FakeServer() as first, socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        with Client(f"ipv4:127.0.0.1:{taken.getsockname()[1]},{first.target}") as client:
-            assert all(client.is_live() for _ in range(10))
-
-
-def test_the_token_goes_with_each_call(server: FakeServer) -> None:
-    with Client(server.target, token="sesame") as client:
-        client.infer("digits", {"x": np.zeros((9, 1))})
-    assert {call.get("authorization") for call in server.metadata} == {"Bearer sesame"}
-
-
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
-
-
-@pytest.fixture
-def ca(authority: Authority, tmp_path: Path) -> Path:
-    return ca_file(tmp_path, authority)
-
-
-def ca_file(folder: Path, authority: Authority) -> Path:
-    path = folder / "ca.pem"
-    path.write_bytes(authority.certificate)
-    return path
-
-
-def tls_server(authority: Authority, *, mutual: bool) -> FakeServer:
-    signed = authority.issue()
-    trusted = authority.certificate if mutual else None
-    pair = (signed.key, signed.certificate)
-    return FakeServer(credentials=grpc.ssl_server_credentials([pair], trusted, require_client_auth=mutual))
-
-
-def test_tls(authority: Authority, ca: Path) -> None:
-    with tls_server(authority, mutual=False) as server:
-        with Client(server.target, tls=Tls(ca=ca), token="sesame") as client:
-            assert client.is_live()
-        assert server.metadata[0]["authorization"] == "Bearer sesame"
-
-
-def test_a_server_that_another_authority_signed_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
-    other = ca_file(tmp_path, Authority("other"))
-    with (
-        tls_server(authority, mutual=False) as server,
-        Client(server.target, tls=Tls(ca=other)) as client,
-        pytest.raises(ClientError, match=f"no TLS connection to {server.target}: .*CERTIFICATE_VERIFY_FAILED"),
-    ):
-        client.is_live()
-    assert not server.calls
-
-
-def test_mutual_tls(authority: Authority, ca: Path, tmp_path: Path) -> None:
-    certificate, key = write(tmp_path, authority.issue("client"))
-    with tls_server(authority, mutual=True) as server:
-        with Client(server.target, tls=Tls(ca=ca, certificate=certificate, key=key)) as client:
-            assert client.is_live()
-        with Client(server.target, tls=Tls(ca=ca)) as client, pytest.raises(ClientError):
-            client.is_live()
-        assert len(server.calls) == 1
-
-
-def test_half_a_client_certificate_is_refused(ca: Path) -> None:
-    with pytest.raises(ClientError, match="belong together"):
-        Client("127.0.0.1:1", tls=Tls(certificate=ca))
-
-
-def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ClientError, match=r"cannot read .*ca.pem: No such file or directory"):
-        Client("127.0.0.1:1", tls=Tls(ca=tmp_path / "ca.pem"))
-
-
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ("127.0.0.1:8001", "dns:///127.0.0.1:8001"),
-        ("serving.example", "dns:///serving.example:8001"),
-        ("::1", "dns:///[::1]:8001"),
-        ("[::1]:80", "dns:///[::1]:80"),
-        ("unix:/run/serving", "unix:/run/serving"),
-        ("dns:///serving:8001", "dns:///serving:8001"),
-    ],
-)
-def test_targets(given: str, meant: str) -> None:
-    assert parse_target(given) == meant
-
-
-@pytest.mark.parametrize("given", ["", "http://127.0.0.1:8000", "127.0.0.1:8000/v2"])
-def test_what_is_no_target(given: str) -> None:
-    with pytest.raises(ClientError, match=f"{given!r} is no address: give host:port"):
-        Client(given)
-
-
-@pytest.mark.parametrize(
-    ("address", "loopback"),
-    [
-        ("dns:///127.0.0.1:8001", True),
-        ("dns:///[::1]:8001", True),
-        ("dns:///localhost:8001", True),
-        ("unix:/run/serving", True),
-        ("dns:///serving:8001", False),
-        ("dns:///10.0.0.1:8001", False),
-    ],
-)
-def test_no_proxy_on_the_way_to_this_machine(address: str, loopback: bool) -> None:
-    assert is_loopback(address) == loopback

@@ -99,7 +99,7 @@ def test_an_inverted_image_is_warned_of(server: FakeServer, files: Path, capsys:
     Image.fromarray(scan).save(files / "scan.png")
     assert classify(server, files / "scan.png") == 0
     assert capsys.readouterr().err == (
-        f"warning: {files}/scan.png looks inverted: dark on a light ground, and the model expects light on dark; "
+        f"warning: {files}/scan.png looks inverted: dark on a light ground, and MNIST and its like are light on dark; "
         "--invert takes the negative\n"
     )
     assert classify(server, files / "scan.png", "--invert", "--json") == 0

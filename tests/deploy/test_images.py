@@ -1,0 +1,169 @@
+"""The images, as far as they can be known without an engine that builds them: lint, sources, entry points, contents.
+
+The base's digest is not in the files: it is given at build, and a build without one ends at once.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.deploy.manifests import DEPLOY, ROOT, find, render
+
+DOCKER = DEPLOY / "docker"
+DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
+VARIANTS = {"serving.Dockerfile": ("cpu", "gpu"), "trainer.Dockerfile": ("",)}
+
+ASK = "CONVOY_TEST_IMAGES"
+MEASURED = {"cpu": 209}
+"""MB of the virtual environment in the image of the serving variant; stated in deploy/README.md."""
+
+
+def instructions(path: Path, variant: str = "") -> list[tuple[str, str]]:
+    """`(COPY, its words)` and so on, with lines joined and the variant filled in."""
+    text = re.sub(r"^\s*#.*\n", "", path.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [(word, rest.replace("${VARIANT}", variant)) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def is_sent(path: str) -> bool:
+    """Whether the build context has a path, by .dockerignore: the last pattern that matches it or a parent decides."""
+    sent = True
+    parts = Path(path).parts
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = line.strip()
+        if not pattern or pattern.startswith("#"):
+            continue
+        bare = pattern.removeprefix("!")
+        above = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+        if any(_matches(bare, one) for one in above):
+            sent = pattern.startswith("!")
+    return sent
+
+
+def _matches(pattern: str, path: str) -> bool:
+    if pattern.startswith("**/"):
+        return any(fnmatch(part, pattern[3:]) for part in Path(path).parts)
+    return len(Path(pattern).parts) == len(Path(path).parts) and fnmatch(path, pattern)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_has_nothing_to_say(path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "hadolint", path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_what_is_copied_exists_and_is_sent(path: Path) -> None:
+    copied = [
+        source
+        for variant in VARIANTS[path.name]
+        for word, rest in instructions(path, variant)
+        if word == "COPY" and not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    ]
+    assert copied
+    for source in copied:
+        assert (ROOT / source).exists(), source
+        assert is_sent(source), f".dockerignore keeps {source} out"
+
+
+def test_only_what_images_are_made_of_is_sent() -> None:
+    assert is_sent("serving/http/app.py")
+    assert is_sent("deploy/docker/trainer.lock")
+    for path in ("tests/conftest.py", ".git/config", "runs/a", "models/mnist/1/model.onnx", ".venv/bin/python"):
+        assert not is_sent(path), path
+    assert not is_sent("serving/__pycache__/app.pyc")
+    assert not is_sent("deploy/overlays/dev/kustomization.yaml")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_the_final_stage_is_a_plain_base_with_a_numeric_user(path: Path) -> None:
+    steps = instructions(path)
+    last = steps[max(i for i, (word, _) in enumerate(steps) if word == "FROM") :]
+    assert last[0] == ("FROM", "${BASE}")
+    assert ("USER", "10001:10001") in last
+    assert not [rest for word, rest in last if word in ("RUN", "ADD")]
+    assert [rest for word, rest in last if word == "COPY"] == ["--from=build /opt/convoy /opt/convoy"]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_a_base_without_a_digest_is_refused(path: Path) -> None:
+    check = next(rest for word, rest in instructions(path) if word == "RUN")
+    for base, expected in (("python:3.11", 1), ("python@sha256:abc", 1), (f"python:3.11@sha256:{'0' * 64}", 0)):
+        done = subprocess.run(["sh", "-c", check], env={"BASE": base}, capture_output=True, timeout=10, check=False)
+        assert done.returncode == expected, base
+
+
+def test_entry_points_are_the_manifests_commands() -> None:
+    objects = render("pipeline")
+    for name, dockerfile in (("Deployment/serving", "serving"), ("Job/trainer", "trainer")):
+        entry = dict(instructions(DOCKER / f"{dockerfile}.Dockerfile"))["ENTRYPOINT"]
+        container = find(objects, name)["spec"]["template"]["spec"]["containers"][0]
+        assert yaml.safe_load(entry) == container["command"]
+        pod = find(objects, name)["spec"]["template"]["spec"]["securityContext"]
+        assert pod["runAsUser"] == 10001
+
+
+def locked(path: Path) -> dict[str, set[str]]:
+    """Versions of each package: more than one where they depend on Python's."""
+    versions: dict[str, set[str]] = {}
+    for package, version in re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==([\w.+]+)", path.read_text(), flags=re.MULTILINE):
+        versions.setdefault(package, set()).add(version)
+    return versions
+
+
+@pytest.mark.parametrize("name", ["serving-cpu", "serving-gpu", "trainer"])
+def test_images_hold_the_versions_that_were_tested(name: str) -> None:
+    tested, image = locked(ROOT / "requirements.lock"), locked(DOCKER / f"{name}.lock")
+    assert image
+    if name == "serving-cpu":
+        (version,), (twin,) = image.pop("onnxruntime"), tested["onnxruntime-gpu"]
+        assert version.split(".")[:2] == twin.split(".")[:2]
+    assert {package for package, versions in image.items() if not versions <= tested.get(package, set())} == set()
+
+
+@pytest.mark.parametrize("name", ["serving-cpu", "serving-gpu"])
+def test_serving_is_without_torch(name: str) -> None:
+    packages = locked(DOCKER / f"{name}.lock")
+    assert not {"torch", "torchvision", "onnx", "pytest", "tritonclient"} & set(packages)
+    assert any(package.startswith("nvidia") for package in packages) is (name == "serving-gpu")
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.skipif(ASK not in os.environ, reason=f"installs packages for a minute or more; set {ASK}=1 to run it")
+def test_the_cpu_servers_build_stage_makes_a_server(tmp_path: Path) -> None:
+    """Each COPY and RUN of the build stage, in order, with /opt/convoy and /build in a scratch folder."""
+    build, environment = tmp_path / "build", tmp_path / "convoy"
+    build.mkdir()
+    steps = instructions(DOCKER / "serving.Dockerfile", "cpu")
+    for word, rest in steps[: max(i for i, (word, _) in enumerate(steps) if word == "FROM")]:
+        if word == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+                copy(ROOT / source, build / target)
+        elif word == "RUN":
+            command = rest.replace("/opt/convoy", str(environment)).replace("RUN ", "")
+            base = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "BASE": f"python@sha256:{'0' * 64}"}
+            proxies = {
+                key: value for key, value in os.environ.items() if key.upper().startswith(("PIP_", "HTTP", "SSL"))
+            }
+            subprocess.run(["sh", "-c", command], cwd=build, env=base | proxies, check=True, timeout=900)
+    python = environment / "bin/python"
+    asked = [python, "-m", "serving", "--help"]
+    assert b"--model-repository" in subprocess.run(asked, cwd=tmp_path, capture_output=True, check=True).stdout
+    probe = "import serving.server, serving.transport.native, serving.transport.grpcio, serving.backends.onnx, sys"
+    subprocess.run([python, "-c", f"{probe}; assert 'torch' not in sys.modules"], cwd=tmp_path, check=True)
+    subprocess.run([python, "-c", "import importlib.util as u; assert not u.find_spec('pip')"], check=True)
+    size_mb = sum(file.stat().st_size for file in environment.rglob("*") if file.is_file()) / 1e6
+    assert abs(size_mb - MEASURED["cpu"]) < 0.1 * MEASURED["cpu"], f"{size_mb:.0f} MB"

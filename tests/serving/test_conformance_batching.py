@@ -1,0 +1,193 @@
+"""Many callers at once, on both transports: rows never mix; who leaves, is late or finds no room hurts nobody."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protos import grpc_service_pb2 as pb
+from serving.client import Client, ClientError
+from serving.repository import Model
+from tests.serving.conftest import SERVICE, Served
+from tests.serving.models import WEIGHTS
+
+PATIENCE_S = 60
+
+
+def ask(served: Served, model: str, name: str, array: npt.NDArray[Any], timeout_s: float = PATIENCE_S) -> grpc.Future:
+    """An inference under way."""
+    request = pb.ModelInferRequest(model_name=model)
+    datatype = {"float32": "FP32", "int64": "INT64"}[array.dtype.name]
+    request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+    request.raw_input_contents.append(array.tobytes())
+    call = served.channel.unary_unary(
+        SERVICE + "ModelInfer", pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString
+    )
+    return call.future(request, timeout=timeout_s)
+
+
+def wait_until(happened: Callable[[], object]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < until, "it does not come to that"
+        time.sleep(0.001)
+
+
+# ---- Rows ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(1, 8), min_size=1, max_size=24), seed=st.integers(0, 2**32 - 1))
+def test_batches_never_mix_rows(served: Served, sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sent = [rng.normal(size=(rows, 4)).astype(np.float32) for rows in sizes]
+
+    calls = [ask(served, "rows", "x", x) for x in sent]
+
+    for x, call in zip(sent, calls, strict=True):
+        echo, product = (np.frombuffer(raw, np.float32) for raw in call.result().raw_output_contents)
+        np.testing.assert_array_equal(echo.reshape(x.shape), x)
+        np.testing.assert_allclose(product.reshape(-1, 3), x @ WEIGHTS, atol=1e-5, rtol=0)
+
+
+def test_requests_that_wait_together_run_together(served: Served) -> None:
+    model = served.server.repository.get("slow")
+    before = model.statistics.snapshot()
+    first = occupy(served, model)
+    others = [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]
+    wait_until(lambda: model.batcher.num_queued == 2)
+    assert [answer(call) for call in (first, *others)] == [[BUSY], [1], [2]]
+    wait_until(lambda: model.statistics.snapshot().inference_count == before.inference_count + 3)
+    assert model.statistics.snapshot().execution_count == before.execution_count + 2
+
+
+def test_many_threads_many_shapes(served: Served) -> None:
+    wrong: list[object] = []
+
+    def work(number: int) -> None:
+        rng = np.random.default_rng(number)
+        with Client(served.target) as client:
+            for _ in range(25):
+                x = rng.normal(size=(int(rng.integers(1, 20)), 4)).astype(np.float32)
+                if not np.array_equal(client.infer("rows", {"x": x}, outputs=["echo"])["echo"], x):
+                    wrong.append(x)
+                words = [[f"{number} {rng.integers(100)}"] * int(rng.integers(1, 4))]
+                got = client.infer("strings", {"text": words})["echo"]
+                if [[word.decode() for word in row] for row in got] != words:
+                    wrong.append(words)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# ---- Leaving, lateness, no room --------------------------------------------------------------------------------------
+
+BUSY = 4000
+"""Loops that take `slow` a third of a second or more."""
+
+
+def occupy(served: Served, model: Model) -> grpc.Future:
+    """An inference that runs, alone."""
+    wait_until(lambda: model.batcher.num_running == 0)
+    call = ask(served, "slow", "loops", np.array([[BUSY]]))
+    wait_until(lambda: model.batcher.num_running == 1)
+    return call
+
+
+def answer(call: grpc.Future) -> list[int]:
+    return [int(number) for number in np.frombuffer(call.result().raw_output_contents[0], np.int64)]
+
+
+@pytest.fixture
+def slow(served: Served) -> Model:
+    return served.server.repository.get("slow")
+
+
+def test_who_leaves_while_waiting_is_not_computed(served: Served, slow: Model) -> None:
+    before = slow.statistics.snapshot()
+    first = occupy(served, slow)
+    leaving, staying = (ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2))
+    wait_until(lambda: slow.batcher.num_queued == 2)
+    leaving.cancel()
+    wait_until(lambda: slow.batcher.num_queued == 1)
+    assert (answer(first), answer(staying)) == ([BUSY], [2])
+    wait_until(lambda: slow.statistics.snapshot().execution_count == before.execution_count + 2)
+    after = slow.statistics.snapshot()
+    assert after.inference_count == before.inference_count + 2
+    assert after.failures["CANCELED"] == before.failures.get("CANCELED", 0) + 1
+
+
+def test_who_leaves_in_the_middle_of_a_batch_does_not_hurt_the_others(served: Served, slow: Model) -> None:
+    first = occupy(served, slow)
+    leaving, staying = (ask(served, "slow", "loops", np.array([[BUSY + number]])) for number in (1, 2))
+    wait_until(lambda: slow.batcher.num_queued == 2)
+    assert answer(first) == [BUSY]
+    wait_until(lambda: slow.batcher.num_running == 2)
+    leaving.cancel()
+    assert answer(staying) == [BUSY + 2]
+    assert answer(ask(served, "slow", "loops", np.array([[3]]))) == [3]
+
+
+def test_who_is_too_late_is_not_computed(served: Served, slow: Model) -> None:
+    before = slow.statistics.snapshot()
+    first = occupy(served, slow)
+    late = ask(served, "slow", "loops", np.array([[1]]), timeout_s=0.05)
+    assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not first.done(), "it was told before there was room for it"
+    assert answer(first) == [BUSY]
+    assert answer(ask(served, "slow", "loops", np.array([[2]]))) == [2]
+    wait_until(lambda: slow.statistics.snapshot().execution_count == before.execution_count + 2)
+    assert slow.statistics.snapshot().inference_count == before.inference_count + 2
+
+
+def test_a_timeout_of_the_requests_own(served: Served, slow: Model) -> None:
+    """Triton's parameter `timeout`, in microseconds."""
+    first = occupy(served, slow)
+    request = pb.ModelInferRequest(model_name="slow")
+    request.parameters["timeout"].int64_param = 1000
+    request.inputs.add(name="loops", datatype="INT64", shape=[1, 1]).contents.int64_contents.append(1)
+    call = served.channel.unary_unary(SERVICE + "ModelInfer").future(request.SerializeToString(), timeout=PATIENCE_S)
+    assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "too late for model 'slow': the request waited" in call.details()
+    assert answer(first) == [BUSY]
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(served: Served, slow: Model) -> None:
+    before = slow.statistics.snapshot()
+    first = occupy(served, slow)
+    waiting = [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]
+    wait_until(lambda: slow.batcher.num_queued == 2)
+    refused = ask(served, "slow", "loops", np.array([[3]]))
+    assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not first.done()
+    assert refused.details() == "the queue of model 'slow' is full: 2 requests wait"
+    # pygrpc-native refuses to send names that begin with grpc-.
+    name = "retry-pushback-ms" if served.server.transport_name == "native" else "grpc-retry-pushback-ms"
+    assert 1 <= int(dict(refused.trailing_metadata())[name]) <= 1000
+    assert [answer(call) for call in (first, *waiting)] == [[BUSY], [1], [2]]
+    assert slow.statistics.snapshot().failures["REJECTED"] == before.failures.get("REJECTED", 0) + 1
+
+
+def test_our_client_gives_up_at_its_deadline(served: Served, slow: Model) -> None:
+    first = occupy(served, slow)
+    with Client(served.target, timeout_s=0.05) as client, pytest.raises(ClientError) as caught:
+        client.infer("slow", {"loops": np.array([[1]])})
+    assert caught.value.code == "DEADLINE_EXCEEDED"
+    assert answer(first) == [BUSY]
+
+
+def test_a_failing_batch_fails_alone(served: Served) -> None:
+    codes = [ask(served, "failing", "index", np.array([[index]])).code() for index in (0, 9, 1, 9, 2)]
+    ok, internal = grpc.StatusCode.OK, grpc.StatusCode.INTERNAL
+    assert codes == [ok, internal, ok, internal, ok]

@@ -1,0 +1,81 @@
+"""A server that asks for a token, on both transports: everything but health is behind it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from protos import grpc_service_pb2 as pb
+from protos import health_pb2
+from serving.client import Client, ClientError
+from serving.config import ServeConfig
+from serving.service import HEALTH_CHECK, HEALTH_WATCH
+from tests.serving.conftest import SERVICE, Served, serve, tensor
+
+X = np.ones((1, 4), np.float32)
+STREAMS = (SERVICE + "ModelStreamInfer", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+
+
+@pytest.fixture(scope="module", params=["native", "grpcio"])
+def guarded(
+    request: pytest.FixtureRequest, model_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    token_file = tmp_path_factory.mktemp("secrets") / "token"
+    token_file.write_text("sesame\n")
+    yield from serve(
+        ServeConfig(
+            model_repository=model_repository,
+            model_control_mode="explicit",
+            load_model=("rows",),
+            token_file=token_file,
+            transport=request.param,
+            grpc_port=0,
+            http_port=0,
+            metrics_port=0,
+            device="cpu",
+            num_threads=1,
+        )
+    )
+
+
+UNARY = ("ModelInfer", "ServerLive", "ServerReady", "ModelConfig", "RepositoryModelUnload", "TraceSetting")
+OTHERS = [(), (("authorization", "Bearer wrong"),), (("authorization", "sesame"),), (("authorization", "Bearer "),)]
+
+
+@pytest.mark.parametrize("metadata", OTHERS, ids=["none", "wrong", "bare", "empty"])
+def test_nobody_else_gets_in(guarded: Served, metadata: tuple[tuple[str, str], ...]) -> None:
+    options = {"timeout": 60, "metadata": metadata}
+    calls = [guarded.channel.unary_unary(SERVICE + name).future(b"", **options) for name in UNARY]
+    calls += [guarded.channel.stream_stream(path)(iter([b""]), **options) for path in STREAMS]
+    for call in calls:
+        assert call.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert "sesame" not in call.details()
+
+
+def test_who_has_it_gets_in(guarded: Served) -> None:
+    with Client(guarded.target, token="sesame") as ours:
+        assert ours.is_ready("rows")
+        np.testing.assert_array_equal(ours.infer("rows", {"x": X})["echo"], X)
+    with triton.InferenceServerClient(guarded.target) as theirs:
+        headers = {"authorization": "Bearer sesame"}
+        np.testing.assert_array_equal(theirs.infer("rows", [tensor("x", X)], headers=headers).as_numpy("echo"), X)
+    answers = guarded.channel.stream_stream(SERVICE + "ModelStreamInfer", None, pb.ModelStreamInferResponse.FromString)
+    request = pb.ModelInferRequest(model_name="nothing").SerializeToString()
+    told = list(answers(iter([request]), timeout=60, metadata=[("authorization", "Bearer sesame")]))
+    assert "unknown model 'nothing'" in told[0].error_message
+
+
+def test_our_client_says_what_is_missing(guarded: Served) -> None:
+    with Client(guarded.target) as ours, pytest.raises(ClientError, match="UNAUTHENTICATED: expected metadata"):
+        ours.is_live()
+
+
+def test_health_is_open_to_all(guarded: Served) -> None:
+    request = health_pb2.HealthCheckRequest().SerializeToString()
+    checked = guarded.channel.unary_unary(HEALTH_CHECK)(request, timeout=60)
+    watched = guarded.channel.unary_stream(HEALTH_WATCH)(request, timeout=60)
+    assert checked == next(watched) == health_pb2.HealthCheckResponse(status="SERVING").SerializeToString()
+    watched.cancel()
