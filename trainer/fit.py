@@ -124,8 +124,8 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery = SaveEvery()) -> Non
 
 
 def save(run: Run) -> None:
-    """Checkpoint the run, on the main rank, and wait until it is done."""
-    if run.world.is_main:
+    """Checkpoint the run, on the main rank, and wait until it is done; a step that has been saved stays as it is."""
+    if run.world.is_main and run.checkpoints.newest_good_step != run.position.step:
         run.checkpoints.save(run.position.step, _state(run))
 
 
