@@ -143,10 +143,11 @@ def test_in_an_elastic_run_a_rank_too_many_is_spare(tmp_path: Path) -> None:
     """Ranks 0 and 1 compute the shards; rank 2 adds nothing and ends with the same sum."""
     body = """
 def body(world):
-    share = world.share(100)
+    share = share_of(100, world.rank, world.num_computing, world.num_shards)
     sums = torch.tensor([float(world.rank + 1) if world.rank < world.num_computing else 0.0])
     tell([world.rank, list(share.sizes), world.add_up(sums).item()])
 """
+    body = "from trainer.virtual_shards import share_of\n" + body
     done = run_ranks(body, 3, tmp_path, join='"cpu", 4', torchrun=("--max-restarts=1",))
     assert done.returncode == 0, done.stderr
     assert sorted(told(done), key=str) == [[0, [25, 25], 3.0], [1, [25, 25], 3.0], [2, [0], 3.0]]
