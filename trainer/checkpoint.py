@@ -35,6 +35,8 @@ class Checkpoints:
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder = folder
         self._say = say
+        self.newest_good_step: int | None = None
+        """Of the checkpoint that was saved or loaded last."""
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Keep `state` (tensors, numbers, strings, in lists and dicts) as the checkpoint of `step`.
@@ -59,6 +61,7 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"cannot save a checkpoint in {self._folder}: {error}") from error
+        self.newest_good_step = step
         for old in self._complete()[:-NUM_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -70,6 +73,7 @@ class Checkpoints:
                 if sha256_of_file(path / "state.pt") != manifest["sha256"]:
                     raise ValueError("its content does not match its digest")
                 state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+                self.newest_good_step = int(state["step"])
                 return state
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 self._say(f"warning: checkpoint {path} is damaged and passed over: {error}")

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-import trainer.launcher  # noqa: F401 (notes the parent process before torch is imported)
+import trainer.parent  # noqa: F401 (notes who started this process before torch is imported)
 from trainer.errors import Interrupted, PeerError, TrainerError
 
 T = TypeVar("T")

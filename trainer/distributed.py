@@ -22,7 +22,6 @@ from trainer.errors import ConfigError, DesyncError, Interrupted, PeerError, Tra
 from trainer.failure import Claim, Situation, write_error, write_failure
 from trainer.hardware import num_available_cpus
 from trainer.roll_call import call_the_roll
-from trainer.virtual_shards import Share, share_of
 from trainer.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -65,9 +64,10 @@ class World:
         largest = min(self.size, self.virtual_shards)
         return int(2 ** math.floor(math.log2(largest)))
 
-    def share(self, num_images: int) -> Share:
-        """This rank's part of a global batch."""
-        return share_of(num_images, self.rank, self.num_computing, self.virtual_shards or self.size)
+    @property
+    def num_shards(self) -> int:
+        """In how many shards a global batch is cut."""
+        return self.virtual_shards or self.size
 
     @classmethod
     @contextmanager

@@ -22,6 +22,7 @@ from trainer.recipes import Recipe
 from trainer.run_folder import RunFolder
 from trainer.signals import StopRequest
 from trainer.step import Batch
+from trainer.virtual_shards import share_of
 from trainer.watchdog import HANG_AFTER_S, PATIENT_S
 
 LOG_EVERY_STEPS = 50
@@ -124,8 +125,8 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery = SaveEvery()) -> Non
 
 
 def save(run: Run) -> None:
-    """Checkpoint the run, on the main rank, and wait until it is done."""
-    if run.world.is_main:
+    """Checkpoint the run, on the main rank, and wait until it is done; a step that has been saved stays as it is."""
+    if run.world.is_main and run.checkpoints.newest_good_step != run.position.step:
         run.checkpoints.save(run.position.step, _state(run))
 
 
@@ -242,8 +243,8 @@ class _Loop:
 
     def _share(self, global_batch: torch.Tensor, numbers: torch.Tensor) -> Batch:
         """This rank's share of a global batch of sample indices."""
-        run, num_images = self._run, len(global_batch)
-        share = run.world.share(num_images)
+        run, world, num_images = self._run, self._run.world, len(global_batch)
+        share = share_of(num_images, world.rank, world.num_computing, world.num_shards)
         indices = global_batch[share.part]
         return Batch(
             indices=indices,

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer.failure import Claim, Situation, write_failure
-from trainer.launcher import LAUNCHER
+from trainer.parent import PARENT
 from trainer.roll_call import Store
 
 BEAT_EVERY_S = 0.5
@@ -70,7 +70,7 @@ class Watchdog:
         self._told_at = time.monotonic()
         self._peers: dict[int, Life] = {}
         self._changed_at: dict[int, float] = {}
-        self._parent = LAUNCHER
+        self._parent = PARENT
         self._stopped = threading.Event()
         self.patience = PATIENT_S
 

@@ -143,10 +143,11 @@ def test_in_an_elastic_run_a_rank_too_many_is_spare(tmp_path: Path) -> None:
     """Ranks 0 and 1 compute the shards; rank 2 adds nothing and ends with the same sum."""
     body = """
 def body(world):
-    share = world.share(100)
+    share = share_of(100, world.rank, world.num_computing, world.num_shards)
     sums = torch.tensor([float(world.rank + 1) if world.rank < world.num_computing else 0.0])
     tell([world.rank, list(share.sizes), world.add_up(sums).item()])
 """
+    body = "from trainer.virtual_shards import share_of\n" + body
     done = run_ranks(body, 3, tmp_path, join='"cpu", 4', torchrun=("--max-restarts=1",))
     assert done.returncode == 0, done.stderr
     assert sorted(told(done), key=str) == [[0, [25, 25], 3.0], [1, [25, 25], 3.0], [2, [0], 3.0]]
@@ -257,12 +258,15 @@ def body(world):
 def test_ranks_that_are_orphaned_while_they_start_leave(tmp_path: Path) -> None:
     """The launcher is gone before the ranks could meet in its store; they would wait for it for five minutes."""
     script = tmp_path / "script.py"
-    script.write_text(PROLOGUE.replace("JOIN", '"cpu"') + "def body(world):\n    pass\n\nrun_command(main)\n")
+    first = "import trainer.parent\nprint('started', flush=True)\n"
+    script.write_text(first + PROLOGUE.replace("JOIN", '"cpu"') + "def body(world):\n    pass\n\nrun_command(main)\n")
     launch = f"""
 import os, subprocess, sys
 ranks = {{"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9",
          "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True"}}
-print(subprocess.Popen([sys.executable, {str(script)!r}], env={{**os.environ, **ranks}}, stdout=2).pid)
+rank = subprocess.Popen([sys.executable, {str(script)!r}], env={{**os.environ, **ranks}}, stdout=subprocess.PIPE)
+rank.stdout.readline()
+print(rank.pid)
 """
     environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", launch], env=environment, capture_output=True, text=True, check=True)

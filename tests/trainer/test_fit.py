@@ -158,6 +158,20 @@ def test_a_save_that_fails_does_not_end_the_training(
     assert run.checkpoints.newest() == tmp_path / "run" / "checkpoints" / "step-00000045"
 
 
+def test_what_is_saved_is_not_written_again(mini: Dataset, tmp_path: Path) -> None:
+    """A kill in between would find neither the old nor the new one."""
+    run = make_run(replace(SHORT, epochs=1), mini, tmp_path / "run")
+    with StopRequest() as stop:
+        fit(run, stop, SaveEvery(steps=45))
+    manifest = tmp_path / "run" / "checkpoints" / "step-00000045" / "manifest.json"
+    before = manifest.stat().st_ino
+    again = make_run(replace(SHORT, epochs=1), mini, tmp_path / "run")
+    assert restore(again)
+    with StopRequest() as stop:
+        fit(again, stop)
+    assert manifest.stat().st_ino == before
+
+
 def test_when_a_checkpoint_is_due() -> None:
     every = SaveEvery(seconds=10, steps=7)
     assert [step for step in range(1, 22) if every.is_due(step, 0.0, 0)] == [7, 14, 21]

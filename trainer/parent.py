@@ -6,5 +6,5 @@ else, so that importing it takes no time.
 
 import os
 
-LAUNCHER = os.getppid()
+PARENT = os.getppid()
 """The parent of this process when it began. Another one since then means that it is gone."""
