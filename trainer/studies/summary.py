@@ -60,7 +60,7 @@ def bootstrap_median(values: np.ndarray) -> tuple[float, float]:
 
 
 def student_quantile(degrees_of_freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: from the table up to 4, else by Fisher and Cornish's expansion (to 0.1 %)."""
+    """The 97.5 % quantile of Student's t: from the table up to 4, else by Fisher and Cornish's expansion (to 0.3 %)."""
     if degrees_of_freedom in _STUDENT_QUANTILES:
         return _STUDENT_QUANTILES[degrees_of_freedom]
     z, n = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), float(degrees_of_freedom)
