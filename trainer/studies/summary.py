@@ -9,6 +9,7 @@ import numpy as np
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 POWER = 0.8
+_STUDENT_QUANTILES = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +60,9 @@ def bootstrap_median(values: np.ndarray) -> tuple[float, float]:
 
 
 def student_quantile(degrees_of_freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: exact for 1 and 2, else by Fisher and Cornish's expansion (to 0.2 %)."""
-    if degrees_of_freedom == 1:
-        return 12.7062
-    if degrees_of_freedom == 2:
-        return 4.30265
+    """The 97.5 % quantile of Student's t: from the table up to 4, else by Fisher and Cornish's expansion (to 0.3 %)."""
+    if degrees_of_freedom in _STUDENT_QUANTILES:
+        return _STUDENT_QUANTILES[degrees_of_freedom]
     z, n = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), float(degrees_of_freedom)
     return (
         z

@@ -25,6 +25,7 @@ from trainer.errors import ConfigError
 from trainer.models import Classifier, build_network
 from trainer.models.cost import Cost, cost_of
 from trainer.models.originals import build_original
+from trainer.recipes import RECIPES
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
 from trainer.studies.zoo_page import ZooEntry, make_page
@@ -53,7 +54,9 @@ _SMALL = (
     "resnet18",
     "resnet34",
     "resnet50",
+    "cifar10-small",
 )
+"""Names of networks, or of a recipe where the network has widths to choose."""
 _ORIGINAL_SIZES = {"inception_v3": 299}
 _MIN_REPEATS, _MAX_REPEATS = 3, 50
 
@@ -120,14 +123,14 @@ def _original_entry(name: str) -> ZooEntry:
 
 
 def _small_entry(name: str, runs: Path) -> ZooEntry:
-    """With the median test accuracy of all seeds of its finished runs on CIFAR-10 by its own recipe."""
+    """With the median test accuracy of all its finished runs on CIFAR-10, whatever their seeds and settings."""
     found = []
     for path in sorted(runs.glob("*/result.json")):
         try:
             result: dict[str, Any] = json.loads(path.read_text())
         except ValueError:
             continue
-        if result.get("dataset") == "cifar10" and result.get("model") == name:
+        if result.get("dataset") == "cifar10" and name in (result.get("model"), result.get("recipe")):
             found.append(float(result["test_accuracy"]))
     accuracy = statistics.median(found) if found else None
     return ZooEntry(name=name, cost=_small_cost(name), accuracy=accuracy, num_runs=len(found))
@@ -138,7 +141,8 @@ def _small_cost(name: str) -> Cost:
 
 
 def _build_small(name: str) -> nn.Module:
-    return build_network(name, num_channels=3, image_size=32, num_classes=10, widths=())
+    network, widths = (RECIPES[name].network, RECIPES[name].widths) if name in RECIPES else (name, ())
+    return build_network(network, num_channels=3, image_size=32, num_classes=10, widths=widths)
 
 
 def _measure_all(

@@ -33,6 +33,7 @@ _NAMES = {
     "inception_v3": "Inception-v3",
     "lenet5": "LeNet-5",
     "lecture": "lecture's",
+    "cifar10-small": "airbench, small",
 }
 _PLACES = {
     "googlenet": "left",

@@ -52,7 +52,7 @@ def test_a_wider_network_learns_more_by_heart() -> None:
     assert wide < 0.05 < 0.3 < narrow
 
 
-TINY = CapacityConfig(repeats=3, widths=(1, 4), num_images=100, network_repeats=2, epochs=2)
+TINY = CapacityConfig(repeats=3, widths=(1, 4), num_images=100, network_repeats=2, epochs=1)
 
 
 def test_the_study_goes_on_where_it_was_interrupted(
