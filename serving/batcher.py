@@ -202,9 +202,9 @@ class Batcher:
             backend.close()
 
     def _retry_after_ms(self) -> int:
-        """About when half of the queue will be gone."""
+        """About when half of the queue will be gone; a tenth of a second while nothing is known."""
         seconds = self._ns_per_row * 1e-9 * self._queued_rows / len(self._backends)
-        return min(1000, max(1, math.ceil(500 * seconds)))
+        return min(1000, max(1, math.ceil(500 * seconds))) if seconds else 100
 
     def _forget(self, job: Job) -> None:
         self._queued_rows -= job.rows

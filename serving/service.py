@@ -118,13 +118,15 @@ class Service:
 
     def _infer_unknown(self, payload: bytes, call: Call, deadline: float | None) -> Pending:
         """The way of a request that looks like none before."""
+        generation = self.repository.generation
         message = decode_request(payload)
         request = parse_request(message)
         until = _earlier(deadline, request)
         encoded = request.id.encode()
         id_field = b"\x1a" + varint(len(encoded)) + encoded if encoded else b""
         job = self._queue(request, lambda plan, buffers: WireJob(plan, buffers, id_field, call, until))
-        if not request.id and not request.parameters and not job.plan.has_strings:
+        is_same = not request.id and not request.parameters and not job.plan.has_strings
+        if is_same and generation == self.repository.generation:  # else the plan may be of a version that is gone
             self._remember(payload, message, job.plan)
         return job
 

@@ -1,6 +1,5 @@
 """Manifests are held against the files beside them."""
 
-
 import numpy as np
 import pytest
 

@@ -64,7 +64,10 @@ def test_json_is_read_by_either_spelling():
         assert parse_json(text, "m") == ModelConfig(name="m", max_batch_size=3)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{", pytest.param("[" * 100_000, id="deep"), '{"max_batch_size": "many"}', '{"colour": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "{", pytest.param("[" * 100_000, id="deep"), '{"max_batch_size": "many"}', '{"colour": 1}'],
+)
 def test_json_that_is_no_configuration_is_the_caller_s_mistake(text):
     with pytest.raises(InvalidArgument, match="parameter 'config' is no JSON of a model configuration"):
         parse_json(text, "m")
