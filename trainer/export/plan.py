@@ -54,5 +54,6 @@ def export_trained(run: Run, model: Model, result: dict[str, Any]) -> str:
         return str(export(run, model, result))
     except TrainerError as error:
         raise ExportError(
-            f"{error}; the run is complete, but not exported: python -m trainer export {run.folder.path} tries again"
+            f"{error}; the run is complete, but not exported: python -m trainer export {run.folder.path} "
+            f"--model-repository {model.repository} tries again"
         ) from error
