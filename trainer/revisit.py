@@ -7,12 +7,13 @@ from trainer.config import EvaluateConfig, ExportConfig, recipe_from_json
 from trainer.distributed import World
 from trainer.errors import ConfigError
 from trainer.evaluate import describe_accuracy, evaluate
+from trainer.export.plan import served_model
 from trainer.fit import Run, restore
 from trainer.hardware import keep_freed_memory
 from trainer.ledger import Ledger
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
-from trainer.train import evaluate_on_test_set, load, served_model, setup
+from trainer.train import evaluate_on_test_set, load, setup
 
 
 def evaluate_run(config: EvaluateConfig) -> None:

@@ -15,9 +15,9 @@ from trainer.checkpoint import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, load_dataset, split_validation
 from trainer.distributed import World
-from trainer.errors import CheckpointError, ConfigError, ExportError, TrainerError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_after_looks
-from trainer.export.repository import Model, printable
+from trainer.export.plan import export_trained, plan_export
 from trainer.files import write_json
 from trainer.fit import Position, Run, SaveEvery, fit, restore
 from trainer.hardware import describe, keep_freed_memory
@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> None:
         folder = RunFolder.plan(config, recipe, dataset, world)
         check_same(world.from_all(identity(config, dataset, world)))
         run = setup(recipe, dataset, folder, world, progress)
-        model = served_model(run, config.model_repository, recipe.name) if config.export else None
+        model = plan_export(run, config)
         folder.enter(config.resume, world)
         world.situation.folder = folder.path
         if folder.is_complete(world):
@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> None:
             result = summarize(run, validation, look)
             try:
                 if model is not None:
-                    result["exported"] = export(run, model, result)
+                    result["exported"] = export_trained(run, model, result)
             finally:  # whatever became of the export, the run is complete
                 report(run, result, test_images, test, look)
         world.wait_for_main(is_stopped=lambda: stop.number is not None)
@@ -151,41 +151,6 @@ def evaluate_on_test_set(run: Run) -> tuple[ImageSet, Evaluation, Look | None]:
         lambda images: evaluate(run.learner.predict, images, None, run.world),
         is_main=run.world.is_main,
     )
-
-
-def served_model(run: Run, repository: Path, name: str) -> Model:
-    """A run's model in a model repository, where a version could be published.
-
-    Raises:
-        ConfigError: the name is none for a model, or belongs to one with other classes, inputs or outputs.
-        ExportError: the repository may not be written.
-    """
-    _, num_channels, height, width = run.dataset.train.images.shape
-    model = Model(
-        repository=repository,
-        name=name,
-        image_shape=(num_channels, height, width),
-        labels=tuple(printable(label) for label in run.dataset.classes),
-    )
-    if run.world.is_main:
-        model.check()
-    return model
-
-
-def export(run: Run, model: Model, result: dict[str, Any]) -> str:
-    """Publish the trained model; returns the version's folder.
-
-    Raises:
-        ExportError: it failed its check, or the repository cannot be written.
-    """
-    from trainer.export.pipeline import export  # onnx takes a second, which the first step need not wait for
-
-    try:
-        return str(export(run, model, result))
-    except TrainerError as error:
-        raise ExportError(
-            f"{error}; the run is complete, but not exported: python -m trainer export {run.folder.path} tries again"
-        ) from error
 
 
 def summarize(run: Run, validation: Evaluation, look: Look) -> dict[str, Any]:

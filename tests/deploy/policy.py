@@ -151,6 +151,20 @@ def _scales(item: Object, deployment: str) -> bool:
     return is_scaler and item["spec"]["scaleTargetRef"]["name"] == deployment
 
 
+def slower_than_dns(objects: Objects) -> Iterator[str]:
+    """A rollout gives gRPC clients the time to learn of a new pod before an old one goes.
+
+    They look at DNS every 30 s at most, and what it says may be 30 s old.
+    """
+    for item in objects:
+        if item["kind"] == "Deployment":
+            container = item["spec"]["template"]["spec"]["containers"][0]
+            pre_stop_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+            known_s = item["spec"].get("minReadySeconds", 0) + pre_stop_s + option(container, "drain-delay-s", 0)
+            if known_s < 60:
+                yield f"{name_of(item)}: a new pod is known for {known_s:g} s before an old one goes, and needs 60"
+
+
 def disruption_budget(objects: Objects) -> Iterator[str]:
     """A budget that always lets one pod go: otherwise nodes cannot be drained."""
     if any(item["kind"] == "Deployment" for item in objects) and not _all_of(objects, "PodDisruptionBudget"):
@@ -230,5 +244,5 @@ POD_RULES: tuple[Callable[[PodTemplate], Iterator[str]], ...] = (
     *(restricted, bounded_memory_volumes, resources, images, no_api_access, probes, grace_period, models_read_only),
 )
 OBJECT_RULES: tuple[Callable[[Objects], Iterator[str]], ...] = (
-    *(namespaced, one_autoscaler, disruption_budget, default_deny, keda_null_values, gang),
+    *(namespaced, one_autoscaler, slower_than_dns, disruption_budget, default_deny, keda_null_values, gang),
 )

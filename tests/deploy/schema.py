@@ -26,6 +26,9 @@ MODELS: dict[tuple[str, str], Any] = {
 }
 SCHEMAS = Path(__file__).parent / "schemas"
 
+# It reads its definitions of several MB anew for each object: 50 ms against 5.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
+
 
 def schema_problems(objects: Sequence[Object]) -> list[str]:
     """What is wrong with the objects, a line each."""

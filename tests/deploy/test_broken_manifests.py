@@ -132,6 +132,7 @@ POLICY: dict[str, tuple[str, Break, str]] = {
         "models read-only",
     ),
     "replicas": ("Deployment", lambda d: d["spec"].update(replicas=3), "would undo"),
+    "hasty rollout": ("Deployment", lambda d: d["spec"].update(minReadySeconds=10), "before an old one goes"),
     "no scaler": ("ScaledObject", lambda d: d["spec"]["scaleTargetRef"].update(name="other"), "one autoscaler"),
     "stubborn budget": (
         "PodDisruptionBudget",

@@ -309,7 +309,7 @@ def test_a_run_whose_export_fails_is_complete_and_says_how_to_try_again(
         *_, last = process.stdout.read().splitlines()
         assert process.wait(timeout=30) == 6
     assert last.startswith("error: cannot publish in the model repository")
-    assert last.endswith(f"python -m trainer export {folder} tries again")
+    assert last.endswith(f"python -m trainer export {folder} --model-repository {models} tries again")
     assert result_of(folder)["exported"] is None
     assert (folder / "report.html").exists()
     models.unlink()
@@ -334,5 +334,5 @@ def test_a_run_that_could_not_be_exported_does_not_begin(tmp_path: Path, run_tra
     (folder / "labels.txt").write_text("cat\ndog\n")
     done = run_trainer("--export", "--model-repository", str(tmp_path / "models"), "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 2
-    assert re.fullmatch(r"error: .*labels\.txt has 2 classes, the new version 10: .*\n", done.stderr)
+    assert re.fullmatch(r"error: .*labels\.txt has 2 classes, the new version 10: .*--no-export.*\n", done.stderr)
     assert not (tmp_path / "run").exists()

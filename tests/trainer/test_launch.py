@@ -2,14 +2,20 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.run import parse_args
 
 from tests.conftest import clean_environment
+from trainer.launch import meet
 
 COMMAND = [sys.executable, "-m", "trainer.launch", "--standalone", "--nproc-per-node=2"]
 
@@ -76,3 +82,70 @@ def test_hosts_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "error: the hosts did not meet" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def free_port() -> int:
+    """A port whose successor, the lobby's, is free as well."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port: int = first.getsockname()[1]
+            try:
+                socket.create_server(("127.0.0.1", port + 1)).close()
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+def enter(node: int, port: int) -> threading.Thread:
+    """A host of two on its way through the lobby."""
+    there = ["--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    host = threading.Thread(target=meet, args=(parse_args([*there, "--rdzv-conf=timeout=60", "script.py"]),))
+    host.start()
+    return host
+
+
+def test_hosts_pass_the_lobby_only_together() -> None:
+    port = free_port()
+    guest = enter(1, port)
+    guest.join(0.5)
+    assert guest.is_alive()
+    host = enter(0, port)
+    for thread in (guest, host):
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_a_guest_outlasts_a_host_that_goes_and_comes_back() -> None:
+    port = free_port()
+    first = TCPStore("127.0.0.1", port + 1, is_master=True, wait_for_workers=False)
+    guest = enter(1, port)
+    first.wait(["here/1"])
+    del first
+    host = enter(0, port)
+    for thread in (guest, host):
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_a_store_of_a_run_that_is_about_to_end_is_no_lobby() -> None:
+    """torchrun's own store is on the port before; a host that comes back early must not take it for the start."""
+    port = free_port()
+    old = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    guest = enter(1, port)
+    guest.join(0.5)
+    assert guest.is_alive()
+    del old
+    enter(0, port).join(60)
+    guest.join(60)
+    assert not guest.is_alive()
+
+
+def test_one_host_needs_no_lobby() -> None:
+    meet(parse_args(["--nnodes=1", "script.py"]))
+    meet(parse_args(["--standalone", "script.py"]))
+
+
+def test_who_stays_alone_says_so() -> None:
+    there = ["--nnodes=2", "--node-rank=0", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    with pytest.raises(dist.DistError):
+        meet(parse_args([*there, "--rdzv-conf=timeout=1", "script.py"]))

@@ -157,7 +157,9 @@ class Model:
                 self._refuse(f"{path} has {kind} {there}, the new version {here}")
 
     def _refuse(self, difference: str) -> None:
-        raise ConfigError(f"{difference}: take another --name or --model-repository")
+        raise ConfigError(
+            f"{difference}: take another --model-repository, or another name (python -m trainer export RUN --name NAME)"
+        )
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

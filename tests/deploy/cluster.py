@@ -1,0 +1,164 @@
+"""What Kubernetes does for our pods, as far as they notice: starts them from manifests, probes them, ends them.
+
+A Job's controller replaces failed pods by the rules of its own podFailurePolicy; a kubelet's preStop, SIGTERM and grace
+period come from the pod. Back-off, scheduling and everything else that takes time is left out.
+"""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from protos import health_pb2
+from tests.deploy.hosts import Host
+from tests.deploy.manifests import Object, arguments, environment
+
+PATIENCE_S = 600.0
+
+
+def wait_for(what: str, holds: Callable[[], bool], give_up: Callable[[], bool] = lambda: False) -> None:
+    """Look until it holds; fail with `what` when it does not in time, or cannot any more."""
+    until = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert not give_up(), f"there will be no {what}"
+        assert time.monotonic() < until, f"waited {PATIENCE_S:.0f} s for {what}"
+        time.sleep(0.05)
+
+
+@dataclass
+class Pod:
+    """A container of a rendered pod, running on a host.
+
+    Args:
+        folders: where the container's mount paths are on this machine.
+        extra: arguments added behind the manifest's.
+    """
+
+    host: Host
+    spec: Object
+    folders: Mapping[str, Path]
+    log: Path
+    index: int = 0
+    extra: Sequence[str] = ()
+
+    @property
+    def container(self) -> Object:
+        container: Object = self.spec["containers"][0]
+        return container
+
+    def start(self) -> subprocess.Popen[bytes]:
+        words = [self._place(word) for word in arguments(self.container)]
+        assert words[0] == "python", words
+        values = {key: self._place(value) for key, value in environment(self.container, self.index).items()}
+        return self.host.start([sys.executable, *words[1:], *self.extra], values, self.log)
+
+    @property
+    def text(self) -> str:
+        """All that it has said, over its restarts."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def said(self, words: str) -> bool:
+        return words in self.text
+
+    def _place(self, word: str) -> str:
+        for mount, folder in self.folders.items():
+            word = word.replace(mount, str(folder))
+        return word
+
+
+@dataclass
+class JobController:
+    """Runs an Indexed Job's pods to their end.
+
+    Args:
+        failures: pods that counted towards backoffLimit.
+        ignored: pods that did not.
+        codes: exit codes in the order in which they were seen.
+    """
+
+    job: Object
+    pods: Sequence[Pod]
+    failures: int = 0
+    ignored: int = 0
+    codes: list[int] = field(default_factory=list)
+    has_failed: bool = False
+    processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self) -> None:
+        for pod in self.pods:
+            self.processes[pod.index] = pod.start()
+
+    def run(self, timeout_s: float = PATIENCE_S) -> str:
+        """Replace what fails until all have succeeded ("Complete") or a rule or the limit says "Failed"."""
+        until = time.monotonic() + timeout_s
+        while self.processes and not self.has_failed:
+            assert time.monotonic() < until, f"the Job is not done after {timeout_s:.0f} s: {self.codes}"
+            self.tend()
+            time.sleep(0.05)
+        return "Failed" if self.has_failed else "Complete"
+
+    def tend(self) -> int:
+        """Replace what has failed by now. Returns how many pods have ended so far."""
+        for index, process in list(self.processes.items()):
+            code = process.poll()
+            if code is not None:
+                self._settle(index, 128 - code if code < 0 else code)
+        return len(self.codes)
+
+    def _settle(self, index: int, code: int) -> None:
+        self.codes.append(code)
+        del self.processes[index]
+        if code == 0:
+            return
+        action = self._action(code)
+        self.ignored += action == "Ignore"
+        self.failures += action == "Count"
+        self.has_failed |= action == "FailJob" or self.failures > self.job["spec"]["backoffLimit"]
+        if not self.has_failed:
+            self.processes[index] = self.pods[index].start()
+
+    def _action(self, code: int) -> str:
+        for rule in self.job["spec"]["podFailurePolicy"]["rules"]:
+            if code in rule.get("onExitCodes", {}).get("values", ()):
+                return str(rule["action"])
+        return "Count"
+
+
+def answers(pod: Pod, probe: str) -> bool:
+    """The kubelet's verdict by one of the container's gRPC probes."""
+    given = pod.container[f"{probe}Probe"]
+    with grpc.insecure_channel(f"{pod.host.address}:{given['grpc']['port']}") as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            # Five times the manifest's: this machine does other things besides.
+            request = health_pb2.HealthCheckRequest(service=given["grpc"]["service"])
+            return bool(check(request, timeout=5 * given["timeoutSeconds"]).status == 1)
+        except grpc.RpcError:
+            return False
+
+
+def terminate(pod: Pod, process: subprocess.Popen[bytes]) -> threading.Thread:
+    """The kubelet's way to end a pod: preStop, SIGTERM, and SIGKILL when the grace period is over."""
+
+    def end() -> None:
+        began = time.monotonic()
+        time.sleep(pod.container["lifecycle"]["preStop"]["sleep"]["seconds"])
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(pod.spec["terminationGracePeriodSeconds"] - (time.monotonic() - began))
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    return thread

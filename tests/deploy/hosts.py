@@ -1,0 +1,182 @@
+"""A few hosts on this machine: each with an address and a name of its own, reached by the names that it is told.
+
+Hosts are network namespaces on a bridge, with their own host name and /etc/hosts. Where the machine does not permit
+those, they are addresses of 127.0.0.0/8, and names in arguments and variables are replaced by addresses beforehand.
+Knows nothing of Kubernetes.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+GRACE_S = 30.0
+_SETTLE = 'hostname "$0" && exec "$@"'
+"""Run with its host name as $0; the shell gives way to the program, so that signals reach that."""
+
+
+@dataclass
+class Host:
+    """One host, with one CPU. `names` are what it can resolve, from name to addresses; change them with `tell`."""
+
+    name: str
+    address: str
+    namespace: str | None
+    cpu: int
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def hosts_file(self) -> Path:
+        return Path("/etc/netns") / str(self.namespace) / "hosts"
+
+    def tell(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Replace all names that this host can resolve, but for its own; a running process sees it at once."""
+        self.names = {name: tuple(addresses) for name, addresses in names.items()}
+        if self.namespace is None:
+            return
+        lines = [f"127.0.0.1 localhost\n{self.address} {self.name}\n"]
+        lines += [f"{address} {name}\n" for name, addresses in self.names.items() for address in addresses]
+        # Written in place: the file is mounted over /etc/hosts, and a new one would not be.
+        with self.hosts_file.open("r+" if self.hosts_file.exists() else "w") as file:
+            file.write("".join(lines))
+            file.truncate()
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+        """A process on this host, with a pipe as its input; what it says is appended to `log`."""
+        words, variables = list(command), dict(environment)
+        if self.namespace is None:
+            words = [self._resolve(word) for word in words]
+            variables = {key: self._resolve(value) for key, value in variables.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
+        else:
+            words = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c", _SETTLE, self.name, *words]
+        variables = {"PATH": os.environ["PATH"], "HOME": str(log.parent), **variables}
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                words, cwd=log.parent, env=variables, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT
+            )
+        os.sched_setaffinity(process.pid, {self.cpu})
+        self.processes.append(process)
+        return process
+
+    def kill(self) -> None:
+        """End everything on this host at once."""
+        for process in self.processes:
+            for pid in _family(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait(GRACE_S)
+            if process.stdin is not None:
+                process.stdin.close()
+
+    def _resolve(self, word: str) -> str:
+        for name, addresses in self.names.items():
+            word = word.replace(name, ",".join(addresses))
+        return word.replace("0.0.0.0", self.address)
+
+
+def _family(pid: int) -> list[int]:
+    """A process that we started, and all that it started."""
+    family = [pid]
+    for parent in family:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                family += [int(child) for child in task.read_text().split()]
+    return family
+
+
+def why_no_namespaces() -> str:
+    """Why hosts cannot be network namespaces here; empty if they can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "only root may make them"
+    tag = f"cvtry{os.getpid()}"
+    try:
+        _ip("netns", "add", tag)
+        _ip("netns", "exec", tag, "unshare", "--uts", "hostname", tag)
+        _ip("link", "add", tag[-15:], "type", "bridge")
+        _ip("link", "del", tag[-15:])
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(getattr(error, "stderr", "") or error).strip()
+    finally:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            _ip("netns", "del", tag)
+    return ""
+
+
+@contextmanager
+def network(names: Sequence[str], *, namespaces: bool) -> Iterator[list[Host]]:
+    """Hosts of these names that reach each other and are reached from here by their addresses."""
+    with _namespaces(names) if namespaces else _loopback(names) as hosts:
+        try:
+            yield hosts
+        finally:
+            for host in hosts:
+                host.kill()
+
+
+@contextmanager
+def _loopback(names: Sequence[str]) -> Iterator[list[Host]]:
+    net = os.getpid() % 200 + 1
+    yield [Host(name, f"127.77.{net}.{number}", None, _cpu(number)) for number, name in enumerate(names, start=10)]
+
+
+@contextmanager
+def _namespaces(names: Sequence[str]) -> Iterator[list[Host]]:
+    """198.18.0.0/15 is set aside for tests of networks (RFC 2544)."""
+    tag = f"cv{os.getpid() % 100000}"
+    net = _free_net()
+    hosts = [
+        Host(name, f"{net}.{number}", f"{tag}-{number}", _cpu(number)) for number, name in enumerate(names, start=10)
+    ]
+    bridge = f"{tag}br"
+    with contextlib.ExitStack() as undo:
+        _ip("link", "add", bridge, "type", "bridge")
+        undo.callback(_ip, "link", "del", bridge)
+        _ip("addr", "add", f"{net}.1/24", "dev", bridge)
+        _ip("link", "set", bridge, "up")
+        for number, host in enumerate(hosts, start=10):
+            assert host.namespace is not None
+            _ip("netns", "add", host.namespace)
+            undo.callback(_forget, host)
+            _ip("link", "add", f"{tag}v{number}", "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
+            _ip("link", "set", f"{tag}v{number}", "master", bridge, "up")
+            _ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                _ip("-n", host.namespace, "link", "set", device, "up")
+            host.hosts_file.parent.mkdir(parents=True)
+            host.tell({})
+        yield hosts
+
+
+def _cpu(number: int) -> int:
+    """The CPUs in turn."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus[number % len(cpus)]
+
+
+def _free_net() -> str:
+    taken = _ip("-4", "addr", "show")
+    return next(net for net in (f"198.18.{number}" for number in range(1, 255)) if f"{net}." not in taken)
+
+
+def _forget(host: Host) -> None:
+    _ip("netns", "del", str(host.namespace))
+    host.hosts_file.unlink(missing_ok=True)
+    host.hosts_file.parent.rmdir()
+
+
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+def is_listening(address: str, port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=1):
+        return True
+    return False

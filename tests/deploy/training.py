@@ -1,0 +1,88 @@
+"""Runs of the rendered training Job on a few hosts, and what they leave."""
+
+import json
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from tests.deploy.cluster import JobController, Pod, wait_for
+from tests.deploy.hosts import Host, network
+from tests.deploy.manifests import find, render
+
+MINI = ("--dataset=mnist-mini", "--device=cpu")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A Job that has come to its end.
+
+    Args:
+        codes: exit codes of all its pods, in the order in which they ended.
+        failures, ignored: how many of them its podFailurePolicy counted, and did not.
+        models: the model volume.
+    """
+
+    outcome: str
+    codes: Sequence[int]
+    failures: int
+    ignored: int
+    logs: str
+    folder: Path
+
+    @classmethod
+    def by(cls, job: JobController, folder: Path) -> Self:
+        """Wait for the end."""
+        outcome = job.run()
+        logs = "\n".join(f"--- {pod.host.name}\n{pod.log.read_text()}" for pod in job.pods)
+        return cls(outcome, job.codes, job.failures, job.ignored, logs, folder)
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "training/runs/mnist"
+
+    @property
+    def models(self) -> Path:
+        return self.folder / "models"
+
+    @property
+    def result(self) -> dict[str, object]:
+        result: dict[str, object] = json.loads((self.run_folder / "result.json").read_text())
+        return result
+
+
+def build_job(overlay: str, hosts: Sequence[Host], folder: Path, *extra: str) -> JobController:
+    """The Job of an overlay on the small data set, with folders for its volumes; a pod for each host."""
+    job = find(render(overlay), "Job/trainer")
+    assert job["spec"]["completions"] == len(hosts)
+    folders = {"/training": folder / "training", "/models": folder / "models"}
+    for path in folders.values():
+        path.mkdir(exist_ok=True)
+    spec = job["spec"]["template"]["spec"]
+    pods = [
+        Pod(host, spec, folders, folder / f"{host.name}.log", index, (*MINI, *extra))
+        for index, host in enumerate(hosts)
+    ]
+    return JobController(job, pods)
+
+
+def service_names(hosts: Sequence[Host]) -> dict[str, list[str]]:
+    """What the headless Service's DNS says."""
+    return {f"{host.name}.trainer": [host.address] for host in hosts}
+
+
+def train_through_losses(folder: Path, *, namespaces: bool) -> Trained:
+    """Two hosts train and publish; one is evicted in the second epoch, and after the restart one is killed."""
+    with network(["trainer-0", "trainer-1"], namespaces=namespaces) as hosts:
+        job = build_job("pipeline", hosts, folder, "--epochs=6")
+        for host in hosts:
+            host.tell(service_names(hosts))
+        job.start()
+        main = job.pods[0]
+        wait_for("the first epoch", lambda: main.said("epoch 1/"), give_up=lambda: job.tend() > 0)
+        job.processes[1].send_signal(signal.SIGTERM)
+        wait_for("both to leave", lambda: job.tend() >= 2)
+        wait_for("the run to go on", lambda: main.said(", saved in"))
+        hosts[1].kill()
+        return Trained.by(job, folder)
