@@ -84,7 +84,7 @@ def test_ranks_share_the_candidates_of_a_sweep(tmp_path: Path, data_dir: Path) -
 def test_mistakes_are_one_line(tmp_path: Path, data_dir: Path) -> None:
     done = run("seed")
     assert done.returncode == 2
-    assert done.stderr == "error: no study 'seed': did you mean seeds?\n"
+    assert done.stderr == "error: no study 'seed': did you mean seeds or sweep?\n"
     done = run("sweep", "--grid", "lr=1,2", *small(data_dir, tmp_path / "study"))
     assert done.returncode == 2
     assert done.stderr.startswith("error: no field of a recipe 'lr'")

@@ -89,7 +89,9 @@ def write_number(value: str | float | int | None) -> str:
         return value
     if isinstance(value, int):
         return f"{value:,}"
-    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+    if 1e4 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    if value != 0 and not 1e-3 <= abs(value) < 1e9:
         return f"{value:.3g}"
     return f"{value:.4g}"
 

@@ -58,7 +58,7 @@ _SMALL = (
 )
 """Names of networks, or of a recipe where the network has widths to choose."""
 _ORIGINAL_SIZES = {"inception_v3": 299}
-_MIN_REPEATS, _MAX_REPEATS = 3, 50
+_MIN_REPEATS, _MAX_REPEATS, _MAX_WARM_UPS = 3, 50, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +173,12 @@ def _measure_all(
 
 
 def _measure(work: Callable[[], object], seconds: float) -> float:
-    """The median seconds of a pass, after one that does not count."""
-    work()
+    """The median seconds of a pass, after the first ones, in which TorchScript still specialises its code."""
+    began = time.perf_counter()
+    for _ in range(_MAX_WARM_UPS):
+        work()
+        if time.perf_counter() - began > seconds:
+            break
     took: list[float] = []
     while len(took) < _MIN_REPEATS or (sum(took) < seconds and len(took) < _MAX_REPEATS):
         began = time.perf_counter()

@@ -115,5 +115,5 @@ def test_numbers_are_written_for_people() -> None:
         "0.3333",
         "1e-05",
         "x",
-        "2e+06",
+        "2,000,000",
     ]
