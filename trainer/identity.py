@@ -75,6 +75,6 @@ def digest_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
     A sum and a weighted sum of the bits, so that values that change places are seen too. Not for adversaries.
     """
-    flat = torch.cat([tensor.detach().contiguous().flatten().view(torch.int32).long() for tensor in tensors])
-    places = torch.arange(1, 2 * len(flat), 2, device=flat.device)
+    flat = torch.cat([tensor.detach().contiguous().flatten().view(torch.int32) for tensor in tensors])
+    places = torch.arange(1, 2 * len(flat), 2, dtype=torch.int32, device=flat.device)
     return torch.stack([flat.sum(), (flat * places).sum()])
