@@ -6,11 +6,23 @@ import pytest
 import yaml
 
 from tests.deploy.command_lines import command_line_problems
-from tests.deploy.manifests import CLUSTER, COMPONENTS, COMPOSITIONS, DEPLOY, OVERLAYS, ROOT, build, find, render
+from tests.deploy.manifests import (
+    CLUSTER,
+    COMPONENTS,
+    COMPOSITIONS,
+    DEPLOY,
+    OVERLAYS,
+    ROOT,
+    build,
+    find,
+    pod_templates,
+    render,
+)
 from tests.deploy.policy import policy_problems
 from tests.deploy.references import reference_problems
 from tests.deploy.schema import schema_problems
 
+GIVEN_BY_TRAINER = {f"PET_{name}" for name in ("NNODES", "NPROC_PER_NODE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")}
 DEPRECATED = {"bases", "commonLabels", "patchesStrategicMerge", "patchesJson6902", "vars", "imageTags"}
 
 
@@ -108,3 +120,15 @@ def test_the_pipeline_publishes_where_the_server_looks() -> None:
         claims.append(volume["persistentVolumeClaim"]["claimName"])
         assert "--model-repository=/models" in pod["containers"][0]["args"]
     assert claims == ["models", "models"]
+
+
+def test_job_jobset_and_trainjob_run_the_same_pod() -> None:
+    """kustomize cannot move a pod from one kind into another: the copies must not drift apart."""
+    pods = []
+    for name in ("train-cpu", "jobset", "trainer-v2"):
+        (template,) = pod_templates(render(name))
+        pod = {key: value for key, value in template.spec.items() if key != "subdomain"}
+        (container,) = pod["containers"]
+        env = [entry for entry in container["env"] if entry["name"] not in GIVEN_BY_TRAINER]
+        pods.append({**pod, "containers": [{**container, "name": "", "env": env}]})
+    assert pods[0] == pods[1] == pods[2]
