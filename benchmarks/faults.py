@@ -77,17 +77,17 @@ class Job:
                 stderr=log,
                 start_new_session=True,
             )
-        self._known: set[int] = set()
+        self._known: set[tuple[int, str]] = set()
 
     def ranks(self) -> list[int]:
         """The ranks' process ids, as far as they have been started and not ended."""
-        found = [pid for pid, parent in _processes() if parent == self.process.pid]
+        found = [(pid, began) for pid, parent, began in _processes() if parent == self.process.pid]
         self._known.update(found)
-        return sorted(found)
+        return sorted(pid for pid, _ in found)
 
     def orphans(self) -> list[int]:
-        """Ranks seen by `ranks` that are still there."""
-        return [pid for pid, _ in _processes() if pid in self._known]
+        """Ranks seen by `ranks` that are still there. Numbers come round again, and are then of somebody else."""
+        return [pid for pid, _, began in _processes() if (pid, began) in self._known]
 
     def kill_all(self) -> None:
         for pid in [*self.ranks(), *self.orphans(), self.process.pid]:
@@ -96,14 +96,14 @@ class Job:
         self.process.wait()
 
 
-def _processes() -> list[tuple[int, int]]:
-    """Process and parent ids of all that is not a zombie."""
+def _processes() -> list[tuple[int, int, str]]:
+    """Process id, parent and time of start of all that is not a zombie."""
     pairs = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-            if state not in "ZX":
-                pairs.append((int(stat.parent.name), int(parent)))
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[0] not in "ZX":
+                pairs.append((int(stat.parent.name), int(fields[1]), fields[19]))
     return pairs
 
 

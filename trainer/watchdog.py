@@ -224,7 +224,7 @@ class Watchdog:
         """torchrun sends SIGTERM, which a rank that hangs does not hear, and waits half a minute before it kills."""
         for rank in ranks:
             life = self._peers.get(rank)
-            if life is not None and self._is_sibling(life):
+            if life is not None and self._is_sibling(life) and _parent_of(life.pid) == self._parent:
                 with suppress(ProcessLookupError):
                     os.kill(life.pid, signal.SIGKILL)
 
@@ -239,8 +239,21 @@ class Watchdog:
 def _is_gone(pid: int) -> bool:
     """Whether a process has ended, be it that its parent has not yet asked how."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return _stat(pid)[0] in "ZX"
     except FileNotFoundError:
         return True
     except OSError:
         return False
+
+
+def _parent_of(pid: int) -> int | None:
+    """Who started a process; numbers come round again, and only a rank's own number has our launcher here."""
+    try:
+        return int(_stat(pid)[1])
+    except OSError:
+        return None
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, … of a process, as in proc(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
