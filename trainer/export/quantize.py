@@ -20,7 +20,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from trainer.export.graph import clean
 from trainer.export.repository import INPUT
 
-NUM_IMAGES = 2048
+NUM_IMAGES = 512
 BATCH_SIZE = 256
 
 
