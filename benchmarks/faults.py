@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 Kind = Literal["rank", "launcher", "all"]
 KINDS: tuple[Kind, ...] = ("rank", "launcher", "all")
 RUN = ["--recipe", "mnist-fast", "--dataset", "mnist-mini", "--device", "cpu", "--virtual-shards", "4"]
-RUN += ["--epochs", "1", "--global-batch-size", "70", "--save-every-steps", "5"]
+RUN += ["--epochs", "1", "--global-batch-size", "70", "--save-every-steps", "5", "--no-export"]
 LAST_STEP = 65
 LIMIT_S = 300.0
 

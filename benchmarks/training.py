@@ -46,7 +46,8 @@ def naive(root: Path, workers: int, *, max_steps: int = 10**9) -> dict[str, Any]
 def ours(*arguments: str, ranks: int = 1) -> dict[str, Any]:
     """A run of the trainer: its result, and the seconds from the command to the first step."""
     folder = Path(tempfile.mkdtemp(prefix="convoy-bench-")) / "run"
-    command = [*(launcher(ranks) if ranks > 1 else [sys.executable]), "trainer/main.py", "--run-dir", str(folder)]
+    script = ["trainer/main.py", "--no-export", "--run-dir", str(folder)]
+    command = [*(launcher(ranks) if ranks > 1 else [sys.executable]), *script]
     began = time.time()
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -105,7 +106,7 @@ def write_idx(root: Path) -> None:
 def one_copy_of_the_data() -> dict[str, float]:
     """Four ranks on the data file: resident megabytes counted per rank, and shared out (proportional set size)."""
     folder = Path(tempfile.mkdtemp(prefix="convoy-bench-")) / "run"
-    command = [*launcher(4), "trainer/main.py", "--run-dir", str(folder), "--epochs", "100"]
+    command = [*launcher(4), "trainer/main.py", "--no-export", "--run-dir", str(folder), "--epochs", "100"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     for line in process.stdout:

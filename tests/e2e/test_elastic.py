@@ -144,7 +144,7 @@ def test_a_host_is_cut_off_and_comes_back(
     hosts: Hosts, tmp_path: Path, data_dir: Path, run_trainer: Callable[..., "subprocess.CompletedProcess[str]"]
 ) -> None:
     options = ["--recipe", "mnist-fast", "--virtual-shards", "4", "--epochs", "1", "--global-batch-size", "50"]
-    options += ["--save-every-steps", "10"]
+    options += ["--save-every-steps", "10", "--no-export"]
     known = ["--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu", *options]
     command = [str(ROOT / "trainer" / "main.py"), *known, "--run-dir", str(tmp_path / "run")]
     agents = Agents(hosts, tmp_path, command)
