@@ -99,6 +99,8 @@ class Connection:
         self._timeout_s = timeout_s
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if is_loopback(address) else 1)]
+        if "," in address:  # gRPC would name the whole list as the authority, which strict servers refuse as malformed
+            options.append(("grpc.default_authority", address.partition(":")[2].partition(",")[0]))
         if tls is None:
             self._channel = grpc.insecure_channel(address, options=options)
         else:

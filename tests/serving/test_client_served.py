@@ -76,3 +76,9 @@ def test_the_command_line(served: Served, tmp_path: Path, capsys: pytest.Capture
     assert lines[0].startswith("convoy ")
     assert lines[0].endswith(f"at {served.target}: ready")
     assert any(line.split()[:3] == ["rows", "1", "READY"] for line in lines)
+
+
+def test_a_list_of_addresses_names_one_authority(served: Served) -> None:
+    """The whole list, which is gRPC's choice, is no authority, and native's HTTP/2 resets such calls."""
+    with Client(f"ipv4:{served.target},{served.target}") as connected:
+        assert connected.is_live()
