@@ -68,7 +68,8 @@ class Host:
     def kill(self) -> None:
         """End everything on this host at once."""
         for process in self.processes:
-            for pid in _family(process.pid):
+            # The number of a process that has been waited for may be another's by now.
+            for pid in _family(process.pid) if process.poll() is None else ():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait(GRACE_S)
