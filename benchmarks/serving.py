@@ -171,15 +171,16 @@ def resident_mb(pid: int) -> float:
     return total / 1024
 
 
-def load(port: int, pid: int, payload: Path, seconds: float, concurrency: int) -> Load:
-    """Ask for so long with so many requests under way at once."""
+def load(port: int, pid: int, payload: Path, seconds: float, concurrency: int, per_second: float | None = None) -> Load:
+    """Ask for so long with so many requests under way at once, at most `per_second` in all."""
     connections = min(concurrency, 4)
     log = payload.with_suffix(".log")
     log.unlink(missing_ok=True)
     # The second that h2load warms up for is neither in its counts nor in the CPU time.
-    run_h2load(port, payload, 1, connections, concurrency, None)
+    rate = [] if per_second is None else [f"--rps={per_second / connections:.0f}"]
+    run_h2load(port, payload, 1, connections, concurrency, rate)
     before = cpu_seconds(pid)
-    report = run_h2load(port, payload, seconds, connections, concurrency, log)
+    report = run_h2load(port, payload, seconds, connections, concurrency, [*rate, f"--log-file={log}"])
     spent = cpu_seconds(pid) - before
     done = int(re.search(r"(\d+) succeeded", report)[1])  # type: ignore[index]
     if not done:
@@ -194,11 +195,11 @@ def load(port: int, pid: int, payload: Path, seconds: float, concurrency: int) -
     )
 
 
-def run_h2load(port: int, payload: Path, seconds: float, connections: int, concurrency: int, log: Path | None) -> str:
+def run_h2load(port: int, payload: Path, seconds: float, connections: int, concurrency: int, extra: list[str]) -> str:
     command = [
         "h2load", "-t1", "-c", str(connections), "-m", str(concurrency // connections), "-D", str(round(seconds)),
         "-H", "content-type: application/grpc", "-H", "te: trailers", "-d", str(payload),
-        *([] if log is None else [f"--log-file={log}"]), f"http://127.0.0.1:{port}{INFER}",
+        *extra, f"http://127.0.0.1:{port}{INFER}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or "succeeded" not in done.stdout:
@@ -256,7 +257,7 @@ def overload(server: Server, many: Path, seconds: float) -> dict[str, float]:
         before = successes(port)
         refusals = Refusals(port)
         began = time.monotonic()
-        flood = load(port, pid, many, seconds, 1024)
+        flood = load(port, pid, many, seconds, 512, per_second=6 * best)
         good = (successes(port) - before) / (time.monotonic() - began)
         times = refusals.stop()
     return {
@@ -276,19 +277,20 @@ def successes(port: int) -> int:
 
 
 class Refusals:
-    """A client that asks twenty times a second beside the flood, and times the refusals."""
+    """Eight callers that ask fifty times a second beside the flood, where they need not wait, and time the refusals."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._times: list[float] = []
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._ask, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(8)]
+        for thread in self._threads:
+            thread.start()
 
     def _ask(self) -> None:
         with grpc.insecure_channel(f"127.0.0.1:{self._port}") as channel:
             call = channel.unary_unary(INFER)
-            while not self._over.wait(0.05):
+            while not self._over.wait(0.02):
                 began = time.monotonic()
                 try:
                     call(REQUEST, timeout=10)
@@ -299,7 +301,8 @@ class Refusals:
     def stop(self) -> list[float]:
         """Milliseconds of each refusal."""
         self._over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         return self._times
 
 

@@ -39,12 +39,14 @@ class BatchLimits:
 
     Args:
         max_batch_size: rows; 0 for a model without a batch dimension, which gets one request at a time.
+        efficient_rows: what a batch is filled up to; a request with more rows goes alone. 0 for the largest batch.
         max_queue_delay_us: how long the first request may wait for others while an instance is free.
         max_queue_size: requests that may wait.
         timeout_us: how long a request may wait; 0 for ever.
     """
 
     max_batch_size: int
+    efficient_rows: int = 0
     max_queue_delay_us: int = 0
     max_queue_size: int = 1024
     timeout_us: int = 0
@@ -123,7 +125,7 @@ class Batcher:
         self._backends = backends
         self._datatypes = tuple(spec.datatype for spec in backends[0].inputs)
         self._limits = limits
-        self._max_rows = max(1, limits.max_batch_size)
+        self._max_rows = limits.efficient_rows or max(1, limits.max_batch_size)
         self._statistics = statistics
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -258,7 +260,7 @@ class Batcher:
             job = queue[0]
             if (job.deadline is not None and job.deadline <= now) or job.arrived_ns < oldest_ns:
                 late.append(job)
-            elif job.rows > room or (jobs and not _fit_together(jobs[0].shapes, job.shapes)):
+            elif jobs and (job.rows > room or not _fit_together(jobs[0].shapes, job.shapes)):
                 break
             else:
                 room -= job.rows

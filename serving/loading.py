@@ -78,12 +78,13 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     golden = read_golden(version_folder)
     with ExitStack() as undo:
         backends = _open_instances(version_folder, spec, settings, undo)
+        efficient_rows = min(warm_up(backend, spec, golden) for backend in backends)
         for backend in backends:
-            warm_up(backend, spec, golden)
             check_golden(backend, spec, golden, manifest.golden_tolerance)
         undo.pop_all()
     limits = BatchLimits(
         max_batch_size=spec.max_batch_size,
+        efficient_rows=efficient_rows,
         max_queue_delay_us=spec.max_queue_delay_us,
         max_queue_size=spec.max_queue_size or settings.max_queue_size,
         timeout_us=spec.timeout_us,

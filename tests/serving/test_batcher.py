@@ -133,6 +133,16 @@ def test_a_batch_has_at_most_the_largest_number_of_rows(bench) -> None:
     assert made.backends[0].batches == [1, 3, 3]
 
 
+def test_a_batch_is_filled_up_to_what_is_efficient_and_a_larger_request_goes_alone(bench) -> None:
+    made = bench(Doubler(held=True), efficient_rows=2)
+    made.occupy()
+    jobs = [made.submit(1), made.submit(2), made.submit(3), made.submit(4, 5, 6), made.submit(7)]
+    made.backends[0].gate.release(5)
+    assert [job.wait() for job in jobs][3] == [[8, 8], [10, 10], [12, 12]]
+    assert [job.wait() for job in jobs][4] == [[14, 14]]
+    assert made.backends[0].batches == [1, 2, 1, 3, 1]
+
+
 def test_shapes_that_differ_do_not_share_a_batch(bench) -> None:
     made = bench(Doubler(held=True))
     made.occupy()
