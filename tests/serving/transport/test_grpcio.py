@@ -49,6 +49,7 @@ def service() -> FakeService:
 @pytest.fixture
 def serve(service: FakeService) -> Iterator[Serve]:
     """Starts servers of the service; all of them end with the test, and with their threads."""
+    before = set(threading.enumerate())
     with contextlib.ExitStack() as stack:
 
         def start(**options: Any) -> GrpcioTransport:
@@ -59,7 +60,8 @@ def serve(service: FakeService) -> Iterator[Serve]:
             return transport
 
         yield start
-    assert [thread.name for thread in threading.enumerate() if thread.name == "grpcio-infer"] == []
+    left = set(threading.enumerate()) - before
+    assert [thread.name for thread in left if thread.name == "grpcio-infer"] == []
 
 
 @pytest.fixture(params=["lane", "threads"])
