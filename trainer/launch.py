@@ -3,7 +3,7 @@
 It does two things that torchrun does not. It leaves with the exit code of the first rank that failed, where torchrun
 leaves with 1 whatever went wrong: who starts hosts again must tell a mistake in the configuration, which no second try
 mends, from a lost host, which one does. And hosts with a fixed node rank first meet in a lobby: without it, a host that
-is replaced faster than the others notice joins the store of a run that is about to end, and each then waits ten minutes
+is replaced faster than the others notice joins the store of a run that is about to end, and each then waits for minutes
 for somebody who has been there.
 """
 
