@@ -396,7 +396,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"serving-{datetime.datetime.now(datetime.UTC).date()}"
     path.with_suffix(".md").write_text(text)
-    result = {"machine": machine(), "command": sys.argv, "rounds": rounds, "overload": flood}
+    result = {"machine": machine(), "command": command(), "rounds": rounds, "overload": flood}
     path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -406,10 +406,21 @@ def machine() -> str:
     return f"{os.cpu_count()} CPUs of {cpu}, {platform.platform()}, onnxruntime {onnxruntime.__version__}"
 
 
+def command() -> str:
+    """As it was given, without the folders of this machine."""
+    return " ".join(["python", *(Path(part).name if "/" in part else part for part in sys.argv)])
+
+
 def heading() -> list[str]:
-    command = " ".join(["python", *(Path(part).name if "/" in part else part for part in sys.argv)])
     date = datetime.datetime.now(datetime.UTC).date()
-    return [f"# Serving, {date}", "", f"`{command}`", "", f"On {machine()}; the load comes from the same machine.", ""]
+    return [
+        f"# Serving, {date}",
+        "",
+        f"`{command()}`",
+        "",
+        f"On {machine()}; the load comes from the same machine.",
+        "",
+    ]
 
 
 if __name__ == "__main__":
