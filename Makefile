@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 NPROC ?= 4
 
-.PHONY: help setup train serve test lint bench lock
+.PHONY: help setup train serve test test-all lint bench lock
 
 help:
 	@echo "make train   train the MNIST convnet on $(NPROC) processes (NPROC=n for another number)"
 	@echo "make serve   serve what was trained: the models in models/ over gRPC and HTTP, on loopback"
-	@echo "make test    run the whole test suite"
+	@echo "make test    run the test suite; make test-all also what takes minutes (hosts, deep networks, studies)"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make bench   measure training beside the loop a user would write, and serving (benchmarks/results)"
 	@echo "make setup   make .venv from requirements.lock; again when the lock changes"
@@ -37,6 +37,9 @@ serve: setup
 	$(BIN)/python -m serving --model-repository models --model-control-mode poll
 
 test: setup
+	$(BIN)/python -m pytest -m "not exhaustive"
+
+test-all: setup
 	$(BIN)/python -m pytest
 
 lint: setup

@@ -38,7 +38,7 @@ COSTS = {
 }
 FAMILIES = tuple(dict.fromkeys(name for name, _, _ in COSTS))
 DEEP = ("vgg16", "vgg19", "googlenet", "resnet34", "resnet50", "resnet101", "resnet152")
-SLOW_IF_DEEP = [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in FAMILIES]
+SLOW_IF_DEEP = [pytest.param(name, marks=pytest.mark.exhaustive if name in DEEP else ()) for name in FAMILIES]
 
 
 def classifier(name: str, num_channels: int = 3, image_size: int = 32) -> Classifier:
@@ -127,7 +127,7 @@ def test_torchscript_and_torch_export_answer_alike_for_every_batch_size(name: st
                 assert torch.allclose(exporteds(images), expected, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", FAMILIES)
 def test_onnx_answers_alike_for_every_batch_size(name: str, tmp_path: Path) -> None:
     import onnxruntime
