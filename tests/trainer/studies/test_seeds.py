@@ -63,7 +63,11 @@ def test_all_seeds_are_run_looked_at_and_shown(
 
 
 @pytest.mark.slow
-def test_stacked_seeds_come_to_about_the_same(config: SeedsConfig, tmp_path: Path) -> None:
+def test_stacked_seeds_come_to_about_the_same(
+    config: SeedsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In bfloat16, where the processor has it, an epoch is enough for the rounding to become other weights.
+    monkeypatch.setitem(RECIPES, config.recipe, replace(RECIPES[config.recipe], precision="float32"))
     study_seeds(config)
     study_seeds(replace(config, stack=2, run_dir=tmp_path / "runs" / "stacked"))
     alone, stacked = (read(tmp_path / f"runs/{name}/result.json") for name in ("study", "stacked"))
