@@ -6,7 +6,9 @@ Knows nothing of Kubernetes.
 """
 
 import contextlib
+import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 GRACE_S = 30.0
+_NETWORKS = itertools.count()
 _SETTLE = 'hostname "$0" && exec "$@"'
 """Run with its host name as $0; the shell gives way to the program, so that signals reach that."""
 
@@ -130,7 +133,8 @@ def _loopback(names: Sequence[str]) -> Iterator[list[Host]]:
 @contextmanager
 def _namespaces(names: Sequence[str]) -> Iterator[list[Host]]:
     """198.18.0.0/15 is set aside for tests of networks (RFC 2544)."""
-    tag = f"cv{os.getpid() % 100000}"
+    # A name of its own for each network: the kernel takes a moment to forget the devices of one that is gone.
+    tag = f"cv{os.getpid() % 10000}n{next(_NETWORKS)}"
     net = _free_net()
     hosts = [
         Host(name, f"{net}.{number}", f"{tag}-{number}", _cpu(number)) for number, name in enumerate(names, start=10)
@@ -144,13 +148,14 @@ def _namespaces(names: Sequence[str]) -> Iterator[list[Host]]:
         for number, host in enumerate(hosts, start=10):
             assert host.namespace is not None
             _ip("netns", "add", host.namespace)
-            undo.callback(_forget, host)
+            undo.callback(_ip, "netns", "del", host.namespace)
             _ip("link", "add", f"{tag}v{number}", "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
             _ip("link", "set", f"{tag}v{number}", "master", bridge, "up")
             _ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _ip("-n", host.namespace, "link", "set", device, "up")
             host.hosts_file.parent.mkdir(parents=True)
+            undo.callback(shutil.rmtree, host.hosts_file.parent)
             host.tell({})
         yield hosts
 
@@ -164,12 +169,6 @@ def _cpu(number: int) -> int:
 def _free_net() -> str:
     taken = _ip("-4", "addr", "show")
     return next(net for net in (f"198.18.{number}" for number in range(1, 255)) if f"{net}." not in taken)
-
-
-def _forget(host: Host) -> None:
-    _ip("netns", "del", str(host.namespace))
-    host.hosts_file.unlink(missing_ok=True)
-    host.hosts_file.parent.rmdir()
 
 
 def _ip(*words: str) -> str:
