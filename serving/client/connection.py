@@ -57,6 +57,8 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 0),
+    # By default names are looked up every half minute at most, whatever happens: new pods get no calls for so long.
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
 )
 
 

@@ -1,5 +1,6 @@
 """The lecture's families in their small-image forms: what they cost, that they learn, that they can be exported."""
 
+import copy
 import io
 import warnings
 from pathlib import Path
@@ -37,14 +38,38 @@ COSTS = {
     ("resnet152", 3, 32): (58_156_618, 3_722_137_600),
 }
 FAMILIES = tuple(dict.fromkeys(name for name, _, _ in COSTS))
-DEEP = ("vgg16", "vgg19", "googlenet", "resnet34", "resnet50", "resnet101", "resnet152")
-SLOW_IF_DEEP = [pytest.param(name, marks=pytest.mark.exhaustive if name in DEEP else ()) for name in FAMILIES]
+# ResNet-101 is ResNet-50 with some blocks more, and ResNet-152 with some fewer.
+COMPUTED = [name for name in FAMILIES if name != "resnet101"]
 
 
 def classifier(name: str, num_channels: int = 3, image_size: int = 32) -> Classifier:
     torch.manual_seed(0)
     network = build_network(name, num_channels=num_channels, image_size=image_size, num_classes=10, widths=())
     return Classifier(network, torch.full((num_channels,), 120.0), torch.full((num_channels,), 60.0))
+
+
+def settled(name: str, num_channels: int, image_size: int) -> Classifier:
+    """In evaluation mode, with norms that know their inputs: without, a deep network's answers are of the order of
+    10 to the 8th, and their rounding errors too.
+    """
+    model = classifier(name, num_channels, image_size).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model(pixels(8, num_channels, image_size))
+    return model.eval()
+
+
+@torch.no_grad()
+def is_as_right(found: torch.Tensor, model: Classifier, images: torch.Tensor) -> bool:
+    """Whether an answer is as near to that of float64 as eager float32 is, or within 1e-4 of it.
+
+    A hundred layers of random weights magnify rounding: eager float32 itself is off by more than 1e-4.
+    """
+    exact = copy.deepcopy(model).double()(images)
+    error, eagers_error = ((answer - exact).abs().max() for answer in (found, model(images)))
+    return bool(error <= max(1e-4, 3 * eagers_error))
 
 
 def pixels(num_images: int, num_channels: int = 3, image_size: int = 32) -> torch.Tensor:
@@ -91,7 +116,7 @@ def test_images_that_are_too_small_are_refused(name: str) -> None:
         build_network(name, num_channels=1, image_size=4, num_classes=10, widths=())
 
 
-@pytest.mark.parametrize("name", SLOW_IF_DEEP)
+@pytest.mark.parametrize("name", COMPUTED)
 def test_a_few_steps_lower_the_loss(name: str) -> None:
     model = classifier(name).train()
     images, labels = pixels(8), torch.arange(8)
@@ -106,9 +131,9 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
     assert losses[-1] < losses[0] < 5  # ln 10 is 2.3: the initial weights answer at a sensible scale
 
 
-@pytest.mark.parametrize("name", SLOW_IF_DEEP)
+@pytest.mark.parametrize("name", COMPUTED)
 def test_torchscript_and_torch_export_answer_alike_for_every_batch_size(name: str) -> None:
-    model = classifier(name).eval()
+    model = settled(name, 3, 32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, and says so at each step
         traced = torch.jit.trace(model, (pixels(2),))
@@ -119,20 +144,17 @@ def test_torchscript_and_torch_export_answer_alike_for_every_batch_size(name: st
         exported = torch.export.export(
             model, (pixels(2),), dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}}
         ).module()
-    with torch.no_grad():
-        for batch_size in (1, 3):
-            images = pixels(batch_size)
-            expected = model(images)
-            for exporteds in (traced, exported):
-                assert torch.allclose(exporteds(images), expected, atol=1e-4)
+    for batch_size in (1, 3):
+        images = pixels(batch_size)
+        for other in (traced, exported):
+            assert is_as_right(other(images), model, images)
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", COMPUTED)
 def test_onnx_answers_alike_for_every_batch_size(name: str, tmp_path: Path) -> None:
     import onnxruntime
 
-    model = classifier(name, 1, 28).eval()
+    model = settled(name, 1, 28)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -147,5 +169,4 @@ def test_onnx_answers_alike_for_every_batch_size(name: str, tmp_path: Path) -> N
     for batch_size in (1, 3):
         images = pixels(batch_size, 1, 28)
         (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        with torch.no_grad():
-            assert torch.allclose(torch.from_numpy(found), model(images), atol=1e-4)
+        assert is_as_right(torch.from_numpy(found), model, images)
