@@ -11,7 +11,7 @@ from trainer.data.augment import Augment
 from trainer.distributed import DeviceChoice
 from trainer.errors import ConfigError
 from trainer.optim import Rule
-from trainer.recipes import Recipe, Schedule, find_recipe
+from trainer.recipes import Precision, Recipe, Schedule, find_recipe
 
 Resume = Literal["auto", "never"]
 
@@ -39,6 +39,9 @@ class TrainConfig:
     """Images a step over all ranks together, instead of the recipe's."""
     lr_scale: float = 1.0
     """Multiplies every learning rate of the recipe."""
+    precision: Precision | None = None
+    """Of the forward pass, instead of the recipe's. bfloat16 is used only where the hardware is faster in it, so that
+    float32 is what gives about the same losses on every machine."""
     virtual_shards: int | None = None
     """Cut each global batch in so many shards (a power of two), computed alone and added up in one order: the weights
     are then the same, bit for bit, for every number of ranks that divides it. One thread a rank."""
@@ -78,6 +81,7 @@ class TrainConfig:
             epochs=self.epochs or recipe.epochs,
             global_batch_size=self.global_batch_size or recipe.global_batch_size,
             rules=rules,
+            precision=self.precision or recipe.precision,
         )
 
 

@@ -13,6 +13,7 @@ from trainer.models import PRETRAINED_PREFIX
 from trainer.models.originals import ORIGINALS
 from trainer.optim import Rule
 
+Precision = Literal["float32", "bfloat16"]
 ParameterKind = Literal["stem", "filters", "matrices", "vectors"]
 
 
@@ -56,7 +57,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     augment: Augment = field(default_factory=Augment)
     label_smoothing: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """`bfloat16`: autocast, where the hardware computes it faster than float32."""
     test_time_views: TestTimeViews = "one"
     """Views of an image whose logits are averaged in evaluation."""
@@ -105,6 +106,7 @@ _ALL = (
         global_batch_size=100,
         epochs=10,
         rules=_same(Rule(lr=0.1)),
+        precision="bfloat16",
     ),
     Recipe(
         name="mnist-fast",

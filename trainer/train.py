@@ -73,8 +73,8 @@ def train(config: TrainConfig) -> None:
 
 def identity(config: TrainConfig, dataset: Dataset, world: World) -> dict[str, str]:
     """What this rank runs, for comparison with the others."""
-    options = ("recipe", "dataset", "image_size", "seed", "epochs", "global_batch_size", "lr_scale", "virtual_shards")
-    known = {f"--{name.replace('_', '-')}": str(getattr(config, name)) for name in options}
+    options = ("recipe", "dataset", "image_size", "seed", "epochs", "global_batch_size", "lr_scale", "precision")
+    known = {f"--{name.replace('_', '-')}": str(getattr(config, name)) for name in (*options, "virtual_shards")}
     known |= {"the code of the trainer": code_sha256(), "the version of torch": str(torch.__version__)}
     known |= {"the data set": dataset.sha256}
     return known | ({"the processor": processor(world.device)} if config.virtual_shards else {})

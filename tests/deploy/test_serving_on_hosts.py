@@ -17,7 +17,7 @@ from tests.deploy.hosts import Host, network
 from tests.deploy.manifests import find, render
 from tests.deploy.training import Trained
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.slow
 
 NUM_PODS = 3
 DNS_S = 5

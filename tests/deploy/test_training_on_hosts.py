@@ -8,7 +8,7 @@ from tests.deploy.cluster import wait_for
 from tests.deploy.hosts import network
 from tests.deploy.training import Trained, build_job, service_names
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.slow
 
 
 def test_two_hosts_train_although_one_is_evicted_and_one_is_killed(trained: Trained) -> None:

@@ -18,7 +18,7 @@ from tests.conftest import ROOT, clean_environment
 from trainer.config import TrainConfig
 from trainer.evaluate import interval_after_looks
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.slow
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import ROOT, clean_environment
 from tests.e2e.test_training import result_of
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.slow
 
 LIMIT_S = 240.0
 

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT, clean_environment
 from tests.e2e.test_training import started, wait_for_line
 
-pytestmark = pytest.mark.exhaustive
+pytestmark = pytest.mark.slow
 
 
 def command(*arguments: str, ranks: int = 1) -> list[str]:

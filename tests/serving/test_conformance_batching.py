@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from protos import grpc_service_pb2 as pb
 from serving.client import Client, ClientError
 from serving.repository import Model
+from serving.statistics import Snapshot
 from tests.serving.conftest import SERVICE, Served
 from tests.serving.models import WEIGHTS
 
@@ -40,6 +41,12 @@ def wait_until(happened: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
+def counts_at_rest(model: Model) -> Snapshot:
+    """A batch is counted a moment after it is answered: the last test's must not be counted as this one's."""
+    wait_until(lambda: model.batcher.num_running == 0)
+    return model.statistics.snapshot()
+
+
 # ---- Rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -59,7 +66,7 @@ def test_batches_never_mix_rows(served: Served, sizes: list[int], seed: int) -> 
 
 def test_requests_that_wait_together_run_together(served: Served) -> None:
     model = served.server.repository.get("slow")
-    before = model.statistics.snapshot()
+    before = counts_at_rest(model)
     first = occupy(served, model)
     others = [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]
     wait_until(lambda: model.batcher.num_queued == 2)
@@ -115,7 +122,7 @@ def slow(served: Served) -> Model:
 
 
 def test_who_leaves_while_waiting_is_not_computed(served: Served, slow: Model) -> None:
-    before = slow.statistics.snapshot()
+    before = counts_at_rest(slow)
     first = occupy(served, slow)
     leaving, staying = (ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2))
     wait_until(lambda: slow.batcher.num_queued == 2)
@@ -140,7 +147,7 @@ def test_who_leaves_in_the_middle_of_a_batch_does_not_hurt_the_others(served: Se
 
 
 def test_who_is_too_late_is_not_computed(served: Served, slow: Model) -> None:
-    before = slow.statistics.snapshot()
+    before = counts_at_rest(slow)
     first = occupy(served, slow)
     late = ask(served, "slow", "loops", np.array([[1]]), timeout_s=0.05)
     assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -164,7 +171,7 @@ def test_a_timeout_of_the_requests_own(served: Served, slow: Model) -> None:
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(served: Served, slow: Model) -> None:
-    before = slow.statistics.snapshot()
+    before = counts_at_rest(slow)
     first = occupy(served, slow)
     waiting = [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]
     wait_until(lambda: slow.batcher.num_queued == 2)

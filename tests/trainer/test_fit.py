@@ -24,7 +24,7 @@ from trainer.train import setup
 
 GOLDEN = Path(__file__).parent.parent / "assets" / "mnist-mini-seed0-losses.json"
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=2)
-SHORT = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=2)
+SHORT = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=2, precision="float32")
 
 
 class Apart(World):

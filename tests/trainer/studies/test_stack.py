@@ -15,7 +15,7 @@ from trainer.recipes import RECIPES, Recipe
 from trainer.signals import StopRequest
 from trainer.studies.stack import Stack, can_stack, lone_steps, measure_rate, train_stack
 
-PLAIN = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=2)
+PLAIN = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=2, precision="float32")
 AUGMENTED = replace(RECIPES["mnist-lenet5"], dataset="mnist-mini", global_batch_size=50, precision="float32")
 LIGHT = replace(PLAIN, network="lenet5", global_batch_size=500)
 NUM_STEPS = 6

@@ -22,7 +22,7 @@ def config(tmp_path: Path) -> ZooConfig:
     )
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_the_study_measures_each_runtime_and_goes_on(
     config: ZooConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
