@@ -7,6 +7,7 @@ which every collective is a no-op and no process group exists.
 import datetime
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from trainer.errors import ConfigError, DesyncError, Interrupted, PeerError, TrainerError
 from trainer.failure import Claim, Situation, write_error, write_failure
 from trainer.hardware import num_available_cpus
+from trainer.host_sum import HostSum
 from trainer.roll_call import call_the_roll
 from trainer.watchdog import Watchdog
 
@@ -42,6 +44,8 @@ class World:
     """For small agreements that must not wait for the GPU: gloo, on the CPU. None is the default group."""
     store: Store | None = field(default=None, repr=False)
     """This round's part of torchrun's, which all ranks can read and write; None in a world of one."""
+    host_sum: HostSum | None = field(default=None, repr=False)
+    """How vectors on CPUs are added up where all ranks are on one host; None elsewhere."""
     virtual_shards: int | None = None
     """Shards of a global batch if the user has chosen their number, and with it bits that the world size does not
     change. None: one a rank."""
@@ -95,6 +99,7 @@ class World:
             _check_shards(virtual_shards, size)
             device = _choose_device(choice, int(os.environ.get("LOCAL_RANK", 0)), local_size)
             own = PrefixStore(f"convoy/{name}", store) if store is not None else None
+            share_memory = 1 < size == local_size and device.type == "cpu" and sys.platform == "linux"
             yield cls(
                 rank=rank,
                 size=size,
@@ -103,6 +108,7 @@ class World:
                 num_threads=num_threads,
                 control=_start_process_group(own, rank, size, device) if own is not None else None,
                 store=own,
+                host_sum=HostSum.join(name, rank, size) if share_memory else None,
                 virtual_shards=virtual_shards,
                 situation=situation,
                 watchdog=watchdog,
@@ -125,7 +131,9 @@ class World:
         if self.size == 1:
             return sums
         with self.watchdog.waiting():
-            if self.virtual_shards is None:
+            if self.host_sum is not None:
+                self.host_sum.add_up(sums, self.num_computing)
+            elif self.virtual_shards is None:
                 dist.all_reduce(sums)
             else:
                 self._add_up_in_pairs(sums)
@@ -319,7 +327,7 @@ def _somebody_claimed(claim: Claim, within_s: float) -> bool:
 
 def _is_consequence(error: Exception) -> bool:
     """Whether an error is what a healthy rank meets when another one has gone."""
-    return isinstance(error, dist.DistError) or (
+    return isinstance(error, dist.DistError | ConnectionError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection", "NCCL"))
     )
 
