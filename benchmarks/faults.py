@@ -5,7 +5,8 @@
 Three faults, in turn. `rank`: one rank is killed, and torchrun starts the ranks again. `launcher`: torchrun is killed,
 and the same command is given again at once, while the orphaned ranks are still there. `all`: every process is killed,
 and the same command is given again. After the last two the number of ranks is another one. SIGKILL, always: nothing
-can be tidied up. The moment is drawn evenly from the time that an undisturbed run takes, start-up included.
+can be tidied up. In every second run the moment is drawn evenly from the time that an undisturbed run takes, start-up
+included; in the others it is when a step that was drawn has been saved.
 
 A run ends with the checkpoint of its last step; evaluation and report are not waited for. On CPUs, `mnist-mini`.
 """
@@ -36,8 +37,8 @@ ROOT = Path(__file__).parent.parent
 Kind = Literal["rank", "launcher", "all"]
 KINDS: tuple[Kind, ...] = ("rank", "launcher", "all")
 RUN = ["--recipe", "mnist-fast", "--dataset", "mnist-mini", "--device", "cpu", "--virtual-shards", "4"]
-RUN += ["--epochs", "1", "--global-batch-size", "70", "--save-every-steps", "5", "--no-export"]
-LAST_STEP = 65
+RUN += ["--epochs", "3", "--global-batch-size", "70", "--save-every-steps", "5", "--no-export"]
+LAST_STEP = 195
 LIMIT_S = 300.0
 
 
@@ -46,6 +47,8 @@ class Outcome:
     """One run with one fault.
 
     Args:
+        delay_s: from the start to the fault, at most.
+        after_step: the fault comes when a step from here on has been saved; None for `delay_s` alone.
         killed_at_step: of the newest checkpoint at that moment.
         notice_s: from the kill to `failure.json`, where a rank was left to write it.
         again_s: from the kill to the first checkpoint of the ranks that were started again.
@@ -56,6 +59,7 @@ class Outcome:
     ranks: int
     ranks_after: int
     delay_s: float
+    after_step: int | None = None
     killed_at_step: int = 0
     notice_s: float | None = None
     again_s: float | None = None
@@ -148,7 +152,7 @@ def disturb(outcome: Outcome, folder: Path, data_dir: Path, chance: random.Rando
     jobs = [job]
     try:
         end = time.monotonic() + outcome.delay_s
-        while time.monotonic() < end and newest_step(folder) < LAST_STEP:
+        while time.monotonic() < end and newest_step(folder) < (outcome.after_step or LAST_STEP):
             job.ranks()
             time.sleep(0.02)
         if outcome.kind == "rank":
@@ -187,14 +191,17 @@ def noticed(folder: Path, killed_at: float) -> float | None:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    lines = ["| fault | runs | right weights | noticed after (median, largest) | training again after |"]
-    lines += ["|---|---|---|---|---|"]
+    lines = ["| fault | runs | in mid-training | right weights | noticed | after (median, largest) | again after |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for kind in (*KINDS, "together"):
         of_kind = [outcome for outcome in outcomes if kind in (outcome.kind, "together")]
         notice = [o.notice_s for o in of_kind if o.notice_s is not None and o.kind == "rank"]
         again = [o.again_s for o in of_kind if o.again_s is not None]
         right = sum(outcome.right for outcome in of_kind)
-        lines += [f"| {kind} | {len(of_kind)} | {right} | {_spread(notice)} | {_spread(again)} |"]
+        amid = sum(0 < outcome.killed_at_step < LAST_STEP for outcome in of_kind)
+        num_to_notice = sum(outcome.kind == "rank" for outcome in of_kind)  # after the others nobody is left to write
+        seen = f"{len(notice)} of {num_to_notice} | {_spread(notice)}" if num_to_notice else "|"
+        lines += [f"| {kind} | {len(of_kind)} | {amid} | {right} | {seen} | {_spread(again)} |"]
     return "\n".join(lines)
 
 
@@ -242,7 +249,8 @@ def main() -> None:
                 kind=kind,
                 ranks=max(2, ranks) if kind == "rank" else ranks,
                 ranks_after=max(2, ranks) if kind == "rank" else after,
-                delay_s=chance.uniform(0, seconds),
+                delay_s=LIMIT_S if number % 2 else chance.uniform(0, seconds),
+                after_step=chance.randrange(5, LAST_STEP - 5) if number % 2 else None,
             )
             run = folder / str(number)
             try:
@@ -256,6 +264,8 @@ def main() -> None:
             outcomes.append(outcome)
             write(outcomes, reference, arguments.out)
             shutil.rmtree(run)
+    if not all(outcome.right for outcome in outcomes):
+        sys.exit("error: not every run ended in the undisturbed weights")
 
 
 if __name__ == "__main__":

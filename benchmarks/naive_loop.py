@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
 from torchvision import datasets, transforms
 
@@ -41,12 +41,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--max-steps", type=int, default=10**9)
+    parser.add_argument("--num-images", type=int, required=True, help="of an epoch")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
     dist.init_process_group("gloo")
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-    train_set = datasets.MNIST(args.root, train=True, transform=transform)
+    train_set = Subset(datasets.MNIST(args.root, train=True, transform=transform), range(args.num_images))
     sampler = DistributedSampler(train_set)
     loader = DataLoader(train_set, batch_size=100 // dist.get_world_size(), sampler=sampler, num_workers=args.workers)
     model = DistributedDataParallel(Net())

@@ -7,7 +7,6 @@ moves by the minute. Writes `benchmarks/results/training-DATE.json` and a table 
 import argparse
 import datetime
 import json
-import os
 import re
 import shutil
 import statistics
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+NUM_IMAGES = 55_000  # of an epoch, in both loops: we set 5,000 aside for validation
 MFLOP_PER_IMAGE = 2 * 3.54  # multiply-adds of forward and backward of the lecture's net, times 2
 
 
@@ -39,8 +39,16 @@ def launcher(ranks: int) -> list[str]:
 
 def naive(root: Path, workers: int, *, max_steps: int = 10**9) -> dict[str, Any]:
     """One epoch of the user's loop in one process with all threads."""
-    arguments = ["--root", str(root), "--workers", str(workers), "--threads", str(os.cpu_count())]
-    return run_json([*launcher(1), "benchmarks/naive_loop.py", *arguments, "--max-steps", str(max_steps)])
+    arguments = ["--root", str(root), "--workers", str(workers), "--threads", str(num_threads())]
+    arguments += ["--num-images", str(NUM_IMAGES), "--max-steps", str(max_steps)]
+    return run_json([*launcher(1), "benchmarks/naive_loop.py", *arguments])
+
+
+def num_threads() -> int:
+    """As many as a run of ours with one process takes."""
+    from trainer.hardware import num_available_cpus
+
+    return num_available_cpus()
 
 
 def ours(*arguments: str, ranks: int = 1) -> dict[str, Any]:
@@ -80,7 +88,7 @@ print(json.dumps({"gflops": 2 * 2048**3 / sorted(times)[len(times) // 2] / 1e9})
 
 def mm_gflops() -> float:
     """The floating-point rate of a 2048 x 2048 x 2048 float32 torch.mm on all threads, median of 12."""
-    return float(run_json([sys.executable, "-c", MM % (os.cpu_count() or 1)])["gflops"])
+    return float(run_json([sys.executable, "-c", MM % num_threads()])["gflops"])
 
 
 def import_seconds() -> float:
@@ -146,7 +154,9 @@ def measure(rounds: int) -> dict[str, Any]:
             note("naive images/s", theirs["images_per_second"])
             note("naive first epoch, s", theirs["seconds"])
             alone = ours("--epochs", "2")
-            note("mnist images/s, 1 x all threads", alone["steady_images_per_second"])
+            note("mnist images/s", alone["steady_images_per_second"])
+            exact = ours("--epochs", "2", "--precision", "float32")
+            note("mnist in float32, images/s", exact["steady_images_per_second"])
             note("mm 2048, GFLOP/s", mm_gflops())
             note("import torch, torchvision, s", import_seconds())
             note("first step after, s", alone["first_step_seconds"])
@@ -154,6 +164,16 @@ def measure(rounds: int) -> dict[str, Any]:
                 size = ("--epochs", "2", "--global-batch-size", str(batch))
                 note(f"images/s, 1 process, batch {batch}", ours(*size)["steady_images_per_second"])
                 note(f"images/s, 2 processes, batch {batch}", ours(*size, ranks=2)["steady_images_per_second"])
+            for ranks in (2, 4):
+                ddp = run_json([*launcher(ranks), "benchmarks/ddp_loop.py"])
+                note(f"images/s, {ranks} ranks, DDP", ddp["images_per_second"])
+                for shards in (2, 4, 8):
+                    if shards >= ranks:
+                        sharded = ours("--epochs", "2", "--virtual-shards", str(shards), ranks=ranks)
+                        note(f"images/s, {ranks} ranks, {shards} shards", sharded["steady_images_per_second"])
+            costs = run_json([*launcher(2), "benchmarks/overheads.py"])
+            note("stall of a save, ms", costs["stall_ms"])
+            note("comparison of weights, ms", costs["compare_ms"])
             fast = ours("--recipe", "mnist-fast")
             note("mnist-fast training, s", fast["train_seconds"])
             note("mnist-fast whole command, s", fast["wall_seconds"])
@@ -171,19 +191,36 @@ def summarise(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
     def ratio(over: str, under: str) -> str:
         return f"{median[over] / median[under]:.2f}"
 
-    rate, loop, mm = "mnist images/s, 1 x all threads", "naive images/s", "mm 2048, GFLOP/s"
-    gflops = median[rate] * MFLOP_PER_IMAGE / 1000
-    table = [
-        ("`mnist` over the user's loop, images/s", ratio(rate, loop), f"{spread(rate)} over {spread(loop)}"),
-        (
-            "share of a 2048^3 float32 `torch.mm`",
-            f"{gflops / median[mm]:.2f}",
-            f"{gflops:.0f} of {spread(mm)} GFLOP/s",
-        ),
-    ]
+    loop, mm = "naive images/s", "mm 2048, GFLOP/s"
+    table = []
+    for rate, precision in (("mnist images/s", "as it is"), ("mnist in float32, images/s", "in float32")):
+        gflops = median[rate] * MFLOP_PER_IMAGE / 1000
+        table += [
+            (
+                f"`mnist` {precision} over the user's loop (float32), images/s",
+                ratio(rate, loop),
+                f"{spread(rate)} over {spread(loop)}",
+            ),
+            (
+                f"`mnist` {precision}, share of a 2048^3 float32 `torch.mm`",
+                f"{gflops / median[mm]:.2f}",
+                f"{gflops:.0f} of {spread(mm)} GFLOP/s",
+            ),
+        ]
     for batch in (100, 1000):
         two, one = f"images/s, 2 processes, batch {batch}", f"images/s, 1 process, batch {batch}"
         table.append((f"2 processes over 1, batch {batch}", ratio(two, one), f"{spread(two)} over {spread(one)}"))
+    for ranks in (2, 4):
+        ddp = f"images/s, {ranks} ranks, DDP"
+        for shards in (2, 4, 8):
+            sharded = f"images/s, {ranks} ranks, {shards} shards"
+            if sharded in median:
+                what = f"{shards} virtual shards on {ranks} ranks over plain DDP on as many"
+                table.append((what, ratio(sharded, ddp), f"{spread(sharded)} over {spread(ddp)}"))
+    table.append(("training stands still for a save, median", f"{median['stall of a save, ms']:.2f} ms", ""))
+    share = 100 * median["comparison of weights, ms"] * median["images/s, 2 processes, batch 100"] / 1000 / (50 * 100)
+    compare = f"{spread('comparison of weights, ms')} ms, every 50 steps of 2 ranks"
+    table.append(("comparing the ranks' weights, share of the time", f"{share:.1f} %", compare))
     start, imports = "first step after, s", "import torch, torchvision, s"
     table.append(
         ("command to first step, in imports", ratio(start, imports), f"{spread(start)} over {spread(imports)}")

@@ -1,0 +1,47 @@
+"""What the safety of a run costs its steps: the copy for a checkpoint, and the comparison of the ranks' weights.
+
+Run by `benchmarks/training.py` under torchrun with two ranks; prints one JSON line, in milliseconds.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from trainer.checkpoint import Checkpoints, CheckpointWriter
+from trainer.data import default_data_dir, load_dataset
+from trainer.distributed import World
+from trainer.hardware import keep_freed_memory
+from trainer.identity import digest_of
+from trainer.learner import build_learner
+from trainer.recipes import RECIPES
+
+NUM_TIMES = 50
+
+
+def main() -> None:
+    keep_freed_memory()
+    with World.join("cpu") as world, tempfile.TemporaryDirectory() as folder:
+        dataset = load_dataset("mnist", default_data_dir(), say=lambda line: None)
+        learner = build_learner(RECIPES["mnist"], dataset, torch.arange(len(dataset.train)), 0, world, print)
+        writer = CheckpointWriter(Checkpoints(Path(folder) / "checkpoints", print))
+        stalls, comparisons = [], []
+        for step in range(1, NUM_TIMES + 1):
+            began = time.perf_counter()
+            writer.begin(step, {"step": step, **learner.state_dict()})
+            stalls.append(1000 * (time.perf_counter() - began))
+            writer.finish()
+            world.wait_for_all()
+            began = time.perf_counter()
+            world.gather(digest_of(list(learner.model.state_dict().values())).cpu())
+            comparisons.append(1000 * (time.perf_counter() - began))
+        writer.close()
+        if world.is_main:
+            print(json.dumps({"stall_ms": statistics.median(stalls), "compare_ms": statistics.median(comparisons)}))
+
+
+if __name__ == "__main__":
+    main()
