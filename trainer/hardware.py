@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+_BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>, the same on every glibc
 
 
@@ -54,7 +55,12 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 convolutions are faster than float32 here, and not emulated."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
+    return bool(bfloat16_instructions())
+
+
+def bfloat16_instructions() -> list[str]:
+    """What this machine's CPUs have for bfloat16, in Linux' names; each rounds in its own way."""
+    return sorted(_BFLOAT16_INSTRUCTIONS & set(_cpuinfo("flags").split()))
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
@@ -75,10 +81,6 @@ def _cpuinfo(field: str) -> str:
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
-
-
-def _cpu_flags() -> set[str]:
-    return set(_cpuinfo("flags").split())
 
 
 def _cpu_model() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from trainer.errors import ConfigError, DesyncError
+from trainer.hardware import bfloat16_instructions
 
 
 def code_sha256(package: Path = Path(__file__).parent) -> str:
@@ -23,7 +24,7 @@ def processor(device: torch.device) -> str:
     """The kind of processor, as far as it decides the rounding."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *bfloat16_instructions()])
 
 
 def check_same(identities: Sequence[dict[str, str]]) -> None:

@@ -19,6 +19,10 @@ from trainer.recipes import Recipe
 RUNS = Path("runs")
 STUDY_FILE = "study.json"
 """In a study's folder, and nowhere else."""
+_KEEPS_PRECISION = {
+    "float32": "go on with --precision float32",
+    "bfloat16": "go on with --precision bfloat16 on the same kind of machine, or begin anew with --precision float32",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,6 +82,11 @@ class RunFolder:
         # Through JSON, because that turns tuples into lists.
         mine = json.loads(json.dumps(self.fingerprint))
         for name, theirs, ours in _differences("", known.fingerprint, mine):
+            if name == "recipe.precision":
+                raise ConfigError(
+                    f"--run-dir {self.path}: this run computes in {theirs}, and here, as asked for and as the hardware "
+                    f"has it, it would in {ours}: {_KEEPS_PRECISION[theirs]}"
+                )
             raise ConfigError(
                 f"--run-dir {self.path} is of another run: its {name} is {theirs}, not {ours}; choose another folder"
             )

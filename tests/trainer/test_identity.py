@@ -53,5 +53,10 @@ def test_weights_that_change_places_change_the_digest() -> None:
     assert not torch.equal(digest_of([torch.tensor([1.0, 2.0])]), digest_of([torch.tensor([2.0, 1.0])]))
 
 
-def test_the_processor_has_a_name() -> None:
-    assert processor(torch.device("cpu"))
+def test_the_processor_has_a_name_that_tells_how_it_computes_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    names = set()
+    for flags in ("fpu", "fpu avx512_bf16", "fpu avx512_bf16 amx_bf16"):
+        monkeypatch.setattr("trainer.hardware._cpuinfo", lambda field, flags=flags: flags)
+        names.add(processor(cpu))
+    assert len(names) == 3

@@ -11,7 +11,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError
-from trainer.recipes import RECIPES, Recipe
+from trainer.recipes import RECIPES, Precision, Recipe
 from trainer.run_folder import RunFolder
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
@@ -58,6 +58,22 @@ def test_another_run_may_not(change: dict, message: str, mini: Dataset, tmp_path
     enter(config, RECIPE, mini, ALONE)
     with pytest.raises(ConfigError, match=message):
         enter(replace(config, **change.get("config", {})), change.get("recipe", RECIPE), mini, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("begun", "here", "remedy"),
+    [
+        ("float32", "bfloat16", "go on with --precision float32$"),
+        ("bfloat16", "float32", "on the same kind of machine, or begin anew with --precision float32$"),
+    ],
+)
+def test_a_run_does_not_change_its_precision_on_another_machine(
+    begun: Precision, here: Precision, remedy: str, mini: Dataset, tmp_path: Path
+) -> None:
+    config = TrainConfig(run_dir=tmp_path / "run")
+    enter(config, replace(RECIPE, precision=begun), mini, ALONE)
+    with pytest.raises(ConfigError, match=f"computes in {begun}, and here, .*, it would in {here}: .*{remedy}"):
+        enter(config, replace(RECIPE, precision=here), mini, ALONE)
 
 
 def test_a_folder_with_other_things_in_it_is_refused(mini: Dataset, tmp_path: Path) -> None:
