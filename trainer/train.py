@@ -15,7 +15,7 @@ from trainer.checkpoint import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, load_dataset, split_validation
 from trainer.distributed import World
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, MismatchError
 from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_after_looks
 from trainer.export.plan import export_trained, plan_export
 from trainer.files import write_json
@@ -49,7 +49,12 @@ def train(config: TrainConfig) -> None:
         recipe = config.resolve().as_computed_on(world.device)
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
         folder = RunFolder.plan(config, recipe, dataset, world)
-        check_same(world.from_all(identity(config, recipe, dataset, world)))
+        identities = world.from_all(identity(config, recipe, dataset, world))
+        try:
+            check_same(identities)
+        except MismatchError:
+            world.situation.folder = folder.make_for_failure()  # else a mistake leaves no folder
+            raise
         run = setup(recipe, dataset, folder, world, progress)
         model = plan_export(run, config)
         folder.enter(config.resume, world)

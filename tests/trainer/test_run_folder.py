@@ -82,6 +82,23 @@ def test_a_folder_with_other_things_in_it_is_refused(mini: Dataset, tmp_path: Pa
         enter(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
 
 
+def test_a_folder_of_a_run_that_ended_before_it_began_may_be_entered(mini: Dataset, tmp_path: Path) -> None:
+    """Killed while it wrote `config.json`; and ranks that differed, of which only `failure.json` tells."""
+    folder = RunFolder.plan(TrainConfig(run_dir=tmp_path / "run"), RECIPE, mini, ALONE)
+    place = folder.make_for_failure()
+    assert place == folder.path
+    (place / "failure.json").write_text("{}")
+    (place / ".config.json.4242.tmp").write_text('{"fingerp')
+    folder.enter("auto", ALONE)
+    assert RunFolder.read(folder.path).seed == folder.seed
+
+
+def test_no_failure_is_written_among_other_things(mini: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    for path in (tmp_path, tmp_path / "thesis.tex" / "run"):
+        assert RunFolder.plan(TrainConfig(run_dir=path), RECIPE, mini, ALONE).make_for_failure() is None
+
+
 def test_damaged_files_are_named(mini: Dataset, tmp_path: Path) -> None:
     config = TrainConfig(run_dir=tmp_path / "run")
     folder = enter(config, RECIPE, mini, ALONE)
