@@ -1,4 +1,4 @@
-"""The machine under us: how many CPUs we may use, how memory is kept, what to write down about it."""
+"""The machine under us: how many CPUs and how much memory we may use, how freed memory is kept, what to write down."""
 
 import ctypes
 import os
@@ -34,6 +34,17 @@ def _cgroup_quota(cgroup: Path) -> float | None:
         return None if quota_us <= 0 else quota_us / int((cgroup / "cpu/cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
         return None
+
+
+def available_memory(cgroup: Path = _CGROUP) -> int:
+    """Bytes of memory that this process may use at most: the machine's, cut to the cgroup's limit (v2 and v1)."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            memory = min(memory, int((cgroup / name).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return memory
 
 
 def keep_freed_memory() -> None:
