@@ -4,12 +4,15 @@
     checkpoints/step-00000550/manifest.json   step, and the SHA-256 of state.pt
 
 A checkpoint is written under a temporary name in the same folder, flushed to the disk, and renamed; while training goes
-on, by a thread of its own (`CheckpointWriter`).
+on, by a thread of its own (`CheckpointWriter`). Each process has its own name: a rank whose launcher was killed may
+still write when the run has begun again.
 """
 
 import hashlib
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -45,9 +48,12 @@ class Checkpoints:
             CheckpointError: it could not be written; earlier ones are untouched.
         """
         final = self._folder / f"step-{step:08d}"
-        temporary = self._folder / f".{final.name}.tmp"
+        temporary = self._folder / f".{final.name}.{socket.gethostname()}.{os.getpid()}.tmp"
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for left in self._folder.glob(
+                ".step-*.tmp"
+            ):  # by who was killed, or will leave, for this run has come after
+                shutil.rmtree(left, ignore_errors=True)
             temporary.mkdir(parents=True)
             with (temporary / "state.pt").open("wb") as file:
                 torch.save(state, file)
@@ -62,8 +68,11 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"cannot save a checkpoint in {self._folder}: {error}") from error
         self.newest_good_step = step
-        for old in self._complete()[:-NUM_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        # Those of later steps were damaged and passed over, or come from before the run began again.
+        kept = [path for path in self._complete() if path <= final][-NUM_KEPT:]
+        for path in reversed(self._complete()):
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
     def load_newest(self) -> dict[str, Any] | None:
         """The newest state that is whole, or None where there is none. Damaged ones are passed over with a warning."""

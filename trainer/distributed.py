@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.distributed.rendezvous import rendezvous
 
-from trainer.errors import ConfigError, DesyncError, Interrupted, PeerError, TrainerError
+from trainer.errors import ConfigError, DesyncError, Interrupted, MismatchError, PeerError, TrainerError
 from trainer.failure import Claim, Situation, write_error, write_failure
 from trainer.hardware import num_available_cpus
 from trainer.host_sum import HostSum
@@ -281,7 +281,9 @@ def _watched(situation: Situation, store: Store | None, name: str, watchdog: Wat
     except Exception as error:
         if store is not None:
             _settle_blame(error, Claim(store, name, situation.rank), situation, watchdog)
-        write_error(situation, error, error.ranks if isinstance(error, DesyncError) else [situation.rank])
+        write_error(
+            situation, error, error.ranks if isinstance(error, DesyncError | MismatchError) else [situation.rank]
+        )
         raise
     finally:
         watchdog.stop()

@@ -2,6 +2,7 @@
 
     TrainerError
     ├── ConfigError      what was asked for cannot be done: unknown name, impossible value, folder of another run
+    │   └── MismatchError  the ranks were not started with the same code, settings, data and kind of hardware
     ├── DataError        a data set is missing, damaged or unreadable
     ├── CheckpointError  a run folder or a checkpoint cannot be read or written
     ├── DivergenceError  the loss is no longer a number
@@ -29,6 +30,18 @@ class ConfigError(TrainerError):
     """The request itself is wrong. Exit code 2: trying again without a change is pointless."""
 
     exit_code = 2
+
+
+class MismatchError(ConfigError):
+    """The ranks were not started with the same. Exit code 2.
+
+    Args:
+        ranks: those that are not like the most; all, if no value is that of more than half.
+    """
+
+    def __init__(self, message: str, ranks: list[int]) -> None:
+        super().__init__(message)
+        self.ranks = ranks
 
 
 class DataError(TrainerError):
@@ -59,7 +72,7 @@ class DesyncError(TrainerError):
     """The ranks' weights differ. Exit code 7.
 
     Args:
-        ranks: those that are not like the most.
+        ranks: those that are not like the most; all, if no more than half are alike.
     """
 
     exit_code = 7

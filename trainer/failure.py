@@ -15,6 +15,8 @@ from pathlib import Path
 from trainer.files import write_json
 from trainer.roll_call import Store
 
+FAILURE_FILE = "failure.json"
+
 
 @dataclass(slots=True, kw_only=True)
 class Situation:
@@ -55,7 +57,7 @@ def write_failure(situation: Situation, message: str, *, kind: str, trace: str |
         "step": situation.step,
     }
     with contextlib.suppress(OSError):  # the disk may be what failed, and the terminal has it
-        write_json(situation.folder / "failure.json", record)
+        write_json(situation.folder / FAILURE_FILE, record)
 
 
 def write_error(situation: Situation, error: Exception, ranks: list[int]) -> None:

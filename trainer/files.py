@@ -22,6 +22,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     flush_to_disk(path.parent)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether this is what a kill in the middle of `write_atomically` leaves."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, written atomically. ASCII, so that file names that are not UTF-8 survive too."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -108,7 +108,7 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery = SaveEvery()) -> Non
     Raises:
         DivergenceError: a loss is not finite; nothing is saved after the last good checkpoint.
         DesyncError: the ranks' weights are not the same.
-        CheckpointError: the final weights cannot be saved.
+        CheckpointError: the run folder cannot be written, or the final weights not be saved.
         Interrupted: a signal came; the state is saved.
     """
     loop = _Loop(run, stop, save_every)
@@ -172,7 +172,11 @@ class _Loop:
         self._writer = CheckpointWriter(run.checkpoints)
         self._num_saved = 0
         self._agreement = Agreement(run.world)
-        self._log = MetricsLog(run.folder.path, from_step=run.position.step) if run.world.is_main else None
+        self._log = (
+            MetricsLog(run.folder.path, from_step=run.position.step, say=run.progress.say)
+            if run.world.is_main
+            else None
+        )
         self._saved_at: float | None = None
         self._stopwatch = _Stopwatch(run.position.seconds, run.world.device)
         factors = [run.recipe.schedule.factor(step, run.num_steps) for step in range(run.num_steps)]

@@ -1,4 +1,4 @@
-"""The machine under us: how many CPUs we may use, how memory is kept, what to write down about it."""
+"""The machine under us: how many CPUs and how much memory we may use, how freed memory is kept, what to write down."""
 
 import ctypes
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+_BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>, the same on every glibc
 
 
@@ -35,6 +36,17 @@ def _cgroup_quota(cgroup: Path) -> float | None:
         return None
 
 
+def available_memory(cgroup: Path = _CGROUP) -> int:
+    """Bytes of memory that this process may use at most: the machine's, cut to the cgroup's limit (v2 and v1)."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            memory = min(memory, int((cgroup / name).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return memory
+
+
 def keep_freed_memory() -> None:
     """Let glibc reuse the memory of freed tensors instead of returning it to the kernel.
 
@@ -54,7 +66,12 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 convolutions are faster than float32 here, and not emulated."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
+    return bool(bfloat16_instructions())
+
+
+def bfloat16_instructions() -> list[str]:
+    """What this machine's CPUs have for bfloat16, in Linux' names; each rounds in its own way."""
+    return sorted(_BFLOAT16_INSTRUCTIONS & set(_cpuinfo("flags").split()))
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
@@ -75,10 +92,6 @@ def _cpuinfo(field: str) -> str:
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
-
-
-def _cpu_flags() -> set[str]:
-    return set(_cpuinfo("flags").split())
 
 
 def _cpu_model() -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.errors import ConfigError, DesyncError
+from trainer.errors import DesyncError, MismatchError
+from trainer.hardware import bfloat16_instructions
 
 
 def code_sha256(package: Path = Path(__file__).parent) -> str:
@@ -23,24 +24,27 @@ def processor(device: torch.device) -> str:
     """The kind of processor, as far as it decides the rounding."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *bfloat16_instructions()])
 
 
 def check_same(identities: Sequence[dict[str, str]]) -> None:
     """Compare what the ranks said of themselves; all say the same things.
 
     Raises:
-        ConfigError: they differ; the ranks that differ from the most are named.
+        MismatchError: they differ; each value that is not the most ranks' is named with its ranks.
     """
     for name in identities[0]:
         values = [identity[name] for identity in identities]
         odd = odd_ones_out(values)
         if odd:
-            common = next(value for rank, value in enumerate(values) if rank not in odd)
-            raise ConfigError(
-                f"{name} differs between ranks: {name_ranks(odd)} {'has' if len(odd) == 1 else 'have'} "
-                f"{values[odd[0]]:.60}, the others {common:.60}; start every rank with the same"
-            )
+            by_value = {value: [rank for rank, theirs in enumerate(values) if theirs == value] for value in values}
+            said = [
+                f"{name_ranks(ranks)} {'has' if len(ranks) == 1 else 'have'} {value:.60}"
+                for value, ranks in by_value.items()
+                if ranks[0] in odd
+            ]
+            said += [f"the others {value:.60}" for value, ranks in by_value.items() if ranks[0] not in odd]
+            raise MismatchError(f"{name} differs between ranks: {', '.join(said)}; start every rank with the same", odd)
 
 
 def check_weights(digests: Sequence[tuple[int, ...]], step: int) -> None:
@@ -51,18 +55,20 @@ def check_weights(digests: Sequence[tuple[int, ...]], step: int) -> None:
     """
     odd = odd_ones_out(digests)
     if odd:
+        who = f"{name_ranks(odd)} {'is' if len(odd) == 1 else 'are'} not like the others"
+        if len(odd) == len(digests):
+            who = f"{name_ranks(odd)} do not agree, and no more than half of them are alike"
         raise DesyncError(
-            f"the ranks' weights differ at step {step}: {name_ranks(odd)} "
-            f"{'is' if len(odd) == 1 else 'are'} not like the others; "
+            f"the ranks' weights differ at step {step}: {who}; "
             "it may be the hardware: the run can go on from its last checkpoint",
             odd,
         )
 
 
 def odd_ones_out(values: Sequence[Hashable]) -> list[int]:
-    """The positions whose value is not the most frequent one (the first such, if several are)."""
-    (common, _), *_ = Counter(values).most_common(1)
-    return [position for position, value in enumerate(values) if value != common]
+    """The positions whose value is not that of more than half; all of them where no value is."""
+    (common, count), *_ = Counter(values).most_common(1)
+    return [position for position, value in enumerate(values) if value != common or 2 * count <= len(values)]
 
 
 def name_ranks(ranks: Sequence[int]) -> str:

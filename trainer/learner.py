@@ -12,7 +12,6 @@ from trainer.data import Dataset, ImageSet
 from trainer.data.order import generator
 from trainer.distributed import World
 from trainer.evaluate import TestTimeViews, average_views
-from trainer.hardware import has_fast_bfloat16
 from trainer.models import Classifier, build_network
 from trainer.models.airbench import AirbenchNet
 from trainer.optim import Optimizer, Rule
@@ -87,7 +86,7 @@ def build_learner(
         torch.autocast,
         world.device.type,
         dtype=torch.bfloat16,
-        enabled=recipe.precision == "bfloat16" and has_fast_bfloat16(world.device),
+        enabled=recipe.as_computed_on(world.device).precision == "bfloat16",
     )
     data = ImageSet(dataset.train.images.to(world.device), dataset.train.labels.to(world.device))
     step = TrainStep(

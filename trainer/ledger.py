@@ -88,7 +88,17 @@ class Ledger:
         return {name: names.count(name) for name in dict.fromkeys(names)}
 
     def record(self, entry: dict[str, Any]) -> Look:
-        """Append a look, unless one with the same weights and data set stands there; either way, say which it is."""
+        """Append a look, unless one with the same weights and data set stands there; either way, say which it is.
+
+        Raises:
+            CheckpointError: the ledger cannot be written, or is damaged.
+        """
+        try:
+            return self._record(entry)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def _record(self, entry: dict[str, Any]) -> Look:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # two runs may end at the same time

@@ -1,48 +1,106 @@
 """The run's numbers on disk: `metrics.jsonl`, a line a log step and an epoch, and the same for TensorBoard."""
 
 import json
+import os
+import socket
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from trainer.errors import CheckpointError
 from trainer.files import write_atomically
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 class MetricsLog:
     """Appends to a run's metrics. When a run goes on from a checkpoint, what lies after it is cut off first.
 
+    A full disk is warned of once. What does not fit waits in the files' buffers for the next write, or is lost in whole
+    lines.
+
     Args:
         folder: the run folder.
         from_step: lines of later steps are dropped.
+        say: takes one line for the user.
+
+    Raises:
+        CheckpointError: what there is cannot be read, or the folder not be written.
     """
 
-    def __init__(self, folder: Path, *, from_step: int) -> None:
+    def __init__(self, folder: Path, *, from_step: int, say: Callable[[str], None]) -> None:
         self._folder = folder
         self._from_step = from_step
-        self._writer: SummaryWriter | None = None
+        self._say = say
+        self._has_warned = False
+        self._events: _EventFile | None = None
         path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(folder) if line["step"] <= from_step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = path.open("a")
+        try:
+            kept = [line for line in read_metrics(folder) if line["step"] <= from_step]
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            self._file = path.open("ab")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
 
     def write(self, kind: str, *, step: int, epoch: int, **values: float) -> None:
         """One line; `kind` is `step` or `epoch`, and both count from 1 (so many are done)."""
-        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, "time": time.time(), **values}) + "\n")
-        self._file.flush()
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second, which the first step need not wait for
-
-            self._writer = SummaryWriter(self._folder / "tensorboard", purge_step=self._from_step + 1)
-        for name, value in values.items():
-            self._writer.add_scalar(f"{kind}/{name}", value, step)
+        line = {"kind": kind, "step": step, "epoch": epoch, "time": time.time(), **values}
+        with self._going_on():
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
+        with self._going_on():
+            self._events = self._events or _EventFile(self._folder / "tensorboard", self._from_step + 1)
+            self._events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for file in (self._file, self._events):
+            if file is not None:
+                with self._going_on():
+                    file.close()
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Metrics that cannot be written are no reason to end a training."""
+        try:
+            yield
+        except OSError as error:
+            if not self._has_warned:
+                self._say(
+                    f"warning: cannot write the metrics in {self._folder}: {error.strerror or error}; "
+                    "the training goes on, and the next write tries again"
+                )
+            self._has_warned = True
+
+
+class _EventFile:
+    """What TensorBoard reads: records of events. torch's writer of them dies in a thread where the disk is full.
+
+    Args:
+        purge_step: events of this step and later ones, in older files of the folder, count no more.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        # Takes a moment, which the first step need not wait for.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event = Event
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("ab"))
+        self._add(file_version="brain.Event:2")
+        self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        scalars = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+        self._add(step=step, summary={"value": scalars})
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+    def _add(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -6,9 +6,12 @@ A run is a recipe, a data set, a seed and nothing else. Hyper-parameters were ch
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
+
 from trainer.data.augment import Augment
 from trainer.errors import unknown_name
 from trainer.evaluate import TestTimeViews
+from trainer.hardware import has_fast_bfloat16
 from trainer.models import PRETRAINED_PREFIX
 from trainer.models.originals import ORIGINALS
 from trainer.optim import Rule
@@ -63,6 +66,10 @@ class Recipe:
     """Views of an image whose logits are averaged in evaluation."""
     num_validation: int = 5000
     """Training images set aside, stratified; at most a tenth of a smaller set."""
+
+    def as_computed_on(self, device: torch.device) -> "Recipe":
+        """The same in the precision that it gets on this device: it decides the result, and is kept with the run."""
+        return self if has_fast_bfloat16(device) else replace(self, precision="float32")
 
 
 def _same(rule: Rule) -> dict[ParameterKind, Rule]:

@@ -12,13 +12,18 @@ from trainer.config import Resume, TrainConfig, fingerprint
 from trainer.data import Dataset
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError
-from trainer.files import write_json
+from trainer.failure import FAILURE_FILE
+from trainer.files import is_temporary, write_json
 from trainer.hardware import describe
 from trainer.recipes import Recipe
 
 RUNS = Path("runs")
 STUDY_FILE = "study.json"
 """In a study's folder, and nowhere else."""
+_KEEPS_PRECISION = {
+    "float32": "go on with --precision float32",
+    "bfloat16": "go on with --precision bfloat16 on the same kind of machine, or begin anew with --precision float32",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ class RunFolder:
             if self.config_path.exists():
                 self._check_same_run(RunFolder.read(self.path), resume)
                 return
-            if any(self.path.iterdir()):
+            if self._holds_other_things():
                 raise ConfigError(
                     f"--run-dir {self.path}: the folder is not empty and holds no run; choose another one"
                 )
@@ -72,12 +77,29 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror or error}") from error
 
+    def make_for_failure(self) -> Path | None:
+        """The folder, made if need be, for a failure before `enter`; None if it is not ours, or cannot be made."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return None if not self.config_path.exists() and self._holds_other_things() else self.path
+        except OSError:
+            return None
+
+    def _holds_other_things(self) -> bool:
+        """Whether there is more than a run leaves that ended before `config.json` was whole."""
+        return any(path.name != FAILURE_FILE and not is_temporary(path) for path in self.path.iterdir())
+
     def _check_same_run(self, known: "RunFolder", resume: Resume) -> None:
         if resume == "never":
             raise ConfigError(f"--resume never, but {self.path} holds a run: choose another --run-dir")
         # Through JSON, because that turns tuples into lists.
         mine = json.loads(json.dumps(self.fingerprint))
         for name, theirs, ours in _differences("", known.fingerprint, mine):
+            if name == "recipe.precision":
+                raise ConfigError(
+                    f"--run-dir {self.path}: this run computes in {theirs}, and here, as asked for and as the hardware "
+                    f"has it, it would in {ours}: {_KEEPS_PRECISION[theirs]}"
+                )
             raise ConfigError(
                 f"--run-dir {self.path} is of another run: its {name} is {theirs}, not {ours}; choose another folder"
             )

@@ -15,7 +15,7 @@ from trainer.checkpoint import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, load_dataset, split_validation
 from trainer.distributed import World
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, MismatchError
 from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_after_looks
 from trainer.export.plan import export_trained, plan_export
 from trainer.files import write_json
@@ -46,10 +46,15 @@ def train(config: TrainConfig) -> None:
         World.join(config.device, config.virtual_shards) as world,
         Progress(is_main=world.is_main) as progress,
     ):
-        recipe = config.resolve()
+        recipe = config.resolve().as_computed_on(world.device)
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
         folder = RunFolder.plan(config, recipe, dataset, world)
-        check_same(world.from_all(identity(config, dataset, world)))
+        identities = world.from_all(identity(config, recipe, dataset, world))
+        try:
+            check_same(identities)
+        except MismatchError:
+            world.situation.folder = folder.make_for_failure()  # else a mistake leaves no folder
+            raise
         run = setup(recipe, dataset, folder, world, progress)
         model = plan_export(run, config)
         folder.enter(config.resume, world)
@@ -71,12 +76,12 @@ def train(config: TrainConfig) -> None:
         world.wait_for_main(is_stopped=lambda: stop.number is not None)
 
 
-def identity(config: TrainConfig, dataset: Dataset, world: World) -> dict[str, str]:
+def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> dict[str, str]:
     """What this rank runs, for comparison with the others."""
     options = ("recipe", "dataset", "image_size", "seed", "epochs", "global_batch_size", "lr_scale", "precision")
     known = {f"--{name.replace('_', '-')}": str(getattr(config, name)) for name in (*options, "virtual_shards")}
     known |= {"the code of the trainer": code_sha256(), "the version of torch": str(torch.__version__)}
-    known |= {"the data set": dataset.sha256}
+    known |= {"the data set": dataset.sha256, "--precision, as the hardware has it,": recipe.precision}
     return known | ({"the processor": processor(world.device)} if config.virtual_shards else {})
 
 

@@ -5,11 +5,13 @@ import os
 import random
 import re
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT, clean_environment
 from tests.e2e.test_training import ranks_of, result_of, started, wait_for_line
 
 pytestmark = pytest.mark.slow
@@ -17,6 +19,31 @@ pytestmark = pytest.mark.slow
 # Batch norm, Muon, augmentation; 4,500 images make 64 batches of 70 and one of 20: neither is a multiple of 4 shards.
 OPTIONS = ("--recipe", "mnist-fast", "--global-batch-size", "70", "--epochs", "1", "--virtual-shards", "4")
 OFTEN = ("--save-every-steps", "5")
+
+
+ODD_ONE = """
+import os, sys
+import torch, trainer.hardware
+from trainer.cli import train_command
+from trainer.fit import _Loop
+
+is_odd = os.environ["RANK"] == "2"
+flags = {"hardware": "fpu" if is_odd else "fpu amx_bf16"}.get(sys.argv[1], "fpu")
+trainer.hardware._cpuinfo = lambda field: flags
+if sys.argv[1] == "settings" and is_odd:
+    sys.argv += ["--seed", "7"]
+if sys.argv[1] == "weights" and is_odd:
+    go_on = _Loop._between_steps
+
+    def flip(loop, epoch):
+        go_on(loop, epoch)
+        if loop._run.position.step == 20:
+            next(loop._run.learner.model.parameters()).detach().view(torch.int32)[0, 0, 0, 0] ^= 1 << 12
+
+    _Loop._between_steps = flip
+train_command(sys.argv[2:])
+"""
+"""The trainer, of which the last of three ranks has something otherwise than the others."""
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +62,36 @@ def test_every_number_of_ranks_gives_the_same_bits(
     result = result_of(tmp_path / "run")
     assert (result["world_size"], result["virtual_shards"]) == (ranks, 4)
     assert result["weights_sha256"] == reference
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "message"),
+    [
+        ("settings", "MismatchError", "--seed differs between ranks: rank 2 has 7, the others 0;"),
+        (
+            "hardware",
+            "MismatchError",
+            "as the hardware has it, differs between ranks: rank 2 has float32, the others bf",
+        ),
+        ("weights", "DesyncError", "the ranks' weights differ at step 45: rank 2 is not like the others;"),
+    ],
+)
+def test_a_rank_that_is_not_like_the_others_is_named_on_the_terminal_and_on_disk(
+    what: str, kind: str, message: str, tmp_path: Path, trainer_command: Callable[..., list[str]]
+) -> None:
+    script, folder = tmp_path / "odd_one.py", tmp_path / "run"
+    script.write_text(ODD_ONE)
+    command = trainer_command("--epochs", "2", "--run-dir", str(folder), ranks=3)
+    main = command.index(str(ROOT / "trainer" / "main.py"))
+    command[main : main + 1] = [str(script), what]
+    environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode != 0
+    (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert message in error
+    record = json.loads((folder / "failure.json").read_text())
+    assert (record["error"], record["ranks"], f"error: {record['message']}") == (kind, [2], error)
+    assert (folder / "config.json").exists() is (what == "weights")  # else the run has not begun
 
 
 def test_after_a_kill_another_number_of_ranks_gives_the_same_bits(

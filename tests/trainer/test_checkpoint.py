@@ -3,9 +3,8 @@
 import multiprocessing
 import os
 import resource
-import shutil
 import signal
-import subprocess
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conftest import fill
 from trainer.checkpoint import NUM_KEPT, Checkpoints, CheckpointWriter, weights_sha256
 from trainer.errors import CheckpointError
 
@@ -73,7 +73,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(
 
 def test_half_written_ones_are_not_seen(checkpoints: Checkpoints, tmp_path: Path) -> None:
     checkpoints.save(1, state(1))
-    half = tmp_path / "checkpoints" / ".step-00000002.tmp"
+    half = tmp_path / "checkpoints" / ".step-00000002.node-0.4242.tmp"
     half.mkdir()
     (half / "state.pt").write_bytes(b"half")
     loaded = checkpoints.load_newest()
@@ -81,6 +81,58 @@ def test_half_written_ones_are_not_seen(checkpoints: Checkpoints, tmp_path: Path
     assert loaded["step"] == 1
     checkpoints.save(2, state(2))
     assert not half.exists()
+
+
+def test_after_damaged_ones_the_next_that_is_saved_is_kept(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    for step in range(10, 60, 10):
+        checkpoints.save(step, state(step))
+    for step in (40, 50):
+        (tmp_path / "checkpoints" / f"step-{step:08d}" / "state.pt").write_bytes(b"damaged")
+    loaded = checkpoints.load_newest()
+    assert loaded is not None
+    assert loaded["step"] == 30
+    checkpoints.save(31, state(31))
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000030", "step-00000031"]
+    loaded = checkpoints.load_newest()
+    assert loaded is not None
+    assert loaded["step"] == 31
+
+
+class _Announced:
+    """Pickled, it says so to a pipe and waits until the other end allows it to go on."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __reduce__(self) -> tuple[type[int], tuple[()]]:
+        self._connection.send("writing")
+        self._connection.recv()
+        return int, ()
+
+
+def _save_slowly(folder: Path, connection: Connection) -> None:
+    try:
+        Checkpoints(folder, lambda line: None).save(2, {**state(7), "slow": _Announced(connection)})
+        connection.send("saved")
+    except CheckpointError as error:
+        connection.send(str(error))
+
+
+def test_who_still_writes_when_the_run_has_begun_again_spoils_nothing(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    connection, theirs = context.Pipe()
+    process = context.Process(target=_save_slowly, args=(tmp_path / "checkpoints", theirs))
+    process.start()
+    assert connection.poll(60)
+    assert connection.recv() == "writing"
+    checkpoints.save(2, state(2))
+    connection.send("go on")
+    assert connection.recv().startswith("cannot save a checkpoint")
+    process.join()
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000002"]
+    loaded = checkpoints.load_newest()
+    assert loaded is not None
+    assert loaded["model"]["weight"].tolist() == [2.0] * 4
 
 
 def _save_with_little_room(folder: Path, results: "multiprocessing.Queue[str]") -> None:
@@ -105,28 +157,18 @@ def test_no_room_is_one_clear_error_and_leaves_nothing_behind(checkpoints: Check
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000001"]
 
 
-def test_a_full_disk_is_one_clear_error_and_the_next_save_tries_again(tmp_path: Path) -> None:
-    """On a real file system of 1 MB, where a test may make one."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root may mount a file system")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False).returncode:
-        pytest.skip("no file system may be mounted here")
-    try:
-        checkpoints = Checkpoints(disk / "checkpoints", lambda line: None)
-        checkpoints.save(1, state(1))
-        (disk / "other").write_bytes(bytes(900_000))
-        with pytest.raises(CheckpointError, match="cannot save a checkpoint in"):
-            checkpoints.save(2, {**state(2), "big": torch.zeros(100_000)})
-        assert os.listdir(disk / "checkpoints") == ["step-00000001"]
-        (disk / "other").unlink()
-        checkpoints.save(3, {**state(3), "big": torch.zeros(100_000)})
-        loaded = checkpoints.load_newest()
-        assert loaded is not None
-        assert loaded["step"] == 3
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk_is_one_clear_error_and_the_next_save_tries_again(small_disk: Path) -> None:
+    checkpoints = Checkpoints(small_disk / "checkpoints", lambda line: None)
+    checkpoints.save(1, state(1))
+    filler = fill(small_disk)
+    with pytest.raises(CheckpointError, match="cannot save a checkpoint in"):
+        checkpoints.save(2, {**state(2), "big": torch.zeros(100_000)})
+    assert os.listdir(small_disk / "checkpoints") == ["step-00000001"]
+    filler.unlink()
+    checkpoints.save(3, {**state(3), "big": torch.zeros(100_000)})
+    loaded = checkpoints.load_newest()
+    assert loaded is not None
+    assert loaded["step"] == 3
 
 
 def test_the_writer_keeps_what_was_and_not_what_became_of_it(checkpoints: Checkpoints) -> None:

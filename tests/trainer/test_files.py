@@ -2,11 +2,14 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from trainer.files import sha256_of_file, write_atomically, write_json
+from tests.conftest import ROOT
+from trainer.files import is_temporary, sha256_of_file, write_atomically, write_json
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -29,6 +32,17 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_a_kill_leaves_is_known_as_temporary(tmp_path: Path) -> None:
+    killed = (
+        "import os, trainer.files as f; os.fsync = lambda fd: os.kill(os.getpid(), 9); f.write_json(f.Path('a'), 1)"
+    )
+    command = [sys.executable, "-c", killed]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    (left,) = tmp_path.iterdir()
+    assert is_temporary(left)
+    assert not is_temporary(tmp_path / "a")
 
 
 def test_the_digest_is_sha256(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import fill
 from trainer.checkpoint import weights_sha256
 from trainer.config import TrainConfig
 from trainer.data import Dataset
@@ -156,6 +157,29 @@ def test_a_save_that_fails_does_not_end_the_training(
     assert capsys.readouterr().out.count("warning: no room; the training goes on") == 2
     assert run.position.step == run.num_steps
     assert run.checkpoints.newest() == tmp_path / "run" / "checkpoints" / "step-00000045"
+
+
+def test_a_full_disk_does_not_end_the_training(
+    mini: Dataset, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(SHORT, mini, small_disk / "run")
+    run.progress = Progress(is_main=True)
+    filler, step = fill(small_disk), run.learner.step
+
+    def with_room_later(batch: Any) -> torch.Tensor:
+        if run.position.step == 60:
+            filler.unlink()
+        return step(batch)
+
+    run.learner = replace(run.learner, step=with_room_later)
+    with StopRequest() as stop:
+        fit(run, stop, SaveEvery(steps=10))
+    output = capsys.readouterr().out
+    assert output.count("warning: cannot write the metrics") == 1
+    assert "warning: cannot save a checkpoint" in output
+    assert run.checkpoints.newest() == small_disk / "run" / "checkpoints" / "step-00000090"
+    lines = read_metrics(small_disk / "run")
+    assert [(line["kind"], line["step"]) for line in lines] == [("epoch", 45), ("step", 50), ("epoch", 90)]
 
 
 def test_what_is_saved_is_not_written_again(mini: Dataset, tmp_path: Path) -> None:

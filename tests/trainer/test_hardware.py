@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.hardware import describe, num_available_cpus
+from trainer.hardware import available_memory, describe, num_available_cpus
 
 NUM_CPUS = len(os.sched_getaffinity(0))
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,22 @@ def test_the_quota_of_cgroup_v1_is_kept(quota_us: str, expected: int, tmp_path: 
 
 def test_without_a_cgroup_the_affinity_counts(tmp_path: Path) -> None:
     assert num_available_cpus(tmp_path / "nothing") == NUM_CPUS
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "expected"),
+    [
+        ("memory.max", "1000000\n", 1_000_000),
+        ("memory.max", "max\n", MEMORY),
+        ("memory/memory.limit_in_bytes", "2000000\n", 2_000_000),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", MEMORY),
+        ("nothing", "", MEMORY),
+    ],
+)
+def test_the_memory_limit_of_both_cgroup_versions_is_kept(name: str, limit: str, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / name).write_text(limit)
+    assert available_memory(tmp_path) == expected
 
 
 COUNT_FAULTS = """

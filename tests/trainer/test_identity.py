@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.errors import ConfigError, DesyncError
+from trainer.errors import DesyncError, MismatchError
 from trainer.identity import check_same, check_weights, code_sha256, digest_of, odd_ones_out, processor
 
 
@@ -26,9 +26,14 @@ def test_a_rank_with_other_code_is_named() -> None:
     check_same([same] * 4)
     other = {**same, "the code of the trainer": "bb"}
     with pytest.raises(
-        ConfigError, match="the code of the trainer differs between ranks: rank 2 has bb, the others aa"
+        MismatchError, match="the code of the trainer differs between ranks: rank 2 has bb, the others aa"
     ):
         check_same([same, same, other, same])
+    with pytest.raises(
+        MismatchError, match="trainer differs between ranks: ranks 0, 2 have aa, ranks 1, 3 have bb; "
+    ) as e:
+        check_same([same, other, same, other])
+    assert e.value.ranks == [0, 1, 2, 3]
 
 
 def test_ranks_with_other_weights_are_named() -> None:
@@ -36,7 +41,25 @@ def test_ranks_with_other_weights_are_named() -> None:
     with pytest.raises(DesyncError, match="differ at step 7: rank 1 is not like the others") as caught:
         check_weights([(1, 2), (1, 3), (1, 2)], step=7)
     assert caught.value.ranks == [1]
-    assert odd_ones_out(["a", "b", "a", "c"]) == [1, 3]
+    with pytest.raises(DesyncError, match="at step 7: ranks 0, 1 do not agree, and no more than half") as caught:
+        check_weights([(1, 2), (1, 3)], step=7)
+    assert caught.value.ranks == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "odd"),
+    [
+        ("a", []),
+        ("aa", []),
+        ("aba", [1]),
+        ("baaca", [0, 3]),
+        ("ab", [0, 1]),
+        ("abac", [0, 1, 2, 3]),
+        ("aabb", [0, 1, 2, 3]),
+    ],
+)
+def test_without_a_majority_everyone_is_odd(values: str, odd: list[int]) -> None:
+    assert odd_ones_out(values) == odd
 
 
 @pytest.mark.parametrize("bit", [0, 23, 31])
@@ -53,5 +76,10 @@ def test_weights_that_change_places_change_the_digest() -> None:
     assert not torch.equal(digest_of([torch.tensor([1.0, 2.0])]), digest_of([torch.tensor([2.0, 1.0])]))
 
 
-def test_the_processor_has_a_name() -> None:
-    assert processor(torch.device("cpu"))
+def test_the_processor_has_a_name_that_tells_how_it_computes_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    names = set()
+    for flags in ("fpu", "fpu avx512_bf16", "fpu avx512_bf16 amx_bf16"):
+        monkeypatch.setattr("trainer.hardware._cpuinfo", lambda field, flags=flags: flags)
+        names.add(processor(cpu))
+    assert len(names) == 3

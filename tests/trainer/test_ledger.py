@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import fill
 from trainer.data import Dataset, ImageSet, without_test_images
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate import Evaluation
@@ -82,6 +83,15 @@ def test_a_data_set_for_tuning_leads_to_no_test_images(mini: Dataset, tmp_path: 
     with pytest.raises(ConfigError, match="handed out for tuning, without its test images"):
         look_at_test_set(ledger, without_test_images(mini), {}, lambda images: pytest.fail("seen"), is_main=True)
     assert not ledger.path.exists()
+
+
+def test_a_full_disk_is_one_clear_error(small_disk: Path) -> None:
+    ledger = Ledger(small_disk / "ledger.jsonl")
+    filler = fill(small_disk)
+    with pytest.raises(CheckpointError, match=r"cannot write .*/ledger\.jsonl: No space left on device"):
+        ledger.record(entry("a"))
+    filler.unlink()
+    assert ledger.record(entry("a")).number == 1
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:

@@ -26,6 +26,14 @@ def test_every_recipe_names_what_exists(recipe: Recipe) -> None:
         recipe.epochs = 1  # type: ignore[misc]
 
 
+def test_a_recipe_is_computed_in_what_the_hardware_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, recipe = torch.device("cpu"), RECIPES["mnist"]
+    monkeypatch.setattr("trainer.hardware._cpuinfo", lambda field: "fpu avx512f amx_bf16")
+    assert recipe.as_computed_on(cpu) is recipe
+    monkeypatch.setattr("trainer.hardware._cpuinfo", lambda field: "fpu avx512f")
+    assert recipe.as_computed_on(cpu) == dataclasses.replace(recipe, precision="float32")
+
+
 def test_an_unknown_recipe_offers_the_nearest_names() -> None:
     with pytest.raises(ConfigError, match="did you mean mnist"):
         find_recipe("mnits")

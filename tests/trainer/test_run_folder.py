@@ -11,7 +11,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError
-from trainer.recipes import RECIPES, Recipe
+from trainer.recipes import RECIPES, Precision, Recipe
 from trainer.run_folder import RunFolder
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
@@ -60,10 +60,43 @@ def test_another_run_may_not(change: dict, message: str, mini: Dataset, tmp_path
         enter(replace(config, **change.get("config", {})), change.get("recipe", RECIPE), mini, ALONE)
 
 
+@pytest.mark.parametrize(
+    ("begun", "here", "remedy"),
+    [
+        ("float32", "bfloat16", "go on with --precision float32$"),
+        ("bfloat16", "float32", "on the same kind of machine, or begin anew with --precision float32$"),
+    ],
+)
+def test_a_run_does_not_change_its_precision_on_another_machine(
+    begun: Precision, here: Precision, remedy: str, mini: Dataset, tmp_path: Path
+) -> None:
+    config = TrainConfig(run_dir=tmp_path / "run")
+    enter(config, replace(RECIPE, precision=begun), mini, ALONE)
+    with pytest.raises(ConfigError, match=f"computes in {begun}, and here, .*, it would in {here}: .*{remedy}"):
+        enter(config, replace(RECIPE, precision=here), mini, ALONE)
+
+
 def test_a_folder_with_other_things_in_it_is_refused(mini: Dataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="not empty and holds no run"):
         enter(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
+
+
+def test_a_folder_of_a_run_that_ended_before_it_began_may_be_entered(mini: Dataset, tmp_path: Path) -> None:
+    """Killed while it wrote `config.json`; and ranks that differed, of which only `failure.json` tells."""
+    folder = RunFolder.plan(TrainConfig(run_dir=tmp_path / "run"), RECIPE, mini, ALONE)
+    place = folder.make_for_failure()
+    assert place == folder.path
+    (place / "failure.json").write_text("{}")
+    (place / ".config.json.4242.tmp").write_text('{"fingerp')
+    folder.enter("auto", ALONE)
+    assert RunFolder.read(folder.path).seed == folder.seed
+
+
+def test_no_failure_is_written_among_other_things(mini: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    for path in (tmp_path, tmp_path / "thesis.tex" / "run"):
+        assert RunFolder.plan(TrainConfig(run_dir=path), RECIPE, mini, ALONE).make_for_failure() is None
 
 
 def test_damaged_files_are_named(mini: Dataset, tmp_path: Path) -> None:

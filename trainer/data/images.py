@@ -5,7 +5,6 @@ first frame of an animation counts.
 """
 
 import math
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ import torch
 
 from trainer.data.store import Say
 from trainer.errors import ConfigError, DataError
-from trainer.hardware import num_available_cpus
+from trainer.hardware import available_memory, num_available_cpus
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,11 +72,11 @@ def decode_images(paths: list[Path], num_channels: int, size: int, say: Say) -> 
     names the first, ConfigError when they cannot fit in memory.
     """
     shape = (len(paths), num_channels, size, size)
-    needed, there = math.prod(shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed, there = math.prod(shape), available_memory()
     if needed > there:  # the kernel would promise the memory now and kill the process later
         raise ConfigError(
-            f"{len(paths)} images of {size}x{size} take {needed / 1e9:.1f} GB and this machine has "
-            f"{there / 1e9:.1f} GB: give a smaller --image-size"
+            f"{len(paths)} images of {size}x{size} take {needed / 1e9:.1f} GB and this machine, or its "
+            f"container, has {there / 1e9:.1f} GB: give a smaller --image-size"
         )
     images = torch.empty(shape, dtype=torch.uint8)
     target = images.numpy()

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError
-from trainer.files import write_json
+from trainer.files import is_temporary, write_json
 from trainer.hardware import describe
 from trainer.run_folder import RUNS, STUDY_FILE, git_commit
 
@@ -55,7 +55,7 @@ class StudyFolder:
                         "choose another folder"
                     )
                 return
-            if any(self.path.iterdir()):
+            if not all(is_temporary(path) for path in self.path.iterdir()):
                 raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no study")
             started = {"git_commit": git_commit(), "world_size": world.size, "machine": describe(world.device)}
             write_json(self.path / STUDY_FILE, mark | started)

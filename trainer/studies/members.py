@@ -46,6 +46,7 @@ def open_member(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run:
     Raises:
         ConfigError: the folder belongs to another run, or the network cannot take images of this size.
     """
+    recipe = recipe.as_computed_on(place.world.device)
     mark = fingerprint(
         recipe, seed=seed, image_size=place.image_size, dataset_sha256=place.dataset.sha256, virtual_shards=None
     )
