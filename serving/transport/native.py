@@ -140,11 +140,13 @@ class NativeTransport:
                         self._infer(_Call(self._front, self._calls, call_id), payload or b"")
                     else:
                         self._other(kind, call_id, method, payload or b"", _Caller())
+                events = payload = None  # or their messages would stay until the next ones come
             return
         while (detailed := self._front.recv_batch_details(MAX_EVENTS)) is not None:
             for kind, call_id, method, payload, _, details in detailed:
                 metadata, peer, _ = details or ((), "", None)
                 self._other(kind, call_id, method, payload or b"", _Caller(metadata, peer))
+            detailed = payload = None
 
     def _infer(self, call: "_Call", payload: bytes) -> None:
         if len(payload) > self._max_message_bytes:
@@ -162,6 +164,7 @@ class NativeTransport:
             call = self._calls.pop(call_id, None)
             if call is not None and call.pending is not None:
                 call.pending.cancel()
+                call.pending = None  # the job refers to its call: together they would never be freed
             self._end_watch(call_id)
             return
         path = self._paths[method]
