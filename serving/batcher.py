@@ -230,6 +230,7 @@ class Batcher:
                 self._run(backend, jobs, closed)
                 with self._lock:
                     self._num_running -= len(jobs)
+            del jobs, late  # with their messages, which would stay until the next batch
 
     def _wait_for_batch(self) -> Closed | None:
         """Wait until a batch is due; why it is, or None when the batcher is closed and empty. The lock is held."""

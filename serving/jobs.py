@@ -38,9 +38,11 @@ class WireJob(PlannedJob):
 
     def finish(self, outputs: Outputs, first_row: int) -> None:
         self._call.succeed(self.plan.encode(outputs, first_row, self._id_field))
+        del self._call  # it refers to this job: together they would keep the message until the cyclic collector runs
 
     def fail(self, error: ServingError) -> None:
         self._call.fail(error)
+        del self._call
 
 
 class ValueJob(PlannedJob):

@@ -19,25 +19,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
 from pygrpc_native import EVENT_CALL, STREAM_FULL, NativeGrpcFront
 
-from protos import health_pb2
-from serving.errors import (
-    Internal,
-    InvalidArgument,
-    ResourceExhausted,
-    ServingError,
-    StartupError,
-    Unauthenticated,
-    Unavailable,
-)
+from serving.errors import Internal, ResourceExhausted, ServingError, StartupError
 from serving.inference import Pending
 from serving.logs import AccessLog
 from serving.security import Token
-from serving.service import HEALTH_CHECK, HEALTH_WATCH, INFER, Service, health_response
+from serving.service import HEALTH_WATCH, INFER, Service, health_response
 from serving.status import OK, grpc_code, trailing_metadata
 from serving.transport.grpcio import GrpcioTransport
+from serving.transport.grpcio.address import UNIX, check_address
+from serving.transport.grpcio.rpc import check_token, detail, unanswered_code
+from serving.transport.grpcio.streams import shutting_down, too_many_streams, watched_service
+from serving.transport.grpcio.transport import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, MAX_STREAMS
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +45,10 @@ LINGER_S = 0.25
 
 _POLL_S = 0.01
 
-Metadata = Sequence[tuple[str, str | bytes]]
+Details = tuple[Sequence[tuple[str, str | bytes]], str, float | None]
+"""Of a call: its metadata, who calls, and the seconds until its deadline."""
+
+_UNKNOWN: Details = ((), "", None)
 
 
 class NativeTransport:
@@ -81,7 +78,7 @@ class NativeTransport:
         self._methods = [(path, False) for path in (INFER, *service.unary)] + [(HEALTH_WATCH, True)]
         self._paths = [path for path, _ in self._methods]
         self._calls: dict[int, _Call] = {}
-        self._watches: dict[int, Callable[[], None]] = {}
+        self._watches: dict[_Call, Callable[[], None]] = {}
         self._is_stopping = False
         self._blocking = ThreadPoolExecutor(1, thread_name_prefix="native-blocking")
         self._folder: Path | None = None
@@ -92,8 +89,16 @@ class NativeTransport:
         Raises:
             StartupError: the address cannot be had.
         """
+        check_address(self._address)
         try:
-            self._front = NativeGrpcFront(self._address, self._methods, io_threads=NUM_IO_THREADS, call_details=True)
+            self._front = NativeGrpcFront(
+                self._address,
+                self._methods,
+                io_threads=NUM_IO_THREADS,
+                call_details=True,
+                keepalive_time_ms=1000 * KEEPALIVE_S,
+                keepalive_timeout_ms=1000 * KEEPALIVE_TIMEOUT_S,
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise StartupError(f"cannot listen on {self._address}: {error}") from error
         self._folder = Path(tempfile.mkdtemp(prefix="convoy-"))
@@ -109,155 +114,202 @@ class NativeTransport:
         self._streams.start()
         self._front.set_fallback(str(fallback))
         self._front.start()
-        self.port = 0 if self._address.startswith("unix:") else self._front.bound_port
+        self.port = 0 if self._address.startswith(UNIX) else self._front.bound_port
         self._thread = threading.Thread(target=self._receive, name="native", daemon=True)
         self._thread.start()
 
     def stop(self, grace_s: float) -> None:
         """Refuse what comes, finish what is under way, at most for so long, then close."""
+        if self._folder is None:
+            return  # it never started
         self._is_stopping = True
         until = time.monotonic() + grace_s
-        for call_id in list(self._watches):
-            self._end_watch(call_id)
-            self._front.stream_end(call_id)
+        for call in list(self._watches):
+            self._end_watch(call, shutting_down())
         self._streams.stop(grace_s)
         while self._calls and time.monotonic() < until:
             time.sleep(_POLL_S)
+        for call in list(self._calls.values()):
+            call.fail(shutting_down())
+            call.drop()
         time.sleep(min(LINGER_S, grace_s))
         self._front.close()
         self._thread.join()
         self._blocking.shutdown(wait=False, cancel_futures=True)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:
         """Take calls until the front is closed."""
+        limit = self._max_message_bytes
         if self._token is None and self._access_log is None:
             while (events := self._front.recv_batch(MAX_EVENTS)) is not None:
                 for kind, call_id, method, payload, _ in events:
                     # The one kind of event that there are thousands of a second has a short way.
-                    if kind == EVENT_CALL and method == INFER_METHOD and not self._is_stopping:
-                        self._infer(_Call(self._front, self._calls, call_id), payload or b"")
+                    if (
+                        kind == EVENT_CALL
+                        and method == INFER_METHOD
+                        and payload is not None
+                        and len(payload) <= limit
+                        and not self._is_stopping
+                    ):
+                        self._infer(_Call(self._front, self._calls, call_id), payload)
                     else:
-                        self._other(kind, call_id, method, payload or b"", _Caller())
+                        self._other(kind, call_id, method, payload or b"", _UNKNOWN)
+                events = payload = None  # or their messages would stay until the next ones come
             return
         while (detailed := self._front.recv_batch_details(MAX_EVENTS)) is not None:
             for kind, call_id, method, payload, _, details in detailed:
-                metadata, peer, _ = details or ((), "", None)
-                self._other(kind, call_id, method, payload or b"", _Caller(metadata, peer))
+                self._other(kind, call_id, method, payload or b"", details or _UNKNOWN)
+            detailed = payload = None
 
     def _infer(self, call: "_Call", payload: bytes) -> None:
-        if len(payload) > self._max_message_bytes:
-            call.fail(ResourceExhausted(f"message of {len(payload)} bytes is larger than {self._max_message_bytes}"))
-            return
-        self._calls[call.call_id] = call
         try:
             call.pending = self._service.infer(payload, call, None)
         except Exception:  # a defect, which must not end the thread that all calls come through
             logger.exception("a call could not be answered")
 
-    def _other(self, kind: int, call_id: int, method: int, payload: bytes, caller: "_Caller") -> None:
+    def _other(self, kind: int, call_id: int, method: int, payload: bytes, details: Details) -> None:
         """All events but the plain inference without token and log."""
         if kind != EVENT_CALL:
-            call = self._calls.pop(call_id, None)
-            if call is not None and call.pending is not None:
-                call.pending.cancel()
-            self._end_watch(call_id)
+            gone = self._calls.get(call_id)
+            if gone is not None:
+                self._end_watch(gone)
+                gone.leave()
             return
         path = self._paths[method]
-        log = None if self._access_log is None else self._access_log.begin(path, caller.peer)
-        call = _Call(self._front, self._calls, call_id, log)
+        call = self._begin(call_id, path, details)
         try:
-            self._dispatch(call, path, payload, caller)
+            self._dispatch(call, path, payload, details)
         except ServingError as error:
             call.fail(error)
         except Exception:
             logger.exception("%s could not be answered", path)
             call.fail(Internal("the server failed; its log says why"))
 
-    def _dispatch(self, call: "_Call", path: str, payload: bytes, caller: "_Caller") -> None:
-        token = None if path in (HEALTH_CHECK, HEALTH_WATCH) else self._token
-        if token is not None and not token.accepts(caller.header("authorization")):
-            raise Unauthenticated("expected metadata 'authorization: Bearer TOKEN' with this server's token")
+    def _begin(self, call_id: int, path: str, details: Details) -> "_Call":
+        if self._access_log is None:
+            return _Call(self._front, self._calls, call_id)
+        _, peer, remaining_s = details
+        deadline = None if remaining_s is None else time.monotonic() + remaining_s
+        return _LoggedCall(self._front, self._calls, call_id, self._access_log.begin(path, peer), deadline)
+
+    def _dispatch(self, call: "_Call", path: str, payload: bytes, details: Details) -> None:
+        check_token(self._token, path, details[0])
+        if len(payload) > self._max_message_bytes:
+            raise ResourceExhausted(f"message of {len(payload)} bytes is larger than {self._max_message_bytes}")
         if self._is_stopping:
-            raise Unavailable("the server is shutting down")
+            raise shutting_down()
         if path == INFER:
             self._infer(call, payload)
         elif path == HEALTH_WATCH:
-            self._watch(call.call_id, payload)
+            self._watch(call, payload)
         elif path in self._service.blocking:
             self._blocking.submit(self._answer, call, path, payload)
         else:
             self._answer(call, path, payload)
 
     def _answer(self, call: "_Call", path: str, payload: bytes) -> None:
-        self._calls[call.call_id] = call
         try:
             call.succeed(self._service.unary[path](payload))
         except ServingError as error:
             call.fail(error)
 
-    def _watch(self, call_id: int, payload: bytes) -> None:
-        try:
-            request = health_pb2.HealthCheckRequest.FromString(payload)
-        except DecodeError as error:
-            raise InvalidArgument(f"the {len(payload)} bytes received are no HealthCheckRequest: {error}") from error
+    def _watch(self, call: "_Call", payload: bytes) -> None:
+        name = watched_service(payload)
+        if len(self._watches) >= MAX_STREAMS:
+            raise too_many_streams(MAX_STREAMS)
 
         def tell(status: int) -> None:
             message = health_response(status).SerializeToString()
-            if self._front.stream_try_send(call_id, message) == STREAM_FULL:
-                error = ResourceExhausted("this watcher does not read what it is told")
-                self._front.fail(call_id, grpc_code(error), str(error))
-                self._end_watch(call_id)
+            if self._front.stream_try_send(call.call_id, message) == STREAM_FULL:
+                self._end_watch(call, ResourceExhausted("this watcher does not read what it is told"))
 
-        self._watches[call_id] = self._service.health.watch(request.service, tell)
+        self._watches[call] = self._service.health.watch(name, tell)
+        if self._is_stopping:  # since `_dispatch` looked
+            self._end_watch(call, shutting_down())
 
-    def _end_watch(self, call_id: int) -> None:
-        unsubscribe = self._watches.pop(call_id, None)
+    def _end_watch(self, call: "_Call", error: ServingError | None = None) -> None:
+        """Forget a watcher, if the call is one; with an error if it is still there."""
+        unsubscribe = self._watches.pop(call, None)
         if unsubscribe is not None:
             unsubscribe()
-
-
-class _Caller:
-    """What is known of the other side of a call."""
-
-    __slots__ = ("_metadata", "peer")
-
-    def __init__(self, metadata: Metadata = (), peer: str = "") -> None:
-        self._metadata = metadata
-        self.peer = peer
-
-    def header(self, name: str) -> str | None:
-        return next((value for key, value in self._metadata if key == name and isinstance(value, str)), None)
+            if error is not None:
+                call.fail(error)
 
 
 class _Call:
-    """One call, to be answered once by number. The front lets an answer to a call that is gone fall."""
+    """One call, to be answered once by number. The front lets an answer to a call that is gone fall.
 
-    __slots__ = ("_calls", "_front", "_log", "call_id", "pending")
+    Args:
+        calls: all that are open; it is one of them until it is over.
+    """
+
+    __slots__ = ("_calls", "_front", "call_id", "pending")
+
+    def __init__(self, front: NativeGrpcFront, calls: "dict[int, _Call]", call_id: int) -> None:
+        self._front = front
+        self._calls = calls
+        self.call_id = call_id
+        self.pending: Pending | None = None
+        calls[call_id] = self
+
+    def succeed(self, payload: bytes) -> None:
+        self._calls.pop(self.call_id, None)
+        self._front.respond(self.call_id, payload)
+
+    def fail(self, error: ServingError) -> None:
+        self._calls.pop(self.call_id, None)
+        hints = [(key.removeprefix("grpc-"), value) for key, value in trailing_metadata(error)]
+        self._front.fail(self.call_id, grpc_code(error), detail(error), hints)
+
+    def leave(self) -> None:
+        """The caller has gone, or its deadline has passed."""
+        self._calls.pop(self.call_id, None)
+        self.drop()
+
+    def drop(self) -> None:
+        """Nobody waits for the inference any more."""
+        pending, self.pending = self.pending, None  # a job refers to its call: together they would never be freed
+        if pending is not None:
+            pending.cancel()
+
+
+class _LoggedCall(_Call):
+    """One with a line in the access log, written by whoever takes it from those that are open.
+
+    Args:
+        end: writes the line.
+        deadline: on the clock of `time.monotonic`; None for none.
+    """
+
+    __slots__ = ("_deadline", "_end")
 
     def __init__(
         self,
         front: NativeGrpcFront,
         calls: "dict[int, _Call]",
         call_id: int,
-        log: Callable[[int], None] | None = None,
+        end: Callable[[int], None],
+        deadline: float | None,
     ) -> None:
-        self._front = front
-        self._calls = calls
-        self._log = log
-        self.call_id = call_id
-        self.pending: Pending | None = None
+        super().__init__(front, calls, call_id)
+        self._end = end
+        self._deadline = deadline
 
     def succeed(self, payload: bytes) -> None:
-        self._calls.pop(self.call_id, None)
-        self._front.respond(self.call_id, payload)
-        if self._log is not None:
-            self._log(OK)
+        is_open = self._calls.pop(self.call_id, None)
+        super().succeed(payload)
+        if is_open:
+            self._end(OK)
 
     def fail(self, error: ServingError) -> None:
-        self._calls.pop(self.call_id, None)
-        hints = [(key.removeprefix("grpc-"), value) for key, value in trailing_metadata(error)]
-        self._front.fail(self.call_id, grpc_code(error), str(error), hints)
-        if self._log is not None:
-            self._log(grpc_code(error))
+        is_open = self._calls.pop(self.call_id, None)
+        super().fail(error)
+        if is_open:
+            self._end(grpc_code(error))
+
+    def leave(self) -> None:
+        is_open = self._calls.pop(self.call_id, None)
+        super().leave()
+        if is_open:
+            self._end(unanswered_code(self._deadline))

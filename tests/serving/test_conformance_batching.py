@@ -1,5 +1,6 @@
 """Many callers at once, on both transports: rows never mix; who leaves, is late or finds no room hurts nobody."""
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from protos import grpc_service_pb2 as pb
 from serving.client import Client, ClientError
+from serving.jobs import WireJob
 from serving.repository import Model
 from serving.statistics import Snapshot
 from tests.serving.conftest import SERVICE, Served
@@ -192,6 +194,25 @@ def test_our_client_gives_up_at_its_deadline(served: Served, slow: Model) -> Non
         client.infer("slow", {"loops": np.array([[1]])})
     assert caught.value.code == "DEADLINE_EXCEEDED"
     assert answer(first) == [BUSY]
+
+
+def test_a_call_that_is_over_holds_no_memory(served: Served, slow: Model) -> None:
+    """Answered the long way and the short one, refused or cancelled: freed without the cyclic collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert answer(ask(served, "slow", "loops", np.array([[1]]))) == [1]
+        assert ask(served, "slow", "loops", np.array([1])).code() == grpc.StatusCode.INVALID_ARGUMENT
+        first = occupy(served, slow)
+        leaving = ask(served, "slow", "loops", np.array([[1]]))
+        wait_until(lambda: slow.batcher.num_queued == 1)
+        leaving.cancel()
+        wait_until(lambda: slow.batcher.num_queued == 0)
+        assert answer(first) == [BUSY]
+        wait_until(lambda: not any(type(one) is WireJob for one in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 def test_a_failing_batch_fails_alone(served: Served) -> None:

@@ -48,7 +48,7 @@ class OpenStreams:
             if self.is_ending:
                 raise shutting_down()
             if len(self._leavers) >= self._limit:
-                raise ResourceExhausted(f"this server serves at most {self._limit} streams at a time")
+                raise too_many_streams(self._limit)
             self._leavers[key] = leave
         try:
             yield
@@ -63,6 +63,11 @@ class OpenStreams:
             leavers = list(self._leavers.values())
         for leave in leavers:
             leave()
+
+
+def too_many_streams(limit: int) -> ResourceExhausted:
+    """What a stream is refused with when so many are open."""
+    return ResourceExhausted(f"this server serves at most {limit} streams at a time")
 
 
 def shutting_down() -> Unavailable:
@@ -103,7 +108,7 @@ def watch(health: Health, streams: OpenStreams) -> grpc.RpcMethodHandler:
         states: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         when_over(context, lambda: states.put(None))
         try:
-            name = _watched_service(payload)
+            name = watched_service(payload)
             with streams.hold(lambda: states.put(None)):
                 unsubscribe = health.watch(name, states.put)
                 try:
@@ -118,7 +123,12 @@ def watch(health: Health, streams: OpenStreams) -> grpc.RpcMethodHandler:
     return grpc.unary_stream_rpc_method_handler(handle)
 
 
-def _watched_service(payload: bytes) -> str:
+def watched_service(payload: bytes) -> str:
+    """The name in a HealthCheckRequest.
+
+    Raises:
+        InvalidArgument: the bytes are no such message.
+    """
     try:
         service: str = health_pb2.HealthCheckRequest.FromString(payload).service
     except DecodeError as error:
