@@ -27,7 +27,7 @@ class Plan:
         has_strings: whether the size of an input depends on its content.
     """
 
-    __slots__ = ("_head", "_head_shapes", "_order", "_sizes", "_wanted", "has_strings", "model", "rows", "shapes")
+    __slots__ = ("_head", "_order", "_sizes", "_wanted", "has_strings", "model", "rows", "shapes")
 
     def __init__(self, model: Model, request: InferRequest) -> None:
         """Check all of a request but its data.
@@ -48,8 +48,8 @@ class Plan:
             num_elements(given.shape) * spec.datatype.size for spec, given in zip(specs, inputs, strict=True)
         ]
         self._wanted = _wanted_outputs(model, request)
-        self._head_shapes: list[Shape] | None = None
-        self._head = b""
+        # The shapes and the head that tells them, as one value: the threads of all instances read and replace it.
+        self._head: tuple[list[Shape], bytes] = ([], b"")
 
     def arrange(self, buffers: Sequence[Buffer]) -> tuple[Buffer, ...]:
         """The inputs' data in the model's order, from the request's order.
@@ -74,10 +74,11 @@ class Plan:
         Args:
             id_field: the request's id as that field of the message; empty for none.
         """
-        if outputs.row_shapes != self._head_shapes:
-            self._head = self._make_head(outputs)
-            self._head_shapes = outputs.row_shapes
-        parts = [self._head, id_field]
+        shapes, head = self._head
+        if outputs.row_shapes != shapes:
+            head = self._make_head(outputs)
+            self._head = outputs.row_shapes, head
+        parts = [head, id_field]
         for index, top_k in self._wanted:
             data = self._data(outputs, index, top_k, first_row) if top_k else outputs.data(index, first_row, self.rows)
             parts += (_RAW_OUTPUT, varint(len(data)), data)
