@@ -1,18 +1,21 @@
 """Plans: what is checked once, and how answers look on the wire."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import pytest
 from google.protobuf.internal.decoder import _DecodeVarint  # type: ignore[attr-defined]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protos.grpc_service_pb2 import ModelInferResponse
+from protos.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
 from serving.batcher import Outputs
+from serving.codec import parse_request
+from serving.errors import InvalidArgument
 from serving.inference import InferInput, InferRequest
 from serving.plan import Plan, classify, varint
-from serving.tensors import Shape
+from serving.tensors import DATATYPES, Elements, Shape
 from tests.serving.fake_repository import FakeRepository, add_without_batch
 
 
@@ -67,4 +70,26 @@ def test_an_answer_has_its_own_shape_whatever_other_instances_answer_meanwhile()
 
     assert list(answer.outputs[0].shape) == [2]
     assert np.frombuffer(answer.raw_output_contents[0], np.int64).tolist() == [0, 1]
+    repository.close()
+
+
+class Untouched(list[int]):
+    """Elements that nobody may look at."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("converted before they were counted")
+
+
+def test_typed_contents_are_counted_before_they_are_converted() -> None:
+    message = ModelInferRequest()
+    message.inputs.add(name="a", datatype="INT64", shape=[2]).contents.int64_contents.extend([1, 2])
+    parsed = parse_request(message).inputs[0].data
+    assert isinstance(parsed, Elements)
+
+    repository = FakeRepository(add_without_batch())
+    request = InferRequest("add", [InferInput(name, "INT64", (2,), b"") for name in "ab"])
+    plan = Plan(repository.get("add"), request)
+    with pytest.raises(InvalidArgument, match=r"^input 'b' of model 'add': expected 2 INT64 elements .*, got 3$"):
+        plan.arrange([parsed, Elements(DATATYPES["INT64"], Untouched([1, 2, 3]))])
+    assert plan.arrange([parsed, parsed]) == (np.array([1, 2]).tobytes(),) * 2
     repository.close()
