@@ -169,6 +169,8 @@ class Service:
         Raises:
             NotFound: it does not exist.
         """
+        if not version:
+            return bool(self.repository.versions(name))
         try:
             self.repository.get(name, version)
         except Unavailable:

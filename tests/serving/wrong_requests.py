@@ -131,10 +131,10 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
         INVALID,
         "version 'new' of model 'rows' is no number",
     ),
-    "model that is not ready": (
+    "model without a ready version": (
         changed(good(), set_field("model_name", "broken")),
-        grpc.StatusCode.UNAVAILABLE,
-        "model 'broken' is not ready: .*",
+        grpc.StatusCode.NOT_FOUND,
+        "model 'broken' has no available versions: .*",
     ),
     "wrong name": (
         changed(good(), set_input("name", "y")),
