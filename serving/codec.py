@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 from protos.grpc_service_pb2 import InferParameter, ModelInferRequest
 from serving.errors import InvalidArgument, Unsupported
 from serving.inference import InferInput, InferRequest, RequestedOutput
-from serving.tensors import DATATYPES, from_elements
+from serving.tensors import DATATYPES, Elements
 
 
 def parse_request(message: ModelInferRequest) -> InferRequest:
@@ -25,7 +25,7 @@ def parse_request(message: ModelInferRequest) -> InferRequest:
             f"contents of input '{typed[0]}' and raw_input_contents are both given: expected one form for all inputs"
         )
     inputs = [
-        InferInput(tensor.name, tensor.datatype, tuple(tensor.shape), b"" if raw else _typed(tensor))
+        InferInput(tensor.name, tensor.datatype, tuple(tensor.shape), b"" if raw else _elements(tensor))
         for tensor in message.inputs
     ]
     for tensor in message.inputs:
@@ -90,8 +90,8 @@ def _requested(output: ModelInferRequest.InferRequestedOutputTensor) -> Requeste
     return requested_output(output.name, parameters_of(output.parameters))
 
 
-def _typed(tensor: ModelInferRequest.InferInputTensor) -> bytes:
-    """The elements of a tensor as raw bytes."""
+def _elements(tensor: ModelInferRequest.InferInputTensor) -> Elements:
+    """The elements of a tensor as they are: whether a model wants them is not known yet."""
     datatype = DATATYPES.get(tensor.datatype)
     if datatype is None:
         raise InvalidArgument(f"input '{tensor.name}': there is no data-type '{tensor.datatype}'")
@@ -102,4 +102,4 @@ def _typed(tensor: ModelInferRequest.InferInputTensor) -> bytes:
         raise InvalidArgument(
             f"input '{tensor.name}': expected {datatype.name} in {datatype.contents}, got {', '.join(filled)}"
         )
-    return from_elements(datatype, list(getattr(tensor.contents, datatype.contents)))
+    return Elements(datatype, getattr(tensor.contents, datatype.contents))

@@ -2,10 +2,10 @@
 
     ServingError
     ├── InvalidArgument     the request is wrong: trying again without a change is pointless
-    ├── NotFound            no such model, version or RPC
+    ├── NotFound            no such model, version or RPC, or a model of which no version is ready
     ├── Unauthenticated     no token, or a wrong one
     ├── Unsupported         a request for something that this server does not do
-    ├── Unavailable         not now: a model that is loading or has failed, a server that is leaving
+    ├── Unavailable         not now: a model that is loading, a version that has failed, a server that is leaving
     ├── ResourceExhausted   the queue is full; says when to try again
     ├── DeadlineExceeded    the caller's time is up, or the model's queue time-out
     ├── Cancelled           the caller has gone

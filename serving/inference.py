@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from serving.errors import ServingError
-from serving.tensors import Buffer, Shape
+from serving.tensors import Buffer, Elements, Shape
 
 
 @dataclass(slots=True)
@@ -15,7 +15,7 @@ class InferInput:
     name: str
     datatype: str
     shape: Shape
-    data: Buffer
+    data: Buffer | Elements
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from serving.batcher import Outputs
 from serving.errors import InvalidArgument
 from serving.inference import InferInput, InferOutput, InferRequest, InferResponse
 from serving.repository import Model
-from serving.tensors import Array, Buffer, Shape, TensorSpec, num_elements, to_array, to_bytes
+from serving.tensors import Array, Buffer, Elements, Shape, TensorSpec, num_elements, to_array, to_bytes
 
 _RAW_OUTPUT = b"\x32"  # field 6, raw_output_contents, length-delimited
 
@@ -27,7 +27,7 @@ class Plan:
         has_strings: whether the size of an input depends on its content.
     """
 
-    __slots__ = ("_head", "_head_shapes", "_order", "_sizes", "_wanted", "has_strings", "model", "rows", "shapes")
+    __slots__ = ("_head", "_order", "_sizes", "_wanted", "has_strings", "model", "rows", "shapes")
 
     def __init__(self, model: Model, request: InferRequest) -> None:
         """Check all of a request but its data.
@@ -48,17 +48,24 @@ class Plan:
             num_elements(given.shape) * spec.datatype.size for spec, given in zip(specs, inputs, strict=True)
         ]
         self._wanted = _wanted_outputs(model, request)
-        self._head_shapes: list[Shape] | None = None
-        self._head = b""
+        # The shapes and the head that tells them, as one value: the threads of all instances read and replace it.
+        self._head: tuple[list[Shape], bytes] = ([], b"")
 
-    def arrange(self, buffers: Sequence[Buffer]) -> tuple[Buffer, ...]:
-        """The inputs' data in the model's order, from the request's order.
+    def arrange(self, data: Sequence[Buffer | Elements]) -> tuple[Buffer, ...]:
+        """The inputs' bytes in the model's order, from the request's order.
 
         Raises:
-            InvalidArgument: a tensor has another number of bytes than its shape needs.
+            InvalidArgument: a tensor has another number of bytes, or elements, than its shape needs, or an element does
+                not fit its data type.
         """
-        arranged = tuple([buffers[at] for at in self._order])
-        for spec, shape, size, buffer in zip(self.model.spec.inputs, self.shapes, self._sizes, arranged, strict=True):
+        arranged: list[Buffer] = []
+        for spec, shape, size, at in zip(self.model.spec.inputs, self.shapes, self._sizes, self._order, strict=True):
+            given = data[at]
+            try:
+                buffer = given.to_bytes(shape) if isinstance(given, Elements) else given
+            except InvalidArgument as error:
+                raise InvalidArgument(f"{_of(self.model, spec)}: {error}") from error
+            arranged.append(buffer)
             if spec.datatype.size == 0:
                 to_array(spec.datatype, shape, buffer)
             elif len(buffer) != size:
@@ -66,7 +73,7 @@ class Plan:
                     f"{_of(self.model, spec)}: expected {size} bytes for {spec.datatype.name} of shape {list(shape)}, "
                     f"got {len(buffer)}"
                 )
-        return arranged
+        return tuple(arranged)
 
     def encode(self, outputs: Outputs, first_row: int, id_field: bytes) -> bytes:
         """The serialised ModelInferResponse for this request's rows of a batch.
@@ -74,10 +81,11 @@ class Plan:
         Args:
             id_field: the request's id as that field of the message; empty for none.
         """
-        if outputs.row_shapes != self._head_shapes:
-            self._head = self._make_head(outputs)
-            self._head_shapes = outputs.row_shapes
-        parts = [self._head, id_field]
+        shapes, head = self._head
+        if outputs.row_shapes != shapes:
+            head = self._make_head(outputs)
+            self._head = outputs.row_shapes, head
+        parts = [head, id_field]
         for index, top_k in self._wanted:
             data = self._data(outputs, index, top_k, first_row) if top_k else outputs.data(index, first_row, self.rows)
             parts += (_RAW_OUTPUT, varint(len(data)), data)

@@ -95,9 +95,9 @@ class Repository:
         """A model that is ready; its newest version if none is named.
 
         Raises:
-            NotFound: no such model or version.
+            NotFound: no such model or version; or none is named, and none is ready or on its way.
             InvalidArgument: the version is no number.
-            Unavailable: it is known and not ready.
+            Unavailable: the version is known and not ready, or one is being loaded, or the server is leaving.
         """
         return self._view.serving.get((name, version)) or self._find(name, version)
 
@@ -137,7 +137,9 @@ class Repository:
         if not entries:
             raise _unknown(name, view)
         if not version:
-            raise Unavailable(f"model '{name}' is not ready: {_why(entries)}")
+            if self._leaving.is_set() or any(entry.state == "LOADING" for entry in entries):
+                raise Unavailable(f"model '{name}' is not ready: {_why(entries)}")
+            raise NotFound(f"model '{name}' has no available versions: {_why(entries)}")  # Triton's words and code
         if not (version.isascii() and version.isdecimal() and len(version) < 19):
             raise InvalidArgument(f"version {_shown(version)} of model '{name}' is no number")
         number = str(int(version))

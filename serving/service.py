@@ -54,7 +54,9 @@ _NOT_OURS = {
     "LogSettings": "changing log settings at run time",
 }
 
-_MAX_TEMPLATES = 256
+_MAX_LENGTHS = 256
+_TEMPLATES_OF_A_LENGTH = 4
+"""Clients whose messages differ in their beginning and not in their length do not push each other out."""
 _SWAPS_IN_ONE_REQUEST = 8
 
 
@@ -69,7 +71,7 @@ class Service:
         self.repository = repository
         self.health = health
         self._version = version
-        self._templates: dict[int, Template] = {}
+        self._templates: dict[int, tuple[Template, ...]] = {}
         self._generation = repository.generation
         self.unary: Mapping[str, Callable[[bytes], bytes]] = self._unary()
         """By full method path: the serialised answer to a serialised request. They raise ServingError."""
@@ -91,14 +93,15 @@ class Service:
             if self._generation != self.repository.generation:
                 self._generation = self.repository.generation
                 self._templates.clear()
-            template = self._templates.get(len(payload))
-            if template is not None and payload.startswith(template.prefix):
-                job = WireJob(template.plan, template.cut(payload), b"", call, deadline)
-                try:
-                    template.plan.model.batcher.submit(job)
-                    return job
-                except BatcherClosed:
-                    self._templates.clear()
+            for template in self._templates.get(len(payload), ()):
+                if payload.startswith(template.prefix):
+                    job = WireJob(template.plan, template.cut(payload), b"", call, deadline)
+                    try:
+                        template.plan.model.batcher.submit(job)
+                        return job
+                    except BatcherClosed:
+                        self._templates.clear()
+                        break
             return self._infer_unknown(payload, call, deadline)
         except ServingError as error:
             call.fail(error)
@@ -145,9 +148,10 @@ class Service:
         """Recognise the next request that differs from this one in its tensors' bytes alone."""
         template = Template.of(payload, message, plan)
         if template is not None:
-            if len(self._templates) >= _MAX_TEMPLATES:
+            if len(self._templates) >= _MAX_LENGTHS:
                 self._templates.clear()
-            self._templates[len(payload)] = template
+            others = self._templates.get(len(payload), ())
+            self._templates[len(payload)] = (template, *others[: _TEMPLATES_OF_A_LENGTH - 1])
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
@@ -165,6 +169,8 @@ class Service:
         Raises:
             NotFound: it does not exist.
         """
+        if not version:
+            return bool(self.repository.versions(name))
         try:
             self.repository.get(name, version)
         except Unavailable:

@@ -80,6 +80,27 @@ class TensorSpec:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """A tensor that came element by element: cheap to count, dear to turn into bytes."""
+
+    datatype: Datatype
+    values: Sequence[Any]
+
+    def to_bytes(self, shape: Shape) -> bytes:
+        """As it would go over the wire; nothing is converted before the number is right.
+
+        Raises:
+            InvalidArgument: the elements are not as many as the shape needs, or one does not fit the data type.
+        """
+        if len(self.values) != num_elements(shape):
+            raise InvalidArgument(
+                f"expected {num_elements(shape)} {self.datatype.name} elements for shape {list(shape)}, "
+                f"got {len(self.values)}"
+            )
+        return from_elements(self.datatype, self.values)
+
+
 def num_elements(shape: Shape) -> int:
     """Python's own integers: a huge declared shape does not overflow, and nothing is allocated for it."""
     return math.prod(shape)
@@ -124,7 +145,7 @@ def from_elements(datatype: Datatype, elements: Sequence[Any]) -> bytes:
     try:
         if not datatype.size:
             return to_bytes(np.array([_as_bytes(element) for element in elements], object))
-        return np.array(elements, datatype.dtype).tobytes()
+        return np.fromiter(elements, datatype.dtype, len(elements)).tobytes()
     except (OverflowError, ValueError, TypeError) as error:
         raise InvalidArgument(f"an element is no {datatype.name}: {error}") from error
 

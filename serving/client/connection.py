@@ -6,11 +6,13 @@ Knows method names and messages only as arguments.
 import contextlib
 import ipaddress
 import json
+import random
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,7 @@ NUM_IN_FLIGHT = 4
 """Parts of one large input that are under way together: the server computes one while others travel."""
 _MIB = 2**20
 _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds")
+_MAX_ATTEMPTS = 5
 _SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
@@ -33,19 +36,21 @@ _SERVICE_CONFIG = json.dumps(
             {
                 "name": [{}],
                 "retryPolicy": {
-                    "maxAttempts": 5,
+                    "maxAttempts": _MAX_ATTEMPTS,
                     "initialBackoff": "0.1s",
                     "maxBackoff": "2s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"],
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ],
     }
 )
 """Every call may be repeated: an inference has no effects, and loading or unloading twice comes to the same. The
-server's `grpc-retry-pushback-ms` takes the place of the backoff (gRFC A6); the call's deadline bounds all attempts.
+call's deadline bounds all attempts. RESOURCE_EXHAUSTED is not here but in `_pause_s`: gRPC does not read native's hint.
 CANCELLED is what a grpcio server that stops answers to a call that was on its way when it closed the connection."""
+_HINTS = ("grpc-retry-pushback-ms", "retry-pushback-ms")
+"""When to come again; by the second name from servers that cannot send the first."""
 _OPTIONS = (
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.max_receive_message_length", -1),
@@ -118,11 +123,7 @@ class Connection:
         Raises:
             ClientError: no answer, or an error as the answer.
         """
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        with self._tidy_errors(timeout_s):
-            response: Answer = self._method(method, request, answer)(
-                request, timeout=timeout_s, metadata=self._metadata
-            )
+        (response,) = self.call_each(method, [request], answer, timeout_s)
         return response
 
     def call_each(
@@ -135,23 +136,19 @@ class Connection:
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         until = time.monotonic() + timeout_s
-        pending: deque[Any] = deque()
+        pending: deque[_Call] = deque()
         try:
             with self._tidy_errors(timeout_s):
                 for request in requests:
                     if len(pending) == NUM_IN_FLIGHT:
                         yield pending.popleft().result()
-                    left = max(0.0, until - time.monotonic())
-                    start = self._method(method, request, answer).future
-                    pending.append(start(request, timeout=left, metadata=self._metadata))
+                    stub = self._channel.unary_unary(method, type(request).SerializeToString, answer.FromString)
+                    pending.append(_Call(partial(stub.future, request, metadata=self._metadata), until))
                 while pending:
                     yield pending.popleft().result()
         finally:
             for call in pending:
                 call.cancel()
-
-    def _method(self, method: str, request: Message, answer: type[Message]) -> Any:
-        return self._channel.unary_unary(method, type(request).SerializeToString, answer.FromString)
 
     @contextlib.contextmanager
     def _tidy_errors(self, timeout_s: float) -> Iterator[None]:
@@ -159,6 +156,59 @@ class Connection:
             yield
         except grpc.RpcError as error:
             raise from_rpc(error, self.target, timeout_s) from None
+
+
+class _Call:
+    """A call under way, which is made again where the server had no room for it.
+
+    Args:
+        start: begins the call; its argument is `timeout`, in seconds.
+        until: its deadline, on the clock of `time.monotonic`.
+    """
+
+    def __init__(self, start: Callable[..., Any], until: float) -> None:
+        self._start = start
+        self._until = until
+        self._future = self._begin()
+
+    def result(self) -> Any:
+        """The answer.
+
+        Raises:
+            grpc.RpcError: none came, or an error; also when the pause before the next attempt would pass the deadline.
+        """
+        attempt = 1
+        while True:
+            try:
+                return self._future.result()
+            except grpc.RpcError as error:
+                pause_s = _pause_s(error, attempt)
+                if pause_s is None or time.monotonic() + pause_s >= self._until:
+                    raise
+            time.sleep(pause_s)
+            attempt += 1
+            self._future = self._begin()
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+    def _begin(self) -> Any:
+        return self._start(timeout=max(0.0, self._until - time.monotonic()))
+
+
+def _pause_s(error: Any, attempt: int) -> float | None:
+    """How long to wait before a call is made again; None if it is not to be.
+
+    As long as the server says, or with gRPC's backoff where it says nothing (gRFC A6, "Pushback", "Exponential
+    Backoff"): those who were refused together do not come back together.
+    """
+    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return None
+    trailers = dict(error.trailing_metadata() or ())
+    hint = next((trailers[name] for name in _HINTS if name in trailers), None)
+    if hint is None:
+        return random.uniform(0.8, 1.2) * min(2.0, 0.1 * 2 ** (attempt - 1)) if attempt < _MAX_ATTEMPTS else None
+    return random.uniform(1, 1.2) * int(hint) * 1e-3 if hint.isdecimal() else None
 
 
 def parse_target(target: str) -> str:

@@ -7,7 +7,7 @@ are not for this front: it forwards them to a grpcio server on a private Unix so
 The front ends calls at their deadline by itself, and says so as it does of cancelled ones. It has no limit on the size
 of a message (0.5.0): one that is too large is refused here, when it is already in memory. It has no TLS either, and no
 way to send metadata whose names begin with `grpc-`: the hint when to come again goes out as `retry-pushback-ms`, which
-people may read but gRPC's own retries do not. Where that will not do, use `serving.transport.grpcio`.
+our client follows but gRPC's own retries do not. Where that will not do, use `serving.transport.grpcio`.
 """
 
 import logging

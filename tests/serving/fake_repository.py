@@ -12,7 +12,7 @@ import numpy as np
 
 from protos.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelOutput
 from serving.batcher import Batcher, BatchLimits
-from serving.errors import Internal, NotFound, Unavailable
+from serving.errors import Internal, NotFound
 from serving.health import Health
 from serving.model_config import ModelSpec, VersionPolicy
 from serving.repository import Model, Repository
@@ -151,13 +151,15 @@ class FakeRepository:
 
     def get(self, name: str, version: str = "") -> Model:
         versions = self.versions(name)
+        if not versions:
+            raise NotFound(f"model '{name}' has no available versions")
         if version and version not in versions:
             raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
         return self.models[name, version or versions[-1]]
 
     def versions(self, name: str) -> list[str]:
         if any(entry.name == name for entry in self.broken):
-            raise Unavailable(f"model '{name}' is not at ready state")
+            return []
         versions = sorted((number for known, number in list(self.models) if known == name), key=int)
         if not versions:
             raise NotFound(f"Request for unknown model: '{name}' is not found")

@@ -21,10 +21,10 @@ SERVICE = "/inference.GRPCInferenceService/"
 class Failure(Exception):
     """What a handler raises to answer with an error."""
 
-    def __init__(self, code: grpc.StatusCode, details: str, pushback: str | None = None) -> None:
+    def __init__(self, code: grpc.StatusCode, details: str, **trailers: str) -> None:
         super().__init__(details)
         self.code, self.details = code, details
-        self.trailers = () if pushback is None else (("grpc-retry-pushback-ms", pushback),)
+        self.trailers = tuple((name.replace("_", "-"), value) for name, value in trailers.items())
 
 
 class FakeServer:

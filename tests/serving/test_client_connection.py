@@ -45,16 +45,40 @@ def test_a_server_that_stays_away_is_asked_five_times(server: FakeServer, client
     assert len(server.calls) == 5
 
 
-def test_the_servers_hint_when_to_come_again_is_followed(server: FakeServer, client: Client) -> None:
+FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
+HINTS = ("grpc_retry_pushback_ms", "retry_pushback_ms")
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_the_servers_hint_when_to_come_again_is_followed(server: FakeServer, client: Client, name: str) -> None:
     client.is_live()
-    server.failures = [Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", pushback="700")]
+    server.failures = [Failure(FULL, "the queue is full", **{name: "700"})]
     began = time.monotonic()
     assert client.is_live()
     assert time.monotonic() - began >= 0.7  # the backoff alone is at most 0.12 s
 
 
-def test_a_server_that_asks_not_to_be_asked_again_is_not(server: FakeServer, client: Client) -> None:
-    server.failures = [Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large", pushback="-1")]
+def test_a_server_that_names_a_time_is_asked_until_the_deadline(server: FakeServer, client: Client) -> None:
+    client.config("digits")
+    server.failures = [Failure(FULL, "the queue is full", retry_pushback_ms="1")] * 20
+    sent = np.arange(40).reshape(40, 1)  # ten requests
+    np.testing.assert_array_equal(client.infer("digits", {"x": sent})["x"], sent)
+    assert len(server.calls) == 1 + 20 + 10
+
+
+def test_a_full_server_that_names_no_time_is_asked_five_times(server: FakeServer, client: Client) -> None:
+    server.failures = [Failure(FULL, "the queue is full")] * 9
+    with pytest.raises(ClientError, match="RESOURCE_EXHAUSTED: the queue is full"):
+        client.is_live()
+    assert len(server.calls) == 5
+
+
+@pytest.mark.parametrize("name", HINTS)
+@pytest.mark.parametrize("hint", ["-1", "soon"])
+def test_a_server_that_asks_not_to_be_asked_again_is_not(
+    server: FakeServer, client: Client, name: str, hint: str
+) -> None:
+    server.failures = [Failure(FULL, "too large", **{name: hint})]
     with pytest.raises(ClientError, match="RESOURCE_EXHAUSTED: too large"):
         client.is_live()
     assert len(server.calls) == 1
@@ -87,9 +111,9 @@ def test_a_slow_server_meets_the_deadline(server: FakeServer, client: Client, ro
 
 
 def test_the_deadline_bounds_all_attempts_together(server: FakeServer, client: Client) -> None:
-    server.failures = [Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", pushback="60000")]
+    server.failures = [Failure(FULL, "full", grpc_retry_pushback_ms="60000")]
     began = time.monotonic()
-    with pytest.raises(ClientError):
+    with pytest.raises(ClientError, match="RESOURCE_EXHAUSTED: full"):
         client.infer("digits", {"x": np.zeros((1, 1))}, timeout_s=0.2)
     assert time.monotonic() - began < 10
 

@@ -188,6 +188,17 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(served: Served
     assert slow.statistics.snapshot().failures["REJECTED"] == before.failures.get("REJECTED", 0) + 1
 
 
+def test_our_client_comes_again_when_the_queue_was_full(served: Served, slow: Model) -> None:
+    before = counts_at_rest(slow)
+    calls = [occupy(served, slow)]
+    calls += [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]
+    wait_until(lambda: slow.batcher.num_queued == 2)
+    with Client(served.target, timeout_s=PATIENCE_S) as client:
+        assert client.infer("slow", {"loops": np.array([[3]])})["echo"].tolist() == [[3]]
+    assert [answer(call) for call in calls] == [[BUSY], [1], [2]]
+    assert slow.statistics.snapshot().failures["REJECTED"] > before.failures.get("REJECTED", 0)
+
+
 def test_our_client_gives_up_at_its_deadline(served: Served, slow: Model) -> None:
     first = occupy(served, slow)
     with Client(served.target, timeout_s=0.05) as client, pytest.raises(ClientError) as caught:

@@ -128,8 +128,11 @@ def test_load_and_unload(client: triton.InferenceServerClient) -> None:
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     client.unload_model("spare")
     assert not client.is_model_ready("spare")
-    with pytest.raises(InferenceServerException, match="unloaded") as caught:
+    with pytest.raises(InferenceServerException, match="'spare' has no available versions: unloaded") as caught:
         client.infer("spare", [tensor("x", X)])
+    assert caught.value.status() == "StatusCode.NOT_FOUND"
+    with pytest.raises(InferenceServerException, match="unloaded") as caught:
+        client.infer("spare", [tensor("x", X)], model_version="1")
     assert caught.value.status() == "StatusCode.UNAVAILABLE"
 
 

@@ -1,13 +1,22 @@
 """Plans: what is checked once, and how answers look on the wire."""
 
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import pytest
 from google.protobuf.internal.decoder import _DecodeVarint  # type: ignore[attr-defined]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.plan import classify, varint
+from protos.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
+from serving.batcher import Outputs
+from serving.codec import parse_request
+from serving.errors import InvalidArgument
+from serving.inference import InferInput, InferRequest
+from serving.plan import Plan, classify, varint
+from serving.tensors import DATATYPES, Elements, Shape
+from tests.serving.fake_repository import FakeRepository, add_without_batch
 
 
 @given(st.integers(0, 2**40))
@@ -34,3 +43,53 @@ def test_classification_survives_what_is_no_number() -> None:
     strings = classify(np.array([[math.nan, 1.0, math.inf]], np.float32), 3, [])[0]
     assert strings.tolist()[0] == b"inf:2"
     assert len(strings) == 3
+
+
+class Interrupted(list[Shape]):
+    """Shapes that let another thread of the same plan come in while they are compared."""
+
+    def __init__(self, shapes: list[Shape], interrupt: Callable[[], object]) -> None:
+        super().__init__(shapes)
+        self._interrupt = interrupt
+
+    def __ne__(self, other: object) -> bool:
+        differs = super().__ne__(other)
+        self._interrupt()
+        return differs
+
+
+def test_an_answer_has_its_own_shape_whatever_other_instances_answer_meanwhile() -> None:
+    repository = FakeRepository(add_without_batch())
+    request = InferRequest("add", [InferInput(name, "INT64", (2,), bytes(16)) for name in "ab"])
+    plan = Plan(repository.get("add"), request)
+    short, long = (Outputs([np.arange(length)], None) for length in (2, 5))
+    plan.encode(short, 0, b"")
+    short.row_shapes = Interrupted(short.row_shapes, lambda: plan.encode(long, 0, b""))
+
+    answer = ModelInferResponse.FromString(plan.encode(short, 0, b""))
+
+    assert list(answer.outputs[0].shape) == [2]
+    assert np.frombuffer(answer.raw_output_contents[0], np.int64).tolist() == [0, 1]
+    repository.close()
+
+
+class Untouched(list[int]):
+    """Elements that nobody may look at."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("converted before they were counted")
+
+
+def test_typed_contents_are_counted_before_they_are_converted() -> None:
+    message = ModelInferRequest()
+    message.inputs.add(name="a", datatype="INT64", shape=[2]).contents.int64_contents.extend([1, 2])
+    parsed = parse_request(message).inputs[0].data
+    assert isinstance(parsed, Elements)
+
+    repository = FakeRepository(add_without_batch())
+    request = InferRequest("add", [InferInput(name, "INT64", (2,), b"") for name in "ab"])
+    plan = Plan(repository.get("add"), request)
+    with pytest.raises(InvalidArgument, match=r"^input 'b' of model 'add': expected 2 INT64 elements .*, got 3$"):
+        plan.arrange([parsed, Elements(DATATYPES["INT64"], Untouched([1, 2, 3]))])
+    assert plan.arrange([parsed, parsed]) == (np.array([1, 2]).tobytes(),) * 2
+    repository.close()

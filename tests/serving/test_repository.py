@@ -1,5 +1,6 @@
 """The repository as its callers see it: what is ready, what is not and why, and no request lost in between."""
 
+import contextlib
 import json
 import shutil
 import threading
@@ -95,7 +96,7 @@ def test_what_is_not_there_has_a_name_and_a_status(models, open_repository):
         repository.get("c")
     with pytest.raises(NotFound, match="model 'b' has no version 7: it has 2"):
         repository.get("b", "7")
-    with pytest.raises(Unavailable, match="model 'broken' is not ready: ONNX Runtime cannot load"):
+    with pytest.raises(NotFound, match="model 'broken' has no available versions: ONNX Runtime cannot load"):
         repository.get("broken")
     with pytest.raises(Unavailable, match="version 3 of model 'broken' is not ready: ONNX Runtime cannot load"):
         repository.get("broken", "3")
@@ -158,12 +159,20 @@ def test_the_command_line_reaches_the_models(models):
 def test_readiness_and_listeners_follow_the_start(models, open_repository):
     repository = Repository(models, LoadSettings(device="cpu", num_threads=1))
     seen = []
-    repository.subscribe(lambda: seen.append((repository.is_ready(), [e.state for e in repository.index(False)])))
+    answers = []
+
+    def look():
+        seen.append((repository.is_ready(), [entry.state for entry in repository.index(False)]))
+        with contextlib.suppress(Unavailable):
+            answers.append(repository.get("b"))
+
+    repository.subscribe(look)
     generation = repository.generation
     repository.start()
     assert seen[0] == (False, ["LOADING", "LOADING"])
     assert (False, ["READY", "LOADING"]) in seen
     assert seen[-1] == (True, ["READY", "READY"])
+    assert answers, "NotFound is no answer to who asks for a model that is being loaded"
     assert repository.generation > generation
     repository.close()
     assert seen[-1] == (False, ["UNAVAILABLE", "UNAVAILABLE"])
@@ -206,7 +215,7 @@ def test_only_what_is_asked_for_is_loaded(models, open_repository):
         IndexEntry("a", "1", "READY", ""),
         IndexEntry("b", "", "UNAVAILABLE", "not loaded"),
     ]
-    with pytest.raises(Unavailable, match="model 'b' is not ready: not loaded"):
+    with pytest.raises(NotFound, match="model 'b' has no available versions: not loaded"):
         repository.get("b")
     repository.load("b")
     assert ask(repository, "b") == 2
@@ -359,7 +368,7 @@ def test_unloading_under_load_answers_everything_that_was_taken(models, open_rep
             job = OneRow(X)
             try:
                 repository.get("a").batcher.submit(job)
-            except (BatcherClosed, Unavailable):
+            except (BatcherClosed, NotFound):
                 refused.set()
                 return
             taken.append(job)

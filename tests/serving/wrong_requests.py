@@ -62,8 +62,9 @@ def too_few_elements(request: pb.ModelInferRequest) -> None:
 
 def out_of_range(request: pb.ModelInferRequest) -> None:
     request.Clear()
-    request.model_name = "types"
-    request.inputs.add(name="in_UINT8", datatype="UINT8", shape=[1, 2]).contents.uint_contents.extend([1, 256])
+    request.model_name = "digits"
+    image = request.inputs.add(name="images", datatype="UINT8", shape=[1, 1, 4, 4])
+    image.contents.uint_contents.extend([*range(15), 256])
 
 
 def typed_halves(request: pb.ModelInferRequest) -> None:
@@ -130,10 +131,10 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
         INVALID,
         "version 'new' of model 'rows' is no number",
     ),
-    "model that is not ready": (
+    "model without a ready version": (
         changed(good(), set_field("model_name", "broken")),
-        grpc.StatusCode.UNAVAILABLE,
-        "model 'broken' is not ready: .*",
+        grpc.StatusCode.NOT_FOUND,
+        "model 'broken' has no available versions: .*",
     ),
     "wrong name": (
         changed(good(), set_input("name", "y")),
@@ -195,7 +196,7 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
     "no contents": (
         changed(good(), lambda request: request.ClearField("raw_input_contents")),
         INVALID,
-        ".*expected 48 bytes .*, got 0",
+        r"input 'x' of model 'rows': expected 12 FP32 elements for shape \[3, 4\], got 0",
     ),
     "too few raw entries": (
         changed(pair(), lambda request: request.raw_input_contents.pop()),
@@ -220,9 +221,18 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
     "too few typed elements": (
         changed(good(), too_few_elements),
         INVALID,
-        ".*expected 48 bytes .*, got 44",
+        r"input 'x' of model 'rows': expected 12 FP32 elements for shape \[3, 4\], got 11",
     ),
-    "typed element out of range": (changed(good(), out_of_range), INVALID, ".*UINT8.*256.*"),
+    "typed element out of range": (
+        changed(good(), out_of_range),
+        INVALID,
+        "input 'images' of model 'digits': an element is no UINT8: .*256.*",
+    ),
+    "typed contents for an unknown model": (
+        changed(good(), lambda request: (too_few_elements(request), set_field("model_name", "nothing")(request))),
+        grpc.StatusCode.NOT_FOUND,
+        "unknown model 'nothing': .*",
+    ),
     "typed halves": (changed(good(), typed_halves), INVALID, "input 'in_FP16': FP16 is only accepted in raw_.*"),
     "batch too large": (
         changed(good(), batched(9)),

@@ -62,9 +62,9 @@ def test_not_ready(own: HttpServer, own_repository: FakeRepository) -> None:
         assert not triton.is_model_ready("twice")
         answer = httpx.get(f"http://127.0.0.1:{own.port}/v2/models/twice/ready")
         assert (answer.status_code, answer.json()) == (400, {"name": "twice", "ready": False})
-        with pytest.raises(InferenceServerException, match="not at ready state") as raised:
+        with pytest.raises(InferenceServerException, match="has no available versions") as raised:
             triton.get_model_metadata("twice")
-        assert raised.value.status() == "503"
+        assert raised.value.status() == "404"
 
 
 def test_metadata(triton: tritonclient.http.InferenceServerClient) -> None:
