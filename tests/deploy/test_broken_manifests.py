@@ -96,6 +96,12 @@ def hostile(item: Object, **fields: Any) -> None:
     container_of(item)["securityContext"].update(fields)
 
 
+def peer_of(item: Object) -> Object:
+    """Who a NetworkPolicy lets in first."""
+    peer: Object = item["spec"]["ingress"][0]["from"][0]
+    return peer
+
+
 Break = Callable[[Object], object]
 
 POLICY: dict[str, tuple[str, Break, str]] = {
@@ -190,6 +196,21 @@ REFERENCES: dict[str, tuple[str, Break, str]] = {
         "NetworkPolicy",
         lambda d: d["spec"]["ingress"][0]["ports"][0].update(port=50051),
         "port 50051",
+    ),
+    "policy caller": (
+        "NetworkPolicy",
+        lambda d: peer_of(d)["podSelector"]["matchLabels"].update({"app.kubernetes.io/name": "serving"}),
+        "lets no pod in or out",
+    ),
+    "policy way out": (
+        "NetworkPolicy",
+        lambda d: d["spec"]["egress"].append({"to": [{"podSelector": {"matchLabels": {"k8s-app": "dns"}}}]}),
+        "lets no pod in or out",
+    ),
+    "policy namespace": (
+        "NetworkPolicy",
+        lambda d: peer_of(d)["namespaceSelector"].update(matchLabels={"kubernetes.io/metadata.name": "gateway"}),
+        "Namespace/gateway",
     ),
     "scale target": ("HorizontalPodAutoscaler", lambda d: d["spec"]["scaleTargetRef"].update(name="x"), "Deployment/x"),
     "scale container": (
