@@ -144,11 +144,19 @@ def one_autoscaler(objects: Objects) -> Iterator[str]:
             yield f"{name_of(item)}: must have one autoscaler, not {scalers}"
         if "replicas" in item["spec"]:
             yield f"{name_of(item)}: replicas would undo what {scalers} decided"
+    for item in _all_of(objects, "HorizontalPodAutoscaler"):
+        if item["spec"]["minReplicas"] >= item["spec"]["maxReplicas"]:
+            yield f"{name_of(item)}: has nothing to decide between minReplicas and maxReplicas"
 
 
 def _scales(item: Object, deployment: str) -> bool:
     is_scaler = item["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")
-    return is_scaler and item["spec"]["scaleTargetRef"]["name"] == deployment
+    return is_scaler and _target(item) == deployment
+
+
+def _target(scaler: Object) -> str:
+    name: str = scaler["spec"]["scaleTargetRef"]["name"]
+    return name
 
 
 def slower_than_dns(objects: Objects) -> Iterator[str]:
@@ -186,6 +194,24 @@ def default_deny(objects: Objects) -> Iterator[str]:
             yield f"{template.owner}: native transport needs a NetworkPolicy that denies by default"
 
 
+def own_pods_in_queries(objects: Objects) -> Iterator[str]:
+    """A query that names a namespace names its own, and a scaler counts the pods that it scales and no canary's."""
+    for item in _all_of(objects, "PrometheusRule"):
+        yield from _foreign(item, [rule["expr"] for group in item["spec"]["groups"] for rule in group["rules"]])
+    for item in _all_of(objects, "ScaledObject"):
+        queries = [trigger["metadata"]["query"] for trigger in item["spec"]["triggers"]]
+        yield from _foreign(item, queries)
+        own = f'{{namespace="{item["metadata"].get("namespace")}",app_kubernetes_io_name="{_target(item)}"}}'
+        if not all(own in query for query in queries):
+            yield f"{name_of(item)}: must count the requests of {own}"
+
+
+def _foreign(item: Object, queries: Sequence[str]) -> Iterator[str]:
+    for other in {name for query in queries for name in re.findall(r'namespace="([^"]*)"', query)}:
+        if other != item["metadata"].get("namespace"):
+            yield f"{name_of(item)}: asks about the namespace {other}"
+
+
 def keda_null_values(objects: Objects) -> Iterator[str]:
     """No data must not read as no load: KEDA's default does."""
     for item in _all_of(objects, "ScaledObject"):
@@ -213,8 +239,8 @@ def gang(objects: Objects) -> Iterator[str]:
 
 
 def option_text(container: Object, name: str) -> str | None:
-    """The value of `--name=value`, if it is given."""
-    words = (word.partition("=") for word in container.get("args", ()))
+    """The value of `--name=value`, if it is given: the last one counts."""
+    words = (word.partition("=") for word in reversed(container.get("args", ())))
     return next((value for word, _, value in words if word == f"--{name}"), None)
 
 
@@ -244,5 +270,6 @@ POD_RULES: tuple[Callable[[PodTemplate], Iterator[str]], ...] = (
     *(restricted, bounded_memory_volumes, resources, images, no_api_access, probes, grace_period, models_read_only),
 )
 OBJECT_RULES: tuple[Callable[[Objects], Iterator[str]], ...] = (
-    *(namespaced, one_autoscaler, slower_than_dns, disruption_budget, default_deny, keda_null_values, gang),
+    *(namespaced, one_autoscaler, slower_than_dns, disruption_budget, default_deny, own_pods_in_queries),
+    *(keda_null_values, gang),
 )

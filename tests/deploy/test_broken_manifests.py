@@ -157,6 +157,18 @@ POLICY: dict[str, tuple[str, Break, str]] = {
         lambda d: d["spec"]["triggers"][0]["metadata"].pop("ignoreNullValues"),
         "ignoreNullValues",
     ),
+    "no room to scale": (
+        "HorizontalPodAutoscaler",
+        lambda d: d["spec"].update(minReplicas=2, maxReplicas=2),
+        "nothing to decide",
+    ),
+    "another's requests": ("ScaledObject", lambda d: d["metadata"].update(namespace="cell-2"), "namespace convoy"),
+    "the canary's requests": (
+        "ScaledObject",
+        lambda d: d["spec"]["triggers"][0]["metadata"].update(query='sum(convoy_open_requests{namespace="convoy"})'),
+        "must count the requests of",
+    ),
+    "another's servers": ("PrometheusRule", lambda d: d["metadata"].update(namespace="cell-2"), "namespace convoy"),
     "too few hosts": ("Job", lambda d: set_variable(d, "PET_NNODES", "3"), "the same number"),
     "impatient": ("Job", lambda d: d["spec"].update(backoffLimit=1), "backoffLimit"),
     "retry for ever": ("Job", lambda d: d["spec"]["podFailurePolicy"]["rules"].pop(), "fail at once"),

@@ -1,5 +1,6 @@
 """Everything that an operator would apply renders, is valid, keeps the rules, names what exists and would start."""
 
+import json
 import tomllib
 
 import pytest
@@ -18,7 +19,7 @@ from tests.deploy.manifests import (
     pod_templates,
     render,
 )
-from tests.deploy.policy import policy_problems
+from tests.deploy.policy import option_text, policy_problems
 from tests.deploy.references import reference_problems
 from tests.deploy.schema import schema_problems
 
@@ -99,6 +100,19 @@ def test_gpu_asks_for_devices_for_both() -> None:
     trainer = find(render("train-gpu"), "Job/trainer")["spec"]["template"]["spec"]["containers"][0]
     ranks = next(entry["value"] for entry in trainer["env"] if entry["name"] == "PET_NPROC_PER_NODE")
     assert trainer["resources"]["limits"]["nvidia.com/gpu"] == ranks
+
+
+@pytest.mark.parametrize("name", [name for name in COMPOSITIONS if "everything" in name or "gateway" in name])
+def test_the_canary_is_a_server_like_the_stable_one(name: str) -> None:
+    objects = render(name)
+    stable, canary = (find(objects, f"Deployment/{name}")["spec"] for name in ("serving", "serving-canary"))
+    assert json.loads(json.dumps(canary).replace("serving-canary", "serving")) == stable
+
+
+def test_tls_takes_the_transport_that_has_it() -> None:
+    for name in ("prod-cpu with tls", "serving with tls"):
+        container = find(render(name), "Deployment/serving")["spec"]["template"]["spec"]["containers"][0]
+        assert option_text(container, "transport") == "grpcio"
 
 
 def test_kueue_starts_the_job() -> None:
