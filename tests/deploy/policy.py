@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 
+from serving.config import ServeConfig
 from tests.deploy.manifests import Object, PodTemplate, name_of, pod_templates
 
 Objects = Sequence[Object]
 
 CLUSTER_SCOPED = {"Namespace", "ClusterServingRuntime", "ClusterQueue", "ResourceFlavor"}
+DEFAULTS = {field.name: field.default for field in fields(ServeConfig)}
 RESTRICTED_VOLUMES = {
     *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected"),
     "secret",
@@ -102,7 +105,7 @@ def grace_period(template: PodTemplate) -> Iterator[str]:
     grace_s = template.spec.get("terminationGracePeriodSeconds", 30)
     for container in servers(template):
         pre_stop_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        needed_s = pre_stop_s + option(container, "drain-delay-s", 0) + option(container, "grace-s", 30) + 5
+        needed_s = pre_stop_s + seconds(container, "drain-delay-s") + seconds(container, "grace-s") + 5
         if pre_stop_s == 0 and "ServingRuntime" not in template.owner:
             yield f"{container['name']} must sleep in preStop while endpoints change"
         if grace_s < needed_s:
@@ -168,7 +171,7 @@ def slower_than_dns(objects: Objects) -> Iterator[str]:
         if item["kind"] == "Deployment":
             container = item["spec"]["template"]["spec"]["containers"][0]
             pre_stop_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-            known_s = item["spec"].get("minReadySeconds", 0) + pre_stop_s + option(container, "drain-delay-s", 0)
+            known_s = item["spec"].get("minReadySeconds", 0) + pre_stop_s + seconds(container, "drain-delay-s")
             if known_s < 60:
                 yield f"{name_of(item)}: a new pod is known for {known_s:g} s before an old one goes, and needs 60"
 
@@ -244,9 +247,10 @@ def option_text(container: Object, name: str) -> str | None:
     return next((value for word, _, value in words if word == f"--{name}"), None)
 
 
-def option(container: Object, name: str, default: float) -> float:
+def seconds(container: Object, name: str) -> float:
+    """The value of the server's option `--name`, given or not."""
     text = option_text(container, name)
-    return default if text is None else float(text)
+    return DEFAULTS[name.replace("-", "_")] if text is None else float(text)
 
 
 def all_containers(template: PodTemplate) -> list[Object]:

@@ -92,6 +92,12 @@ def set_variable(item: Object, name: str, value: str) -> None:
     next(entry for entry in container_of(item)["env"] if entry["name"] == name)["value"] = value
 
 
+def add_variable(item: Object, config_map: str, key: str) -> None:
+    """One whose value is a ConfigMap's."""
+    source = {"configMapKeyRef": {"name": config_map, "key": key}}
+    container_of(item)["env"].append({"name": "A", "valueFrom": source})
+
+
 def hostile(item: Object, **fields: Any) -> None:
     container_of(item)["securityContext"].update(fields)
 
@@ -241,13 +247,7 @@ REFERENCES: dict[str, tuple[str, Break, str]] = {
         lambda d: pod_of(d)["volumes"].append({"name": "models", "secret": {"secretName": "s"}}),
         "Secret/s",
     ),
-    "config key": (
-        "Deployment",
-        lambda d: container_of(d)["env"].append(
-            {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "a"}}}
-        ),
-        "ConfigMap/settings",
-    ),
+    "config map": ("Deployment", lambda d: add_variable(d, "settings", "a"), "there is no ConfigMap/settings"),
     "mount": ("Job", lambda d: container_of(d)["volumeMounts"][0].update(name="train"), "train, which is no volume"),
     "unused volume": ("Job", lambda d: container_of(d)["volumeMounts"].pop(), "mounted nowhere"),
     "probe port": (
@@ -284,6 +284,15 @@ def test_names_that_lead_nowhere_are_caught(case: str) -> None:
     objects = render(composition)
     spoil(find(objects, name))
     assert any(expected in problem for problem in reference_problems(objects))
+
+
+def test_a_key_that_a_config_map_lacks_is_caught() -> None:
+    for key, expected in (("convoy.json", []), ("convoy.yaml", ["has no key convoy.yaml"])):
+        objects = render("prod-cpu")
+        (dashboard,) = (item for item in objects if item["kind"] == "ConfigMap")
+        add_variable(find(objects, "Deployment/serving"), dashboard["metadata"]["name"], key)
+        problems = reference_problems(objects)
+        assert [problem.partition(f"{dashboard['metadata']['name']} ")[2] for problem in problems] == expected
 
 
 COMMAND_LINES: dict[str, tuple[str, Break, str]] = {

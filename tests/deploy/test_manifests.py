@@ -146,3 +146,12 @@ def test_job_jobset_and_trainjob_run_the_same_pod() -> None:
         env = [entry for entry in container["env"] if entry["name"] not in GIVEN_BY_TRAINER]
         pods.append({**pod, "containers": [{**container, "name": "", "env": env}]})
     assert pods[0] == pods[1] == pods[2]
+
+
+def test_job_jobset_and_trainjob_judge_failures_alike() -> None:
+    job = find(render("train-cpu"), "Job/trainer")["spec"]
+    job_set = find(render("jobset"), "JobSet/trainer")["spec"]
+    runtime = find(render("trainer-v2"), "TrainingRuntime/convoy")["spec"]["template"]["spec"]
+    specs = [job, *(gang["replicatedJobs"][0]["template"]["spec"] for gang in (job_set, runtime))]
+    policies = [json.dumps(spec["podFailurePolicy"]).replace('"node"', '"trainer"') for spec in specs]
+    assert policies[0] == policies[1] == policies[2]
