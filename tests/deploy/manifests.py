@@ -23,13 +23,23 @@ OVERLAYS = tuple(sorted(path.parent.name for path in DEPLOY.glob("overlays/*/kus
 COMPONENTS = tuple(sorted(path.parent.name for path in DEPLOY.glob("components/*/kustomization.yaml")))
 CLUSTER = tuple(sorted(path.parent.name for path in DEPLOY.glob("cluster/*/kustomization.yaml")))
 
-COMPOSITIONS = {name: (f"overlays/{name}",) for name in OVERLAYS} | {
-    # Components that no overlay of ours takes are laid over a base here.
+COMPOSITIONS: dict[str, tuple[str, ...]] = {name: (f"overlays/{name}",) for name in OVERLAYS} | {
+    # Components that no overlay of ours takes: laid over a base, and put first into copies of overlays.
     "serving with gateway": ("base/serving", "base/models", "components/gateway", "components/images"),
     "serving with tls": ("base/serving", "base/models", "components/tls", "components/images"),
     "serving with image-volume": ("base/serving", "components/image-volume", "components/images"),
+    "prod-cpu with gateway": ("overlays/prod-cpu", "components/gateway"),
+    "prod-cpu with tls": ("overlays/prod-cpu", "components/tls"),
+    "prod-gpu with gateway": ("overlays/prod-gpu", "components/gateway", "components/keda/canary"),
+    "prod-gpu with everything": (
+        *("overlays/prod-gpu", "components/gateway", "components/keda/canary", "components/tls"),
+        "components/image-volume",
+    ),
 }
 """Everything that an operator would apply in one piece."""
+
+PATHS = ("resources", "components", "transformers")
+"""Fields of a kustomization that name other folders."""
 
 
 def render(name: str) -> list[Object]:
@@ -41,15 +51,29 @@ def render(name: str) -> list[Object]:
 def _render(folders: Sequence[str]) -> tuple[Object, ...]:
     if len(folders) == 1:
         return build(DEPLOY / folders[0])
+    fields: Object = {"namespace": "convoy"} | {name: [] for name in PATHS}
+    if folders[0].startswith("overlays/"):
+        fields |= _fields(folders[0])
+        folders = folders[1:]
+    parts = {folder: _fields(folder)["kind"] for folder in folders}
+    for field, kind in (("components", "Component"), ("resources", "Kustomization")):
+        fields[field] = [*(folder for folder, its in parts.items() if its == kind), *fields[field]]
+    return lay(fields)
+
+
+def _fields(folder: str) -> Object:
+    """A folder's kustomization, with paths that begin at DEPLOY."""
+    fields: Object = yaml.safe_load((DEPLOY / folder / "kustomization.yaml").read_text())
+    return fields | {name: [os.path.normpath(f"{folder}/{path}") for path in fields.get(name, ())] for name in PATHS}
+
+
+def lay(fields: Object) -> tuple[Object, ...]:
+    """What comes of a kustomization with these fields; the paths in them begin at DEPLOY."""
     with tempfile.TemporaryDirectory() as scratch:
-        paths = {folder: os.path.relpath(DEPLOY / folder, Path(scratch).resolve()) for folder in folders}
-        kustomization = {
-            "namespace": "convoy",
-            "resources": [path for folder, path in paths.items() if folder.startswith("base/")],
-            "components": [path for folder, path in paths.items() if folder.startswith("components/")],
-        }
-        (Path(scratch) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        return build(Path(scratch))
+        folder = Path(scratch).resolve()
+        moved = {name: [os.path.relpath(DEPLOY / path, folder) for path in fields[name]] for name in PATHS}
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(fields | moved))
+        return build(folder)
 
 
 def build(folder: Path) -> tuple[Object, ...]:

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 
+from serving.config import ServeConfig
 from tests.deploy.manifests import Object, PodTemplate, name_of, pod_templates
 
 Objects = Sequence[Object]
 
 CLUSTER_SCOPED = {"Namespace", "ClusterServingRuntime", "ClusterQueue", "ResourceFlavor"}
+DEFAULTS = {field.name: field.default for field in fields(ServeConfig)}
 RESTRICTED_VOLUMES = {
     *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected"),
     "secret",
@@ -102,7 +105,7 @@ def grace_period(template: PodTemplate) -> Iterator[str]:
     grace_s = template.spec.get("terminationGracePeriodSeconds", 30)
     for container in servers(template):
         pre_stop_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        needed_s = pre_stop_s + option(container, "drain-delay-s", 0) + option(container, "grace-s", 30) + 5
+        needed_s = pre_stop_s + seconds(container, "drain-delay-s") + seconds(container, "grace-s") + 5
         if pre_stop_s == 0 and "ServingRuntime" not in template.owner:
             yield f"{container['name']} must sleep in preStop while endpoints change"
         if grace_s < needed_s:
@@ -144,11 +147,19 @@ def one_autoscaler(objects: Objects) -> Iterator[str]:
             yield f"{name_of(item)}: must have one autoscaler, not {scalers}"
         if "replicas" in item["spec"]:
             yield f"{name_of(item)}: replicas would undo what {scalers} decided"
+    for item in _all_of(objects, "HorizontalPodAutoscaler"):
+        if item["spec"]["minReplicas"] >= item["spec"]["maxReplicas"]:
+            yield f"{name_of(item)}: has nothing to decide between minReplicas and maxReplicas"
 
 
 def _scales(item: Object, deployment: str) -> bool:
     is_scaler = item["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")
-    return is_scaler and item["spec"]["scaleTargetRef"]["name"] == deployment
+    return is_scaler and _target(item) == deployment
+
+
+def _target(scaler: Object) -> str:
+    name: str = scaler["spec"]["scaleTargetRef"]["name"]
+    return name
 
 
 def slower_than_dns(objects: Objects) -> Iterator[str]:
@@ -160,7 +171,7 @@ def slower_than_dns(objects: Objects) -> Iterator[str]:
         if item["kind"] == "Deployment":
             container = item["spec"]["template"]["spec"]["containers"][0]
             pre_stop_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-            known_s = item["spec"].get("minReadySeconds", 0) + pre_stop_s + option(container, "drain-delay-s", 0)
+            known_s = item["spec"].get("minReadySeconds", 0) + pre_stop_s + seconds(container, "drain-delay-s")
             if known_s < 60:
                 yield f"{name_of(item)}: a new pod is known for {known_s:g} s before an old one goes, and needs 60"
 
@@ -184,6 +195,24 @@ def default_deny(objects: Objects) -> Iterator[str]:
     for template in pod_templates(objects):
         if any(option_text(container, "transport") == "native" for container in servers(template)) and not closed:
             yield f"{template.owner}: native transport needs a NetworkPolicy that denies by default"
+
+
+def own_pods_in_queries(objects: Objects) -> Iterator[str]:
+    """A query that names a namespace names its own, and a scaler counts the pods that it scales and no canary's."""
+    for item in _all_of(objects, "PrometheusRule"):
+        yield from _foreign(item, [rule["expr"] for group in item["spec"]["groups"] for rule in group["rules"]])
+    for item in _all_of(objects, "ScaledObject"):
+        queries = [trigger["metadata"]["query"] for trigger in item["spec"]["triggers"]]
+        yield from _foreign(item, queries)
+        own = f'{{namespace="{item["metadata"].get("namespace")}",app_kubernetes_io_name="{_target(item)}"}}'
+        if not all(own in query for query in queries):
+            yield f"{name_of(item)}: must count the requests of {own}"
+
+
+def _foreign(item: Object, queries: Sequence[str]) -> Iterator[str]:
+    for other in {name for query in queries for name in re.findall(r'namespace="([^"]*)"', query)}:
+        if other != item["metadata"].get("namespace"):
+            yield f"{name_of(item)}: asks about the namespace {other}"
 
 
 def keda_null_values(objects: Objects) -> Iterator[str]:
@@ -213,14 +242,15 @@ def gang(objects: Objects) -> Iterator[str]:
 
 
 def option_text(container: Object, name: str) -> str | None:
-    """The value of `--name=value`, if it is given."""
-    words = (word.partition("=") for word in container.get("args", ()))
+    """The value of `--name=value`, if it is given: the last one counts."""
+    words = (word.partition("=") for word in reversed(container.get("args", ())))
     return next((value for word, _, value in words if word == f"--{name}"), None)
 
 
-def option(container: Object, name: str, default: float) -> float:
+def seconds(container: Object, name: str) -> float:
+    """The value of the server's option `--name`, given or not."""
     text = option_text(container, name)
-    return default if text is None else float(text)
+    return DEFAULTS[name.replace("-", "_")] if text is None else float(text)
 
 
 def all_containers(template: PodTemplate) -> list[Object]:
@@ -244,5 +274,6 @@ POD_RULES: tuple[Callable[[PodTemplate], Iterator[str]], ...] = (
     *(restricted, bounded_memory_volumes, resources, images, no_api_access, probes, grace_period, models_read_only),
 )
 OBJECT_RULES: tuple[Callable[[Objects], Iterator[str]], ...] = (
-    *(namespaced, one_autoscaler, slower_than_dns, disruption_budget, default_deny, keda_null_values, gang),
+    *(namespaced, one_autoscaler, slower_than_dns, disruption_budget, default_deny, own_pods_in_queries),
+    *(keda_null_values, gang),
 )

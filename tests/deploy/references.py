@@ -15,7 +15,16 @@ OUTSIDE = {
     "Secret/serving-tls": "certificates are the operator's: components/tls",
     "Gateway/public": "the cluster's Gateway: components/gateway",
     "ServiceAccount/default": "every namespace has one",
+    "Namespace/gateway-system": "the Gateway's pods: components/gateway",
+    "Namespace/monitoring": "Prometheus's pods: deploy/monitoring",
+    "Namespace/kube-system": "the cluster's DNS",
 }
+NAMESPACE_NAME = "kubernetes.io/metadata.name"  # the API server puts it on every namespace
+OUTSIDE_PODS = {
+    "callers": {"convoy-client": "true"},
+    "the cluster's DNS": {"k8s-app": "kube-dns"},
+}
+"""Labels of pods that policies let in or out and that are none of ours."""
 
 
 def reference_problems(objects: Objects) -> list[str]:
@@ -37,7 +46,7 @@ def _object(item: Object, objects: Objects, templates: list[PodTemplate]) -> Ite
         for endpoint in spec.get("podMetricsEndpoints", ()):
             yield from _missing_port(endpoint["port"], behind)
     elif item["kind"] == "NetworkPolicy":
-        yield from _network_policy(spec, templates)
+        yield from _network_policy(spec, objects, templates)
     elif item["kind"] in ("HorizontalPodAutoscaler", "ScaledObject"):
         yield from _scaler(spec, objects)
     elif item["kind"] == "Deployment":
@@ -59,13 +68,28 @@ def _service(spec: Object, templates: list[PodTemplate]) -> Iterator[str]:
         yield from _missing_port(port["targetPort"], behind)
 
 
-def _network_policy(spec: Object, templates: list[PodTemplate]) -> Iterator[str]:
+def _network_policy(spec: Object, objects: Objects, templates: list[PodTemplate]) -> Iterator[str]:
     behind = [template for template in templates if matches(spec["podSelector"], template.labels)]
     if spec["podSelector"] and not behind:
         yield f"selects no pod: {spec['podSelector']}"
     for rule in spec.get("ingress", ()):
         for port in rule.get("ports", ()):
             yield from _missing_port(port["port"], behind)
+        for peer in rule.get("from", ()):
+            yield from _peer(peer, objects, templates)
+    for rule in spec.get("egress", ()):
+        for peer in rule.get("to", ()):
+            yield from _peer(peer, objects, templates)
+
+
+def _peer(peer: Object, objects: Objects, templates: list[PodTemplate]) -> Iterator[str]:
+    namespaces = peer.get("namespaceSelector", {}).get("matchLabels", {})
+    yield from (f"unknown label of a namespace: {label}" for label in set(namespaces) - {NAMESPACE_NAME})
+    if NAMESPACE_NAME in namespaces:
+        yield from _exists(f"Namespace/{namespaces[NAMESPACE_NAME]}", objects)
+    known = [*OUTSIDE_PODS.values(), *(template.labels for template in templates)]
+    if "podSelector" in peer and not any(matches(peer["podSelector"], labels) for labels in known):
+        yield f"lets no pod in or out: {peer['podSelector']}"
 
 
 def _scaler(spec: Object, objects: Objects) -> Iterator[str]:

@@ -92,8 +92,20 @@ def set_variable(item: Object, name: str, value: str) -> None:
     next(entry for entry in container_of(item)["env"] if entry["name"] == name)["value"] = value
 
 
+def add_variable(item: Object, config_map: str, key: str) -> None:
+    """One whose value is a ConfigMap's."""
+    source = {"configMapKeyRef": {"name": config_map, "key": key}}
+    container_of(item)["env"].append({"name": "A", "valueFrom": source})
+
+
 def hostile(item: Object, **fields: Any) -> None:
     container_of(item)["securityContext"].update(fields)
+
+
+def peer_of(item: Object) -> Object:
+    """Who a NetworkPolicy lets in first."""
+    peer: Object = item["spec"]["ingress"][0]["from"][0]
+    return peer
 
 
 Break = Callable[[Object], object]
@@ -151,6 +163,18 @@ POLICY: dict[str, tuple[str, Break, str]] = {
         lambda d: d["spec"]["triggers"][0]["metadata"].pop("ignoreNullValues"),
         "ignoreNullValues",
     ),
+    "no room to scale": (
+        "HorizontalPodAutoscaler",
+        lambda d: d["spec"].update(minReplicas=2, maxReplicas=2),
+        "nothing to decide",
+    ),
+    "another's requests": ("ScaledObject", lambda d: d["metadata"].update(namespace="cell-2"), "namespace convoy"),
+    "the canary's requests": (
+        "ScaledObject",
+        lambda d: d["spec"]["triggers"][0]["metadata"].update(query='sum(convoy_open_requests{namespace="convoy"})'),
+        "must count the requests of",
+    ),
+    "another's servers": ("PrometheusRule", lambda d: d["metadata"].update(namespace="cell-2"), "namespace convoy"),
     "too few hosts": ("Job", lambda d: set_variable(d, "PET_NNODES", "3"), "the same number"),
     "impatient": ("Job", lambda d: d["spec"].update(backoffLimit=1), "backoffLimit"),
     "retry for ever": ("Job", lambda d: d["spec"]["podFailurePolicy"]["rules"].pop(), "fail at once"),
@@ -191,6 +215,21 @@ REFERENCES: dict[str, tuple[str, Break, str]] = {
         lambda d: d["spec"]["ingress"][0]["ports"][0].update(port=50051),
         "port 50051",
     ),
+    "policy caller": (
+        "NetworkPolicy",
+        lambda d: peer_of(d)["podSelector"]["matchLabels"].update({"app.kubernetes.io/name": "serving"}),
+        "lets no pod in or out",
+    ),
+    "policy way out": (
+        "NetworkPolicy",
+        lambda d: d["spec"]["egress"].append({"to": [{"podSelector": {"matchLabels": {"k8s-app": "dns"}}}]}),
+        "lets no pod in or out",
+    ),
+    "policy namespace": (
+        "NetworkPolicy",
+        lambda d: peer_of(d)["namespaceSelector"].update(matchLabels={"kubernetes.io/metadata.name": "gateway"}),
+        "Namespace/gateway",
+    ),
     "scale target": ("HorizontalPodAutoscaler", lambda d: d["spec"]["scaleTargetRef"].update(name="x"), "Deployment/x"),
     "scale container": (
         "HorizontalPodAutoscaler",
@@ -208,13 +247,7 @@ REFERENCES: dict[str, tuple[str, Break, str]] = {
         lambda d: pod_of(d)["volumes"].append({"name": "models", "secret": {"secretName": "s"}}),
         "Secret/s",
     ),
-    "config key": (
-        "Deployment",
-        lambda d: container_of(d)["env"].append(
-            {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "a"}}}
-        ),
-        "ConfigMap/settings",
-    ),
+    "config map": ("Deployment", lambda d: add_variable(d, "settings", "a"), "there is no ConfigMap/settings"),
     "mount": ("Job", lambda d: container_of(d)["volumeMounts"][0].update(name="train"), "train, which is no volume"),
     "unused volume": ("Job", lambda d: container_of(d)["volumeMounts"].pop(), "mounted nowhere"),
     "probe port": (
@@ -251,6 +284,15 @@ def test_names_that_lead_nowhere_are_caught(case: str) -> None:
     objects = render(composition)
     spoil(find(objects, name))
     assert any(expected in problem for problem in reference_problems(objects))
+
+
+def test_a_key_that_a_config_map_lacks_is_caught() -> None:
+    for key, expected in (("convoy.json", []), ("convoy.yaml", ["has no key convoy.yaml"])):
+        objects = render("prod-cpu")
+        (dashboard,) = (item for item in objects if item["kind"] == "ConfigMap")
+        add_variable(find(objects, "Deployment/serving"), dashboard["metadata"]["name"], key)
+        problems = reference_problems(objects)
+        assert [problem.partition(f"{dashboard['metadata']['name']} ")[2] for problem in problems] == expected
 
 
 COMMAND_LINES: dict[str, tuple[str, Break, str]] = {

@@ -1,5 +1,6 @@
 """Everything that an operator would apply renders, is valid, keeps the rules, names what exists and would start."""
 
+import json
 import tomllib
 
 import pytest
@@ -18,7 +19,7 @@ from tests.deploy.manifests import (
     pod_templates,
     render,
 )
-from tests.deploy.policy import policy_problems
+from tests.deploy.policy import option_text, policy_problems
 from tests.deploy.references import reference_problems
 from tests.deploy.schema import schema_problems
 
@@ -101,6 +102,19 @@ def test_gpu_asks_for_devices_for_both() -> None:
     assert trainer["resources"]["limits"]["nvidia.com/gpu"] == ranks
 
 
+@pytest.mark.parametrize("name", [name for name in COMPOSITIONS if "everything" in name or "gateway" in name])
+def test_the_canary_is_a_server_like_the_stable_one(name: str) -> None:
+    objects = render(name)
+    stable, canary = (find(objects, f"Deployment/{name}")["spec"] for name in ("serving", "serving-canary"))
+    assert json.loads(json.dumps(canary).replace("serving-canary", "serving")) == stable
+
+
+def test_tls_takes_the_transport_that_has_it() -> None:
+    for name in ("prod-cpu with tls", "serving with tls"):
+        container = find(render(name), "Deployment/serving")["spec"]["template"]["spec"]["containers"][0]
+        assert option_text(container, "transport") == "grpcio"
+
+
 def test_kueue_starts_the_job() -> None:
     job = find(render("train-gpu"), "Job/trainer")
     assert job["spec"]["suspend"] is True
@@ -132,3 +146,12 @@ def test_job_jobset_and_trainjob_run_the_same_pod() -> None:
         env = [entry for entry in container["env"] if entry["name"] not in GIVEN_BY_TRAINER]
         pods.append({**pod, "containers": [{**container, "name": "", "env": env}]})
     assert pods[0] == pods[1] == pods[2]
+
+
+def test_job_jobset_and_trainjob_judge_failures_alike() -> None:
+    job = find(render("train-cpu"), "Job/trainer")["spec"]
+    job_set = find(render("jobset"), "JobSet/trainer")["spec"]
+    runtime = find(render("trainer-v2"), "TrainingRuntime/convoy")["spec"]["template"]["spec"]
+    specs = [job, *(gang["replicatedJobs"][0]["template"]["spec"] for gang in (job_set, runtime))]
+    policies = [json.dumps(spec["podFailurePolicy"]).replace('"node"', '"trainer"') for spec in specs]
+    assert policies[0] == policies[1] == policies[2]

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from serving.metrics import NAMES
-from tests.deploy.manifests import DEPLOY, Object, find, render
+from tests.deploy.manifests import DEPLOY, Object, find, lay, render
+from tests.deploy.policy import policy_problems
 
 RULES = yaml.safe_load((DEPLOY / "monitoring/prometheusrule.yaml").read_text())["spec"]
 DASHBOARD = json.loads((DEPLOY / "monitoring/grafana-dashboard.json").read_text())
@@ -25,7 +26,7 @@ ELSEWHERE = {
     "kube_job_status_active": "kube-state-metrics",
     "kube_job_status_start_time": "kube-state-metrics",
 }
-_NO_METRICS = {"and", "on", "by", "le", "time", "rate", "sum", "max", "min", "absent", "histogram_quantile"}
+_NO_METRICS = {"and", "or", "on", "by", "le", "time", "rate", "sum", "max", "min", "absent", "histogram_quantile"}
 
 
 def metrics_in(expression: str) -> set[str]:
@@ -79,10 +80,26 @@ def test_the_dashboards_variables_are_known() -> None:
             assert metric in NAMES
 
 
-def test_the_scaler_looks_at_its_own_namespace() -> None:
-    scaler = find(render("prod-gpu"), "ScaledObject/serving")
-    query = scaler["spec"]["triggers"][0]["metadata"]["query"]
-    assert f'namespace="{scaler["metadata"]["namespace"]}"' in query
+def test_a_cell_asks_about_its_own_namespace() -> None:
+    objects = lay(
+        {
+            "namespace": "cell-2",
+            "resources": ["overlays/prod-gpu"],
+            "components": [],
+            "transformers": ["monitoring/namespace"],
+        }
+    )
+    assert policy_problems(objects) == []
+    query = find(objects, "ScaledObject/serving")["spec"]["triggers"][0]["metadata"]["query"]
+    assert query == 'sum(convoy_open_requests{namespace="cell-2",app_kubernetes_io_name="serving"})'
+    alerts = find(objects, "PrometheusRule/convoy")["spec"]["groups"][0]["rules"]
+    assert 'namespace="cell-2"' in next(rule["expr"] for rule in alerts if rule["alert"] == "ConvoyNoServer")
+
+
+def test_servers_and_canaries_are_told_apart() -> None:
+    """Alerts and queries use a label that the PodMonitor takes from the pods."""
+    monitor = find(render("prod-cpu"), "PodMonitor/serving")
+    assert [re.sub(r"\W", "_", label) for label in monitor["spec"]["podTargetLabels"]] == ["app_kubernetes_io_name"]
 
 
 def test_every_alert_is_explained_and_tested() -> None:
