@@ -35,7 +35,7 @@ def evaluate_run(config: EvaluateConfig) -> None:
         if look is not None:
             recorded = ", as recorded then" if look.is_repeated else ""
             progress.say(
-                f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.num_looks)}, "
+                f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.number)}, "
                 f"look {look.number} of {look.num_looks} at this test set in {run.folder.ledger_path}{recorded}"
             )
 

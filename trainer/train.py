@@ -16,7 +16,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, load_dataset, split_validation
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError
-from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_after_looks
+from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_of_look
 from trainer.export.plan import export_trained, plan_export
 from trainer.files import write_json
 from trainer.fit import Position, Run, SaveEvery, fit, restore
@@ -177,15 +177,23 @@ def summarize(run: Run, validation: Evaluation, look: Look) -> dict[str, Any]:
         "test_accuracy": look.accuracy,
         "test_errors": look.num_errors,
         "num_test": look.num_images,
-        "test_interval": interval_after_looks(num_right, look.num_images, look.num_looks),
+        "test_interval": interval_of_look(num_right, look.num_images, look.number),
         "test_look": look.number,
         "num_test_looks": look.num_looks,
-        "test_accuracy_of_seeds": ledger.seeds(run.dataset.sha256, run.folder.setting_sha256),
+        "test_accuracy_of_seeds": _by_seed(ledger.of_setting(run.folder.setting_sha256)),
         "looks_by_dataset": ledger.looks_by_dataset(),
         "weights_sha256": weights_sha256(run.learner.model),
         "exported": None,
         "machine": describe(run.world.device),
     }
+
+
+def _by_seed(looks: list[dict[str, Any]]) -> dict[int, list[float]]:
+    """Each seed's test accuracies: one for each weights that were looked at."""
+    found: dict[int, list[float]] = {}
+    for look in looks:
+        found.setdefault(look["seed"], []).append(look["accuracy"])
+    return found
 
 
 def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evaluation, look: Look) -> None:
@@ -202,7 +210,7 @@ def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evalua
     except OSError as error:
         raise CheckpointError(f"cannot write the report in {run.folder.path}: {error.strerror or error}") from error
     run.progress.say(
-        f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.num_looks)}, "
+        f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.number)}, "
         f"look {look.number} of {look.num_looks} at this test set in {run.folder.ledger_path}"
     )
     run.progress.say(f"report: {run.folder.report_path}")
