@@ -13,7 +13,7 @@ import torch
 
 from trainer.checkpoint import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
-from trainer.data import Dataset, ImageSet, load_dataset, split_validation
+from trainer.data import Dataset, ImageSet, load_dataset, split_validation, without_test_images
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_of_look
@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> None:
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
         folder = RunFolder.plan(config, recipe, dataset, world)
         check_same(world.from_all(identity(config, dataset, world)))
-        run = setup(recipe, dataset, folder, world, progress)
+        run = setup(recipe, without_test_images(dataset), folder, world, progress)
         model = plan_export(run, config)
         folder.enter(config.resume, world)
         world.situation.folder = folder.path
@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> None:
         restore(run)
         fit(run, stop, SaveEvery(seconds=config.save_every_s, steps=config.save_every_steps))
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
-        test_images, test, look = evaluate_on_test_set(run)
+        test_images, test, look = evaluate_on_test_set(run, dataset)
         if look is not None:  # on the main rank
             result = summarize(run, validation, look)
             try:
@@ -134,8 +134,12 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
     )
 
 
-def evaluate_on_test_set(run: Run) -> tuple[ImageSet, Evaluation, Look | None]:
-    """The one look at the test set, entered in the ledger."""
+def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluation, Look | None]:
+    """The one look at the test set, entered in the ledger.
+
+    Args:
+        dataset: the run's with its test images, which no run holds while it trains.
+    """
     marks: dict[str, str | int] = {
         "recipe": run.recipe.name,
         "run": run.folder.path.name,
@@ -146,7 +150,7 @@ def evaluate_on_test_set(run: Run) -> tuple[ImageSet, Evaluation, Look | None]:
     }
     return look_at_test_set(
         Ledger(run.folder.ledger_path),
-        run.dataset,
+        dataset,
         marks,
         lambda images: evaluate(run.learner.predict, images, None, run.world),
         is_main=run.world.is_main,
