@@ -1,23 +1,30 @@
-"""Several finished runs in one table, setting by setting, with every seed that was looked at, or not at all."""
+"""Several finished runs in one table, setting by setting, with every run that was looked at, or not at all."""
 
 import statistics
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.evaluate import interval_after_looks
+from trainer.evaluate import interval_of_look
 from trainer.ledger import Ledger
 from trainer.run_folder import RunFolder
+
+_MOST_NAMED = 5
+"""Runs that were left out, in the error's one line."""
 
 
 def compare_runs(paths: list[Path]) -> list[str]:
     """The table's lines: for each setting (all that decides a result but the seed) worst, median, best and mean.
 
     Raises:
-        ConfigError: a run is not complete, the runs were tested on different images, or seeds are missing that the
-            ledger knows of: the best of some seeds says nothing.
+        ConfigError: a run is not complete, the runs were tested on different images, or runs are missing that the
+            ledger knows of: the best of some says nothing.
     """
-    runs = [(RunFolder.read(path), _result(path)) for path in paths]
+    named = [(RunFolder.read(path), _result(path)) for path in paths]
+    # The same weights are one run, however often they are named.
+    runs = list(
+        {(folder.setting_sha256, result["weights_sha256"]): (folder, result) for folder, result in named}.values()
+    )
     tested_on = {result["dataset_sha256"]: result["dataset"] for _, result in runs}
     if len(tested_on) > 1:
         names = " and ".join(f"{name} ({digest[:8]})" for digest, name in tested_on.items())
@@ -25,10 +32,9 @@ def compare_runs(paths: list[Path]) -> list[str]:
     settings: dict[str, list[tuple[RunFolder, dict[str, Any]]]] = {}
     for folder, result in runs:
         settings.setdefault(folder.setting_sha256, []).append((folder, result))
-    lines = [f"{'setting':24s} seeds  worst    median   best     mean     deviation  test accuracy, %"]
+    lines = [f"{'setting':24s}  runs  worst    median   best     mean     deviation  test accuracy, %"]
     for setting, members in settings.items():
-        _check_all_seeds(setting, members)
-        lines.append(_line(setting, [result for _, result in members]))
+        lines.append(_line(members[0][1]["recipe"], setting, _all_accuracies(setting, members)))
     return [*lines, *_about_looks(runs)]
 
 
@@ -39,24 +45,31 @@ def _result(path: Path) -> dict[str, Any]:
     return result
 
 
-def _check_all_seeds(setting: str, members: list[tuple[RunFolder, dict[str, Any]]]) -> None:
-    known: set[int] = set()
+def _all_accuracies(setting: str, members: list[tuple[RunFolder, dict[str, Any]]]) -> list[float]:
+    """Of all weights with this setting that were looked at; a run that was looked at before its end too has several."""
+    accuracies = {result["weights_sha256"]: result["test_accuracy"] for _, result in members}
+    names = {folder.path.absolute().name for folder, _ in members}
+    missing = {}
     for ledger_path in {folder.ledger_path for folder, _ in members}:
-        known |= set(Ledger(ledger_path).seeds(members[0][1]["dataset_sha256"], setting))
-    missing = sorted(known - {folder.seed for folder, _ in members})
+        for look in Ledger(ledger_path).of_setting(setting):
+            if look["weights_sha256"] not in accuracies and look["run"] not in names:
+                missing[look["weights_sha256"]] = f"{look['run']} (seed {look['seed']})"
+            accuracies.setdefault(look["weights_sha256"], look["accuracy"])
     if missing:
-        named = ", ".join(map(str, missing))
+        named = ", ".join(list(missing.values())[:_MOST_NAMED])
+        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         raise ConfigError(
-            f"{members[0][1]['recipe']} was also looked at with seed{'s' if len(missing) > 1 else ''} {named}: "
-            "report all seeds of a setting or none; name those runs too"
+            f"{members[0][1]['recipe']} was also looked at in {named}{more}: report all runs of a setting, of every "
+            "seed and number of ranks, or none; name those too"
         )
+    return list(accuracies.values())
 
 
-def _line(setting: str, results: list[dict[str, Any]]) -> str:
-    found = [100 * result["test_accuracy"] for result in results]
+def _line(recipe: str, setting: str, accuracies: list[float]) -> str:
+    found = [100 * accuracy for accuracy in accuracies]
     spread = f"{statistics.stdev(found):9.3f}" if len(found) > 1 else "        –"
     numbers = "  ".join(f"{n:7.2f}" for n in (min(found), statistics.median(found), max(found), statistics.mean(found)))
-    return f"{results[0]['recipe'][:15]:15s} {setting[:8]} {len(found):5d}{numbers}  {spread}"
+    return f"{recipe[:15]:15s} {setting[:8]} {len(found):5d}{numbers}  {spread}"
 
 
 def _about_looks(runs: list[tuple[RunFolder, dict[str, Any]]]) -> list[str]:
@@ -65,9 +78,9 @@ def _about_looks(runs: list[tuple[RunFolder, dict[str, Any]]]) -> list[str]:
         num_looks = len(Ledger(path).entries(runs[0][1]["dataset_sha256"]))
         num_test = runs[0][1]["num_test"]
         typical = statistics.median(result["test_accuracy"] for _, result in runs)
-        low, high = interval_after_looks(round(typical * num_test), num_test, num_looks)
+        low, high = interval_of_look(round(typical * num_test), num_test, max(1, num_looks))
         lines.append(
             f"{num_looks} look{'s' if num_looks != 1 else ''} at this test set in {path}: an accuracy of "
-            f"{100 * typical:.2f} % stands for {100 * low:.2f} to {100 * high:.2f} %"
+            f"{100 * typical:.2f} % stands for {100 * low:.2f} to {100 * high:.2f} % (95 % over all looks)"
         )
     return lines

@@ -3,7 +3,11 @@
 An accuracy on a test set is an estimate of the accuracy on new images only while nothing was chosen by it. So each
 look is appended to `ledger.jsonl` in the folder that holds the runs: which test set, which weights, which
 configuration, when, and what was seen. A second look with the same weights shows nothing new and is not counted.
-Each line carries the digest of the one before it, so that a line that was changed or taken out is noticed.
+Each line carries the digest of the one before it, and `ledger.head` the last one's, so that a line that was changed or
+taken out is noticed. That is against mistakes and temptation: whoever writes both files anew, or deletes both, is not.
+
+A test set is known by its images as they are fed to a network: other training images beside them do not make it another
+one. The same photographs at another image size, or another tenth of a folder that has no test images of its own, do.
 """
 
 import datetime
@@ -16,10 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer.data import Dataset, ImageSet
 from trainer.data.test_set import load_test_set
 from trainer.errors import CheckpointError
 from trainer.evaluate import Evaluation
+from trainer.files import write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,20 +52,32 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._head_path = path.with_suffix(".head")
 
-    def entries(self, dataset_sha256: str) -> list[dict[str, Any]]:
-        """All looks at this test set so far, oldest first."""
-        return [entry for entry in self.all_entries() if entry["dataset_sha256"] == dataset_sha256]
+    def entries(self, dataset_sha256: str, test_sha256: str | None = None) -> list[dict[str, Any]]:
+        """All looks so far at the test set of that data set, oldest first, through whatever other data set it was.
+
+        Args:
+            test_sha256: of its test images, where no look through this data set may have told it yet.
+        """
+        entries = self.all_entries()
+        known = {e["test_sha256"] for e in entries if e["dataset_sha256"] == dataset_sha256 and "test_sha256" in e}
+        tests = known | {test_sha256}
+        # Lines of before that digest have none: what they looked at is known by later lines of the same data set.
+        datasets = {dataset_sha256} | {e["dataset_sha256"] for e in entries if e.get("test_sha256", "") in tests}
+        return [entry for entry in entries if entry["dataset_sha256"] in datasets]
 
     def all_entries(self) -> list[dict[str, Any]]:
         """All looks at any test set, oldest first.
 
         Raises:
-            CheckpointError: a line is damaged, or does not follow from the one before it.
+            CheckpointError: a line is damaged, does not follow from the one before it, or is missing at the end.
         """
         entries: list[dict[str, Any]] = []
         previous = ""
-        for number, line in enumerate(self._lines(), start=1):
+        head = self._head()  # before the lines, which may become more meanwhile
+        lines = self._lines()
+        for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
             except ValueError as error:
@@ -72,15 +91,19 @@ class Ledger:
                 )
             entries.append(entry)
             previous = _digest(line)
+        if head and (len(lines) < head["lines"] or _digest(lines[head["lines"] - 1]) != head["sha256"]):
+            raise CheckpointError(
+                f"{self.path} does not end as {self._head_path.name} says, at line {head['lines']}: lines were changed "
+                "or taken out, so that the looks cannot be counted any more; put the ledger back as it was"
+            )
         return entries
 
-    def seeds(self, dataset_sha256: str, setting_sha256: str) -> dict[int, float]:
-        """Accuracies by seed of all looks with this setting: the same configuration but for the seed."""
-        return {
-            entry["seed"]: entry["accuracy"]
-            for entry in self.entries(dataset_sha256)
-            if entry.get("setting_sha256") == setting_sha256
-        }
+    def of_setting(self, setting_sha256: str) -> list[dict[str, Any]]:
+        """All looks with this setting (the same configuration but for the seed), oldest first, each of other weights.
+
+        A seed may have several: the number of ranks, or the kind of machine, changes the rounding and so the weights.
+        """
+        return [entry for entry in self.all_entries() if entry.get("setting_sha256") == setting_sha256]
 
     def looks_by_dataset(self) -> dict[str, int]:
         """How many looks at the test set of each data set, by name and the digest's first digits."""
@@ -102,15 +125,17 @@ class Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # two runs may end at the same time
-            earlier = self.entries(entry["dataset_sha256"])
+            earlier = self.entries(entry["dataset_sha256"], entry.get("test_sha256"))
             for number, known in enumerate(earlier, start=1):
                 if known["weights_sha256"] == entry["weights_sha256"]:
                     return _look(known, number, len(earlier), is_repeated=True)
             lines = self._lines()
             linked = {**entry, "previous": _digest(lines[-1]) if lines else ""}
-            file.write(json.dumps(linked, ensure_ascii=False) + "\n")
+            line = json.dumps(linked, ensure_ascii=False)
+            file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
+            write_json(self._head_path, {"lines": len(lines) + 1, "sha256": _digest(line)})
         return _look(entry, len(earlier) + 1, len(earlier) + 1, is_repeated=False)
 
     def find(self, dataset_sha256: str, weights_sha256: str) -> Look | None:
@@ -126,6 +151,19 @@ class Ledger:
             return self.path.read_text().splitlines()
         except FileNotFoundError:
             return []
+
+    def _head(self) -> dict[str, Any]:
+        """How many lines there were after the last look, and the last one's digest; empty where none was written.
+
+        It may be behind (a crash between the two, or a trainer of before it), never ahead.
+        """
+        try:
+            head: dict[str, Any] = json.loads(self._head_path.read_text())
+            return {"lines": int(head["lines"]), "sha256": str(head["sha256"])}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self._head_path} is damaged: put it back as it was") from error
 
 
 def look_at_test_set(
@@ -152,12 +190,20 @@ def look_at_test_set(
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "dataset": dataset.name,
         "dataset_sha256": dataset.sha256,
+        "test_sha256": images_sha256(images.images),
         **run,
         "accuracy": evaluation.accuracy,
         "num_errors": evaluation.num_errors,
         "num_images": evaluation.num_images,
     }
     return images, evaluation, ledger.record(entry)
+
+
+def images_sha256(images: torch.Tensor) -> str:
+    """SHA-256 over the shape and the pixels of images uint8 `[N, C, H, W]`."""
+    digest = hashlib.sha256(str(list(images.shape)).encode())
+    digest.update(images.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _digest(line: str) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from trainer import figures
 from trainer.data import ImageSet
-from trainer.evaluate import Evaluation, wilson_interval
+from trainer.evaluate import Evaluation, level_of_look, wilson_interval
 from trainer.figures import MAX_WRITTEN_CLASSES, Curves, Mistake, percent
 from trainer.files import write_atomically
 from trainer.metrics import read_metrics
@@ -60,6 +60,7 @@ def write_report(
         "result": result,
         "loss": evaluation.loss,
         "seeds": _seeds(result),
+        "level": level_of_look(result["test_look"]),
         "cifar10_years": years,
         "panels": panels,
         "epochs": curves.epochs,
@@ -154,12 +155,14 @@ def _write_cifar10_years(folder: Path, result: dict[str, Any]) -> dict[str, str]
 
 
 def _seeds(result: dict[str, Any]) -> dict[str, Any] | None:
-    """The test accuracies of all seeds of this setting in the ledger, where there are several."""
-    accuracies = result["test_accuracy_of_seeds"].values()
+    """The test accuracies of all runs of this setting in the ledger, where there are several."""
+    by_seed = result["test_accuracy_of_seeds"]
+    accuracies = [accuracy for found in by_seed.values() for accuracy in found]
     if len(accuracies) < 2:
         return None
     return {
-        "num": len(accuracies),
+        "num_runs": len(accuracies),
+        "num_seeds": len(by_seed),
         "worst": min(accuracies),
         "median": statistics.median(accuracies),
         "best": max(accuracies),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from trainer.checkpoint import weights_sha256
 from trainer.config import EvaluateConfig, ExportConfig, recipe_from_json
+from trainer.data import Dataset, without_test_images
 from trainer.distributed import World
 from trainer.errors import ConfigError
 from trainer.evaluate import describe_accuracy, evaluate
@@ -24,18 +25,18 @@ def evaluate_run(config: EvaluateConfig) -> None:
     """
     keep_freed_memory()
     with World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
-        run = open_run(config.run, config.data_dir, world, progress)
+        run, dataset = open_run(config.run, config.data_dir, world, progress)
         if config.split == "validation":
             seen = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
             progress.say(f"validation accuracy {describe_accuracy(seen.num_errors, seen.num_images)}")
             return
         look = Ledger(run.folder.ledger_path).find(run.dataset.sha256, weights_sha256(run.learner.model))
         if look is None:
-            _, _, look = evaluate_on_test_set(run)
+            _, _, look = evaluate_on_test_set(run, dataset)
         if look is not None:
             recorded = ", as recorded then" if look.is_repeated else ""
             progress.say(
-                f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.num_looks)}, "
+                f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.number)}, "
                 f"look {look.number} of {look.num_looks} at this test set in {run.folder.ledger_path}{recorded}"
             )
 
@@ -50,15 +51,15 @@ def export_run(config: ExportConfig) -> None:
 
     keep_freed_memory()
     with World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
-        run = open_run(config.run, config.data_dir, world, progress)
+        run, _ = open_run(config.run, config.data_dir, world, progress)
         if world.is_main:
             name = config.name or run.recipe.name + ("-int8" if config.int8 else "")
             publish = export_int8 if config.int8 else export
             publish(run, served_model(run, config.model_repository, name), run.folder.result())
 
 
-def open_run(path: Path, data_dir: Path, world: World, progress: Progress) -> Run:
-    """The run in a folder, at its newest good checkpoint.
+def open_run(path: Path, data_dir: Path, world: World, progress: Progress) -> tuple[Run, Dataset]:
+    """The run in a folder, at its newest good checkpoint, and its data set, test images included.
 
     Raises:
         ConfigError: there is no run or no checkpoint, or its data set has changed.
@@ -68,7 +69,7 @@ def open_run(path: Path, data_dir: Path, world: World, progress: Progress) -> Ru
     dataset = load(recipe, folder.fingerprint["image_size"], data_dir, world, progress.say)
     if dataset.sha256 != folder.fingerprint["dataset_sha256"]:
         raise ConfigError(f"{dataset.name} is not what {folder.path} was trained on: its content has changed since")
-    run = setup(recipe, dataset, folder, world, progress)
+    run = setup(recipe, without_test_images(dataset), folder, world, progress)
     if not restore(run):
         raise ConfigError(f"{folder.path} has no checkpoint: train it first")
-    return run
+    return run, dataset

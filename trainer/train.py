@@ -13,10 +13,10 @@ import torch
 
 from trainer.checkpoint import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
-from trainer.data import Dataset, ImageSet, load_dataset, split_validation
+from trainer.data import Dataset, ImageSet, load_dataset, split_validation, without_test_images
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError, MismatchError
-from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_after_looks
+from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_of_look
 from trainer.export.plan import export_trained, plan_export
 from trainer.files import write_json
 from trainer.fit import Position, Run, SaveEvery, fit, restore
@@ -55,7 +55,7 @@ def train(config: TrainConfig) -> None:
         except MismatchError:
             world.situation.folder = folder.make_for_failure()  # else a mistake leaves no folder
             raise
-        run = setup(recipe, dataset, folder, world, progress)
+        run = setup(recipe, without_test_images(dataset), folder, world, progress)
         model = plan_export(run, config)
         folder.enter(config.resume, world)
         world.situation.folder = folder.path
@@ -65,7 +65,7 @@ def train(config: TrainConfig) -> None:
         restore(run)
         fit(run, stop, SaveEvery(seconds=config.save_every_s, steps=config.save_every_steps))
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
-        test_images, test, look = evaluate_on_test_set(run)
+        test_images, test, look = evaluate_on_test_set(run, dataset)
         if look is not None:  # on the main rank
             result = summarize(run, validation, look)
             try:
@@ -139,8 +139,12 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
     )
 
 
-def evaluate_on_test_set(run: Run) -> tuple[ImageSet, Evaluation, Look | None]:
-    """The one look at the test set, entered in the ledger."""
+def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluation, Look | None]:
+    """The one look at the test set, entered in the ledger.
+
+    Args:
+        dataset: the run's with its test images, which no run holds while it trains.
+    """
     marks: dict[str, str | int] = {
         "recipe": run.recipe.name,
         "run": run.folder.path.name,
@@ -151,7 +155,7 @@ def evaluate_on_test_set(run: Run) -> tuple[ImageSet, Evaluation, Look | None]:
     }
     return look_at_test_set(
         Ledger(run.folder.ledger_path),
-        run.dataset,
+        dataset,
         marks,
         lambda images: evaluate(run.learner.predict, images, None, run.world),
         is_main=run.world.is_main,
@@ -182,15 +186,23 @@ def summarize(run: Run, validation: Evaluation, look: Look) -> dict[str, Any]:
         "test_accuracy": look.accuracy,
         "test_errors": look.num_errors,
         "num_test": look.num_images,
-        "test_interval": interval_after_looks(num_right, look.num_images, look.num_looks),
+        "test_interval": interval_of_look(num_right, look.num_images, look.number),
         "test_look": look.number,
         "num_test_looks": look.num_looks,
-        "test_accuracy_of_seeds": ledger.seeds(run.dataset.sha256, run.folder.setting_sha256),
+        "test_accuracy_of_seeds": _by_seed(ledger.of_setting(run.folder.setting_sha256)),
         "looks_by_dataset": ledger.looks_by_dataset(),
         "weights_sha256": weights_sha256(run.learner.model),
         "exported": None,
         "machine": describe(run.world.device),
     }
+
+
+def _by_seed(looks: list[dict[str, Any]]) -> dict[int, list[float]]:
+    """Each seed's test accuracies: one for each weights that were looked at."""
+    found: dict[int, list[float]] = {}
+    for look in looks:
+        found.setdefault(look["seed"], []).append(look["accuracy"])
+    return found
 
 
 def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evaluation, look: Look) -> None:
@@ -207,7 +219,7 @@ def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evalua
     except OSError as error:
         raise CheckpointError(f"cannot write the report in {run.folder.path}: {error.strerror or error}") from error
     run.progress.say(
-        f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.num_looks)}, "
+        f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.number)}, "
         f"look {look.number} of {look.num_looks} at this test set in {run.folder.ledger_path}"
     )
     run.progress.say(f"report: {run.folder.report_path}")

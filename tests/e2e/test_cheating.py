@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 from trainer.config import TrainConfig
-from trainer.evaluate import interval_after_looks
+from trainer.evaluate import interval_of_look
 
 pytestmark = pytest.mark.slow
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -43,19 +43,19 @@ def looks(runs: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (runs / "ledger.jsonl").read_text().splitlines()]
 
 
-def is_widened(result: dict[str, Any], num_looks: int) -> bool:
-    """Whether the interval is that of so many looks."""
+def is_widened(result: dict[str, Any], look: int) -> bool:
+    """Whether the interval is that of this look."""
     num_right = result["num_test"] - result["test_errors"]
-    return result["test_interval"] == pytest.approx(interval_after_looks(num_right, result["num_test"], num_looks))
+    return result["test_interval"] == pytest.approx(interval_of_look(num_right, result["num_test"], look))
 
 
 @pytest.fixture
 def train(tmp_path: Path, run_trainer: RunTrainer) -> Callable[..., Path]:
     """A run of one epoch in this test's workspace."""
 
-    def run(name: str, *arguments: str) -> Path:
+    def run(name: str, *arguments: str, ranks: int = 1) -> Path:
         folder = tmp_path / "runs" / name
-        done = run_trainer("--epochs", "1", "--run-dir", str(folder), *arguments)
+        done = run_trainer("--epochs", "1", "--run-dir", str(folder), *arguments, ranks=ranks)
         assert done.returncode == 0, done.stderr
         return folder
 
@@ -131,23 +131,41 @@ def test_seed_selection(train: Callable[..., Path], tmp_path: Path) -> None:
     folders = [train(f"seed-{seed}", "--seed", str(seed)) for seed in range(3)]
     last = result_of(folders[2])
     assert set(last["test_accuracy_of_seeds"]) == {"0", "1", "2"}
-    assert "from 3 seeds that were looked at" in " ".join((folders[2] / "report.html").read_text().split())
+    assert "that were looked at, from 3 seeds" in " ".join((folders[2] / "report.html").read_text().split())
     best = max(folders, key=lambda folder: float(result_of(folder)["test_accuracy"]))
     done = verb("compare", str(best))
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "report all seeds of a setting or none" in done.stderr
+    assert "report all runs of a setting" in done.stderr
     done = verb("compare", *map(str, folders))
     assert done.returncode == 0, done.stderr
+    again = verb("compare", *[str(best)] * 3, *map(str, folders))
+    assert again.stdout == done.stdout  # to name the best more often changes no mean
     assert f"{min(100 * result_of(folder)['test_accuracy'] for folder in folders):.2f}" in done.stdout
+
+
+def test_selection_by_the_number_of_ranks(train: Callable[..., Path], tmp_path: Path) -> None:
+    """One seed with one rank and with two is two trained networks, and both are shown."""
+    alone, two = (train(f"ranks-{ranks}", ranks=ranks) for ranks in (1, 2))
+    if result_of(alone)["weights_sha256"] == result_of(two)["weights_sha256"]:
+        pytest.skip("here the number of ranks does not change the rounding")
+    assert len(result_of(two)["test_accuracy_of_seeds"]["0"]) == 2
+    for one, other in ((alone, two), (two, alone)):
+        done = verb("compare", str(one))
+        assert done.returncode == 2
+        assert f"also looked at in {other.name} (seed 0)" in done.stderr
 
 
 def test_taking_a_look_out_of_the_book(train: Callable[..., Path], run_trainer: RunTrainer, tmp_path: Path) -> None:
     for seed in range(3):
         train(f"seed-{seed}", "--seed", str(seed))
     ledger = tmp_path / "runs" / "ledger.jsonl"
-    first, _, third = ledger.read_text().splitlines(keepends=True)
+    first, second, third = ledger.read_text().splitlines(keepends=True)
     ledger.write_text(first + third)
     done = run_trainer("--epochs", "1", "--seed", "9", "--run-dir", str(tmp_path / "runs/next"))
     assert done.returncode == 4
     assert "does not follow from the line before it" in done.stderr
+    ledger.write_text(first + second)
+    done = verb("compare", *(str(tmp_path / f"runs/seed-{seed}") for seed in range(2)))
+    assert done.returncode == 4
+    assert "does not end as ledger.head says" in done.stderr

@@ -11,13 +11,21 @@ from trainer.ledger import Ledger
 from trainer.run_folder import RunFolder
 
 
-def make_run(runs: Path, seed: int, num_errors: int, *, lr: float = 0.1, dataset: str = "d" * 64) -> Path:
-    folder = runs / f"lr{lr}-s{seed}-{dataset[0]}"
+def make_run(
+    runs: Path, seed: int, num_errors: int, *, lr: float = 0.1, dataset: str = "d" * 64, ranks: int = 1
+) -> Path:
+    """A finished run; `ranks` are in its weights, not in its setting."""
+    folder = runs / f"lr{lr}-s{seed}-{dataset[0]}-{ranks}"
     folder.mkdir(parents=True)
     fingerprint = {"recipe": {"name": "mnist", "lr": lr}, "seed": seed, "image_size": None, "dataset_sha256": dataset}
     (folder / "config.json").write_text(json.dumps({"fingerprint": fingerprint, "started_with": {}}))
     result = {"recipe": "mnist", "dataset": "pets", "dataset_sha256": dataset, "seed": seed}
-    result |= {"test_errors": num_errors, "num_test": 1000, "test_accuracy": 1 - num_errors / 1000}
+    result |= {
+        "weights_sha256": folder.name,
+        "test_errors": num_errors,
+        "num_test": 1000,
+        "test_accuracy": 1 - num_errors / 1000,
+    }
     (folder / "result.json").write_text(json.dumps(result))
     opened = RunFolder.read(folder)
     Ledger(opened.ledger_path).record(
@@ -25,6 +33,7 @@ def make_run(runs: Path, seed: int, num_errors: int, *, lr: float = 0.1, dataset
             "dataset": "pets",
             "dataset_sha256": dataset,
             "weights_sha256": folder.name,
+            "run": folder.name,
             "setting_sha256": opened.setting_sha256,
             "seed": seed,
             "accuracy": 1 - num_errors / 1000,
@@ -47,8 +56,30 @@ def test_all_seeds_of_each_setting_are_summed_up(tmp_path: Path) -> None:
 
 def test_the_best_of_several_seeds_alone_is_refused(tmp_path: Path) -> None:
     paths = [make_run(tmp_path, seed, errors) for seed, errors in enumerate((10, 30, 20))]
-    with pytest.raises(ConfigError, match="also looked at with seeds 1, 2: report all seeds of a setting or none"):
+    left_out = r"also looked at in lr0.1-s1-d-1 \(seed 1\), lr0.1-s2-d-1 \(seed 2\): report all runs of a setting"
+    with pytest.raises(ConfigError, match=left_out):
         compare_runs(paths[:1])
+
+
+def test_the_best_number_of_ranks_alone_is_refused(tmp_path: Path) -> None:
+    worst, best = make_run(tmp_path, 0, 30, ranks=1), make_run(tmp_path, 0, 10, ranks=4)
+    for one, other in ((worst, best), (best, worst)):
+        with pytest.raises(ConfigError, match=f"also looked at in {other.name}"):
+            compare_runs([one])
+    assert compare_runs([best, worst])[1].split()[2:5] == ["2", "97.00", "98.00"]
+
+
+def test_a_run_that_is_named_more_than_once_counts_once(tmp_path: Path) -> None:
+    best, worst = make_run(tmp_path, 0, 10), make_run(tmp_path, 1, 30)
+    assert compare_runs([best, best, best, worst])[:-1] == compare_runs([worst, best])[:-1]
+    assert compare_runs([best, best, best, worst])[1].split()[2:6] == ["2", "97.00", "98.00", "99.00"]
+
+
+def test_a_look_before_a_runs_end_is_one_of_its_setting(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, 30)
+    early = Ledger(RunFolder.read(run).ledger_path).all_entries()[0] | {"weights_sha256": "early", "accuracy": 0.99}
+    Ledger(RunFolder.read(run).ledger_path).record({name: early[name] for name in early if name != "previous"})
+    assert compare_runs([run])[1].split()[2:6] == ["2", "97.00", "98.00", "99.00"]
 
 
 def test_other_images_and_unfinished_runs_are_refused(tmp_path: Path) -> None:

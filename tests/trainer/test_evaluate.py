@@ -14,7 +14,8 @@ from trainer.evaluate import (
     average_views,
     describe_accuracy,
     evaluate,
-    interval_after_looks,
+    interval_of_look,
+    level_of_look,
     wilson_interval,
 )
 
@@ -105,9 +106,18 @@ def test_wilsons_interval_is_wilsons() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
     assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
     assert wilson_interval(0, 10)[0] == pytest.approx(0.0)
-    assert interval_after_looks(9900, 10000, 1) == pytest.approx((low, high))
-    wide = interval_after_looks(9900, 10000, 10)
-    assert wide == pytest.approx(wilson_interval(9900, 10000, z=2.807), abs=1e-6)  # 1 - 0.05 / 10 / 2 of the normal
-    assert wide[0] < low < high < wide[1]
-    assert "widened for 10 looks" in describe_accuracy(100, 10000, 10)
-    assert describe_accuracy(100, 10000).startswith("99.00 % (100 of 10,000 wrong; 95 % interval 98.79 to 99.18 %")
+    plain = "99.00 % (100 of 10,000 wrong; 95 % interval 98.79 to 99.18 %)"
+    assert describe_accuracy(100, 10000) == plain
+
+
+def test_the_intervals_of_all_looks_share_five_percent() -> None:
+    shares = [1 - level_of_look(look) for look in range(1, 100_001)]
+    assert sum(shares) == pytest.approx(0.05, abs=1e-6)
+    assert sum(shares) < 0.05
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == pytest.approx(0.030396, abs=1e-6)
+    low, high = interval_of_look(9900, 10000, 1)
+    assert (low, high) == pytest.approx(wilson_interval(9900, 10000, z=2.164887), abs=1e-6)
+    wide = interval_of_look(9900, 10000, 10)
+    assert wide == pytest.approx(wilson_interval(9900, 10000, z=3.611898), abs=1e-6)
+    assert "; interval 98.57 to 99.30 %, 95 % over all looks)" in describe_accuracy(100, 10000, 10)

@@ -12,7 +12,7 @@ from tests.conftest import fill
 from trainer.data import Dataset, ImageSet, without_test_images
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate import Evaluation
-from trainer.ledger import Ledger, look_at_test_set
+from trainer.ledger import Ledger, images_sha256, look_at_test_set
 
 
 def entry(weights: str, dataset: str = "d1") -> dict[str, Any]:
@@ -58,6 +58,49 @@ def test_a_line_that_was_changed_or_taken_out_is_noticed(tmp_path: Path) -> None
     assert ledger.record(entry("d")).number == 4
 
 
+def test_a_last_line_that_was_changed_or_taken_out_is_noticed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for weights in "abc":
+        ledger.record(entry(weights))
+    first, second, third = ledger.path.read_text().splitlines(keepends=True)
+    for forged in (first + second, first + second + third.replace("0.9", "0.99"), ""):
+        ledger.path.write_text(forged)
+        with pytest.raises(CheckpointError, match=r"does not end as ledger\.head says, at line 3"):
+            ledger.record(entry("d"))
+    ledger.path.write_text(first + second + third)
+    assert ledger.record(entry("d")).number == 4
+
+
+def test_the_head_may_be_behind_or_missing(tmp_path: Path) -> None:
+    """A crash after the line, or a trainer from before the head: no look is lost, and the next one mends the head."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    head = tmp_path / "ledger.head"
+    ledger.record(entry("a"))
+    old = head.read_text()
+    ledger.record(entry("b"))
+    head.write_text(old)
+    assert len(ledger.entries("d1")) == 2
+    head.unlink()
+    assert ledger.record(entry("c")).number == 3
+    assert json.loads(head.read_text())["lines"] == 3
+    head.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"ledger\.head is damaged"):
+        ledger.entries("d1")
+
+
+def test_looks_at_the_same_test_images_are_counted_through_every_data_set(tmp_path: Path) -> None:
+    """One training photo more is another data set with the same test set."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    assert ledger.record(entry("a", "d1")).number == 1  # of a trainer that did not know the test images' digest yet
+    assert ledger.record({**entry("b", "d1"), "test_sha256": "t"}).number == 2
+    assert ledger.record({**entry("c", "d2"), "test_sha256": "t"}).number == 3
+    assert ledger.record({**entry("d", "d3"), "test_sha256": "u"}).number == 1
+    assert len(ledger.entries("d1")) == len(ledger.entries("d2")) == 3
+    look = ledger.find("d2", "a")
+    assert look is not None
+    assert look.num_looks == 3
+
+
 def test_a_ledger_from_before_the_chain_goes_on(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.path.write_text(json.dumps(entry("a")) + "\n" + json.dumps(entry("b")) + "\n")
@@ -74,7 +117,7 @@ def test_seeds_of_a_setting_and_looks_by_data_set(tmp_path: Path) -> None:
     for seed, setting, dataset in ((0, "s", "d1"), (1, "s", "d1"), (2, "t", "d1"), (0, "s", "d2")):
         marks = {"seed": seed, "setting_sha256": setting, "dataset": "pets", "accuracy": seed / 10}
         ledger.record({**entry(f"{seed}{setting}{dataset}", dataset), **marks})
-    assert ledger.seeds("d1", "s") == {0: 0.0, 1: 0.1}
+    assert [entry["seed"] for entry in ledger.of_setting("s")] == [0, 1, 0]
     assert ledger.looks_by_dataset() == {"pets d1": 3, "pets d2": 1}
 
 
@@ -127,5 +170,6 @@ def test_the_door_opens_the_test_images_and_writes_the_look(mini: Dataset, tmp_p
     (written,) = ledger.entries(mini.sha256)
     assert written.items() >= {**run, "dataset": "mnist-mini", "num_images": 1000}.items()
     assert written["time"].endswith("+00:00")
+    assert written["test_sha256"] == images_sha256(images.images) != images_sha256(images.images[:-1])
     _, _, look = look_at_test_set(ledger, mini, run, all_zeros, is_main=False)
     assert look is None

@@ -85,7 +85,7 @@ def result_of(seen: Evaluation, epochs: int) -> dict[str, Any]:
         "test_interval": wilson_interval(seen.num_images - seen.num_errors, seen.num_images),
         "test_look": 1,
         "num_test_looks": 1,
-        "test_accuracy_of_seeds": {7: seen.accuracy},
+        "test_accuracy_of_seeds": {7: [seen.accuracy]},
         "looks_by_dataset": {"folder:pets dddddddd": 1},
         "weights_sha256": "e" * 64,
         "exported": None,
@@ -156,7 +156,7 @@ def test_says_the_numbers_of_the_result(tmp_path: Path) -> None:
     low, high = wilson_interval(900, 1200)
     for said in (
         "75.00 % test accuracy: 300 of 1,200 images wrong",
-        f"95 % interval {percent(low)} to {percent(high)}",
+        f"interval {percent(low)} to {percent(high)} (Wilson, at 96.960 % for look 1: 95 % over all looks)",
         "Validation accuracy 88.88 %",
         "Test loss 0.4321",
         "Training time 3 min 12 s",
@@ -178,21 +178,21 @@ def test_tells_the_first_look_from_later_ones(tmp_path: Path) -> None:
     changes = {"test_look": 4, "num_test_looks": 5}
     text = report(tmp_path / "later", ("a", "b", "c"), seen, changes=changes).text
     assert "Look at this test set 4 of 5" in text
-    assert "(Wilson, widened for 5 looks)" in text
+    assert "(Wilson, at 99.810 % for look 4: 95 % over all looks)" in text
     assert "look 4 at this test set, and the ledger of this folder of runs held 5 then" in text
 
 
 def test_shows_all_seeds_and_all_test_sets_that_were_looked_at(tmp_path: Path) -> None:
     seen = some_mistakes()
     alone = report(tmp_path / "alone", ("a", "b", "c"), seen).text
-    assert "seeds that were looked at" not in alone
+    assert "that were looked at" not in alone
     assert "by data set" not in alone
     changes = {
-        "test_accuracy_of_seeds": {0: 0.97, 7: 0.99, 3: 0.98},
+        "test_accuracy_of_seeds": {0: [0.97, 0.975], 7: [0.99], 3: [0.985]},
         "looks_by_dataset": {"mnist d36a8ecd": 3, "cifar10 b42696ed": 1},
     }
     text = report(tmp_path / "several", ("a", "b", "c"), seen, changes=changes).text
-    assert "from 3 seeds that were looked at: test accuracy worst 97.00 %, median 98.00 %, best 99.00 %" in text
+    assert "4 trained networks that were looked at, from 3 seeds: test accuracy worst 97.00 %, median 98.00 %" in text
     assert "by data set: mnist d36a8ecd: 3, cifar10 b42696ed: 1." in text
 
 

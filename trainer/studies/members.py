@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.config import fingerprint
-from trainer.data import Dataset
+from trainer.data import Dataset, without_test_images
 from trainer.distributed import World
 from trainer.errors import Interrupted
 from trainer.fit import Run, fit, restore
@@ -50,7 +50,7 @@ def open_member(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run:
     mark = fingerprint(
         recipe, seed=seed, image_size=place.image_size, dataset_sha256=place.dataset.sha256, virtual_shards=None
     )
-    run = setup(recipe, place.dataset, RunFolder(path, mark), place.alone, place.progress)
+    run = setup(recipe, without_test_images(place.dataset), RunFolder(path, mark), place.alone, place.progress)
     run.folder.enter("auto", place.alone)
     restore(run)
     return run

@@ -1,6 +1,7 @@
 """One recipe from many seeds (page 53 of the lecture: "running 100 times our experiment on MNIST").
 
-Every seed is a whole run with one look at the test set, which the workspace's ledger counts; the page shows them all.
+Every seed is a whole run with one look at the test set, which the workspace's ledger counts; the page shows them all,
+with those of the same setting that were looked at outside the study.
 """
 
 import json
@@ -12,13 +13,14 @@ from typing import Any
 from trainer import figures
 from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
-from trainer.data import default_data_dir
+from trainer.data import Dataset, default_data_dir
 from trainer.distributed import DeviceChoice, World
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DivergenceError
 from trainer.evaluate import evaluate
 from trainer.files import write_json
 from trainer.fit import Run
 from trainer.hardware import keep_freed_memory
+from trainer.ledger import Ledger
 from trainer.progress import Progress
 from trainer.recipes import Recipe
 from trainer.run_folder import RunFolder
@@ -26,7 +28,7 @@ from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
 from trainer.studies.members import Workplace, check_stop, open_member, train_member
 from trainer.studies.page import write_page
-from trainer.studies.seeds_page import make_page
+from trainer.studies.seeds_page import Outcome, make_page
 from trainer.studies.stack import can_stack, measure_rate, train_stack
 from trainer.train import evaluate_on_test_set, load, summarize
 
@@ -84,10 +86,9 @@ def study_seeds(config: SeedsConfig) -> None:
         seeds = list(range(config.first_seed, config.first_seed + config.runs))
         _train_all(seeds[world.rank :: world.size], _best_stack(rates), recipe, place, folder)
         if world.is_main:
-            results = _collect(seeds, folder, stop)
+            outcome = _collect(seeds, folder, stop)
             with figures.style():
-                page = write_page(folder, make_page(recipe, results, rates, RunFolder(folder.path, {}).ledger_path))
-            print(f"report: {page}")
+                print(f"report: {write_page(folder, make_page(recipe, outcome, rates))}")
 
 
 def _choose_stack(config: SeedsConfig, recipe: Recipe, place: Workplace, folder: StudyFolder) -> dict[int, float]:
@@ -121,7 +122,7 @@ def _best_stack(rates: dict[int, float]) -> int:
 
 def _train_all(seeds: list[int], stack: int, recipe: Recipe, place: Workplace, folder: StudyFolder) -> None:
     """This rank's seeds that have no result yet."""
-    todo = [seed for seed in seeds if not _result_path(folder, seed).exists()]
+    todo = [seed for seed in seeds if not _is_done(folder, seed)]
     began, goes_on = time.monotonic(), f"go on with the same command and --run-dir {folder.path}"
     if len(todo) < len(seeds):
         print(f"{len(seeds) - len(todo)} of {len(seeds)} seeds are done already", flush=True)
@@ -129,7 +130,7 @@ def _train_all(seeds: list[int], stack: int, recipe: Recipe, place: Workplace, f
         check_stop(place.stop, goes_on)
         group = todo[start : start + stack]
         for run in _train_group(group, recipe, place, folder):
-            result = _finish(run, len(group))
+            result = _finish(run, place.dataset, len(group))
             number = start + group.index(run.seed) + 1
             left = (time.monotonic() - began) / (start + len(group)) * (len(todo) - start - len(group))
             print(
@@ -140,18 +141,32 @@ def _train_all(seeds: list[int], stack: int, recipe: Recipe, place: Workplace, f
 
 
 def _train_group(group: list[int], recipe: Recipe, place: Workplace, folder: StudyFolder) -> list[Run]:
-    if len(group) == 1:
-        return [train_member(place, recipe, group[0], _member_path(folder, group[0]))]
-    runs = [open_member(place, recipe, seed, _member_path(folder, seed)) for seed in group]
-    together = folder.path / f"stack-{group[0]}-{group[-1]}"
-    train_stack(runs, Checkpoints(together, print), place.stop)
-    return runs
+    """The runs of these seeds, trained to their end, but for those that diverge, which is written down."""
+    if len(group) > 1:
+        runs = [open_member(place, recipe, seed, _member_path(folder, seed)) for seed in group]
+        together = folder.path / f"stack-{group[0]}-{group[-1]}"
+        try:
+            train_stack(runs, Checkpoints(together, print), place.stop)
+            return runs
+        except DivergenceError as error:
+            print(f"{error}; seeds {group[0]} to {group[-1]} go on one after another", flush=True)
+    alone = (_train_alone(seed, recipe, place, folder) for seed in group)
+    return [run for run in alone if run is not None]
 
 
-def _finish(run: Run, num_stacked: int) -> dict[str, Any]:
+def _train_alone(seed: int, recipe: Recipe, place: Workplace, folder: StudyFolder) -> Run | None:
+    try:
+        return train_member(place, recipe, seed, _member_path(folder, seed))
+    except DivergenceError as error:
+        print(f"seed {seed}: {error}", flush=True)
+        write_json(_diverged_path(folder, seed), {"seed": seed, "error": str(error)})
+        return None
+
+
+def _finish(run: Run, dataset: Dataset, num_stacked: int) -> dict[str, Any]:
     """Validate, look at the test set once, write the seed's result."""
     validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
-    _, _, look = evaluate_on_test_set(run)
+    _, _, look = evaluate_on_test_set(run, dataset)
     assert look is not None
     result = summarize(run, validation, look) | {"stacked": num_stacked}
     del result["test_accuracy_of_seeds"]  # grows with each seed, and the study's page has them all
@@ -159,12 +174,28 @@ def _finish(run: Run, num_stacked: int) -> dict[str, Any]:
     return result
 
 
-def _collect(seeds: list[int], folder: StudyFolder, stop: StopRequest) -> list[dict[str, Any]]:
-    """All seeds' results; waits for other ranks' seeds without a collective, which would time out."""
-    while not all(_result_path(folder, seed).exists() for seed in seeds):
+def _collect(seeds: list[int], folder: StudyFolder, stop: StopRequest) -> Outcome:
+    """What became of all seeds in the folder, those of earlier sittings included, and what else the ledger knows.
+
+    Waits for other ranks' seeds without a collective, which would time out.
+    """
+    while not all(_is_done(folder, seed) for seed in seeds):
         check_stop(stop, f"go on with the same command and --run-dir {folder.path}")
         time.sleep(0.5)
-    return [json.loads(_result_path(folder, seed).read_text()) for seed in seeds]
+    members = [RunFolder.read(path.parent) for path in folder.path.glob("seed-*/result.json")]
+    results = [json.loads(member.result_path.read_text()) for member in members]
+    diverged = [json.loads(path.read_text())["seed"] for path in folder.path.glob("seed-*/diverged.json")]
+    if not results:
+        raise DivergenceError(f"all {len(diverged)} seeds diverged: no figure can be told; try smaller learning rates")
+    known = {result["weights_sha256"] for result in results}
+    ledger = Ledger(members[0].ledger_path)
+    looks = [look for setting in {member.setting_sha256 for member in members} for look in ledger.of_setting(setting)]
+    return Outcome(
+        results=sorted(results, key=lambda result: result["seed"]),
+        diverged=sorted(diverged),
+        others=[look for look in looks if look["weights_sha256"] not in known],
+        num_looks=len(ledger.entries(results[0]["dataset_sha256"])),
+    )
 
 
 def _member_path(folder: StudyFolder, seed: int) -> Path:
@@ -173,3 +204,11 @@ def _member_path(folder: StudyFolder, seed: int) -> Path:
 
 def _result_path(folder: StudyFolder, seed: int) -> Path:
     return _member_path(folder, seed) / "result.json"
+
+
+def _diverged_path(folder: StudyFolder, seed: int) -> Path:
+    return _member_path(folder, seed) / "diverged.json"
+
+
+def _is_done(folder: StudyFolder, seed: int) -> bool:
+    return _result_path(folder, seed).exists() or _diverged_path(folder, seed).exists()

@@ -1,6 +1,6 @@
 """The study of seeds: its figure, tables and findings."""
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from trainer.figures import LIGHT
-from trainer.ledger import Ledger
 from trainer.recipes import Recipe
 from trainer.studies.page import Page, Picture, Table
 from trainer.studies.summary import Summary, runs_to_tell_apart, summarize
@@ -19,32 +18,58 @@ _DIFFERENCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Percentage points between two recipes, for the table of runs needed."""
 
 
-def make_page(recipe: Recipe, results: list[dict[str, Any]], rates: dict[int, float], ledger_path: Path) -> Page:
-    """Everything that the study says, from all seeds' results, none left out.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a recipe's seeds: all of it, because the best of some says nothing.
+
+    Args:
+        results: `result.json` of each seed of the study, by rising seed; at least one.
+        diverged: the seeds that ended without weights to look at.
+        others: looks of the workspace's ledger with the same setting, but with weights that are none of the study's.
+        num_looks: at this test set, in the ledger.
+    """
+
+    results: list[dict[str, Any]]
+    diverged: list[int]
+    others: list[dict[str, Any]]
+    num_looks: int
+
+
+def make_page(recipe: Recipe, outcome: Outcome, rates: dict[int, float]) -> Page:
+    """Everything that the study says, from all runs of the setting, none left out.
 
     Args:
         rates: images a second by size of stack, 0 where not measured.
     """
+    results, others = outcome.results, outcome.others
     errors = [100 * result["test_errors"] / result["num_test"] for result in results]
+    errors += [100 * look["num_errors"] / look["num_images"] for look in others]
     summary = summarize(errors)
     is_lectures = recipe.name == "mnist" and recipe.dataset == "mnist"
     return Page(
         title=f"{recipe.name} on {recipe.dataset}, from {len(results)} seeds",
-        findings=_findings(summary, results, is_lectures) + _about_stacking(rates) + _about_looks(results, ledger_path),
+        findings=[
+            *_findings(summary, outcome, is_lectures),
+            *_about_stacking(rates, results),
+            f"Each run was one look at the test set; the ledger of this folder of runs now holds {outcome.num_looks}.",
+        ],
         pictures=[
             Picture(
                 name="histogram",
                 title="Test error by seed",
-                text="How many seeds ended at which test error"
+                text="How many runs ended at which test error"
                 + (", with the lecture's worst, median and best of 100 runs as dashed lines." if is_lectures else "."),
                 figure=_draw_histogram(errors, summary, results[0]["num_test"], is_lectures),
             )
         ],
-        tables=_tables(summary, results, errors, is_lectures),
+        tables=_tables(summary, outcome, errors, is_lectures),
         result={
             "recipe": recipe.name,
             "dataset": recipe.dataset,
-            "runs": len(results),
+            "runs": len(errors),
+            "seeds": [result["seed"] for result in results],
+            "diverged": outcome.diverged,
+            "runs_outside_the_study": len(others),
             "test_errors_percent": errors,
             "worst": summary.worst,
             "median": summary.median,
@@ -58,14 +83,26 @@ def make_page(recipe: Recipe, results: list[dict[str, Any]], rates: dict[int, fl
     )
 
 
-def _findings(summary: Summary, results: list[dict[str, Any]], is_lectures: bool) -> list[str]:
+def _findings(summary: Summary, outcome: Outcome, is_lectures: bool) -> list[str]:
     sentence = (
         f"Test error: worst {summary.worst:.2f} %, median {summary.median:.2f} %, best {summary.best:.2f} %; mean "
         f"{summary.mean:.3f} %"
     )
     if summary.deviation is not None:
         sentence += f", deviation {summary.deviation:.3f} points"
-    found = [f"{sentence}, over {summary.num_runs} seeds, all of them."]
+    results, others = outcome.results, outcome.others
+    found = [f"{sentence}, over {summary.num_runs} run{'s' if summary.num_runs > 1 else ''}."]
+    if others:
+        found.append(
+            f"{len(others)} of these runs {'were' if len(others) > 1 else 'was'} made outside this study, with the "
+            "same setting and other weights (another seed, number of ranks or kind of machine): the ledger of this "
+            "folder of runs has them, and so they count."
+        )
+    if outcome.diverged:
+        found.append(
+            f"{len(outcome.diverged)} of {len(outcome.diverged) + len(results)} seeds diverged and have no test error: "
+            f"{', '.join(map(str, outcome.diverged))}. The figures are those of the others."
+        )
     if is_lectures:
         found.append(
             f"The lecture's 100 runs: worst {LECTURE['worst']} %, median {LECTURE['median']} %, best "
@@ -76,8 +113,8 @@ def _findings(summary: Summary, results: list[dict[str, Any]], is_lectures: bool
         (low, high), (mean_low, mean_high) = summary.median_interval, summary.mean_interval
         found.append(
             f"95 % intervals: median {low:.2f} to {high:.2f} % (bootstrap), mean {mean_low:.3f} to {mean_high:.3f} % "
-            "(Student's t). They are about seeds on this one test set; what other test images would say is in each "
-            "run's own interval."
+            "(Student's t). They are about seeds on this one test set, each interval alone; what other test images "
+            "would say is in each run's own interval."
         )
     if summary.deviation:
         runs = runs_to_tell_apart(0.1, summary.deviation)
@@ -88,23 +125,26 @@ def _findings(summary: Summary, results: list[dict[str, Any]], is_lectures: bool
     return found
 
 
-def _about_stacking(rates: dict[int, float]) -> list[str]:
-    if len(rates) < 2:
-        return []
-    stacked = {size: rate for size, rate in rates.items() if size > 1}
-    best = max(stacked, key=lambda size: stacked[size])
-    return [
-        f"Measured here before the first seed: one after another {rates[1]:,.0f} images/s, {best} seeds stacked "
-        f"{stacked[best]:,.0f} images/s over all of them, {stacked[best] / rates[1]:.2f} times the rate."
-    ]
+def _about_stacking(rates: dict[int, float], results: list[dict[str, Any]]) -> list[str]:
+    found = []
+    if len(rates) > 1:
+        stacked = {size: rate for size, rate in rates.items() if size > 1}
+        best = max(stacked, key=lambda size: stacked[size])
+        found.append(
+            f"Measured here before the first seed: one after another {rates[1]:,.0f} images/s, {best} seeds stacked "
+            f"{stacked[best]:,.0f} images/s over all of them, {stacked[best] / rates[1]:.2f} times the rate."
+        )
+    if any(result["stacked"] > 1 for result in results):
+        precision = results[0]["precision"]
+        found.append(
+            "Seeds that were stacked equal their lone runs up to rounding: to 1e-6 after some steps in float32"
+            + ("." if precision == "float32" else f"; here in {precision}, whose rounding is coarser, not as closely.")
+        )
+    return found
 
 
-def _about_looks(results: list[dict[str, Any]], ledger_path: Path) -> list[str]:
-    num_looks = len(Ledger(ledger_path).entries(results[0]["dataset_sha256"]))
-    return [f"Each seed was one look at the test set; the ledger of this folder of runs now holds {num_looks}."]
-
-
-def _tables(summary: Summary, results: list[dict[str, Any]], errors: list[float], is_lectures: bool) -> list[Table]:
+def _tables(summary: Summary, outcome: Outcome, errors: list[float], is_lectures: bool) -> list[Table]:
+    num_seeds = len(outcome.results)
     names = ("worst", "median", "best", "mean", "deviation")
     ours = (summary.worst, summary.median, summary.best, summary.mean, summary.deviation)
     tables = [
@@ -113,7 +153,7 @@ def _tables(summary: Summary, results: list[dict[str, Any]], errors: list[float]
             title="Summary, test error in %",
             header=("", *names),
             rows=[
-                (f"{summary.num_runs} seeds here", *ours),
+                (f"{summary.num_runs} runs here", *ours),
                 *([("the lecture's 100", *LECTURE.values(), None, None)] if is_lectures else []),
             ],
         )
@@ -134,14 +174,15 @@ def _tables(summary: Summary, results: list[dict[str, Any]], errors: list[float]
             title="All seeds",
             header=("seed", "test error, %", "validation error, %", "training, s", "stacked with"),
             rows=[
-                (
-                    str(result["seed"]),
-                    error,
-                    100 * (1 - result["val_accuracy"]),
-                    result["train_seconds"],
-                    result["stacked"],
-                )
-                for result, error in zip(results, errors, strict=True)
+                *(
+                    (str(r["seed"]), error, 100 * (1 - r["val_accuracy"]), r["train_seconds"], r["stacked"])
+                    for r, error in zip(outcome.results, errors[:num_seeds], strict=True)
+                ),
+                *((f"{seed}, diverged", None, None, None, None) for seed in outcome.diverged),
+                *(
+                    (f"{look['seed']}, {look['run']}, outside the study", error, None, None, None)
+                    for look, error in zip(outcome.others, errors[num_seeds:], strict=True)
+                ),
             ],
         )
     )

@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 
-from trainer.errors import ConfigError
+from trainer.config import TrainConfig
+from trainer.data.test_set import load_test_set
+from trainer.errors import ConfigError, DivergenceError
 from trainer.figures import style
-from trainer.recipes import RECIPES
+from trainer.fit import Run
+from trainer.recipes import RECIPES, Recipe
+from trainer.studies.members import Workplace, open_member, train_member
 from trainer.studies.page import write_number
 from trainer.studies.seeds import SeedsConfig, study_seeds
-from trainer.studies.seeds_page import make_page
+from trainer.studies.seeds_page import Outcome, make_page
+from trainer.train import train
 
 
 @pytest.fixture
@@ -60,6 +65,66 @@ def test_all_seeds_are_run_looked_at_and_shown(
     study_seeds(replace(config, runs=4))  # more seeds later, in the same folder
     assert read(folder / "result.json")["test_errors_percent"][:3] == result["test_errors_percent"]
     assert len(read(folder / "result.json")["test_errors_percent"]) == 4
+    study_seeds(replace(config, runs=1))  # asking for fewer leaves none out
+    assert read(folder / "result.json")["seeds"] == [0, 1, 2, 3]
+    # Nor does another study of the same setting: what was looked at anywhere in the workspace counts.
+    other = tmp_path / "runs" / "other"
+    study_seeds(replace(config, runs=1, first_seed=100, run_dir=other))
+    found = read(other / "result.json")
+    assert (found["seeds"], found["runs"], found["runs_outside_the_study"]) == ([100], 5, 4)
+    assert found["test_errors_percent"][1:] == read(folder / "result.json")["test_errors_percent"]
+    assert "3, seed-3, outside the study" in (other / "seeds.csv").read_text()
+
+
+def test_a_seed_that_diverges_is_counted_and_ends_nothing(
+    config: SeedsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stack_diverges(*rest: Any) -> None:
+        raise DivergenceError("training diverged in epoch 1: the loss of seed 1 is not finite")
+
+    def seed_1_diverges(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run:
+        if seed == 1:
+            open_member(place, recipe, seed, path)
+            raise DivergenceError("training diverged in epoch 1: the loss is not finite")
+        return train_member(place, recipe, seed, path)
+
+    monkeypatch.setattr("trainer.studies.seeds.train_stack", stack_diverges)
+    monkeypatch.setattr("trainer.studies.seeds.train_member", seed_1_diverges)
+    study_seeds(replace(config, runs=2, stack=2))
+    assert "the loss of seed 1 is not finite; seeds 0 to 1 go on one after another" in capsys.readouterr().out
+    result = read(tmp_path / "runs/study/result.json")
+    assert (result["seeds"], result["diverged"], result["runs"]) == ([0], [1], 1)
+    assert "1 of 2 seeds diverged and have no test error: 1." in (tmp_path / "runs/study/report.html").read_text()
+    study_seeds(replace(config, runs=2, stack=2))
+    assert "2 of 2 seeds are done already" in capsys.readouterr().out
+
+
+def test_a_recipe_that_always_diverges_has_no_figure(config: SeedsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = RECIPES[config.recipe]
+    wild = {kind: replace(rule, lr=1e12) for kind, rule in recipe.rules.items()}
+    monkeypatch.setitem(RECIPES, config.recipe, replace(recipe, rules=wild))
+    with pytest.raises(DivergenceError, match="all 2 seeds diverged"):
+        study_seeds(replace(config, runs=2))
+
+
+def test_no_training_loop_has_a_way_to_the_test_images(
+    config: SeedsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def loop(run: Run, *rest: Any) -> None:
+        with pytest.raises(ConfigError, match="without its test images"):
+            load_test_set(run.dataset)
+        raise Begun
+
+    monkeypatch.setattr("trainer.train.fit", loop)
+    monkeypatch.setattr("trainer.studies.members.fit", loop)
+    known = {"dataset": config.dataset, "data_dir": config.data_dir, "device": config.device}
+    with pytest.raises(Begun):
+        train(TrainConfig(**known, run_dir=tmp_path / "runs" / "lone", export=False))
+    with pytest.raises(Begun):
+        study_seeds(config)
 
 
 @pytest.mark.slow
@@ -83,25 +148,34 @@ def test_what_makes_no_sense_is_refused(config: SeedsConfig) -> None:
         study_seeds(replace(config, recipe="mnist-fast", stack=2))
 
 
-def some_results(num: int) -> list[dict[str, Any]]:
-    return [
+def some_outcome(num: int, *, stacked: int = 1, precision: str = "float32") -> Outcome:
+    results = [
         {
             "seed": seed,
             "test_errors": 90 + seed,
             "num_test": 10_000,
             "val_accuracy": 0.99,
             "train_seconds": 50.0,
-            "stacked": 1,
-            "dataset_sha256": "d",
+            "stacked": stacked,
+            "precision": precision,
         }
         for seed in range(num)
     ]
+    return Outcome(results=results, diverged=[], others=[], num_looks=num)
 
 
-def test_the_lectures_figures_stand_beside_its_own_recipe_only(tmp_path: Path) -> None:
+def test_how_near_stacked_seeds_are_to_lone_runs_is_said() -> None:
     with style():
-        page = make_page(RECIPES["mnist"], some_results(10), {1: 1000.0, 4: 2500.0}, tmp_path / "ledger.jsonl")
-        other = make_page(RECIPES["mnist-fast"], some_results(10), {1: 0.0}, tmp_path / "ledger.jsonl")
+        exact = make_page(RECIPES["mnist"], some_outcome(2, stacked=2), {2: 0.0})
+        coarse = make_page(RECIPES["mnist"], some_outcome(2, stacked=2, precision="bfloat16"), {2: 0.0})
+    assert "1e-6 after some steps in float32." in " ".join(exact.findings)
+    assert "here in bfloat16, whose rounding is coarser" in " ".join(coarse.findings)
+
+
+def test_the_lectures_figures_stand_beside_its_own_recipe_only() -> None:
+    with style():
+        page = make_page(RECIPES["mnist"], some_outcome(10), {1: 1000.0, 4: 2500.0})
+        other = make_page(RECIPES["mnist-fast"], some_outcome(10), {1: 0.0})
     text = " ".join(page.findings)
     assert "worst 0.99 %, median 0.94 %, best 0.90 %" in page.findings[0].replace("0.95", "0.94")
     assert "The lecture's 100 runs: worst 1.3 %, median 1.0 %, best 0.82 %" in text
