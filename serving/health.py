@@ -7,7 +7,7 @@ by its name. The server is serving when every model asked for is ready.
 import threading
 from collections.abc import Callable, Mapping
 
-from serving.errors import NotFound
+from serving.errors import NotFound, shown
 
 SERVING = 1
 NOT_SERVING = 2
@@ -55,7 +55,9 @@ class Health:
         """
         state = self._states.get(service)
         if state is None:
-            raise NotFound(f"unknown service '{service}': expected '', '{SERVER_SERVICES[1]}' or the name of a model")
+            raise NotFound(
+                f"unknown service {shown(service)}: expected '', '{SERVER_SERVICES[1]}' or the name of a model"
+            )
         return state
 
     def watch(self, service: str, listener: Listener) -> Callable[[], None]:

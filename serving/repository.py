@@ -20,6 +20,7 @@ from serving.errors import (
     ServingError,
     StartupError,
     Unavailable,
+    shown,
 )
 from serving.loading import LoadSettings, Model
 from serving.model_config import parse_json
@@ -139,7 +140,7 @@ class Repository:
         if not version:
             raise Unavailable(f"model '{name}' is not ready: {_why(entries)}")
         if not (version.isascii() and version.isdecimal() and len(version) < 19):
-            raise InvalidArgument(f"version {_shown(version)} of model '{name}' is no number")
+            raise InvalidArgument(f"version {shown(version)} of model '{name}' is no number")
         number = str(int(version))
         if model := view.serving.get((name, number)):
             return model
@@ -167,7 +168,7 @@ class Repository:
             raise StartupError(f"no model in {self._path}: a model is a folder with folders named 1, 2, … in it")
         for name in self._asked:
             if name not in names:
-                raise StartupError(f"no model {_shown(name)} in {self._path}, which has {_list(names)}")
+                raise StartupError(f"no model {shown(name)} in {self._path}, which has {_list(names)}")
 
     def start(self) -> None:
         """Load what was asked for, one after the other; then follow the folder if the mode is "poll".
@@ -257,7 +258,7 @@ class Repository:
     def _known(self, name: str) -> ModelVersions:
         if name not in self._models:
             if not has_model(self._path, name):
-                raise NotFound(f"there is no model '{name}' in the repository")
+                raise NotFound(f"there is no model {shown(name)} in the repository")
             self._models[name] = self._versions_of(name)
         return self._models[name]
 
@@ -307,7 +308,7 @@ class Repository:
 
 
 def _unknown(name: str, view: _View) -> ServingError:
-    return NotFound(f"unknown model {_shown(name)}: this server has {_list({entry.name for entry in view.index})}")
+    return NotFound(f"unknown model {shown(name)}: this server has {_list({entry.name for entry in view.index})}")
 
 
 def _why(entries: Collection[IndexEntry]) -> str:
@@ -318,11 +319,6 @@ def _why(entries: Collection[IndexEntry]) -> str:
 
 def _number(entry: IndexEntry) -> int:
     return int(entry.version or 0)
-
-
-def _shown(name: str) -> str:
-    """What a caller sent, in quotes and never long."""
-    return repr(name if len(name) <= 64 else f"{name[:64]}…")
 
 
 def _list(names: Collection[str]) -> str:
