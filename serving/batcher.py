@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 MAX_QUEUED_BYTES = 256 << 20
 """Of inputs, for one model: the queue is bounded in memory too, whatever the size of a request."""
 
+_MAX_ERROR_CHARACTERS = 400
+
 
 class BatcherClosed(Exception):
     """The batcher is draining: a newer version of the model takes over."""
@@ -280,7 +282,7 @@ class Batcher:
             self._check(arrays, rows)
         except Exception as error:  # whatever a backend throws is this batch's failure and nobody else's
             logger.exception("model '%s' failed on a batch of %d rows", self._name, rows)
-            failure = Internal(f"model '{self._name}' failed: {error}")
+            failure = Internal(f"model '{self._name}' failed: {_last_line(error)}")
             for job in jobs:
                 self._fail(job, failure, "BACKEND")
             return
@@ -333,6 +335,12 @@ class Batcher:
 def _fit_together(one: tuple[Shape, ...], other: tuple[Shape, ...]) -> bool:
     """Whether tensors of these shapes can be rows of one batch."""
     return one is other or all(a[1:] == b[1:] for a, b in zip(one, other, strict=True))
+
+
+def _last_line(error: Exception) -> str:
+    """What a backend's error comes to; the lines before are tracebacks, and stand in the log."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:_MAX_ERROR_CHARACTERS] if lines else type(error).__name__
 
 
 def _waited(job: Job) -> str:

@@ -166,6 +166,8 @@ class Repository:
         names = model_names(self._path)
         if not names and self._mode == "none":
             raise StartupError(f"no model in {self._path}: a model is a folder with folders named 1, 2, … in it")
+        if not names and self._mode == "poll":
+            logger.warning("no model in %s yet: ready all the same, with nothing to serve", self._path)
         for name in self._asked:
             if name not in names:
                 raise StartupError(f"no model {shown(name)} in {self._path}, which has {_list(names)}")
