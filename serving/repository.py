@@ -31,7 +31,7 @@ __all__ = ["IndexEntry", "Model", "Repository"]
 
 logger = logging.getLogger(__name__)
 
-_CLOSE_PATIENCE_S = 5.0
+_CLOSE_PATIENCE_S = 3.0
 _UNLOADED = "unloaded"
 
 
