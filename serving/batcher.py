@@ -226,13 +226,16 @@ class Batcher:
                     closed = "full"
                     if self._num_idle:
                         self._changed.notify()
-            for job in late:
-                self._fail(job, DeadlineExceeded(f"too late for model '{self._name}': {_waited(job)}"), "REJECTED")
+            self._refuse(late)
             if jobs:
                 self._run(backend, jobs, closed)
                 with self._lock:
                     self._num_running -= len(jobs)
             del jobs, late  # with their messages, which would stay until the next batch
+
+    def _refuse(self, late: list[Job]) -> None:
+        for job in late:
+            self._fail(job, DeadlineExceeded(f"too late for model '{self._name}': {_waited(job)}"), "REJECTED")
 
     def _wait_for_batch(self) -> Closed | None:
         """Wait until a batch is due; why it is, or None when the batcher is closed and empty. The lock is held."""
