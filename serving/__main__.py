@@ -10,7 +10,10 @@ EXIT_CANNOT_START = 2
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve until a signal comes. Returns the exit code: 0 after a drain, 2 if the server cannot start."""
+    """Serve until a signal comes. Returns the exit code: 0 after a drain, 2 if the server cannot start.
+
+    Where a model computes on when the grace is over, the process ends by itself with 1.
+    """
     import tyro
 
     from serving.config import ServeConfig

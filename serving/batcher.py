@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 MAX_QUEUED_BYTES = 256 << 20
 """Of inputs, for one model: the queue is bounded in memory too, whatever the size of a request."""
 
+_MAX_ERROR_CHARACTERS = 400
+
 
 class BatcherClosed(Exception):
     """The batcher is draining: a newer version of the model takes over."""
@@ -224,13 +226,16 @@ class Batcher:
                     closed = "full"
                     if self._num_idle:
                         self._changed.notify()
-            for job in late:
-                self._fail(job, DeadlineExceeded(f"too late for model '{self._name}': {_waited(job)}"), "REJECTED")
+            self._refuse(late)
             if jobs:
                 self._run(backend, jobs, closed)
                 with self._lock:
                     self._num_running -= len(jobs)
             del jobs, late  # with their messages, which would stay until the next batch
+
+    def _refuse(self, late: list[Job]) -> None:
+        for job in late:
+            self._fail(job, DeadlineExceeded(f"too late for model '{self._name}': {_waited(job)}"), "REJECTED")
 
     def _wait_for_batch(self) -> Closed | None:
         """Wait until a batch is due; why it is, or None when the batcher is closed and empty. The lock is held."""
@@ -280,7 +285,7 @@ class Batcher:
             self._check(arrays, rows)
         except Exception as error:  # whatever a backend throws is this batch's failure and nobody else's
             logger.exception("model '%s' failed on a batch of %d rows", self._name, rows)
-            failure = Internal(f"model '{self._name}' failed: {error}")
+            failure = Internal(f"model '{self._name}' failed: {_last_line(error)}")
             for job in jobs:
                 self._fail(job, failure, "BACKEND")
             return
@@ -333,6 +338,12 @@ class Batcher:
 def _fit_together(one: tuple[Shape, ...], other: tuple[Shape, ...]) -> bool:
     """Whether tensors of these shapes can be rows of one batch."""
     return one is other or all(a[1:] == b[1:] for a, b in zip(one, other, strict=True))
+
+
+def _last_line(error: Exception) -> str:
+    """What a backend's error comes to; the lines before are tracebacks, and stand in the log."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:_MAX_ERROR_CHARACTERS] if lines else type(error).__name__
 
 
 def _waited(job: Job) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from protos.grpc_service_pb2 import InferParameter, ModelInferRequest
-from serving.errors import InvalidArgument, Unsupported
+from serving.errors import InvalidArgument, Unsupported, shown
 from serving.inference import InferInput, InferRequest, RequestedOutput
 from serving.tensors import DATATYPES, Elements
 
@@ -22,7 +22,8 @@ def parse_request(message: ModelInferRequest) -> InferRequest:
     typed = [tensor.name for tensor in message.inputs if tensor.HasField("contents")]
     if raw and typed:
         raise InvalidArgument(
-            f"contents of input '{typed[0]}' and raw_input_contents are both given: expected one form for all inputs"
+            f"contents of input {shown(typed[0])} and raw_input_contents are both given: "
+            "expected one form for all inputs"
         )
     inputs = [
         InferInput(tensor.name, tensor.datatype, tuple(tensor.shape), b"" if raw else _elements(tensor))
@@ -30,7 +31,7 @@ def parse_request(message: ModelInferRequest) -> InferRequest:
     ]
     for tensor in message.inputs:
         if "shared_memory_region" in tensor.parameters:
-            raise Unsupported(f"input '{tensor.name}' is in shared memory, which this server does not read")
+            raise Unsupported(f"input {shown(tensor.name)} is in shared memory, which this server does not read")
     if raw:
         if len(raw) != len(inputs):
             raise InvalidArgument(
@@ -79,10 +80,12 @@ def requested_output(name: str, parameters: Mapping[str, Any]) -> RequestedOutpu
         Unsupported: the output is wanted in shared memory.
     """
     if "shared_memory_region" in parameters:
-        raise Unsupported(f"output '{name}' is wanted in shared memory, which this server does not write")
+        raise Unsupported(f"output {shown(name)} is wanted in shared memory, which this server does not write")
     count = parameters.get("classification", 0)
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise InvalidArgument(f"classification of output '{name}' must be a positive whole number, got {count!r}")
+        raise InvalidArgument(
+            f"classification of output {shown(name)} must be a positive whole number, got {shown(count)}"
+        )
     return RequestedOutput(name, count)
 
 
@@ -94,12 +97,12 @@ def _elements(tensor: ModelInferRequest.InferInputTensor) -> Elements:
     """The elements of a tensor as they are: whether a model wants them is not known yet."""
     datatype = DATATYPES.get(tensor.datatype)
     if datatype is None:
-        raise InvalidArgument(f"input '{tensor.name}': there is no data-type '{tensor.datatype}'")
+        raise InvalidArgument(f"input {shown(tensor.name)}: there is no data-type {shown(tensor.datatype)}")
     filled = [field.name for field, _ in tensor.contents.ListFields()]
     if datatype.contents is None:
-        raise InvalidArgument(f"input '{tensor.name}': {datatype.name} is only accepted in raw_input_contents")
+        raise InvalidArgument(f"input {shown(tensor.name)}: {datatype.name} is only accepted in raw_input_contents")
     if filled not in ([], [datatype.contents]):
         raise InvalidArgument(
-            f"input '{tensor.name}': expected {datatype.name} in {datatype.contents}, got {', '.join(filled)}"
+            f"input {shown(tensor.name)}: expected {datatype.name} in {datatype.contents}, got {', '.join(filled)}"
         )
     return Elements(datatype, getattr(tensor.contents, datatype.contents))

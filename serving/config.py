@@ -1,5 +1,6 @@
 """The server's command line."""
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,9 @@ from serving.logs import LogFormat
 TransportChoice = Literal["auto", "native", "grpcio"]
 ControlMode = Literal["none", "poll", "explicit"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""What gRPC and Protocol Buffers can count to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class ServeConfig:
     http_port: int = 8000
     """REST (Open Inference Protocol v2)."""
     metrics_port: int = 8002
-    """GET /metrics for Prometheus."""
+    """GET /metrics for Prometheus; and /v2/health/live and ready in plain text, for probes without a certificate."""
 
     device: DeviceChoice = "auto"
     """auto takes the GPUs if there are any."""
@@ -52,7 +56,7 @@ class ServeConfig:
     drain_delay_s: float = 0.0
     """After SIGTERM: how long to go on serving, NOT_SERVING by the health service, until load balancers know."""
     grace_s: float = 30.0
-    """Then: how long what is under way may take."""
+    """Then: how long what is under way may take; the process ends at most 4 s later."""
 
     tls_cert: Path | None = None
     """Certificate chain (PEM). Read again when it changes, as are the other two."""
@@ -76,8 +80,10 @@ class ServeConfig:
         """
         for name in ("grpc_port", "http_port", "metrics_port"):
             self._require(name, "must be between 0 and 65535", 0 <= getattr(self, name) <= 65535)
-        for name in ("max_queue_size", "max_message_bytes", "poll_interval_s"):
+        for name in ("max_queue_size", "poll_interval_s"):
             self._require(name, "must be positive", getattr(self, name) > 0)
+        in_range = 0 < self.max_message_bytes <= MAX_MESSAGE_BYTES
+        self._require("max_message_bytes", f"must be between 1 and {MAX_MESSAGE_BYTES}", in_range)
         for name in ("drain_delay_s", "grace_s"):
             self._require(name, "must not be negative", 0 <= getattr(self, name) < float("inf"))
         self._require("num_threads", "must be positive", self.num_threads is None or self.num_threads > 0)
@@ -109,6 +115,13 @@ class ServeConfig:
             return "grpcio", "TLS"
         if self.grpc_socket is not None:
             return "native", "a Unix socket"
-        if self.host == "localhost" or self.host == "::1" or self.host.startswith("127."):
+        if _is_loopback(self.host):
             return "native", "loopback"
         return "grpcio", "not on loopback, and native has no limit on messages before they are in memory"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may lead anywhere
+        return host == "localhost"

@@ -17,6 +17,17 @@ Messages are one sentence that names what was expected and what came. Anything e
 is logged with its traceback and answered as Internal.
 """
 
+MAX_SHOWN = 64
+"""Characters of what a caller sent, in a message."""
+
+
+def shown(sent: object) -> str:
+    """What a caller sent as it stands in a message: text in quotes, on one line, never long."""
+    if isinstance(sent, str):
+        return repr(sent if len(sent) <= MAX_SHOWN else f"{sent[:MAX_SHOWN]}…")
+    text = str(sent)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
 
 class ServingError(Exception):
     """Root of all errors that are answered to a caller."""

@@ -7,7 +7,7 @@ by its name. The server is serving when every model asked for is ready.
 import threading
 from collections.abc import Callable, Mapping
 
-from serving.errors import NotFound
+from serving.errors import NotFound, shown
 
 SERVING = 1
 NOT_SERVING = 2
@@ -31,20 +31,20 @@ class Health:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._listeners: dict[str, list[Listener]] = {}
-        self._is_draining = False
+        self.is_draining = False
         self._states = _states(False, {})
 
     def update(self, ready: bool, models: Mapping[str, bool]) -> None:
         """Set the state of the server and of all models; a model that is not named any more becomes unknown."""
         with self._lock:
-            if self._is_draining:
+            if self.is_draining:
                 ready, models = False, dict.fromkeys(models, False)
             self._replace(_states(ready, models))
 
     def drain(self) -> None:
         """From now on nothing is serving but `liveness`, whatever `update` says."""
         with self._lock:
-            self._is_draining = True
+            self.is_draining = True
             self._replace(dict.fromkeys(self._states, NOT_SERVING) | {LIVENESS: SERVING})
 
     def check(self, service: str) -> int:
@@ -55,7 +55,9 @@ class Health:
         """
         state = self._states.get(service)
         if state is None:
-            raise NotFound(f"unknown service '{service}': expected '', '{SERVER_SERVICES[1]}' or the name of a model")
+            raise NotFound(
+                f"unknown service {shown(service)}: expected '', '{SERVER_SERVICES[1]}' or the name of a model"
+            )
         return state
 
     def watch(self, service: str, listener: Listener) -> Callable[[], None]:

@@ -71,8 +71,9 @@ TABLE = (
     Entry(
         "convoy_requests_total",
         "counter",
-        "Requests by how they ended: success, rejected (queue full, or too late), canceled, backend (the model failed) "
-        "or other.",
+        "Requests by how they ended: success, rejected (the queue was full, or a time-out over when the turn came), "
+        "canceled (the caller had gone or the call's deadline had passed before that), backend (the model failed) or "
+        "other.",
         lambda m: {"success": m.now.success.count} | {why.lower(): count for why, count in m.now.failures.items()},
         label="outcome",
     ),

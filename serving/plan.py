@@ -10,7 +10,7 @@ import numpy as np
 
 from protos.grpc_service_pb2 import ModelInferResponse
 from serving.batcher import Outputs
-from serving.errors import InvalidArgument
+from serving.errors import InvalidArgument, shown
 from serving.inference import InferInput, InferOutput, InferRequest, InferResponse
 from serving.repository import Model
 from serving.tensors import Array, Buffer, Elements, Shape, TensorSpec, num_elements, to_array, to_bytes
@@ -167,7 +167,7 @@ def _order_of_inputs(model: Model, inputs: Sequence[InferInput]) -> tuple[int, .
     places = {given.name: at for at, given in enumerate(inputs)}
     wanted = [spec.name for spec in model.spec.inputs]
     for name in places.keys() - set(wanted):
-        raise InvalidArgument(f"model '{model.spec.name}' has no input '{name}': it expects {_names(wanted)}")
+        raise InvalidArgument(f"model '{model.spec.name}' has no input {shown(name)}: it expects {_names(wanted)}")
     if len(places) != len(inputs):
         raise InvalidArgument(f"an input is given twice: expected each of {_names(wanted)} once")
     if missing := [name for name in wanted if name not in places]:
@@ -180,11 +180,11 @@ def _order_of_inputs(model: Model, inputs: Sequence[InferInput]) -> tuple[int, .
 def _check_input(model: Model, spec: TensorSpec, given: InferInput) -> None:
     if given.datatype != spec.datatype.name:
         raise InvalidArgument(
-            f"{_of(model, spec)}: data-type is '{given.datatype}', but the model expects '{spec.datatype.name}'"
+            f"{_of(model, spec)}: data-type is {shown(given.datatype)}, but the model expects '{spec.datatype.name}'"
         )
     if not spec.accepts(given.shape) or min(given.shape, default=0) < 0:
         raise InvalidArgument(
-            f"{_of(model, spec)}: unexpected shape, expected {list(spec.shape)}, got {list(given.shape)}"
+            f"{_of(model, spec)}: unexpected shape, expected {list(spec.shape)}, got {shown(list(given.shape))}"
         )
 
 
@@ -213,7 +213,8 @@ def _wanted_outputs(model: Model, request: InferRequest) -> tuple[tuple[int, int
     for output in request.outputs:
         if output.name not in places:
             raise InvalidArgument(
-                f"unexpected inference output '{output.name}': model '{model.spec.name}' has {_names(list(places))}"
+                f"unexpected inference output {shown(output.name)}: "
+                f"model '{model.spec.name}' has {_names(list(places))}"
             )
         if output.classification < 0:
             raise InvalidArgument(f"classification of output '{output.name}' must be positive")

@@ -20,6 +20,7 @@ from serving.errors import (
     ServingError,
     StartupError,
     Unavailable,
+    shown,
 )
 from serving.loading import LoadSettings, Model
 from serving.model_config import parse_json
@@ -30,7 +31,7 @@ __all__ = ["IndexEntry", "Model", "Repository"]
 
 logger = logging.getLogger(__name__)
 
-_CLOSE_PATIENCE_S = 5.0
+_CLOSE_PATIENCE_S = 3.0
 _UNLOADED = "unloaded"
 
 
@@ -141,7 +142,7 @@ class Repository:
                 raise Unavailable(f"model '{name}' is not ready: {_why(entries)}")
             raise NotFound(f"model '{name}' has no available versions: {_why(entries)}")  # Triton's words and code
         if not (version.isascii() and version.isdecimal() and len(version) < 19):
-            raise InvalidArgument(f"version {_shown(version)} of model '{name}' is no number")
+            raise InvalidArgument(f"version {shown(version)} of model '{name}' is no number")
         number = str(int(version))
         if model := view.serving.get((name, number)):
             return model
@@ -167,9 +168,11 @@ class Repository:
         names = model_names(self._path)
         if not names and self._mode == "none":
             raise StartupError(f"no model in {self._path}: a model is a folder with folders named 1, 2, … in it")
+        if not names and self._mode == "poll":
+            logger.warning("no model in %s yet: ready all the same, with nothing to serve", self._path)
         for name in self._asked:
             if name not in names:
-                raise StartupError(f"no model {_shown(name)} in {self._path}, which has {_list(names)}")
+                raise StartupError(f"no model {shown(name)} in {self._path}, which has {_list(names)}")
 
     def start(self) -> None:
         """Load what was asked for, one after the other; then follow the folder if the mode is "poll".
@@ -259,7 +262,7 @@ class Repository:
     def _known(self, name: str) -> ModelVersions:
         if name not in self._models:
             if not has_model(self._path, name):
-                raise NotFound(f"there is no model '{name}' in the repository")
+                raise NotFound(f"there is no model {shown(name)} in the repository")
             self._models[name] = self._versions_of(name)
         return self._models[name]
 
@@ -309,7 +312,7 @@ class Repository:
 
 
 def _unknown(name: str, view: _View) -> ServingError:
-    return NotFound(f"unknown model {_shown(name)}: this server has {_list({entry.name for entry in view.index})}")
+    return NotFound(f"unknown model {shown(name)}: this server has {_list({entry.name for entry in view.index})}")
 
 
 def _why(entries: Collection[IndexEntry]) -> str:
@@ -320,11 +323,6 @@ def _why(entries: Collection[IndexEntry]) -> str:
 
 def _number(entry: IndexEntry) -> int:
     return int(entry.version or 0)
-
-
-def _shown(name: str) -> str:
-    """What a caller sent, in quotes and never long."""
-    return repr(name if len(name) <= 64 else f"{name[:64]}…")
 
 
 def _list(names: Collection[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import InvalidArgument, StartupError
+from serving.errors import InvalidArgument, StartupError, shown
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def check_name(name: str) -> None:
         InvalidArgument: the name could lead elsewhere.
     """
     if not _is_name(name):
-        raise InvalidArgument(f"{name!r} is no name of a model")
+        raise InvalidArgument(f"{shown(name)} is no name of a model")
 
 
 def model_names(repository: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """The server process: start -> serve -> drain -> stop.
 
 SIGTERM or Ctrl-C: health says NOT_SERVING at once, requests are served on for the drain delay, then refused while those
-under way finish, and the models go last. A second signal leaves at once.
+under way finish, and the models go last. What outlives the grace is cut off. A second signal leaves at once.
 """
 
 import gc
@@ -24,6 +24,10 @@ from serving.transport import Transport
 
 logger = logging.getLogger(__name__)
 
+EXIT_CUT_OFF = 1
+CLEAN_UP_S = 4.0
+"""After the grace, for what is left: batches that are being computed, models to be freed."""
+
 
 def serve(config: ServeConfig) -> None:
     """Serve until a signal comes.
@@ -39,7 +43,20 @@ def serve(config: ServeConfig) -> None:
         loader.start()
         stop.wait()
         server.drain()
+        _leave_after(config.grace_s + CLEAN_UP_S)
         server.stop()
+
+
+def _leave_after(seconds: float) -> None:
+    """End the process then, if it is still there: a model that computes cannot be stopped."""
+
+    def leave() -> None:
+        logger.warning("leaving with work under way: the grace is over")
+        os._exit(EXIT_CUT_OFF)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 class Server:

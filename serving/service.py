@@ -15,7 +15,7 @@ from protos import grpc_service_pb2 as pb
 from protos import health_pb2
 from serving.batcher import BatcherClosed
 from serving.codec import decode_request, parse_request
-from serving.errors import Internal, InvalidArgument, ServingError, Unavailable, Unsupported
+from serving.errors import Internal, InvalidArgument, ServingError, Unavailable, Unsupported, shown
 from serving.health import Health
 from serving.inference import Call, Done, InferRequest, Pending
 from serving.jobs import PlannedJob, Template, ValueJob, WireJob
@@ -214,7 +214,7 @@ class Service:
             parameters: `config`, a ModelConfig as JSON in place of the model's file.
         """
         for parameter in parameters.keys() - {"config"}:
-            raise Unsupported(f"load parameter '{parameter}' is not supported: expected 'config'")
+            raise Unsupported(f"load parameter {shown(parameter)} is not supported: expected 'config'")
         config = parameters.get("config")
         if config is not None and not isinstance(config, str):
             raise InvalidArgument("load parameter 'config' must be a string of JSON")
@@ -223,7 +223,7 @@ class Service:
     def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Unload a model; blocks until what it was asked is answered."""
         for parameter in parameters.keys() - {"unload_dependents"}:
-            raise Unsupported(f"unload parameter '{parameter}' is not supported")
+            raise Unsupported(f"unload parameter {shown(parameter)} is not supported")
         self.repository.unload(name)
 
     # -- bytes -------------------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def _earlier(deadline: float | None, request: InferRequest) -> float | None:
     if timeout is None:
         return deadline
     if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
-        raise InvalidArgument(f"parameter 'timeout' must be a whole number of microseconds, got {timeout!r}")
+        raise InvalidArgument(f"parameter 'timeout' must be a whole number of microseconds, got {shown(timeout)}")
     if timeout == 0:
         return deadline
     own = time.monotonic() + timeout * 1e-6

@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Reason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
-"""Why a request failed, in Triton's words: refused or too late, gone, the model's fault, anything else."""
+"""Why a request failed, in Triton's words: refused or too late, gone, the model's fault, anything else.
+
+A passed gRPC deadline ends the call as a caller does who goes: CANCELED, but for the job that is taken from the queue
+before we hear of it.
+"""
 
 Closed = Literal["full", "idle", "delay"]
 """Why a batch was closed: no more would fit, an instance was free, or the queue delay had passed."""

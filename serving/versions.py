@@ -217,9 +217,9 @@ class ModelVersions:
         try:
             model = self._loaded(version, found, config)
         except LoadError as error:
-            logger.warning("%s version %d is refused: %s", self.name, version, error)
             slot.state, slot.reason = "UNAVAILABLE" if old is None else "READY", str(error)
             self._publish()
+            logger.warning("%s version %d is refused: %s", self.name, version, error)
             return
         slot.state, slot.reason, slot.model = "READY", "", model
         self._publish()

@@ -1,4 +1,4 @@
-"""HTTP: the REST API on one port and `/metrics` on another."""
+"""HTTP: the REST API on one port, `/metrics` and health on another."""
 
 from serving.http.server import HttpAddress, HttpServer
 

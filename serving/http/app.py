@@ -43,8 +43,7 @@ def build_app(service: Service, *, max_body_bytes: int, token: Token | None, acc
         routes=[
             Route(f"{model}/infer", infer, methods=["POST"]),
             Route(f"{version}/infer", infer, methods=["POST"]),
-            Route("/v2/health/live", api.live),
-            Route("/v2/health/ready", api.ready),
+            *_health_routes(service),
             Route("/v2", api.server_metadata),
             Route("/v2/models/stats", api.statistics),
             *(Route(f"{path}/ready", api.model_ready) for path in (model, version)),
@@ -63,13 +62,24 @@ def build_app(service: Service, *, max_body_bytes: int, token: Token | None, acc
     return app
 
 
-def build_metrics_app(render: Callable[[], bytes], content_type: str) -> ASGIApp:
-    """`GET /metrics` alone."""
+def build_metrics_app(service: Service, render: Callable[[], bytes], content_type: str) -> ASGIApp:
+    """`GET /metrics`; and health, for probes that cannot show the certificate that the API may ask for."""
 
     async def metrics(request: Request) -> Response:
         return Response(render(), media_type=content_type)
 
-    return Starlette(routes=[Route("/metrics", metrics)], exception_handlers=EXCEPTION_HANDLERS)
+    routes = [Route("/metrics", metrics), *_health_routes(service)]
+    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
+
+
+def _health_routes(service: Service) -> list[Route]:
+    async def live(request: Request) -> Response:
+        return _yes_or_no("live", service.is_live())
+
+    async def ready(request: Request) -> Response:
+        return _yes_or_no("ready", service.is_ready())
+
+    return [Route("/v2/health/live", live), Route("/v2/health/ready", ready)]
 
 
 _NOT_OURS = (
@@ -91,12 +101,6 @@ class _Api:
         self._service = service
         self._max_body_bytes = max_body_bytes
         self._blocking = ThreadPoolExecutor(1, thread_name_prefix="http-blocking")
-
-    async def live(self, request: Request) -> Response:
-        return _yes_or_no("live", self._service.is_live())
-
-    async def ready(self, request: Request) -> Response:
-        return _yes_or_no("ready", self._service.is_ready())
 
     async def model_ready(self, request: Request) -> Response:
         name, version = _model(request)
@@ -158,7 +162,7 @@ class _Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._access_log is not None:
             send = _logged(self._access_log, scope, send)
-        if not self._service.is_ready():
+        if self._service.health.is_draining:
             send = _closing(send)
         if self._token is None or scope["path"] in OPEN_PATHS or self._token.accepts(_authorization(scope)):
             await self._app(scope, receive, send)

@@ -36,7 +36,7 @@ class HttpAddress:
 
 
 class HttpServer:
-    """The API on `port`, and `/metrics` on `metrics_port`: the numbers are known once started.
+    """The API on `port`, `/metrics` and health on `metrics_port`: the numbers are known once started.
 
     Args:
         max_message_bytes: largest request body.
@@ -62,7 +62,7 @@ class HttpServer:
         self._build_api = partial(
             build_app, service, max_body_bytes=max_message_bytes, token=token, access_log=access_log
         )
-        self._build_metrics = partial(build_metrics_app, Metrics(service.repository).render, CONTENT_TYPE)
+        self._build_metrics = partial(build_metrics_app, service, Metrics(service.repository).render, CONTENT_TYPE)
         self._servers: list[uvicorn.Server] = []
         self._is_up = threading.Event()
 

@@ -24,7 +24,7 @@ class Doubler:
     inputs = (TensorSpec("x", UINT8, (-1, 2)),)
     outputs = (TensorSpec("y", UINT8, (-1, 2)),)
 
-    def __init__(self, *, held: bool = False, fails: bool = False) -> None:
+    def __init__(self, *, held: bool = False, fails: str = "") -> None:
         self.batches: list[int] = []
         self.began = threading.Semaphore(0)
         self.gate = threading.Semaphore(0 if held else 1000)
@@ -36,7 +36,7 @@ class Doubler:
         self.began.release()
         assert self.gate.acquire(timeout=PATIENCE_S)
         if self.fails:
-            raise RuntimeError("no luck")
+            raise RuntimeError(self.fails)
         return [inputs[0] * 2]
 
     def close(self) -> None:
@@ -222,14 +222,19 @@ def test_cancelling_in_the_middle_of_a_batch_does_no_harm(bench) -> None:
 
 
 def test_a_backend_that_throws_fails_its_batch_alone(bench, caplog: pytest.LogCaptureFixture) -> None:
-    made = bench(Doubler(fails=True))
+    made = bench(Doubler(fails="Traceback of TorchScript:\n  many lines\nRuntimeError: no luck\n"))
     failure = made.submit(1).wait()
     assert isinstance(failure, Internal)
-    assert "no luck" in str(failure)
-    made.backends[0].fails = False
+    assert str(failure) == "model 'm' failed: RuntimeError: no luck"
+    made.backends[0].fails = ""
     assert made.submit(2).wait() == [[4, 4]]
     assert made.statistics.snapshot().failures["BACKEND"] == 1
-    assert "no luck" in caplog.text
+    assert "many lines" in caplog.text
+
+
+@pytest.mark.parametrize(("said", "told"), [("\n \n", "RuntimeError"), ("x" * 10_000, "x" * 400)])
+def test_what_a_backend_throws_is_one_short_line(bench, said: str, told: str) -> None:
+    assert str(bench(Doubler(fails=said)).submit(1).wait()) == f"model 'm' failed: {told}"
 
 
 def test_the_delay_gathers_and_ends(bench) -> None:

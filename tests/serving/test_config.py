@@ -18,6 +18,7 @@ FILE = Path("x.pem")
         ({"host": "localhost"}, "native"),
         ({"host": "::1"}, "native"),
         ({"host": "0.0.0.0"}, "grpcio"),
+        ({"host": "127.example.org"}, "grpcio"),
         ({"host": "10.0.0.1"}, "grpcio"),
         ({"host": "0.0.0.0", "grpc_socket": Path("s")}, "native"),
         ({"tls_cert": FILE, "tls_key": FILE}, "grpcio"),
@@ -36,6 +37,8 @@ def test_auto_takes_native_only_where_it_is_safe(options: dict, transport: str) 
     [
         ({"grpc_port": 70000}, "--grpc-port 70000: must be between 0 and 65535"),
         ({"max_queue_size": 0}, "--max-queue-size 0: must be positive"),
+        ({"max_message_bytes": 2**31}, "--max-message-bytes 2147483648: must be between 1 and 2147483647"),
+        ({"max_message_bytes": 0}, "--max-message-bytes 0: must be between 1 and 2147483647"),
         ({"num_threads": -1}, "--num-threads -1: must be positive"),
         ({"drain_delay_s": float("nan")}, "--drain-delay-s nan: must not be negative"),
         ({"tls_cert": FILE}, "--tls-cert and --tls-key belong together"),

@@ -4,12 +4,14 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tritonclient.grpc as triton
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ from serving.client import Client, ClientError
 from serving.jobs import WireJob
 from serving.repository import Model
 from serving.statistics import Snapshot
-from tests.serving.conftest import SERVICE, Served
+from tests.serving.conftest import SERVICE, Served, tensor
 from tests.serving.models import WEIGHTS
 
 PATIENCE_S = 60
@@ -98,6 +100,34 @@ def test_many_threads_many_shapes(served: Served) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_model_comes_and_goes_while_another_is_under_load(
+    served: Served, client: triton.InferenceServerClient
+) -> None:
+    answers: list[bool] = []
+    over = threading.Event()
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+    def work() -> None:
+        with Client(served.target) as caller:
+            while not over.is_set():
+                answers.append(np.array_equal(caller.infer("rows", {"x": x})["echo"], x))
+
+    with ThreadPoolExecutor(4) as pool:
+        callers = [pool.submit(work) for _ in range(4)]
+        try:
+            for _ in range(5):
+                seen = len(answers)
+                client.load_model("spare")
+                client.infer("spare", [tensor("x", x)])
+                client.unload_model("spare")
+                wait_until(lambda seen=seen: len(answers) >= seen + 20 or any(caller.done() for caller in callers))
+        finally:
+            over.set()
+    for caller in callers:
+        caller.result()
+    assert all(answers)
 
 
 # ---- Leaving, lateness, no room --------------------------------------------------------------------------------------

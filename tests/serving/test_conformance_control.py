@@ -151,6 +151,7 @@ def test_a_broken_model_says_why(client: triton.InferenceServerClient) -> None:
         ("../models/rows", "INVALID_ARGUMENT"),
         ("", "INVALID_ARGUMENT"),
         ("/etc", "INVALID_ARGUMENT"),
+        ("m" * 20_000, "INVALID_ARGUMENT"),
     ],
 )
 def test_what_cannot_be_loaded(client: triton.InferenceServerClient, name: str, status: str) -> None:
@@ -204,9 +205,11 @@ def test_health_of_what_serves(served: Served, service: str) -> None:
 
 def test_health_of_what_does_not(served: Served) -> None:
     assert health(served, "spare") == health_pb2.HealthCheckResponse.NOT_SERVING
-    with pytest.raises(grpc.RpcError) as caught:
-        health(served, "nothing")
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    for unknown, said in (("nothing", "'nothing'"), ("ü" * 20_000, f"'{'ü' * 64}…'")):
+        with pytest.raises(grpc.RpcError) as caught:
+            health(served, unknown)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        assert said in caught.value.details()
 
 
 def test_health_is_watched(served: Served, client: triton.InferenceServerClient) -> None:

@@ -141,8 +141,9 @@ def test_a_start_that_cannot_succeed_is_one_line(tmp_path, models, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["poll", "explicit"])
-def test_an_empty_repository_may_fill_later(tmp_path, mode):
+def test_an_empty_repository_may_fill_later(tmp_path, mode, caplog):
     check(tmp_path, mode=mode)
+    assert (f"no model in {tmp_path} yet" in caplog.text) is (mode == "poll")
 
 
 def test_the_command_line_reaches_the_models(models):

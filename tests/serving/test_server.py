@@ -190,6 +190,57 @@ def test_a_drain_fails_no_request(start, models: Path, transport: str) -> None:
     server.wait_for("stopped")
 
 
+def ask_slow(channel: grpc.Channel, loops: int) -> grpc.Future:
+    """An inference of the model `slow`, under way."""
+    request = pb.ModelInferRequest(model_name="slow")
+    request.inputs.add(name="loops", datatype="INT64", shape=[1, 1]).contents.int64_contents.append(loops)
+    return channel.unary_unary(INFER, None, pb.ModelInferResponse.FromString).future(
+        request.SerializeToString(), timeout=PATIENCE_S
+    )
+
+
+def wait_until_open(metrics_port: str, number: int) -> None:
+    """Until so many requests wait or are being computed."""
+    until = time.monotonic() + PATIENCE_S
+    wanted = f'convoy_open_requests{{model="slow",version="1"}} {number}\n'
+    while wanted not in httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_a_slow_request_under_way_is_answered_without_a_drain_delay(
+    start, model_repository: Path, transport: str
+) -> None:
+    arguments = ["--model-control-mode", "explicit", "--load-model", "slow", "--transport", transport]
+    server = start("--model-repository", str(model_repository), *arguments, "--drain-delay-s", "0")
+    loops = 20_000  # a second and more
+    with grpc.insecure_channel(server.target()) as channel:
+        call = ask_slow(channel, loops)
+        wait_until_open(server.wait_for(READY)[4], 1)
+        server.process.terminate()
+        server.wait_for("draining")
+        assert not call.done()
+        assert np.frombuffer(call.result().raw_output_contents[0], np.int64).tolist() == [loops]
+    assert server.end() == 0
+    server.wait_for("stopped")
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_a_model_that_hangs_does_not_keep_the_process(start, model_repository: Path, transport: str) -> None:
+    arguments = ["--model-control-mode", "explicit", "--load-model", "slow", "--transport", transport]
+    server = start("--model-repository", str(model_repository), *arguments, "--grace-s", "0.5")
+    with grpc.insecure_channel(server.target()) as channel:
+        calls = [ask_slow(channel, 10**9)]  # the second waits until the first one is done: for ever
+        wait_until_open(server.wait_for(READY)[4], 1)
+        calls.append(ask_slow(channel, 1))
+        wait_until_open(server.wait_for(READY)[4], 2)
+        server.process.terminate()
+        assert server.end() == 1
+        assert {call.code() for call in calls} <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    server.wait_for("leaving with work under way")
+
+
 @pytest.mark.parametrize("transport", ["native", "grpcio"])
 def test_new_versions_under_load_fail_no_request(start, models: Path, transport: str) -> None:
     arguments = ["--model-control-mode", "poll", "--poll-interval-s", "0.1", "--transport", transport]
@@ -236,6 +287,17 @@ def test_a_second_signal_leaves_at_once(start, models: Path) -> None:
     server.wait_for("draining")
     server.process.send_signal(signal.SIGINT)
     assert server.end() == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_a_unix_socket_that_is_taken_is_one_line(start, models: Path, tmp_path: Path, transport: str) -> None:
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(tmp_path / "grpc.sock"))
+        taken.listen()
+        arguments = ["--transport", transport, "--grpc-socket", str(tmp_path / "grpc.sock")]
+        server = start("--model-repository", str(models), *arguments)
+        assert server.end() == 2
+    assert server.lines == [f"error: cannot listen on unix:{tmp_path}/grpc.sock: address already in use\n"]
 
 
 def test_a_unix_socket(start, models: Path, tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def number(value: int) -> pb.InferParameter:
 
 
 HUGE = 2**62
+LONG = "ü" * 20_000
+"""More than fits in a header, where errors' texts travel."""
 
 WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
     "unknown model": (
@@ -140,6 +142,42 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
         changed(good(), set_input("name", "y")),
         INVALID,
         "model 'rows' has no input 'y': it expects 'x'",
+    ),
+    "a long name of an input": (
+        changed(good(), set_input("name", LONG)),
+        INVALID,
+        "model 'rows' has no input 'ü{64}…': it expects 'x'",
+    ),
+    "a long name of an input in both forms": (
+        changed(good(), lambda request: (with_contents(request), set_input("name", LONG)(request))),
+        INVALID,
+        "contents of input 'ü{64}…' and raw_input_contents are both given: .*",
+    ),
+    "a long name of an output": (
+        changed(good(), one_more_output(LONG)),
+        INVALID,
+        "unexpected inference output 'ü{64}…': model 'rows' has 'echo', 'product'",
+    ),
+    "a long type": (
+        changed(good(), set_input("datatype", LONG)),
+        INVALID,
+        "input 'x' of model 'rows': data-type is 'ü{64}…', but the model expects 'FP32'",
+    ),
+    "a long type in the typed form": (
+        changed(good(), lambda request: (too_few_elements(request), set_input("datatype", LONG)(request))),
+        INVALID,
+        "input 'x': there is no data-type 'ü{64}…'",
+    ),
+    "a long shape": (changed(good(), shaped(*[1] * 20_000)), INVALID, r".*expected \[-1, 4\], got \[1, 1, 1.*…"),
+    "a long classification": (
+        changed(good(), one_more_output("echo", classification=pb.InferParameter(string_param=LONG))),
+        INVALID,
+        "classification of output 'echo' must be a positive whole number, got 'ü{64}…'",
+    ),
+    "a long timeout": (
+        changed(good(), lambda request: request.parameters["timeout"].MergeFrom(pb.InferParameter(string_param=LONG))),
+        INVALID,
+        "parameter 'timeout' must be a whole number of microseconds, got 'ü{64}…'",
     ),
     "missing input": (
         changed(pair(), lambda request: (request.inputs.pop(), request.raw_input_contents.pop())),

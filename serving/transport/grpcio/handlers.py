@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 
-from serving.errors import Cancelled, Internal, ResourceExhausted, ServingError, Unauthenticated, Unsupported
+from serving.errors import Cancelled, Internal, ResourceExhausted, ServingError, Unauthenticated, Unsupported, shown
 from serving.logs import AccessLog
 from serving.security import Token
 from serving.service import HEALTH_WATCH, INFER, STREAM_INFER, Service
@@ -41,7 +41,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no t
         try:
             check_token(self._token, path, details.invocation_metadata)
             handler = self._handlers.get(path) or _refusal(
-                Unsupported(f"unknown RPC '{path}'; reflection lists what this server knows")
+                Unsupported(f"unknown RPC {shown(path)}; reflection lists what this server knows")
             )
         except Unauthenticated as error:
             handler = _refusal(error)

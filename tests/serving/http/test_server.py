@@ -177,6 +177,18 @@ class TestTls:
         trust.load_cert_chain(*write(mine, authority.issue("caller")))
         assert httpx.get(url(server, "/v2", scheme="https"), verify=trust).status_code == 200
 
+    def test_probes_need_no_certificate_at_the_metrics_port(
+        self, start: Start, own_service: Service, authority: Authority, tmp_path: Path
+    ) -> None:
+        (tmp_path / "ca.crt").write_bytes(authority.certificate)
+        server = start(tls=TlsFiles(*write(tmp_path, authority.issue()), tmp_path / "ca.crt"))
+        health = f"http://127.0.0.1:{server.metrics_port}/v2/health"
+        assert httpx.get(f"{health}/live").json() == {"live": True}
+        assert httpx.get(f"{health}/ready").json() == {"ready": True}
+        own_service.health.drain()
+        assert httpx.get(f"{health}/live").status_code == 200
+        assert httpx.get(f"{health}/ready").status_code == 400
+
 
 class TestAccessLog:
     def test_a_line_a_request(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
@@ -224,6 +236,13 @@ class TestLeaving:
         backend.free.set()  # its answer comes when nobody is there any more
         with pytest.raises(httpx.ConnectError):
             httpx.get(url(server, "/v2"))
+
+    def test_connections_stay_while_a_model_is_not_ready(self, start: Start, own_service: Service) -> None:
+        server = start()
+        own_service.health.update(False, {"twice": True})
+        with httpx.Client() as client:
+            assert client.get(url(server, "/v2/health/ready")).status_code == 400
+            assert "connection" not in client.post(url(server, INFER), json=REQUEST).headers
 
     def test_connections_end_while_the_server_drains(self, start: Start, own_service: Service) -> None:
         server = start()
