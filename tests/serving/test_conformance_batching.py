@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tritonclient.grpc as triton
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -203,6 +204,34 @@ def test_our_client_gives_up_at_its_deadline(served: Served, slow: Model) -> Non
         client.infer("slow", {"loops": np.array([[1]])})
     assert caught.value.code == "DEADLINE_EXCEEDED"
     assert answer(first) == [BUSY]
+
+
+def test_failures_of_each_kind_are_counted(served: Served, slow: Model, client: triton.InferenceServerClient) -> None:
+    def failures(name: str) -> Any:
+        return client.get_inference_statistics(name).model_stats[0].inference_stats.fail
+
+    counts_at_rest(slow)
+    before, failed_before = failures("slow"), failures("failing")
+    first = occupy(served, slow)
+    leaving, staying = (ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2))
+    wait_until(lambda: slow.batcher.num_queued == 2)
+    rejected = ask(served, "slow", "loops", np.array([[3]]))
+    assert rejected.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert failures("slow").count == before.count + 1
+
+    leaving.cancel()
+    wait_until(lambda: failures("slow").count == before.count + 2)
+    assert failures("slow").ns > before.ns, "what was cancelled had waited"
+
+    late = ask(served, "slow", "loops", np.array([[4]]), timeout_s=0.05)
+    assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (answer(first), answer(staying)) == ([BUSY], [2])
+    wait_until(lambda: failures("slow").count == before.count + 3)
+
+    failed = ask(served, "failing", "index", np.array([[9]]))
+    assert failed.code() == grpc.StatusCode.INTERNAL
+    wait_until(lambda: failures("failing").count == failed_before.count + 1)
+    assert failures("failing").ns > failed_before.ns
 
 
 def test_a_failing_batch_fails_alone(served: Served) -> None:
