@@ -20,6 +20,8 @@ def main(arguments: Sequence[str]) -> int:
 
     # The core of gRPC writes lines of its own to standard error, which would break JSON logs; it reads this once.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # The threads of torch's OpenMP would spin between two batches and take the CPUs from the transport; read once too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     config = tyro.cli(ServeConfig, args=arguments, prog="python -m serving")
     try:
         from serving.logs import set_up_logging

@@ -1,8 +1,8 @@
 """The dynamic batcher of one model version: requests in, batches through the model, answers out.
 
-Counts rows, not requests. Works whenever it can: an instance that is free takes all that waits, up to the largest
-batch; there is no timer unless the model's configuration sets a delay. Bounded: a full queue refuses at once, and says
-when to come again. What is cancelled or too late by the time its batch is closed costs nothing.
+Counts rows, not requests. Works whenever it can: an instance that is free takes what waits, up to the number of rows
+that is computed best; there is no timer unless the model's configuration sets a delay. Bounded: a full queue refuses at
+once, and says when to come again. What is cancelled or too late by the time its batch is closed costs nothing.
 
 Knows no protocol: a `Job` says how it is answered.
 """

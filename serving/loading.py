@@ -78,17 +78,20 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     golden = read_golden(version_folder)
     with ExitStack() as undo:
         backends = _open_instances(version_folder, spec, settings, undo)
-        efficient_rows = min(warm_up(backend, spec, golden) for backend in backends)
+        measured_rows = min(warm_up(backend, spec, golden) for backend in backends)
         for backend in backends:
             check_golden(backend, spec, golden, manifest.golden_tolerance)
         undo.pop_all()
     limits = BatchLimits(
         max_batch_size=spec.max_batch_size,
-        efficient_rows=efficient_rows,
+        efficient_rows=spec.preferred_rows or measured_rows,
         max_queue_delay_us=spec.max_queue_delay_us,
         max_queue_size=spec.max_queue_size or settings.max_queue_size,
         timeout_us=spec.timeout_us,
     )
+    if spec.max_batch_size:
+        rows, why = limits.efficient_rows, "preferred_batch_size" if spec.preferred_rows else "measured"
+        logger.info("%s version %d: batches are filled up to %d rows (%s)", spec.name, version, rows, why)
     statistics = Statistics()
     return Model(
         spec=spec,

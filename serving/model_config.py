@@ -49,6 +49,7 @@ class ModelSpec:
         platform: the older name of the same, "onnxruntime_onnx" or "pytorch_libtorch".
         inputs: with the batch dimension in front, as -1, if the model batches.
         max_batch_size: rows; 0 for a model without a batch dimension.
+        preferred_rows: what a batch is filled up to, the largest `preferred_batch_size`; 0 for what is measured.
         max_queue_delay_us: how long a request may wait for others.
         max_queue_size: requests; 0 for the server's default.
         timeout_us: how long a request may wait in the queue; 0 for ever.
@@ -64,6 +65,7 @@ class ModelSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int
+    preferred_rows: int
     max_queue_delay_us: int
     max_queue_size: int
     timeout_us: int
@@ -145,7 +147,6 @@ _REFUSED = {
 }
 
 _IGNORED = {
-    "dynamic_batching.preferred_batch_size": "a batch is as large as what waits, up to max_batch_size",
     "instance_group.profile": "profiles are TensorRT's",
     "instance_group.rate_limiter": "nothing is shared that would need it",
     "instance_group.host_policy": "instances are not bound to NUMA nodes",
@@ -304,6 +305,9 @@ def to_spec(config: ModelConfig) -> ModelSpec:
     for filename in labelled.values():
         _check_inside("label_filename", filename)
     batching = config.dynamic_batching
+    for rows in batching.preferred_batch_size:
+        if not 1 <= rows <= config.max_batch_size:
+            raise LoadError(f"a preferred_batch_size must be between 1 and {config.max_batch_size}, got {rows}")
     return ModelSpec(
         name=config.name,
         backend=config.backend,
@@ -311,6 +315,7 @@ def to_spec(config: ModelConfig) -> ModelSpec:
         inputs=_tensor_specs("input", config.input, config.max_batch_size),
         outputs=_tensor_specs("output", config.output, config.max_batch_size),
         max_batch_size=config.max_batch_size,
+        preferred_rows=max(batching.preferred_batch_size, default=0),
         max_queue_delay_us=batching.max_queue_delay_microseconds,
         max_queue_size=batching.default_queue_policy.max_queue_size,
         timeout_us=batching.default_queue_policy.default_timeout_microseconds,

@@ -4,11 +4,14 @@ ONNX Runtime and torch size their pools by the host's CPUs. In a container with 
 for each other, and the kernel stops them all when the quota is used up.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +40,41 @@ def plan_threads(num_instances: int, num_cpus: int | None = None) -> ThreadPlan:
     return ThreadPlan(num_cpus, num_instances, max(1, num_cpus // num_instances))
 
 
-def num_available_cpus(cgroup: Path = _CGROUP) -> int:
-    """The affinity mask's CPUs, cut to the cgroup's quota (v2 and v1), at least 1."""
+def num_available_cpus(cgroup: Path = _CGROUP, own: Path = _OWN_CGROUPS) -> int:
+    """The affinity mask's CPUs, cut to the quota of this process's cgroup and of those above it, at least 1.
+
+    Args:
+        cgroup: where cgroups are mounted, of version 2 or 1.
+        own: which are this process's, a line `number:controllers:/path` each (`man 7 cgroups`).
+    """
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for read_quota in (_quota_v2, _quota_v1):
-        try:
-            return max(1, min(num_cpus, int(read_quota(cgroup))))
-        except (OSError, ValueError, OverflowError, ZeroDivisionError):
-            continue  # no such file, or no limit in it
-    return num_cpus
+    return max(1, min([num_cpus, *map(int, _quotas(cgroup, own))]))
 
 
-def _quota_v2(cgroup: Path) -> float:
-    """CPUs' worth of time; a ValueError for no limit, which is the word "max"."""
-    quota_us, period_us = (cgroup / "cpu.max").read_text().split()
+def _quotas(cgroup: Path, own: Path) -> Iterator[float]:
+    """CPUs' worth of time that this process's cgroups, and those above them, grant where they set a limit."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for controllers, path in (line.split(":", 2)[1:] for line in lines):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root, read_quota = (cgroup / "cpu", _quota_v1) if controllers else (cgroup, _quota_v2)
+        folder = PurePosixPath(path.lstrip("/"))
+        for each in (folder, *folder.parents):  # in a container the path may be the host's: then only its root is here
+            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # no such file, or no limit in it
+                yield read_quota(root / each)
+
+
+def _quota_v2(folder: Path) -> float:
+    """A ValueError for no limit, which is the word "max"."""
+    quota_us, period_us = (folder / "cpu.max").read_text().split()
     return int(quota_us) / int(period_us)
 
 
-def _quota_v1(cgroup: Path) -> float:
-    quota_us = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
+def _quota_v1(folder: Path) -> float:
+    quota_us = int((folder / "cpu.cfs_quota_us").read_text())
     if quota_us < 0:
         raise ValueError("no limit")
-    return quota_us / int((cgroup / "cpu/cpu.cfs_period_us").read_text())
+    return quota_us / int((folder / "cpu.cfs_period_us").read_text())

@@ -68,6 +68,7 @@ def make_model(
         inputs=inputs,
         outputs=outputs,
         max_batch_size=limits.max_batch_size,
+        preferred_rows=0,
         max_queue_delay_us=0,
         max_queue_size=limits.max_queue_size,
         timeout_us=0,

@@ -67,7 +67,10 @@ def test_a_message_just_within_the_limit(served: Served) -> None:
 
 @pytest.mark.parametrize("size", [20_000, 200_000])
 def test_metadata_that_is_too_large(served: Served, size: int) -> None:
-    """As gRPC's core has it; hyper refuses it by HTTP's status 431, and ends the connection if there is much more."""
+    """As gRPC's core has it; hyper refuses it by HTTP's status 431, and ends the connection if there is much more.
+
+    A larger limit of hyper's only moves both: what is within it is taken.
+    """
     with grpc.insecure_channel(served.target, options=[("test", size)]) as channel:
         call = channel.unary_unary(SERVICE + "ModelInfer")
         with pytest.raises(grpc.RpcError) as caught:

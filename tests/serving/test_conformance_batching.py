@@ -256,6 +256,34 @@ def test_a_call_that_is_over_holds_no_memory(served: Served, slow: Model) -> Non
         gc.enable()
 
 
+def test_failures_of_each_kind_are_counted(served: Served, slow: Model, client: triton.InferenceServerClient) -> None:
+    def failures(name: str) -> Any:
+        return client.get_inference_statistics(name).model_stats[0].inference_stats.fail
+
+    counts_at_rest(slow)
+    before, failed_before = failures("slow"), failures("failing")
+    first = occupy(served, slow)
+    leaving, staying = (ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2))
+    wait_until(lambda: slow.batcher.num_queued == 2)
+    rejected = ask(served, "slow", "loops", np.array([[3]]))
+    assert rejected.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert failures("slow").count == before.count + 1
+
+    leaving.cancel()
+    wait_until(lambda: failures("slow").count == before.count + 2)
+    assert failures("slow").ns > before.ns, "what was cancelled had waited"
+
+    late = ask(served, "slow", "loops", np.array([[4]]), timeout_s=0.05)
+    assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (answer(first), answer(staying)) == ([BUSY], [2])
+    wait_until(lambda: failures("slow").count == before.count + 3)
+
+    failed = ask(served, "failing", "index", np.array([[9]]))
+    assert failed.code() == grpc.StatusCode.INTERNAL
+    wait_until(lambda: failures("failing").count == failed_before.count + 1)
+    assert failures("failing").ns > failed_before.ns
+
+
 def test_a_failing_batch_fails_alone(served: Served) -> None:
     codes = [ask(served, "failing", "index", np.array([[index]])).code() for index in (0, 9, 1, 9, 2)]
     ok, internal = grpc.StatusCode.OK, grpc.StatusCode.INTERNAL

@@ -1,5 +1,6 @@
 """The server's other RPCs on both transports: models, configuration, statistics, repository, health, reflection."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
 from google.protobuf import message_factory
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -161,7 +163,7 @@ def test_what_cannot_be_loaded(client: triton.InferenceServerClient, name: str, 
         assert caught.value.status() == f"StatusCode.{status}"
 
 
-NOT_OURS: dict[str, Callable[[triton.InferenceServerClient], object]] = {
+NOT_OURS: dict[str, Callable[[Any], Any]] = {
     "SystemSharedMemoryStatus": lambda client: client.get_system_shared_memory_status(),
     "SystemSharedMemoryRegister": lambda client: client.register_system_shared_memory("a", "/b", 64),
     "SystemSharedMemoryUnregister": lambda client: client.unregister_system_shared_memory("a"),
@@ -178,6 +180,17 @@ def test_what_this_server_does_not_do_is_said(client: triton.InferenceServerClie
     with pytest.raises(InferenceServerException, match=f"{name}: this server does not support") as caught:
         NOT_OURS[name](client)
     assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+def test_what_this_server_does_not_do_is_said_to_the_asynchronous_client_too(served: Served) -> None:
+    async def ask() -> list[object]:
+        async with triton_aio.InferenceServerClient(served.target) as client:
+            return await asyncio.gather(*(call(client) for call in NOT_OURS.values()), return_exceptions=True)
+
+    for name, error in zip(NOT_OURS, asyncio.run(ask()), strict=True):
+        assert isinstance(error, InferenceServerException)
+        assert f"{name}: this server does not support" in str(error)
+        assert error.status() == "StatusCode.UNIMPLEMENTED"
 
 
 def test_an_rpc_that_nobody_knows(served: Served) -> None:

@@ -1,5 +1,6 @@
 """A version's folder becomes a model that answers, or one line that says why not."""
 
+import re
 import shutil
 import threading
 import warnings
@@ -23,6 +24,8 @@ from tests.serving.model_files import (
     write_config,
     write_version,
 )
+
+PREFERRED = SCALE_CONFIG + "dynamic_batching { preferred_batch_size: [ 1, 2 ] }"
 
 
 class OneRow(Job):
@@ -71,6 +74,18 @@ def test_a_configured_model_answers(tmp_path, load):
     assert (model.version, model.spec.name, model.spec.max_batch_size) == ("1", "m", 4)
     assert model.load_s > 0
     assert model.statistics.snapshot().execution_count == 1, "warming up does not count"
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [(SCALE_CONFIG, r"[124] rows \(measured"), (PREFERRED, r"2 rows \(preferred_batch_size")],
+)
+def test_what_a_batch_is_filled_up_to_is_measured_or_configured_and_told(tmp_path, load, caplog, config, told):
+    caplog.set_level("INFO")
+    write_config(tmp_path / "m", config)
+    write_version(tmp_path / "m", 1, scale(3))
+    load()
+    assert re.search(rf"m version 1: batches are filled up to {told}\)", caplog.text)
 
 
 def test_without_a_configuration_the_onnx_file_tells_all(tmp_path, load):

@@ -113,7 +113,6 @@ def test_what_we_cannot_do_is_refused_by_its_name(text, field):
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ("dynamic_batching { preferred_batch_size: [ 4, 8 ] }", "dynamic_batching.preferred_batch_size"),
         ('model_warmup { name: "w" }', "model_warmup"),
         ("optimization { cuda { graphs: true } }", "optimization"),
         ('parameters { key: "intra_op_thread_count" value { string_value: "2" } }', "parameters"),
@@ -130,6 +129,7 @@ def test_what_changes_nothing_is_named_in_a_warning(text, field):
     "text",
     [
         SCALE_CONFIG,
+        "dynamic_batching { preferred_batch_size: [ 2, 4 ] }",
         "model_transaction_policy { decoupled: false }",
         "response_cache { enable: false }",
         "dynamic_batching { default_queue_policy { timeout_action: REJECT max_queue_size: 4 } }",
@@ -231,6 +231,7 @@ def test_spec_of_a_whole_configuration():
         input { name: "s" data_type: TYPE_STRING dims: [ 1 ] }
         output { name: "y" data_type: TYPE_FP32 dims: [ 10 ] label_filename: "labels.txt" }
         dynamic_batching {
+          preferred_batch_size: [ 12, 4 ]
           max_queue_delay_microseconds: 250
           default_queue_policy { max_queue_size: 9 default_timeout_microseconds: 5000 }
         }
@@ -242,6 +243,7 @@ def test_spec_of_a_whole_configuration():
     assert spec.inputs == (TensorSpec("x", UINT8, (-1, 3, -1)), TensorSpec("s", DATATYPES["BYTES"], (-1, 1)))
     assert spec.outputs == (TensorSpec("y", FP32, (-1, 10)),)
     assert (spec.max_batch_size, spec.max_queue_delay_us, spec.max_queue_size, spec.timeout_us) == (16, 250, 9, 5000)
+    assert spec.preferred_rows == 12
     assert spec.instances == (InstanceGroup("gpu", 2, (1,)), InstanceGroup("cpu", 1))
     assert spec.label_files == {"y": "labels.txt"}
     assert spec.version_policy == VersionPolicy(2)
@@ -265,6 +267,8 @@ TENSOR = 'output { name: "y" data_type: TYPE_FP32 dims: [ 3 ] }'
         (f"input {{ data_type: TYPE_FP32 dims: 1 }} {TENSOR}", "each input needs a name of its own"),
         (f'input {{ name: "x" data_type: TYPE_FP32 dims: 1 }} {TENSOR} {TENSOR}', "each output needs a name"),
         (f'input {{ name: "x" data_type: TYPE_FP32 dims: 1 }} {TENSOR[:-1]} label_filename: "../x" }}', "must stay in"),
+        (SCALE_CONFIG + "dynamic_batching { preferred_batch_size: 5 }", "between 1 and 4, got 5"),
+        (SCALE_CONFIG + "dynamic_batching { preferred_batch_size: 0 }", "between 1 and 4, got 0"),
         (SCALE_CONFIG + "instance_group { count: -1 }", "count and gpus must not be negative"),
     ],
 )

@@ -1,6 +1,7 @@
 """An instance is proven before it serves: every batch size runs, and the golden batch is answered right."""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,11 +43,11 @@ def double(x: Array) -> list[Array]:
 @pytest.mark.parametrize(
     ("max_batch_size", "rows"), [(1, [1]), (2, [2, 1]), (6, [6, 4, 2, 1]), (8, [8, 4, 2, 1]), (9, [9, 8, 4, 2, 1])]
 )
-def test_every_power_of_two_and_the_largest_are_warmed_twice_largest_first(max_batch_size, rows):
+def test_every_power_of_two_and_the_largest_are_warmed_largest_first(max_batch_size, rows):
     spec = make_spec(max_batch_size)
     backend = Recorder(spec, double)
     warm_up(backend, spec, {})
-    assert backend.shapes == [(size, 2) for size in rows for _ in range(2)]
+    assert backend.shapes == [(size, 2) for size in rows for _ in range(5)]
 
 
 def test_a_model_without_batch_dimension_is_warmed_with_its_own_shape():
@@ -139,3 +140,21 @@ def test_wrong_answers_and_wrong_golden_batches_are_refused(function, golden, re
 def test_a_difference_within_the_tolerance_passes():
     spec = make_spec(3)
     check_golden(Recorder(spec, wrong_in_the_last_row), spec, {"x": X, "y": 2 * X}, 0.02)
+
+
+@pytest.mark.parametrize("unit_s", [0.001, 0.1])
+def test_the_rows_that_are_computed_best_are_not_hidden_by_slow_runs(monkeypatch, unit_s):
+    """Each size takes two units a row, and 8 rows four; the first two runs and every other one after take longer."""
+    spec = make_spec(8)
+    now_s = 0.0
+
+    def busy(x: Array) -> list[Array]:
+        nonlocal now_s
+        run = backend.shapes.count(x.shape)
+        now_s += unit_s * ((2 if len(x) < 8 else 4) * len(x) + (0 if run in (3, 5) else 20))
+        return double(x)
+
+    monkeypatch.setattr("serving.proof.time", SimpleNamespace(perf_counter=lambda: now_s))
+    backend = Recorder(spec, busy)
+    assert warm_up(backend, spec, {}) == 4
+    assert backend.shapes.count((8, 2)) == (5 if unit_s < 0.01 else 3)

@@ -343,6 +343,20 @@ def test_what_cannot_start_says_why_in_one_line(start, models: Path, arguments: 
     assert "Traceback" not in "".join(server.lines)
 
 
+@pytest.mark.parametrize("policy", [None, "active"])
+def test_openmp_s_threads_wait_without_spinning_unless_told_otherwise(tmp_path: Path, policy: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = "import os, sys; from serving.__main__ import main; main(sys.argv[1:]); print(os.environ['OMP_WAIT_POLICY'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--model-repository", str(tmp_path / "none")],
+        env=environment | ({} if policy is None else {"OMP_WAIT_POLICY": policy}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == (policy or "passive")
+
+
 def test_a_repository_without_permission_is_one_line(start, models: Path) -> None:
     models.chmod(0)
     # Root may read everything, unless this right is taken from it.

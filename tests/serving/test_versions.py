@@ -290,11 +290,11 @@ def test_a_configuration_that_cannot_be_stands_in_the_index_from_the_start(model
 
 
 def test_what_has_no_effect_is_warned_of_once(model, caplog):
-    write_config(model.folder, SCALE_CONFIG + "dynamic_batching { preferred_batch_size: 2 }")
+    write_config(model.folder, SCALE_CONFIG + 'model_warmup { name: "w" }')
     write_version(model.folder, 1, scale(1))
     model.start()
     model.scan()
-    assert caplog.text.count("'dynamic_batching.preferred_batch_size' has no effect here") == 1
+    assert caplog.text.count("'model_warmup' has no effect here") == 1
 
 
 def test_a_configuration_given_by_a_caller_counts_until_the_next_update(model):

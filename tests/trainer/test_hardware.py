@@ -14,6 +14,12 @@ NUM_CPUS = len(os.sched_getaffinity(0))
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def available(folder: Path, own: str) -> int:
+    """With the folder in place of /sys/fs/cgroup, and a text in place of /proc/self/cgroup."""
+    (folder / "own").write_text(own)
+    return num_available_cpus(folder, folder / "own")
+
+
 @pytest.mark.parametrize(
     ("quota", "expected"),
     [
@@ -26,7 +32,7 @@ MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 )
 def test_the_quota_of_cgroup_v2_is_kept(quota: str, expected: int, tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text(quota + "\n")
-    assert num_available_cpus(tmp_path) == expected
+    assert available(tmp_path, "0::/\n") == expected
 
 
 @pytest.mark.parametrize(("quota_us", "expected"), [("-1", NUM_CPUS), ("100000", 1), ("10000000", NUM_CPUS)])
@@ -34,11 +40,21 @@ def test_the_quota_of_cgroup_v1_is_kept(quota_us: str, expected: int, tmp_path: 
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota_us)
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert num_available_cpus(tmp_path) == expected
+    assert available(tmp_path, "1:cpu,cpuacct:/\n0::/\n") == expected
+
+
+@pytest.mark.parametrize(("own", "root"), [("0::/pod/container", ""), ("4:cpu,cpuacct:/pod/container", "cpu")])
+def test_a_quota_further_up_is_kept(own: str, root: str, tmp_path: Path) -> None:
+    (tmp_path / root / "pod" / "container").mkdir(parents=True)
+    (tmp_path / root / "pod" / "cpu.max").write_text("100000 100000")
+    (tmp_path / root / "pod" / "cpu.cfs_quota_us").write_text("100000")
+    (tmp_path / root / "pod" / "cpu.cfs_period_us").write_text("100000")
+    assert available(tmp_path, own) == 1
 
 
 def test_without_a_cgroup_the_affinity_counts(tmp_path: Path) -> None:
-    assert num_available_cpus(tmp_path / "nothing") == NUM_CPUS
+    assert available(tmp_path, "0::/nothing") == NUM_CPUS
+    assert num_available_cpus(tmp_path, tmp_path / "nothing") == NUM_CPUS
 
 
 @pytest.mark.parametrize(

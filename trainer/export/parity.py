@@ -4,6 +4,8 @@ The reference is the model itself, in float32 on the CPU. Knows formats only as 
 """
 
 import contextlib
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,9 +20,9 @@ from trainer.hardware import num_available_cpus
 NUM_IMAGES = 10_000
 """Looked at where the data set has so many; all validation images, where they are more."""
 LARGEST_BATCH = 256
-SMALL_BATCHES = (17, 3, 2, 1)
-NUM_IMAGES_IN_SMALL_BATCHES = 306
-"""A multiple of 1, 2, 3 and 17."""
+BATCH_SIZES = (LARGEST_BATCH, 17, 3, 2, 1)
+PATIENCE_S = 60.0
+"""At a size but the largest: one image at a time, 10,000 take a ResNet a quarter of an hour in each format."""
 TOLERANCE = 1e-4
 """Largest difference of a logit or a probability."""
 
@@ -99,24 +101,31 @@ def reference_logits(model: Callable[[torch.Tensor], torch.Tensor], batches: Ite
 def check_parity(
     name: str, answer: Answer, sample: Sample, reference: Floats, tolerance: float = TOLERANCE
 ) -> list[Agreement]:
-    """Compare a format with the reference: the whole sample at the largest batch size, the first images at the others.
+    """Compare a format with the reference at every batch size: on the whole sample, or as much as a minute allows.
 
     Raises:
         ExportError: they differ; the message names the format, the batch size, the image and both logits.
     """
-    num_few = min(len(sample), NUM_IMAGES_IN_SMALL_BATCHES)
-    plan = {LARGEST_BATCH: len(sample)} | dict.fromkeys(SMALL_BATCHES, num_few)
     return [
-        _Comparison(f"{name} at batch size {size}", sample, reference[:num_images], tolerance).of(answer, size)
-        for size, num_images in plan.items()
+        _Comparison(f"{name} at batch size {size}", sample, reference, tolerance).of(answer, size)
+        for size in BATCH_SIZES
     ]
 
 
 def ask(answer: Answer, sample: Sample, batch_size: int, num_images: int) -> tuple[Floats, Floats]:
-    """Logits and probabilities, `[num_images, classes]`, of the first images."""
+    """Logits and probabilities, `[N, classes]`, of the first images: `num_images`, or fewer where they take long."""
+    answers = []
+    until = math.inf if batch_size == LARGEST_BATCH else time.monotonic() + PATIENCE_S
     # Threads that wait for each other after every layer cost more than they save where a layer takes microseconds.
     with torch_threads(num_available_cpus() if batch_size == LARGEST_BATCH else 1):
-        answers = [answer(images.numpy()) for images in sample.batches(batch_size, num_images)]
+        for images in sample.batches(batch_size, num_images):
+            answers.append(answer(images.numpy()))
+            if any(len(output) != len(images) for output in answers[-1]):
+                raise ValueError(
+                    f"{len(images)} images got {', '.join(str(len(output)) for output in answers[-1])} answers"
+                )
+            if time.monotonic() > until:
+                break
     logits, probabilities = (np.concatenate(parts) for parts in zip(*answers, strict=True))
     return logits, probabilities
 
@@ -127,7 +136,7 @@ class _Comparison:
 
     Args:
         where: begins each complaint.
-        reference: logits float32 `[N, classes]` of the sample's first N images.
+        reference: logits float32 `[N, classes]` of the sample.
     """
 
     where: str
@@ -137,10 +146,11 @@ class _Comparison:
 
     def of(self, answer: Answer, batch_size: int) -> Agreement:
         logits, probabilities = self._ask(answer, batch_size)
-        near_ties = self._check_classes(logits)
+        reference = self.reference[: len(logits)]
+        near_ties = self._check_classes(logits, reference)
         differences = (
-            self._check_values("logit", logits, self.reference),
-            self._check_values("probability", probabilities, _softmax(self.reference)),
+            self._check_values("logit", logits, reference),
+            self._check_values("probability", probabilities, _softmax(reference)),
         )
         return Agreement(
             batch_size=batch_size, num_images=len(logits), largest_difference=max(differences), near_ties=near_ties
@@ -151,20 +161,21 @@ class _Comparison:
             outputs = ask(answer, self.sample, batch_size, len(self.reference))
         except Exception as error:  # the runtimes' errors have no common root
             raise ExportError(f"{self.where} does not run: {str(error).strip().splitlines()[0]}") from error
+        expected = (len(outputs[0]), self.reference.shape[1])
         for output in outputs:
-            if output.shape != self.reference.shape or output.dtype != np.float32:
+            if output.shape != expected or output.dtype != np.float32:
                 raise ExportError(
-                    f"{self.where} gives {output.dtype} {list(output.shape)}, not float32 {list(self.reference.shape)}"
+                    f"{self.where} gives {output.dtype} {list(output.shape)}, not float32 {list(expected)}"
                 )
         return outputs
 
-    def _check_classes(self, logits: Floats) -> int:
+    def _check_classes(self, logits: Floats, reference: Floats) -> int:
         """How many images are taken for another class because of a near tie."""
-        given, expected = logits.argmax(axis=1), self.reference.argmax(axis=1)
+        given, expected = logits.argmax(axis=1), reference.argmax(axis=1)
         differing = np.flatnonzero(given != expected)
-        second, first = np.partition(self.reference[differing], -2, axis=1)[:, -2:].T
+        second, first = np.partition(reference[differing], -2, axis=1)[:, -2:].T
         for image in differing[~(first - second <= self.tolerance)][:1]:
-            ours, theirs = self.reference[image], logits[image]
+            ours, theirs = reference[image], logits[image]
             a, b = expected[image], given[image]
             raise ExportError(
                 f"{self.where} takes {self.sample.describe(image)} for class {b} (logits {b} and {a}: {theirs[b]:.6g} "

@@ -1,5 +1,6 @@
 """Everything but inference: what Triton's client reads, and what is not there."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http
+import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
 from serving.http import HttpServer
@@ -161,6 +163,31 @@ class TestRepository:
         answer = http.post("/v2/repository/models/twice/load", content=body)
         assert answer.status_code == 400
         assert answer.json()["error"]
+
+
+def test_the_asynchronous_client(own: HttpServer, own_repository: FakeRepository) -> None:
+    own_repository.loadable["twice"] = lambda: twice(version="2")
+
+    async def ask() -> None:
+        async with tritonclient.http.aio.InferenceServerClient(f"127.0.0.1:{own.port}") as triton:
+            assert await triton.is_server_live()
+            assert await triton.is_server_ready()
+            assert await triton.is_model_ready("twice", "1")
+            assert not await triton.is_model_ready("nothing")
+            assert (await triton.get_server_metadata())["name"] == "convoy"
+            assert (await triton.get_model_metadata("twice"))["versions"] == ["1"]
+            assert (await triton.get_model_config("twice"))["max_batch_size"] == 8
+            assert [each["name"] for each in (await triton.get_inference_statistics())["model_stats"]] == ["twice"]
+            await triton.load_model("twice")
+            assert [each["version"] for each in await triton.get_model_repository_index()] == ["1", "2"]
+            await triton.unload_model("twice")
+            assert not await triton.is_model_ready("twice")
+            for refused in (triton.get_trace_settings, triton.get_log_settings, triton.get_system_shared_memory_status):
+                with pytest.raises(InferenceServerException) as raised:
+                    await refused()
+                assert raised.value.status() == "501"
+
+    asyncio.run(ask())
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,20 @@ def test_a_near_tie_may_fall_either_way_and_is_counted(sample: Sample, reference
     assert [agreement.near_ties for agreement in found] == [1, 1, 1, 1, 1]
 
 
+def test_a_size_that_takes_long_is_looked_at_for_a_while(
+    sample: Sample, reference: Floats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "PATIENCE_S", -1.0)
+    found = check_parity("model.pt", make_answer(lambda logits: None), sample, reference)
+    assert {agreement.batch_size: agreement.num_images for agreement in found} == {256: 45, 17: 17, 3: 3, 2: 2, 1: 1}
+
+
+def test_a_format_that_loses_images_is_refused(sample: Sample, reference: Floats) -> None:
+    with pytest.raises(ExportError) as refused:
+        check_parity("model.pt", make_answer(lambda logits: logits[:16]), sample, reference)
+    assert str(refused.value) == "model.pt at batch size 256 does not run: 45 images got 16, 16 answers"
+
+
 def test_not_a_number_is_a_difference(sample: Sample, reference: Floats) -> None:
     def spoil(logits: Floats) -> None:
         logits[0, 9] = np.nan
