@@ -22,7 +22,7 @@ from torch.distributed.run import parse_args, run
 
 PATIENCE_S = 900.0
 """How long the others may take to come, unless `--rdzv-conf timeout=…` says: longer than ranks wait for a host that
-vanished without a word."""
+vanished without a word (`PATIENT_S` in watchdog.py)."""
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
