@@ -81,6 +81,15 @@ def test_ranks_share_the_candidates_of_a_sweep(tmp_path: Path, data_dir: Path) -
     assert not (tmp_path / "runs" / "ledger.jsonl").exists()
 
 
+def test_ranks_share_the_networks_and_the_main_one_keeps_them(tmp_path: Path, data_dir: Path) -> None:
+    arguments = ["capacity", "--repeats", "2", "--widths", "1", "2", "--num-images", "50", "--network-repeats", "1"]
+    arguments += ["--epochs", "1", "--data-dir", str(data_dir), "--run-dir", str(tmp_path / "study")]
+    done = run(*arguments, ranks=2)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "study/results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["width 1, repeat 0", "width 2, repeat 0"]
+
+
 def test_mistakes_are_one_line(tmp_path: Path, data_dir: Path) -> None:
     done = run("seed")
     assert done.returncode == 2

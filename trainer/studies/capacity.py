@@ -135,20 +135,27 @@ def _train_networks(config: CapacityConfig, folder: StudyFolder, world: World) -
     train = ImageSet(_flat(dataset.train.images[taught]), labels)
     test = ImageSet(_flat(dataset.train.images[held_out]), dataset.train.labels[held_out])
     known = world.from_main(folder.results() if world.is_main else {})
-    keys = [(width, repeat) for width in config.widths for repeat in range(config.network_repeats)]
-    table = torch.zeros(len(keys), 2, dtype=torch.float64)
-    for number, (width, repeat) in enumerate(keys):
-        key = f"width {width}, repeat {repeat}"
-        if number % world.size != world.rank:
-            continue
-        if key not in known:
-            known[key] = train_network(train, test, width=width, epochs=config.epochs, seed=config.seed + repeat)
+    jobs = {
+        f"width {width}, repeat {repeat}": (width, repeat)
+        for width in config.widths
+        for repeat in range(config.network_repeats)
+    }
+    todo = [key for key in jobs if key not in known]
+    for start in range(0, len(todo), world.size):
+        found = None
+        if start + world.rank < len(todo):
+            key = todo[start + world.rank]
+            width, repeat = jobs[key]
+            found = key, train_network(train, test, width=width, epochs=config.epochs, seed=config.seed + repeat)
+        # After each round, so that the main rank, which alone writes, keeps the others' too.
+        for key, shares in filter(None, world.from_all(found)):
+            known[key] = shares
             if world.is_main:
-                folder.add(key, known[key])
-                print(f"{key}: wrong on {100 * known[key][0]:.1f} % of what it was taught, ", end="")
-                print(f"{100 * known[key][1]:.1f} % of new images", flush=True)
-        table[number] = torch.tensor(known[key])
-    errors = world.sum(table).view(len(config.widths), config.network_repeats, 2)
+                folder.add(key, shares)
+                print(f"{key}: wrong on {100 * shares[0]:.1f} % of what it was taught, ", end="")
+                print(f"{100 * shares[1]:.1f} % of new images", flush=True)
+    table = torch.tensor([known[key] for key in jobs], dtype=torch.float64)
+    errors = table.view(len(config.widths), config.network_repeats, 2)
     return NetworkErrors(widths=config.widths, train=errors[..., 0], test=errors[..., 1])
 
 

@@ -75,7 +75,7 @@ def make_page(polynomials: PolynomialErrors, networks: NetworkErrors, label_nois
                 name="polynomials",
                 title="Polynomials of degree 0 to 9",
                 text="The same points and the true curve they come from, with the polynomial of least squares of each "
-                "degree: too stiff at first, close to the truth between, and through every point in the end.",
+                "degree: too stiff at first, close to the truth between, and bent towards single points in the end.",
                 figure=_draw_polynomials(polynomials),
             ),
             Picture(

@@ -47,6 +47,7 @@ class StudyFolder:
         mark = json.loads(json.dumps(mark, default=str))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            machine = describe(world.device)
             if (self.path / STUDY_FILE).exists():
                 known = self.description()
                 if {key: known[key] for key in mark} != mark:
@@ -54,16 +55,19 @@ class StudyFolder:
                         f"--run-dir {self.path} holds another study, {known['study']} of {known['asked']}: "
                         "choose another folder"
                     )
+                others = known.get("continued_on", [])
+                if machine not in [known["machine"], *others]:
+                    write_json(self.path / STUDY_FILE, known | {"continued_on": [*others, machine]})
                 return
             if not all(is_temporary(path) for path in self.path.iterdir()):
                 raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no study")
-            started = {"git_commit": git_commit(), "world_size": world.size, "machine": describe(world.device)}
+            started = {"git_commit": git_commit(), "world_size": world.size, "machine": machine}
             write_json(self.path / STUDY_FILE, mark | started)
         except OSError as error:
             raise CheckpointError(f"cannot write the folder {self.path}: {error.strerror or error}") from error
 
     def description(self) -> dict[str, Any]:
-        """What was asked, and on which machine it began."""
+        """What was asked, on which machine it began, and in `continued_on` those others on which it went on, if any."""
         try:
             known: dict[str, Any] = json.loads((self.path / STUDY_FILE).read_text())
         except ValueError as error:

@@ -62,14 +62,16 @@ def write_page(folder: StudyFolder, page: Page) -> Path:
         write_atomically(folder.path / f"{table.name}.csv", _as_csv(table).encode())
         write_atomically(folder.path / f"{table.name}.md", as_markdown(table).encode())
     description = folder.description()
+    others = description.get("continued_on", [])
     origin = {name: description[name] for name in ("git_commit", "world_size", "machine")}
+    origin |= {f"continued_on_{number}": machine for number, machine in enumerate(others, start=1)}
     values = {
         "page": page,
         "pictures": drawn,
         "colours": {"light": figures.LIGHT, "dark": figures.DARK},
         "asked": groups(description["asked"]),
         "origin": groups(origin),
-        "machine": description["machine"],
+        "machines": [description["machine"], *others],
         "command": f"python -m trainer study {folder.name}",
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -77,7 +79,8 @@ def write_page(folder: StudyFolder, page: Page) -> Path:
     template = Path(__file__).with_name("study.html.j2").read_text(encoding="utf-8")
     path = folder.path / "report.html"
     write_atomically(path, environment.from_string(template).render(values).encode())
-    write_json(folder.path / "result.json", {"study": folder.name, **page.result, "machine": description["machine"]})
+    result = {"study": folder.name, **page.result, "machine": description["machine"]}
+    write_json(folder.path / "result.json", result | ({"continued_on": others} if others else {}))
     return path
 
 

@@ -9,7 +9,9 @@ import numpy as np
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 POWER = 0.8
-_STUDENT_QUANTILES = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645}
+_TWO_SIDED = (1 + CONFIDENCE) / 2
+_FEW_DEGREES = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645}
+"""The 97.5 % quantiles of Student's t for which the expansion is not good enough."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +61,15 @@ def bootstrap_median(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def student_quantile(degrees_of_freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: from the table up to 4, else by Fisher and Cornish's expansion (to 0.3 %)."""
-    if degrees_of_freedom in _STUDENT_QUANTILES:
-        return _STUDENT_QUANTILES[degrees_of_freedom]
-    z, n = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), float(degrees_of_freedom)
+def student_quantile(degrees_of_freedom: int, probability: float = _TWO_SIDED) -> float:
+    """A quantile of Student's t, for an interval of 95 % by default.
+
+    The 97.5 % quantile for up to 4 degrees of freedom is from a table, all others by Fisher and Cornish's expansion
+    (to 0.3 %, that of 80 % from 2 degrees on).
+    """
+    if probability == _TWO_SIDED and degrees_of_freedom in _FEW_DEGREES:
+        return _FEW_DEGREES[degrees_of_freedom]
+    z, n = NormalDist().inv_cdf(probability), float(degrees_of_freedom)
     return (
         z
         + (z**3 + z) / (4 * n)
@@ -75,8 +81,12 @@ def student_quantile(degrees_of_freedom: int) -> float:
 def runs_to_tell_apart(difference: float, deviation: float) -> int:
     """Runs of each of two recipes after which a true difference of their means is found in 8 of 10 comparisons.
 
-    For a two-sided test at 5 %, both with this deviation over seeds: 2 * (z_0.975 + z_0.8)^2 * (deviation /
-    difference)^2, rounded up, at least 2.
+    By Student's two-sided test at 5 %, both with this deviation over seeds: the least n, at least 2, with
+    n >= 2 * (t_0.975 + t_0.8)^2 * (deviation / difference)^2 for 2n - 2 degrees of freedom.
     """
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) + NormalDist().inv_cdf(POWER)
-    return max(2, math.ceil(2 * (z * deviation / difference) ** 2))
+    normal = NormalDist()
+    ratio = 2 * (deviation / difference) ** 2
+    runs = max(2, math.ceil(ratio * (normal.inv_cdf(_TWO_SIDED) + normal.inv_cdf(POWER)) ** 2))  # of many, all it takes
+    while runs < ratio * (student_quantile(2 * runs - 2) + student_quantile(2 * runs - 2, POWER)) ** 2:
+        runs += 1
+    return runs

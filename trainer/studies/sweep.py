@@ -6,10 +6,11 @@ have a say in the choice; the winner's test accuracy is known only after a train
 
 import itertools
 import json
+import math
 import time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from matplotlib.figure import Figure
@@ -31,6 +32,9 @@ from trainer.studies.folder import StudyFolder
 from trainer.studies.members import Workplace, check_stop, train_member
 from trainer.studies.page import Page, Picture, Table, write_page
 from trainer.train import load
+
+_LIMITS = {"global_batch_size": (1, math.inf), "epochs": (1, math.inf), "label_smoothing": (0, 1)}
+"""The least and the largest value of a field; other numbers must not be negative."""
 
 Candidate = dict[str, float | int | str]
 """Field of the recipe, dotted for nested ones, or `lr_scale`: value."""
@@ -111,7 +115,7 @@ def change_recipe(recipe: Recipe, candidate: Candidate) -> Recipe:
     """The recipe with a candidate's values.
 
     Raises:
-        ConfigError: no such field, or one that holds no single value of that kind.
+        ConfigError: no such field, one that holds no single value of that kind, or a value that it cannot have.
     """
     for name, value in candidate.items():
         if name == "lr_scale":
@@ -136,8 +140,17 @@ def _change(holder: Any, path: str, full: str, value: float | int | str) -> Any:
         return replace(holder, **{name: _change(old, rest, full, value)})
     if isinstance(old, float) and isinstance(value, int):
         value = float(value)
+    if full == "num_validation":
+        raise ConfigError("--grid num_validation: candidates are ranked by the same validation images")
     if type(old) is not type(value) or name in ("name", "summary", "dataset", "network"):
         raise ConfigError(f"--grid {full}={value}: a sweep changes single numbers and choices, and {full} is {old!r}")
+    choices = get_args(get_type_hints(type(holder))[name])
+    if choices and value not in choices:
+        raise ConfigError(f"--grid {full}={value}: there are {', '.join(map(str, choices))}")
+    least, most = _LIMITS.get(full, (0, math.inf))
+    if not isinstance(value, str) and not (least <= value <= most and math.isfinite(value)):
+        limits = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+        raise ConfigError(f"--grid {full}={value}: must be {limits}")
     return replace(holder, **{name: value})
 
 

@@ -5,6 +5,7 @@ those of our small-image networks come from the finished runs beside this study.
 weights, which cost the same.
 """
 
+import copy
 import json
 import statistics
 import tempfile
@@ -20,8 +21,10 @@ import torch
 from torch import nn
 
 from trainer import figures
+from trainer.data.datasets import named_set
 from trainer.distributed import World
 from trainer.errors import ConfigError
+from trainer.ledger import Ledger
 from trainer.models import Classifier, build_network
 from trainer.models.cost import Cost, cost_of
 from trainer.models.originals import build_original
@@ -46,15 +49,19 @@ _ORIGINALS = (
 _SMALL = (
     "lecture",
     "lenet5",
-    "bn-nin",
+    "alexnet",
     "bn-alexnet",
+    "bn-nin",
     "vgg16",
     "vgg19",
     "googlenet",
     "resnet18",
     "resnet34",
     "resnet50",
+    "resnet101",
+    "resnet152",
     "cifar10-small",
+    "cifar10",
 )
 """Names of networks, or of a recipe where the network has widths to choose."""
 _ORIGINAL_SIZES = {"inception_v3": 299}
@@ -95,14 +102,16 @@ def study_zoo(config: ZooConfig) -> None:
         if not world.is_main:
             return  # times of several at once would be nobody's
         originals = [_original_entry(name) for name in _ORIGINALS]
-        small = [_small_entry(name, config.runs) for name in _SMALL]
+        finished = _finished(config.runs)
+        small = [_small_entry(name, finished) for name in _SMALL]
+        num_looks = len(Ledger(config.runs / "ledger.jsonl").entries(named_set("cifar10").sha256))
         for name in config.originals:
             size = _ORIGINAL_SIZES.get(name, 224)
             _measure_all(folder, config, f"original {name}", partial(build_original, name), size)
         for name in config.small:
             _measure_all(folder, config, f"small {name}", partial(_build_small, name), 32)
         times = {key: value for key, value in folder.results().items() if value is not None}
-        print(f"report: {write_page(folder, make_page(originals, small, times, list(config.runtimes)))}")
+        print(f"report: {write_page(folder, make_page(originals, small, num_looks, times, list(config.runtimes)))}")
 
 
 def _check(config: ZooConfig) -> None:
@@ -119,21 +128,37 @@ def _original_entry(name: str) -> ZooEntry:
 
     meta = models.get_model_weights(name)["IMAGENET1K_V1"].meta
     cost = cost_of(lambda: build_original(name), num_channels=3, image_size=_ORIGINAL_SIZES.get(name, 224))
-    return ZooEntry(name=name, cost=cost, accuracy=meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100, num_runs=0)
+    return ZooEntry(name=name, cost=cost, accuracy=meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100)
 
 
-def _small_entry(name: str, runs: Path) -> ZooEntry:
-    """With the median test accuracy of all its finished runs on CIFAR-10, whatever their seeds and settings."""
+def _finished(runs: Path) -> list[dict[str, Any]]:
+    """The results of all finished runs on CIFAR-10, those inside of studies of seeds included."""
     found = []
-    for path in sorted(runs.glob("*/result.json")):
+    for path in sorted([*runs.glob("*/result.json"), *runs.glob("*/seed-*/result.json")]):
         try:
             result: dict[str, Any] = json.loads(path.read_text())
         except ValueError:
             continue
-        if result.get("dataset") == "cifar10" and name in (result.get("model"), result.get("recipe")):
-            found.append(float(result["test_accuracy"]))
-    accuracy = statistics.median(found) if found else None
-    return ZooEntry(name=name, cost=_small_cost(name), accuracy=accuracy, num_runs=len(found))
+        if result.get("dataset") == "cifar10" and "test_accuracy" in result:
+            found.append(result)
+    return found
+
+
+def _small_entry(name: str, finished: list[dict[str, Any]]) -> ZooEntry:
+    """With the median test accuracy of all its finished runs, whatever their seeds and settings."""
+    mine = [result for result in finished if name in (result["model"], result["recipe"])]
+    accuracy = statistics.median(float(result["test_accuracy"]) for result in mine) if mine else None
+    epochs = dict.fromkeys(_epochs(result) for result in mine)
+    return ZooEntry(
+        name=name, cost=_small_cost(name), accuracy=accuracy, num_runs=len(mine), epochs="; ".join(epochs) or None
+    )
+
+
+def _epochs(result: dict[str, Any]) -> str:
+    recipe = RECIPES.get(result["recipe"])
+    if recipe is None or result["epochs"] >= recipe.epochs:
+        return str(result["epochs"])
+    return f"{result['epochs']}, fewer epochs than the recipe's {recipe.epochs}"
 
 
 def _small_cost(name: str) -> Cost:
@@ -191,7 +216,7 @@ Predict = Callable[[torch.Tensor], object]
 
 
 def _eager(model: Classifier, image_size: int) -> Predict:
-    model = model.to(memory_format=torch.channels_last)
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # `to` would change it for the next runtime too
 
     def predict(images: torch.Tensor) -> object:
         with torch.inference_mode():

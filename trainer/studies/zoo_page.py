@@ -22,7 +22,8 @@ _COLOURS = (
     "#2f4b8f",
     "#7a5230",
 )
-"""One a network, the same in all panels; dark enough for lines on white, light enough on black."""
+"""One a network, the same in all panels; dark enough for lines on white, light enough on black. The networks after the
+tenth have them again, with dashed lines."""
 _NAMES = {
     "alexnet": "AlexNet",
     "bn-alexnet": "BN-AlexNet",
@@ -34,6 +35,7 @@ _NAMES = {
     "lenet5": "LeNet-5",
     "lecture": "lecture's",
     "cifar10-small": "airbench, small",
+    "cifar10": "airbench",
 }
 _PLACES = {
     "googlenet": "left",
@@ -50,18 +52,28 @@ _RUNTIMES = {"eager": "PyTorch, eager", "torchscript": "TorchScript, frozen", "o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZooEntry:
-    """A network and what it costs. `accuracy` is top-1, 0 to 1, or None; `num_runs` of ours it is the median of."""
+    """A network and what it costs.
+
+    Args:
+        accuracy: top-1, 0 to 1, or None.
+        num_runs: of ours, that it is the median of, each a look at the test set.
+        epochs: of those runs, in words.
+    """
 
     name: str
     cost: Cost
     accuracy: float | None
-    num_runs: int
+    num_runs: int = 0
+    epochs: str | None = None
 
 
-def make_page(originals: list[ZooEntry], small: list[ZooEntry], times: dict[str, float], runtimes: list[str]) -> Page:
+def make_page(
+    originals: list[ZooEntry], small: list[ZooEntry], num_looks: int, times: dict[str, float], runtimes: list[str]
+) -> Page:
     """Everything that the study says.
 
     Args:
+        num_looks: at CIFAR-10's test images, in the ledger of this folder of runs.
         times: milliseconds an image, by "original|small NAME RUNTIME BATCH".
     """
     trained = [entry for entry in small if entry.accuracy is not None]
@@ -97,7 +109,7 @@ def make_page(originals: list[ZooEntry], small: list[ZooEntry], times: dict[str,
             )
     return Page(
         title="The zoo: what accuracy costs",
-        findings=_findings(originals, trained, times),
+        findings=_findings(originals, trained, num_looks, times),
         pictures=pictures,
         tables=[
             _costs("imagenet", "ImageNet-size networks", "top-1, %", originals),
@@ -112,16 +124,17 @@ def make_page(originals: list[ZooEntry], small: list[ZooEntry], times: dict[str,
     )
 
 
-def _values(entry: ZooEntry) -> dict[str, float | int | None]:
+def _values(entry: ZooEntry) -> dict[str, float | int | str | None]:
     return {
         "accuracy": entry.accuracy,
         "num_runs": entry.num_runs,
+        "epochs": entry.epochs,
         "num_parameters": entry.cost.num_parameters,
         "multiply_adds": entry.cost.multiply_adds,
     }
 
 
-def _findings(originals: list[ZooEntry], trained: list[ZooEntry], times: dict[str, float]) -> list[str]:
+def _findings(originals: list[ZooEntry], trained: list[ZooEntry], num_looks: int, times: dict[str, float]) -> list[str]:
     by_name = {entry.name: entry for entry in originals}
     vgg, resnet = by_name["vgg19"], by_name["resnet50"]
     assert vgg.accuracy is not None
@@ -144,7 +157,13 @@ def _findings(originals: list[ZooEntry], trained: list[ZooEntry], times: dict[st
             f"ONNX Runtime takes {1 / ratios[-1]:.2f} to {1 / ratios[0]:.2f} times the time of PyTorch's eager mode "
             f"here, in the middle {1 / ratios[len(ratios) // 2]:.2f} times."
         )
-    if not trained:
+    if trained:
+        found.append(
+            "Accuracies on CIFAR-10 are medians of all finished runs in this folder of runs, whatever their settings, "
+            f"without intervals; its ledger holds {num_looks} look{'s' if num_looks != 1 else ''} at those images. "
+            "A network whose runs had fewer epochs than its recipe is shown below what it can do."
+        )
+    else:
         found.append(
             "No finished run of ours on CIFAR-10 was found: train some (--recipe cifar10-lenet5, …), and ask again."
         )
@@ -208,6 +227,7 @@ def _draw_times(kind: str, times: dict[str, float], runtimes: list[str]) -> Figu
                 marker="o",
                 markersize=3,
                 linewidth=1.3,
+                linestyle="-" if number < len(_COLOURS) else (0, (3, 2)),
                 label=_label(name),
             )
         _finish_times(axes, batches, _RUNTIMES[runtime])
@@ -232,7 +252,14 @@ def _costs(name: str, title: str, accuracy: str, entries: list[ZooEntry]) -> Tab
     return Table(
         name=name,
         title=title,
-        header=("network", accuracy, "parameters, millions", "multiply-adds, millions", "runs of ours"),
+        header=(
+            "network",
+            accuracy,
+            "parameters, millions",
+            "multiply-adds, millions",
+            "runs of ours, a look each",
+            "epochs",
+        ),
         rows=[
             (
                 _label(entry.name),
@@ -240,6 +267,7 @@ def _costs(name: str, title: str, accuracy: str, entries: list[ZooEntry]) -> Tab
                 entry.cost.num_parameters / 1e6,
                 entry.cost.multiply_adds / 1e6,
                 entry.num_runs or None,
+                entry.epochs,
             )
             for entry in entries
         ],

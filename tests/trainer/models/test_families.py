@@ -9,17 +9,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from trainer.data import ImageSet
 from trainer.errors import ConfigError
+from trainer.export.folding import fold
+from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, open_format
+from trainer.export.parity import LARGEST_BATCH, Sample, check_parity, reference_logits
+from trainer.export.repository import ONNX
 from trainer.models import Classifier, build_network
 from trainer.models.cost import cost_of
 
 # What the docstrings say: parameters and multiply-adds of one image, for 10 classes.
 COSTS = {
     ("lecture", 1, 28): (105_506, 1_333_200),
+    ("lecture", 3, 32): (107_106, 3_214_800),
     ("lenet5", 1, 28): (61_706, 416_520),
     ("lenet5", 3, 32): (62_006, 651_720),
     ("alexnet", 1, 28): (7_703_242, 171_486_208),
     ("alexnet", 3, 32): (7_706_442, 225_650_688),
+    ("bn-alexnet", 1, 28): (7_706_442, 171_486_208),
     ("bn-alexnet", 3, 32): (7_709_642, 225_650_688),
     ("bn-nin", 1, 28): (958_794, 162_814_848),
     ("bn-nin", 3, 32): (968_394, 222_486_528),
@@ -31,13 +38,18 @@ COSTS = {
     ("googlenet", 3, 32): (5_871_914, 1_447_241_728),
     ("resnet18", 1, 28): (11_172_810, 455_800_832),
     ("resnet18", 3, 32): (11_173_962, 555_422_720),
+    ("resnet34", 1, 28): (21_280_970, 935_917_568),
     ("resnet34", 3, 32): (21_282_122, 1_159_402_496),
+    ("resnet50", 1, 28): (23_519_690, 1_046_819_840),
     ("resnet50", 3, 32): (23_520_842, 1_297_829_888),
+    ("resnet101", 1, 28): (42_511_818, 1_974_875_136),
     ("resnet101", 3, 32): (42_512_970, 2_509_983_744),
     ("resnet152", 1, 28): (58_155_466, 2_902_930_432),
     ("resnet152", 3, 32): (58_156_618, 3_722_137_600),
 }
 FAMILIES = tuple(dict.fromkeys(name for name, _, _ in COSTS))
+FOLDED = ("lenet5", "bn-alexnet", "bn-nin", "resnet18")
+"""Of each kind of layers that the export folds; cheap ones."""
 # ResNet-101 is ResNet-50 with some blocks more, and ResNet-152 with some fewer.
 COMPUTED = [name for name in FAMILIES if name != "resnet101"]
 
@@ -170,3 +182,16 @@ def test_onnx_answers_alike_for_every_batch_size(name: str, tmp_path: Path) -> N
         images = pixels(batch_size, 1, 28)
         (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         assert is_as_right(torch.from_numpy(found), model, images)
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_what_the_export_folds_passes_its_own_gate(name: str) -> None:
+    model = settled(name, 3, 32)
+    images = ImageSet(pixels(20), torch.arange(20) % 10)
+    sample = Sample((images, torch.arange(20)), (images, torch.arange(0)))
+    reference = reference_logits(model, sample.batches(LARGEST_BATCH, len(sample)))
+    files = convert(fold(model), pixels(2))
+    assert set(files) == {TORCHSCRIPT, ONNX, EXPORTED_PROGRAM}
+    for file, content in files.items():
+        agreements = check_parity(file, open_format(file, content), sample, reference)
+        assert [agreement.num_images for agreement in agreements] == [20] * 5

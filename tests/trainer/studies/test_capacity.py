@@ -1,5 +1,7 @@
 """Polynomials and networks: errors fall on what is fitted, and turn up again on what is new."""
 
+import html
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +72,23 @@ def test_the_study_goes_on_where_it_was_interrupted(
     study_capacity(config)
     assert capsys.readouterr().out.count("wrong on") == 2
     assert (tmp_path / "study/result.json").read_bytes() == whole
+
+
+def test_a_study_that_goes_on_elsewhere_names_both_machines(tmp_path: Path, data_dir: Path) -> None:
+    config = replace(TINY, widths=(1,), network_repeats=1, data_dir=data_dir, run_dir=tmp_path / "study")
+    study_capacity(config)
+    assert "continued_on" not in json.loads((tmp_path / "study/result.json").read_text())
+    mark = json.loads((tmp_path / "study/study.json").read_text())
+    mark["machine"]["device"] = "an abacus"
+    (tmp_path / "study/study.json").write_text(json.dumps(mark))
+    for _ in range(2):  # the second time, this machine is known
+        study_capacity(config)
+    result = json.loads((tmp_path / "study/result.json").read_text())
+    assert result["machine"]["device"] == "an abacus"
+    (here,) = result["continued_on"]
+    page = " ".join((tmp_path / "study/report.html").read_text().split())
+    assert "On an abacus" in page
+    assert f"; continued on {html.escape(here['device'])}" in page
 
 
 @pytest.mark.parametrize(

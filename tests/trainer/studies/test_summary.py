@@ -13,6 +13,11 @@ def test_students_quantiles_are_those_of_the_tables(degrees_of_freedom: int, pub
     assert student_quantile(degrees_of_freedom) == pytest.approx(published, rel=3e-3)
 
 
+@pytest.mark.parametrize(("degrees_of_freedom", "published"), [(2, 1.061), (4, 0.941), (10, 0.879), (30, 0.854)])
+def test_the_quantile_for_the_power_too(degrees_of_freedom: int, published: float) -> None:
+    assert student_quantile(degrees_of_freedom, 0.8) == pytest.approx(published, rel=3e-3)
+
+
 def test_summary_of_known_numbers() -> None:
     summary = summarize([1.0, 1.2, 0.8, 1.1, 0.9])
     assert (summary.num_runs, summary.worst, summary.median, summary.best) == (5, 1.2, 1.0, 0.8)
@@ -39,7 +44,18 @@ def test_the_bootstrap_interval_covers_the_median_about_as_often_as_it_says() ->
     assert 85 <= covered <= 100
 
 
-def test_runs_needed_follow_the_square_of_the_difference() -> None:
-    assert runs_to_tell_apart(0.1, 0.1) == 16  # 2 * (1.96 + 0.84)^2 = 15.7
-    assert runs_to_tell_apart(0.05, 0.1) == 63
+def test_runs_needed_are_those_of_the_tables() -> None:
+    assert runs_to_tell_apart(0.8, 1.0) == 26  # Cohen 1988, table 2.4.1
+    assert runs_to_tell_apart(0.1, 0.1) == 17
+    assert runs_to_tell_apart(0.05, 0.1) == 64
+    assert runs_to_tell_apart(0.01, 0.1) == 1571
     assert runs_to_tell_apart(10.0, 0.1) == 2
+
+
+@pytest.mark.parametrize("difference", [0.8, 1.2, 2.0, 3.0, 4.0])
+def test_so_many_runs_find_the_difference_in_8_of_10_comparisons(difference: float) -> None:
+    stream, num_runs, num_comparisons = np.random.default_rng(0), runs_to_tell_apart(difference, 1.0), 20_000
+    one, other = (stream.normal(mean, 1.0, size=(num_comparisons, num_runs)) for mean in (0.0, difference))
+    deviation = np.sqrt((one.var(axis=1, ddof=1) + other.var(axis=1, ddof=1)) / num_runs)
+    found = np.abs(other.mean(axis=1) - one.mean(axis=1)) > student_quantile(2 * num_runs - 2) * deviation
+    assert found.mean() > 0.795

@@ -42,7 +42,22 @@ def test_a_candidates_values_reach_the_recipe() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("shift", 1), ("augment.shfit", 1), ("epochs.x", 1), ("dataset", "cifar10"), ("epochs", 0.5), ("lr_scale", -1)],
+    [
+        ("shift", 1),
+        ("augment.shfit", 1),
+        ("epochs.x", 1),
+        ("dataset", "cifar10"),
+        ("epochs", 0.5),
+        ("lr_scale", -1),
+        ("num_validation", 100),
+        ("global_batch_size", 0),
+        ("epochs", 0),
+        ("augment.shift", -1),
+        ("label_smoothing", 1.5),
+        ("label_smoothing", float("nan")),
+        ("precision", "float8"),
+        ("augment.flip", "up"),
+    ],
 )
 def test_fields_that_cannot_be_swept_are_refused(name: str, value: float | str) -> None:
     with pytest.raises(ConfigError):

@@ -5,9 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainer.errors import ConfigError
-from trainer.studies.zoo import ZooConfig, study_zoo
+from trainer.models import Classifier
+from trainer.recipes import RECIPES
+from trainer.studies.zoo import ZooConfig, _build_small, _eager, study_zoo
 
 
 @pytest.fixture
@@ -27,9 +30,12 @@ def test_the_study_measures_each_runtime_and_goes_on(
     config: ZooConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed, accuracy in enumerate((0.6, 0.7, 0.62)):
-        (tmp_path / f"runs/r{seed}").mkdir(parents=True)
-        finished = {"dataset": "cifar10", "model": "lenet5", "test_accuracy": accuracy}
-        (tmp_path / f"runs/r{seed}/result.json").write_text(json.dumps(finished))
+        folder = tmp_path / "runs" / (f"r{seed}" if seed < 2 else "study-seeds/seed-2")
+        folder.mkdir(parents=True)
+        finished = {"dataset": "cifar10", "recipe": "cifar10-lenet5", "model": "lenet5", "test_accuracy": accuracy}
+        (folder / "result.json").write_text(json.dumps({**finished, "epochs": 30 if seed else 5}))
+    whole_study = {"study": "seeds", "dataset": "cifar10", "recipe": "cifar10-small"}
+    (tmp_path / "runs/study-seeds/result.json").write_text(json.dumps(whole_study))
     study_zoo(config)
     folder = tmp_path / "runs" / "study"
     result = json.loads((folder / "result.json").read_text())
@@ -38,6 +44,7 @@ def test_the_study_measures_each_runtime_and_goes_on(
     assert result["small"]["lenet5"] == {
         "accuracy": 0.62,  # the median of all runs, not the best
         "num_runs": 3,
+        "epochs": "5, fewer epochs than the recipe's 30; 30",
         "num_parameters": 62_006,
         "multiply_adds": 651_720,
     }
@@ -51,6 +58,18 @@ def test_the_study_measures_each_runtime_and_goes_on(
     study_zoo(config)
     assert "measured" not in capsys.readouterr().out
     assert json.loads((folder / "result.json").read_text())["milliseconds_an_image"] == times
+
+
+def test_measuring_one_runtime_leaves_the_model_to_the_next_as_it_was() -> None:
+    model = Classifier(_build_small("lenet5"), torch.zeros(3), torch.ones(3)).eval()
+    before = [parameter.stride() for parameter in model.parameters()]
+    _eager(model, 32)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert [parameter.stride() for parameter in model.parameters()] == before
+
+
+def test_every_family_of_the_lecture_is_in_the_zoo() -> None:
+    families = {recipe.network for recipe in RECIPES.values() if recipe.name.startswith("cifar10-")} - {"airbench"}
+    assert families < set(ZooConfig().small)
 
 
 def test_what_is_not_in_the_zoo_is_refused(config: ZooConfig) -> None:

@@ -1,0 +1,63 @@
+"""People's own images: a family's recipe on a folder of them, from PNG files to a model that a server can load."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, clean_environment
+
+pytestmark = pytest.mark.slow
+NUM_TRAIN, NUM_TEST = 40, 10
+
+
+def put_images(folder: Path, number: int, seed: int) -> None:
+    """Stripes along or across, in noise: two classes."""
+    stream = np.random.default_rng(seed)
+    stripes = np.tile(np.repeat([0.0, 120.0], 4), (32, 4))
+    for name, picture in (("across", stripes), ("along", stripes.T)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for _ in range(number):
+            noisy = picture[..., None] + stream.uniform(0, 120, size=(32, 32, 3))
+            path = folder / name / f"{seed}-{len(list((folder / name).iterdir()))}.png"
+            Image.fromarray(noisy.astype(np.uint8)).save(path)
+
+
+def train(tmp_path: Path, name: str, *arguments: str) -> dict[str, Any]:
+    """A run's result; its recipe is LeNet-5's."""
+    folder = tmp_path / "runs" / name
+    known = ["--recipe", "cifar10-lenet5", "--dataset", f"folder:{tmp_path / 'images'}", "--image-size", "32"]
+    known += ["--epochs", "1", "--global-batch-size", "8", "--device", "cpu", "--data-dir", str(tmp_path / "data")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "trainer/main.py"), *known, "--run-dir", str(folder), *arguments],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+def test_a_family_learns_a_folder_of_images_and_is_published(tmp_path: Path) -> None:
+    put_images(tmp_path / "images/train", NUM_TRAIN, seed=0)
+    put_images(tmp_path / "images/test", NUM_TEST, seed=1)
+    result = train(tmp_path, "first", "--model-repository", str(tmp_path / "models"))
+    assert (result["num_test"], result["test_look"]) == (2 * NUM_TEST, 1)
+    version = tmp_path / "models/cifar10-lenet5/1"
+    assert result["exported"] == str(version)
+    assert (tmp_path / "models/cifar10-lenet5/labels.txt").read_text().split() == ["across", "along"]
+    parity = json.loads((version / "manifest.json").read_text())["parity"]
+    assert set(parity["formats"]) == {"model.onnx", "model.pt", "model.pt2"}
+    # One training photo more is another data set, but not another test set: its looks go on being counted.
+    put_images(tmp_path / "images/train", 1, seed=2)
+    again = train(tmp_path, "second", "--no-export")
+    assert again["dataset_sha256"] != result["dataset_sha256"]
+    assert (again["test_look"], again["num_test_looks"]) == (2, 2)
