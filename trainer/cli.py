@@ -114,6 +114,8 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     try:
         _leave(command() or 0)
     except Interrupted as error:
+        if _is_main():
+            print(error, file=sys.stderr)
         _leave(128 + error.signal_number)
     except PeerError as error:
         time.sleep(LINGER_S)

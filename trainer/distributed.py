@@ -9,8 +9,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.distributed.rendezvous import rendezvous
 
-from trainer.errors import ConfigError, DesyncError, Interrupted, MismatchError, PeerError, TrainerError
+from trainer.errors import ConfigError, DesyncError, MismatchError, PeerError, TrainerError
 from trainer.failure import Claim, Situation, write_error, write_failure
 from trainer.hardware import num_available_cpus
 from trainer.host_sum import HostSum
@@ -95,20 +95,25 @@ class World:
             store, _, _ = next(rendezvous("env://"))
             name = call_the_roll(store, rank, size)
             watchdog.meet(store.clone(), name)
-        with _watched(situation, store, name, watchdog):
+        with _watched(situation, store, name, watchdog), ExitStack() as links:
             _check_shards(virtual_shards, size)
             device = _choose_device(choice, int(os.environ.get("LOCAL_RANK", 0)), local_size)
             own = PrefixStore(f"convoy/{name}", store) if store is not None else None
-            share_memory = 1 < size == local_size and device.type == "cpu" and sys.platform == "linux"
+            control, host_sum = None, None
+            if own is not None:
+                with watchdog.waiting():
+                    control = _start_process_group(own, rank, size, device)
+                    if size == local_size and device.type == "cpu" and sys.platform == "linux":
+                        host_sum = links.enter_context(closing(HostSum.join(name, rank, size)))
             yield cls(
                 rank=rank,
                 size=size,
                 local_rank=int(os.environ.get("LOCAL_RANK", 0)),
                 device=device,
                 num_threads=num_threads,
-                control=_start_process_group(own, rank, size, device) if own is not None else None,
+                control=control,
                 store=own,
-                host_sum=HostSum.join(name, rank, size) if share_memory else None,
+                host_sum=host_sum,
                 virtual_shards=virtual_shards,
                 situation=situation,
                 watchdog=watchdog,
@@ -201,23 +206,22 @@ class World:
             with self.watchdog.waiting():
                 dist.barrier(group=self.control)
 
-    def wait_for_main(self, is_stopped: Callable[[], bool]) -> None:
-        """Return when the main rank has come here too, or a signal came.
+    def wait_for(self, ranks: Iterable[int], what: str) -> None:
+        """Say that this rank has come to `what` (used once a run), and return when `ranks` have come there too.
 
-        A collective would give up after a time; here the main rank may work alone for as long as it takes. Should it
-        fail, the watchdog ends this process.
+        A collective would give up after a time; here each rank may work alone for as long as it takes before it comes,
+        and signals are heard meanwhile. Should a rank fail, the watchdog ends this process.
 
         Raises:
             PeerError: the launcher is gone.
         """
         if self.store is None:
             return
-        if self.is_main:
-            self.store.set("main-is-done", "")
-            return
         try:
-            while not self.store.check(["main-is-done"]) and not is_stopped():
-                time.sleep(0.1)
+            self.store.set(f"{what}/{self.rank}", "")
+            keys = [f"{what}/{rank}" for rank in ranks]
+            while not self.store.check(keys):
+                time.sleep(0.05)
         except RuntimeError as error:
             raise PeerError("the launcher is gone") from error
 
@@ -239,7 +243,8 @@ class Agreement:
             return stop
         granted = self._collect()
         self._wish[0] = int(stop)
-        self._pending = dist.all_reduce(self._wish, group=self._world.control, async_op=True)
+        with self._world.watchdog.waiting():
+            self._pending = dist.all_reduce(self._wish, group=self._world.control, async_op=True)
         return granted
 
     def close(self) -> None:
@@ -276,8 +281,6 @@ def _watched(situation: Situation, store: Store | None, name: str, watchdog: Wat
     """Report what fails, from the rank to whom it is due; leave the process group at the end."""
     try:
         yield
-    except Interrupted:
-        raise
     except Exception as error:
         if store is not None:
             _settle_blame(error, Claim(store, name, situation.rank), situation, watchdog)
@@ -298,7 +301,7 @@ def _settle_blame(error: Exception, claim: Claim, situation: Situation, watchdog
         PeerError: another rank failed first, and `error` is only a consequence of it or the same once more.
         TrainerError: a rank has gone without a word, and this one is the first to notice.
     """
-    is_consequence = _is_consequence(error)
+    is_consequence = _is_consequence(error, in_collective=error is watchdog.failure)
     if is_consequence and _somebody_claimed(claim, within_s=1.0):
         raise PeerError("another rank failed first") from None
     lost = watchdog.lost_peers() if is_consequence else []
@@ -327,11 +330,15 @@ def _somebody_claimed(claim: Claim, within_s: float) -> bool:
     return False
 
 
-def _is_consequence(error: Exception) -> bool:
-    """Whether an error is what a healthy rank meets when another one has gone."""
-    return isinstance(error, dist.DistError | ConnectionError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection", "NCCL"))
-    )
+def _is_consequence(error: Exception, *, in_collective: bool) -> bool:
+    """Whether an error is what a healthy rank meets when another one has gone.
+
+    NCCL's may come wherever the GPU is waited for; a connection that is lost elsewhere is not one between ranks.
+    """
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "NCCL" in str(error)):
+        return True
+    is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection"))
+    return in_collective and (is_lost or isinstance(error, ConnectionError))
 
 
 def _check_shards(virtual_shards: int | None, size: int) -> None:

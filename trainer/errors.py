@@ -8,8 +8,9 @@
     ├── DivergenceError  the loss is no longer a number
     ├── ExportError      a trained model is not published: it failed its check, or the repository cannot be written
     ├── DesyncError      the ranks' weights are not the same any more
-    ├── PeerError        another rank failed, and that rank tells the user why
-    └── Interrupted      SIGTERM or Ctrl-C: the state is saved, the run can go on later
+    └── PeerError        another rank failed, and that rank tells the user why
+
+`Interrupted`, by SIGTERM or Ctrl-C, is no error, and stands beside it.
 
 Messages say what was wrong and what to do. Anything else that reaches the top is a defect, and is shown with its
 traceback.
@@ -86,8 +87,11 @@ class PeerError(TrainerError):
     """This rank leaves because another one failed first. Said nowhere: the first failure is what the user must see."""
 
 
-class Interrupted(TrainerError):
-    """A signal asked the run to end, and its state is saved. Exit code 128 + the signal's number, as shells do."""
+class Interrupted(BaseException):
+    """A signal asked the run to end. Exit code 128 + the signal's number, as shells do; the message is for the user.
+
+    No Exception, as KeyboardInterrupt is none: it may be raised anywhere, and nobody who handles errors may keep it.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -13,7 +13,7 @@ from trainer.data import Dataset, ImageSet
 from trainer.data.order import epoch_order, num_steps_per_epoch, random_key
 from trainer.distributed import Agreement, World
 from trainer.errors import CheckpointError, DivergenceError, Interrupted
-from trainer.evaluate import evaluate
+from trainer.evaluate import CHUNK_SIZE, evaluate
 from trainer.identity import check_weights, digest_of
 from trainer.learner import Learner
 from trainer.metrics import MetricsLog
@@ -28,6 +28,8 @@ from trainer.watchdog import HANG_AFTER_S, PATIENT_S
 LOG_EVERY_STEPS = 50
 FIRST_SAVE_S = 2.0
 """When the first checkpoint of a sitting is saved; the next ones follow after twice, four times as long, …"""
+EVALUATE_S = 60.0
+"""How long ranks wait for each other in a validation, at least."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,19 +111,20 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery = SaveEvery()) -> Non
         DivergenceError: a loss is not finite; nothing is saved after the last good checkpoint.
         DesyncError: the ranks' weights are not the same.
         CheckpointError: the run folder cannot be written, or the final weights not be saved.
-        Interrupted: a signal came; the state is saved.
+        Interrupted: a signal came; the state is saved, unless a second one came that would not wait for that.
     """
     loop = _Loop(run, stop, save_every)
     run.progress.start(step=run.position.step, num_steps=run.num_steps)
-    try:
-        while run.position.step < run.num_steps:
-            loop.run_epoch()
-            loop.end_epoch()
-        loop.save_and_wait()
-    finally:
-        run.world.watchdog.patience = PATIENT_S
-        run.progress.stop()
-        loop.close()
+    with stop.deferred():
+        try:
+            while run.position.step < run.num_steps:
+                loop.run_epoch()
+                loop.end_epoch()
+            loop.save_and_wait()
+        finally:
+            run.world.watchdog.patience = PATIENT_S
+            run.progress.stop()
+            loop.close()
 
 
 def save(run: Run) -> None:
@@ -178,6 +181,7 @@ class _Loop:
             else None
         )
         self._saved_at: float | None = None
+        self._longest_step_s = 0.0  # of the recent ones: a step counts a tenth less with each one that follows
         self._stopwatch = _Stopwatch(run.position.seconds, run.world.device)
         factors = [run.recipe.schedule.factor(step, run.num_steps) for step in range(run.num_steps)]
         self._lr_factors = torch.tensor(factors, dtype=torch.float32, device=run.world.device)
@@ -206,6 +210,7 @@ class _Loop:
         self._check_weights()
         self._saved_at = self._saved_at or time.monotonic()
         self._stopwatch.start()
+        stepped_at = time.monotonic()
         for start in range(first * batch_size, len(order), batch_size):
             global_batch = order[start : start + batch_size]
             result = run.learner.step(self._share(global_batch, numbers))
@@ -214,11 +219,12 @@ class _Loop:
             self._window_images += len(global_batch)
             run.position.step += 1
             run.world.situation.step = run.position.step
-            run.world.watchdog.patience = HANG_AFTER_S
+            stepped_at, seconds = time.monotonic(), time.monotonic() - stepped_at
+            self._longest_step_s = max(seconds, 0.9 * self._longest_step_s)
+            self._be_patient(max(HANG_AFTER_S, 3 * self._longest_step_s))
             if run.world.device.type == "cpu":
                 self._check_finite()
             self._between_steps(epoch)
-        run.world.watchdog.patience = PATIENT_S
         run.position.seconds = self._stopwatch.stop()
 
     def end_epoch(self) -> None:
@@ -227,6 +233,9 @@ class _Loop:
         epoch = run.position.step // run.steps_per_epoch
         self._check_finite()
         loss, correct = (run.position.totals / len(run.train_indices)).tolist()
+        # Some rank has a chunk of images more than another, and a chunk takes at most what it takes to train on it.
+        share = run.recipe.global_batch_size / run.world.num_computing
+        self._be_patient(max(EVALUATE_S, 3 * self._longest_step_s * CHUNK_SIZE / share))
         seen = evaluate(run.learner.predict_one_view, run.validation_images, run.validation_indices, run.world)
         if self._log is not None:
             self._log.write(
@@ -244,6 +253,11 @@ class _Loop:
             f"validation loss {seen.loss:.4f}, accuracy {100 * seen.accuracy:.2f} %; {run.position.seconds:.1f} s"
         )
         run.position.totals.zero_()
+        self._be_patient(max(HANG_AFTER_S, 3 * self._longest_step_s))
+
+    def _be_patient(self, seconds: float) -> None:
+        """How long other ranks, and a signal, may wait for this one, and it for them."""
+        self._run.world.watchdog.patience = self._stop.patience_s = seconds
 
     def _share(self, global_batch: torch.Tensor, numbers: torch.Tensor) -> Batch:
         """This rank's share of a global batch of sample indices."""
@@ -350,16 +364,16 @@ class _Loop:
         """Save, tell the user how to go on, and end the run."""
         run = self._run
         run.world.watchdog.patience = PATIENT_S
+        self._stop.grant()
         self._agreement.close()
         self.save_and_wait()
         run.world.wait_for_all()
         number = run.world.max(self._stop.number or 0)
-        run.progress.stop()
-        run.progress.say(
+        raise Interrupted(
             f"{signal.Signals(number).name}: saved at step {run.position.step} of {run.num_steps}; "
-            f"go on with the same command and --run-dir {run.folder.path}"
+            f"go on with the same command and --run-dir {run.folder.path}",
+            number,
         )
-        raise Interrupted("a signal ended the run", number)
 
 
 def _diverged(what: str, run: Run) -> str:

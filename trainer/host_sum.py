@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import time
+from contextlib import ExitStack
 from typing import Self
 
 import torch
@@ -21,6 +22,8 @@ ROOM = 1 << 20
 """Numbers (float32) of each rank that are added up at a time."""
 MEET_S = 60.0
 """How long ranks that start together may miss each other."""
+GREET_S = 5.0
+"""How long who comes to where they meet may say nothing."""
 
 
 class HostSum:
@@ -50,25 +53,15 @@ class HostSum:
         Raises:
             ConnectionError: they do not come.
         """
-        distances = [1 << power for power in range((size - 1).bit_length())]
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as meeting_place:
-            address = f"\0convoy/{name}"  # abstract: no file that would be left
-            meeting_place.settimeout(MEET_S)
-            if rank == 0:
-                meeting_place.bind(address)
-                meeting_place.listen(size)
-                descriptors = _hand_out(meeting_place, size, distances)
-            else:
-                _connect(meeting_place, address)
-                meeting_place.send(struct.pack("i", rank))
-                _, descriptors, _, _ = socket.recv_fds(meeting_place, 1, 1 + 2 * len(distances))
-        if len(descriptors) != 1 + 2 * len(distances):
-            raise ConnectionError("rank 0 left while the ranks of this host met")
+        try:
+            descriptors = _meet_others(f"\0convoy/{name}", rank, size)  # abstract: no file that would be left
+        except OSError as error:
+            raise ConnectionError(f"the ranks of this host did not meet: {error}") from error
         links = [socket.socket(fileno=descriptor) for descriptor in descriptors[1:]]
         shared = mmap.mmap(descriptors[0], 2 * size * ROOM * 4)
         os.close(descriptors[0])
         memory = torch.frombuffer(shared, dtype=torch.float32).view(2, size, ROOM)
-        return cls(rank, memory, links[: len(distances)], links[len(distances) :])
+        return cls(rank, memory, links[: len(links) // 2], links[len(links) // 2 :])
 
     def close(self) -> None:
         """Leave; the others' next sum fails."""
@@ -114,36 +107,85 @@ class HostSum:
                 raise ConnectionError("another rank of this host is gone")
 
 
-def _hand_out(meeting_place: socket.socket, size: int, distances: list[int]) -> list[int]:
-    """Make the memory and the links, give every other rank its descriptors; returns rank 0's."""
+def _meet_others(address: str, rank: int, size: int) -> list[int]:
+    """This rank's descriptors: of the memory, of its links out, of its links in.
+
+    Raises:
+        OSError: the others do not come.
+    """
+    distances = [1 << power for power in range((size - 1).bit_length())]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as meeting_place:
+        if rank == 0:
+            meeting_place.bind(address)
+            meeting_place.listen(size)
+            with ExitStack() as opened:
+                return _hand_out(_welcome(meeting_place, size, opened), size, distances, opened)
+        meeting_place.settimeout(MEET_S)
+        _connect(meeting_place, address)
+        meeting_place.send(struct.pack("i", rank))
+        _, descriptors, _, _ = socket.recv_fds(meeting_place, 1, 1 + 2 * len(distances))
+    if len(descriptors) != 1 + 2 * len(distances):
+        raise ConnectionError("rank 0 left")
+    return descriptors
+
+
+def _welcome(meeting_place: socket.socket, size: int, opened: ExitStack) -> dict[int, socket.socket]:
+    """Connections to the other ranks. Strangers are turned away: anybody may try an address without a file."""
+    peers: dict[int, socket.socket] = {}
+    until = time.monotonic() + MEET_S
+    while len(peers) < size - 1:
+        meeting_place.settimeout(max(0.001, until - time.monotonic()))
+        peer = opened.enter_context(meeting_place.accept()[0])
+        rank = _rank_of(peer)
+        if rank is not None and 0 < rank < size and rank not in peers:
+            peers[rank] = peer
+        else:
+            peer.close()
+    return peers
+
+
+def _rank_of(peer: socket.socket) -> int | None:
+    """The rank that is at the other end of a connection; None for somebody else."""
+    _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if user != os.getuid():
+        return None
+    peer.settimeout(GREET_S)
+    try:
+        said = peer.recv(5)
+    except OSError:
+        return None
+    return int(struct.unpack("i", said)[0]) if len(said) == 4 else None
+
+
+def _hand_out(peers: dict[int, socket.socket], size: int, distances: list[int], opened: ExitStack) -> list[int]:
+    """Make the memory and the links, give every other rank its descriptors; returns rank 0's.
+
+    In the order of the ranks, no more than some 2 · size ends are open at a time: those whose other end is given away.
+    """
     memory = os.memfd_create("convoy-sums")
+    opened.callback(os.close, memory)
     os.ftruncate(memory, 2 * size * ROOM * 4)
-    links = [[socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(size)] for _ in distances]
+    ends: dict[tuple[int, int], socket.socket] = {}
 
-    def descriptors(rank: int) -> list[int]:
-        out = [of_distance[rank][0].fileno() for of_distance in links]
-        into = [
-            of_distance[(rank - distance) % size][1].fileno()
-            for distance, of_distance in zip(distances, links, strict=True)
-        ]
-        return [memory, *out, *into]
+    def end_of(sender: int, distance: int) -> socket.socket:
+        """An end of a link; the first who asks makes the link."""
+        link = (sender % size, distance)
+        if link in ends:
+            return ends.pop(link)
+        mine, ends[link] = map(opened.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
+        return mine
 
-    for _ in range(size - 1):
-        peer, _ = meeting_place.accept()
-        with peer:
-            _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            if user != os.getuid():
-                raise ConnectionError(f"user {user} came to where the ranks of this host meet")
-            peer.settimeout(MEET_S)
-            (rank,) = struct.unpack("i", peer.recv(4))
-            socket.send_fds(peer, [b"!"], descriptors(rank))
-    mine = [os.dup(descriptor) for descriptor in descriptors(0)]
-    os.close(memory)
-    for of_distance in links:
-        for pair in of_distance:
-            for end in pair:
-                end.close()
-    return mine
+    def links_of(rank: int) -> list[socket.socket]:
+        out = [end_of(rank, distance) for distance in distances]
+        return [*out, *(end_of(rank - distance, distance) for distance in distances)]
+
+    mine = links_of(0)
+    for rank in range(1, size):
+        links = links_of(rank)
+        socket.send_fds(peers[rank], [b"!"], [memory, *(link.fileno() for link in links)])
+        for connection in (peers[rank], *links):
+            connection.close()
+    return [os.dup(memory), *(link.detach() for link in mine)]
 
 
 def _connect(meeting_place: socket.socket, address: str) -> None:
@@ -154,5 +196,5 @@ def _connect(meeting_place: socket.socket, address: str) -> None:
             return meeting_place.connect(address)
         except ConnectionRefusedError:
             if time.monotonic() > until:
-                raise ConnectionError("rank 0 did not come to where the ranks of this host meet") from None
+                raise ConnectionError("rank 0 did not come") from None
             time.sleep(0.005)

@@ -1,26 +1,39 @@
-"""SIGTERM and Ctrl-C as a wish that the training loop reads between two steps."""
+"""SIGTERM and Ctrl-C: the end of a run at once, or a wish that the training loop grants between two steps."""
 
 import os
 import signal
 import socket
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
+from trainer.errors import Interrupted
+
 STUCK_AFTER_S = 8.0
-"""A process that has not come back to Python this long after a signal hangs in a call that will not return."""
+"""A process that has neither left nor granted the wish this long after a signal waits for what will not come."""
+AGAIN_AFTER_S = 2.0
+"""A second signal that comes sooner is no second wish: torchrun passes on what the terminal has sent already."""
 
 
 class StopRequest:
-    """Context in which SIGTERM and SIGINT only set `number`; the old handlers come back at its end.
+    """Context in which SIGTERM and SIGINT raise `Interrupted`; the old handlers come back at its end.
 
-    A rank that waits in a collective for a rank that is gone never returns to Python, so that its handler never runs.
-    The wake-up socket is written by the C-level handler all the same, and a thread that reads it ends the process.
+    A rank that waits in a collective for a rank that is gone never returns to Python, or to the training loop. The
+    wake-up socket is written by the C-level handler all the same, and a thread that reads it ends the process unless
+    the context ends, or the wish is granted, in time.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._handled = threading.Event()
+        """The signal that came, if one did."""
+        self.patience_s = STUCK_AFTER_S
+        """How long whoever defers signals may take to grant the wish; at least `STUCK_AFTER_S` are given."""
+        self._came_at = 0.0
+        self._is_deferred = False
+        self._settled = threading.Event()
 
     def __enter__(self) -> Self:
         self._reader, self._writer = socket.socketpair()
@@ -36,15 +49,45 @@ class StopRequest:
         for number, handler in self._old.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_wakeup)
-        self._handled.set()
+        self._settled.set()
         self._writer.close()
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Around training steps: a signal is a wish that sets `number`, and only a second one raises at once.
+
+        Raises:
+            Interrupted: at the end, where the wish has not been granted before.
+        """
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+        if self.number is not None:
+            raise _interrupted(self.number)
+
+    def grant(self) -> None:
+        """The wish is being granted; that takes as long as it takes."""
+        self._settled.set()
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self._handled.set()
+        if self.number is None:
+            self.number, self._came_at = number, time.monotonic()
+            if not self._is_deferred:
+                raise _interrupted(number)
+        elif self._is_deferred and time.monotonic() - self._came_at > AGAIN_AFTER_S:
+            raise _interrupted(number)
 
     def _watch(self) -> None:
-        with self._reader:
+        with self._reader:  # open to the end: the handler would complain of a socket that nobody reads
             received = self._reader.recv(1)
-            if received and not self._handled.wait(STUCK_AFTER_S):
-                os._exit(128 + received[0])
+            came_at, patience_s = time.monotonic(), STUCK_AFTER_S
+            while received and not self._settled.wait(0.1):
+                patience_s = max(patience_s, self.patience_s)
+                if time.monotonic() - came_at > patience_s:
+                    os._exit(128 + received[0])
+
+
+def _interrupted(number: int) -> Interrupted:
+    return Interrupted(f"{signal.Signals(number).name}: stopped", number)

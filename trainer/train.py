@@ -71,9 +71,11 @@ def train(config: TrainConfig) -> None:
             try:
                 if model is not None:
                     result["exported"] = export_trained(run, model, result)
-            finally:  # whatever became of the export, the run is complete
+            except Exception:  # whatever became of the export, the run is complete
                 report(run, result, test_images, test, look)
-        world.wait_for_main(is_stopped=lambda: stop.number is not None)
+                raise
+            report(run, result, test_images, test, look)
+        world.wait_for([0], "the end")
 
 
 def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> dict[str, str]:
@@ -92,10 +94,12 @@ def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, s
             f"{world.size} ranks for a global batch of {recipe.global_batch_size}: "
             f"use at most {recipe.global_batch_size} ranks, or a larger --global-batch-size"
         )
-    for turn in (True, False):
-        if (world.local_rank == 0) is turn:
-            dataset = load_dataset(recipe.dataset, data_dir, image_size=image_size, say=say, verify=turn)
-        world.wait_for_all()
+    prepares = world.local_rank == 0
+    if not prepares:
+        world.wait_for(range(world.size), "data")
+    dataset = load_dataset(recipe.dataset, data_dir, image_size=image_size, say=say, verify=prepares)
+    if prepares:  # other hosts' ranks may be at it for longer than a collective waits
+        world.wait_for(range(world.size), "data")
     return dataset
 
 

@@ -33,7 +33,7 @@ STALE_AFTER_S = 4.0
 PATIENT_S = 600.0
 """How long others may be waited for outside the training steps: one fetches data or writes a report."""
 HANG_AFTER_S = 5.0
-"""The same between training steps."""
+"""The same between training steps, at least: slow steps need more."""
 GRACE_S = 1.5
 """How much later others accuse a rank than it accuses itself, which it does better."""
 LEAVE_S = 9.0
@@ -73,6 +73,8 @@ class Watchdog:
         self._parent = PARENT
         self._stopped = threading.Event()
         self.patience = PATIENT_S
+        self.failure: Exception | None = None
+        """What the last collective that failed has raised."""
 
     def start(self) -> None:
         """Begin to mind the launcher, which may be gone already: it was there when this process began."""
@@ -101,6 +103,9 @@ class Watchdog:
         self._since = time.monotonic()
         try:
             yield
+        except Exception as error:
+            self.failure = error
+            raise
         finally:
             self._since = None
 
@@ -194,8 +199,8 @@ class Watchdog:
         late = [rank for rank, life in peers.items() if life.entered < mine.entered]
         if late and all(mine.waited > peers[rank].patience + GRACE_S for rank in late):
             self._accuse(sorted(late), f"has not come to where the others have waited for {mine.waited:.0f} s")
-        if not late and mine.waited > 2 * mine.patience:
-            self._accuse([], f"has waited {mine.waited:.0f} s in a collective in which all ranks are")
+        if not late and mine.waited > mine.patience + 2 * GRACE_S:
+            self._end([], f"all ranks have waited {mine.waited:.0f} s for each other: the network may be cut", None)
 
     def _confess(self, waited: float) -> NoReturn:
         frame = sys._current_frames().get(threading.main_thread().ident or 0)

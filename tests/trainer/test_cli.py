@@ -39,8 +39,8 @@ def test_an_error_is_one_line_with_its_code(
     assert leave_with(kind("what was wrong: what to do"), capsys) == (code, "error: what was wrong: what to do\n")
 
 
-def test_an_interrupted_run_says_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
-    assert leave_with(Interrupted("saved", signal.SIGTERM), capsys) == (143, "")
+def test_an_interrupted_run_says_what_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave_with(Interrupted("saved", signal.SIGTERM), capsys) == (143, "saved\n")
     assert leave_with(KeyboardInterrupt(), capsys) == (130, "")
 
 

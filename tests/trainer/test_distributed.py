@@ -310,7 +310,7 @@ def body(world):
     world.wait_for_all()
     if world.is_main:
         time.sleep(2.5)
-    world.wait_for_main(lambda: False)
+    world.wait_for([0], "the end")
     tell(world.rank)
 """
     done = run_ranks(body, 2, tmp_path)
@@ -324,7 +324,7 @@ def test_who_waits_for_the_main_rank_leaves_with_it(tmp_path: Path) -> None:
 def body(world):
     if world.is_main:
         raise DataError("the main rank's disk is full")
-    world.wait_for_main(lambda: False)
+    world.wait_for([0], "the end")
     tell("not reached")
 """
     done = run_ranks(body, 2, tmp_path)

@@ -1,6 +1,9 @@
 """Sums through shared memory: the bits of the tree, for every number of ranks and length; and who leaves is noticed."""
 
+import itertools
 import os
+import socket
+import struct
 import sys
 import uuid
 from collections.abc import Callable
@@ -95,3 +98,63 @@ def test_leaves_no_descriptors() -> None:
     before = len(os.listdir("/proc/self/fd"))
     as_ranks(2, lambda rank, sums: sums.add_up(torch.ones(4), 2))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_stranger_who_comes_to_the_meeting_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who is of another user, who says nothing, who says something else, who names a rank that is not."""
+    monkeypatch.setattr(host_sum, "GREET_S", 0.5)
+    name, welcome = uuid.uuid4().hex, host_sum._rank_of
+    asked = []
+
+    def after_strangers(peer: socket.socket) -> int | None:
+        asked.append(peer)
+        with monkeypatch.context() as patch:
+            if len(asked) == 1:
+                patch.setattr(os, "getuid", lambda: -1)
+            return welcome(peer)
+
+    monkeypatch.setattr(host_sum, "_rank_of", after_strangers)
+    strangers = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(4)]
+    with ThreadPoolExecutor(2) as pool, ExitStack() as closed:
+        first = pool.submit(HostSum.join, name, 0, 2)
+        for stranger, said in zip(strangers, [b"", b"", b"GET / HTTP/1.1", struct.pack("i", 7)], strict=True):
+            closed.enter_context(stranger)
+            host_sum._connect(stranger, f"\0convoy/{name}")
+            if said:
+                stranger.send(said)
+        ranks = [first, pool.submit(HostSum.join, name, 1, 2)]
+        sums = [torch.ones(3), torch.ones(3)]
+        joined = [closed.enter_context(closing(rank.result())) for rank in ranks]
+        for done in [pool.submit(rank.add_up, mine, 2) for rank, mine in zip(joined, sums, strict=True)]:
+            done.result()
+    assert len(asked) == 5
+    assert [mine.tolist() for mine in sums] == [[2.0] * 3] * 2
+
+
+def test_a_rank_that_leaves_while_the_others_meet_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_sum, "MEET_S", 0.3)
+    with pytest.raises(ConnectionError, match="the ranks of this host did not meet: timed out"):
+        HostSum.join(uuid.uuid4().hex, 0, 2)
+
+
+def test_few_descriptors_are_open_while_many_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All links at once would be 2 * 32 * 5 ends."""
+    size, distances, counts, send_fds = 32, [1, 2, 4, 8, 16], [], socket.send_fds
+
+    def watched(peer: socket.socket, message: list[bytes], descriptors: list[int]) -> int:
+        counts.append(num_open())
+        return send_fds(peer, message, descriptors)
+
+    def num_open() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    monkeypatch.setattr(socket, "send_fds", watched)
+    with ExitStack() as opened:
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(size)]
+        for end in itertools.chain(*pairs):
+            opened.enter_context(end)
+        before = num_open()
+        for descriptor in host_sum._hand_out({rank: pairs[rank][0] for rank in range(size)}, size, distances, opened):
+            os.close(descriptor)
+    assert len(counts) == size - 1
+    assert max(counts) - before < 3 * size

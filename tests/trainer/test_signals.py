@@ -1,21 +1,75 @@
-"""A signal is a wish; a process that cannot hear it ends all the same."""
+"""A signal ends the run, or is a wish; a process that cannot hear it ends all the same."""
 
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from trainer import signals
+from trainer.errors import Interrupted
 from trainer.signals import StopRequest
 
 
-def test_a_signal_is_noted_and_the_old_handler_comes_back() -> None:
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def interrupted(work: Callable[[StopRequest], None]) -> Interrupted:
+    """What ends the work."""
+    with pytest.raises(Interrupted) as raised, StopRequest() as stop:
+        work(stop)
+    return raised.value
+
+
+def test_a_signal_ends_the_run_at_once_and_the_old_handler_comes_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with StopRequest() as stop:
-        assert stop.number is None
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.number == signal.SIGTERM
+    error = interrupted(lambda stop: send(signal.SIGTERM))
+    assert (str(error), error.signal_number) == ("SIGTERM: stopped", signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_deferred_a_signal_is_a_wish_until_the_end() -> None:
+    heard = []
+
+    def work(stop: StopRequest) -> None:
+        with stop.deferred():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # as torchrun passes on a Ctrl-C
+                send(number)
+                heard.append(stop.number)
+
+    assert interrupted(work).signal_number == signal.SIGINT
+    assert heard == [signal.SIGINT] * 3
+
+
+def test_a_second_signal_does_not_wait_for_the_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "AGAIN_AFTER_S", 0.0)
+
+    def work(stop: StopRequest) -> None:
+        with stop.deferred():
+            send(signal.SIGINT)
+            time.sleep(0.01)
+            send(signal.SIGTERM)
+            pytest.fail("the second signal was not heard")
+
+    assert interrupted(work).signal_number == signal.SIGTERM
+
+
+def test_who_is_leaving_already_is_not_disturbed() -> None:
+    def work(stop: StopRequest) -> None:
+        try:
+            send(signal.SIGTERM)
+        finally:
+            send(signal.SIGINT)
+            left.append("in order")
+
+    left: list[str] = []
+    assert interrupted(work).signal_number == signal.SIGTERM
+    assert left == ["in order"]
 
 
 # Locking a mutex twice waits in C for ever, as a collective does whose peer is gone: Python's handler never runs.
@@ -41,5 +95,37 @@ def test_a_process_that_hangs_in_a_call_is_ended() -> None:
                 assert process.poll() is None
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+
+
+# Python's handler runs here, and the wait begins again, as in a sum whose peer has stopped.
+WAITS = """
+import socket, trainer.signals
+trainer.signals.STUCK_AFTER_S = 0.3
+ours, theirs = socket.socketpair()
+with trainer.signals.StopRequest() as stop, stop.deferred():
+    GRANT
+    print("waits", flush=True)
+    while True:
+        ours.settimeout(2)
+        try:
+            ours.recv(1)
+        except TimeoutError:
+            print("granted" if stop.number else "no signal", flush=True)
+            break
+"""
+
+
+@pytest.mark.parametrize(("grant", "said"), [("", ""), ("stop.grant()", "granted\n")])
+def test_who_has_heard_the_wish_and_does_not_grant_it_is_ended(grant: str, said: str) -> None:
+    command = [sys.executable, "-c", WAITS.replace("GRANT", grant)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "waits\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.stdout.read() == said
+            assert process.wait(timeout=60) == (1 if said else 128 + signal.SIGTERM)
         finally:
             process.kill()

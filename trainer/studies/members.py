@@ -4,6 +4,9 @@ Knows how a member is trained and continued. Who may look at test images, and wh
 the studies' own.
 """
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from trainer.progress import Progress
 from trainer.recipes import Recipe
 from trainer.run_folder import RunFolder
 from trainer.signals import StopRequest
+from trainer.studies.folder import StudyFolder
 from trainer.train import setup
 
 
@@ -68,8 +72,16 @@ def train_member(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run
     return run
 
 
-def check_stop(stop: StopRequest, goes_on: str) -> None:
-    """Raises Interrupted where a signal has come, between members."""
-    if stop.number is not None:
-        print(f"stopped; {goes_on}", flush=True)
-        raise Interrupted("a signal ended the study", stop.number)
+@contextmanager
+def telling_how_to_go_on(folder: StudyFolder) -> Iterator[None]:
+    """Around a study's work: a signal ends the study, not the member that it finds.
+
+    Raises:
+        Interrupted: a signal came; what the study has found so far is in the folder.
+    """
+    try:
+        yield
+    except Interrupted as error:
+        name = signal.Signals(error.signal_number).name
+        message = f"{name}: stopped; go on with the same command and --run-dir {folder.path}"
+        raise Interrupted(message, error.signal_number) from None

@@ -26,7 +26,7 @@ from trainer.recipes import Recipe
 from trainer.run_folder import RunFolder
 from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
-from trainer.studies.members import Workplace, check_stop, open_member, train_member
+from trainer.studies.members import Workplace, open_member, telling_how_to_go_on, train_member
 from trainer.studies.page import write_page
 from trainer.studies.seeds_page import Outcome, make_page
 from trainer.studies.stack import can_stack, measure_rate, train_stack
@@ -82,13 +82,14 @@ def study_seeds(config: SeedsConfig) -> None:
         folder = StudyFolder.enter("seeds", config, config.run_dir, world)
         quiet = Progress(is_main=False)
         place = Workplace(world=world, dataset=dataset, image_size=config.image_size, progress=quiet, stop=stop)
-        rates = world.from_main(_choose_stack(config, recipe, place, folder) if world.is_main else {})
-        seeds = list(range(config.first_seed, config.first_seed + config.runs))
-        _train_all(seeds[world.rank :: world.size], _best_stack(rates), recipe, place, folder)
-        if world.is_main:
-            outcome = _collect(seeds, folder, stop)
-            with figures.style():
-                print(f"report: {write_page(folder, make_page(recipe, outcome, rates))}")
+        with telling_how_to_go_on(folder):
+            rates = world.from_main(_choose_stack(config, recipe, place, folder) if world.is_main else {})
+            seeds = list(range(config.first_seed, config.first_seed + config.runs))
+            _train_all(seeds[world.rank :: world.size], _best_stack(rates), recipe, place, folder)
+            if world.is_main:
+                outcome = _collect(seeds, folder)
+                with figures.style():
+                    print(f"report: {write_page(folder, make_page(recipe, outcome, rates))}")
 
 
 def _choose_stack(config: SeedsConfig, recipe: Recipe, place: Workplace, folder: StudyFolder) -> dict[int, float]:
@@ -104,7 +105,6 @@ def _choose_stack(config: SeedsConfig, recipe: Recipe, place: Workplace, folder:
             num_steps = max(3, int(guess * _MEASURE_S / (size * recipe.global_batch_size)))
             known[str(size)] = measure_rate(runs, min(num_steps, runs[0].steps_per_epoch))
             print(f"{size} together: {known[str(size)]:,.0f} images/s", flush=True)
-            check_stop(place.stop, f"measuring begins again with the same command and --run-dir {folder.path}")
             if known[str(size)] < 0.7 * max(known.values()):
                 break  # it only becomes slower from here
         folder.add("rates", known)
@@ -123,11 +123,10 @@ def _best_stack(rates: dict[int, float]) -> int:
 def _train_all(seeds: list[int], stack: int, recipe: Recipe, place: Workplace, folder: StudyFolder) -> None:
     """This rank's seeds that have no result yet."""
     todo = [seed for seed in seeds if not _is_done(folder, seed)]
-    began, goes_on = time.monotonic(), f"go on with the same command and --run-dir {folder.path}"
+    began = time.monotonic()
     if len(todo) < len(seeds):
         print(f"{len(seeds) - len(todo)} of {len(seeds)} seeds are done already", flush=True)
     for start in range(0, len(todo), stack):
-        check_stop(place.stop, goes_on)
         group = todo[start : start + stack]
         for run in _train_group(group, recipe, place, folder):
             result = _finish(run, place.dataset, len(group))
@@ -146,7 +145,7 @@ def _train_group(group: list[int], recipe: Recipe, place: Workplace, folder: Stu
         runs = [open_member(place, recipe, seed, _member_path(folder, seed)) for seed in group]
         together = folder.path / f"stack-{group[0]}-{group[-1]}"
         try:
-            train_stack(runs, Checkpoints(together, print), place.stop)
+            train_stack(runs, Checkpoints(together, print))
             return runs
         except DivergenceError as error:
             print(f"{error}; seeds {group[0]} to {group[-1]} go on one after another", flush=True)
@@ -174,13 +173,12 @@ def _finish(run: Run, dataset: Dataset, num_stacked: int) -> dict[str, Any]:
     return result
 
 
-def _collect(seeds: list[int], folder: StudyFolder, stop: StopRequest) -> Outcome:
+def _collect(seeds: list[int], folder: StudyFolder) -> Outcome:
     """What became of all seeds in the folder, those of earlier sittings included, and what else the ledger knows.
 
     Waits for other ranks' seeds without a collective, which would time out.
     """
     while not all(_is_done(folder, seed) for seed in seeds):
-        check_stop(stop, f"go on with the same command and --run-dir {folder.path}")
         time.sleep(0.5)
     members = [RunFolder.read(path.parent) for path in folder.path.glob("seed-*/result.json")]
     results = [json.loads(member.result_path.read_text()) for member in members]

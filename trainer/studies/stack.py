@@ -23,9 +23,7 @@ from trainer.fit import Run
 from trainer.learner import parameter_kind
 from trainer.optim import Optimizer, Rule
 from trainer.recipes import ParameterKind, Recipe
-from trainer.signals import StopRequest
 from trainer.step import Batch
-from trainer.studies.members import check_stop
 
 
 def can_stack(recipe: Recipe) -> bool:
@@ -140,11 +138,10 @@ class Stack:
         return logits
 
 
-def train_stack(runs: list[Run], checkpoints: Checkpoints, stop: StopRequest) -> None:
-    """Train the members to their end, and give them their weights and their share of the time.
+def train_stack(runs: list[Run], checkpoints: Checkpoints) -> None:
+    """Train the members to their end, saved after each epoch; give them their weights and their share of the time.
 
     Raises:
-        Interrupted: a signal came; the state is that of the last epoch's end.
         DivergenceError: a member's loss is not finite.
     """
     stack, seconds = Stack(runs), 0.0
@@ -154,7 +151,6 @@ def train_stack(runs: list[Run], checkpoints: Checkpoints, stop: StopRequest) ->
         seconds = state["seconds"]
     seeds = f"seeds {runs[0].seed} to {runs[-1].seed} together"
     for epoch in range(stack.step // runs[0].steps_per_epoch, runs[0].recipe.epochs):
-        check_stop(stop, f"{seeds} are saved at the end of epoch {epoch}")
         began = time.perf_counter()
         stack.train_epoch(epoch)
         _wait(runs[0])

@@ -29,7 +29,7 @@ from trainer.progress import Progress
 from trainer.recipes import Recipe
 from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
-from trainer.studies.members import Workplace, check_stop, train_member
+from trainer.studies.members import Workplace, telling_how_to_go_on, train_member
 from trainer.studies.page import Page, Picture, Table, write_page
 from trainer.train import load
 
@@ -84,12 +84,13 @@ def study_sweep(config: SweepConfig) -> None:
         folder = StudyFolder.enter("sweep", config, config.run_dir, world)
         place = Workplace(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
         jobs = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
-        for number, seed in jobs[world.rank :: world.size]:
-            _try(place, folder, recipes[number], candidates[number], number, seed)
-        if world.is_main:
-            results = [_wait_for(place, folder, number, seed) for number, seed in jobs]
-            with figures.style():
-                print(f"report: {write_page(folder, _page(base, candidates, results))}")
+        with telling_how_to_go_on(folder):
+            for number, seed in jobs[world.rank :: world.size]:
+                _try(place, folder, recipes[number], candidates[number], number, seed)
+            if world.is_main:
+                results = [_wait_for(folder, number, seed) for number, seed in jobs]
+                with figures.style():
+                    print(f"report: {write_page(folder, _page(base, candidates, results))}")
 
 
 def make_candidates(grid: tuple[str, ...], num_random: int) -> list[Candidate]:
@@ -168,7 +169,6 @@ def _try(place: Workplace, folder: StudyFolder, recipe: Recipe, candidate: Candi
     path = _member_path(folder, number, seed)
     if _result_path(path).exists():
         return
-    check_stop(place.stop, f"go on with the same command and --run-dir {folder.path}")
     began = time.monotonic()
     try:
         run = train_member(place, recipe, seed, path)
@@ -182,11 +182,10 @@ def _try(place: Workplace, folder: StudyFolder, recipe: Recipe, candidate: Candi
     print(f"{_name(candidate)}, seed {seed}: validation accuracy {100 * accuracy:.2f} %", flush=True)
 
 
-def _wait_for(place: Workplace, folder: StudyFolder, number: int, seed: int) -> dict[str, Any]:
+def _wait_for(folder: StudyFolder, number: int, seed: int) -> dict[str, Any]:
     """A candidate's result; another rank may still be at it."""
     path = _result_path(_member_path(folder, number, seed))
     while not path.exists():
-        check_stop(place.stop, f"go on with the same command and --run-dir {folder.path}")
         time.sleep(0.5)
     result: dict[str, Any] = {"number": number, **json.loads(path.read_text())}
     return result

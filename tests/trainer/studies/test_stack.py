@@ -9,10 +9,9 @@ import torch
 from tests.trainer.test_fit import make_run
 from trainer.checkpoint import Checkpoints
 from trainer.data import Dataset
-from trainer.errors import DivergenceError, Interrupted
+from trainer.errors import DivergenceError
 from trainer.fit import Run
 from trainer.recipes import RECIPES, Recipe
-from trainer.signals import StopRequest
 from trainer.studies.stack import Stack, can_stack, lone_steps, measure_rate, train_stack
 
 PLAIN = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=2, precision="float32")
@@ -76,17 +75,12 @@ def test_a_stack_goes_on_from_its_last_epoch(mini: Dataset, tmp_path: Path) -> N
     whole = members(LIGHT, mini, tmp_path / "whole", (0, 1))
     stopped = members(LIGHT, mini, tmp_path / "stopped", (0, 1))
     nowhere, checkpoints = Checkpoints(tmp_path / "a", print), Checkpoints(tmp_path / "b", print)
-    with StopRequest() as stop:
-        train_stack(whole, nowhere, stop)
-        stack = Stack(stopped)
-        stack.train_epoch(0)
-        checkpoints.save(stack.step, {**stack.state_dict(), "seconds": 1.0})
-        stop.number = 15
-        with pytest.raises(Interrupted):
-            train_stack(stopped, checkpoints, stop)
-        stop.number = None
-        train_stack(members(LIGHT, mini, tmp_path / "stopped", (0, 1)), checkpoints, stop)
-        train_stack(stopped, checkpoints, stop)  # trained to its end already: the weights are only handed back
+    train_stack(whole, nowhere)
+    stack = Stack(stopped)
+    stack.train_epoch(0)
+    checkpoints.save(stack.step, {**stack.state_dict(), "seconds": 1.0})
+    train_stack(members(LIGHT, mini, tmp_path / "stopped", (0, 1)), checkpoints)
+    train_stack(stopped, checkpoints)  # trained to its end already: the weights are only handed back
     for one, other in zip(whole, stopped, strict=True):
         mine, theirs = one.learner.model.state_dict(), other.learner.model.state_dict()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
