@@ -28,6 +28,7 @@ COMPOSITIONS: dict[str, tuple[str, ...]] = {name: (f"overlays/{name}",) for name
     "serving with gateway": ("base/serving", "base/models", "components/gateway", "components/images"),
     "serving with tls": ("base/serving", "base/models", "components/tls", "components/images"),
     "serving with image-volume": ("base/serving", "components/image-volume", "components/images"),
+    "dev with gateway": ("overlays/dev", "components/gateway"),
     "prod-cpu with gateway": ("overlays/prod-cpu", "components/gateway"),
     "prod-cpu with tls": ("overlays/prod-cpu", "components/tls"),
     "prod-gpu with gateway": ("overlays/prod-gpu", "components/gateway", "components/keda/canary"),
