@@ -134,11 +134,11 @@ def test_stacked_seeds_come_to_about_the_same(
     # In bfloat16, where the processor has it, an epoch is enough for the rounding to become other weights.
     monkeypatch.setitem(RECIPES, config.recipe, replace(RECIPES[config.recipe], precision="float32"))
     study_seeds(config)
-    study_seeds(replace(config, stack=2, run_dir=tmp_path / "runs" / "stacked"))
-    alone, stacked = (read(tmp_path / f"runs/{name}/result.json") for name in ("study", "stacked"))
+    study_seeds(replace(config, stack=2, run_dir=tmp_path / "other" / "stacked"))
+    alone, stacked = (read(tmp_path / f"{name}/result.json") for name in ("runs/study", "other/stacked"))
     for one, other in zip(alone["test_errors_percent"], stacked["test_errors_percent"], strict=True):
         assert other == pytest.approx(one, abs=1.0)  # rounding grows over an epoch
-    assert [read(tmp_path / f"runs/stacked/seed-{seed}/result.json")["stacked"] for seed in range(3)] == [2, 2, 1]
+    assert [read(tmp_path / f"other/stacked/seed-{seed}/result.json")["stacked"] for seed in range(3)] == [2, 2, 1]
 
 
 def test_what_makes_no_sense_is_refused(config: SeedsConfig) -> None:
