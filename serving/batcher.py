@@ -76,11 +76,11 @@ class Outputs:
 
     def data(self, index: int, first_row: int, rows: int) -> bytes:
         """The same as it goes over the wire."""
-        array = self.arrays[index]
-        if array.dtype == object:
-            return to_bytes(self.slice(index, first_row, rows))
         whole = self._bytes[index]
         if whole is None:
+            array = self.arrays[index]
+            if array.dtype == object:
+                return to_bytes(self.slice(index, first_row, rows))
             whole = self._bytes[index] = array.tobytes()
         if rows == self._rows:
             return whole
@@ -108,7 +108,7 @@ class Job(ABC):
         self.rows = rows
         self.deadline = deadline
         self.arrived_ns = time.monotonic_ns()
-        self.num_bytes = sum(map(len, buffers))
+        self.num_bytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
 
     @abstractmethod
     def finish(self, outputs: Outputs, first_row: int) -> None:

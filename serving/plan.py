@@ -49,7 +49,7 @@ class Plan:
         ]
         self._wanted = _wanted_outputs(model, request)
         # The shapes and the head that tells them, as one value: the threads of all instances read and replace it.
-        self._head: tuple[list[Shape], bytes] = ([], b"")
+        self._head: tuple[list[Shape], bytes, list[tuple[int, int, bytes]]] = ([], b"", [])
 
     def arrange(self, data: Sequence[Buffer | Elements]) -> tuple[Buffer, ...]:
         """The inputs' bytes in the model's order, from the request's order.
@@ -81,14 +81,17 @@ class Plan:
         Args:
             id_field: the request's id as that field of the message; empty for none.
         """
-        shapes, head = self._head
+        shapes, head, fields = self._head
         if outputs.row_shapes != shapes:
-            head = self._make_head(outputs)
-            self._head = outputs.row_shapes, head
+            head, fields = self._make_head(outputs), self._make_fields(outputs)
+            self._head = outputs.row_shapes, head, fields
         parts = [head, id_field]
-        for index, top_k in self._wanted:
-            data = self._data(outputs, index, top_k, first_row) if top_k else outputs.data(index, first_row, self.rows)
-            parts += (_RAW_OUTPUT, varint(len(data)), data)
+        for index, top_k, field in fields:
+            if field:
+                parts += (field, outputs.data(index, first_row, self.rows))
+            else:
+                data = self._data(outputs, index, top_k, first_row)
+                parts += (_RAW_OUTPUT, varint(len(data)), data)
         return b"".join(parts)
 
     def respond(self, outputs: Outputs, first_row: int, request_id: str) -> InferResponse:
@@ -113,6 +116,16 @@ class Plan:
         if top_k:
             datatype, row_shape = "BYTES", (min(top_k, num_elements(row_shape)),)
         return datatype, (self.rows, *row_shape) if self.model.spec.max_batch_size else row_shape
+
+    def _make_fields(self, outputs: Outputs) -> list[tuple[int, int, bytes]]:
+        """Of each wanted output its index, its number of classes, and how its field begins, if its size is known."""
+        fields = []
+        for index, top_k in self._wanted:
+            array = outputs.arrays[index]
+            is_known = not top_k and array.dtype != object
+            size = num_elements(outputs.row_shapes[index]) * self.rows * array.itemsize
+            fields.append((index, top_k, _RAW_OUTPUT + varint(size) if is_known else b""))
+        return fields
 
     def _make_head(self, outputs: Outputs) -> bytes:
         head = ModelInferResponse(model_name=self.model.spec.name, model_version=self.model.version)
