@@ -95,7 +95,7 @@ class World:
             store, _, _ = next(rendezvous("env://"))
             name = call_the_roll(store, rank, size)
             watchdog.meet(store.clone(), name)
-        with _watched(situation, store, name, watchdog), ExitStack() as links:
+        with ExitStack() as links, _watched(situation, store, name, watchdog):
             _check_shards(virtual_shards, size)
             device = _choose_device(choice, int(os.environ.get("LOCAL_RANK", 0)), local_size)
             own = PrefixStore(f"convoy/{name}", store) if store is not None else None

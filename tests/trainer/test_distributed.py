@@ -331,3 +331,68 @@ def body(world):
     assert done.returncode == 1
     assert re.findall("^error: .*", done.stderr, re.MULTILINE) == ["error: the main rank's disk is full"]
     assert told(done) == []
+
+
+@pytest.mark.slow
+def test_data_may_be_prepared_for_longer_than_a_collective_or_the_watchdog_waits(tmp_path: Path) -> None:
+    """As on two hosts: local rank 0 of each prepares, one for longer than the other."""
+    body = """
+import datetime, dataclasses, types
+import trainer.distributed, trainer.train, trainer.watchdog
+trainer.distributed.TIMEOUT = datetime.timedelta(seconds=1)
+
+def prepare(*arguments, verify, **options):
+    if verify:
+        time.sleep(3 * world_here.rank)
+    return verify
+
+def body(world):
+    global world_here
+    world_here = dataclasses.replace(world, local_rank=world.rank % 2)
+    world.watchdog.patience = 0.5
+    trainer.train.load_dataset = prepare
+    recipe = types.SimpleNamespace(dataset="mnist", global_batch_size=100)
+    prepared = trainer.train.load(recipe, None, None, world_here, print)
+    world.watchdog.patience = 600
+    tell([world.rank, prepared, world.from_all(world.rank)])
+"""
+    done = run_ranks(body, 3, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(told(done), key=str) == [[rank, rank % 2 == 0, [0, 1, 2]] for rank in range(3)]
+
+
+@pytest.mark.slow
+def test_a_connection_lost_elsewhere_is_not_laid_to_a_rank(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    world.wait_for_all()
+    if world.rank == 1:
+        raise BrokenPipeError("the reader of the output has left")
+    world.sum(torch.zeros(1))
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 1
+    assert "lost another rank" not in done.stderr
+    assert "BrokenPipeError: the reader of the output has left" in done.stderr
+
+
+@pytest.mark.slow
+def test_who_waits_for_each_other_is_laid_to_nobody(tmp_path: Path) -> None:
+    """All ranks are in the same collective, as far as they know, and it does not end."""
+    body = """
+import pathlib
+
+def body(world):
+    world.situation.folder = pathlib.Path(FOLDER)
+    world.wait_for_all()
+    world.watchdog.patience = 1.0
+    with world.watchdog.waiting():
+        time.sleep(60)
+"""
+    began = time.monotonic()
+    done = run_ranks(f"FOLDER = {str(tmp_path)!r}\n" + body, 2, tmp_path)
+    assert time.monotonic() - began < 50
+    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert len(errors) == 1
+    assert re.match(r"error: all ranks have waited \d+ s for each other", errors[0])
+    assert json.loads((tmp_path / "failure.json").read_text())["ranks"] == []

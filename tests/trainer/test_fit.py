@@ -1,6 +1,7 @@
 """The loop in one process: a golden curve, exact accounts, and what must not matter."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import trainer.fit as fit_module
 from tests.conftest import fill
 from trainer.checkpoint import weights_sha256
 from trainer.config import TrainConfig
@@ -16,12 +18,14 @@ from trainer.data.augment import Augment
 from trainer.distributed import World
 from trainer.errors import CheckpointError
 from trainer.fit import Run, SaveEvery, _Loop, fit, restore, save
+from trainer.learner import Learner
 from trainer.metrics import read_metrics
 from trainer.progress import Progress
 from trainer.recipes import RECIPES, Recipe
 from trainer.run_folder import RunFolder
 from trainer.signals import StopRequest
 from trainer.train import setup
+from trainer.watchdog import PATIENT_S
 
 GOLDEN = Path(__file__).parent.parent / "assets" / "mnist-mini-seed0-losses.json"
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=2)
@@ -226,3 +230,32 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(mini: Dataset, tmp_path: Path) 
     assert restore(second)
     assert second.position.step == first.position.step
     assert torch.equal(second.position.totals, first.position.totals)
+
+
+def test_patience_follows_the_steps_and_is_short_from_the_second_epoch_on(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others may wait for this rank: told by the longest of its recent steps, also in an epoch's first."""
+    monkeypatch.setattr(fit_module, "HANG_AFTER_S", 0.5)
+    run = make_run(replace(SHORT, global_batch_size=2250), mini, tmp_path / "run")  # two steps an epoch
+    watchdog, step, look = run.world.watchdog, run.learner.step, run.learner.predict_one_view
+    in_steps, in_validations = [], []
+
+    def slow(batch: Any) -> torch.Tensor:
+        in_steps.append(watchdog.patience)
+        time.sleep(1.0)
+        return step(batch)
+
+    def watched(pixels: torch.Tensor) -> torch.Tensor:
+        in_validations.append(watchdog.patience)
+        return look(pixels)
+
+    run.learner = replace(run.learner, step=slow)
+    monkeypatch.setattr(Learner, "predict_one_view", lambda learner, pixels: watched(pixels))
+    with StopRequest() as stop:
+        fit(run, stop)
+    first, *others = in_steps
+    assert first == watchdog.patience == PATIENT_S
+    assert len(others) == 3
+    assert all(3.0 <= patience < 60 for patience in others)
+    assert in_validations == [60.0, 60.0]

@@ -1,0 +1,95 @@
+"""Signals while a run does not train: it leaves at once, in order, and the same command does the rest."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.e2e.test_training import result_of, started, wait_for_line
+
+pytestmark = pytest.mark.slow
+
+Command = Callable[..., list[str]]
+
+# Two moments that a test can hit: a mirror that says nothing, and a report that takes long.
+STALLS = """
+import dataclasses, sys
+sys.path.insert(0, ROOT)
+from trainer.data import datasets
+from trainer.data.sources import Mirror
+mirror = Mirror("http://127.0.0.1:PORT/", ("file",))
+datasets.NAMED_SETS["mnist"] = dataclasses.replace(datasets.MNIST, sources=(mirror,))
+from trainer.cli import train_command
+train_command(sys.argv[1:])
+"""
+LINGERS = """
+import sys, time
+sys.path.insert(0, ROOT)
+import trainer.report
+def write_report(*arguments):
+    print("reporting", flush=True)
+    time.sleep(60)
+trainer.report.write_report = write_report
+from trainer.cli import train_command
+train_command(sys.argv[1:])
+"""
+
+
+def with_script(command: list[str], script: str, folder: Path) -> list[str]:
+    """The command line with another main program."""
+    path = folder / "main.py"
+    path.write_text(script.replace("ROOT", repr(str(ROOT))))
+    return [str(path) if part.endswith("trainer/main.py") else part for part in command]
+
+
+def rest_of(process: "subprocess.Popen[str]") -> tuple[str, int]:
+    assert process.stdout is not None
+    return process.stdout.read(), process.wait(timeout=30)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ctrl_c_leaves_a_download_that_stalls(ranks: int, tmp_path: Path, trainer_command: Command) -> None:
+    data_dir, run_dir = tmp_path / "data", tmp_path / "run"
+    arguments = ["--dataset", "mnist", "--data-dir", str(data_dir), "--run-dir", str(run_dir)]
+    with socket.create_server(("127.0.0.1", 0)) as mirror:
+        mirror.settimeout(100)
+        script = STALLS.replace("PORT", str(mirror.getsockname()[1]))
+        with started(with_script(trainer_command(*arguments, ranks=ranks), script, tmp_path)) as process:
+            connection, _ = mirror.accept()
+            with connection:
+                connection.recv(1)
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to torchrun and all ranks
+                said, code = rest_of(process)
+    assert said.count("SIGINT: stopped") == 1
+    assert "error:" not in said
+    assert code == 130 if ranks == 1 else code != 0  # torchrun has its own code
+    assert not run_dir.exists()
+    assert [path.name for path in data_dir.rglob("*") if path.is_file()] == ["mnist.lock"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_leaves_a_report_that_takes_long(
+    ranks: int,
+    tmp_path: Path,
+    trainer_command: Command,
+    run_trainer: Callable[..., "subprocess.CompletedProcess[str]"],
+) -> None:
+    run_dir = tmp_path / "run"
+    arguments = ["--epochs", "1", "--run-dir", str(run_dir)]
+    with started(with_script(trainer_command(*arguments, ranks=ranks), LINGERS, tmp_path)) as process:
+        wait_for_line(process, "reporting")
+        process.send_signal(signal.SIGTERM)
+        said, code = rest_of(process)
+    assert said.count("SIGTERM: stopped") == 1
+    assert "error:" not in said
+    assert code == 143 if ranks == 1 else code != 0
+    assert not (run_dir / "result.json").exists()
+    again = run_trainer(*arguments, ranks=ranks)
+    assert again.returncode == 0, again.stderr
+    assert result_of(run_dir)["test_look"] == 1
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
