@@ -220,10 +220,11 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(served: Served
 
 def test_our_client_comes_again_when_the_queue_was_full(served: Served, slow: Model) -> None:
     before = counts_at_rest(slow)
-    calls = [occupy(served, slow)]
-    calls += [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]
-    wait_until(lambda: slow.batcher.num_queued == 2)
     with Client(served.target, timeout_s=PATIENCE_S) as client:
+        assert client.is_live()  # connected before there is no room
+        calls = [occupy(served, slow)]
+        calls += [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]
+        wait_until(lambda: slow.batcher.num_queued == 2)
         assert client.infer("slow", {"loops": np.array([[3]])})["echo"].tolist() == [[3]]
     assert [answer(call) for call in calls] == [[BUSY], [1], [2]]
     assert slow.statistics.snapshot().failures["REJECTED"] > before.failures.get("REJECTED", 0)
@@ -273,10 +274,7 @@ def test_failures_of_each_kind_are_counted(served: Served, slow: Model, client: 
     wait_until(lambda: failures("slow").count == before.count + 2)
     assert failures("slow").ns > before.ns, "what was cancelled had waited"
 
-    late = ask(served, "slow", "loops", np.array([[4]]), timeout_s=0.05)
-    assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert (answer(first), answer(staying)) == ([BUSY], [2])
-    wait_until(lambda: failures("slow").count == before.count + 3)
 
     failed = ask(served, "failing", "index", np.array([[9]]))
     assert failed.code() == grpc.StatusCode.INTERNAL
