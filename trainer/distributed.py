@@ -24,6 +24,7 @@ from trainer.failure import Claim, Situation, write_error, write_failure
 from trainer.hardware import num_available_cpus
 from trainer.host_sum import HostSum
 from trainer.roll_call import call_the_roll
+from trainer.signals import ignored
 from trainer.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -282,11 +283,11 @@ def _watched(situation: Situation, store: Store | None, name: str, watchdog: Wat
     try:
         yield
     except Exception as error:
-        if store is not None:
-            _settle_blame(error, Claim(store, name, situation.rank), situation, watchdog)
-        write_error(
-            situation, error, error.ranks if isinstance(error, DesyncError | MismatchError) else [situation.rank]
-        )
+        with ignored():
+            if store is not None:
+                _settle_blame(error, Claim(store, name, situation.rank), situation, watchdog)
+            whom = error.ranks if isinstance(error, DesyncError | MismatchError) else [situation.rank]
+            write_error(situation, error, whom)
         raise
     finally:
         watchdog.stop()

@@ -89,5 +89,16 @@ class StopRequest:
                     os._exit(128 + received[0])
 
 
+@contextmanager
+def ignored() -> Iterator[None]:
+    """Around the last words of a process that fails: torchrun ends who is left as soon as a rank is gone."""
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
 def _interrupted(number: int) -> Interrupted:
     return Interrupted(f"{signal.Signals(number).name}: stopped", number)
