@@ -167,8 +167,10 @@ def _cpu(number: int) -> int:
 
 
 def _free_net() -> str:
+    """One that nobody has, and that no other process of these tests takes at the same moment: each begins elsewhere."""
     taken = _ip("-4", "addr", "show")
-    return next(net for net in (f"198.18.{number}" for number in range(1, 255)) if f"{net}." not in taken)
+    numbers = ((os.getpid() + number) % 254 + 1 for number in range(254))
+    return next(net for net in (f"198.18.{number}" for number in numbers) if f"{net}." not in taken)
 
 
 def _ip(*words: str) -> str:
