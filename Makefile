@@ -36,10 +36,10 @@ train: setup
 serve: setup
 	$(BIN)/python -m serving --model-repository models --model-control-mode poll
 
-# Half of the suite waits: for servers, for signals, for hosts. Two processes share it, file by file.
+# Half of the suite waits: for servers, for signals, for hosts. Two processes share it, file by file, long ones first.
 # Idle OpenMP threads must not spin meanwhile.
 test: setup
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff format --check .
