@@ -132,7 +132,7 @@ def test_a_model_comes_and_goes_while_another_is_under_load(
 
 # ---- Leaving, lateness, no room --------------------------------------------------------------------------------------
 
-BUSY = 12_000
+BUSY = 20_000
 """Loops that take `slow` a third of a second on the fastest machine seen, and a second on others."""
 
 
