@@ -230,7 +230,8 @@ class World:
 class Agreement:
     """A wish of a single rank that all ranks must grant at the same step: to stop.
 
-    The answer to one step's question is collected while the next step computes, so that asking costs no waiting.
+    The answer to one step's question is collected while the next step computes, so that asking costs no waiting. On the
+    CPUs of one host it travels with the next step's sum.
     """
 
     def __init__(self, world: World) -> None:
@@ -239,9 +240,15 @@ class Agreement:
         self._pending: dist.Work | None = None
 
     def ask(self, *, stop: bool) -> bool:
-        """Put in this rank's wish; what any rank wished a step ago (at once in a world of one) is granted to all."""
+        """After each step's sum: put in this rank's wish; what any rank wished a step ago is granted to all.
+
+        At once in a world of one.
+        """
         if self._world.size == 1:
             return stop
+        if (host_sum := self._world.host_sum) is not None:
+            host_sum.wish = stop
+            return host_sum.heard
         granted = self._collect()
         self._wish[0] = int(stop)
         with self._world.watchdog.waiting():

@@ -77,6 +77,19 @@ def test_spare_ranks_get_the_sum_and_add_nothing() -> None:
         assert torch.equal(found, given[0] + given[1])
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+def test_a_wish_of_one_is_heard_by_all_at_the_same_sum(size: int) -> None:
+    def work(rank: int, sums: HostSum) -> list[bool]:
+        heard = []
+        for step in range(4):
+            sums.wish = (rank, step) == (size - 1, 2)
+            sums.add_up(torch.ones(5), size)
+            heard.append(sums.heard)
+        return heard
+
+    assert as_ranks(size, work) == [[False, False, True, False]] * size
+
+
 def test_the_others_notice_who_is_gone() -> None:
     def work(rank: int, sums: HostSum) -> str:
         if rank == 2:
