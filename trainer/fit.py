@@ -10,7 +10,7 @@ import torch
 
 from trainer.checkpoint import Checkpoints, CheckpointWriter
 from trainer.data import Dataset, ImageSet
-from trainer.data.order import epoch_order, num_steps_per_epoch, random_key
+from trainer.data.order import epoch_order, num_steps_per_epoch, sample_keys
 from trainer.distributed import Agreement, World
 from trainer.errors import CheckpointError, DivergenceError, Interrupted
 from trainer.evaluate import CHUNK_SIZE, evaluate
@@ -205,7 +205,9 @@ class _Loop:
         run, batch_size = self._run, self._run.recipe.global_batch_size
         epoch, first = divmod(run.position.step, run.steps_per_epoch)
         order = run.train_indices[epoch_order(len(run.train_indices), run.seed, epoch)].to(run.world.device)
-        numbers = run.recipe.augment.draw(len(run.dataset.train.labels), run.seed, epoch).to(run.world.device)
+        num_samples = len(run.dataset.train.labels)
+        numbers = run.recipe.augment.draw(num_samples, run.seed, epoch).to(run.world.device)
+        keys = sample_keys(num_samples, run.seed, epoch).to(run.world.device)
         run.learner.model.train()
         self._check_weights()
         self._saved_at = self._saved_at or time.monotonic()
@@ -213,7 +215,7 @@ class _Loop:
         stepped_at = time.monotonic()
         for start in range(first * batch_size, len(order), batch_size):
             global_batch = order[start : start + batch_size]
-            result = run.learner.step(self._share(global_batch, numbers))
+            result = run.learner.step(self._share(global_batch, numbers, keys))
             run.position.totals += result
             self._window[run.position.step % LOG_EVERY_STEPS] = result
             self._window_images += len(global_batch)
@@ -259,7 +261,7 @@ class _Loop:
         """How long other ranks, and a signal, may wait for this one, and it for them."""
         self._run.world.watchdog.patience = self._stop.patience_s = seconds
 
-    def _share(self, global_batch: torch.Tensor, numbers: torch.Tensor) -> Batch:
+    def _share(self, global_batch: torch.Tensor, numbers: torch.Tensor, keys: torch.Tensor) -> Batch:
         """This rank's share of a global batch of sample indices."""
         run, world, num_images = self._run, self._run.world, len(global_batch)
         share = share_of(num_images, world.rank, world.num_computing, world.num_shards)
@@ -267,13 +269,10 @@ class _Loop:
         return Batch(
             indices=indices,
             numbers=numbers[indices],
+            keys=keys[indices],
             lr_factor=self._lr_factors[run.position.step],
             sizes=share.sizes,
             num_images=num_images,
-            keys=tuple(
-                random_key(f"dropout/{share.first_shard + shard}", run.seed, run.position.step)
-                for shard in range(len(share.sizes))
-            ),
         )
 
     def _between_steps(self, epoch: int) -> None:

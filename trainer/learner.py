@@ -16,7 +16,7 @@ from trainer.models import Classifier, build_network
 from trainer.models.airbench import AirbenchNet
 from trainer.optim import Optimizer, Rule
 from trainer.recipes import ParameterKind, Recipe
-from trainer.step import Batch, GraphedStep, TrainStep, draws
+from trainer.step import Batch, GraphedStep, TrainStep
 
 NUM_WHITENING_IMAGES = 5000
 
@@ -99,12 +99,10 @@ def build_learner(
         add_up=world.add_up,
     )
     world.copy_from_main([*model.parameters(), *model.buffers()])
-    # A graph would draw the same numbers for dropout at each replay.
-    can_be_graphed = world.device.type == "cuda" and not draws(model)
     return Learner(
         model=model,
         optimizer=optimizer,
-        step=GraphedStep(step, say) if can_be_graphed else step,
+        step=GraphedStep(step, say) if world.device.type == "cuda" else step,
         autocast=autocast,
         recipe=recipe,
         data=data,

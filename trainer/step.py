@@ -11,6 +11,7 @@ from torch import nn
 from trainer.batch_norm import BatchNormSums
 from trainer.data import ImageSet
 from trainer.data.augment import Augment
+from trainer.models.layers import dropouts_of, dropping
 from trainer.optim import Optimizer
 from trainer.virtual_shards import ShardSums, sum_in_tree
 
@@ -25,18 +26,18 @@ class Batch:
     Args:
         indices: int64 `[B]`, the samples of all its shards, on the device.
         numbers: float32 `[B, 6]`, their rows of `Augment.draw`, on the device.
+        keys: int64 `[B]`, their rows of `sample_keys`, from which dropout draws, on the device.
         lr_factor: float32 scalar on the device.
         sizes: samples in each of its shards, in order.
         num_images: samples in the whole step, over all ranks.
-        keys: for each of its shards a number that belongs to the step and the shard, from which dropout draws.
     """
 
     indices: torch.Tensor
     numbers: torch.Tensor
+    keys: torch.Tensor
     lr_factor: torch.Tensor
     sizes: tuple[int, ...]
     num_images: int
-    keys: tuple[int, ...]
 
 
 class TrainStep:
@@ -69,7 +70,7 @@ class TrainStep:
         self._add_up = add_up
         self._norms = BatchNormSums(model)
         self._sums = ShardSums(model, self._norms)
-        self._draws = draws(model)
+        self._dropouts = dropouts_of(model)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Run the step.
@@ -90,22 +91,16 @@ class TrainStep:
         size = batch.sizes[shard]
         if size == 0:
             return self._sums.zeros()
-        if self._draws:
-            torch.manual_seed(batch.keys[shard])
-        indices = batch.indices[start : start + size]
+        part = slice(start, start + size)
+        indices = batch.indices[part]
         labels = self._data.labels[indices]
-        with self._autocast():
-            logits = self._model(self._augment(self._data.images, indices, batch.numbers[start : start + size]))
+        with self._autocast(), dropping(self._dropouts, batch.keys[part]):
+            logits = self._model(self._augment(self._data.images, indices, batch.numbers[part]))
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing, reduction="sum")
         (loss * (1 / batch.num_images)).backward()
         correct = (logits.detach().argmax(dim=1) == labels).sum()
         return self._sums.collect(loss.detach(), correct, size)
-
-
-def draws(model: nn.Module) -> bool:
-    """Whether a forward pass in training draws random numbers."""
-    return any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
 
 
 class GraphedStep:
@@ -150,6 +145,7 @@ class GraphedStep:
             batch,
             indices=batch.indices.clone(),
             numbers=batch.numbers.clone(),
+            keys=batch.keys.clone(),
             lr_factor=batch.lr_factor.clone(),
         )
         graph = torch.cuda.CUDAGraph()
@@ -165,6 +161,7 @@ class GraphedStep:
     def _copy(source: Batch, target: Batch) -> None:
         target.indices.copy_(source.indices)
         target.numbers.copy_(source.numbers)
+        target.keys.copy_(source.keys)
         target.lr_factor.copy_(source.lr_factor)
 
 

@@ -23,12 +23,10 @@ class Share:
         part: which of its images.
         sizes: images in each of the rank's shards, which follow each other; some are 0 where there are fewer images
             than shards.
-        first_shard: the number of the first of them.
     """
 
     part: slice
     sizes: tuple[int, ...]
-    first_shard: int
 
 
 def share_of(num_images: int, rank: int, world_size: int, num_shards: int) -> Share:
@@ -37,10 +35,10 @@ def share_of(num_images: int, rank: int, world_size: int, num_shards: int) -> Sh
     A rank beyond `world_size` is spare: it has one shard, without images.
     """
     if rank >= world_size:
-        return Share(slice(0, 0), (0,), 0)
+        return Share(slice(0, 0), (0,))
     first, last = rank * num_shards // world_size, (rank + 1) * num_shards // world_size
     parts = [rank_share(num_images, shard, num_shards) for shard in range(first, last)]
-    return Share(slice(parts[0].start, parts[-1].stop), tuple(part.stop - part.start for part in parts), first)
+    return Share(slice(parts[0].start, parts[-1].stop), tuple(part.stop - part.start for part in parts))
 
 
 class ShardSums:

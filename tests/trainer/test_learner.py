@@ -9,6 +9,7 @@ import torch
 from tests.trainer.test_fit import SHORT, make_run
 from trainer.checkpoint import weights_sha256
 from trainer.data import Dataset
+from trainer.data.order import sample_keys
 from trainer.optim import Rule
 from trainer.recipes import RECIPES, Recipe
 from trainer.step import Batch
@@ -65,7 +66,7 @@ def test_every_recipe_learns(recipe: Recipe, mini: Dataset, tmp_path: Path) -> N
     """A few steps of each on small batches of real digits lower the loss."""
     recipe = replace(recipe, dataset="mnist-mini", global_batch_size=100)
     run = make_run(recipe, mini, tmp_path / "run")
-    numbers = recipe.augment.draw(len(mini.train), 0, 0)
+    numbers, keys = recipe.augment.draw(len(mini.train), 0, 0), sample_keys(len(mini.train), 0, 0)
     seen = []
     run.learner.model.train()
     for step in range(12):
@@ -73,9 +74,9 @@ def test_every_recipe_learns(recipe: Recipe, mini: Dataset, tmp_path: Path) -> N
         batch = Batch(
             indices=indices,
             numbers=numbers[indices],
+            keys=keys[indices],
             sizes=(len(indices),),
             num_images=len(indices),
-            keys=(0,),
             lr_factor=torch.tensor(0.2),
         )
         seen.append(run.learner.step(batch)[0].item())

@@ -19,10 +19,10 @@ def batch_of(indices: torch.Tensor, device: torch.device, sizes: tuple[int, ...]
     return Batch(
         indices=indices.to(device),
         numbers=torch.zeros(len(indices), 6, device=device),
+        keys=indices.to(device),
         lr_factor=torch.tensor(1.0, device=device),
         sizes=sizes or (len(indices),),
         num_images=len(indices),
-        keys=tuple(range(len(sizes) or 1)),
     )
 
 
@@ -57,28 +57,20 @@ def test_shards_of_a_batch_make_the_same_step_as_the_batch(mini: Dataset, tmp_pa
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_dropout_draws_by_the_key_of_the_shard_alone(mini: Dataset, tmp_path: Path) -> None:
-    def losses(keys: tuple[int, ...]) -> float:
-        run = make_run(SHORT, mini, tmp_path / "run")
-        network = run.learner.model.network
-        network.fc1 = torch.nn.Sequential(network.fc1, torch.nn.Dropout(0.5))
-        step = TrainStep(
-            model=run.learner.model,
-            optimizer=run.learner.optimizer,
-            data=run.learner.data,
-            augment=run.recipe.augment,
-            label_smoothing=0.0,
-            autocast=run.learner.autocast,
-            add_up=run.world.add_up,
-        )
-        run.learner.model.train()
-        batch = batch_of(torch.arange(100), torch.device("cpu"), (50, 50))
-        return float(step(replace(batch, keys=keys))[0])
+def test_dropout_belongs_to_the_sample(mini: Dataset, tmp_path: Path) -> None:
+    """However the batch is cut, and whatever else draws random numbers, the same units are dropped."""
+    recipe = replace(SHORT, network="alexnet")
 
-    first = losses((5, 6))
+    def loss(sizes: tuple[int, ...], first_key: int) -> float:
+        learner = make_run(recipe, mini, tmp_path / "run").learner
+        learner.model.train()
+        batch = batch_of(torch.arange(10), torch.device("cpu"), sizes)
+        return float(learner.step(replace(batch, keys=batch.keys + first_key))[0])
+
+    whole = loss((10,), 0)
     torch.rand(3)
-    assert losses((5, 6)) == first
-    assert losses((5, 7)) != first
+    assert loss((3, 0, 7), 0) == pytest.approx(whole, rel=1e-6)
+    assert loss((10,), 1) != pytest.approx(whole, rel=1e-3)
 
 
 @pytest.mark.gpu

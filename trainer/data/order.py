@@ -11,18 +11,18 @@ import torch
 
 def generator(purpose: str, seed: int, epoch: int = 0) -> torch.Generator:
     """A CPU generator whose stream depends on its purpose, the run's seed and the epoch, and on nothing else."""
-    return torch.Generator().manual_seed(random_key(purpose, seed, epoch))
-
-
-def random_key(purpose: str, seed: int, number: int) -> int:
-    """A seed for a generator, of 64 bits with a sign, that belongs to a purpose, a run's seed and a number."""
-    key = hashlib.blake2b(f"{purpose}/{seed}/{number}".encode(), digest_size=8).digest()
-    return int.from_bytes(key, "little", signed=True)
+    key = hashlib.blake2b(f"{purpose}/{seed}/{epoch}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
     """The permutation in which an epoch visits the samples; int64 `[num_samples]`."""
     return torch.randperm(num_samples, generator=generator("order", seed, epoch))
+
+
+def sample_keys(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
+    """What dropout draws from, for each sample of an epoch: int64 `[num_samples]`, 0 to 2^32 - 1."""
+    return torch.randint(2**32, (num_samples,), generator=generator("dropout", seed, epoch))
 
 
 def num_steps_per_epoch(num_samples: int, global_batch_size: int) -> int:

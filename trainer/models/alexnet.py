@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.models.layers import check_image_size, he_initial_weights
+from trainer.models.layers import Dropout, check_image_size, he_initial_weights
 
 MIN_IMAGE_SIZE = 16
 _WIDTHS = (64, 192, 384, 256, 256)
@@ -20,7 +20,8 @@ class AlexNet(nn.Module):
     What differs from the paper, for small images: the first convolution is 5x5 of stride 1, not 11x11 of stride 4, and
     pools are padded, so that 32x32 pixels become 16, 8, 4, and 28x28 become 14, 7, 4; the hidden layers have 1,024
     units, not 4,096; the widths are those of the one-column form (arXiv 1404.5997). No local response normalisation.
-    No dropout: its randomness would belong to the process, not to the sample, and a continued run would differ.
+    Half of what enters the hidden layers is dropped, as in the paper; where there is batch norm, that takes its place
+    (Ioffe and Szegedy, arXiv 1502.03167).
 
     7,703,242 parameters and 171,486,208 multiply-adds for 1x28x28 images and 10 classes; 7,706,442 and 225,650,688 for
     3x32x32. With batch norm 3,200 parameters more.
@@ -48,6 +49,9 @@ class AlexNet(nn.Module):
         sizes = (_WIDTHS[-1] * final_size**2, 1024, 1024)
         self.hidden = nn.ModuleList(nn.Linear(before, after, bias=not batch_norm) for before, after in pairwise(sizes))
         self.hidden_norms = nn.ModuleList(nn.BatchNorm1d(size) if batch_norm else nn.Identity() for size in sizes[1:])
+        self.dropouts = nn.ModuleList(
+            nn.Identity() if batch_norm else Dropout(0.5, layer=number) for number in range(len(self.hidden))
+        )
         self.head = nn.Linear(sizes[-1], num_classes)
         he_initial_weights(self)
 
@@ -59,7 +63,7 @@ class AlexNet(nn.Module):
             if number in _POOL_AFTER:
                 x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         x = x.flatten(1)
-        for linear, norm in zip(self.hidden, self.hidden_norms, strict=True):
-            x = F.relu(norm(linear(x)))
+        for dropout, linear, norm in zip(self.dropouts, self.hidden, self.hidden_norms, strict=True):
+            x = F.relu(norm(linear(dropout(x))))
         logits: torch.Tensor = self.head(x)
         return logits

@@ -29,7 +29,7 @@ class GoogLeNet(nn.Module):
 
     What differs from the paper, for small images: the stem is one 3x3 convolution to the same 192 channels, without
     its pools, so that 32x32 pixels meet the modules at 32, 16 and 8; batch norm after each convolution, which makes
-    the two auxiliary heads needless; no dropout, because its randomness would not belong to the sample.
+    the two auxiliary heads and the dropout needless (Ioffe and Szegedy, arXiv 1502.03167).
 
     5,868,458 parameters and 1,105,337,344 multiply-adds for 1x28x28 images and 10 classes; 5,871,914 and 1,447,241,728
     for 3x32x32.

@@ -1,4 +1,7 @@
-"""Blocks that several families share: a convolution with its norm, and He's initial weights."""
+"""Blocks that several families share: a convolution with its norm, dropout, and He's initial weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -15,6 +18,66 @@ class ConvNormRelu(nn.Sequential):
             nn.BatchNorm2d(outputs),
             nn.ReLU(),
         )
+
+
+class Dropout(nn.Module):
+    """Dropout whose zeros are a function of the sample's key, the layer and the unit, and of nothing else.
+
+    torch's own draws from a generator of the process, so that a run on other ranks, or one that was interrupted, drops
+    other units. Here the counter (layer, unit) is hashed, and hashed again with the key: random numbers without a
+    state, as in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). `dropping` sets the keys.
+
+    Args:
+        rate: the share of units that is zero in training; the others are divided by what is left.
+        layer: a number of its own within the network, so that two layers of one size do not drop the same units.
+    """
+
+    def __init__(self, rate: float, *, layer: int) -> None:
+        super().__init__()
+        self.rate = rate
+        self.layer = layer
+        self.keys: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, ...]` as it is, but for the zeros in training.
+
+        Raises:
+            RuntimeError: in training, outside of `dropping`.
+        """
+        if not self.training:
+            return x
+        if self.keys is None:
+            raise RuntimeError("a network with dropout learns inside of `dropping` only")
+        units = torch.arange(x[0].numel(), device=x.device) + (self.layer << 24)
+        numbers = _mixed(_mixed(units) ^ self.keys[:, None])
+        is_kept = (numbers >= round(self.rate * 2**32)).view(x.shape)
+        return x * is_kept.to(x.dtype) / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"{self.rate}, layer={self.layer}"
+
+
+@contextmanager
+def dropping(dropouts: list[Dropout], keys: torch.Tensor) -> Iterator[None]:
+    """Within, these layers drop by these samples' keys, int64 `[B]` from 0 to 2^32 - 1 (`data.order.sample_keys`)."""
+    for dropout in dropouts:
+        dropout.keys = keys
+    try:
+        yield
+    finally:
+        for dropout in dropouts:
+            dropout.keys = None
+
+
+def dropouts_of(network: nn.Module) -> list[Dropout]:
+    return [module for module in network.modules() if isinstance(module, Dropout)]
+
+
+def _mixed(numbers: torch.Tensor) -> torch.Tensor:
+    """A one-to-one map of 0..2^32 - 1 in which each bit depends on all: T. Mueller's hash for 32 bits, in int64."""
+    for _ in range(2):
+        numbers = ((numbers >> 16) ^ numbers) * 0x45D9F3B & 0xFFFFFFFF
+    return (numbers >> 16) ^ numbers
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ class BatchNormNin(nn.Module):
 
     This is the paper's own net for CIFAR-10, which had small images from the start: 5x5x192, 160, 96; max-pool 3 of
     stride 2; 5x5x192, 192, 192; mean-pool 3 of stride 2; 3x3x192, 192, classes; mean over the map. What differs: batch
-    norm after each convolution but the last, and no dropout, because its randomness would not belong to the sample.
+    norm after each convolution but the last, which takes the place of dropout (Ioffe and Szegedy, arXiv 1502.03167).
 
     958,794 parameters and 162,814,848 multiply-adds for 1x28x28 images and 10 classes; 968,394 and 222,486,528 for
     3x32x32.

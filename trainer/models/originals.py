@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from trainer.errors import ConfigError, DataError
-from trainer.models.layers import check_image_size
+from trainer.models.layers import Dropout, check_image_size
 
 ORIGINALS = ("alexnet", "vgg16", "vgg19", "googlenet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """Those that can be fine-tuned: page 37 of the lecture, without the BN variants, which torchvision lacks."""
@@ -24,7 +24,7 @@ MIN_IMAGE_SIZE = 64
 def build_original(name: str, *, num_classes: int = 1000) -> nn.Module:
     """torchvision's network of that name, for 3x224x224 images, with fresh weights and without auxiliary heads.
 
-    Dropout is set to zero: its randomness would belong to the process, and a continued run would differ.
+    Its dropout is ours, at torchvision's rates: a continued run must drop what the undisturbed one does.
     """
     from torchvision import models
 
@@ -32,9 +32,9 @@ def build_original(name: str, *, num_classes: int = 1000) -> nn.Module:
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": False}
     network: nn.Module = models.get_model(name, weights=None, **options)
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    dropouts = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Dropout)]
+    for layer, (name, module) in enumerate(dropouts):
+        network.set_submodule(name, Dropout(module.p, layer=layer))
     return network
 
 

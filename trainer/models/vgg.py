@@ -20,7 +20,7 @@ class Vgg(nn.Module):
     What differs from the paper, for small images: the three fully connected layers, nine tenths of its weights, are
     one; pools round sizes up, so that 28 pixels last for five of them; every convolution is followed by batch norm,
     without which this depth does not start learning from random weights (the paper grew it from a shallower net).
-    No dropout, because its randomness would not belong to the sample.
+    No dropout: it belonged to the layers that are gone.
 
     For 3x32x32 images and 10 classes: VGG-16 has 14,724,042 parameters and 313,201,664 multiply-adds, VGG-19 20,035,018
     and 398,136,320; for 1x28x28: 14,722,890 and 267,646,976, 20,033,866 and 343,734,272.

@@ -8,6 +8,7 @@ arithmetic, take the time.
 
 import copy
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from trainer.checkpoint import Checkpoints
-from trainer.data.order import epoch_order, random_key
+from trainer.data.order import epoch_order, sample_keys
 from trainer.errors import DivergenceError
 from trainer.fit import Run
 from trainer.learner import parameter_kind
+from trainer.models.layers import dropouts_of, dropping
 from trainer.optim import Optimizer, Rule
 from trainer.recipes import ParameterKind, Recipe
 from trainer.step import Batch
@@ -29,6 +31,21 @@ from trainer.step import Batch
 def can_stack(recipe: Recipe) -> bool:
     """Whether members would equal their lone runs: Muon's update is not element by element."""
     return not any(rule.orthogonalize for rule in recipe.rules.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """What is random in an epoch of a stack.
+
+    Args:
+        orders: int64 `[S, N]`, the training images of each member in its order.
+        numbers: float32 `[S, all images, 6]`, as of `Augment.draw`.
+        keys: int64 `[S, all images]`, as of `sample_keys`.
+    """
+
+    orders: torch.Tensor
+    numbers: torch.Tensor
+    keys: torch.Tensor
 
 
 class Stack:
@@ -46,6 +63,7 @@ class Stack:
         networks = [run.learner.model.network for run in runs]
         self._parameters, self._buffers = stack_module_state(networks)
         self._template = copy.deepcopy(networks[0]).to("meta")
+        self._dropouts = dropouts_of(self._template)
         self._optimizer = Optimizer(self._groups(networks[0]))
         self.step = 0
         factors = [self._recipe.schedule.factor(step, first.num_steps) for step in range(first.num_steps)]
@@ -57,26 +75,31 @@ class Stack:
         Raises:
             DivergenceError: a member's loss is not finite.
         """
-        losses = self.train_steps(*self.draw(epoch), num_steps=self.runs[0].steps_per_epoch)
+        losses = self.train_steps(self.draw(epoch), num_steps=self.runs[0].steps_per_epoch)
         if not bool(losses.isfinite().all()):
             seed = self.runs[int((~losses.isfinite()).nonzero()[0])].seed
             raise DivergenceError(f"training diverged in epoch {epoch + 1}: the loss of seed {seed} is not finite")
 
-    def draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each member's order, int64 `[S, N]`, and numbers of augmentation, float32 `[S, all images, 6]`."""
-        orders, numbers = [], []
+    def draw(self, epoch: int) -> Draws:
+        """What is random in an epoch, of each member."""
+        orders, numbers, keys = [], [], []
         for run in self.runs:
             orders.append(run.train_indices[epoch_order(len(run.train_indices), run.seed, epoch)])
             numbers.append(self._recipe.augment.draw(len(self._data), run.seed, epoch))
-        return torch.stack(orders).to(self._device), torch.stack(numbers).to(self._device)
+            keys.append(sample_keys(len(self._data), run.seed, epoch))
+        return Draws(
+            orders=torch.stack(orders).to(self._device),
+            numbers=torch.stack(numbers).to(self._device),
+            keys=torch.stack(keys).to(self._device),
+        )
 
-    def train_steps(self, orders: torch.Tensor, numbers: torch.Tensor, *, num_steps: int) -> torch.Tensor:
+    def train_steps(self, draws: Draws, *, num_steps: int) -> torch.Tensor:
         """The first steps of an epoch that was drawn; the members' sums of mean losses, float32 `[S]`."""
         size = self._recipe.global_batch_size
         self._template.train()
         losses = torch.zeros(len(self.runs), device=self._device)
         for start in range(0, num_steps * size, size):
-            losses += self._train_step(orders[:, start : start + size], numbers)
+            losses += self._train_step(draws.orders[:, start : start + size], draws)
             self.step += 1
         return losses
 
@@ -109,20 +132,21 @@ class Stack:
                 groups[parameter_kind(name, parameter)].append(self._parameters[name])
         return [(self._recipe.rules[kind], parameters) for kind, parameters in groups.items()]
 
-    def _train_step(self, indices: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    def _train_step(self, indices: torch.Tensor, draws: Draws) -> torch.Tensor:
         """One step of all members; their losses, float32 `[S]`."""
         num_members, size = indices.shape
         learner = self.runs[0].learner
         pixels = torch.cat(
             [
                 self._recipe.augment(self._data.images, chosen, drawn[chosen])
-                for chosen, drawn in zip(indices, numbers, strict=True)
+                for chosen, drawn in zip(indices, draws.numbers, strict=True)
             ]
         )
         labels = self._data.labels[indices.flatten()]
         with learner.autocast():
             images = learner.model.normalize(pixels)
-            logits = vmap(self._answer)(self._parameters, self._buffers, images.unflatten(0, (num_members, size)))
+            keys = draws.keys.gather(1, indices)
+            logits = vmap(self._answer)(self._parameters, self._buffers, images.unflatten(0, (num_members, size)), keys)
         losses = F.cross_entropy(
             logits.float().flatten(0, 1), labels, label_smoothing=self._recipe.label_smoothing, reduction="none"
         )
@@ -132,9 +156,14 @@ class Stack:
         return losses.detach().view(num_members, size).mean(dim=1)
 
     def _answer(
-        self, parameters: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor], images: torch.Tensor
+        self,
+        parameters: dict[str, torch.Tensor],
+        buffers: dict[str, torch.Tensor],
+        images: torch.Tensor,
+        keys: torch.Tensor,
     ) -> torch.Tensor:
-        logits: torch.Tensor = functional_call(self._template, (parameters, buffers), (images,))
+        with dropping(self._dropouts, keys):
+            logits: torch.Tensor = functional_call(self._template, (parameters, buffers), (images,))
         return logits
 
 
@@ -167,6 +196,7 @@ def lone_steps(run: Run, num_steps: int) -> None:
     size = run.recipe.global_batch_size
     order = run.train_indices[epoch_order(len(run.train_indices), run.seed, 0)].to(run.world.device)
     numbers = run.recipe.augment.draw(len(run.learner.data), run.seed, 0).to(run.world.device)
+    keys = sample_keys(len(run.learner.data), run.seed, 0).to(run.world.device)
     run.learner.model.train()
     for step in range(num_steps):
         indices = order[step * size : (step + 1) * size]
@@ -174,10 +204,10 @@ def lone_steps(run: Run, num_steps: int) -> None:
             Batch(
                 indices=indices,
                 numbers=numbers[indices],
+                keys=keys[indices],
                 lr_factor=torch.tensor(run.recipe.schedule.factor(step, run.num_steps), device=run.world.device),
                 sizes=(len(indices),),
                 num_images=len(indices),
-                keys=(random_key("dropout/0", run.seed, step),),
             )
         )
 
@@ -188,8 +218,7 @@ def measure_rate(runs: list[Run], num_steps: int) -> float:
         work = partial(lone_steps, runs[0])
     else:
         stack = Stack(runs)
-        orders, numbers = stack.draw(0)
-        work = partial(_first_steps, stack, orders, numbers)
+        work = partial(_first_steps, stack, stack.draw(0))
     work(2)
     _wait(runs[0])
     began = time.perf_counter()
@@ -198,8 +227,8 @@ def measure_rate(runs: list[Run], num_steps: int) -> float:
     return num_steps * len(runs) * runs[0].recipe.global_batch_size / (time.perf_counter() - began)
 
 
-def _first_steps(stack: Stack, orders: torch.Tensor, numbers: torch.Tensor, num_steps: int) -> None:
-    stack.train_steps(orders, numbers, num_steps=num_steps)
+def _first_steps(stack: Stack, draws: Draws, num_steps: int) -> None:
+    stack.train_steps(draws, num_steps=num_steps)
 
 
 def _wait(run: Run) -> None:

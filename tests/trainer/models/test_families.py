@@ -17,6 +17,7 @@ from trainer.export.parity import LARGEST_BATCH, Sample, check_parity, reference
 from trainer.export.repository import ONNX
 from trainer.models import Classifier, build_network
 from trainer.models.cost import cost_of
+from trainer.models.layers import dropouts_of, dropping
 
 # What the docstrings say: parameters and multiply-adds of one image, for 10 classes.
 COSTS = {
@@ -68,7 +69,7 @@ def settled(name: str, num_channels: int, image_size: int) -> Classifier:
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
-    with torch.no_grad():
+    with torch.no_grad(), dropping(dropouts_of(model), torch.arange(8)):
         model(pixels(8, num_channels, image_size))
     return model.eval()
 
@@ -119,7 +120,7 @@ def test_lenets_first_layer_is_that_of_the_lectures_page_13() -> None:
 def test_images_of_any_usual_size_are_taken(name: str, size: int) -> None:
     with torch.device("meta"):
         network = build_network(name, num_channels=3, image_size=size, num_classes=7, widths=())
-        assert network(torch.empty(2, 3, size, size)).shape == (2, 7)
+        assert network.eval()(torch.empty(2, 3, size, size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -136,7 +137,8 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
     losses = []
     for _ in range(5):
-        loss = F.cross_entropy(model(images), labels)
+        with dropping(dropouts_of(model), labels):
+            loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,5 +1,6 @@
 """Seeds trained together: each member is its lone run, up to rounding, whatever it is stacked with."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from trainer.data import Dataset
 from trainer.errors import DivergenceError
 from trainer.fit import Run
 from trainer.recipes import RECIPES, Recipe
-from trainer.studies.stack import Stack, can_stack, lone_steps, measure_rate, train_stack
+from trainer.studies.stack import Draws, Stack, can_stack, lone_steps, measure_rate, train_stack
 
 PLAIN = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=2, precision="float32")
 AUGMENTED = replace(RECIPES["mnist-lenet5"], dataset="mnist-mini", global_batch_size=50, precision="float32")
+DROPPING = replace(RECIPES["mnist-alexnet"], dataset="mnist-mini", global_batch_size=16, precision="float32")
 LIGHT = replace(PLAIN, network="lenet5", global_batch_size=500)
 NUM_STEPS = 6
 
@@ -28,7 +30,7 @@ def members(recipe: Recipe, mini: Dataset, folder: Path, seeds: tuple[int, ...])
 def test_each_member_equals_its_lone_run(recipe: Recipe, mini: Dataset, tmp_path: Path) -> None:
     together = members(recipe, mini, tmp_path / "together", (0, 1, 5))
     stack = Stack(together)
-    stack.train_steps(*stack.draw(0), num_steps=NUM_STEPS)
+    stack.train_steps(stack.draw(0), num_steps=NUM_STEPS)
     stack.hand_back()
     for run in together:
         before = make_run(recipe, mini, tmp_path / "alone" / str(run.seed), seed=run.seed)
@@ -41,12 +43,28 @@ def test_each_member_equals_its_lone_run(recipe: Recipe, mini: Dataset, tmp_path
         assert not any(torch.allclose(alone[name], fresh[name], atol=1e-6) for name in learnt)
 
 
+def test_members_drop_what_their_lone_runs_drop(mini: Dataset, tmp_path: Path) -> None:
+    def head(draws_of: Callable[[Stack], Draws]) -> torch.Tensor:
+        runs = members(DROPPING, mini, tmp_path / "together", (0, 1))
+        stack = Stack(runs)
+        stack.train_steps(draws_of(stack), num_steps=1)
+        stack.hand_back()
+        return runs[1].learner.model.state_dict()["network.head.weight"]
+
+    alone = make_run(DROPPING, mini, tmp_path / "alone", seed=1)
+    lone_steps(alone, 1)
+    known = alone.learner.model.state_dict()["network.head.weight"]
+    assert torch.allclose(head(lambda stack: stack.draw(0)), known, atol=1e-6)
+    others = head(lambda stack: replace(stack.draw(0), keys=stack.draw(1).keys))
+    assert not torch.allclose(others, known, atol=1e-5)
+
+
 def test_the_stacks_size_changes_nothing(mini: Dataset, tmp_path: Path) -> None:
     found = []
     for seeds in ((0, 1), (4, 1, 2, 3)):
         runs = members(PLAIN, mini, tmp_path / str(len(seeds)), seeds)
         stack = Stack(runs)
-        stack.train_steps(*stack.draw(0), num_steps=3)
+        stack.train_steps(stack.draw(0), num_steps=3)
         stack.hand_back()
         found.append(runs[1].learner.model.state_dict())
     for name in found[0]:
@@ -57,7 +75,7 @@ def test_batch_norm_keeps_each_members_own_statistics(mini: Dataset, tmp_path: P
     recipe = replace(AUGMENTED, network="bn-nin", global_batch_size=4)
     runs = members(recipe, mini, tmp_path / "together", (0, 1))
     stack = Stack(runs)
-    stack.train_steps(*stack.draw(0), num_steps=1)
+    stack.train_steps(stack.draw(0), num_steps=1)
     stack.hand_back()
     alone = make_run(recipe, mini, tmp_path / "alone", seed=1)
     lone_steps(alone, 1)
