@@ -69,18 +69,17 @@ def evaluate(predict: Predict, images: ImageSet, indices: torch.Tensor | None, w
     # Columns: predicted, confidence, label's probability, loss. float64 holds each exactly, so that adding the zeros
     # of the other ranks changes nothing.
     table = torch.zeros(len(indices), 4, dtype=torch.float64)
-    for number, start in enumerate(range(0, len(indices), CHUNK_SIZE)):
-        if number % world.size != world.rank:
-            continue
-        chunk = indices[start : start + CHUNK_SIZE]
-        labels = images.labels[chunk].to(world.device)
-        logits = predict(images.images[chunk].to(world.device)).float()
-        log_probabilities = F.log_softmax(logits, dim=1)
-        best, predicted = log_probabilities.max(dim=1)
-        of_label = log_probabilities.gather(1, labels[:, None])[:, 0]
-        columns = [predicted.double(), best.exp().double(), of_label.exp().double(), -of_label.double()]
-        table[start : start + len(chunk)] = torch.stack(columns, dim=1).cpu()
-    table = world.sum(table.to(world.device)).cpu()
+    with world.watchdog.computing():
+        for start in range(world.rank * CHUNK_SIZE, len(indices), world.size * CHUNK_SIZE):
+            chunk = indices[start : start + CHUNK_SIZE]
+            labels = images.labels[chunk].to(world.device)
+            logits = predict(images.images[chunk].to(world.device)).float()
+            log_probabilities = F.log_softmax(logits, dim=1)
+            best, predicted = log_probabilities.max(dim=1)
+            of_label = log_probabilities.gather(1, labels[:, None])[:, 0]
+            columns = [predicted.double(), best.exp().double(), of_label.exp().double(), -of_label.double()]
+            table[start : start + len(chunk)] = torch.stack(columns, dim=1).cpu()
+        table = world.sum(table.to(world.device)).cpu()
     return Evaluation(
         labels=images.labels[indices],
         predicted=table[:, 0].long(),

@@ -118,7 +118,8 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery = SaveEvery()) -> Non
     with stop.deferred():
         try:
             while run.position.step < run.num_steps:
-                loop.run_epoch()
+                with run.world.watchdog.computing():
+                    loop.run_epoch()
                 loop.end_epoch()
             loop.save_and_wait()
         finally:
@@ -362,12 +363,12 @@ class _Loop:
     def _leave(self) -> None:
         """Save, tell the user how to go on, and end the run."""
         run = self._run
-        run.world.watchdog.patience = PATIENT_S
-        self._stop.grant()
-        self._agreement.close()
-        self.save_and_wait()
-        run.world.wait_for_all()
-        number = run.world.max(self._stop.number or 0)
+        with run.world.watchdog.patient():
+            self._stop.grant()
+            self._agreement.close()
+            self.save_and_wait()
+            run.world.wait_for_all()
+            number = run.world.max(self._stop.number or 0)
         raise Interrupted(
             f"{signal.Signals(number).name}: saved at step {run.position.step} of {run.num_steps}; "
             f"go on with the same command and --run-dir {run.folder.path}",

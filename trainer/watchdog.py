@@ -6,11 +6,14 @@ how many collectives the rank has entered and how long it has waited in the last
 other judges, and talks to nobody, so that a store that does not answer cannot stop it.
 
 Who hangs is who has entered fewer collectives than those that wait for it. If it still can, it says so itself, with
-the stack that it hangs in. What a GPU computes is not seen here: a kernel that does not end is NCCL's to notice.
+the stack that it hangs in. How long is too long depends on what it does: it may take its time over a download, or a
+first step that a library prepares, but not stand still where it should compute. Who gives no sign of life is gone,
+whatever it was doing. What a GPU computes is not seen here: a kernel that does not end is NCCL's to notice.
 """
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -29,13 +32,21 @@ from trainer.roll_call import Store
 
 BEAT_EVERY_S = 0.5
 STALE_AFTER_S = 4.0
-"""A rank whose sign of life is older is gone, or its host is."""
+"""A rank whose sign of life is older is gone, or its host is, if a training step waits for it."""
+SILENT_AFTER_S = 7.0
+"""The same of any rank, whatever it was at: its threads must only come to speak."""
 PATIENT_S = 600.0
 """How long others may be waited for outside the training steps: one fetches data or writes a report."""
+IDLE_AFTER_S = 5.0
+"""How long a rank that should compute may stand still, however patient the others are."""
+IDLE_SHARE = 0.02
+"""What share of a processor is standing still."""
 HANG_AFTER_S = 5.0
 """The same between training steps, at least: slow steps need more."""
 GRACE_S = 1.5
 """How much later others accuse a rank than it accuses itself, which it does better."""
+GOODBYE = "goodbye"
+"""Instead of a sign of life, from a rank that has left in good order."""
 LEAVE_S = 9.0
 """A rank that was asked to leave and has not is ended after this long."""
 
@@ -72,6 +83,9 @@ class Watchdog:
         self._changed_at: dict[int, float] = {}
         self._parent = PARENT
         self._stopped = threading.Event()
+        self._talking: threading.Thread | None = None
+        self._is_computing = False
+        self._work = _Work()
         self.patience = PATIENT_S
         self.failure: Exception | None = None
         """What the last collective that failed has raised."""
@@ -91,10 +105,15 @@ class Watchdog:
         self._tell(store)
         self._told_at = time.monotonic()
         self._claim = Claim(store, name, self._situation.rank)
-        threading.Thread(target=self._talk, args=(store, self._claim), name="signs-of-life", daemon=True).start()
+        arguments = (store, self._claim)
+        self._talking = threading.Thread(target=self._talk, args=arguments, name="signs-of-life", daemon=True)
+        self._talking.start()
 
     def stop(self) -> None:
+        """Say goodbye, if the store still answers, and watch nobody any more."""
         self._stopped.set()
+        if self._talking is not None:
+            self._talking.join(timeout=1.0)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -113,10 +132,21 @@ class Watchdog:
     def patient(self) -> Iterator[None]:
         """Around what one rank does while the others go on to wait for it."""
         patience, self.patience = self.patience, PATIENT_S
+        is_computing, self._is_computing = self._is_computing, False
         try:
             yield
         finally:
-            self.patience = patience
+            self.patience, self._is_computing = patience, is_computing
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Around what has nothing to wait for but processors: who stands still there hangs, without more patience."""
+        is_computing, self._is_computing = self._is_computing, True
+        self._work.reset()
+        try:
+            yield
+        finally:
+            self._is_computing = is_computing
 
     def lost_peers(self) -> list[int]:
         """Ranks that are gone: at once where they are this launcher's, else when their signs of life have stopped."""
@@ -155,16 +185,22 @@ class Watchdog:
                 self._tell(store)
                 for rank, key in enumerate(self._keys):
                     if rank != self._situation.rank and store.check([key]):
-                        self._hear(rank, Life(**json.loads(store.get(key))))
+                        self._hear(rank, store.get(key))
                 holder = claim.holder()
             except (RuntimeError, ValueError):
                 continue
             self._told_at = time.monotonic()
+            self._work.leave_out_this_thread()
             if holder not in (None, self._situation.rank) and not self._stopped.wait(2 * GRACE_S):
                 os._exit(1)
+        with suppress(RuntimeError):
+            store.set(self._keys[self._situation.rank], GOODBYE)
 
-    def _hear(self, rank: int, life: Life) -> None:
-        known = self._peers.get(rank)
+    def _hear(self, rank: int, said: bytes) -> None:
+        if said.decode() == GOODBYE:
+            self._peers.pop(rank, None)
+            return
+        life, known = Life(**json.loads(said)), self._peers.get(rank)
         if known is None or known.beat != life.beat:
             self._changed_at[rank] = time.monotonic()
         self._peers[rank] = life
@@ -173,6 +209,7 @@ class Watchdog:
         while not self._stopped.wait(BEAT_EVERY_S):
             if os.getppid() != self._parent:
                 self._follow_launcher()
+            self._work.look()
             if self._claim is not None:
                 self._judge()
 
@@ -189,6 +226,11 @@ class Watchdog:
             waited = life.waited if life.entered > mine.entered and mine.waited is None else None
             if waited is not None and waited > max(life.patience, mine.patience):
                 self._confess(waited)
+            if waited is not None and self._is_computing and min(waited, self._work.idle_s) > IDLE_AFTER_S:
+                self._confess(waited)
+        silent = sorted(rank for rank in peers if self._is_stale(rank, SILENT_AFTER_S))
+        if silent:
+            self._accuse(silent, f"gave no sign of life for {SILENT_AFTER_S:.0f} s")
         if mine.waited is None or mine.waited < mine.patience + GRACE_S:
             return
         if time.monotonic() - self._told_at > STALE_AFTER_S:
@@ -236,9 +278,38 @@ class Watchdog:
     def _is_sibling(self, life: Life) -> bool:
         return life.host == socket.gethostname() and life.parent == self._parent and life.pid != os.getpid()
 
-    def _is_stale(self, rank: int) -> bool:
+    def _is_stale(self, rank: int, after_s: float = STALE_AFTER_S) -> bool:
         is_heard = time.monotonic() - self._told_at < STALE_AFTER_S / 2
-        return is_heard and time.monotonic() - self._changed_at[rank] > STALE_AFTER_S
+        return is_heard and time.monotonic() - self._changed_at[rank] > after_s
+
+
+class _Work:
+    """Whether this process gets on: it uses a processor, or pages that it reads come from the disk."""
+
+    def __init__(self) -> None:
+        self._told_s: dict[int, float] = {}  # what the watchdog's own threads have used
+        self._seen_s, self._seen_reads, self._seen_at = 0.0, 0, time.monotonic()
+        self._worked_at = time.monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        return time.monotonic() - self._worked_at
+
+    def reset(self) -> None:
+        self._worked_at = time.monotonic()
+
+    def leave_out_this_thread(self) -> None:
+        """What this thread has used up to now is not work."""
+        self._told_s[threading.get_ident()] = time.thread_time()
+
+    def look(self) -> None:
+        """To be called now and then."""
+        self.leave_out_this_thread()
+        used_s, now = time.process_time() - sum(self._told_s.values()), time.monotonic()
+        reads = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+        if used_s - self._seen_s > IDLE_SHARE * (now - self._seen_at) or reads > self._seen_reads:
+            self._worked_at = now
+        self._seen_s, self._seen_reads, self._seen_at = used_s, reads, now
 
 
 def _is_gone(pid: int) -> bool:

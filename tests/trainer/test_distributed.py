@@ -207,6 +207,58 @@ def body(world):
 
 
 @pytest.mark.slow
+def test_a_rank_that_stands_still_is_named_however_patient_the_others_are(tmp_path: Path) -> None:
+    """In a first step, say. One that works is waited for, for longer than one that stands still."""
+    body = """
+import trainer.watchdog
+
+def body(world):
+    trainer.watchdog.IDLE_AFTER_S = 2.0
+    world.sum(torch.zeros(1))
+    with world.watchdog.computing():
+        if world.rank == 1:
+            until = time.monotonic() + 4
+            while time.monotonic() < until:
+                sum(range(1000))
+        world.sum(torch.zeros(1))
+        tell(time.time())
+        if world.rank == 1:
+            time.sleep(100)
+        world.sum(torch.zeros(1))
+"""
+    done = run_ranks(body, 2, tmp_path)
+    ended = time.time()
+    (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert re.match(r"error: rank 1 hangs: the others have waited [2-4] s for it", error)
+    assert ended - max(float(str(moment)) for moment in told(done)) < 20
+
+
+@pytest.mark.slow
+def test_a_rank_that_falls_silent_is_named_whatever_the_others_do_and_one_that_has_left_is_not(tmp_path: Path) -> None:
+    body = """
+import signal
+import trainer.watchdog
+
+def body(world):
+    trainer.watchdog.SILENT_AFTER_S = 3.0
+    world.sum(torch.zeros(1))
+    if world.rank == 2:
+        return
+    if world.rank == 1:
+        time.sleep(5)
+        tell(time.time())
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(100)
+"""
+    done = run_ranks(body, 3, tmp_path)
+    ended = time.time()
+    (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert re.match(r"error: rank 1 \(process \d+ on .*\) gave no sign of life for 3 s", error)
+    (stopped,) = told(done)
+    assert ended - float(str(stopped)) < 20
+
+
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
     body = """
 def body(world):
