@@ -3,8 +3,14 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LOCK_FILE = ".in-use"
+LEAVING_S = 120.0
+"""How long the user of a folder may take to leave it: a file server knows after 90 s that a host is gone (NFS)."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -20,6 +26,35 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     flush_to_disk(path.parent)
+
+
+@contextmanager
+def sole_user(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Within, no other process uses this folder in the same way; whoever comes second waits for a while.
+
+    The kernel gives the folder back when the process dies. On file systems without locks nobody is kept out.
+
+    Raises:
+        TimeoutError: somebody else stays in it.
+        OSError: it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        try:
+            lock.acquire(timeout=1.0)
+        except Timeout:
+            say(f"{folder} is in use by another process: waiting up to {LEAVING_S:.0f} s for it to leave")
+            lock.acquire(timeout=LEAVING_S)
+    except Timeout:
+        raise TimeoutError(f"{folder} is in use by another process") from None
+    except NotImplementedError:
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_temporary(path: Path) -> bool:

@@ -5,6 +5,8 @@ import datetime
 import hashlib
 import json
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from trainer.data import Dataset
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError
 from trainer.failure import FAILURE_FILE
-from trainer.files import is_temporary, write_json
+from trainer.files import LOCK_FILE, is_temporary, sole_user, write_json
 from trainer.hardware import describe
 from trainer.recipes import Recipe
 
@@ -62,6 +64,26 @@ class RunFolder:
             self._claim(resume, world)
         world.wait_for_all()
 
+    @contextmanager
+    def in_use(self, world: World, say: Callable[[str], None]) -> Iterator[None]:
+        """Around all that a run does in its folder, from `enter` on; the main rank keeps other runs out.
+
+        Raises:
+            ConfigError: another run uses the folder, and stays.
+            CheckpointError: it cannot be written.
+        """
+        with ExitStack() as kept:
+            if world.is_main:
+                try:
+                    kept.enter_context(sole_user(self.path, say))
+                except TimeoutError as error:
+                    raise ConfigError(f"--run-dir {error}: stop that one, or choose another folder") from None
+                except OSError as error:
+                    message = f"cannot write the run folder {self.path}: {error.strerror or error}"
+                    raise CheckpointError(message) from error
+            world.wait_for_all()
+            yield
+
     def _claim(self, resume: Resume, world: World) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -87,7 +109,9 @@ class RunFolder:
 
     def _holds_other_things(self) -> bool:
         """Whether there is more than a run leaves that ended before `config.json` was whole."""
-        return any(path.name != FAILURE_FILE and not is_temporary(path) for path in self.path.iterdir())
+        return any(
+            path.name not in (FAILURE_FILE, LOCK_FILE) and not is_temporary(path) for path in self.path.iterdir()
+        )
 
     def _check_same_run(self, known: "RunFolder", resume: Resume) -> None:
         if resume == "never":

@@ -6,6 +6,7 @@ What a step computes is in step, what a rank is in distributed, where images com
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def train(config: TrainConfig) -> None:
         StopRequest() as stop,
         World.join(config.device, config.virtual_shards) as world,
         Progress(is_main=world.is_main) as progress,
+        ExitStack() as kept,
     ):
         recipe = config.resolve().as_computed_on(world.device)
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
@@ -58,6 +60,7 @@ def train(config: TrainConfig) -> None:
         run = setup(recipe, without_test_images(dataset), folder, world, progress)
         model = plan_export(run, config)
         folder.enter(config.resume, world)
+        kept.enter_context(folder.in_use(world, progress.say))
         world.situation.folder = folder.path
         if folder.is_complete(world):
             progress.say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")

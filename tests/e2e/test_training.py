@@ -197,6 +197,20 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(
     assert result_of(folder)["weights_sha256"] == undisturbed(ranks)
 
 
+def test_who_enters_a_run_that_is_being_trained_waits_and_goes_on_from_there(
+    tmp_path: Path, trainer_command: Command
+) -> None:
+    command = trainer_command("--epochs", "1000", "--run-dir", str(tmp_path / "run"))
+    with started(command) as first:
+        wait_for_line(first, "epoch 1/1000")
+        with started(command) as second:
+            wait_for_line(second, f"^{re.escape(str(tmp_path / 'run'))} is in use by another process: waiting")
+            os.kill(first.pid, signal.SIGTERM)
+            step = re.search(r"saved at step (\d+)", wait_for_line(first, "saved at step"))
+            assert step is not None
+            wait_for_line(second, f"at step {step.group(1)} of")
+
+
 def test_when_a_rank_is_killed_the_others_leave_and_say_so(tmp_path: Path, trainer_command: Command) -> None:
     command = trainer_command("--epochs", "1000", "--run-dir", str(tmp_path / "run"), ranks=4)
     with started(command) as process:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from trainer.files import is_temporary, sha256_of_file, write_atomically, write_json
+from trainer.files import is_temporary, sha256_of_file, sole_user, write_atomically, write_json
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -32,6 +32,20 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_folder_has_one_user_and_who_comes_second_waits_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.files.LEAVING_S", 0.1)
+    said: list[str] = []
+    with sole_user(tmp_path, said.append):
+        assert said == []
+        with pytest.raises(TimeoutError, match="is in use by another process"), sole_user(tmp_path, said.append):
+            pass
+    assert said == [f"{tmp_path} is in use by another process: waiting up to 0 s for it to leave"]
+    with sole_user(tmp_path, said.append):
+        assert len(said) == 1
 
 
 def test_what_a_kill_leaves_is_known_as_temporary(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_ranks_that_share_a_batch_add_up_to_it(num_images: int, mini: Dataset, t
             object.__setattr__(world, "seen", sums)  # the base is frozen
             run = make_run(SHORT, mini, tmp_path / f"{size}", world=world)
             loop = _Loop(run, StopRequest())
-            run.learner.step(loop._share(run.train_indices[:num_images], torch.zeros(5000, 6)))
+            run.learner.step(loop._share(run.train_indices[:num_images], torch.zeros(5000, 6), torch.zeros(5000)))
             loop.close()
         totals.append(torch.stack(sums).sum(dim=0))
     assert torch.allclose(totals[0], totals[1], atol=1e-5)
