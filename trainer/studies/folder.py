@@ -56,7 +56,7 @@ class StudyFolder:
                         "choose another folder"
                     )
                 others = known.get("continued_on", [])
-                if machine not in [known["machine"], *others]:
+                if _kind(machine) not in map(_kind, [known["machine"], *others]):
                     write_json(self.path / STUDY_FILE, known | {"continued_on": [*others, machine]})
                 return
             if not all(is_temporary(path) for path in self.path.iterdir()):
@@ -97,3 +97,8 @@ class StudyFolder:
             path.write_bytes(whole[: whole.rfind(b"\n") + 1])
         with path.open("a") as file:
             file.write(json.dumps({"key": key, "value": value}) + "\n")
+
+
+def _kind(machine: dict[str, Any]) -> dict[str, Any]:
+    """What makes it another machine; how many threads a rank has follows from the number of ranks."""
+    return {name: value for name, value in machine.items() if name != "threads"}
