@@ -125,6 +125,8 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         _leave(error.exit_code)
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT)
+    except BrokenPipeError:
+        raise  # nobody reads our output: `quiet_end` knows what to do
     except Exception as error:
         _tell_torchrun(error)
         traceback.print_exc()

@@ -1,8 +1,12 @@
-"""SIGTERM and Ctrl-C: the end of a run at once, or a wish that the training loop grants between two steps."""
+"""What ends a command from outside: SIGTERM, Ctrl-C, and a reader of its output who goes away.
+
+It ends a run at once, or is a wish that the training loop grants between two steps; never a stack trace.
+"""
 
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +20,19 @@ STUCK_AFTER_S = 8.0
 """A process that has neither left nor granted the wish this long after a signal waits for what will not come."""
 AGAIN_AFTER_S = 2.0
 """A second signal that comes sooner is no second wish: torchrun passes on what the terminal has sent already."""
+
+
+@contextmanager
+def quiet_end() -> Iterator[None]:
+    """Around a whole command: where nobody reads its output any more (`… | head`), the exit code is that of SIGPIPE."""
+    try:
+        try:
+            yield
+        finally:
+            print(end="", flush=True)
+            print(end="", flush=True, file=sys.stderr)
+    except BrokenPipeError:
+        os._exit(128 + signal.SIGPIPE)  # Python would try once more at its end, and complain
 
 
 class StopRequest:
@@ -66,6 +83,11 @@ class StopRequest:
             self._is_deferred = False
         if self.number is not None:
             raise _interrupted(self.number)
+
+    def ask(self, number: int) -> None:
+        """As if that signal had come, unless one has come already."""
+        if self.number is None:
+            self._handle(number, None)
 
     def grant(self) -> None:
         """The wish is being granted; that takes as long as it takes."""

@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> None:
     with (
         StopRequest() as stop,
         World.join(config.device, config.virtual_shards) as world,
-        Progress(is_main=world.is_main) as progress,
+        Progress(is_main=world.is_main, stop=stop) as progress,
     ):
         recipe = config.resolve().as_computed_on(world.device)
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)

@@ -1,12 +1,13 @@
 """Errors become one line and an exit code."""
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, clean_environment
 from trainer import cli
 from trainer.errors import (
     CheckpointError,
@@ -87,3 +88,15 @@ def test_every_verb_explains_itself(arguments: list[str], code: int, text: str) 
     assert done.returncode == code
     assert text in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["data", "list"], ["train", "--help"]])
+def test_a_reader_that_has_seen_enough(arguments: list[str], unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "trainer", *arguments]
+    environment = clean_environment() | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")

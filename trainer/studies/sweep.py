@@ -76,7 +76,11 @@ def study_sweep(config: SweepConfig) -> None:
     if config.seeds < 1 or config.random < 0:
         raise ConfigError("--seeds must be at least 1, --random must not be negative")
     keep_freed_memory()
-    with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
+    with (
+        StopRequest() as stop,
+        World.join(config.device) as world,
+        Progress(is_main=world.is_main, stop=stop) as progress,
+    ):
         base = TrainConfig(recipe=config.recipe, dataset=config.dataset, epochs=config.epochs).resolve()
         candidates = make_candidates(config.grid, config.random)
         recipes = [change_recipe(base, candidate) for candidate in candidates]
