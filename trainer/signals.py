@@ -24,7 +24,14 @@ AGAIN_AFTER_S = 2.0
 
 @contextmanager
 def quiet_end() -> Iterator[None]:
-    """Around a whole command: where nobody reads its output any more (`… | head`), the exit code is that of SIGPIPE."""
+    """Around a whole command, imports included.
+
+    Ctrl-C ends the process at once until `hear_ctrl_c`: raised amid the seconds that importing torch takes, an
+    exception could come out as any other one. And where nobody reads the output any more (`… | head`), the exit code is
+    that of SIGPIPE.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell has it ignored
+        signal.signal(signal.SIGINT, _leave_at_once)
     try:
         try:
             yield
@@ -33,6 +40,16 @@ def quiet_end() -> Iterator[None]:
             print(end="", flush=True, file=sys.stderr)
     except BrokenPipeError:
         os._exit(128 + signal.SIGPIPE)  # Python would try once more at its end, and complain
+
+
+def hear_ctrl_c() -> None:
+    """From here on it is a KeyboardInterrupt: there may be something to tidy up."""
+    if signal.getsignal(signal.SIGINT) is _leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
 
 
 class StopRequest:

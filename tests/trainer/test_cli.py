@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +101,27 @@ def test_a_reader_that_has_seen_enough(arguments: list[str], unbuffered: str) ->
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+# As where an import runs in C: the exception comes out as another one.
+TORCH = """
+import time
+print("importing", flush=True)
+try:
+    time.sleep(60)
+except BaseException:
+    raise ImportError("torch failed to import")
+"""
+
+
+@pytest.mark.parametrize("command", [["trainer/main.py"], ["-m", "trainer", "evaluate", "run"]])
+def test_ctrl_c_while_torch_is_imported_is_quiet(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(TORCH)
+    environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said, errors) == (130, b"", b"")
