@@ -12,6 +12,7 @@ from trainer.cli import (
     study_command,
     train_command,
 )
+from trainer.signals import quiet_end
 
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "train": ("one training run; the same as trainer/main.py", train_command),
@@ -39,4 +40,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with quiet_end():
+        main(sys.argv[1:])

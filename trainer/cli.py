@@ -12,6 +12,7 @@ from typing import NoReturn, TypeVar
 
 import trainer.parent  # noqa: F401 (notes who started this process before torch is imported)
 from trainer.errors import Interrupted, PeerError, TrainerError
+from trainer.signals import hear_ctrl_c
 
 T = TypeVar("T")
 
@@ -111,6 +112,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
 
     Under torchrun the same command runs on every rank, and the first rank that fails is the one that speaks.
     """
+    hear_ctrl_c()
     try:
         _leave(command() or 0)
     except Interrupted as error:
@@ -125,6 +127,8 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         _leave(error.exit_code)
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT)
+    except BrokenPipeError:
+        raise  # nobody reads our output: `quiet_end` knows what to do
     except Exception as error:
         _tell_torchrun(error)
         traceback.print_exc()

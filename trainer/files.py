@@ -67,6 +67,32 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to the end of a file, flushed to the disk. On any failure the lines before it stand and nothing else.
+
+    What a kill in the middle of this has left there is taken away.
+    """
+    with path.open("ab", buffering=0) as file:  # a buffer would try once more when it is closed
+        end = path.read_bytes().rfind(b"\n") + 1
+        try:
+            file.truncate(end)
+            left = memoryview(f"{line}\n".encode())
+            while left:  # the last bytes of a disk are taken before it is said to be full
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of `append_line`, without one that a kill has cut short; none where there is no file."""
+    try:
+        return [line.decode() for line in path.read_bytes().split(b"\n")[:-1]]
+    except FileNotFoundError:
+        return []
+
+
 def flush_to_disk(path: Path) -> None:
     """Make a file's content, or the names in a folder (a rename), survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -14,7 +14,6 @@ import datetime
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,9 @@ import torch
 
 from trainer.data import Dataset, ImageSet
 from trainer.data.test_set import load_test_set
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, writing
 from trainer.evaluate import Evaluation
-from trainer.files import write_json
+from trainer.files import append_line, read_lines, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +67,7 @@ class Ledger:
         return [entry for entry in entries if entry["dataset_sha256"] in datasets]
 
     def all_entries(self) -> list[dict[str, Any]]:
-        """All looks at any test set, oldest first.
+        """All looks at any test set, oldest first; a last line that a kill has cut short is none.
 
         Raises:
             CheckpointError: a line is damaged, does not follow from the one before it, or is missing at the end.
@@ -76,7 +75,7 @@ class Ledger:
         entries: list[dict[str, Any]] = []
         previous = ""
         head = self._head()  # before the lines, which may become more meanwhile
-        lines = self._lines()
+        lines = read_lines(self.path)
         for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
@@ -116,10 +115,8 @@ class Ledger:
         Raises:
             CheckpointError: the ledger cannot be written, or is damaged.
         """
-        try:
+        with writing(self.path):
             return self._record(entry)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def _record(self, entry: dict[str, Any]) -> Look:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,12 +126,10 @@ class Ledger:
             for number, known in enumerate(earlier, start=1):
                 if known["weights_sha256"] == entry["weights_sha256"]:
                     return _look(known, number, len(earlier), is_repeated=True)
-            lines = self._lines()
+            lines = read_lines(self.path)
             linked = {**entry, "previous": _digest(lines[-1]) if lines else ""}
             line = json.dumps(linked, ensure_ascii=False)
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            append_line(self.path, line)
             write_json(self._head_path, {"lines": len(lines) + 1, "sha256": _digest(line)})
         return _look(entry, len(earlier) + 1, len(earlier) + 1, is_repeated=False)
 
@@ -145,12 +140,6 @@ class Ledger:
             if entry["weights_sha256"] == weights_sha256:
                 return _look(entry, number, len(entries), is_repeated=True)
         return None
-
-    def _lines(self) -> list[str]:
-        try:
-            return self.path.read_text().splitlines()
-        except FileNotFoundError:
-            return []
 
     def _head(self) -> dict[str, Any]:
         """How many lines there were after the last look, and the last one's digest; empty where none was written.

@@ -7,6 +7,9 @@ if __name__ == "__main__":
     # Python puts this file's folder first; the packages are beside it, not in it.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-    from trainer.cli import train_command
+    from trainer.signals import quiet_end
 
-    train_command(sys.argv[1:])
+    with quiet_end():
+        from trainer.cli import train_command
+
+        train_command(sys.argv[1:])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import CheckpointError
+from trainer.errors import writing
 from trainer.files import write_atomically
 
 
@@ -35,12 +35,10 @@ class MetricsLog:
         self._has_warned = False
         self._events: _EventFile | None = None
         path = folder / "metrics.jsonl"
-        try:
+        with writing(path):
             kept = [line for line in read_metrics(folder) if line["step"] <= from_step]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
             self._file = path.open("ab")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
 
     def write(self, kind: str, *, step: int, epoch: int, **values: float) -> None:
         """One line; `kind` is `step` or `epoch`, and both count from 1 (so many are done)."""

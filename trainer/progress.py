@@ -1,9 +1,13 @@
 """What rank 0 tells the user while the run goes on: a bar on a terminal, plain lines elsewhere."""
 
+import os
+import signal
 import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+from trainer.signals import StopRequest
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -17,10 +21,12 @@ class Progress:
 
     Args:
         is_main: whether this rank speaks.
+        stop: is asked for the end, as SIGPIPE asks, when nobody reads any more; None: `say` raises BrokenPipeError.
     """
 
-    def __init__(self, *, is_main: bool) -> None:
+    def __init__(self, *, is_main: bool, stop: StopRequest | None = None) -> None:
         self._is_main = is_main
+        self._stop = stop
         self._bar: Bar | None = None
         self._shown_at = 0.0
         self._started: tuple[float, int] | None = None
@@ -31,8 +37,14 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
+            return
+        try:
             print(line, flush=True)
+        except BrokenPipeError:
+            if self._stop is None:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for this line, and what is still said
+            self._stop.ask(signal.SIGPIPE)
 
     def __enter__(self) -> Self:
         return self

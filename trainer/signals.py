@@ -1,8 +1,12 @@
-"""SIGTERM and Ctrl-C: the end of a run at once, or a wish that the training loop grants between two steps."""
+"""What ends a command from outside: SIGTERM, Ctrl-C, and a reader of its output who goes away.
+
+It ends a run at once, or is a wish that the training loop grants between two steps; never a stack trace.
+"""
 
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +20,36 @@ STUCK_AFTER_S = 8.0
 """A process that has neither left nor granted the wish this long after a signal waits for what will not come."""
 AGAIN_AFTER_S = 2.0
 """A second signal that comes sooner is no second wish: torchrun passes on what the terminal has sent already."""
+
+
+@contextmanager
+def quiet_end() -> Iterator[None]:
+    """Around a whole command, imports included.
+
+    Ctrl-C ends the process at once until `hear_ctrl_c`: raised amid the seconds that importing torch takes, an
+    exception could come out as any other one. And where nobody reads the output any more (`… | head`), the exit code is
+    that of SIGPIPE.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell has it ignored
+        signal.signal(signal.SIGINT, _leave_at_once)
+    try:
+        try:
+            yield
+        finally:
+            print(end="", flush=True)
+            print(end="", flush=True, file=sys.stderr)
+    except BrokenPipeError:
+        os._exit(128 + signal.SIGPIPE)  # Python would try once more at its end, and complain
+
+
+def hear_ctrl_c() -> None:
+    """From here on it is a KeyboardInterrupt: there may be something to tidy up."""
+    if signal.getsignal(signal.SIGINT) is _leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
 
 
 class StopRequest:
@@ -66,6 +100,11 @@ class StopRequest:
             self._is_deferred = False
         if self.number is not None:
             raise _interrupted(self.number)
+
+    def ask(self, number: int) -> None:
+        """As if that signal had come, unless one has come already."""
+        if self.number is None:
+            self._handle(number, None)
 
     def grant(self) -> None:
         """The wish is being granted; that takes as long as it takes."""

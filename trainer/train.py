@@ -16,7 +16,7 @@ from trainer.checkpoint import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, load_dataset, split_validation, without_test_images
 from trainer.distributed import World
-from trainer.errors import CheckpointError, ConfigError, MismatchError
+from trainer.errors import ConfigError, MismatchError, writing
 from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_of_look
 from trainer.export.plan import export_trained, plan_export
 from trainer.files import write_json
@@ -45,7 +45,7 @@ def train(config: TrainConfig) -> None:
     with (
         StopRequest() as stop,
         World.join(config.device, config.virtual_shards) as world,
-        Progress(is_main=world.is_main) as progress,
+        Progress(is_main=world.is_main, stop=stop) as progress,
         ExitStack() as kept,
     ):
         recipe = config.resolve().as_computed_on(world.device)
@@ -220,11 +220,9 @@ def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evalua
     """
     from trainer.report import write_report  # matplotlib takes a second, which the first step need not wait for
 
-    try:
+    with writing(run.folder.path):
         write_report(run.folder.path, result, run.dataset.classes, test_images, test)
         write_json(run.folder.result_path, result)
-    except OSError as error:
-        raise CheckpointError(f"cannot write the report in {run.folder.path}: {error.strerror or error}") from error
     run.progress.say(
         f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.number)}, "
         f"look {look.number} of {look.num_looks} at this test set in {run.folder.ledger_path}"

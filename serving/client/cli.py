@@ -1,7 +1,7 @@
 """The client's command line: `classify` for image files, `status` for the server and its models.
 
 Exit codes: 0 all done; 1 some image could not be read (the others are classified); 2 the request cannot be done (faulty
-command line, unknown model); 3 the server does not answer, or fails; 130 Ctrl-C.
+command line, unknown model); 3 the server does not answer, or fails; 130 Ctrl-C; 141 nobody reads the output any more.
 """
 
 import os
@@ -27,6 +27,7 @@ BAD_IMAGE = 1
 FAULTY = 2
 NO_ANSWER = 3
 INTERRUPTED = 130
+UNREAD = 141
 _GROUP = 256
 """Files decoded before they are sent: a folder of any size takes the memory of these."""
 _NUM_DECODERS = 4
@@ -80,7 +81,8 @@ class ClassifyConfig:
     """Tell what images show. Files are resized and made grey or RGB as the model needs.
 
     Exit codes: 0 all done; 1 some image could not be read (the others are classified); 2 the request cannot be done
-    (faulty command line, unknown model); 3 the server does not answer, or fails; 130 Ctrl-C.
+    (faulty command line, unknown model); 3 the server does not answer, or fails; 130 Ctrl-C; 141 nobody reads the
+    output any more.
     """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
@@ -107,6 +109,17 @@ class StatusConfig:
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run the verb and end the process."""
+    try:
+        try:
+            sys.exit(_guarded(lambda: _run(arguments)))
+        finally:
+            print(end="", flush=True)
+            print(end="", flush=True, file=sys.stderr)
+    except BrokenPipeError:  # `… | head` has seen enough
+        os._exit(UNREAD)  # Python would try once more at its end, and complain
+
+
+def _run(arguments: Sequence[str]) -> int:
     verbs: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
         "classify": ("tell what images show", lambda rest: classify(_parse(ClassifyConfig, rest, "classify"))),
         "status": ("tell how the server and its models are", lambda rest: status(_parse(StatusConfig, rest, "status"))),
@@ -116,11 +129,11 @@ def main(arguments: Sequence[str]) -> NoReturn:
     )
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage + "\n\npython -m serving.client VERB --help tells its options")
-        sys.exit(0 if arguments else FAULTY)
+        return 0 if arguments else FAULTY
     if arguments[0] not in verbs:
         print(f"error: no verb {arguments[0]!r}\n{usage}", file=sys.stderr)
-        sys.exit(FAULTY)
-    sys.exit(_guarded(lambda: verbs[arguments[0]][1](arguments[1:])))
+        return FAULTY
+    return verbs[arguments[0]][1](arguments[1:])
 
 
 def classify(config: ClassifyConfig) -> int:
@@ -168,17 +181,12 @@ def _parse(kind: type[Config], arguments: Sequence[str], verb: str) -> Config:
 def _guarded(command: Callable[[], int]) -> int:
     """The exit code; what the user should know of a failure in one line."""
     try:
-        code = command()
-        sys.stdout.flush()
-        return code
+        return command()
     except ClientError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return FAULTY if error.code in ("INVALID_ARGUMENT", "NOT_FOUND") else NO_ANSWER
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # `… | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _files(given: Sequence[Path]) -> Iterator[Path | ClientError]:

@@ -51,6 +51,8 @@ call's deadline bounds all attempts. RESOURCE_EXHAUSTED is not here but in `_pau
 CANCELLED is what a grpcio server that stops answers to a call that was on its way when it closed the connection."""
 _HINTS = ("grpc-retry-pushback-ms", "retry-pushback-ms")
 """When to come again; by the second name from servers that cannot send the first."""
+_TOO_LARGE = "message larger than max"
+"""In the details of a RESOURCE_EXHAUSTED that asking again cannot change, as gRPC's core words it."""
 _OPTIONS = (
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.max_receive_message_length", -1),
@@ -202,7 +204,7 @@ def _pause_s(error: Any, attempt: int) -> float | None:
     As long as the server says, or with gRPC's backoff where it says nothing (gRFC A6, "Pushback", "Exponential
     Backoff"): those who were refused together do not come back together.
     """
-    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED or _TOO_LARGE in (error.details() or ""):
         return None
     trailers = dict(error.trailing_metadata() or ())
     hint = next((trailers[name] for name in _HINTS if name in trailers), None)

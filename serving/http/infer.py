@@ -58,7 +58,9 @@ class InferEndpoint:
         headers = dict(scope["headers"])
         body = await read_body(headers, receive, self._max_body_bytes)
         path = scope["path_params"]
-        request, form = parse_request(body, _header_length(headers), path["model"], path.get("version", ""))
+        model, version = path["model"], path.get("version", "")
+        self._service.repository.get(model, version)  # nobody waits for the tensors of a model that is not there
+        request, form = parse_request(body, _header_length(headers), model, version)
         payload, header_length = render_response(await self._infer(request, receive), form)
         await _send(send, payload, header_length)
 

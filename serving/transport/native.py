@@ -196,7 +196,8 @@ class NativeTransport:
     def _dispatch(self, call: "_Call", path: str, payload: bytes, details: Details) -> None:
         check_token(self._token, path, details[0])
         if len(payload) > self._max_message_bytes:
-            raise ResourceExhausted(f"message of {len(payload)} bytes is larger than {self._max_message_bytes}")
+            # In the words of gRPC's core, by which clients know that it is of no use to come again.
+            raise ResourceExhausted(f"Received message larger than max ({len(payload)} vs. {self._max_message_bytes})")
         if self._is_stopping:
             raise shutting_down()
         if path == INFER:

@@ -1,4 +1,6 @@
-"""Signals while a run does not train: it leaves at once, in order, and the same command does the rest."""
+"""A run that is ended while it does not train, or that nobody listens to: it leaves in order, and the same command does
+the rest.
+"""
 
 import os
 import signal
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, clean_environment
 from tests.e2e.test_training import result_of, started, wait_for_line
 
 pytestmark = pytest.mark.slow
@@ -93,3 +95,28 @@ def test_sigterm_leaves_a_report_that_takes_long(
     assert again.returncode == 0, again.stderr
     assert result_of(run_dir)["test_look"] == 1
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_reader_that_has_seen_enough_ends_a_training_that_goes_on_later(
+    ranks: int,
+    tmp_path: Path,
+    trainer_command: Command,
+    run_trainer: Callable[..., "subprocess.CompletedProcess[str]"],
+) -> None:
+    arguments = ["--epochs", "4", "--run-dir", str(tmp_path / "run")]
+    command, pipes = trainer_command(*arguments, ranks=ranks), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=clean_environment(), text=True, **pipes) as process:
+        wait_for_line(process, "run folder")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        code = process.wait(timeout=60)
+    assert said.count("SIGPIPE: saved at step ") == 1
+    assert said.count("\n") == 1 if ranks == 1 else "BrokenPipeError" not in said  # torchrun has its own words
+    assert code == 141 if ranks == 1 else code != 0
+    again = run_trainer(*arguments, ranks=ranks)
+    assert again.returncode == 0, again.stderr
+    assert "at step " in again.stdout
+    assert result_of(tmp_path / "run")["steps"] == 180

@@ -72,6 +72,22 @@ def test_a_signal_ends_a_study_and_the_same_command_goes_on(tmp_path: Path, data
     assert len(result_of(folder)["test_errors_percent"]) == 3
 
 
+def test_a_reader_that_has_seen_enough_is_told_how_to_go_on(tmp_path: Path, data_dir: Path) -> None:
+    folder = tmp_path / "runs" / "study"
+    arguments = ["seeds", "--runs", "3", "--epochs", "1", "--stack", "1", *small(data_dir, folder)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command(*arguments), cwd=ROOT, env=clean_environment(), text=True, **pipes) as process:
+        wait_for_line(process, "seed 0: test error")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (
+        141,
+        f"SIGPIPE: stopped; go on with the same command and --run-dir {folder}\n",
+    )
+
+
 def test_ranks_share_the_candidates_of_a_sweep(tmp_path: Path, data_dir: Path) -> None:
     folder = tmp_path / "runs" / "study"
     arguments = ["sweep", "--grid", "lr_scale=0.5,1,2", "--epochs", "1", *small(data_dir, folder)]

@@ -227,9 +227,12 @@ def test_ctrl_c_is_quiet(server: FakeServer, files: Path) -> None:
 
 
 def test_a_reader_that_has_seen_enough(server: FakeServer, files: Path) -> None:
-    arguments = ["classify", str(files), "--model", "digits", "--target", server.target, "--json"]
+    asking = ["classify", str(files), "--model", "digits", "--target", server.target, "--json"]
     reading, writing = os.pipe()
     os.close(reading)
-    ended = subprocess.run([*COMMAND, *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    for arguments in (asking, ["--help"], ["classify", "--help"]):
+        ended = subprocess.run([*COMMAND, *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+        assert (ended.returncode, ended.stderr) == (141, b"")
+    mistaken = subprocess.run([*COMMAND, "sing"], stdout=writing, stderr=writing, timeout=60, check=False)
+    assert mistaken.returncode == 141
     os.close(writing)
-    assert (ended.returncode, ended.stderr) == (0, b"")

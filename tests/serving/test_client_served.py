@@ -10,7 +10,8 @@ from PIL import Image
 
 from serving.client import Client, ClientError
 from serving.client.cli import main
-from tests.serving.conftest import Served
+from serving.client.connection import _Call
+from tests.serving.conftest import MAX_MESSAGE_BYTES, Served
 from tests.serving.models import LABELS, LOADED, PIXEL_WEIGHTS, WEIGHTS
 
 
@@ -57,6 +58,15 @@ def test_what_the_server_says_is_passed_on(ours: Client) -> None:
         ours.infer("rows", {"x": np.ones((1, 4))})
     with pytest.raises(ClientError, match="'rows' does not classify: it has no output 'probabilities'"):
         ours.classify("rows", np.zeros((4, 4), np.uint8))
+
+
+def test_a_request_that_is_too_large_is_sent_once(ours: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours.config("whole")
+    begin, sent = _Call._begin, []
+    monkeypatch.setattr(_Call, "_begin", lambda call: sent.append(call) or begin(call))
+    with pytest.raises(ClientError, match=rf"RESOURCE_EXHAUSTED: .*larger than max \(\d+ vs\. {MAX_MESSAGE_BYTES}\)"):
+        ours.infer("whole", {"x": np.zeros(MAX_MESSAGE_BYTES // 4 + 1, np.float32)})
+    assert len(sent) == 1
 
 
 def test_the_index(ours: Client) -> None:

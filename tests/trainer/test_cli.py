@@ -1,12 +1,14 @@
 """Errors become one line and an exit code."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, clean_environment
 from trainer import cli
 from trainer.errors import (
     CheckpointError,
@@ -87,3 +89,39 @@ def test_every_verb_explains_itself(arguments: list[str], code: int, text: str) 
     assert done.returncode == code
     assert text in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["data", "list"], ["train", "--help"]])
+def test_a_reader_that_has_seen_enough(arguments: list[str], unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "trainer", *arguments]
+    environment = clean_environment() | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+# As where an import runs in C: the exception comes out as another one.
+TORCH = """
+import time
+print("importing", flush=True)
+try:
+    time.sleep(60)
+except BaseException:
+    raise ImportError("torch failed to import")
+"""
+
+
+@pytest.mark.parametrize("command", [["trainer/main.py"], ["-m", "trainer", "evaluate", "run"]])
+def test_ctrl_c_while_torch_is_imported_is_quiet(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(TORCH)
+    environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said, errors) == (130, b"", b"")

@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from trainer.files import is_temporary, sha256_of_file, sole_user, write_atomically, write_json
+from tests.conftest import ROOT, files_of_at_most
+from trainer.files import (
+    append_line,
+    is_temporary,
+    read_lines,
+    sha256_of_file,
+    sole_user,
+    write_atomically,
+    write_json,
+)
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -57,6 +65,25 @@ def test_what_a_kill_leaves_is_known_as_temporary(tmp_path: Path) -> None:
     (left,) = tmp_path.iterdir()
     assert is_temporary(left)
     assert not is_temporary(tmp_path / "a")
+
+
+def test_a_line_that_does_not_fit_leaves_those_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    assert read_lines(path) == []
+    append_line(path, "ä")
+    with files_of_at_most(10), pytest.raises(OSError, match="File too large"):
+        append_line(path, "too much for the disk")
+    assert path.read_text() == "ä\n"
+    append_line(path, "b")
+    assert read_lines(path) == ["ä", "b"]
+
+
+def test_what_a_kill_left_of_a_line_is_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes("a\nä".encode()[:-1])
+    assert read_lines(path) == ["a"]
+    append_line(path, "b")
+    assert path.read_text() == "a\nb\n"
 
 
 def test_the_digest_is_sha256(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import fill
+from tests.conftest import files_of_at_most, fill
 from trainer.data import Dataset, ImageSet, without_test_images
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate import Evaluation
@@ -135,6 +135,31 @@ def test_a_full_disk_is_one_clear_error(small_disk: Path) -> None:
         ledger.record(entry("a"))
     filler.unlink()
     assert ledger.record(entry("a")).number == 1
+
+
+def test_a_look_that_does_not_fit_leaves_the_ledger_as_it_was(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.record(entry("a"))
+    before = ledger.path.read_bytes()
+    with (
+        files_of_at_most(len(before) + 20),
+        pytest.raises(CheckpointError, match=r"cannot write .*ledger\.jsonl: File"),
+    ):
+        ledger.record(entry("b"))
+    assert ledger.path.read_bytes() == before
+    assert ledger.record(entry("b")).number == 2
+
+
+def test_a_look_that_a_kill_has_cut_short_is_none(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.record(entry("a"))
+    first = ledger.path.read_text()
+    ledger.path.write_text(first + first[:40])
+    assert ledger.looks_by_dataset() == {"? d1": 1}
+    assert ledger.record(entry("b")).number == 2
+    ledger.path.write_text(ledger.path.read_text()[:-1])  # but one that the head knows was whole
+    with pytest.raises(CheckpointError, match=r"does not end as ledger\.head says, at line 2"):
+        ledger.record(entry("c"))
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:

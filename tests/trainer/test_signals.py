@@ -72,6 +72,18 @@ def test_who_is_leaving_already_is_not_disturbed() -> None:
     assert left == ["in order"]
 
 
+def test_who_asks_for_the_end_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "AGAIN_AFTER_S", 0.0)
+
+    def work(stop: StopRequest) -> None:
+        with stop.deferred():
+            stop.ask(signal.SIGPIPE)
+            assert stop.number == signal.SIGPIPE
+            stop.ask(signal.SIGPIPE)
+
+    assert interrupted(work).signal_number == signal.SIGPIPE
+
+
 # Locking a mutex twice waits in C for ever, as a collective does whose peer is gone: Python's handler never runs.
 HANGS = """
 import ctypes, trainer.signals

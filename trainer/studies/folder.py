@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.distributed import World
-from trainer.errors import CheckpointError, ConfigError
-from trainer.files import is_temporary, write_json
+from trainer.errors import CheckpointError, ConfigError, writing
+from trainer.files import append_line, is_temporary, read_lines, write_json
 from trainer.hardware import describe
 from trainer.run_folder import RUNS, STUDY_FILE, git_commit
 
@@ -45,7 +45,7 @@ class StudyFolder:
 
     def _claim(self, mark: dict[str, Any], world: World) -> None:
         mark = json.loads(json.dumps(mark, default=str))
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             machine = describe(world.device)
             if (self.path / STUDY_FILE).exists():
@@ -56,15 +56,13 @@ class StudyFolder:
                         "choose another folder"
                     )
                 others = known.get("continued_on", [])
-                if machine not in [known["machine"], *others]:
+                if _kind(machine) not in map(_kind, [known["machine"], *others]):
                     write_json(self.path / STUDY_FILE, known | {"continued_on": [*others, machine]})
                 return
             if not all(is_temporary(path) for path in self.path.iterdir()):
                 raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no study")
             started = {"git_commit": git_commit(), "world_size": world.size, "machine": machine}
             write_json(self.path / STUDY_FILE, mark | started)
-        except OSError as error:
-            raise CheckpointError(f"cannot write the folder {self.path}: {error.strerror or error}") from error
 
     def description(self) -> dict[str, Any]:
         """What was asked, on which machine it began, and in `continued_on` those others on which it went on, if any."""
@@ -76,24 +74,26 @@ class StudyFolder:
 
     def results(self) -> dict[str, Any]:
         """What was found so far, by key; a last line that a crash cut short is left out."""
-        found = {}
         try:
-            lines = (self.path / "results.jsonl").read_text().splitlines()
-        except FileNotFoundError:
-            return {}
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            found[entry["key"]] = entry["value"]
-        return found
+            entries = [json.loads(line) for line in read_lines(self._results_path)]
+        except ValueError as error:
+            raise CheckpointError(f"{self._results_path} is damaged: {error}") from error
+        return {entry["key"]: entry["value"] for entry in entries}
 
     def add(self, key: str, value: Any) -> None:
-        """Write a result down. Only the main rank does."""
-        path = self.path / "results.jsonl"
-        if path.exists() and not path.read_bytes().endswith(b"\n"):  # what a crash cut short
-            whole = path.read_bytes()
-            path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-        with path.open("a") as file:
-            file.write(json.dumps({"key": key, "value": value}) + "\n")
+        """Write a result down. Only the main rank does.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        with writing(self._results_path):
+            append_line(self._results_path, json.dumps({"key": key, "value": value}))
+
+    @property
+    def _results_path(self) -> Path:
+        return self.path / "results.jsonl"
+
+
+def _kind(machine: dict[str, Any]) -> dict[str, Any]:
+    """What makes it another machine; how many threads a rank has follows from the number of ranks."""
+    return {name: value for name, value in machine.items() if name != "threads"}

@@ -74,14 +74,14 @@ def train_member(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run
 
 @contextmanager
 def telling_how_to_go_on(folder: StudyFolder) -> Iterator[None]:
-    """Around a study's work: a signal ends the study, not the member that it finds.
+    """Around a study's work: a signal ends the study, not the member that it finds; so does a reader who goes away.
 
     Raises:
-        Interrupted: a signal came; what the study has found so far is in the folder.
+        Interrupted: what the study has found so far is in the folder.
     """
     try:
         yield
-    except Interrupted as error:
-        name = signal.Signals(error.signal_number).name
-        message = f"{name}: stopped; go on with the same command and --run-dir {folder.path}"
-        raise Interrupted(message, error.signal_number) from None
+    except (Interrupted, BrokenPipeError) as error:
+        number = error.signal_number if isinstance(error, Interrupted) else signal.SIGPIPE
+        message = f"{signal.Signals(number).name}: stopped; go on with the same command and --run-dir {folder.path}"
+        raise Interrupted(message, number) from None

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from trainer import figures
+from trainer.errors import writing
 from trainer.files import write_atomically, write_json
 from trainer.report import groups, shades, write_figure
 from trainer.studies.folder import StudyFolder
@@ -52,7 +53,16 @@ class Page:
 
 
 def write_page(folder: StudyFolder, page: Page) -> Path:
-    """Write everything; the page's path. Call it within `figures.style()`, in which the figures were drawn."""
+    """Write everything; the page's path. Call it within `figures.style()`, in which the figures were drawn.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with writing(folder.path):
+        return _write(folder, page)
+
+
+def _write(folder: StudyFolder, page: Page) -> Path:
     drawn = []
     (folder.path / "figures").mkdir(exist_ok=True)
     for picture in page.pictures:

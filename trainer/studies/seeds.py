@@ -15,7 +15,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import Dataset, default_data_dir
 from trainer.distributed import DeviceChoice, World
-from trainer.errors import ConfigError, DivergenceError
+from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluate import evaluate
 from trainer.files import write_json
 from trainer.fit import Run
@@ -158,7 +158,9 @@ def _train_alone(seed: int, recipe: Recipe, place: Workplace, folder: StudyFolde
         return train_member(place, recipe, seed, _member_path(folder, seed))
     except DivergenceError as error:
         print(f"seed {seed}: {error}", flush=True)
-        write_json(_diverged_path(folder, seed), {"seed": seed, "error": str(error)})
+        path = _diverged_path(folder, seed)
+        with writing(path):
+            write_json(path, {"seed": seed, "error": str(error)})
         return None
 
 
@@ -169,7 +171,8 @@ def _finish(run: Run, dataset: Dataset, num_stacked: int) -> dict[str, Any]:
     assert look is not None
     result = summarize(run, validation, look) | {"stacked": num_stacked}
     del result["test_accuracy_of_seeds"]  # grows with each seed, and the study's page has them all
-    write_json(run.folder.result_path, result)
+    with writing(run.folder.result_path):
+        write_json(run.folder.result_path, result)
     return result
 
 

@@ -196,13 +196,16 @@ def _draw_histogram(errors: list[float], summary: Summary, num_test: int, is_lec
     low, high = min([*errors, *marks]), max([*errors, *marks])
     axes.hist(errors, bins=_bins(low, high, len(errors), num_test), color=LIGHT["train"], rwidth=0.94)
     top = axes.get_ylim()[1]
+    # Our label has a row of its own below the lecture's, above all lines: the two medians may be one and the same.
     for name, value in LECTURE.items() if is_lectures else ():
-        axes.plot([value] * 2, [0, top * 1.09], color=LIGHT["wrong"], linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.plot([value] * 2, [0, top], color=LIGHT["wrong"], linewidth=1.2, linestyle=(0, (4, 3)))
         axes.text(value, top * 1.1, f"lecture's\n{name}", ha="center", va="bottom", color=LIGHT["wrong"], size=8)
     axes.plot([summary.median] * 2, [0, top], color=LIGHT["ink"], linewidth=1.2)
-    axes.text(summary.median, top * 1.01, f"median {summary.median:.2f} ", ha="right", size=8, color=LIGHT["ink"])
+    axes.text(
+        summary.median, top * 1.02, f"median {summary.median:.2f}", ha="center", va="bottom", color=LIGHT["ink"], size=8
+    )
     axes.set_ylim(0, top * 1.28)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_yticks([tick for tick in MaxNLocator(nbins=6, integer=True).tick_values(0, top) if tick <= top])
     axes.set_xlabel("test error, %")
     axes.set_title("Seeds")
     axes.grid(axis="y")

@@ -20,7 +20,7 @@ from trainer.config import TrainConfig
 from trainer.data import default_data_dir, without_test_images
 from trainer.data.order import generator
 from trainer.distributed import DeviceChoice, World
-from trainer.errors import ConfigError, DivergenceError, unknown_name
+from trainer.errors import ConfigError, DivergenceError, unknown_name, writing
 from trainer.evaluate import evaluate
 from trainer.figures import LIGHT
 from trainer.files import write_json
@@ -76,7 +76,11 @@ def study_sweep(config: SweepConfig) -> None:
     if config.seeds < 1 or config.random < 0:
         raise ConfigError("--seeds must be at least 1, --random must not be negative")
     keep_freed_memory()
-    with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
+    with (
+        StopRequest() as stop,
+        World.join(config.device) as world,
+        Progress(is_main=world.is_main, stop=stop) as progress,
+    ):
         base = TrainConfig(recipe=config.recipe, dataset=config.dataset, epochs=config.epochs).resolve()
         candidates = make_candidates(config.grid, config.random)
         recipes = [change_recipe(base, candidate) for candidate in candidates]
@@ -178,7 +182,8 @@ def _try(place: Workplace, folder: StudyFolder, recipe: Recipe, candidate: Candi
         print(f"{_name(candidate)}: {error}", flush=True)
         accuracy, loss, seconds = 0.0, float("inf"), time.monotonic() - began
     found = {"val_accuracy": accuracy, "val_loss": loss, "train_seconds": seconds, "seed": seed, "values": candidate}
-    write_json(_result_path(path), found)
+    with writing(_result_path(path)):
+        write_json(_result_path(path), found)
     print(f"{_name(candidate)}, seed {seed}: validation accuracy {100 * accuracy:.2f} %", flush=True)
 
 

@@ -219,6 +219,7 @@ BAD: dict[str, tuple[str, Any, dict[str, str], int, str]] = {
         "said to have 100000 bytes",
     ),
     "unknown model": ("/v2/models/nothing/infer", json_request(), {}, 404, "unknown model: 'nothing'"),
+    "unknown model, no JSON": ("/v2/models/nothing/infer", b"{", {}, 404, "unknown model: 'nothing'"),
     "a name that leaves the folder": ("/v2/models/%2e%2e/infer", json_request(), {}, 404, "'..' is not found"),
     "unknown version": ("/v2/models/twice/versions/2/infer", json_request(), {}, 404, "version 2 is not found"),
     "unknown encoding": (PATH, json_request(), {"Content-Encoding": "br"}, 415, "'br' is not supported"),

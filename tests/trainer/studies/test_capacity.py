@@ -91,6 +91,17 @@ def test_a_study_that_goes_on_elsewhere_names_both_machines(tmp_path: Path, data
     assert f"; continued on {html.escape(here['device'])}" in page
 
 
+def test_other_threads_are_no_other_machine(tmp_path: Path, data_dir: Path) -> None:
+    """A rank's share of them follows from how many ranks there are."""
+    config = replace(TINY, widths=(1,), network_repeats=1, data_dir=data_dir, run_dir=tmp_path / "study")
+    study_capacity(config)
+    mark = json.loads((tmp_path / "study/study.json").read_text())
+    mark["machine"]["threads"] += 1
+    (tmp_path / "study/study.json").write_text(json.dumps(mark))
+    study_capacity(config)
+    assert "continued_on" not in json.loads((tmp_path / "study/result.json").read_text())
+
+
 @pytest.mark.parametrize(
     "change", [{"num_points": 1}, {"label_noise": 1.5}, {"widths": ()}, {"widths": (0,)}, {"num_images": 10_000}]
 )

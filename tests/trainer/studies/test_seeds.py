@@ -1,5 +1,6 @@
 """The study of seeds, end to end on real digits: every seed is a run and a look, and all are shown."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from trainer.config import TrainConfig
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DivergenceError
@@ -182,6 +184,26 @@ def test_the_lectures_figures_stand_beside_its_own_recipe_only() -> None:
     assert "4 seeds stacked 2,500 images/s over all of them, 2.50 times the rate" in text
     assert "lecture" not in " ".join(other.findings).lower()
     assert "stacked" not in " ".join(other.findings)
+
+
+@pytest.mark.parametrize("shift", [-6, 0, 12])  # errors: our median on the lecture's best, as measured, on its median
+def test_labels_keep_clear_of_each_other_and_of_the_lines(shift: int) -> None:
+    table = (ROOT / "benchmarks/results/seeds-mnist-2026-11-24.csv").read_text().splitlines()
+    percents = [float(row["test error, %"]) for row in csv.DictReader(table)]
+    results = [
+        member | {"test_errors": round(100 * percent) + shift}
+        for member, percent in zip(some_outcome(len(percents)).results, percents, strict=True)
+    ]
+    outcome = Outcome(results=results, diverged=[], others=[], num_looks=len(results))
+    with style():
+        (picture,) = make_page(RECIPES["mnist"], outcome, {1: 0.0}).pictures
+        picture.figure.draw_without_rendering()
+    (axes,) = picture.figure.axes
+    labels = [label.get_window_extent() for label in axes.texts]
+    assert len(labels) == 4
+    others = labels + [line.get_window_extent() for line in axes.lines]
+    for number, label in enumerate(labels):
+        assert not any(label.overlaps(other) for other in others[number + 1 :])
 
 
 def test_numbers_are_written_for_people() -> None:
