@@ -13,7 +13,7 @@ from typing import Any
 from trainer.config import Resume, TrainConfig, fingerprint
 from trainer.data import Dataset
 from trainer.distributed import World
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, writing
 from trainer.failure import FAILURE_FILE
 from trainer.files import LOCK_FILE, is_temporary, sole_user, write_json
 from trainer.hardware import describe
@@ -64,28 +64,8 @@ class RunFolder:
             self._claim(resume, world)
         world.wait_for_all()
 
-    @contextmanager
-    def in_use(self, world: World, say: Callable[[str], None]) -> Iterator[None]:
-        """Around all that a run does in its folder, from `enter` on; the main rank keeps other runs out.
-
-        Raises:
-            ConfigError: another run uses the folder, and stays.
-            CheckpointError: it cannot be written.
-        """
-        with ExitStack() as kept:
-            if world.is_main:
-                try:
-                    kept.enter_context(sole_user(self.path, say))
-                except TimeoutError as error:
-                    raise ConfigError(f"--run-dir {error}: stop that one, or choose another folder") from None
-                except OSError as error:
-                    message = f"cannot write the run folder {self.path}: {error.strerror or error}"
-                    raise CheckpointError(message) from error
-            world.wait_for_all()
-            yield
-
     def _claim(self, resume: Resume, world: World) -> None:
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if self.config_path.exists():
                 self._check_same_run(RunFolder.read(self.path), resume)
@@ -96,8 +76,6 @@ class RunFolder:
                 )
             origin = {"git_commit": git_commit(), "world_size": world.size, "machine": describe(world.device)}
             write_json(self.config_path, {"fingerprint": self.fingerprint, "started_with": origin})
-        except OSError as error:
-            raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror or error}") from error
 
     def make_for_failure(self) -> Path | None:
         """The folder, made if need be, for a failure before `enter`; None if it is not ours, or cannot be made."""
@@ -184,6 +162,26 @@ class RunFolder:
             return None
         except ValueError as error:
             raise CheckpointError(f"{self.result_path} is damaged: {error}") from error
+
+
+@contextmanager
+def in_use(folder: Path, world: World, say: Callable[[str], None]) -> Iterator[None]:
+    """Around all that a run or a study does in its folder; the main rank keeps other processes out.
+
+    Raises:
+        ConfigError: another one uses the folder, and stays.
+        CheckpointError: it cannot be written.
+    """
+    with ExitStack() as kept:
+        if world.is_main:
+            try:
+                kept.enter_context(sole_user(folder, say))
+            except TimeoutError as error:
+                raise ConfigError(f"--run-dir {error}: stop that one, or choose another folder") from None
+            except OSError as error:
+                raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
+        world.wait_for_all()
+        yield
 
 
 def digest(value: Any) -> str:

@@ -28,7 +28,7 @@ from trainer.ledger import Ledger, Look, look_at_test_set
 from trainer.models import num_parameters
 from trainer.progress import Progress
 from trainer.recipes import Recipe
-from trainer.run_folder import RunFolder, digest
+from trainer.run_folder import RunFolder, digest, in_use
 from trainer.signals import StopRequest
 
 SPLIT_SEED = 0
@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> None:
         run = setup(recipe, without_test_images(dataset), folder, world, progress)
         model = plan_export(run, config)
         folder.enter(config.resume, world)
-        kept.enter_context(folder.in_use(world, progress.say))
+        kept.enter_context(in_use(folder.path, world, progress.say))
         world.situation.folder = folder.path
         if folder.is_complete(world):
             progress.say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")

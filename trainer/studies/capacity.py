@@ -58,9 +58,12 @@ def study_capacity(config: CapacityConfig) -> None:
         ConfigError: a value that makes no sense.
     """
     _check(config)
-    with World.join("cpu") as world, figures.style():
+    with (
+        World.join("cpu") as world,
+        figures.style(),
+        StudyFolder.enter("capacity", config, config.run_dir, world) as folder,
+    ):
         torch.set_num_threads(1)  # the networks are too small to be shared by threads
-        folder = StudyFolder.enter("capacity", config, config.run_dir, world)
         polynomials = fit_polynomials(config.num_points, config.noise, config.repeats, config.seed)
         networks = _train_networks(config, folder, world)
         if world.is_main:

@@ -2,15 +2,17 @@
 
 import datetime
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError, writing
-from trainer.files import append_line, is_temporary, read_lines, write_json
+from trainer.files import LOCK_FILE, append_line, is_temporary, read_lines, write_json
 from trainer.hardware import describe
-from trainer.run_folder import RUNS, STUDY_FILE, git_commit
+from trainer.run_folder import RUNS, STUDY_FILE, git_commit, in_use
 
 _NOT_ASKED = {"run_dir", "data_dir", "device", "runs"}
 """Fields of a study's command line that change where it runs, or how long it goes on, not what it finds."""
@@ -24,14 +26,15 @@ class StudyFolder:
     name: str
 
     @classmethod
-    def enter(cls, name: str, config: Any, run_dir: Path | None, world: World) -> "StudyFolder":
-        """Make the folder, or enter the one of the same study. All ranks call this.
+    @contextmanager
+    def enter(cls, name: str, config: Any, run_dir: Path | None, world: World) -> Iterator["StudyFolder"]:
+        """Make the folder, or enter the one of the same study, and keep others out. All ranks call this.
 
         Args:
             config: the command line, a dataclass; all of it but where to run must be the same to go on.
 
         Raises:
-            ConfigError: the folder belongs to something else.
+            ConfigError: the folder belongs to something else, or somebody else uses it.
             CheckpointError: it cannot be written.
         """
         now = datetime.datetime.now(datetime.UTC)
@@ -41,7 +44,8 @@ class StudyFolder:
             asked = {field: value for field, value in asdict(config).items() if field not in _NOT_ASKED}
             folder._claim({"study": name, "asked": asked}, world)
         world.wait_for_all()
-        return folder
+        with in_use(path, world, print):
+            yield folder
 
     def _claim(self, mark: dict[str, Any], world: World) -> None:
         mark = json.loads(json.dumps(mark, default=str))
@@ -59,7 +63,7 @@ class StudyFolder:
                 if _kind(machine) not in map(_kind, [known["machine"], *others]):
                     write_json(self.path / STUDY_FILE, known | {"continued_on": [*others, machine]})
                 return
-            if not all(is_temporary(path) for path in self.path.iterdir()):
+            if not all(is_temporary(path) or path.name == LOCK_FILE for path in self.path.iterdir()):
                 raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no study")
             started = {"git_commit": git_commit(), "world_size": world.size, "machine": machine}
             write_json(self.path / STUDY_FILE, mark | started)

@@ -58,8 +58,11 @@ def study_regression(config: RegressionConfig) -> None:
     """
     if config.num_people < 3 or config.noise < 0 or config.epochs < 1:
         raise ConfigError("a line needs --num-people of at least 3, --noise of at least 0 and --epochs of at least 1")
-    with World.join("cpu") as world, figures.style():
-        folder = StudyFolder.enter("regression", config, config.run_dir, world)
+    with (
+        World.join("cpu") as world,
+        figures.style(),
+        StudyFolder.enter("regression", config, config.run_dir, world) as folder,
+    ):
         if not world.is_main:
             return  # there is nothing to share
         ages, pressures = make_people(config.num_people, config.noise, config.seed)

@@ -79,10 +79,12 @@ def study_seeds(config: SeedsConfig) -> None:
         if config.stack > 1 and not can_stack(recipe):
             raise ConfigError(f"--stack {config.stack}: {recipe.name} uses Muon, whose update has no stacked form")
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
-        folder = StudyFolder.enter("seeds", config, config.run_dir, world)
         quiet = Progress(is_main=False)
         place = Workplace(world=world, dataset=dataset, image_size=config.image_size, progress=quiet, stop=stop)
-        with telling_how_to_go_on(folder):
+        with (
+            StudyFolder.enter("seeds", config, config.run_dir, world) as folder,
+            telling_how_to_go_on(folder),
+        ):
             rates = world.from_main(_choose_stack(config, recipe, place, folder) if world.is_main else {})
             seeds = list(range(config.first_seed, config.first_seed + config.runs))
             _train_all(seeds[world.rank :: world.size], _best_stack(rates), recipe, place, folder)

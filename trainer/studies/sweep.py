@@ -85,10 +85,12 @@ def study_sweep(config: SweepConfig) -> None:
         candidates = make_candidates(config.grid, config.random)
         recipes = [change_recipe(base, candidate) for candidate in candidates]
         dataset = without_test_images(load(base, config.image_size, config.data_dir, world, progress.say))
-        folder = StudyFolder.enter("sweep", config, config.run_dir, world)
         place = Workplace(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
         jobs = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
-        with telling_how_to_go_on(folder):
+        with (
+            StudyFolder.enter("sweep", config, config.run_dir, world) as folder,
+            telling_how_to_go_on(folder),
+        ):
             for number, seed in jobs[world.rank :: world.size]:
                 _try(place, folder, recipes[number], candidates[number], number, seed)
             if world.is_main:

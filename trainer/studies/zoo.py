@@ -97,8 +97,11 @@ def study_zoo(config: ZooConfig) -> None:
         ConfigError: an unknown network, or a batch size that makes no sense.
     """
     _check(config)
-    with World.join("cpu") as world, figures.style():
-        folder = StudyFolder.enter("zoo", config, config.run_dir, world)
+    with (
+        World.join("cpu") as world,
+        figures.style(),
+        StudyFolder.enter("zoo", config, config.run_dir, world) as folder,
+    ):
         if not world.is_main:
             return  # times of several at once would be nobody's
         originals = [_original_entry(name) for name in _ORIGINALS]
