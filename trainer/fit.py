@@ -143,6 +143,31 @@ def _state(run: Run) -> dict[str, Any]:
     return {**seen, **run.learner.state_dict()}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Samples:
+    """An epoch's samples in its order, on the device: what belongs to a batch is a slice.
+
+    Args:
+        indices: int64 `[N]`, into the training images.
+        numbers: float32 `[N, 6]`, their rows of `Augment.draw`.
+        keys: int64 `[N]`, theirs of `sample_keys`.
+    """
+
+    indices: torch.Tensor
+    numbers: torch.Tensor
+    keys: torch.Tensor
+
+    @classmethod
+    def draw(cls, run: Run, epoch: int) -> "_Samples":
+        num_images, device = len(run.dataset.train.labels), run.world.device
+        indices = run.train_indices[epoch_order(len(run.train_indices), run.seed, epoch)]
+        return cls(
+            indices=indices.to(device),
+            numbers=run.recipe.augment.draw(num_images, run.seed, epoch)[indices].to(device),
+            keys=sample_keys(num_images, run.seed, epoch)[indices].to(device),
+        )
+
+
 class _Stopwatch:
     """Seconds of training, work queued on a GPU included; stands still in validation and saving."""
 
@@ -205,27 +230,24 @@ class _Loop:
         """The rest of the current epoch's steps."""
         run, batch_size = self._run, self._run.recipe.global_batch_size
         epoch, first = divmod(run.position.step, run.steps_per_epoch)
-        order = run.train_indices[epoch_order(len(run.train_indices), run.seed, epoch)].to(run.world.device)
-        num_samples = len(run.dataset.train.labels)
-        numbers = run.recipe.augment.draw(num_samples, run.seed, epoch).to(run.world.device)
-        keys = sample_keys(num_samples, run.seed, epoch).to(run.world.device)
+        samples = _Samples.draw(run, epoch)
         run.learner.model.train()
         self._check_weights()
         self._saved_at = self._saved_at or time.monotonic()
         self._stopwatch.start()
         stepped_at = time.monotonic()
-        for start in range(first * batch_size, len(order), batch_size):
-            global_batch = order[start : start + batch_size]
-            result = run.learner.step(self._share(global_batch, numbers, keys))
+        for start in range(first * batch_size, len(samples.indices), batch_size):
+            batch = self._share(samples, start)
+            result = run.learner.step(batch)
             run.position.totals += result
             self._window[run.position.step % LOG_EVERY_STEPS] = result
-            self._window_images += len(global_batch)
+            self._window_images += batch.num_images
             run.position.step += 1
             run.world.situation.step = run.position.step
             stepped_at, seconds = time.monotonic(), time.monotonic() - stepped_at
             self._longest_step_s = max(seconds, 0.9 * self._longest_step_s)
             self._be_patient(max(HANG_AFTER_S, 3 * self._longest_step_s))
-            if run.world.device.type == "cpu":
+            if run.world.device.type == "cpu" and not math.isfinite(result[0]):
                 self._check_finite()
             self._between_steps(epoch)
         run.position.seconds = self._stopwatch.stop()
@@ -262,15 +284,16 @@ class _Loop:
         """How long other ranks, and a signal, may wait for this one, and it for them."""
         self._run.world.watchdog.patience = self._stop.patience_s = seconds
 
-    def _share(self, global_batch: torch.Tensor, numbers: torch.Tensor, keys: torch.Tensor) -> Batch:
-        """This rank's share of a global batch of sample indices."""
-        run, world, num_images = self._run, self._run.world, len(global_batch)
+    def _share(self, samples: "_Samples", start: int) -> Batch:
+        """This rank's share of the global batch that begins there in the epoch's order."""
+        run, world = self._run, self._run.world
+        num_images = min(run.recipe.global_batch_size, len(samples.indices) - start)
         share = share_of(num_images, world.rank, world.num_computing, world.num_shards)
-        indices = global_batch[share.part]
+        part = slice(start + share.part.start, start + share.part.stop)
         return Batch(
-            indices=indices,
-            numbers=numbers[indices],
-            keys=keys[indices],
+            indices=samples.indices[part],
+            numbers=samples.numbers[part],
+            keys=samples.keys[part],
             lr_factor=self._lr_factors[run.position.step],
             sizes=share.sizes,
             num_images=num_images,

@@ -37,7 +37,11 @@ class Optimizer:
     """
 
     def __init__(self, groups: list[tuple[Rule, list[nn.Parameter]]]) -> None:
-        self._groups = [(rule, parameters) for rule, parameters in groups if parameters]
+        by_rule: dict[Rule, list[nn.Parameter]] = {}
+        for rule, parameters in groups:
+            if parameters:
+                by_rule.setdefault(rule, []).extend(parameters)
+        self._groups = list(by_rule.items())
         self._momenta = [
             [torch.zeros_like(p) for p in parameters] if rule.momentum else [] for rule, parameters in self._groups
         ]
