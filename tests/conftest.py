@@ -1,19 +1,24 @@
 """What the tests share: a small real data set on disk, and ways to start the trainer as a user does."""
 
+import itertools
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from tests.hosts import why_no_namespaces
 from trainer.data import Dataset, load_dataset
 
 ROOT = Path(__file__).parent.parent
+PATIENCE_S = 600.0
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +77,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.fixture(scope="session")
+def has_namespaces() -> bool:
+    """Whether hosts are network namespaces; the end of the test report says."""
+    return not why_no_namespaces()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Write on a test's report, which travels from a process of pytest-xdist to the terminal, what its hosts are."""
+    if isinstance(item, pytest.Function) and "has_namespaces" in item.fixturenames:
+        item.user_properties.append(("hosts", why_no_namespaces()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what hosts were: tests may have run with less than they are meant to."""
+    reports = itertools.chain.from_iterable(terminalreporter.stats.values())
+    told = [dict(report.user_properties) for report in reports if isinstance(report, pytest.TestReport)]
+    for why in {properties["hosts"] for properties in told if "hosts" in properties}:
+        less = f"addresses of 127.0.0.0/8, without names and DNS, and not network namespaces: {why}"
+        terminalreporter.write_line(f"hosts were {less if why else 'network namespaces'}")
+
+
 def fill(disk: Path) -> Path:
     """Take all that is left; there is room again when the file is gone."""
     filler = disk / "filler"
@@ -96,3 +122,24 @@ def clean_environment() -> dict[str, str]:
     """This process's environment without what pytest or a launcher may have put there."""
     mine = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTEST_CURRENT_TEST")
     return {name: value for name, value in os.environ.items() if name not in mine}
+
+
+def free_port() -> int:
+    """A port whose successor is free as well: for the lobby of trainer/launch.py."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port: int = first.getsockname()[1]
+            try:
+                socket.create_server(("127.0.0.1", port + 1)).close()
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+def wait_for(what: str, holds: Callable[[], bool], give_up: Callable[[], bool] = lambda: False) -> None:
+    """Look until it holds; fail with `what` when it does not in time, or cannot any more."""
+    until = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert not give_up(), f"there will be no {what}"
+        assert time.monotonic() < until, f"waited {PATIENCE_S:.0f} s for {what}"
+        time.sleep(0.05)

@@ -1,10 +1,11 @@
 """torchrun for hosts that come and go: `python -m trainer.launch OPTIONS SCRIPT …`, with its options and `PET_…`.
 
-It does two things that torchrun does not. It leaves with the exit code of the first rank that failed, where torchrun
+It does three things that torchrun does not. It leaves with the exit code of the first rank that failed, where torchrun
 leaves with 1 whatever went wrong: who starts hosts again must tell a mistake in the configuration, which no second try
-mends, from a lost host, which one does. And hosts with a fixed node rank first meet in a lobby: without it, a host that
+mends, from a lost host, which one does. Hosts with a fixed node rank first meet in a lobby: without it, a host that
 is replaced faster than the others notice joins the store of a run that is about to end, and each then waits for minutes
-for somebody who has been there.
+for somebody who has been there. And in an elastic run every round hears where its store is: torchrun says so in the
+first only, so that a host that joins later waits in vain, and a minute after all hosts give up (seen with torch 2.15).
 """
 
 import argparse
@@ -18,6 +19,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousInfo
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.run import parse_args, run
 
 PATIENCE_S = 900.0
@@ -30,6 +33,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     args = parse_args(arguments)
     try:
         meet(args)
+        _announce_every_store()
         run(args)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
@@ -77,6 +81,17 @@ def _enter_lobby(args: argparse.Namespace, *, num_nodes: int, left_s: float) -> 
         store.set(f"here/{args.node_rank}", "")
         store.wait(["go"])
         store.set(f"gone/{args.node_rank}", "")
+
+
+def _announce_every_store() -> None:
+    """Let torchrun forget the last round's store: then rank 0's host makes a new one and says where, in every round."""
+    next_rendezvous = DynamicRendezvousHandler.next_rendezvous
+
+    def forgetful(self: DynamicRendezvousHandler) -> RendezvousInfo:
+        self._bootstrap_store_info = None
+        return next_rendezvous(self)
+
+    DynamicRendezvousHandler.next_rendezvous = forgetful  # type: ignore[method-assign]
 
 
 def _shell_code(code: int) -> int:

@@ -9,26 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
 from protos import health_pb2
-from tests.deploy.hosts import Host
+from tests.conftest import PATIENCE_S
 from tests.deploy.manifests import Object, arguments, environment
-
-PATIENCE_S = 600.0
-
-
-def wait_for(what: str, holds: Callable[[], bool], give_up: Callable[[], bool] = lambda: False) -> None:
-    """Look until it holds; fail with `what` when it does not in time, or cannot any more."""
-    until = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert not give_up(), f"there will be no {what}"
-        assert time.monotonic() < until, f"waited {PATIENCE_S:.0f} s for {what}"
-        time.sleep(0.05)
+from tests.hosts import Host
 
 
 @dataclass

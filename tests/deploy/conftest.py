@@ -1,4 +1,4 @@
-"""What the machine must bring: tools that no Python package has, and leave to make network namespaces."""
+"""What the machine must bring, tools that no Python package has, and a run that several tests look at."""
 
 import os
 import shutil
@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.hosts import why_no_namespaces
 from tests.deploy.training import Trained, train_through_losses
-
-_NO_NAMESPACES = pytest.StashKey[str]()
 
 
 @pytest.fixture(scope="session")
@@ -54,24 +51,6 @@ def _apt_get(*words: str, folder: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
-def has_namespaces(request: pytest.FixtureRequest) -> bool:
-    """Whether hosts are network namespaces; the end of the test report says so if not."""
-    why = why_no_namespaces()
-    if why:
-        request.config.stash[_NO_NAMESPACES] = why
-    return not why
-
-
-@pytest.fixture(scope="session")
 def trained(has_namespaces: bool, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run of the pipeline's Job on two hosts, through an eviction and a kill, with the model that it published."""
     return train_through_losses(tmp_path_factory.mktemp("pipeline"), namespaces=has_namespaces)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say when tests ran with less than they are meant to."""
-    why = config.stash.get(_NO_NAMESPACES, "")
-    if why:
-        terminalreporter.write_line(
-            f"deploy: hosts were addresses of 127.0.0.0/8, without names and DNS, and not network namespaces: {why}"
-        )

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.cluster import Pod, answers, terminate, wait_for
-from tests.deploy.hosts import Host, network
+from tests.conftest import wait_for
+from tests.deploy.cluster import Pod, answers, terminate
 from tests.deploy.manifests import find, render
 from tests.deploy.training import Trained
+from tests.hosts import Host, network
 
 pytestmark = pytest.mark.slow
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.cluster import wait_for
-from tests.deploy.hosts import network
+from tests.conftest import wait_for
 from tests.deploy.training import Trained, build_job, service_names
+from tests.hosts import network
 
 pytestmark = pytest.mark.slow
 

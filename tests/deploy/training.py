@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tests.deploy.cluster import JobController, Pod, wait_for
-from tests.deploy.hosts import Host, network
+from tests.conftest import wait_for
+from tests.deploy.cluster import JobController, Pod
 from tests.deploy.manifests import find, render
+from tests.hosts import Host, network
 
 MINI = ("--dataset=mnist-mini", "--device=cpu")
 

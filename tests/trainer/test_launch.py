@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.run import parse_args
 
-from tests.conftest import clean_environment
+from tests.conftest import clean_environment, free_port, wait_for
 from trainer.launch import meet
 
 COMMAND = [sys.executable, "-m", "trainer.launch", "--standalone", "--nproc-per-node=2"]
@@ -84,18 +83,6 @@ def test_hosts_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def free_port() -> int:
-    """A port whose successor, the lobby's, is free as well."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port: int = first.getsockname()[1]
-            try:
-                socket.create_server(("127.0.0.1", port + 1)).close()
-            except (OSError, OverflowError):
-                continue
-            return port
-
-
 def enter(node: int, port: int) -> threading.Thread:
     """A host of two on its way through the lobby."""
     there = ["--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"]
@@ -138,6 +125,26 @@ def test_a_store_of_a_run_that_is_about_to_end_is_no_lobby() -> None:
     enter(0, port).join(60)
     guest.join(60)
     assert not guest.is_alive()
+
+
+def test_a_host_that_joins_an_elastic_run_later_finds_the_others(tmp_path: Path) -> None:
+    text = "import os, pathlib, sys, time\n"
+    text += "if os.environ['WORLD_SIZE'] == '1':\n    pathlib.Path(sys.argv[1]).touch()\n    time.sleep(600)\n"
+    elastic = ["--nnodes=1:2", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=test", "--local-addr=127.0.0.1"]
+    elastic += [f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+    alone = tmp_path / "alone"
+    hosts: list[subprocess.Popen[bytes]] = []
+    try:
+        for is_host in (1, 0):
+            conf = f"--rdzv-conf=is_host={is_host},last_call_timeout=1"
+            command = [sys.executable, "-m", "trainer.launch", *elastic, conf, str(script(tmp_path, text)), str(alone)]
+            hosts.append(subprocess.Popen(command, env=clean_environment()))
+            wait_for("host that begins alone", alone.exists, give_up=lambda: hosts[0].poll() is not None)
+        assert [host.wait(120) for host in hosts] == [0, 0]
+    finally:
+        for host in hosts:
+            host.terminate()
+            host.wait()
 
 
 def test_one_host_needs_no_lobby() -> None:

@@ -6,11 +6,11 @@ Knows nothing of Kubernetes.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,6 +68,27 @@ class Host:
         self.processes.append(process)
         return process
 
+    def cut_off(self) -> None:
+        """From now on nobody hears of this host: its link is down. Without namespaces, all on it is killed at once."""
+        if self.namespace is None:
+            self.kill()
+        else:
+            _ip("link", "set", self.namespace, "down")
+
+    def mend(self) -> None:
+        """Bring the link back; what was killed stays so."""
+        if self.namespace is not None:
+            _ip("link", "set", self.namespace, "up")
+
+    def slow_down(self) -> None:
+        """Let 4 Mbit/s out of this host; without namespaces, nothing can slow it down."""
+        if self.namespace is not None:
+            _slow_down(self.namespace, "eth0")
+
+    def speed_up(self) -> None:
+        if self.namespace is not None:
+            _run("tc", "-n", self.namespace, "qdisc", "del", "dev", "eth0", "root")
+
     def kill(self) -> None:
         """End everything on this host at once."""
         for process in self.processes:
@@ -95,6 +116,7 @@ def _family(pid: int) -> list[int]:
     return family
 
 
+@functools.cache
 def why_no_namespaces() -> str:
     """Why hosts cannot be network namespaces here; empty if they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
@@ -103,6 +125,7 @@ def why_no_namespaces() -> str:
     try:
         _ip("netns", "add", tag)
         _ip("netns", "exec", tag, "unshare", "--uts", "hostname", tag)
+        _slow_down(tag, "lo")
         _ip("link", "add", tag[-15:], "type", "bridge")
         _ip("link", "del", tag[-15:])
     except (OSError, subprocess.SubprocessError) as error:
@@ -145,12 +168,13 @@ def _namespaces(names: Sequence[str]) -> Iterator[list[Host]]:
         undo.callback(_ip, "link", "del", bridge)
         _ip("addr", "add", f"{net}.1/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
-        for number, host in enumerate(hosts, start=10):
+        for host in hosts:
             assert host.namespace is not None
             _ip("netns", "add", host.namespace)
             undo.callback(_ip, "netns", "del", host.namespace)
-            _ip("link", "add", f"{tag}v{number}", "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
-            _ip("link", "set", f"{tag}v{number}", "master", bridge, "up")
+            # Out here the link bears the namespace's name.
+            _ip("link", "add", host.namespace, "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
+            _ip("link", "set", host.namespace, "master", bridge, "up")
             _ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _ip("-n", host.namespace, "link", "set", device, "up")
@@ -173,12 +197,14 @@ def _free_net() -> str:
     return next(net for net in (f"198.18.{number}" for number in numbers) if f"{net}." not in taken)
 
 
+def _slow_down(namespace: str, device: str) -> None:
+    limit = ("rate", "4mbit", "burst", "32k", "latency", "400ms")
+    _run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", *limit)
+
+
 def _ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], capture_output=True, text=True, timeout=30, check=True).stdout
+    return _run("ip", *words)
 
 
-def is_listening(address: str, port: int) -> bool:
-    """Whether somebody accepts connections there."""
-    with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=1):
-        return True
-    return False
+def _run(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout
