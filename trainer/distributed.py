@@ -296,6 +296,10 @@ def _watched(situation: Situation, store: Store | None, name: str, watchdog: Wat
             whom = error.ranks if isinstance(error, DesyncError | MismatchError) else [situation.rank]
             write_error(situation, error, whom)
         raise
+    except BaseException:  # a signal, which is no failure: the others leave without asking who is gone
+        if store is not None:
+            Claim(store, name, situation.rank).make()
+        raise
     finally:
         watchdog.stop()
         if dist.is_initialized():

@@ -1,12 +1,15 @@
 """Files that are there whole or not at all."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 LOCK_FILE = ".in-use"
 LEAVING_S = 120.0
@@ -38,23 +41,29 @@ def sole_user(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         TimeoutError: somebody else stays in it.
         OSError: it cannot be written.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK_FILE)
-    try:
-        try:
-            lock.acquire(timeout=1.0)
-        except Timeout:
+    with (folder / LOCK_FILE).open("ab") as file:  # closed, it is free
+        if not _is_locked(file, wait_s=1.0):
             say(f"{folder} is in use by another process: waiting up to {LEAVING_S:.0f} s for it to leave")
-            lock.acquire(timeout=LEAVING_S)
-    except Timeout:
-        raise TimeoutError(f"{folder} is in use by another process") from None
-    except NotImplementedError:
-        pass
-    try:
+            if not _is_locked(file, wait_s=LEAVING_S):
+                raise TimeoutError(f"{folder} is in use by another process")
         yield
-    finally:
-        lock.release()
+
+
+def _is_locked(file: IO[bytes], wait_s: float) -> bool:
+    """Lock a file, as soon as nobody else has it, or in vain. Where there are no locks, as if nobody had."""
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            return True
 
 
 def is_temporary(path: Path) -> bool:

@@ -37,25 +37,27 @@ class Optimizer:
     """
 
     def __init__(self, groups: list[tuple[Rule, list[nn.Parameter]]]) -> None:
-        by_rule: dict[Rule, list[nn.Parameter]] = {}
-        for rule, parameters in groups:
-            if parameters:
-                by_rule.setdefault(rule, []).extend(parameters)
-        self._groups = list(by_rule.items())
+        groups = [(rule, parameters) for rule, parameters in groups if parameters]
         self._momenta = [
-            [torch.zeros_like(p) for p in parameters] if rule.momentum else [] for rule, parameters in self._groups
+            [torch.zeros_like(p) for p in parameters] if rule.momentum else [] for rule, parameters in groups
         ]
+        # What learns by the same rule is updated together: as few operations as there are rules.
+        self._work: dict[Rule, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        for (rule, parameters), momenta in zip(groups, self._momenta, strict=True):
+            mine = self._work.setdefault(rule, ([], []))
+            mine[0].extend(parameters)
+            mine[1].extend(momenta)
 
     @torch.no_grad()
     def step(self, lr_factor: torch.Tensor) -> None:
         """One update from the gradients. `lr_factor`: float32 scalar tensor on the parameters' device."""
-        for (rule, parameters), momenta in zip(self._groups, self._momenta, strict=True):
-            updates = [p.grad for p in parameters if p.grad is not None]
+        for rule, (weights, momenta) in self._work.items():
+            updates = [weight.grad for weight in weights if weight.grad is not None]
             if momenta:
                 torch._foreach_mul_(momenta, rule.momentum)
                 torch._foreach_add_(momenta, updates)
                 updates = list(torch._foreach_add(updates, momenta, alpha=rule.momentum))
-            lr, weights = lr_factor * rule.lr, list[torch.Tensor](parameters)
+            lr = lr_factor * rule.lr
             if rule.orthogonalize:
                 _muon_step(weights, updates, lr)
                 continue
@@ -65,9 +67,9 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget the gradients (set to None, so that the next backward writes instead of adding)."""
-        for _, parameters in self._groups:
-            for parameter in parameters:
-                parameter.grad = None
+        for weights, _ in self._work.values():
+            for weight in weights:
+                weight.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"momenta": self._momenta}

@@ -178,6 +178,8 @@ def in_use(folder: Path, world: World, say: Callable[[str], None]) -> Iterator[N
                 kept.enter_context(sole_user(folder, say))
             except TimeoutError as error:
                 raise ConfigError(f"--run-dir {error}: stop that one, or choose another folder") from None
+            except BrokenPipeError:  # nobody reads what is said
+                raise
             except OSError as error:
                 raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
         world.wait_for_all()

@@ -13,7 +13,6 @@ whatever it was doing. What a GPU computes is not seen here: a kernel that does 
 
 import json
 import os
-import resource
 import signal
 import socket
 import sys
@@ -47,6 +46,8 @@ GRACE_S = 1.5
 """How much later others accuse a rank than it accuses itself, which it does better."""
 GOODBYE = "goodbye"
 """Instead of a sign of life, from a rank that has left in good order."""
+GOODBYE_S = 3.0
+"""How long a store that does not answer may keep a rank from leaving."""
 LEAVE_S = 9.0
 """A rank that was asked to leave and has not is ended after this long."""
 
@@ -90,6 +91,16 @@ class Watchdog:
         self.failure: Exception | None = None
         """What the last collective that failed has raised."""
 
+    @property
+    def patience(self) -> float:
+        """Seconds that others may be waited for, and that they should wait for this rank."""
+        return self._patience
+
+    @patience.setter
+    def patience(self, seconds: float) -> None:
+        self._patience = seconds
+        self._patience_after: float | None = None
+
     def start(self) -> None:
         """Begin to mind the launcher, which may be gone already: it was there when this process began."""
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -113,7 +124,7 @@ class Watchdog:
         """Say goodbye, if the store still answers, and watch nobody any more."""
         self._stopped.set()
         if self._talking is not None:
-            self._talking.join(timeout=1.0)
+            self._talking.join(timeout=GOODBYE_S)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -127,16 +138,20 @@ class Watchdog:
             raise
         finally:
             self._since = None
+            if self._patience_after is not None:
+                self.patience = self._patience_after
 
     @contextmanager
     def patient(self) -> Iterator[None]:
-        """Around what one rank does while the others go on to wait for it."""
-        patience, self.patience = self.patience, PATIENT_S
+        """Around what one rank does while the others go on to wait for it, up to the end of its next collective."""
+        before = self.patience if self._patience_after is None else self._patience_after
+        self.patience = PATIENT_S
         is_computing, self._is_computing = self._is_computing, False
         try:
             yield
         finally:
-            self.patience, self._is_computing = patience, is_computing
+            self._work.reset()
+            self._patience_after, self._is_computing = before, is_computing  # set back when the others have heard of it
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -152,8 +167,9 @@ class Watchdog:
         """Ranks that are gone: at once where they are this launcher's, else when their signs of life have stopped."""
         deadline = time.monotonic() + STALE_AFTER_S
         while not self._stopped.wait(BEAT_EVERY_S / 2):
-            lost = [rank for rank, life in self._peers.items() if self._is_sibling(life) and _is_gone(life.pid)]
-            lost = lost or [rank for rank in self._peers if self._is_stale(rank)]
+            peers = dict(self._peers)
+            lost = [rank for rank, life in peers.items() if self._is_sibling(life) and _is_gone(life.pid)]
+            lost = lost or [rank for rank in peers if self._is_stale(rank)]
             if lost or time.monotonic() > deadline:
                 return sorted(lost)
         return []
@@ -184,12 +200,15 @@ class Watchdog:
             try:
                 self._tell(store)
                 for rank, key in enumerate(self._keys):
-                    if rank != self._situation.rank and store.check([key]):
+                    if rank != self._situation.rank and not self._stopped.is_set() and store.check([key]):
                         self._hear(rank, store.get(key))
                 holder = claim.holder()
             except (RuntimeError, ValueError):
                 continue
-            self._told_at = time.monotonic()
+            now = time.monotonic()
+            if now - self._told_at > STALE_AFTER_S / 2:  # we stood still ourselves, and perhaps the others with us
+                self._changed_at = dict.fromkeys(self._changed_at, now)
+            self._told_at = now
             self._work.leave_out_this_thread()
             if holder not in (None, self._situation.rank) and not self._stopped.wait(2 * GRACE_S):
                 os._exit(1)
@@ -284,11 +303,11 @@ class Watchdog:
 
 
 class _Work:
-    """Whether this process gets on: it uses a processor, or pages that it reads come from the disk."""
+    """Whether this process gets on: it uses a processor, or waits for the disk, as whoever reads mapped data may."""
 
     def __init__(self) -> None:
         self._told_s: dict[int, float] = {}  # what the watchdog's own threads have used
-        self._seen_s, self._seen_reads, self._seen_at = 0.0, 0, time.monotonic()
+        self._seen_s, self._seen_at = 0.0, time.monotonic()
         self._worked_at = time.monotonic()
 
     @property
@@ -306,10 +325,17 @@ class _Work:
         """To be called now and then."""
         self.leave_out_this_thread()
         used_s, now = time.process_time() - sum(self._told_s.values()), time.monotonic()
-        reads = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
-        if used_s - self._seen_s > IDLE_SHARE * (now - self._seen_at) or reads > self._seen_reads:
+        if used_s - self._seen_s > IDLE_SHARE * (now - self._seen_at) or _waits_for_disk():
             self._worked_at = now
-        self._seen_s, self._seen_reads, self._seen_at = used_s, reads, now
+        self._seen_s, self._seen_at = used_s, now
+
+
+def _waits_for_disk() -> bool:
+    """Whether the main thread does at this moment."""
+    try:
+        return _stat(os.getpid())[0] == "D"
+    except OSError:
+        return False
 
 
 def _is_gone(pid: int) -> bool:

@@ -259,6 +259,44 @@ def body(world):
 
 
 @pytest.mark.slow
+def test_ranks_that_stood_still_together_accuse_nobody(tmp_path: Path) -> None:
+    """As in a machine that was paused."""
+    body = """
+import subprocess
+import trainer.watchdog
+
+def body(world):
+    trainer.watchdog.SILENT_AFTER_S = 3.0
+    pids = [str(pid) for pid in world.from_all(os.getpid())]
+    if world.is_main:
+        pause = 'sleep 1; kill -STOP "$@"; sleep 5; kill -CONT "$@"'
+        subprocess.Popen(["sh", "-c", pause, "sh", *pids], start_new_session=True)
+    time.sleep(8)
+    world.sum(torch.zeros(1))
+    tell(world.rank)
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(told(done), key=str) == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_is_no_lost_rank_to_the_others(tmp_path: Path) -> None:
+    body = """
+from trainer.errors import Interrupted
+
+def body(world):
+    world.sum(torch.zeros(1))
+    if world.is_main:
+        raise Interrupted("SIGPIPE: stopped", 13)
+    world.sum(torch.zeros(1))
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 1
+    assert "lost another rank" not in done.stderr
+
+
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
     body = """
 def body(world):

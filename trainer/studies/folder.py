@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class StudyFolder:
             asked = {field: value for field, value in asdict(config).items() if field not in _NOT_ASKED}
             folder._claim({"study": name, "asked": asked}, world)
         world.wait_for_all()
-        with in_use(path, world, print):
+        with in_use(path, world, partial(print, flush=True)):
             yield folder
 
     def _claim(self, mark: dict[str, Any], world: World) -> None:
