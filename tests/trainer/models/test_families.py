@@ -51,8 +51,8 @@ COSTS = {
 FAMILIES = tuple(dict.fromkeys(name for name, _, _ in COSTS))
 FOLDED = ("lenet5", "bn-alexnet", "bn-nin", "resnet18")
 """Of each kind of layers that the export folds; cheap ones."""
-# ResNet-101 is ResNet-50 with some blocks more, and ResNet-152 with some fewer.
-COMPUTED = [name for name in FAMILIES if name != "resnet101"]
+# ResNet-101 and ResNet-152 are ResNet-50 with some blocks more.
+COMPUTED = [name for name in FAMILIES if name not in ("resnet101", "resnet152")]
 
 
 def classifier(name: str, num_channels: int = 3, image_size: int = 32) -> Classifier:
