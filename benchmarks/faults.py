@@ -166,8 +166,10 @@ def disturb(outcome: Outcome, folder: Path, data_dir: Path, chance: random.Rando
             job.process.kill() if outcome.kind == "launcher" else job.kill_all()
             jobs.append(Job(folder, data_dir, outcome.ranks_after))
         if outcome.killed_at_step < LAST_STEP:
-            wait_for(lambda: saved_since(folder, killed_at, job.orphans() if len(jobs) > 1 else []), "training again")
-            outcome.again_s = time.time() - killed_at
+            # Orphans who have come to the last step before they left have left nothing to save.
+            again = lambda: saved_since(folder, killed_at, job.orphans() if len(jobs) > 1 else [])  # noqa: E731
+            wait_for(lambda: again() or jobs[-1].process.poll() is not None, "training again")
+            outcome.again_s = time.time() - killed_at if again() else None
         wait_for(lambda: newest_step(folder) == LAST_STEP, "the last step")
         outcome.notice_s = noticed(folder, killed_at)
     finally:

@@ -189,7 +189,9 @@ def summarise(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
         return f"{median[name]:.4g} ({min(rows[name]):.4g} to {max(rows[name]):.4g})"
 
     def ratio(over: str, under: str) -> str:
-        return f"{median[over] / median[under]:.2f}"
+        """Within a round, because the machine's speed drifts between them."""
+        ratios = [a / b for a, b in zip(rows[over], rows[under], strict=True)]
+        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
     loop, mm = "naive images/s", "mm 2048, GFLOP/s"
     table = []
@@ -259,9 +261,9 @@ def main() -> None:
         f"# Training on the CPU, {date}",
         "",
         f"`python benchmarks/training.py --rounds {args.rounds}` on {machine['device']}, {machine['cpus']} CPUs, torch "
-        f"{machine['torch']}. Ratios of medians of {args.rounds} rounds, taken in turn; in brackets the smallest and "
-        f"the largest. The user's loop is `benchmarks/naive_loop.py` with {measured['best_workers']} workers, "
-        f"its best of {sorted(measured['workers'])}.",
+        f"{machine['torch']}. Medians of {args.rounds} rounds, in which all are taken in turn, and of the rounds' "
+        f"ratios; in brackets the smallest and the largest. The user's loop is `benchmarks/naive_loop.py` with "
+        f"{measured['best_workers']} workers, its best of {sorted(measured['workers'])}.",
         "",
         "| what | ratio | behind it |",
         "|---|---|---|",
