@@ -192,7 +192,7 @@ def _draw_accuracy(entries: list[ZooEntry], what: str, unit: float, x_label: str
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(f"{x_label} (logarithmic); area: parameters, largest {largest / 1e6:.0f} million")
+    axes.set_xlabel(f"{x_label} (logarithmic); area: parameters, largest {largest / 1e6:.3g} million")
     axes.set_title(what[0].upper() + what[1:])
     axes.margins(x=0.12, y=0.16)
     axes.grid(axis="both")
