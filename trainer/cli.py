@@ -14,6 +14,9 @@ import trainer.parent  # noqa: F401 (notes who started this process before torch
 from trainer.errors import Interrupted, PeerError, TrainerError
 from trainer.signals import hear_ctrl_c
 
+# Before torch is loaded: its warnings of lost connections are C++ stacks, and the line that we say is enough.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 T = TypeVar("T")
 
 LINGER_S = 1.5
