@@ -4,6 +4,7 @@ import itertools
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,10 @@ import pytest
 
 from tests.hosts import why_no_namespaces
 from trainer.data import Dataset, load_dataset
+
+# A shell without job control has background commands ignore Ctrl-C, and what the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 600.0
