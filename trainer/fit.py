@@ -144,7 +144,7 @@ def _state(run: Run) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Samples:
+class Samples:
     """An epoch's samples in its order, on the device: what belongs to a batch is a slice.
 
     Args:
@@ -158,7 +158,8 @@ class _Samples:
     keys: torch.Tensor
 
     @classmethod
-    def draw(cls, run: Run, epoch: int) -> "_Samples":
+    def draw(cls, run: Run, epoch: int) -> "Samples":
+        """Those of an epoch: which comes when, and all that is random about it."""
         num_images, device = len(run.dataset.train.labels), run.world.device
         indices = run.train_indices[epoch_order(len(run.train_indices), run.seed, epoch)]
         return cls(
@@ -230,7 +231,7 @@ class _Loop:
         """The rest of the current epoch's steps."""
         run, batch_size = self._run, self._run.recipe.global_batch_size
         epoch, first = divmod(run.position.step, run.steps_per_epoch)
-        samples = _Samples.draw(run, epoch)
+        samples = Samples.draw(run, epoch)
         run.learner.model.train()
         self._check_weights()
         self._saved_at = self._saved_at or time.monotonic()
@@ -284,7 +285,7 @@ class _Loop:
         """How long other ranks, and a signal, may wait for this one, and it for them."""
         self._run.world.watchdog.patience = self._stop.patience_s = seconds
 
-    def _share(self, samples: "_Samples", start: int) -> Batch:
+    def _share(self, samples: "Samples", start: int) -> Batch:
         """This rank's share of the global batch that begins there in the epoch's order."""
         run, world = self._run, self._run.world
         num_images = min(run.recipe.global_batch_size, len(samples.indices) - start)

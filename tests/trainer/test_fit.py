@@ -17,7 +17,7 @@ from trainer.data import Dataset
 from trainer.data.augment import Augment
 from trainer.distributed import World
 from trainer.errors import CheckpointError
-from trainer.fit import Run, SaveEvery, _Loop, _Samples, fit, restore, save
+from trainer.fit import Run, Samples, SaveEvery, _Loop, fit, restore, save
 from trainer.learner import Learner
 from trainer.metrics import read_metrics
 from trainer.progress import Progress
@@ -136,7 +136,7 @@ def test_ranks_that_share_a_batch_add_up_to_it(num_images: int, mini: Dataset, t
             run = make_run(SHORT, mini, tmp_path / f"{size}", world=world)
             loop = _Loop(run, StopRequest())
             first = {"indices": run.train_indices[:num_images], "numbers": torch.zeros(num_images, 6)}
-            run.learner.step(loop._share(_Samples(**first, keys=torch.zeros(num_images)), 0))
+            run.learner.step(loop._share(Samples(**first, keys=torch.zeros(num_images)), 0))
             loop.close()
         totals.append(torch.stack(sums).sum(dim=0))
     assert torch.allclose(totals[0], totals[1], atol=1e-5)

@@ -8,7 +8,6 @@ arithmetic, take the time.
 
 import copy
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,9 +17,8 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from trainer.checkpoint import Checkpoints
-from trainer.data.order import epoch_order, sample_keys
 from trainer.errors import DivergenceError
-from trainer.fit import Run
+from trainer.fit import Run, Samples
 from trainer.learner import parameter_kind
 from trainer.models.layers import dropouts_of, dropping
 from trainer.optim import Optimizer, Rule
@@ -31,21 +29,6 @@ from trainer.step import Batch
 def can_stack(recipe: Recipe) -> bool:
     """Whether members would equal their lone runs: Muon's update is not element by element."""
     return not any(rule.orthogonalize for rule in recipe.rules.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draws:
-    """What is random in an epoch of a stack.
-
-    Args:
-        orders: int64 `[S, N]`, the training images of each member in its order.
-        numbers: float32 `[S, all images, 6]`, as of `Augment.draw`.
-        keys: int64 `[S, all images]`, as of `sample_keys`.
-    """
-
-    orders: torch.Tensor
-    numbers: torch.Tensor
-    keys: torch.Tensor
 
 
 class Stack:
@@ -80,26 +63,22 @@ class Stack:
             seed = self.runs[int((~losses.isfinite()).nonzero()[0])].seed
             raise DivergenceError(f"training diverged in epoch {epoch + 1}: the loss of seed {seed} is not finite")
 
-    def draw(self, epoch: int) -> Draws:
-        """What is random in an epoch, of each member."""
-        orders, numbers, keys = [], [], []
-        for run in self.runs:
-            orders.append(run.train_indices[epoch_order(len(run.train_indices), run.seed, epoch)])
-            numbers.append(self._recipe.augment.draw(len(self._data), run.seed, epoch))
-            keys.append(sample_keys(len(self._data), run.seed, epoch))
-        return Draws(
-            orders=torch.stack(orders).to(self._device),
-            numbers=torch.stack(numbers).to(self._device),
-            keys=torch.stack(keys).to(self._device),
+    def draw(self, epoch: int) -> Samples:
+        """The members' samples of an epoch, with one dimension more in front: `[S, N]`."""
+        drawn = [Samples.draw(run, epoch) for run in self.runs]
+        return Samples(
+            indices=torch.stack([samples.indices for samples in drawn]),
+            numbers=torch.stack([samples.numbers for samples in drawn]),
+            keys=torch.stack([samples.keys for samples in drawn]),
         )
 
-    def train_steps(self, draws: Draws, *, num_steps: int) -> torch.Tensor:
+    def train_steps(self, samples: Samples, *, num_steps: int) -> torch.Tensor:
         """The first steps of an epoch that was drawn; the members' sums of mean losses, float32 `[S]`."""
         size = self._recipe.global_batch_size
         self._template.train()
         losses = torch.zeros(len(self.runs), device=self._device)
         for start in range(0, num_steps * size, size):
-            losses += self._train_step(draws.orders[:, start : start + size], draws)
+            losses += self._train_step(samples, slice(start, start + size))
             self.step += 1
         return losses
 
@@ -132,20 +111,20 @@ class Stack:
                 groups[parameter_kind(name, parameter)].append(self._parameters[name])
         return [(self._recipe.rules[kind], parameters) for kind, parameters in groups.items()]
 
-    def _train_step(self, indices: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """One step of all members; their losses, float32 `[S]`."""
+    def _train_step(self, samples: Samples, part: slice) -> torch.Tensor:
+        """One step of all members, on that part of their epochs; their losses, float32 `[S]`."""
+        indices, numbers, keys = samples.indices[:, part], samples.numbers[:, part], samples.keys[:, part]
         num_members, size = indices.shape
         learner = self.runs[0].learner
         pixels = torch.cat(
             [
-                self._recipe.augment(self._data.images, chosen, drawn[chosen])
-                for chosen, drawn in zip(indices, draws.numbers, strict=True)
+                self._recipe.augment(self._data.images, chosen, drawn)
+                for chosen, drawn in zip(indices, numbers, strict=True)
             ]
         )
         labels = self._data.labels[indices.flatten()]
         with learner.autocast():
             images = learner.model.normalize(pixels)
-            keys = draws.keys.gather(1, indices)
             logits = vmap(self._answer)(self._parameters, self._buffers, images.unflatten(0, (num_members, size)), keys)
         losses = F.cross_entropy(
             logits.float().flatten(0, 1), labels, label_smoothing=self._recipe.label_smoothing, reduction="none"
@@ -194,17 +173,16 @@ def train_stack(runs: list[Run], checkpoints: Checkpoints) -> None:
 def lone_steps(run: Run, num_steps: int) -> None:
     """A run's first steps, by its own learner: what a member of a stack must equal, and is measured against."""
     size = run.recipe.global_batch_size
-    order = run.train_indices[epoch_order(len(run.train_indices), run.seed, 0)].to(run.world.device)
-    numbers = run.recipe.augment.draw(len(run.learner.data), run.seed, 0).to(run.world.device)
-    keys = sample_keys(len(run.learner.data), run.seed, 0).to(run.world.device)
+    samples = Samples.draw(run, 0)
     run.learner.model.train()
     for step in range(num_steps):
-        indices = order[step * size : (step + 1) * size]
+        part = slice(step * size, (step + 1) * size)
+        indices = samples.indices[part]
         run.learner.step(
             Batch(
                 indices=indices,
-                numbers=numbers[indices],
-                keys=keys[indices],
+                numbers=samples.numbers[part],
+                keys=samples.keys[part],
                 lr_factor=torch.tensor(run.recipe.schedule.factor(step, run.num_steps), device=run.world.device),
                 sizes=(len(indices),),
                 num_images=len(indices),
@@ -227,8 +205,8 @@ def measure_rate(runs: list[Run], num_steps: int) -> float:
     return num_steps * len(runs) * runs[0].recipe.global_batch_size / (time.perf_counter() - began)
 
 
-def _first_steps(stack: Stack, draws: Draws, num_steps: int) -> None:
-    stack.train_steps(draws, num_steps=num_steps)
+def _first_steps(stack: Stack, samples: Samples, num_steps: int) -> None:
+    stack.train_steps(samples, num_steps=num_steps)
 
 
 def _wait(run: Run) -> None:

@@ -11,9 +11,9 @@ from tests.trainer.test_fit import make_run
 from trainer.checkpoint import Checkpoints
 from trainer.data import Dataset
 from trainer.errors import DivergenceError
-from trainer.fit import Run
+from trainer.fit import Run, Samples
 from trainer.recipes import RECIPES, Recipe
-from trainer.studies.stack import Draws, Stack, can_stack, lone_steps, measure_rate, train_stack
+from trainer.studies.stack import Stack, can_stack, lone_steps, measure_rate, train_stack
 
 PLAIN = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=2, precision="float32")
 AUGMENTED = replace(RECIPES["mnist-lenet5"], dataset="mnist-mini", global_batch_size=50, precision="float32")
@@ -44,10 +44,10 @@ def test_each_member_equals_its_lone_run(recipe: Recipe, mini: Dataset, tmp_path
 
 
 def test_members_drop_what_their_lone_runs_drop(mini: Dataset, tmp_path: Path) -> None:
-    def head(draws_of: Callable[[Stack], Draws]) -> torch.Tensor:
+    def head(samples_of: Callable[[Stack], Samples]) -> torch.Tensor:
         runs = members(DROPPING, mini, tmp_path / "together", (0, 1))
         stack = Stack(runs)
-        stack.train_steps(draws_of(stack), num_steps=1)
+        stack.train_steps(samples_of(stack), num_steps=1)
         stack.hand_back()
         return runs[1].learner.model.state_dict()["network.head.weight"]
 
