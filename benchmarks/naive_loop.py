@@ -65,10 +65,10 @@ def main() -> None:
         optimizer.step()
     else:
         step += 1
-    ended = time.perf_counter()
+    ended, ended_at = time.perf_counter(), time.time()
     if dist.get_rank() == 0:
         rate = (step - 20) * 100 / (ended - warm)
-        print(json.dumps({"images_per_second": rate, "seconds": ended - began, "steps": step}))
+        print(json.dumps({"images_per_second": rate, "seconds": ended - began, "ended_at": ended_at, "steps": step}))
     dist.destroy_process_group()
 
 

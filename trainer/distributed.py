@@ -375,4 +375,7 @@ def _choose_device(choice: DeviceChoice, local_rank: int, local_size: int) -> to
             f"use at most {num_gpus}, or --device cpu"
         )
     torch.cuda.set_device(local_rank)
+    # Else cuDNN may add up a filter's gradient in whatever order blocks finish, and a run that goes on after a kill, or
+    # on other ranks under virtual shards, would end in other weights.
+    torch.backends.cudnn.deterministic = True
     return torch.device("cuda", local_rank)

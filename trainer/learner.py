@@ -79,9 +79,9 @@ def build_learner(
     Raises:
         ConfigError: the network cannot take images of this size.
     """
-    model = _initial_model(recipe, dataset, train_indices, seed)
+    model = initial_model(recipe, dataset, train_indices, seed)
     model.to(memory_format=torch.channels_last).to(world.device)
-    optimizer = Optimizer(_parameter_groups(model, recipe))
+    optimizer = Optimizer(parameter_groups(model, recipe))
     autocast = partial(
         torch.autocast,
         world.device.type,
@@ -109,7 +109,8 @@ def build_learner(
     )
 
 
-def _initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int) -> Classifier:
+def initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int) -> Classifier:
+    """The recipe's network before the first step, on the CPU."""
     _, num_channels, image_size, _ = dataset.train.images.shape
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator("weights", seed).get_state())
@@ -128,7 +129,8 @@ def _initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor
     return model
 
 
-def _parameter_groups(model: Classifier, recipe: Recipe) -> list[tuple[Rule, list[nn.Parameter]]]:
+def parameter_groups(model: Classifier, recipe: Recipe) -> list[tuple[Rule, list[nn.Parameter]]]:
+    """What learns by which of the recipe's rules."""
     groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in recipe.rules}
     for name, parameter in model.network.named_parameters():
         if parameter.requires_grad:

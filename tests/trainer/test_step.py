@@ -1,16 +1,23 @@
 """One step, eager; and the same steps replayed as a CUDA graph, where there is a GPU."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.trainer.test_fit import SHORT, make_run
 from trainer.checkpoint import weights_sha256
-from trainer.data import Dataset
+from trainer.data import Dataset, ImageSet
 from trainer.distributed import World
+from trainer.learner import initial_model, parameter_groups
+from trainer.optim import Optimizer
+from trainer.recipes import RECIPES
 from trainer.step import Batch, GraphedStep, TrainStep
 
 
@@ -71,6 +78,69 @@ def test_dropout_belongs_to_the_sample(mini: Dataset, tmp_path: Path) -> None:
     torch.rand(3)
     assert loss((3, 0, 7), 0) == pytest.approx(whole, rel=1e-6)
     assert loss((10,), 1) != pytest.approx(whole, rel=1e-3)
+
+
+class StaysOn(TorchDispatchMode):
+    """Fails on an operation that takes a tensor from another device, or makes one there."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.num_operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, results)) if isinstance(leaf, torch.Tensor)]
+        assert all(tensor.device == self.device for tensor in tensors), func
+        self.num_operations += 1
+        return results
+
+
+# One of each kind of block and of each kind of augmentation.
+@pytest.mark.parametrize(
+    "name", ["mnist", "mnist-fast", "cifar10", "fashion-mnist", "mnist-alexnet", "mnist-googlenet", "mnist-resnet18"]
+)
+def test_a_cuda_graph_can_hold_a_step(name: str, mini: Dataset) -> None:
+    """What forbids a capture is found without a GPU, on a device whose tensors have no values.
+
+    Nothing in a step may wait for a value, nor choose shapes by one, nor touch another device.
+    """
+    device = torch.device("meta")
+    recipe = RECIPES[name]
+    model = initial_model(recipe, mini, torch.arange(500), seed=0).to(memory_format=torch.channels_last).to(device)
+    model.train()
+    step = TrainStep(
+        model=model,
+        optimizer=Optimizer(parameter_groups(model, recipe)),
+        data=ImageSet(mini.train.images.to(device), mini.train.labels.to(device)),
+        augment=recipe.augment,
+        label_smoothing=recipe.label_smoothing,
+        autocast=nullcontext,  # type: ignore[arg-type] # there is none for this device
+        add_up=lambda sums: sums,
+    )
+    for sizes in ((20,), (10, 10)):
+        batch = batch_of(torch.arange(20), device, sizes)
+        step(batch)  # the first ones may, before the capture
+        with StaysOn(device) as watch:
+            result = step(batch)
+        assert result.device == device
+        assert watch.num_operations > 20
+
+
+def test_what_a_cuda_graph_cannot_hold_is_found() -> None:
+    """Of the test above: it would fail for these."""
+    there = torch.ones(4, device="meta")
+    with StaysOn(there.device):
+        for bad in (
+            lambda: bool(there.sum() > 0),
+            lambda: there[there > 0],
+            lambda: there[torch.tensor([1])],
+            lambda: there + torch.ones(4),
+            lambda: there * torch.tensor(2.0),
+            lambda: there.cpu(),
+        ):
+            with pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
+                bad()
 
 
 @pytest.mark.gpu

@@ -1,0 +1,169 @@
+"""Training on a GPU, beside airbench on the same GPU in the same run: `python benchmarks/gpu.py`.
+
+Three questions: how long the 10 epochs of `mnist` take after a warm-up; what a step takes as one CUDA graph and kernel
+by kernel; how long `cifar10` takes to its accuracy, cold and warm. Series of ours and of airbench (`pip install
+airbench`) take turns, each in a process of its own, because each sets cuDNN for itself; the first training of a process
+is the cold one. Writes `benchmarks/results/gpu-DATE.json` and a table of it in Markdown.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.data import load_dataset, without_test_images
+from trainer.distributed import World
+from trainer.fit import Run, Samples
+from trainer.hardware import describe
+from trainer.progress import Progress
+from trainer.run_folder import RunFolder
+from trainer.step import Batch, GraphedStep
+from trainer.train import setup
+
+ROOT = Path(__file__).parent.parent
+NUM_STEPS = 500
+
+
+def run_json(script: str, *arguments: str) -> list[dict[str, float]]:
+    """Run one of our scripts; the last line of its output is JSON. Its first object gets the seconds of the command."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command_seconds = time.perf_counter() - began
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    results: list[dict[str, float]] = json.loads(done.stdout.strip().splitlines()[-1])
+    rest = sum(result["seconds"] for result in results[1:])
+    results[0]["command_seconds"] = command_seconds - rest
+    return results
+
+
+def microseconds_a_step(config: TrainConfig) -> dict[str, float]:
+    """Of the recipe's step, as one CUDA graph and kernel by kernel, with what the loop does around it left out."""
+    with World.join(config.device) as world, tempfile.TemporaryDirectory() as folder:
+        recipe = config.resolve().as_computed_on(world.device)
+        dataset = without_test_images(load_dataset(recipe.dataset, config.data_dir, say=print))
+        plan = RunFolder.plan(TrainConfig(run_dir=Path(folder) / "run"), recipe, dataset, world)
+        run = setup(recipe, dataset, plan, world, Progress(is_main=False))
+        run.learner.model.train()
+        batch = _first_batch(run)
+        step = run.learner.step
+        ways = {"kernel by kernel": step._step, "one graph": step} if isinstance(step, GraphedStep) else {"eager": step}
+        found = {}
+        for name, way in ways.items():
+            for _ in range(20):
+                way(batch)
+            _wait_for(world.device)
+            began = time.perf_counter()
+            for _ in range(NUM_STEPS):
+                way(batch)
+            _wait_for(world.device)
+            found[name] = 1e6 * (time.perf_counter() - began) / NUM_STEPS
+        return found
+
+
+def _first_batch(run: Run) -> Batch:
+    samples, size = Samples.draw(run, epoch=0), run.recipe.global_batch_size
+    return Batch(
+        indices=samples.indices[:size],
+        numbers=samples.numbers[:size],
+        keys=samples.keys[:size],
+        lr_factor=torch.tensor(1.0, device=run.world.device),
+        sizes=(size,),
+        num_images=size,
+    )
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(num_seeds: int, block: int, against: list[str]) -> dict[str, Any]:
+    """Everything, in turn."""
+    steps = {name: microseconds_a_step(TrainConfig(recipe=name)) for name in ("mnist", "mnist-fast", "cifar10")}
+    print(f"microseconds a step: {steps}", flush=True)
+    series: dict[str, list[list[dict[str, float]]]] = {}
+    for first in range(0, num_seeds, block):
+        seeds = [str(seed) for seed in range(first, min(first + block, num_seeds))]
+        for recipe in ("mnist", "mnist-fast", "cifar10"):
+            series.setdefault(recipe, []).append(run_json("series.py", "--recipe", recipe, "--seeds", *seeds))
+        for other in against:
+            arguments = ("--recipe", other, "--runs", str(len(seeds)))
+            series.setdefault(f"airbench {other}", []).append(run_json("airbench_loop.py", *arguments))
+        for name, blocks in series.items():
+            print(f"{name}: {blocks[-1]}", flush=True)
+    return {"microseconds_a_step": steps, "series": series}
+
+
+def table(measured: dict[str, Any]) -> list[str]:
+    """The findings as Markdown."""
+
+    def spread(values: list[float], unit: str, digits: int = 2) -> str:
+        ends = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+        return f"{statistics.median(values):.{digits}f} {unit} ({ends})" if values else "–"
+
+    lines = ["| step of | kernel by kernel | one CUDA graph |", "|---|---|---|"]
+    for recipe, ways in measured["microseconds_a_step"].items():
+        lines.append(f"| `{recipe}` | {' | '.join(f'{us:.0f} µs' for us in ways.values())} |")
+    lines += [
+        "",
+        "| trainings | runs | test accuracy, mean (and its standard error) | training, warm | with evaluation and all, "
+        "warm | whole command, cold |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, blocks in measured["series"].items():
+        runs = [run for block in blocks for run in block]
+        warm = [run for block in blocks for run in block[1:]]
+        accuracies = [100 * run["test_accuracy"] for run in runs]
+        error = statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else float("nan")
+        cells = (
+            name,
+            str(len(runs)),
+            f"{statistics.mean(accuracies):.2f} ± {error:.2f} %",
+            spread([run["train_seconds"] for run in warm], "s", 3),
+            spread([run["seconds"] for run in warm], "s"),
+            spread([block[0]["command_seconds"] for block in blocks], "s"),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20, help="trainings of each")
+    parser.add_argument("--block", type=int, default=5, help="trainings of a process")
+    parser.add_argument("--against", nargs="*", default=["train94", "train96"], choices=("train94", "train96"))
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("error: no CUDA device here; this measures training on one")
+    measured = measure(args.seeds, args.block, args.against)
+    machine = describe(torch.device("cuda", 0))
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    target = ROOT / "benchmarks" / "results" / f"gpu-{date}"
+    target.with_suffix(".json").write_text(json.dumps({"date": date, "machine": machine, **measured}, indent=2) + "\n")
+    lines = [
+        f"# Training on a GPU, {date}",
+        "",
+        f"`python benchmarks/gpu.py {' '.join(sys.argv[1:])}` on {machine['device']}, torch {machine['torch']}. "
+        "Medians, in brackets the smallest and the largest; a process makes up to "
+        f"{args.block} trainings, its first is cold. "
+        "airbench trains on 50,000 images, ours on 45,000, and its clock leaves out loading the data.",
+        "",
+        *table(measured),
+    ]
+    target.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

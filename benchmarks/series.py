@@ -1,0 +1,40 @@
+"""One training after another in one process, as a study does: the first is cold, the others find everything warm.
+
+Run by `benchmarks/gpu.py`; the last line is JSON, an object a training.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from trainer.config import TrainConfig
+from trainer.train import train
+
+
+def one(recipe: str, seed: int, folder: Path) -> dict[str, float]:
+    """Seconds of training alone, and of everything from the data to the report; accuracy on the test images."""
+    began = time.perf_counter()
+    train(TrainConfig(recipe=recipe, seed=seed, run_dir=folder / f"s{seed}", export=False))
+    seconds = time.perf_counter() - began
+    result = json.loads((folder / f"s{seed}" / "result.json").read_text())
+    return {
+        "train_seconds": result["train_seconds"],
+        "seconds": seconds,
+        "test_accuracy": result["test_accuracy"],
+        "steps": result["steps"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps([one(args.recipe, seed, Path(folder)) for seed in args.seeds]))
+
+
+if __name__ == "__main__":
+    main()
