@@ -15,13 +15,16 @@ from trainer.data import Dataset
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError, writing
 from trainer.failure import FAILURE_FILE
-from trainer.files import LOCK_FILE, is_temporary, sole_user, write_json
+from trainer.files import is_temporary, locked, write_json
 from trainer.hardware import describe
 from trainer.recipes import Recipe
 
 RUNS = Path("runs")
 STUDY_FILE = "study.json"
 """In a study's folder, and nowhere else."""
+LOCK_FILE = ".in-use"
+LEAVING_S = 120.0
+"""How long the user of a folder may take to leave it: a file server knows after 90 s that a host is gone (NFS)."""
 _KEEPS_PRECISION = {
     "float32": "go on with --precision float32",
     "bfloat16": "go on with --precision bfloat16 on the same kind of machine, or begin anew with --precision float32",
@@ -172,12 +175,14 @@ def in_use(folder: Path, world: World, say: Callable[[str], None]) -> Iterator[N
         ConfigError: another one uses the folder, and stays.
         CheckpointError: it cannot be written.
     """
+    is_in_use = f"{folder} is in use by another process"
     with ExitStack() as kept:
         if world.is_main:
             try:
-                kept.enter_context(sole_user(folder, say))
-            except TimeoutError as error:
-                raise ConfigError(f"--run-dir {error}: stop that one, or choose another folder") from None
+                waiting = f"{is_in_use}: waiting up to {LEAVING_S:.0f} s for it to leave"
+                kept.enter_context(locked(folder / LOCK_FILE, say, waiting, patience_s=LEAVING_S))
+            except TimeoutError:
+                raise ConfigError(f"--run-dir {is_in_use}: stop that one, or choose another folder") from None
             except BrokenPipeError:  # nobody reads what is said
                 raise
             except OSError as error:
