@@ -26,12 +26,10 @@ AGAIN_AFTER_S = 2.0
 def quiet_end() -> Iterator[None]:
     """Around a whole command, imports included.
 
-    Ctrl-C ends the process at once until `hear_ctrl_c`: raised amid the seconds that importing torch takes, an
-    exception could come out as any other one. And where nobody reads the output any more (`… | head`), the exit code is
-    that of SIGPIPE.
+    Ctrl-C ends the process at once until `hear_ctrl_c`. And where nobody reads the output any more (`… | head`), the
+    exit code is that of SIGPIPE.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell has it ignored
-        signal.signal(signal.SIGINT, _leave_at_once)
+    leave_on_ctrl_c()
     try:
         try:
             yield
@@ -40,6 +38,14 @@ def quiet_end() -> Iterator[None]:
             print(end="", flush=True, file=sys.stderr)
     except BrokenPipeError:
         os._exit(128 + signal.SIGPIPE)  # Python would try once more at its end, and complain
+
+
+def leave_on_ctrl_c() -> None:
+    """Ctrl-C ends the process at once: raised amid the seconds that importing torch takes, an exception could come out
+    as any other one.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell has it ignored
+        signal.signal(signal.SIGINT, _leave_at_once)
 
 
 def hear_ctrl_c() -> None:

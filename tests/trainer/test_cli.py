@@ -114,7 +114,9 @@ except BaseException:
 """
 
 
-@pytest.mark.parametrize("command", [["trainer/main.py"], ["-m", "trainer", "evaluate", "run"]])
+@pytest.mark.parametrize(
+    "command", [["trainer/main.py"], ["-m", "trainer", "evaluate", "run"], ["-m", "trainer.launch"]]
+)
 def test_ctrl_c_while_torch_is_imported_is_quiet(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(TORCH)
     environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
