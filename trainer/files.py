@@ -78,29 +78,41 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to the end of a file, flushed to the disk. On any failure the lines before it stand and nothing else.
+    """Add a line, a JSON object, to a file, flushed to the disk. On any failure the lines before it stand alone.
 
     What a kill in the middle of this has left there is taken away.
     """
     with path.open("ab", buffering=0) as file:  # a buffer would try once more when it is closed
-        end = path.read_bytes().rfind(b"\n") + 1
+        lines = _whole_lines(path.read_bytes())
+        new = f"{line}\n" if lines.endswith(b"\n") or not lines else f"\n{line}\n"
         try:
-            file.truncate(end)
-            left = memoryview(f"{line}\n".encode())
+            file.truncate(len(lines))
+            left = memoryview(new.encode())
             while left:  # the last bytes of a disk are taken before it is said to be full
                 left = left[file.write(left) :]
             os.fsync(file.fileno())
         except BaseException:
-            file.truncate(end)
+            file.truncate(len(lines))
             raise
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of `append_line`, without one that a kill has cut short; none where there is no file."""
     try:
-        return [line.decode() for line in path.read_bytes().split(b"\n")[:-1]]
+        lines = _whole_lines(path.read_bytes()).decode()
     except FileNotFoundError:
         return []
+    return lines.removesuffix("\n").split("\n") if lines else []
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """All but a line that a kill has cut short. One that lacks only its newline, as some editors leave it, is whole."""
+    end = content.rfind(b"\n") + 1
+    try:
+        json.loads(content[end:])  # no beginning of an object is JSON
+    except ValueError:
+        return content[:end]
+    return content
 
 
 def flush_to_disk(path: Path) -> None:

@@ -105,6 +105,14 @@ def test_what_a_kill_left_of_a_line_is_no_line(tmp_path: Path) -> None:
     assert path.read_text() == "a\nb\n"
 
 
+def test_a_whole_line_needs_no_newline(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_text('{"a": 1}\n{"b": 2}')
+    assert read_lines(path) == ['{"a": 1}', '{"b": 2}']
+    append_line(path, '{"c": 3}')
+    assert path.read_text() == '{"a": 1}\n{"b": 2}\n{"c": 3}\n'
+
+
 def test_the_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
