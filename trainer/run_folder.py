@@ -56,6 +56,16 @@ class RunFolder:
         )
         return cls(path, mark)
 
+    def check(self, resume: Resume, world: World) -> None:
+        """Refuse a folder that `enter` would refuse, before the work that comes first. Nothing is written.
+
+        Raises:
+            ConfigError, CheckpointError: as in `enter`.
+        """
+        if world.is_main:
+            with writing(self.path):
+                self._has_begun(resume)
+
     def enter(self, resume: Resume, world: World) -> None:
         """Make the folder, or enter an existing one of the same run. All ranks call this.
 
@@ -70,15 +80,18 @@ class RunFolder:
     def _claim(self, resume: Resume, world: World) -> None:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.config_path.exists():
-                self._check_same_run(RunFolder.read(self.path), resume)
-                return
-            if self._holds_other_things():
-                raise ConfigError(
-                    f"--run-dir {self.path}: the folder is not empty and holds no run; choose another one"
-                )
-            origin = {"git_commit": git_commit(), "world_size": world.size, "machine": describe(world.device)}
-            write_json(self.config_path, {"fingerprint": self.fingerprint, "started_with": origin})
+            if not self._has_begun(resume):
+                origin = {"git_commit": git_commit(), "world_size": world.size, "machine": describe(world.device)}
+                write_json(self.config_path, {"fingerprint": self.fingerprint, "started_with": origin})
+
+    def _has_begun(self, resume: Resume) -> bool:
+        """Whether the folder holds this run; ConfigError where it holds something else."""
+        if self.config_path.exists():
+            self._check_same_run(RunFolder.read(self.path), resume)
+            return True
+        if self.path.exists() and self._holds_other_things():
+            raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no run; choose another one")
+        return False
 
     def make_for_failure(self) -> Path | None:
         """The folder, made if need be, for a failure before `enter`; None if it is not ours, or cannot be made."""
@@ -161,7 +174,7 @@ class RunFolder:
         try:
             result: dict[str, Any] = json.loads(self.result_path.read_text())
             return result
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
             raise CheckpointError(f"{self.result_path} is damaged: {error}") from error

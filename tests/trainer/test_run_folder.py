@@ -78,8 +78,22 @@ def test_a_run_does_not_change_its_precision_on_another_machine(
 
 def test_a_folder_with_other_things_in_it_is_refused(mini: Dataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match="not empty and holds no run"):
-        enter(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
+    folder = RunFolder.plan(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
+    for use in (folder.check, folder.enter):
+        with pytest.raises(ConfigError, match="not empty and holds no run"):
+            use("auto", ALONE)
+
+
+def test_a_folder_is_checked_without_being_made(mini: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "run", tmp_path / "file" / "run"):
+        folder = RunFolder.plan(TrainConfig(run_dir=path), RECIPE, mini, ALONE)
+        folder.check("never", ALONE)
+        assert not folder.is_complete(ALONE)
+        assert not path.exists()
+    folder = RunFolder.plan(TrainConfig(run_dir=tmp_path / "file"), RECIPE, mini, ALONE)
+    with pytest.raises(CheckpointError, match=r"cannot write .*: Not a directory"):
+        folder.check("auto", ALONE)
 
 
 def test_a_folder_of_a_run_that_ended_before_it_began_may_be_entered(mini: Dataset, tmp_path: Path) -> None:
