@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from serving.errors import StartupError
+from serving.signals import quiet_end
 
 EXIT_CANNOT_START = 2
 
@@ -36,4 +37,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with quiet_end():
+        sys.exit(main(sys.argv[1:]))

@@ -131,7 +131,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT)
     except BrokenPipeError:
-        raise  # nobody reads our output: `quiet_end` knows what to do
+        raise  # our output cannot be written: `quiet_end` knows what to do
     except Exception as error:
         _tell_torchrun(error)
         traceback.print_exc()

@@ -93,10 +93,15 @@ class Interrupted(BaseException):
     """A signal asked the run to end. Exit code 128 + the signal's number, as shells do; the message is for the user.
 
     No Exception, as KeyboardInterrupt is none: it may be raised anywhere, and nobody who handles errors may keep it.
+
+    Args:
+        cause: the signal's name, or what else asked for the end, as if by that signal.
+        outcome: what became of the command, and how to go on.
     """
 
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+    def __init__(self, cause: str, outcome: str, signal_number: int) -> None:
+        super().__init__(f"{cause}: {outcome}")
+        self.cause = cause
         self.signal_number = signal_number
 
 

@@ -4,16 +4,13 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-
-LOCK_FILE = ".in-use"
-LEAVING_S = 120.0
-"""How long the user of a folder may take to leave it: a file server knows after 90 s that a host is gone (NFS)."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -32,25 +29,29 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def sole_user(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Within, no other process uses this folder in the same way; whoever comes second waits for a while.
+def locked(
+    path: Path, say: Callable[[str], None], waiting: str, *, told_after_s: float = 1.0, patience_s: float = math.inf
+) -> Iterator[bool]:
+    """Within, no other process holds the lock `path`; whoever comes second says `waiting`, once, and waits.
 
-    The kernel gives the folder back when the process dies. On file systems without locks nobody is kept out.
+    The kernel gives the lock back when the process dies. On file systems without locks nobody is kept out; yields
+    whether anybody is.
 
     Raises:
-        TimeoutError: somebody else stays in it.
+        TimeoutError: somebody else holds it for longer than `patience_s`.
         OSError: it cannot be written.
     """
-    with (folder / LOCK_FILE).open("ab") as file:  # closed, it is free
-        if not _is_locked(file, wait_s=1.0):
-            say(f"{folder} is in use by another process: waiting up to {LEAVING_S:.0f} s for it to leave")
-            if not _is_locked(file, wait_s=LEAVING_S):
-                raise TimeoutError(f"{folder} is in use by another process")
-        yield
+    with path.open("ab") as file:  # closed, it is free
+        try:
+            keeps_out = _lock(file, told_after_s)
+        except TimeoutError:
+            say(waiting)
+            keeps_out = _lock(file, patience_s)
+        yield keeps_out
 
 
-def _is_locked(file: IO[bytes], wait_s: float) -> bool:
-    """Lock a file, as soon as nobody else has it, or in vain. Where there are no locks, as if nobody had."""
+def _lock(file: IO[bytes], wait_s: float) -> bool:
+    """Lock a file as soon as nobody else has it; in vain, it is a TimeoutError. False where there are no locks."""
     until = time.monotonic() + wait_s
     while True:
         try:
@@ -58,12 +59,12 @@ def _is_locked(file: IO[bytes], wait_s: float) -> bool:
             return True
         except BlockingIOError:
             if time.monotonic() > until:
-                return False
+                raise TimeoutError(f"{file.name} is locked") from None
             time.sleep(0.05)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
-            return True
+            return False
 
 
 def is_temporary(path: Path) -> bool:
@@ -77,29 +78,41 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to the end of a file, flushed to the disk. On any failure the lines before it stand and nothing else.
+    """Add a line, a JSON object, to a file, flushed to the disk. On any failure the lines before it stand alone.
 
     What a kill in the middle of this has left there is taken away.
     """
     with path.open("ab", buffering=0) as file:  # a buffer would try once more when it is closed
-        end = path.read_bytes().rfind(b"\n") + 1
+        lines = _whole_lines(path.read_bytes())
+        new = f"{line}\n" if lines.endswith(b"\n") or not lines else f"\n{line}\n"
         try:
-            file.truncate(end)
-            left = memoryview(f"{line}\n".encode())
+            file.truncate(len(lines))
+            left = memoryview(new.encode())
             while left:  # the last bytes of a disk are taken before it is said to be full
                 left = left[file.write(left) :]
             os.fsync(file.fileno())
         except BaseException:
-            file.truncate(end)
+            file.truncate(len(lines))
             raise
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of `append_line`, without one that a kill has cut short; none where there is no file."""
     try:
-        return [line.decode() for line in path.read_bytes().split(b"\n")[:-1]]
+        lines = _whole_lines(path.read_bytes()).decode()
     except FileNotFoundError:
         return []
+    return lines.removesuffix("\n").split("\n") if lines else []
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """All but a line that a kill has cut short. One that lacks only its newline, as some editors leave it, is whole."""
+    end = content.rfind(b"\n") + 1
+    try:
+        json.loads(content[end:])  # no beginning of an object is JSON
+    except ValueError:
+        return content[:end]
+    return content
 
 
 def flush_to_disk(path: Path) -> None:

@@ -1,7 +1,6 @@
 """The training loop: steps, validation, checkpoints, and the ways to leave early."""
 
 import math
-import signal
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from trainer.checkpoint import Checkpoints, CheckpointWriter
 from trainer.data import Dataset, ImageSet
 from trainer.data.order import epoch_order, num_steps_per_epoch, sample_keys
 from trainer.distributed import Agreement, World
-from trainer.errors import CheckpointError, DivergenceError, Interrupted
+from trainer.errors import CheckpointError, DivergenceError
 from trainer.evaluate import CHUNK_SIZE, evaluate
 from trainer.identity import check_weights, digest_of
 from trainer.learner import Learner
@@ -393,8 +392,8 @@ class _Loop:
             self.save_and_wait()
             run.world.wait_for_all()
             number = run.world.max(self._stop.number or 0)
-        raise Interrupted(
-            f"{signal.Signals(number).name}: saved at step {run.position.step} of {run.num_steps}; "
+        raise self._stop.interrupted(
+            f"saved at step {run.position.step} of {run.num_steps}; "
             f"go on with the same command and --run-dir {run.folder.path}",
             number,
         )

@@ -10,10 +10,17 @@ first only, so that a host that joins later waits in vain, and a minute after al
 
 import argparse
 import datetime
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
+
+from trainer.signals import hear_ctrl_c, leave_on_ctrl_c
+
+if __name__ == "__main__":
+    leave_on_ctrl_c()  # importing torch takes seconds
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
@@ -32,7 +39,9 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Run the ranks of this host to their end, and leave as the README's table of exit codes says."""
     args = parse_args(arguments)
     try:
-        meet(args)
+        with ThreadPoolExecutor(1) as lobby:
+            lobby.submit(meet, args).result()  # in a thread: torch is deaf to Ctrl-C while it waits
+        hear_ctrl_c()
         _announce_every_store()
         run(args)
     except ChildFailedError as error:
@@ -40,6 +49,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
         sys.exit(_shell_code(failure.exitcode))
     except SignalException as error:
         sys.exit(128 + error.sigval.value)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except dist.DistError as error:
         print(f"error: the hosts did not meet: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(1)

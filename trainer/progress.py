@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from trainer.signals import StopRequest
+from trainer.signals import StopRequest, why_unwritten
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -21,7 +21,7 @@ class Progress:
 
     Args:
         is_main: whether this rank speaks.
-        stop: is asked for the end, as SIGPIPE asks, when nobody reads any more; None: `say` raises BrokenPipeError.
+        stop: is asked for the end, as SIGPIPE asks, when output cannot be written; None: `say` raises BrokenPipeError.
     """
 
     def __init__(self, *, is_main: bool, stop: StopRequest | None = None) -> None:
@@ -40,11 +40,11 @@ class Progress:
             return
         try:
             print(line, flush=True)
-        except BrokenPipeError:
+        except BrokenPipeError as error:
             if self._stop is None:
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for this line, and what is still said
-            self._stop.ask(signal.SIGPIPE)
+            self._stop.ask(signal.SIGPIPE, why_unwritten(error))
 
     def __enter__(self) -> Self:
         return self

@@ -15,13 +15,16 @@ from trainer.data import Dataset
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError, writing
 from trainer.failure import FAILURE_FILE
-from trainer.files import LOCK_FILE, is_temporary, sole_user, write_json
+from trainer.files import is_temporary, locked, write_json
 from trainer.hardware import describe
 from trainer.recipes import Recipe
 
 RUNS = Path("runs")
 STUDY_FILE = "study.json"
 """In a study's folder, and nowhere else."""
+LOCK_FILE = ".in-use"
+LEAVING_S = 120.0
+"""How long the user of a folder may take to leave it: a file server knows after 90 s that a host is gone (NFS)."""
 _KEEPS_PRECISION = {
     "float32": "go on with --precision float32",
     "bfloat16": "go on with --precision bfloat16 on the same kind of machine, or begin anew with --precision float32",
@@ -53,6 +56,16 @@ class RunFolder:
         )
         return cls(path, mark)
 
+    def check(self, resume: Resume, world: World) -> None:
+        """Refuse a folder that `enter` would refuse, before the work that comes first. Nothing is written.
+
+        Raises:
+            ConfigError, CheckpointError: as in `enter`.
+        """
+        if world.is_main:
+            with writing(self.path):
+                self._has_begun(resume)
+
     def enter(self, resume: Resume, world: World) -> None:
         """Make the folder, or enter an existing one of the same run. All ranks call this.
 
@@ -67,15 +80,18 @@ class RunFolder:
     def _claim(self, resume: Resume, world: World) -> None:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.config_path.exists():
-                self._check_same_run(RunFolder.read(self.path), resume)
-                return
-            if self._holds_other_things():
-                raise ConfigError(
-                    f"--run-dir {self.path}: the folder is not empty and holds no run; choose another one"
-                )
-            origin = {"git_commit": git_commit(), "world_size": world.size, "machine": describe(world.device)}
-            write_json(self.config_path, {"fingerprint": self.fingerprint, "started_with": origin})
+            if not self._has_begun(resume):
+                origin = {"git_commit": git_commit(), "world_size": world.size, "machine": describe(world.device)}
+                write_json(self.config_path, {"fingerprint": self.fingerprint, "started_with": origin})
+
+    def _has_begun(self, resume: Resume) -> bool:
+        """Whether the folder holds this run; ConfigError where it holds something else."""
+        if self.config_path.exists():
+            self._check_same_run(RunFolder.read(self.path), resume)
+            return True
+        if self.path.exists() and self._holds_other_things():
+            raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no run; choose another one")
+        return False
 
     def make_for_failure(self) -> Path | None:
         """The folder, made if need be, for a failure before `enter`; None if it is not ours, or cannot be made."""
@@ -158,7 +174,7 @@ class RunFolder:
         try:
             result: dict[str, Any] = json.loads(self.result_path.read_text())
             return result
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
             raise CheckpointError(f"{self.result_path} is damaged: {error}") from error
@@ -172,12 +188,14 @@ def in_use(folder: Path, world: World, say: Callable[[str], None]) -> Iterator[N
         ConfigError: another one uses the folder, and stays.
         CheckpointError: it cannot be written.
     """
+    is_in_use = f"{folder} is in use by another process"
     with ExitStack() as kept:
         if world.is_main:
             try:
-                kept.enter_context(sole_user(folder, say))
-            except TimeoutError as error:
-                raise ConfigError(f"--run-dir {error}: stop that one, or choose another folder") from None
+                waiting = f"{is_in_use}: waiting up to {LEAVING_S:.0f} s for it to leave"
+                kept.enter_context(locked(folder / LOCK_FILE, say, waiting, patience_s=LEAVING_S))
+            except TimeoutError:
+                raise ConfigError(f"--run-dir {is_in_use}: stop that one, or choose another folder") from None
             except BrokenPipeError:  # nobody reads what is said
                 raise
             except OSError as error:

@@ -1,8 +1,10 @@
-"""What ends a command from outside: SIGTERM, Ctrl-C, and a reader of its output who goes away.
+"""What ends a command from outside: SIGTERM, Ctrl-C, and output that nobody reads or no disk takes any more.
 
 It ends a run at once, or is a wish that the training loop grants between two steps; never a stack trace.
 """
 
+import errno
+import io
 import os
 import signal
 import socket
@@ -10,9 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from trainer.errors import Interrupted
 
@@ -26,20 +28,70 @@ AGAIN_AFTER_S = 2.0
 def quiet_end() -> Iterator[None]:
     """Around a whole command, imports included.
 
-    Ctrl-C ends the process at once until `hear_ctrl_c`: raised amid the seconds that importing torch takes, an
-    exception could come out as any other one. And where nobody reads the output any more (`… | head`), the exit code is
-    that of SIGPIPE.
+    Ctrl-C ends the process at once until `hear_ctrl_c`. Output that cannot be written, because nobody reads it any more
+    (`… | head`) or for whatever else, is a BrokenPipeError, and ends the command with the exit code of SIGPIPE.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell has it ignored
-        signal.signal(signal.SIGINT, _leave_at_once)
+    leave_on_ctrl_c()
+    sys.stdout, sys.stderr = _Output.instead_of(sys.stdout), _Errors.instead_of(sys.stderr)
     try:
         try:
             yield
         finally:
-            print(end="", flush=True)
-            print(end="", flush=True, file=sys.stderr)
-    except BrokenPipeError:
+            sys.stdout.flush()
+            sys.stderr.flush()
+    except BrokenPipeError as error:
+        if error.errno != errno.EPIPE:
+            print(f"error: {why_unwritten(error)}", file=sys.stderr)
         os._exit(128 + signal.SIGPIPE)  # Python would try once more at its end, and complain
+
+
+def why_unwritten(error: BrokenPipeError) -> str:
+    """What to tell the user of output that `quiet_end` found could not be written."""
+    return "SIGPIPE" if error.errno == errno.EPIPE else f"cannot write the output ({error.strerror})"
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output of which every failure is a BrokenPipeError: so it is told from failures of files."""
+
+    @classmethod
+    def instead_of(cls, stream: Any) -> Any:
+        if stream is None:  # closed before Python began
+            return open(os.devnull, "w")
+        options = {name: getattr(stream, name) for name in ("encoding", "errors", "line_buffering", "write_through")}
+        return cls(stream.buffer, **options)
+
+    def write(self, text: str) -> int:
+        with self._failing():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._failing():
+            super().flush()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise BrokenPipeError(error.errno, error.strerror) from None
+
+
+class _Errors(_Output):
+    """Standard error, whose failures can be told nobody: the exit code has to do."""
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        with suppress(OSError):
+            yield
+
+
+def leave_on_ctrl_c() -> None:
+    """Ctrl-C ends the process at once: raised amid the seconds that importing torch takes, an exception could come out
+    as any other one.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell has it ignored
+        signal.signal(signal.SIGINT, _leave_at_once)
 
 
 def hear_ctrl_c() -> None:
@@ -65,6 +117,7 @@ class StopRequest:
         """The signal that came, if one did."""
         self.patience_s = STUCK_AFTER_S
         """How long whoever defers signals may take to grant the wish; at least `STUCK_AFTER_S` are given."""
+        self._cause = ""
         self._came_at = 0.0
         self._is_deferred = False
         self._settled = threading.Event()
@@ -99,12 +152,18 @@ class StopRequest:
         finally:
             self._is_deferred = False
         if self.number is not None:
-            raise _interrupted(self.number)
+            raise self.interrupted("stopped", self.number)
 
-    def ask(self, number: int) -> None:
-        """As if that signal had come, unless one has come already."""
+    def ask(self, number: int, cause: str) -> None:
+        """As if that signal had come, unless one has come already; the user is told of `cause`."""
         if self.number is None:
+            self._cause = cause
             self._handle(number, None)
+
+    def interrupted(self, outcome: str, number: int) -> Interrupted:
+        """What to raise for that signal."""
+        cause = self._cause if number == self.number else ""
+        return Interrupted(cause or signal.Signals(number).name, outcome, number)
 
     def grant(self) -> None:
         """The wish is being granted; that takes as long as it takes."""
@@ -114,9 +173,9 @@ class StopRequest:
         if self.number is None:
             self.number, self._came_at = number, time.monotonic()
             if not self._is_deferred:
-                raise _interrupted(number)
+                raise self.interrupted("stopped", number)
         elif self._is_deferred and time.monotonic() - self._came_at > AGAIN_AFTER_S:
-            raise _interrupted(number)
+            raise self.interrupted("stopped", number)
 
     def _watch(self) -> None:
         with self._reader:  # open to the end: the handler would complain of a socket that nobody reads
@@ -137,7 +196,3 @@ def ignored() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _interrupted(number: int) -> Interrupted:
-    return Interrupted(f"{signal.Signals(number).name}: stopped", number)

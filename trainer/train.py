@@ -57,13 +57,15 @@ def train(config: TrainConfig) -> None:
         except MismatchError:
             world.situation.folder = folder.make_for_failure()  # else a mistake leaves no folder
             raise
+        folder.check(config.resume, world)
+        if tell_complete(folder, world, progress.say):
+            return
         run = setup(recipe, without_test_images(dataset), folder, world, progress)
         model = plan_export(run, config)
         folder.enter(config.resume, world)
         kept.enter_context(in_use(folder.path, world, progress.say))
         world.situation.folder = folder.path
-        if folder.is_complete(world):
-            progress.say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")
+        if tell_complete(folder, world, progress.say):  # who was in it has trained it to its end
             return
         restore(run)
         fit(run, stop, SaveEvery(seconds=config.save_every_s, steps=config.save_every_steps))
@@ -104,6 +106,14 @@ def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, s
     if prepares:  # other hosts' ranks may be at it for longer than a collective waits
         world.wait_for(range(world.size), "data")
     return dataset
+
+
+def tell_complete(folder: RunFolder, world: World, say: Callable[[str], None]) -> bool:
+    """Whether there is nothing to do; the user is told so."""
+    is_complete = folder.is_complete(world)
+    if is_complete:
+        say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")
+    return is_complete
 
 
 def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, progress: Progress) -> Run:

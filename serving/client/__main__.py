@@ -3,9 +3,11 @@
 import os
 import sys
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told once, in one line, not by gRPC's core as well
-
-from serving.client.cli import main
+from serving.signals import quiet_end
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with quiet_end():
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told in one line, not by gRPC's core too
+        from serving.client.cli import main
+
+        main(sys.argv[1:])

@@ -4,7 +4,6 @@ Exit codes: 0 all done; 1 some image could not be read (the others are classifie
 command line, unknown model); 3 the server does not answer, or fails; 130 Ctrl-C; 141 nobody reads the output any more.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +25,6 @@ Config = TypeVar("Config")
 BAD_IMAGE = 1
 FAULTY = 2
 NO_ANSWER = 3
-INTERRUPTED = 130
-UNREAD = 141
 _GROUP = 256
 """Files decoded before they are sent: a folder of any size takes the memory of these."""
 _NUM_DECODERS = 4
@@ -109,14 +106,7 @@ class StatusConfig:
 
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run the verb and end the process."""
-    try:
-        try:
-            sys.exit(_guarded(lambda: _run(arguments)))
-        finally:
-            print(end="", flush=True)
-            print(end="", flush=True, file=sys.stderr)
-    except BrokenPipeError:  # `… | head` has seen enough
-        os._exit(UNREAD)  # Python would try once more at its end, and complain
+    sys.exit(_guarded(lambda: _run(arguments)))
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -185,8 +175,6 @@ def _guarded(command: Callable[[], int]) -> int:
     except ClientError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return FAULTY if error.code in ("INVALID_ARGUMENT", "NOT_FOUND") else NO_ANSWER
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
 def _files(given: Sequence[Path]) -> Iterator[Path | ClientError]:

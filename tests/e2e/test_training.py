@@ -275,10 +275,13 @@ def test_the_folder_of_another_run_is_refused(tmp_path: Path, run_trainer: RunTr
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for change, named in ((["--epochs", "2"], "recipe.epochs is 1, not 2"), (["--seed", "3"], "seed is 0, not 3")):
         done = run_trainer("--epochs", "1", *change, "--run-dir", str(folder))
-        assert done.returncode == 2
+        assert (done.returncode, done.stdout) == (2, "")  # before anything is said of a run, or built for it
         assert named in done.stderr
     done = run_trainer("--epochs", "1", "--resume", "never", "--run-dir", str(folder))
-    assert done.returncode == 2
+    assert (done.returncode, done.stdout) == (2, "")
+    done = run_trainer("--epochs", "1", "--run-dir", str(folder))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{folder} is complete; nothing to do. Its report: {folder}/report.html\n"
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

@@ -42,7 +42,7 @@ def test_an_error_is_one_line_with_its_code(
 
 
 def test_an_interrupted_run_says_what_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
-    assert leave_with(Interrupted("saved", signal.SIGTERM), capsys) == (143, "saved\n")
+    assert leave_with(Interrupted("SIGTERM", "saved", 15), capsys) == (143, "SIGTERM: saved\n")
     assert leave_with(KeyboardInterrupt(), capsys) == (130, "")
 
 
@@ -103,6 +103,25 @@ def test_a_reader_that_has_seen_enough(arguments: list[str], unbuffered: str) ->
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["data", "list"], ["train", "--help"]])
+def test_output_that_does_not_fit_is_one_line(arguments: list[str], unbuffered: str) -> None:
+    command = [sys.executable, "-m", "trainer", *arguments]
+    environment = clean_environment() | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, check=False)
+    line = b"error: cannot write the output (No space left on device)\n"
+    assert (done.returncode, done.stderr) == (141, line)
+
+
+def test_an_error_that_can_be_told_nobody_keeps_its_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainer", "compare", str(tmp_path)]
+    with open("/dev/full", "wb") as full:
+        assert subprocess.run(command, cwd=ROOT, stdout=full, stderr=full, check=False).returncode == 2
+    closed = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command]
+    assert subprocess.run(closed, cwd=ROOT, check=False).returncode == 2
+
+
 # As where an import runs in C: the exception comes out as another one.
 TORCH = """
 import time
@@ -114,7 +133,9 @@ except BaseException:
 """
 
 
-@pytest.mark.parametrize("command", [["trainer/main.py"], ["-m", "trainer", "evaluate", "run"]])
+@pytest.mark.parametrize(
+    "command", [["trainer/main.py"], ["-m", "trainer", "evaluate", "run"], ["-m", "trainer.launch"]]
+)
 def test_ctrl_c_while_torch_is_imported_is_quiet(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text(TORCH)
     environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}

@@ -288,7 +288,7 @@ from trainer.errors import Interrupted
 def body(world):
     world.sum(torch.zeros(1))
     if world.is_main:
-        raise Interrupted("SIGPIPE: stopped", 13)
+        raise Interrupted("SIGPIPE", "stopped", 13)
     world.sum(torch.zeros(1))
 """
     done = run_ranks(body, 2, tmp_path)

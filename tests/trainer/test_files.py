@@ -1,5 +1,7 @@
 """Whole or not at all."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -12,9 +14,9 @@ from tests.conftest import ROOT, files_of_at_most
 from trainer.files import (
     append_line,
     is_temporary,
+    locked,
     read_lines,
     sha256_of_file,
-    sole_user,
     write_atomically,
     write_json,
 )
@@ -42,18 +44,35 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_folder_has_one_user_and_who_comes_second_waits_for_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainer.files.LEAVING_S", 0.1)
-    said: list[str] = []
-    with sole_user(tmp_path, said.append):
+def test_a_lock_has_one_holder_and_who_comes_second_is_told_once_and_waits(tmp_path: Path) -> None:
+    path, said = tmp_path / "lock", list[str]()
+    with locked(path, said.append, "waiting") as keeps_out:
+        assert keeps_out
         assert said == []
-        with pytest.raises(TimeoutError, match="is in use by another process"), sole_user(tmp_path, said.append):
+        second = locked(path, said.append, "waiting", told_after_s=0.1, patience_s=0.1)
+        with pytest.raises(TimeoutError, match="lock is locked"), second:
             pass
-    assert said == [f"{tmp_path} is in use by another process: waiting up to 0 s for it to leave"]
-    with sole_user(tmp_path, said.append):
-        assert len(said) == 1
+    assert said == ["waiting"]
+    with locked(path, said.append, "waiting"):
+        assert said == ["waiting"]
+
+
+def test_the_kernel_gives_back_the_lock_of_who_is_killed(tmp_path: Path) -> None:
+    holds = "import os, sys, trainer.files as f\nwith f.locked(f.Path('lock'), print, ''):\n    os.kill(os.getpid(), 9)"
+    command = [sys.executable, "-c", holds]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -9
+    with locked(tmp_path / "lock", pytest.fail, "waiting"):
+        pass
+
+
+def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path / "lock", pytest.fail, "waiting") as keeps_out:
+        assert not keeps_out
 
 
 def test_what_a_kill_leaves_is_known_as_temporary(tmp_path: Path) -> None:
@@ -84,6 +103,14 @@ def test_what_a_kill_left_of_a_line_is_no_line(tmp_path: Path) -> None:
     assert read_lines(path) == ["a"]
     append_line(path, "b")
     assert path.read_text() == "a\nb\n"
+
+
+def test_a_whole_line_needs_no_newline(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_text('{"a": 1}\n{"b": 2}')
+    assert read_lines(path) == ['{"a": 1}', '{"b": 2}']
+    append_line(path, '{"c": 3}')
+    assert path.read_text() == '{"a": 1}\n{"b": 2}\n{"c": 3}\n'
 
 
 def test_the_digest_is_sha256(tmp_path: Path) -> None:

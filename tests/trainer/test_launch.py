@@ -1,7 +1,9 @@
 """torchrun with the ranks' exit codes."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -81,6 +83,29 @@ def test_hosts_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "error: the hosts did not meet" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_ctrl_c_among_hosts_that_wait_is_quiet(tmp_path: Path, node: int) -> None:
+    port = free_port()
+    there = ["--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    command = [sys.executable, "-m", "trainer.launch", *there, str(script(tmp_path, "pass\n"))]
+    with contextlib.ExitStack() as stack:
+        if node == 1:
+            store = TCPStore("127.0.0.1", port + 1, is_master=True, wait_for_workers=False)
+        process = stack.enter_context(subprocess.Popen(command, env=clean_environment(), stderr=subprocess.PIPE))
+        if node == 0:
+            wait_for("lobby", lambda: not is_free(port + 1), give_up=lambda: process.poll() is not None)
+        else:
+            store.wait(["here/1"])
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, b"")
+
+
+def is_free(port: int) -> bool:
+    with contextlib.closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def enter(node: int, port: int) -> threading.Thread:

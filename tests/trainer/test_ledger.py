@@ -157,9 +157,28 @@ def test_a_look_that_a_kill_has_cut_short_is_none(tmp_path: Path) -> None:
     ledger.path.write_text(first + first[:40])
     assert ledger.looks_by_dataset() == {"? d1": 1}
     assert ledger.record(entry("b")).number == 2
-    ledger.path.write_text(ledger.path.read_text()[:-1])  # but one that the head knows was whole
+    ledger.path.write_text(ledger.path.read_text()[:-2])  # but one that the head knows was whole
     with pytest.raises(CheckpointError, match=r"does not end as ledger\.head says, at line 2"):
         ledger.record(entry("c"))
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_an_editor_may_take_away_the_last_newline(tmp_path: Path, has_head: bool) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for weights in "ab":
+        ledger.record(entry(weights))
+    before = ledger.path.read_text()
+    ledger.path.write_text(before[:-1])
+    if not has_head:  # as after a kill before it, or of a trainer that knew none
+        (tmp_path / "ledger.head").unlink()
+    assert len(ledger.entries("d1")) == 2
+    assert ledger.record(entry("b")).is_repeated
+    with files_of_at_most(len(before) + 20), pytest.raises(CheckpointError, match="cannot write"):
+        ledger.record(entry("c"))
+    assert ledger.path.read_text() == before[:-1]
+    assert ledger.record(entry("c")).number == 3
+    assert ledger.path.read_text().startswith(before)
+    assert len(ledger.entries("d1")) == 3
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from trainer.data import Dataset
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError
 from trainer.recipes import RECIPES, Precision, Recipe
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, in_use
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
 RECIPE = replace(RECIPES["mnist"], dataset="mnist-mini")
@@ -78,8 +78,22 @@ def test_a_run_does_not_change_its_precision_on_another_machine(
 
 def test_a_folder_with_other_things_in_it_is_refused(mini: Dataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match="not empty and holds no run"):
-        enter(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
+    folder = RunFolder.plan(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
+    for use in (folder.check, folder.enter):
+        with pytest.raises(ConfigError, match="not empty and holds no run"):
+            use("auto", ALONE)
+
+
+def test_a_folder_is_checked_without_being_made(mini: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "run", tmp_path / "file" / "run"):
+        folder = RunFolder.plan(TrainConfig(run_dir=path), RECIPE, mini, ALONE)
+        folder.check("never", ALONE)
+        assert not folder.is_complete(ALONE)
+        assert not path.exists()
+    folder = RunFolder.plan(TrainConfig(run_dir=tmp_path / "file"), RECIPE, mini, ALONE)
+    with pytest.raises(CheckpointError, match=r"cannot write .*: Not a directory"):
+        folder.check("auto", ALONE)
 
 
 def test_a_folder_of_a_run_that_ended_before_it_began_may_be_entered(mini: Dataset, tmp_path: Path) -> None:
@@ -91,6 +105,21 @@ def test_a_folder_of_a_run_that_ended_before_it_began_may_be_entered(mini: Datas
     (place / ".config.json.4242.tmp").write_text('{"fingerp')
     folder.enter("auto", ALONE)
     assert RunFolder.read(folder.path).seed == folder.seed
+
+
+def test_a_folder_has_one_user_and_who_comes_second_waits_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.run_folder.LEAVING_S", 0.1)
+    said: list[str] = []
+    is_in_use = f"{tmp_path} is in use by another process: "
+    with in_use(tmp_path, ALONE, said.append):
+        assert said == []
+        with pytest.raises(ConfigError, match=f"^--run-dir {is_in_use}stop"), in_use(tmp_path, ALONE, said.append):
+            pass
+    assert said == [f"{is_in_use}waiting up to 0 s for it to leave"]
+    with in_use(tmp_path, ALONE, said.append):
+        assert len(said) == 1
 
 
 def test_no_failure_is_written_among_other_things(mini: Dataset, tmp_path: Path) -> None:

@@ -77,9 +77,9 @@ def test_who_asks_for_the_end_is_no_second_signal(monkeypatch: pytest.MonkeyPatc
 
     def work(stop: StopRequest) -> None:
         with stop.deferred():
-            stop.ask(signal.SIGPIPE)
+            stop.ask(signal.SIGPIPE, "SIGPIPE")
             assert stop.number == signal.SIGPIPE
-            stop.ask(signal.SIGPIPE)
+            stop.ask(signal.SIGPIPE, "SIGPIPE")
 
     assert interrupted(work).signal_number == signal.SIGPIPE
 

@@ -169,8 +169,9 @@ def import_set(command: ImportSet) -> None:
     path = decoded_path(named, command.data_dir)
     with explain_disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with hold_lock(command.data_dir / f"{named.name}.lock", print):
-            remove_stale(path.parent)
+        with hold_lock(command.data_dir / f"{named.name}.lock", print) as keeps_out:
+            if keeps_out:
+                remove_stale(path.parent)
             content = import_files(named, command.path, command.data_dir)
             check_digest(content, named.sha256)
             write_decoded(content, path)

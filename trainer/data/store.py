@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,7 +21,7 @@ import torch
 
 from trainer.data.statistics import pixel_statistics
 from trainer.errors import ConfigError, DataError
-from trainer.files import flush_to_disk
+from trainer.files import flush_to_disk, locked
 
 Say = Callable[[str], None]
 """Takes one finished line for the user."""
@@ -159,8 +159,9 @@ def open_or_make(
         return open_decoded(path, expected_sha256=expected_sha256, verify=verify)
     with explain_disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with hold_lock(lock_path, say):
-            remove_stale(path.parent)
+        with hold_lock(lock_path, say) as keeps_out:
+            if keeps_out:
+                remove_stale(path.parent)
             try:
                 return open_decoded(path, expected_sha256=expected_sha256)
             except FileNotFoundError:
@@ -181,22 +182,11 @@ def check_digest(content: Content, expected_sha256: str | None) -> None:
         raise DataError(f"{content.name}: decoded content has digest {found[:12]}, not {expected_sha256[:12]}")
 
 
-@contextmanager
-def hold_lock(path: Path, say: Say, *, patience_s: float = 3.0) -> Iterator[None]:
-    """Holds the lock `path` (the kernel releases it when its process dies); says a line if it has to wait."""
-    from filelock import FileLock, Timeout
-
+def hold_lock(path: Path, say: Say, *, told_after_s: float = 3.0) -> AbstractContextManager[bool]:
+    """Around what one process per machine prepares; others say a line, and wait for as long as it takes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=patience_s)
-    except Timeout:
-        say(f"waiting for another process that is preparing {path.stem}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    waiting = f"waiting for another process that is preparing {path.stem}"
+    return locked(path, say, waiting, told_after_s=told_after_s)
 
 
 @contextmanager
@@ -211,7 +201,7 @@ def staging(parent: Path) -> Iterator[Path]:
 
 
 def remove_stale(parent: Path) -> None:
-    """Removes what killed processes left in `parent`; only for the holder of the lock."""
+    """Removes what killed processes left in `parent`; only for who keeps others out by the lock."""
     for leftover in parent.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError, writing
-from trainer.files import LOCK_FILE, append_line, is_temporary, read_lines, write_json
+from trainer.files import append_line, is_temporary, read_lines, write_json
 from trainer.hardware import describe
-from trainer.run_folder import RUNS, STUDY_FILE, git_commit, in_use
+from trainer.run_folder import LOCK_FILE, RUNS, STUDY_FILE, git_commit, in_use
 
 _NOT_ASKED = {"run_dir", "data_dir", "device", "runs"}
 """Fields of a study's command line that change where it runs, or how long it goes on, not what it finds."""

@@ -18,7 +18,7 @@ from trainer.fit import Run, fit, restore
 from trainer.progress import Progress
 from trainer.recipes import Recipe
 from trainer.run_folder import RunFolder
-from trainer.signals import StopRequest
+from trainer.signals import StopRequest, why_unwritten
 from trainer.studies.folder import StudyFolder
 from trainer.train import setup
 
@@ -74,14 +74,16 @@ def train_member(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run
 
 @contextmanager
 def telling_how_to_go_on(folder: StudyFolder) -> Iterator[None]:
-    """Around a study's work: a signal ends the study, not the member that it finds; so does a reader who goes away.
+    """Around a study's work: a signal ends the study, not the member that it finds; so does output that is not taken.
 
     Raises:
         Interrupted: what the study has found so far is in the folder.
     """
     try:
         yield
-    except (Interrupted, BrokenPipeError) as error:
-        number = error.signal_number if isinstance(error, Interrupted) else signal.SIGPIPE
-        message = f"{signal.Signals(number).name}: stopped; go on with the same command and --run-dir {folder.path}"
-        raise Interrupted(message, number) from None
+        return
+    except Interrupted as error:
+        cause, number = error.cause, error.signal_number
+    except BrokenPipeError as error:
+        cause, number = why_unwritten(error), signal.SIGPIPE
+    raise Interrupted(cause, f"stopped; go on with the same command and --run-dir {folder.path}", number)

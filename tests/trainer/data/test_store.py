@@ -1,6 +1,7 @@
 """The decoded file: whole or not there, verified, shared between processes, and made once."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -138,6 +139,18 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path, said: list[st
     assert names_in(tmp_path / "tiny") == ["tiny.pt"]
 
 
+def test_where_there_are_no_locks_unfinished_files_may_be_anybodys(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / "tiny" / ".tmp-4242-abcd").mkdir(parents=True)
+    open_tiny(tmp_path / "tiny" / "tiny.pt", said)
+    assert names_in(tmp_path / "tiny") == [".tmp-4242-abcd", "tiny.pt"]
+
+
 def test_content_that_is_not_the_published_is_refused(tmp_path: Path, said: list[str]) -> None:
     path = tmp_path / "tiny" / "tiny.pt"
     with pytest.raises(DataError, match="decoded content has digest"):
@@ -211,7 +224,7 @@ def test_whoever_waits_says_so_once(tmp_path: Path, said: list[str]) -> None:
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait(30)
-    with hold_lock(tmp_path / "tiny.lock", tell, patience_s=0.1):
+    with hold_lock(tmp_path / "tiny.lock", tell, told_after_s=0.1):
         pass
     thread.join()
     assert said == ["waiting for another process that is preparing tiny"]

@@ -1,0 +1,31 @@
+"""What ends a command from outside, by default: Ctrl-C, and a reader of its output who goes away; no stack trace."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def quiet_end() -> Iterator[None]:
+    """Around a whole command, imports included.
+
+    Ctrl-C ends the process at once wherever nobody else listens to it: raised amid imports, an exception could come out
+    as any other one. And where nobody reads the output any more (`… | head`), the exit code is that of SIGPIPE.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell has it ignored
+        signal.signal(signal.SIGINT, _leave_at_once)
+    try:
+        try:
+            yield
+        finally:
+            print(end="", flush=True)
+            print(end="", flush=True, file=sys.stderr)
+    except BrokenPipeError:
+        os._exit(128 + signal.SIGPIPE)  # Python would try once more at its end, and complain
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)

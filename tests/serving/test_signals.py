@@ -1,0 +1,45 @@
+"""What ends the command lines of the server and of its client before they have begun."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, clean_environment
+
+# As where an import runs in C: the exception comes out as another one.
+NUMPY = """
+import time
+print("importing", flush=True)
+try:
+    time.sleep(60)
+except BaseException:
+    raise ImportError("numpy failed to import")
+"""
+
+
+@pytest.mark.parametrize(
+    "command", [["serving", "--model-repository", "models"], ["serving.client", "status"]], ids=["server", "client"]
+)
+def test_ctrl_c_among_imports_is_quiet(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text(NUMPY)
+    environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said, errors) == (130, b"", b"")
+
+
+def test_a_reader_of_the_server_s_help_that_has_seen_enough() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "serving", "--help"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
