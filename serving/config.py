@@ -23,16 +23,14 @@ class ServeConfig:
     model_repository: Path
     """Folder with one folder a model, as `python -m trainer export` or Triton lay it out."""
     model_control_mode: ControlMode = "none"
-    """none: load all models at the start; poll: also follow changes in the folder; explicit: load what --load-model
-    names and what clients ask for."""
+    """none: load all at the start; poll: and follow changes; explicit: what --load-model names and clients ask for."""
     load_model: tuple[str, ...] = ()
     """With --model-control-mode explicit: models to load at the start."""
     poll_interval_s: float = 2.0
     """With --model-control-mode poll: how often the folder is looked at."""
 
     transport: TransportChoice = "auto"
-    """native: fast, without TLS and without a limit on message sizes that holds before they are in memory; grpcio: with
-    both; auto: native on loopback and Unix sockets where TLS is not asked for, else grpcio."""
+    """native: fast, no TLS, messages bounded in memory only; grpcio: both; auto: native on loopback without TLS."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 or :: for all."""
     grpc_port: int = 8001

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from trainer.errors import CheckpointError
-from trainer.files import flush_to_disk, sha256_of_file, write_json
+from trainer.files import flush_to_disk, save_tensors, sha256_of_file, write_json
 
 NUM_KEPT = 3
 
@@ -56,7 +56,7 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
             temporary.mkdir(parents=True)
             with (temporary / "state.pt").open("wb") as file:
-                torch.save(state, file)
+                save_tensors(state, file)
             digest = sha256_of_file(temporary / "state.pt")
             flush_to_disk(temporary / "state.pt")
             write_json(temporary / "manifest.json", {"step": step, "sha256": digest})
@@ -64,9 +64,9 @@ class Checkpoints:
                 shutil.rmtree(final)
             temporary.rename(final)
             flush_to_disk(self._folder)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(f"cannot save a checkpoint in {self._folder}: {error}") from error
+            raise CheckpointError(f"cannot save a checkpoint in {self._folder}: {error.strerror or error}") from error
         self.newest_good_step = step
         # Those of later steps were damaged and passed over, or come from before the run began again.
         kept = [path for path in self._complete() if path <= final][-NUM_KEPT:]

@@ -20,6 +20,8 @@ def compare_runs(paths: list[Path]) -> list[str]:
         ConfigError: a run is not complete, the runs were tested on different images, or runs are missing that the
             ledger knows of: the best of some says nothing.
     """
+    if not paths:
+        raise ConfigError("name the folders of the runs to compare")
     named = [(RunFolder.read(path), _result(path)) for path in paths]
     # The same weights are one run, however often they are named.
     runs = list(

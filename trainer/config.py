@@ -23,8 +23,7 @@ class TrainConfig:
     recipe: str = "mnist"
     """What to compute; `python -m trainer recipes` lists them."""
     dataset: str | None = None
-    """Another data set than the recipe's: a name from `python -m trainer data list`, or folder:PATH with one folder of
-    images per class."""
+    """Another than the recipe's: a name from `python -m trainer data list`, or folder:PATH, one folder per class."""
     image_size: int | None = None
     """For folder:PATH: images are resized (shorter side) and cropped to this many pixels."""
     data_dir: Path = field(default_factory=default_data_dir)
@@ -40,11 +39,9 @@ class TrainConfig:
     lr_scale: float = 1.0
     """Multiplies every learning rate of the recipe."""
     precision: Precision | None = None
-    """Of the forward pass, instead of the recipe's. bfloat16 is used only where the hardware is faster in it, so that
-    float32 is what gives about the same losses on every machine."""
+    """Of the forward pass, instead of the recipe's; bfloat16 is used only where the hardware is faster in it."""
     virtual_shards: int | None = None
-    """Cut each global batch in so many shards (a power of two), computed alone and added up in one order: the weights
-    are then the same, bit for bit, for every number of ranks that divides it. One thread a rank."""
+    """Cut each batch in so many shards, a power of two: the same weights for every number of ranks that divides it."""
     save_every_s: float = 20.0
     """Save a checkpoint when so many seconds have passed since the last one; the first ones follow sooner."""
     save_every_steps: int | None = None

@@ -85,6 +85,8 @@ class World:
         """
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if size > 1 and "MASTER_ADDR" not in os.environ:
+            raise ConfigError(f"WORLD_SIZE is {size}, but MASTER_ADDR is not set: start the ranks with torchrun")
         # How many threads share a sum decides its rounding; under virtual shards that must not follow from the ranks.
         num_threads = 1 if virtual_shards else max(1, num_available_cpus() // local_size)
         torch.set_num_threads(num_threads)

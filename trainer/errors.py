@@ -108,7 +108,8 @@ class Interrupted(BaseException):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error for a name that does not exist, with the nearest ones that do."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    by_lower = {known.lower(): known for known in names}
+    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
     return ConfigError(f"no {kind} {name!r}: {hint}")
 

@@ -232,7 +232,9 @@ def percent(share: float, num_decimals: int = 2) -> str:
 
 
 def shorten(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """A name cut in its middle: those of a long list often begin alike and differ at the end."""
+    end = length // 3
+    return name if len(name) <= length else f"{name[: length - 1 - end]}…{name[-end:]}"
 
 
 def _draw_loss(axes: Axes, curves: Curves) -> None:
@@ -242,7 +244,7 @@ def _draw_loss(axes: Axes, curves: Curves) -> None:
         axes.set_yscale("log")
         _number_log_axis(axes, lambda value, _: f"{value:g}")
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.dataLim.y1)  # room for the mark of a first epoch, where all is nearly flat
     axes.legend()
 
 

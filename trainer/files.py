@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
+
+import torch
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -127,3 +129,34 @@ def flush_to_disk(path: Path) -> None:
 def sha256_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_tensors(value: Any, file: BinaryIO) -> None:
+    """`torch.save`, but a failure is the file's own (the disk is full), and not what torch's C++ writer makes of it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    sink = _Sink(file)
+    torch.save(value, cast(IO[bytes], sink))
+    if sink.error is not None:
+        raise sink.error
+
+
+class _Sink:
+    """Keeps the first write error for later: raised inside torch's C++ writer it would end the process."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """torch.save asks for it; the file is flushed by whoever opened it."""

@@ -209,8 +209,7 @@ class _Loop:
         self._saved_at: float | None = None
         self._longest_step_s = 0.0  # of the recent ones: a step counts a tenth less with each one that follows
         self._stopwatch = _Stopwatch(run.position.seconds, run.world.device)
-        factors = [run.recipe.schedule.factor(step, run.num_steps) for step in range(run.num_steps)]
-        self._lr_factors = torch.tensor(factors, dtype=torch.float32, device=run.world.device)
+        self._lr_factors = self._factors_of(run.position.step // run.steps_per_epoch)
         # The results since the last log line stay on the device, so that a GPU need not be waited for at each step.
         self._window = torch.zeros(LOG_EVERY_STEPS, 2, device=run.world.device)
         self._window_images = 0
@@ -231,6 +230,7 @@ class _Loop:
         run, batch_size = self._run, self._run.recipe.global_batch_size
         epoch, first = divmod(run.position.step, run.steps_per_epoch)
         samples = Samples.draw(run, epoch)
+        self._lr_factors = self._factors_of(epoch)
         run.learner.model.train()
         self._check_weights()
         self._saved_at = self._saved_at or time.monotonic()
@@ -252,6 +252,13 @@ class _Loop:
             self._between_steps(epoch)
         run.position.seconds = self._stopwatch.stop()
 
+    def _factors_of(self, epoch: int) -> torch.Tensor:
+        """The learning rate's factor at each step of an epoch, float32 on the device."""
+        run = self._run
+        steps = range(epoch * run.steps_per_epoch, (epoch + 1) * run.steps_per_epoch)
+        factors = [run.recipe.schedule.factor(step, run.num_steps) for step in steps]
+        return torch.tensor(factors, dtype=torch.float32, device=run.world.device)
+
     def end_epoch(self) -> None:
         """Validate, write the epoch's line, begin the next one's sums."""
         run = self._run
@@ -262,6 +269,8 @@ class _Loop:
         share = run.recipe.global_batch_size / run.world.num_computing
         self._be_patient(max(EVALUATE_S, 3 * self._longest_step_s * CHUNK_SIZE / share))
         seen = evaluate(run.learner.predict_one_view, run.validation_images, run.validation_indices, run.world)
+        if not math.isfinite(seen.loss):  # the last step's loss was the last that its weights had no part in
+            raise DivergenceError(_diverged(f"the validation loss is {seen.loss} after epoch {epoch}", run))
         if self._log is not None:
             self._log.write(
                 "epoch",
@@ -294,7 +303,7 @@ class _Loop:
             indices=samples.indices[part],
             numbers=samples.numbers[part],
             keys=samples.keys[part],
-            lr_factor=self._lr_factors[run.position.step],
+            lr_factor=self._lr_factors[run.position.step % run.steps_per_epoch],
             sizes=share.sizes,
             num_images=num_images,
         )
@@ -362,7 +371,7 @@ class _Loop:
                 epoch=epoch + 1,
                 loss=loss,
                 accuracy=correct,
-                lr_factor=self._lr_factors[run.position.step - 1].item(),
+                lr_factor=self._lr_factors[(run.position.step - 1) % run.steps_per_epoch].item(),
                 images_per_second=self._window_images / (now - self._window_began),
             )
         self._window.zero_()

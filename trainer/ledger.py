@@ -11,7 +11,6 @@ one. The same photographs at another image size, or another tenth of a folder th
 """
 
 import datetime
-import fcntl
 import hashlib
 import json
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from trainer.data import Dataset, ImageSet
 from trainer.data.test_set import load_test_set
 from trainer.errors import CheckpointError, writing
 from trainer.evaluate import Evaluation
-from trainer.files import append_line, read_lines, write_json
+from trainer.files import append_line, locked, read_lines, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +119,8 @@ class Ledger:
 
     def _record(self, entry: dict[str, Any]) -> Look:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # two runs may end at the same time
+        # Two runs may end at the same time.
+        with locked(self.path, print, f"waiting for another process that writes {self.path}"):
             earlier = self.entries(entry["dataset_sha256"], entry.get("test_sha256"))
             for number, known in enumerate(earlier, start=1):
                 if known["weights_sha256"] == entry["weights_sha256"]:

@@ -71,5 +71,5 @@ def open_run(path: Path, data_dir: Path, world: World, progress: Progress) -> tu
         raise ConfigError(f"{dataset.name} is not what {folder.path} was trained on: its content has changed since")
     run = setup(recipe, without_test_images(dataset), folder, world, progress)
     if not restore(run):
-        raise ConfigError(f"{folder.path} has no checkpoint: train it first")
+        raise ConfigError(f"{folder.path} has no good checkpoint: train it first, with --run-dir {folder.path}")
     return run, dataset

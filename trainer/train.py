@@ -58,6 +58,8 @@ def train(config: TrainConfig) -> None:
             world.situation.folder = folder.make_for_failure()  # else a mistake leaves no folder
             raise
         folder.check(config.resume, world)
+        if world.is_main:
+            Ledger(folder.ledger_path).all_entries()  # a damaged one is told now, and not when all is trained
         if tell_complete(folder, world, progress.say):
             return
         run = setup(recipe, without_test_images(dataset), folder, world, progress)

@@ -165,6 +165,7 @@ def test_taking_a_look_out_of_the_book(train: Callable[..., Path], run_trainer: 
     done = run_trainer("--epochs", "1", "--seed", "9", "--run-dir", str(tmp_path / "runs/next"))
     assert done.returncode == 4
     assert "does not follow from the line before it" in done.stderr
+    assert "epoch 1/1" not in done.stdout
     ledger.write_text(first + second)
     done = verb("compare", *(str(tmp_path / f"runs/seed-{seed}") for seed in range(2)))
     assert done.returncode == 4

@@ -240,6 +240,17 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_step(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_weights_that_the_last_step_has_spoilt_are_not_looked_at_with_test_images(
+    tmp_path: Path, run_trainer: RunTrainer
+) -> None:
+    """Their loss is seen by nobody but the validation."""
+    arguments = ("--global-batch-size", "4500", "--lr-scale", "1e30", "--run-dir", str(tmp_path / "run"))
+    done = run_trainer("--epochs", "1", *arguments)
+    assert done.returncode == 5
+    assert re.search(r"^error: training diverged: the validation loss is (nan|inf) after epoch 1", done.stderr, re.M)
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
 MISTAKES = {
     "unknown recipe": (["--recipe", "mnits"], "no recipe 'mnits': did you mean mnist"),
     "unknown data set": (["--dataset", "mnist-mimi"], "did you mean mnist-mini"),

@@ -86,6 +86,8 @@ def test_other_images_and_unfinished_runs_are_refused(tmp_path: Path) -> None:
     one, other = make_run(tmp_path, 0, 10), make_run(tmp_path, 0, 10, dataset="e" * 64)
     with pytest.raises(ConfigError, match=r"different images, pets \(dddddddd\) and pets \(eeeeeeee\)"):
         compare_runs([one, other])
+    with pytest.raises(ConfigError, match="name the folders"):
+        compare_runs([])
     (one / "result.json").unlink()
     with pytest.raises(ConfigError, match="no result yet"):
         compare_runs([one])

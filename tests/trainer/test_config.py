@@ -27,6 +27,7 @@ def test_the_command_line_changes_the_recipe() -> None:
         (TrainConfig(lr_scale=0), "--lr-scale 0"),
         (TrainConfig(lr_scale=float("nan")), "--lr-scale nan"),
         (TrainConfig(recipe="cifar"), "did you mean cifar10"),
+        (TrainConfig(recipe="MNIST"), "did you mean mnist"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(config: TrainConfig, message: str) -> None:

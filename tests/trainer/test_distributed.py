@@ -380,6 +380,13 @@ def test_alone_nothing_waits() -> None:
         assert not torch.distributed.is_initialized()
 
 
+def test_ranks_without_a_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2, but MASTER_ADDR is not set: start the ranks with torchrun"):
+        World.join("cpu").__enter__()
+
+
 def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

@@ -15,13 +15,13 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any, BinaryIO, cast
+from typing import Any
 
 import torch
 
 from trainer.data.statistics import pixel_statistics
 from trainer.errors import ConfigError, DataError
-from trainer.files import flush_to_disk, locked
+from trainer.files import flush_to_disk, locked, save_tensors
 
 Say = Callable[[str], None]
 """Takes one finished line for the user."""
@@ -108,10 +108,7 @@ def write_decoded(content: Content, path: Path) -> None:
     with explain_disk_errors(path.parent, size_bytes), staging(path.parent) as folder:
         temporary = folder / path.name
         with temporary.open("xb") as file:
-            sink = _Sink(file)
-            torch.save(payload, cast(IO[bytes], sink))
-            if sink.error is not None:
-                raise sink.error
+            save_tensors(payload, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -247,22 +244,3 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor owning exactly its bytes: torch.save writes the storage behind a view whole."""
     tensor = tensor.contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-class _Sink:
-    """Keeps the first write error for later: raised inside torch's C++ writer it would end the process."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        if self.error is None:
-            try:
-                self.file.write(data)
-            except OSError as error:
-                self.error = error
-        return memoryview(data).nbytes
-
-    def flush(self) -> None:
-        """torch.save asks for it; the file is flushed by whoever opened it."""

@@ -1,5 +1,6 @@
 """Under-fitting and over-fitting (pages 46 to 51 of the lecture): polynomials by degree, a network by width."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def study_capacity(config: CapacityConfig) -> None:
 def _check(config: CapacityConfig) -> None:
     if config.num_points < 2 or config.repeats < 1 or config.network_repeats < 1 or config.epochs < 1:
         raise ConfigError("--num-points must be at least 2, --repeats, --network-repeats and --epochs at least 1")
-    if not 0 <= config.label_noise <= 1 or config.noise < 0:
-        raise ConfigError("--label-noise must lie between 0 and 1, --noise must not be negative")
+    if not (0 <= config.label_noise <= 1 and 0 <= config.noise < math.inf):
+        raise ConfigError("--label-noise must lie between 0 and 1, --noise must be a number and not negative")
     if not config.widths or min(config.widths) < 1:
         raise ConfigError("--widths must be one or more numbers of at least 1")
 

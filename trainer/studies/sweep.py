@@ -47,8 +47,7 @@ class SweepConfig:
     recipe: str = "mnist"
     """What to begin with."""
     grid: tuple[str, ...] = ("lr_scale=0.25,0.5,1,2",)
-    """FIELD=VALUE,VALUE…, several of them; fields are the recipe's, such as global_batch_size, label_smoothing or
-    augment.shift, and lr_scale, which multiplies its learning rates."""
+    """FIELD=VALUE,VALUE…, several: a recipe's fields, such as augment.shift, and lr_scale for its learning rates."""
     random: int = 0
     """Try this many of the grid's combinations, drawn at random; 0: all of them."""
     seeds: int = 1

@@ -103,7 +103,15 @@ def test_other_threads_are_no_other_machine(tmp_path: Path, data_dir: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_points": 1}, {"label_noise": 1.5}, {"widths": ()}, {"widths": (0,)}, {"num_images": 10_000}]
+    "change",
+    [
+        {"num_points": 1},
+        {"label_noise": 1.5},
+        {"noise": float("nan")},
+        {"widths": ()},
+        {"widths": (0,)},
+        {"num_images": 10_000},
+    ],
 )
 def test_values_that_make_no_sense_are_refused(change: dict[str, object], tmp_path: Path, data_dir: Path) -> None:
     with pytest.raises(ConfigError):
