@@ -81,6 +81,7 @@ def _training(words: Sequence[str], template: PodTemplate, container: Object) ->
         yield str(error)
         return
     known = {action.dest for action in get_args_parser()._actions}
+    known.add("shutdown_timeout")  # as of torch 2.12, and the images hold a later one; 2.11 waits for 30 s
     for name in environment(container):
         if name.startswith("PET_") and name.removeprefix("PET_").lower() not in known:
             yield f"torchrun has no option for {name}"

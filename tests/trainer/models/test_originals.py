@@ -1,5 +1,6 @@
 """torchvision's networks, and fine-tuning from published weights that were placed by hand."""
 
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,7 @@ def test_weights_that_cannot_be_had_are_one_line(torch_home: Path) -> None:
 def test_without_a_network_the_way_out_is_told(torch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which would keep the proxies, here or from here on
     with pytest.raises(DataError, match=r"place the file at .*resnet18-f37072fd.pth by hand"):
         build()
 
