@@ -78,6 +78,12 @@ def list_folder(root: Path) -> Listing:
         if len(classes) < 2:
             raise DataError(f"{folders['train']} has one class only ({classes[0]}): nothing to tell apart")
         parts = {part: list(_samples(folder, classes)) for part, folder in folders.items()}
+        for part, samples in parts.items():
+            if not samples:  # as test images without labels come, for a competition
+                raise DataError(
+                    f"{folders[part]} has no class folders, so that nobody knows what its images show: put them in "
+                    f"{folders[part].name}/<class>/, or move the folder elsewhere"
+                )
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename} does not exist") from error
     except NotADirectoryError as error:

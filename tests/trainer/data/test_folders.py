@@ -253,6 +253,17 @@ def test_a_class_that_training_lacks_is_named(tmp_path: Path, load: Load) -> Non
         load(tmp_path / "x")
 
 
+@pytest.mark.parametrize("part", ["test", "val"])
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_part_without_class_folders_is_refused(tmp_path: Path, load: Load, part: str, count: int) -> None:
+    for name in ("train/a", "train/b"):
+        put_class(tmp_path / "x" / name, 2)
+    (tmp_path / "x" / part).mkdir()
+    put_class(tmp_path / "x" / part, count)
+    with pytest.raises(DataError, match=rf"x/{part} has no class folders, .*: put them in {part}/<class>/"):
+        load(tmp_path / "x")
+
+
 def test_one_class_is_too_few(tmp_path: Path, load: Load) -> None:
     put_class(tmp_path / "x" / "a", 5)
     with pytest.raises(DataError, match="one class only"):
