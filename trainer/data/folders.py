@@ -126,7 +126,9 @@ def _samples(folder: Path, classes: tuple[str, ...]) -> Iterator[Sample]:
 
 
 def _image_paths(folder: Path) -> Iterator[Path]:
-    """Images under `folder`, links followed, each real folder once: a link may lead back up."""
+    """Images under `folder`, links followed, each real folder once: a link may lead back up. What is hidden is not ours
+    (`.ipynb_checkpoints`, `.thumbnails`): its copies would stand in training and test set both.
+    """
     seen: set[str] = set()
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
         real = os.path.realpath(where)
@@ -134,6 +136,7 @@ def _image_paths(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for file in files:
             if not file.startswith(".") and file.lower().endswith(_EXTENSIONS):
                 yield Path(where, file)

@@ -205,7 +205,8 @@ def test_links_are_followed_and_circles_end(root: Path, load: Load) -> None:
 def test_other_files_are_ignored(root: Path, load: Load) -> None:
     for name in (".hidden.png", "notes.txt", "Thumbs.db"):
         (root / "cat" / name).write_text("x")
-    (root / ".git").mkdir()
+    for folder in (".git", "cat/.ipynb_checkpoints", "cat/sub/.thumbnails", ".hidden/sub"):
+        put(root / folder / "copy.png")
     dataset = load(root)
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.train) + dataset.num_test == 20
