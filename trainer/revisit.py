@@ -68,7 +68,10 @@ def open_run(path: Path, data_dir: Path, world: World, progress: Progress) -> tu
     recipe = recipe_from_json(folder.fingerprint["recipe"])
     dataset = load(recipe, folder.fingerprint["image_size"], data_dir, world, progress.say)
     if dataset.sha256 != folder.fingerprint["dataset_sha256"]:
-        raise ConfigError(f"{dataset.name} is not what {folder.path} was trained on: its content has changed since")
+        raise ConfigError(
+            f"{dataset.name} is not what {folder.path} was trained on: its content, or which of it is held out, has "
+            "changed since"
+        )
     run = setup(recipe, without_test_images(dataset), folder, world, progress)
     if not restore(run):
         raise ConfigError(f"{folder.path} has no checkpoint: train it first")

@@ -40,8 +40,8 @@ class ListSets:
     """Shows the data sets that there are, and which of them are on this machine.
 
     Besides these, folder:PATH takes your own images: PATH/<class>/*.png (jpg, webp, ...), or
-    PATH/train/<class>/* with, if you like, PATH/val and PATH/test. Without a test folder one image in ten is
-    held out.
+    PATH/train/<class>/* with, if you like, PATH/val and PATH/test. Without a test folder about one image in ten
+    of each class is held out, by its file's content: it stays held out whatever is added, renamed or removed.
     """
 
     data_dir: Path = field(default_factory=default_data_dir)

@@ -1,7 +1,8 @@
 """People's own images: `folder:PATH` in torchvision's ImageFolder layout, decoded once into one file.
 
-PATH/<class>/*.png, or PATH/train/<class>/* with, if wanted, PATH/val (or valid, validation) and PATH/test.
-The decoded file's name follows from the listing (names, sizes, times), so a changed folder is decoded anew.
+PATH/<class>/*.png, or PATH/train/<class>/* with, if wanted, PATH/val (or valid, validation) and PATH/test. Without a
+test folder the bytes of each file decide whether it is a test image. The decoded file's name follows from the listing
+(names, sizes, times), so a changed folder is decoded anew.
 """
 
 import hashlib
@@ -13,16 +14,15 @@ from pathlib import Path
 
 import torch
 
-from trainer.data.images import decode_images, probe_images
-from trainer.data.split import stratified_split
+from trainer.data.images import decode_images, digest_files, probe_images
+from trainer.data.split import tenth_by_content
 from trainer.data.store import Content, Decoded, ImageSet, Say, open_or_make
 from trainer.errors import ConfigError, DataError
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _VALIDATION_NAMES = ("val", "valid", "validation")
-_HELD_OUT_SEED = 0
-_HELD_OUT_SHARE = 10
-"""One in ten is the test set where the folder brings none."""
+_RULES = 2
+"""Which images of a listing go where. Another number, and all folders are decoded anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _raise(error: OSError) -> None:
 
 
 def _listing_key(listing: Listing) -> str:
-    lines: list[object] = [listing.classes]
+    lines: list[object] = [_RULES, listing.classes]
     for part, samples in listing.parts.items():
         for sample in samples:
             try:
@@ -166,10 +166,11 @@ def _digest(data: bytes) -> str:
 def _decode_listing(listing: Listing, image_size: int | None, say: Say) -> Content:
     name = f"folder:{listing.root}"
     parts = dict(listing.parts)
+    all_paths = [sample.path for samples in parts.values() for sample in samples]
+    num_channels, native_size = probe_images(all_paths, sized=image_size is not None)
     if "test" not in parts:
         parts["train"], parts["test"] = _hold_out_test(listing, say)
     paths = [sample.path for samples in parts.values() for sample in samples]
-    num_channels, native_size = probe_images(paths, sized=image_size is not None)
     size = image_size or native_size
     images = decode_images(paths, num_channels, size, lambda line: say(f"{name}: {line}"))
     labels = torch.tensor([sample.label for samples in parts.values() for sample in samples], dtype=torch.int64)
@@ -184,10 +185,15 @@ def _decode_listing(listing: Listing, image_size: int | None, say: Say) -> Conte
 
 def _hold_out_test(listing: Listing, say: Say) -> tuple[list[Sample], list[Sample]]:
     samples = listing.parts["train"]
-    num_test = max(1, len(samples) // _HELD_OUT_SHARE)
-    if num_test > len(samples) - len(listing.classes):
-        raise DataError(f"{listing.root} has {len(samples)} images: too few to hold one in ten out as test set")
-    labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-    kept, held_out = stratified_split(labels, num_test, _HELD_OUT_SEED)
-    say(f"folder:{listing.root}: no test folder: {num_test} of {len(samples)} images are held out as test set")
-    return [samples[index] for index in kept.tolist()], [samples[index] for index in held_out.tolist()]
+    digests = digest_files([sample.path for sample in samples])
+    chosen = tenth_by_content(digests, [sample.label for sample in samples])
+    if not chosen:
+        raise DataError(f"{listing.root} has no class of two different images: too few to hold any out as test set")
+    parts: tuple[list[Sample], list[Sample]] = [], []
+    for sample, digest in zip(samples, digests, strict=True):
+        parts[digest in chosen].append(sample)
+    say(
+        f"folder:{listing.root}: no test folder: {len(parts[1])} of {len(samples)} images are held out as test set, by "
+        "their content"
+    )
+    return parts

@@ -19,6 +19,7 @@ import torch
 
 from trainer.data.store import Say
 from trainer.errors import ConfigError, DataError
+from trainer.files import sha256_of_file
 from trainer.hardware import available_memory, num_available_cpus
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ def probe_images(paths: list[Path], *, sized: bool) -> tuple[int, int]:
         extent = f"{width}x{height}" if len(sizes) == 1 else f"of {len(sizes)} sizes"
         raise ConfigError(f"the images are {extent}, not one square size: give --image-size")
     return num_channels, width
+
+
+def digest_files(paths: list[Path]) -> list[str]:
+    """SHA-256 of each file's bytes; empty for those that cannot be read, which `decode_images` names."""
+    digests = _for_each(paths, paths, sha256_of_file)
+    return ["" if isinstance(digest, _Unreadable) else digest for digest in digests]
 
 
 def decode_images(paths: list[Path], num_channels: int, size: int, say: Say) -> torch.Tensor:

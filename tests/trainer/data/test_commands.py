@@ -60,15 +60,15 @@ def test_verify_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_folder_is_fetched_listed_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in "ab":
+    for label, name in enumerate("ab"):
         (tmp_path / "x" / name).mkdir(parents=True)
         for index in range(5):
-            Image.new("L", (9, 7)).save(tmp_path / "x" / name / f"{index}.png")
+            Image.new("L", (9, 7), 5 * label + index).save(tmp_path / "x" / name / f"{index}.bmp")
     name = f"folder:{tmp_path / 'x'}"
     assert run("fetch", name, "--image-size", "6", "--data-dir", tmp_path) == 0
     run("list", "--data-dir", tmp_path)
     row = capsys.readouterr().out.splitlines()[-1].split()
-    assert row[:5] == [name, "2", "9", "1", "1x6x6"]
+    assert row[:5] == [name, "2", "8", "2", "1x6x6"]
     assert run("verify", name, "--data-dir", tmp_path) == 0
     path = next(tmp_path.glob("folders/*/*.pt"))
     path.write_bytes(b"")

@@ -1,6 +1,7 @@
 """Folders of images: layouts, changes, and all that can be wrong with them."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from trainer.data import Dataset, load_dataset
 from trainer.data.test_set import load_test_set
@@ -16,8 +18,11 @@ from trainer.errors import ConfigError, DataError
 
 
 def put(path: Path, colour: int | tuple[int, ...] = 100, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
+    """A PNG; no two of different paths have the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
+    note = PngInfo()
+    note.add_text("Comment", f"{path.parent.name}/{path.name}")
+    Image.new(mode, size, colour).save(path, pnginfo=note)
     return path
 
 
@@ -49,11 +54,49 @@ def test_flat(root: Path, load: Load, said: list[str]) -> None:
     dataset = load(root)
     assert dataset.name == f"folder:{root}"
     assert dataset.classes == ("cat", "dog")
-    assert (len(dataset.train), dataset.num_test, dataset.validation) == (18, 2, None)
-    assert dataset.train.images.shape == (18, 3, 8, 8)
-    assert dataset.train.images[:9].unique().tolist() == [50]
-    assert load_test_set(dataset).labels.tolist() == [0, 1]
-    assert said == [f"folder:{root}: no test folder: 2 of 20 images are held out as test set"]
+    test = load_test_set(dataset)
+    for part in (dataset.train, test):
+        assert part.images.shape[1:] == (3, 8, 8)
+        assert part.images[part.labels == 0].unique().tolist() == [50]
+        assert part.images[part.labels == 1].unique().tolist() == [200]
+    assert (len(dataset.train) + len(test), dataset.validation) == (20, None)
+    assert said == [
+        f"folder:{root}: no test folder: {len(test)} of 20 images are held out as test set, by their content"
+    ]
+
+
+def test_an_image_stays_in_its_part(tmp_path: Path, load: Load) -> None:
+    pixels = iter(np.random.RandomState(0).randint(0, 256, (80, 8, 8)).astype(np.uint8))
+
+    def add(count: int) -> None:
+        for name in ("cat", "dog"):
+            folder = tmp_path / "x" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for _ in range(count):
+                image = next(pixels)
+                Image.fromarray(image).save(folder / f"{image[0, 0]}-{image[0, 1]}-{image[0, 2]}.bmp")
+
+    def test_images() -> set[bytes]:
+        dataset = load(tmp_path / "x")
+        test, train = (
+            {image.numpy().tobytes() for image in part.images} for part in (load_test_set(dataset), dataset.train)
+        )
+        assert not test & train
+        return test
+
+    add(20)
+    before = test_images()
+    add(20)
+    after = test_images()
+    assert before < after
+    for number, path in enumerate(sorted((tmp_path / "x").glob("*/*.bmp"))):
+        path.rename(path.with_name(f"{number % 7}-{number}.bmp"))  # in another order
+    for path in sorted((tmp_path / "x").glob("*/*.bmp"))[::3]:
+        shutil.copy(path, path.with_name(f"copy-of-{path.name}"))
+    assert test_images() == after
+    for path in sorted((tmp_path / "x").glob("*/*.bmp"))[::4]:
+        path.unlink()
+    assert test_images() <= after
 
 
 @pytest.mark.parametrize("validation_name", ["val", "valid", "validation"])
@@ -273,8 +316,9 @@ def test_one_class_is_too_few(tmp_path: Path, load: Load) -> None:
 
 def test_too_few_images_to_hold_any_out(tmp_path: Path, load: Load) -> None:
     for name in "ab":
-        put_class(tmp_path / "x" / name, 1)
-    with pytest.raises(DataError, match="too few to hold one in ten out"):
+        put(tmp_path / "x" / name / "0.png")
+        shutil.copy(tmp_path / "x" / name / "0.png", tmp_path / "x" / name / "1.png")
+    with pytest.raises(DataError, match="no class of two different images"):
         load(tmp_path / "x")
 
 
