@@ -42,20 +42,16 @@ class Listing:
     parts: dict[str, list[Sample]]
 
 
-def load_folder(name: str, data_dir: Path, *, image_size: int | None, verify: bool, say: Say) -> Decoded:
-    """Opens `folder:PATH`, decoding it first where it is new or has changed.
+def load_folder(root: Path, data_dir: Path, *, image_size: int | None, verify: bool, say: Say) -> Decoded:
+    """Opens the folder of images at an absolute path, decoding it first where it is new or has changed.
 
     Raises ConfigError for a path that is no image folder or needs an image size, DataError for what cannot be
     read.
     """
     if image_size is not None and image_size < 1:
         raise ConfigError(f"an image size must be at least 1, and {image_size} is not")
-    given = name.partition(":")[2]
-    if not given:
-        raise ConfigError("folder: needs a path, as in folder:/data/birds")
-    root = Path(os.path.abspath(Path(given).expanduser()))
     listing = list_folder(root)
-    place = data_dir / "folders" / f"{root.name}-{_digest(os.fsencode(root))[:12]}"
+    place = decoded_place(root, data_dir)
     size = "native" if image_size is None else str(image_size)
     path = place / f"{size}-{_listing_key(listing)}.pt"
 
@@ -66,6 +62,11 @@ def load_folder(name: str, data_dir: Path, *, image_size: int | None, verify: bo
         return content
 
     return open_or_make(path, make, lock_path=place.with_suffix(".lock"), expected_sha256=None, verify=verify, say=say)
+
+
+def decoded_place(root: Path, data_dir: Path) -> Path:
+    """Where the folder's decoded files lie, one for each image size, or will."""
+    return data_dir / "folders" / f"{root.name}-{_digest(os.fsencode(root))[:12]}"
 
 
 def list_folder(root: Path) -> Listing:
