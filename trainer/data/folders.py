@@ -8,6 +8,8 @@ test folder the bytes of each file decide whether it is a test image. The decode
 import hashlib
 import json
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +21,22 @@ from trainer.data.split import tenth_by_content
 from trainer.data.store import Content, Decoded, ImageSet, Say, open_or_make
 from trainer.errors import ConfigError, DataError
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_VALIDATION_NAMES = ("val", "valid", "validation")
+_KINDS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_PARTS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+_NEARLY_PARTS = ("training", "dev", "testing")
+_NUM_NAMED = 5
 _RULES = 2
 """Which images of a listing go where. Another number, and all folders are decoded anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image's path and its label."""
+    """An image's file and its label."""
 
     path: Path
     label: int
+    size_bytes: int
+    changed_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,8 @@ class Listing:
     root: Path
     classes: tuple[str, ...]
     parts: dict[str, list[Sample]]
+    notes: tuple[str, ...]
+    """What the user should know of what is left out."""
 
 
 def load_folder(root: Path, data_dir: Path, *, image_size: int | None, verify: bool, say: Say) -> Decoded:
@@ -78,7 +86,8 @@ def list_folder(root: Path) -> Listing:
             raise ConfigError(f"{root} has no class folders: images belong in {root.name}/<class>/")
         if len(classes) < 2:
             raise DataError(f"{folders['train']} has one class only ({classes[0]}): nothing to tell apart")
-        parts = {part: list(_samples(folder, classes)) for part, folder in folders.items()}
+        skipped: Counter[str] = Counter()
+        parts = {part: list(_samples(folder, classes, skipped)) for part, folder in folders.items()}
         for part, samples in parts.items():
             if not samples:  # as test images without labels come, for a competition
                 raise DataError(
@@ -91,23 +100,37 @@ def list_folder(root: Path) -> Listing:
         raise ConfigError(f"{error.filename} is a file, not a folder of images") from error
     except PermissionError as error:
         raise ConfigError(f"{error.filename} may not be read: {error.strerror}") from error
-    return Listing(root, classes, parts)
+    unused = [] if folders["train"] == root else [name for name in _class_names(root) if name.lower() not in _PARTS]
+    notes = [f"{name} is not used: images are in {folders['train'].name}" for name in unused]
+    notes += [_describe(skipped, "skipped ")] if skipped else []
+    return Listing(root, classes, parts, tuple(notes))
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
     """The folder of each part; a flat folder is its own training part (even with a class named `train`)."""
     names = _class_names(root)
-    if "train" not in names or not _class_names(root / "train"):
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_PARTS.get(name.lower(), ""), []).append(name)
+    is_flat = not any(_class_names(root / name) for name in found.get("train", []))
+    misnamed = [name for name in names if name.lower() in (*_NEARLY_PARTS, *(_PARTS if is_flat else ()))]
+    misnamed = [name for name in misnamed if _holds_only_folders(root / name)]
+    if misnamed:
+        raise ConfigError(
+            f"{root} has {' and '.join(misnamed)}, which look like parts of a data set, not like classes: call them "
+            "train, val and test (train must be there), or give another folder"
+        )
+    if is_flat:
         return {"train": root}
-    folders = {"train": root / "train"}
-    validation = [name for name in _VALIDATION_NAMES if name in names]
-    if len(validation) > 1:
-        raise ConfigError(f"{root} has both {validation[0]} and {validation[1]}: keep one")
-    if validation:
-        folders["validation"] = root / validation[0]
-    if "test" in names:
-        folders["test"] = root / "test"
-    return folders
+    for part in dict.fromkeys(_PARTS.values()):
+        if len(both := found.get(part, [])) > 1:
+            raise ConfigError(f"{root} has both {both[0]} and {both[1]}: keep one")
+    return {part: root / found[part][0] for part in dict.fromkeys(_PARTS.values()) if part in found}
+
+
+def _holds_only_folders(folder: Path) -> bool:
+    """Whether there are folders in it, and no images beside them."""
+    return bool(_class_names(folder)) and not any(path.suffix.lower() in _KINDS for path in folder.iterdir())
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -115,19 +138,36 @@ def _class_names(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _samples(folder: Path, classes: tuple[str, ...]) -> Iterator[Sample]:
+def _samples(folder: Path, classes: tuple[str, ...], skipped: Counter[str]) -> Iterator[Sample]:
     for name in _class_names(folder):
         if name not in classes:
             raise DataError(f"{folder / name} is a class that the training images do not have")
         label = classes.index(name)
-        paths = sorted(_image_paths(folder / name))
-        if not paths:
-            raise DataError(f"{folder / name} is an empty class: no image in it")
-        yield from (Sample(path, label) for path in paths)
+        samples: list[Sample] = []
+        others: Counter[str] = Counter()
+        for path in sorted(_files_under(folder / name)):
+            kind = path.suffix.lower()
+            if kind not in _KINDS:
+                others[kind or "no ending"] += 1
+            elif stat.S_ISREG((status := _status(path)).st_mode):
+                samples.append(Sample(path, label, status.st_size, status.st_mtime_ns))
+            else:  # whoever reads a pipe waits for good
+                others["pipes and the like"] += 1
+        if not samples:
+            only = f", only {_describe(others)}" if others else ""
+            raise DataError(f"{folder / name} is an empty class: no image in it{only}; images are {', '.join(_KINDS)}")
+        skipped += others
+        yield from samples
 
 
-def _image_paths(folder: Path) -> Iterator[Path]:
-    """Images under `folder`, links followed, each real folder once: a link may lead back up. What is hidden is not ours
+def _describe(files: Counter[str], what: str = "") -> str:
+    number, kinds = files.total(), [kind for kind, _ in files.most_common(_NUM_NAMED)]
+    more = ", …" if len(files) > len(kinds) else ""
+    return f"{number} file{'s' if number > 1 else ''} {what}({', '.join(kinds)}{more})"
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
+    """Files under `folder`, links followed, each real folder once: a link may lead back up. What is hidden is not ours
     (`.ipynb_checkpoints`, `.thumbnails`): its copies would stand in training and test set both.
     """
     seen: set[str] = set()
@@ -138,9 +178,14 @@ def _image_paths(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in files:
-            if not file.startswith(".") and file.lower().endswith(_EXTENSIONS):
-                yield Path(where, file)
+        yield from (Path(where, name) for name in files if not name.startswith("."))
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _raise(error: OSError) -> None:
@@ -151,12 +196,8 @@ def _listing_key(listing: Listing) -> str:
     lines: list[object] = [_RULES, listing.classes]
     for part, samples in listing.parts.items():
         for sample in samples:
-            try:
-                status = sample.path.stat()
-            except OSError as error:
-                raise DataError(f"{sample.path} cannot be read: {error.strerror}") from error
             name = os.fsencode(sample.path.relative_to(listing.root)).hex()
-            lines.append([part, name, status.st_size, status.st_mtime_ns])
+            lines.append([part, name, sample.size_bytes, sample.changed_ns])
     return _digest(json.dumps(lines).encode())[:16]
 
 
@@ -166,6 +207,8 @@ def _digest(data: bytes) -> str:
 
 def _decode_listing(listing: Listing, image_size: int | None, say: Say) -> Content:
     name = f"folder:{listing.root}"
+    for note in listing.notes:
+        say(f"{name}: {note}")
     parts = dict(listing.parts)
     all_paths = [sample.path for samples in parts.values() for sample in samples]
     num_channels, native_size = probe_images(all_paths, sized=image_size is not None)

@@ -114,6 +114,35 @@ def test_split(tmp_path: Path, load: Load, said: list[str], validation_name: str
     assert said == []
 
 
+@pytest.mark.parametrize("names", [("Train", "VAL", "Test"), ("TRAIN", "Validation", "test")])
+def test_parts_in_any_spelling(tmp_path: Path, load: Load, said: list[str], names: tuple[str, ...]) -> None:
+    for part in names:
+        for name in "ab":
+            put_class(tmp_path / "x" / part / name, 3)
+    put_class(tmp_path / "x" / "extra" / "c", 3)
+    dataset = load(tmp_path / "x")
+    assert dataset.classes == ("a", "b")
+    assert (len(dataset.train), dataset.num_test, len(dataset.validation or [])) == (6, 6, 6)
+    assert said == [f"folder:{tmp_path / 'x'}: extra is not used: images are in {names[0]}"]
+
+
+@pytest.mark.parametrize("names", ["training testing", "val test", "train testing", "cat Training"])
+def test_parts_under_other_names_are_no_classes(tmp_path: Path, load: Load, names: str) -> None:
+    for part in names.split():
+        for name in "ab":
+            put_class(tmp_path / "x" / part / name, 3)
+    misnamed = [name for name in sorted(names.split()) if name not in ("train", "cat")]
+    with pytest.raises(ConfigError, match=f"x has {' and '.join(misnamed)}, which look like parts of a data set"):
+        load(tmp_path / "x")
+
+
+def test_classes_named_as_parts_are_classes(tmp_path: Path, load: Load) -> None:
+    for name in ("dev", "test", "val/sub"):
+        put_class(tmp_path / "x" / name, 5)
+    put_class(tmp_path / "x" / "val", 5)
+    assert load(tmp_path / "x").classes == ("dev", "test", "val")
+
+
 def test_a_class_named_train_is_a_class(tmp_path: Path, load: Load) -> None:
     for name in ("bus", "train"):
         put_class(tmp_path / "x" / name, 5)
@@ -245,14 +274,32 @@ def test_links_are_followed_and_circles_end(root: Path, load: Load) -> None:
     assert len(dataset.train) + dataset.num_test == 30
 
 
-def test_other_files_are_ignored(root: Path, load: Load) -> None:
+def test_other_files_are_passed_over_and_counted(root: Path, load: Load, said: list[str]) -> None:
     for name in (".hidden.png", "notes.txt", "Thumbs.db"):
         (root / "cat" / name).write_text("x")
     for folder in (".git", "cat/.ipynb_checkpoints", "cat/sub/.thumbnails", ".hidden/sub"):
         put(root / folder / "copy.png")
+    (root / "dog" / "LICENSE").write_text("x")
+    (root / "dog" / "more.TXT").write_text("x")
+    os.mkfifo(root / "dog" / "pipe.png")
     dataset = load(root)
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.train) + dataset.num_test == 20
+    assert said[0] == f"folder:{root}: 5 files skipped (.txt, .db, no ending, pipes and the like)"
+
+
+@pytest.mark.parametrize("kind", ["gif", "jfif", "avif", "JPG"])
+def test_a_class_may_be_of_any_kind_of_image(root: Path, load: Load, kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), (shade, shade, shade)) for shade in (90, 255)]
+    for index in range(3):
+        frames[0].putpixel((0, 0), (40 * index, 0, 0))
+        more = {"save_all": True, "append_images": frames[1:]} if kind in ("gif", "avif") else {}
+        (root / "elk").mkdir(exist_ok=True)
+        frames[0].save(root / "elk" / f"{index}.{kind}", **({"format": "JPEG"} if kind == "jfif" else more))
+    dataset = load(root)
+    assert len(dataset.train) + dataset.num_test == 23
+    of_elk = dataset.train.images[dataset.train.labels == 2]
+    assert bool(((of_elk[:, :, 4:, 4:].int() - 90).abs() <= 30).all())  # the first frame
 
 
 def test_unreadable_images_are_counted_and_named(root: Path, load: Load) -> None:
@@ -285,7 +332,10 @@ def test_a_link_to_nothing_is_named(root: Path, load: Load) -> None:
 
 def test_an_empty_class_is_named(root: Path, load: Load) -> None:
     (root / "elk").mkdir()
-    with pytest.raises(DataError, match="images/elk is an empty class"):
+    with pytest.raises(DataError, match=r"images/elk is an empty class: no image in it; images are \.jpg, "):
+        load(root)
+    (root / "elk" / "one.svg").write_text("<svg/>")
+    with pytest.raises(DataError, match=r"no image in it, only 1 file \(\.svg\); images are \.jpg, "):
         load(root)
 
 
