@@ -324,6 +324,32 @@ def test_a_truncated_image_is_named(root: Path, load: Load) -> None:
         load(root)
 
 
+def test_warnings_come_with_the_files_name(root: Path, load: Load, said: list[str]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    damaged = root / "cat" / "damaged.png"
+    Image.new("RGB", (8, 8)).save(damaged, exif=exif.tobytes()[:-6])
+    load(root)
+    assert len(said) == 2
+    assert said[1].startswith(
+        f"folder:{root}: 1 of 21 images are read although Pillow warns: {damaged} (Corrupt EXIF data"
+    )
+
+
+def test_large_photographs_are_taken_and_larger_ones_named(
+    root: Path, load: Load, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)  # a photograph of 95 megapixels would take seconds
+    put(root / "cat" / "large.png", size=(1000, 950), mode="L")
+    load(root, 8)
+    assert len(said) == 1
+    put(root / "cat" / "larger.png", size=(2000, 950), mode="L")
+    with pytest.raises(
+        DataError, match=r"1 of 22 .*: .*larger\.png \(it has more than 1 million pixels: scale it down\)"
+    ):
+        load(root, 8)
+
+
 def test_a_link_to_nothing_is_named(root: Path, load: Load) -> None:
     (root / "cat" / "gone.png").symlink_to(root / "nothing.png")
     with pytest.raises(DataError, match=r"gone\.png cannot be read"):
