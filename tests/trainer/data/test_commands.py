@@ -1,12 +1,18 @@
 """`python -m trainer data`: what it prints and how it ends."""
 
+import os
+import subprocess
+import sys
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tiny_set import FaultyServer, idx_files, make_content, make_named_set
 
+from tests.conftest import ROOT, clean_environment
 from trainer.data import commands, datasets
 from trainer.errors import ConfigError, DataError
 
@@ -77,6 +83,59 @@ def test_a_folder_is_fetched_listed_and_verified(tmp_path: Path, capsys: pytest.
     assert "(damaged)" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="has not been decoded yet"):
         run("verify", "folder:/other", "--data-dir", tmp_path)
+
+
+def put_images(folder: Path) -> None:
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+        for index in range(3):
+            Image.new("L", (9, 7), index).save(folder / name / f"{index}.png")
+
+
+def test_a_folder_is_verified_in_all_its_sizes_under_any_spelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_images(tmp_path / "x")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for size in ("4", "5", "6"):
+        run("fetch", "folder:../x/", "--image-size", size, "--data-dir", tmp_path)
+    middle = next(tmp_path.glob("folders/*/5-*.pt"))
+    payload = torch.load(middle)
+    payload["train_images"][0] += 1
+    for damage in (lambda: torch.save(payload, middle), lambda: middle.write_bytes(b"")):
+        damage()
+        for names in (["folder:../x/"], [f"folder:{tmp_path / 'x'}"], ["folder:../elsewhere/../x"], []):
+            capsys.readouterr()
+            assert run("verify", *names, "--data-dir", tmp_path) == 3
+            good, damaged, also_good = capsys.readouterr().out.splitlines()
+            assert f"DAMAGED: {middle} is damaged" in damaged
+            assert good.startswith(f"folder:{tmp_path / 'x'}: good, sha256 ")
+            assert also_good.startswith(f"folder:{tmp_path / 'x'}: good, sha256 ")
+
+
+def test_a_terminal_shows_names_and_paths_whole(tmp_path: Path) -> None:
+    names = ["photos [old]", "x[/b]", "a-rather-long-name" * 4]
+    for name in names:
+        put_images(tmp_path / name)
+        run("fetch", f"folder:{tmp_path / name}", "--image-size", "4", "--data-dir", tmp_path / "data")
+    reading, terminal = os.openpty()
+    command = [sys.executable, "-m", "trainer", "data", "list", "--data-dir", str(tmp_path / "data")]
+    environment = clean_environment() | {"COLUMNS": "90", "TERM": "dumb"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=terminal, stderr=subprocess.PIPE, check=False)
+    os.close(terminal)
+    assert (done.returncode, done.stderr) == (0, b"")
+    shown = b""
+    with suppress(OSError):  # the end of a terminal that nobody writes to
+        while True:
+            shown += os.read(reading, 1 << 16)
+    os.close(reading)
+    cells = [line.split("│") for line in shown.decode().splitlines() if line.startswith("│")]
+    folded = ["".join(cell[column].strip(" ") for cell in cells) for column in (1, -2)]
+    for name in names:
+        assert f"folder:{tmp_path / name}".replace(" ", "") in folded[0].replace(" ", "")
+    for path in tmp_path.glob("data/folders/*/*.pt"):
+        assert str(path).replace(" ", "") in folded[1].replace(" ", "")
 
 
 def test_import(tmp_path: Path, server: FaultyServer, capsys: pytest.CaptureFixture[str]) -> None:
