@@ -80,7 +80,7 @@ class ImportSet:
     name: tyro.conf.Positional[str]
     """Name of the data set."""
     path: tyro.conf.Positional[Path]
-    """A folder, or an archive (.tgz, .tar, .zip, .gz, .npz), with the published files anywhere inside."""
+    """A folder, or an archive (.tar, .tgz, .tar.xz, .tar.bz2, .zip, .gz, .npz), with the published files in it."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Where data sets are kept."""
 
