@@ -1,18 +1,20 @@
 """`python -m trainer data`: what it prints and how it ends."""
 
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from tiny_set import FaultyServer, idx_files, make_content, make_named_set
+from tiny_set import FaultyServer, idx_files, make_content, make_named_set, stalled
 
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import ROOT, clean_environment, wait_for
 from trainer.data import commands, datasets
 from trainer.errors import ConfigError, DataError
 
@@ -188,3 +190,32 @@ def test_a_terminal_gets_tables_and_bars(
     assert "tiny: ready" in capsys.readouterr().out
     run("list", "--data-dir", tmp_path)
     assert "synthetic" in capsys.readouterr().out
+
+
+FETCH_TINY = """
+import sys
+from tiny_set import GZ_NAMES, make_named_set
+from trainer.cli import data_command
+from trainer.data import commands, datasets
+from trainer.data.sources import Mirror
+
+commands.NAMED_SETS = datasets.NAMED_SETS = {"tiny": make_named_set(Mirror(sys.argv[1], GZ_NAMES))}
+data_command(["fetch", "tiny", "--data-dir", sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_fetch_that_is_stopped_says_so_and_leaves_nothing(
+    number: signal.Signals, code: int, tmp_path: Path, server: FaultyServer
+) -> None:
+    for name, data in idx_files(CONTENT).items():
+        server.routes[f"/{name}.gz"] = stalled(data, len(data) // 2, server.released, threading.Event())
+    command = [sys.executable, "-c", FETCH_TINY, server.url, str(tmp_path)]
+    environment = clean_environment() | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for("a download", lambda: bool(server.requests), lambda: process.poll() is not None)
+        wait_for("an unfinished folder", lambda: bool(list((tmp_path / "tiny").glob(".tmp-*"))))
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, f"{number.name}: stopped\n".encode())
+    assert list((tmp_path / "tiny").iterdir()) == []
