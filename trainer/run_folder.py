@@ -229,8 +229,8 @@ def _as_begun(path: Path, mark: dict[str, Any]) -> dict[str, Any]:
     Where it lies decides nothing, and its content has a digest of its own.
     """
     try:
-        known = RunFolder.read(path).fingerprint["recipe"]["dataset"]
-    except (TrainerError, KeyError):  # there is no run to go on with, as will be found later
+        known = str(RunFolder.read(path).fingerprint["recipe"]["dataset"])
+    except (TrainerError, KeyError, TypeError):  # there is no run to go on with, as will be found later
         return mark
     are_folders = image_folder(known) and image_folder(mark["recipe"]["dataset"])
     return {**mark, "recipe": {**mark["recipe"], "dataset": known}} if are_folders else mark

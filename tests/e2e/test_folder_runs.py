@@ -94,3 +94,13 @@ def test_a_folder_may_be_named_from_anywhere_and_moved(tmp_path: Path) -> None:
     done = evaluate("--dataset", "folder:../moved")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: folder:{tmp_path / 'moved'} is not what {run} was trained on")
+
+
+def test_a_study_goes_on_in_another_spelling_of_its_folder(tmp_path: Path) -> None:
+    put_images(tmp_path / "images", NUM_TRAIN, seed=0)
+    known = ["--recipe", "cifar10-lenet5", "--image-size", "32", "--runs", "1", "--epochs", "1", "--device", "cpu"]
+    known += ["--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "study")]
+    for dataset, said in (("folder:images", "1 of 1"), (f"folder:{tmp_path}/images/", "1 of 1 seeds are done already")):
+        done = start("-m", "trainer", "study", "seeds", "--dataset", dataset, *known, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout

@@ -177,7 +177,7 @@ def _files_under(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # the first name of a linked one
         yield from (Path(where, name) for name in files if not name.startswith("."))
 
 
