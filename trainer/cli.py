@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar
 
 import trainer.parent  # noqa: F401 (notes who started this process before torch is imported)
 from trainer.errors import Interrupted, PeerError, TrainerError
-from trainer.signals import hear_ctrl_c
+from trainer.signals import StopRequest, hear_ctrl_c
 
 # Before torch is loaded: its warnings of lost connections are C++ stacks, and the line that we say is enough.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -93,7 +93,11 @@ def data_command(arguments: Sequence[str]) -> NoReturn:
     """`python -m trainer data list|fetch|verify|import`."""
     from trainer.data.commands import run
 
-    run_command(lambda: run(arguments))
+    def command() -> int:
+        with StopRequest():  # what was fetched in part is taken away
+            return run(arguments)
+
+    run_command(command)
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str) -> T:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from trainer.data import default_data_dir
+from trainer.data import default_data_dir, full_name
 from trainer.data.augment import Augment
 from trainer.distributed import DeviceChoice
 from trainer.errors import ConfigError
@@ -74,7 +74,7 @@ class TrainConfig:
         rules = {kind: replace(rule, lr=rule.lr * self.lr_scale) for kind, rule in recipe.rules.items()}
         return replace(
             recipe,
-            dataset=self.dataset or recipe.dataset,
+            dataset=full_name(self.dataset or recipe.dataset),
             epochs=self.epochs or recipe.epochs,
             global_batch_size=self.global_batch_size or recipe.global_batch_size,
             rules=rules,
@@ -101,6 +101,8 @@ class EvaluateConfig:
     """The run folder."""
     split: Literal["validation", "test"] = "validation"
     """A look at the test set is written into the ledger; a second one with the same weights is read from it."""
+    dataset: str | None = None
+    """folder:PATH, where the run's folder of images lies now, if it was moved."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Where data sets are kept."""
     device: DeviceChoice = "auto"
@@ -119,6 +121,8 @@ class ExportConfig:
     """The model's name there. [default: the recipe's, and -int8 with --int8]"""
     int8: bool = False
     """Publish the model in int8, as a model of its own, if that costs at most 0.1 points of validation accuracy."""
+    dataset: str | None = None
+    """folder:PATH, where the run's folder of images lies now, if it was moved."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Where data sets are kept."""
 

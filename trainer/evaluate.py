@@ -54,7 +54,7 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         """Between 0 and 1; 0 of an empty set."""
-        return 1 - self.num_errors / max(1, self.num_images)
+        return 1 - self.num_errors / self.num_images if self.num_images else 0.0
 
     def confusion(self, num_classes: int) -> torch.Tensor:
         """int64 `[classes, classes]`: how often a label (row) was taken for a class (column)."""
@@ -141,6 +141,8 @@ def interval_of_look(num_right: int, num_all: int, look: int) -> tuple[float, fl
 
 def describe_accuracy(num_errors: int, num_images: int, look: int | None = None) -> str:
     """An accuracy as a line for people: with its counts and its interval, of 95 % or, on test images, of its look."""
+    if num_images == 0:
+        return "unknown (no images)"
     num_right, found = num_images - num_errors, f"{num_errors:,} of {num_images:,} wrong"
     if look is None:
         low, high = wilson_interval(num_right, num_images)

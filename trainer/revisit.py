@@ -1,10 +1,10 @@
 """A run opened again: its newest weights, on validation images, on test images, or for servers."""
 
-from pathlib import Path
+from dataclasses import replace
 
 from trainer.checkpoint import weights_sha256
 from trainer.config import EvaluateConfig, ExportConfig, recipe_from_json
-from trainer.data import Dataset, without_test_images
+from trainer.data import Dataset, image_folder, without_test_images
 from trainer.distributed import World
 from trainer.errors import ConfigError
 from trainer.evaluate import describe_accuracy, evaluate
@@ -25,7 +25,7 @@ def evaluate_run(config: EvaluateConfig) -> None:
     """
     keep_freed_memory()
     with World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
-        run, dataset = open_run(config.run, config.data_dir, world, progress)
+        run, dataset = open_run(config, world, progress)
         if config.split == "validation":
             seen = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
             progress.say(f"validation accuracy {describe_accuracy(seen.num_errors, seen.num_images)}")
@@ -51,24 +51,31 @@ def export_run(config: ExportConfig) -> None:
 
     keep_freed_memory()
     with World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
-        run, _ = open_run(config.run, config.data_dir, world, progress)
+        run, _ = open_run(config, world, progress)
         if world.is_main:
             name = config.name or run.recipe.name + ("-int8" if config.int8 else "")
             publish = export_int8 if config.int8 else export
             publish(run, served_model(run, config.model_repository, name), run.folder.result())
 
 
-def open_run(path: Path, data_dir: Path, world: World, progress: Progress) -> tuple[Run, Dataset]:
-    """The run in a folder, at its newest good checkpoint, and its data set, test images included.
+def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Progress) -> tuple[Run, Dataset]:
+    """The run that is asked for, at its newest good checkpoint, and its data set, test images included.
 
     Raises:
         ConfigError: there is no run or no checkpoint, or its data set has changed.
     """
-    folder = RunFolder.read(path)
+    folder = RunFolder.read(config.run)
     recipe = recipe_from_json(folder.fingerprint["recipe"])
-    dataset = load(recipe, folder.fingerprint["image_size"], data_dir, world, progress.say)
+    recipe = replace(recipe, dataset=config.dataset or recipe.dataset)
+    root = image_folder(recipe.dataset)
+    if root is not None and not root.exists():
+        raise ConfigError(f"{root} does not exist: say where the run's images lie now, --dataset folder:PATH")
+    dataset = load(recipe, folder.fingerprint["image_size"], config.data_dir, world, progress.say)
     if dataset.sha256 != folder.fingerprint["dataset_sha256"]:
-        raise ConfigError(f"{dataset.name} is not what {folder.path} was trained on: its content has changed since")
+        raise ConfigError(
+            f"{dataset.name} is not what {folder.path} was trained on: its content, or which of it is held out, has "
+            "changed since"
+        )
     run = setup(recipe, without_test_images(dataset), folder, world, progress)
     if not restore(run):
         raise ConfigError(f"{folder.path} has no good checkpoint: train it first, with --run-dir {folder.path}")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Resume, TrainConfig, fingerprint
-from trainer.data import Dataset
+from trainer.data import Dataset, image_folder
 from trainer.distributed import World
-from trainer.errors import CheckpointError, ConfigError, writing
+from trainer.errors import CheckpointError, ConfigError, TrainerError, writing
 from trainer.failure import FAILURE_FILE
 from trainer.files import is_temporary, locked, write_json
 from trainer.hardware import describe
@@ -46,7 +46,7 @@ class RunFolder:
     @classmethod
     def plan(cls, config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> "RunFolder":
         """Where the run will be, the same on all ranks. Nothing is written yet."""
-        path = world.from_main(config.run_dir or RUNS / _default_name(recipe.name, config.seed))
+        path = config.run_dir or RUNS / _default_name(recipe.name, config.seed)
         mark = fingerprint(
             recipe,
             seed=config.seed,
@@ -54,7 +54,7 @@ class RunFolder:
             dataset_sha256=dataset.sha256,
             virtual_shards=config.virtual_shards,
         )
-        return cls(path, mark)
+        return cls(*world.from_main((path, _as_begun(path, mark) if world.is_main else mark)))
 
     def check(self, resume: Resume, world: World) -> None:
         """Refuse a folder that `enter` would refuse, before the work that comes first. Nothing is written.
@@ -221,6 +221,19 @@ def git_commit() -> str | None:
 
 def _default_name(recipe: str, seed: int) -> str:
     return f"{recipe}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-s{seed}"
+
+
+def _as_begun(path: Path, mark: dict[str, Any]) -> dict[str, Any]:
+    """The fingerprint, with a folder of images under the name that it had when the run at `path` began.
+
+    Where it lies decides nothing, and its content has a digest of its own.
+    """
+    try:
+        known = str(RunFolder.read(path).fingerprint["recipe"]["dataset"])
+    except (TrainerError, KeyError, TypeError):  # there is no run to go on with, as will be found later
+        return mark
+    are_folders = image_folder(known) and image_folder(mark["recipe"]["dataset"])
+    return {**mark, "recipe": {**mark["recipe"], "dataset": known}} if are_folders else mark
 
 
 def _differences(name: str, theirs: Any, ours: Any) -> list[tuple[str, Any, Any]]:

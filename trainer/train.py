@@ -129,8 +129,9 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
         validation_images = dataset.train
     learner = build_learner(recipe, dataset, train_indices, folder.seed, world, progress.say)
     progress.say(
-        f"{recipe.name} on {dataset.name}: {len(train_indices):,} training, {len(validation_indices):,} validation and "
-        f"{dataset.num_test:,} test images; {num_parameters(learner.model):,} parameters, {learner.precision}"
+        f"{recipe.name} on {dataset.name}: {len(dataset.classes):,} classes; {len(train_indices):,} training, "
+        f"{len(validation_indices):,} validation and {dataset.num_test:,} test images; "
+        f"{num_parameters(learner.model):,} parameters, {learner.precision}"
     )
     progress.say(
         f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {world.num_threads} "

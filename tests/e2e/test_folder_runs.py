@@ -28,19 +28,21 @@ def put_images(folder: Path, number: int, seed: int) -> None:
             Image.fromarray(noisy.astype(np.uint8)).save(path)
 
 
-def train(tmp_path: Path, name: str, *arguments: str) -> dict[str, Any]:
+def start(*command: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    environment = clean_environment() | {"PYTHONPATH": str(ROOT)}
+    known = {"env": environment, "capture_output": True, "text": True, "timeout": 240, "check": False}
+    return subprocess.run([sys.executable, *command], cwd=cwd, **known)  # type: ignore[call-overload, no-any-return]
+
+
+def train(
+    tmp_path: Path, name: str, *arguments: str, dataset: str | None = None, cwd: Path | None = None
+) -> dict[str, Any]:
     """A run's result; its recipe is LeNet-5's."""
     folder = tmp_path / "runs" / name
-    known = ["--recipe", "cifar10-lenet5", "--dataset", f"folder:{tmp_path / 'images'}", "--image-size", "32"]
+    dataset = dataset or f"folder:{tmp_path / 'images'}"
+    known = ["--recipe", "cifar10-lenet5", "--dataset", dataset, "--image-size", "32", "--run-dir", str(folder)]
     known += ["--epochs", "1", "--global-batch-size", "8", "--device", "cpu", "--data-dir", str(tmp_path / "data")]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "trainer/main.py"), *known, "--run-dir", str(folder), *arguments],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = start(str(ROOT / "trainer/main.py"), *known, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result
@@ -61,3 +63,44 @@ def test_a_family_learns_a_folder_of_images_and_is_published(tmp_path: Path) -> 
     again = train(tmp_path, "second", "--no-export")
     assert again["dataset_sha256"] != result["dataset_sha256"]
     assert (again["test_look"], again["num_test_looks"]) == (2, 2)
+
+
+def test_a_folder_may_be_named_from_anywhere_and_moved(tmp_path: Path) -> None:
+    images, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    put_images(images, NUM_TRAIN, seed=0)
+    first = train(tmp_path, "run", "--no-export", dataset="folder:images", cwd=tmp_path)
+    run, data = tmp_path / "runs/run", ("--data-dir", str(tmp_path / "data"))
+
+    def evaluate(*arguments: str, cwd: Path = elsewhere) -> "subprocess.CompletedProcess[str]":
+        return start("-m", "trainer", "evaluate", str(run), "--device", "cpu", *data, *arguments, cwd=cwd)
+
+    assert "validation accuracy" in evaluate().stdout
+    for spelling in ("folder:../images/", f"folder:{images}"):  # the same run: it is complete
+        assert train(tmp_path, "run", dataset=spelling, cwd=elsewhere) == first
+    images.rename(tmp_path / "moved")
+    done = evaluate()
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {images} does not exist: say where the run's images lie now, --dataset folder:PATH\n",
+    )
+    assert "validation accuracy" in evaluate("--dataset", "folder:../moved").stdout
+    assert train(tmp_path, "run", dataset="folder:../moved", cwd=elsewhere) == first
+    config = json.loads((run / "config.json").read_text())
+    config["fingerprint"]["recipe"]["dataset"] = "folder:moved"  # as they were before
+    (run / "config.json").write_text(json.dumps(config))
+    assert "validation accuracy" in evaluate(cwd=tmp_path).stdout
+    put_images(tmp_path / "moved", 1, seed=1)
+    done = evaluate("--dataset", "folder:../moved")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: folder:{tmp_path / 'moved'} is not what {run} was trained on")
+
+
+def test_a_study_goes_on_in_another_spelling_of_its_folder(tmp_path: Path) -> None:
+    put_images(tmp_path / "images", NUM_TRAIN, seed=0)
+    known = ["--recipe", "cifar10-lenet5", "--image-size", "32", "--runs", "1", "--epochs", "1", "--device", "cpu"]
+    known += ["--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "study")]
+    for dataset, said in (("folder:images", "1 of 1"), (f"folder:{tmp_path}/images/", "1 of 1 seeds are done already")):
+        done = start("-m", "trainer", "study", "seeds", "--dataset", dataset, *known, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout

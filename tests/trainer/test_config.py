@@ -1,6 +1,7 @@
 """Command lines become recipes; fingerprints become recipes again."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tyro
@@ -16,6 +17,13 @@ def test_the_command_line_changes_the_recipe() -> None:
     assert (recipe.epochs, recipe.dataset, recipe.global_batch_size) == (3, "mnist-mini", 50)
     assert recipe.rules["filters"].lr == pytest.approx(0.05)
     assert TrainConfig().resolve() == RECIPES["mnist"]
+
+
+@pytest.mark.parametrize("spelling", ["photos", "./photos/", "sub/../photos"])
+def test_a_folder_is_named_for_every_working_directory(spelling: str) -> None:
+    assert TrainConfig(dataset=f"folder:{spelling}").resolve().dataset == f"folder:{Path.cwd() / 'photos'}"
+    with pytest.raises(ConfigError, match="folder: needs a path"):
+        TrainConfig(dataset="folder:").resolve()
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,13 @@ def test_the_confusion_matrix_has_labels_in_rows() -> None:
     assert seen.accuracy == 0.5
 
 
+def test_nothing_right_of_nothing_is_no_success() -> None:
+    none = torch.empty(0)
+    seen = Evaluation(labels=none, predicted=none, confidence=none, label_probability=none, loss=0.0)
+    assert seen.accuracy == 0
+    assert describe_accuracy(0, 0) == describe_accuracy(0, 0, 1) == "unknown (no images)"
+
+
 def test_views_are_averaged_with_their_weights() -> None:
     pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

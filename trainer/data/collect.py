@@ -6,6 +6,7 @@ bear the same file names, so a file with a wrong digest is passed over and the s
 
 import gzip
 import hashlib
+import lzma
 import os
 import tarfile
 import zipfile
@@ -18,9 +19,9 @@ from typing import IO
 from trainer.data.store import TEMPORARY_PREFIX
 from trainer.errors import DataError
 
-_TAR_ENDINGS = (".tar", ".tgz", ".tar.gz")
+_TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
 _CHUNK_BYTES = 1 << 20
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, PermissionError)
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
 class SourceError(DataError):

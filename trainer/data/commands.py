@@ -14,12 +14,15 @@ from trainer.data.datasets import (
     NAMED_SETS,
     decoded_path,
     default_data_dir,
+    full_name,
+    image_folder,
     load_dataset,
     load_named,
     named_set,
 )
 from trainer.data.download import Progress
 from trainer.data.fetch import import_files
+from trainer.data.folders import decoded_place
 from trainer.data.store import (
     DamagedFile,
     Decoded,
@@ -39,9 +42,9 @@ Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")]
 class ListSets:
     """Shows the data sets that there are, and which of them are on this machine.
 
-    Besides these, folder:PATH takes your own images: PATH/<class>/*.png (jpg, webp, ...), or
-    PATH/train/<class>/* with, if you like, PATH/val and PATH/test. Without a test folder one image in ten is
-    held out.
+    Besides these, folder:PATH takes your own images: PATH/<class>/*.png (jpg, webp, gif, ...), or
+    PATH/train/<class>/* with, if you like, PATH/val and PATH/test. Without a test folder about one image in ten
+    of each class is held out, by its file's content: it stays held out whatever is added, renamed or removed.
     """
 
     data_dir: Path = field(default_factory=default_data_dir)
@@ -77,7 +80,7 @@ class ImportSet:
     name: tyro.conf.Positional[str]
     """Name of the data set."""
     path: tyro.conf.Positional[Path]
-    """A folder, or an archive (.tgz, .tar, .zip, .gz, .npz), with the published files anywhere inside."""
+    """A folder, or an archive (.tar, .tgz, .tar.xz, .tar.bz2, .zip, .gz, .npz), with the published files in it."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Where data sets are kept."""
 
@@ -180,19 +183,21 @@ def import_set(command: ImportSet) -> None:
 
 def _to_verify(command: VerifySets) -> Iterator[tuple[str, Path, str | None]]:
     """Name, decoded file and pinned digest of each set that is to be verified."""
-    folders = {_folder_name(path): path for path in _folder_files(command.data_dir)}
-    names = command.names or [
-        *(name for name, named in NAMED_SETS.items() if decoded_path(named, command.data_dir).exists()),
-        *folders,
-    ]
-    for name in names:
-        if name in folders:
-            yield name, folders[name], None
-        elif name.startswith(FOLDER_PREFIX):
-            raise ConfigError(f"{name} has not been decoded yet: there is nothing to verify")
-        else:
+    if not command.names:
+        for named in NAMED_SETS.values():
+            if (path := decoded_path(named, command.data_dir)).exists():
+                yield named.name, path, named.sha256
+        yield from ((_folder_name(path), path, None) for path in _folder_files(command.data_dir))
+    for name in command.names:
+        root = image_folder(name)
+        if root is None:
             named = named_set(name)
             yield name, decoded_path(named, command.data_dir), named.sha256
+            continue
+        paths = sorted(decoded_place(root, command.data_dir).glob("*.pt"))
+        if not paths:
+            raise ConfigError(f"{name} has not been decoded yet: there is nothing to verify")
+        yield from ((full_name(name), path, None) for path in paths)
 
 
 def _folder_files(data_dir: Path) -> list[Path]:
@@ -226,10 +231,13 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(*header)
+        table = Table()
+        for title in header:  # a path that is cut short could not be copied
+            table.add_column(title, overflow="fold", no_wrap=title not in ("name", "where"))
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         Console().print(table)
         return
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

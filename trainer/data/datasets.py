@@ -76,10 +76,11 @@ def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, ve
     Raises ConfigError for a request that cannot be met, DataError for data that is missing, damaged or
     unreadable.
     """
-    if name.startswith(FOLDER_PREFIX):
+    root = image_folder(name)
+    if root is not None:
         from trainer.data.folders import load_folder
 
-        decoded = load_folder(name, data_dir, image_size=image_size, verify=verify, say=say)
+        decoded = load_folder(root, data_dir, image_size=image_size, verify=verify, say=say)
     else:
         decoded = load_named(named_set(name, image_size), data_dir, verify=verify, say=say)
     content = decoded.content
@@ -94,6 +95,24 @@ def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, ve
         mean=decoded.mean,
         deviation=decoded.deviation,
     )
+
+
+def image_folder(name: str) -> Path | None:
+    """Where the folder of images of that name lies, absolute, as seen from here; None for another data set's name.
+
+    Raises ConfigError for a folder without a path.
+    """
+    if not name.startswith(FOLDER_PREFIX):
+        return None
+    if name == FOLDER_PREFIX:
+        raise ConfigError("folder: needs a path, as in folder:/data/birds")
+    return Path(os.path.abspath(Path(name.removeprefix(FOLDER_PREFIX)).expanduser()))
+
+
+def full_name(name: str) -> str:
+    """The name that holds in every working directory: a folder's by its absolute path."""
+    root = image_folder(name)
+    return name if root is None else f"{FOLDER_PREFIX}{root}"
 
 
 def without_test_images(dataset: Dataset) -> Dataset:

@@ -6,12 +6,15 @@ first frame of an animation counts.
 
 import math
 import struct
+import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,7 @@ import torch
 
 from trainer.data.store import Say
 from trainer.errors import ConfigError, DataError
+from trainer.files import sha256_of_file
 from trainer.hardware import available_memory, num_available_cpus
 
 if TYPE_CHECKING:
@@ -43,8 +47,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class _AtWork(threading.local):
+    path = Path()
+    """The file that this thread is reading."""
+
+
+_at_work = _AtWork()
+
+
 @dataclass(frozen=True, slots=True)
-class _Unreadable:
+class _Complaint:
+    """Of a file that cannot be read, or of which Pillow warns."""
+
     path: Path
     reason: str
 
@@ -55,7 +69,8 @@ def probe_images(paths: list[Path], *, sized: bool) -> tuple[int, int]:
     Images that cannot be opened are left for `decode_images` to name. Raises ConfigError when no size is given
     (`sized` false) and the images are not all the same square.
     """
-    headers = [header for header in _for_each(paths, paths, _probe) if not isinstance(header, _Unreadable)]
+    with _warnings_heard():  # and again when the images are decoded
+        headers = [header for header in _for_each(paths, paths, _probe) if not isinstance(header, _Complaint)]
     num_channels = 1 if all(grey for grey, _ in headers) else 3
     sizes = {size for _, size in headers} or {(1, 1)}
     width, height = min(sizes)
@@ -65,11 +80,17 @@ def probe_images(paths: list[Path], *, sized: bool) -> tuple[int, int]:
     return num_channels, width
 
 
+def digest_files(paths: list[Path]) -> list[str]:
+    """SHA-256 of each file's bytes; empty for those that cannot be read, which `decode_images` names."""
+    digests = _for_each(paths, paths, sha256_of_file)
+    return ["" if isinstance(digest, _Complaint) else digest for digest in digests]
+
+
 def decode_images(paths: list[Path], num_channels: int, size: int, say: Say) -> torch.Tensor:
     """Decodes into uint8 [N, C, size, size]: shorter side resized with antialiasing, then the centre.
 
-    Says a line every tenth, or every hundred images. Raises DataError that counts the images that cannot be read and
-    names the first, ConfigError when they cannot fit in memory.
+    Says a line every tenth, or every hundred images, and one of what Pillow warns of. Raises DataError that counts the
+    images that cannot be read and names the first, ConfigError when they cannot fit in memory.
     """
     shape = (len(paths), num_channels, size, size)
     needed, there = math.prod(shape), available_memory()
@@ -85,33 +106,64 @@ def decode_images(paths: list[Path], num_channels: int, size: int, say: Say) -> 
         target[index] = _read(paths[index], num_channels, size)
 
     step = max(100, len(paths) // 10)  # a small folder is decoded before a line is read
-    bad: list[_Unreadable] = []
-    for done, result in enumerate(_for_each(paths, range(len(paths)), decode), start=1):
-        if isinstance(result, _Unreadable):
-            bad.append(result)
-        if done % step == 0:
-            say(f"decoded {done} of {len(paths)} images")
+    bad: list[_Complaint] = []
+    with _warnings_heard() as heard:
+        for done, result in enumerate(_for_each(paths, range(len(paths)), decode), start=1):
+            if isinstance(result, _Complaint):
+                bad.append(result)
+            if done % step == 0:
+                say(f"decoded {done} of {len(paths)} images")
     if bad:
-        named = ", ".join(f"{image.path} ({image.reason})" for image in bad[:_NUM_NAMED])
-        more = f" and {len(bad) - _NUM_NAMED} more" if len(bad) > _NUM_NAMED else ""
-        raise DataError(f"{len(bad)} of {len(paths)} images cannot be read: {named}{more}")
+        raise DataError(f"{len(bad)} of {len(paths)} images cannot be read: {_name_some(bad)}")
+    if heard:
+        say(f"{len(heard)} of {len(paths)} images are read although Pillow warns: {_name_some(list(heard.values()))}")
     return images
+
+
+@contextmanager
+def _warnings_heard() -> Iterator[dict[Path, _Complaint]]:
+    """Around what Pillow reads: its first warning of each file. It names no file, and prints where it stands itself."""
+    from PIL.Image import DecompressionBombWarning
+
+    heard: dict[Path, _Complaint] = {}
+
+    def hear(message: Warning | str, *_: Any, **__: Any) -> None:
+        heard.setdefault(_at_work.path, _Complaint(_at_work.path, " ".join(str(message).split())))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module=r"PIL\.")
+        warnings.simplefilter("ignore", DecompressionBombWarning)  # from half of what it refuses on: a photograph
+        warnings.showwarning = hear
+        yield heard
+
+
+def _name_some(complaints: list[_Complaint]) -> str:
+    named = ", ".join(f"{complaint.path} ({complaint.reason})" for complaint in complaints[:_NUM_NAMED])
+    return named + (f" and {len(complaints) - _NUM_NAMED} more" if len(complaints) > _NUM_NAMED else "")
 
 
 def _for_each(
     paths: Sequence[Path], items: Sequence[Item], work: Callable[[Item], Result]
-) -> Iterator[Result | _Unreadable]:
+) -> Iterator[Result | _Complaint]:
     """Results in order, from a pool of threads; `paths` names the items that fail."""
-    from PIL.Image import DecompressionBombError
+    from PIL import Image
+
+    def read(path: Path, item: Item) -> Result:
+        _at_work.path = path
+        return work(item)
 
     with ThreadPoolExecutor(min(num_available_cpus(), 8)) as pool:
         try:
-            for path, future in zip(paths, [pool.submit(work, item) for item in items], strict=True):
+            futures = [pool.submit(read, path, item) for path, item in zip(paths, items, strict=True)]
+            for path, future in zip(paths, futures, strict=True):
                 try:
                     yield future.result()
-                except (*_BAD_BYTES, DecompressionBombError) as error:
+                except Image.DecompressionBombError:
+                    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+                    yield _Complaint(path, f"it has more than {limit:.0f} million pixels: scale it down")
+                except _BAD_BYTES as error:
                     reason = str(error).replace(str(path), "it").replace("\n", " ")
-                    yield _Unreadable(path, reason or type(error).__name__)
+                    yield _Complaint(path, reason or type(error).__name__)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

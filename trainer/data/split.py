@@ -1,10 +1,15 @@
-"""Stratified splits: a pure function of labels, size and seed."""
+"""Splits: stratified, a pure function of labels, size and seed; or by content, a function of each image alone."""
+
+from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from trainer.errors import ConfigError
+
+_TENTH = f"{2**256 // 10:064x}"
 
 
 def stratified_split(labels: torch.Tensor, num_held_out: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,6 +32,19 @@ def stratified_split(labels: torch.Tensor, num_held_out: int, seed: int) -> tupl
         members = np.flatnonzero(labels.numpy() == value)
         held_out[generator.permutation(members)[:share]] = True
     return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
+
+
+def tenth_by_content(digests: Sequence[str], labels: Sequence[int]) -> set[str]:
+    """Those of the images' SHA-256 digests, in hex, that are held out: a tenth of all that there could be.
+
+    So an image stays where it is whichever others come and go, and copies of it are on one side. Only a class that has
+    none in that tenth gives its first one, and a class that has nothing else keeps its last one.
+    """
+    classes: dict[int, set[str]] = defaultdict(set)
+    for digest, label in zip(digests, labels, strict=True):
+        classes[label].add(digest)
+    held_out = {digest for digest in digests if digest < _TENTH} | {min(own) for own in classes.values()}
+    return held_out - {max(own) for own in classes.values() if own <= held_out}
 
 
 def _shares(counts: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:

@@ -29,7 +29,8 @@ Say = Callable[[str], None]
 TEMPORARY_PREFIX = ".tmp-"
 _LAYOUT = 2
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
+"""ENOENT: in /proc and the like no folder can be made, and that is what the kernel says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +191,8 @@ def hold_lock(path: Path, say: Say, *, told_after_s: float = 3.0) -> AbstractCon
 def staging(parent: Path) -> Iterator[Path]:
     """A fresh folder for unfinished files inside `parent`, removed on the way out whatever happens."""
     folder = parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir()  # not tempfile's 0700: a cache may be shared between users, and the umask decides
     try:
+        folder.mkdir()  # not tempfile's 0700: a cache may be shared between users, and the umask decides
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -212,7 +213,7 @@ def explain_disk_errors(folder: Path, needed_bytes: int | None = None) -> Iterat
         if error.errno in _DISK_FULL:
             need = f"about {needed_bytes / 1e6:.1f} MB are needed" if needed_bytes else "more room is needed"
             raise DataError(f"disk full: {need} in {folder}, {_free_megabytes(folder)} are free") from error
-        if error.errno in _NOT_ALLOWED or isinstance(error, NotADirectoryError | FileExistsError):
+        if error.errno in _NOT_ALLOWED:
             raise ConfigError(f"cannot write in {folder}: {error.strerror}; choose another --data-dir") from error
         raise
 

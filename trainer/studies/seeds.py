@@ -6,7 +6,7 @@ with those of the same setting that were looked at outside the study.
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def study_seeds(config: SeedsConfig) -> None:
     keep_freed_memory()
     with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
         recipe = TrainConfig(recipe=config.recipe, dataset=config.dataset, epochs=config.epochs).resolve()
+        config = replace(config, dataset=config.dataset and recipe.dataset)
         if config.stack > 1 and not can_stack(recipe):
             raise ConfigError(f"--stack {config.stack}: {recipe.name} uses Muon, whose update has no stacked form")
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)

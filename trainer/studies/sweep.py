@@ -81,6 +81,7 @@ def study_sweep(config: SweepConfig) -> None:
         Progress(is_main=world.is_main, stop=stop) as progress,
     ):
         base = TrainConfig(recipe=config.recipe, dataset=config.dataset, epochs=config.epochs).resolve()
+        config = replace(config, dataset=config.dataset and base.dataset)
         candidates = make_candidates(config.grid, config.random)
         recipes = [change_recipe(base, candidate) for candidate in candidates]
         dataset = without_test_images(load(base, config.image_size, config.data_dir, world, progress.say))

@@ -18,7 +18,7 @@ KNOWN = make_named_set().forms[0].files
 
 def collect(folder: Path, *roots: Path) -> dict[str, bytes]:
     into = folder / "into"
-    into.mkdir()
+    into.mkdir(parents=True)
     return {name: path.read_bytes() for name, path in collect_files(roots, KNOWN, into).items()}
 
 
@@ -48,7 +48,18 @@ def test_anywhere_below(tmp_path: Path) -> None:
     assert collect(tmp_path, tmp_path / "a") == FILES
 
 
-@pytest.mark.parametrize(("name", "mode"), [("x.tgz", "w:gz"), ("x.tar", "w"), ("x.tar.gz", "w:gz")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("x.tgz", "w:gz"),
+        ("x.tar", "w"),
+        ("x.tar.gz", "w:gz"),
+        ("x.tar.xz", "w:xz"),
+        ("x.txz", "w:xz"),
+        ("x.tar.bz2", "w:bz2"),
+        ("x.tbz2", "w:bz2"),
+    ],
+)
 def test_in_a_tar(tmp_path: Path, name: str, mode: str) -> None:
     path = make_tar(tmp_path / name, FILES, mode)
     assert collect(tmp_path, path) == FILES
@@ -92,11 +103,21 @@ def test_truncated_and_corrupt_gzip_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [50, 1500])
-def test_truncated_tar_is_named(tmp_path: Path, keep: int) -> None:
-    path = make_tar(tmp_path / "x.tgz", FILES)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(SourceError, match=r"x\.tgz.* cannot be read"):
-        collect(tmp_path, path)
+@pytest.mark.parametrize("kind", ["gz", "xz", "bz2"])
+def test_truncated_or_corrupt_tar_is_named(tmp_path: Path, kind: str, keep: int) -> None:
+    path = make_tar(tmp_path / f"x.tar.{kind}", FILES, f"w:{kind}")
+    whole = path.read_bytes()
+    for number, damaged in enumerate((whole[:keep], whole[:keep] + b"rubbish" * 2000)):
+        path.write_bytes(damaged)
+        with pytest.raises(SourceError, match=r"x\.tar\..* (cannot be read|has the wrong digest)"):
+            collect(tmp_path / str(number), path)
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    folder = put(tmp_path / "a", {name: FILES[name] for name in NAMES[:3]})
+    (folder / NAMES[3]).symlink_to(tmp_path / "gone")
+    with pytest.raises(SourceError, match=f"{NAMES[3]} cannot be read"):
+        collect(tmp_path, folder)
 
 
 def test_a_bomb_stops_at_the_known_size(tmp_path: Path) -> None:

@@ -1,12 +1,20 @@
 """`python -m trainer data`: what it prints and how it ends."""
 
+import os
+import signal
+import subprocess
+import sys
 import tarfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
-from tiny_set import FaultyServer, idx_files, make_content, make_named_set
+from tiny_set import FaultyServer, idx_files, make_content, make_named_set, stalled
 
+from tests.conftest import ROOT, clean_environment, wait_for
 from trainer.data import commands, datasets
 from trainer.errors import ConfigError, DataError
 
@@ -60,15 +68,15 @@ def test_verify_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_folder_is_fetched_listed_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in "ab":
+    for label, name in enumerate("ab"):
         (tmp_path / "x" / name).mkdir(parents=True)
         for index in range(5):
-            Image.new("L", (9, 7)).save(tmp_path / "x" / name / f"{index}.png")
+            Image.new("L", (9, 7), 5 * label + index).save(tmp_path / "x" / name / f"{index}.bmp")
     name = f"folder:{tmp_path / 'x'}"
     assert run("fetch", name, "--image-size", "6", "--data-dir", tmp_path) == 0
     run("list", "--data-dir", tmp_path)
     row = capsys.readouterr().out.splitlines()[-1].split()
-    assert row[:5] == [name, "2", "9", "1", "1x6x6"]
+    assert row[:5] == [name, "2", "8", "2", "1x6x6"]
     assert run("verify", name, "--data-dir", tmp_path) == 0
     path = next(tmp_path.glob("folders/*/*.pt"))
     path.write_bytes(b"")
@@ -77,6 +85,59 @@ def test_a_folder_is_fetched_listed_and_verified(tmp_path: Path, capsys: pytest.
     assert "(damaged)" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="has not been decoded yet"):
         run("verify", "folder:/other", "--data-dir", tmp_path)
+
+
+def put_images(folder: Path) -> None:
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+        for index in range(3):
+            Image.new("L", (9, 7), index).save(folder / name / f"{index}.png")
+
+
+def test_a_folder_is_verified_in_all_its_sizes_under_any_spelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_images(tmp_path / "x")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for size in ("4", "5", "6"):
+        run("fetch", "folder:../x/", "--image-size", size, "--data-dir", tmp_path)
+    middle = next(tmp_path.glob("folders/*/5-*.pt"))
+    payload = torch.load(middle)
+    payload["train_images"][0] += 1
+    for damage in (lambda: torch.save(payload, middle), lambda: middle.write_bytes(b"")):
+        damage()
+        for names in (["folder:../x/"], [f"folder:{tmp_path / 'x'}"], ["folder:../elsewhere/../x"], []):
+            capsys.readouterr()
+            assert run("verify", *names, "--data-dir", tmp_path) == 3
+            good, damaged, also_good = capsys.readouterr().out.splitlines()
+            assert f"DAMAGED: {middle} is damaged" in damaged
+            assert good.startswith(f"folder:{tmp_path / 'x'}: good, sha256 ")
+            assert also_good.startswith(f"folder:{tmp_path / 'x'}: good, sha256 ")
+
+
+def test_a_terminal_shows_names_and_paths_whole(tmp_path: Path) -> None:
+    names = ["photos [old]", "x[/b]", "a-rather-long-name" * 4]
+    for name in names:
+        put_images(tmp_path / name)
+        run("fetch", f"folder:{tmp_path / name}", "--image-size", "4", "--data-dir", tmp_path / "data")
+    reading, terminal = os.openpty()
+    command = [sys.executable, "-m", "trainer", "data", "list", "--data-dir", str(tmp_path / "data")]
+    environment = clean_environment() | {"COLUMNS": "90", "TERM": "dumb"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=terminal, stderr=subprocess.PIPE, check=False)
+    os.close(terminal)
+    assert (done.returncode, done.stderr) == (0, b"")
+    shown = b""
+    with suppress(OSError):  # the end of a terminal that nobody writes to
+        while True:
+            shown += os.read(reading, 1 << 16)
+    os.close(reading)
+    cells = [line.split("│") for line in shown.decode().splitlines() if line.startswith("│")]
+    folded = ["".join(cell[column].strip(" ") for cell in cells) for column in (1, -2)]
+    for name in names:
+        assert f"folder:{tmp_path / name}".replace(" ", "") in folded[0].replace(" ", "")
+    for path in tmp_path.glob("data/folders/*/*.pt"):
+        assert str(path).replace(" ", "") in folded[1].replace(" ", "")
 
 
 def test_import(tmp_path: Path, server: FaultyServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,3 +190,32 @@ def test_a_terminal_gets_tables_and_bars(
     assert "tiny: ready" in capsys.readouterr().out
     run("list", "--data-dir", tmp_path)
     assert "synthetic" in capsys.readouterr().out
+
+
+FETCH_TINY = """
+import sys
+from tiny_set import GZ_NAMES, make_named_set
+from trainer.cli import data_command
+from trainer.data import commands, datasets
+from trainer.data.sources import Mirror
+
+commands.NAMED_SETS = datasets.NAMED_SETS = {"tiny": make_named_set(Mirror(sys.argv[1], GZ_NAMES))}
+data_command(["fetch", "tiny", "--data-dir", sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_fetch_that_is_stopped_says_so_and_leaves_nothing(
+    number: signal.Signals, code: int, tmp_path: Path, server: FaultyServer
+) -> None:
+    for name, data in idx_files(CONTENT).items():
+        server.routes[f"/{name}.gz"] = stalled(data, len(data) // 2, server.released, threading.Event())
+    command = [sys.executable, "-c", FETCH_TINY, server.url, str(tmp_path)]
+    environment = clean_environment() | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for("a download", lambda: bool(server.requests), lambda: process.poll() is not None)
+        wait_for("an unfinished folder", lambda: bool(list((tmp_path / "tiny").glob(".tmp-*"))))
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, f"{number.name}: stopped\n".encode())
+    assert list((tmp_path / "tiny").iterdir()) == []

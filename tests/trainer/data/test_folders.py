@@ -1,6 +1,7 @@
 """Folders of images: layouts, changes, and all that can be wrong with them."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from trainer.data import Dataset, load_dataset
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DataError
 
+NEEDS_AVIF = pytest.mark.skipif(".avif" not in Image.registered_extensions(), reason="this Pillow reads no AVIF")
+
 
 def put(path: Path, colour: int | tuple[int, ...] = 100, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
+    """A PNG; no two of different paths have the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
+    note = PngInfo()
+    note.add_text("Comment", f"{path.parent.name}/{path.name}")
+    Image.new(mode, size, colour).save(path, pnginfo=note)
     return path
 
 
@@ -49,11 +56,49 @@ def test_flat(root: Path, load: Load, said: list[str]) -> None:
     dataset = load(root)
     assert dataset.name == f"folder:{root}"
     assert dataset.classes == ("cat", "dog")
-    assert (len(dataset.train), dataset.num_test, dataset.validation) == (18, 2, None)
-    assert dataset.train.images.shape == (18, 3, 8, 8)
-    assert dataset.train.images[:9].unique().tolist() == [50]
-    assert load_test_set(dataset).labels.tolist() == [0, 1]
-    assert said == [f"folder:{root}: no test folder: 2 of 20 images are held out as test set"]
+    test = load_test_set(dataset)
+    for part in (dataset.train, test):
+        assert part.images.shape[1:] == (3, 8, 8)
+        assert part.images[part.labels == 0].unique().tolist() == [50]
+        assert part.images[part.labels == 1].unique().tolist() == [200]
+    assert (len(dataset.train) + len(test), dataset.validation) == (20, None)
+    assert said == [
+        f"folder:{root}: no test folder: {len(test)} of 20 images are held out as test set, by their content"
+    ]
+
+
+def test_an_image_stays_in_its_part(tmp_path: Path, load: Load) -> None:
+    pixels = iter(np.random.RandomState(0).randint(0, 256, (80, 8, 8)).astype(np.uint8))
+
+    def add(count: int) -> None:
+        for name in ("cat", "dog"):
+            folder = tmp_path / "x" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for _ in range(count):
+                image = next(pixels)
+                Image.fromarray(image).save(folder / f"{image[0, 0]}-{image[0, 1]}-{image[0, 2]}.bmp")
+
+    def test_images() -> set[bytes]:
+        dataset = load(tmp_path / "x")
+        test, train = (
+            {image.numpy().tobytes() for image in part.images} for part in (load_test_set(dataset), dataset.train)
+        )
+        assert not test & train
+        return test
+
+    add(20)
+    before = test_images()
+    add(20)
+    after = test_images()
+    assert before < after
+    for number, path in enumerate(sorted((tmp_path / "x").glob("*/*.bmp"))):
+        path.rename(path.with_name(f"{number % 7}-{number}.bmp"))  # in another order
+    for path in sorted((tmp_path / "x").glob("*/*.bmp"))[::3]:
+        shutil.copy(path, path.with_name(f"copy-of-{path.name}"))
+    assert test_images() == after
+    for path in sorted((tmp_path / "x").glob("*/*.bmp"))[::4]:
+        path.unlink()
+    assert test_images() <= after
 
 
 @pytest.mark.parametrize("validation_name", ["val", "valid", "validation"])
@@ -69,6 +114,35 @@ def test_split(tmp_path: Path, load: Load, said: list[str], validation_name: str
     assert load_test_set(dataset).images[:, 0, 0, 0].tolist() == [20] * 2 + [21] * 2
     assert load_test_set(dataset).labels.tolist() == [0, 0, 1, 1]
     assert said == []
+
+
+@pytest.mark.parametrize("names", [("Train", "VAL", "Test"), ("TRAIN", "Validation", "test")])
+def test_parts_in_any_spelling(tmp_path: Path, load: Load, said: list[str], names: tuple[str, ...]) -> None:
+    for part in names:
+        for name in "ab":
+            put_class(tmp_path / "x" / part / name, 3)
+    put_class(tmp_path / "x" / "extra" / "c", 3)
+    dataset = load(tmp_path / "x")
+    assert dataset.classes == ("a", "b")
+    assert (len(dataset.train), dataset.num_test, len(dataset.validation or [])) == (6, 6, 6)
+    assert said == [f"folder:{tmp_path / 'x'}: extra is not used: images are in {names[0]}"]
+
+
+@pytest.mark.parametrize("names", ["training testing", "val test", "train testing", "cat Training"])
+def test_parts_under_other_names_are_no_classes(tmp_path: Path, load: Load, names: str) -> None:
+    for part in names.split():
+        for name in "ab":
+            put_class(tmp_path / "x" / part / name, 3)
+    misnamed = [name for name in sorted(names.split()) if name not in ("train", "cat")]
+    with pytest.raises(ConfigError, match=f"x has {' and '.join(misnamed)}, which look like parts of a data set"):
+        load(tmp_path / "x")
+
+
+def test_classes_named_as_parts_are_classes(tmp_path: Path, load: Load) -> None:
+    for name in ("dev", "test", "val/sub"):
+        put_class(tmp_path / "x" / name, 5)
+    put_class(tmp_path / "x" / "val", 5)
+    assert load(tmp_path / "x").classes == ("dev", "test", "val")
 
 
 def test_a_class_named_train_is_a_class(tmp_path: Path, load: Load) -> None:
@@ -202,13 +276,32 @@ def test_links_are_followed_and_circles_end(root: Path, load: Load) -> None:
     assert len(dataset.train) + dataset.num_test == 30
 
 
-def test_other_files_are_ignored(root: Path, load: Load) -> None:
+def test_other_files_are_passed_over_and_counted(root: Path, load: Load, said: list[str]) -> None:
     for name in (".hidden.png", "notes.txt", "Thumbs.db"):
         (root / "cat" / name).write_text("x")
-    (root / ".git").mkdir()
+    for folder in (".git", "cat/.ipynb_checkpoints", "cat/sub/.thumbnails", ".hidden/sub"):
+        put(root / folder / "copy.png")
+    (root / "dog" / "LICENSE").write_text("x")
+    (root / "dog" / "more.TXT").write_text("x")
+    os.mkfifo(root / "dog" / "pipe.png")
     dataset = load(root)
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.train) + dataset.num_test == 20
+    assert said[0] == f"folder:{root}: 5 files skipped (.txt, .db, no ending, pipes and the like)"
+
+
+@pytest.mark.parametrize("kind", ["gif", "jfif", "JPG", pytest.param("avif", marks=NEEDS_AVIF)])
+def test_a_class_may_be_of_any_kind_of_image(root: Path, load: Load, kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), (shade, shade, shade)) for shade in (90, 255)]
+    for index in range(3):
+        frames[0].putpixel((0, 0), (40 * index, 0, 0))
+        more = {"save_all": True, "append_images": frames[1:]} if kind in ("gif", "avif") else {}
+        (root / "elk").mkdir(exist_ok=True)
+        frames[0].save(root / "elk" / f"{index}.{kind}", **({"format": "JPEG"} if kind == "jfif" else more))
+    dataset = load(root)
+    assert len(dataset.train) + dataset.num_test == 23
+    of_elk = dataset.train.images[dataset.train.labels == 2]
+    assert bool(((of_elk[:, :, 4:, 4:].int() - 90).abs() <= 30).all())  # the first frame
 
 
 def test_unreadable_images_are_counted_and_named(root: Path, load: Load) -> None:
@@ -233,6 +326,32 @@ def test_a_truncated_image_is_named(root: Path, load: Load) -> None:
         load(root)
 
 
+def test_warnings_come_with_the_files_name(root: Path, load: Load, said: list[str]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    damaged = root / "cat" / "damaged.png"
+    Image.new("RGB", (8, 8)).save(damaged, exif=exif.tobytes()[:-6])
+    load(root)
+    assert len(said) == 2
+    assert said[1].startswith(
+        f"folder:{root}: 1 of 21 images are read although Pillow warns: {damaged} (Corrupt EXIF data"
+    )
+
+
+def test_large_photographs_are_taken_and_larger_ones_named(
+    root: Path, load: Load, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)  # a photograph of 95 megapixels would take seconds
+    put(root / "cat" / "large.png", size=(1000, 950), mode="L")
+    load(root, 8)
+    assert len(said) == 1
+    put(root / "cat" / "larger.png", size=(2000, 950), mode="L")
+    with pytest.raises(
+        DataError, match=r"1 of 22 .*: .*larger\.png \(it has more than 1 million pixels: scale it down\)"
+    ):
+        load(root, 8)
+
+
 def test_a_link_to_nothing_is_named(root: Path, load: Load) -> None:
     (root / "cat" / "gone.png").symlink_to(root / "nothing.png")
     with pytest.raises(DataError, match=r"gone\.png cannot be read"):
@@ -241,7 +360,10 @@ def test_a_link_to_nothing_is_named(root: Path, load: Load) -> None:
 
 def test_an_empty_class_is_named(root: Path, load: Load) -> None:
     (root / "elk").mkdir()
-    with pytest.raises(DataError, match="images/elk is an empty class"):
+    with pytest.raises(DataError, match=r"images/elk is an empty class: no image in it; images are \.jpg, "):
+        load(root)
+    (root / "elk" / "one.svg").write_text("<svg/>")
+    with pytest.raises(DataError, match=r"no image in it, only 1 file \(\.svg\); images are \.jpg, "):
         load(root)
 
 
@@ -253,6 +375,17 @@ def test_a_class_that_training_lacks_is_named(tmp_path: Path, load: Load) -> Non
         load(tmp_path / "x")
 
 
+@pytest.mark.parametrize("part", ["test", "val"])
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_part_without_class_folders_is_refused(tmp_path: Path, load: Load, part: str, count: int) -> None:
+    for name in ("train/a", "train/b"):
+        put_class(tmp_path / "x" / name, 2)
+    (tmp_path / "x" / part).mkdir()
+    put_class(tmp_path / "x" / part, count)
+    with pytest.raises(DataError, match=rf"x/{part} has no class folders, .*: put them in {part}/<class>/"):
+        load(tmp_path / "x")
+
+
 def test_one_class_is_too_few(tmp_path: Path, load: Load) -> None:
     put_class(tmp_path / "x" / "a", 5)
     with pytest.raises(DataError, match="one class only"):
@@ -261,8 +394,9 @@ def test_one_class_is_too_few(tmp_path: Path, load: Load) -> None:
 
 def test_too_few_images_to_hold_any_out(tmp_path: Path, load: Load) -> None:
     for name in "ab":
-        put_class(tmp_path / "x" / name, 1)
-    with pytest.raises(DataError, match="too few to hold one in ten out"):
+        put(tmp_path / "x" / name / "0.png")
+        shutil.copy(tmp_path / "x" / name / "0.png", tmp_path / "x" / name / "1.png")
+    with pytest.raises(DataError, match="no class of two different images"):
         load(tmp_path / "x")
 
 

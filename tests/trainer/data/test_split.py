@@ -1,11 +1,14 @@
-"""Properties of the stratified split."""
+"""Properties of the splits."""
+
+import hashlib
+from random import Random
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
 
-from trainer.data.split import stratified_split
+from trainer.data.split import stratified_split, tenth_by_content
 from trainer.errors import ConfigError
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=200).map(lambda labels: torch.tensor(labels))
@@ -52,3 +55,48 @@ def test_impossible_requests(num_held_out: int, seed: int) -> None:
 def test_nothing_of_nothing() -> None:
     kept, held_out = stratified_split(torch.zeros(0, dtype=torch.int64), 0, 0)
     assert len(kept) == len(held_out) == 0
+
+
+# An image is its content and its label; some contents come several times, also in several classes.
+IMAGES = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 3)), max_size=120)
+
+
+def hold_out(images: list[tuple[int, int]]) -> set[str]:
+    return tenth_by_content([digest(content) for content, _ in images], [label for _, label in images])
+
+
+def digest(content: int) -> str:
+    return hashlib.sha256(str(content).encode()).hexdigest()
+
+
+def by_class(images: list[tuple[int, int]]) -> list[set[str]]:
+    return [{digest(content) for content, label in images if label == wanted} for wanted in range(4)]
+
+
+@given(images=IMAGES, order=st.randoms(use_true_random=False))
+@settings(max_examples=150, deadline=None)
+def test_content_alone_decides_what_is_held_out(images: list[tuple[int, int]], order: Random) -> None:
+    held_out = hold_out(images)
+    assert held_out == hold_out(order.sample(images, len(images))) == hold_out(images + images)
+    for own in by_class(images):
+        assert not own or own - held_out  # something to learn from
+        if len(own) > 1 and not any(own & other for other in by_class(images) if other != own):
+            assert own & held_out
+
+
+@given(images=IMAGES, others=IMAGES)
+@settings(max_examples=150, deadline=None)
+def test_an_image_stays_held_out_or_not(images: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
+    tenth = f"{2**256 // 10:064x}"
+    for before, after in zip(by_class(images), by_class(images + others), strict=True):
+        if min(before, default="1") < tenth <= max(before, default="1"):  # a class with images of both kinds
+            alone = tenth_by_content(list(before), [0] * len(before))
+            assert alone == tenth_by_content(list(after), [0] * len(after)) & before
+
+
+def test_a_tenth_is_held_out() -> None:
+    images = [(number, number % 4) for number in range(10_000)]
+    held_out = hold_out(images)
+    assert all(len(own & held_out) == pytest.approx(250, abs=45) for own in by_class(images))
+    first = [number for number in range(60) if digest(number) in held_out]
+    assert first == [9, 39, 49, 51, 55]  # a change here would move everyone's test set

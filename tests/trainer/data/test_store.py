@@ -203,6 +203,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, said: list[str]
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="choose another --data-dir"):
         open_tiny(tmp_path / "file" / "tiny" / "tiny.pt", said)
+    with pytest.raises(ConfigError, match="cannot write in /proc/x"):
+        open_tiny(Path("/proc/x/tiny.pt"), said)
     with pytest.raises(ConfigError, match="Read-only"), explain_disk_errors(tmp_path):
         raise OSError(errno.EROFS, "Read-only file system")
 
