@@ -4,7 +4,6 @@ A data set is decoded once into one file, which every process maps. Knows names 
 published ones come from is in `sources`, folders of images in `folders`.
 """
 
-import difflib
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +19,7 @@ from trainer.data.sources import CIFAR10, FASHION_MNIST, MNIST, NamedSet
 from trainer.data.split import stratified_split
 from trainer.data.store import Decoded, Say, open_or_make
 from trainer.data.store import ImageSet as ImageSet  # for whoever imports it from here
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, unknown_name
 
 FOLDER_PREFIX = "folder:"
 _MINI_FILE = Path(__file__).with_name("mnist_mini.npz")
@@ -146,9 +145,7 @@ def named_set(name: str, image_size: int | None = None) -> NamedSet:
         if image_size is not None and image_size != width:
             raise ConfigError(f"--image-size is for folders: {name} is {width} pixels wide, not {image_size}")
         return NAMED_SETS[name]
-    near = difflib.get_close_matches(name.lower(), NAMED_SETS, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ConfigError(f"no data set {name!r}: {hint}known are {', '.join(NAMED_SETS)} and folder:PATH")
+    raise unknown_name("data set", name, [*NAMED_SETS, f"{FOLDER_PREFIX}PATH"])
 
 
 def decoded_path(named: NamedSet, data_dir: Path) -> Path:

@@ -57,7 +57,7 @@ def test_the_synthetic_set_can_be_learned_and_says_what_it_is(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("mnits", "did you mean mnist"), ("CIFAR-10", "did you mean cifar10"), ("x", "known are mnist,")]
+    ("name", "hint"), [("mnits", "did you mean mnist"), ("CIFAR-10", "did you mean cifar10"), ("x", "there are mnist,")]
 )
 def test_unknown_names(name: str, hint: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=hint):
