@@ -234,7 +234,8 @@ def _hold_out_test(listing: Listing, say: Say) -> tuple[list[Sample], list[Sampl
     if not chosen:
         raise DataError(f"{listing.root} has no class of two different images: too few to hold any out as test set")
     parts: tuple[list[Sample], list[Sample]] = [], []
-    for sample, digest in zip(samples, digests, strict=True):
+    # In the order of their content, so that new names for the same images make neither another set nor a new look.
+    for digest, sample in sorted(zip(digests, samples, strict=True), key=lambda each: (each[1].label, each[0])):
         parts[digest in chosen].append(sample)
     say(
         f"folder:{listing.root}: no test folder: {len(parts[1])} of {len(samples)} images are held out as test set, by "

@@ -37,6 +37,7 @@ _GAIN = 1.1
 """A stack must be this much faster to be taken: below, it is noise."""
 _MEASURE_S = 4.0
 """About how long a stack size is measured."""
+_GUESS_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +105,10 @@ def _choose_stack(config: SeedsConfig, recipe: Recipe, place: Workplace, folder:
         known = {}
         for size in (size for size in _STACK_SIZES if size <= config.runs):
             runs = [_fresh(place, recipe, seed, folder) for seed in range(size)]
-            guess = measure_rate(runs, 3)
-            num_steps = max(3, int(guess * _MEASURE_S / (size * recipe.global_batch_size)))
+            if runs[0].steps_per_epoch < _GUESS_STEPS:  # so few images train in no time either way
+                return {1: 0.0}
+            guess = measure_rate(runs, _GUESS_STEPS)
+            num_steps = max(_GUESS_STEPS, int(guess * _MEASURE_S / (size * recipe.global_batch_size)))
             known[str(size)] = measure_rate(runs, min(num_steps, runs[0].steps_per_epoch))
             print(f"{size} together: {known[str(size)]:,.0f} images/s", flush=True)
             if known[str(size)] < 0.7 * max(known.values()):

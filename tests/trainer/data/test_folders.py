@@ -91,8 +91,10 @@ def test_an_image_stays_in_its_part(tmp_path: Path, load: Load) -> None:
     add(20)
     after = test_images()
     assert before < after
+    named = load(tmp_path / "x")
     for number, path in enumerate(sorted((tmp_path / "x").glob("*/*.bmp"))):
         path.rename(path.with_name(f"{number % 7}-{number}.bmp"))  # in another order
+    assert load(tmp_path / "x").sha256 == named.sha256
     for path in sorted((tmp_path / "x").glob("*/*.bmp"))[::3]:
         shutil.copy(path, path.with_name(f"copy-of-{path.name}"))
     assert test_images() == after

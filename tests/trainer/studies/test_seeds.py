@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import ROOT
 from trainer.config import TrainConfig
@@ -76,6 +78,17 @@ def test_all_seeds_are_run_looked_at_and_shown(
     assert (found["seeds"], found["runs"], found["runs_outside_the_study"]) == ([100], 5, 4)
     assert found["test_errors_percent"][1:] == read(folder / "result.json")["test_errors_percent"]
     assert "3, seed-3, outside the study" in (other / "seeds.csv").read_text()
+
+
+def test_a_folder_of_less_than_a_batch_is_not_measured(config: SeedsConfig, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for number in range(18):
+            pixels = random.integers(0, 256, (28, 28), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "few" / name / f"{number}.png")
+    study_seeds(replace(config, dataset=f"folder:{tmp_path / 'few'}", runs=2, stack=0))
+    assert len(read(tmp_path / "runs/study/result.json")["test_errors_percent"]) == 2
 
 
 def test_a_seed_that_diverges_is_counted_and_ends_nothing(
