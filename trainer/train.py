@@ -59,7 +59,8 @@ def train(config: TrainConfig) -> None:
             raise
         folder.check(config.resume, world)
         if world.is_main:
-            Ledger(folder.ledger_path).all_entries()  # a damaged one is told now, and not when all is trained
+            with writing(folder.ledger_path):
+                Ledger(folder.ledger_path).all_entries()  # a damaged one is told now, and not when all is trained
         if tell_complete(folder, world, progress.say):
             return
         run = setup(recipe, without_test_images(dataset), folder, world, progress)
