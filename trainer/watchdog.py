@@ -234,7 +234,7 @@ class Watchdog:
 
     def _follow_launcher(self) -> None:
         """The launcher was killed. Nobody restarts this rank, or stops it: it saves and leaves as for SIGTERM."""
-        print("error: torchrun is gone; this rank saves and leaves", file=sys.stderr, flush=True)
+        _say("torchrun is gone; this rank saves and leaves")
         os.kill(os.getpid(), signal.SIGTERM)
         if not self._stopped.wait(LEAVE_S):
             os._exit(128 + signal.SIGTERM)
@@ -280,7 +280,7 @@ class Watchdog:
         if first == self._situation.rank:
             message += "; the run can go on from its last checkpoint"
             write_failure(self._situation, message, kind="Hang", trace=trace, ranks=ranks)
-            print(f"error: {message}" + (f"\n{trace}" if trace else ""), file=sys.stderr, flush=True)
+            _say(message + (f"\n{trace}" if trace else ""))
             self._kill_siblings(ranks)
         else:
             time.sleep(GRACE_S)
@@ -328,6 +328,12 @@ class _Work:
         if used_s - self._seen_s > IDLE_SHARE * (now - self._seen_at) or _waits_for_disk():
             self._worked_at = now
         self._seen_s, self._seen_at = used_s, now
+
+
+def _say(message: str) -> None:
+    """Say it where somebody still reads: what was about to end this process must not end the thread instead."""
+    with suppress(OSError):
+        print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def _waits_for_disk() -> bool:

@@ -348,8 +348,12 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_ranks_that_are_orphaned_while_they_start_leave(tmp_path: Path) -> None:
-    """The launcher is gone before the ranks could meet in its store; they would wait for it for five minutes."""
+@pytest.mark.parametrize("is_read", [True, False])
+def test_ranks_that_are_orphaned_while_they_start_leave(is_read: bool, tmp_path: Path) -> None:
+    """The launcher is gone before the ranks could meet in its store; they would wait for it for five minutes.
+
+    Who read what they say may be gone with it.
+    """
     script = tmp_path / "script.py"
     first = "import trainer.parent\nprint('started', flush=True)\n"
     script.write_text(first + PROLOGUE.replace("JOIN", '"cpu"') + "def body(world):\n    pass\n\nrun_command(main)\n")
@@ -357,7 +361,10 @@ def test_ranks_that_are_orphaned_while_they_start_leave(tmp_path: Path) -> None:
 import os, subprocess, sys
 ranks = {{"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9",
          "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True"}}
-rank = subprocess.Popen([sys.executable, {str(script)!r}], env={{**os.environ, **ranks}}, stdout=subprocess.PIPE)
+reading, unread = os.pipe()
+os.close(reading)
+pipes = {{"stdout": subprocess.PIPE, "stderr": None if {is_read} else unread}}
+rank = subprocess.Popen([sys.executable, {str(script)!r}], env={{**os.environ, **ranks}}, **pipes)
 rank.stdout.readline()
 print(rank.pid)
 """
@@ -367,7 +374,7 @@ print(rank.pid)
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert "torchrun is gone" in done.stderr
+    assert ("torchrun is gone" in done.stderr) == is_read
 
 
 def test_alone_nothing_waits() -> None:
