@@ -7,10 +7,7 @@ is the cold one. Writes `benchmarks/results/gpu-DATE.json` and a table of it in 
 """
 
 import argparse
-import datetime
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from training import ROOT, run_json, write_results
 
 from trainer.config import TrainConfig
 from trainer.data import load_dataset, without_test_images
@@ -29,21 +27,15 @@ from trainer.run_folder import RunFolder
 from trainer.step import Batch, GraphedStep
 from trainer.train import setup
 
-ROOT = Path(__file__).parent.parent
 NUM_STEPS = 500
 
 
-def run_json(script: str, *arguments: str) -> list[dict[str, float]]:
-    """Run one of our scripts; the last line of its output is JSON. Its first object gets the seconds of the command."""
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+def run_series(script: str, *arguments: str) -> list[dict[str, float]]:
+    """The trainings of one process. Its first gets the seconds of the whole command, without the others."""
     began = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    command_seconds = time.perf_counter() - began
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    results: list[dict[str, float]] = json.loads(done.stdout.strip().splitlines()[-1])
-    rest = sum(result["seconds"] for result in results[1:])
-    results[0]["command_seconds"] = command_seconds - rest
+    results: list[dict[str, float]] = run_json([sys.executable, str(ROOT / "benchmarks" / script), *arguments])
+    others = sum(result["seconds"] for result in results[1:])
+    results[0]["command_seconds"] = time.perf_counter() - began - others
     return results
 
 
@@ -96,10 +88,10 @@ def measure(num_seeds: int, block: int, against: list[str]) -> dict[str, Any]:
     for first in range(0, num_seeds, block):
         seeds = [str(seed) for seed in range(first, min(first + block, num_seeds))]
         for recipe in ("mnist", "mnist-fast", "cifar10"):
-            series.setdefault(recipe, []).append(run_json("series.py", "--recipe", recipe, "--seeds", *seeds))
+            series.setdefault(recipe, []).append(run_series("series.py", "--recipe", recipe, "--seeds", *seeds))
         for other in against:
             arguments = ("--recipe", other, "--runs", str(len(seeds)))
-            series.setdefault(f"airbench {other}", []).append(run_json("airbench_loop.py", *arguments))
+            series.setdefault(f"airbench {other}", []).append(run_series("airbench_loop.py", *arguments))
         for name, blocks in series.items():
             print(f"{name}: {blocks[-1]}", flush=True)
     return {"microseconds_a_step": steps, "series": series}
@@ -109,8 +101,9 @@ def table(measured: dict[str, Any]) -> list[str]:
     """The findings as Markdown."""
 
     def spread(values: list[float], unit: str, digits: int = 2) -> str:
-        ends = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-        return f"{statistics.median(values):.{digits}f} {unit} ({ends})" if values else "–"
+        if not values:  # a process of one training has no warm one
+            return "–"
+        return f"{statistics.median(values):.{digits}f} {unit} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
     lines = ["| step of | kernel by kernel | one CUDA graph |", "|---|---|---|"]
     for recipe, ways in measured["microseconds_a_step"].items():
@@ -148,12 +141,7 @@ def main() -> None:
         sys.exit("error: no CUDA device here; this measures training on one")
     measured = measure(args.seeds, args.block, args.against)
     machine = describe(torch.device("cuda", 0))
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    target = ROOT / "benchmarks" / "results" / f"gpu-{date}"
-    target.with_suffix(".json").write_text(json.dumps({"date": date, "machine": machine, **measured}, indent=2) + "\n")
     lines = [
-        f"# Training on a GPU, {date}",
-        "",
         f"`python benchmarks/gpu.py {' '.join(sys.argv[1:])}` on {machine['device']}, torch {machine['torch']}. "
         "Medians, in brackets the smallest and the largest; a process makes up to "
         f"{args.block} trainings, its first is cold. "
@@ -161,8 +149,7 @@ def main() -> None:
         "",
         *table(measured),
     ]
-    target.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_results("gpu", "Training on a GPU", machine, measured, lines)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,22 @@ NUM_IMAGES = 55_000  # of an epoch, in both loops: we set 5,000 aside for valida
 MFLOP_PER_IMAGE = 2 * 3.54  # multiply-adds of forward and backward of the lecture's net, times 2
 
 
-def run_json(command: list[str]) -> dict[str, Any]:
+def run_json(command: list[str]) -> Any:
     """Run a command; its last line of output is JSON."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def write_results(name: str, title: str, machine: dict[str, Any], measured: dict[str, Any], lines: list[str]) -> None:
+    """Into `benchmarks/results`: NAME-DATE.json with all that was measured, and its table in Markdown, also shown."""
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    target = ROOT / "benchmarks" / "results" / f"{name}-{date}"
+    target.with_suffix(".json").write_text(json.dumps({"date": date, "machine": machine, **measured}, indent=2) + "\n")
+    text = "\n".join([f"# {title}, {date}", "", *lines])
+    target.with_suffix(".md").write_text(text + "\n")
+    print(text)
 
 
 def launcher(ranks: int) -> list[str]:
@@ -270,12 +279,7 @@ def main() -> None:
 
     measured = measure(args.rounds)
     machine = describe(torch.device("cpu"))
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    target = ROOT / "benchmarks" / "results" / f"training-{date}"
-    target.with_suffix(".json").write_text(json.dumps({"date": date, "machine": machine, **measured}, indent=2) + "\n")
     lines = [
-        f"# Training on the CPU, {date}",
-        "",
         f"`python benchmarks/training.py --rounds {args.rounds}` on {machine['device']}, {machine['cpus']} CPUs, torch "
         f"{machine['torch']}. Medians of {args.rounds} rounds, in which all are taken in turn, and of the rounds' "
         f"ratios; in brackets the smallest and the largest. The user's loop is `benchmarks/naive_loop.py` with "
@@ -285,8 +289,7 @@ def main() -> None:
         "|---|---|---|",
         *(f"| {what} | {found} | {behind} |" for what, found, behind in summarise(measured)),
     ]
-    target.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_results("training", "Training on the CPU", machine, measured, lines)
 
 
 if __name__ == "__main__":
