@@ -118,11 +118,11 @@ def table(measured: dict[str, Any]) -> list[str]:
         runs = [run for block in blocks for run in block]
         warm = [run for block in blocks for run in block[1:]]
         accuracies = [100 * run["test_accuracy"] for run in runs]
-        error = statistics.stdev(accuracies) / len(accuracies) ** 0.5 if len(accuracies) > 1 else float("nan")
+        error = f" ± {statistics.stdev(accuracies) / len(accuracies) ** 0.5:.2f}" if len(accuracies) > 1 else ""
         cells = (
             name,
             str(len(runs)),
-            f"{statistics.mean(accuracies):.2f} ± {error:.2f} %",
+            f"{statistics.mean(accuracies):.2f}{error} %",
             spread([run["train_seconds"] for run in warm], "s", 3),
             spread([run["seconds"] for run in warm], "s"),
             spread([block[0]["command_seconds"] for block in blocks], "s"),

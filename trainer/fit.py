@@ -90,6 +90,12 @@ class Run:
     def num_steps(self) -> int:
         return self.recipe.epochs * self.steps_per_epoch
 
+    def lr_factors(self, epoch: int) -> torch.Tensor:
+        """The learning rate's factor at each step of an epoch, float32 on the device."""
+        steps = range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch)
+        factors = [self.recipe.schedule.factor(step, self.num_steps) for step in steps]
+        return torch.tensor(factors, dtype=torch.float32, device=self.world.device)
+
 
 def restore(run: Run) -> bool:
     """Go on from the newest good checkpoint in the run folder. Returns whether there is one."""
@@ -209,7 +215,7 @@ class _Loop:
         self._saved_at: float | None = None
         self._longest_step_s = 0.0  # of the recent ones: a step counts a tenth less with each one that follows
         self._stopwatch = _Stopwatch(run.position.seconds, run.world.device)
-        self._lr_factors = self._factors_of(run.position.step // run.steps_per_epoch)
+        self._lr_factors: torch.Tensor  # of the current epoch
         # The results since the last log line stay on the device, so that a GPU need not be waited for at each step.
         self._window = torch.zeros(LOG_EVERY_STEPS, 2, device=run.world.device)
         self._window_images = 0
@@ -230,7 +236,7 @@ class _Loop:
         run, batch_size = self._run, self._run.recipe.global_batch_size
         epoch, first = divmod(run.position.step, run.steps_per_epoch)
         samples = Samples.draw(run, epoch)
-        self._lr_factors = self._factors_of(epoch)
+        self._lr_factors = run.lr_factors(epoch)
         run.learner.model.train()
         self._check_weights()
         self._saved_at = self._saved_at or time.monotonic()
@@ -251,13 +257,6 @@ class _Loop:
                 self._check_finite()
             self._between_steps(epoch)
         run.position.seconds = self._stopwatch.stop()
-
-    def _factors_of(self, epoch: int) -> torch.Tensor:
-        """The learning rate's factor at each step of an epoch, float32 on the device."""
-        run = self._run
-        steps = range(epoch * run.steps_per_epoch, (epoch + 1) * run.steps_per_epoch)
-        factors = [run.recipe.schedule.factor(step, run.num_steps) for step in steps]
-        return torch.tensor(factors, dtype=torch.float32, device=run.world.device)
 
     def end_epoch(self) -> None:
         """Validate, write the epoch's line, begin the next one's sums."""

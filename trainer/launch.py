@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
-from trainer.signals import hear_ctrl_c, leave_on_ctrl_c
+from trainer.signals import hear_ctrl_c, leave_at_once, leave_on_ctrl_c
 
 if __name__ == "__main__":
     leave_on_ctrl_c()  # importing torch takes seconds
@@ -38,6 +38,8 @@ vanished without a word (`PATIENT_S` in watchdog.py)."""
 def main(arguments: Sequence[str]) -> NoReturn:
     """Run the ranks of this host to their end, and leave as the README's table of exit codes says."""
     args = parse_args(arguments)
+    # The kernel keeps it from the first process of a container unless that listens; torchrun does once it runs.
+    signal.signal(signal.SIGTERM, leave_at_once)
     try:
         with ThreadPoolExecutor(1) as lobby:
             lobby.submit(meet, args).result()  # in a thread: torch is deaf to Ctrl-C while it waits

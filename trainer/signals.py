@@ -91,16 +91,17 @@ def leave_on_ctrl_c() -> None:
     as any other one.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell has it ignored
-        signal.signal(signal.SIGINT, _leave_at_once)
+        signal.signal(signal.SIGINT, leave_at_once)
 
 
 def hear_ctrl_c() -> None:
     """From here on it is a KeyboardInterrupt: there may be something to tidy up."""
-    if signal.getsignal(signal.SIGINT) is _leave_at_once:
+    if signal.getsignal(signal.SIGINT) is leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _leave_at_once(number: int, frame: FrameType | None) -> None:
+def leave_at_once(number: int, frame: FrameType | None) -> None:
+    """A signal's handler, where there is nothing to tidy up."""
     os._exit(128 + number)
 
 

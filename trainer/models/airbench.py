@@ -1,7 +1,8 @@
 """The airbench family of small residual-free convnets (Keller Jordan, arXiv 2404.00498), made for short trainings.
 
 What differs from the paper: the last pooling is a global maximum, so that images of any size from 20 pixels up are
-taken (the same for 32 pixels), the widths of the three stages are free, and the whitening has no bias to learn.
+taken (the same for 32 pixels), the widths of the three stages are free, and the bias of the whitening learns to the
+end of the run, where the paper's is frozen after three epochs.
 """
 
 import torch
@@ -35,7 +36,7 @@ class AirbenchNet(nn.Module):
                 f"not {image_size} x {image_size}"
             )
         whitened = 2 * num_channels * _WHITENING_KERNEL**2
-        self.whiten = nn.Conv2d(num_channels, whitened, _WHITENING_KERNEL, bias=False)
+        self.whiten = nn.Conv2d(num_channels, whitened, _WHITENING_KERNEL)
         self.whiten.weight.requires_grad_(False)
         inputs = (whitened, *widths[:-1])
         self.stages = nn.Sequential(*(_Stage(before, width) for before, width in zip(inputs, widths, strict=True)))

@@ -49,8 +49,6 @@ class Stack:
         self._dropouts = dropouts_of(self._template)
         self._optimizer = Optimizer(self._groups(networks[0]))
         self.step = 0
-        factors = [self._recipe.schedule.factor(step, first.num_steps) for step in range(first.num_steps)]
-        self._lr_factors = torch.tensor(factors, dtype=torch.float32, device=self._device)
 
     def train_epoch(self, epoch: int) -> None:
         """Train an epoch.
@@ -74,11 +72,13 @@ class Stack:
 
     def train_steps(self, samples: Samples, *, num_steps: int) -> torch.Tensor:
         """The first steps of an epoch that was drawn; the members' sums of mean losses, float32 `[S]`."""
-        size = self._recipe.global_batch_size
+        size, steps_per_epoch = self._recipe.global_batch_size, self.runs[0].steps_per_epoch
         self._template.train()
         losses = torch.zeros(len(self.runs), device=self._device)
+        lr_factors = self.runs[0].lr_factors(self.step // steps_per_epoch)
         for start in range(0, num_steps * size, size):
-            losses += self._train_step(samples, slice(start, start + size))
+            lr_factor = lr_factors[self.step % steps_per_epoch]
+            losses += self._train_step(samples, slice(start, start + size), lr_factor)
             self.step += 1
         return losses
 
@@ -111,7 +111,7 @@ class Stack:
                 groups[parameter_kind(name, parameter)].append(self._parameters[name])
         return [(self._recipe.rules[kind], parameters) for kind, parameters in groups.items()]
 
-    def _train_step(self, samples: Samples, part: slice) -> torch.Tensor:
+    def _train_step(self, samples: Samples, part: slice, lr_factor: torch.Tensor) -> torch.Tensor:
         """One step of all members, on that part of their epochs; their losses, float32 `[S]`."""
         indices, numbers, keys = samples.indices[:, part], samples.numbers[:, part], samples.keys[:, part]
         num_members, size = indices.shape
@@ -130,7 +130,7 @@ class Stack:
             logits.float().flatten(0, 1), labels, label_smoothing=self._recipe.label_smoothing, reduction="none"
         )
         (losses.sum() / size).backward()
-        self._optimizer.step(self._lr_factors[self.step])
+        self._optimizer.step(lr_factor)
         self._optimizer.zero_grad()
         return losses.detach().view(num_members, size).mean(dim=1)
 
@@ -173,7 +173,7 @@ def train_stack(runs: list[Run], checkpoints: Checkpoints) -> None:
 def lone_steps(run: Run, num_steps: int) -> None:
     """A run's first steps, by its own learner: what a member of a stack must equal, and is measured against."""
     size = run.recipe.global_batch_size
-    samples = Samples.draw(run, 0)
+    samples, lr_factors = Samples.draw(run, 0), run.lr_factors(0)
     run.learner.model.train()
     for step in range(num_steps):
         part = slice(step * size, (step + 1) * size)
@@ -183,7 +183,7 @@ def lone_steps(run: Run, num_steps: int) -> None:
                 indices=indices,
                 numbers=samples.numbers[part],
                 keys=samples.keys[part],
-                lr_factor=torch.tensor(run.recipe.schedule.factor(step, run.num_steps), device=run.world.device),
+                lr_factor=lr_factors[step],
                 sizes=(len(indices),),
                 num_images=len(indices),
             )
