@@ -14,8 +14,8 @@ def quiet_end() -> Iterator[None]:
     """Around a whole command, imports included.
 
     Ctrl-C ends the process at once wherever nobody else listens to it: raised amid imports, an exception could come out
-    as any other one. And where nobody reads the output any more (`… | head`), or its disk is full, the exit code is that
-    of SIGPIPE.
+    as any other one. Where nobody reads the output any more (`… | head`), or its disk is full, the exit code is that of
+    SIGPIPE.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell has it ignored
         signal.signal(signal.SIGINT, _leave_at_once)

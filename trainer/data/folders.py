@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from trainer.data.copies import describe_copies
 from trainer.data.images import decode_images, digest_files, probe_images
 from trainer.data.split import tenth_by_content
 from trainer.data.store import Content, Decoded, ImageSet, Say, open_or_make
@@ -224,6 +225,8 @@ def _decode_listing(listing: Listing, image_size: int | None, say: Say) -> Conte
         end = start + len(samples)
         sets[part] = ImageSet(images[start:end], labels[start:end])
         start = end
+    for line in describe_copies(sets):
+        say(f"warning: {name}: {line}")
     return Content(name, listing.classes, sets["train"], sets["test"], sets.get("validation"))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,13 @@ def put(path: Path, colour: int | tuple[int, ...] = 100, size: tuple[int, int] =
 
 
 def put_class(folder: Path, count: int, colour: int = 100, mode: str = "RGB") -> None:
+    """PNGs of 8 x 8 pixels of one colour, but for the last pixel, which no two of different folders have the same."""
     for index in range(count):
-        put(folder / f"{index:03d}.png", colour if mode == "L" else (colour,) * 3, mode=mode)
+        path = put(folder / f"{index:03d}.png", colour if mode == "L" else (colour,) * 3, mode=mode)
+        with Image.open(path) as image:
+            own = zlib.crc32("/".join(path.parts[-3:]).encode())
+            image.putpixel((7, 7), own % 256 if mode == "L" else tuple(own.to_bytes(4, "little")[:3]))
+            image.save(path)
 
 
 @pytest.fixture
@@ -59,8 +65,8 @@ def test_flat(root: Path, load: Load, said: list[str]) -> None:
     test = load_test_set(dataset)
     for part in (dataset.train, test):
         assert part.images.shape[1:] == (3, 8, 8)
-        assert part.images[part.labels == 0].unique().tolist() == [50]
-        assert part.images[part.labels == 1].unique().tolist() == [200]
+        assert part.images[part.labels == 0, :, 0].unique().tolist() == [50]
+        assert part.images[part.labels == 1, :, 0].unique().tolist() == [200]
     assert (len(dataset.train) + len(test), dataset.validation) == (20, None)
     assert said == [
         f"folder:{root}: no test folder: {len(test)} of 20 images are held out as test set, by their content"
@@ -116,6 +122,31 @@ def test_split(tmp_path: Path, load: Load, said: list[str], validation_name: str
     assert load_test_set(dataset).images[:, 0, 0, 0].tolist() == [20] * 2 + [21] * 2
     assert load_test_set(dataset).labels.tolist() == [0, 0, 1, 1]
     assert said == []
+
+
+def test_copies_among_the_parts_are_told(tmp_path: Path, load: Load, said: list[str]) -> None:
+    for part, count in (("train", 4), ("val", 3), ("test", 2)):
+        for name in "ab":
+            put_class(tmp_path / "x" / part / name, count)
+    shutil.copy(tmp_path / "x" / "train" / "a" / "000.png", tmp_path / "x" / "test" / "b" / "again.png")
+    for index in range(2):
+        shutil.copy(tmp_path / "x" / "train" / "a" / f"00{index}.png", tmp_path / "x" / "val" / "a" / f"{index}.png")
+    load(tmp_path / "x")
+    assert said == [
+        f"warning: folder:{tmp_path / 'x'}: {number} of {count} {part} images are training images, too, pixel for "
+        f"pixel: {part} accuracy will count them as understood; leave them out of either"
+        for number, count, part in ((2, 8, "validation"), (1, 5, "test"))
+    ]
+
+
+def test_copies_in_training_are_told_where_some_will_validate(root: Path, load: Load, said: list[str]) -> None:
+    for path in list((root / "cat").iterdir()):
+        shutil.copy(path, path.with_name(f"copy-of-{path.name}"))
+    number = int((load(root).train.labels == 0).sum()) // 2
+    assert said[1:] == [
+        f"warning: folder:{root}: {number} training images are copies of others, pixel for pixel: some may be set "
+        "aside for validation while their copies teach"
+    ]
 
 
 @pytest.mark.parametrize("names", [("Train", "VAL", "Test"), ("TRAIN", "Validation", "test")])
@@ -186,7 +217,7 @@ def test_grey_only_if_all_are(tmp_path: Path, load: Load, modes: tuple[str, str]
         put_class(tmp_path / "x" / name, 5, 77, mode)
     dataset = load(tmp_path / "x")
     assert dataset.train.images.shape[1] == channels
-    assert dataset.train.images.unique().tolist() == [77]
+    assert dataset.train.images[..., 0, :].unique().tolist() == [77]
 
 
 def read_one(load: Load, folder: Path, image: Image.Image, name: str = "x.png", **options: Any) -> torch.Tensor:
