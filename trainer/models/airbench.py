@@ -38,7 +38,7 @@ class AirbenchNet(nn.Module):
         whitened = 2 * num_channels * _WHITENING_KERNEL**2
         self.whiten = nn.Conv2d(num_channels, whitened, _WHITENING_KERNEL)
         self.whiten.weight.requires_grad_(False)
-        nn.init.zeros_(self.whiten.bias)
+        self.whiten.bias = nn.Parameter(torch.zeros(whitened))
         inputs = (whitened, *widths[:-1])
         self.stages = nn.Sequential(*(_Stage(before, width) for before, width in zip(inputs, widths, strict=True)))
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
