@@ -5,10 +5,12 @@ clauses for one data set, seed selection.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +51,32 @@ def is_widened(result: dict[str, Any], look: int) -> bool:
     return result["test_interval"] == pytest.approx(interval_of_look(num_right, result["num_test"], look))
 
 
+def train_in(runs: Path, run_trainer: RunTrainer, name: str, *arguments: str, ranks: int = 1) -> Path:
+    """A run of one epoch in that workspace."""
+    done = run_trainer("--epochs", "1", "--run-dir", str(runs / name), *arguments, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    return runs / name
+
+
 @pytest.fixture
 def train(tmp_path: Path, run_trainer: RunTrainer) -> Callable[..., Path]:
     """A run of one epoch in this test's workspace."""
+    return partial(train_in, tmp_path / "runs", run_trainer)
 
-    def run(name: str, *arguments: str, ranks: int = 1) -> Path:
-        folder = tmp_path / "runs" / name
-        done = run_trainer("--epochs", "1", "--run-dir", str(folder), *arguments, ranks=ranks)
-        assert done.returncode == 0, done.stderr
-        return folder
 
-    return run
+@pytest.fixture(scope="module")
+def three_looks(tmp_path_factory: pytest.TempPathFactory, run_trainer: RunTrainer) -> Path:
+    """A workspace with runs of three seeds."""
+    runs = tmp_path_factory.mktemp("seeds") / "runs"
+    for seed in range(3):
+        train_in(runs, run_trainer, f"seed-{seed}", "--seed", str(seed))
+    return runs
+
+
+@pytest.fixture
+def runs(three_looks: Path, tmp_path: Path) -> Path:
+    """The same in this test's workspace: `seed-0`, `seed-1`, `seed-2` and their ledger."""
+    return Path(shutil.copytree(three_looks, tmp_path / "runs"))
 
 
 def test_early_stopping_on_the_evaluation(train: Callable[..., Path]) -> None:
@@ -93,23 +110,22 @@ def test_over_tuning_of_meta_parameters(train: Callable[..., Path], tmp_path: Pa
     assert not any("test_accuracy" in path.read_text() for path in written)
 
 
-def test_data_set_selection(train: Callable[..., Path], tmp_path: Path) -> None:
+def test_data_set_selection(train: Callable[..., Path], runs: Path) -> None:
     """Try several data sets, report the kindest: every report tells all test sets that were looked at."""
-    train("digits")
     other = train("made-up", "--dataset", "synthetic")
     assert sorted(name.split()[0] for name in result_of(other)["looks_by_dataset"]) == ["mnist-mini", "synthetic"]
     page = " ".join((other / "report.html").read_text().split())
-    assert "mnist-mini 06549f7d: 1" in page
-    done = verb("compare", str(tmp_path / "runs/digits"), str(other))
+    assert "mnist-mini 06549f7d: 3" in page
+    done = verb("compare", str(runs / "seed-0"), str(other))
     assert done.returncode == 2
     assert "tested on different images" in done.stderr
 
 
-def test_clauses_for_one_data_set(train: Callable[..., Path]) -> None:
+def test_clauses_for_one_data_set(train: Callable[..., Path], runs: Path) -> None:
     """Whatever is changed for a data set is another setting, and stands on the page."""
-    plain, special = train("plain"), train("special", "--lr-scale", "0.3", "--global-batch-size", "50")
-    settings = {entry["run"]: entry["setting_sha256"] for entry in looks(plain.parent)}
-    assert settings["plain"] != settings["special"]
+    special = train("special", "--lr-scale", "0.3", "--global-batch-size", "50")
+    settings = {entry["run"]: entry["setting_sha256"] for entry in looks(runs)}
+    assert settings["seed-0"] != settings["special"]
     assert "global_batch_size" in (special / "report.html").read_text()
     fingerprint = json.loads((special / "config.json").read_text())["fingerprint"]
     assert fingerprint["recipe"]["rules"]["filters"]["lr"] == pytest.approx(0.03)
@@ -126,9 +142,9 @@ def test_no_part_of_training_knows_a_data_set_by_name() -> None:
         assert '"cifar10' not in text, path
 
 
-def test_seed_selection(train: Callable[..., Path], tmp_path: Path) -> None:
+def test_seed_selection(three_looks: Path) -> None:
     """Run seeds, show the best: its page shows all, and the table is refused until all are named."""
-    folders = [train(f"seed-{seed}", "--seed", str(seed)) for seed in range(3)]
+    folders = [three_looks / f"seed-{seed}" for seed in range(3)]
     last = result_of(folders[2])
     assert set(last["test_accuracy_of_seeds"]) == {"0", "1", "2"}
     assert "that were looked at, from 3 seeds" in " ".join((folders[2] / "report.html").read_text().split())
@@ -144,29 +160,27 @@ def test_seed_selection(train: Callable[..., Path], tmp_path: Path) -> None:
     assert f"{min(100 * result_of(folder)['test_accuracy'] for folder in folders):.2f}" in done.stdout
 
 
-def test_selection_by_the_number_of_ranks(train: Callable[..., Path], tmp_path: Path) -> None:
+def test_selection_by_the_number_of_ranks(train: Callable[..., Path], runs: Path) -> None:
     """One seed with one rank and with two is two trained networks, and both are shown."""
-    alone, two = (train(f"ranks-{ranks}", ranks=ranks) for ranks in (1, 2))
+    alone, two = runs / "seed-0", train("two", ranks=2)
     if result_of(alone)["weights_sha256"] == result_of(two)["weights_sha256"]:
         pytest.skip("here the number of ranks does not change the rounding")
     assert len(result_of(two)["test_accuracy_of_seeds"]["0"]) == 2
     for one, other in ((alone, two), (two, alone)):
-        done = verb("compare", str(one))
+        done = verb("compare", str(one), str(runs / "seed-1"), str(runs / "seed-2"))
         assert done.returncode == 2
-        assert f"also looked at in {other.name} (seed 0)" in done.stderr
+        assert f"also looked at in {other.name} (seed 0):" in done.stderr
 
 
-def test_taking_a_look_out_of_the_book(train: Callable[..., Path], run_trainer: RunTrainer, tmp_path: Path) -> None:
-    for seed in range(3):
-        train(f"seed-{seed}", "--seed", str(seed))
-    ledger = tmp_path / "runs" / "ledger.jsonl"
+def test_taking_a_look_out_of_the_book(run_trainer: RunTrainer, runs: Path) -> None:
+    ledger = runs / "ledger.jsonl"
     first, second, third = ledger.read_text().splitlines(keepends=True)
     ledger.write_text(first + third)
-    done = run_trainer("--epochs", "1", "--seed", "9", "--run-dir", str(tmp_path / "runs/next"))
+    done = run_trainer("--epochs", "1", "--seed", "9", "--run-dir", str(runs / "next"))
     assert done.returncode == 4
     assert "does not follow from the line before it" in done.stderr
     assert "epoch 1/1" not in done.stdout
     ledger.write_text(first + second)
-    done = verb("compare", *(str(tmp_path / f"runs/seed-{seed}") for seed in range(2)))
+    done = verb("compare", *(str(runs / f"seed-{seed}") for seed in range(2)))
     assert done.returncode == 4
     assert "does not end as ledger.head says" in done.stderr

@@ -1,14 +1,28 @@
-"""The rendered Job's own command lines, as on several hosts: ranks meet by name, hosts are lost and replaced."""
+"""The manifests' own command lines, as on several hosts.
 
+The training Job: ranks meet by name, hosts are lost and replaced. The Deployment serves what that Job published: three
+pods, replaced under load while a new version is published. One file, so that one process of the suite trains once.
+"""
+
+import json
+import shutil
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import wait_for
+from tests.deploy.rollout import Rollout, requests_of
 from tests.deploy.training import Trained, build_job, service_names
 from tests.hosts import network
 
 pytestmark = pytest.mark.slow
+
+NUM_PODS = 3
+DNS_S = 5
+"""How seldom our client looks at DNS; others every 30 s, and minReadySeconds keeps a rollout slower. Here, once is
+enough."""
 
 
 def test_two_hosts_train_although_one_is_evicted_and_one_is_killed(trained: Trained) -> None:
@@ -67,3 +81,49 @@ def test_a_wrong_configuration_ends_the_job_at_once(has_namespaces: bool, tmp_pa
     assert trained.outcome == "Failed", trained.logs
     assert trained.codes[-1] == 2
     assert "error: --image-size 0: must be at least 1" in trained.logs
+
+
+@pytest.fixture
+def models(trained: Trained, tmp_path: Path) -> Path:
+    """A model volume with what the training Job published, and a place beside it to publish from."""
+    return Path(shutil.copytree(trained.models, tmp_path / "models"))
+
+
+def publish(models: Path) -> None:
+    """A second version, as the trainer publishes one: complete, by one rename."""
+    shutil.copytree(models / "mnist/1", models / "mnist/.incoming")
+    (models / "mnist/.incoming").rename(models / "mnist/2")
+
+
+@pytest.mark.parametrize("overlay", ["prod-cpu", "dev"])  # native and grpcio
+def test_no_request_fails_while_all_pods_are_replaced_and_a_version_is_published(
+    overlay: str, has_namespaces: bool, models: Path, tmp_path: Path
+) -> None:
+    names = [f"serving-{number}" for number in range(2 * NUM_PODS)]
+    with network([*names, "client"], namespaces=has_namespaces) as (*hosts, client):
+        rollout = Rollout(overlay, hosts, client, models, tmp_path)
+        first, second = rollout.pods[:NUM_PODS], rollout.pods[NUM_PODS:]
+        rollout.bring(first)
+        load = client.start(
+            [sys.executable, str(Path(__file__).parent / "load.py"), rollout.target], {}, tmp_path / "load.log"
+        )
+        for pod in first:
+            wait_for(f"a request to {pod.host.name}", lambda pod=pod: requests_of(pod) > 10)
+        began = time.monotonic()
+        rollout.bring(second[:1])
+        publish(models)
+        for pod in [*first[1:], second[0]]:
+            wait_for(f"version 2 on {pod.host.name}", lambda pod=pod: pod.said("mnist version 2 is ready"))
+        wait_for("the client to be free to look at DNS", lambda: time.monotonic() > began + DNS_S)
+        ended = [rollout.retire(first[0])]
+        ended += [rollout.replace(old, new) for old, new in zip(first[1:], second[1:], strict=True)]
+        codes = [process.wait(120) for process in ended]
+        for pod in second:
+            wait_for(f"a request to {pod.host.name}", lambda pod=pod: requests_of(pod) > 10)
+        load.stdin.close()
+        assert load.wait(60) == 0
+    told = json.loads((tmp_path / "load.log").read_text().splitlines()[-1])
+    assert told["failed"] == []
+    assert codes == [0, 0, 0], [pod.text for pod in first]
+    assert set(told["answered"]) == {"1", "2"}
+    assert min(told["answered"].values()) > 10
