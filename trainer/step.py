@@ -79,11 +79,13 @@ class TrainStep:
             float32 `[2]`: the sum of the losses and the number of correct answers, over all ranks.
         """
         starts = [0, *itertools.accumulate(batch.sizes)]
-        with self._norms.collecting():
-            mine = sum_in_tree(lambda shard: self._shard(batch, shard, starts[shard]), len(batch.sizes))
-        result = self._sums.give_back(self._add_up(mine), batch.num_images)
-        self._optimizer.step(batch.lr_factor)
-        self._optimizer.zero_grad()
+        try:
+            with self._norms.collecting():
+                mine = sum_in_tree(lambda shard: self._shard(batch, shard, starts[shard]), len(batch.sizes))
+            result = self._sums.give_back(self._add_up(mine), batch.num_images)
+            self._optimizer.step(batch.lr_factor)
+        finally:  # a step that cannot be captured is taken once more
+            self._optimizer.zero_grad()
         return result
 
     def _shard(self, batch: Batch, shard: int, start: int) -> torch.Tensor:

@@ -64,6 +64,24 @@ def test_shards_of_a_batch_make_the_same_step_as_the_batch(mini: Dataset, tmp_pa
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_a_step_that_failed_leaves_nothing_to_the_next(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a CUDA graph cannot be captured, which computes nothing, and the step is taken eagerly instead."""
+    calm, disturbed = (make_run(SHORT, mini, tmp_path / "run").learner for _ in range(2))
+    batch = batch_of(torch.arange(100), torch.device("cpu"))
+
+    def fail(self: Optimizer, lr_factor: torch.Tensor) -> None:
+        raise RuntimeError("not permitted when stream is capturing")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="not permitted"):
+        patch.setattr(Optimizer, "step", fail)
+        disturbed.step(batch)
+    for learner in (calm, disturbed):
+        learner.step(batch)
+    assert weights_sha256(disturbed.model) == weights_sha256(calm.model)
+
+
 def test_dropout_belongs_to_the_sample(mini: Dataset, tmp_path: Path) -> None:
     """However the batch is cut, and whatever else draws random numbers, the same units are dropped."""
     recipe = replace(SHORT, network="alexnet")
