@@ -98,15 +98,30 @@ class Run:
 
 
 def restore(run: Run) -> bool:
-    """Go on from the newest good checkpoint in the run folder. Returns whether there is one."""
+    """Go on from the newest good checkpoint in the run folder. Returns whether there is one.
+
+    Raises:
+        CheckpointError: it is of another network, as another version of Convoy builds for this recipe.
+    """
     state = run.world.from_main(run.checkpoints.load_newest() if run.world.is_main else None)
     if state is None:
         return False
+    saved, built = (_shapes(weights) for weights in (state["model"], run.learner.model.state_dict()))
+    if saved != built:
+        example = min(name for name, _ in saved ^ built)
+        raise CheckpointError(
+            f"the checkpoints in {run.folder.path} are of another network than {run.recipe.network} is now (see "
+            f"{example}): another version of Convoy has made them; take that one, or train anew in another folder"
+        )
     run.learner.load_state_dict(state)
     run.position.step, run.position.seconds = state["step"], state["seconds"]
     run.position.totals.copy_(state["totals"])
     run.progress.say(f"at step {run.position.step} of {run.num_steps}, saved in {run.folder.path}")
     return True
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> set[tuple[str, torch.Size]]:
+    return {(name, weight.shape) for name, weight in weights.items()}
 
 
 def fit(run: Run, stop: StopRequest, save_every: SaveEvery = SaveEvery()) -> None:

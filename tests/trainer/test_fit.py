@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import trainer.fit as fit_module
 from tests.conftest import fill
@@ -218,6 +219,14 @@ def test_saving_at_every_step_does_not_change_the_weights(mini: Dataset, tmp_pat
             fit(run, stop, every)
         digests.append(weights_sha256(run.learner.model))
     assert digests[0] == digests[1]
+
+
+def test_checkpoints_of_a_network_that_has_changed_since_are_refused(mini: Dataset, tmp_path: Path) -> None:
+    save(make_run(SHORT, mini, tmp_path / "run"))
+    again = make_run(SHORT, mini, tmp_path / "run")
+    again.learner.model.network.register_parameter("new", nn.Parameter(torch.zeros(3)))
+    with pytest.raises(CheckpointError, match=r"of another network than lecture is now \(see network.new\)"):
+        restore(again)
 
 
 def test_a_run_goes_on_in_the_middle_of_an_epoch(mini: Dataset, tmp_path: Path) -> None:
