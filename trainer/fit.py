@@ -141,6 +141,7 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery = SaveEvery()) -> Non
                 with run.world.watchdog.computing():
                     loop.run_epoch()
                 loop.end_epoch()
+                loop.save_or_leave()
             loop.save_and_wait()
         finally:
             run.world.watchdog.patience = PATIENT_S
@@ -230,7 +231,7 @@ class _Loop:
         self._saved_at: float | None = None
         self._longest_step_s = 0.0  # of the recent ones: a step counts a tenth less with each one that follows
         self._stopwatch = _Stopwatch(run.position.seconds, run.world.device)
-        self._lr_factors: torch.Tensor  # of the current epoch
+        self._lr_factors = run.lr_factors(run.position.step // run.steps_per_epoch)
         # The results since the last log line stay on the device, so that a GPU need not be waited for at each step.
         self._window = torch.zeros(LOG_EVERY_STEPS, 2, device=run.world.device)
         self._window_images = 0
@@ -270,7 +271,9 @@ class _Loop:
             self._be_patient(max(HANG_AFTER_S, 3 * self._longest_step_s))
             if run.world.device.type == "cpu" and not math.isfinite(result[0]):
                 self._check_finite()
-            self._between_steps(epoch)
+            self._tell(epoch)
+            if run.position.step % run.steps_per_epoch:  # else the epoch's end belongs to what is saved
+                self.save_or_leave()
         run.position.seconds = self._stopwatch.stop()
 
     def end_epoch(self) -> None:
@@ -322,7 +325,8 @@ class _Loop:
             num_images=num_images,
         )
 
-    def _between_steps(self, epoch: int) -> None:
+    def _tell(self, epoch: int) -> None:
+        """Log and show where the run is, if it is time to."""
         run = self._run
         if run.position.step % LOG_EVERY_STEPS == 0:
             self._check_weights()
@@ -331,6 +335,10 @@ class _Loop:
         if run.progress.is_due():
             with run.world.watchdog.patient():
                 self._show(epoch)
+
+    def save_or_leave(self) -> None:
+        """Between two steps: begin a save if it is time for one, and end the run if some rank has been asked to."""
+        run = self._run
         if run.world.is_main:
             self._save_if_due()
         if self._agreement.ask(stop=self._stop.number is not None):

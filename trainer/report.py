@@ -52,7 +52,7 @@ def write_report(
     curves = _curves(folder, result, config)
     mistakes = _worst_mistakes(test_images, evaluation, names)
     with figures.style():
-        panels = {name: _panel(curves, name) for name in ("loss", "accuracy")}
+        panels = {name: _panel(curves, name) for name in ("loss", "accuracy") if curves.epochs}
         _write_figures(folder / "figures", curves, confusion, names, mistakes)
         years = _write_cifar10_years(folder / "figures", result) if result["dataset"] == "cifar10" else None
     page = {
@@ -132,10 +132,11 @@ def _write_figures(
 ) -> None:
     folder.mkdir(exist_ok=True)
     drawings = {
-        "curves": figures.draw_curves(curves, "loss", "accuracy"),
         "confusion": figures.draw_confusion(confusion.numpy(), names),
         "mistakes": figures.draw_mistakes(mistakes),
     }
+    if curves.epochs:  # none where the disk was full
+        drawings["curves"] = figures.draw_curves(curves, "loss", "accuracy")
     for name, drawing in drawings.items():
         write_figure(folder / name, drawing)
 

@@ -35,14 +35,14 @@ trainer.hardware._cpuinfo = lambda field: flags
 if sys.argv[1] == "settings" and is_odd:
     sys.argv += ["--seed", "7"]
 if sys.argv[1] == "weights" and is_odd:
-    go_on = _Loop._between_steps
+    go_on = _Loop.save_or_leave
 
-    def flip(loop, epoch):
-        go_on(loop, epoch)
+    def flip(loop):
+        go_on(loop)
         if loop._run.position.step == 20:
             next(loop._run.learner.model.parameters()).detach().view(torch.int32)[0, 0, 0, 0] ^= 1 << 12
 
-    _Loop._between_steps = flip
+    _Loop.save_or_leave = flip
 train_command(sys.argv[2:])
 """
 """The trainer, of which the last of three ranks has something otherwise than the others."""

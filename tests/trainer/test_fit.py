@@ -1,6 +1,7 @@
 """The loop in one process: a golden curve, exact accounts, and what must not matter."""
 
 import json
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.data.augment import Augment
 from trainer.distributed import World
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, Interrupted
 from trainer.fit import Run, Samples, SaveEvery, _Loop, fit, restore, save
 from trainer.learner import Learner
 from trainer.metrics import read_metrics
@@ -59,7 +60,7 @@ def make_run(recipe: Recipe, dataset: Dataset, folder: Path, *, world: World = A
     return setup(recipe, dataset, run_folder, world, Progress(is_main=False))
 
 
-def losses(run: Run, num_steps: int) -> list[float]:
+def losses(run: Run, num_steps: int, save_every: SaveEvery | None = None) -> list[float]:
     """Train that many steps; the mean loss of each."""
     seen: list[float] = []
     step = run.learner.step
@@ -73,8 +74,14 @@ def losses(run: Run, num_steps: int) -> list[float]:
 
     run.learner = replace(run.learner, step=watched)
     with StopRequest() as stop, pytest.raises(StopIteration):
-        fit(run, stop)
+        fit(run, stop, save_every or SaveEvery())
     return seen
+
+
+def epoch_lines(folder: Path) -> list[dict[str, Any]]:
+    """What is logged of each epoch but the time."""
+    lines = [line for line in read_metrics(folder) if line["kind"] == "epoch"]
+    return [{name: value for name, value in line.items() if name not in ("time", "seconds")} for line in lines]
 
 
 def test_the_first_losses_are_the_golden_ones(mini: Dataset, tmp_path: Path) -> None:
@@ -219,6 +226,40 @@ def test_saving_at_every_step_does_not_change_the_weights(mini: Dataset, tmp_pat
             fit(run, stop, every)
         digests.append(weights_sha256(run.learner.model))
     assert digests[0] == digests[1]
+
+
+def test_a_run_goes_on_from_the_end_of_an_epoch(mini: Dataset, tmp_path: Path) -> None:
+    """What is saved after an epoch's last step has its validation and its line behind it, and new sums before it."""
+    whole, first = (make_run(SHORT, mini, tmp_path / name) for name in ("whole", "parts"))
+    with StopRequest() as stop:
+        fit(whole, stop)
+    losses(first, 50, SaveEvery(steps=45))
+    second = make_run(SHORT, mini, tmp_path / "parts")
+    assert restore(second)
+    assert second.position.step == 45
+    with StopRequest() as stop:
+        fit(second, stop)
+    assert epoch_lines(tmp_path / "parts") == epoch_lines(tmp_path / "whole")
+
+
+def test_who_is_stopped_in_the_last_step_has_trained_to_the_end(mini: Dataset, tmp_path: Path) -> None:
+    run = make_run(SHORT, mini, tmp_path / "run")
+    with StopRequest() as stop:
+        step = run.learner.step
+
+        def watched(batch: Any) -> torch.Tensor:
+            if run.position.step == 89:
+                stop.ask(signal.SIGTERM, "")
+            return step(batch)
+
+        run.learner = replace(run.learner, step=watched)
+        with pytest.raises(Interrupted, match="saved at step 90 of 90"):
+            fit(run, stop)
+    again = make_run(SHORT, mini, tmp_path / "run")
+    assert restore(again)
+    with StopRequest() as stop:
+        fit(again, stop)
+    assert [line["epoch"] for line in epoch_lines(tmp_path / "run")] == [1, 2]
 
 
 def test_checkpoints_of_a_network_that_has_changed_since_are_refused(mini: Dataset, tmp_path: Path) -> None:

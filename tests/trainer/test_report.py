@@ -267,6 +267,13 @@ def test_no_mistakes_in_one_epoch(tmp_path: Path) -> None:
     assert "1 epoch, 100 steps" in page.text
 
 
+def test_a_run_whose_metrics_could_not_be_written_has_a_report(tmp_path: Path) -> None:
+    ran = {"epochs": 3, "steps": 300}
+    page = report(tmp_path / "run", ("cat", "dog"), evaluation([0, 1, 1], [0, 1, 1]), epochs=0, changes=ran)
+    assert "metrics.jsonl has no line of an epoch, because it could not be written" in page.text
+    assert "100.00 % test accuracy: 0 of 3 images wrong" in page.text
+
+
 def test_a_class_without_test_images_is_no_failure(tmp_path: Path) -> None:
     page = report(tmp_path / "run", ("cat", "dog", "owl"), evaluation([0, 0, 1], [1, 0, 1]))
     assert "owl 0 – – – no test images" in page.text
