@@ -90,6 +90,8 @@ class World:
         # How many threads share a sum decides its rounding; under virtual shards that must not follow from the ranks.
         num_threads = 1 if virtual_shards else max(1, num_available_cpus() // local_size)
         torch.set_num_threads(num_threads)
+        if choice != "cpu" and torch.cuda.is_available():
+            torch.cuda.init()  # takes seconds in which no thread can give a sign of life: before others listen for one
         situation, store, name = Situation(rank=rank, world_size=size), None, ""
         watchdog = Watchdog(situation)
         if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -289,8 +291,10 @@ def _start_process_group(store: Store, rank: int, size: int, device: torch.devic
 @contextmanager
 def _watched(situation: Situation, store: Store | None, name: str, watchdog: Watchdog) -> Iterator[None]:
     """Report what fails, from the rank to whom it is due; leave the process group at the end."""
+    is_done = False
     try:
         yield
+        is_done = True
     except Exception as error:
         with ignored():
             if store is not None:
@@ -304,7 +308,9 @@ def _watched(situation: Situation, store: Store | None, name: str, watchdog: Wat
         raise
     finally:
         watchdog.stop()
-        if dist.is_initialized():
+        # NCCL waits there for kernels, which may wait for a rank that is gone: where a run fails, its process ends soon
+        # (`cli.py`), and the connections with it.
+        if dist.is_initialized() and (is_done or dist.get_backend() != "nccl"):
             dist.destroy_process_group()
 
 

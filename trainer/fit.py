@@ -146,6 +146,7 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery = SaveEvery()) -> Non
         finally:
             run.world.watchdog.patience = PATIENT_S
             run.progress.stop()
+            run.learner.release()
             loop.close()
 
 

@@ -63,6 +63,11 @@ class Learner:
         with self.autocast():
             return average_views(self.model, pixels, views)
 
+    def release(self) -> None:
+        """Give back what only training steps need: afterwards the ranks can part."""
+        if isinstance(self.step, GraphedStep):
+            self.step.release()
+
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 

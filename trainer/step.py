@@ -96,8 +96,9 @@ class TrainStep:
         part = slice(start, start + size)
         indices = batch.indices[part]
         labels = self._data.labels[indices]
+        images = self._augment(self._data.images, indices, batch.numbers[part])  # where a bfloat16 would shift pixels
         with self._autocast(), dropping(self._dropouts, batch.keys[part]):
-            logits = self._model(self._augment(self._data.images, indices, batch.numbers[part]))
+            logits = self._model(images)
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing, reduction="sum")
         (loss * (1 / batch.num_images)).backward()
@@ -108,7 +109,7 @@ class TrainStep:
 class GraphedStep:
     """A `TrainStep` as a single CUDA graph: one launch a step instead of some hundred.
 
-    The first steps run eagerly on a side stream, as they would anyway; then the step is captured, which computes
+    The first steps run eagerly on a side stream, as they would anyway; then a step is captured, which computes
     nothing, and from there on batches of the same size are replayed. A batch of another size (an epoch's last one)
     runs eagerly. Where capture fails, all steps stay eager, and `say` is told why.
     """
@@ -118,22 +119,32 @@ class GraphedStep:
         self._say = say
         self._stream = torch.cuda.Stream()
         self._num_eager_left = NUM_EAGER_STEPS
+        self._largest = 0
+        self._may_capture = True
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: Batch | None = None
         self._result: torch.Tensor | None = None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """As `TrainStep.__call__`; the result is overwritten by the next call."""
-        if self._num_eager_left >= 0 and self._graph is None:
-            self._num_eager_left -= 1
-            if self._num_eager_left < 0:
-                self._capture(batch)
+        self._largest = max(self._largest, batch.num_images)
+        if self._may_capture and self._num_eager_left == 0 and batch.num_images == self._largest:
+            self._may_capture = False
+            self._capture(batch)
         if self._graph is None or self._batch is None or not _same_shape(batch, self._batch):
+            self._num_eager_left = max(0, self._num_eager_left - 1)
             return self._eager(batch)
         self._copy(batch, self._batch)
         self._graph.replay()
         assert self._result is not None
         return self._result
+
+    def release(self) -> None:
+        """Let the graph go; further steps are eager. NCCL's communicator waits at its end for graphs that use it."""
+        if self._graph is not None:
+            self._graph.reset()
+        self._graph = self._batch = self._result = None
+        self._may_capture = False
 
     def _eager(self, batch: Batch) -> torch.Tensor:
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -155,7 +166,9 @@ class GraphedStep:
             with torch.cuda.graph(graph, stream=self._stream):
                 self._result = self._step(static)
         except RuntimeError as error:
-            self._say(f"warning: no CUDA graph, the steps run one kernel at a time: {str(error).splitlines()[0]}")
+            self._result = None
+            why = _first_of(error)
+            self._say(f"warning: no CUDA graph, the steps run one kernel at a time: {str(why).splitlines()[0]}")
             return
         self._graph, self._batch = graph, static
 
@@ -165,6 +178,11 @@ class GraphedStep:
         target.numbers.copy_(source.numbers)
         target.keys.copy_(source.keys)
         target.lr_factor.copy_(source.lr_factor)
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """The error that it began with: on the way out of a capture, each cleaning up fails once more."""
+    return error if error.__context__ is None else _first_of(error.__context__)
 
 
 def _same_shape(a: Batch, b: Batch) -> bool:

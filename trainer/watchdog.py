@@ -8,7 +8,8 @@ other judges, and talks to nobody, so that a store that does not answer cannot s
 Who hangs is who has entered fewer collectives than those that wait for it. If it still can, it says so itself, with
 the stack that it hangs in. How long is too long depends on what it does: it may take its time over a download, or a
 first step that a library prepares, but not stand still where it should compute. Who gives no sign of life is gone,
-whatever it was doing. What a GPU computes is not seen here: a kernel that does not end is NCCL's to notice.
+whatever it was doing. What a GPU computes is not seen here: a kernel that does not end is noticed by nobody, because
+NCCL does not watch over collectives in a CUDA graph.
 """
 
 import json

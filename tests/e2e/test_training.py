@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, clean_environment
 
@@ -385,3 +386,15 @@ def test_a_run_that_could_not_be_exported_does_not_begin(tmp_path: Path, run_tra
     assert done.returncode == 2
     assert re.fullmatch(r"error: .*labels\.txt has 2 classes, the new version 10: .*--no-export.*\n", done.stderr)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_train_to_the_end_and_leave(tmp_path: Path, trainer_command: Command) -> None:
+    """NCCL's communicator waits at its end for graphs that use it."""
+    command = ["cuda" if word == "cpu" else word for word in trainer_command("--epochs", "2", ranks=2)]
+    command += ["--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no CUDA graph" not in done.stdout
+    assert result_of(tmp_path / "run")["test_accuracy"] > 0.85

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -162,9 +162,85 @@ def test_what_a_cuda_graph_cannot_hold_is_found() -> None:
                 bad()
 
 
+class Rehearsal(GraphedStep):
+    """Which steps would be captured, replayed and computed eagerly, without a GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, can_capture: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "Stream", object)
+        super().__init__(cast(TrainStep, None), print)
+        self.can_capture = can_capture
+        self.seen: list[str] = []
+
+    def _eager(self, batch: Batch) -> torch.Tensor:
+        self.seen.append(f"eager {batch.num_images}")
+        return torch.zeros(2)
+
+    def _capture(self, batch: Batch) -> None:
+        self.seen.append(f"capture {batch.num_images}")
+        if self.can_capture:
+            self._graph, self._batch, self._result = cast(torch.cuda.CUDAGraph, self), batch, torch.zeros(2)
+
+    def replay(self) -> None:
+        self.seen.append("replay")
+
+    def reset(self) -> None:
+        self.seen.append("reset")
+
+
+def take(step: GraphedStep, sizes: list[int]) -> None:
+    for size in sizes:
+        step(batch_of(torch.arange(size), torch.device("cpu")))
+
+
+@pytest.mark.parametrize("sizes", [[10, 10, 10, 4, 10, 4, 10], [4, 10, 10, 4, 10, 4, 10]])
+def test_it_is_the_full_batch_that_is_captured(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where an epoch's last, smaller one comes when it is time, or first in a run that goes on."""
+    step = Rehearsal(monkeypatch)
+    take(step, sizes)
+    assert step.seen == [*(f"eager {size}" for size in sizes[:4]), "capture 10", "replay", "eager 4", "replay"]
+
+
+def test_a_released_graph_is_not_used_or_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Rehearsal(monkeypatch)
+    take(step, [10] * 5)
+    step.release()
+    step.release()
+    take(step, [10])
+    assert step.seen[-4:] == ["replay", "replay", "reset", "eager 10"]
+
+
+def test_what_cannot_be_captured_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Rehearsal(monkeypatch, can_capture=False)
+    take(step, [10] * 6)
+    assert step.seen == ["eager 10"] * 3 + ["capture 10"] + ["eager 10"] * 3
+
+
+def test_the_first_error_of_a_capture_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the way out, first our own cleaning up fails, and then the end of the capture."""
+
+    def fail(batch: Batch) -> torch.Tensor:
+        try:
+            raise RuntimeError("operation not permitted: aten::nonzero")
+        finally:
+            raise RuntimeError("previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext())
+    step = GraphedStep(cast(TrainStep, fail), print)
+    step._capture(batch_of(torch.arange(3), torch.device("cpu")))
+    assert capsys.readouterr().out.endswith("one kernel at a time: operation not permitted: aten::nonzero\n")
+    assert step._graph is None
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_graph_computes_what_the_eager_step_does(mini: Dataset, tmp_path: Path) -> None:
+def test_a_graph_computes_what_the_eager_step_does(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as `World.join` has it on a GPU
     device = torch.device("cuda", 0)
     world = World(rank=0, size=1, local_rank=0, device=device, num_threads=1)
     digests, said = [], []
@@ -179,6 +255,8 @@ def test_a_graph_computes_what_the_eager_step_does(mini: Dataset, tmp_path: Path
             size = 60 if number % 10 == 9 else 100  # the odd size runs eagerly in between
             chosen(batch_of(torch.arange(number * 100, number * 100 + size), device))
         said.append(getattr(step, "_graph", None) is not None)
+        step.release()
+        chosen(batch_of(torch.arange(100), device))
         digests.append(weights_sha256(run.learner.model))
     assert said == [False, True]
     assert digests[0] == digests[1]

@@ -192,11 +192,7 @@ def lone_steps(run: Run, num_steps: int) -> None:
 
 def measure_rate(runs: list[Run], num_steps: int) -> float:
     """Images a second, over all members, of the first steps: stacked, or of a single run by its own learner."""
-    if len(runs) == 1:
-        work = partial(lone_steps, runs[0])
-    else:
-        stack = Stack(runs)
-        work = partial(_first_steps, stack, stack.draw(0))
+    work = partial(lone_steps, runs[0]) if len(runs) == 1 else partial(_first_steps, Stack(runs))
     work(2)
     _wait(runs[0])
     began = time.perf_counter()
@@ -205,8 +201,8 @@ def measure_rate(runs: list[Run], num_steps: int) -> float:
     return num_steps * len(runs) * runs[0].recipe.global_batch_size / (time.perf_counter() - began)
 
 
-def _first_steps(stack: Stack, samples: Samples, num_steps: int) -> None:
-    stack.train_steps(samples, num_steps=num_steps)
+def _first_steps(stack: Stack, num_steps: int) -> None:
+    stack.train_steps(stack.draw(0), num_steps=num_steps)
 
 
 def _wait(run: Run) -> None:
