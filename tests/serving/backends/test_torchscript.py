@@ -10,6 +10,7 @@ from google.protobuf import text_format
 
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import torchscript
+from serving.devices import CudaUnusable
 from serving.errors import LoadError
 from serving.model_config import to_spec
 
@@ -55,6 +56,14 @@ def load(tmp_path):
         return torchscript.load(file, to_spec(text_format.Parse(text, ModelConfig())), None, 1)
 
     return load_module
+
+
+def test_a_gpu_that_torch_cannot_use_is_told_apart_from_a_bad_model(tmp_path, monkeypatch) -> None:
+    """The driver has counted one; the server takes the CPU then, unless somebody insists."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    spec = to_spec(text_format.Parse(config("x", "y"), ModelConfig()))
+    with pytest.raises(CudaUnusable, match="this torch cannot use CUDA"):
+        torchscript.load(tmp_path / "model.pt", spec, 0, 1)
 
 
 A = np.array([[10, 20]], np.float32)
