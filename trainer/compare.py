@@ -27,7 +27,7 @@ def compare_runs(paths: list[Path]) -> list[str]:
     runs = list(
         {(folder.setting_sha256, result["weights_sha256"]): (folder, result) for folder, result in named}.values()
     )
-    tested_on = {result["dataset_sha256"]: result["dataset"] for _, result in runs}
+    tested_on = {result.get("test_sha256", result["dataset_sha256"]): result["dataset"] for _, result in runs}
     if len(tested_on) > 1:
         names = " and ".join(f"{name} ({digest[:8]})" for digest, name in tested_on.items())
         raise ConfigError(f"the runs were tested on different images, {names}: compare those of one data set")

@@ -6,8 +6,9 @@ configuration, when, and what was seen. A second look with the same weights show
 Each line carries the digest of the one before it, and `ledger.head` the last one's, so that a line that was changed or
 taken out is noticed. That is against mistakes and temptation: whoever writes both files anew, or deletes both, is not.
 
-A test set is known by its images as they are fed to a network: other training images beside them do not make it another
-one. The same photographs at another image size, or another tenth of a folder that has no test images of its own, do.
+A test set is known by its images as they are fed to a network, in whatever order: other training images beside them,
+other names of files and classes or corrected labels do not make it another one. The same photographs at another image
+size, or another tenth of a folder that has no test images of its own, do.
 """
 
 import datetime
@@ -34,6 +35,7 @@ class Look:
     Args:
         number: which look at this test set it was in this workspace, counted from 1.
         num_looks: how many the workspace holds now.
+        test_sha256: of the test images; of the data set in ledgers of before that digest.
         is_repeated: these weights had been looked at before, so that it was not counted again.
     """
 
@@ -42,6 +44,7 @@ class Look:
     accuracy: float
     num_errors: int
     num_images: int
+    test_sha256: str
     is_repeated: bool
 
 
@@ -109,7 +112,9 @@ class Ledger:
         return {name: names.count(name) for name in dict.fromkeys(names)}
 
     def record(self, entry: dict[str, Any]) -> Look:
-        """Append a look, unless one with the same weights and data set stands there; either way, say which it is.
+        """Append a look, unless one that saw the same of the same weights stands there; either way, say which it is.
+
+        Where labels have been corrected since, the same weights are seen to do otherwise.
 
         Raises:
             CheckpointError: the ledger cannot be written, or is damaged.
@@ -123,7 +128,7 @@ class Ledger:
         with locked(self.path, print, f"waiting for another process that writes {self.path}"):
             earlier = self.entries(entry["dataset_sha256"], entry.get("test_sha256"))
             for number, known in enumerate(earlier, start=1):
-                if known["weights_sha256"] == entry["weights_sha256"]:
+                if all(known[mark] == entry[mark] for mark in ("weights_sha256", "num_errors", "num_images")):
                     return _look(known, number, len(earlier), is_repeated=True)
             lines = read_lines(self.path)
             linked = {**entry, "previous": _digest(lines[-1]) if lines else ""}
@@ -188,9 +193,10 @@ def look_at_test_set(
 
 
 def images_sha256(images: torch.Tensor) -> str:
-    """SHA-256 over the shape and the pixels of images uint8 `[N, C, H, W]`."""
+    """SHA-256 over the shape and the pixels of images uint8 `[N, C, H, W]`, the same in every order of the images."""
     digest = hashlib.sha256(str(list(images.shape)).encode())
-    digest.update(images.contiguous().numpy().data)
+    for each in sorted(hashlib.sha256(image.contiguous().numpy().data).digest() for image in images):
+        digest.update(each)
     return digest.hexdigest()
 
 
@@ -205,5 +211,6 @@ def _look(entry: dict[str, Any], number: int, num_looks: int, *, is_repeated: bo
         accuracy=entry["accuracy"],
         num_errors=entry["num_errors"],
         num_images=entry["num_images"],
+        test_sha256=entry.get("test_sha256", entry["dataset_sha256"]),
         is_repeated=is_repeated,
     )

@@ -6,7 +6,7 @@ from trainer.checkpoint import weights_sha256
 from trainer.config import EvaluateConfig, ExportConfig, recipe_from_json
 from trainer.data import Dataset, image_folder, without_test_images
 from trainer.distributed import World
-from trainer.errors import ConfigError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluate import describe_accuracy, evaluate
 from trainer.export.plan import served_model
 from trainer.fit import Run, restore
@@ -63,6 +63,7 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
 
     Raises:
         ConfigError: there is no run or no checkpoint, or its data set has changed.
+        CheckpointError: the weights that it ended with are damaged.
     """
     folder = RunFolder.read(config.run)
     recipe = recipe_from_json(folder.fingerprint["recipe"])
@@ -79,4 +80,10 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
     run = setup(recipe, without_test_images(dataset), folder, world, progress)
     if not restore(run):
         raise ConfigError(f"{folder.path} has no good checkpoint: train it first, with --run-dir {folder.path}")
+    result = folder.result()
+    if result is not None and result["weights_sha256"] != weights_sha256(run.learner.model):
+        raise CheckpointError(
+            f"{folder.path} ended with other weights than those of step {run.position.step}: its last checkpoint is "
+            "damaged or gone; put it back, or train anew in another folder"
+        )
     return run, dataset

@@ -182,7 +182,7 @@ class RunFolder:
 
 @contextmanager
 def in_use(folder: Path, world: World, say: Callable[[str], None]) -> Iterator[None]:
-    """Around all that a run or a study does in its folder; the main rank keeps other processes out.
+    """Around all that a run or a study does in its folder, made if need be; the main rank keeps other processes out.
 
     Raises:
         ConfigError: another one uses the folder, and stays.
@@ -192,6 +192,7 @@ def in_use(folder: Path, world: World, say: Callable[[str], None]) -> Iterator[N
     with ExitStack() as kept:
         if world.is_main:
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 waiting = f"{is_in_use}: waiting up to {LEAVING_S:.0f} s for it to leave"
                 kept.enter_context(locked(folder / LOCK_FILE, say, waiting, patience_s=LEAVING_S))
             except TimeoutError:

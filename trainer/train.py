@@ -65,8 +65,8 @@ def train(config: TrainConfig) -> None:
             return
         run = setup(recipe, without_test_images(dataset), folder, world, progress)
         model = plan_export(run, config)
-        folder.enter(config.resume, world)
         kept.enter_context(in_use(folder.path, world, progress.say))
+        folder.enter(config.resume, world)
         world.situation.folder = folder.path
         if tell_complete(folder, world, progress.say):  # who was in it has trained it to its end
             return
@@ -115,12 +115,18 @@ def tell_complete(folder: RunFolder, world: World, say: Callable[[str], None]) -
     """Whether there is nothing to do; the user is told so."""
     is_complete = folder.is_complete(world)
     if is_complete:
-        say(f"{folder.path} is complete; nothing to do. Its report: {folder.report_path}")
+        report = f" Its report: {folder.report_path}" if folder.report_path.exists() else ""  # a study has its own
+        say(f"{folder.path} is complete; nothing to do.{report}")
     return is_complete
 
 
 def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, progress: Progress) -> Run:
-    """Split the training images and build what learns."""
+    """Split the training images and build what learns.
+
+    Raises:
+        ConfigError: the recipe is not for images of this size.
+    """
+    recipe.augment.check(dataset.train.images.size(2))
     train_indices = torch.arange(len(dataset.train))
     if dataset.validation is not None:
         validation_images, validation_indices = dataset.validation, torch.arange(len(dataset.validation))
@@ -191,6 +197,8 @@ def summarize(run: Run, validation: Evaluation, look: Look) -> dict[str, Any]:
         "recipe": run.recipe.name,
         "dataset": run.dataset.name,
         "dataset_sha256": run.dataset.sha256,
+        "dataset_notes": run.dataset.notes,
+        "test_sha256": look.test_sha256,
         "model": run.recipe.network,
         "num_parameters": num_parameters(run.learner.model),
         "world_size": run.world.size,

@@ -19,6 +19,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, clean_environment
+from trainer.files import locked
+from trainer.run_folder import LOCK_FILE
 
 pytestmark = pytest.mark.slow
 
@@ -210,6 +212,16 @@ def test_who_enters_a_run_that_is_being_trained_waits_and_goes_on_from_there(
             step = re.search(r"saved at step (\d+)", wait_for_line(first, "saved at step"))
             assert step is not None
             wait_for_line(second, f"at step {step.group(1)} of")
+
+
+def test_who_waits_for_a_folder_writes_nothing_in_it(tmp_path: Path, trainer_command: Command) -> None:
+    """Another run may be about to begin there."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    command = trainer_command("--epochs", "1", "--run-dir", str(folder))
+    with locked(folder / LOCK_FILE, print, ""), started(command) as process:
+        wait_for_line(process, "is in use by another process: waiting")
+        assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
 
 
 def test_when_a_rank_is_killed_the_others_leave_and_say_so(tmp_path: Path, trainer_command: Command) -> None:

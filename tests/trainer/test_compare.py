@@ -82,6 +82,14 @@ def test_a_look_before_a_runs_end_is_one_of_its_setting(tmp_path: Path) -> None:
     assert compare_runs([run])[1].split()[2:6] == ["2", "97.00", "98.00", "99.00"]
 
 
+def test_other_training_images_are_compared_on_the_same_test_images(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path, 0, 10), make_run(tmp_path, 0, 5, dataset="e" * 64)]
+    for path in paths:
+        result = json.loads((path / "result.json").read_text())
+        (path / "result.json").write_text(json.dumps(result | {"test_sha256": "t"}))
+    assert len(compare_runs(paths)) == 4
+
+
 def test_other_images_and_unfinished_runs_are_refused(tmp_path: Path) -> None:
     one, other = make_run(tmp_path, 0, 10), make_run(tmp_path, 0, 10, dataset="e" * 64)
     with pytest.raises(ConfigError, match=r"different images, pets \(dddddddd\) and pets \(eeeeeeee\)"):

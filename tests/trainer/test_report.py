@@ -87,6 +87,7 @@ def result_of(seen: Evaluation, epochs: int) -> dict[str, Any]:
         "num_test_looks": 1,
         "test_accuracy_of_seeds": {7: [seen.accuracy]},
         "looks_by_dataset": {"folder:pets dddddddd": 1},
+        "dataset_notes": [],
         "weights_sha256": "e" * 64,
         "exported": None,
         "machine": MACHINE,
@@ -203,6 +204,12 @@ def test_a_run_on_cifar10_is_placed_on_the_lectures_curve(tmp_path: Path) -> Non
     for said in ("Graham 2015", "Real et al. 2018", "human performance", "75.00 %"):
         assert said in drawing
     assert "CIFAR-10 through time" not in report(tmp_path / "other", ("a", "b", "c"), some_mistakes()).text
+
+
+def test_what_is_known_of_the_data_is_told(tmp_path: Path) -> None:
+    notes = ["folder:/x: no test folder", "warning: folder:/x: 3 of 9 test images are training images, too"]
+    page = report(tmp_path / "run", ("cat", "dog"), some_mistakes(2), changes={"dataset_notes": notes})
+    assert " ".join(f"{note}." for note in notes) in page.text
 
 
 def test_names_of_folders_are_shown_as_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, run_trainer: RunTrainer) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    done = run_trainer("--epochs", "1", "--run-dir", str(folder))
+    done = run_trainer("--epochs", "1", "--save-every-steps", "20", "--run-dir", str(folder))
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -65,3 +66,15 @@ def test_what_is_no_run_is_one_line(tmp_path: Path, data_dir: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_weights_that_are_not_those_of_the_result_are_refused(run_folder: Path, data_dir: Path, tmp_path: Path) -> None:
+    """A damaged last checkpoint must not lend its figures to the one before it."""
+    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    newest = max((folder / "checkpoints").glob("step-*"))
+    (newest / "state.pt").write_bytes(b"damaged")
+    assert len(list((folder / "checkpoints").glob("step-*"))) > 1
+    done = evaluate(folder, data_dir, "--split", "test")
+    assert done.returncode == 4
+    assert "its last checkpoint is damaged or gone" in done.stderr
+    assert not (tmp_path / "ledger.jsonl").exists()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.data.order import generator
+from trainer.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,13 @@ class Augment:
     @property
     def is_affine(self) -> bool:
         return self.rotate_degrees > 0 or self.scale > 0
+
+    def check(self, image_size: int) -> None:
+        """Raises ConfigError where images of so many pixels would be shifted out of themselves."""
+        if self.shift >= image_size:
+            raise ConfigError(
+                f"images of {image_size} pixels cannot be shifted by {self.shift}: the shift must be less"
+            )
 
     def draw(self, num_samples: int, seed: int, epoch: int) -> torch.Tensor:
         """The epoch's numbers, float32 `[num_samples, 6]`: mirrored (0 or 1), dx, dy, angle, scale x, scale y."""

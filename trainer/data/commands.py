@@ -145,8 +145,8 @@ def fetch_sets(command: FetchSets) -> None:
 
 
 def verify_sets(command: VerifySets) -> int:
-    """Prints a line for each set; returns 3 when one is damaged or missing, else 0."""
-    status = 0
+    """Prints a line for each set; returns 3 when one is damaged or missing, or there is none, else 0."""
+    status, name = 0, ""
     for name, path, expected in _to_verify(command):
         try:
             decoded = open_decoded(path, expected_sha256=expected)
@@ -159,6 +159,9 @@ def verify_sets(command: VerifySets) -> int:
             status = DataError.exit_code
         else:
             print(f"{name}: good, sha256 {decoded.sha256}")
+    if not name:
+        print(f"{command.data_dir}: no data set to verify")
+        status = DataError.exit_code
     return status
 
 

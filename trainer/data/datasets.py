@@ -63,6 +63,8 @@ class Dataset:
     """Of each channel of the training images, 0 to 255; those set aside for validation are counted in."""
     deviation: tuple[float, ...]
     """Likewise."""
+    notes: tuple[str, ...] = ()
+    """What was said of a folder when it was opened: what is left out of it, or stands in two parts."""
 
 
 def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, verify: bool = True, say: Say) -> Dataset:
@@ -93,6 +95,7 @@ def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, ve
         path=decoded.path,
         mean=decoded.mean,
         deviation=decoded.deviation,
+        notes=content.notes,
     )
 
 

@@ -19,15 +19,15 @@ import torch
 from trainer.data.copies import describe_copies
 from trainer.data.images import decode_images, digest_files, probe_images
 from trainer.data.split import tenth_by_content
-from trainer.data.store import Content, Decoded, ImageSet, Say, open_or_make
+from trainer.data.store import Content, Decoded, ImageSet, Say, discard, open_or_make
 from trainer.errors import ConfigError, DataError
 
 _KINDS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 _PARTS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 _NEARLY_PARTS = ("training", "dev", "testing")
 _NUM_NAMED = 5
-_RULES = 2
-"""Which images of a listing go where. Another number, and all folders are decoded anew."""
+_RULES = 3
+"""Which images of a listing go where, and what is told of them. Another number, and all folders are decoded anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,14 @@ def load_folder(root: Path, data_dir: Path, *, image_size: int | None, verify: b
     def make() -> Content:
         content = _decode_listing(listing, image_size, say)
         for older in place.glob(f"{size}-*.pt"):
-            older.unlink(missing_ok=True)
+            discard(older)
         return content
 
-    return open_or_make(path, make, lock_path=place.with_suffix(".lock"), expected_sha256=None, verify=verify, say=say)
+    lock_path = place.with_suffix(".lock")
+    decoded = open_or_make(path, make, lock_path=lock_path, expected_sha256=None, verify=verify, say=say)
+    for note in decoded.content.notes:
+        say(note)
+    return decoded
 
 
 def decoded_place(root: Path, data_dir: Path) -> Path:
@@ -208,13 +212,15 @@ def _digest(data: bytes) -> str:
 
 def _decode_listing(listing: Listing, image_size: int | None, say: Say) -> Content:
     name = f"folder:{listing.root}"
-    for note in listing.notes:
-        say(f"{name}: {note}")
+    notes = [f"{name}: {note}" for note in listing.notes]
     parts = dict(listing.parts)
     all_paths = [sample.path for samples in parts.values() for sample in samples]
     num_channels, native_size = probe_images(all_paths, sized=image_size is not None)
     if "test" not in parts:
-        parts["train"], parts["test"] = _hold_out_test(listing, say)
+        parts["train"], parts["test"] = _hold_out_test(listing)
+        num_test, num_images = len(parts["test"]), len(all_paths)
+        how = f"{num_test} of {num_images} images are held out as test set, by their content"
+        notes.append(f"{name}: no test folder: {how}")
     paths = [sample.path for samples in parts.values() for sample in samples]
     size = image_size or native_size
     images = decode_images(paths, num_channels, size, lambda line: say(f"{name}: {line}"))
@@ -225,12 +231,11 @@ def _decode_listing(listing: Listing, image_size: int | None, say: Say) -> Conte
         end = start + len(samples)
         sets[part] = ImageSet(images[start:end], labels[start:end])
         start = end
-    for line in describe_copies(sets):
-        say(f"warning: {name}: {line}")
-    return Content(name, listing.classes, sets["train"], sets["test"], sets.get("validation"))
+    notes += [f"warning: {name}: {line}" for line in describe_copies(sets)]
+    return Content(name, listing.classes, sets["train"], sets["test"], sets.get("validation"), tuple(notes))
 
 
-def _hold_out_test(listing: Listing, say: Say) -> tuple[list[Sample], list[Sample]]:
+def _hold_out_test(listing: Listing) -> tuple[list[Sample], list[Sample]]:
     samples = listing.parts["train"]
     digests = digest_files([sample.path for sample in samples])
     chosen = tenth_by_content(digests, [sample.label for sample in samples])
@@ -240,8 +245,4 @@ def _hold_out_test(listing: Listing, say: Say) -> tuple[list[Sample], list[Sampl
     # In the order of their content, so that new names for the same images make neither another set nor a new look.
     for digest, sample in sorted(zip(digests, samples, strict=True), key=lambda each: (each[1].label, each[0])):
         parts[digest in chosen].append(sample)
-    say(
-        f"folder:{listing.root}: no test folder: {len(parts[1])} of {len(samples)} images are held out as test set, by "
-        "their content"
-    )
     return parts

@@ -6,10 +6,12 @@ digests, and nothing of where images come from.
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -53,6 +55,8 @@ class Content:
     train: ImageSet
     test: ImageSet
     validation: ImageSet | None = None
+    notes: tuple[str, ...] = ()
+    """Lines for whoever uses it, now and later: what was left out, or stands in two parts."""
 
     def parts(self) -> dict[str, ImageSet]:
         """Parts by name, in the order in which they are hashed; validation only where there is one."""
@@ -101,6 +105,7 @@ def write_decoded(content: Content, path: Path) -> None:
         "classes": list(content.classes),
         "sha256": content_digest(content),
         "pixel_statistics": pixel_statistics(content.train.images),
+        "notes": list(content.notes),
     }
     for name, part in content.parts().items():
         payload[f"{name}_images"] = _whole(part.images)
@@ -119,6 +124,8 @@ def write_decoded(content: Content, path: Path) -> None:
 def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool = True) -> Decoded:
     """Maps a decoded file. With `verify`, hashes its content; without, compares what its header says only.
 
+    Other processes do not `discard` it while this one has its training images.
+
     Raises FileNotFoundError when there is none, DamagedFile when it is not what was written, DataError when
     it may not be read.
     """
@@ -136,7 +143,27 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
         raise DamagedFile(f"{path} is damaged (its digest is not the published one)")
     if verify and content_digest(content) != recorded:
         raise DamagedFile(f"{path} is damaged (its content does not match its digest)")
+    _hold(path, content.train.images)
     return Decoded(content=content, sha256=recorded, path=path, mean=mean, deviation=deviation)
+
+
+def _hold(path: Path, images: torch.Tensor) -> None:
+    """Share a lock on the file for as long as the tensor lives."""
+    with suppress(OSError):  # gone already, or a file system without locks
+        descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(images, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def discard(path: Path) -> None:
+    """Deletes a decoded file, unless some process uses it: a training opens its test images at its end."""
+    with suppress(FileNotFoundError), path.open("r+b") as file:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+        path.unlink()
 
 
 def open_or_make(
@@ -237,6 +264,7 @@ def _content_of(payload: Any) -> tuple[Content, str]:
         train=parts["train"],
         test=parts["test"],
         validation=parts.get("validation"),
+        notes=tuple(map(str, payload.get("notes", ()))),
     )
     return content, payload["sha256"]
 

@@ -6,6 +6,7 @@ with those of the same setting that were looked at outside the study.
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,8 @@ def _train_all(seeds: list[int], stack: int, recipe: Recipe, place: Workplace, f
         print(f"{len(seeds) - len(todo)} of {len(seeds)} seeds are done already", flush=True)
     for start in range(0, len(todo), stack):
         group = todo[start : start + stack]
-        for run in _train_group(group, recipe, place, folder):
-            result = _finish(run, place.dataset, len(group))
+        for run, num_stacked in _train_group(group, recipe, place, folder):
+            result = _finish(run, place.dataset, num_stacked)
             number = start + group.index(run.seed) + 1
             left = (time.monotonic() - began) / (start + len(group)) * (len(todo) - start - len(group))
             print(
@@ -145,18 +146,31 @@ def _train_all(seeds: list[int], stack: int, recipe: Recipe, place: Workplace, f
             )
 
 
-def _train_group(group: list[int], recipe: Recipe, place: Workplace, folder: StudyFolder) -> list[Run]:
-    """The runs of these seeds, trained to their end, but for those that diverge, which is written down."""
-    if len(group) > 1:
-        runs = [open_member(place, recipe, seed, _member_path(folder, seed)) for seed in group]
-        together = folder.path / f"stack-{group[0]}-{group[-1]}"
-        try:
-            train_stack(runs, Checkpoints(together, print))
-            return runs
-        except DivergenceError as error:
-            print(f"{error}; seeds {group[0]} to {group[-1]} go on one after another", flush=True)
-    alone = (_train_alone(seed, recipe, place, folder) for seed in group)
-    return [run for run in alone if run is not None]
+def _train_group(group: list[int], recipe: Recipe, place: Workplace, folder: StudyFolder) -> Iterator[tuple[Run, int]]:
+    """The runs of these seeds, trained to their end, each with how many were stacked.
+
+    Who diverges is written down and left out; who has been trained before, alone, or to the end, goes on alone.
+    """
+    stacked = _train_stacked(group, recipe, place, folder) if len(group) > 1 else {}
+    for seed in group:
+        if seed in stacked:
+            yield stacked[seed], len(stacked)
+        elif (run := _train_alone(seed, recipe, place, folder)) is not None:
+            yield run, 1
+
+
+def _train_stacked(group: list[int], recipe: Recipe, place: Workplace, folder: StudyFolder) -> dict[int, Run]:
+    """Those of the group that nobody has trained yet, by seed, trained together; none where they diverge."""
+    runs = [open_member(place, recipe, seed, _member_path(folder, seed)) for seed in group]
+    fresh = {run.seed: run for run in runs if run.position.step == 0}
+    if len(fresh) < 2:
+        return {}
+    try:
+        train_stack(list(fresh.values()), Checkpoints(folder.path / f"stack-{'-'.join(map(str, fresh))}", print))
+    except DivergenceError as error:
+        print(f"{error}; the seeds {', '.join(map(str, fresh))} go on one after another", flush=True)
+        return {}
+    return fresh
 
 
 def _train_alone(seed: int, recipe: Recipe, place: Workplace, folder: StudyFolder) -> Run | None:

@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from trainer.checkpoint import Checkpoints
 from trainer.errors import DivergenceError
-from trainer.fit import Run, Samples
+from trainer.fit import Run, Samples, save
 from trainer.learner import parameter_kind
 from trainer.models.layers import dropouts_of, dropping
 from trainer.optim import Optimizer, Rule
@@ -168,6 +168,7 @@ def train_stack(runs: list[Run], checkpoints: Checkpoints) -> None:
     stack.hand_back()
     for run in runs:
         run.position.step, run.position.seconds = stack.step, seconds / len(runs)
+        save(run)  # for `evaluate` and `export`
 
 
 def lone_steps(run: Run, num_steps: int) -> None:

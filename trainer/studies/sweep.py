@@ -7,6 +7,7 @@ have a say in the choice; the winner's test accuracy is known only after a train
 import itertools
 import json
 import math
+import statistics
 import time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -85,6 +86,8 @@ def study_sweep(config: SweepConfig) -> None:
         candidates = make_candidates(config.grid, config.random)
         recipes = [change_recipe(base, candidate) for candidate in candidates]
         dataset = without_test_images(load(base, config.image_size, config.data_dir, world, progress.say))
+        for recipe in recipes:
+            recipe.augment.check(dataset.train.images.size(2))
         place = Workplace(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
         jobs = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
         with (
@@ -95,6 +98,8 @@ def study_sweep(config: SweepConfig) -> None:
                 _try(place, folder, recipes[number], candidates[number], number, seed)
             if world.is_main:
                 results = [_wait_for(folder, number, seed) for number, seed in jobs]
+                if all(result["diverged"] for result in results):
+                    raise DivergenceError(f"all {len(candidates)} candidates diverged: try smaller learning rates")
                 with figures.style():
                     print(f"report: {write_page(folder, _page(base, candidates, results))}")
 
@@ -176,17 +181,18 @@ def _try(place: Workplace, folder: StudyFolder, recipe: Recipe, candidate: Candi
     if _result_path(path).exists():
         return
     began = time.monotonic()
+    found: dict[str, Any] = {"seed": seed, "values": candidate, "diverged": False}
     try:
         run = train_member(place, recipe, seed, path)
         seen = evaluate(run.learner.predict, run.validation_images, run.validation_indices, place.alone)
-        accuracy, loss, seconds = seen.accuracy, seen.loss, run.position.seconds
+        found |= {"val_accuracy": seen.accuracy, "val_loss": seen.loss, "train_seconds": run.position.seconds}
+        outcome = f"validation accuracy {100 * seen.accuracy:.2f} %"
     except DivergenceError as error:
-        print(f"{_name(candidate)}: {error}", flush=True)
-        accuracy, loss, seconds = 0.0, float("inf"), time.monotonic() - began
-    found = {"val_accuracy": accuracy, "val_loss": loss, "train_seconds": seconds, "seed": seed, "values": candidate}
+        found |= {"val_accuracy": None, "val_loss": None, "train_seconds": time.monotonic() - began, "diverged": True}
+        outcome = str(error)
     with writing(_result_path(path)):
         write_json(_result_path(path), found)
-    print(f"{_name(candidate)}, seed {seed}: validation accuracy {100 * accuracy:.2f} %", flush=True)
+    print(f"{_name(candidate)}, seed {seed}: {outcome}", flush=True)
 
 
 def _wait_for(folder: StudyFolder, number: int, seed: int) -> dict[str, Any]:
@@ -194,7 +200,7 @@ def _wait_for(folder: StudyFolder, number: int, seed: int) -> dict[str, Any]:
     path = _result_path(_member_path(folder, number, seed))
     while not path.exists():
         time.sleep(0.5)
-    result: dict[str, Any] = {"number": number, **json.loads(path.read_text())}
+    result: dict[str, Any] = {"number": number, "diverged": False, **json.loads(path.read_text())}
     return result
 
 
@@ -211,29 +217,39 @@ def _name(candidate: Candidate) -> str:
 
 
 def _page(base: Recipe, candidates: list[Candidate], results: list[dict[str, Any]]) -> Page:
-    accuracies = [
-        torch.tensor([result["val_accuracy"] for result in results if result["number"] == number], dtype=torch.float64)
-        for number in range(len(candidates))
+    members = [[result for result in results if result["number"] == number] for number in range(len(candidates))]
+    found = [[result["val_accuracy"] for result in mine if not result["diverged"]] for mine in members]
+    num_seeds = len(members[0])
+    # A mean of those seeds that did not diverge would flatter.
+    means = [statistics.mean(mine) if len(mine) == num_seeds else None for mine in found]
+    order = sorted(range(len(candidates)), key=lambda number: -(means[number] or 0.0))
+    best, names = order[0], tuple(candidates[0])
+    num_diverged, highest = means.count(None), means[best]
+    findings = [
+        "Every candidate diverged from one seed at least: none is the best."
+        if highest is None
+        else f"Best on validation images: {_name(candidates[best])}, accuracy {100 * highest:.2f} %. "
+        f"That figure is the best of {len(candidates)}, and so too good to be expected again: only a look at the "
+        "test set tells, by a training run with these values. This study saw no test image.",
     ]
-    means = [float(found.mean()) for found in accuracies]
-    order = sorted(range(len(candidates)), key=lambda number: -means[number])
-    best = order[0]
-    names = tuple(candidates[0])
-    num_seeds = len(accuracies[0])
+    if 0 < num_diverged < len(candidates):
+        findings.append(
+            f"{num_diverged} of {len(candidates)} candidates diverged, from one seed at least, and rank last."
+        )
     return Page(
         title=f"{base.name} on {base.dataset}: {len(candidates)} candidates",
-        findings=[
-            f"Best on validation images: {_name(candidates[best])}, accuracy {100 * means[best]:.2f} %.",
-            f"That figure is the best of {len(candidates)}, and so too good to be expected again: only a look at the "
-            "test set tells, by a training run with these values. This study saw no test image.",
-        ],
+        findings=findings,
         pictures=[
             Picture(
                 name="candidates",
                 title="Validation accuracy, best first",
                 text=f"A row for each candidate: its mean over {num_seeds} seed{'s' if num_seeds > 1 else ''}, and a "
                 "small dot for each seed.",
-                figure=_draw([_name(candidates[n]) for n in order], [100 * accuracies[n] for n in order]),
+                figure=_draw(
+                    [_name(candidates[n]) for n in order],
+                    [[100 * accuracy for accuracy in found[n]] for n in order],
+                    [means[n] for n in order],
+                ),
             )
         ],
         tables=[
@@ -245,23 +261,29 @@ def _page(base: Recipe, candidates: list[Candidate], results: list[dict[str, Any
                     (
                         str(rank),
                         *candidates[number].values(),
-                        100 * means[number],
-                        sum(r["train_seconds"] for r in results if r["number"] == number) / num_seeds,
+                        "diverged" if (mean := means[number]) is None else 100 * mean,
+                        sum(result["train_seconds"] for result in members[number]) / num_seeds,
                     )
                     for rank, number in enumerate(order, start=1)
                 ],
             )
         ],
-        result={"recipe": base.name, "best": candidates[best], "val_accuracy": means[best], "candidates": results},
+        result={
+            "recipe": base.name,
+            "best": None if highest is None else candidates[best],
+            "val_accuracy": highest,
+            "candidates": results,
+        },
     )
 
 
-def _draw(names: list[str], accuracies: list[torch.Tensor]) -> Figure:
+def _draw(names: list[str], accuracies: list[list[float]], means: list[float | None]) -> Figure:
     figure = Figure(figsize=(7.2, 1.1 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for row, found in enumerate(accuracies):
+    for row, (found, mean) in enumerate(zip(accuracies, means, strict=True)):
         axes.plot(found, [row] * len(found), color=LIGHT["train"], marker=".", linestyle="", alpha=0.5)
-        axes.plot([found.mean()], [row], color=LIGHT["wrong"], marker="o", linestyle="")
+        if mean is not None:
+            axes.plot([100 * mean], [row], color=LIGHT["wrong"], marker="o", linestyle="")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("validation accuracy, %")

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.data.augment import Augment
+from trainer.errors import ConfigError
 
 
 @pytest.fixture
@@ -33,6 +34,12 @@ def test_shift_and_mirror_equal_pad_crop_flip(images: torch.Tensor, fill: str) -
         shift = -int(dx) if mirrored else int(dx)
         crop = padded[:, 2 + int(dy) : 14 + int(dy), 2 + shift : 14 + shift]
         assert torch.equal(image.float(), crop)
+
+
+def test_images_are_not_shifted_out_of_themselves() -> None:
+    Augment(shift=7).check(8)
+    with pytest.raises(ConfigError, match="images of 8 pixels cannot be shifted by 8"):
+        Augment(shift=8).check(8)
 
 
 def test_shifts_cover_their_range_evenly() -> None:

@@ -64,7 +64,8 @@ def test_fetch_verify_damage_fetch(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_verify_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("verify", "tiny", "--data-dir", tmp_path) == 3
     assert capsys.readouterr().out == "tiny: not fetched\n"
-    assert run("verify", "--data-dir", tmp_path) == 0
+    assert run("verify", "--data-dir", tmp_path) == 3
+    assert capsys.readouterr().out == f"{tmp_path}: no data set to verify\n"
 
 
 def test_a_folder_is_fetched_listed_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,7 +106,7 @@ def test_a_seed_that_diverges_is_counted_and_ends_nothing(
     monkeypatch.setattr("trainer.studies.seeds.train_stack", stack_diverges)
     monkeypatch.setattr("trainer.studies.seeds.train_member", seed_1_diverges)
     study_seeds(replace(config, runs=2, stack=2))
-    assert "the loss of seed 1 is not finite; seeds 0 to 1 go on one after another" in capsys.readouterr().out
+    assert "the loss of seed 1 is not finite; the seeds 0, 1 go on one after another" in capsys.readouterr().out
     result = read(tmp_path / "runs/study/result.json")
     assert (result["seeds"], result["diverged"], result["runs"]) == ([0], [1], 1)
     assert "1 of 2 seeds diverged and have no test error: 1." in (tmp_path / "runs/study/report.html").read_text()
@@ -153,7 +153,14 @@ def test_stacked_seeds_come_to_about_the_same(
     alone, stacked = (read(tmp_path / f"{name}/result.json") for name in ("runs/study", "other/stacked"))
     for one, other in zip(alone["test_errors_percent"], stacked["test_errors_percent"], strict=True):
         assert other == pytest.approx(one, abs=1.0)  # rounding grows over an epoch
-    assert [read(tmp_path / f"other/stacked/seed-{seed}/result.json")["stacked"] for seed in range(3)] == [2, 2, 1]
+    members = [tmp_path / f"other/stacked/seed-{seed}" for seed in range(3)]
+    results = [read(member / "result.json") for member in members]
+    assert [result["stacked"] for result in results] == [2, 2, 1]
+    for member in members[:2]:  # as if the study had been stopped before they were looked at
+        (member / "result.json").unlink()
+    study_seeds(replace(config, stack=2, run_dir=tmp_path / "other" / "stacked"))
+    again = [read(member / "result.json") for member in members]
+    assert [result["weights_sha256"] for result in again] == [result["weights_sha256"] for result in results]
 
 
 def test_what_makes_no_sense_is_refused(config: SeedsConfig) -> None:

@@ -1,11 +1,13 @@
 """The search over a recipe's fields: what it tries, and that no test image is in its reach."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DivergenceError
 from trainer.recipes import RECIPES
 from trainer.studies.sweep import SweepConfig, change_recipe, make_candidates, study_sweep
 
@@ -86,9 +88,23 @@ def test_the_best_on_validation_is_named_and_no_test_image_seen(
     study_sweep(config)
     result = json.loads((folder / "result.json").read_text())
     assert result["best"] == {"lr_scale": 1}
-    assert result["candidates"][2]["val_accuracy"] == 0.0  # diverged: last, and no end of the study
+    assert result["candidates"][2]["diverged"]  # last, and no end of the study
+    assert result["candidates"][2]["val_accuracy"] is result["candidates"][2]["val_loss"] is None
+    page = (folder / "report.html").read_text()
+    assert "1 of 3 candidates diverged" in page
+    assert "<td>diverged</td>" in re.sub(r"<td[^>]*>", "<td>", page)
     assert not (tmp_path / "runs/ledger.jsonl").exists()
     assert "test_accuracy" not in (folder / "result.json").read_text()
     capsys.readouterr()
     study_sweep(config)
     assert "validation accuracy" not in capsys.readouterr().out  # nothing is trained again
+
+
+def test_candidates_that_all_diverge_have_no_best(tmp_path: Path, data_dir: Path) -> None:
+    where = {"data_dir": data_dir, "run_dir": tmp_path / "study", "device": "cpu"}
+    config = SweepConfig(recipe="mnist-lenet5", dataset="mnist-mini", epochs=1, grid=("lr_scale=1e8,1e9",), **where)  # type: ignore[arg-type]
+    with pytest.raises(DivergenceError, match="all 2 candidates diverged"):
+        study_sweep(config)
+    with pytest.raises(ConfigError, match="images of 28 pixels cannot be shifted by 28"):
+        study_sweep(replace(config, grid=("augment.shift=1,28",), run_dir=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
