@@ -149,9 +149,9 @@ _ALL = (
     replace(
         _CIFAR10_SMALL,
         name="fashion-mnist",
-        summary="cifar10-small's net and settings on Fashion-MNIST, not tuned for it",
+        summary="cifar10-small's net on Fashion-MNIST, with smaller shifts",
         dataset="fashion-mnist",
-        augment=Augment(flip="alternating", shift=2, fill="zero"),
+        augment=Augment(flip="alternating", shift=1, fill="zero"),
     ),
 )
 
