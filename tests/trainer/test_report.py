@@ -210,6 +210,7 @@ def test_what_is_known_of_the_data_is_told(tmp_path: Path) -> None:
     notes = ["folder:/x: no test folder", "warning: folder:/x: 3 of 9 test images are training images, too"]
     page = report(tmp_path / "run", ("cat", "dog"), some_mistakes(2), changes={"dataset_notes": notes})
     assert " ".join(f"{note}." for note in notes) in page.text
+    assert "the figure is no better than the warnings above let it be." in page.text
 
 
 def test_names_of_folders_are_shown_as_text(tmp_path: Path) -> None:
