@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from trainer.data import Dataset, ImageSet
+from trainer.data.copies import image_digests
 from trainer.data.test_set import load_test_set
 from trainer.errors import CheckpointError, writing
 from trainer.evaluate import Evaluation
@@ -195,7 +196,7 @@ def look_at_test_set(
 def images_sha256(images: torch.Tensor) -> str:
     """SHA-256 over the shape and the pixels of images uint8 `[N, C, H, W]`, the same in every order of the images."""
     digest = hashlib.sha256(str(list(images.shape)).encode())
-    for each in sorted(hashlib.sha256(image.contiguous().numpy().data).digest() for image in images):
+    for each in sorted(image_digests(images)):
         digest.update(each)
     return digest.hexdigest()
 

@@ -7,12 +7,16 @@ import torch
 
 from trainer.data.store import ImageSet
 
-_HARMS = (
-    ("validation", "train", "validation accuracy will count them as understood; leave them out of either"),
-    ("test", "train", "test accuracy will count them as understood; leave them out of either"),
-    ("test", "validation", "what is chosen by validation is chosen by them, too; leave them out of either"),
+_SHARED = (
+    ("validation", "train", "training images, too, pixel for pixel: validation accuracy will count them as understood"),
+    ("test", "train", "training images, too, pixel for pixel: test accuracy will count them as understood"),
+    (
+        "test",
+        "validation",
+        "validation images, too, pixel for pixel: what is chosen by validation is chosen by them, too",
+    ),
 )
-"""Whose images are whose, too, and what comes of it."""
+"""A part, another one, and what it means where they have images in common."""
 
 
 def describe_copies(parts: dict[str, ImageSet]) -> Iterator[str]:
@@ -21,12 +25,11 @@ def describe_copies(parts: dict[str, ImageSet]) -> Iterator[str]:
     Args:
         parts: `train`, `test` and, where people have chosen them, `validation`.
     """
-    digests = {name: [_digest(image) for image in part.images] for name, part in parts.items()}
-    for name, of, harm in _HARMS:
-        there = set(digests.get(of, ()))
+    digests = {name: image_digests(part.images) for name, part in parts.items()}
+    for name, other, meaning in _SHARED:
+        there = set(digests.get(other, ()))
         if number := sum(digest in there for digest in digests.get(name, ())):
-            whose = f"{number} of {len(digests[name])} {name} images are {of} images"
-            yield f"{whose.replace('train images', 'training images')}, too, pixel for pixel: {harm}"
+            yield f"{number} of {len(digests[name])} {name} images are {meaning}; leave them out of either"
     number = len(digests["train"]) - len(set(digests["train"]))
     if number and "validation" not in parts:
         yield (
@@ -35,5 +38,6 @@ def describe_copies(parts: dict[str, ImageSet]) -> Iterator[str]:
         )
 
 
-def _digest(image: torch.Tensor) -> bytes:
-    return hashlib.sha256(image.numpy().data).digest()
+def image_digests(images: torch.Tensor) -> list[bytes]:
+    """SHA-256 of the pixels of each of the images, uint8 `[N, C, H, W]`."""
+    return [hashlib.sha256(image.contiguous().numpy().data).digest() for image in images]

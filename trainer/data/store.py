@@ -157,12 +157,13 @@ def _hold(path: Path, images: torch.Tensor) -> None:
 
 def discard(path: Path) -> None:
     """Deletes a decoded file, unless some process uses it: a training opens its test images at its end."""
-    with suppress(FileNotFoundError), path.open("r+b") as file:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
+    with suppress(FileNotFoundError, PermissionError), path.open("r+b") as file:  # another user's may stay
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:  # a file system without locks
+            pass
         path.unlink()
 
 
