@@ -225,17 +225,18 @@ def _page(base: Recipe, candidates: list[Candidate], results: list[dict[str, Any
     order = sorted(range(len(candidates)), key=lambda number: -(means[number] or 0.0))
     best, names = order[0], tuple(candidates[0])
     num_diverged, highest = means.count(None), means[best]
-    findings = [
-        "Every candidate diverged from one seed at least: none is the best."
-        if highest is None
-        else f"Best on validation images: {_name(candidates[best])}, accuracy {100 * highest:.2f} %. "
-        f"That figure is the best of {len(candidates)}, and so too good to be expected again: only a look at the "
-        "test set tells, by a training run with these values. This study saw no test image.",
-    ]
-    if 0 < num_diverged < len(candidates):
-        findings.append(
-            f"{num_diverged} of {len(candidates)} candidates diverged, from one seed at least, and rank last."
-        )
+    if highest is None:
+        findings = ["Every candidate diverged from one seed at least: none is the best."]
+    else:
+        findings = [
+            f"Best on validation images: {_name(candidates[best])}, accuracy {100 * highest:.2f} %.",
+            f"That figure is the best of {len(candidates)}, and so too good to be expected again: only a look at the "
+            "test set tells, by a training run with these values. This study saw no test image.",
+        ]
+        if num_diverged:
+            findings.append(
+                f"{num_diverged} of {len(candidates)} candidates diverged, from one seed at least, and rank last."
+            )
     return Page(
         title=f"{base.name} on {base.dataset}: {len(candidates)} candidates",
         findings=findings,
