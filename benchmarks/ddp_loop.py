@@ -1,4 +1,4 @@
-"""Plain DistributedDataParallel over our own data and network: what `World.add_up` and virtual shards compare with.
+"""Plain DistributedDataParallel over our own data and network: what `World.all_reduce` and virtual shards compare with.
 
 Run by `benchmarks/training.py` under torchrun; prints one JSON line. Everything but the reduction is as in a run of the
 recipe `mnist`: pixels from one tensor, channels last, bfloat16 where that is fast, one thread a rank.

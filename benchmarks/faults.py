@@ -30,8 +30,8 @@ from typing import Any, Literal
 
 import torch
 
-from trainer.checkpoint import state_sha256
 from trainer.hardware import describe
+from trainer.records.checkpoint import state_sha256
 
 ROOT = Path(__file__).parent.parent
 Kind = Literal["rank", "launcher", "all"]

@@ -19,12 +19,12 @@ from training import ROOT, run_json, write_results
 
 from trainer.config import TrainConfig
 from trainer.data import load_dataset, without_test_images
-from trainer.distributed import World
-from trainer.fit import Run, Samples
 from trainer.hardware import describe
+from trainer.loop.fit import Run, Samples
+from trainer.loop.step import Batch, GraphedStep
 from trainer.progress import Progress
-from trainer.run_folder import RunFolder
-from trainer.step import Batch, GraphedStep
+from trainer.ranks.world import World
+from trainer.records.run_folder import RunFolder
 from trainer.train import setup
 
 NUM_STEPS = 500

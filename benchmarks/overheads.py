@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from trainer.checkpoint import Checkpoints, CheckpointWriter
 from trainer.data import default_data_dir, load_dataset
-from trainer.distributed import World
 from trainer.hardware import keep_freed_memory
-from trainer.identity import digest_of
-from trainer.learner import build_learner
+from trainer.loop.learner import build_learner
+from trainer.ranks.consistency import digest_of
+from trainer.ranks.world import World
 from trainer.recipes import RECIPES
+from trainer.records.checkpoint import Checkpoints, CheckpointWriter
 
 NUM_TIMES = 50
 
@@ -34,9 +34,9 @@ def main() -> None:
             writer.begin(step, {"step": step, **learner.state_dict()})
             stalls.append(1000 * (time.perf_counter() - began))
             writer.finish()
-            world.wait_for_all()
+            world.barrier()
             began = time.perf_counter()
-            world.gather(digest_of(list(learner.model.state_dict().values())).cpu())
+            world.all_gather(digest_of(list(learner.model.state_dict().values())).cpu())
             comparisons.append(1000 * (time.perf_counter() - began))
         writer.close()
         if world.is_main:

@@ -57,7 +57,7 @@ def naive(root: Path, workers: int, *, max_steps: int = 10**9) -> dict[str, Any]
 
 def num_threads() -> int:
     """As many as a run of ours with one process takes."""
-    from trainer.hardware import num_available_cpus
+    from convoy.cpus import num_available_cpus
 
     return num_available_cpus()
 

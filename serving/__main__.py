@@ -4,8 +4,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from convoy.processes import exit_on_broken_pipe
 from serving.errors import StartupError
-from serving.signals import quiet_end
 
 EXIT_CANNOT_START = 2
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     config = tyro.cli(ServeConfig, args=arguments, prog="python -m serving")
     try:
-        from serving.logs import set_up_logging
+        from serving.observability.logging import set_up_logging
         from serving.server import serve
 
         set_up_logging(config.log_format)
@@ -37,5 +37,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    with quiet_end():
+    with exit_on_broken_pipe():
         sys.exit(main(sys.argv[1:]))

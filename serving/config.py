@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from serving.errors import StartupError
-from serving.logs import LogFormat
+from serving.observability.logging import LogFormat
 
 TransportChoice = Literal["auto", "native", "grpcio"]
 ControlMode = Literal["none", "poll", "explicit"]

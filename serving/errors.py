@@ -1,4 +1,4 @@
-"""What can go wrong in the server, as one tree. None of these knows a protocol: `serving.status` has their codes.
+"""The errors of the server as one tree. None of them knows a protocol: `serving.protocol.status` maps them to codes.
 
     ServingError
     ├── InvalidArgument     the request is wrong: trying again without a change is pointless
@@ -21,7 +21,7 @@ MAX_SHOWN = 64
 """Characters of what a caller sent, in a message."""
 
 
-def shown(sent: object) -> str:
+def quote(sent: object) -> str:
     """What a caller sent as it stands in a message: text in quotes, on one line, never long."""
     if isinstance(sent, str):
         return repr(sent if len(sent) <= MAX_SHOWN else f"{sent[:MAX_SHOWN]}…")

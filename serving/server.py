@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 
+from convoy.auth import CredentialError, TlsFiles, Token
 from serving.config import ServeConfig
-from serving.health import Health
-from serving.http import HttpAddress, HttpServer
-from serving.logs import AccessLog
-from serving.repository import Repository
-from serving.security import TlsFiles, Token
-from serving.service import Service
-from serving.transport import Transport
+from serving.errors import StartupError
+from serving.frontends import Frontend
+from serving.frontends.http import HttpAddress, HttpFrontend
+from serving.inference.service import Service
+from serving.models.repository import Repository
+from serving.observability.health import Health
+from serving.observability.logging import AccessLog
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +74,11 @@ class Server:
         self.repository = Repository.from_config(config)
         self.repository.check()
         self.service = Service(self.repository, self.health, version=version("convoy"))
-        token = None if config.token_file is None else Token(config.token_file)
-        tls = None
-        if config.tls_cert is not None and config.tls_key is not None:
-            tls = TlsFiles(config.tls_cert, config.tls_key, config.tls_client_ca)
+        token, tls = _read_credentials(config)
         access_log = AccessLog() if config.access_log else None
         self.transport_name, self._why = config.choose_transport()
         self.grpc = _build_transport(config, self.transport_name, self.service, token, tls, access_log)
-        self.http = HttpServer(
+        self.http = HttpFrontend(
             self.service,
             HttpAddress(host=config.host, port=config.http_port, metrics_port=config.metrics_port),
             max_message_bytes=config.max_message_bytes,
@@ -143,6 +141,21 @@ class Server:
         self.health.update(self.repository.is_ready(), ready)
 
 
+def _read_credentials(config: ServeConfig) -> tuple[Token | None, TlsFiles | None]:
+    """The token and the certificates that the options name.
+
+    Raises:
+        StartupError: a file cannot be used.
+    """
+    try:
+        token = None if config.token_file is None else Token(config.token_file)
+        if config.tls_cert is None or config.tls_key is None:
+            return token, None
+        return token, TlsFiles(config.tls_cert, config.tls_key, config.tls_client_ca)
+    except CredentialError as error:
+        raise StartupError(str(error)) from error
+
+
 def _build_transport(
     config: ServeConfig,
     name: str,
@@ -150,21 +163,21 @@ def _build_transport(
     token: Token | None,
     tls: TlsFiles | None,
     access_log: AccessLog | None,
-) -> Transport:
+) -> Frontend:
     """Only the transport that is used is imported."""
     if name == "native":
-        from serving.transport.native import NativeTransport
+        from serving.frontends.native import NativeFrontend
 
-        return NativeTransport(
+        return NativeFrontend(
             service,
             address=config.grpc_address,
             max_message_bytes=config.max_message_bytes,
             token=token,
             access_log=access_log,
         )
-    from serving.transport.grpcio import GrpcioTransport
+    from serving.frontends.grpcio import GrpcioFrontend
 
-    return GrpcioTransport(
+    return GrpcioFrontend(
         service,
         address=config.grpc_address,
         max_message_bytes=config.max_message_bytes,

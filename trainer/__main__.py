@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from convoy.processes import exit_on_broken_pipe
 from trainer.cli import (
     compare_command,
     data_command,
@@ -12,7 +13,6 @@ from trainer.cli import (
     study_command,
     train_command,
 )
-from trainer.signals import quiet_end
 
 VERBS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "train": ("one training run; the same as trainer/main.py", train_command),
@@ -40,5 +40,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with quiet_end():
+    with exit_on_broken_pipe():
         main(sys.argv[1:])

@@ -10,9 +10,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-import trainer.parent  # noqa: F401 (notes who started this process before torch is imported)
+import trainer.ranks.launcher  # noqa: F401 (notes who started this process before torch is imported)
+from convoy.processes import restore_ctrl_c
 from trainer.errors import Interrupted, PeerError, TrainerError
-from trainer.signals import StopRequest, hear_ctrl_c
+from trainer.signals import StopRequest
 
 # Before torch is loaded: its warnings of lost connections are C++ stacks, and the line that we say is enough.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -36,7 +37,7 @@ def train_command(arguments: Sequence[str]) -> NoReturn:
 def evaluate_command(arguments: Sequence[str]) -> NoReturn:
     """`python -m trainer evaluate RUN`."""
     from trainer.config import EvaluateConfig
-    from trainer.revisit import evaluate_run
+    from trainer.reopen import evaluate_run
 
     config = parse(EvaluateConfig, arguments, prog="python -m trainer evaluate")
     run_command(lambda: evaluate_run(config))
@@ -45,7 +46,7 @@ def evaluate_command(arguments: Sequence[str]) -> NoReturn:
 def export_command(arguments: Sequence[str]) -> NoReturn:
     """`python -m trainer export RUN`."""
     from trainer.config import ExportConfig
-    from trainer.revisit import export_run
+    from trainer.reopen import export_run
 
     config = parse(ExportConfig, arguments, prog="python -m trainer export")
     run_command(lambda: export_run(config))
@@ -119,7 +120,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
 
     Under torchrun the same command runs on every rank, and the first rank that fails is the one that speaks.
     """
-    hear_ctrl_c()
+    restore_ctrl_c()
     try:
         _leave(command() or 0)
     except Interrupted as error:
@@ -135,7 +136,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT)
     except BrokenPipeError:
-        raise  # our output cannot be written: `quiet_end` knows what to do
+        raise  # our output cannot be written: `exit_on_broken_pipe` knows what to do
     except Exception as error:
         _tell_torchrun(error)
         traceback.print_exc()

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.evaluate import interval_of_look
-from trainer.ledger import Ledger
-from trainer.run_folder import RunFolder
+from trainer.evaluation.evaluate import interval_of_look
+from trainer.evaluation.ledger import Ledger
+from trainer.records.run_folder import RunFolder
 
 _MOST_NAMED = 5
 """Runs that were left out, in the error's one line."""

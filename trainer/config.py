@@ -8,9 +8,9 @@ import tyro
 
 from trainer.data import default_data_dir, full_name
 from trainer.data.augment import Augment
-from trainer.distributed import DeviceChoice
 from trainer.errors import ConfigError
-from trainer.optim import Rule
+from trainer.loop.optim import ParamGroup
+from trainer.ranks.world import DeviceChoice
 from trainer.recipes import Precision, Recipe, Schedule, find_recipe
 
 Resume = Literal["auto", "never"]
@@ -154,7 +154,7 @@ def recipe_from_json(values: dict[str, Any]) -> Recipe:
         **{
             **values,
             "widths": tuple(values["widths"]),
-            "rules": {kind: Rule(**rule) for kind, rule in values["rules"].items()},
+            "rules": {kind: ParamGroup(**rule) for kind, rule in values["rules"].items()},
             "schedule": Schedule(points=tuple((at, factor) for at, factor in values["schedule"]["points"])),
             "augment": Augment(**values["augment"]),
         }

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
-from trainer.signals import hear_ctrl_c, leave_at_once, leave_on_ctrl_c
+from convoy.processes import exit_immediately, exit_on_ctrl_c, restore_ctrl_c
 
 if __name__ == "__main__":
-    leave_on_ctrl_c()  # importing torch takes seconds
+    exit_on_ctrl_c()  # importing torch takes seconds
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
@@ -39,11 +39,11 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Run the ranks of this host to their end, and leave as the README's table of exit codes says."""
     args = parse_args(arguments)
     # The kernel keeps it from the first process of a container unless that listens; torchrun does once it runs.
-    signal.signal(signal.SIGTERM, leave_at_once)
+    signal.signal(signal.SIGTERM, exit_immediately)
     try:
         with ThreadPoolExecutor(1) as lobby:
             lobby.submit(meet, args).result()  # in a thread: torch is deaf to Ctrl-C while it waits
-        hear_ctrl_c()
+        restore_ctrl_c()
         _announce_every_store()
         run(args)
     except ChildFailedError as error:

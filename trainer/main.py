@@ -7,9 +7,9 @@ if __name__ == "__main__":
     # Python puts this file's folder first; the packages are beside it, not in it.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-    from trainer.signals import quiet_end
+    from convoy.processes import exit_on_broken_pipe
 
-    with quiet_end():
+    with exit_on_broken_pipe():
         from trainer.cli import train_command
 
         train_command(sys.argv[1:])

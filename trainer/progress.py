@@ -7,7 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from trainer.signals import StopRequest, why_unwritten
+from convoy.processes import describe_output_error
+from trainer.signals import StopRequest
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -44,7 +45,7 @@ class Progress:
             if self._stop is None:
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for this line, and what is still said
-            self._stop.ask(signal.SIGPIPE, why_unwritten(error))
+            self._stop.ask(signal.SIGPIPE, describe_output_error(error))
 
     def __enter__(self) -> Self:
         return self

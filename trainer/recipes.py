@@ -10,11 +10,11 @@ import torch
 
 from trainer.data.augment import Augment
 from trainer.errors import unknown_name
-from trainer.evaluate import TestTimeViews
+from trainer.evaluation.evaluate import TestTimeViews
 from trainer.hardware import has_fast_bfloat16
+from trainer.loop.optim import ParamGroup
 from trainer.models import PRETRAINED_PREFIX
 from trainer.models.originals import ORIGINALS
-from trainer.optim import Rule
 
 Precision = Literal["float32", "bfloat16"]
 ParameterKind = Literal["stem", "filters", "matrices", "vectors"]
@@ -54,7 +54,7 @@ class Recipe:
     global_batch_size: int
     """Images a step, over all ranks together."""
     epochs: int
-    rules: dict[ParameterKind, Rule]
+    rules: dict[ParameterKind, ParamGroup]
     """How the filters of a network's stem, the other filters, fully connected matrices, and vectors (biases, norms)
     learn."""
     schedule: Schedule = field(default_factory=Schedule)
@@ -72,17 +72,17 @@ class Recipe:
         return self if has_fast_bfloat16(device) else replace(self, precision="float32")
 
 
-def _same(rule: Rule) -> dict[ParameterKind, Rule]:
+def _same(rule: ParamGroup) -> dict[ParameterKind, ParamGroup]:
     return {"stem": rule, "filters": rule, "matrices": rule, "vectors": rule}
 
 
-def _airbench_rules(*, filters: float, batch_size: int) -> dict[ParameterKind, Rule]:
+def _airbench_rules(*, filters: float, batch_size: int) -> dict[ParameterKind, ParamGroup]:
     """Muon for the filters, Nesterov SGD for the rest; airbench's rates are for the sum over a batch."""
     return {
-        "filters": Rule(lr=filters, momentum=0.6, orthogonalize=True),
-        "matrices": Rule(lr=0.67 * batch_size, momentum=0.85, weight_decay=2e-5),
-        "vectors": Rule(lr=0.053 * batch_size, momentum=0.85, weight_decay=2.5e-4),
-        "stem": Rule(lr=0.5, momentum=0.85, weight_decay=3.3e-3),
+        "filters": ParamGroup(lr=filters, momentum=0.6, orthogonalize=True),
+        "matrices": ParamGroup(lr=0.67 * batch_size, momentum=0.85, weight_decay=2e-5),
+        "vectors": ParamGroup(lr=0.053 * batch_size, momentum=0.85, weight_decay=2.5e-4),
+        "stem": ParamGroup(lr=0.5, momentum=0.85, weight_decay=3.3e-3),
     }
 
 
@@ -112,7 +112,7 @@ _ALL = (
         network="lecture",
         global_batch_size=100,
         epochs=10,
-        rules=_same(Rule(lr=0.1)),
+        rules=_same(ParamGroup(lr=0.1)),
         precision="bfloat16",
     ),
     Recipe(
@@ -175,8 +175,8 @@ _FAMILIES = {
 _ONE_CYCLE = Schedule(points=((0.0, 0.04), (0.3, 1.0), (1.0, 0.0)))
 
 
-def _nesterov(lr: float) -> dict[ParameterKind, Rule]:
-    rule = Rule(lr=lr, momentum=0.9, weight_decay=5e-4)
+def _nesterov(lr: float) -> dict[ParameterKind, ParamGroup]:
+    rule = ParamGroup(lr=lr, momentum=0.9, weight_decay=5e-4)
     return {**_same(rule), "vectors": replace(rule, weight_decay=0.0)}
 
 

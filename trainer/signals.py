@@ -1,108 +1,21 @@
-"""What ends a command from outside: SIGTERM, Ctrl-C, and output that nobody reads or no disk takes any more.
+"""SIGTERM and Ctrl-C during a run: at once, or deferred to the end of a training step."""
 
-It ends a run at once, or is a wish that the training loop grants between two steps; never a stack trace.
-"""
-
-import errno
-import io
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 from trainer.errors import Interrupted
 
 STUCK_AFTER_S = 8.0
-"""A process that has neither left nor granted the wish this long after a signal waits for what will not come."""
+"""A process that has neither exited nor stopped training this long after a signal is stuck, and is ended."""
 AGAIN_AFTER_S = 2.0
-"""A second signal that comes sooner is no second wish: torchrun passes on what the terminal has sent already."""
-
-
-@contextmanager
-def quiet_end() -> Iterator[None]:
-    """Around a whole command, imports included.
-
-    Ctrl-C ends the process at once until `hear_ctrl_c`. Output that cannot be written, because nobody reads it any more
-    (`… | head`) or for whatever else, is a BrokenPipeError, and ends the command with the exit code of SIGPIPE.
-    """
-    leave_on_ctrl_c()
-    sys.stdout, sys.stderr = _Output.instead_of(sys.stdout), _Errors.instead_of(sys.stderr)
-    try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-    except BrokenPipeError as error:
-        if error.errno != errno.EPIPE:
-            print(f"error: {why_unwritten(error)}", file=sys.stderr)
-        os._exit(128 + signal.SIGPIPE)  # Python would try once more at its end, and complain
-
-
-def why_unwritten(error: BrokenPipeError) -> str:
-    """What to tell the user of output that `quiet_end` found could not be written."""
-    return "SIGPIPE" if error.errno == errno.EPIPE else f"cannot write the output ({error.strerror})"
-
-
-class _Output(io.TextIOWrapper):
-    """Standard output of which every failure is a BrokenPipeError: so it is told from failures of files."""
-
-    @classmethod
-    def instead_of(cls, stream: Any) -> Any:
-        if stream is None:  # closed before Python began
-            return open(os.devnull, "w")
-        options = {name: getattr(stream, name) for name in ("encoding", "errors", "line_buffering", "write_through")}
-        return cls(stream.buffer, **options)
-
-    def write(self, text: str) -> int:
-        with self._failing():
-            super().write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._failing():
-            super().flush()
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise BrokenPipeError(error.errno, error.strerror) from None
-
-
-class _Errors(_Output):
-    """Standard error, whose failures can be told nobody: the exit code has to do."""
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        with suppress(OSError):
-            yield
-
-
-def leave_on_ctrl_c() -> None:
-    """Ctrl-C ends the process at once: raised amid the seconds that importing torch takes, an exception could come out
-    as any other one.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell has it ignored
-        signal.signal(signal.SIGINT, leave_at_once)
-
-
-def hear_ctrl_c() -> None:
-    """From here on it is a KeyboardInterrupt: there may be something to tidy up."""
-    if signal.getsignal(signal.SIGINT) is leave_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def leave_at_once(number: int, frame: FrameType | None) -> None:
-    """A signal's handler, where there is nothing to tidy up."""
-    os._exit(128 + number)
+"""A second signal within this time is the first one again: torchrun forwards what the terminal has already sent."""
 
 
 class StopRequest:
@@ -186,14 +99,3 @@ class StopRequest:
                 patience_s = max(patience_s, self.patience_s)
                 if time.monotonic() - came_at > patience_s:
                     os._exit(128 + received[0])
-
-
-@contextmanager
-def ignored() -> Iterator[None]:
-    """Around the last words of a process that fails: torchrun ends who is left as soon as a rank is gone."""
-    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -12,23 +12,23 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint import Checkpoints, weights_sha256
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, load_dataset, split_validation, without_test_images
-from trainer.distributed import World
 from trainer.errors import ConfigError, MismatchError, writing
-from trainer.evaluate import Evaluation, describe_accuracy, evaluate, interval_of_look
+from trainer.evaluation.evaluate import Evaluation, describe_accuracy, evaluate, interval_of_look
+from trainer.evaluation.ledger import Ledger, Look, look_at_test_set
 from trainer.export.plan import export_trained, plan_export
 from trainer.files import write_json
-from trainer.fit import Position, Run, SaveEvery, fit, restore
 from trainer.hardware import describe, keep_freed_memory
-from trainer.identity import check_same, code_sha256, processor
-from trainer.learner import build_learner
-from trainer.ledger import Ledger, Look, look_at_test_set
+from trainer.loop.fit import Position, Run, SaveEvery, fit, restore
+from trainer.loop.learner import build_learner
 from trainer.models import num_parameters
 from trainer.progress import Progress
+from trainer.ranks.consistency import check_same, code_sha256, processor
+from trainer.ranks.world import World
 from trainer.recipes import Recipe
-from trainer.run_folder import RunFolder, digest, in_use
+from trainer.records.checkpoint import Checkpoints, weights_sha256
+from trainer.records.run_folder import RunFolder, digest, in_use
 from trainer.signals import StopRequest
 
 SPLIT_SEED = 0
@@ -51,11 +51,11 @@ def train(config: TrainConfig) -> None:
         recipe = config.resolve().as_computed_on(world.device)
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
         folder = RunFolder.plan(config, recipe, dataset, world)
-        identities = world.from_all(identity(config, recipe, dataset, world))
+        identities = world.all_gather_object(identity(config, recipe, dataset, world))
         try:
             check_same(identities)
         except MismatchError:
-            world.situation.folder = folder.make_for_failure()  # else a mistake leaves no folder
+            world.failure_context.folder = folder.make_for_failure()  # else a mistake leaves no folder
             raise
         folder.check(config.resume, world)
         if world.is_main:
@@ -67,7 +67,7 @@ def train(config: TrainConfig) -> None:
         model = plan_export(run, config)
         kept.enter_context(in_use(folder.path, world, progress.say))
         folder.enter(config.resume, world)
-        world.situation.folder = folder.path
+        world.failure_context.folder = folder.path
         if tell_complete(folder, world, progress.say):  # who was in it has trained it to its end
             return
         restore(run)
@@ -83,7 +83,7 @@ def train(config: TrainConfig) -> None:
                 report(run, result, test_images, test, look)
                 raise
             report(run, result, test_images, test, look)
-        world.wait_for([0], "the end")
+        world.wait_for_ranks([0], "the end")
 
 
 def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> dict[str, str]:
@@ -104,10 +104,10 @@ def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, s
         )
     prepares = world.local_rank == 0
     if not prepares:
-        world.wait_for(range(world.size), "data")
+        world.wait_for_ranks(range(world.size), "data")
     dataset = load_dataset(recipe.dataset, data_dir, image_size=image_size, say=say, verify=prepares)
     if prepares:  # other hosts' ranks may be at it for longer than a collective waits
-        world.wait_for(range(world.size), "data")
+        world.wait_for_ranks(range(world.size), "data")
     return dataset
 
 
@@ -240,7 +240,7 @@ def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evalua
     Raises:
         CheckpointError: they cannot be written.
     """
-    from trainer.report import write_report  # matplotlib takes a second, which the first step need not wait for
+    from trainer.report.page import write_report  # matplotlib takes a second, which the first step need not wait for
 
     with writing(run.folder.path):
         write_report(run.folder.path, result, run.dataset.classes, test_images, test)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from serving.tensors import Array, TensorSpec
+from serving.protocol.tensors import Array, TensorSpec
 
 
 class Backend(Protocol):

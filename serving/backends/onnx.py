@@ -11,10 +11,10 @@ import numpy as np
 import onnxruntime as ort
 
 from serving.backends.signature import ModelTensor, check_inputs, check_outputs
-from serving.devices import CudaUnusable
 from serving.errors import LoadError
-from serving.model_config import ModelSpec
-from serving.tensors import DATATYPES, Array, Datatype, TensorSpec
+from serving.models.config import ModelSpec
+from serving.models.devices import CudaUnusable
+from serving.protocol.tensors import DATATYPES, Array, Datatype, TensorSpec
 
 _ELEMENT_TYPES = {
     "tensor(bool)": "BOOL",

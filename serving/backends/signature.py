@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from serving.errors import LoadError
-from serving.tensors import Datatype, Shape, TensorSpec
+from serving.protocol.tensors import Datatype, Shape, TensorSpec
 
 ModelTensor = tuple[str, Datatype, Shape | None]
 """A tensor as a model file tells it: -1 for a size left open, and no shape at all where even the rank is."""

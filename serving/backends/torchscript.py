@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from serving.devices import CudaUnusable
 from serving.errors import LoadError
-from serving.model_config import ModelSpec
-from serving.tensors import Array, TensorSpec
+from serving.models.config import ModelSpec
+from serving.models.devices import CudaUnusable
+from serving.protocol.tensors import Array, TensorSpec
 
 _BY_INDEX = re.compile(r".*__(\d+)")
 

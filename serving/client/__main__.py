@@ -3,10 +3,10 @@
 import os
 import sys
 
-from serving.signals import quiet_end
+from convoy.processes import exit_on_broken_pipe
 
 if __name__ == "__main__":
-    with quiet_end():
+    with exit_on_broken_pipe():
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told in one line, not by gRPC's core too
         from serving.client.cli import main
 

@@ -20,7 +20,7 @@ from serving.client.connection import Connection, Tls
 from serving.client.errors import ClientError, invalid
 from serving.client.images import ImageInput, Prepared, Source, each_source
 from serving.client.results import Answer, Classification, ModelState, Prediction
-from serving.tensors import Array
+from serving.protocol.tensors import Array
 
 Response = TypeVar("Response", bound=Message)
 

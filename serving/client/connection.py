@@ -138,14 +138,14 @@ class Connection:
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         until = time.monotonic() + timeout_s
-        pending: deque[_Call] = deque()
+        pending: deque[_GrpcCall] = deque()
         try:
             with self._tidy_errors(timeout_s):
                 for request in requests:
                     if len(pending) == NUM_IN_FLIGHT:
                         yield pending.popleft().result()
                     stub = self._channel.unary_unary(method, type(request).SerializeToString, answer.FromString)
-                    pending.append(_Call(partial(stub.future, request, metadata=self._metadata), until))
+                    pending.append(_GrpcCall(partial(stub.future, request, metadata=self._metadata), until))
                 while pending:
                     yield pending.popleft().result()
         finally:
@@ -160,7 +160,7 @@ class Connection:
             raise from_rpc(error, self.target, timeout_s) from None
 
 
-class _Call:
+class _GrpcCall:
     """A call under way, which is made again where the server had no room for it.
 
     Args:

@@ -1,6 +1,6 @@
 """Makes the pixels that a model takes out of whatever the caller has: image files, Pillow images, arrays.
 
-The same steps as the trainer's for a folder of images (`trainer.data.images`), so that a file is seen in serving as it
+The same steps as the trainer takes for a folder of images (`trainer.data.folder.decode`), so that a file is seen as it
 was in training: EXIF orientation, 16 bits by their upper 8, transparency on white, the shorter side resized with
 antialiasing, then the centre. Knows no network.
 """

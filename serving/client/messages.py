@@ -8,7 +8,7 @@ import numpy as np
 from protos import grpc_service_pb2 as pb
 from serving.client.errors import ClientError, invalid
 from serving.errors import ServingError
-from serving.tensors import DATATYPES, Array, Datatype, to_array, to_bytes
+from serving.protocol.tensors import DATATYPES, Array, Datatype, to_array, to_bytes
 
 MAX_PART_BYTES = 3 << 20
 """Of a request that can be sent in parts. gRPC's servers take 4 MiB if nobody tells them otherwise."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from serving.tensors import Array
+from serving.protocol.tensors import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ ASK = "CONVOY_TEST_IMAGES"
 MEASURED_MB = {("serving", "cpu"): 209, ("serving", "gpu"): 2590, ("trainer", ""): 6272}
 """The virtual environment in each image; stated in deploy/README.md."""
 
-IMPORTS = "import serving.server, serving.transport.native, serving.transport.grpcio, serving.backends.onnx, sys"
+IMPORTS = "import serving.server, serving.frontends.native, serving.frontends.grpcio, serving.backends.onnx, sys"
 HAS_CUDA = "import onnxruntime; print('CUDAExecutionProvider' in onnxruntime.get_available_providers())"
 SERVES = (
     (["-m", "serving", "--help"], "--model-repository"),
@@ -37,7 +37,10 @@ PROBES = {
     ("trainer", ""): (
         (["-m", "trainer.launch", "--help"], "--nnodes"),
         (["-m", "trainer.main", "--help"], "--recipe"),
-        (["-c", "import torch, trainer.export, trainer.report; print(torch.distributed.is_nccl_available())"], "True"),
+        (
+            ["-c", "import torch, trainer.export, trainer.report.page; print(torch.distributed.is_nccl_available())"],
+            "True",
+        ),
     ),
 }
 """Arguments of the image's Python, and what it must say."""

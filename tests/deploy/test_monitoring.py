@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serving.metrics import NAMES
+from serving.observability.metrics import NAMES
 from tests.deploy.manifests import DEPLOY, Object, find, lay, render
 from tests.deploy.policy import policy_problems
 

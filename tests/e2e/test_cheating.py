@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 from trainer.config import TrainConfig
-from trainer.evaluate import interval_of_look
+from trainer.evaluation.evaluate import interval_of_look
 
 pytestmark = pytest.mark.slow
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]

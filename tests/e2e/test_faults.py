@@ -27,7 +27,7 @@ ODD_ONE = """
 import os, sys
 import torch, trainer.hardware
 from trainer.cli import train_command
-from trainer.fit import _Loop
+from trainer.loop.fit import _Loop
 
 is_odd = os.environ["RANK"] == "2"
 flags = {"hardware": "fpu" if is_odd else "fpu amx_bf16"}.get(sys.argv[1], "fpu")

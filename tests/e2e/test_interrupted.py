@@ -23,7 +23,7 @@ STALLS = """
 import dataclasses, sys
 sys.path.insert(0, ROOT)
 from trainer.data import datasets
-from trainer.data.sources import Mirror
+from trainer.data.published.sources import Mirror
 mirror = Mirror("http://127.0.0.1:PORT/", ("file",))
 datasets.NAMED_SETS["mnist"] = dataclasses.replace(datasets.MNIST, sources=(mirror,))
 from trainer.cli import train_command
@@ -32,11 +32,11 @@ train_command(sys.argv[1:])
 LINGERS = """
 import sys, time
 sys.path.insert(0, ROOT)
-import trainer.report
+import trainer.report.page
 def write_report(*arguments):
     print("reporting", flush=True)
     time.sleep(60)
-trainer.report.write_report = write_report
+trainer.report.page.write_report = write_report
 from trainer.cli import train_command
 train_command(sys.argv[1:])
 """

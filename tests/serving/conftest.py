@@ -9,9 +9,9 @@ import pytest
 import tritonclient.grpc as triton
 
 from serving.config import ServeConfig
+from serving.protocol.tensors import DATATYPES, Array
 from serving.server import Server
-from serving.tensors import DATATYPES, Array
-from tests.serving.models import LOADED, write_repository
+from tests.serving.onnx_models import LOADED, write_repository
 
 SERVICE = "/inference.GRPCInferenceService/"
 MAX_MESSAGE_BYTES = 1 << 20

@@ -11,14 +11,14 @@ from typing import Any, cast
 import numpy as np
 
 from protos.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelOutput
-from serving.batcher import Batcher, BatchLimits
 from serving.errors import Internal, NotFound
-from serving.health import Health
-from serving.model_config import ModelSpec, VersionPolicy
-from serving.repository import Model, Repository
-from serving.service import Service
-from serving.statistics import Statistics
-from serving.tensors import DATATYPES, Array, TensorSpec
+from serving.inference.batcher import Batcher, BatchLimits
+from serving.inference.service import Service
+from serving.models.config import ModelSpec, VersionPolicy
+from serving.models.repository import Model, Repository
+from serving.observability.health import Health
+from serving.observability.statistics import Statistics
+from serving.protocol.tensors import DATATYPES, Array, TensorSpec
 
 PATIENCE_S = 30
 

@@ -14,9 +14,9 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
 from protos import grpc_service_pb2 as pb
-from serving.tensors import DATATYPES, Array
+from serving.protocol.tensors import DATATYPES, Array
 from tests.serving.conftest import SERVICE, Served, tensor
-from tests.serving.models import LABELS, LOADED, NUMBERS, PIXEL_WEIGHTS, WEIGHTS
+from tests.serving.onnx_models import LABELS, LOADED, NUMBERS, PIXEL_WEIGHTS, WEIGHTS
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 

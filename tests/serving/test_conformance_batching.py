@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from protos import grpc_service_pb2 as pb
 from serving.client import Client, ClientError
-from serving.jobs import WireJob
-from serving.repository import Model
-from serving.statistics import Snapshot
+from serving.inference.requests import GrpcRequest
+from serving.models.repository import Model
+from serving.observability.statistics import Snapshot
 from tests.serving.conftest import SERVICE, Served, tensor
-from tests.serving.models import WEIGHTS
+from tests.serving.onnx_models import WEIGHTS
 
 PATIENCE_S = 60
 
@@ -252,7 +252,7 @@ def test_a_call_that_is_over_holds_no_memory(served: Served, slow: Model) -> Non
         leaving.cancel()
         wait_until(lambda: slow.batcher.num_queued == 0)
         assert answer(first) == [BUSY]
-        wait_until(lambda: not any(type(one) is WireJob for one in gc.get_objects()))
+        wait_until(lambda: not any(type(one) is GrpcRequest for one in gc.get_objects()))
     finally:
         gc.enable()
 

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from protos import health_pb2
 from tests.serving.conftest import SERVICE, Served, tensor
-from tests.serving.models import LOADED
+from tests.serving.onnx_models import LOADED
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 

@@ -7,8 +7,8 @@ import pytest
 
 from trainer.compare import compare_runs
 from trainer.errors import ConfigError
-from trainer.ledger import Ledger
-from trainer.run_folder import RunFolder
+from trainer.evaluation.ledger import Ledger
+from trainer.records.run_folder import RunFolder
 
 
 def make_run(

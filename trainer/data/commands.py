@@ -20,9 +20,9 @@ from trainer.data.datasets import (
     load_named,
     named_set,
 )
-from trainer.data.download import Progress
-from trainer.data.fetch import import_files
-from trainer.data.folders import decoded_place
+from trainer.data.folder.image_folder import decoded_place
+from trainer.data.published.download import DownloadProgress
+from trainer.data.published.fetch import import_files
 from trainer.data.store import (
     DamagedFile,
     Decoded,
@@ -249,7 +249,7 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[tuple[Callable[[str], None], Progress | None]]:
+def _progress() -> Iterator[tuple[Callable[[str], None], DownloadProgress | None]]:
     """What says lines, and what shows downloads: a bar on a terminal, else a line now and then."""
     if not sys.stdout.isatty():
         yield print, None

@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 
 from trainer.data import synthetic
-from trainer.data.download import Progress
-from trainer.data.fetch import obtain
-from trainer.data.formats import decode_npz
-from trainer.data.sources import CIFAR10, FASHION_MNIST, MNIST, NamedSet
+from trainer.data.published.download import DownloadProgress
+from trainer.data.published.fetch import obtain
+from trainer.data.published.formats import decode_npz
+from trainer.data.published.sources import CIFAR10, FASHION_MNIST, MNIST, NamedSet
 from trainer.data.split import stratified_split
 from trainer.data.store import Decoded, Say, open_or_make
 from trainer.data.store import ImageSet as ImageSet  # for whoever imports it from here
 from trainer.errors import ConfigError, unknown_name
 
 FOLDER_PREFIX = "folder:"
-_MINI_FILE = Path(__file__).with_name("mnist_mini.npz")
+_MINI_FILE = Path(__file__).parent / "published" / "mnist_mini.npz"
 
 MNIST_MINI = NamedSet(
     name="mnist-mini",
@@ -79,7 +79,7 @@ def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, ve
     """
     root = image_folder(name)
     if root is not None:
-        from trainer.data.folders import load_folder
+        from trainer.data.folder.image_folder import load_folder
 
         decoded = load_folder(root, data_dir, image_size=image_size, verify=verify, say=say)
     else:
@@ -157,7 +157,7 @@ def decoded_path(named: NamedSet, data_dir: Path) -> Path:
 
 
 def load_named(
-    named: NamedSet, data_dir: Path, *, verify: bool = True, say: Say, progress: Progress | None = None
+    named: NamedSet, data_dir: Path, *, verify: bool = True, say: Say, progress: DownloadProgress | None = None
 ) -> Decoded:
     """Opens a named set's decoded file, fetching it first where it is missing or damaged."""
     return open_or_make(

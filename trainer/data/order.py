@@ -20,7 +20,7 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(num_samples, generator=generator("order", seed, epoch))
 
 
-def sample_keys(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
+def dropout_seeds(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
     """What dropout draws from, for each sample of an epoch: int64 `[num_samples]`, 0 to 2^32 - 1."""
     return torch.randint(2**32, (num_samples,), generator=generator("dropout", seed, epoch))
 

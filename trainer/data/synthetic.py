@@ -6,7 +6,7 @@ Whole numbers only, and NumPy's frozen legacy generator: no rounding and no new 
 import numpy as np
 import torch
 
-from trainer.data.formats import Split
+from trainer.data.published.formats import Split
 from trainer.data.store import ImageSet
 
 SIZE = 28

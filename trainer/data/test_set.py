@@ -1,4 +1,4 @@
-"""The test images. Only `trainer.ledger`, which counts every look at them, may import this (import-linter checks)."""
+"""The test images. Only `trainer.evaluation.ledger`, which counts looks, may import this (import-linter checks)."""
 
 from trainer.data.datasets import Dataset
 from trainer.data.store import ImageSet, open_decoded

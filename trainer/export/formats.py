@@ -10,9 +10,9 @@ import onnxruntime
 import torch
 from torch import nn
 
+from convoy.cpus import num_available_cpus
 from trainer.export.graph import clean
 from trainer.export.repository import INPUT, LOGITS, ONNX, PROBABILITIES
-from trainer.hardware import num_available_cpus
 
 TORCHSCRIPT, EXPORTED_PROGRAM = "model.pt", "model.pt2"
 

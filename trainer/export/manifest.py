@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.checkpoint import weights_sha256
 from trainer.data import ImageSet
 from trainer.export.formats import Floats
 from trainer.export.repository import INPUT, LOGITS, PROBABILITIES, Model
-from trainer.fit import Run
+from trainer.loop.fit import Run
 from trainer.models import Classifier
-from trainer.run_folder import git_commit
+from trainer.records.checkpoint import weights_sha256
+from trainer.records.run_folder import git_commit
 
 FORMAT_VERSION = 1
 NUM_GOLDEN, MAX_GOLDEN = 16, 64

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from convoy.cpus import num_available_cpus
 from trainer.data import ImageSet
 from trainer.errors import ExportError
 from trainer.export.formats import Answer, Floats
-from trainer.hardware import num_available_cpus
 
 NUM_IMAGES = 10_000
 """Looked at where the data set has so many; all validation images, where they are more."""
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 """Largest difference of a logit or a probability."""
 
 
-class Sample:
+class ParitySample:
     """The images that the gate looks at: all validation images, and training images up to 10,000 in all.
 
     Never test images. They are read where they lie, a batch at a time.
@@ -65,7 +65,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
+class ParityResult:
     """How one format at one batch size agreed with the reference; what the manifest says of it.
 
     Args:
@@ -99,8 +99,8 @@ def reference_logits(model: Callable[[torch.Tensor], torch.Tensor], batches: Ite
 
 
 def check_parity(
-    name: str, answer: Answer, sample: Sample, reference: Floats, tolerance: float = TOLERANCE
-) -> list[Agreement]:
+    name: str, answer: Answer, sample: ParitySample, reference: Floats, tolerance: float = TOLERANCE
+) -> list[ParityResult]:
     """Compare a format with the reference at every batch size: on the whole sample, or as much as a minute allows.
 
     Raises:
@@ -112,7 +112,7 @@ def check_parity(
     ]
 
 
-def ask(answer: Answer, sample: Sample, batch_size: int, num_images: int) -> tuple[Floats, Floats]:
+def ask(answer: Answer, sample: ParitySample, batch_size: int, num_images: int) -> tuple[Floats, Floats]:
     """Logits and probabilities, `[N, classes]`, of the first images: `num_images`, or fewer where they take long."""
     answers = []
     until = math.inf if batch_size == LARGEST_BATCH else time.monotonic() + PATIENCE_S
@@ -140,11 +140,11 @@ class _Comparison:
     """
 
     where: str
-    sample: Sample
+    sample: ParitySample
     reference: Floats
     tolerance: float
 
-    def of(self, answer: Answer, batch_size: int) -> Agreement:
+    def of(self, answer: Answer, batch_size: int) -> ParityResult:
         logits, probabilities = self._ask(answer, batch_size)
         reference = self.reference[: len(logits)]
         near_ties = self._check_classes(logits, reference)
@@ -152,7 +152,7 @@ class _Comparison:
             self._check_values("logit", logits, reference),
             self._check_values("probability", probabilities, _softmax(reference)),
         )
-        return Agreement(
+        return ParityResult(
             batch_size=batch_size, num_images=len(logits), largest_difference=max(differences), near_ties=near_ties
         )
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from convoy.cpus import num_available_cpus
 from trainer.errors import ExportError
 from trainer.export.formats import Floats, convert, convert_to_onnx, open_format
-from trainer.export.parity import LARGEST_BATCH, TOLERANCE, Agreement, ask, check_parity, torch_threads
+from trainer.export.parity import LARGEST_BATCH, TOLERANCE, ParityResult, ask, check_parity, torch_threads
 from trainer.export.repository import ONNX, Model
 from trainer.export.trained import Trained, largest_difference
-from trainer.fit import Run
-from trainer.hardware import num_available_cpus
+from trainer.loop.fit import Run
 
 LARGEST_LOSS = 0.001
 """Of accuracy on validation images, by which int8 may be worse than float32."""
@@ -78,7 +78,7 @@ def export_int8(run: Run, model: Model, result: dict[str, Any] | None) -> Path:
     return trained.publish(model, files, findings)
 
 
-def _summary(agreements: dict[str, list[Agreement]]) -> str:
+def _summary(agreements: dict[str, list[ParityResult]]) -> str:
     found = [agreement for of_format in agreements.values() for agreement in of_format]
     sizes = ", ".join(str(size) for size in sorted({agreement.batch_size for agreement in found}))
     return (

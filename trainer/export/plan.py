@@ -6,7 +6,7 @@ from typing import Any
 from trainer.config import TrainConfig
 from trainer.errors import ExportError, TrainerError
 from trainer.export.repository import Model, printable
-from trainer.fit import Run
+from trainer.loop.fit import Run
 
 
 def plan_export(run: Run, config: TrainConfig) -> Model | None:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.evaluate import wilson_interval
+from trainer.evaluation.evaluate import wilson_interval
 from trainer.export.folding import ServedModel, fold
 from trainer.export.formats import Floats
 from trainer.export.manifest import golden_file, golden_images, manifest
-from trainer.export.parity import LARGEST_BATCH, Agreement, Sample, reference_logits
+from trainer.export.parity import LARGEST_BATCH, ParityResult, ParitySample, reference_logits
 from trainer.export.repository import GOLDEN, Model
-from trainer.fit import Run
+from trainer.loop.fit import Run
 from trainer.models import Classifier
 
 
@@ -32,7 +32,7 @@ class Trained:
 
     run: Run
     classifier: Classifier
-    sample: Sample
+    sample: ParitySample
     logits: Floats
     golden: tuple[torch.Tensor, Floats]
     result: dict[str, Any] | None
@@ -40,7 +40,7 @@ class Trained:
     @classmethod
     def prepare(cls, run: Run, result: dict[str, Any] | None) -> "Trained":
         classifier: Classifier = copy.deepcopy(run.learner.model).cpu().float().eval()
-        sample = Sample((run.validation_images, run.validation_indices), (run.dataset.train, run.train_indices))
+        sample = ParitySample((run.validation_images, run.validation_indices), (run.dataset.train, run.train_indices))
         golden = golden_images(run.dataset.train, run.train_indices)
         return cls(
             run=run,
@@ -82,7 +82,7 @@ class Trained:
             "run": {name: self.result[name] for name in known} | views if self.result else None,
         }
 
-    def parity(self, agreements: dict[str, list[Agreement]], tolerance: float) -> dict[str, Any]:
+    def parity(self, agreements: dict[str, list[ParityResult]], tolerance: float) -> dict[str, Any]:
         """What was compared, and how well it agreed."""
         return {
             "reference": "the trained model, eager, float32, on the CPU",

@@ -59,7 +59,7 @@ class Dropout(nn.Module):
 
 @contextmanager
 def dropping(dropouts: list[Dropout], keys: torch.Tensor) -> Iterator[None]:
-    """Within, these layers drop by these samples' keys, int64 `[B]` from 0 to 2^32 - 1 (`data.order.sample_keys`)."""
+    """Within, these layers drop by these samples' keys, int64 `[B]` from 0 to 2^32 - 1 (`data.order.dropout_seeds`)."""
     for dropout in dropouts:
         dropout.keys = keys
     try:

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from trainer import figures
 from trainer.data import ImageSet, default_data_dir, load_dataset, split_validation
 from trainer.data.order import generator
-from trainer.distributed import World
 from trainer.errors import ConfigError
+from trainer.ranks.world import World
+from trainer.report import figures
 from trainer.studies.capacity_page import NetworkErrors, PolynomialErrors, make_page
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
@@ -138,7 +138,7 @@ def _train_networks(config: CapacityConfig, folder: StudyFolder, world: World) -
     labels = _with_wrong_labels(dataset.train.labels[taught], config.label_noise, config.seed)
     train = ImageSet(_flat(dataset.train.images[taught]), labels)
     test = ImageSet(_flat(dataset.train.images[held_out]), dataset.train.labels[held_out])
-    known = world.from_main(folder.results() if world.is_main else {})
+    known = world.broadcast_object(folder.results() if world.is_main else {})
     jobs = {
         f"width {width}, repeat {repeat}": (width, repeat)
         for width in config.widths
@@ -152,7 +152,7 @@ def _train_networks(config: CapacityConfig, folder: StudyFolder, world: World) -
             width, repeat = jobs[key]
             found = key, train_network(train, test, width=width, epochs=config.epochs, seed=config.seed + repeat)
         # After each round, so that the main rank, which alone writes, keeps the others' too.
-        for key, shares in filter(None, world.from_all(found)):
+        for key, shares in filter(None, world.all_gather_object(found)):
             known[key] = shares
             if world.is_main:
                 folder.add(key, shares)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from trainer.figures import LIGHT
+from trainer.report.figures import LIGHT
 from trainer.studies.page import Page, Picture, Table
 
 

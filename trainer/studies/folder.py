@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.distributed import World
 from trainer.errors import CheckpointError, ConfigError, writing
 from trainer.files import append_line, is_temporary, read_lines, write_json
 from trainer.hardware import describe
-from trainer.run_folder import LOCK_FILE, RUNS, STUDY_FILE, git_commit, in_use
+from trainer.ranks.world import World
+from trainer.records.run_folder import LOCK_FILE, RUNS, STUDY_FILE, git_commit, in_use
 
 _NOT_ASKED = {"run_dir", "data_dir", "device", "runs"}
 """Fields of a study's command line that change where it runs, or how long it goes on, not what it finds."""
@@ -39,12 +39,12 @@ class StudyFolder:
             CheckpointError: it cannot be written.
         """
         now = datetime.datetime.now(datetime.UTC)
-        path = world.from_main(run_dir or RUNS / f"study-{name}-{now:%Y%m%dT%H%M%SZ}")
+        path = world.broadcast_object(run_dir or RUNS / f"study-{name}-{now:%Y%m%dT%H%M%SZ}")
         folder = cls(path, name)
         if world.is_main:
             asked = {field: value for field, value in asdict(config).items() if field not in _NOT_ASKED}
             folder._claim({"study": name, "asked": asked}, world)
-        world.wait_for_all()
+        world.barrier()
         with in_use(path, world, partial(print, flush=True)):
             yield folder
 

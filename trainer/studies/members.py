@@ -10,15 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from convoy.processes import describe_output_error
 from trainer.config import fingerprint
 from trainer.data import Dataset, without_test_images
-from trainer.distributed import World
 from trainer.errors import Interrupted
-from trainer.fit import Run, fit, restore
+from trainer.loop.fit import Run, fit, restore
 from trainer.progress import Progress
+from trainer.ranks.world import World
 from trainer.recipes import Recipe
-from trainer.run_folder import RunFolder
-from trainer.signals import StopRequest, why_unwritten
+from trainer.records.run_folder import RunFolder
+from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
 from trainer.train import setup
 
@@ -85,5 +86,5 @@ def telling_how_to_go_on(folder: StudyFolder) -> Iterator[None]:
     except Interrupted as error:
         cause, number = error.cause, error.signal_number
     except BrokenPipeError as error:
-        cause, number = why_unwritten(error), signal.SIGPIPE
+        cause, number = describe_output_error(error), signal.SIGPIPE
     raise Interrupted(cause, f"stopped; go on with the same command and --run-dir {folder.path}", number)

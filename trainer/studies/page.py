@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from trainer import figures
 from trainer.errors import writing
 from trainer.files import write_atomically, write_json
-from trainer.report import groups, shades, write_figure
+from trainer.report import figures
+from trainer.report.page import groups, shades, write_figure
 from trainer.studies.folder import StudyFolder
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from trainer import figures
-from trainer.distributed import World
 from trainer.errors import ConfigError
-from trainer.figures import LIGHT
+from trainer.ranks.world import World
+from trainer.report import figures
+from trainer.report.figures import LIGHT
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import Page, Picture, Table, write_page
 

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer import figures
-from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
 from trainer.data import Dataset, default_data_dir
-from trainer.distributed import DeviceChoice, World
 from trainer.errors import ConfigError, DivergenceError, writing
-from trainer.evaluate import evaluate
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.ledger import Ledger
 from trainer.files import write_json
-from trainer.fit import Run
 from trainer.hardware import keep_freed_memory
-from trainer.ledger import Ledger
+from trainer.loop.fit import Run
 from trainer.progress import Progress
+from trainer.ranks.world import DeviceChoice, World
 from trainer.recipes import Recipe
-from trainer.run_folder import RunFolder
+from trainer.records.checkpoint import Checkpoints
+from trainer.records.run_folder import RunFolder
+from trainer.report import figures
 from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
 from trainer.studies.members import Workplace, open_member, telling_how_to_go_on, train_member
@@ -88,7 +88,7 @@ def study_seeds(config: SeedsConfig) -> None:
             StudyFolder.enter("seeds", config, config.run_dir, world) as folder,
             telling_how_to_go_on(folder),
         ):
-            rates = world.from_main(_choose_stack(config, recipe, place, folder) if world.is_main else {})
+            rates = world.broadcast_object(_choose_stack(config, recipe, place, folder) if world.is_main else {})
             seeds = list(range(config.first_seed, config.first_seed + config.runs))
             _train_all(seeds[world.rank :: world.size], _best_stack(rates), recipe, place, folder)
             if world.is_main:

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from trainer.figures import LIGHT
 from trainer.recipes import Recipe
+from trainer.report.figures import LIGHT
 from trainer.studies.page import Page, Picture, Table
 from trainer.studies.summary import Summary, runs_to_tell_apart, summarize
 

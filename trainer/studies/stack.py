@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from trainer.checkpoint import Checkpoints
 from trainer.errors import DivergenceError
-from trainer.fit import Run, Samples, save
-from trainer.learner import parameter_kind
+from trainer.loop.fit import Run, Samples, save
+from trainer.loop.learner import parameter_kind
+from trainer.loop.optim import Optimizer, ParamGroup
+from trainer.loop.step import Batch
 from trainer.models.layers import dropouts_of, dropping
-from trainer.optim import Optimizer, Rule
 from trainer.recipes import ParameterKind, Recipe
-from trainer.step import Batch
+from trainer.records.checkpoint import Checkpoints
 
 
 def can_stack(recipe: Recipe) -> bool:
@@ -36,7 +36,7 @@ class Stack:
 
     Args:
         runs: the members' runs, fresh, which differ in their seed alone; their learners' steps are not used, but their
-            models receive the weights in `hand_back`.
+            models receive the weights in `copy_to_runs`.
     """
 
     def __init__(self, runs: list[Run]) -> None:
@@ -82,7 +82,7 @@ class Stack:
             self.step += 1
         return losses
 
-    def hand_back(self) -> None:
+    def copy_to_runs(self) -> None:
         """Copy each member's weights into its own run's model."""
         for number, run in enumerate(self.runs):
             state = {name: tensor[number].detach() for name, tensor in (self._parameters | self._buffers).items()}
@@ -104,7 +104,7 @@ class Stack:
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
-    def _groups(self, network: nn.Module) -> list[tuple[Rule, list[nn.Parameter]]]:
+    def _groups(self, network: nn.Module) -> list[tuple[ParamGroup, list[nn.Parameter]]]:
         groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in self._recipe.rules}
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
@@ -165,7 +165,7 @@ def train_stack(runs: list[Run], checkpoints: Checkpoints) -> None:
         seconds += time.perf_counter() - began
         checkpoints.save(stack.step, {**stack.state_dict(), "seconds": seconds})
         print(f"{seeds}, epoch {epoch + 1}/{runs[0].recipe.epochs}: {seconds:.1f} s", flush=True)
-    stack.hand_back()
+    stack.copy_to_runs()
     for run in runs:
         run.position.step, run.position.seconds = stack.step, seconds / len(runs)
         save(run)  # for `evaluate` and `export`

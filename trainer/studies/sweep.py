@@ -16,18 +16,18 @@ from typing import Any, get_args, get_type_hints
 import torch
 from matplotlib.figure import Figure
 
-from trainer import figures
 from trainer.config import TrainConfig
 from trainer.data import default_data_dir, without_test_images
 from trainer.data.order import generator
-from trainer.distributed import DeviceChoice, World
 from trainer.errors import ConfigError, DivergenceError, unknown_name, writing
-from trainer.evaluate import evaluate
-from trainer.figures import LIGHT
+from trainer.evaluation.evaluate import evaluate
 from trainer.files import write_json
 from trainer.hardware import keep_freed_memory
 from trainer.progress import Progress
+from trainer.ranks.world import DeviceChoice, World
 from trainer.recipes import Recipe
+from trainer.report import figures
+from trainer.report.figures import LIGHT
 from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
 from trainer.studies.members import Workplace, telling_how_to_go_on, train_member

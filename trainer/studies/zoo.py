@@ -20,15 +20,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from trainer import figures
 from trainer.data.datasets import named_set
-from trainer.distributed import World
 from trainer.errors import ConfigError
-from trainer.ledger import Ledger
+from trainer.evaluation.ledger import Ledger
 from trainer.models import Classifier, build_network
 from trainer.models.cost import Cost, cost_of
 from trainer.models.originals import build_original
+from trainer.ranks.world import World
 from trainer.recipes import RECIPES
+from trainer.report import figures
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
 from trainer.studies.zoo_page import ZooEntry, make_page

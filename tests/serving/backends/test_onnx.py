@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import onnx
-from serving.devices import count_gpus
 from serving.errors import LoadError
-from serving.model_config import complete_tensors, to_spec
-from serving.tensors import DATATYPES
+from serving.models.config import complete_tensors, to_spec
+from serving.models.devices import count_gpus
+from serving.protocol.tensors import DATATYPES
 from tests.serving.model_files import (
     SCALE_CONFIG,
     add_without_batch,
@@ -186,7 +186,7 @@ def test_running_frees_the_interpreter(model_file):
 
 
 def test_an_onnx_server_never_loads_torch():
-    code = "import sys, serving.repository; from serving.backends import onnx; assert 'torch' not in sys.modules"
+    code = "import sys, serving.models.repository; from serving.backends import onnx; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

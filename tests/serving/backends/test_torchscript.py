@@ -10,9 +10,9 @@ from google.protobuf import text_format
 
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import torchscript
-from serving.devices import CudaUnusable
 from serving.errors import LoadError
-from serving.model_config import to_spec
+from serving.models.config import to_spec
+from serving.models.devices import CudaUnusable
 
 
 class Two(torch.nn.Module):

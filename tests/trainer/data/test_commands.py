@@ -198,7 +198,7 @@ import sys
 from tiny_set import GZ_NAMES, make_named_set
 from trainer.cli import data_command
 from trainer.data import commands, datasets
-from trainer.data.sources import Mirror
+from trainer.data.published.sources import Mirror
 
 commands.NAMED_SETS = datasets.NAMED_SETS = {"tiny": make_named_set(Mirror(sys.argv[1], GZ_NAMES))}
 data_command(["fetch", "tiny", "--data-dir", sys.argv[2]])

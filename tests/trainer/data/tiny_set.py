@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import torch
 
-from trainer.data.collect import KnownFile
-from trainer.data.download import Limits
-from trainer.data.formats import decode_idx
-from trainer.data.sources import Form, HandPlaced, Mirror, NamedSet, Source
+from trainer.data.published.collect import KnownFile
+from trainer.data.published.download import Limits
+from trainer.data.published.formats import decode_idx
+from trainer.data.published.sources import Form, HandPlaced, Mirror, NamedSet, Source
 from trainer.data.store import Content, ImageSet, content_digest
 
 QUICK = Limits(connect_s=1.0, grace_s=0.05, window_s=0.15, floor_bytes_per_s=100_000, num_resumes=2)

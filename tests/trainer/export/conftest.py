@@ -8,15 +8,15 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet
-from trainer.distributed import World
 from trainer.export.formats import convert
-from trainer.export.parity import Sample
+from trainer.export.parity import ParitySample
 from trainer.export.repository import Model
 from trainer.export.trained import Trained
-from trainer.fit import Run, fit
+from trainer.loop.fit import Run, fit
 from trainer.progress import Progress
+from trainer.ranks.world import World
 from trainer.recipes import RECIPES
-from trainer.run_folder import RunFolder
+from trainer.records.run_folder import RunFolder
 from trainer.signals import StopRequest
 from trainer.train import setup
 
@@ -56,10 +56,10 @@ def model(tmp_path: Path) -> Model:
 
 
 @pytest.fixture
-def sample() -> Sample:
+def sample() -> ParitySample:
     """Random images, 40 for validation and 5 for training."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (100, 1, 28, 28), dtype=torch.uint8, generator=generator)
     labels = torch.arange(100) % 10
     everything = ImageSet(images, labels)
-    return Sample((everything, torch.arange(10, 50)), (everything, torch.arange(60, 65)))
+    return ParitySample((everything, torch.arange(10, 50)), (everything, torch.arange(60, 65)))

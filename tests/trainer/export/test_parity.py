@@ -13,7 +13,7 @@ from trainer.errors import ExportError
 from trainer.export import parity
 from trainer.export.folding import fold
 from trainer.export.formats import Answer, Floats, convert_to_onnx, open_format
-from trainer.export.parity import Sample, check_parity, reference_logits
+from trainer.export.parity import ParitySample, check_parity, reference_logits
 from trainer.export.repository import ONNX
 from trainer.export.trained import Trained
 
@@ -36,11 +36,11 @@ def make_answer(change: Callable[[Floats], Floats | None]) -> Answer:
 
 
 @pytest.fixture
-def reference(sample: Sample) -> Floats:
+def reference(sample: ParitySample) -> Floats:
     return reference_logits(logits_of, sample.batches(16, len(sample)))
 
 
-def test_what_answers_alike_passes_with_its_figures(sample: Sample, reference: Floats) -> None:
+def test_what_answers_alike_passes_with_its_figures(sample: ParitySample, reference: Floats) -> None:
     def add(logits: Floats) -> Floats:
         return logits + np.float32(3e-5)
 
@@ -52,7 +52,7 @@ def test_what_answers_alike_passes_with_its_figures(sample: Sample, reference: F
         assert agreement.near_ties == 0
 
 
-def test_one_logit_of_one_image_is_enough_to_be_refused(sample: Sample, reference: Floats) -> None:
+def test_one_logit_of_one_image_is_enough_to_be_refused(sample: ParitySample, reference: Floats) -> None:
     def spoil_third_of_17(logits: Floats) -> None:
         if len(logits) == 17:
             logits[2, 7] += 3e-4
@@ -65,7 +65,7 @@ def test_one_logit_of_one_image_is_enough_to_be_refused(sample: Sample, referenc
     assert f"{reference[2, 7] + np.float32(3e-4):.6g}" in said
 
 
-def test_another_class_is_refused_by_name(sample: Sample, reference: Floats) -> None:
+def test_another_class_is_refused_by_name(sample: ParitySample, reference: Floats) -> None:
     best = int(reference[44].argmax())
     other = (best + 1) % 10
 
@@ -80,7 +80,7 @@ def test_another_class_is_refused_by_name(sample: Sample, reference: Floats) -> 
     )
 
 
-def test_a_near_tie_may_fall_either_way_and_is_counted(sample: Sample, reference: Floats) -> None:
+def test_a_near_tie_may_fall_either_way_and_is_counted(sample: ParitySample, reference: Floats) -> None:
     reference[5] = 0.0
     reference[5, 3], reference[5, 4] = 2.0, 2.0 - 4e-5
 
@@ -97,20 +97,20 @@ def test_a_near_tie_may_fall_either_way_and_is_counted(sample: Sample, reference
 
 
 def test_a_size_that_takes_long_is_looked_at_for_a_while(
-    sample: Sample, reference: Floats, monkeypatch: pytest.MonkeyPatch
+    sample: ParitySample, reference: Floats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parity, "PATIENCE_S", -1.0)
     found = check_parity("model.pt", make_answer(lambda logits: None), sample, reference)
     assert {agreement.batch_size: agreement.num_images for agreement in found} == {256: 45, 17: 17, 3: 3, 2: 2, 1: 1}
 
 
-def test_a_format_that_loses_images_is_refused(sample: Sample, reference: Floats) -> None:
+def test_a_format_that_loses_images_is_refused(sample: ParitySample, reference: Floats) -> None:
     with pytest.raises(ExportError) as refused:
         check_parity("model.pt", make_answer(lambda logits: logits[:16]), sample, reference)
     assert str(refused.value) == "model.pt at batch size 256 does not run: 45 images got 16, 16 answers"
 
 
-def test_not_a_number_is_a_difference(sample: Sample, reference: Floats) -> None:
+def test_not_a_number_is_a_difference(sample: ParitySample, reference: Floats) -> None:
     def spoil(logits: Floats) -> None:
         logits[0, 9] = np.nan
 
@@ -118,7 +118,7 @@ def test_not_a_number_is_a_difference(sample: Sample, reference: Floats) -> None
         check_parity("model.onnx", make_answer(spoil), sample, reference)
 
 
-def test_probabilities_are_compared_too(sample: Sample, reference: Floats) -> None:
+def test_probabilities_are_compared_too(sample: ParitySample, reference: Floats) -> None:
     def answer(images: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
         logits = logits_of(torch.from_numpy(images)).numpy()
         return logits, logits
@@ -127,7 +127,7 @@ def test_probabilities_are_compared_too(sample: Sample, reference: Floats) -> No
         check_parity("model.onnx", answer, sample, reference)
 
 
-def test_a_format_that_knows_one_batch_size_is_refused(sample: Sample, reference: Floats) -> None:
+def test_a_format_that_knows_one_batch_size_is_refused(sample: ParitySample, reference: Floats) -> None:
     def refuse_odd_sizes(logits: Floats) -> None:
         if len(logits) == 3:
             raise RuntimeError("Got: 3 Expected: 2\nand a long story")
@@ -139,7 +139,7 @@ def test_a_format_that_knows_one_batch_size_is_refused(sample: Sample, reference
 
 @pytest.mark.parametrize("change", [lambda logits: logits.astype(np.float64), lambda logits: logits[:, :9]])
 def test_another_shape_or_type_is_refused(
-    change: Callable[[Floats], Floats], sample: Sample, reference: Floats
+    change: Callable[[Floats], Floats], sample: ParitySample, reference: Floats
 ) -> None:
     with pytest.raises(ExportError, match=r"gives float\d+ \[45, \d+\], not float32 \[45, 10\]"):
         check_parity("model.onnx", make_answer(change), sample, reference)
@@ -156,7 +156,7 @@ def test_an_exported_model_with_one_changed_weight_is_refused(trained: Trained) 
         check_parity(ONNX, answer, trained.sample, trained.logits)
 
 
-def test_the_sample_is_validation_images_and_then_training_images(sample: Sample) -> None:
+def test_the_sample_is_validation_images_and_then_training_images(sample: ParitySample) -> None:
     assert len(sample) == 45
     assert sample.num_validation == 40
     assert [len(batch) for batch in sample.batches(17, 45)] == [17, 17, 11]
@@ -170,7 +170,7 @@ def test_the_sample_is_validation_images_and_then_training_images(sample: Sample
 def test_training_images_make_up_the_number_evenly_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity, "NUM_IMAGES", 10)
     images = ImageSet(torch.zeros(100, 1, 2, 2, dtype=torch.uint8), torch.arange(100))
-    few = Sample((images, torch.arange(4)), (images, torch.arange(10, 71)))
+    few = ParitySample((images, torch.arange(4)), (images, torch.arange(10, 71)))
     assert few.labels.tolist() == [0, 1, 2, 3, 10, 22, 34, 46, 58, 70]
-    enough = Sample((images, torch.arange(20)), (images, torch.arange(50, 60)))
+    enough = ParitySample((images, torch.arange(20)), (images, torch.arange(50, 60)))
     assert enough.labels.tolist() == list(range(20))

@@ -13,15 +13,15 @@ import pytest
 from onnx import numpy_helper
 
 from tests.conftest import ROOT
-from trainer.checkpoint import weights_sha256
 from trainer.errors import ExportError
 from trainer.export import pipeline
 from trainer.export.formats import open_format
 from trainer.export.pipeline import export, export_int8
 from trainer.export.repository import ONNX, Model
 from trainer.export.trained import Trained
-from trainer.fit import Run
+from trainer.loop.fit import Run
 from trainer.progress import Progress
+from trainer.records.checkpoint import weights_sha256
 
 RESULT = {
     "val_accuracy": 0.9,

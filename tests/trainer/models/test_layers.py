@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.data.order import sample_keys
+from trainer.data.order import dropout_seeds
 from trainer.models.layers import Dropout, dropping
 
 NUM_SAMPLES, NUM_UNITS = 512, 2048
@@ -21,7 +21,7 @@ def dropped(rate: float, keys: torch.Tensor, layer: int = 0, num_units: int = NU
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
 def test_as_many_units_are_dropped_as_by_chance(rate: float) -> None:
     """Within five standard errors, over all, and the spread over samples and over units that of a binomial law."""
-    zeros = dropped(rate, sample_keys(NUM_SAMPLES, 0, 0))
+    zeros = dropped(rate, dropout_seeds(NUM_SAMPLES, 0, 0))
     error = (rate * (1 - rate) / zeros.numel()) ** 0.5
     assert abs(zeros.mean().item() - rate) < 5 * error
     for dim, number in ((0, NUM_SAMPLES), (1, NUM_UNITS)):
@@ -29,7 +29,7 @@ def test_as_many_units_are_dropped_as_by_chance(rate: float) -> None:
         assert abs(variance - 1) < 5 * (2 / zeros.shape[1 - dim]) ** 0.5
 
 
-@pytest.mark.parametrize("keys", [torch.arange(NUM_SAMPLES), sample_keys(NUM_SAMPLES, 0, 0)], ids=["next", "drawn"])
+@pytest.mark.parametrize("keys", [torch.arange(NUM_SAMPLES), dropout_seeds(NUM_SAMPLES, 0, 0)], ids=["next", "drawn"])
 def test_samples_units_and_layers_are_independent(keys: torch.Tensor) -> None:
     zeros, others = dropped(0.5, keys), dropped(0.5, keys, layer=1)
     pairs = {
@@ -43,10 +43,10 @@ def test_samples_units_and_layers_are_independent(keys: torch.Tensor) -> None:
 
 
 def test_a_sample_is_treated_alike_wherever_it_is_and_otherwise_in_the_next_epoch() -> None:
-    keys = sample_keys(NUM_SAMPLES, 3, 0)
+    keys = dropout_seeds(NUM_SAMPLES, 3, 0)
     whole = dropped(0.5, keys)
     assert torch.equal(dropped(0.5, keys[100:200].flip(0)), whole[100:200].flip(0))
-    again = dropped(0.5, sample_keys(NUM_SAMPLES, 3, 1))
+    again = dropped(0.5, dropout_seeds(NUM_SAMPLES, 3, 1))
     assert 0.45 < (again == whole).double().mean().item() < 0.55
 
 

@@ -14,9 +14,9 @@ from tests.conftest import ROOT
 from trainer.config import TrainConfig
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DivergenceError
-from trainer.figures import style
-from trainer.fit import Run
+from trainer.loop.fit import Run
 from trainer.recipes import RECIPES, Recipe
+from trainer.report.figures import style
 from trainer.studies.members import Workplace, open_member, train_member
 from trainer.studies.page import write_number
 from trainer.studies.seeds import SeedsConfig, study_seeds

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.trainer.test_fit import make_run
-from trainer.checkpoint import Checkpoints
 from trainer.data import Dataset
 from trainer.errors import DivergenceError
-from trainer.fit import Run, Samples
+from trainer.loop.fit import Run, Samples
 from trainer.recipes import RECIPES, Recipe
+from trainer.records.checkpoint import Checkpoints
 from trainer.studies.stack import Stack, can_stack, lone_steps, measure_rate, train_stack
 
 PLAIN = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=2, precision="float32")
@@ -31,7 +31,7 @@ def test_each_member_equals_its_lone_run(recipe: Recipe, mini: Dataset, tmp_path
     together = members(recipe, mini, tmp_path / "together", (0, 1, 5))
     stack = Stack(together)
     stack.train_steps(stack.draw(0), num_steps=NUM_STEPS)
-    stack.hand_back()
+    stack.copy_to_runs()
     for run in together:
         before = make_run(recipe, mini, tmp_path / "alone" / str(run.seed), seed=run.seed)
         fresh = {name: tensor.clone() for name, tensor in before.learner.model.state_dict().items()}
@@ -48,7 +48,7 @@ def test_members_drop_what_their_lone_runs_drop(mini: Dataset, tmp_path: Path) -
         runs = members(DROPPING, mini, tmp_path / "together", (0, 1))
         stack = Stack(runs)
         stack.train_steps(samples_of(stack), num_steps=1)
-        stack.hand_back()
+        stack.copy_to_runs()
         return runs[1].learner.model.state_dict()["network.head.weight"]
 
     alone = make_run(DROPPING, mini, tmp_path / "alone", seed=1)
@@ -65,7 +65,7 @@ def test_the_stacks_size_changes_nothing(mini: Dataset, tmp_path: Path) -> None:
         runs = members(PLAIN, mini, tmp_path / str(len(seeds)), seeds)
         stack = Stack(runs)
         stack.train_steps(stack.draw(0), num_steps=3)
-        stack.hand_back()
+        stack.copy_to_runs()
         found.append(runs[1].learner.model.state_dict())
     for name in found[0]:
         assert torch.allclose(found[0][name], found[1][name], atol=1e-6)
@@ -76,7 +76,7 @@ def test_batch_norm_keeps_each_members_own_statistics(mini: Dataset, tmp_path: P
     runs = members(recipe, mini, tmp_path / "together", (0, 1))
     stack = Stack(runs)
     stack.train_steps(stack.draw(0), num_steps=1)
-    stack.hand_back()
+    stack.copy_to_runs()
     alone = make_run(recipe, mini, tmp_path / "alone", seed=1)
     lone_steps(alone, 1)
     theirs = dict(alone.learner.model.named_buffers())

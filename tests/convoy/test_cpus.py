@@ -1,0 +1,80 @@
+"""CPU and memory limits of both cgroup versions, and the affinity mask."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from convoy.cpus import available_memory, num_available_cpus
+
+AFFINITY = len(os.sched_getaffinity(0))
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available(folder: Path, own: str) -> int:
+    """With the folder in place of /sys/fs/cgroup, and a text in place of /proc/self/cgroup."""
+    (folder / "own").write_text(own)
+    return num_available_cpus(folder, folder / "own")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("max 100000", AFFINITY),
+        ("50000 100000", 1),
+        ("150000 100000", 1),
+        ("10000000000 100000", AFFINITY),
+        ("nonsense", AFFINITY),
+        ("1 0", AFFINITY),
+    ],
+)
+def test_quota_of_cgroup_v2(tmp_path, content, expected):
+    (tmp_path / "cpu.max").write_text(content + "\n")
+    assert available(tmp_path, "0::/\n") == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("-1", AFFINITY), ("100000", 1), ("100000000", AFFINITY)])
+def test_quota_of_cgroup_v1(tmp_path, quota, expected):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text(quota)
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
+    assert available(tmp_path, "2:cpuset:/\n1:cpu,cpuacct:/\n0::/\n") == expected
+
+
+@pytest.mark.parametrize("limited", ["a/b", "a", "."])
+@pytest.mark.parametrize(("own", "root"), [("0::/a/b", ""), ("3:cpuacct,cpu:/a/b", "cpu"), ("0::/a/b/not/seen", "")])
+def test_a_quota_on_any_cgroup_above_this_process_counts(tmp_path, own, root, limited):
+    for folder in ("a/b", "a", "."):
+        (tmp_path / root / folder).mkdir(parents=True, exist_ok=True)
+        quota_us = 100_000 if folder == limited else 100_000 * (AFFINITY + 1)
+        (tmp_path / root / folder / "cpu.max").write_text(f"{quota_us} 100000")
+        (tmp_path / root / folder / "cpu.cfs_quota_us").write_text(str(quota_us))
+        (tmp_path / root / folder / "cpu.cfs_period_us").write_text("100000")
+    assert available(tmp_path, own) == 1
+
+
+def test_the_quota_of_another_cgroup_does_not_count(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/cpu.max").write_text("100000 100000")
+    assert available(tmp_path, "0::/own") == AFFINITY
+
+
+def test_no_cgroup_leaves_the_affinity_mask(tmp_path):
+    assert available(tmp_path, "0::/\n") == AFFINITY
+    assert num_available_cpus(tmp_path, tmp_path / "none") == AFFINITY
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "expected"),
+    [
+        ("memory.max", "1000000\n", 1_000_000),
+        ("memory.max", "max\n", MEMORY),
+        ("memory/memory.limit_in_bytes", "2000000\n", 2_000_000),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", MEMORY),
+        ("nothing", "", MEMORY),
+    ],
+)
+def test_the_memory_limit_of_both_cgroup_versions_is_kept(name: str, limit: str, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / name).write_text(limit)
+    assert available_memory(tmp_path) == expected

@@ -1,0 +1,240 @@
+"""What the client makes of images, beside what the trainer makes of the same files."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from protos import model_config_pb2 as mc
+from serving.client.errors import ClientError
+from serving.client.images import ImageInput, each_source, is_inverted
+from trainer.data import Dataset
+from trainer.data.folder.decode import decode_images
+
+Pixels = npt.NDArray[np.uint8]
+GREY = ImageInput("images", (1, 28, 28), 4)
+RGB = ImageInput("images", (3, 32, 32), 4)
+
+
+def scene(*shape: int, seed: int = 0) -> Pixels:
+    """Smooth and without symmetry: a shift by one pixel or a turn shows."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, *shape[2:]), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
+
+
+def save_turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(scene(40, 64, 3)).save(path, exif=exif)
+
+
+def save_transparent(path: Path) -> None:
+    Image.fromarray(np.dstack([scene(40, 64, 3), scene(40, 64, seed=1)])).save(path)
+
+
+def save_palette(path: Path) -> None:
+    Image.fromarray(scene(40, 64, 3)).quantize(16).save(path)
+
+
+def save_transparent_palette(path: Path) -> None:
+    Image.fromarray(scene(40, 64, 3)).quantize(16).save(path, transparency=3)
+
+
+def save_sixteen_bits(path: Path) -> None:
+    Image.fromarray(scene(40, 64).astype(np.uint16) * 257).save(path)
+
+
+def save_one_bit(path: Path) -> None:
+    Image.fromarray(scene(40, 64)).convert("1").save(path)
+
+
+def save_animation(path: Path) -> None:
+    frames = [Image.fromarray(scene(40, 64, 3, seed=seed)) for seed in (0, 1)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+def save_cmyk(path: Path) -> None:
+    Image.fromarray(scene(40, 64, 4)).convert("RGB").convert("CMYK").save(path)
+
+
+def save_plain(*shape: int) -> Callable[[Path], None]:
+    return lambda path: Image.fromarray(scene(*shape)).save(path)
+
+
+FILES: dict[str, Callable[[Path], None]] = {
+    "wide.png": save_plain(40, 64, 3),
+    "tall.png": save_plain(67, 33, 3),
+    "small.png": save_plain(9, 14, 3),
+    "exact.png": save_plain(32, 32, 3),
+    "long.png": save_plain(3, 200, 3),
+    "grey.png": save_plain(50, 50),
+    "turned.jpg": save_turned,
+    "transparent.png": save_transparent,
+    "palette.png": save_palette,
+    "transparent-palette.png": save_transparent_palette,
+    "sixteen.png": save_sixteen_bits,
+    "one-bit.png": save_one_bit,
+    "animation.webp": save_animation,
+    "cmyk.jpg": save_cmyk,
+}
+
+
+@pytest.mark.parametrize("given", [GREY, RGB], ids=["grey", "rgb"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_seen_as_in_training(tmp_path: Path, name: str, given: ImageInput) -> None:
+    FILES[name](tmp_path / name)
+    channels, size, _ = given.shape
+
+    seen = given.prepare(tmp_path / name)
+
+    trained = decode_images([tmp_path / name], channels, size, say=lambda line: None)[0].numpy()
+    assert seen.pixels.dtype == np.uint8
+    np.testing.assert_array_equal(seen.pixels, trained)
+    assert seen.pixels.std() > 0
+    assert seen.name == str(tmp_path / name)
+
+
+def test_a_model_need_not_be_square() -> None:
+    wide = ImageInput("images", (1, 10, 40), 4)
+    left_to_right = np.tile(np.arange(200, dtype=np.uint8), (200, 1))
+    pixels = wide.prepare(left_to_right).pixels
+    assert pixels.shape == (1, 10, 40)
+    assert (np.abs(pixels[0] - np.arange(2, 200, 5)[None]) <= 1).all(), "the whole width"
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (28, 28, 3), (28, 28, 4), (60, 80), (60, 80, 3)], ids=str)
+@pytest.mark.parametrize("given", [GREY, RGB], ids=["grey", "rgb"])
+def test_arrays(given: ImageInput, shape: tuple[int, ...]) -> None:
+    pixels = scene(*shape[:2], *(size for size in shape[2:] if size > 1)).reshape(shape)
+    assert given.prepare(pixels).pixels.shape == given.shape
+
+
+def test_pixels_of_the_models_own_shape_are_left_as_they_are() -> None:
+    pixels = scene(32, 32, 3).transpose(2, 0, 1)
+    assert RGB.prepare(pixels).pixels is pixels
+    assert RGB.prepare(RGB.prepare(pixels)).pixels is pixels
+
+
+def test_a_pillow_image_is_as_its_file(tmp_path: Path) -> None:
+    save_transparent(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(RGB.prepare(image).pixels, RGB.prepare(tmp_path / "a.png").pixels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [
+        ((28, 28), 1),
+        ((50, 60, 3), 1),
+        ((1, 28, 28), 1),
+        ((3, 32, 32), 1),
+        ((5, 28, 28), 5),
+        ((5, 3, 32, 32), 5),
+        ((5, 40, 50, 3), 5),
+        ((0, 28, 28), 0),
+    ],
+    ids=str,
+)
+def test_how_many_images_an_array_holds(shape: tuple[int, ...], count: int) -> None:
+    given = RGB if 32 in shape else GREY
+    assert len(list(each_source(np.zeros(shape, np.uint8), given.shape))) == count
+
+
+def test_one_image_or_a_sequence() -> None:
+    assert list(each_source("a.png", (1, 28, 28))) == ["a.png"]
+    assert list(each_source([Path("a.png"), "b.png"], (1, 28, 28))) == [Path("a.png"), "b.png"]
+
+
+# ---- What cannot be used ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pixels", "complaint"),
+    [
+        (np.zeros((28, 28)), "picture: pixels are uint8, 0 to 255, and these are float64"),
+        (np.zeros(28, np.uint8), r"picture: expected \[H, W\], .* got \[28\]"),
+        (np.zeros((0, 28), np.uint8), r"got \[0, 28\]"),
+        (np.zeros((28, 28, 2), np.uint8), r"got \[28, 28, 2\]"),
+    ],
+)
+def test_an_array_that_is_no_image(pixels: npt.NDArray[np.generic], complaint: str) -> None:
+    with pytest.raises(ClientError, match=complaint):
+        GREY.prepare(pixels, name="picture")
+
+
+def png_bytes() -> bytes:
+    written = io.BytesIO()
+    Image.fromarray(scene(64, 64)).save(written, "png")
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "cannot identify image file 'it'"),
+        (b"not an image at all", "cannot identify image file 'it'"),
+        (png_bytes()[:300], "truncated"),
+    ],
+    ids=["empty", "text", "torn"],
+)
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(ClientError) as caught:
+        GREY.prepare(path)
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert caught.value.message.startswith(f"{path}: cannot be read as an image: ")
+    assert reason in caught.value.message
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match=r"a\.png: no such file$"):
+        GREY.prepare(tmp_path / "a.png")
+    with pytest.raises(ClientError, match="a folder, not an image"):
+        GREY.prepare(tmp_path)
+
+
+def test_a_model_of_several_inputs_takes_no_images() -> None:
+    two = mc.ModelInput(name="a", data_type=mc.TYPE_UINT8, dims=[1, 28, 28])
+    with pytest.raises(ClientError, match=r"takes a UINT8 \[1, 28, 28\], a UINT8 \[1, 28, 28\], not one"):
+        ImageInput.of(mc.ModelConfig(name="m", input=[two, two]))
+
+
+# ---- Dark on light ---------------------------------------------------------------------------------------------------
+
+
+def test_digits_of_mnist_are_told_from_their_negatives(mini: Dataset) -> None:
+    digits = mini.train.images[:1000, 0].numpy()
+    assert not any(is_inverted(digit) for digit in digits)
+    assert all(is_inverted(255 - digit) for digit in digits)
+
+
+def test_paper_in_the_shade_is_light_and_a_speck_decides_nothing() -> None:
+    paper = np.full((28, 28), 110, np.uint8)
+    paper[8:20, 12:15] = 30
+    paper[14, 20] = 255
+    assert is_inverted(paper)
+    slate = np.full((28, 28), 140, np.uint8)
+    slate[8:20, 12:15] = 220
+    slate[14, 20] = 0
+    assert not is_inverted(slate)
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_an_empty_image_has_no_ground(level: int) -> None:
+    assert not is_inverted(np.full((28, 28), level, np.uint8))
+
+
+def test_a_scan_is_warned_of_and_its_negative_is_not(tmp_path: Path) -> None:
+    scan = np.full((60, 60), 250, np.uint8)
+    scan[15:45, 27:33] = 20
+    Image.fromarray(scan).save(tmp_path / "scan.png")
+    assert "looks inverted" in (GREY.prepare(tmp_path / "scan.png").warning or "")
+    negative = GREY.prepare(tmp_path / "scan.png", invert=True)
+    assert negative.warning is None
+    assert negative.pixels[0, 14, 14] > 200
+    assert RGB.prepare(tmp_path / "scan.png").warning is None, "colour has no such rule"

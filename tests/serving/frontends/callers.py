@@ -1,0 +1,97 @@
+"""What the tests of both transports ask them with: grpcio's own client over real sockets."""
+
+import queue
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from protos import grpc_service_pb2 as pb
+from protos import health_pb2
+from serving.frontends import Frontend
+from serving.inference.service import HEALTH_WATCH, INFER, STREAM_INFER
+from tests.serving.frontends.fake_service import FakeService, Held
+
+LIVE = "/inference.GRPCInferenceService/ServerLive"
+WAIT_S = 30.0
+LIMIT = 1 << 20
+
+Serve = Callable[..., Any]
+"""Starts a transport with the options given."""
+
+
+def unary(channel: grpc.Channel, path: str = INFER) -> grpc.UnaryUnaryMultiCallable:
+    return channel.unary_unary(path)
+
+
+def ask(channel: grpc.Channel, path: str, payload: bytes = b"", **options: Any) -> bytes:
+    answer: bytes = unary(channel, path)(payload, timeout=WAIT_S, **options)
+    return answer
+
+
+def refusal(call: Callable[[], object]) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value
+
+
+def held(service: FakeService) -> Held:
+    return service.held.get(timeout=WAIT_S)
+
+
+def watch(channel: grpc.Channel, service: str) -> Any:
+    call = channel.unary_stream(
+        HEALTH_WATCH,
+        health_pb2.HealthCheckRequest.SerializeToString,
+        health_pb2.HealthCheckResponse.FromString,
+    )
+    return call(health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)
+
+
+def bearer(token: str) -> dict[str, Any]:
+    return {"metadata": (("authorization", f"Bearer {token}"),)}
+
+
+def is_refused(server: Frontend) -> bool:
+    """Whether a new connection gets no answer."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        try:
+            ask(channel, LIVE)
+        except grpc.RpcError as error:
+            return bool(error.code() is grpc.StatusCode.UNAVAILABLE)
+    return False
+
+
+def answer(name: str) -> bytes:
+    payload: bytes = pb.ModelInferResponse(model_name=name).SerializeToString()
+    return payload
+
+
+class Stream:
+    """One ModelStreamInfer as a client has it."""
+
+    def __init__(self, channel: grpc.Channel, **options: Any) -> None:
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        options = {"timeout": WAIT_S} | options
+        self.call = channel.stream_stream(STREAM_INFER)(iter(self._requests.get, None), **options)
+
+    def send(self, *payloads: bytes) -> None:
+        for payload in payloads:
+            self._requests.put(payload)
+
+    def close(self) -> None:
+        self._requests.put(None)
+
+    def next(self) -> bytes | str:
+        message = pb.ModelStreamInferResponse.FromString(next(self.call))
+        found: bytes | str = message.error_message or message.infer_response.SerializeToString()
+        return found

@@ -1,0 +1,39 @@
+"""A real HTTP server over a real service whose models are a line of numpy each."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from serving.frontends.http import HttpAddress, HttpFrontend
+from tests.serving.fake_repository import FakeRepository, add_without_batch, echo, make_service, twice
+
+MAX_BODY = 1 << 20
+ANY_PORT = HttpAddress(host="127.0.0.1", port=0, metrics_port=0)
+
+
+@pytest.fixture(scope="module")
+def repository() -> Iterator[FakeRepository]:
+    kinds = ("BOOL", "UINT8", "INT8", "INT64", "UINT64", "FP16", "FP32", "FP64", "BYTES")
+    repository = FakeRepository(twice(), twice(version="3"), add_without_batch(), *map(echo, kinds))
+    yield repository
+    repository.close()
+
+
+@pytest.fixture(scope="module")
+def server(repository: FakeRepository) -> Iterator[HttpFrontend]:
+    server = HttpFrontend(make_service(repository), ANY_PORT, max_message_bytes=MAX_BODY)
+    server.start()
+    yield server
+    server.stop(5)
+
+
+@pytest.fixture(scope="module")
+def address(server: HttpFrontend) -> str:
+    return f"127.0.0.1:{server.port}"
+
+
+@pytest.fixture(scope="module")
+def http(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://{address}", timeout=30) as client:
+        yield client

@@ -1,0 +1,93 @@
+"""HTTP beside gRPC on one real server: the same answers from the same models, in the other form."""
+
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from google.protobuf import json_format
+
+from serving.protocol.tensors import DATATYPES
+from tests.serving.conftest import Served
+from tests.serving.onnx_models import LABELS, NUMBERS
+
+MODELS = ("rows", "digits", "types", "whole", "versions")
+
+
+@pytest.fixture
+def grpc_client(served: Served) -> Iterator[tritonclient.grpc.InferenceServerClient]:
+    with tritonclient.grpc.InferenceServerClient(served.target) as client:
+        yield client
+
+
+@pytest.fixture
+def http_client(served: Served) -> Iterator[tritonclient.http.InferenceServerClient]:
+    address = f"127.0.0.1:{served.server.http.port}"
+    with tritonclient.http.InferenceServerClient(address, network_timeout=60) as client:
+        yield client
+
+
+def test_what_is_told_of_models_is_the_same_message(
+    grpc_client: tritonclient.grpc.InferenceServerClient, http_client: tritonclient.http.InferenceServerClient
+) -> None:
+    for name in MODELS:
+        config = grpc_client.get_model_config(name)
+        assert json_format.ParseDict(http_client.get_model_config(name), type(config.config)()) == config.config
+        metadata = grpc_client.get_model_metadata(name)
+        assert json_format.ParseDict(http_client.get_model_metadata(name), type(metadata)()) == metadata
+    index = grpc_client.get_model_repository_index()
+    assert json_format.ParseDict({"models": http_client.get_model_repository_index()}, type(index)()) == index
+
+
+def test_answers_are_the_same(
+    grpc_client: tritonclient.grpc.InferenceServerClient, http_client: tritonclient.http.InferenceServerClient
+) -> None:
+    arrays = [np.array([[0, 1]]).astype(DATATYPES[name].dtype) for name in NUMBERS]
+    answers = []
+    for client, kind, binary in (
+        (grpc_client, tritonclient.grpc, {}),
+        (http_client, tritonclient.http, {}),
+        (http_client, tritonclient.http, {"binary_data": False}),
+    ):
+        metadata = http_client.get_model_metadata("types")
+        inputs = []
+        for described, array in zip(metadata["inputs"], arrays, strict=True):
+            tensor = kind.InferInput(described["name"], [1, 2], described["datatype"])
+            tensor.set_data_from_numpy(array, **binary)
+            inputs.append(tensor)
+        wanted = [kind.InferRequestedOutput(described["name"], **binary) for described in metadata["outputs"]]
+        answer = client.infer("types", inputs, outputs=wanted)
+        answers.append([answer.as_numpy(described["name"]) for described in metadata["outputs"]])
+    for over_grpc, *over_http in zip(*answers, strict=True):
+        for array in over_http:
+            np.testing.assert_array_equal(array, over_grpc)
+
+
+def test_labels(served: Served) -> None:
+    tensor = {"name": "images", "shape": [2, 1, 4, 4], "datatype": "UINT8", "data": [[0] * 16, [255] * 16]}
+    wanted = [{"name": "probabilities", "parameters": {"classification": 3}}]
+    url = f"http://127.0.0.1:{served.server.http.port}/v2/models/digits/infer"
+    (output,) = httpx.post(url, json={"inputs": [tensor], "outputs": wanted}, timeout=60).json()["outputs"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [2, 3])
+    for string in output["data"]:
+        value, index, label = string.split(":", 2)
+        assert 0 <= float(value) <= 1
+        assert label == LABELS[int(index)]
+
+
+def test_load_and_unload(http_client: tritonclient.http.InferenceServerClient) -> None:
+    assert not http_client.is_model_ready("spare")
+    http_client.load_model("spare")
+    assert http_client.is_model_ready("spare")
+    http_client.unload_model("spare")
+    assert not http_client.is_model_ready("spare")
+
+
+def test_metrics_of_all_models(served: Served) -> None:
+    text = httpx.get(f"http://127.0.0.1:{served.server.http.metrics_port}/metrics").text
+    for name in MODELS:
+        assert f'nv_inference_count{{model="{name}",version="' in text
+    assert 'convoy_model_ready{model="broken",version=""} 0\n' in text
+    assert 'convoy_model_ready{model="digits",version="1"} 1\n' in text

@@ -1,0 +1,275 @@
+"""The listeners: ports, certificates, tokens, the access log, and leaving in good order."""
+
+import contextlib
+import itertools
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from convoy.auth import TlsFiles, Token
+from serving.errors import StartupError
+from serving.frontends.http import HttpAddress, HttpFrontend
+from serving.inference.service import Service
+from serving.observability.logging import AccessLog
+from tests.serving.certificates import Authority, write
+from tests.serving.fake_repository import PATIENCE_S, FakeRepository, backend_of, make_service, twice
+from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
+
+INFER = "/v2/models/twice/infer"
+REQUEST = {"inputs": [{"name": "numbers", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
+
+Start = Callable[..., HttpFrontend]
+
+
+@pytest.fixture
+def own_service() -> Iterator[Service]:
+    repository = FakeRepository(twice())
+    yield make_service(repository)
+    repository.close()
+
+
+@pytest.fixture
+def start(own_service: Service) -> Iterator[Start]:
+    """Start a server; it is stopped at the end."""
+    servers = []
+
+    def start(address: HttpAddress = ANY_PORT, **options: Any) -> HttpFrontend:
+        server = HttpFrontend(own_service, address, max_message_bytes=MAX_BODY, **options)
+        server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop(5)
+
+
+def url(server: HttpFrontend, path: str = "", *, scheme: str = "http") -> str:
+    return f"{scheme}://127.0.0.1:{server.port}{path}"
+
+
+class TestListening:
+    def test_two_ports(self, start: Start) -> None:
+        server = start()
+        assert server.port != server.metrics_port
+        assert httpx.get(url(server, "/v2")).json()["name"] == "convoy"
+        metrics = httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics")
+        assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert 'nv_inference_count{model="twice",version="1"} 0\n' in metrics.text
+        assert httpx.get(f"http://127.0.0.1:{server.metrics_port}/v2").status_code == 404
+
+    def test_answers_are_sent_at_once(self, start: Start) -> None:
+        server = start()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+            (served,) = server._servers[0].server_state.connections
+            theirs = served.transport.get_extra_info("socket")
+            assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+    @pytest.mark.parametrize("which", ["port", "metrics_port"])
+    def test_a_port_that_is_taken(self, own_service: Service, which: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            address = replace(ANY_PORT, **{which: port})
+            server = HttpFrontend(own_service, address, max_message_bytes=MAX_BODY)
+            with pytest.raises(StartupError, match=f"^cannot listen on 127.0.0.1 port {port}: Address already in use$"):
+                server.start()
+
+    def test_a_host_that_is_not_there(self, own_service: Service) -> None:
+        address = HttpAddress(host="no.such.host.invalid", port=0, metrics_port=0)
+        with pytest.raises(StartupError, match=r"^cannot listen on no\.such\.host\.invalid port 0: "):
+            HttpFrontend(own_service, address, max_message_bytes=MAX_BODY).start()
+
+    @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+    def test_all_addresses(self, start: Start) -> None:
+        server = start(HttpAddress(host="::", port=0, metrics_port=0))
+        assert httpx.get(url(server, "/v2/health/live")).status_code == 200
+        assert httpx.get(f"http://[::1]:{server.port}/v2/health/live").status_code == 200
+
+    @pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/9\r\n\r\n", b"\r\n" * 50_000])
+    def test_what_is_no_http_does_no_harm(self, start: Start, garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+        server = start()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
+            connection.sendall(garbage)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 16):
+                pass
+        assert httpx.post(url(server, INFER), json=REQUEST).status_code == 200
+        assert "Traceback" not in caplog.text
+
+    def test_a_header_too_large(self, start: Start) -> None:
+        server = start()
+        with contextlib.suppress(httpx.TransportError):  # the refusal may overtake the rest of the header
+            assert httpx.get(url(server, "/v2"), headers={"x": "y" * 1_000_000}).status_code == 400
+        assert httpx.get(url(server, "/v2")).status_code == 200
+
+
+class TestToken:
+    @pytest.fixture
+    def token(self, tmp_path: Path) -> Token:
+        path = tmp_path / "token"
+        path.write_text("secret")
+        path.chmod(0o600)
+        return Token(path)
+
+    def test_all_but_health_and_metrics_asks_for_it(self, start: Start, token: Token) -> None:
+        server = start(token=token)
+        paths = ("/v2", INFER, "/v2/models/twice", "/v2/models/twice/ready", "/nothing", "//v2/health/live")
+        with httpx.Client() as client:
+            for path, shown in itertools.product(paths, (None, b"Bearer wrong", b"Bearer s\xe9cret", b"secret")):
+                headers = [] if shown is None else [(b"authorization", shown)]
+                answer = client.request("POST" if path == INFER else "GET", url(server, path), headers=headers)
+                assert answer.status_code == 401
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert "expected header 'Authorization: Bearer TOKEN'" in answer.json()["error"]
+        assert httpx.get(url(server, "/v2/health/live")).status_code == 200
+        assert httpx.get(url(server, "/v2/health/ready")).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics").status_code == 200
+
+    def test_who_shows_it_is_served(self, start: Start, token: Token) -> None:
+        answer = httpx.post(url(start(token=token), INFER), json=REQUEST, headers={"Authorization": "Bearer secret"})
+        assert answer.json()["outputs"][1]["data"] == [6]
+
+
+class TestTls:
+    @pytest.fixture
+    def authority(self) -> Authority:
+        return Authority()
+
+    @pytest.fixture
+    def trust(self, authority: Authority) -> ssl.SSLContext:
+        return ssl.create_default_context(cadata=authority.certificate.decode())
+
+    def test_certificates_are_read_again(
+        self, start: Start, authority: Authority, trust: ssl.SSLContext, tmp_path: Path
+    ) -> None:
+        files = TlsFiles(*write(tmp_path, authority.issue()))
+        server = start(tls=files)
+        assert httpx.post(url(server, INFER, scheme="https"), json=REQUEST, verify=trust).status_code == 200
+        with pytest.raises(httpx.TransportError):
+            httpx.get(url(server, "/v2"))
+        other = Authority("another authority")
+        write(tmp_path, other.issue())
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(url(server, "/v2", scheme="https"), verify=trust)
+        trust_other = ssl.create_default_context(cadata=other.certificate.decode())
+        assert httpx.get(url(server, "/v2", scheme="https"), verify=trust_other).status_code == 200
+
+    def test_callers_must_show_a_certificate(
+        self, start: Start, authority: Authority, trust: ssl.SSLContext, tmp_path: Path
+    ) -> None:
+        (tmp_path / "ca.crt").write_bytes(authority.certificate)
+        server = start(tls=TlsFiles(*write(tmp_path, authority.issue()), tmp_path / "ca.crt"))
+        with pytest.raises(httpx.TransportError):
+            httpx.get(url(server, "/v2", scheme="https"), verify=trust)
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        trust.load_cert_chain(*write(mine, authority.issue("caller")))
+        assert httpx.get(url(server, "/v2", scheme="https"), verify=trust).status_code == 200
+
+    def test_probes_need_no_certificate_at_the_metrics_port(
+        self, start: Start, own_service: Service, authority: Authority, tmp_path: Path
+    ) -> None:
+        (tmp_path / "ca.crt").write_bytes(authority.certificate)
+        server = start(tls=TlsFiles(*write(tmp_path, authority.issue()), tmp_path / "ca.crt"))
+        health = f"http://127.0.0.1:{server.metrics_port}/v2/health"
+        assert httpx.get(f"{health}/live").json() == {"live": True}
+        assert httpx.get(f"{health}/ready").json() == {"ready": True}
+        own_service.health.drain()
+        assert httpx.get(f"{health}/live").status_code == 200
+        assert httpx.get(f"{health}/ready").status_code == 400
+
+
+class TestAccessLog:
+    def test_a_line_a_request(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "serving.access")
+        server = start(access_log=AccessLog())
+        httpx.post(url(server, INFER), json=REQUEST)
+        httpx.get(url(server, "/v2/models/no%0Athing"))
+        server.stop(5)  # the line of a request is written after its answer
+        fields = [record.fields for record in caplog.records if record.name == "serving.access"]  # type: ignore[attr-defined]
+        assert [(line["method"], line["status"]) for line in fields] == [
+            (f"POST {INFER}", "200"),
+            ("GET /v2/models/no%0Athing", "404"),
+        ]
+        assert all(line["peer"].startswith("127.0.0.1:") for line in fields)
+
+
+class TestLeaving:
+    def test_what_is_under_way_is_finished(self, own_service: Service) -> None:
+        server = HttpFrontend(own_service, ANY_PORT, max_message_bytes=MAX_BODY)
+        server.start()
+        backend = backend_of(own_service.repository.get("twice"))
+        backend.free.clear()
+        with ThreadPoolExecutor(2) as pool, httpx.Client(timeout=60) as idle:
+            assert idle.get(url(server, "/v2")).status_code == 200
+            under_way = pool.submit(httpx.post, url(server, INFER), json=REQUEST, timeout=60)
+            assert backend.began.acquire(timeout=PATIENCE_S)
+            stopping = pool.submit(server.stop, PATIENCE_S)
+            _wait_until_refused(server.port)
+            assert not stopping.done()
+            backend.free.set()
+            assert under_way.result().json()["outputs"][1]["data"] == [6]
+            stopping.result(timeout=PATIENCE_S)
+
+    def test_what_takes_longer_than_the_grace_is_cut_off(self, own_service: Service) -> None:
+        server = HttpFrontend(own_service, ANY_PORT, max_message_bytes=MAX_BODY)
+        server.start()
+        backend = backend_of(own_service.repository.get("twice"))
+        backend.free.clear()
+        with ThreadPoolExecutor(1) as pool:
+            under_way = pool.submit(httpx.post, url(server, INFER), json=REQUEST, timeout=60)
+            assert backend.began.acquire(timeout=PATIENCE_S)
+            server.stop(0)
+            assert under_way.result().status_code == 503
+            assert under_way.result().json() == {"error": "the server is shutting down"}
+        backend.free.set()  # its answer comes when nobody is there any more
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url(server, "/v2"))
+
+    def test_connections_stay_while_a_model_is_not_ready(self, start: Start, own_service: Service) -> None:
+        server = start()
+        own_service.health.update(False, {"twice": True})
+        with httpx.Client() as client:
+            assert client.get(url(server, "/v2/health/ready")).status_code == 400
+            assert "connection" not in client.post(url(server, INFER), json=REQUEST).headers
+
+    def test_connections_end_while_the_server_drains(self, start: Start, own_service: Service) -> None:
+        server = start()
+        with httpx.Client() as client:
+            assert "connection" not in client.post(url(server, INFER), json=REQUEST).headers
+            own_service.health.drain()
+            answer = client.post(url(server, INFER), json=REQUEST)
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+            ready = client.get(url(server, "/v2/health/ready"))
+            assert (ready.status_code, ready.json()) == (400, {"ready": False})
+            assert client.get(url(server, "/v2/health/live")).status_code == 200
+
+    def test_nothing_is_left(self, own_service: Service) -> None:
+        before = set(threading.enumerate())
+        server = HttpFrontend(own_service, ANY_PORT, max_message_bytes=MAX_BODY)
+        server.start()
+        httpx.post(url(server, INFER), json=REQUEST)
+        assert set(threading.enumerate()) > before
+        server.stop(5)
+        assert set(threading.enumerate()) <= before
+
+
+def _wait_until_refused(port: int) -> None:
+    for _ in range(3000):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
+        except ConnectionRefusedError:
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("the port is still open")

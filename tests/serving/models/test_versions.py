@@ -1,0 +1,332 @@
+"""How the versions of one model come and go, a scan at a time."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from serving.inference.batcher import BatcherClosed
+from serving.models import versions as versions_module
+from serving.models.loader import LoadSettings, load_version
+from serving.models.versions import ModelVersions
+from tests.serving.model_files import SCALE_CONFIG, classifier, scale, write_config, write_version
+from tests.serving.test_loading import OneRow
+
+X = np.ones((1, 3), np.float32)
+
+
+class Followed:
+    """A model's versions, and what readers saw after every change."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.views = []
+        self.versions = ModelVersions(folder, LoadSettings(device="cpu", num_threads=1), self._publish)
+
+    def _publish(self):
+        self.views.append((sorted(self.versions.ready()), [entry.state for entry in self.versions.entries()]))
+
+    def start(self):
+        return self.versions.update(settled=True)
+
+    def scan(self):
+        return self.versions.update(settled=False)
+
+    @property
+    def ready(self):
+        return sorted(self.versions.ready())
+
+    @property
+    def entries(self):
+        return [(entry.version, entry.state, entry.reason) for entry in self.versions.entries()]
+
+    def factor(self, version):
+        """What the served version multiplies by."""
+        job = OneRow(X)
+        self.versions.ready()[version].batcher.submit(job)
+        assert job.answered.wait(60)
+        return job.outputs[0][0][0]
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Of `scale`, configured, without versions yet."""
+    write_config(tmp_path / "m", SCALE_CONFIG)
+    followed = Followed(tmp_path / "m")
+    yield followed
+    followed.versions.drop("the test is over")
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """The versions that were tried, in order."""
+    tried = []
+
+    def load(folder, version, config, settings):
+        tried.append(version)
+        return load_version(folder, version, config, settings)
+
+    monkeypatch.setattr(versions_module, "load_version", load)
+    return tried
+
+
+def test_before_anything_is_known_there_is_one_entry(tmp_path):
+    assert Followed(tmp_path / "m").entries == [("", "UNAVAILABLE", "not loaded")]
+
+
+def test_the_newest_version_is_served(model, attempts):
+    for version in (2, 10, 9):
+        write_version(model.folder, version, scale(version))
+    assert model.start() == []
+    assert (model.ready, attempts, model.factor(10)) == ([10], [10], 10)
+    assert model.entries == [("10", "READY", "")]
+
+
+def test_a_new_version_takes_over_without_a_gap(model):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    old = model.versions.ready()[1]
+    model.views.clear()
+    write_version(model.folder, 2, scale(2), manifest={})
+    model.scan()
+    assert (model.ready, model.factor(2)) == ([2], 2)
+    assert all(ready for ready, _ in model.views), "at no time was nothing ready"
+    assert ([1, 2], ["READY", "READY"]) in model.views
+    assert ([2], ["UNLOADING", "READY"]) in model.views
+    with pytest.raises(BatcherClosed):
+        old.batcher.submit(OneRow(X))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("latest { num_versions: 2 }", [2, 3]),
+        ("all { }", [1, 2, 3]),
+        ("specific { versions: [ 1, 3 ] }", [1, 3]),
+    ],
+)
+def test_version_policies(model, policy, expected):
+    write_config(model.folder, SCALE_CONFIG + f"version_policy {{ {policy} }}")
+    for version in (1, 2, 3):
+        write_version(model.folder, version, scale(version))
+    assert model.start() == []
+    assert model.ready == expected
+
+
+def test_a_specific_version_that_is_not_there_is_named(model):
+    write_config(model.folder, SCALE_CONFIG + "version_policy { specific { versions: [ 1, 5 ] } }")
+    write_version(model.folder, 1, scale(1))
+    assert model.start() == ["version 5: the version policy asks for it, and there is no such folder"]
+    assert (model.ready, model.entries[1][:2]) == ([1], ("5", "UNAVAILABLE"))
+
+
+def test_a_version_that_fails_never_replaces_a_good_one(model, attempts):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    write_version(model.folder, 2, b"no model", manifest={})
+    model.scan()
+    assert (model.ready, model.factor(1)) == ([1], 1)
+    version, state, reason = model.entries[1]
+    assert (version, state) == ("2", "UNAVAILABLE")
+    assert reason.startswith("ONNX Runtime cannot load model.onnx: ")
+    model.scan()
+    assert attempts == [1, 2], "the same files are not tried twice"
+    write_version(model.folder, 2, scale(2), manifest={})
+    model.scan()
+    assert model.ready == [1], "in a folder that has failed, files may still be being written"
+    model.scan()
+    assert (model.ready, model.factor(2)) == ([2], 2)
+
+
+def test_the_newest_good_version_is_served_after_a_restart_too(model):
+    write_version(model.folder, 1, scale(1))
+    write_version(model.folder, 2, b"no model")
+    (failure,) = model.start()
+    assert failure.startswith("version 2: ONNX Runtime cannot load")
+    assert (model.ready, model.factor(1)) == ([1], 1)
+
+
+def test_a_wrong_golden_batch_never_replaces_a_good_version(model):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    write_version(model.folder, 2, scale(2), golden={"x": X, "y": 5 * X}, manifest={})
+    model.scan()
+    assert model.ready == [1]
+    assert "the golden batch is answered wrong: 'y' differs by 3" in model.entries[1][2]
+
+
+def test_a_version_without_manifest_is_taken_when_two_scans_find_it_the_same(model, attempts):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    folder = write_version(model.folder, 2, scale(2)[:50])
+    model.scan()
+    assert model.entries[1] == ("2", "UNAVAILABLE", "its files are still being written")
+    (folder / "model.onnx").write_bytes(scale(2))
+    model.scan()
+    assert (model.ready, attempts) == ([1], [1])
+    model.scan()
+    assert (model.ready, attempts) == ([2], [1, 2])
+
+
+def test_a_half_copied_version_with_its_manifest_is_taken_when_it_is_whole(model):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    folder = write_version(model.folder, 2, scale(2), manifest={})
+    (folder / "model.onnx").write_bytes(scale(2)[:50])
+    model.scan()
+    assert model.ready == [1]
+    assert "model.onnx is damaged" in model.entries[1][2]
+    (folder / "model.onnx").write_bytes(scale(2))
+    model.scan()
+    model.scan()
+    assert (model.ready, model.factor(2)) == ([2], 2)
+
+
+def test_files_changed_in_place_are_swapped_when_they_are_whole_and_good(model):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    old = model.versions.ready()[1]
+    (model.folder / "1/model.onnx").write_bytes(scale(4)[:60])
+    model.scan()
+    model.scan()
+    assert model.versions.ready()[1] is old
+    ((version, state, reason),) = model.entries
+    assert (version, state) == ("1", "READY")
+    assert "ONNX Runtime cannot load" in reason
+    (model.folder / "1/model.onnx").write_bytes(scale(4))
+    model.views.clear()
+    model.scan()
+    model.scan()
+    assert (model.entries, model.factor(1)) == ([("1", "READY", "")], 4)
+    assert all(ready == [1] for ready, _ in model.views)
+
+
+def test_files_that_change_while_they_are_read_are_refused(model, monkeypatch):
+    def load_and_touch(folder, version, config, settings):
+        loaded = load_version(folder, version, config, settings)
+        (folder / str(version) / "late.txt").touch()
+        return loaded
+
+    monkeypatch.setattr(versions_module, "load_version", load_and_touch)
+    write_version(model.folder, 1, scale(1))
+    assert model.start() == ["version 1: its files changed while they were read"]
+    assert model.ready == []
+
+
+def test_a_version_that_is_removed_goes_at_the_second_scan(model):
+    for version in (1, 2):
+        write_version(model.folder, version, scale(version))
+    model.start()
+    shutil.rmtree(model.folder / "2")
+    model.scan()
+    assert model.ready == [2], "folders that are exchanged by hand are gone for a moment"
+    model.scan()
+    assert (model.ready, model.factor(1)) == ([1], 1)
+    assert model.entries == [("1", "READY", "")]
+
+
+def test_a_folder_that_comes_back_is_never_unloaded(model, attempts):
+    folder = write_version(model.folder, 1, scale(1))
+    model.start()
+    for _ in range(3):
+        folder.rename(model.folder / "away")
+        model.scan()
+        (model.folder / "away").rename(folder)
+        model.scan()
+    assert (model.ready, attempts) == ([1], [1])
+
+
+def test_a_model_that_is_removed_ends_with_nothing(model):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    shutil.rmtree(model.folder)
+    model.scan()
+    model.scan()
+    assert model.ready == []
+    assert model.entries == [("", "UNAVAILABLE", "there is no version in its folder")]
+
+
+def test_a_changed_configuration_loads_anew(model, attempts):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    write_config(model.folder, SCALE_CONFIG.replace("max_batch_size: 4", "max_batch_size: 2"))
+    model.scan()
+    model.scan()
+    assert model.versions.ready()[1].spec.max_batch_size == 2
+    assert attempts == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("max_batch_size: many", "m/config.pbtxt:1:17 : "),
+        (SCALE_CONFIG + "sequence_batching { }", "'sequence_batching' in the configuration is not supported"),
+        (SCALE_CONFIG.replace('"x"', '"z"'), "the configuration has input 'z', but the model has 'x'"),
+    ],
+)
+def test_a_configuration_that_cannot_be_keeps_what_serves(model, text, reason):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    write_config(model.folder, text)
+    model.scan()
+    model.scan()
+    ((_, state, found),) = model.entries
+    assert (model.ready, state) == ([1], "READY")
+    assert found.startswith(reason)
+    write_config(model.folder, SCALE_CONFIG)
+    model.scan()
+    model.scan()
+    assert model.entries == [("1", "READY", "")]
+
+
+def test_a_configuration_that_cannot_be_stands_in_the_index_from_the_start(model):
+    write_config(model.folder, 'name: "other"')
+    assert model.start() == ["the configuration's name is 'other', but the model's folder is 'm'"]
+    assert model.entries == [("", "UNAVAILABLE", "the configuration's name is 'other', but the model's folder is 'm'")]
+    write_version(model.folder, 1, scale(1))
+    write_version(model.folder, 2, scale(2))
+    model.start()
+    assert [entry[:2] for entry in model.entries if "name is 'other'" in entry[2]] == [("2", "UNAVAILABLE")]
+
+
+def test_what_has_no_effect_is_warned_of_once(model, caplog):
+    write_config(model.folder, SCALE_CONFIG + 'model_warmup { name: "w" }')
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    model.scan()
+    assert caplog.text.count("'model_warmup' has no effect here") == 1
+
+
+def test_a_configuration_given_by_a_caller_counts_until_the_next_update(model):
+    write_version(model.folder, 1, scale(1))
+    override = '{"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [3]}], "max_batch_size": 7}'
+    assert model.versions.update(settled=True, override=override) == []
+    assert model.versions.ready()[1].spec.max_batch_size == 7
+    model.start()
+    assert model.versions.ready()[1].spec.max_batch_size == 4
+
+
+def test_whatever_a_backend_throws_is_a_reason(model, monkeypatch):
+    def explode(folder, version, config, settings):
+        raise MemoryError("no room\nat all")
+
+    monkeypatch.setattr(versions_module, "load_version", explode)
+    write_version(model.folder, 1, classifier())
+    assert model.start() == ["version 1: MemoryError: no room"]
+
+
+def test_try_again_tries_the_same_files(model, attempts):
+    write_version(model.folder, 1, b"no model")
+    model.start()
+    model.start()
+    assert attempts == [1]
+    model.versions.try_again()
+    model.start()
+    assert attempts == [1, 1]
+
+
+def test_loading_is_seen_while_it_lasts(model):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    assert model.views[0] == ([], ["LOADING"])
+    assert model.views[-1] == ([1], ["READY"])

@@ -1,0 +1,128 @@
+"""The states that probes ask for."""
+
+import itertools
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from serving.errors import NotFound
+from serving.observability.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, Health
+
+SERVER = ["", "inference.GRPCInferenceService", "readiness"]
+
+
+def states(health: Health, *services: str) -> list[int]:
+    return [health.check(service) for service in services]
+
+
+def test_a_new_server_is_alive_and_not_ready() -> None:
+    health = Health()
+    assert states(health, *SERVER) == [NOT_SERVING] * 3
+    assert health.check("liveness") == SERVING
+
+
+def test_server_and_models_have_states_of_their_own() -> None:
+    health = Health()
+    health.update(True, {"mnist": True, "cifar": False})
+    assert states(health, *SERVER, "mnist", "cifar") == [SERVING] * 4 + [NOT_SERVING]
+
+
+def test_an_unknown_service_is_named() -> None:
+    health = Health()
+    with pytest.raises(NotFound, match="unknown service 'mnist'"):
+        health.check("mnist")
+
+
+def test_an_unloaded_model_becomes_unknown() -> None:
+    health, heard = Health(), list[int]()
+    health.update(True, {"mnist": True})
+    health.watch("mnist", heard.append)
+    health.update(True, {})
+    with pytest.raises(NotFound):
+        health.check("mnist")
+    assert heard == [SERVING, SERVICE_UNKNOWN]
+
+
+def test_a_watcher_hears_the_present_state_and_changes_only() -> None:
+    health, heard = Health(), list[int]()
+    health.watch("", heard.append)
+    health.update(True, {})
+    health.update(True, {"mnist": True})
+    health.update(False, {"mnist": False})
+    assert heard == [NOT_SERVING, SERVING, NOT_SERVING]
+
+
+def test_a_watcher_of_an_unknown_service_hears_when_it_comes() -> None:
+    health, heard = Health(), list[int]()
+    health.watch("mnist", heard.append)
+    health.update(False, {"mnist": False})
+    health.update(True, {"mnist": True})
+    assert heard == [SERVICE_UNKNOWN, NOT_SERVING, SERVING]
+
+
+def test_who_has_unsubscribed_hears_nothing_more_and_others_do() -> None:
+    health, gone, stays = Health(), list[int](), list[int]()
+    unsubscribe = health.watch("", gone.append)
+    health.watch("", stays.append)
+    unsubscribe()
+    unsubscribe()
+    health.update(True, {})
+    assert (gone, stays) == ([NOT_SERVING], [NOT_SERVING, SERVING])
+
+
+def test_a_listener_may_unsubscribe_while_it_is_called() -> None:
+    health, heard = Health(), list[int]()
+    ways_out: list[Callable[[], None]] = []
+
+    def once(state: int) -> None:
+        heard.append(state)
+        for leave in ways_out:
+            leave()
+
+    ways_out.append(health.watch("", once))
+    later: list[int] = []
+    health.watch("", later.append)
+    health.update(True, {})
+    health.update(False, {})
+    assert heard == [NOT_SERVING, SERVING]
+    assert later == [NOT_SERVING, SERVING, NOT_SERVING]
+
+
+def test_a_drained_server_never_serves_again_but_lives() -> None:
+    health, heard = Health(), list[int]()
+    health.update(True, {"mnist": True})
+    health.watch("mnist", heard.append)
+    health.drain()
+    health.update(True, {"mnist": True, "late": True})
+    assert states(health, *SERVER, "mnist", "late") == [NOT_SERVING] * 5
+    assert health.check("liveness") == SERVING
+    assert heard == [SERVING, NOT_SERVING]
+
+
+def test_a_model_cannot_take_the_servers_names() -> None:
+    health = Health()
+    health.update(False, {"readiness": True, "liveness": False})
+    assert states(health, "readiness", "liveness") == [NOT_SERVING, SERVING]
+
+
+def test_watchers_that_come_while_states_change_end_with_the_last_state() -> None:
+    health = Health()
+    heard: list[list[int]] = [[] for _ in range(200)]
+    begun = threading.Event()
+
+    def flap() -> None:
+        for number in range(2000):
+            health.update(number % 2 == 0, {})
+            begun.set()
+        health.update(True, {})
+
+    flapping = threading.Thread(target=flap)
+    flapping.start()
+    begun.wait()
+    for states_heard in heard:
+        health.watch("", states_heard.append)
+    flapping.join()
+    assert {states_heard[-1] for states_heard in heard} == {SERVING}
+    for states_heard in heard:
+        assert all(one != next_one for one, next_one in itertools.pairwise(states_heard))

@@ -1,0 +1,41 @@
+"""The server's log, as a process writes it."""
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import logging, warnings
+from serving.observability.logging import AccessLog, set_up_logging
+set_up_logging({format!r})
+logging.getLogger("serving.x").info("hello %s", "there")
+logging.getLogger("someone.else").info("not wanted")
+AccessLog().begin("/a/B", "ipv4:1.2.3.4:5")(8)
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("serving.x").exception("failed")
+"""
+
+
+def _log(log_format: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(format=log_format)], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stderr.splitlines()
+
+
+def test_json_is_one_object_a_line() -> None:
+    hello, access, failed = [json.loads(line) for line in _log("json")]
+    assert hello["message"] == "hello there"
+    assert hello["level"] == "info"
+    assert (access["method"], access["status"], access["peer"]) == ("/a/B", "RESOURCE_EXHAUSTED", "ipv4:1.2.3.4:5")
+    assert access["seconds"] >= 0
+    assert "ZeroDivisionError" in failed["exception"]
+
+
+def test_text_is_for_people() -> None:
+    lines = _log("text")
+    assert lines[0].endswith("I hello there")
+    assert "/a/B RESOURCE_EXHAUSTED" in lines[1]
+    assert not any("not wanted" in line for line in lines)

@@ -1,0 +1,281 @@
+"""Bodies of the infer endpoint, without a server."""
+
+import contextlib
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from serving.errors import InvalidArgument, ServingError, Unsupported
+from serving.inference.request import InferOutput, InferRequest, InferResponse
+from serving.protocol.json_codec import MAX_JSON_BYTES, MAX_JSON_LISTS, OutputForm, parse_request, render_response
+from serving.protocol.tensors import DATATYPES
+
+
+def parse(message: Any, tail: bytes | None = None) -> tuple[InferRequest, OutputForm]:
+    body = json.dumps(message).encode()
+    return parse_request(body + (tail or b""), None if tail is None else len(body), "m", "1")
+
+
+def one_input(**changes: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.5, 2]} | changes]}
+
+
+def data_of(datatype: str, data: Any, shape: list[int] | None = None) -> list[Any]:
+    request, _ = parse(one_input(datatype=datatype, data=data, shape=shape or [2]))
+    elements: list[Any] = np.frombuffer(request.inputs[0].data, DATATYPES[datatype].dtype).tolist()
+    return elements
+
+
+class TestParseJson:
+    def test_all_fields(self) -> None:
+        message = one_input() | {
+            "id": "7",
+            "parameters": {"timeout": 5, "binary_data_output": True},
+            "outputs": [
+                {"name": "y", "parameters": {"classification": 3, "binary_data": False}},
+                {"name": "z"},
+            ],
+        }
+        request, form = parse(message)
+        assert (request.model_name, request.model_version, request.id) == ("m", "1", "7")
+        assert request.parameters == {"timeout": 5}
+        assert [(output.name, output.classification) for output in request.outputs] == [("y", 3), ("z", 0)]
+        assert (form.binary, form.by_name) == (True, {"y": False})
+        (given,) = request.inputs
+        assert (given.name, given.datatype, given.shape) == ("x", "FP32", (1, 2))
+        assert np.frombuffer(given.data, np.float32).tolist() == [1.5, 2.0]
+
+    @pytest.mark.parametrize(
+        ("datatype", "data"),
+        [
+            ("BOOL", [True, False]),
+            ("UINT8", [0, 255]),
+            ("INT8", [-128, 127]),
+            ("UINT16", [0, 65535]),
+            ("INT64", [-(2**63), 2**63 - 1]),
+            ("UINT64", [0, 2**64 - 1]),
+            ("FP32", [0.5, -1]),
+            ("FP64", [0.1, 1e300]),
+        ],
+    )
+    def test_each_data_type(self, datatype: str, data: list[Any]) -> None:
+        assert data_of(datatype, data) == data
+
+    def test_nested_lists_are_row_major(self) -> None:
+        assert data_of("UINT8", [[[1, 2], [3, 4]], [[5, 6], [7, 8]]], [2, 2, 2]) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+    def test_what_is_no_number_in_json_is_taken_as_triton_takes_it(self) -> None:
+        request, _ = parse(one_input(data=[float("inf"), float("nan")]))
+        values = np.frombuffer(request.inputs[0].data, np.float32)
+        assert np.isinf(values[0])
+        assert np.isnan(values[1])
+
+    def test_strings(self) -> None:
+        request, _ = parse(one_input(datatype="BYTES", data=["é", ""]))
+        assert request.inputs[0].data == b"\x02\0\0\0\xc3\xa9\0\0\0\0"
+
+    def test_no_elements(self) -> None:
+        assert data_of("FP32", [], [0, 3]) == []
+
+    @pytest.mark.parametrize(
+        ("changes", "complaint"),
+        [
+            ({"data": [1.5, "2"]}, r'must be of FP32, got "2"$'),
+            ({"data": [1.5, None]}, "got null"),
+            ({"data": [1.5, True]}, "got true"),
+            ({"data": [1.5, 1e300]}, "does not fit FP32"),
+            ({"data": [1.5, 10**400]}, "does not fit FP32"),
+            ({"datatype": "UINT8", "data": [1, 256]}, "does not fit UINT8"),
+            ({"datatype": "UINT8", "data": [1, 1.7]}, "must be of UINT8, got 1.7"),
+            ({"datatype": "BOOL", "data": [True, 1]}, "must be of BOOL, got 1"),
+            ({"datatype": "BYTES", "data": ["a", 1]}, "must be of BYTES, got 1"),
+            ({"datatype": "BYTES", "data": ["a", "\ud800"]}, "does not fit BYTES"),
+            ({"datatype": "FP16"}, "FP16 is only accepted as binary data"),
+            ({"datatype": "FLOAT"}, "there is no data-type"),
+            ({"datatype": None}, "datatype of input 'x' must be a string, got nothing"),
+            ({"data": [1.5]}, r"expected 2 elements for shape \[1, 2\], got 1"),
+            ({"data": [[1.5], 2]}, "ragged"),
+            ({"data": [[1.5], [2, 3]]}, "ragged"),
+            ({"data": [1.5, [2]]}, "must be of FP32, got a list"),
+            ({"data": {"0": 1}}, "data of input 'x' must be a list, got an object"),
+            ({"data": [{"0": 1}, 2]}, "got an object"),
+            ({"shape": [1, -2]}, "whole numbers from 0, got -2"),
+            ({"shape": [1, 2.0]}, "whole numbers from 0, got 2.0"),
+            ({"shape": [1, True]}, "whole numbers from 0, got true"),
+            ({"shape": [1, 2**63]}, "whole numbers from 0"),
+            ({"shape": [2**62] * 32}, "more elements than"),
+            ({"shape": [1] * 33}, "has 33 dimensions"),
+            ({"shape": "1, 2"}, 'must be a list, got "1, 2"'),
+            ({"name": 5}, "the name of an input must be a string, got 5"),
+            ({"name": None}, "got nothing"),
+            ({"parameters": []}, "'parameters' of input 'x' must be an object"),
+            ({"parameters": {"binary_data_size": 8}}, "both data and a binary_data_size"),
+            ({"parameters": {"binary_data_size": "8"}}, 'must be a whole number, got "8"'),
+            ({"parameters": {"binary_data_size": -8}}, "must not be negative, got -8"),
+            ({"parameters": {"binary_data_size": True}}, "must be a whole number, got true"),
+        ],
+    )
+    def test_a_bad_input(self, changes: dict[str, Any], complaint: str) -> None:
+        with pytest.raises(InvalidArgument, match=complaint) as raised:
+            parse(one_input(**changes))
+        assert len(str(raised.value)) < 200
+
+    @pytest.mark.parametrize(
+        ("message", "complaint"),
+        [
+            ([], "the request must be an object, got a list"),
+            ({}, "'inputs' must be a list, got nothing"),
+            ({"inputs": [5]}, "an input must be an object, got 5"),
+            ({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32"}]}, "neither data nor a binary_data_size"),
+            (one_input() | {"id": 7}, "'id' must be a string, got 7"),
+            (one_input() | {"parameters": 7}, "'parameters' of the request must be an object"),
+            (one_input() | {"parameters": {"timeout": [7]}}, "a string, number or bool, got a list"),
+            (one_input() | {"parameters": {"timeout": 10**30}}, "does not fit in 64 bits"),
+            (one_input() | {"parameters": {"binary_data_output": 1}}, "must be true or false, got 1"),
+            (one_input() | {"outputs": {}}, "'outputs' must be a list"),
+            (one_input() | {"outputs": [{}]}, "the name of an output must be a string"),
+            (one_input() | {"outputs": [{"name": "y", "parameters": {"binary_data": "yes"}}]}, "must be true or false"),
+            (one_input() | {"outputs": [{"name": "y", "parameters": {"classification": -1}}]}, "positive whole number"),
+        ],
+    )
+    def test_a_bad_request(self, message: Any, complaint: str) -> None:
+        with pytest.raises(InvalidArgument, match=complaint):
+            parse(message)
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"{", b"\xff", b"\xff\xfe{\0}\0", b"[" * 90_000, b'{"id": ' + b"9" * 5000 + b"}", b'"\\ud800"'],
+    )
+    def test_no_json_at_all(self, body: bytes) -> None:
+        with pytest.raises(InvalidArgument, match="the request"):
+            parse_request(body, None, "m", "1")
+
+    @pytest.mark.parametrize("body", [b" " * (MAX_JSON_BYTES + 1), b"[" + b"[]," * MAX_JSON_LISTS + b"[]]"])
+    def test_json_that_would_hold_up_the_server(self, body: bytes) -> None:
+        with pytest.raises(InvalidArgument, match="send tensors as binary data"):
+            parse_request(body, None, "m", "1")
+
+    @pytest.mark.parametrize("what", ["inputs", "outputs"])
+    def test_shared_memory(self, what: str) -> None:
+        message = one_input() | {"outputs": [{"name": "y"}]}
+        message[what][0]["parameters"] = {"shared_memory_region": "r"}
+        with pytest.raises(Unsupported, match="shared memory"):
+            parse(message)
+
+
+def binary_input(name: str, size: Any) -> dict[str, Any]:
+    return {"name": name, "shape": [1], "datatype": "UINT8", "parameters": {"binary_data_size": size}}
+
+
+class TestParseBinary:
+    def test_inputs_share_the_bytes_after_the_json(self) -> None:
+        inputs = [binary_input("a", 3), one_input()["inputs"][0], binary_input("b", 0), binary_input("c", 2)]
+        request, _ = parse({"inputs": inputs}, b"12345")
+        assert [bytes(given.data) for given in request.inputs if given.name != "x"] == [b"123", b"", b"45"]
+
+    def test_the_bytes_are_not_copied(self) -> None:
+        message = json.dumps({"inputs": [binary_input("a", 3)]}).encode()
+        body = message + b"123"
+        request, _ = parse_request(body, len(message), "m", "")
+        data = request.inputs[0].data
+        assert isinstance(data, memoryview)
+        assert data.obj is body
+
+    @pytest.mark.parametrize(
+        ("sizes", "complaint"),
+        [
+            ([3, 3], "expected 6 bytes after the JSON, the sum of all binary_data_size, got 5"),
+            ([2, 2], "expected 4 bytes after the JSON"),
+            ([10**18, 1], "expected 1000000000000000001 bytes"),
+            ([], "expected 0 bytes after the JSON"),
+        ],
+    )
+    def test_sizes_that_do_not_add_up(self, sizes: list[int], complaint: str) -> None:
+        with pytest.raises(InvalidArgument, match=complaint):
+            parse({"inputs": [binary_input(str(at), size) for at, size in enumerate(sizes)]}, b"12345")
+
+    def test_without_the_header(self) -> None:
+        with pytest.raises(InvalidArgument, match="does not say where the JSON ends"):
+            parse({"inputs": [binary_input("a", 0)]})
+
+    def test_json_longer_than_the_body(self) -> None:
+        with pytest.raises(InvalidArgument, match="said to have 9 bytes, but the whole body has 2"):
+            parse_request(b"{}", 9, "m", "1")
+
+
+class TestRender:
+    def test_json(self) -> None:
+        outputs = [
+            InferOutput("y", "FP32", (1, 2), np.array([1.5, np.inf], np.float32).tobytes()),
+            InferOutput("s", "BYTES", (1,), b"\x02\0\0\0\xc3\xa9"),
+        ]
+        body, header_length = render_response(InferResponse("m", "2", "", outputs), OutputForm())
+        assert header_length is None
+        assert json.loads(body) == {
+            "model_name": "m",
+            "model_version": "2",
+            "outputs": [
+                {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1.5, float("inf")]},
+                {"name": "s", "datatype": "BYTES", "shape": [1], "data": ["é"]},
+            ],
+        }
+
+    def test_some_outputs_binary(self) -> None:
+        outputs = [InferOutput(name, "UINT8", (2,), name.encode() * 2) for name in "abc"]
+        body, header_length = render_response(
+            InferResponse("m", "2", "\ud800", outputs), OutputForm(True, {"b": False})
+        )
+        assert body[header_length:] == b"aacc"
+        message = json.loads(body[:header_length])
+        assert message["id"] == "\ud800"
+        assert [output.get("parameters") for output in message["outputs"]] == [
+            {"binary_data_size": 2},
+            None,
+            {"binary_data_size": 2},
+        ]
+        assert message["outputs"][1]["data"] == [98, 98]
+
+    @pytest.mark.parametrize(
+        "output", [InferOutput("y", "FP16", (1,), b"\0\0"), InferOutput("y", "BYTES", (1,), b"\x01\0\0\0\xff")]
+    )
+    def test_what_json_does_not_carry(self, output: InferOutput) -> None:
+        response = InferResponse("m", "2", "", [output])
+        with pytest.raises(InvalidArgument, match="ask for binary data"):
+            render_response(response, OutputForm())
+        assert render_response(response, OutputForm(binary=True))[0].endswith(bytes(output.data))
+
+
+@given(npst.arrays(np.float32, npst.array_shapes(max_dims=4)))
+def test_a_tensor_survives_json_both_ways(array: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+    message = one_input(shape=list(array.shape), data=array.tolist())
+    request, form = parse(message)
+    given = request.inputs[0]
+    body, _ = render_response(InferResponse("m", "1", "", [InferOutput("y", "FP32", given.shape, given.data)]), form)
+    (output,) = json.loads(body)["outputs"]
+    np.testing.assert_array_equal(np.array(output["data"], np.float32).reshape(output["shape"]), array)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["FP32", "BYTES"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+parameters = st.dictionaries(st.sampled_from(["binary_data_size", "binary_data", "classification"]), values) | values
+tensors = st.fixed_dictionaries(
+    {}, optional={"name": values, "shape": values, "datatype": values, "data": values, "parameters": parameters}
+)
+requests = st.fixed_dictionaries(
+    {},
+    optional={"id": values, "parameters": values, "inputs": st.lists(tensors) | values, "outputs": st.lists(tensors)},
+)
+
+
+@given(requests | values, st.binary(max_size=8), st.none() | st.integers(0, 200))
+def test_whatever_comes_is_a_request_or_a_serving_error(message: Any, tail: bytes, header_length: int | None) -> None:
+    with contextlib.suppress(ServingError):
+        parse_request(json.dumps(message).encode() + tail, header_length, "m", "1")

@@ -1,0 +1,190 @@
+"""Sources in turn: what is said, what is tried, and that many processes make one download."""
+
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_set import (
+    GZ_NAMES,
+    NAMES,
+    QUICK,
+    FaultyServer,
+    begin,
+    idx_files,
+    make_content,
+    make_named_set,
+    slow,
+    stalled,
+    whole,
+)
+
+from trainer.data.datasets import load_named
+from trainer.data.published.fetch import import_files, obtain
+from trainer.data.published.sources import Mirror, NamedSet
+from trainer.data.store import Content
+from trainer.errors import DataError
+
+CONTENT = make_content()
+FILES = idx_files(CONTENT)
+NOWHERE = Mirror("http://no-such-host.invalid/", GZ_NAMES)
+
+
+def get(named: NamedSet, data_dir: Path, said: list[str]) -> Content:
+    (data_dir / named.name).mkdir(parents=True, exist_ok=True)
+    return obtain(named, data_dir, say=said.append, limits=QUICK)
+
+
+def same(found: Content) -> bool:
+    return torch.equal(found.train.images, CONTENT.train.images) and torch.equal(found.test.labels, CONTENT.test.labels)
+
+
+@pytest.mark.parametrize(("place", "gzipped"), [("tiny", False), ("tiny", True), ("Tiny/raw", True)])
+def test_files_placed_by_hand_come_first(
+    server: FaultyServer, tmp_path: Path, said: list[str], place: str, gzipped: bool
+) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    for name, data in FILES.items():
+        (tmp_path / place / (f"{name}.gz" if gzipped else name)).write_bytes(gzip.compress(data) if gzipped else data)
+    assert same(get(make_named_set(server.mirror()), tmp_path, said))
+    assert not server.requests
+    assert len(said) == 1
+    assert "taken from data folder" in said[0]
+
+
+def test_each_switch_is_one_line(server: FaultyServer, tmp_path: Path, said: list[str]) -> None:
+    server.put_files(FILES)
+    assert same(get(make_named_set(NOWHERE, server.mirror()), tmp_path, said))
+    assert [line.partition(" in ")[0] for line in said] == [
+        "tiny: data folder: none of the files is there; trying no-such-host.invalid",
+        f"tiny: no-such-host.invalid: its name cannot be resolved; trying {server.mirror().label}",
+        f"tiny: taken from {server.mirror().label}",
+    ]
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == []
+
+
+def test_wrong_bytes_send_to_the_next_source(server: FaultyServer, tmp_path: Path, said: list[str]) -> None:
+    server.put_files(FILES)
+    with FaultyServer().running() as liar:
+        liar.put_files(idx_files(make_content(seed=1)))
+        assert same(get(make_named_set(liar.mirror(), server.mirror()), tmp_path, said))
+    assert "has the wrong digest" in said[1]
+
+
+@pytest.mark.parametrize("fault", ["short", "page", "stall", "gone"])
+def test_a_fault_sends_to_the_next_source(server: FaultyServer, tmp_path: Path, said: list[str], fault: str) -> None:
+    server.put_files(FILES)
+    with FaultyServer().running() as faulty:
+        faulty.put_files(FILES)
+        data = gzip.compress(FILES[NAMES[2]])
+        faults = {
+            "short": whole(data[:-10]),
+            "page": lambda handler: begin(handler, 0, Content_Type="text/html"),
+            "stall": stalled(data, 10, faulty.released, threading.Event()),
+        }
+        if fault == "gone":
+            del faulty.routes[f"/{GZ_NAMES[2]}"]
+        else:
+            faulty.routes[f"/{GZ_NAMES[2]}"] = faults[fault]
+        assert same(get(make_named_set(faulty.mirror(), server.mirror()), tmp_path, said))
+    assert len(said) == 3
+
+
+def test_a_slow_source_is_left_and_come_back_to_when_no_other_has_the_files(
+    server: FaultyServer, tmp_path: Path, said: list[str]
+) -> None:
+    content = make_content(side=28, num_train=40)
+    server.put_files(idx_files(content))
+    data = gzip.compress(idx_files(content)[NAMES[0]])
+    server.routes[f"/{GZ_NAMES[0]}"] = slow(data, len(data) // 50, server.released)
+    get(make_named_set(server.mirror(), NOWHERE, content=content), tmp_path, said)
+    assert "too slow" in said[1]
+    assert said[1].endswith("; trying no-such-host.invalid")
+    assert said[2].endswith(f"; trying {server.mirror().label}")
+    assert len(said) == 4
+
+
+def test_when_all_fail_every_source_is_named(server: FaultyServer, tmp_path: Path, said: list[str]) -> None:
+    named = make_named_set(NOWHERE, server.mirror())
+    with pytest.raises(DataError) as caught:
+        get(named, tmp_path, said)
+    message = str(caught.value)
+    assert "no-such-host.invalid: its name cannot be resolved" in message
+    assert "answered 404" in message
+    assert "`python -m trainer data import tiny PATH`" in message
+    assert "\n" not in message
+
+
+def test_import_takes_the_right_files_and_leaves_them(tmp_path: Path) -> None:
+    (tmp_path / "data" / "tiny").mkdir(parents=True)
+    root = tmp_path / "torchvision"
+    for folder, files in (("Other/raw", idx_files(make_content(seed=1))), ("Tiny/raw", FILES)):
+        (root / folder).mkdir(parents=True)
+        for name, data in files.items():
+            (root / folder / name).write_bytes(data)
+    before = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*"))
+    assert same(import_files(make_named_set(), root, tmp_path / "data"))
+    assert sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*")) == before
+    with pytest.raises(DataError, match=r"tiny cannot be taken from .*: none of the files is there"):
+        import_files(make_named_set(), tmp_path / "data", tmp_path / "data")
+
+
+LOAD = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tiny_set import GZ_NAMES, make_named_set
+from trainer.data.datasets import load_named
+from trainer.data.published.sources import Mirror
+
+named = make_named_set(Mirror(sys.argv[3], GZ_NAMES))
+children = []
+for _ in range(int(sys.argv[4])):
+    child = os.fork()
+    if child == 0:
+        decoded = load_named(named, Path(sys.argv[2]), say=lambda line: print(line, flush=True))
+        os._exit(0 if decoded.sha256 == named.sha256 else 1)
+    children.append(child)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+def load_command(server: FaultyServer, data_dir: Path, num_processes: int) -> list[str]:
+    here = str(Path(__file__).parent)
+    return [sys.executable, "-c", LOAD, here, str(data_dir), server.url, str(num_processes)]
+
+
+def test_sixteen_processes_make_one_download(server: FaultyServer, tmp_path: Path) -> None:
+    server.put_files(FILES)
+    output = subprocess.run(load_command(server, tmp_path, 16), check=True, capture_output=True, text=True).stdout
+    assert server.requests == {f"/{name}": 1 for name in GZ_NAMES}
+    assert output.count("taken from") == 1
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["tiny.pt"]
+
+
+def test_a_killed_download_leaves_nothing_that_looks_whole(
+    server: FaultyServer, tmp_path: Path, said: list[str]
+) -> None:
+    server.put_files(FILES)
+    good = server.routes[f"/{GZ_NAMES[2]}"]
+    reached = threading.Event()
+    server.routes[f"/{GZ_NAMES[2]}"] = stalled(gzip.compress(FILES[NAMES[2]]), 10, server.released, reached)
+    process = subprocess.Popen(load_command(server, tmp_path, 1), start_new_session=True, stdout=subprocess.DEVNULL)
+    assert reached.wait(30)
+    while not list(tmp_path.glob("tiny/.tmp-*/arrived/*")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    left = [path.name for path in (tmp_path / "tiny").iterdir()]
+    assert all(name.startswith(".tmp-") for name in left)
+    assert left
+    server.routes[f"/{GZ_NAMES[2]}"] = good
+    named = make_named_set(server.mirror())
+    assert load_named(named, tmp_path, say=said.append).sha256 == named.sha256
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["tiny.pt"]

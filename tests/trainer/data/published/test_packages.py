@@ -1,0 +1,74 @@
+"""Package managers' clients: stand-ins on PATH that behave as the real ones do when something is wrong."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from trainer.data.published.collect import SourceError
+from trainer.data.published.packages import fetch_apt_package, fetch_npm_package, run_client
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def put_program(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_npm_leaves_the_archive_and_no_cache(programs: Path, tmp_path: Path) -> None:
+    put_program(programs, "npm", 'mkdir npm-cache; echo "$@" > x-1.0.tgz')
+    into = tmp_path / "into"
+    into.mkdir()
+    fetch_npm_package("x@1.0", into)
+    assert [path.name for path in into.iterdir()] == ["x-1.0.tgz"]
+    assert (into / "x-1.0.tgz").read_text().startswith("pack x@1.0 --ignore-scripts")
+
+
+def test_a_complaint_is_one_short_line(programs: Path, tmp_path: Path) -> None:
+    put_program(programs, "npm", 'echo "npm warn x\nnpm error code E404\nnpm error 404 Not Found" >&2; exit 1')
+    with pytest.raises(SourceError, match=r"^npm failed \(code E404; 404 Not Found\)$"):
+        fetch_npm_package("x@1.0", tmp_path)
+
+
+def test_a_full_disk_is_not_the_sources_fault(programs: Path, tmp_path: Path) -> None:
+    put_program(programs, "npm", 'echo "npm error code ENOSPC" >&2; exit 1')
+    with pytest.raises(OSError, match="npm found the disk full"):
+        fetch_npm_package("x@1.0", tmp_path)
+
+
+def test_a_missing_client_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SourceError, match="npm is not installed"):
+        fetch_npm_package("x@1.0", tmp_path)
+    with pytest.raises(SourceError, match="apt-get is not installed"):
+        fetch_apt_package("x", tmp_path, print)
+
+
+def test_a_client_that_hangs_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="sleep took longer than 0 s"):
+        run_client(["sleep", "30"], tmp_path, timeout_s=0.1)
+
+
+def test_apt_updates_its_lists_only_when_it_must(
+    programs: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = tmp_path / "lists"
+    update = f'if [ "$2" = update ]; then touch {known}; exit; fi'
+    download = f'if [ -e {known} ]; then touch x.deb; else echo "E: No x" >&2; exit 100; fi'
+    put_program(programs, "apt-get", f"{update}\n{download}")
+    put_program(programs, "dpkg-deb", 'mkdir "$3"; touch "$3/file"')
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(SourceError, match=r"apt-get failed \(No x\)"):
+        fetch_apt_package("x", tmp_path, said.append)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    fetch_apt_package("x", tmp_path, said.append)
+    assert (tmp_path / "unpacked" / "file").exists()
+    assert said == ["apt knows no x yet: updating its lists"]

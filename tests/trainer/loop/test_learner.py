@@ -1,0 +1,88 @@
+"""What is built for a recipe."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.test_fit import SHORT, make_run
+from trainer.data import Dataset
+from trainer.data.order import dropout_seeds
+from trainer.loop.optim import ParamGroup
+from trainer.loop.step import Batch
+from trainer.recipes import RECIPES, Recipe
+from trainer.records.checkpoint import weights_sha256
+
+
+def test_pixels_are_normalised_inside_the_model(mini: Dataset, tmp_path: Path) -> None:
+    model = make_run(SHORT, mini, tmp_path / "run").learner.model
+    images = model.normalize(mini.train.images)
+    assert images.mean().item() == pytest.approx(0, abs=1e-4)
+    assert images.std().item() == pytest.approx(1, abs=1e-4)
+    assert {"mean", "deviation"} <= set(model.state_dict())
+
+
+def test_the_seed_alone_decides_the_first_weights(mini: Dataset, tmp_path: Path) -> None:
+    torch.manual_seed(11)
+    first = weights_sha256(make_run(SHORT, mini, tmp_path / "a").learner.model)
+    torch.manual_seed(12)
+    before = torch.get_rng_state()
+    assert weights_sha256(make_run(SHORT, mini, tmp_path / "b").learner.model) == first
+    assert torch.equal(torch.get_rng_state(), before)
+    assert weights_sha256(make_run(SHORT, mini, tmp_path / "c", seed=1).learner.model) != first
+
+
+def test_each_kind_of_parameter_has_its_rule(mini: Dataset, tmp_path: Path) -> None:
+    frozen = ParamGroup(lr=0.0)
+    for kind in ("filters", "matrices", "vectors"):
+        rules = {
+            **SHORT.rules,
+            **dict.fromkeys(("stem", "filters", "matrices", "vectors"), frozen),
+            kind: ParamGroup(lr=0.1),
+        }
+        run = make_run(replace(SHORT, rules=rules), mini, tmp_path / kind)
+        before = {name: p.detach().clone() for name, p in run.learner.model.named_parameters()}
+        model = run.learner.model
+        model(mini.train.images[:100]).square().sum().backward()
+        run.learner.optimizer.step(torch.tensor(1.0))
+        changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        ndim = {"filters": 4, "matrices": 2, "vectors": 1}[kind]
+        assert changed == {name for name, p in model.named_parameters() if p.ndim == ndim}
+
+
+def test_test_time_views_are_the_recipes(mini: Dataset, tmp_path: Path) -> None:
+    recipe = replace(SHORT, test_time_views="mirrored")
+    learner = make_run(recipe, mini, tmp_path / "run").learner
+    pixels = mini.train.images[:10]
+    with torch.no_grad():
+        expected = (learner.model(pixels) + learner.model(pixels.flip(-1))) / 2
+        assert torch.allclose(learner.predict(pixels), expected, atol=1e-6)
+        assert torch.allclose(learner.predict_one_view(pixels), learner.model(pixels), atol=1e-6)
+
+
+# The families begin too slowly for a dozen steps, and some take minutes: tests/trainer/models has steps of each.
+LIGHT = [recipe for recipe in RECIPES.values() if recipe.network in ("lecture", "compact", "airbench")]
+
+
+@pytest.mark.parametrize("recipe", LIGHT, ids=lambda recipe: recipe.name)
+def test_every_recipe_learns(recipe: Recipe, mini: Dataset, tmp_path: Path) -> None:
+    """A few steps of each on small batches of real digits lower the loss."""
+    recipe = replace(recipe, dataset="mnist-mini", global_batch_size=100)
+    run = make_run(recipe, mini, tmp_path / "run")
+    numbers, keys = recipe.augment.draw(len(mini.train), 0, 0), dropout_seeds(len(mini.train), 0, 0)
+    seen = []
+    run.learner.model.train()
+    for step in range(12):
+        indices = run.train_indices[step * 100 :][:100]
+        batch = Batch(
+            indices=indices,
+            numbers=numbers[indices],
+            keys=keys[indices],
+            sizes=(len(indices),),
+            num_images=len(indices),
+            lr_factor=torch.tensor(0.2),
+        )
+        seen.append(run.learner.step(batch)[0].item())
+    assert all(torch.isfinite(torch.tensor(seen)))
+    assert min(seen[-3:]) < seen[0]

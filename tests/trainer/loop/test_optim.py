@@ -1,0 +1,94 @@
+"""Our optimizers against torch's, and Muon against the singular value decomposition."""
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.loop.optim import Optimizer, ParamGroup, orthogonalize
+
+
+def _train(model: nn.Module, step, num_steps: int = 20) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(num_steps):
+        inputs = torch.randn(16, 8, generator=generator)
+        model(inputs).square().mean().backward()
+        step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_equals_torchs(momentum: float) -> None:
+    mine, theirs = _model(), _model()
+    optimizer = Optimizer([(ParamGroup(lr=0.1, momentum=momentum), list(mine.parameters()))])
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=momentum, nesterov=momentum > 0)
+
+    def my_step() -> None:
+        optimizer.step(torch.tensor(1.0))
+        optimizer.zero_grad()
+
+    def their_step() -> None:
+        reference.step()
+        reference.zero_grad()
+
+    for a, b in zip(_train(mine, my_step), _train(theirs, their_step), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_weight_decay_is_decoupled_and_relative_to_the_rate() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.zeros(3)
+    Optimizer([(ParamGroup(lr=0.5, weight_decay=0.1), [weight])]).step(torch.tensor(0.5))
+    assert torch.allclose(weight, torch.full((3,), 1 - 0.25 * 0.1))
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)])
+def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrix, num_iterations=5))
+    assert values.min() > 0.5
+    assert values.max() < 1.5
+
+
+def test_muon_keeps_the_norm_of_filters_and_goes_downhill() -> None:
+    torch.manual_seed(0)
+    filters = nn.Parameter(torch.randn(8, 4, 3, 3))
+    target = torch.randn(8, 4, 3, 3)
+    target *= 8**0.5 / target.norm()
+    optimizer = Optimizer([(ParamGroup(lr=0.05, momentum=0.6, orthogonalize=True), [filters])])
+    losses = []
+    for _ in range(100):
+        loss = (filters - target).square().sum()
+        loss.backward()
+        optimizer.step(torch.tensor(1.0))
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[1]
+    assert 0.7 * 8**0.5 < filters.norm() < 1.4 * 8**0.5
+
+
+def test_the_state_goes_on_where_it_was() -> None:
+    def fresh() -> tuple[nn.Module, Optimizer]:
+        model = _model()
+        return model, Optimizer([(ParamGroup(lr=0.1, momentum=0.9), list(model.parameters()))])
+
+    whole, first, second = fresh(), fresh(), fresh()
+    inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(2))
+
+    def run(pair: tuple[nn.Module, Optimizer], num_steps: int) -> None:
+        for _ in range(num_steps):
+            pair[0](inputs).square().mean().backward()
+            pair[1].step(torch.tensor(1.0))
+            pair[1].zero_grad()
+
+    run(whole, 6)
+    run(first, 3)
+    second[0].load_state_dict(first[0].state_dict())
+    second[1].load_state_dict(first[1].state_dict())
+    run(second, 3)
+    for a, b in zip(whole[0].parameters(), second[0].parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,55 @@
+"""How a batch is cut, and the one order in which shards are summed."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from trainer.loop.batch_norm import BatchNormSums
+from trainer.loop.shards import ShardSums, share_of, sum_in_tree
+
+
+@given(num_images=st.integers(1, 300), depth=st.integers(0, 4), data=st.data())
+def test_shards_are_the_same_whoever_computes_them(num_images: int, depth: int, data: st.DataObject) -> None:
+    num_shards = 2**depth
+    world_size = 2 ** data.draw(st.integers(0, depth))
+    alone = share_of(num_images, 0, 1, num_shards)
+    shares = [share_of(num_images, rank, world_size, num_shards) for rank in range(world_size)]
+    assert tuple(size for share in shares for size in share.sizes) == alone.sizes
+    assert [i for share in shares for i in range(num_images)[share.part]] == list(range(num_images))
+    assert max(alone.sizes) - min(alone.sizes) <= 1
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
+def test_ranks_subtrees_are_parts_of_one_tree(num_ranks: int) -> None:
+    """Random float32 numbers of very different size: any other order of adding gives other bits."""
+    torch.manual_seed(0)
+    leaves = torch.randn(8, 1000) * torch.logspace(0, 6, 8)[:, None]
+    whole = sum_in_tree(lambda shard: leaves[shard].clone(), 8)
+    part = 8 // num_ranks
+    ranks = [sum_in_tree(lambda shard: leaves[shard].clone(), part, first) for first in range(0, 8, part)]
+    while len(ranks) > 1:
+        ranks = [a + b for a, b in zip(ranks[::2], ranks[1::2], strict=True)]
+    assert torch.equal(ranks[0], whole)
+    assert not torch.equal(leaves.sum(dim=0), whole)
+
+
+def test_gradients_come_back_as_they_were() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    model.to(memory_format=torch.channels_last)
+    sums = ShardSums(model, BatchNormSums(model))
+    images = torch.randn(5, 3, 4, 4)
+    model(images).sum().backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    norms = BatchNormSums(model)
+    sums = ShardSums(model, norms)
+    with norms.collecting():
+        vector = sums.collect(torch.tensor(3.0), torch.tensor(2), 5)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert sums.unpack(vector, 5).tolist() == [3, 2]
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, gradient)
+        assert parameter.grad.stride() == parameter.stride()

@@ -1,0 +1,515 @@
+"""What ranks say to each other, in real processes under torchrun."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, clean_environment
+from trainer.errors import ConfigError
+from trainer.ranks.world import StopConsensus, World
+
+PROLOGUE = """
+import dataclasses, json, os, sys, time
+from trainer.cli import run_command
+import torch
+from trainer.ranks.world import StopConsensus, World
+from trainer.errors import DataError
+
+def tell(value):
+    sys.stdout.write("TOLD " + json.dumps(value) + "\\n")
+    sys.stdout.flush()
+
+def main():
+    with World.join(JOIN) as world:
+        body(world)
+
+"""
+
+
+def run_ranks(
+    body: str, ranks: int, tmp_path: Path, *, join: str = '"cpu"', torchrun: tuple[str, ...] = ()
+) -> "subprocess.CompletedProcess[str]":
+    """Run `def body(world)` on that many ranks; `join` are the arguments of `World.join`."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    script = tmp_path / "script.py"
+    script.write_text(PROLOGUE.replace("JOIN", join) + body + "\nrun_command(main)\n")
+    return subprocess.run(
+        [*launcher, f"--nproc_per_node={ranks}", *torchrun, str(script)],
+        env={**clean_environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def told(done: "subprocess.CompletedProcess[str]") -> list[object]:
+    return [json.loads(line.removeprefix("TOLD ")) for line in re.findall("TOLD .*", done.stdout)]
+
+
+@pytest.mark.slow
+def test_sums_wishes_and_tensors_are_shared(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    ints = world.all_reduce_sum(torch.tensor([world.rank + 1, 2**53 + world.rank]))
+    largest = world.all_reduce_max(world.rank * 10)
+    main = world.broadcast_object({"rank": world.rank})
+    granted = []
+    for way in (world, dataclasses.replace(world, shared_memory=None)):  # in shared memory, and through gloo
+        consensus = StopConsensus(way)
+        for step in range(5):
+            assert way.all_reduce(torch.tensor([float(world.rank + 1), 0.5])).tolist() == [3.0, 1.0]
+            granted.append(consensus.poll(world.rank == 1 and step == 2))
+        consensus.close()
+    copied = [torch.full((2,), float(world.rank + 7))]
+    world.broadcast(copied)
+    ranks = [box.item() for box in world.all_gather(torch.tensor(world.rank))]
+    everybody = [world.all_gather_object(f"rank {world.rank}"), ranks]
+    told = [granted, copied[0].tolist(), everybody, torch.get_num_threads()]
+    tell([world.rank, ints.tolist(), largest, main, *told])
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = sorted(told(done), key=str)
+    assert isinstance(first, list)
+    assert isinstance(second, list)
+    assert first[1:] == second[1:]
+    ints, largest, main, granted, copied, everybody, num_threads = first[1:]
+    assert ints == [3, 2**54 + 1]
+    assert largest == 10
+    assert main == {"rank": 0}
+    # What was wished at a step is granted to all at the next one.
+    assert granted == 2 * [False, False, False, True, False]
+    assert copied == [7.0, 7.0]
+    assert everybody == [["rank 0", "rank 1"], [0, 1]]
+    assert num_threads >= 1
+
+
+@pytest.mark.slow
+def test_the_first_rank_to_fail_is_the_one_that_speaks(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    if world.rank == 2:
+        time.sleep(0.3)
+        raise DataError("rank 2 has a damaged disk")
+    world.all_reduce_sum(torch.zeros(1))
+"""
+    done = run_ranks(body, 3, tmp_path)
+    assert done.returncode == 1
+    assert re.findall("^error: .*", done.stderr, re.MULTILINE) == ["error: rank 2 has a damaged disk"]
+
+
+@pytest.mark.slow
+def test_the_same_mistake_on_all_ranks_is_said_once(tmp_path: Path) -> None:
+    done = run_ranks('def body(world):\n    raise DataError("no such thing")\n', 3, tmp_path)
+    assert re.findall("^error: .*", done.stderr, re.MULTILINE) == ["error: no such thing"]
+
+
+@pytest.mark.slow
+def test_a_defect_on_one_rank_shows_its_traceback_and_no_other(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    if world.rank == 1:
+        raise ZeroDivisionError("a defect")
+    world.all_reduce_sum(torch.zeros(1))
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 1
+    before_torchruns_summary = done.stderr.partition("torch/distributed/elastic")[0]
+    assert before_torchruns_summary.count("ZeroDivisionError: a defect") == 1
+    assert "Connection closed by peer" not in before_torchruns_summary
+
+
+@pytest.mark.slow
+def test_under_virtual_shards_the_ranks_vectors_are_added_in_pairs(tmp_path: Path) -> None:
+    """1e8 + 1 is 1e8 in float32, so that any other order than (a + b) + (c + d) gives another sum."""
+    body = """
+def body(world):
+    tell([world.rank, world.all_reduce(torch.tensor([[1e8, 1.0, -1e8, 1.0][world.rank]])).item()])
+"""
+    done = run_ranks(body, 4, tmp_path, join='"cpu", 4')
+    assert done.returncode == 0, done.stderr
+    one = torch.tensor([1e8, 1.0, -1e8, 1.0])
+    expected = ((one[0] + one[1]) + (one[2] + one[3])).item()
+    assert sorted(told(done), key=str) == [[rank, expected] for rank in range(4)]
+    assert expected != ((one[0] + one[2]) + (one[1] + one[3])).item()
+
+
+@pytest.mark.slow
+def test_in_an_elastic_run_a_rank_too_many_is_spare(tmp_path: Path) -> None:
+    """Ranks 0 and 1 compute the shards; rank 2 adds nothing and ends with the same sum."""
+    body = """
+def body(world):
+    share = share_of(100, world.rank, world.num_computing, world.num_shards)
+    sums = torch.tensor([float(world.rank + 1) if world.rank < world.num_computing else 0.0])
+    tell([world.rank, list(share.sizes), world.all_reduce(sums).item()])
+"""
+    body = "from trainer.loop.shards import share_of\n" + body
+    done = run_ranks(body, 3, tmp_path, join='"cpu", 4', torchrun=("--max-restarts=1",))
+    assert done.returncode == 0, done.stderr
+    assert sorted(told(done), key=str) == [[0, [25, 25], 3.0], [1, [25, 25], 3.0], [2, [0], 3.0]]
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_divide_the_shards_are_refused_once(tmp_path: Path) -> None:
+    done = run_ranks("def body(world):\n    pass\n", 3, tmp_path, join='"cpu", 4')
+    assert re.findall("^error: .*", done.stderr, re.MULTILINE) == [
+        "error: --virtual-shards 4 with 3 ranks: the number of ranks must divide it, so start 1, 2, 4, … up to 4 ranks"
+    ]
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_says_where(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    world.failure_context.folder = pathlib.Path(FOLDER)
+    world.watchdog.patience = 1.0
+    while True:
+        if world.rank == 1:
+            def dawdle():
+                time.sleep(1000)
+            dawdle()
+        world.all_reduce_sum(torch.zeros(1))
+"""
+    began = time.monotonic()
+    done = run_ranks(f"import pathlib\nFOLDER = {str(tmp_path)!r}\n" + body, 2, tmp_path)
+    assert done.returncode == 1
+    assert time.monotonic() - began < 60
+    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert len(errors) == 1
+    assert "error: rank 1 hangs: the others have waited" in errors[0]
+    record = json.loads((tmp_path / "failure.json").read_text())
+    assert (record["ranks"], record["error"], record["world_size"]) == ([1], "Hang", 2)
+    assert "in dawdle" in record["traceback"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_is_named_by_the_others(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    world.watchdog.patience = 1.0
+    world.all_reduce_sum(torch.zeros(1))
+    time.sleep(2)
+    if world.rank == 1:
+        import signal
+        os.kill(os.getpid(), signal.SIGSTOP)
+    world.all_reduce_sum(torch.zeros(1))
+"""
+    done = run_ranks(body, 2, tmp_path)
+    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert len(errors) == 1
+    assert re.search(r"error: rank 1 \(process \d+ on .*\) (gave no sign of life|has not come)", errors[0])
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_is_named_however_patient_the_others_are(tmp_path: Path) -> None:
+    """In a first step, say. One that works is waited for, for longer than one that stands still."""
+    body = """
+import trainer.ranks.watchdog
+
+def body(world):
+    trainer.ranks.watchdog.IDLE_AFTER_S = 2.0
+    world.all_reduce_sum(torch.zeros(1))
+    with world.watchdog.computing():
+        if world.rank == 1:
+            until = time.monotonic() + 4
+            while time.monotonic() < until:
+                sum(range(1000))
+        world.all_reduce_sum(torch.zeros(1))
+        tell(time.time())
+        if world.rank == 1:
+            time.sleep(100)
+        world.all_reduce_sum(torch.zeros(1))
+"""
+    done = run_ranks(body, 2, tmp_path)
+    ended = time.time()
+    (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert re.match(r"error: rank 1 hangs: the others have waited [2-4] s for it", error)
+    assert ended - max(float(str(moment)) for moment in told(done)) < 20
+
+
+@pytest.mark.slow
+def test_a_rank_that_falls_silent_is_named_whatever_the_others_do_and_one_that_has_left_is_not(tmp_path: Path) -> None:
+    body = """
+import signal
+import trainer.ranks.watchdog
+
+def body(world):
+    trainer.ranks.watchdog.SILENT_AFTER_S = 3.0
+    world.all_reduce_sum(torch.zeros(1))
+    if world.rank == 2:
+        return
+    if world.rank == 1:
+        time.sleep(5)
+        tell(time.time())
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(100)
+"""
+    done = run_ranks(body, 3, tmp_path)
+    ended = time.time()
+    (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert re.match(r"error: rank 1 \(process \d+ on .*\) gave no sign of life for 3 s", error)
+    (stopped,) = told(done)
+    assert ended - float(str(stopped)) < 20
+
+
+@pytest.mark.slow
+def test_ranks_that_stood_still_together_accuse_nobody(tmp_path: Path) -> None:
+    """As in a machine that was paused."""
+    body = """
+import subprocess
+import trainer.ranks.watchdog
+
+def body(world):
+    trainer.ranks.watchdog.SILENT_AFTER_S = 3.0
+    pids = [str(pid) for pid in world.all_gather_object(os.getpid())]
+    if world.is_main:
+        pause = 'sleep 1; kill -STOP "$@"; sleep 5; kill -CONT "$@"'
+        subprocess.Popen(["sh", "-c", pause, "sh", *pids], start_new_session=True)
+    time.sleep(8)
+    world.all_reduce_sum(torch.zeros(1))
+    tell(world.rank)
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(told(done), key=str) == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_is_no_lost_rank_to_the_others(tmp_path: Path) -> None:
+    body = """
+from trainer.errors import Interrupted
+
+def body(world):
+    world.all_reduce_sum(torch.zeros(1))
+    if world.is_main:
+        raise Interrupted("SIGPIPE", "stopped", 13)
+    world.all_reduce_sum(torch.zeros(1))
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 1
+    assert "lost another rank" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    world.failure_context.folder = pathlib.Path(FOLDER)
+    time.sleep(1.5)
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.all_reduce_sum(torch.zeros(1))
+"""
+    done = run_ranks(
+        f"import pathlib, signal\nFOLDER = {str(tmp_path)!r}\n" + body,
+        2,
+        tmp_path,
+    )
+    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert len(errors) == 1
+    assert "error: rank 0 lost another rank: rank 1 (process" in errors[0]
+    assert json.loads((tmp_path / "failure.json").read_text())["ranks"] == [1]
+
+
+@pytest.mark.slow
+def test_when_the_launcher_is_killed_the_ranks_leave(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    body = """
+def body(world):
+    tell(os.getpid())
+    while True:
+        world.all_reduce_sum(torch.zeros(1))
+        time.sleep(0.05)
+"""
+    script.write_text(PROLOGUE.replace("JOIN", '"cpu"') + body + "\nrun_command(main)\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(torchrun, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    pids = [int(process.stdout.readline().removeprefix("TOLD ")) for _ in range(2)]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    said = process.stderr.read()
+    assert "torchrun is gone" in said
+    assert "frame #0" not in said  # torch's warnings, which are C++ stacks
+    process.stdout.close()
+    process.stderr.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_read", [True, False])
+def test_ranks_that_are_orphaned_while_they_start_leave(is_read: bool, tmp_path: Path) -> None:
+    """The launcher is gone before the ranks could meet in its store; they would wait for it for five minutes.
+
+    Who read what they say may be gone with it.
+    """
+    script = tmp_path / "script.py"
+    first = "import trainer.ranks.launcher\nprint('started', flush=True)\n"
+    script.write_text(first + PROLOGUE.replace("JOIN", '"cpu"') + "def body(world):\n    pass\n\nrun_command(main)\n")
+    launch = f"""
+import os, subprocess, sys
+ranks = {{"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9",
+         "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True"}}
+reading, unread = os.pipe()
+os.close(reading)
+pipes = {{"stdout": subprocess.PIPE, "stderr": None if {is_read} else unread}}
+rank = subprocess.Popen([sys.executable, {str(script)!r}], env={{**os.environ, **ranks}}, **pipes)
+rank.stdout.readline()
+print(rank.pid)
+"""
+    environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", launch], env=environment, capture_output=True, text=True, check=True)
+    pid, deadline = int(done.stdout), time.monotonic() + 100
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert ("torchrun is gone" in done.stderr) == is_read
+
+
+def test_alone_nothing_waits() -> None:
+    with World.join("cpu") as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        assert world.all_reduce_sum(torch.tensor(3)).item() == 3
+        assert world.broadcast_object("x") == "x"
+        assert StopConsensus(world).poll(True)
+        assert world.all_reduce(torch.ones(2)).tolist() == [1, 1]
+        assert not torch.distributed.is_initialized()
+
+
+def test_ranks_without_a_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2, but MASTER_ADDR is not set: start the ranks with torchrun"):
+        World.join("cpu").__enter__()
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="this host has 2 GPUs: use at most 2"), World.join("auto"):
+        pass
+
+
+def test_a_gpu_computes_the_same_bits_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    with World.join("auto") as world:
+        assert world.device == torch.device("cuda", 0)
+        assert torch.backends.cudnn.deterministic
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="no CUDA device"), World.join("cuda"):
+        pass
+
+
+@pytest.mark.slow
+def test_the_main_rank_may_work_alone_for_longer_than_a_collective_waits(tmp_path: Path) -> None:
+    body = """
+import datetime, trainer.ranks.world
+trainer.ranks.world.TIMEOUT = datetime.timedelta(seconds=1)
+
+def body(world):
+    world.barrier()
+    if world.is_main:
+        time.sleep(2.5)
+    world.wait_for_ranks([0], "the end")
+    tell(world.rank)
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(told(done), key=str) == [0, 1]
+
+
+@pytest.mark.slow
+def test_who_waits_for_the_main_rank_leaves_with_it(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    if world.is_main:
+        raise DataError("the main rank's disk is full")
+    world.wait_for_ranks([0], "the end")
+    tell("not reached")
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 1
+    assert re.findall("^error: .*", done.stderr, re.MULTILINE) == ["error: the main rank's disk is full"]
+    assert told(done) == []
+
+
+@pytest.mark.slow
+def test_data_may_be_prepared_for_longer_than_a_collective_or_the_watchdog_waits(tmp_path: Path) -> None:
+    """As on two hosts: local rank 0 of each prepares, one for longer than the other."""
+    body = """
+import datetime, dataclasses, types
+import trainer.ranks.world, trainer.train, trainer.ranks.watchdog
+trainer.ranks.world.TIMEOUT = datetime.timedelta(seconds=1)
+
+def prepare(*arguments, verify, **options):
+    if verify:
+        time.sleep(3 * world_here.rank)
+    return verify
+
+def body(world):
+    global world_here
+    world_here = dataclasses.replace(world, local_rank=world.rank % 2)
+    world.watchdog.patience = 0.5
+    trainer.train.load_dataset = prepare
+    recipe = types.SimpleNamespace(dataset="mnist", global_batch_size=100)
+    prepared = trainer.train.load(recipe, None, None, world_here, print)
+    world.watchdog.patience = 600
+    tell([world.rank, prepared, world.all_gather_object(world.rank)])
+"""
+    done = run_ranks(body, 3, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(told(done), key=str) == [[rank, rank % 2 == 0, [0, 1, 2]] for rank in range(3)]
+
+
+@pytest.mark.slow
+def test_a_connection_lost_elsewhere_is_not_laid_to_a_rank(tmp_path: Path) -> None:
+    body = """
+def body(world):
+    world.barrier()
+    if world.rank == 1:
+        raise BrokenPipeError("the reader of the output has left")
+    world.all_reduce_sum(torch.zeros(1))
+"""
+    done = run_ranks(body, 2, tmp_path)
+    assert done.returncode == 1
+    assert "lost another rank" not in done.stderr
+    assert "BrokenPipeError: the reader of the output has left" in done.stderr
+
+
+@pytest.mark.slow
+def test_who_waits_for_each_other_is_laid_to_nobody(tmp_path: Path) -> None:
+    """All ranks are in the same collective, as far as they know, and it does not end."""
+    body = """
+import pathlib
+
+def body(world):
+    world.failure_context.folder = pathlib.Path(FOLDER)
+    world.barrier()
+    world.watchdog.patience = 1.0
+    with world.watchdog.waiting():
+        time.sleep(60)
+"""
+    began = time.monotonic()
+    done = run_ranks(f"FOLDER = {str(tmp_path)!r}\n" + body, 2, tmp_path)
+    assert time.monotonic() - began < 50
+    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert len(errors) == 1
+    assert re.match(r"error: all ranks have waited \d+ s for each other", errors[0])
+    assert json.loads((tmp_path / "failure.json").read_text())["ranks"] == []

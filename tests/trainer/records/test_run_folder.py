@@ -1,0 +1,143 @@
+"""Whose folder it is."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.config import TrainConfig
+from trainer.data import Dataset
+from trainer.errors import CheckpointError, ConfigError
+from trainer.ranks.world import World
+from trainer.recipes import RECIPES, Precision, Recipe
+from trainer.records.run_folder import RunFolder, in_use
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
+RECIPE = replace(RECIPES["mnist"], dataset="mnist-mini")
+
+
+def enter(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> RunFolder:
+    folder = RunFolder.plan(config, recipe, dataset, world)
+    folder.enter(config.resume, world)
+    return folder
+
+
+def test_the_default_name_tells_recipe_time_and_seed(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = enter(TrainConfig(seed=7), RECIPE, mini, ALONE)
+    assert folder.path.parent == Path("runs")
+    assert folder.path.match("mnist-????????T??????Z-s7")
+    assert folder.ledger_path == tmp_path / "runs" / "ledger.jsonl"
+    assert RunFolder.read(folder.path).seed == 7
+
+
+def test_the_same_run_may_enter_again(mini: Dataset, tmp_path: Path) -> None:
+    config = TrainConfig(run_dir=tmp_path / "run")
+    first = enter(config, RECIPE, mini, ALONE)
+    before = first.config_path.read_text()
+    assert enter(config, RECIPE, mini, ALONE) == first
+    assert first.config_path.read_text() == before
+    assert not first.is_complete(ALONE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": replace(RECIPE, epochs=3)}, "recipe.epochs is 10, not 3"),
+        ({"recipe": replace(RECIPE, global_batch_size=7)}, "recipe.global_batch_size is 100, not 7"),
+        ({"config": {"seed": 1}}, "seed is 0, not 1"),
+        ({"config": {"resume": "never"}}, "--resume never"),
+    ],
+)
+def test_another_run_may_not(change: dict, message: str, mini: Dataset, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    config = TrainConfig(run_dir=tmp_path / "run")
+    enter(config, RECIPE, mini, ALONE)
+    with pytest.raises(ConfigError, match=message):
+        enter(replace(config, **change.get("config", {})), change.get("recipe", RECIPE), mini, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("begun", "here", "remedy"),
+    [
+        ("float32", "bfloat16", "go on with --precision float32$"),
+        ("bfloat16", "float32", "on the same kind of machine, or begin anew with --precision float32$"),
+    ],
+)
+def test_a_run_does_not_change_its_precision_on_another_machine(
+    begun: Precision, here: Precision, remedy: str, mini: Dataset, tmp_path: Path
+) -> None:
+    config = TrainConfig(run_dir=tmp_path / "run")
+    enter(config, replace(RECIPE, precision=begun), mini, ALONE)
+    with pytest.raises(ConfigError, match=f"computes in {begun}, and here, .*, it would in {here}: .*{remedy}"):
+        enter(config, replace(RECIPE, precision=here), mini, ALONE)
+
+
+def test_a_folder_with_other_things_in_it_is_refused(mini: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    folder = RunFolder.plan(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
+    for use in (folder.check, folder.enter):
+        with pytest.raises(ConfigError, match="not empty and holds no run"):
+            use("auto", ALONE)
+
+
+def test_a_folder_is_checked_without_being_made(mini: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "run", tmp_path / "file" / "run"):
+        folder = RunFolder.plan(TrainConfig(run_dir=path), RECIPE, mini, ALONE)
+        folder.check("never", ALONE)
+        assert not folder.is_complete(ALONE)
+        assert not path.exists()
+    folder = RunFolder.plan(TrainConfig(run_dir=tmp_path / "file"), RECIPE, mini, ALONE)
+    with pytest.raises(CheckpointError, match=r"cannot write .*: Not a directory"):
+        folder.check("auto", ALONE)
+
+
+def test_a_folder_of_a_run_that_ended_before_it_began_may_be_entered(mini: Dataset, tmp_path: Path) -> None:
+    """Killed while it wrote `config.json`; and ranks that differed, of which only `failure.json` tells."""
+    folder = RunFolder.plan(TrainConfig(run_dir=tmp_path / "run"), RECIPE, mini, ALONE)
+    place = folder.make_for_failure()
+    assert place == folder.path
+    (place / "failure.json").write_text("{}")
+    (place / ".config.json.4242.tmp").write_text('{"fingerp')
+    folder.enter("auto", ALONE)
+    assert RunFolder.read(folder.path).seed == folder.seed
+
+
+def test_a_folder_has_one_user_and_who_comes_second_waits_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.records.run_folder.LEAVING_S", 0.1)
+    said: list[str] = []
+    is_in_use = f"{tmp_path} is in use by another process: "
+    with in_use(tmp_path, ALONE, said.append):
+        assert said == []
+        with pytest.raises(ConfigError, match=f"^--run-dir {is_in_use}stop"), in_use(tmp_path, ALONE, said.append):
+            pass
+    assert said == [f"{is_in_use}waiting up to 0 s for it to leave"]
+    with in_use(tmp_path, ALONE, said.append):
+        assert len(said) == 1
+
+
+def test_no_failure_is_written_among_other_things(mini: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    for path in (tmp_path, tmp_path / "thesis.tex" / "run"):
+        assert RunFolder.plan(TrainConfig(run_dir=path), RECIPE, mini, ALONE).make_for_failure() is None
+
+
+def test_damaged_files_are_named(mini: Dataset, tmp_path: Path) -> None:
+    config = TrainConfig(run_dir=tmp_path / "run")
+    folder = enter(config, RECIPE, mini, ALONE)
+    folder.result_path.write_text("{")
+    with pytest.raises(CheckpointError, match=r"result\.json is damaged"):
+        folder.result()
+    folder.config_path.write_text(json.dumps({})[:-1])
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        RunFolder.read(folder.path)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        enter(config, RECIPE, mini, ALONE)
+    with pytest.raises(ConfigError, match="holds no run"):
+        RunFolder.read(tmp_path / "nowhere")

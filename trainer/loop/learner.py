@@ -1,0 +1,150 @@
+"""What learns: the model, its optimizer, and one step of both, built for a recipe."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from trainer.data import Dataset, ImageSet
+from trainer.data.order import generator
+from trainer.evaluation.evaluate import TestTimeViews, average_views
+from trainer.loop.optim import Optimizer, ParamGroup
+from trainer.loop.step import Batch, GraphedStep, TrainStep
+from trainer.models import Classifier, build_network
+from trainer.models.airbench import AirbenchNet
+from trainer.ranks.world import World
+from trainer.recipes import ParameterKind, Recipe
+
+NUM_WHITENING_IMAGES = 5000
+
+
+class Step(Protocol):
+    def __call__(self, batch: Batch) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """A model that can take training steps and answer.
+
+    Args:
+        model: the classifier itself, on the rank's device, without wrappers.
+        step: takes a batch, updates the model; float32 `[2]`: sum of losses, number of correct answers, over all ranks.
+        autocast: enters the precision of the forward pass.
+    """
+
+    model: Classifier
+    optimizer: Optimizer
+    step: Step
+    autocast: Callable[[], torch.autocast]
+    recipe: Recipe
+    data: ImageSet
+    """The training images on the device."""
+
+    @property
+    def precision(self) -> str:
+        """What the forward pass computes in, on this machine."""
+        with self.autocast():
+            return "bfloat16" if torch.is_autocast_enabled(self.data.images.device.type) else "float32"
+
+    def predict(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits float32 `[B, classes]` of pixels uint8 `[B, C, H, W]`, averaged over the recipe's test-time views."""
+        return self._answer(pixels, self.recipe.test_time_views)
+
+    def predict_one_view(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The same of the images as they are: up to six times faster, and enough to see how a training goes."""
+        return self._answer(pixels, "one")
+
+    @torch.inference_mode()
+    def _answer(self, pixels: torch.Tensor, views: TestTimeViews) -> torch.Tensor:
+        self.model.eval()
+        with self.autocast():
+            return average_views(self.model, pixels, views)
+
+    def release(self) -> None:
+        """Give back what only training steps need: afterwards the ranks can part."""
+        if isinstance(self.step, GraphedStep):
+            self.step.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def build_learner(
+    recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int, world: World, say: Callable[[str], None]
+) -> Learner:
+    """Build what the recipe describes, with initial weights that depend on the seed and the training images alone.
+
+    Raises:
+        ConfigError: the network cannot take images of this size.
+    """
+    model = initial_model(recipe, dataset, train_indices, seed)
+    model.to(memory_format=torch.channels_last).to(world.device)
+    optimizer = Optimizer(parameter_groups(model, recipe))
+    autocast = partial(
+        torch.autocast,
+        world.device.type,
+        dtype=torch.bfloat16,
+        enabled=recipe.as_computed_on(world.device).precision == "bfloat16",
+    )
+    data = ImageSet(dataset.train.images.to(world.device), dataset.train.labels.to(world.device))
+    step = TrainStep(
+        model=model,
+        optimizer=optimizer,
+        data=data,
+        augment=recipe.augment,
+        label_smoothing=recipe.label_smoothing,
+        autocast=autocast,
+        all_reduce=world.all_reduce,
+    )
+    world.broadcast([*model.parameters(), *model.buffers()])
+    return Learner(
+        model=model,
+        optimizer=optimizer,
+        step=GraphedStep(step, say) if world.device.type == "cuda" else step,
+        autocast=autocast,
+        recipe=recipe,
+        data=data,
+    )
+
+
+def initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int) -> Classifier:
+    """The recipe's network before the first step, on the CPU."""
+    _, num_channels, image_size, _ = dataset.train.images.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator("weights", seed).get_state())
+        network = build_network(
+            recipe.network,
+            num_channels=num_channels,
+            image_size=image_size,
+            num_classes=len(dataset.classes),
+            widths=recipe.widths,
+        )
+    # A channel of one value only would be divided by 0.
+    deviation = torch.tensor(dataset.deviation).clamp(min=1e-6)
+    model = Classifier(network, torch.tensor(dataset.mean), deviation)
+    if isinstance(network, AirbenchNet):
+        network.fit_whitening(model.normalize(dataset.train.images[train_indices[:NUM_WHITENING_IMAGES]]))
+    return model
+
+
+def parameter_groups(model: Classifier, recipe: Recipe) -> list[tuple[ParamGroup, list[nn.Parameter]]]:
+    """What learns by which of the recipe's rules."""
+    groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in recipe.rules}
+    for name, parameter in model.network.named_parameters():
+        if parameter.requires_grad:
+            groups[parameter_kind(name, parameter)].append(parameter)
+    return [(recipe.rules[kind], parameters) for kind, parameters in groups.items()]
+
+
+def parameter_kind(name: str, parameter: nn.Parameter) -> ParameterKind:
+    """By which of a recipe's rules a network's parameter of that name learns."""
+    if parameter.ndim == 4:
+        return "stem" if name.startswith("stem.") else "filters"
+    return "matrices" if parameter.ndim == 2 else "vectors"

@@ -1,0 +1,102 @@
+"""Optimizers as a few multi-tensor operations, with the learning rate as an argument of each step.
+
+Written here, not taken from torch.optim, for three reasons: the rate is an argument (a device tensor inside a CUDA
+graph), Muon takes convolution filters (torch.optim.Muon takes matrices only), and the first torch.optim object
+imports torch._dynamo, which alone takes as long as importing torch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+# Keller Jordan's quintic Newton-Schulz iteration (https://kellerjordan.github.io/posts/muon/).
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParamGroup:
+    """How one group of parameters learns.
+
+    `lr` is multiplied by the schedule's factor. `weight_decay` is decoupled and relative to `lr`: each step shrinks
+    the weights by lr · weight_decay.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    orthogonalize: bool = False
+    """Muon: the update is the nearest semi-orthogonal matrix, and the filter keeps the norm sqrt(filters)."""
+
+
+class Optimizer:
+    """SGD with Nesterov momentum for some groups, Muon for others.
+
+    The momentum form is PyTorch's: v ← m·v + g, update g + m·v.
+    """
+
+    def __init__(self, groups: list[tuple[ParamGroup, list[nn.Parameter]]]) -> None:
+        groups = [(rule, parameters) for rule, parameters in groups if parameters]
+        self._momenta = [
+            [torch.zeros_like(p) for p in parameters] if rule.momentum else [] for rule, parameters in groups
+        ]
+        # What learns by the same rule is updated together: as few operations as there are rules.
+        self._work: dict[ParamGroup, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        for (rule, parameters), momenta in zip(groups, self._momenta, strict=True):
+            mine = self._work.setdefault(rule, ([], []))
+            mine[0].extend(parameters)
+            mine[1].extend(momenta)
+
+    @torch.no_grad()
+    def step(self, lr_factor: torch.Tensor) -> None:
+        """One update from the gradients. `lr_factor`: float32 scalar tensor on the parameters' device."""
+        for rule, (weights, momenta) in self._work.items():
+            updates = [weight.grad for weight in weights if weight.grad is not None]
+            if momenta:
+                torch._foreach_mul_(momenta, rule.momentum)
+                torch._foreach_add_(momenta, updates)
+                updates = list(torch._foreach_add(updates, momenta, alpha=rule.momentum))
+            lr = lr_factor * rule.lr
+            if rule.orthogonalize:
+                _muon_step(weights, updates, lr)
+                continue
+            if rule.weight_decay:
+                torch._foreach_mul_(weights, 1 - lr * rule.weight_decay)
+            torch._foreach_sub_(weights, list(torch._foreach_mul(updates, lr)))
+
+    def zero_grad(self) -> None:
+        """Forget the gradients (set to None, so that the next backward writes instead of adding)."""
+        for weights, _ in self._work.values():
+            for weight in weights:
+                weight.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"momenta": self._momenta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for mine, saved in zip(self._momenta, state["momenta"], strict=True):
+                for to, source in zip(mine, saved, strict=True):
+                    to.copy_(source)
+
+
+def _muon_step(parameters: list[torch.Tensor], updates: list[torch.Tensor], lr: torch.Tensor) -> None:
+    for parameter, update in zip(parameters, updates, strict=True):
+        parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+        parameter.sub_(orthogonalize(update.flatten(1)).view_as(parameter) * lr)
+
+
+def orthogonalize(matrix: torch.Tensor, num_iterations: int = 3) -> torch.Tensor:
+    """About U·Vᵀ of the singular value decomposition U·S·Vᵀ of a matrix, float32 `[m, n]`, by Newton-Schulz."""
+    a, b, c = _NEWTON_SCHULZ
+    x = matrix.bfloat16() if matrix.is_cuda else matrix
+    x = x / (x.norm() + 1e-7)
+    tall = x.size(0) > x.size(1)
+    if tall:
+        x = x.T
+    for _ in range(num_iterations):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    result: torch.Tensor = x.T if tall else x
+    return result.to(matrix.dtype)

@@ -1,0 +1,98 @@
+"""A global batch cut in shards, and what is summed over them, as one flat vector.
+
+Floating-point sums depend on their order. Here the order is one binary tree over the shards, the same whoever computes
+them: a rank adds up the subtree of its own shards, and the ranks' sums are added up in pairs (`World.all_reduce`). With
+as many shards as ranks, whatever their number, each rank has one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from trainer.data.order import rank_share
+from trainer.loop.batch_norm import BatchNormSums
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A rank's part of a global batch.
+
+    Args:
+        part: which of its images.
+        sizes: images in each of the rank's shards, which follow each other; some are 0 where there are fewer images
+            than shards.
+    """
+
+    part: slice
+    sizes: tuple[int, ...]
+
+
+def share_of(num_images: int, rank: int, world_size: int, num_shards: int) -> Share:
+    """The part of a batch that belongs to a rank. The shards' sizes depend on `num_images` and `num_shards` alone.
+
+    A rank beyond `world_size` is spare: it has one shard, without images.
+    """
+    if rank >= world_size:
+        return Share(slice(0, 0), (0,))
+    first, last = rank * num_shards // world_size, (rank + 1) * num_shards // world_size
+    parts = [rank_share(num_images, shard, num_shards) for shard in range(first, last)]
+    return Share(slice(parts[0].start, parts[-1].stop), tuple(part.stop - part.start for part in parts))
+
+
+class ShardSums:
+    """The layout of the vector: gradients, batch-norm sums, the sum of the losses, the number of correct answers."""
+
+    def __init__(self, model: nn.Module, norms: BatchNormSums) -> None:
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._norms = norms
+        self._num_gradients = sum(parameter.numel() for parameter in self._parameters)
+        self._length = self._num_gradients + norms.length + 2
+
+    def zeros(self) -> torch.Tensor:
+        """What a shard without images adds: float32 `[length]` on the model's device."""
+        return torch.zeros(self._length, device=self._parameters[0].device)
+
+    def collect(self, loss: torch.Tensor, correct: torch.Tensor, num_images: int) -> torch.Tensor:
+        """One shard's vector, after its backward pass; the parameters' gradients are forgotten."""
+        sums = self.zeros()
+        gradients = [parameter.grad for parameter in self._parameters]
+        views = [view for view, gradient in zip(self._views(sums), gradients, strict=True) if gradient is not None]
+        torch._foreach_copy_(views, [gradient for gradient in gradients if gradient is not None])
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._norms.write(sums[self._num_gradients : -2], num_images)
+        sums[-2], sums[-1] = loss, correct
+        return sums
+
+    def unpack(self, sums: torch.Tensor, num_images: int) -> torch.Tensor:
+        """Make the gradients of a step and its running statistics from the sums over all shards.
+
+        Returns:
+            float32 `[2]`: the sum of the losses and the number of correct answers.
+        """
+        for parameter, view in zip(self._parameters, self._views(sums), strict=True):
+            parameter.grad = view
+        self._norms.update(sums[self._num_gradients : -2], num_images)
+        return sums[-2:]
+
+    def _views(self, sums: torch.Tensor) -> list[torch.Tensor]:
+        """The gradients' places in the vector, with the strides of their parameters (channels last)."""
+        views, at = [], 0
+        for parameter in self._parameters:
+            views.append(sums.as_strided(parameter.shape, parameter.stride(), at))
+            at += parameter.numel()
+        return views
+
+
+def sum_in_tree(leaf: Callable[[int], torch.Tensor], num_leaves: int, first: int = 0) -> torch.Tensor:
+    """The sum of `leaf(first)`, …, `leaf(first + num_leaves - 1)`, halves first; `num_leaves` is a power of two.
+
+    Leaves are asked in order, and no more vectors live at a time than the tree is deep. They are overwritten.
+    """
+    if num_leaves == 1:
+        return leaf(first)
+    half = num_leaves // 2
+    left = sum_in_tree(leaf, half, first)
+    return left.add_(sum_in_tree(leaf, num_leaves - half, first + half))

@@ -1,0 +1,189 @@
+"""One training step: gather, augment, forward, backward, update; eager, or replayed as one CUDA graph."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer.data import ImageSet
+from trainer.data.augment import Augment
+from trainer.loop.batch_norm import BatchNormSums
+from trainer.loop.optim import Optimizer
+from trainer.loop.shards import ShardSums, sum_in_tree
+from trainer.models.layers import dropouts_of, dropping
+
+NUM_EAGER_STEPS = 3
+"""Steps before a capture, in which libraries choose their algorithms and NCCL connects the ranks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A rank's part of a step.
+
+    Args:
+        indices: int64 `[B]`, the samples of all its shards, on the device.
+        numbers: float32 `[B, 6]`, their rows of `Augment.draw`, on the device.
+        keys: int64 `[B]`, their rows of `dropout_seeds`, from which dropout draws, on the device.
+        lr_factor: float32 scalar on the device.
+        sizes: samples in each of its shards, in order.
+        num_images: samples in the whole step, over all ranks.
+    """
+
+    indices: torch.Tensor
+    numbers: torch.Tensor
+    keys: torch.Tensor
+    lr_factor: torch.Tensor
+    sizes: tuple[int, ...]
+    num_images: int
+
+
+class TrainStep:
+    """The computation of a step. Calling it updates the model.
+
+    Args:
+        model: pixels to logits.
+        data: images and labels on the device.
+        autocast: enters the precision of the forward pass.
+        all_reduce: sums a vector over the ranks.
+    """
+
+    def __init__(  # noqa: PLR0913 (what a step is made of)
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        data: ImageSet,
+        augment: Augment,
+        label_smoothing: float,
+        autocast: Callable[[], torch.autocast],
+        all_reduce: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._data = data
+        self._augment = augment
+        self._label_smoothing = label_smoothing
+        self._autocast = autocast
+        self._all_reduce = all_reduce
+        self._norms = BatchNormSums(model)
+        self._sums = ShardSums(model, self._norms)
+        self._dropouts = dropouts_of(model)
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Run the step.
+
+        Returns:
+            float32 `[2]`: the sum of the losses and the number of correct answers, over all ranks.
+        """
+        starts = [0, *itertools.accumulate(batch.sizes)]
+        try:
+            with self._norms.collecting():
+                mine = sum_in_tree(lambda shard: self._shard(batch, shard, starts[shard]), len(batch.sizes))
+            result = self._sums.unpack(self._all_reduce(mine), batch.num_images)
+            self._optimizer.step(batch.lr_factor)
+        finally:  # a step that cannot be captured is taken once more
+            self._optimizer.zero_grad()
+        return result
+
+    def _shard(self, batch: Batch, shard: int, start: int) -> torch.Tensor:
+        """What one shard adds to the step. A shard without images adds nothing, and nothing is computed for it."""
+        size = batch.sizes[shard]
+        if size == 0:
+            return self._sums.zeros()
+        part = slice(start, start + size)
+        indices = batch.indices[part]
+        labels = self._data.labels[indices]
+        images = self._augment(self._data.images, indices, batch.numbers[part])  # where a bfloat16 would shift pixels
+        with self._autocast(), dropping(self._dropouts, batch.keys[part]):
+            logits = self._model(images)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing, reduction="sum")
+        (loss * (1 / batch.num_images)).backward()
+        correct = (logits.detach().argmax(dim=1) == labels).sum()
+        return self._sums.collect(loss.detach(), correct, size)
+
+
+class GraphedStep:
+    """A `TrainStep` as a single CUDA graph: one launch a step instead of some hundred.
+
+    The first steps run eagerly on a side stream, as they would anyway; then a step is captured, which computes
+    nothing, and from there on batches of the same size are replayed. A batch of another size (an epoch's last one)
+    runs eagerly. Where capture fails, all steps stay eager, and `say` is told why.
+    """
+
+    def __init__(self, step: TrainStep, say: Callable[[str], None]) -> None:
+        self._step = step
+        self._say = say
+        self._stream = torch.cuda.Stream()
+        self._num_eager_left = NUM_EAGER_STEPS
+        self._largest = 0
+        self._may_capture = True
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._batch: Batch | None = None
+        self._result: torch.Tensor | None = None
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """As `TrainStep.__call__`; the result is overwritten by the next call."""
+        self._largest = max(self._largest, batch.num_images)
+        if self._may_capture and self._num_eager_left == 0 and batch.num_images == self._largest:
+            self._may_capture = False
+            self._capture(batch)
+        if self._graph is None or self._batch is None or not _same_shape(batch, self._batch):
+            self._num_eager_left = max(0, self._num_eager_left - 1)
+            return self._eager(batch)
+        self._copy(batch, self._batch)
+        self._graph.replay()
+        assert self._result is not None
+        return self._result
+
+    def release(self) -> None:
+        """Let the graph go; further steps are eager. NCCL's communicator waits at its end for graphs that use it."""
+        if self._graph is not None:
+            self._graph.reset()
+        self._graph = self._batch = self._result = None
+        self._may_capture = False
+
+    def _eager(self, batch: Batch) -> torch.Tensor:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            result = self._step(batch)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return result
+
+    def _capture(self, batch: Batch) -> None:
+        static = replace(
+            batch,
+            indices=batch.indices.clone(),
+            numbers=batch.numbers.clone(),
+            keys=batch.keys.clone(),
+            lr_factor=batch.lr_factor.clone(),
+        )
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._result = self._step(static)
+        except RuntimeError as error:
+            self._result = None
+            why = _first_of(error)
+            self._say(f"warning: no CUDA graph, the steps run one kernel at a time: {str(why).splitlines()[0]}")
+            return
+        self._graph, self._batch = graph, static
+
+    @staticmethod
+    def _copy(source: Batch, target: Batch) -> None:
+        target.indices.copy_(source.indices)
+        target.numbers.copy_(source.numbers)
+        target.keys.copy_(source.keys)
+        target.lr_factor.copy_(source.lr_factor)
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """The error that it began with: on the way out of a capture, each cleaning up fails once more."""
+    return error if error.__context__ is None else _first_of(error.__context__)
+
+
+def _same_shape(a: Batch, b: Batch) -> bool:
+    return a.sizes == b.sizes and a.num_images == b.num_images

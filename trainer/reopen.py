@@ -1,0 +1,89 @@
+"""A run opened again: its newest weights, on validation images, on test images, or for servers."""
+
+from dataclasses import replace
+
+from trainer.config import EvaluateConfig, ExportConfig, recipe_from_json
+from trainer.data import Dataset, image_folder, without_test_images
+from trainer.errors import CheckpointError, ConfigError
+from trainer.evaluation.evaluate import describe_accuracy, evaluate
+from trainer.evaluation.ledger import Ledger
+from trainer.export.plan import served_model
+from trainer.hardware import keep_freed_memory
+from trainer.loop.fit import Run, restore
+from trainer.progress import Progress
+from trainer.ranks.world import World
+from trainer.records.checkpoint import weights_sha256
+from trainer.records.run_folder import RunFolder
+from trainer.train import evaluate_on_test_set, load, setup
+
+
+def evaluate_run(config: EvaluateConfig) -> None:
+    """`python -m trainer evaluate RUN`; also under torchrun, with the same figures for every number of ranks.
+
+    Raises:
+        TrainerError: see `trainer.errors`.
+    """
+    keep_freed_memory()
+    with World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
+        run, dataset = open_run(config, world, progress)
+        if config.split == "validation":
+            seen = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
+            progress.say(f"validation accuracy {describe_accuracy(seen.num_errors, seen.num_images)}")
+            return
+        look = Ledger(run.folder.ledger_path).find(run.dataset.sha256, weights_sha256(run.learner.model))
+        if look is None:
+            _, _, look = evaluate_on_test_set(run, dataset)
+        if look is not None:
+            recorded = ", as recorded then" if look.is_repeated else ""
+            progress.say(
+                f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.number)}, "
+                f"look {look.number} of {look.num_looks} at this test set in {run.folder.ledger_path}{recorded}"
+            )
+
+
+def export_run(config: ExportConfig) -> None:
+    """`python -m trainer export RUN`, on the CPU; under torchrun only the main rank does it.
+
+    Raises:
+        TrainerError: see `trainer.errors`.
+    """
+    from trainer.export.pipeline import export, export_int8  # imports onnx, which nobody else needs to wait for
+
+    keep_freed_memory()
+    with World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
+        run, _ = open_run(config, world, progress)
+        if world.is_main:
+            name = config.name or run.recipe.name + ("-int8" if config.int8 else "")
+            publish = export_int8 if config.int8 else export
+            publish(run, served_model(run, config.model_repository, name), run.folder.result())
+
+
+def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Progress) -> tuple[Run, Dataset]:
+    """The run that is asked for, at its newest good checkpoint, and its data set, test images included.
+
+    Raises:
+        ConfigError: there is no run or no checkpoint, or its data set has changed.
+        CheckpointError: the weights that it ended with are damaged.
+    """
+    folder = RunFolder.read(config.run)
+    recipe = recipe_from_json(folder.fingerprint["recipe"])
+    recipe = replace(recipe, dataset=config.dataset or recipe.dataset)
+    root = image_folder(recipe.dataset)
+    if root is not None and not root.exists():
+        raise ConfigError(f"{root} does not exist: say where the run's images lie now, --dataset folder:PATH")
+    dataset = load(recipe, folder.fingerprint["image_size"], config.data_dir, world, progress.say)
+    if dataset.sha256 != folder.fingerprint["dataset_sha256"]:
+        raise ConfigError(
+            f"{dataset.name} is not what {folder.path} was trained on: its content, or which of it is held out, has "
+            "changed since"
+        )
+    run = setup(recipe, without_test_images(dataset), folder, world, progress)
+    if not restore(run):
+        raise ConfigError(f"{folder.path} has no good checkpoint: train it first, with --run-dir {folder.path}")
+    result = folder.result()
+    if result is not None and result["weights_sha256"] != weights_sha256(run.learner.model):
+        raise CheckpointError(
+            f"{folder.path} ended with other weights than those of step {run.position.step}: its last checkpoint is "
+            "damaged or gone; put it back, or train anew in another folder"
+        )
+    return run, dataset
