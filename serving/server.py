@@ -73,7 +73,7 @@ class Server:
         self.health = Health()
         self.repository = Repository.from_config(config)
         self.repository.check()
-        self.service = Service(self.repository, self.health, version=version("convoy"))
+        self.service = Service(self.repository, self.health, version=version("convoy-vision"))
         token, tls = _read_credentials(config)
         access_log = AccessLog() if config.access_log else None
         self.transport_name, self._why = config.choose_transport()
