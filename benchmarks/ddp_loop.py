@@ -30,7 +30,7 @@ def main() -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
     dataset = load_dataset("mnist", default_data_dir(), say=lambda line: None)
     network = LectureNet(num_channels=1, image_size=28, num_classes=10)
-    model = Classifier(network, torch.tensor(dataset.mean), torch.tensor(dataset.deviation))
+    model = Classifier(network, torch.tensor(dataset.mean), torch.tensor(dataset.std))
     model.to(memory_format=torch.channels_last)
     ddp = DistributedDataParallel(model, static_graph=True, gradient_as_bucket_view=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

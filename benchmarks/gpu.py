@@ -67,8 +67,8 @@ def _first_batch(run: Run) -> Batch:
     samples, size = Samples.draw(run, epoch=0), run.recipe.global_batch_size
     return Batch(
         indices=samples.indices[:size],
-        numbers=samples.numbers[:size],
-        keys=samples.keys[:size],
+        augment_params=samples.augment_params[:size],
+        dropout_seeds=samples.dropout_seeds[:size],
         lr_factor=torch.tensor(1.0, device=run.world.device),
         sizes=(size,),
         num_images=size,

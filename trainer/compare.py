@@ -24,16 +24,17 @@ def compare_runs(paths: list[Path]) -> list[str]:
         raise ConfigError("name the folders of the runs to compare")
     named = [(RunFolder.read(path), _result(path)) for path in paths]
     # The same weights are one run, however often they are named.
-    runs = list(
-        {(folder.setting_sha256, result["weights_sha256"]): (folder, result) for folder, result in named}.values()
-    )
+    by_weights = {
+        (folder.fingerprint.setting_sha256, found["weights_sha256"]): (folder, found) for folder, found in named
+    }
+    runs = list(by_weights.values())
     tested_on = {result.get("test_sha256", result["dataset_sha256"]): result["dataset"] for _, result in runs}
     if len(tested_on) > 1:
         names = " and ".join(f"{name} ({digest[:8]})" for digest, name in tested_on.items())
         raise ConfigError(f"the runs were tested on different images, {names}: compare those of one data set")
     settings: dict[str, list[tuple[RunFolder, dict[str, Any]]]] = {}
     for folder, result in runs:
-        settings.setdefault(folder.setting_sha256, []).append((folder, result))
+        settings.setdefault(folder.fingerprint.setting_sha256, []).append((folder, result))
     lines = [f"{'setting':24s}  runs  worst    median   best     mean     deviation  test accuracy, %"]
     for setting, members in settings.items():
         lines.append(_line(members[0][1]["recipe"], setting, _all_accuracies(setting, members)))

@@ -1,17 +1,15 @@
 """The command line of a training run, and what it resolves to."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from trainer.data import default_data_dir, full_name
-from trainer.data.augment import Augment
 from trainer.errors import ConfigError
-from trainer.loop.optim import ParamGroup
 from trainer.ranks.world import DeviceChoice
-from trainer.recipes import Precision, Recipe, Schedule, find_recipe
+from trainer.recipes import Precision, Recipe, find_recipe
 
 Resume = Literal["auto", "never"]
 
@@ -71,13 +69,13 @@ class TrainConfig:
             raise ConfigError(f"--save-every-s {self.save_every_s}: must be a positive number")
         recipe = find_recipe(self.recipe)
         _check_virtual_shards(self.virtual_shards, self.global_batch_size or recipe.global_batch_size)
-        rules = {kind: replace(rule, lr=rule.lr * self.lr_scale) for kind, rule in recipe.rules.items()}
+        groups = {kind: replace(group, lr=group.lr * self.lr_scale) for kind, group in recipe.param_groups.items()}
         return replace(
             recipe,
             dataset=full_name(self.dataset or recipe.dataset),
             epochs=self.epochs or recipe.epochs,
             global_batch_size=self.global_batch_size or recipe.global_batch_size,
-            rules=rules,
+            param_groups=groups,
             precision=self.precision or recipe.precision,
         )
 
@@ -133,29 +131,3 @@ class CompareConfig:
 
     runs: Annotated[list[Path], tyro.conf.Positional]
     """Run folders of one data set; of each setting all seeds, or it is refused."""
-
-
-def fingerprint(
-    recipe: Recipe, *, seed: int, image_size: int | None, dataset_sha256: str, virtual_shards: int | None
-) -> dict[str, Any]:
-    """All that decides a run's result, ready for JSON: two runs with the same fingerprint compute the same."""
-    return {
-        "recipe": asdict(recipe),
-        "seed": seed,
-        "image_size": image_size,
-        "dataset_sha256": dataset_sha256,
-        "virtual_shards": virtual_shards,
-    }
-
-
-def recipe_from_json(values: dict[str, Any]) -> Recipe:
-    """The recipe in a fingerprint: what a run was made with, whatever the recipe of that name has become since."""
-    return Recipe(
-        **{
-            **values,
-            "widths": tuple(values["widths"]),
-            "rules": {kind: ParamGroup(**rule) for kind, rule in values["rules"].items()},
-            "schedule": Schedule(points=tuple((at, factor) for at, factor in values["schedule"]["points"])),
-            "augment": Augment(**values["augment"]),
-        }
-    )

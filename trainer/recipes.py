@@ -10,7 +10,7 @@ import torch
 
 from trainer.data.augment import Augment
 from trainer.errors import unknown_name
-from trainer.evaluation.evaluate import TestTimeViews
+from trainer.evaluation.views import TestTimeViews
 from trainer.hardware import has_fast_bfloat16
 from trainer.loop.optim import ParamGroup
 from trainer.models import PRETRAINED_PREFIX
@@ -54,7 +54,7 @@ class Recipe:
     global_batch_size: int
     """Images a step, over all ranks together."""
     epochs: int
-    rules: dict[ParameterKind, ParamGroup]
+    param_groups: dict[ParameterKind, ParamGroup]
     """How the filters of a network's stem, the other filters, fully connected matrices, and vectors (biases, norms)
     learn."""
     schedule: Schedule = field(default_factory=Schedule)
@@ -72,14 +72,14 @@ class Recipe:
         return self if has_fast_bfloat16(device) else replace(self, precision="float32")
 
 
-def _same(rule: ParamGroup) -> dict[ParameterKind, ParamGroup]:
-    return {"stem": rule, "filters": rule, "matrices": rule, "vectors": rule}
+def _same(group: ParamGroup) -> dict[ParameterKind, ParamGroup]:
+    return {"stem": group, "filters": group, "matrices": group, "vectors": group}
 
 
-def _airbench_rules(*, filters: float, batch_size: int) -> dict[ParameterKind, ParamGroup]:
+def _airbench_groups(*, filters: float, batch_size: int) -> dict[ParameterKind, ParamGroup]:
     """Muon for the filters, Nesterov SGD for the rest; airbench's rates are for the sum over a batch."""
     return {
-        "filters": ParamGroup(lr=filters, momentum=0.6, orthogonalize=True),
+        "filters": ParamGroup(lr=filters, momentum=0.6, muon=True),
         "matrices": ParamGroup(lr=0.67 * batch_size, momentum=0.85, weight_decay=2e-5),
         "vectors": ParamGroup(lr=0.053 * batch_size, momentum=0.85, weight_decay=2.5e-4),
         "stem": ParamGroup(lr=0.5, momentum=0.85, weight_decay=3.3e-3),
@@ -96,7 +96,7 @@ _CIFAR10_SMALL = Recipe(
     widths=(32, 64, 128),
     global_batch_size=500,
     epochs=8,
-    rules=_airbench_rules(filters=0.12, batch_size=500),
+    param_groups=_airbench_groups(filters=0.12, batch_size=500),
     schedule=_TO_ZERO,
     augment=Augment(flip="alternating", shift=2),
     label_smoothing=0.2,
@@ -112,7 +112,7 @@ _ALL = (
         network="lecture",
         global_batch_size=100,
         epochs=10,
-        rules=_same(ParamGroup(lr=0.1)),
+        param_groups=_same(ParamGroup(lr=0.1)),
         precision="bfloat16",
     ),
     Recipe(
@@ -123,7 +123,7 @@ _ALL = (
         widths=(16, 32, 32, 64),
         global_batch_size=250,
         epochs=3,
-        rules=_airbench_rules(filters=0.12, batch_size=250),
+        param_groups=_airbench_groups(filters=0.12, batch_size=250),
         schedule=_TO_ZERO,
         augment=Augment(shift=2, rotate_degrees=10, scale=0.1),
         label_smoothing=0.1,
@@ -138,7 +138,7 @@ _ALL = (
         widths=(64, 256, 256),
         global_batch_size=2000,
         epochs=12,  # airbench: 8, with 50,000 training images; here 5,000 of them validate
-        rules=_airbench_rules(filters=0.24, batch_size=2000),
+        param_groups=_airbench_groups(filters=0.24, batch_size=2000),
         schedule=_TO_ZERO,
         augment=Augment(flip="alternating", shift=2),
         label_smoothing=0.2,
@@ -176,8 +176,8 @@ _ONE_CYCLE = Schedule(points=((0.0, 0.04), (0.3, 1.0), (1.0, 0.0)))
 
 
 def _nesterov(lr: float) -> dict[ParameterKind, ParamGroup]:
-    rule = ParamGroup(lr=lr, momentum=0.9, weight_decay=5e-4)
-    return {**_same(rule), "vectors": replace(rule, weight_decay=0.0)}
+    group = ParamGroup(lr=lr, momentum=0.9, weight_decay=5e-4)
+    return {**_same(group), "vectors": replace(group, weight_decay=0.0)}
 
 
 def _family(network: str) -> tuple[Recipe, Recipe]:
@@ -190,7 +190,7 @@ def _family(network: str) -> tuple[Recipe, Recipe]:
         network=network,
         global_batch_size=128,
         epochs=30,
-        rules=_nesterov(lr),
+        param_groups=_nesterov(lr),
         schedule=_ONE_CYCLE,
         augment=Augment(flip="alternating", shift=4),
         precision="bfloat16",
@@ -214,7 +214,7 @@ def _fine_tuning(network: str) -> Recipe:
         network=f"{PRETRAINED_PREFIX}{network}",
         global_batch_size=64,
         epochs=5,
-        rules=_nesterov(0.005),
+        param_groups=_nesterov(0.005),
         schedule=_ONE_CYCLE,
         augment=Augment(flip="alternating", shift=8),
         precision="bfloat16",

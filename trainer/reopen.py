@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from trainer.config import EvaluateConfig, ExportConfig, recipe_from_json
+from trainer.config import EvaluateConfig, ExportConfig
 from trainer.data import Dataset, image_folder, without_test_images
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.evaluate import describe_accuracy, evaluate
@@ -66,13 +66,13 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
         CheckpointError: the weights that it ended with are damaged.
     """
     folder = RunFolder.read(config.run)
-    recipe = recipe_from_json(folder.fingerprint["recipe"])
+    recipe = folder.fingerprint.recipe
     recipe = replace(recipe, dataset=config.dataset or recipe.dataset)
     root = image_folder(recipe.dataset)
     if root is not None and not root.exists():
         raise ConfigError(f"{root} does not exist: say where the run's images lie now, --dataset folder:PATH")
-    dataset = load(recipe, folder.fingerprint["image_size"], config.data_dir, world, progress.say)
-    if dataset.sha256 != folder.fingerprint["dataset_sha256"]:
+    dataset = load(recipe, folder.fingerprint.image_size, config.data_dir, world, progress.say)
+    if dataset.sha256 != folder.fingerprint.dataset_sha256:
         raise ConfigError(
             f"{dataset.name} is not what {folder.path} was trained on: its content, or which of it is held out, has "
             "changed since"

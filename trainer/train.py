@@ -15,8 +15,9 @@ import torch
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, load_dataset, split_validation, without_test_images
 from trainer.errors import ConfigError, MismatchError, writing
-from trainer.evaluation.evaluate import Evaluation, describe_accuracy, evaluate, interval_of_look
-from trainer.evaluation.ledger import Ledger, Look, look_at_test_set
+from trainer.evaluation.evaluate import Evaluation, evaluate
+from trainer.evaluation.intervals import describe_accuracy, simultaneous_interval
+from trainer.evaluation.ledger import Ledger, RecordedEvaluation, evaluate_and_record
 from trainer.export.plan import export_trained, plan_export
 from trainer.files import write_json
 from trainer.hardware import describe, keep_freed_memory
@@ -28,7 +29,7 @@ from trainer.ranks.consistency import check_same, code_sha256, processor
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
 from trainer.records.checkpoint import Checkpoints, weights_sha256
-from trainer.records.run_folder import RunFolder, digest, in_use
+from trainer.records.run_folder import RunFolder, in_use
 from trainer.signals import StopRequest
 
 SPLIT_SEED = 0
@@ -73,16 +74,16 @@ def train(config: TrainConfig) -> None:
         restore(run)
         fit(run, stop, SaveEvery(seconds=config.save_every_s, steps=config.save_every_steps))
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
-        test_images, test, look = evaluate_on_test_set(run, dataset)
-        if look is not None:  # on the main rank
-            result = summarize(run, validation, look)
+        test_images, test, recorded = evaluate_on_test_set(run, dataset)
+        if recorded is not None:  # on the main rank
+            result = summarize(run, validation, recorded)
             try:
                 if model is not None:
                     result["exported"] = export_trained(run, model, result)
             except Exception:  # whatever became of the export, the run is complete
-                report(run, result, test_images, test, look)
+                report(run, result, test_images, test, recorded)
                 raise
-            report(run, result, test_images, test, look)
+            report(run, result, test_images, test, recorded)
         world.wait_for_ranks([0], "the end")
 
 
@@ -134,7 +135,7 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
         num_validation = min(recipe.num_validation, max(1, len(dataset.train) // 10))
         train_indices, validation_indices = split_validation(dataset.train, num_validation, SPLIT_SEED)
         validation_images = dataset.train
-    learner = build_learner(recipe, dataset, train_indices, folder.seed, world, progress.say)
+    learner = build_learner(recipe, dataset, train_indices, folder.fingerprint.seed, world, progress.say)
     progress.say(
         f"{recipe.name} on {dataset.name}: {len(dataset.classes):,} classes; {len(train_indices):,} training, "
         f"{len(validation_indices):,} validation and {dataset.num_test:,} test images; "
@@ -152,7 +153,7 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
         )
     return Run(
         recipe=recipe,
-        seed=folder.seed,
+        seed=folder.fingerprint.seed,
         dataset=dataset,
         train_indices=train_indices,
         validation_images=validation_images,
@@ -166,7 +167,7 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
     )
 
 
-def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluation, Look | None]:
+def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluation, RecordedEvaluation | None]:
     """The one look at the test set, entered in the ledger.
 
     Args:
@@ -177,10 +178,10 @@ def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluati
         "run": run.folder.path.name,
         "seed": run.seed,
         "weights_sha256": weights_sha256(run.learner.model),
-        "config_sha256": digest(run.folder.fingerprint),
-        "setting_sha256": run.folder.setting_sha256,
+        "config_sha256": run.folder.fingerprint.sha256,
+        "setting_sha256": run.folder.fingerprint.setting_sha256,
     }
-    return look_at_test_set(
+    return evaluate_and_record(
         Ledger(run.folder.ledger_path),
         dataset,
         marks,
@@ -189,16 +190,16 @@ def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluati
     )
 
 
-def summarize(run: Run, validation: Evaluation, look: Look) -> dict[str, Any]:
+def summarize(run: Run, validation: Evaluation, recorded: RecordedEvaluation) -> dict[str, Any]:
     """What `result.json` will hold."""
     ledger = Ledger(run.folder.ledger_path)
-    num_right = look.num_images - look.num_errors
+    num_right = recorded.num_images - recorded.num_errors
     return {
         "recipe": run.recipe.name,
         "dataset": run.dataset.name,
         "dataset_sha256": run.dataset.sha256,
         "dataset_notes": run.dataset.notes,
-        "test_sha256": look.test_sha256,
+        "test_sha256": recorded.test_sha256,
         "model": run.recipe.network,
         "num_parameters": num_parameters(run.learner.model),
         "world_size": run.world.size,
@@ -212,14 +213,14 @@ def summarize(run: Run, validation: Evaluation, look: Look) -> dict[str, Any]:
         "train_seconds": run.position.seconds,
         "images_per_second": run.recipe.epochs * len(run.train_indices) / run.position.seconds,
         "val_accuracy": validation.accuracy,
-        "test_accuracy": look.accuracy,
-        "test_errors": look.num_errors,
-        "num_test": look.num_images,
-        "test_interval": interval_of_look(num_right, look.num_images, look.number),
-        "test_look": look.number,
-        "num_test_looks": look.num_looks,
-        "test_accuracy_of_seeds": _by_seed(ledger.of_setting(run.folder.setting_sha256)),
-        "looks_by_dataset": ledger.looks_by_dataset(),
+        "test_accuracy": recorded.accuracy,
+        "test_errors": recorded.num_errors,
+        "num_test": recorded.num_images,
+        "test_interval": simultaneous_interval(num_right, recorded.num_images, recorded.number),
+        "test_look": recorded.number,
+        "num_test_looks": recorded.num_evaluations,
+        "test_accuracy_of_seeds": _by_seed(ledger.of_setting(run.folder.fingerprint.setting_sha256)),
+        "looks_by_dataset": ledger.counts_by_dataset(),
         "weights_sha256": weights_sha256(run.learner.model),
         "exported": None,
         "machine": describe(run.world.device),
@@ -234,7 +235,7 @@ def _by_seed(looks: list[dict[str, Any]]) -> dict[int, list[float]]:
     return found
 
 
-def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evaluation, look: Look) -> None:
+def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evaluation, recorded: RecordedEvaluation) -> None:
     """Write `report.html`, and then `result.json`, with which the run is complete; tell the user.
 
     Raises:
@@ -246,7 +247,7 @@ def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evalua
         write_report(run.folder.path, result, run.dataset.classes, test_images, test)
         write_json(run.folder.result_path, result)
     run.progress.say(
-        f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.number)}, "
-        f"look {look.number} of {look.num_looks} at this test set in {run.folder.ledger_path}"
+        f"test accuracy {describe_test_accuracy(run, recorded)}, "
+        f"evaluation {recorded.number} of {recorded.num_evaluations} on this test set in {run.folder.ledger_path}"
     )
     run.progress.say(f"report: {run.folder.report_path}")

@@ -34,7 +34,7 @@ def make_run(
             "dataset_sha256": dataset,
             "weights_sha256": folder.name,
             "run": folder.name,
-            "setting_sha256": opened.setting_sha256,
+            "setting_sha256": opened.fingerprint.setting_sha256,
             "seed": seed,
             "accuracy": 1 - num_errors / 1000,
             "num_errors": num_errors,

@@ -1,6 +1,6 @@
-"""Augmentation of whole batches on the device, by random numbers that belong to the sample.
+"""Augmentation of whole batches on the device, by random parameters that belong to the sample.
 
-`draw` makes one row of numbers per sample for an epoch, a pure function of (seed, epoch, sample): which rank sees a
+`draw` makes one row of parameters per sample for an epoch, a pure function of (seed, epoch, sample): which rank sees a
 sample, in which batch and after how many restarts, does not change what it looks like.
 """
 
@@ -41,16 +41,16 @@ class Augment:
             )
 
     def draw(self, num_samples: int, seed: int, epoch: int) -> torch.Tensor:
-        """The epoch's numbers, float32 `[num_samples, 6]`: mirrored (0 or 1), dx, dy, angle, scale x, scale y."""
+        """The epoch's parameters, float32 `[num_samples, 6]`: mirrored (0 or 1), dx, dy, angle, scale x, scale y."""
         uniform = torch.rand(num_samples, 5, generator=generator("augment", seed, epoch)) * 2 - 1
-        numbers = torch.empty(num_samples, 6)
-        numbers[:, 0] = self._mirrored(num_samples, seed, epoch)
+        augment_params = torch.empty(num_samples, 6)
+        augment_params[:, 0] = self._mirrored(num_samples, seed, epoch)
         steps = 2 * self.shift + 1
         shifts = ((uniform[:, 0:2] + 1) / 2 * steps).floor_().clamp_(max=steps - 1) - self.shift
-        numbers[:, 1:3] = uniform[:, 0:2] * self.shift if self.is_affine else shifts
-        numbers[:, 3] = uniform[:, 2] * self.rotate_degrees * torch.pi / 180
-        numbers[:, 4:6] = 1 + uniform[:, 3:5] * self.scale
-        return numbers
+        augment_params[:, 1:3] = uniform[:, 0:2] * self.shift if self.is_affine else shifts
+        augment_params[:, 3] = uniform[:, 2] * self.rotate_degrees * torch.pi / 180
+        augment_params[:, 4:6] = 1 + uniform[:, 3:5] * self.scale
+        return augment_params
 
     def _mirrored(self, num_samples: int, seed: int, epoch: int) -> torch.Tensor:
         if self.flip == "none":
@@ -58,29 +58,31 @@ class Augment:
         first = torch.randint(2, (num_samples,), generator=generator("mirror", seed))
         return (first ^ (epoch % 2)).float()
 
-    def __call__(self, images: torch.Tensor, indices: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, indices: torch.Tensor, augment_params: torch.Tensor) -> torch.Tensor:
         """The augmented batch `images[indices]`.
 
         Args:
             images: uint8 `[N, C, H, W]`, the whole set.
             indices: int64 `[B]`, on the device of `images`.
-            numbers: float32 `[B, 6]`, the rows of `draw` that belong to `indices`.
+            augment_params: float32 `[B, 6]`, the rows of `draw` that belong to `indices`.
 
         Returns:
             `[B, C, H, W]`, uint8, or float32 in 0..255 after an affine map.
         """
         if self.is_affine:
-            return self._affine(images[indices], numbers)
+            return self._affine(images[indices], augment_params)
         if self.shift == 0 and self.flip == "none":
             return images[indices]
-        return self._shift_and_mirror(images, indices, numbers)
+        return self._shift_and_mirror(images, indices, augment_params)
 
-    def _shift_and_mirror(self, images: torch.Tensor, indices: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    def _shift_and_mirror(
+        self, images: torch.Tensor, indices: torch.Tensor, augment_params: torch.Tensor
+    ) -> torch.Tensor:
         # Gather, mirror, shift and pad are one read: where each output pixel comes from is computed per row and column.
         _, num_channels, height, width = images.shape
-        dx, dy = numbers[:, 1:2].long(), numbers[:, 2:3].long()
+        dx, dy = augment_params[:, 1:2].long(), augment_params[:, 2:3].long()
         x = torch.arange(width, device=images.device)
-        x = torch.where(numbers[:, 0:1] > 0, width - 1 - x, x) + dx
+        x = torch.where(augment_params[:, 0:1] > 0, width - 1 - x, x) + dx
         y = torch.arange(height, device=images.device) + dy
         outside = None
         if self.fill == "zero":
@@ -94,9 +96,9 @@ class Augment:
         out = flat.gather(2, pixel.expand(-1, num_channels, -1)).view(-1, num_channels, height, width)
         return out if outside is None else out.masked_fill_(outside, 0)
 
-    def _affine(self, batch: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    def _affine(self, batch: torch.Tensor, augment_params: torch.Tensor) -> torch.Tensor:
         _, _, height, width = batch.shape
-        mirrored, dx, dy, angle, scale_x, scale_y = numbers.unbind(1)
+        mirrored, dx, dy, angle, scale_x, scale_y = augment_params.unbind(1)
         cos, sin = angle.cos(), angle.sin()
         sign = 1 - 2 * mirrored
         rows = [

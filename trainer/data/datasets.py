@@ -61,7 +61,7 @@ class Dataset:
     """The decoded file; None where the test images are out of reach (`without_test_images`)."""
     mean: tuple[float, ...]
     """Of each channel of the training images, 0 to 255; those set aside for validation are counted in."""
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
     """Likewise."""
     notes: tuple[str, ...] = ()
     """What was said of a folder when it was opened: what is left out of it, or stands in two parts."""
@@ -94,7 +94,7 @@ def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, ve
         num_test=len(content.test),
         path=decoded.path,
         mean=decoded.mean,
-        deviation=decoded.deviation,
+        std=decoded.std,
         notes=content.notes,
     )
 

@@ -1,4 +1,4 @@
-"""Mean and deviation of pixels: exact, and the same for every number of threads, because whole numbers are summed."""
+"""Mean and standard deviation of pixels, exact for every number of threads: the sums are of whole numbers."""
 
 import torch
 
@@ -6,7 +6,7 @@ _CHUNK = 2048
 
 
 def pixel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation (of the population) of each channel of uint8 `[N, C, H, W]`, in units of pixels, 0 to 255."""
+    """Mean and population standard deviation of each channel of uint8 `[N, C, H, W]`, in pixel units, 0 to 255."""
     num_channels = images.size(1)
     total = torch.zeros(num_channels, dtype=torch.int64)
     squares = torch.zeros(num_channels, dtype=torch.int64)
@@ -16,5 +16,5 @@ def pixel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[flo
         squares += (pixels * pixels).sum(dim=1)
     num_pixels = max(1, images.numel() // num_channels)
     mean = total.double() / num_pixels
-    deviation = (squares.double() / num_pixels - mean**2).clamp(min=0).sqrt()
-    return tuple(mean.tolist()), tuple(deviation.tolist())
+    std = (squares.double() / num_pixels - mean**2).clamp(min=0).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -68,14 +68,14 @@ class Content:
 class Decoded:
     """An opened decoded file: mapped content, its digest and where it lies.
 
-    `mean` and `deviation` are those of the training images' channels, 0 to 255, taken once when they were decoded.
+    `mean` and `std` are those of the training images' channels, 0 to 255, taken once when they were decoded.
     """
 
     content: Content
     sha256: str
     path: Path
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class DamagedFile(DataError):
@@ -132,7 +132,7 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
     try:
         payload = torch.load(path, mmap=True, weights_only=True)
         content, recorded = _content_of(payload)
-        mean, deviation = (tuple(map(float, values)) for values in payload["pixel_statistics"])
+        mean, std = (tuple(map(float, values)) for values in payload["pixel_statistics"])
     except FileNotFoundError:
         raise
     except PermissionError as error:
@@ -144,7 +144,7 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
     if verify and content_digest(content) != recorded:
         raise DamagedFile(f"{path} is damaged (its content does not match its digest)")
     _hold(path, content.train.images)
-    return Decoded(content=content, sha256=recorded, path=path, mean=mean, deviation=deviation)
+    return Decoded(content=content, sha256=recorded, path=path, mean=mean, std=std)
 
 
 def _hold(path: Path, images: torch.Tensor) -> None:

@@ -1,53 +1,89 @@
-"""What a version says of itself: `manifest.json`, and the golden batch by which a server sees that it is right."""
+"""Builds `manifest.json`: a version's files, its inputs and outputs, how good it is and where it comes from."""
 
 import datetime
 import hashlib
-import io
 import json
+from dataclasses import asdict, dataclass
 from importlib.metadata import version as installed_version
 from typing import Any
 
-import numpy as np
-import torch
-
-from trainer.data import ImageSet
-from trainer.export.formats import Floats
-from trainer.export.repository import INPUT, LOGITS, PROBABILITIES, Model
+from trainer.evaluation.evaluate import wilson_interval
+from trainer.export.formats import FloatArray
+from trainer.export.parity import ParityResult
+from trainer.export.reference import ReferenceModel
+from trainer.export.repository import INPUT, LOGITS, PROBABILITIES, RepositoryModel
 from trainer.loop.fit import Run
-from trainer.models import Classifier
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.run_folder import git_commit
 
 FORMAT_VERSION = 1
-NUM_GOLDEN, MAX_GOLDEN = 16, 64
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
 
 
-def golden_images(training: ImageSet, indices: torch.Tensor) -> torch.Tensor:
-    """uint8 `[N, C, H, W]`: a training image of every class (of the first 64), and others to make up 16."""
-    labels = training.labels[indices].numpy()
-    _, first_of_class = np.unique(labels, return_index=True)
-    others = np.setdiff1d(np.arange(len(labels))[: NUM_GOLDEN + len(first_of_class)], first_of_class)
-    chosen = np.concatenate([first_of_class[:MAX_GOLDEN], others[: max(0, NUM_GOLDEN - len(first_of_class))]])
-    return training.images[indices[torch.from_numpy(chosen)]]
-
-
-def golden_file(images: torch.Tensor, logits: Floats) -> bytes:
-    """`golden.npz`: `images`, and `logits` float32 `[N, classes]` as the trained model gives them."""
-    file = io.BytesIO()
-    np.savez(file, images=images.numpy(), logits=logits)
-    return file.getvalue()
-
-
-def manifest(
-    version: int, *, model: Model, classifier: Classifier, files: dict[str, bytes], run: Run, findings: dict[str, Any]
-) -> bytes:
-    """`manifest.json`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """How good the exported files are, and how that was measured. The manifest has these fields at its top level.
 
     Args:
-        classifier: the trained model.
-        findings: `golden_tolerance`, `metrics` and `parity`: how good the files are, and how that was seen.
+        precision: `float32` or `int8`.
+        golden_tolerance: Largest difference from the golden logits that a server should accept.
+        metrics: From `metrics`.
+        parity: From `parity`.
     """
+
+    precision: str
+    golden_tolerance: float
+    metrics: dict[str, Any]
+    parity: dict[str, Any]
+
+
+def metrics(reference: ReferenceModel, logits: FloatArray) -> dict[str, Any]:
+    """Returns the validation accuracy of an exported model beside the figures of its run.
+
+    The run may have averaged over several test-time views of an image; an exported model sees one.
+
+    Args:
+        logits: The exported model's, `[N, classes]`, for the sample or for its validation images alone.
+    """
+    num_images, num_errors = reference.sample.num_validation, reference.count_errors(logits)
+    known = ("val_accuracy", "test_accuracy", "test_errors", "num_test", "test_look", "precision")
+    views = {"test_time_views": reference.run.recipe.test_time_views}
+    result = reference.result
+    return {
+        "val_accuracy": 1 - num_errors / max(1, num_images),
+        "val_errors": num_errors,
+        "num_val": num_images,
+        "val_interval": wilson_interval(num_images - num_errors, num_images),
+        "test_time_views": "one",
+        "run": {name: result[name] for name in known} | views if result else None,
+    }
+
+
+def parity(reference: ReferenceModel, results: dict[str, list[ParityResult]], tolerance: float) -> dict[str, Any]:
+    """Returns what the parity check compared and what it found.
+
+    Args:
+        results: By file name.
+    """
+    sample = reference.sample
+    return {
+        "reference": "the trained model, eager, float32, on the CPU",
+        "tolerance": tolerance,
+        "num_validation_images": sample.num_validation,
+        "num_training_images": len(sample) - sample.num_validation,
+        "formats": {name: [asdict(result) for result in found] for name, found in results.items()},
+    }
+
+
+def build_manifest(
+    version: int, *, model: RepositoryModel, reference: ReferenceModel, files: dict[str, bytes], quality: Quality
+) -> bytes:
+    """Returns the content of `manifest.json`.
+
+    Args:
+        files: The content of all other files of the version, by name.
+    """
+    classifier = reference.classifier
     document = {
         "format_version": FORMAT_VERSION,
         "name": model.name,
@@ -61,8 +97,8 @@ def manifest(
             "deviation": classifier.deviation.flatten().tolist(),
         },
         "labels": model.labels,
-        **findings,
-        "origin": _origin(run),
+        **asdict(quality),
+        "origin": _origin(reference.run),
     }
     return (json.dumps(document, indent=2) + "\n").encode()
 
@@ -82,7 +118,7 @@ def _origin(run: Run) -> dict[str, Any]:
         "weights_sha256": weights_sha256(run.learner.model),
         "dataset": run.dataset.name,
         "dataset_sha256": run.dataset.sha256,
-        "config": run.folder.fingerprint,
+        "config": run.folder.fingerprint.values,
         "git_commit": git_commit(),
         "libraries": {name: installed_version(name) for name in _LIBRARIES},
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -171,13 +171,13 @@ class Samples:
 
     Args:
         indices: int64 `[N]`, into the training images.
-        numbers: float32 `[N, 6]`, their rows of `Augment.draw`.
-        keys: int64 `[N]`, theirs of `dropout_seeds`.
+        augment_params: float32 `[N, 6]`, their rows of `Augment.draw`.
+        dropout_seeds: int64 `[N]`, theirs of `dropout_seeds`.
     """
 
     indices: torch.Tensor
-    numbers: torch.Tensor
-    keys: torch.Tensor
+    augment_params: torch.Tensor
+    dropout_seeds: torch.Tensor
 
     @classmethod
     def draw(cls, run: Run, epoch: int) -> "Samples":
@@ -186,8 +186,8 @@ class Samples:
         indices = run.train_indices[epoch_order(len(run.train_indices), run.seed, epoch)]
         return cls(
             indices=indices.to(device),
-            numbers=run.recipe.augment.draw(num_images, run.seed, epoch)[indices].to(device),
-            keys=dropout_seeds(num_images, run.seed, epoch)[indices].to(device),
+            augment_params=run.recipe.augment.draw(num_images, run.seed, epoch)[indices].to(device),
+            dropout_seeds=dropout_seeds(num_images, run.seed, epoch)[indices].to(device),
         )
 
 
@@ -319,8 +319,8 @@ class _Loop:
         part = slice(start + share.part.start, start + share.part.stop)
         return Batch(
             indices=samples.indices[part],
-            numbers=samples.numbers[part],
-            keys=samples.keys[part],
+            augment_params=samples.augment_params[part],
+            dropout_seeds=samples.dropout_seeds[part],
             lr_factor=self._lr_factors[run.position.step % run.steps_per_epoch],
             sizes=share.sizes,
             num_images=num_images,

@@ -10,7 +10,7 @@ from torch import nn
 
 from trainer.data import Dataset, ImageSet
 from trainer.data.order import generator
-from trainer.evaluation.evaluate import TestTimeViews, average_views
+from trainer.evaluation.views import TestTimeViews, average_views
 from trainer.loop.optim import Optimizer, ParamGroup
 from trainer.loop.step import Batch, GraphedStep, TrainStep
 from trainer.models import Classifier, build_network
@@ -127,24 +127,24 @@ def initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor,
             widths=recipe.widths,
         )
     # A channel of one value only would be divided by 0.
-    deviation = torch.tensor(dataset.deviation).clamp(min=1e-6)
-    model = Classifier(network, torch.tensor(dataset.mean), deviation)
+    std = torch.tensor(dataset.std).clamp(min=1e-6)
+    model = Classifier(network, torch.tensor(dataset.mean), std)
     if isinstance(network, AirbenchNet):
         network.fit_whitening(model.normalize(dataset.train.images[train_indices[:NUM_WHITENING_IMAGES]]))
     return model
 
 
 def parameter_groups(model: Classifier, recipe: Recipe) -> list[tuple[ParamGroup, list[nn.Parameter]]]:
-    """What learns by which of the recipe's rules."""
-    groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in recipe.rules}
+    """The network's parameters by the recipe's parameter groups."""
+    groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in recipe.param_groups}
     for name, parameter in model.network.named_parameters():
         if parameter.requires_grad:
             groups[parameter_kind(name, parameter)].append(parameter)
-    return [(recipe.rules[kind], parameters) for kind, parameters in groups.items()]
+    return [(recipe.param_groups[kind], parameters) for kind, parameters in groups.items()]
 
 
 def parameter_kind(name: str, parameter: nn.Parameter) -> ParameterKind:
-    """By which of a recipe's rules a network's parameter of that name learns."""
+    """Returns the parameter group of a network's parameter, by its name and shape."""
     if parameter.ndim == 4:
         return "stem" if name.startswith("stem.") else "filters"
     return "matrices" if parameter.ndim == 2 else "vectors"

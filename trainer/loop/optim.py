@@ -26,7 +26,7 @@ class ParamGroup:
     lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
-    orthogonalize: bool = False
+    muon: bool = False
     """Muon: the update is the nearest semi-orthogonal matrix, and the filter keeps the norm sqrt(filters)."""
 
 
@@ -37,32 +37,32 @@ class Optimizer:
     """
 
     def __init__(self, groups: list[tuple[ParamGroup, list[nn.Parameter]]]) -> None:
-        groups = [(rule, parameters) for rule, parameters in groups if parameters]
+        groups = [(group, parameters) for group, parameters in groups if parameters]
         self._momenta = [
-            [torch.zeros_like(p) for p in parameters] if rule.momentum else [] for rule, parameters in groups
+            [torch.zeros_like(p) for p in parameters] if group.momentum else [] for group, parameters in groups
         ]
-        # What learns by the same rule is updated together: as few operations as there are rules.
+        # Groups with equal settings are updated together, in as few operations as there are different settings.
         self._work: dict[ParamGroup, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-        for (rule, parameters), momenta in zip(groups, self._momenta, strict=True):
-            mine = self._work.setdefault(rule, ([], []))
+        for (group, parameters), momenta in zip(groups, self._momenta, strict=True):
+            mine = self._work.setdefault(group, ([], []))
             mine[0].extend(parameters)
             mine[1].extend(momenta)
 
     @torch.no_grad()
     def step(self, lr_factor: torch.Tensor) -> None:
         """One update from the gradients. `lr_factor`: float32 scalar tensor on the parameters' device."""
-        for rule, (weights, momenta) in self._work.items():
+        for group, (weights, momenta) in self._work.items():
             updates = [weight.grad for weight in weights if weight.grad is not None]
             if momenta:
-                torch._foreach_mul_(momenta, rule.momentum)
+                torch._foreach_mul_(momenta, group.momentum)
                 torch._foreach_add_(momenta, updates)
-                updates = list(torch._foreach_add(updates, momenta, alpha=rule.momentum))
-            lr = lr_factor * rule.lr
-            if rule.orthogonalize:
+                updates = list(torch._foreach_add(updates, momenta, alpha=group.momentum))
+            lr = lr_factor * group.lr
+            if group.muon:
                 _muon_step(weights, updates, lr)
                 continue
-            if rule.weight_decay:
-                torch._foreach_mul_(weights, 1 - lr * rule.weight_decay)
+            if group.weight_decay:
+                torch._foreach_mul_(weights, 1 - lr * group.weight_decay)
             torch._foreach_sub_(weights, list(torch._foreach_mul(updates, lr)))
 
     def zero_grad(self) -> None:
@@ -84,10 +84,10 @@ class Optimizer:
 def _muon_step(parameters: list[torch.Tensor], updates: list[torch.Tensor], lr: torch.Tensor) -> None:
     for parameter, update in zip(parameters, updates, strict=True):
         parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-        parameter.sub_(orthogonalize(update.flatten(1)).view_as(parameter) * lr)
+        parameter.sub_(newton_schulz(update.flatten(1)).view_as(parameter) * lr)
 
 
-def orthogonalize(matrix: torch.Tensor, num_iterations: int = 3) -> torch.Tensor:
+def newton_schulz(matrix: torch.Tensor, num_iterations: int = 3) -> torch.Tensor:
     """About U·Vᵀ of the singular value decomposition U·S·Vᵀ of a matrix, float32 `[m, n]`, by Newton-Schulz."""
     a, b, c = _NEWTON_SCHULZ
     x = matrix.bfloat16() if matrix.is_cuda else matrix

@@ -25,16 +25,16 @@ class Batch:
 
     Args:
         indices: int64 `[B]`, the samples of all its shards, on the device.
-        numbers: float32 `[B, 6]`, their rows of `Augment.draw`, on the device.
-        keys: int64 `[B]`, their rows of `dropout_seeds`, from which dropout draws, on the device.
+        augment_params: float32 `[B, 6]`, their rows of `Augment.draw`, on the device.
+        dropout_seeds: int64 `[B]`, their rows of `dropout_seeds`, from which dropout draws, on the device.
         lr_factor: float32 scalar on the device.
         sizes: samples in each of its shards, in order.
         num_images: samples in the whole step, over all ranks.
     """
 
     indices: torch.Tensor
-    numbers: torch.Tensor
-    keys: torch.Tensor
+    augment_params: torch.Tensor
+    dropout_seeds: torch.Tensor
     lr_factor: torch.Tensor
     sizes: tuple[int, ...]
     num_images: int
@@ -96,8 +96,9 @@ class TrainStep:
         part = slice(start, start + size)
         indices = batch.indices[part]
         labels = self._data.labels[indices]
-        images = self._augment(self._data.images, indices, batch.numbers[part])  # where a bfloat16 would shift pixels
-        with self._autocast(), dropping(self._dropouts, batch.keys[part]):
+        # Before autocast: bfloat16 is too coarse for the positions of pixels.
+        images = self._augment(self._data.images, indices, batch.augment_params[part])
+        with self._autocast(), dropping(self._dropouts, batch.dropout_seeds[part]):
             logits = self._model(images)
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing, reduction="sum")
@@ -157,8 +158,8 @@ class GraphedStep:
         static = replace(
             batch,
             indices=batch.indices.clone(),
-            numbers=batch.numbers.clone(),
-            keys=batch.keys.clone(),
+            augment_params=batch.augment_params.clone(),
+            dropout_seeds=batch.dropout_seeds.clone(),
             lr_factor=batch.lr_factor.clone(),
         )
         graph = torch.cuda.CUDAGraph()
@@ -175,8 +176,8 @@ class GraphedStep:
     @staticmethod
     def _copy(source: Batch, target: Batch) -> None:
         target.indices.copy_(source.indices)
-        target.numbers.copy_(source.numbers)
-        target.keys.copy_(source.keys)
+        target.augment_params.copy_(source.augment_params)
+        target.dropout_seeds.copy_(source.dropout_seeds)
         target.lr_factor.copy_(source.lr_factor)
 
 

@@ -65,22 +65,23 @@ def build_network(
 
 
 class Classifier(nn.Module):
-    """Pixels in, logits out: `(pixels - mean) / deviation`, then the network.
+    """Pixels in, logits out: `(pixels - mean) / std`, then the network.
 
     Args:
         network: takes normalised images, gives logits.
         mean: float `[C]`, in units of pixels (0 to 255).
-        deviation: float `[C]`, likewise.
+        std: float `[C]`, likewise.
     """
 
     mean: torch.Tensor
     deviation: torch.Tensor
 
-    def __init__(self, network: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    def __init__(self, network: nn.Module, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", mean.float().view(1, -1, 1, 1))
-        self.register_buffer("deviation", deviation.float().view(1, -1, 1, 1))
+        # The state dict, and with it each checkpoint and `weights_sha256`, has `std` under this name.
+        self.register_buffer("deviation", std.float().view(1, -1, 1, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Logits float `[B, classes]` of pixels `[B, C, H, W]`, uint8 or float in 0..255."""
@@ -88,7 +89,7 @@ class Classifier(nn.Module):
         return logits
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Float32 `[B, C, H, W]`, channels last: mean 0 and deviation 1 over the training set."""
+        """Float32 `[B, C, H, W]`, channels last: mean 0 and standard deviation 1 over the training set."""
         images = (pixels.float() - self.mean) / self.deviation
         return images.contiguous(memory_format=torch.channels_last)
 

@@ -21,11 +21,11 @@ class ConvNormRelu(nn.Sequential):
 
 
 class Dropout(nn.Module):
-    """Dropout whose zeros are a function of the sample's key, the layer and the unit, and of nothing else.
+    """Dropout whose zeros are a function of the sample's seed, the layer and the unit, and of nothing else.
 
     torch's own draws from a generator of the process, so that a run on other ranks, or one that was interrupted, drops
-    other units. Here the counter (layer, unit) is hashed, and hashed again with the key: random numbers without a
-    state, as in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). `dropping` sets the keys.
+    other units. Here the counter (layer, unit) is hashed, and hashed again with the seed: random numbers without a
+    state, as in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). `dropping` sets the seeds.
 
     Args:
         rate: the share of units that is zero in training; the others are divided by what is left.
@@ -36,7 +36,7 @@ class Dropout(nn.Module):
         super().__init__()
         self.rate = rate
         self.layer = layer
-        self.keys: torch.Tensor | None = None
+        self.seeds: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, ...]` as it is, but for the zeros in training.
@@ -46,10 +46,10 @@ class Dropout(nn.Module):
         """
         if not self.training:
             return x
-        if self.keys is None:
+        if self.seeds is None:
             raise RuntimeError("a network with dropout learns inside of `dropping` only")
         units = torch.arange(x[0].numel(), device=x.device) + (self.layer << 24)
-        numbers = _mixed(_mixed(units) ^ self.keys[:, None])
+        numbers = _mixed(_mixed(units) ^ self.seeds[:, None])
         is_kept = (numbers >= round(self.rate * 2**32)).view(x.shape)
         return x * is_kept.to(x.dtype) / (1 - self.rate)
 
@@ -58,15 +58,15 @@ class Dropout(nn.Module):
 
 
 @contextmanager
-def dropping(dropouts: list[Dropout], keys: torch.Tensor) -> Iterator[None]:
-    """Within, these layers drop by these samples' keys, int64 `[B]` from 0 to 2^32 - 1 (`data.order.dropout_seeds`)."""
+def dropping(dropouts: list[Dropout], seeds: torch.Tensor) -> Iterator[None]:
+    """Context in which these layers drop by the samples' seeds, int64 `[B]`, of `data.order.dropout_seeds`."""
     for dropout in dropouts:
-        dropout.keys = keys
+        dropout.seeds = seeds
     try:
         yield
     finally:
         for dropout in dropouts:
-            dropout.keys = None
+            dropout.seeds = None
 
 
 def dropouts_of(network: nn.Module) -> list[Dropout]:

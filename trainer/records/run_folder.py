@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.config import Resume, TrainConfig, fingerprint
+from trainer.config import Resume, TrainConfig
 from trainer.data import Dataset, image_folder
 from trainer.errors import CheckpointError, ConfigError, TrainerError, writing
 from trainer.files import is_temporary, locked, write_json
@@ -18,6 +17,7 @@ from trainer.hardware import describe
 from trainer.ranks.failure import FAILURE_FILE
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
+from trainer.records.fingerprint import Fingerprint
 
 RUNS = Path("runs")
 STUDY_FILE = "study.json"
@@ -41,20 +41,20 @@ class RunFolder:
     """
 
     path: Path
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
 
     @classmethod
     def plan(cls, config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> "RunFolder":
         """Where the run will be, the same on all ranks. Nothing is written yet."""
         path = config.run_dir or RUNS / _default_name(recipe.name, config.seed)
-        mark = fingerprint(
+        mine = Fingerprint.of(
             recipe,
             seed=config.seed,
             image_size=config.image_size,
             dataset_sha256=dataset.sha256,
             virtual_shards=config.virtual_shards,
         )
-        return cls(*world.broadcast_object((path, _as_begun(path, mark) if world.is_main else mark)))
+        return cls(*world.broadcast_object((path, _as_begun(path, mine) if world.is_main else mine)))
 
     def check(self, resume: Resume, world: World) -> None:
         """Refuse a folder that `enter` would refuse, before the work that comes first. Nothing is written.
@@ -82,7 +82,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self._has_begun(resume):
                 origin = {"git_commit": git_commit(), "world_size": world.size, "machine": describe(world.device)}
-                write_json(self.config_path, {"fingerprint": self.fingerprint, "started_with": origin})
+                write_json(self.config_path, {"fingerprint": self.fingerprint.values, "started_with": origin})
 
     def _has_begun(self, resume: Resume) -> bool:
         """Whether the folder holds this run; ConfigError where it holds something else."""
@@ -110,9 +110,7 @@ class RunFolder:
     def _check_same_run(self, known: "RunFolder", resume: Resume) -> None:
         if resume == "never":
             raise ConfigError(f"--resume never, but {self.path} holds a run: choose another --run-dir")
-        # Through JSON, because that turns tuples into lists.
-        mine = json.loads(json.dumps(self.fingerprint))
-        for name, theirs, ours in _differences("", known.fingerprint, mine):
+        for name, theirs, ours in known.fingerprint.differences(self.fingerprint):
             if name == "recipe.precision":
                 raise ConfigError(
                     f"--run-dir {self.path}: this run computes in {theirs}, and here, as asked for and as the hardware "
@@ -132,15 +130,11 @@ class RunFolder:
         """
         try:
             known = json.loads((path / "config.json").read_text())
-            return cls(path, known["fingerprint"])
+            return cls(path, Fingerprint(known["fingerprint"]))
         except OSError as error:
             raise ConfigError(f"{path} holds no run: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path / 'config.json'} is damaged: {error}") from error
-
-    @property
-    def seed(self) -> int:
-        return int(self.fingerprint["seed"])
 
     @property
     def config_path(self) -> Path:
@@ -155,11 +149,6 @@ class RunFolder:
         """The workspace's ledger: beside the run folders, and beside a study whose runs are one level deeper."""
         workspace = self.path.absolute().parent
         return (workspace.parent if (workspace / STUDY_FILE).exists() else workspace) / "ledger.jsonl"
-
-    @property
-    def setting_sha256(self) -> str:
-        """Of all that decides the result but the seed."""
-        return digest({name: value for name, value in self.fingerprint.items() if name != "seed"})
 
     @property
     def report_path(self) -> Path:
@@ -205,11 +194,6 @@ def in_use(folder: Path, world: World, say: Callable[[str], None]) -> Iterator[N
         yield
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def git_commit() -> str | None:
     """The commit of the code that runs, with a + where files differ from it; None outside a checkout."""
     try:
@@ -224,24 +208,13 @@ def _default_name(recipe: str, seed: int) -> str:
     return f"{recipe}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-s{seed}"
 
 
-def _as_begun(path: Path, mark: dict[str, Any]) -> dict[str, Any]:
+def _as_begun(path: Path, mine: Fingerprint) -> Fingerprint:
     """The fingerprint, with a folder of images under the name that it had when the run at `path` began.
 
     Where it lies decides nothing, and its content has a digest of its own.
     """
     try:
-        known = str(RunFolder.read(path).fingerprint["recipe"]["dataset"])
+        known = RunFolder.read(path).fingerprint.dataset
     except (TrainerError, KeyError, TypeError):  # there is no run to go on with, as will be found later
-        return mark
-    are_folders = image_folder(known) and image_folder(mark["recipe"]["dataset"])
-    return {**mark, "recipe": {**mark["recipe"], "dataset": known}} if are_folders else mark
-
-
-def _differences(name: str, theirs: Any, ours: Any) -> list[tuple[str, Any, Any]]:
-    """The paths at which two JSON values differ, with both sides."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        found = []
-        for key in sorted(theirs.keys() | ours.keys()):
-            found += _differences(f"{name}.{key}".lstrip("."), theirs.get(key), ours.get(key))
-        return found
-    return [] if theirs == ours else [(name, theirs, ours)]
+        return mine
+    return mine.with_dataset(known) if image_folder(known) and image_folder(mine.dataset) else mine

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convoy.processes import describe_output_error
-from trainer.config import fingerprint
 from trainer.data import Dataset, without_test_images
 from trainer.errors import Interrupted
 from trainer.loop.fit import Run, fit, restore
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
+from trainer.records.fingerprint import Fingerprint
 from trainer.records.run_folder import RunFolder
 from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
@@ -52,10 +52,10 @@ def open_member(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run:
         ConfigError: the folder belongs to another run, or the network cannot take images of this size.
     """
     recipe = recipe.as_computed_on(place.world.device)
-    mark = fingerprint(
+    fingerprint = Fingerprint.of(
         recipe, seed=seed, image_size=place.image_size, dataset_sha256=place.dataset.sha256, virtual_shards=None
     )
-    run = setup(recipe, without_test_images(place.dataset), RunFolder(path, mark), place.alone, place.progress)
+    run = setup(recipe, without_test_images(place.dataset), RunFolder(path, fingerprint), place.alone, place.progress)
     run.folder.enter("auto", place.alone)
     restore(run)
     return run

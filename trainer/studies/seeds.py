@@ -210,7 +210,11 @@ def _collect(seeds: list[int], folder: StudyFolder) -> Outcome:
         raise DivergenceError(f"all {len(diverged)} seeds diverged: no figure can be told; try smaller learning rates")
     known = {result["weights_sha256"] for result in results}
     ledger = Ledger(members[0].ledger_path)
-    looks = [look for setting in {member.setting_sha256 for member in members} for look in ledger.of_setting(setting)]
+    looks = [
+        look
+        for setting in {member.fingerprint.setting_sha256 for member in members}
+        for look in ledger.of_setting(setting)
+    ]
     return Outcome(
         results=sorted(results, key=lambda result: result["seed"]),
         diverged=sorted(diverged),

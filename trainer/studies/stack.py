@@ -28,7 +28,7 @@ from trainer.records.checkpoint import Checkpoints
 
 def can_stack(recipe: Recipe) -> bool:
     """Whether members would equal their lone runs: Muon's update is not element by element."""
-    return not any(rule.orthogonalize for rule in recipe.rules.values())
+    return not any(group.muon for group in recipe.param_groups.values())
 
 
 class Stack:
@@ -66,8 +66,8 @@ class Stack:
         drawn = [Samples.draw(run, epoch) for run in self.runs]
         return Samples(
             indices=torch.stack([samples.indices for samples in drawn]),
-            numbers=torch.stack([samples.numbers for samples in drawn]),
-            keys=torch.stack([samples.keys for samples in drawn]),
+            augment_params=torch.stack([samples.augment_params for samples in drawn]),
+            dropout_seeds=torch.stack([samples.dropout_seeds for samples in drawn]),
         )
 
     def train_steps(self, samples: Samples, *, num_steps: int) -> torch.Tensor:
@@ -105,27 +105,29 @@ class Stack:
         self.step = state["step"]
 
     def _groups(self, network: nn.Module) -> list[tuple[ParamGroup, list[nn.Parameter]]]:
-        groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in self._recipe.rules}
+        groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in self._recipe.param_groups}
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 groups[parameter_kind(name, parameter)].append(self._parameters[name])
-        return [(self._recipe.rules[kind], parameters) for kind, parameters in groups.items()]
+        return [(self._recipe.param_groups[kind], parameters) for kind, parameters in groups.items()]
 
     def _train_step(self, samples: Samples, part: slice, lr_factor: torch.Tensor) -> torch.Tensor:
         """One step of all members, on that part of their epochs; their losses, float32 `[S]`."""
-        indices, numbers, keys = samples.indices[:, part], samples.numbers[:, part], samples.keys[:, part]
+        indices, seeds = samples.indices[:, part], samples.dropout_seeds[:, part]
         num_members, size = indices.shape
         learner = self.runs[0].learner
         pixels = torch.cat(
             [
                 self._recipe.augment(self._data.images, chosen, drawn)
-                for chosen, drawn in zip(indices, numbers, strict=True)
+                for chosen, drawn in zip(indices, samples.augment_params[:, part], strict=True)
             ]
         )
         labels = self._data.labels[indices.flatten()]
         with learner.autocast():
             images = learner.model.normalize(pixels)
-            logits = vmap(self._answer)(self._parameters, self._buffers, images.unflatten(0, (num_members, size)), keys)
+            logits = vmap(self._answer)(
+                self._parameters, self._buffers, images.unflatten(0, (num_members, size)), seeds
+            )
         losses = F.cross_entropy(
             logits.float().flatten(0, 1), labels, label_smoothing=self._recipe.label_smoothing, reduction="none"
         )
@@ -139,9 +141,9 @@ class Stack:
         parameters: dict[str, torch.Tensor],
         buffers: dict[str, torch.Tensor],
         images: torch.Tensor,
-        keys: torch.Tensor,
+        seeds: torch.Tensor,
     ) -> torch.Tensor:
-        with dropping(self._dropouts, keys):
+        with dropping(self._dropouts, seeds):
             logits: torch.Tensor = functional_call(self._template, (parameters, buffers), (images,))
         return logits
 
@@ -182,8 +184,8 @@ def lone_steps(run: Run, num_steps: int) -> None:
         run.learner.step(
             Batch(
                 indices=indices,
-                numbers=samples.numbers[part],
-                keys=samples.keys[part],
+                augment_params=samples.augment_params[part],
+                dropout_seeds=samples.dropout_seeds[part],
                 lr_factor=lr_factors[step],
                 sizes=(len(indices),),
                 num_images=len(indices),

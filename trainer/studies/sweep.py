@@ -133,8 +133,8 @@ def change_recipe(recipe: Recipe, candidate: Candidate) -> Recipe:
         if name == "lr_scale":
             if isinstance(value, str) or value <= 0:
                 raise ConfigError(f"--grid lr_scale={value}: must be a positive number")
-            rules = {kind: replace(rule, lr=rule.lr * value) for kind, rule in recipe.rules.items()}
-            recipe = replace(recipe, rules=rules)
+            groups = {kind: replace(group, lr=group.lr * value) for kind, group in recipe.param_groups.items()}
+            recipe = replace(recipe, param_groups=groups)
         else:
             recipe = _change(recipe, name, name, value)
     return recipe

@@ -23,11 +23,11 @@ def test_nothing_to_do_leaves_the_pixels_alone(images: torch.Tensor) -> None:
 @pytest.mark.parametrize("fill", ["reflect", "zero"])
 def test_shift_and_mirror_equal_pad_crop_flip(images: torch.Tensor, fill: str) -> None:
     augment = Augment(flip="alternating", shift=2, fill=fill)  # type: ignore[arg-type]
-    numbers = augment.draw(50, seed=1, epoch=0)
+    augment_params = augment.draw(50, seed=1, epoch=0)
     indices = torch.randperm(50, generator=torch.Generator().manual_seed(2))
-    out = augment(images, indices, numbers[indices])
+    out = augment(images, indices, augment_params[indices])
     for image, index in zip(out, indices.tolist(), strict=True):
-        mirrored, dx, dy = numbers[index, :3].tolist()
+        mirrored, dx, dy = augment_params[index, :3].tolist()
         mode = {"mode": "reflect"} if fill == "reflect" else {"value": 0.0}
         source = images[index].float().flip(-1) if mirrored else images[index].float()
         padded = F.pad(source, (2, 2, 2, 2), **mode)  # type: ignore[arg-type]
@@ -43,9 +43,9 @@ def test_images_are_not_shifted_out_of_themselves() -> None:
 
 
 def test_shifts_cover_their_range_evenly() -> None:
-    numbers = Augment(shift=2).draw(100_000, seed=0, epoch=0)
+    augment_params = Augment(shift=2).draw(100_000, seed=0, epoch=0)
     for column in (1, 2):
-        counts = torch.bincount((numbers[:, column] + 2).long(), minlength=5)
+        counts = torch.bincount((augment_params[:, column] + 2).long(), minlength=5)
         assert len(counts) == 5
         assert ((counts - 20_000).abs() < 600).all()
 
@@ -60,9 +60,9 @@ def test_alternating_flip_shows_every_image_both_ways_in_two_epochs() -> None:
 
 def test_a_sample_looks_the_same_in_every_batch(images: torch.Tensor) -> None:
     augment = Augment(flip="alternating", shift=2, rotate_degrees=10, scale=0.1)
-    numbers = augment.draw(50, seed=0, epoch=1)
-    alone = augment(images, torch.tensor([7]), numbers[[7]])
-    among = augment(images, torch.arange(50), numbers)
+    augment_params = augment.draw(50, seed=0, epoch=1)
+    alone = augment(images, torch.tensor([7]), augment_params[[7]])
+    among = augment(images, torch.arange(50), augment_params)
     assert torch.allclose(alone[0], among[7], atol=1e-3)
 
 
@@ -75,6 +75,6 @@ def test_affine_without_numbers_is_the_identity(images: torch.Tensor) -> None:
 
 def test_affine_mirrors_and_shifts_as_the_integer_path_does(images: torch.Tensor) -> None:
     affine, plain = Augment(rotate_degrees=1, shift=2, fill="zero"), Augment(shift=2, fill="zero", flip="alternating")
-    numbers = torch.tensor([[1.0, 1, -2, 0, 1, 1]])
-    expected = plain(images, torch.tensor([5]), numbers).float()
-    assert torch.allclose(affine(images, torch.tensor([5]), numbers), expected, atol=1e-2)
+    augment_params = torch.tensor([[1.0, 1, -2, 0, 1, 1]])
+    expected = plain(images, torch.tensor([5]), augment_params).float()
+    assert torch.allclose(affine(images, torch.tensor([5]), augment_params), expected, atol=1e-2)

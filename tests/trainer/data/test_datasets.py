@@ -130,6 +130,6 @@ def test_real_sets_are_the_published_ones(
     assert dataset.sha256 == named.sha256 == content_digest(open_decoded(dataset.path).content)
     assert dataset.train.images.shape == (named.num_train, *named.image_shape)
     assert dataset.mean == pytest.approx(means, abs=1e-7)
-    assert dataset.deviation == pytest.approx(deviations, abs=1e-7)
+    assert dataset.std == pytest.approx(deviations, abs=1e-7)
     assert dataset.train.labels[:10].tolist() == first_labels
     assert torch.bincount(load_test_set(dataset).labels).min() > 800

@@ -7,10 +7,10 @@ from trainer.data.statistics import pixel_statistics
 
 def test_they_equal_the_plain_computation() -> None:
     images = torch.randint(0, 256, (5000, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    mean, deviation = pixel_statistics(images)
+    mean, std = pixel_statistics(images)
     pixels = images.double().transpose(0, 1).flatten(1)
     assert torch.allclose(torch.tensor(mean).double(), pixels.mean(dim=1))
-    assert torch.allclose(torch.tensor(deviation).double(), pixels.std(dim=1, correction=0))
+    assert torch.allclose(torch.tensor(std).double(), pixels.std(dim=1, correction=0))
 
 
 def test_threads_change_nothing() -> None:

@@ -143,8 +143,8 @@ def test_ranks_that_share_a_batch_add_up_to_it(num_images: int, mini: Dataset, t
             object.__setattr__(world, "seen", sums)  # the base is frozen
             run = make_run(SHORT, mini, tmp_path / f"{size}", world=world)
             loop = _Loop(run, StopRequest())
-            first = {"indices": run.train_indices[:num_images], "numbers": torch.zeros(num_images, 6)}
-            run.learner.step(loop._share(Samples(**first, keys=torch.zeros(num_images)), 0))
+            first = {"indices": run.train_indices[:num_images], "augment_params": torch.zeros(num_images, 6)}
+            run.learner.step(loop._share(Samples(**first, dropout_seeds=torch.zeros(num_images)), 0))
             loop.close()
         totals.append(torch.stack(sums).sum(dim=0))
     assert torch.allclose(totals[0], totals[1], atol=1e-5)

@@ -36,12 +36,12 @@ def test_the_seed_alone_decides_the_first_weights(mini: Dataset, tmp_path: Path)
 def test_each_kind_of_parameter_has_its_rule(mini: Dataset, tmp_path: Path) -> None:
     frozen = ParamGroup(lr=0.0)
     for kind in ("filters", "matrices", "vectors"):
-        rules = {
-            **SHORT.rules,
+        groups = {
+            **SHORT.param_groups,
             **dict.fromkeys(("stem", "filters", "matrices", "vectors"), frozen),
             kind: ParamGroup(lr=0.1),
         }
-        run = make_run(replace(SHORT, rules=rules), mini, tmp_path / kind)
+        run = make_run(replace(SHORT, param_groups=groups), mini, tmp_path / kind)
         before = {name: p.detach().clone() for name, p in run.learner.model.named_parameters()}
         model = run.learner.model
         model(mini.train.images[:100]).square().sum().backward()
@@ -70,15 +70,15 @@ def test_every_recipe_learns(recipe: Recipe, mini: Dataset, tmp_path: Path) -> N
     """A few steps of each on small batches of real digits lower the loss."""
     recipe = replace(recipe, dataset="mnist-mini", global_batch_size=100)
     run = make_run(recipe, mini, tmp_path / "run")
-    numbers, keys = recipe.augment.draw(len(mini.train), 0, 0), dropout_seeds(len(mini.train), 0, 0)
+    augment_params, seeds = recipe.augment.draw(len(mini.train), 0, 0), dropout_seeds(len(mini.train), 0, 0)
     seen = []
     run.learner.model.train()
     for step in range(12):
         indices = run.train_indices[step * 100 :][:100]
         batch = Batch(
             indices=indices,
-            numbers=numbers[indices],
-            keys=keys[indices],
+            augment_params=augment_params[indices],
+            dropout_seeds=seeds[indices],
             sizes=(len(indices),),
             num_images=len(indices),
             lr_factor=torch.tensor(0.2),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.loop.optim import Optimizer, ParamGroup, orthogonalize
+from trainer.loop.optim import Optimizer, ParamGroup, newton_schulz
 
 
 def _train(model: nn.Module, step, num_steps: int = 20) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
@@ -49,7 +49,7 @@ def test_weight_decay_is_decoupled_and_relative_to_the_rate() -> None:
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)])
 def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalize(matrix, num_iterations=5))
+    values = torch.linalg.svdvals(newton_schulz(matrix, num_iterations=5))
     assert values.min() > 0.5
     assert values.max() < 1.5
 
@@ -59,7 +59,7 @@ def test_muon_keeps_the_norm_of_filters_and_goes_downhill() -> None:
     filters = nn.Parameter(torch.randn(8, 4, 3, 3))
     target = torch.randn(8, 4, 3, 3)
     target *= 8**0.5 / target.norm()
-    optimizer = Optimizer([(ParamGroup(lr=0.05, momentum=0.6, orthogonalize=True), [filters])])
+    optimizer = Optimizer([(ParamGroup(lr=0.05, momentum=0.6, muon=True), [filters])])
     losses = []
     for _ in range(100):
         loss = (filters - target).square().sum()

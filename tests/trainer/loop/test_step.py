@@ -25,8 +25,8 @@ def batch_of(indices: torch.Tensor, device: torch.device, sizes: tuple[int, ...]
     """A whole global batch, on one rank; one shard unless `sizes` cuts it."""
     return Batch(
         indices=indices.to(device),
-        numbers=torch.zeros(len(indices), 6, device=device),
-        keys=indices.to(device),
+        augment_params=torch.zeros(len(indices), 6, device=device),
+        dropout_seeds=indices.to(device),
         lr_factor=torch.tensor(1.0, device=device),
         sizes=sizes or (len(indices),),
         num_images=len(indices),
@@ -87,11 +87,11 @@ def test_dropout_belongs_to_the_sample(mini: Dataset, tmp_path: Path) -> None:
     """However the batch is cut, and whatever else draws random numbers, the same units are dropped."""
     recipe = replace(SHORT, network="alexnet")
 
-    def loss(sizes: tuple[int, ...], first_key: int) -> float:
+    def loss(sizes: tuple[int, ...], first_seed: int) -> float:
         learner = make_run(recipe, mini, tmp_path / "run").learner
         learner.model.train()
         batch = batch_of(torch.arange(10), torch.device("cpu"), sizes)
-        return float(learner.step(replace(batch, keys=batch.keys + first_key))[0])
+        return float(learner.step(replace(batch, dropout_seeds=batch.dropout_seeds + first_seed))[0])
 
     whole = loss((10,), 0)
     torch.rand(3)

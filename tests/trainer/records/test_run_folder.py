@@ -104,7 +104,7 @@ def test_a_folder_of_a_run_that_ended_before_it_began_may_be_entered(mini: Datas
     (place / "failure.json").write_text("{}")
     (place / ".config.json.4242.tmp").write_text('{"fingerp')
     folder.enter("auto", ALONE)
-    assert RunFolder.read(folder.path).seed == folder.seed
+    assert RunFolder.read(folder.path).fingerprint == folder.fingerprint
 
 
 def test_a_folder_has_one_user_and_who_comes_second_waits_for_a_while(

@@ -116,8 +116,8 @@ def test_a_seed_that_diverges_is_counted_and_ends_nothing(
 
 def test_a_recipe_that_always_diverges_has_no_figure(config: SeedsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = RECIPES[config.recipe]
-    wild = {kind: replace(rule, lr=1e12) for kind, rule in recipe.rules.items()}
-    monkeypatch.setitem(RECIPES, config.recipe, replace(recipe, rules=wild))
+    wild = {kind: replace(group, lr=1e12) for kind, group in recipe.param_groups.items()}
+    monkeypatch.setitem(RECIPES, config.recipe, replace(recipe, param_groups=wild))
     with pytest.raises(DivergenceError, match="all 2 seeds diverged"):
         study_seeds(replace(config, runs=2))
 

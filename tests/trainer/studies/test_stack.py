@@ -55,7 +55,7 @@ def test_members_drop_what_their_lone_runs_drop(mini: Dataset, tmp_path: Path) -
     lone_steps(alone, 1)
     known = alone.learner.model.state_dict()["network.head.weight"]
     assert torch.allclose(head(lambda stack: stack.draw(0)), known, atol=1e-6)
-    others = head(lambda stack: replace(stack.draw(0), keys=stack.draw(1).keys))
+    others = head(lambda stack: replace(stack.draw(0), dropout_seeds=stack.draw(1).dropout_seeds))
     assert not torch.allclose(others, known, atol=1e-5)
 
 

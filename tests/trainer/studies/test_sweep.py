@@ -35,7 +35,7 @@ def test_random_candidates_are_some_of_them_and_always_the_same() -> None:
 def test_a_candidates_values_reach_the_recipe() -> None:
     values = {"lr_scale": 0.5, "augment.shift": 2, "label_smoothing": 0, "precision": "bfloat16"}
     changed = change_recipe(MNIST, values)
-    assert {rule.lr for rule in changed.rules.values()} == {0.05}
+    assert {group.lr for group in changed.param_groups.values()} == {0.05}
     assert changed.augment.shift == 2
     assert changed.label_smoothing == 0.0
     assert changed.precision == "bfloat16"

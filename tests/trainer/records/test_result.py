@@ -1,0 +1,47 @@
+"""`result.json`: the same bytes for the same result, and read back, old files included."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.records.results import RESULT, make_result
+from trainer.errors import CheckpointError
+from trainer.records.result import Result
+
+KEYS = (
+    "recipe dataset dataset_sha256 dataset_notes test_sha256 model num_parameters world_size virtual_shards device "
+    "precision seed epochs steps global_batch_size train_seconds images_per_second val_accuracy test_accuracy "
+    "test_errors num_test test_interval test_look num_test_looks test_accuracy_of_seeds looks_by_dataset "
+    "weights_sha256 exported machine"
+)
+ADDED_LATER = ("num_test_looks", "test_accuracy_of_seeds", "looks_by_dataset", "virtual_shards", "dataset_notes")
+
+
+def test_the_file_has_the_fields_in_their_order(tmp_path: Path) -> None:
+    RESULT.write(tmp_path / "result.json")
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert list(written) == KEYS.split()
+    assert written["exported"] is None
+    assert written["test_accuracy_of_seeds"] == {"0": [0.91]}
+    assert Result.read(tmp_path / "result.json") == RESULT
+
+
+def test_a_member_of_a_study_has_no_accuracies_of_other_seeds() -> None:
+    member = make_result(test_accuracy_of_seeds=None, stacked=4)
+    assert list(member.to_json()) == [*KEYS.replace("test_accuracy_of_seeds ", "").split(), "stacked"]
+    assert Result.from_json(member.to_json()) == member
+
+
+def test_files_of_older_and_of_later_versions_are_read() -> None:
+    values = {name: value for name, value in RESULT.to_json().items() if name not in ADDED_LATER} | {"of_later": 1}
+    old = Result.from_json(values)
+    assert (old.test_accuracy, old.num_test_looks, old.dataset_notes) == (0.91, None, ())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"recipe": "mnist"}'])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"result\.json is damaged"):
+        Result.read(tmp_path / "result.json")
+    assert Result.read(tmp_path / "nothing.json") is None

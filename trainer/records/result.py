@@ -1,0 +1,111 @@
+"""What a run found, as one record: `result.json`."""
+
+import json
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from trainer.errors import CheckpointError
+from trainer.files import write_json
+
+_LEFT_OUT_IF_NONE = ("test_accuracy_of_seeds", "stacked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A complete run's figures and where they come from. Fields with a default are missing in older files.
+
+    Args:
+        dataset_notes: what the user was told about a folder of images.
+        test_sha256: digest of the test images; None in files from before that digest.
+        model: the recipe's network.
+        train_seconds: spent in training steps; validation and saving not counted.
+        val_accuracy: between 0 and 1, as are all accuracies.
+        test_interval: Wilson interval at the level of `test_look`.
+        test_look: how many times this workspace had looked at this test set, this time included.
+        num_test_looks: how many times it has by now.
+        test_accuracy_of_seeds: for each seed of this setting in the ledger, the test accuracy of each of its weights;
+            None in a member of a study of seeds, whose page has them.
+        looks_by_dataset: how often the workspace has looked at the test set of each data set.
+        exported: folder of the version in the model repository.
+        machine: what `hardware.describe` returns.
+        stacked: how many members of a study of seeds were trained together; None elsewhere.
+    """
+
+    recipe: str
+    dataset: str
+    dataset_sha256: str
+    dataset_notes: tuple[str, ...] = ()
+    test_sha256: str | None = None
+    model: str
+    num_parameters: int
+    world_size: int
+    virtual_shards: int | None = None
+    device: str
+    precision: str
+    seed: int
+    epochs: int
+    steps: int
+    global_batch_size: int
+    train_seconds: float
+    images_per_second: float
+    val_accuracy: float
+    test_accuracy: float
+    test_errors: int
+    num_test: int
+    test_interval: tuple[float, float]
+    test_look: int
+    num_test_looks: int | None = None
+    test_accuracy_of_seeds: dict[int, list[float]] | None = None
+    looks_by_dataset: dict[str, int] | None = None
+    weights_sha256: str
+    exported: str | None
+    machine: dict[str, str | int]
+    stacked: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of `result.json`, in the order of the fields."""
+        return {
+            name: value for name, value in asdict(self).items() if value is not None or name not in _LEFT_OUT_IF_NONE
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Returns the result in the content of a `result.json`; fields of later versions are ignored.
+
+        Raises:
+            ValueError: a field is missing that every version writes.
+        """
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        known["dataset_notes"] = tuple(known.get("dataset_notes", ()))
+        low, high = known["test_interval"]
+        known["test_interval"] = (low, high)
+        by_seed = known.get("test_accuracy_of_seeds")
+        if by_seed is not None:
+            known["test_accuracy_of_seeds"] = {int(seed): accuracies for seed, accuracies in by_seed.items()}
+        return cls(**known)
+
+    def write(self, path: Path) -> None:
+        """Writes the result.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_json(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Returns the result in a file, or None if there is no file.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
