@@ -10,7 +10,7 @@ from serving.errors import StartupError
 EXIT_CANNOT_START = 2
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], *, prog: str = "python -m serving") -> int:
     """Serve until a signal comes. Returns the exit code: 0 after a drain, 2 if the server cannot start.
 
     Where a model computes on when the grace is over, the process ends by itself with 1.
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # The threads of torch's OpenMP would spin between two batches and take the CPUs from the transport; read once too.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    config = tyro.cli(ServeConfig, args=arguments, prog="python -m serving")
+    config = tyro.cli(ServeConfig, args=arguments, prog=prog)
     try:
         from serving.observability.logging import set_up_logging
         from serving.server import serve

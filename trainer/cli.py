@@ -1,4 +1,4 @@
-"""The edge to the user: command lines in, one clear line and an exit code out when something is wrong."""
+"""The command line: parses options, runs the command, and turns failures into one line and an exit code."""
 
 import contextlib
 import io
@@ -8,146 +8,162 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-import trainer.ranks.launcher  # noqa: F401 (notes who started this process before torch is imported)
+import trainer.ranks.launcher  # noqa: F401 (records the parent process before torch is imported, which takes seconds)
 from convoy.processes import restore_ctrl_c
+from convoy.verbs import Verb, run_verb
 from trainer.errors import Interrupted, PeerError, TrainerError
 from trainer.signals import StopRequest
 
-# Before torch is loaded: its warnings of lost connections are C++ stacks, and the line that we say is enough.
+if TYPE_CHECKING:
+    from trainer.studies import Study
+
+# Set before torch is loaded: its warnings of lost connections are C++ stack traces, and our own line is enough.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 T = TypeVar("T")
 
 LINGER_S = 1.5
-"""How long a rank with nothing to say waits before it leaves: torchrun ends all ranks when the first one leaves, and
-the one that tells the user why must not be cut short."""
+"""How long a silent rank waits before it exits: torchrun kills all ranks when the first one exits, and the rank that
+prints the cause needs time to do so."""
 
 
-def train_command(arguments: Sequence[str]) -> NoReturn:
-    """`trainer/main.py`: one training run."""
-    from trainer.config import TrainConfig  # imports torch, which a faulty command line need not wait for twice
+def train_command(arguments: Sequence[str], prog: str = "trainer/main.py") -> NoReturn:
+    """Trains one run."""
+    from trainer.config import TrainConfig
     from trainer.train import train
 
-    config = parse(TrainConfig, arguments, prog="trainer/main.py")
+    config = parse(TrainConfig, arguments, prog=prog)
     run_command(lambda: train(config))
 
 
-def evaluate_command(arguments: Sequence[str]) -> NoReturn:
-    """`python -m trainer evaluate RUN`."""
+def evaluate_command(arguments: Sequence[str], prog: str) -> NoReturn:
+    """Evaluates a finished run."""
     from trainer.config import EvaluateConfig
     from trainer.reopen import evaluate_run
 
-    config = parse(EvaluateConfig, arguments, prog="python -m trainer evaluate")
+    config = parse(EvaluateConfig, arguments, prog=prog)
     run_command(lambda: evaluate_run(config))
 
 
-def export_command(arguments: Sequence[str]) -> NoReturn:
-    """`python -m trainer export RUN`."""
+def export_command(arguments: Sequence[str], prog: str) -> NoReturn:
+    """Exports a finished run."""
     from trainer.config import ExportConfig
     from trainer.reopen import export_run
 
-    config = parse(ExportConfig, arguments, prog="python -m trainer export")
+    config = parse(ExportConfig, arguments, prog=prog)
     run_command(lambda: export_run(config))
 
 
-def compare_command(arguments: Sequence[str]) -> NoReturn:
-    """`python -m trainer compare RUN…`."""
+def compare_command(arguments: Sequence[str], prog: str) -> NoReturn:
+    """Compares finished runs."""
     from trainer.compare import compare_runs
     from trainer.config import CompareConfig
 
-    config = parse(CompareConfig, arguments, prog="python -m trainer compare")
+    config = parse(CompareConfig, arguments, prog=prog)
     run_command(lambda: print("\n".join(compare_runs(config.runs))))
 
 
-def study_command(arguments: Sequence[str]) -> NoReturn:
-    """`python -m trainer study NAME`; also under torchrun."""
-    from trainer.errors import unknown_name
+def study_command(arguments: Sequence[str], prog: str) -> int:
+    """Runs one of the studies; also under torchrun."""
     from trainer.studies import STUDIES
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        lines = (f"  {name:12s} {study.summary}" for name, study in STUDIES.items())
-        print("usage: python -m trainer study NAME [OPTIONS]\n\n" + "\n".join(lines))
-        sys.exit(0 if arguments else 2)
-    name, rest = arguments[0], arguments[1:]
-    if name not in STUDIES:
-        print(f"error: {unknown_name('study', name, STUDIES)}", file=sys.stderr)
-        sys.exit(2)
-    study = STUDIES[name]
-    config = parse(study.config, rest, prog=f"python -m trainer study {name}")
-    run_command(lambda: study.run(config))
+    def verb(name: str, study: "Study") -> Verb:
+        def run(rest: Sequence[str]) -> NoReturn:
+            config = parse(study.config, rest, prog=f"{prog} {name}")
+            run_command(lambda: study.run(config))
+
+        return Verb(study.summary, run)
+
+    return run_verb(prog, {name: verb(name, study) for name, study in STUDIES.items()}, arguments, kind="study")
 
 
-def recipes_command(arguments: Sequence[str]) -> None:
-    """`python -m trainer recipes`: one line for each."""
+def recipes_command(arguments: Sequence[str], prog: str) -> int:
+    """Prints one line for each recipe."""
     from trainer.recipes import RECIPES
 
     if arguments:
-        print("usage: python -m trainer recipes\n\nList what can be trained.")
-        sys.exit(0 if arguments[0] in ("-h", "--help") else 2)
+        print(f"usage: {prog}\n\nLists what can be trained.")
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    width = max(map(len, RECIPES))
     for recipe in RECIPES.values():
-        print(f"{recipe.name:18s} {recipe.summary}")
+        print(f"{recipe.name:{width}s}  {recipe.summary}")
+    return 0
 
 
-def data_command(arguments: Sequence[str]) -> NoReturn:
-    """`python -m trainer data list|fetch|verify|import`."""
+def data_command(arguments: Sequence[str], prog: str) -> NoReturn:
+    """Runs `data list|fetch|verify|import`."""
     from trainer.data.commands import run
 
     def command() -> int:
-        with StopRequest():  # what was fetched in part is taken away
-            return run(arguments)
+        with StopRequest():  # removes partial downloads
+            return run(arguments, prog)
 
     run_command(command)
 
 
+COMMANDS: dict[str, Callable[[Sequence[str], str], int | None]] = {
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "export": export_command,
+    "compare": compare_command,
+    "study": study_command,
+    "recipes": recipes_command,
+    "data": data_command,
+}
+
+
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str) -> T:
-    """The command line as a value. A faulty one, or `--help`, ends the process; under torchrun only rank 0 speaks."""
+    """Parses the command line into a dataclass.
+
+    A faulty command line, or `--help`, ends the process. Under torchrun only rank 0 prints.
+    """
     import tyro
 
-    silence = contextlib.nullcontext() if _is_main() else contextlib.redirect_stdout(io.StringIO())
+    silence = contextlib.nullcontext() if _is_rank_0() else contextlib.redirect_stdout(io.StringIO())
     try:
-        with silence, contextlib.redirect_stderr(sys.stderr if _is_main() else io.StringIO()):
+        with silence, contextlib.redirect_stderr(sys.stderr if _is_rank_0() else io.StringIO()):
             return tyro.cli(kind, args=arguments, prog=prog)
     except SystemExit:
-        if not _is_main():
+        if not _is_rank_0():
             time.sleep(LINGER_S)
         raise
 
 
 def run_command(command: Callable[[], int | None]) -> NoReturn:
-    """Run a command and end the process with the exit code that it returns; turn a failure into what a user should see.
+    """Runs a command and exits with the code that it returns; reports a failure in one line.
 
-    Under torchrun the same command runs on every rank, and the first rank that fails is the one that speaks.
+    Under torchrun every rank runs the same command, and only the rank that failed first reports.
     """
     restore_ctrl_c()
     try:
-        _leave(command() or 0)
+        _exit(command() or 0)
     except Interrupted as error:
-        if _is_main():
+        if _is_rank_0():
             print(error, file=sys.stderr)
-        _leave(128 + error.signal_number)
+        _exit(128 + error.signal_number)
     except PeerError as error:
         time.sleep(LINGER_S)
-        _leave(error.exit_code)
+        _exit(error.exit_code)
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
-        _leave(error.exit_code)
+        _exit(error.exit_code)
     except KeyboardInterrupt:
-        _leave(128 + signal.SIGINT)
+        _exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        raise  # our output cannot be written: `exit_on_broken_pipe` knows what to do
+        raise  # standard output cannot be written: `exit_on_broken_pipe` handles it
     except Exception as error:
-        _tell_torchrun(error)
+        _record_for_torchrun(error)
         traceback.print_exc()
-        _leave(1)
+        _exit(1)
 
 
-def _leave(code: int) -> NoReturn:
-    """End the process.
+def _exit(code: int) -> NoReturn:
+    """Ends the process.
 
-    A rank does so without tearing Python down: gloo's threads may hold the last reference to a Python tensor a moment
-    longer, and aborted the process then in one exit out of six ("terminate called without an active exception").
+    A rank skips Python's own teardown: gloo's threads may still hold the last reference to a tensor then, and aborted
+    the process in one exit out of six ("terminate called without an active exception").
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -156,12 +172,12 @@ def _leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _is_main() -> bool:
+def _is_rank_0() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _tell_torchrun(error: Exception) -> None:
-    """Leave the error where torchrun looks for it, so that its own summary names it too."""
+def _record_for_torchrun(error: Exception) -> None:
+    """Writes the error where torchrun reads it, so that torchrun's summary names it."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

@@ -1,0 +1,106 @@
+"""`convoy train [PATH-OR-RECIPE]`: one training run on this machine, with one process for each GPU."""
+
+import os
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+import tyro
+
+from trainer.cli import parse, run_command
+from trainer.config import TrainConfig
+from trainer.data.datasets import FOLDER_PREFIX
+from trainer.errors import ConfigError
+from trainer.recipes import RECIPES, find_recipe
+from trainer.train import train
+
+FOLDER_RECIPE = "cifar10-small"
+FOLDER_IMAGE_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalTrainConfig:
+    """Trains on this machine, with one process for each GPU, or one process for all CPUs."""
+
+    what: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PATH-OR-RECIPE")] = None
+    """A folder of images with one folder for each class, or the name of a recipe."""
+    nproc: int | None = None
+    """Number of processes."""
+    run: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
+
+
+def local_train_command(arguments: Sequence[str]) -> NoReturn:
+    """Runs `convoy train`, in this process or, for several ranks, by torchrun in its place."""
+    config = parse(LocalTrainConfig, arguments, prog="convoy train")
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
+    run_command(lambda: _train(config, given))
+
+
+def _train(config: LocalTrainConfig, given: Collection[str]) -> None:
+    run, choice = resolve(config, given)
+    run.resolve()  # a faulty command line must not wait for several processes to start
+    if choice:
+        print(choice, flush=True)
+    num_ranks = 1 if "RANK" in os.environ else config.nproc or _num_gpus(run)
+    if num_ranks == 1:
+        train(run)
+    else:
+        _become_torchrun(num_ranks, run)
+
+
+def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConfig, str]:
+    """Returns the run that the command line asks for, and a line that names what Convoy chose, or "".
+
+    Args:
+        given: the options on the command line, such as `--recipe`.
+
+    Raises:
+        ConfigError: the positional argument is neither a folder nor a recipe, or an option contradicts it.
+    """
+    what, run = config.what, config.run
+    if config.nproc is not None and config.nproc < 1:
+        raise ConfigError(f"--nproc {config.nproc}: must be at least 1")
+    if what is None:
+        return run, ""
+    if what in RECIPES or not Path(what).is_dir():
+        if "--recipe" in given:
+            raise ConfigError(f"{what} and --recipe {run.recipe}: give one recipe")
+        if os.sep in what:
+            raise ConfigError(f"{what}: no such folder")
+        return replace(run, recipe=find_recipe(what).name), ""
+    if "--dataset" in given:
+        raise ConfigError(f"{what} and --dataset {run.dataset}: give one data set")
+    run = replace(run, dataset=f"{FOLDER_PREFIX}{what}")
+    if "--recipe" not in given:
+        run = replace(run, recipe=FOLDER_RECIPE)
+    if "--image-size" not in given:
+        run = replace(run, image_size=FOLDER_IMAGE_SIZE)
+    size = f"{run.image_size} x {run.image_size} pixels"
+    return run, f"{what}: recipe {run.recipe}, images of {size} (--recipe and --image-size choose others)"
+
+
+def as_arguments(config: TrainConfig) -> Iterator[str]:
+    """Yields the command line that is read as this value."""
+    default = TrainConfig()
+    for option in fields(config):
+        value = getattr(config, option.name)
+        flag = option.name.replace("_", "-")
+        if value == getattr(default, option.name):
+            continue
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        else:
+            yield from (f"--{flag}", str(value))
+
+
+def _num_gpus(run: TrainConfig) -> int:
+    return max(1, torch.cuda.device_count()) if run.device != "cpu" else 1
+
+
+def _become_torchrun(num_ranks: int, run: TrainConfig) -> NoReturn:
+    launcher = ["-m", "trainer.launch", "--standalone", f"--nproc-per-node={num_ranks}", "-m", "trainer.main"]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # only silences torchrun's warning: each rank sets its own threads
+    os.execv(sys.executable, [sys.executable, *launcher, *as_arguments(run)])
