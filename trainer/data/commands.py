@@ -93,12 +93,12 @@ Command = (
 )
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], prog: str = "python -m trainer data") -> int:
     """The verb: reads its arguments and does it. Returns the exit status; raises TrainerError."""
     command: ListSets | FetchSets | VerifySets | ImportSet = tyro.cli(
         Command,
         args=arguments,
-        prog="python -m trainer data",
+        prog=prog,
         description="Data sets: list, fetch, verify, import.",
     )
     match command:
