@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.evaluation.evaluate import interval_of_look
+from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger
 from trainer.records.run_folder import RunFolder
 
@@ -81,7 +81,7 @@ def _about_looks(runs: list[tuple[RunFolder, dict[str, Any]]]) -> list[str]:
         num_looks = len(Ledger(path).entries(runs[0][1]["dataset_sha256"]))
         num_test = runs[0][1]["num_test"]
         typical = statistics.median(result["test_accuracy"] for _, result in runs)
-        low, high = interval_of_look(round(typical * num_test), num_test, max(1, num_looks))
+        low, high = simultaneous_interval(round(typical * num_test), num_test, max(1, num_looks))
         lines.append(
             f"{num_looks} look{'s' if num_looks != 1 else ''} at this test set in {path}: an accuracy of "
             f"{100 * typical:.2f} % stands for {100 * low:.2f} to {100 * high:.2f} % (95 % over all looks)"

@@ -1,23 +1,40 @@
 """Recipes: everything that decides what a run computes, as named, frozen values.
 
-A run is a recipe, a data set, a seed and nothing else. Hyper-parameters were chosen on validation images only.
+A run is a recipe, a data set, a seed and nothing else. The hyper-parameters were chosen on validation images only.
+Knows nothing of what computes; imports no torch.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from trainer.data.augment import Augment
 from trainer.errors import unknown_name
-from trainer.evaluation.views import TestTimeViews
-from trainer.hardware import has_fast_bfloat16
-from trainer.loop.optim import ParamGroup
-from trainer.models import PRETRAINED_PREFIX
-from trainer.models.originals import ORIGINALS
+
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["float32", "bfloat16"]
 ParameterKind = Literal["stem", "filters", "matrices", "vectors"]
+TestTimeViews = Literal["one", "shifted", "mirrored", "mirrored-and-shifted"]
+
+PRETRAINED_PREFIX = "pretrained:"
+"""Before a name of `PRETRAINED`: torchvision's network with its published weights."""
+PRETRAINED = ("alexnet", "vgg16", "vgg19", "googlenet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+"""Networks that can be fine-tuned: page 37 of the lecture, without the BN variants, which torchvision lacks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParamGroup:
+    """How one group of parameters learns.
+
+    `lr` is multiplied by the schedule's factor. `weight_decay` is decoupled and relative to `lr`: each step shrinks
+    the weights by lr · weight_decay.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    muon: bool = False
+    """The update is the nearest semi-orthogonal matrix, and the filter keeps the norm sqrt(filters)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +48,32 @@ class Schedule:
     points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 1.0))
 
     def factor(self, step: int, num_steps: int) -> float:
-        """The factor at a step, counted from 0."""
+        """Returns the factor at a step, counted from 0."""
         at = step / max(1, num_steps - 1)
         for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False):
             if at <= x1:
                 return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
         return self.points[-1][1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augment:
+    """What may be done to a training image. The default does nothing."""
+
+    flip: Literal["none", "alternating"] = "none"
+    """`alternating`: mirrored at random in epoch 0, then every image in turn (airbench, arXiv 2404.00498)."""
+    shift: int = 0
+    """Largest translation in pixels, both ways."""
+    fill: Literal["reflect", "zero"] = "reflect"
+    """What a shift brings in at the border."""
+    rotate_degrees: float = 0.0
+    """Largest rotation, both ways. Rotation, scaling and their translation fill with zero, bilinear."""
+    scale: float = 0.0
+    """Largest relative change of size, both ways and for each axis on its own."""
+
+    @property
+    def is_affine(self) -> bool:
+        return self.rotate_degrees > 0 or self.scale > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +89,11 @@ class Recipe:
     widths: tuple[int, ...] = ()
     """Channels of the network's stages, for networks that have a choice."""
     global_batch_size: int
-    """Images a step, over all ranks together."""
+    """Images per step, over all ranks together."""
     epochs: int
     param_groups: dict[ParameterKind, ParamGroup]
-    """How the filters of a network's stem, the other filters, fully connected matrices, and vectors (biases, norms)
-    learn."""
+    """How the network's parameters learn: the filters of its stem, the other filters, the matrices of fully connected
+    layers, and the vectors (biases, norms)."""
     schedule: Schedule = field(default_factory=Schedule)
     augment: Augment = field(default_factory=Augment)
     label_smoothing: float = 0.0
@@ -67,8 +104,10 @@ class Recipe:
     num_validation: int = 5000
     """Training images set aside, stratified; at most a tenth of a smaller set."""
 
-    def as_computed_on(self, device: torch.device) -> "Recipe":
-        """The same in the precision that it gets on this device: it decides the result, and is kept with the run."""
+    def as_computed_on(self, device: "torch.device") -> "Recipe":
+        """Returns the recipe with the precision that it gets on this device, which decides the result."""
+        from trainer.hardware import has_fast_bfloat16  # imports torch, which --help need not wait for
+
         return self if has_fast_bfloat16(device) else replace(self, precision="float32")
 
 
@@ -181,7 +220,7 @@ def _nesterov(lr: float) -> dict[ParameterKind, ParamGroup]:
 
 
 def _family(network: str) -> tuple[Recipe, Recipe]:
-    """A family on CIFAR-10 and on MNIST, whose digits must not be mirrored. Usual values, the same for all."""
+    """Returns a family's recipes for CIFAR-10 and for MNIST, whose digits must not be mirrored, with the usual values."""
     what, lr = _FAMILIES[network]
     cifar10 = Recipe(
         name=f"cifar10-{network}",
@@ -226,16 +265,16 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         *_ALL,
         *(recipe for network in _FAMILIES for recipe in _family(network)),
-        *(_fine_tuning(network) for network in ORIGINALS),
+        *(_fine_tuning(network) for network in PRETRAINED),
     )
 }
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name.
+    """Returns the recipe of that name.
 
     Raises:
-        ConfigError: there is none; the nearest names are offered.
+        ConfigError: there is none; the message offers the nearest names.
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)

@@ -5,8 +5,10 @@ from dataclasses import replace
 from trainer.config import EvaluateConfig, ExportConfig
 from trainer.data import Dataset, image_folder, without_test_images
 from trainer.errors import CheckpointError, ConfigError
-from trainer.evaluation.evaluate import describe_accuracy, evaluate
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.intervals import describe_accuracy
 from trainer.evaluation.ledger import Ledger
+from trainer.evaluation.views import NUM_VIEWS
 from trainer.export.plan import served_model
 from trainer.hardware import keep_freed_memory
 from trainer.loop.fit import Run, restore
@@ -26,19 +28,18 @@ def evaluate_run(config: EvaluateConfig) -> None:
     keep_freed_memory()
     with World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
         run, dataset = open_run(config, world, progress)
+        num_views = NUM_VIEWS[run.recipe.test_time_views]
         if config.split == "validation":
             seen = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
-            progress.say(f"validation accuracy {describe_accuracy(seen.num_errors, seen.num_images)}")
+            accuracy = describe_accuracy(seen.num_errors, seen.num_images, num_views=num_views)
+            progress.say(f"validation accuracy {accuracy}")
             return
-        look = Ledger(run.folder.ledger_path).find(run.dataset.sha256, weights_sha256(run.learner.model))
-        if look is None:
-            _, _, look = evaluate_on_test_set(run, dataset)
-        if look is not None:
-            recorded = ", as recorded then" if look.is_repeated else ""
-            progress.say(
-                f"test accuracy {describe_accuracy(look.num_errors, look.num_images, look.number)}, "
-                f"look {look.number} of {look.num_looks} at this test set in {run.folder.ledger_path}{recorded}"
-            )
+        recorded = Ledger(run.folder.ledger_path).find(run.dataset.sha256, weights_sha256(run.learner.model))
+        if recorded is None:
+            _, _, recorded = evaluate_on_test_set(run, dataset)
+        if recorded is not None:  # on the main rank
+            accuracy = recorded.describe(run.folder.ledger_path, num_views=num_views)
+            progress.say(f"test accuracy {accuracy}{', recorded earlier' if recorded.is_repeated else ''}")
 
 
 def export_run(config: ExportConfig) -> None:

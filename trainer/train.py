@@ -14,10 +14,12 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, load_dataset, split_validation, without_test_images
+from trainer.data.augment import check_shift
 from trainer.errors import ConfigError, MismatchError, writing
 from trainer.evaluation.evaluate import Evaluation, evaluate
-from trainer.evaluation.intervals import describe_accuracy, simultaneous_interval
+from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger, RecordedEvaluation, evaluate_and_record
+from trainer.evaluation.views import NUM_VIEWS
 from trainer.export.plan import export_trained, plan_export
 from trainer.files import write_json
 from trainer.hardware import describe, keep_freed_memory
@@ -127,7 +129,7 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
     Raises:
         ConfigError: the recipe is not for images of this size.
     """
-    recipe.augment.check(dataset.train.images.size(2))
+    check_shift(recipe.augment, dataset.train.images.size(2))
     train_indices = torch.arange(len(dataset.train))
     if dataset.validation is not None:
         validation_images, validation_indices = dataset.validation, torch.arange(len(dataset.validation))
@@ -168,7 +170,7 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
 
 
 def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluation, RecordedEvaluation | None]:
-    """The one look at the test set, entered in the ledger.
+    """Evaluates on the test set, once, and records it in the ledger.
 
     Args:
         dataset: the run's with its test images, which no run holds while it trains.
@@ -227,15 +229,17 @@ def summarize(run: Run, validation: Evaluation, recorded: RecordedEvaluation) ->
     }
 
 
-def _by_seed(looks: list[dict[str, Any]]) -> dict[int, list[float]]:
-    """Each seed's test accuracies: one for each weights that were looked at."""
+def _by_seed(entries: list[dict[str, Any]]) -> dict[int, list[float]]:
+    """Returns each seed's test accuracies, one for each of its weights that were evaluated."""
     found: dict[int, list[float]] = {}
-    for look in looks:
-        found.setdefault(look["seed"], []).append(look["accuracy"])
+    for entry in entries:
+        found.setdefault(entry["seed"], []).append(entry["accuracy"])
     return found
 
 
-def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evaluation, recorded: RecordedEvaluation) -> None:
+def report(
+    run: Run, result: dict[str, Any], test_images: ImageSet, test: Evaluation, recorded: RecordedEvaluation
+) -> None:
     """Write `report.html`, and then `result.json`, with which the run is complete; tell the user.
 
     Raises:
@@ -246,8 +250,6 @@ def report(run: Run, result: dict[str, Any], test_images: ImageSet, test: Evalua
     with writing(run.folder.path):
         write_report(run.folder.path, result, run.dataset.classes, test_images, test)
         write_json(run.folder.result_path, result)
-    run.progress.say(
-        f"test accuracy {describe_test_accuracy(run, recorded)}, "
-        f"evaluation {recorded.number} of {recorded.num_evaluations} on this test set in {run.folder.ledger_path}"
-    )
+    num_views = NUM_VIEWS[run.recipe.test_time_views]
+    run.progress.say(f"test accuracy {recorded.describe(run.folder.ledger_path, num_views=num_views)}")
     run.progress.say(f"report: {run.folder.report_path}")

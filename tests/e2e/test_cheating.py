@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 from trainer.config import TrainConfig
-from trainer.evaluation.evaluate import interval_of_look
+from trainer.evaluation.intervals import simultaneous_interval
 
 pytestmark = pytest.mark.slow
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -48,7 +48,7 @@ def looks(runs: Path) -> list[dict[str, Any]]:
 def is_widened(result: dict[str, Any], look: int) -> bool:
     """Whether the interval is that of this look."""
     num_right = result["num_test"] - result["test_errors"]
-    return result["test_interval"] == pytest.approx(interval_of_look(num_right, result["num_test"], look))
+    return result["test_interval"] == pytest.approx(simultaneous_interval(num_right, result["num_test"], look))
 
 
 def train_in(runs: Path, run_trainer: RunTrainer, name: str, *arguments: str, ranks: int = 1) -> Path:

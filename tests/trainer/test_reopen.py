@@ -56,7 +56,7 @@ def test_a_second_look_at_the_test_set_is_read_from_the_ledger(run_folder: Path,
     assert done.returncode == 0, done.stderr
     errors = json.loads((run_folder / "result.json").read_text())["test_errors"]
     assert f"({errors} of 1,000 wrong" in done.stdout
-    assert "as recorded then" in done.stdout
+    assert "recorded earlier" in done.stdout
     assert ledger.read_text() == before
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.evaluation.evaluate import wilson_interval
+from trainer.evaluation.intervals import wilson_interval
 from trainer.export.folding import ServedModel, fold
 from trainer.export.formats import Floats
 from trainer.export.manifest import golden_file, golden_images, manifest

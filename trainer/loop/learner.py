@@ -10,13 +10,13 @@ from torch import nn
 
 from trainer.data import Dataset, ImageSet
 from trainer.data.order import generator
-from trainer.evaluation.views import TestTimeViews, average_views
-from trainer.loop.optim import Optimizer, ParamGroup
+from trainer.evaluation.views import average_views
+from trainer.loop.optim import Optimizer
 from trainer.loop.step import Batch, GraphedStep, TrainStep
 from trainer.models import Classifier, build_network
 from trainer.models.airbench import AirbenchNet
 from trainer.ranks.world import World
-from trainer.recipes import ParameterKind, Recipe
+from trainer.recipes import ParameterKind, ParamGroup, Recipe, TestTimeViews
 
 NUM_WHITENING_IMAGES = 5000
 

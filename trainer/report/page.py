@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from trainer.data import ImageSet
-from trainer.evaluation.evaluate import Evaluation, level_of_look, wilson_interval
+from trainer.evaluation.evaluate import Evaluation
+from trainer.evaluation.intervals import confidence_level, wilson_interval
 from trainer.files import write_atomically
 from trainer.recipes import Schedule
 from trainer.records.metrics import read_metrics
@@ -60,7 +61,7 @@ def write_report(
         "result": result,
         "loss": evaluation.loss,
         "seeds": _seeds(result),
-        "level": level_of_look(result["test_look"]),
+        "level": confidence_level(result["test_look"]),
         "cifar10_years": years,
         "panels": panels,
         "epochs": curves.epochs,

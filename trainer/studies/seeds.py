@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainConfig
-from trainer.data import Dataset, default_data_dir
+from trainer.config import DeviceChoice, TrainConfig, default_data_dir
+from trainer.data import Dataset
 from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.ledger import Ledger
@@ -20,7 +20,7 @@ from trainer.files import write_json
 from trainer.hardware import keep_freed_memory
 from trainer.loop.fit import Run
 from trainer.progress import Progress
-from trainer.ranks.world import DeviceChoice, World
+from trainer.ranks.world import World
 from trainer.recipes import Recipe
 from trainer.records.checkpoint import Checkpoints
 from trainer.records.run_folder import RunFolder
@@ -185,11 +185,11 @@ def _train_alone(seed: int, recipe: Recipe, place: Workplace, folder: StudyFolde
 
 
 def _finish(run: Run, dataset: Dataset, num_stacked: int) -> dict[str, Any]:
-    """Validate, look at the test set once, write the seed's result."""
+    """Validates, evaluates on the test set once and writes the seed's result."""
     validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
-    _, _, look = evaluate_on_test_set(run, dataset)
-    assert look is not None
-    result = summarize(run, validation, look) | {"stacked": num_stacked}
+    _, _, recorded = evaluate_on_test_set(run, dataset)
+    assert recorded is not None
+    result = summarize(run, validation, recorded) | {"stacked": num_stacked}
     del result["test_accuracy_of_seeds"]  # grows with each seed, and the study's page has them all
     with writing(run.folder.result_path):
         write_json(run.folder.result_path, result)

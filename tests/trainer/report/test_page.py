@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from trainer.data import ImageSet
-from trainer.evaluation.evaluate import Evaluation, wilson_interval
+from trainer.evaluation.evaluate import Evaluation
+from trainer.evaluation.intervals import wilson_interval
 from trainer.report.figures import percent
 from trainer.report.page import NUM_MISTAKES, NUM_PAIRS, groups, write_report
 
