@@ -3,15 +3,16 @@
 from dataclasses import replace
 
 from trainer.config import EvaluateConfig, ExportConfig
-from trainer.data import Dataset, image_folder, without_test_images
+from trainer.data import Dataset, without_test_images
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.intervals import describe_accuracy
 from trainer.evaluation.ledger import Ledger
 from trainer.evaluation.views import NUM_VIEWS
-from trainer.export.plan import served_model
+from trainer.export.plan import repository_model
 from trainer.hardware import keep_freed_memory
 from trainer.loop.fit import Run, restore
+from trainer.paths import image_folder
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.records.checkpoint import weights_sha256
@@ -56,7 +57,7 @@ def export_run(config: ExportConfig) -> None:
         if world.is_main:
             name = config.name or run.recipe.name + ("-int8" if config.int8 else "")
             publish = export_int8 if config.int8 else export
-            publish(run, served_model(run, config.model_repository, name), run.folder.result())
+            publish(run, repository_model(run, config.model_repository, name), run.folder.result())
 
 
 def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Progress) -> tuple[Run, Dataset]:

@@ -370,8 +370,8 @@ def test_a_run_whose_export_fails_is_complete_and_says_how_to_try_again(
         assert process.stdout is not None
         *_, last = process.stdout.read().splitlines()
         assert process.wait(timeout=30) == 6
-    assert last.startswith("error: cannot publish in the model repository")
-    assert last.endswith(f"python -m trainer export {folder} --model-repository {models} tries again")
+    assert last.startswith("error: cannot write to the model repository")
+    assert last.endswith(f"to retry: python -m trainer export {folder} --model-repository {models}")
     assert result_of(folder)["exported"] is None
     assert (folder / "report.html").exists()
     models.unlink()

@@ -1,4 +1,5 @@
-"""A trained model made into a version of a model repository, for servers. `pipeline` is the table of contents.
+"""Turns a trained run into a version of a model repository, ready to be served. Start reading at `pipeline`.
 
-Nothing else in the trainer imports onnx and onnxruntime: they take a second, which a training need not wait for.
+The rest of the trainer imports neither onnx nor onnxruntime: importing them takes a second, and training does not
+need them.
 """

@@ -1,7 +1,7 @@
-"""The network as it is exported: the same function with fewer operations.
+"""The exported form of a network: the same function in fewer operations.
 
-Batch norms go into the convolutions before them, the normalisation of pixels and constant divisors into the weights
-next to them. Computed in float64 and rounded once; that the answers stay the same is for the parity gate to say.
+`fold` merges batch norms into the convolutions before them, and the normalisation of pixels and constant divisors into
+the neighbouring weights. It computes in float64 and rounds once. The parity check verifies that outputs stay the same.
 """
 
 import copy
@@ -13,123 +13,130 @@ from torch import fx, nn
 
 from trainer.models import Classifier
 
-LARGEST_OFFSET = 4.0
-"""Deviations that the mean may be from 0 where it is folded in a convolution."""
+MAX_MEAN_TO_STD = 4.0
+"""Largest mean, in standard deviations, that is folded into a convolution."""
 
 
-class ServedModel(nn.Module):
-    """What is exported: pixels in, logits and probabilities out.
+class ExportModule(nn.Module):
+    """The module that is exported: takes pixels, returns logits and probabilities.
 
     Args:
-        network: takes pixels as floats, less `mean`, over `deviation`; gives logits.
-        mean: float32 `[1, C, 1, 1]`, or None where the network's own weights subtract it.
-        deviation: likewise.
+        network: takes `(pixels - mean) / std` as floats, returns logits.
+        mean: float32 `[1, C, 1, 1]`, or None where the network's weights already subtract it.
+        std: float32 `[1, C, 1, 1]`, or None where the network's weights already divide by it.
     """
 
     mean: torch.Tensor | None
-    deviation: torch.Tensor | None
+    std: torch.Tensor | None
 
-    def __init__(self, network: nn.Module, mean: torch.Tensor | None, deviation: torch.Tensor | None) -> None:
+    def __init__(self, network: nn.Module, mean: torch.Tensor | None, std: torch.Tensor | None) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", mean)
-        self.register_buffer("deviation", deviation)
+        self.register_buffer("std", std)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and probabilities, both float32 `[B, classes]`, of images uint8 `[B, C, H, W]`."""
+        """Returns logits and probabilities, both float32 `[B, classes]`, for images uint8 `[B, C, H, W]`."""
         pixels = images.float()
         if self.mean is not None:
             pixels = pixels - self.mean
-        if self.deviation is not None:
-            pixels = pixels / self.deviation
+        if self.std is not None:
+            pixels = pixels / self.std
         logits = self.network(pixels.contiguous(memory_format=torch.channels_last))
         return logits, logits.softmax(dim=1)
 
 
-def fold(classifier: Classifier) -> ServedModel:
-    """The classifier (on the CPU, float32, in evaluation mode) with all folded that can be; it is left as it is."""
+def fold(classifier: Classifier) -> ExportModule:
+    """Returns a folded copy of a classifier.
+
+    Args:
+        classifier: on the CPU, float32, in evaluation mode; not changed.
+    """
     network = fx.symbolic_trace(copy.deepcopy(classifier.network))
     for node in list(network.graph.nodes):
-        if isinstance(_module(network, node), nn.BatchNorm2d):
-            _fold_norm(network, node)
+        if isinstance(_submodule(network, node), nn.BatchNorm2d):
+            _fold_batch_norm(network, node)
         elif node.op == "call_function" and node.target is operator.truediv:
             _fold_divisor(network, node)
-    mean, deviation = _fold_normalization(network, classifier.mean, classifier.deviation)
+    mean, std = _fold_normalization(network, classifier.mean, classifier.deviation)
     network.recompile()
     network.delete_all_unused_submodules()
-    return ServedModel(network, mean, deviation).eval().requires_grad_(False)
+    return ExportModule(network, mean, std).eval().requires_grad_(False)
 
 
-def _fold_norm(network: fx.GraphModule, node: fx.Node) -> None:
-    """Put a batch norm into its convolution, if only that reads it; max-poolings between them may stay.
+def _fold_batch_norm(network: fx.GraphModule, node: fx.Node) -> None:
+    """Merges a batch norm into its convolution, unless something else reads the convolution's output.
 
-    They give the largest value, and norms that multiply by positive numbers keep what is largest.
+    Max-poolings between the two may stay: scaling by positive numbers keeps the order of values, and so the maximum.
     """
-    norm = _module(network, node)
+    norm = _submodule(network, node)
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - norm.running_mean.double() * scale
-    source = _source(node)
+    source = _input_node(node)
     while source.target is F.max_pool2d and len(source.users) == 1 and bool((scale > 0).all()):
-        source = _source(source)
-    conv = _module(network, source)
+        source = _input_node(source)
+    conv = _submodule(network, source)
     if not isinstance(conv, nn.Conv2d) or len(source.users) > 1:
         return
     bias = 0 if conv.bias is None else conv.bias.double() * scale
-    _replace(conv, conv.weight.double() * scale.view(-1, 1, 1, 1), shift + bias)
-    _drop(network, node)
+    _set_weights(conv, conv.weight.double() * scale.view(-1, 1, 1, 1), shift + bias)
+    _remove_node(network, node)
 
 
 def _fold_divisor(network: fx.GraphModule, node: fx.Node) -> None:
-    """Put a division by a number into the fully connected layer before it."""
+    """Merges a division by a constant into the fully connected layer before it."""
     source, divisor = node.args
-    linear = _module(network, source) if isinstance(source, fx.Node) else None
-    if not isinstance(linear, nn.Linear) or not isinstance(divisor, int | float) or len(_source(node).users) > 1:
+    linear = _submodule(network, source) if isinstance(source, fx.Node) else None
+    if not isinstance(linear, nn.Linear) or not isinstance(divisor, int | float) or len(_input_node(node).users) > 1:
         return
     bias = None if linear.bias is None else linear.bias.double() / divisor
-    _replace(linear, linear.weight.double() / divisor, bias)
-    _drop(network, node)
+    _set_weights(linear, linear.weight.double() / divisor, bias)
+    _remove_node(network, node)
 
 
 def _fold_normalization(
-    network: fx.GraphModule, mean: torch.Tensor, deviation: torch.Tensor
+    network: fx.GraphModule, mean: torch.Tensor, std: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Put the normalisation into the first convolution; returns what is left of mean and deviation.
+    """Merges the normalisation of pixels into the first convolution.
 
-    A convolution that pads needs the mean subtracted before: its zeros stand for the mean. So does one whose pixels are
-    all far from 0 for their deviation: what is large would be subtracted from what is large.
+    The mean stays a subtraction in two cases: where the convolution pads, because its zeros stand for the mean; and
+    where the mean is many standard deviations from 0, because the difference of two large numbers loses precision.
+
+    Returns:
+        The mean and the standard deviation that are still to be applied, None for those that were merged.
     """
     (images,) = (node for node in network.graph.nodes if node.op == "placeholder")
-    conv = _module(network, next(iter(images.users)))
+    conv = _submodule(network, next(iter(images.users)))
     if len(images.users) > 1 or not isinstance(conv, nn.Conv2d) or conv.groups > 1:
-        return mean, deviation
-    weight = conv.weight.double() / deviation.double()
+        return mean, std
+    weight = conv.weight.double() / std.double()
     bias = None if conv.bias is None else conv.bias.double()
-    if any(conv.padding) or bool((mean > LARGEST_OFFSET * deviation).any()):
-        _replace(conv, weight, bias)
+    if any(conv.padding) or bool((mean > MAX_MEAN_TO_STD * std).any()):
+        _set_weights(conv, weight, bias)
         return mean, None
     offset = (weight * mean.double()).sum(dim=(1, 2, 3))
-    _replace(conv, weight, -offset if bias is None else bias - offset)
+    _set_weights(conv, weight, -offset if bias is None else bias - offset)
     return None, None
 
 
-def _module(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+def _submodule(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _source(node: fx.Node) -> fx.Node:
+def _input_node(node: fx.Node) -> fx.Node:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     return source
 
 
-def _replace(layer: nn.Conv2d | nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _set_weights(layer: nn.Conv2d | nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
 
 
-def _drop(network: fx.GraphModule, node: fx.Node) -> None:
-    node.replace_all_uses_with(_source(node))
+def _remove_node(network: fx.GraphModule, node: fx.Node) -> None:
+    node.replace_all_uses_with(_input_node(node))
     network.graph.erase_node(node)

@@ -1,4 +1,7 @@
-"""The three formats of an exported model: made, and opened again as a server would."""
+"""Converts a model to TorchScript, ONNX and torch.export, and loads each format again as a server would.
+
+The files hold nothing about the machine that made them: no paths, no stack traces.
+"""
 
 import io
 import warnings
@@ -6,30 +9,33 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import torch
 from torch import nn
 
 from convoy.cpus import num_available_cpus
-from trainer.export.graph import clean
 from trainer.export.repository import INPUT, LOGITS, ONNX, PROBABILITIES
 
 TORCHSCRIPT, EXPORTED_PROGRAM = "model.pt", "model.pt2"
 
-Floats = npt.NDArray[np.float32]
-Answer = Callable[[npt.NDArray[np.uint8]], tuple[Floats, Floats]]
-"""Logits and probabilities `[B, classes]` of images `[B, C, H, W]`."""
+FloatArray = npt.NDArray[np.float32]
+Predictor = Callable[[npt.NDArray[np.uint8]], tuple[FloatArray, FloatArray]]
+"""Maps images `[B, C, H, W]` to logits and probabilities, both `[B, classes]`."""
 
 
 def convert(model: nn.Module, example: torch.Tensor) -> dict[str, bytes]:
-    """The model in every format: the files' contents by their names.
+    """Converts a model to every format.
 
     Args:
-        model: images uint8 `[B, C, H, W]` to a tuple of logits and probabilities; on the CPU, in evaluation mode.
-        example: images of the right shape, at least 2, because torch.export takes a batch of 1 for a constant.
+        model: maps images uint8 `[B, C, H, W]` to logits and probabilities; on the CPU, in evaluation mode.
+        example: at least 2 images: torch.export treats a batch size of 1 as a constant.
+
+    Returns:
+        The content of each file by its name.
     """
     with warnings.catch_warnings():
-        # They say that TorchScript is deprecated, which is why there are two other formats.
+        # torch warns that TorchScript is deprecated; the other two formats are there for that reason.
         warnings.simplefilter("ignore")
         program = _to_program(model, example)
         return {
@@ -40,20 +46,41 @@ def convert(model: nn.Module, example: torch.Tensor) -> dict[str, bytes]:
 
 
 def convert_to_onnx(model: nn.Module, example: torch.Tensor) -> bytes:
-    """The model in ONNX alone, as `convert` makes it."""
+    """Converts a model to ONNX alone, with the same result as `convert`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _to_onnx(_to_program(model, example))
 
 
-def open_format(name: str, content: bytes) -> Answer:
-    """A model file, by its name, ready to answer: on the CPU, on as many threads as the container grants."""
+def load_predictor(name: str, content: bytes) -> Predictor:
+    """Loads a model file on the CPU, with as many threads as the container grants CPUs.
+
+    Args:
+        name: the file's name, which decides the format.
+        content: the file's content.
+    """
     if name == ONNX:
-        return _onnx_answer(content)
+        return _load_onnx(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = io.BytesIO(content)
-        return _torch_answer(torch.jit.load(file) if name == TORCHSCRIPT else torch.export.load(file).module())
+        return _wrap_torch(torch.jit.load(file) if name == TORCHSCRIPT else torch.export.load(file).module())
+
+
+def serialize_onnx(model: onnx.ModelProto) -> bytes:
+    """Serializes an ONNX model without names of source files, stack traces and inferred shapes."""
+    clean = onnx.ModelProto()
+    clean.CopyFrom(model)
+    graph = clean.graph
+    for part in (clean, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    graph.ClearField("value_info")
+    for tensor in (*graph.input, *graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"  # torch's own name for it varies between exports
+    onnx.checker.check_model(clean, full_check=True)
+    content: bytes = clean.SerializeToString(deterministic=True)
+    return content
 
 
 def _to_program(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
@@ -61,19 +88,19 @@ def _to_program(model: nn.Module, example: torch.Tensor) -> torch.export.Exporte
 
 
 def _to_torchscript(model: nn.Module, example: torch.Tensor) -> bytes:
-    """Traced, without the records for debuggers, which hold the paths of this machine's source files."""
+    """Traces a model and drops the debug records, which hold the paths of this machine's source files."""
     traced = io.BytesIO()
     torch.jit.save(torch.jit.trace(model, example, check_trace=False), traced)
     traced.seek(0)
-    reader, kept = torch._C.PyTorchFileReader(traced), io.BytesIO()
-    writer = torch._C.PyTorchFileWriter(kept)
+    reader, stripped = torch._C.PyTorchFileReader(traced), io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(stripped)
     for name in reader.get_all_records():
-        # The writer adds its own version, byte order and identity.
+        # The writer adds its own version, byte order and id.
         if not name.endswith(".debug_pkl") and not name.startswith(("version", "byteorder", ".data/")):
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
     writer.write_end_of_file()
-    return kept.getvalue()
+    return stripped.getvalue()
 
 
 def _to_onnx(program: torch.export.ExportedProgram) -> bytes:
@@ -81,7 +108,7 @@ def _to_onnx(program: torch.export.ExportedProgram) -> bytes:
         program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[LOGITS, PROBABILITIES]
     )
     assert exported is not None
-    return clean(exported.model_proto)
+    return serialize_onnx(exported.model_proto)
 
 
 def _to_exported_program(program: torch.export.ExportedProgram) -> bytes:
@@ -92,24 +119,24 @@ def _to_exported_program(program: torch.export.ExportedProgram) -> bytes:
     return file.getvalue()
 
 
-def _onnx_answer(content: bytes) -> Answer:
+def _load_onnx(content: bytes) -> Predictor:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_available_cpus()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def answer(images: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
+    def predict(images: npt.NDArray[np.uint8]) -> tuple[FloatArray, FloatArray]:
         logits, probabilities = session.run([LOGITS, PROBABILITIES], {INPUT: images})
         return logits, probabilities
 
-    return answer
+    return predict
 
 
-def _torch_answer(model: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> Answer:
+def _wrap_torch(model: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> Predictor:
     @torch.inference_mode()
-    def answer(images: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
+    def predict(images: npt.NDArray[np.uint8]) -> tuple[FloatArray, FloatArray]:
         logits, probabilities = model(torch.from_numpy(images))
         return logits.numpy(), probabilities.numpy()
 
-    return answer
+    return predict

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from trainer.evaluation.evaluate import wilson_interval
+from trainer.evaluation.intervals import wilson_interval
 from trainer.export.formats import FloatArray
 from trainer.export.parity import ParityResult
 from trainer.export.reference import ReferenceModel
@@ -26,9 +26,9 @@ class Quality:
 
     Args:
         precision: `float32` or `int8`.
-        golden_tolerance: Largest difference from the golden logits that a server should accept.
-        metrics: From `metrics`.
-        parity: From `parity`.
+        golden_tolerance: largest difference from the golden logits that a server should accept.
+        metrics: from `metrics_section`.
+        parity: from `parity_section`.
     """
 
     precision: str
@@ -37,13 +37,13 @@ class Quality:
     parity: dict[str, Any]
 
 
-def metrics(reference: ReferenceModel, logits: FloatArray) -> dict[str, Any]:
+def metrics_section(reference: ReferenceModel, logits: FloatArray) -> dict[str, Any]:
     """Returns the validation accuracy of an exported model beside the figures of its run.
 
     The run may have averaged over several test-time views of an image; an exported model sees one.
 
     Args:
-        logits: The exported model's, `[N, classes]`, for the sample or for its validation images alone.
+        logits: the exported model's, `[N, classes]`, for the sample or for its validation images alone.
     """
     num_images, num_errors = reference.sample.num_validation, reference.count_errors(logits)
     known = ("val_accuracy", "test_accuracy", "test_errors", "num_test", "test_look", "precision")
@@ -59,11 +59,13 @@ def metrics(reference: ReferenceModel, logits: FloatArray) -> dict[str, Any]:
     }
 
 
-def parity(reference: ReferenceModel, results: dict[str, list[ParityResult]], tolerance: float) -> dict[str, Any]:
+def parity_section(
+    reference: ReferenceModel, results: dict[str, list[ParityResult]], tolerance: float
+) -> dict[str, Any]:
     """Returns what the parity check compared and what it found.
 
     Args:
-        results: By file name.
+        results: by file name.
     """
     sample = reference.sample
     return {
@@ -81,7 +83,7 @@ def build_manifest(
     """Returns the content of `manifest.json`.
 
     Args:
-        files: The content of all other files of the version, by name.
+        files: the content of all other files of the version, by name.
     """
     classifier = reference.classifier
     document = {

@@ -1,6 +1,7 @@
-"""The gate: what is exported answers as the trained model does, in every format and at every batch size, or stays out.
+"""The parity check: every exported format must give the outputs of the trained model at every batch size.
 
-The reference is the model itself, in float32 on the CPU. Knows formats only as functions from images to answers.
+The reference is the trained model itself, in float32 on the CPU. This module sees a format as a function from images to
+logits and probabilities and knows nothing else about it.
 """
 
 import contextlib
@@ -15,50 +16,54 @@ import torch
 from convoy.cpus import num_available_cpus
 from trainer.data import ImageSet
 from trainer.errors import ExportError
-from trainer.export.formats import Answer, Floats
+from trainer.export.formats import FloatArray, Predictor
+from trainer.export.repository import MAX_BATCH_SIZE
 
-NUM_IMAGES = 10_000
-"""Looked at where the data set has so many; all validation images, where they are more."""
-LARGEST_BATCH = 256
-BATCH_SIZES = (LARGEST_BATCH, 17, 3, 2, 1)
-PATIENCE_S = 60.0
-"""At a size but the largest: one image at a time, 10,000 take a ResNet a quarter of an hour in each format."""
+SAMPLE_SIZE = 10_000
+"""Images that are compared, where the data set has that many. All validation images are, even if there are more."""
+BATCH_SIZES = (MAX_BATCH_SIZE, 17, 3, 2, 1)
+TIME_LIMIT_S = 60.0
+"""Limit for each batch size but the largest: a ResNet takes 15 minutes for 10,000 images, one at a time."""
 TOLERANCE = 1e-4
-"""Largest difference of a logit or a probability."""
+"""Largest accepted difference of a logit or a probability."""
 
 
 class ParitySample:
-    """The images that the gate looks at: all validation images, and training images up to 10,000 in all.
+    """The images that are compared: all validation images, then training images up to `SAMPLE_SIZE` in all.
 
-    Never test images. They are read where they lie, a batch at a time.
+    It holds no test images, and reads images a batch at a time.
+
+    Args:
+        validation: the images, and the indices of those that are set aside for validation.
+        training: the images, and the indices of those that the model was trained on.
     """
 
     def __init__(self, validation: tuple[ImageSet, torch.Tensor], training: tuple[ImageSet, torch.Tensor]) -> None:
-        num_more = min(len(training[1]), max(0, NUM_IMAGES - len(validation[1])))
-        # Evenly spread: folders of images are sorted by class.
-        spread = torch.linspace(0, len(training[1]) - 1, num_more).long()
+        num_training = min(len(training[1]), max(0, SAMPLE_SIZE - len(validation[1])))
+        # Evenly spread, because folders of images are sorted by class.
+        spread = torch.linspace(0, len(training[1]) - 1, num_training).long()
         self._parts = (("validation", *validation), ("training", training[0], training[1][spread]))
         self.num_validation = len(validation[1])
         self.labels = torch.cat([images.labels[indices] for _, images, indices in self._parts]).numpy()
-        """int64 `[N]`, validation images first."""
+        """Int64 `[N]`, validation images first."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batches(self, size: int, num_images: int) -> Iterator[torch.Tensor]:
-        """The first images, uint8 `[size, C, H, W]`; the last batch may be smaller."""
+        """Yields the first `num_images` images, uint8 `[size, C, H, W]`; the last batch may be smaller."""
         for start in range(0, num_images, size):
-            yield torch.cat(list(self._between(start, min(start + size, num_images))))
+            yield torch.cat(list(self._slices(start, min(start + size, num_images))))
 
     def describe(self, position: int) -> str:
-        """The image at a position as `training image 123`: its index in the data set."""
+        """Returns, for example, `training image 123`, where 123 is the image's index in the data set."""
         for name, _, indices in self._parts:
             if position < len(indices):
                 return f"{name} image {int(indices[position])}"
             position -= len(indices)
         raise IndexError(position)
 
-    def _between(self, start: int, stop: int) -> Iterator[torch.Tensor]:
+    def _slices(self, start: int, stop: int) -> Iterator[torch.Tensor]:
         for _, images, indices in self._parts:
             yield images.images[indices[max(0, start) : max(0, stop)]]
             start, stop = start - len(indices), stop - len(indices)
@@ -66,12 +71,12 @@ class ParitySample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityResult:
-    """How one format at one batch size agreed with the reference; what the manifest says of it.
+    """The outcome for one format at one batch size, as the manifest records it.
 
     Args:
-        largest_difference: of any logit or probability.
-        near_ties: images taken for another class than by the reference, whose two largest logits there lie within the
-            tolerance of each other.
+        largest_difference: over all logits and probabilities.
+        near_ties: images that the format assigns to another class than the reference does, although the reference's two
+            largest logits differ by no more than the tolerance.
     """
 
     batch_size: int
@@ -82,7 +87,7 @@ class ParityResult:
 
 @contextlib.contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Let torch compute on that many threads."""
+    """Sets torch's number of threads and restores it at the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -92,60 +97,73 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def reference_logits(model: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[torch.Tensor]) -> Floats:
-    """float32 `[N, classes]`: what the trained model says of images uint8 `[B, C, H, W]`, a batch at a time."""
-    logits: Floats = torch.cat([model(images) for images in batches]).numpy()
+def reference_logits(model: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[torch.Tensor]) -> FloatArray:
+    """Returns the trained model's logits, float32 `[N, classes]`, for batches of images uint8 `[B, C, H, W]`."""
+    logits: FloatArray = torch.cat([model(images) for images in batches]).numpy()
     return logits
 
 
 def check_parity(
-    name: str, answer: Answer, sample: ParitySample, reference: Floats, tolerance: float = TOLERANCE
+    name: str, predict: Predictor, sample: ParitySample, reference: FloatArray, tolerance: float = TOLERANCE
 ) -> list[ParityResult]:
-    """Compare a format with the reference at every batch size: on the whole sample, or as much as a minute allows.
+    """Compares a format with the reference at every batch size, on the whole sample or for `TIME_LIMIT_S`.
+
+    Args:
+        name: the format's file name, for the error message.
+        reference: logits of the trained model for the sample, float32 `[N, classes]`.
 
     Raises:
-        ExportError: they differ; the message names the format, the batch size, the image and both logits.
+        ExportError: an output differs by more than the tolerance. The message names the format, the batch size, the
+            image and both values.
     """
     return [
-        _Comparison(f"{name} at batch size {size}", sample, reference, tolerance).of(answer, size)
+        _Comparison(f"{name} at batch size {size}", sample, reference, tolerance).run(predict, size)
         for size in BATCH_SIZES
     ]
 
 
-def ask(answer: Answer, sample: ParitySample, batch_size: int, num_images: int) -> tuple[Floats, Floats]:
-    """Logits and probabilities, `[N, classes]`, of the first images: `num_images`, or fewer where they take long."""
-    answers = []
-    until = math.inf if batch_size == LARGEST_BATCH else time.monotonic() + PATIENCE_S
-    # Threads that wait for each other after every layer cost more than they save where a layer takes microseconds.
-    with torch_threads(num_available_cpus() if batch_size == LARGEST_BATCH else 1):
+def run_inference(
+    predict: Predictor, sample: ParitySample, batch_size: int, num_images: int
+) -> tuple[FloatArray, FloatArray]:
+    """Returns logits and probabilities, both `[N, classes]`, for the first images of the sample.
+
+    N is `num_images`, or fewer if a batch size below `MAX_BATCH_SIZE` takes longer than `TIME_LIMIT_S`.
+
+    Raises:
+        ValueError: a batch gave more or fewer outputs than it has images.
+    """
+    outputs = []
+    deadline = math.inf if batch_size == MAX_BATCH_SIZE else time.monotonic() + TIME_LIMIT_S
+    # For small batches a layer takes microseconds, and synchronizing threads after each costs more than it saves.
+    with torch_threads(num_available_cpus() if batch_size == MAX_BATCH_SIZE else 1):
         for images in sample.batches(batch_size, num_images):
-            answers.append(answer(images.numpy()))
-            if any(len(output) != len(images) for output in answers[-1]):
+            outputs.append(predict(images.numpy()))
+            if any(len(output) != len(images) for output in outputs[-1]):
                 raise ValueError(
-                    f"{len(images)} images got {', '.join(str(len(output)) for output in answers[-1])} answers"
+                    f"{len(images)} images gave {' and '.join(str(len(output)) for output in outputs[-1])} outputs"
                 )
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 break
-    logits, probabilities = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+    logits, probabilities = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     return logits, probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """Of one format at one batch size with the reference.
+    """Compares one format at one batch size with the reference.
 
     Args:
-        where: begins each complaint.
+        subject: the format and the batch size, with which each error message begins.
         reference: logits float32 `[N, classes]` of the sample.
     """
 
-    where: str
+    subject: str
     sample: ParitySample
-    reference: Floats
+    reference: FloatArray
     tolerance: float
 
-    def of(self, answer: Answer, batch_size: int) -> ParityResult:
-        logits, probabilities = self._ask(answer, batch_size)
+    def run(self, predict: Predictor, batch_size: int) -> ParityResult:
+        logits, probabilities = self._run_inference(predict, batch_size)
         reference = self.reference[: len(logits)]
         near_ties = self._check_classes(logits, reference)
         differences = (
@@ -156,46 +174,46 @@ class _Comparison:
             batch_size=batch_size, num_images=len(logits), largest_difference=max(differences), near_ties=near_ties
         )
 
-    def _ask(self, answer: Answer, batch_size: int) -> tuple[Floats, Floats]:
+    def _run_inference(self, predict: Predictor, batch_size: int) -> tuple[FloatArray, FloatArray]:
         try:
-            outputs = ask(answer, self.sample, batch_size, len(self.reference))
-        except Exception as error:  # the runtimes' errors have no common root
-            raise ExportError(f"{self.where} does not run: {str(error).strip().splitlines()[0]}") from error
+            outputs = run_inference(predict, self.sample, batch_size, len(self.reference))
+        except Exception as error:  # the runtimes' errors have no common base class
+            raise ExportError(f"{self.subject} does not run: {str(error).strip().splitlines()[0]}") from error
         expected = (len(outputs[0]), self.reference.shape[1])
         for output in outputs:
             if output.shape != expected or output.dtype != np.float32:
                 raise ExportError(
-                    f"{self.where} gives {output.dtype} {list(output.shape)}, not float32 {list(expected)}"
+                    f"{self.subject} returns {output.dtype} {list(output.shape)} instead of float32 {list(expected)}"
                 )
         return outputs
 
-    def _check_classes(self, logits: Floats, reference: Floats) -> int:
-        """How many images are taken for another class because of a near tie."""
-        given, expected = logits.argmax(axis=1), reference.argmax(axis=1)
-        differing = np.flatnonzero(given != expected)
+    def _check_classes(self, logits: FloatArray, reference: FloatArray) -> int:
+        """Returns the number of near ties that fell to another class."""
+        predicted, expected = logits.argmax(axis=1), reference.argmax(axis=1)
+        differing = np.flatnonzero(predicted != expected)
         second, first = np.partition(reference[differing], -2, axis=1)[:, -2:].T
         for image in differing[~(first - second <= self.tolerance)][:1]:
-            ours, theirs = reference[image], logits[image]
-            a, b = expected[image], given[image]
+            a, b = expected[image], predicted[image]
             raise ExportError(
-                f"{self.where} takes {self.sample.describe(image)} for class {b} (logits {b} and {a}: {theirs[b]:.6g} "
-                f"and {theirs[a]:.6g}), the trained model for class {a} ({ours[b]:.6g} and {ours[a]:.6g})"
+                f"{self.subject} assigns {self.sample.describe(image)} to class {b} (logits {b} and {a}: "
+                f"{logits[image, b]:.6g} and {logits[image, a]:.6g}), the trained model to class {a} "
+                f"({reference[image, b]:.6g} and {reference[image, a]:.6g})"
             )
         return len(differing)
 
-    def _check_values(self, what: str, given: Floats, expected: Floats) -> float:
-        """The largest difference."""
-        difference = np.abs(given - expected)
-        for image, column in np.argwhere(~(difference <= self.tolerance))[:1]:  # in these words because of NaN
+    def _check_values(self, kind: str, values: FloatArray, expected: FloatArray) -> float:
+        """Returns the largest difference."""
+        difference = np.abs(values - expected)
+        for image, column in np.argwhere(~(difference <= self.tolerance))[:1]:  # not `>`, which is false for NaN
             raise ExportError(
-                f"{self.where} answers {self.sample.describe(image)} with {what} {column} = "
-                f"{given[image, column]:.6g}, the trained model with {expected[image, column]:.6g}: more than "
-                f"{self.tolerance:.2g} apart"
+                f"{self.subject} returns {kind} {column} = {values[image, column]:.6g} for "
+                f"{self.sample.describe(image)}, the trained model {expected[image, column]:.6g}: they differ by more "
+                f"than {self.tolerance:.2g}"
             )
         return float(difference.max())
 
 
-def _softmax(logits: Floats) -> Floats:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    softmax: Floats = powers / powers.sum(axis=1, keepdims=True)
+def _softmax(logits: FloatArray) -> FloatArray:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    softmax: FloatArray = exponentials / exponentials.sum(axis=1, keepdims=True)
     return softmax

@@ -1,40 +1,40 @@
-"""What a run exports and where, known before it trains: what cannot be published is said before the work, not after."""
+"""Decides before training what a run will publish and where, so that an export that cannot succeed fails at once."""
 
 from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
 from trainer.errors import ExportError, TrainerError
-from trainer.export.repository import Model, printable
+from trainer.export.repository import RepositoryModel, printable
 from trainer.loop.fit import Run
 
 
-def plan_export(run: Run, config: TrainConfig) -> Model | None:
-    """Where the trained model will be published, if it will.
+def plan_export(run: Run, config: TrainConfig) -> RepositoryModel | None:
+    """Returns the model that the run will publish, or None with `--no-export`.
 
     Raises:
-        ConfigError: a model with other classes, inputs or outputs has its name already.
-        ExportError: the repository may not be written.
+        ConfigError: a model with this name exists and has other classes, inputs or outputs.
+        ExportError: the repository cannot be written.
     """
     if not config.export:
         return None
-    model = served_model(run, config.model_repository, run.recipe.name)
+    model = repository_model(run, config.model_repository, run.recipe.name)
     if run.world.is_main:
         try:
             model.check()
         except TrainerError as error:
-            raise type(error)(f"{error}; --no-export trains without publishing") from error
+            raise type(error)(f"{error}; to train without publishing, pass --no-export") from error
     return model
 
 
-def served_model(run: Run, repository: Path, name: str) -> Model:
-    """A run's model in a model repository.
+def repository_model(run: Run, repository: Path, name: str) -> RepositoryModel:
+    """Returns a run's model under a name in a model repository.
 
     Raises:
-        ConfigError: the name is none for a model.
+        ConfigError: the name is not valid.
     """
     _, num_channels, height, width = run.dataset.train.images.shape
-    return Model(
+    return RepositoryModel(
         repository=repository,
         name=name,
         image_shape=(num_channels, height, width),
@@ -42,18 +42,21 @@ def served_model(run: Run, repository: Path, name: str) -> Model:
     )
 
 
-def export_trained(run: Run, model: Model, result: dict[str, Any]) -> str:
-    """Publish the model at the end of its training; returns the version's folder.
+def export_trained(run: Run, model: RepositoryModel, result: dict[str, Any]) -> str:
+    """Publishes the model at the end of its training.
+
+    Returns:
+        The version's folder.
 
     Raises:
-        ExportError: it failed its check, or the repository cannot be written.
+        ExportError: a format failed the parity check, or the repository cannot be written.
     """
-    from trainer.export.pipeline import export  # imports onnx: a second, which the first step need not wait for
+    from trainer.export.pipeline import export  # imports onnx, which takes a second and would delay the first step
 
     try:
         return str(export(run, model, result))
     except TrainerError as error:
         raise ExportError(
-            f"{error}; the run is complete, but not exported: python -m trainer export {run.folder.path} "
-            f"--model-repository {model.repository} tries again"
+            f"{error}; the run is complete but not exported; to retry: python -m trainer export {run.folder.path} "
+            f"--model-repository {model.repository}"
         ) from error

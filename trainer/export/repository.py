@@ -1,10 +1,10 @@
-"""The model repository: folders in Triton's layout that hold versions, each whole or absent.
+"""The model repository: folders in Triton's layout that hold a model's versions.
 
-    <name>/config.pbtxt        inputs, outputs and how to serve them; written once, and the user's from then on
+    <name>/config.pbtxt        inputs, outputs and how to serve them; written once, then left to the user
     <name>/labels.txt          the classes, one a line
-    <name>/<version>/          appears by one rename
+    <name>/<version>/          complete as soon as it appears, by one rename
 
-Knows nothing of how a model is made or what it answers.
+This module does not know how a model is made or what it computes.
 """
 
 import contextlib
@@ -31,16 +31,17 @@ MAX_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A model of the repository: what all of its versions have in common.
+class RepositoryModel:
+    """A model of the repository: what all its versions have in common.
 
     Args:
-        repository: made when the first version is published.
+        repository: the folder; created when the first version is published.
+        name: letters, digits, `_`, `-` and `.`.
         image_shape: channels, height, width.
-        labels: the classes in their order.
+        labels: the classes in order.
 
     Raises:
-        ConfigError: the name is none that can be served.
+        ConfigError: the name is not valid.
     """
 
     repository: Path
@@ -51,16 +52,17 @@ class Model:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise ConfigError(
-                f"--name {self.name}: a model's name has letters, digits, '_', '-' and '.', and begins with one of the "
-                "first two"
+                f"--name {self.name}: a model name consists of letters, digits, '_', '-' and '.', and starts with a "
+                "letter or a digit"
             )
 
     @property
     def path(self) -> Path:
+        """The model's folder."""
         return self.repository / self.name
 
     def config(self) -> ModelConfig:
-        """Triton's description of the model."""
+        """Returns Triton's configuration of the model."""
         config = ModelConfig(
             name=self.name,
             platform="onnxruntime_onnx",
@@ -77,13 +79,13 @@ class Model:
         return config
 
     def check(self) -> None:
-        """See whether a version could be published; only reads.
+        """Checks that a version can be published, without writing anything.
 
         Raises:
-            ConfigError: a model with other classes, inputs or outputs has this name already.
-            ExportError: the repository may not be written.
+            ConfigError: a model with this name exists and has other classes, inputs or outputs.
+            ExportError: the repository cannot be written.
         """
-        with self._explained():
+        with self._export_errors():
             nearest = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
             if not nearest.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is not a folder")
@@ -94,42 +96,45 @@ class Model:
             if (self.path / CONFIG).exists():
                 self._check_config()
 
-    def publish(self, files: dict[str, bytes], describe: Callable[[int], bytes]) -> Path:
-        """Make the files the next version; two at once get two versions. Returns the version's folder.
+    def publish(self, files: dict[str, bytes], build_manifest: Callable[[int], bytes]) -> Path:
+        """Publishes files as the next version. Processes that publish at the same time get a version each.
 
         Args:
-            files: content by name.
-            describe: the content of `manifest.json`, for the version's number.
+            files: the content of each file by its name.
+            build_manifest: returns the content of `manifest.json` for a version number.
+
+        Returns:
+            The version's folder.
 
         Raises:
-            ConfigError: as `check`.
-            ExportError: the repository cannot be written; nothing half-written is left.
+            ConfigError: a model with this name exists and has other classes, inputs or outputs.
+            ExportError: the repository cannot be written. No partial version is left.
         """
-        with self._explained():
+        with self._export_errors():
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write_once(LABELS, "".join(f"{label}\n" for label in self.labels))
+            self._write_if_absent(LABELS, "".join(f"{label}\n" for label in self.labels))
             self._check_labels()
-            self._write_once(CONFIG, text_format.MessageToString(self.config()))
+            self._write_if_absent(CONFIG, text_format.MessageToString(self.config()))
             self._check_config()
-            with _staging(self.path) as staged:
+            with _staging_folder(self.path) as staged:
                 for name, content in files.items():
                     _write(staged / name, content)
                 version = 1 + max(self._versions(), default=0)
-                _write(staged / MANIFEST, describe(version))
+                _write(staged / MANIFEST, build_manifest(version))
                 while not _rename(staged, self.path / str(version)):
                     version = 1 + max(self._versions())
-                    _write(staged / MANIFEST, describe(version))
+                    _write(staged / MANIFEST, build_manifest(version))
             flush_to_disk(self.path)
             return self.path / str(version)
 
     def _versions(self) -> list[int]:
         return [int(path.name) for path in self.path.iterdir() if path.name.isascii() and path.name.isdecimal()]
 
-    def _write_once(self, name: str, text: str) -> None:
-        """Write a file of the model unless it is there; it appears whole, and never replaces another."""
+    def _write_if_absent(self, name: str, text: str) -> None:
+        """Writes one of the model's files unless it exists. It appears complete and never replaces another."""
         if (self.path / name).exists():
             return
-        with _staging(self.path) as staged:
+        with _staging_folder(self.path) as staged:
             _write(staged / name, text.encode())
             with contextlib.suppress(FileExistsError):
                 os.link(staged / name, self.path / name)
@@ -138,54 +143,56 @@ class Model:
         path = self.path / LABELS
         known = path.read_text(encoding="utf-8", errors="replace").splitlines()
         if len(known) != len(self.labels):
-            self._refuse(f"{path} has {len(known)} classes, the new version {len(self.labels)}")
+            self._raise_incompatible(f"{path} has {len(known)} classes, the new version {len(self.labels)}")
         for index, (theirs, ours) in enumerate(zip(known, self.labels, strict=True)):
             if theirs != ours:
-                self._refuse(f"class {index} is {theirs!r} in {path} and {ours!r} in the new version")
+                self._raise_incompatible(f"class {index} is {theirs!r} in {path} and {ours!r} in the new version")
 
     def _check_config(self) -> None:
         path = self.path / CONFIG
         try:
             known = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig(), allow_unknown_field=True)
         except (text_format.ParseError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not in Triton's text format: {error}") from error
+            raise ConfigError(f"{path} cannot be read as a Triton configuration: {error}") from error
         for kind, theirs, ours in (
             ("input", known.input, self.config().input),
             ("output", known.output, self.config().output),
         ):
-            if (there := _tensors(theirs)) != (here := _tensors(ours)):
-                self._refuse(f"{path} has {kind} {there}, the new version {here}")
+            if (there := _describe_tensors(theirs)) != (here := _describe_tensors(ours)):
+                self._raise_incompatible(f"{path} has {kind} {there}, the new version {here}")
 
-    def _refuse(self, difference: str) -> None:
+    def _raise_incompatible(self, difference: str) -> None:
         raise ConfigError(
-            f"{difference}: take another --model-repository, or another name (python -m trainer export RUN --name NAME)"
+            f"{difference}: choose another --model-repository, or another name with python -m trainer export RUN "
+            "--name NAME"
         )
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _export_errors(self) -> Iterator[None]:
+        """Raises ExportError in place of an OSError."""
         try:
             yield
         except OSError as error:
             reason = error.strerror or str(error)
-            raise ExportError(f"cannot publish in the model repository {self.repository}: {reason}") from error
+            raise ExportError(f"cannot write to the model repository {self.repository}: {reason}") from error
 
 
 def printable(name: str) -> str:
-    """A class's name as a line: names of folders may hold anything, line ends and undecodable bytes included."""
+    """Replaces unprintable characters: names of folders may hold line ends and undecodable bytes."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
-def _tensors(described: Any) -> str:
-    """Names, types and shapes, as a line."""
+def _describe_tensors(described: Any) -> str:
+    """Returns names, types and shapes as one line."""
     parts = sorted((tensor.name, DataType.Name(tensor.data_type), [*tensor.dims]) for tensor in described)
     return ", ".join(f"{name} {kind} {dims}" for name, kind, dims in parts) or "none"
 
 
 @contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A fresh hidden folder, gone at the end whatever happens (or by its own new name)."""
+def _staging_folder(folder: Path) -> Iterator[Path]:
+    """Creates a hidden folder, and removes it at the end unless it was renamed."""
     staged = folder / f".staging-{os.getpid()}-{secrets.token_hex(4)}"
-    staged.mkdir()  # not tempfile's 0700: others will read it
+    staged.mkdir()  # not by tempfile, whose folders only their owner may read
     try:
         yield staged
     finally:
@@ -200,7 +207,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _rename(staged: Path, version: Path) -> bool:
-    """Whether the folder is the version now: false where another one is."""
+    """Makes the folder the version. Returns False if that version exists."""
     flush_to_disk(staged)
     try:
         staged.rename(version)

@@ -1,4 +1,4 @@
-"""A trained run, and what is exported of it: made once, because both take seconds."""
+"""A trained run and its exported files, made once because each takes seconds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +10,8 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet
 from trainer.export.formats import convert
 from trainer.export.parity import ParitySample
-from trainer.export.repository import Model
-from trainer.export.trained import Trained
+from trainer.export.reference import ReferenceModel
+from trainer.export.repository import RepositoryModel
 from trainer.loop.fit import Run, fit
 from trainer.progress import Progress
 from trainer.ranks.world import World
@@ -25,7 +25,7 @@ ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_thre
 
 @pytest.fixture(scope="session")
 def run(mini: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The lecture's net after four epochs of 1,350 images of `mnist-mini`; 150 more are for validation."""
+    """The lecture's net, trained for four epochs on 1,350 images of `mnist-mini` and validated on 150 others."""
     recipe = replace(RECIPES["mnist"], dataset="mnist-mini", epochs=4)
     some = replace(mini, train=ImageSet(mini.train.images[:1500], mini.train.labels[:1500]))
     config = TrainConfig(run_dir=tmp_path_factory.mktemp("runs") / "run")
@@ -38,21 +38,21 @@ def run(mini: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def trained(run: Run) -> Trained:
-    return Trained.prepare(run, None)
+def reference(run: Run) -> ReferenceModel:
+    return ReferenceModel.from_run(run, None)
 
 
 @pytest.fixture(scope="session")
-def files(trained: Trained) -> dict[str, bytes]:
+def files(reference: ReferenceModel) -> dict[str, bytes]:
     """The run's model in every format."""
-    return convert(*trained.served())
+    return convert(*reference.export_module())
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Model:
-    """A place in an empty repository for classifiers of digits."""
+def model(tmp_path: Path) -> RepositoryModel:
+    """A model for digits in an empty repository."""
     labels = tuple(str(digit) for digit in range(10))
-    return Model(repository=tmp_path / "models", name="digits", image_shape=(1, 28, 28), labels=labels)
+    return RepositoryModel(repository=tmp_path / "models", name="digits", image_shape=(1, 28, 28), labels=labels)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What is folded is gone from the graph, and the answers stay."""
+"""Tests that folding removes operations and keeps the outputs."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ NETWORKS = {
 }
 
 
-def make_classifier(name: str, *, mean: float = 120.0, deviation: float = 60.0) -> Classifier:
-    """A network with fresh weights, and norms that have seen something."""
+def make_classifier(name: str, *, mean: float = 120.0, std: float = 60.0) -> Classifier:
+    """Returns a network with fresh weights, and norms with statistics of their own."""
     torch.manual_seed(0)
     shape = NETWORKS[name]
     network = build_network(name, num_classes=10, **shape)  # type: ignore[arg-type]
@@ -28,7 +28,7 @@ def make_classifier(name: str, *, mean: float = 120.0, deviation: float = 60.0) 
             norm.running_mean = torch.randn_like(norm.bias)
             norm.running_var = torch.rand_like(norm.bias) + 0.5
             nn.init.normal_(norm.bias)
-    classifier = Classifier(network, mean * channels, deviation * channels)
+    classifier = Classifier(network, mean * channels, std * channels)
     if isinstance(network, AirbenchNet):
         network.fit_whitening(classifier.normalize(pixels(classifier, 100)))
     return classifier.eval()
@@ -41,38 +41,38 @@ def pixels(classifier: Classifier, number: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.inference_mode()
-def test_the_answers_stay(name: str) -> None:
+def test_outputs_stay_the_same(name: str) -> None:
     classifier = make_classifier(name)
     images = pixels(classifier, 20)
     expected = classifier(images)
     logits, probabilities = fold(classifier)(images)
     torch.testing.assert_close(logits, expected, rtol=0, atol=5e-6 * float(expected.abs().max()))
     torch.testing.assert_close(probabilities, expected.softmax(dim=1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(classifier(images), expected, rtol=0, atol=0)  # it is left as it was
+    torch.testing.assert_close(classifier(images), expected, rtol=0, atol=0)  # the original is not changed
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_norms_divisions_and_normalisation_are_gone(name: str) -> None:
-    served = fold(make_classifier(name))
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in served.modules())
-    assert "/" not in served.network.code  # type: ignore[operator]
-    assert served.deviation is None
+def test_norms_divisors_and_normalization_are_folded(name: str) -> None:
+    folded = fold(make_classifier(name))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert "/" not in folded.network.code  # type: ignore[operator]
+    assert folded.std is None
     # A convolution that pads with zeros needs pixels whose mean is 0.
-    assert (served.mean is None) == (name in ("lecture", "airbench"))
+    assert (folded.mean is None) == (name in ("lecture", "airbench"))
 
 
 @torch.inference_mode()
-def test_a_mean_of_many_deviations_is_subtracted_first() -> None:
-    classifier = make_classifier("lecture", mean=250.0, deviation=0.5)
-    served = fold(classifier)
-    assert served.mean is not None
+def test_a_mean_of_many_standard_deviations_is_subtracted_first() -> None:
+    classifier = make_classifier("lecture", mean=250.0, std=0.5)
+    folded = fold(classifier)
+    assert folded.mean is not None
     images = pixels(classifier, 20)
     expected = classifier(images)
-    torch.testing.assert_close(served(images)[0], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(folded(images)[0], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-class Shared(nn.Module):
-    """A convolution that two read, and norms that cannot be folded."""
+class SharedConvolution(nn.Module):
+    """A convolution whose output has two readers, and norms that cannot be folded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,21 +87,21 @@ class Shared(nn.Module):
 
 
 @torch.inference_mode()
-def test_what_cannot_be_folded_stays() -> None:
-    network = Shared()
+def test_norms_that_cannot_be_folded_stay() -> None:
+    network = SharedConvolution()
     nn.init.normal_(network.norm.bias)
     nn.init.constant_(network.before.bias, 0.5)
     classifier = Classifier(network, torch.tensor([30.0]), torch.tensor([70.0])).eval()
-    served = fold(classifier)
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in served.modules()) == 2
-    assert served.mean is not None
-    assert served.deviation is not None
+    folded = fold(classifier)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == 2
+    assert folded.mean is not None
+    assert folded.std is not None
     images = pixels(classifier, 10)
-    torch.testing.assert_close(served(images)[0], classifier(images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(folded(images)[0], classifier(images), rtol=1e-5, atol=1e-5)
 
 
-class Turned(nn.Module):
-    """A norm behind a pooling, with one negative scale."""
+class NegativeScale(nn.Module):
+    """A norm after a pooling, with one negative scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Turned(nn.Module):
 
 
 @torch.inference_mode()
-def test_a_norm_that_turns_signs_stays_behind_its_pooling() -> None:
-    classifier = Classifier(Turned(), torch.tensor([30.0]), torch.tensor([70.0])).eval()
+def test_a_norm_with_a_negative_scale_stays_after_its_pooling() -> None:
+    classifier = Classifier(NegativeScale(), torch.tensor([30.0]), torch.tensor([70.0])).eval()
     images = pixels(classifier, 10)
     torch.testing.assert_close(fold(classifier)(images)[0], classifier(images), rtol=1e-5, atol=1e-5)

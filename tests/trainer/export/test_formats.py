@@ -1,4 +1,4 @@
-"""Every format takes batches of any size, holds no path of this machine, and is the same bytes each time."""
+"""Tests that every format takes any batch size, holds no path of this machine and is reproducible."""
 
 import io
 import os
@@ -10,26 +10,26 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, open_format
+from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, load_predictor
+from trainer.export.reference import ReferenceModel
 from trainer.export.repository import ONNX
-from trainer.export.trained import Trained
 
 FORMATS = (TORCHSCRIPT, ONNX, EXPORTED_PROGRAM)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_any_number_of_images_is_answered(
-    name: str, batch_size: int, files: dict[str, bytes], trained: Trained
+def test_every_batch_size_gives_the_reference_outputs(
+    name: str, batch_size: int, files: dict[str, bytes], reference: ReferenceModel
 ) -> None:
-    images = trained.golden[0][:batch_size]
-    logits, probabilities = open_format(name, files[name])(images.numpy())
+    images = reference.golden[0][:batch_size]
+    logits, probabilities = load_predictor(name, files[name])(images.numpy())
     assert logits.dtype == probabilities.dtype == np.float32
-    np.testing.assert_allclose(logits, trained.golden[1][:batch_size], atol=1e-4)
+    np.testing.assert_allclose(logits, reference.golden[1][:batch_size], atol=1e-4)
     np.testing.assert_allclose(probabilities, torch.from_numpy(logits).softmax(dim=1), atol=1e-6)
 
 
-def test_onnx_is_one_file_of_few_operations(files: dict[str, bytes]) -> None:
+def test_the_onnx_file_has_twelve_nodes_and_the_documented_interface(files: dict[str, bytes]) -> None:
     model = onnx.load_from_string(files[ONNX])
     assert [node.op_type for node in model.graph.node] == [
         *("Cast", "Conv", "MaxPool", "Relu", "Conv", "MaxPool", "Reshape"),
@@ -59,8 +59,8 @@ def test_no_file_names_a_path_of_this_machine(name: str, files: dict[str, bytes]
         assert b"site-packages" not in content
 
 
-def test_the_same_weights_give_the_same_bytes(files: dict[str, bytes], trained: Trained) -> None:
-    """TorchScript numbers the classes of a process: its bytes are the same from one process to the next only."""
-    again = convert(*trained.served())
+def test_the_same_weights_give_the_same_bytes(files: dict[str, bytes], reference: ReferenceModel) -> None:
+    """TorchScript is left out: it numbers a process's classes, so its bytes repeat from process to process only."""
+    again = convert(*reference.export_module())
     assert again[ONNX] == files[ONNX]
     assert again[EXPORTED_PROGRAM] == files[EXPORTED_PROGRAM]

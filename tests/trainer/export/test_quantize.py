@@ -1,4 +1,4 @@
-"""Which layers become int8, and how."""
+"""Tests of which layers are quantized to int8, and how."""
 
 import numpy as np
 import onnx
@@ -6,13 +6,13 @@ import pytest
 from onnx import numpy_helper
 
 from trainer.export.quantize import quantize
+from trainer.export.reference import ReferenceModel
 from trainer.export.repository import ONNX
-from trainer.export.trained import Trained
 
 
 @pytest.fixture(scope="module")
-def model(files: dict[str, bytes], trained: Trained) -> onnx.ModelProto:
-    return onnx.load_from_string(quantize(files[ONNX], trained.training_images(512).split(256)))
+def model(files: dict[str, bytes], reference: ReferenceModel) -> onnx.ModelProto:
+    return onnx.load_from_string(quantize(files[ONNX], reference.calibration_images(512).split(256)))
 
 
 def test_all_layers_but_the_first_and_the_last_are_int8(model: onnx.ModelProto) -> None:
@@ -27,15 +27,15 @@ def test_all_layers_but_the_first_and_the_last_are_int8(model: onnx.ModelProto) 
 
 
 def test_weights_have_seven_bits_and_each_channel_its_scale(model: onnx.ModelProto) -> None:
-    """With eight, sums saturate on CPUs without VNNI instructions."""
+    """With eight bits, sums saturate on CPUs without VNNI instructions."""
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name, channels in (("network.conv2", 64), ("network.fc1", 200)):
         assert 60 < np.abs(tensors[f"{name}.weight_quantized"].astype(int)).max() <= 64
         assert tensors[f"{name}.weight_scale"].shape == (channels,)
 
 
-def test_a_relu_is_part_of_the_int8_layer_before_it(model: onnx.ModelProto) -> None:
-    """It is not there any more: what is represented begins at 0. Only the float32 layer still has one."""
+def test_int8_layers_absorb_the_relu_after_them(model: onnx.ModelProto) -> None:
+    """Their range starts at 0 instead. Only the float32 layer keeps its ReLU."""
     operations = [node.op_type for node in model.graph.node]
     assert operations.count("Relu") == 1
     first = operations.index("Conv")

@@ -1,4 +1,4 @@
-"""Versions appear whole, in their turn, and beside models of the same kind only."""
+"""Tests that versions appear complete and in order, and only beside compatible ones."""
 
 import json
 import os
@@ -12,16 +12,16 @@ from tritonclient.grpc import model_config_pb2
 
 from trainer.errors import ConfigError, ExportError
 from trainer.export import repository
-from trainer.export.repository import Model, printable
+from trainer.export.repository import RepositoryModel, printable
 
 FILES = {"model.onnx": b"weights", "golden.npz": b"images"}
 
 
-def publish(model: Model, files: dict[str, bytes] = FILES) -> Path:
+def publish(model: RepositoryModel, files: dict[str, bytes] = FILES) -> Path:
     return model.publish(files, lambda version: json.dumps({"version": version}).encode())
 
 
-def test_a_version_is_its_files_and_a_manifest_that_knows_its_number(model: Model) -> None:
+def test_a_version_holds_its_files_and_a_manifest_with_its_number(model: RepositoryModel) -> None:
     version = publish(model)
     assert version == model.path / "1"
     assert {path.name: path.read_bytes() for path in version.iterdir()} == {**FILES, "manifest.json": b'{"version": 1}'}
@@ -29,8 +29,8 @@ def test_a_version_is_its_files_and_a_manifest_that_knows_its_number(model: Mode
     assert (model.path / "labels.txt").read_text() == "0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n"
 
 
-def test_triton_reads_the_configuration(model: Model) -> None:
-    """With the messages that Triton's own client has."""
+def test_triton_reads_the_configuration(model: RepositoryModel) -> None:
+    """Parses it with the messages of Triton's own client."""
     publish(model)
     config = text_format.Parse((model.path / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     assert config.name == "digits"
@@ -46,7 +46,7 @@ def test_triton_reads_the_configuration(model: Model) -> None:
     ]
 
 
-def test_versions_count_on_from_the_highest(model: Model) -> None:
+def test_the_next_version_follows_the_highest(model: RepositoryModel) -> None:
     publish(model)
     for name in ("41", "notes", ".staging-left-behind", "-5"):
         (model.path / name).mkdir()
@@ -54,17 +54,17 @@ def test_versions_count_on_from_the_highest(model: Model) -> None:
     assert publish(model).name == "43"
 
 
-def test_exports_at_once_get_a_version_each(model: Model) -> None:
-    """Every thread stops before its rename until all have chosen the same number."""
+def test_simultaneous_exports_get_a_version_each(model: RepositoryModel) -> None:
+    """Every thread waits before its rename until all have chosen the same number."""
     together, versions = threading.Barrier(4), []
 
-    def describe(version: int) -> bytes:
+    def build_manifest(version: int) -> bytes:
         if version == 1:
             together.wait(timeout=60)
         return json.dumps({"version": version}).encode()
 
     def export(content: bytes) -> None:
-        versions.append(model.publish({"model.onnx": content}, describe))
+        versions.append(model.publish({"model.onnx": content}, build_manifest))
 
     threads = [threading.Thread(target=export, args=(str(number).encode(),)) for number in range(4)]
     for thread in threads:
@@ -77,7 +77,7 @@ def test_exports_at_once_get_a_version_each(model: Model) -> None:
     assert not list(model.path.glob(".*"))
 
 
-def test_the_users_configuration_is_kept(model: Model) -> None:
+def test_an_edited_configuration_is_kept(model: RepositoryModel) -> None:
     publish(model)
     path = model.path / "config.pbtxt"
     edited = path.read_text().replace("max_batch_size: 256", "max_batch_size: 8") + (
@@ -96,7 +96,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize(("change", "message"), DIFFERENT.values(), ids=list(DIFFERENT))
-def test_a_model_of_another_kind_is_refused(change: dict, message: str, model: Model) -> None:  # type: ignore[type-arg]
+def test_an_incompatible_model_is_refused(change: dict, message: str, model: RepositoryModel) -> None:  # type: ignore[type-arg]
     publish(model)
     other = replace(model, **change)
     for attempt in (other.check, lambda: publish(other)):
@@ -107,7 +107,7 @@ def test_a_model_of_another_kind_is_refused(change: dict, message: str, model: M
     assert sorted(path.name for path in model.path.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
 
 
-def test_outputs_renamed_by_hand_are_refused(model: Model) -> None:
+def test_a_configuration_with_other_outputs_is_refused(model: RepositoryModel) -> None:
     publish(model)
     path = model.path / "config.pbtxt"
     path.write_text(path.read_text().replace('"logits"', '"scores"'))
@@ -115,39 +115,39 @@ def test_outputs_renamed_by_hand_are_refused(model: Model) -> None:
         model.check()
 
 
-def test_a_configuration_that_cannot_be_read_is_named(model: Model) -> None:
+def test_a_configuration_that_cannot_be_parsed_is_named(model: RepositoryModel) -> None:
     publish(model)
     (model.path / "config.pbtxt").write_text("name = digits")
-    with pytest.raises(ConfigError, match=r"config\.pbtxt is not in Triton's text format: 1:6"):
+    with pytest.raises(ConfigError, match=r"config\.pbtxt cannot be read as a Triton configuration: 1:6"):
         model.check()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-int8", ".hidden", "a b", "a\n", "é"])
-def test_a_name_that_cannot_be_served_is_refused(name: str, model: Model) -> None:
+def test_an_invalid_name_is_refused(name: str, model: RepositoryModel) -> None:
     with pytest.raises(ConfigError, match="--name"):
         replace(model, name=name)
 
 
-def test_a_class_is_one_line_whatever_its_folder_is_called() -> None:
+def test_class_names_are_one_printable_line() -> None:
     assert printable("a\nb\tc\udcff\u2028d é") == "a�b�c��d é"
 
 
-def test_a_repository_that_may_not_be_written_is_one_line(model: Model) -> None:
+def test_a_repository_that_is_a_file_is_an_error_of_one_line(model: RepositoryModel) -> None:
     model.repository.write_text("a file")
     for attempt in (model.check, lambda: publish(model)):
-        with pytest.raises(ExportError, match="cannot publish in the model repository") as refused:
+        with pytest.raises(ExportError, match="cannot write to the model repository") as refused:
             attempt()
         assert "\n" not in str(refused.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_refused_before_the_work(model: Model) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write to every folder")
+def test_a_folder_without_permission_is_refused_by_the_check(model: RepositoryModel) -> None:
     model.repository.mkdir(mode=0o500)
     with pytest.raises(ExportError, match="no permission"):
         model.check()
 
 
-def test_a_full_disk_leaves_nothing_half_written(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_version(model: RepositoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(model)
     write = repository._write
 

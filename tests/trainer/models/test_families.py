@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from trainer.data import ImageSet
 from trainer.errors import ConfigError
 from trainer.export.folding import fold
-from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, open_format
-from trainer.export.parity import LARGEST_BATCH, Sample, check_parity, reference_logits
+from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, load_predictor
+from trainer.export.parity import MAX_BATCH_SIZE, ParitySample, check_parity, reference_logits
 from trainer.export.repository import ONNX
 from trainer.models import Classifier, build_network
 from trainer.models.cost import cost_of
@@ -191,10 +191,10 @@ def test_onnx_answers_alike_for_every_batch_size(name: str, tmp_path: Path) -> N
 def test_what_the_export_folds_passes_its_own_gate(name: str) -> None:
     model = settled(name, 3, 32)
     images = ImageSet(pixels(20), torch.arange(20) % 10)
-    sample = Sample((images, torch.arange(20)), (images, torch.arange(0)))
-    reference = reference_logits(model, sample.batches(LARGEST_BATCH, len(sample)))
+    sample = ParitySample((images, torch.arange(20)), (images, torch.arange(0)))
+    reference = reference_logits(model, sample.batches(MAX_BATCH_SIZE, len(sample)))
     files = convert(fold(model), pixels(2))
     assert set(files) == {TORCHSCRIPT, ONNX, EXPORTED_PROGRAM}
     for file, content in files.items():
-        agreements = check_parity(file, open_format(file, content), sample, reference)
-        assert [agreement.num_images for agreement in agreements] == [20] * 5
+        results = check_parity(file, load_predictor(file, content), sample, reference)
+        assert [result.num_images for result in results] == [20] * 5
