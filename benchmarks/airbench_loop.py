@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from trainer.data import default_data_dir, load_dataset
+from trainer.data import load_dataset
 from trainer.data.test_set import load_test_set
+from trainer.paths import default_data_dir
 
 
 def write_cifar10(folder: Path) -> None:

@@ -15,10 +15,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.data import default_data_dir, load_dataset
+from trainer.data import load_dataset
 from trainer.hardware import has_fast_bfloat16, keep_freed_memory
 from trainer.models import Classifier
 from trainer.models.lecture import LectureNet
+from trainer.paths import default_data_dir
 
 BATCH_SIZE, NUM_STEPS, WINDOW = 100, 1000, 50
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from trainer.data import default_data_dir, load_dataset
+from trainer.data import load_dataset
 from trainer.hardware import keep_freed_memory
 from trainer.loop.learner import build_learner
+from trainer.paths import default_data_dir
 from trainer.ranks.consistency import digest_of
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES

@@ -114,7 +114,8 @@ def import_seconds() -> float:
 
 def write_idx(root: Path) -> None:
     """MNIST in the files that torchvision expects, from our cache."""
-    from trainer.data import default_data_dir, load_dataset
+    from trainer.data import load_dataset
+    from trainer.paths import default_data_dir
 
     train = load_dataset("mnist", default_data_dir(), say=print).train
     folder = root / "MNIST" / "raw"

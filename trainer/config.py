@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from trainer.data import default_data_dir, full_name
 from trainer.errors import ConfigError
-from trainer.ranks.world import DeviceChoice
+from trainer.paths import default_data_dir, full_name
 from trainer.recipes import Precision, Recipe, find_recipe
 
+DeviceChoice = Literal["auto", "cpu", "cuda"]
 Resume = Literal["auto", "never"]
 
 

@@ -12,8 +12,8 @@ import tyro
 
 from trainer.cli import parse, run_command
 from trainer.config import TrainConfig
-from trainer.data.datasets import FOLDER_PREFIX
 from trainer.errors import ConfigError
+from trainer.paths import FOLDER_PREFIX
 from trainer.recipes import RECIPES, find_recipe
 from trainer.train import train
 

@@ -220,7 +220,7 @@ def _nesterov(lr: float) -> dict[ParameterKind, ParamGroup]:
 
 
 def _family(network: str) -> tuple[Recipe, Recipe]:
-    """Returns a family's recipes for CIFAR-10 and for MNIST, whose digits must not be mirrored, with the usual values."""
+    """Returns a family's recipes for CIFAR-10 and for MNIST (digits must not be mirrored), with the usual values."""
     what, lr = _FAMILIES[network]
     cifar10 = Recipe(
         name=f"cifar10-{network}",

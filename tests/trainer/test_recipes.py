@@ -7,16 +7,15 @@ import torch
 
 from trainer.data import dataset_names
 from trainer.errors import ConfigError
-from trainer.models import PRETRAINED_PREFIX, build_network
-from trainer.models.originals import ORIGINALS
-from trainer.recipes import RECIPES, Recipe, Schedule, find_recipe
+from trainer.models import build_network
+from trainer.recipes import PRETRAINED, PRETRAINED_PREFIX, RECIPES, Recipe, Schedule, find_recipe
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
 def test_every_recipe_names_what_exists(recipe: Recipe) -> None:
     assert recipe.dataset in dataset_names()
     if recipe.network.startswith(PRETRAINED_PREFIX):
-        assert recipe.network.removeprefix(PRETRAINED_PREFIX) in ORIGINALS  # the weights are not at hand
+        assert recipe.network.removeprefix(PRETRAINED_PREFIX) in PRETRAINED  # the weights are not at hand
     elif recipe.network == "airbench":
         build_network(recipe.network, num_channels=3, image_size=32, num_classes=10, widths=recipe.widths)
     else:

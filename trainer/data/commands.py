@@ -10,12 +10,8 @@ from typing import Annotated
 import tyro
 
 from trainer.data.datasets import (
-    FOLDER_PREFIX,
     NAMED_SETS,
     decoded_path,
-    default_data_dir,
-    full_name,
-    image_folder,
     load_dataset,
     load_named,
     named_set,
@@ -34,6 +30,7 @@ from trainer.data.store import (
     write_decoded,
 )
 from trainer.errors import ConfigError, DataError
+from trainer.paths import FOLDER_PREFIX, default_data_dir, full_name, image_folder
 
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")]
 

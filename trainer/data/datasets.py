@@ -4,7 +4,6 @@ A data set is decoded once into one file, which every process maps. Knows names 
 published ones come from is in `sources`, folders of images in `folders`.
 """
 
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,8 @@ from trainer.data.split import stratified_split
 from trainer.data.store import Decoded, Say, open_or_make
 from trainer.data.store import ImageSet as ImageSet  # for whoever imports it from here
 from trainer.errors import ConfigError, unknown_name
+from trainer.paths import FOLDER_PREFIX, image_folder
 
-FOLDER_PREFIX = "folder:"
 _MINI_FILE = Path(__file__).parent / "published" / "mnist_mini.npz"
 
 MNIST_MINI = NamedSet(
@@ -99,24 +98,6 @@ def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, ve
     )
 
 
-def image_folder(name: str) -> Path | None:
-    """Where the folder of images of that name lies, absolute, as seen from here; None for another data set's name.
-
-    Raises ConfigError for a folder without a path.
-    """
-    if not name.startswith(FOLDER_PREFIX):
-        return None
-    if name == FOLDER_PREFIX:
-        raise ConfigError("folder: needs a path, as in folder:/data/birds")
-    return Path(os.path.abspath(Path(name.removeprefix(FOLDER_PREFIX)).expanduser()))
-
-
-def full_name(name: str) -> str:
-    """The name that holds in every working directory: a folder's by its absolute path."""
-    root = image_folder(name)
-    return name if root is None else f"{FOLDER_PREFIX}{root}"
-
-
 def without_test_images(dataset: Dataset) -> Dataset:
     """The same, for whoever tunes: nothing in it leads to the test images."""
     return replace(dataset, path=None)
@@ -125,12 +106,6 @@ def without_test_images(dataset: Dataset) -> Dataset:
 def dataset_names() -> list[str]:
     """Names that `load_dataset` knows, besides `folder:PATH`."""
     return list(NAMED_SETS)
-
-
-def default_data_dir() -> Path:
-    """`$XDG_CACHE_HOME/convoy`, or `~/.cache/convoy`."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "convoy"
 
 
 def split_validation(images: ImageSet, num_validation: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trainer.data import Dataset, ImageSet
+from trainer.data.augment import draw_params
 from trainer.data.order import dropout_seeds, epoch_order, num_steps_per_epoch
 from trainer.errors import CheckpointError, DivergenceError
 from trainer.evaluation.evaluate import CHUNK_SIZE, evaluate
@@ -171,7 +172,7 @@ class Samples:
 
     Args:
         indices: int64 `[N]`, into the training images.
-        augment_params: float32 `[N, 6]`, their rows of `Augment.draw`.
+        augment_params: float32 `[N, 6]`, their rows of `draw_params`.
         dropout_seeds: int64 `[N]`, theirs of `dropout_seeds`.
     """
 
@@ -186,7 +187,7 @@ class Samples:
         indices = run.train_indices[epoch_order(len(run.train_indices), run.seed, epoch)]
         return cls(
             indices=indices.to(device),
-            augment_params=run.recipe.augment.draw(num_images, run.seed, epoch)[indices].to(device),
+            augment_params=draw_params(run.recipe.augment, num_images, run.seed, epoch)[indices].to(device),
             dropout_seeds=dropout_seeds(num_images, run.seed, epoch)[indices].to(device),
         )
 

@@ -5,29 +5,15 @@ graph), Muon takes convolution filters (torch.optim.Muon takes matrices only), a
 imports torch._dynamo, which alone takes as long as importing torch.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from trainer.recipes import ParamGroup
+
 # Keller Jordan's quintic Newton-Schulz iteration (https://kellerjordan.github.io/posts/muon/).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParamGroup:
-    """How one group of parameters learns.
-
-    `lr` is multiplied by the schedule's factor. `weight_decay` is decoupled and relative to `lr`: each step shrinks
-    the weights by lr · weight_decay.
-    """
-
-    lr: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    muon: bool = False
-    """Muon: the update is the nearest semi-orthogonal matrix, and the filter keeps the norm sqrt(filters)."""
 
 
 class Optimizer:

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.data import ImageSet
-from trainer.data.augment import Augment
+from trainer.data.augment import augment_batch
 from trainer.loop.batch_norm import BatchNormSums
 from trainer.loop.optim import Optimizer
 from trainer.loop.shards import ShardSums, sum_in_tree
 from trainer.models.layers import dropouts_of, dropping
+from trainer.recipes import Augment
 
 NUM_EAGER_STEPS = 3
 """Steps before a capture, in which libraries choose their algorithms and NCCL connects the ranks."""
@@ -25,7 +26,7 @@ class Batch:
 
     Args:
         indices: int64 `[B]`, the samples of all its shards, on the device.
-        augment_params: float32 `[B, 6]`, their rows of `Augment.draw`, on the device.
+        augment_params: float32 `[B, 6]`, their rows of `draw_params`, on the device.
         dropout_seeds: int64 `[B]`, their rows of `dropout_seeds`, from which dropout draws, on the device.
         lr_factor: float32 scalar on the device.
         sizes: samples in each of its shards, in order.
@@ -97,7 +98,7 @@ class TrainStep:
         indices = batch.indices[part]
         labels = self._data.labels[indices]
         # Before autocast: bfloat16 is too coarse for the positions of pixels.
-        images = self._augment(self._data.images, indices, batch.augment_params[part])
+        images = augment_batch(self._augment, self._data.images, indices, batch.augment_params[part])
         with self._autocast(), dropping(self._dropouts, batch.dropout_seeds[part]):
             logits = self._model(images)
         logits = logits.float()

@@ -20,9 +20,7 @@ from trainer.models.nin import BatchNormNin
 from trainer.models.originals import build_pretrained
 from trainer.models.resnet import ResNet
 from trainer.models.vgg import Vgg
-
-PRETRAINED_PREFIX = "pretrained:"
-"""Before a name of `originals.ORIGINALS`: torchvision's network with its published weights."""
+from trainer.recipes import PRETRAINED_PREFIX
 
 _FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "lecture": LectureNet,

@@ -16,8 +16,6 @@ from torch import nn
 from trainer.errors import ConfigError, DataError
 from trainer.models.layers import Dropout, check_image_size
 
-ORIGINALS = ("alexnet", "vgg16", "vgg19", "googlenet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-"""Those that can be fine-tuned: page 37 of the lecture, without the BN variants, which torchvision lacks."""
 MIN_IMAGE_SIZE = 64
 
 

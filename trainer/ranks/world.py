@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
 from convoy.cpus import num_available_cpus
 from convoy.processes import ignore_signals
+from trainer.config import DeviceChoice
 from trainer.errors import ConfigError, DesyncError, MismatchError, PeerError, TrainerError
 from trainer.ranks.failure import FailureContext, FailureLock, write_error, write_failure
 from trainer.ranks.rendezvous import rendezvous
@@ -28,7 +29,6 @@ from trainer.ranks.shared_memory import SharedMemoryReducer
 from trainer.ranks.watchdog import Watchdog
 
 T = TypeVar("T")
-DeviceChoice = Literal["auto", "cpu", "cuda"]
 TIMEOUT = datetime.timedelta(minutes=10)
 
 

@@ -8,9 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from trainer.data.augment import Augment
-from trainer.loop.optim import ParamGroup
-from trainer.recipes import Recipe, Schedule
+from trainer.recipes import Augment, ParamGroup, Recipe, Schedule
 
 _NAMES_ON_DISK = {"param_groups": "rules", "muon": "orthogonalize"}
 """Fields of a recipe and of its parameter groups that files know by an older name. The digests are over these names:

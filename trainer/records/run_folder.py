@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Resume, TrainConfig
-from trainer.data import Dataset, image_folder
+from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError, TrainerError, writing
 from trainer.files import is_temporary, locked, write_json
 from trainer.hardware import describe
+from trainer.paths import image_folder
 from trainer.ranks.failure import FAILURE_FILE
 from trainer.ranks.world import World
 from trainer.recipes import Recipe

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from trainer.data import ImageSet, default_data_dir, load_dataset, split_validation
+from trainer.data import ImageSet, load_dataset, split_validation
 from trainer.data.order import generator
 from trainer.errors import ConfigError
+from trainer.paths import default_data_dir
 from trainer.ranks.world import World
 from trainer.report import figures
 from trainer.studies.capacity_page import NetworkErrors, PolynomialErrors, make_page

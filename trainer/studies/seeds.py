@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config import DeviceChoice, TrainConfig, default_data_dir
+from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import Dataset
 from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluation.evaluate import evaluate
@@ -19,6 +19,7 @@ from trainer.evaluation.ledger import Ledger
 from trainer.files import write_json
 from trainer.hardware import keep_freed_memory
 from trainer.loop.fit import Run
+from trainer.paths import default_data_dir
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipes import Recipe

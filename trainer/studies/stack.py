@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from trainer.data.augment import augment_batch
 from trainer.errors import DivergenceError
 from trainer.loop.fit import Run, Samples, save
 from trainer.loop.learner import parameter_kind
-from trainer.loop.optim import Optimizer, ParamGroup
+from trainer.loop.optim import Optimizer
 from trainer.loop.step import Batch
 from trainer.models.layers import dropouts_of, dropping
-from trainer.recipes import ParameterKind, Recipe
+from trainer.recipes import ParameterKind, ParamGroup, Recipe
 from trainer.records.checkpoint import Checkpoints
 
 
@@ -118,7 +119,7 @@ class Stack:
         learner = self.runs[0].learner
         pixels = torch.cat(
             [
-                self._recipe.augment(self._data.images, chosen, drawn)
+                augment_batch(self._recipe.augment, self._data.images, chosen, drawn)
                 for chosen, drawn in zip(indices, samples.augment_params[:, part], strict=True)
             ]
         )

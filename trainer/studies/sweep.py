@@ -16,15 +16,17 @@ from typing import Any, get_args, get_type_hints
 import torch
 from matplotlib.figure import Figure
 
-from trainer.config import TrainConfig
-from trainer.data import default_data_dir, without_test_images
+from trainer.config import DeviceChoice, TrainConfig
+from trainer.data import without_test_images
+from trainer.data.augment import check_shift
 from trainer.data.order import generator
 from trainer.errors import ConfigError, DivergenceError, unknown_name, writing
 from trainer.evaluation.evaluate import evaluate
 from trainer.files import write_json
 from trainer.hardware import keep_freed_memory
+from trainer.paths import default_data_dir
 from trainer.progress import Progress
-from trainer.ranks.world import DeviceChoice, World
+from trainer.ranks.world import World
 from trainer.recipes import Recipe
 from trainer.report import figures
 from trainer.report.figures import LIGHT
@@ -87,7 +89,7 @@ def study_sweep(config: SweepConfig) -> None:
         recipes = [change_recipe(base, candidate) for candidate in candidates]
         dataset = without_test_images(load(base, config.image_size, config.data_dir, world, progress.say))
         for recipe in recipes:
-            recipe.augment.check(dataset.train.images.size(2))
+            check_shift(recipe.augment, dataset.train.images.size(2))
         place = Workplace(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
         jobs = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
         with (

@@ -11,7 +11,6 @@ import torch
 from trainer.data import (
     ImageSet,
     dataset_names,
-    default_data_dir,
     load_dataset,
     split_validation,
 )
@@ -19,6 +18,7 @@ from trainer.data.datasets import NAMED_SETS
 from trainer.data.store import content_digest, open_decoded
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError
+from trainer.paths import default_data_dir
 
 
 @pytest.mark.parametrize("name", ["mnist-mini", "synthetic"])
@@ -85,14 +85,6 @@ def test_split_validation_is_stratified(tmp_path: Path) -> None:
     kept, held_out = split_validation(train, 500, seed=3)
     assert (len(kept), len(held_out)) == (3500, 500)
     assert torch.bincount(train.labels[held_out]).tolist() == [50] * 10
-
-
-def test_the_default_folder_follows_the_desktop_convention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_data_dir() == tmp_path / "convoy"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative, so not valid")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_data_dir() == tmp_path / ".cache" / "convoy"
 
 
 def test_the_package_is_light_to_import() -> None:

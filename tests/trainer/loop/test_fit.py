@@ -15,14 +15,13 @@ import trainer.loop.fit as fit_module
 from tests.conftest import ROOT, fill
 from trainer.config import TrainConfig
 from trainer.data import Dataset
-from trainer.data.augment import Augment
 from trainer.errors import CheckpointError, Interrupted
 from trainer.loop.fit import Run, Samples, SaveEvery, _Loop, fit, restore, save
 from trainer.loop.learner import Learner
 from trainer.progress import Progress
 from trainer.ranks.watchdog import PATIENT_S
 from trainer.ranks.world import World
-from trainer.recipes import RECIPES, Recipe
+from trainer.recipes import RECIPES, Augment, Recipe
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.metrics import read_metrics
 from trainer.records.run_folder import RunFolder

@@ -8,10 +8,10 @@ import torch
 
 from tests.trainer.test_fit import SHORT, make_run
 from trainer.data import Dataset
+from trainer.data.augment import draw_params
 from trainer.data.order import dropout_seeds
-from trainer.loop.optim import ParamGroup
 from trainer.loop.step import Batch
-from trainer.recipes import RECIPES, Recipe
+from trainer.recipes import RECIPES, ParamGroup, Recipe
 from trainer.records.checkpoint import weights_sha256
 
 
@@ -70,7 +70,7 @@ def test_every_recipe_learns(recipe: Recipe, mini: Dataset, tmp_path: Path) -> N
     """A few steps of each on small batches of real digits lower the loss."""
     recipe = replace(recipe, dataset="mnist-mini", global_batch_size=100)
     run = make_run(recipe, mini, tmp_path / "run")
-    augment_params, seeds = recipe.augment.draw(len(mini.train), 0, 0), dropout_seeds(len(mini.train), 0, 0)
+    augment_params, seeds = draw_params(recipe.augment, len(mini.train), 0, 0), dropout_seeds(len(mini.train), 0, 0)
     seen = []
     run.learner.model.train()
     for step in range(12):

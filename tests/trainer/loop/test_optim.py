@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.loop.optim import Optimizer, ParamGroup, newton_schulz
+from trainer.loop.optim import Optimizer, newton_schulz
+from trainer.recipes import ParamGroup
 
 
 def _train(model: nn.Module, step, num_steps: int = 20) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]

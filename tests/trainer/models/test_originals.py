@@ -10,10 +10,11 @@ from trainer.errors import ConfigError, DataError
 from trainer.models import build_network
 from trainer.models.cost import cost_of
 from trainer.models.layers import dropouts_of
-from trainer.models.originals import ORIGINALS, build_original
+from trainer.models.originals import build_original
+from trainer.recipes import PRETRAINED
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("name", PRETRAINED)
 def test_costs_are_those_of_torchvisions_own_metadata(name: str) -> None:
     from torchvision import models
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.datasets import default_data_dir, load_dataset
+from trainer.data.datasets import load_dataset
 from trainer.data.split import stratified_split
 from trainer.data.store import ImageSet
 from trainer.data.test_set import load_test_set
+from trainer.paths import default_data_dir
 
 _SEED = 0
 

@@ -1,0 +1,26 @@
+"""Paths that names and the environment stand for."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import ConfigError
+from trainer.paths import default_data_dir, full_name, image_folder
+
+
+def test_the_default_folder_follows_the_desktop_convention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_data_dir() == tmp_path / "convoy"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative, so not valid")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_data_dir() == tmp_path / ".cache" / "convoy"
+
+
+def test_a_folder_has_a_path_and_other_names_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert image_folder("mnist") is None
+    assert image_folder("folder:pets/") == tmp_path / "pets"
+    assert full_name("folder:./pets") == f"folder:{tmp_path}/pets"
+    assert full_name("mnist") == "mnist"
+    with pytest.raises(ConfigError, match="folder: needs a path"):
+        image_folder("folder:")
