@@ -1,89 +1,131 @@
-"""Several finished runs in one table, setting by setting, with every run that was looked at, or not at all."""
+"""Compares finished runs in one table, setting by setting. A setting is compared with all its evaluated runs or not."""
 
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger
+from trainer.evaluation.views import NUM_VIEWS
 from trainer.records.run_folder import RunFolder
 
 _MOST_NAMED = 5
-"""Runs that were left out, in the error's one line."""
+"""How many missing runs the error names."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    folder: RunFolder
+    result: dict[str, Any]
+
+    @property
+    def setting(self) -> str:
+        """The digest of everything that decides the result except the seed."""
+        return self.folder.fingerprint.setting_sha256
+
+    @property
+    def test_set(self) -> str:
+        """The digest of the test images; of the data set in an old result."""
+        return str(self.result.get("test_sha256") or self.result["dataset_sha256"])
+
+    @property
+    def num_views(self) -> int:
+        return NUM_VIEWS[self.folder.fingerprint.values["recipe"].get("test_time_views", "one")]
 
 
 def compare_runs(paths: list[Path]) -> list[str]:
-    """The table's lines: for each setting (all that decides a result but the seed) worst, median, best and mean.
+    """Returns the lines of the table: worst, median, best and mean test accuracy of each setting, and its std.
 
     Raises:
-        ConfigError: a run is not complete, the runs were tested on different images, or runs are missing that the
-            ledger knows of: the best of some says nothing.
+        ConfigError: A run is not complete, the runs have different test images, the ledger has runs of a setting that
+            `paths` leaves out (the best of a choice says nothing), or entries of the ledger are missing.
     """
     if not paths:
         raise ConfigError("name the folders of the runs to compare")
-    named = [(RunFolder.read(path), _result(path)) for path in paths]
-    # The same weights are one run, however often they are named.
-    by_weights = {
-        (folder.fingerprint.setting_sha256, found["weights_sha256"]): (folder, found) for folder, found in named
-    }
-    runs = list(by_weights.values())
-    tested_on = {result.get("test_sha256", result["dataset_sha256"]): result["dataset"] for _, result in runs}
-    if len(tested_on) > 1:
-        names = " and ".join(f"{name} ({digest[:8]})" for digest, name in tested_on.items())
-        raise ConfigError(f"the runs were tested on different images, {names}: compare those of one data set")
-    settings: dict[str, list[tuple[RunFolder, dict[str, Any]]]] = {}
-    for folder, result in runs:
-        settings.setdefault(folder.fingerprint.setting_sha256, []).append((folder, result))
-    lines = [f"{'setting':24s}  runs  worst    median   best     mean     deviation  test accuracy, %"]
-    for setting, members in settings.items():
-        lines.append(_line(members[0][1]["recipe"], setting, _all_accuracies(setting, members)))
-    return [*lines, *_about_looks(runs)]
+    # Runs with the same weights are one run, however often they are named.
+    runs = list({(run.setting, run.result["weights_sha256"]): run for run in map(_read, paths)}.values())
+    _check_same_test_set(runs)
+    ledgers = sorted({run.folder.ledger_path for run in runs})
+    for ledger in ledgers:
+        _check_ledger(ledger, [run for run in runs if run.folder.ledger_path == ledger])
+    settings: dict[str, list[_Run]] = {}
+    for run in runs:
+        settings.setdefault(run.setting, []).append(run)
+    header = f"{'setting':24s}  views  runs  worst    median   best     mean     std    test accuracy, %"
+    rows = [_row(members[0], _all_accuracies(setting, members)) for setting, members in settings.items()]
+    return [header, *rows, *(_describe_ledger(ledger, runs) for ledger in ledgers)]
 
 
-def _result(path: Path) -> dict[str, Any]:
-    result = RunFolder.read(path).result()
+def _read(path: Path) -> _Run:
+    folder = RunFolder.read(path)
+    result = folder.result()
     if result is None:
         raise ConfigError(f"{path} has no result yet: let the run end first")
-    return result
+    return _Run(folder, result)
 
 
-def _all_accuracies(setting: str, members: list[tuple[RunFolder, dict[str, Any]]]) -> list[float]:
-    """Of all weights with this setting that were looked at; a run that was looked at before its end too has several."""
-    accuracies = {result["weights_sha256"]: result["test_accuracy"] for _, result in members}
-    names = {folder.path.absolute().name for folder, _ in members}
+def _check_same_test_set(runs: list[_Run]) -> None:
+    test_sets = {run.test_set: run.result["dataset"] for run in runs}
+    if len(test_sets) > 1:
+        names = " and ".join(f"{name} ({digest[:8]})" for digest, name in test_sets.items())
+        raise ConfigError(f"the runs were tested on different images, {names}: compare runs on one data set")
+
+
+def _check_ledger(path: Path, runs: list[_Run]) -> None:
+    """Raises ConfigError if the ledger holds fewer evaluations than a run counted when it ended."""
+    for run in runs:
+        held = len(Ledger(path).entries(run.result["dataset_sha256"], run.result.get("test_sha256")))
+        counted = run.result.get("num_test_looks") or 0
+        if held < counted:
+            raise ConfigError(
+                f"{path} holds {held} evaluation{'s' if held != 1 else ''} on this test set, but {run.folder.path} "
+                f"counted {counted}: entries are missing; restore the ledger, or append the one that the run was "
+                "recorded in"
+            )
+
+
+def _all_accuracies(setting: str, members: list[_Run]) -> list[float]:
+    """Returns the test accuracies of all evaluated weights of a setting.
+
+    A run that was also evaluated before its end has several.
+
+    Raises:
+        ConfigError: A ledger has evaluations of runs that are not among the members.
+    """
+    accuracies = {run.result["weights_sha256"]: run.result["test_accuracy"] for run in members}
+    names = {run.folder.path.absolute().name for run in members}
     missing = {}
-    for ledger_path in {folder.ledger_path for folder, _ in members}:
-        for look in Ledger(ledger_path).of_setting(setting):
-            if look["weights_sha256"] not in accuracies and look["run"] not in names:
-                missing[look["weights_sha256"]] = f"{look['run']} (seed {look['seed']})"
-            accuracies.setdefault(look["weights_sha256"], look["accuracy"])
+    for path in {run.folder.ledger_path for run in members}:
+        for entry in Ledger(path).of_setting(setting):
+            if entry["weights_sha256"] not in accuracies and entry["run"] not in names:
+                missing[entry["weights_sha256"]] = f"{entry['run']} (seed {entry['seed']})"
+            accuracies.setdefault(entry["weights_sha256"], entry["accuracy"])
     if missing:
         named = ", ".join(list(missing.values())[:_MOST_NAMED])
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         raise ConfigError(
-            f"{members[0][1]['recipe']} was also looked at in {named}{more}: report all runs of a setting, of every "
-            "seed and number of ranks, or none; name those too"
+            f"{members[0].result['recipe']} was also evaluated in {named}{more}: name those runs too, because only all "
+            "runs of a setting, of every seed and number of ranks, can be compared"
         )
     return list(accuracies.values())
 
 
-def _line(recipe: str, setting: str, accuracies: list[float]) -> str:
-    found = [100 * accuracy for accuracy in accuracies]
-    spread = f"{statistics.stdev(found):9.3f}" if len(found) > 1 else "        –"
-    numbers = "  ".join(f"{n:7.2f}" for n in (min(found), statistics.median(found), max(found), statistics.mean(found)))
-    return f"{recipe[:15]:15s} {setting[:8]} {len(found):5d}{numbers}  {spread}"
+def _row(run: _Run, accuracies: list[float]) -> str:
+    percents = [100 * accuracy for accuracy in accuracies]
+    std = f"{statistics.stdev(percents):6.3f}" if len(percents) > 1 else "     –"
+    summary = (min(percents), statistics.median(percents), max(percents), statistics.mean(percents))
+    columns = "  ".join(f"{number:7.2f}" for number in summary)
+    return f"{run.result['recipe'][:15]:15s} {run.setting[:8]} {run.num_views:6d} {len(percents):5d}{columns}  {std}"
 
 
-def _about_looks(runs: list[tuple[RunFolder, dict[str, Any]]]) -> list[str]:
-    lines = []
-    for path in sorted({folder.ledger_path for folder, _ in runs}):
-        num_looks = len(Ledger(path).entries(runs[0][1]["dataset_sha256"]))
-        num_test = runs[0][1]["num_test"]
-        typical = statistics.median(result["test_accuracy"] for _, result in runs)
-        low, high = simultaneous_interval(round(typical * num_test), num_test, max(1, num_looks))
-        lines.append(
-            f"{num_looks} look{'s' if num_looks != 1 else ''} at this test set in {path}: an accuracy of "
-            f"{100 * typical:.2f} % stands for {100 * low:.2f} to {100 * high:.2f} % (95 % over all looks)"
-        )
-    return lines
+def _describe_ledger(path: Path, runs: list[_Run]) -> str:
+    result = runs[0].result
+    count = len(Ledger(path).entries(result["dataset_sha256"]))
+    typical = statistics.median(run.result["test_accuracy"] for run in runs)
+    low, high = simultaneous_interval(round(typical * result["num_test"]), result["num_test"], max(1, count))
+    return (
+        f"{count} evaluation{'s' if count != 1 else ''} on this test set in {path}: the interval of an accuracy of "
+        f"{100 * typical:.2f} % is {100 * low:.2f} to {100 * high:.2f} % (95 % over all evaluations)"
+    )

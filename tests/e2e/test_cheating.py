@@ -41,14 +41,14 @@ def result_of(folder: Path) -> dict[str, Any]:
     return result
 
 
-def looks(runs: Path) -> list[dict[str, Any]]:
+def ledger_entries(runs: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (runs / "ledger.jsonl").read_text().splitlines()]
 
 
-def is_widened(result: dict[str, Any], look: int) -> bool:
-    """Whether the interval is that of this look."""
+def is_widened(result: dict[str, Any], number: int) -> bool:
+    """Whether the interval is that of this evaluation."""
     num_right = result["num_test"] - result["test_errors"]
-    return result["test_interval"] == pytest.approx(simultaneous_interval(num_right, result["num_test"], look))
+    return result["test_interval"] == pytest.approx(simultaneous_interval(num_right, result["num_test"], number))
 
 
 def train_in(runs: Path, run_trainer: RunTrainer, name: str, *arguments: str, ranks: int = 1) -> Path:
@@ -65,7 +65,7 @@ def train(tmp_path: Path, run_trainer: RunTrainer) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="module")
-def three_looks(tmp_path_factory: pytest.TempPathFactory, run_trainer: RunTrainer) -> Path:
+def three_seeds(tmp_path_factory: pytest.TempPathFactory, run_trainer: RunTrainer) -> Path:
     """A workspace with runs of three seeds."""
     runs = tmp_path_factory.mktemp("seeds") / "runs"
     for seed in range(3):
@@ -74,9 +74,9 @@ def three_looks(tmp_path_factory: pytest.TempPathFactory, run_trainer: RunTraine
 
 
 @pytest.fixture
-def runs(three_looks: Path, tmp_path: Path) -> Path:
+def runs(three_seeds: Path, tmp_path: Path) -> Path:
     """The same in this test's workspace: `seed-0`, `seed-1`, `seed-2` and their ledger."""
-    return Path(shutil.copytree(three_looks, tmp_path / "runs"))
+    return Path(shutil.copytree(three_seeds, tmp_path / "runs"))
 
 
 def test_early_stopping_on_the_evaluation(train: Callable[..., Path]) -> None:
@@ -124,7 +124,7 @@ def test_data_set_selection(train: Callable[..., Path], runs: Path) -> None:
 def test_clauses_for_one_data_set(train: Callable[..., Path], runs: Path) -> None:
     """Whatever is changed for a data set is another setting, and stands on the page."""
     special = train("special", "--lr-scale", "0.3", "--global-batch-size", "50")
-    settings = {entry["run"]: entry["setting_sha256"] for entry in looks(runs)}
+    settings = {entry["run"]: entry["setting_sha256"] for entry in ledger_entries(runs)}
     assert settings["seed-0"] != settings["special"]
     assert "global_batch_size" in (special / "report.html").read_text()
     fingerprint = json.loads((special / "config.json").read_text())["fingerprint"]
@@ -142,9 +142,9 @@ def test_no_part_of_training_knows_a_data_set_by_name() -> None:
         assert '"cifar10' not in text, path
 
 
-def test_seed_selection(three_looks: Path) -> None:
+def test_seed_selection(three_seeds: Path) -> None:
     """Run seeds, show the best: its page shows all, and the table is refused until all are named."""
-    folders = [three_looks / f"seed-{seed}" for seed in range(3)]
+    folders = [three_seeds / f"seed-{seed}" for seed in range(3)]
     last = result_of(folders[2])
     assert set(last["test_accuracy_of_seeds"]) == {"0", "1", "2"}
     assert "that were looked at, from 3 seeds" in " ".join((folders[2] / "report.html").read_text().split())
@@ -152,7 +152,7 @@ def test_seed_selection(three_looks: Path) -> None:
     done = verb("compare", str(best))
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "report all runs of a setting" in done.stderr
+    assert "only all runs of a setting" in done.stderr
     done = verb("compare", *map(str, folders))
     assert done.returncode == 0, done.stderr
     again = verb("compare", *[str(best)] * 3, *map(str, folders))
@@ -169,18 +169,19 @@ def test_selection_by_the_number_of_ranks(train: Callable[..., Path], runs: Path
     for one, other in ((alone, two), (two, alone)):
         done = verb("compare", str(one), str(runs / "seed-1"), str(runs / "seed-2"))
         assert done.returncode == 2
-        assert f"also looked at in {other.name} (seed 0):" in done.stderr
+        assert f"also evaluated in {other.name} (seed 0):" in done.stderr
 
 
-def test_taking_a_look_out_of_the_book(run_trainer: RunTrainer, runs: Path) -> None:
+def test_changing_the_ledger(run_trainer: RunTrainer, runs: Path) -> None:
+    """A changed line stops the next run at its start; a removed one stops the comparison of runs that counted it."""
     ledger = runs / "ledger.jsonl"
     first, second, third = ledger.read_text().splitlines(keepends=True)
-    ledger.write_text(first + third)
+    ledger.write_text(first + second.replace('"num_errors": ', '"num_errors": 1') + third)
     done = run_trainer("--epochs", "1", "--seed", "9", "--run-dir", str(runs / "next"))
     assert done.returncode == 4
-    assert "does not follow from the line before it" in done.stderr
+    assert "ledger.jsonl, line 2, was changed after it was written" in done.stderr
     assert "epoch 1/1" not in done.stdout
-    ledger.write_text(first + second)
-    done = verb("compare", *(str(runs / f"seed-{seed}") for seed in range(2)))
-    assert done.returncode == 4
-    assert "does not end as ledger.head says" in done.stderr
+    ledger.write_text(first + third)
+    done = verb("compare", str(runs / "seed-0"), str(runs / "seed-2"))
+    assert done.returncode == 2
+    assert f"holds 2 evaluations on this test set, but {runs / 'seed-2'} counted 3" in done.stderr

@@ -1,6 +1,7 @@
-"""Finished runs in one table: all seeds of a setting, or none."""
+"""Finished runs in one table: all evaluated runs of a setting, or none."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from trainer.records.run_folder import RunFolder
 
 
 def make_run(
-    runs: Path, seed: int, num_errors: int, *, lr: float = 0.1, dataset: str = "d" * 64, ranks: int = 1
+    runs: Path, seed: int, num_errors: int, *, dataset: str = "d" * 64, ranks: int = 1, **recipe: float | str
 ) -> Path:
-    """A finished run; `ranks` are in its weights, not in its setting."""
-    folder = runs / f"lr{lr}-s{seed}-{dataset[0]}-{ranks}"
+    """A finished run. `ranks` decides its weights, but is not part of its setting."""
+    recipe = {"name": "mnist", "lr": 0.1} | recipe
+    folder = runs / f"lr{recipe['lr']}-s{seed}-{dataset[0]}-{ranks}"
     folder.mkdir(parents=True)
-    fingerprint = {"recipe": {"name": "mnist", "lr": lr}, "seed": seed, "image_size": None, "dataset_sha256": dataset}
+    fingerprint = {"recipe": recipe, "seed": seed, "image_size": None, "dataset_sha256": dataset}
     (folder / "config.json").write_text(json.dumps({"fingerprint": fingerprint, "started_with": {}}))
     result = {"recipe": "mnist", "dataset": "pets", "dataset_sha256": dataset, "seed": seed}
     result |= {
@@ -26,9 +28,8 @@ def make_run(
         "num_test": 1000,
         "test_accuracy": 1 - num_errors / 1000,
     }
-    (folder / "result.json").write_text(json.dumps(result))
     opened = RunFolder.read(folder)
-    Ledger(opened.ledger_path).record(
+    recorded = Ledger(opened.ledger_path).record(
         {
             "dataset": "pets",
             "dataset_sha256": dataset,
@@ -41,22 +42,32 @@ def make_run(
             "num_images": 1000,
         }
     )
+    counted = {"test_look": recorded.number, "num_test_looks": recorded.num_evaluations}
+    (folder / "result.json").write_text(json.dumps(result | counted))
     return folder
 
 
-def test_all_seeds_of_each_setting_are_summed_up(tmp_path: Path) -> None:
+def test_the_table_has_a_row_for_each_setting(tmp_path: Path) -> None:
     paths = [make_run(tmp_path, seed, errors) for seed, errors in enumerate((10, 30, 20))]
     paths.append(make_run(tmp_path, 0, 5, lr=0.2))
     lines = compare_runs(paths)
     assert len(lines) == 4
-    assert lines[1].split()[2:] == ["3", "97.00", "98.00", "99.00", "98.00", "1.000"]
-    assert lines[2].split()[2:] == ["1", "99.50", "99.50", "99.50", "99.50", "–"]
-    assert lines[3].startswith("4 looks at this test set")
+    assert lines[1].split()[2:] == ["1", "3", "97.00", "98.00", "99.00", "98.00", "1.000"]
+    assert lines[2].split()[2:] == ["1", "1", "99.50", "99.50", "99.50", "99.50", "–"]
+    assert lines[3].startswith("4 evaluations on this test set in ")
+    assert lines[3].endswith("(95 % over all evaluations)")
+
+
+def test_a_row_says_how_many_views_of_each_image_are_averaged(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 0, 10, test_time_views="shifted")
+    header, row, _ = compare_runs([run])
+    assert header.split()[:3] == ["setting", "views", "runs"]
+    assert row.split()[2:4] == ["5", "1"]
 
 
 def test_the_best_of_several_seeds_alone_is_refused(tmp_path: Path) -> None:
     paths = [make_run(tmp_path, seed, errors) for seed, errors in enumerate((10, 30, 20))]
-    left_out = r"also looked at in lr0.1-s1-d-1 \(seed 1\), lr0.1-s2-d-1 \(seed 2\): report all runs of a setting"
+    left_out = r"also evaluated in lr0.1-s1-d-1 \(seed 1\), lr0.1-s2-d-1 \(seed 2\): name those runs too"
     with pytest.raises(ConfigError, match=left_out):
         compare_runs(paths[:1])
 
@@ -64,22 +75,46 @@ def test_the_best_of_several_seeds_alone_is_refused(tmp_path: Path) -> None:
 def test_the_best_number_of_ranks_alone_is_refused(tmp_path: Path) -> None:
     worst, best = make_run(tmp_path, 0, 30, ranks=1), make_run(tmp_path, 0, 10, ranks=4)
     for one, other in ((worst, best), (best, worst)):
-        with pytest.raises(ConfigError, match=f"also looked at in {other.name}"):
+        with pytest.raises(ConfigError, match=f"also evaluated in {other.name}"):
             compare_runs([one])
-    assert compare_runs([best, worst])[1].split()[2:5] == ["2", "97.00", "98.00"]
+    assert compare_runs([best, worst])[1].split()[3:6] == ["2", "97.00", "98.00"]
 
 
 def test_a_run_that_is_named_more_than_once_counts_once(tmp_path: Path) -> None:
     best, worst = make_run(tmp_path, 0, 10), make_run(tmp_path, 1, 30)
     assert compare_runs([best, best, best, worst])[:-1] == compare_runs([worst, best])[:-1]
-    assert compare_runs([best, best, best, worst])[1].split()[2:6] == ["2", "97.00", "98.00", "99.00"]
+    assert compare_runs([best, best, best, worst])[1].split()[3:7] == ["2", "97.00", "98.00", "99.00"]
 
 
-def test_a_look_before_a_runs_end_is_one_of_its_setting(tmp_path: Path) -> None:
+def test_an_evaluation_before_a_runs_end_is_one_of_its_setting(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, 30)
-    early = Ledger(RunFolder.read(run).ledger_path).all_entries()[0] | {"weights_sha256": "early", "accuracy": 0.99}
-    Ledger(RunFolder.read(run).ledger_path).record({name: early[name] for name in early if name != "previous"})
-    assert compare_runs([run])[1].split()[2:6] == ["2", "97.00", "98.00", "99.00"]
+    ledger = Ledger(RunFolder.read(run).ledger_path)
+    ledger.record(ledger.all_entries()[0] | {"weights_sha256": "early", "accuracy": 0.99})
+    assert compare_runs([run])[1].split()[3:7] == ["2", "97.00", "98.00", "99.00"]
+
+
+def test_a_ledger_with_fewer_entries_than_a_run_counted_is_refused(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path, seed, 10 + seed) for seed in range(3)]
+    ledger = RunFolder.read(paths[0]).ledger_path
+    first, second, third = ledger.read_text().splitlines(keepends=True)
+    expected = rf"holds 2 evaluations on this test set, but {paths[2]} counted 3: entries are missing"
+    for left in (first + second, first + third):
+        ledger.write_text(left)
+        with pytest.raises(ConfigError, match=expected):
+            compare_runs(paths)
+    ledger.write_text(second + first + third)
+    assert compare_runs(paths)[1].split()[3] == "3"
+
+
+def test_the_runs_of_two_machines_are_compared_after_their_ledgers_are_merged(tmp_path: Path) -> None:
+    here = make_run(tmp_path / "here", 0, 10)
+    there = [make_run(tmp_path / "there", seed, errors) for seed, errors in ((1, 20), (2, 30))]
+    moved = [Path(shutil.copytree(path, tmp_path / "here" / path.name)) for path in there]
+    with pytest.raises(ConfigError, match=r"holds 1 evaluation on this test set, but .* counted 2"):
+        compare_runs([here, *moved])
+    with (tmp_path / "here/ledger.jsonl").open("a") as ledger:
+        ledger.write((tmp_path / "there/ledger.jsonl").read_text())
+    assert compare_runs([here, *moved])[1].split()[3:7] == ["3", "97.00", "98.00", "99.00"]
 
 
 def test_other_training_images_are_compared_on_the_same_test_images(tmp_path: Path) -> None:
