@@ -12,8 +12,8 @@ import onnxruntime as ort
 
 from serving.backends.signature import ModelTensor, check_inputs, check_outputs
 from serving.errors import LoadError
-from serving.models.config import ModelSpec
-from serving.models.devices import CudaUnusable
+from serving.models.devices import CudaUnavailable
+from serving.models.spec import ModelSpec
 from serving.protocol.tensors import DATATYPES, Array, Datatype, TensorSpec
 
 _ELEMENT_TYPES = {
@@ -71,7 +71,7 @@ def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> Onnx
 
     Raises:
         LoadError: the file is no ONNX model that ONNX Runtime runs, or it is not what the configuration says; or
-            `CudaUnusable`.
+            `CudaUnavailable`.
     """
     session = _open(file, gpu, num_threads)
     check_inputs(spec.inputs, _tensors(session.get_inputs()))
@@ -108,7 +108,7 @@ def _open(file: Path, gpu: int | None, num_threads: int) -> ort.InferenceSession
     except Exception as error:  # ONNX Runtime's own errors have no common class
         raise LoadError(f"ONNX Runtime cannot load {file.name}: {_first_line(error)}") from error
     if gpu is not None and "CUDAExecutionProvider" not in session.get_providers():
-        raise CudaUnusable(f"ONNX Runtime cannot use CUDA: {_preload_cuda() or 'it gives no reason'}")
+        raise CudaUnavailable(f"ONNX Runtime cannot use CUDA: {_preload_cuda() or 'it gives no reason'}")
     return session
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from serving.errors import LoadError
-from serving.models.config import ModelSpec
-from serving.models.devices import CudaUnusable
+from serving.models.devices import CudaUnavailable
+from serving.models.spec import ModelSpec
 from serving.protocol.tensors import Array, TensorSpec
 
 _BY_INDEX = re.compile(r".*__(\d+)")
@@ -61,11 +61,11 @@ def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> Torc
         num_threads: of the CPU that one batch may use; torch has one number for the whole process, the last one given.
 
     Raises:
-        LoadError: the file is no TorchScript, or its arguments are not the configuration's inputs; `CudaUnusable` where
+        LoadError: the file is no TorchScript, or its arguments are not the configuration's inputs; `CudaUnavailable` where
             there is a GPU that torch cannot use.
     """
     if gpu is not None and not torch.cuda.is_available():
-        raise CudaUnusable("this torch cannot use CUDA: it was built without, or the driver is too old for it")
+        raise CudaUnavailable("this torch cannot use CUDA: it was built without, or the driver is too old for it")
     device = torch.device("cpu") if gpu is None else torch.device("cuda", gpu)
     torch.set_num_threads(num_threads)
     torch.backends.cudnn.allow_tf32 = False  # the golden batch was computed in float32: TF32 is off by 1e-3

@@ -191,7 +191,7 @@ class Service:
         return answer
 
     def model_config(self, name: str, version: str) -> pb.ModelConfigResponse:
-        return pb.ModelConfigResponse(config=self.repository.get(name, version).spec.message)
+        return pb.ModelConfigResponse(config=self.repository.get(name, version).spec.config)
 
     def model_statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
         """Of one version, of all ready versions of a model, or, without a name, of everything."""

@@ -1,4 +1,4 @@
-"""Where the instances of a model go: onto the CPU, or onto which GPUs. Imports no library that computes."""
+"""Which device each instance of a model runs on, and with how many CPU threads. Imports no inference library."""
 
 import ctypes
 from collections.abc import Sequence
@@ -6,24 +6,25 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from convoy.cpus import num_available_cpus
 from serving.errors import LoadError
 
 Device = Literal["auto", "cpu", "cuda"]
-"""What the operator allows: GPUs if there are any, none, or at least one."""
+"""The devices that the operator allows: GPUs if there are any, CPUs only, or GPUs only."""
 
 
-class CudaUnusable(LoadError):
-    """There is a GPU, and the backend's own libraries for it do not load."""
+class CudaUnavailable(LoadError):
+    """The machine has a GPU, but the backend cannot use it, for example because CUDA libraries are missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
-    """Some equal instances of a model.
+    """A number of identical instances of a model.
 
     Args:
-        kind: "auto" is a GPU where there is one.
-        count: how many on each GPU, or in all on the CPU.
-        gpus: which; none for all.
+        kind: "auto" uses the GPU if there is one.
+        count: instances on each GPU, or in total on the CPU.
+        gpus: indices of the GPUs to use; empty for all.
     """
 
     kind: Literal["auto", "cpu", "gpu"] = "auto"
@@ -32,29 +33,50 @@ class InstanceGroup:
 
 
 def assign_devices(groups: Sequence[InstanceGroup], device: Device) -> list[int | None]:
-    """The GPU of each instance, or None for the CPU.
+    """Returns the GPU of each instance, or None for the CPU.
+
+    Args:
+        groups: empty for the default, a single group of kind "auto".
 
     Raises:
-        LoadError: a group asks for a GPU that is not there.
+        LoadError: a group asks for a GPU that does not exist or is not allowed.
     """
     num_gpus = 0 if device == "cpu" else count_gpus()
-    placements: list[int | None] = []
+    assigned: list[int | None] = []
     for group in groups or (InstanceGroup(),):
         if group.kind == "cpu" or (group.kind == "auto" and num_gpus == 0):
-            placements += [None] * group.count
+            assigned += [None] * group.count
             continue
         gpus = group.gpus or tuple(range(num_gpus))
         if not gpus or max(gpus) >= num_gpus:
             wanted = f"GPU {max(gpus)}" if gpus else "a GPU"
             reason = "the server was started with --device cpu" if device == "cpu" else f"there are {num_gpus} GPUs"
-            raise LoadError(f"instance_group asks for {wanted}, and {reason}")
-        placements += [gpu for gpu in gpus for _ in range(group.count)]
-    return placements
+            raise LoadError(f"instance_group asks for {wanted}, but {reason}")
+        assigned += [gpu for gpu in gpus for _ in range(group.count)]
+    return assigned
+
+
+def threads_per_instance(num_instances: int, num_threads: int | None = None) -> int:
+    """Returns the number of CPU threads for each instance of a model version, at least 1.
+
+    The instances of one version compute at the same time and share the threads. Versions do not share them: each may
+    use all. A fixed share would leave CPUs idle whenever one model is busy and the others are not, which is the usual
+    case, and would have to shrink when models are loaded later or a new version is loaded beside the old one. Versions
+    that are busy at once compete for CPU time, which costs little because idle threads do not spin. Measured on 2 CPUs
+    with the MNIST convnet, batches of 64, as milliseconds per batch: one busy model 0.61 with 2 threads and 0.94 with
+    1; two busy models 0.59 with 2 threads each and 0.74 with 1 each.
+
+    Args:
+        num_threads: for each model version; None for all CPUs that the affinity mask and the container's quota grant.
+            ONNX Runtime and torch would start a thread for each of the host's CPUs, and threads beyond the quota only
+            delay each other.
+    """
+    return max(1, (num_threads or num_available_cpus()) // num_instances)
 
 
 @cache
 def count_gpus() -> int:
-    """CUDA devices that this process sees (CUDA_VISIBLE_DEVICES counts), asked of the driver itself."""
+    """Returns the number of CUDA devices visible to this process, as the driver reports them."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,8 +1,8 @@
-"""One version of a model, from its folder to a batcher that has been proven: the way of `load_version`.
+"""Loads one version of a model: from its folder to a batcher that has passed warm-up and the golden check.
 
-    verify digests -> read the configuration -> open instances -> warm up -> check the golden batch -> batcher
+    verify digests -> resolve the configuration -> open instances -> warm up -> check the golden batch -> batcher
 
-Knows nothing of other versions, and leaves nothing behind when it fails.
+Knows nothing of other versions, and leaves nothing open when it fails.
 """
 
 import logging
@@ -17,11 +17,12 @@ from protos.model_config_pb2 import ModelConfig
 from serving.backends import Backend
 from serving.errors import LoadError
 from serving.inference.batcher import Batcher, BatchLimits
-from serving.models.config import ModelSpec, complete_backend, complete_tensors, to_spec
-from serving.models.devices import CudaUnusable, Device, assign_devices
-from serving.models.manifest import Manifest, read_golden, read_manifest, verify_digests
-from serving.models.threads import plan_threads
-from serving.models.warmup import check_golden, warm_up
+from serving.models.autocomplete import complete_backend, complete_tensors
+from serving.models.devices import CudaUnavailable, Device, assign_devices, threads_per_instance
+from serving.models.golden import check_golden, read_golden
+from serving.models.manifest import Manifest, read_manifest, verify_digests
+from serving.models.spec import ModelSpec, to_spec
+from serving.models.warmup import warm_up
 from serving.observability.statistics import Statistics
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSettings:
-    """What the operator decides for all models.
+    """The operator's settings for all models.
 
     Args:
-        num_threads: CPUs that the instances of a model share; None for all that there are.
-        max_queue_size: requests, where a model's configuration does not say.
+        device: which devices may be used.
+        num_threads: CPU threads of each model version; None for all CPUs that this process may use.
+        max_queue_size: requests, for models whose configuration sets none.
     """
 
     device: Device = "auto"
@@ -43,11 +45,11 @@ class LoadSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Model:
-    """A version that is loaded.
+    """A loaded version of a model.
 
     Args:
-        version: the number, as it is written on the wire.
-        labels: by output, in the order of the classes.
+        version: the version's number as the protocol writes it.
+        labels: class labels by output name, in the order of the classes.
         load_s: how long loading took.
     """
 
@@ -60,11 +62,11 @@ class Model:
 
 
 def load_version(folder: Path, version: int, config: ModelConfig, settings: LoadSettings) -> Model:
-    """Load `folder/version`. What it answers is right, or it does not come to be.
+    """Loads `folder/version`. Returns only after warm-up and the golden check pass.
 
     Args:
-        folder: the model's.
-        config: as it was read, nothing in it unsupported; not changed.
+        folder: the model's folder.
+        config: as read, with supported fields only; it is not changed.
 
     Raises:
         LoadError: the reason in one sentence.
@@ -76,23 +78,14 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     spec = resolve_config(config, version_folder, manifest)
     labels = {output: _read_labels(folder / filename) for output, filename in spec.label_files.items()}
     golden = read_golden(version_folder)
-    with ExitStack() as undo:
-        backends = _open_instances(version_folder, spec, settings, undo)
-        measured_rows = min(warm_up(backend, spec, golden) for backend in backends)
+    with ExitStack() as close_on_error:
+        backends = _open_instances(version_folder, spec, settings, close_on_error)
+        measured_batch_size = min(warm_up(backend, spec, golden) for backend in backends)
         for backend in backends:
             check_golden(backend, spec, golden, manifest.golden_tolerance)
-        undo.pop_all()
-    limits = BatchLimits(
-        max_batch_size=spec.max_batch_size,
-        target_batch_size=spec.preferred_rows or measured_rows,
-        max_queue_delay_us=spec.max_queue_delay_us,
-        max_queue_size=spec.max_queue_size or settings.max_queue_size,
-        timeout_us=spec.timeout_us,
-    )
-    if spec.max_batch_size:
-        rows, why = limits.target_batch_size, "preferred_batch_size" if spec.preferred_rows else "measured"
-        logger.info("%s version %d: batches are filled up to %d rows (%s)", spec.name, version, rows, why)
+        close_on_error.pop_all()
     statistics = Statistics()
+    limits = _batch_limits(spec, version, measured_batch_size, settings)
     return Model(
         spec=spec,
         version=str(version),
@@ -104,10 +97,10 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
 
 
 def resolve_config(config: ModelConfig, version_folder: Path, manifest: Manifest) -> ModelSpec:
-    """The configuration, completed from the manifest or else from the model file itself.
+    """Completes a configuration from the version's files, its manifest or else the model itself, and checks it.
 
     Raises:
-        LoadError: the version cannot be served like that.
+        LoadError: the configuration is invalid, or cannot be completed.
     """
     completed = ModelConfig()
     completed.CopyFrom(config)
@@ -116,10 +109,24 @@ def resolve_config(config: ModelConfig, version_folder: Path, manifest: Manifest
         tensors = (manifest.inputs, manifest.outputs)
         if not all(tensors):
             if completed.backend != "onnxruntime":
-                raise LoadError("a TorchScript file does not tell its tensors: list input and output in config.pbtxt")
-            tensors = _backend_module("onnxruntime").describe(version_folder / completed.default_model_filename)
+                raise LoadError("a TorchScript file does not describe its tensors: list them in config.pbtxt")
+            tensors = _import_backend("onnxruntime").describe(version_folder / completed.default_model_filename)
         complete_tensors(completed, *tensors)
     return to_spec(completed)
+
+
+def _batch_limits(spec: ModelSpec, version: int, measured_batch_size: int, settings: LoadSettings) -> BatchLimits:
+    target_batch_size = spec.preferred_batch_size or measured_batch_size
+    if spec.max_batch_size:
+        source = "preferred_batch_size" if spec.preferred_batch_size else "measured"
+        logger.info("%s version %d: target batch size %d (%s)", spec.name, version, target_batch_size, source)
+    return BatchLimits(
+        max_batch_size=spec.max_batch_size,
+        target_batch_size=target_batch_size,
+        max_queue_delay_us=spec.max_queue_delay_us,
+        max_queue_size=spec.max_queue_size or settings.max_queue_size,
+        timeout_us=spec.timeout_us,
+    )
 
 
 def _read_labels(file: Path) -> list[str]:
@@ -129,10 +136,10 @@ def _read_labels(file: Path) -> list[str]:
         raise LoadError(f"the labels in {file.name} cannot be read: {error}") from error
 
 
-def _backend_module(backend: str) -> ModuleType:
-    """Imported when the first model needs it: a server of ONNX models never loads torch."""
+def _import_backend(name: str) -> ModuleType:
+    """Imports a backend when the first model needs it: a server of ONNX models never loads torch."""
     try:
-        if backend == "onnxruntime":
+        if name == "onnxruntime":
             from serving.backends import onnx
 
             return onnx
@@ -140,32 +147,34 @@ def _backend_module(backend: str) -> ModuleType:
 
         return torchscript
     except ImportError as error:
-        raise LoadError(f"backend '{backend}' needs a library that is not installed: {error}") from error
+        raise LoadError(f"backend '{name}' needs a library that is not installed: {error}") from error
 
 
 def _open_instances(
-    version_folder: Path, spec: ModelSpec, settings: LoadSettings, undo: ExitStack
+    version_folder: Path, spec: ModelSpec, settings: LoadSettings, close_on_error: ExitStack
 ) -> Sequence[Backend]:
-    """On the GPUs if there are any; on the CPU where they cannot be used and nobody insists."""
+    """Opens the instances; on the CPU if the GPUs do not work and neither operator nor model requires them."""
     try:
-        return _open_on(assign_devices(spec.instances, settings.device), version_folder, spec, settings, undo)
-    except CudaUnusable as error:
+        return _open_on(assign_devices(spec.instances, settings.device), version_folder, spec, settings, close_on_error)
+    except CudaUnavailable as error:
         if settings.device == "cuda" or any(group.kind == "gpu" for group in spec.instances):
             raise
         logger.warning("%s runs on the CPU: %s", spec.name, error)
-        return _open_on(assign_devices(spec.instances, "cpu"), version_folder, spec, settings, undo)
+        return _open_on(assign_devices(spec.instances, "cpu"), version_folder, spec, settings, close_on_error)
 
 
 def _open_on(
-    placements: Sequence[int | None], version_folder: Path, spec: ModelSpec, settings: LoadSettings, undo: ExitStack
+    gpus: Sequence[int | None], version_folder: Path, spec: ModelSpec, settings: LoadSettings, close_on_error: ExitStack
 ) -> Sequence[Backend]:
-    plan = plan_threads(len(placements), settings.num_threads)
-    where = ", ".join("CPU" if gpu is None else f"GPU {gpu}" for gpu in sorted(set(placements), key=str))
-    logger.info("%s version %s on %s: %s", spec.name, version_folder.name, where, plan)
-    module = _backend_module(spec.backend)
+    """Opens one instance for each element of `gpus`; None is the CPU."""
+    num_threads = threads_per_instance(len(gpus), settings.num_threads)
+    devices = ", ".join("CPU" if gpu is None else f"GPU {gpu}" for gpu in sorted(set(gpus), key=str))
+    where = f"{spec.name} version {version_folder.name} on {devices}"
+    logger.info("%s: instances %d, CPU threads of each %d", where, len(gpus), num_threads)
+    module = _import_backend(spec.backend)
     backends: list[Backend] = []
-    for gpu in placements:
-        backend = module.load(version_folder / spec.filename, spec, gpu, plan.threads_per_instance)
-        undo.callback(backend.close)
+    for gpu in gpus:
+        backend = module.load(version_folder / spec.filename, spec, gpu, num_threads)
+        close_on_error.callback(backend.close)
         backends.append(backend)
     return backends

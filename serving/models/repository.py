@@ -1,7 +1,7 @@
-"""The model repository: all models of a folder, for any number of readers and one change at a time.
+"""The model repository: all models of a folder, for any number of readers and one writer at a time.
 
-Readers see one immutable `_View`, which every change replaces in one assignment; they never wait for a change.
-How the versions of one model come and go is in `serving.models.versions`, how one is loaded in `serving.models.loader`.
+Readers see an immutable `_View`, which each change replaces in one assignment; they never wait for a change.
+`serving.models.versions` decides which versions of a model are served, `serving.models.loader` loads them.
 """
 
 import logging
@@ -31,24 +31,27 @@ __all__ = ["IndexEntry", "Model", "Repository"]
 
 logger = logging.getLogger(__name__)
 
-_CLOSE_PATIENCE_S = 3.0
+_CLOSE_TIMEOUT_S = 3.0
+_SHUTTING_DOWN = "the server is shutting down"
 _UNLOADED = "unloaded"
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What readers see. `serving` has every ready version by (name, version), and the newest by (name, "")."""
+    """What readers see. `serving` has each ready version by (name, version), and the newest also by (name, "")."""
 
     serving: Mapping[tuple[str, str], Model] = field(default_factory=dict)
     index: tuple[IndexEntry, ...] = ()
 
 
 class Repository:
-    """The models of a folder.
+    """The models of a folder. Thread-safe.
 
     Args:
-        mode: "none": what is there at the start; "poll": follow the folder; "explicit": what callers ask for.
-        models: with mode "explicit", what is loaded at the start.
+        mode: "none" loads all models at the start, "poll" also follows changes of the folder, "explicit" loads the
+            models that clients ask for.
+        models: with mode "explicit", the models to load at the start.
+        poll_interval_s: with mode "poll", the pause between two scans.
     """
 
     def __init__(
@@ -61,24 +64,24 @@ class Repository:
         poll_interval_s: float = 2.0,
     ) -> None:
         self.generation = 0
-        """Grows with every change that readers may see."""
+        """Grows with every change that readers can see."""
         self._path = path
         self._settings = settings
         self._mode = mode
-        self._asked = models
+        self._initial_models = models
         self._poll_interval_s = poll_interval_s
-        self._changing = threading.Lock()
+        self._write_lock = threading.Lock()
         self._models: dict[str, ModelVersions] = {}
         self._required: set[str] | None = None
         self._view = _View()
         self._was_ready = False
         self._listeners: list[Callable[[], None]] = []
-        self._leaving = threading.Event()
+        self._closing = threading.Event()
         self._poller: threading.Thread | None = None
 
     @classmethod
     def from_config(cls, config: ServeConfig) -> "Repository":
-        """As the command line says."""
+        """Creates the repository that the command line describes. Opens nothing yet."""
         settings = LoadSettings(
             device=config.device, num_threads=config.num_threads, max_queue_size=config.max_queue_size
         )
@@ -90,138 +93,138 @@ class Repository:
             poll_interval_s=config.poll_interval_s,
         )
 
-    # -- what is served ----------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------------------
 
     def get(self, name: str, version: str = "") -> Model:
-        """A model that is ready; its newest version if none is named.
+        """Returns a ready version of a model; the newest if `version` is empty.
 
         Raises:
-            NotFound: no such model or version; or none is named, and none is ready or on its way.
-            InvalidArgument: the version is no number.
-            Unavailable: the version is known and not ready, or one is being loaded, or the server is leaving.
+            NotFound: the model or version does not exist; or `version` is empty, and none is ready or loading.
+            InvalidArgument: the version is not a number.
+            Unavailable: the version is not ready, a version is loading, or the server is shutting down.
         """
         return self._view.serving.get((name, version)) or self._find(name, version)
 
     def versions(self, name: str) -> list[str]:
-        """The ready ones, oldest first.
+        """Returns the ready versions of a model, lowest number first.
 
         Raises:
-            NotFound: no such model.
+            NotFound: the model does not exist.
         """
         view = self._view
         if not any(entry.name == name for entry in view.index):
-            raise _unknown(name, view)
+            raise _unknown_model(name, view)
         return sorted((version for model, version in view.serving if model == name and version), key=int)
 
     def ready_models(self) -> list[Model]:
-        """Every ready version, by name and number."""
+        """Returns all ready versions, sorted by name and number."""
         ready = [model for (_, version), model in self._view.serving.items() if version]
         return sorted(ready, key=lambda model: (model.spec.name, int(model.version)))
 
     def is_ready(self) -> bool:
-        """Whether every model that was there or asked for at the start, and is not taken away since, can be asked."""
+        """Whether every model that was to be loaded at the start, and was not unloaded or removed since, is ready."""
         required, serving = self._required, self._view.serving
         return required is not None and all((name, "") in serving for name in required)
 
     def index(self, ready_only: bool) -> list[IndexEntry]:
-        """How every version stands, by name and number."""
+        """Returns the repository index, sorted by name and number."""
         return [entry for entry in self._view.index if not ready_only or entry.state == "READY"]
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Have it called after every change, on the thread that makes the change; it must not load or unload."""
+        """Calls the listener after every change, on the thread that made it. A listener must not load or unload."""
         self._listeners.append(listener)
 
     def _find(self, name: str, version: str) -> Model:
-        """The slow way: for versions written in another way, and to say what is wrong."""
+        """The slow path of `get`: handles other spellings of a version, such as "01", and explains failures."""
         view = self._view
         entries = [entry for entry in view.index if entry.name == name]
         if not entries:
-            raise _unknown(name, view)
+            raise _unknown_model(name, view)
         if not version:
-            if self._leaving.is_set() or any(entry.state == "LOADING" for entry in entries):
-                raise Unavailable(f"model '{name}' is not ready: {_why(entries)}")
-            raise NotFound(f"model '{name}' has no available versions: {_why(entries)}")  # Triton's words and code
+            if self._closing.is_set() or any(entry.state == "LOADING" for entry in entries):
+                raise Unavailable(f"model '{name}' is not ready: {_reason(entries)}")
+            # Triton's words and status code.
+            raise NotFound(f"model '{name}' has no available versions: {_reason(entries)}")
         if not (version.isascii() and version.isdecimal() and len(version) < 19):
-            raise InvalidArgument(f"version {quote(version)} of model '{name}' is no number")
+            raise InvalidArgument(f"version {quote(version)} of model '{name}' is not a number")
         number = str(int(version))
         if model := view.serving.get((name, number)):
             return model
-        standing = [entry for entry in entries if entry.version == number]
-        if not standing:
-            raise NotFound(
-                f"model '{name}' has no version {number}: it has {_list([entry.version for entry in entries])}"
-            )
-        raise Unavailable(f"version {number} of model '{name}' is not ready: {_why(standing)}")
+        matching = [entry for entry in entries if entry.version == number]
+        if not matching:
+            versions = _join([entry.version for entry in entries])
+            raise NotFound(f"model '{name}' has no version {number}: it has {versions}")
+        raise Unavailable(f"version {number} of model '{name}' is not ready: {_reason(matching)}")
 
-    # -- life --------------------------------------------------------------------------------------------------------
+    # -- start and end -----------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """See whether serving can begin; opens no model.
+        """Checks that the server can start, without opening a model.
 
         Raises:
-            StartupError: the folder is missing, unreadable or empty, a model asked for is not in it, or there is none
-                of the GPUs asked for.
+            StartupError: the folder is missing, unreadable or empty; a model to load is not in it; or GPUs are
+                required and there are none.
         """
         if self._settings.device == "cuda" and not count_gpus():
-            raise StartupError("--device cuda, but there is no CUDA device: use auto or cpu")
+            raise StartupError("--device cuda, but there is no CUDA device: use --device auto or cpu")
         check_repository(self._path)
         names = model_names(self._path)
         if not names and self._mode == "none":
             raise StartupError(f"no model in {self._path}: a model is a folder with folders named 1, 2, … in it")
         if not names and self._mode == "poll":
-            logger.warning("no model in %s yet: ready all the same, with nothing to serve", self._path)
-        for name in self._asked:
+            logger.warning("no model in %s yet: the server reports ready without models", self._path)
+        for name in self._initial_models:
             if name not in names:
-                raise StartupError(f"no model {quote(name)} in {self._path}, which has {_list(names)}")
+                raise StartupError(f"no model {quote(name)} in {self._path}, which has {_join(names)}")
 
     def start(self) -> None:
-        """Load what was asked for, one after the other; then follow the folder if the mode is "poll".
+        """Loads the initial models one after the other, then starts polling if the mode is "poll".
 
-        Blocks until all is loaded. A model that fails is logged and stands in the index; nothing is raised.
+        Blocks until all are loaded. A failure is logged and shown in the index, and raises nothing.
         """
-        with self._changing:
+        with self._write_lock:
             self._models = {name: self._versions_of(name) for name in model_names(self._path)}
-            wanted = [name for name in self._models if self._mode != "explicit" or name in self._asked]
+            wanted = [name for name in self._models if self._mode != "explicit" or name in self._initial_models]
             for name in wanted:
-                self._models[name].announce()
+                self._models[name].mark_loading()
             self._publish()
             for name in wanted:
-                if not self._leaving.is_set():
-                    self._models[name].update(settled=True)
+                if not self._closing.is_set():
+                    self._models[name].update(stable=True)
             self._required = set(wanted)
             self._publish()
-        if self._mode == "poll" and not self._leaving.is_set():
+        if self._mode == "poll" and not self._closing.is_set():
             self._poller = threading.Thread(target=self._poll, name="repository", daemon=True)
             self._poller.start()
 
     def close(self) -> None:
-        """Finish what every model was given, and free them. A version that is being loaded is not waited for long."""
-        self._leaving.set()
-        if not self._changing.acquire(timeout=_CLOSE_PATIENCE_S):
-            logger.warning("leaving while a model is being loaded")
+        """Finishes all requests and frees the models. Waits 3 seconds at most for a model that is loading."""
+        self._closing.set()
+        if not self._write_lock.acquire(timeout=_CLOSE_TIMEOUT_S):
+            logger.warning("shutting down while a model is loading")
             return
         try:
             self._required = None
             for versions in self._models.values():
-                versions.drop("the server is leaving")
+                versions.unload(_SHUTTING_DOWN)
         finally:
-            self._changing.release()
+            self._write_lock.release()
         if self._poller is not None:
             self._poller.join()
 
-    # -- changes -----------------------------------------------------------------------------------------------------
+    # -- loading and unloading ---------------------------------------------------------------------------------------
 
     def load(self, name: str, config: str | None = None) -> None:
-        """Load a model, or bring it up to date with its folder. What serves goes on serving if that fails.
+        """Loads a model, or updates it to the state of its folder. If that fails, the serving versions keep serving.
 
         Args:
             config: a ModelConfig as JSON, in place of the model's `config.pbtxt` until the next load.
 
         Raises:
-            InvalidArgument: no name of a model, or no such JSON.
-            NotFound: no such model.
-            Unavailable: the mode does not allow it.
-            Internal: a version that should be served is not as it lies in the folder; says why.
+            InvalidArgument: the name or the JSON is invalid.
+            NotFound: the model does not exist.
+            Unavailable: the mode does not allow it, or the server is shutting down.
+            Internal: a version that should be served could not be loaded.
         """
         self._check_change(name)
         if config is not None:
@@ -229,37 +232,37 @@ class Repository:
                 parse_json(config, name)
             except LoadError as error:
                 raise InvalidArgument(str(error)) from error
-        with self._changing:
-            versions = self._known(name)
-            versions.announce()
-            versions.try_again()
-            failures = versions.update(settled=True, override=config)
+        with self._write_lock:
+            versions = self._get_or_add(name)
+            versions.mark_loading()
+            versions.retry_failed()
+            failures = versions.update(stable=True, override=config)
         if failures:
             raise Internal(f"failed to load '{name}', {'; '.join(failures)}")
 
     def unload(self, name: str) -> None:
-        """Take all versions of a model out of service, when they have finished what they were given.
+        """Takes all versions of a model out of service. Blocks until their requests are finished.
 
         Raises:
-            InvalidArgument: no name of a model.
-            NotFound: no such model.
-            Unavailable: the mode does not allow it.
+            InvalidArgument: the name is invalid.
+            NotFound: the model does not exist.
+            Unavailable: the mode does not allow it, or the server is shutting down.
         """
         self._check_change(name)
-        with self._changing:
-            versions = self._known(name)
+        with self._write_lock:
+            versions = self._get_or_add(name)
             if self._required is not None:
                 self._required.discard(name)
-            versions.drop(_UNLOADED)
+            versions.unload(_UNLOADED)
 
     def _check_change(self, name: str) -> None:
         check_name(name)
         if self._mode != "explicit":
             raise Unavailable(f"loading and unloading need --model-control-mode explicit; this server has {self._mode}")
-        if self._leaving.is_set():
-            raise Unavailable("the server is leaving")
+        if self._closing.is_set():
+            raise Unavailable(_SHUTTING_DOWN)
 
-    def _known(self, name: str) -> ModelVersions:
+    def _get_or_add(self, name: str) -> ModelVersions:
         if name not in self._models:
             if not has_model(self._path, name):
                 raise NotFound(f"there is no model {quote(name)} in the repository")
@@ -270,20 +273,20 @@ class Repository:
         return ModelVersions(self._path / name, self._settings, self._publish)
 
     def _poll(self) -> None:
-        while not self._leaving.wait(self._poll_interval_s):
-            with self._changing:
+        while not self._closing.wait(self._poll_interval_s):
+            with self._write_lock:
                 for name in sorted({*model_names(self._path), *self._models}):
-                    if self._leaving.is_set():
+                    if self._closing.is_set():
                         return
                     try:
-                        self._follow(name)
+                        self._poll_model(name)
                     except Exception:
-                        logger.exception("model '%s' could not be looked at", name)
+                        logger.exception("model '%s' could not be polled", name)
 
-    def _follow(self, name: str) -> None:
-        """One look at a model's folder, which may be new or gone."""
+    def _poll_model(self, name: str) -> None:
+        """Updates one model, whose folder may be new or gone."""
         versions = self._models.setdefault(name, self._versions_of(name))
-        versions.update(settled=False)
+        versions.update(stable=False)
         if not versions.ready() and not has_model(self._path, name):
             del self._models[name]
             if self._required is not None:
@@ -291,7 +294,7 @@ class Repository:
             self._publish()
 
     def _publish(self) -> None:
-        """Give readers a new view, and tell the listeners if it differs."""
+        """Replaces the view of the readers and notifies the listeners if it differs."""
         serving = {}
         index: list[IndexEntry] = []
         for name, versions in sorted(self._models.items()):
@@ -311,20 +314,17 @@ class Repository:
                 logger.exception("a listener of the repository failed")
 
 
-def _unknown(name: str, view: _View) -> ServingError:
-    return NotFound(f"unknown model {quote(name)}: this server has {_list({entry.name for entry in view.index})}")
+def _unknown_model(name: str, view: _View) -> ServingError:
+    return NotFound(f"unknown model {quote(name)}: this server has {_join({entry.name for entry in view.index})}")
 
 
-def _why(entries: Collection[IndexEntry]) -> str:
-    """The state of what is under way, or else what is wrong."""
-    entry = next((entry for entry in entries if entry.state == "LOADING"), max(entries, key=_number))
+def _reason(entries: Collection[IndexEntry]) -> str:
+    """The state of the version that is loading, or else the reason why the newest is not ready."""
+    newest = max(entries, key=lambda entry: int(entry.version or 0))
+    entry = next((entry for entry in entries if entry.state == "LOADING"), newest)
     return entry.reason or entry.state.lower()
 
 
-def _number(entry: IndexEntry) -> int:
-    return int(entry.version or 0)
-
-
-def _list(names: Collection[str]) -> str:
-    shown = sorted(names)[:8]
-    return ", ".join([*shown, "…"] if len(names) > len(shown) else shown) or "none"
+def _join(names: Collection[str]) -> str:
+    shortened = sorted(names)[:8]
+    return ", ".join([*shortened, "…"] if len(names) > len(shortened) else shortened) or "none"

@@ -1,4 +1,4 @@
-"""What lies in a model repository: names, versions, and whether anything has changed. Reads no file's content."""
+"""Scans a model repository: which models and versions exist, and whether their files changed. Reads no contents."""
 
 import logging
 import os
@@ -10,28 +10,28 @@ from serving.errors import InvalidArgument, StartupError, quote
 
 logger = logging.getLogger(__name__)
 
-Signature = tuple[tuple[str, int, int, int], ...]
-"""Path, size, time of change and inode of each file: another tuple when any file may have changed."""
+FileStats = tuple[tuple[str, int, int, int], ...]
+"""Path, size in bytes, modification time in ns and inode of each file. Differs whenever a file may have changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model's folder at one moment.
+    """The files of one model, as one scan found them.
 
     Args:
-        signature: of the files beside the versions: configuration and labels.
-        versions: the signature of each version's files.
+        own: the files beside the versions: configuration and labels.
+        versions: the files of each version.
     """
 
-    signature: Signature
-    versions: dict[int, Signature]
+    own: FileStats
+    versions: dict[int, FileStats]
 
 
 def check_repository(path: Path) -> None:
-    """See whether there can be models at all. Warns of folders that may not be read: they are passed over.
+    """Checks that a folder can be a model repository. Warns of folders in it that cannot be read and are skipped.
 
     Raises:
-        StartupError: no such folder, it cannot be read, or it is a single model.
+        StartupError: the folder does not exist, cannot be read, or is a single model.
     """
     try:
         folders = [entry.path for entry in os.scandir(path) if _is_name(entry.name) and entry.is_dir()]
@@ -43,51 +43,51 @@ def check_repository(path: Path) -> None:
         raise StartupError(f"the model repository {path} cannot be read: {error.strerror}") from error
     for folder in folders:
         if not os.access(folder, os.R_OK | os.X_OK):
-            logger.warning("no permission to read %s: it is passed over", folder)
+            logger.warning("no permission to read %s: skipped", folder)
     if _looks_like_model(path) and not model_names(path):
-        raise StartupError(f"{path} is a model, not a repository of models: give the folder around it")
+        raise StartupError(f"{path} is a model, not a repository of models: use its parent folder")
 
 
 def check_name(name: str) -> None:
-    """Only a direct, visible child of the repository can be a model; looks at the name alone.
+    """Checks that a name can only refer to a direct, visible child of the repository. Looks at the name alone.
 
     Raises:
-        InvalidArgument: the name could lead elsewhere.
+        InvalidArgument: the name is empty, hidden or could be a path.
     """
     if not _is_name(name):
-        raise InvalidArgument(f"{quote(name)} is no name of a model")
+        raise InvalidArgument(f"{quote(name)} is not a valid model name")
 
 
 def model_names(repository: Path) -> list[str]:
-    """Folders that hold a configuration or a version, sorted; none where the repository cannot be read."""
+    """Returns the folders that hold a configuration or a version, sorted; none if the repository cannot be read."""
     return sorted(entry.name for entry in _folders(repository) if _looks_like_model(Path(entry.path)))
 
 
 def has_model(repository: Path, name: str) -> bool:
-    """Whether there is a model of this name, which `check_name` has seen."""
+    """Whether a model of this name exists. The name must have passed `check_name`."""
     return (repository / name).is_dir() and _looks_like_model(repository / name)
 
 
 def scan_model(folder: Path) -> ModelFiles | None:
-    """What is there now; None where there is no such model. A version that changes under our eyes is left out."""
+    """Returns the model's files, or None if it does not exist. Skips versions that vanish during the scan."""
     if not _looks_like_model(folder):
         return None
     versions = {}
     for entry in _folders(folder):
         if number := _version(entry.name):
-            signature = scan_version(Path(entry.path))
-            if signature:
-                versions[number] = signature
-    return ModelFiles(_signature(folder, deep=False), versions)
+            stats = scan_version(Path(entry.path))
+            if stats:
+                versions[number] = stats
+    return ModelFiles(_file_stats(folder, recursive=False), versions)
 
 
-def scan_version(folder: Path) -> Signature:
-    """Empty for a folder without files, or that is gone."""
-    return _signature(folder, deep=True)
+def scan_version(folder: Path) -> FileStats:
+    """Returns the files of a version's folder, those of subfolders included; empty if it does not exist."""
+    return _file_stats(folder, recursive=True)
 
 
 def _version(name: str) -> int:
-    """The number that a version's folder is named by; 0, which is none, for another folder."""
+    """The version number, or 0 if the name is not one: no sign, no leading zeros, at most 18 digits."""
     return int(name) if name.isascii() and name.isdecimal() and not name.startswith("0") and len(name) < 19 else 0
 
 
@@ -100,7 +100,7 @@ def _looks_like_model(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Visible folders, links to folders included."""
+    """Visible folders, including symbolic links to folders."""
     try:
         with os.scandir(folder) as entries:
             yield from (entry for entry in entries if _is_name(entry.name) and entry.is_dir())
@@ -108,21 +108,21 @@ def _folders(folder: Path) -> Iterator[os.DirEntry[str]]:
         return
 
 
-def _signature(folder: Path, *, deep: bool) -> Signature:
+def _file_stats(folder: Path, *, recursive: bool) -> FileStats:
     try:
-        return tuple(sorted(_files(folder, "", deep)))
+        return tuple(sorted(_walk(folder, "", recursive)))
     except FileNotFoundError:
-        return ()  # something was removed between two looks: the next scan sees how it ended
+        return ()  # a file was removed during the scan: the next scan sees the result
     except OSError as error:
-        return ((f"unreadable: {error.strerror}", 0, 0, 0),)  # loading it will say so
+        return ((f"unreadable: {error.strerror}", 0, 0, 0),)  # loading reports the error
 
 
-def _files(folder: Path, prefix: str, deep: bool) -> Iterator[tuple[str, int, int, int]]:
+def _walk(folder: Path, prefix: str, recursive: bool) -> Iterator[tuple[str, int, int, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
-                if deep:
-                    yield from _files(Path(entry.path), f"{prefix}{entry.name}/", deep)
+                if recursive:
+                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", recursive)
             else:
                 status = entry.stat()
                 yield f"{prefix}{entry.name}", status.st_size, status.st_mtime_ns, status.st_ino

@@ -14,8 +14,8 @@ from protos.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelOutp
 from serving.errors import Internal, NotFound
 from serving.inference.batcher import Batcher, BatchLimits
 from serving.inference.service import Service
-from serving.models.config import ModelSpec, VersionPolicy
 from serving.models.repository import Model, Repository
+from serving.models.spec import ModelSpec, VersionPolicy
 from serving.observability.health import Health
 from serving.observability.statistics import Statistics
 from serving.protocol.tensors import DATATYPES, Array, TensorSpec
@@ -68,7 +68,7 @@ def make_model(
         inputs=inputs,
         outputs=outputs,
         max_batch_size=limits.max_batch_size,
-        preferred_rows=0,
+        preferred_batch_size=0,
         max_queue_delay_us=0,
         max_queue_size=limits.max_queue_size,
         timeout_us=0,
@@ -76,7 +76,7 @@ def make_model(
         instances=(),
         filename="model.onnx",
         label_files={},
-        message=_config(name, inputs, outputs, limits.max_batch_size),
+        config=_config(name, inputs, outputs, limits.max_batch_size),
     )
     statistics = Statistics()
     batcher = Batcher(name, [HeldBackend(inputs, outputs, function)], limits, statistics)

@@ -128,10 +128,10 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
         grpc.StatusCode.NOT_FOUND,
         "model 'rows' has no version 7: it has 1",
     ),
-    "version that is no number": (
+    "version that is not a number": (
         changed(good(), set_field("model_version", "new")),
         INVALID,
-        "version 'new' of model 'rows' is no number",
+        "version 'new' of model 'rows' is not a number",
     ),
     "model without a ready version": (
         changed(good(), set_field("model_name", "broken")),
@@ -293,7 +293,7 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
         INVALID,
         "classification of output 'echo' must be a positive whole number, got -1",
     ),
-    "classification that is no number": (
+    "classification that is not a number": (
         changed(good(), one_more_output("echo", classification=pb.InferParameter(string_param="3"))),
         INVALID,
         "classification of output 'echo' must be a positive whole number, got '3'",
@@ -319,7 +319,7 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
         grpc.StatusCode.UNIMPLEMENTED,
         ".*shared memory.*",
     ),
-    "timeout that is no number": (
+    "timeout that is not a number": (
         changed(
             good(), lambda request: request.parameters["timeout"].MergeFrom(pb.InferParameter(string_param="soon"))
         ),

@@ -12,8 +12,9 @@ from onnx import TensorProto, helper
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import onnx
 from serving.errors import LoadError
-from serving.models.config import complete_tensors, to_spec
+from serving.models.autocomplete import complete_tensors
 from serving.models.devices import count_gpus
+from serving.models.spec import to_spec
 from serving.protocol.tensors import DATATYPES
 from tests.serving.model_files import (
     SCALE_CONFIG,

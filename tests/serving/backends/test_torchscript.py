@@ -11,8 +11,8 @@ from google.protobuf import text_format
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import torchscript
 from serving.errors import LoadError
-from serving.models.config import to_spec
-from serving.models.devices import CudaUnusable
+from serving.models.devices import CudaUnavailable
+from serving.models.spec import to_spec
 
 
 class Two(torch.nn.Module):
@@ -62,7 +62,7 @@ def test_a_gpu_that_torch_cannot_use_is_told_apart_from_a_bad_model(tmp_path, mo
     """The driver has counted one; the server takes the CPU then, unless somebody insists."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     spec = to_spec(text_format.Parse(config("x", "y"), ModelConfig()))
-    with pytest.raises(CudaUnusable, match="this torch cannot use CUDA"):
+    with pytest.raises(CudaUnavailable, match="this torch cannot use CUDA"):
         torchscript.load(tmp_path / "model.pt", spec, 0, 1)
 
 

@@ -1,10 +1,11 @@
-"""Where instances go, by what the configuration wants and what the operator allows."""
+"""Devices and threads of instances, from the configuration and the operator's settings."""
 
 import pytest
 
+from convoy.cpus import num_available_cpus
 from serving.errors import LoadError
 from serving.models import devices
-from serving.models.devices import InstanceGroup, assign_devices
+from serving.models.devices import InstanceGroup, assign_devices, threads_per_instance
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def num_gpus(monkeypatch):
         ([InstanceGroup("gpu", 1, (0,)), InstanceGroup("cpu", 1)], "auto", 1, [0, None]),
     ],
 )
-def test_placement(num_gpus, groups, device, gpus, expected):
+def test_instances_are_assigned_to_devices(num_gpus, groups, device, gpus, expected):
     num_gpus(gpus)
     assert assign_devices(groups, device) == expected
 
@@ -37,15 +38,24 @@ def test_placement(num_gpus, groups, device, gpus, expected):
 @pytest.mark.parametrize(
     ("group", "device", "gpus", "reason"),
     [
-        (InstanceGroup("gpu"), "auto", 0, "asks for a GPU, and there are 0 GPUs"),
-        (InstanceGroup("gpu", 1, (0, 2)), "auto", 2, "asks for GPU 2, and there are 2 GPUs"),
+        (InstanceGroup("gpu"), "auto", 0, "asks for a GPU, but there are 0 GPUs"),
+        (InstanceGroup("gpu", 1, (0, 2)), "auto", 2, "asks for GPU 2, but there are 2 GPUs"),
         (InstanceGroup("gpu"), "cpu", 4, "the server was started with --device cpu"),
     ],
 )
-def test_a_gpu_that_is_not_there_is_refused(num_gpus, group, device, gpus, reason):
+def test_a_missing_gpu_is_rejected(num_gpus, group, device, gpus, reason):
     num_gpus(gpus)
     with pytest.raises(LoadError, match=reason):
         assign_devices([group], device)
+
+
+@pytest.mark.parametrize(("num_instances", "expected"), [(1, 8), (2, 4), (3, 2), (8, 1), (20, 1)])
+def test_instances_share_the_threads(num_instances, expected):
+    assert threads_per_instance(num_instances, 8) == expected
+
+
+def test_by_default_all_available_cpus_are_shared():
+    assert threads_per_instance(1) == num_available_cpus()
 
 
 def test_counting_gpus_needs_no_library():

@@ -1,4 +1,4 @@
-"""A version's folder becomes a model that answers, or one line that says why not."""
+"""Loading a version returns a model that answers, or raises one line that says why not."""
 
 import re
 import shutil
@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from serving.errors import LoadError
-from serving.inference.batcher import Job
 from serving.models import devices
 from serving.models.config import read_config
-from serving.models.devices import CudaUnusable
+from serving.models.devices import CudaUnavailable
 from serving.models.loader import LoadSettings, load_version
 from tests.serving.model_files import (
     SCALE_CONFIG,
@@ -24,24 +23,9 @@ from tests.serving.model_files import (
     write_config,
     write_version,
 )
+from tests.serving.models.one_row import infer
 
 PREFERRED = SCALE_CONFIG + "dynamic_batching { preferred_batch_size: [ 1, 2 ] }"
-
-
-class OneRow(Job):
-    """A request whose answer a test waits for."""
-
-    def __init__(self, *arrays):
-        super().__init__(tuple(array.tobytes() for array in arrays), tuple(a.shape for a in arrays), 1, None)
-        self.answered = threading.Event()
-
-    def finish(self, outputs, first_row):
-        self.outputs = [outputs.slice(index, first_row, 1).tolist() for index in range(len(outputs.arrays))]
-        self.answered.set()
-
-    def fail(self, error):
-        self.outputs = error
-        self.answered.set()
 
 
 @pytest.fixture
@@ -59,51 +43,44 @@ def load(tmp_path):
         model.batcher.close()
 
 
-def ask(model, *arrays):
-    job = OneRow(*arrays)
-    model.batcher.submit(job)
-    assert job.answered.wait(60)
-    return job.outputs
-
-
 def test_a_configured_model_answers(tmp_path, load):
     write_config(tmp_path / "m", SCALE_CONFIG)
     write_version(tmp_path / "m", 1, scale(3))
     model = load()
-    assert ask(model, np.array([[1, 2, 3]], np.float32)) == [[[3, 6, 9]]]
+    assert infer(model, np.array([[1, 2, 3]], np.float32)) == [[[3, 6, 9]]]
     assert (model.version, model.spec.name, model.spec.max_batch_size) == ("1", "m", 4)
     assert model.load_s > 0
-    assert model.statistics.snapshot().execution_count == 1, "warming up does not count"
+    model.batcher.close()  # statistics are written just after the answer
+    assert model.statistics.snapshot().execution_count == 1, "warm-up does not count"
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
-    [(SCALE_CONFIG, r"[124] rows \(measured"), (PREFERRED, r"2 rows \(preferred_batch_size")],
+    ("config", "logged"),
+    [(SCALE_CONFIG, r"[124] \(measured"), (PREFERRED, r"2 \(preferred_batch_size")],
 )
-def test_what_a_batch_is_filled_up_to_is_measured_or_configured_and_told(tmp_path, load, caplog, config, told):
+def test_the_target_batch_size_is_measured_or_configured_and_logged(tmp_path, load, caplog, config, logged):
     caplog.set_level("INFO")
     write_config(tmp_path / "m", config)
     write_version(tmp_path / "m", 1, scale(3))
     load()
-    assert re.search(rf"m version 1: batches are filled up to {told}\)", caplog.text)
+    assert re.search(rf"m version 1: target batch size {logged}\)", caplog.text)
 
 
-def test_without_a_configuration_the_onnx_file_tells_all(tmp_path, load):
+def test_without_a_configuration_the_tensors_come_from_the_onnx_file(tmp_path, load):
     write_version(tmp_path / "m", 1, sum_and_difference())
     model = load()
     assert [spec.name for spec in model.spec.inputs] == ["a", "b"]
     assert [spec.name for spec in model.spec.outputs] == ["sum", "difference", "copy"]
-    assert model.spec.message.name == "m"
-    assert ask(model, np.array([[5, 6]]), np.array([[1, 2]]))[:2] == [[[6, 8]], [[4, 4]]]
+    assert model.spec.config.name == "m"
+    assert infer(model, np.array([[5, 6]]), np.array([[1, 2]]))[:2] == [[[6, 8]], [[4, 4]]]
 
 
 def test_a_model_without_batch_dimension_answers(tmp_path, load):
     write_version(tmp_path / "m", 1, add_without_batch())
     model = load()
     assert model.spec.max_batch_size == 0
-    job = OneRow(np.ones((2, 3), np.float32))
-    model.batcher.submit(job)
-    assert job.answered.wait(60)
+    (answer,) = infer(model, np.ones((2, 3), np.float32))
+    assert answer == [[2, 2, 2]] * 2
 
 
 def test_a_torchscript_model_is_completed_from_its_manifest(tmp_path, load):
@@ -119,16 +96,16 @@ def test_a_torchscript_model_is_completed_from_its_manifest(tmp_path, load):
     write_version(tmp_path / "m", 1, buffer.read_bytes(), filename="model.pt", manifest=manifest, golden=golden)
     model = load()
     assert (model.spec.backend, model.spec.platform) == ("pytorch", "pytorch_libtorch")
-    np.testing.assert_allclose(ask(model, x[:1])[0], golden["y"][:1], rtol=1e-5)
+    np.testing.assert_allclose(infer(model, x[:1])[0], golden["y"][:1], rtol=1e-5)
 
 
-def test_a_torchscript_model_alone_does_not_tell_its_tensors(tmp_path, load):
+def test_a_torchscript_model_without_manifest_needs_configured_tensors(tmp_path, load):
     write_version(tmp_path / "m", 1, b"", filename="model.pt")
-    with pytest.raises(LoadError, match=r"list input and output in config\.pbtxt"):
+    with pytest.raises(LoadError, match=r"does not describe its tensors: list them in config\.pbtxt"):
         load()
 
 
-def test_labels_belong_to_outputs(tmp_path, load):
+def test_labels_are_read_for_each_output(tmp_path, load):
     label = 'label_filename: "labels.txt" }'
     write_config(
         tmp_path / "m",
@@ -153,18 +130,18 @@ def golden_of(content):
     return {"images": IMAGES, "logits": session.run(["logits"], {"images": IMAGES})[0]}
 
 
-def test_a_golden_batch_that_is_answered_right_passes(tmp_path, load):
+def test_a_correct_model_passes_the_golden_check(tmp_path, load):
     write_version(tmp_path / "m", 1, classifier(1), golden=golden_of(classifier(1)), manifest={})
     load()
 
 
-def test_the_golden_batch_finds_another_model_s_weights(tmp_path, load):
+def test_the_golden_check_rejects_the_weights_of_another_model(tmp_path, load):
     write_version(tmp_path / "m", 1, classifier(2), golden=golden_of(classifier(1)), manifest={})
-    with pytest.raises(LoadError, match="the golden batch is answered wrong: 'logits' differs by"):
+    with pytest.raises(LoadError, match="the model fails the golden check: 'logits' differs by"):
         load()
 
 
-def test_the_manifest_s_tolerance_counts(tmp_path, load):
+def test_the_manifest_sets_the_tolerance(tmp_path, load):
     write_version(tmp_path / "m", 1, classifier(2), golden=golden_of(classifier(1)), manifest={"golden_tolerance": 100})
     load()
 
@@ -176,43 +153,54 @@ def test_a_damaged_file_is_never_opened(tmp_path, load):
         load()
 
 
-def test_instances_are_as_many_as_configured_and_share_the_threads(tmp_path, load, caplog):
+def test_the_instances_of_a_version_share_the_threads(tmp_path, load, caplog):
     caplog.set_level("INFO")
     write_config(tmp_path / "m", SCALE_CONFIG + "instance_group { count: 2 kind: KIND_CPU }")
     write_version(tmp_path / "m", 1, scale(3))
     before = threading.active_count()
     load(settings=LoadSettings(num_threads=5))
     assert threading.active_count() == before + 2
-    assert "m version 1 on CPU: CPUs 5, instances 2, threads of each 2" in caplog.text
+    assert "m version 1 on CPU: instances 2, CPU threads of each 2" in caplog.text
+
+
+def test_each_version_may_use_all_threads(tmp_path, load):
+    """As `--num-threads` says: versions loaded at the same time, as during a swap, do not share the threads."""
+    write_config(tmp_path / "m", SCALE_CONFIG + "instance_group { kind: KIND_CPU }")
+    threads = []
+    for version in (1, 2):
+        write_version(tmp_path / "m", version, scale(version))
+        (backend,) = load(version, LoadSettings(num_threads=3)).batcher._backends
+        threads.append(backend._session.get_session_options().intra_op_num_threads)
+    assert threads == [3, 3]
 
 
 def test_a_version_that_fails_leaves_no_thread(tmp_path, load):
     write_config(tmp_path / "m", SCALE_CONFIG)
     write_version(tmp_path / "m", 1, scale(3), golden={"x": np.ones((1, 3), np.float32), "y": np.ones((1, 3))})
     before = threading.active_count()
-    with pytest.raises(LoadError, match="answered wrong"):
+    with pytest.raises(LoadError, match="fails the golden check"):
         load()
     assert threading.active_count() == before
 
 
-@pytest.mark.skipif(devices.count_gpus() > 0, reason="is about a machine on which CUDA does not work")
-def test_a_gpu_that_cannot_be_used_is_done_without_unless_it_was_asked_for(tmp_path, load, caplog, monkeypatch):
+@pytest.mark.skipif(devices.count_gpus() > 0, reason="needs a machine without CUDA")
+def test_an_unusable_gpu_falls_back_to_the_cpu_unless_a_gpu_is_required(tmp_path, load, caplog, monkeypatch):
     monkeypatch.setattr(devices, "count_gpus", lambda: 1)
     write_config(tmp_path / "m", SCALE_CONFIG)
     write_version(tmp_path / "m", 1, scale(3))
     model = load(settings=LoadSettings(device="auto", num_threads=1))
-    assert ask(model, np.ones((1, 3), np.float32)) == [[[3, 3, 3]]]
+    assert infer(model, np.ones((1, 3), np.float32)) == [[[3, 3, 3]]]
     assert "m runs on the CPU: ONNX Runtime cannot use CUDA: " in caplog.text
-    with pytest.raises(CudaUnusable):
+    with pytest.raises(CudaUnavailable):
         load(settings=LoadSettings(device="cuda", num_threads=1))
     write_config(tmp_path / "m", SCALE_CONFIG + "instance_group { kind: KIND_GPU }")
-    with pytest.raises(CudaUnusable):
+    with pytest.raises(CudaUnavailable):
         load(settings=LoadSettings(device="auto", num_threads=1))
 
 
 def test_a_version_without_a_model_says_so(tmp_path, load):
     folder = write_version(tmp_path / "m", 1, b"")
     (folder / "model.onnx").unlink()
-    with pytest.raises(LoadError, match=r"there is no model\.onnx nor model\.pt in version 1"):
+    with pytest.raises(LoadError, match=r"there is no model\.onnx or model\.pt in version 1"):
         load()
     shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""The repository as its callers see it: what is ready, what is not and why, and no request lost in between."""
+"""The repository as its readers see it: what is ready, what is not and why. No request is lost during a change."""
 
 import contextlib
 import json
@@ -16,9 +16,9 @@ from serving.models import repository as repository_module
 from serving.models.loader import LoadSettings
 from serving.models.repository import IndexEntry, Repository
 from tests.serving.model_files import SCALE_CONFIG, scale, write_config, write_version
-from tests.serving.test_loading import OneRow
+from tests.serving.models.one_row import OneRow
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 X = np.ones((1, 3), np.float32)
 
 
@@ -49,21 +49,21 @@ def open_repository():
 
 
 def ask(repository, name, version=""):
-    """The factor that the model multiplies by; as the service does it when a version is replaced meanwhile."""
+    """Returns the factor that the model multiplies by. Retries, as the service does, if the version is replaced."""
     while True:
         job = OneRow(X)
         try:
             repository.get(name, version).batcher.submit(job)
         except BatcherClosed:
             continue
-        assert job.answered.wait(PATIENCE_S)
+        assert job.answered.wait(TIMEOUT_S)
         return job.outputs[0][0][0]
 
 
 def eventually(condition):
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to be"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.01)
 
 
@@ -78,7 +78,7 @@ def test_every_model_is_served_at_its_newest_version(models, open_repository):
     assert repository.index(ready_only=True) == [IndexEntry("a", "1", "READY", ""), IndexEntry("b", "2", "READY", "")]
 
 
-def test_versions_are_in_the_order_of_their_numbers(models, open_repository):
+def test_versions_are_sorted_by_number(models, open_repository):
     write_version(models / "b", 10, scale(10))
     write_config(models / "b", SCALE_CONFIG + "version_policy { all { } }")
     repository = open_repository(models)
@@ -88,7 +88,7 @@ def test_versions_are_in_the_order_of_their_numbers(models, open_repository):
         repository.versions("c")
 
 
-def test_what_is_not_there_has_a_name_and_a_status(models, open_repository):
+def test_errors_name_the_missing_model_or_version(models, open_repository):
     write_version(models / "broken", 3, b"no model")
     repository = open_repository(models)
     assert not repository.is_ready()
@@ -101,16 +101,16 @@ def test_what_is_not_there_has_a_name_and_a_status(models, open_repository):
     with pytest.raises(Unavailable, match="version 3 of model 'broken' is not ready: ONNX Runtime cannot load"):
         repository.get("broken", "3")
     for version in ("latest", "-1", "1.0", "²", "9" * 5000):
-        with pytest.raises(InvalidArgument, match="of model 'b' is no number"):
+        with pytest.raises(InvalidArgument, match="of model 'b' is not a number"):
             repository.get("b", version)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../models/a", "a/1", "/etc", "a\0", ".staging", "A", "x" * 100_000])
-def test_names_are_looked_up_and_never_followed(models, open_repository, monkeypatch, name):
+def test_reading_never_touches_the_file_system(models, open_repository, monkeypatch, name):
     repository = open_repository(models)
 
     def touched(*arguments):
-        raise AssertionError("the file system was asked")
+        raise AssertionError("the file system was read")
 
     for function in ("model_names", "has_model"):
         monkeypatch.setattr(repository_module, function, touched)
@@ -127,7 +127,7 @@ def check(path, **arguments):
     Repository(path, LoadSettings(**arguments.pop("settings", {})), **arguments).check()
 
 
-def test_a_start_that_cannot_succeed_is_one_line(tmp_path, models, monkeypatch):
+def test_a_start_that_cannot_succeed_is_reported_in_one_line(tmp_path, models, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(StartupError, match="there is no model repository"):
         check(tmp_path / "gone")
@@ -141,12 +141,12 @@ def test_a_start_that_cannot_succeed_is_one_line(tmp_path, models, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["poll", "explicit"])
-def test_an_empty_repository_may_fill_later(tmp_path, mode, caplog):
+def test_poll_and_explicit_accept_an_empty_repository(tmp_path, mode, caplog):
     check(tmp_path, mode=mode)
     assert (f"no model in {tmp_path} yet" in caplog.text) is (mode == "poll")
 
 
-def test_the_command_line_reaches_the_models(models):
+def test_the_command_line_s_settings_reach_the_models(models):
     repository = Repository.from_config(
         ServeConfig(model_repository=models, device="cpu", num_threads=1, max_queue_size=3)
     )
@@ -157,31 +157,31 @@ def test_the_command_line_reaches_the_models(models):
         repository.close()
 
 
-def test_readiness_and_listeners_follow_the_start(models, open_repository):
+def test_listeners_see_each_step_of_the_start(models, open_repository):
     repository = Repository(models, LoadSettings(device="cpu", num_threads=1))
     seen = []
     answers = []
 
-    def look():
+    def record():
         seen.append((repository.is_ready(), [entry.state for entry in repository.index(False)]))
         with contextlib.suppress(Unavailable):
             answers.append(repository.get("b"))
 
-    repository.subscribe(look)
+    repository.subscribe(record)
     generation = repository.generation
     repository.start()
     assert seen[0] == (False, ["LOADING", "LOADING"])
     assert (False, ["READY", "LOADING"]) in seen
     assert seen[-1] == (True, ["READY", "READY"])
-    assert answers, "NotFound is no answer to who asks for a model that is being loaded"
+    assert answers, "a model that is loading must be Unavailable, not NotFound"
     assert repository.generation > generation
     repository.close()
     assert seen[-1] == (False, ["UNAVAILABLE", "UNAVAILABLE"])
-    with pytest.raises(Unavailable, match="model 'a' is not ready: the server is leaving"):
+    with pytest.raises(Unavailable, match="model 'a' is not ready: the server is shutting down"):
         repository.get("a")
 
 
-def test_a_listener_that_fails_harms_nothing(models, open_repository, caplog):
+def test_a_failing_listener_does_no_harm(models, open_repository, caplog):
     repository = Repository(models, LoadSettings(device="cpu", num_threads=1))
     repository.subscribe(lambda: 1 / 0)
     repository.start()
@@ -190,26 +190,26 @@ def test_a_listener_that_fails_harms_nothing(models, open_repository, caplog):
     assert "a listener of the repository failed" in caplog.text
 
 
-def test_leaving_while_models_are_being_loaded_loads_no_more(models):
+def test_close_stops_the_loading_of_further_models(models):
     repository = Repository(models, LoadSettings(device="cpu", num_threads=1))
-    leaving = threading.Thread(target=repository.close)
+    closing = threading.Thread(target=repository.close)
 
-    def leave():
-        if not leaving.ident:
-            leaving.start()
-            eventually(repository._leaving.is_set)
+    def close_once():
+        if not closing.ident:
+            closing.start()
+            eventually(repository._closing.is_set)
 
-    repository.subscribe(leave)
+    repository.subscribe(close_once)
     repository.start()
-    leaving.join(PATIENCE_S)
-    assert not leaving.is_alive()
+    closing.join(TIMEOUT_S)
+    assert not closing.is_alive()
     assert repository.ready_models() == []
 
 
 # ---- explicit --------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_asked_for_is_loaded(models, open_repository):
+def test_explicit_loads_only_the_initial_models(models, open_repository):
     repository = open_repository(models, mode="explicit", models=("a",))
     assert repository.is_ready()
     assert repository.index(False) == [
@@ -228,7 +228,7 @@ def test_unloading_and_loading_again(models, open_repository):
     repository.unload("a")
     assert repository.generation > generation
     assert repository.index(False)[0] == IndexEntry("a", "1", "UNAVAILABLE", "unloaded")
-    assert repository.is_ready(), "what was taken away on purpose is not missing"
+    assert repository.is_ready(), "a removed model must not make the server unready"
     assert repository.versions("a") == []
     with pytest.raises(Unavailable, match="version 1 of model 'a' is not ready: unloaded"):
         repository.get("a", "1")
@@ -237,7 +237,7 @@ def test_unloading_and_loading_again(models, open_repository):
     assert ask(repository, "a") == 1
 
 
-def test_loading_brings_a_model_up_to_date(models, open_repository):
+def test_load_updates_a_model(models, open_repository):
     repository = open_repository(models, mode="explicit", models=("a",))
     before = repository.get("a")
     repository.load("a")
@@ -247,7 +247,7 @@ def test_loading_brings_a_model_up_to_date(models, open_repository):
     assert (ask(repository, "a"), repository.versions("a")) == (2, ["2"])
 
 
-def test_loading_with_a_configuration(models, open_repository):
+def test_load_with_a_configuration(models, open_repository):
     repository = open_repository(models, mode="explicit", models=("b",))
     repository.load("b", json.dumps({"versionPolicy": {"all": {}}, "maxBatchSize": 2}))
     assert repository.versions("b") == ["1", "2"]
@@ -256,7 +256,7 @@ def test_loading_with_a_configuration(models, open_repository):
     assert (repository.versions("b"), repository.get("b").spec.max_batch_size) == (["2"], 4)
 
 
-def test_a_load_that_fails_says_why_and_what_serves_goes_on(models, open_repository):
+def test_a_failed_load_gives_the_reason_and_the_serving_version_stays(models, open_repository):
     repository = open_repository(models, mode="explicit", models=("a",))
     write_version(models / "a", 2, b"no model")
     for _ in range(2):
@@ -269,14 +269,14 @@ def test_a_load_that_fails_says_why_and_what_serves_goes_on(models, open_reposit
 
 
 @pytest.mark.parametrize("name", ["", "..", "../models/a", "/etc", "a/1", ".hidden", "a\0"])
-def test_names_that_lead_elsewhere_are_refused(models, open_repository, name):
+def test_load_and_unload_reject_paths(models, open_repository, name):
     repository = open_repository(models, mode="explicit")
     for change in (repository.load, repository.unload):
-        with pytest.raises(InvalidArgument, match="is no name of a model"):
+        with pytest.raises(InvalidArgument, match="is not a valid model name"):
             change(name)
 
 
-def test_models_that_do_not_exist_cannot_be_changed(models, open_repository):
+def test_load_and_unload_reject_unknown_models(models, open_repository):
     repository = open_repository(models, mode="explicit")
     for change in (repository.load, repository.unload):
         with pytest.raises(NotFound, match="there is no model 'c' in the repository"):
@@ -287,7 +287,7 @@ def test_models_that_do_not_exist_cannot_be_changed(models, open_repository):
 
 
 @pytest.mark.parametrize("mode", ["none", "poll"])
-def test_changes_need_the_explicit_mode(models, open_repository, mode):
+def test_load_and_unload_need_explicit_mode(models, open_repository, mode):
     repository = open_repository(models, mode=mode)
     for change in (repository.load, repository.unload):
         with pytest.raises(Unavailable, match=f"need --model-control-mode explicit; this server has {mode}"):
@@ -308,7 +308,7 @@ def test_polling_follows_the_folder(models, open_repository):
     eventually(lambda: all(entry.name != "b" for entry in repository.index(False)))
     with pytest.raises(NotFound, match="unknown model 'b'"):
         repository.get("b")
-    assert repository.is_ready(), "what was taken away on purpose is not missing"
+    assert repository.is_ready(), "a removed model must not make the server unready"
 
 
 def test_a_broken_newcomer_does_not_make_the_server_unready(models, open_repository):
@@ -320,17 +320,17 @@ def test_a_broken_newcomer_does_not_make_the_server_unready(models, open_reposit
     assert ask(repository, "a") == 1
 
 
-def test_polling_in_peace_changes_nothing(models, open_repository):
+def test_polling_without_changes_changes_nothing(models, open_repository):
     repository = open_repository(models, mode="poll", poll_interval_s=0.01)
     scans = []
-    update = repository._follow
-    repository._follow = lambda name: (update(name), scans.append(name))
+    update = repository._poll_model
+    repository._poll_model = lambda name: (update(name), scans.append(name))
     before = (repository.generation, repository.get("a"), repository.get("b"))
     eventually(lambda: len(scans) > 10)
     assert (repository.generation, repository.get("a"), repository.get("b")) == before
 
 
-def test_none_of_the_requests_is_lost_while_versions_are_swapped(models, open_repository):
+def test_no_request_is_lost_while_versions_are_swapped(models, open_repository):
     repository = open_repository(models, mode="poll", poll_interval_s=0.01)
     answers, errors = [], []
     done = threading.Event()
@@ -354,13 +354,13 @@ def test_none_of_the_requests_is_lost_while_versions_are_swapped(models, open_re
     finally:
         done.set()
         for thread in threads:
-            thread.join(PATIENCE_S)
+            thread.join(TIMEOUT_S)
     assert errors == []
     assert set(answers) <= {1, 2, 3, 4, 5, 6, 7, 70}
     assert {1, 7, 70} <= set(answers)
 
 
-def test_unloading_under_load_answers_everything_that_was_taken(models, open_repository):
+def test_unload_under_load_answers_every_accepted_request(models, open_repository):
     repository = open_repository(models, mode="explicit", models=("a",))
     taken, refused = [], threading.Event()
 
@@ -373,7 +373,7 @@ def test_unloading_under_load_answers_everything_that_was_taken(models, open_rep
                 refused.set()
                 return
             taken.append(job)
-            job.answered.wait(PATIENCE_S)
+            job.answered.wait(TIMEOUT_S)
 
     threads = [threading.Thread(target=keep_submitting) for _ in range(4)]
     for thread in threads:
@@ -381,6 +381,6 @@ def test_unloading_under_load_answers_everything_that_was_taken(models, open_rep
     eventually(lambda: len(taken) > 20)
     repository.unload("a")
     for thread in threads:
-        thread.join(PATIENCE_S)
+        thread.join(TIMEOUT_S)
     assert refused.is_set()
     assert all(job.answered.is_set() and job.outputs == [[[1, 1, 1]]] for job in taken)

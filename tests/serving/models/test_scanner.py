@@ -1,4 +1,4 @@
-"""What counts as a model and as a version, by its name alone."""
+"""Models and versions are recognised by name; changes of files are detected."""
 
 import os
 
@@ -31,10 +31,10 @@ def test_versions_are_folders_named_by_a_positive_integer(tmp_path):
     (tmp_path / "8").mkdir()
     files = scan_model(tmp_path)
     assert files is not None
-    assert set(files.versions) == {1, 12}, "8 is empty: someone has only begun to copy it"
+    assert set(files.versions) == {1, 12}, "8 is empty: a copy may have just begun"
 
 
-def test_a_signature_changes_with_every_change_of_a_file(tmp_path):
+def test_file_stats_change_with_every_change_of_a_file(tmp_path):
     folder = write_version(tmp_path, 1, b"one")
     seen = {scan_version(folder)}
     (folder / "sub").mkdir()
@@ -52,7 +52,7 @@ def test_a_signature_changes_with_every_change_of_a_file(tmp_path):
     assert scan_version(folder) in seen
 
 
-def test_the_model_s_own_signature_is_of_the_files_beside_the_versions(tmp_path):
+def test_own_files_are_those_beside_the_versions(tmp_path):
     write_config(tmp_path, "")
     write_version(tmp_path, 1, b"one")
     before = scan_model(tmp_path)
@@ -60,41 +60,41 @@ def test_the_model_s_own_signature_is_of_the_files_beside_the_versions(tmp_path)
     with_two = scan_model(tmp_path)
     write_config(tmp_path, "max_batch_size: 2")
     after = scan_model(tmp_path)
-    assert before.signature == with_two.signature != after.signature
+    assert before.own == with_two.own != after.own
     assert with_two.versions == after.versions
 
 
-def test_what_is_gone_is_nothing(tmp_path):
+def test_missing_folders_have_no_models_and_no_files(tmp_path):
     assert scan_model(tmp_path / "gone") is None
     assert scan_version(tmp_path / "gone") == ()
     assert model_names(tmp_path / "gone") == []
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".staging", "a/b", "/etc", "..\\x", "a\0b", "x" * 256])
-def test_names_that_could_lead_elsewhere_are_refused(name):
-    with pytest.raises(InvalidArgument, match="is no name of a model"):
+def test_names_that_could_be_paths_are_rejected(name):
+    with pytest.raises(InvalidArgument, match="is not a valid model name"):
         check_name(name)
 
 
 @pytest.mark.parametrize("name", ["mnist", "mnist-fast_2.0", "züge", "x" * 255])
-def test_names_of_folders_pass(name):
+def test_names_of_folders_are_accepted(name):
     check_name(name)
 
 
-def test_a_repository_that_cannot_be_is_one_line(tmp_path):
+def test_an_unusable_repository_is_reported_in_one_line(tmp_path):
     with pytest.raises(StartupError, match="there is no model repository"):
         check_repository(tmp_path / "gone")
     (tmp_path / "file").touch()
     with pytest.raises(StartupError, match="is not a folder"):
         check_repository(tmp_path / "file")
     write_version(tmp_path / "models/m", 1, scale(2))
-    with pytest.raises(StartupError, match="m is a model, not a repository of models: give the folder around it"):
+    with pytest.raises(StartupError, match="m is a model, not a repository of models: use its parent folder"):
         check_repository(tmp_path / "models/m")
     check_repository(tmp_path / "models")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_said(tmp_path, caplog):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
+def test_unreadable_folders_are_reported(tmp_path, caplog):
     write_version(tmp_path / "m", 1, scale(2))
     (tmp_path / "secret").mkdir(mode=0o000)
     check_repository(tmp_path)

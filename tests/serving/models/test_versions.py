@@ -1,4 +1,4 @@
-"""How the versions of one model come and go, a scan at a time."""
+"""The versions of one model are loaded and unloaded, one scan at a time."""
 
 import shutil
 
@@ -10,13 +10,13 @@ from serving.models import versions as versions_module
 from serving.models.loader import LoadSettings, load_version
 from serving.models.versions import ModelVersions
 from tests.serving.model_files import SCALE_CONFIG, classifier, scale, write_config, write_version
-from tests.serving.test_loading import OneRow
+from tests.serving.models.one_row import OneRow
 
 X = np.ones((1, 3), np.float32)
 
 
-class Followed:
-    """A model's versions, and what readers saw after every change."""
+class RecordedVersions:
+    """A model's versions, and the views published after every change."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -27,10 +27,10 @@ class Followed:
         self.views.append((sorted(self.versions.ready()), [entry.state for entry in self.versions.entries()]))
 
     def start(self):
-        return self.versions.update(settled=True)
+        return self.versions.update(stable=True)
 
     def scan(self):
-        return self.versions.update(settled=False)
+        return self.versions.update(stable=False)
 
     @property
     def ready(self):
@@ -41,7 +41,7 @@ class Followed:
         return [(entry.version, entry.state, entry.reason) for entry in self.versions.entries()]
 
     def factor(self, version):
-        """What the served version multiplies by."""
+        """Returns the factor that the served version multiplies by."""
         job = OneRow(X)
         self.versions.ready()[version].batcher.submit(job)
         assert job.answered.wait(60)
@@ -50,16 +50,16 @@ class Followed:
 
 @pytest.fixture
 def model(tmp_path):
-    """Of `scale`, configured, without versions yet."""
+    """A model of `scale`, configured, without versions yet."""
     write_config(tmp_path / "m", SCALE_CONFIG)
-    followed = Followed(tmp_path / "m")
-    yield followed
-    followed.versions.drop("the test is over")
+    recorded = RecordedVersions(tmp_path / "m")
+    yield recorded
+    recorded.versions.unload("the test is over")
 
 
 @pytest.fixture
 def attempts(monkeypatch):
-    """The versions that were tried, in order."""
+    """The versions that were loaded or failed to load, in order."""
     tried = []
 
     def load(folder, version, config, settings):
@@ -70,8 +70,8 @@ def attempts(monkeypatch):
     return tried
 
 
-def test_before_anything_is_known_there_is_one_entry(tmp_path):
-    assert Followed(tmp_path / "m").entries == [("", "UNAVAILABLE", "not loaded")]
+def test_before_the_first_scan_there_is_one_entry(tmp_path):
+    assert RecordedVersions(tmp_path / "m").entries == [("", "UNAVAILABLE", "not loaded")]
 
 
 def test_the_newest_version_is_served(model, attempts):
@@ -90,7 +90,7 @@ def test_a_new_version_takes_over_without_a_gap(model):
     write_version(model.folder, 2, scale(2), manifest={})
     model.scan()
     assert (model.ready, model.factor(2)) == ([2], 2)
-    assert all(ready for ready, _ in model.views), "at no time was nothing ready"
+    assert all(ready for ready, _ in model.views), "a version was ready at all times"
     assert ([1, 2], ["READY", "READY"]) in model.views
     assert ([2], ["UNLOADING", "READY"]) in model.views
     with pytest.raises(BatcherClosed):
@@ -113,10 +113,10 @@ def test_version_policies(model, policy, expected):
     assert model.ready == expected
 
 
-def test_a_specific_version_that_is_not_there_is_named(model):
+def test_a_missing_specific_version_is_named(model):
     write_config(model.folder, SCALE_CONFIG + "version_policy { specific { versions: [ 1, 5 ] } }")
     write_version(model.folder, 1, scale(1))
-    assert model.start() == ["version 5: the version policy asks for it, and there is no such folder"]
+    assert model.start() == ["version 5: the version policy lists it, but it has no folder"]
     assert (model.ready, model.entries[1][:2]) == ([1], ("5", "UNAVAILABLE"))
 
 
@@ -130,10 +130,10 @@ def test_a_version_that_fails_never_replaces_a_good_one(model, attempts):
     assert (version, state) == ("2", "UNAVAILABLE")
     assert reason.startswith("ONNX Runtime cannot load model.onnx: ")
     model.scan()
-    assert attempts == [1, 2], "the same files are not tried twice"
+    assert attempts == [1, 2], "the same files are not loaded twice"
     write_version(model.folder, 2, scale(2), manifest={})
     model.scan()
-    assert model.ready == [1], "in a folder that has failed, files may still be being written"
+    assert model.ready == [1], "after a failure, the files may still be being written"
     model.scan()
     assert (model.ready, model.factor(2)) == ([2], 2)
 
@@ -146,16 +146,16 @@ def test_the_newest_good_version_is_served_after_a_restart_too(model):
     assert (model.ready, model.factor(1)) == ([1], 1)
 
 
-def test_a_wrong_golden_batch_never_replaces_a_good_version(model):
+def test_a_version_that_fails_the_golden_check_never_replaces_a_good_one(model):
     write_version(model.folder, 1, scale(1))
     model.start()
     write_version(model.folder, 2, scale(2), golden={"x": X, "y": 5 * X}, manifest={})
     model.scan()
     assert model.ready == [1]
-    assert "the golden batch is answered wrong: 'y' differs by 3" in model.entries[1][2]
+    assert "the model fails the golden check: 'y' differs by 3" in model.entries[1][2]
 
 
-def test_a_version_without_manifest_is_taken_when_two_scans_find_it_the_same(model, attempts):
+def test_a_version_without_manifest_is_loaded_when_two_scans_find_the_same_files(model, attempts):
     write_version(model.folder, 1, scale(1))
     model.start()
     folder = write_version(model.folder, 2, scale(2)[:50])
@@ -168,7 +168,7 @@ def test_a_version_without_manifest_is_taken_when_two_scans_find_it_the_same(mod
     assert (model.ready, attempts) == ([2], [1, 2])
 
 
-def test_a_half_copied_version_with_its_manifest_is_taken_when_it_is_whole(model):
+def test_a_half_copied_version_with_manifest_is_loaded_when_it_is_complete(model):
     write_version(model.folder, 1, scale(1))
     model.start()
     folder = write_version(model.folder, 2, scale(2), manifest={})
@@ -182,7 +182,7 @@ def test_a_half_copied_version_with_its_manifest_is_taken_when_it_is_whole(model
     assert (model.ready, model.factor(2)) == ([2], 2)
 
 
-def test_files_changed_in_place_are_swapped_when_they_are_whole_and_good(model):
+def test_files_changed_in_place_are_loaded_when_they_are_complete(model):
     write_version(model.folder, 1, scale(1))
     model.start()
     old = model.versions.ready()[1]
@@ -201,7 +201,7 @@ def test_files_changed_in_place_are_swapped_when_they_are_whole_and_good(model):
     assert all(ready == [1] for ready, _ in model.views)
 
 
-def test_files_that_change_while_they_are_read_are_refused(model, monkeypatch):
+def test_files_that_change_during_loading_are_rejected(model, monkeypatch):
     def load_and_touch(folder, version, config, settings):
         loaded = load_version(folder, version, config, settings)
         (folder / str(version) / "late.txt").touch()
@@ -209,23 +209,23 @@ def test_files_that_change_while_they_are_read_are_refused(model, monkeypatch):
 
     monkeypatch.setattr(versions_module, "load_version", load_and_touch)
     write_version(model.folder, 1, scale(1))
-    assert model.start() == ["version 1: its files changed while they were read"]
+    assert model.start() == ["version 1: its files changed while it was being loaded"]
     assert model.ready == []
 
 
-def test_a_version_that_is_removed_goes_at_the_second_scan(model):
+def test_a_removed_version_is_unloaded_after_the_second_scan(model):
     for version in (1, 2):
         write_version(model.folder, version, scale(version))
     model.start()
     shutil.rmtree(model.folder / "2")
     model.scan()
-    assert model.ready == [2], "folders that are exchanged by hand are gone for a moment"
+    assert model.ready == [2], "a folder exchanged by hand is missing for a moment"
     model.scan()
     assert (model.ready, model.factor(1)) == ([1], 1)
     assert model.entries == [("1", "READY", "")]
 
 
-def test_a_folder_that_comes_back_is_never_unloaded(model, attempts):
+def test_a_folder_missing_in_one_scan_is_not_unloaded(model, attempts):
     folder = write_version(model.folder, 1, scale(1))
     model.start()
     for _ in range(3):
@@ -236,17 +236,17 @@ def test_a_folder_that_comes_back_is_never_unloaded(model, attempts):
     assert (model.ready, attempts) == ([1], [1])
 
 
-def test_a_model_that_is_removed_ends_with_nothing(model):
+def test_a_removed_model_has_no_ready_version(model):
     write_version(model.folder, 1, scale(1))
     model.start()
     shutil.rmtree(model.folder)
     model.scan()
     model.scan()
     assert model.ready == []
-    assert model.entries == [("", "UNAVAILABLE", "there is no version in its folder")]
+    assert model.entries == [("", "UNAVAILABLE", "its folder contains no version")]
 
 
-def test_a_changed_configuration_loads_anew(model, attempts):
+def test_a_changed_configuration_reloads_the_model(model, attempts):
     write_version(model.folder, 1, scale(1))
     model.start()
     write_config(model.folder, SCALE_CONFIG.replace("max_batch_size: 4", "max_batch_size: 2"))
@@ -264,7 +264,7 @@ def test_a_changed_configuration_loads_anew(model, attempts):
         (SCALE_CONFIG.replace('"x"', '"z"'), "the configuration has input 'z', but the model has 'x'"),
     ],
 )
-def test_a_configuration_that_cannot_be_keeps_what_serves(model, text, reason):
+def test_an_invalid_configuration_keeps_the_serving_version(model, text, reason):
     write_version(model.folder, 1, scale(1))
     model.start()
     write_config(model.folder, text)
@@ -279,7 +279,7 @@ def test_a_configuration_that_cannot_be_keeps_what_serves(model, text, reason):
     assert model.entries == [("1", "READY", "")]
 
 
-def test_a_configuration_that_cannot_be_stands_in_the_index_from_the_start(model):
+def test_an_invalid_configuration_is_shown_in_the_index(model):
     write_config(model.folder, 'name: "other"')
     assert model.start() == ["the configuration's name is 'other', but the model's folder is 'm'"]
     assert model.entries == [("", "UNAVAILABLE", "the configuration's name is 'other', but the model's folder is 'm'")]
@@ -289,24 +289,24 @@ def test_a_configuration_that_cannot_be_stands_in_the_index_from_the_start(model
     assert [entry[:2] for entry in model.entries if "name is 'other'" in entry[2]] == [("2", "UNAVAILABLE")]
 
 
-def test_what_has_no_effect_is_warned_of_once(model, caplog):
+def test_a_field_without_effect_is_warned_of_once(model, caplog):
     write_config(model.folder, SCALE_CONFIG + 'model_warmup { name: "w" }')
     write_version(model.folder, 1, scale(1))
     model.start()
     model.scan()
-    assert caplog.text.count("'model_warmup' has no effect here") == 1
+    assert caplog.text.count("'model_warmup' has no effect") == 1
 
 
-def test_a_configuration_given_by_a_caller_counts_until_the_next_update(model):
+def test_a_client_s_configuration_holds_until_the_next_update(model):
     write_version(model.folder, 1, scale(1))
     override = '{"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [3]}], "max_batch_size": 7}'
-    assert model.versions.update(settled=True, override=override) == []
+    assert model.versions.update(stable=True, override=override) == []
     assert model.versions.ready()[1].spec.max_batch_size == 7
     model.start()
     assert model.versions.ready()[1].spec.max_batch_size == 4
 
 
-def test_whatever_a_backend_throws_is_a_reason(model, monkeypatch):
+def test_any_exception_of_a_backend_becomes_the_reason(model, monkeypatch):
     def explode(folder, version, config, settings):
         raise MemoryError("no room\nat all")
 
@@ -315,17 +315,17 @@ def test_whatever_a_backend_throws_is_a_reason(model, monkeypatch):
     assert model.start() == ["version 1: MemoryError: no room"]
 
 
-def test_try_again_tries_the_same_files(model, attempts):
+def test_retry_failed_loads_the_same_files_again(model, attempts):
     write_version(model.folder, 1, b"no model")
     model.start()
     model.start()
     assert attempts == [1]
-    model.versions.try_again()
+    model.versions.retry_failed()
     model.start()
     assert attempts == [1, 1]
 
 
-def test_loading_is_seen_while_it_lasts(model):
+def test_the_index_shows_loading(model):
     write_version(model.folder, 1, scale(1))
     model.start()
     assert model.views[0] == ([], ["LOADING"])

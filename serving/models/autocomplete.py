@@ -1,0 +1,96 @@
+"""Completes a configuration: fills in what `config.pbtxt` leaves out and the version's files determine.
+
+Triton calls this auto-complete. Knows which file names belong to which backend, and opens no model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from protos.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
+from serving.errors import LoadError
+from serving.models.spec import check_inside
+from serving.protocol.tensors import TensorSpec
+
+DEFAULT_MAX_BATCH_SIZE = 64
+"""For a model that can batch and whose configuration sets neither tensors nor a batch size."""
+
+
+@dataclass(frozen=True, slots=True)
+class _BackendNames:
+    platform: str
+    filename: str
+
+
+_BACKENDS = {
+    "onnxruntime": _BackendNames("onnxruntime_onnx", "model.onnx"),
+    "pytorch": _BackendNames("pytorch_libtorch", "model.pt"),
+}
+
+
+def complete_backend(config: ModelConfig, version_folder: Path) -> None:
+    """Fills in backend, platform and file name, from each other and from the files in the folder.
+
+    Raises:
+        LoadError: the backend is unknown, backend and platform contradict each other, or the file is missing.
+    """
+    backend = _configured_backend(config) or _backend_of_files(config, version_folder)
+    config.backend = backend
+    config.platform = _BACKENDS[backend].platform
+    config.default_model_filename = config.default_model_filename or _BACKENDS[backend].filename
+    check_inside("default_model_filename", config.default_model_filename)
+    if not (version_folder / config.default_model_filename).is_file():
+        raise LoadError(f"there is no file '{config.default_model_filename}' in version {version_folder.name}")
+
+
+def complete_tensors(config: ModelConfig, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Fills in missing inputs and outputs, and the batch size if the configuration sets none of the three.
+
+    Args:
+        inputs: the model's inputs, with the batch dimension.
+        outputs: the model's outputs, with the batch dimension.
+
+    Raises:
+        LoadError: the configuration sets a batch size, and the model has no batch dimension.
+    """
+    can_batch = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
+    if can_batch and not (config.max_batch_size or config.input or config.output):
+        config.max_batch_size = DEFAULT_MAX_BATCH_SIZE
+        if config.WhichOneof("scheduling_choice") is None:
+            config.dynamic_batching.SetInParent()
+    if not config.input:
+        config.input.extend(ModelInput(**_tensor_fields(config, spec)) for spec in inputs)
+    if not config.output:
+        config.output.extend(ModelOutput(**_tensor_fields(config, spec)) for spec in outputs)
+
+
+def _configured_backend(config: ModelConfig) -> str | None:
+    configured = {config.backend} if config.backend else set()
+    if config.platform:
+        by_platform = {names.platform: backend for backend, names in _BACKENDS.items()}
+        configured.add(by_platform.get(config.platform, config.platform))
+    for backend in configured - _BACKENDS.keys():
+        raise LoadError(f"backend '{backend}' is not supported: this server has {', '.join(_BACKENDS)}")
+    if len(configured) > 1:
+        raise LoadError(f"backend '{config.backend}' and platform '{config.platform}' contradict each other")
+    return next(iter(configured), None)
+
+
+def _backend_of_files(config: ModelConfig, version_folder: Path) -> str:
+    for backend, names in _BACKENDS.items():
+        filename = config.default_model_filename or names.filename
+        if Path(filename).suffix == Path(names.filename).suffix and (version_folder / filename).is_file():
+            return backend
+    expected = config.default_model_filename or " or ".join(names.filename for names in _BACKENDS.values())
+    raise LoadError(f"there is no {expected} in version {version_folder.name}")
+
+
+def _tensor_fields(config: ModelConfig, spec: TensorSpec) -> dict[str, Any]:
+    if config.max_batch_size and spec.shape[:1] != (-1,):
+        raise LoadError(
+            f"max_batch_size is {config.max_batch_size}, but the model's '{spec.name}' has shape {list(spec.shape)}, "
+            f"which does not begin with a batch dimension: set max_batch_size to 0"
+        )
+    dims = spec.shape[1:] if config.max_batch_size else spec.shape
+    return {"name": spec.name, "data_type": spec.datatype.config_name, "dims": dims}
