@@ -68,7 +68,7 @@ def load_predictor(name: str, content: bytes) -> Predictor:
 
 
 def serialize_onnx(model: onnx.ModelProto) -> bytes:
-    """Serializes an ONNX model without names of source files, stack traces and inferred shapes."""
+    """Serialises an ONNX model without names of source files, stack traces and inferred shapes."""
     clean = onnx.ModelProto()
     clean.CopyFrom(model)
     graph = clean.graph

@@ -134,7 +134,7 @@ def run_inference(
     """
     outputs = []
     deadline = math.inf if batch_size == MAX_BATCH_SIZE else time.monotonic() + TIME_LIMIT_S
-    # For small batches a layer takes microseconds, and synchronizing threads after each costs more than it saves.
+    # For small batches a layer takes microseconds, and synchronising threads after each costs more than it saves.
     with torch_threads(num_available_cpus() if batch_size == MAX_BATCH_SIZE else 1):
         for images in sample.batches(batch_size, num_images):
             outputs.append(predict(images.numpy()))

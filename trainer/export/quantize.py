@@ -1,4 +1,4 @@
-"""Quantizes an ONNX model to int8: static quantization, with ranges measured on training images.
+"""Quantises an ONNX model to int8: static quantisation, with ranges measured on training images.
 
 The first convolution and the last fully connected layer stay in float32. The first has too few input channels for
 ONNX Runtime's int8 kernels, which take twice as long there as the float32 ones, and the last decides between classes.
@@ -25,7 +25,7 @@ CALIBRATION_BATCH_SIZE = 256
 
 
 def quantize(content: bytes, batches: Iterable[torch.Tensor]) -> bytes:
-    """Quantizes a model to int8.
+    """Quantises a model to int8.
 
     Args:
         content: the float32 ONNX file.
@@ -69,7 +69,7 @@ class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]
 def _swap_max_pool_and_relu(graph: onnx.GraphProto) -> None:
     """Moves each ReLU before the max-pooling that precedes it; the result is the same, as both keep the order.
 
-    A quantized convolution that a ReLU follows directly need not represent negative numbers. The first convolution is
+    A quantised convolution that a ReLU follows directly need not represent negative numbers. The first convolution is
     left out: its ReLU keeps onnxruntime from pooling the float32 output in int8, which is slow.
     """
     producers = {name: node for node in graph.node for name in node.output}

@@ -130,7 +130,7 @@ def initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor,
     std = torch.tensor(dataset.std).clamp(min=1e-6)
     model = Classifier(network, torch.tensor(dataset.mean), std)
     if isinstance(network, AirbenchNet):
-        network.fit_whitening(model.normalize(dataset.train.images[train_indices[:NUM_WHITENING_IMAGES]]))
+        network.init_whitening(model.normalize(dataset.train.images[train_indices[:NUM_WHITENING_IMAGES]]))
     return model
 
 

@@ -13,7 +13,7 @@ from trainer.data.augment import augment_batch
 from trainer.loop.batch_norm import BatchNormSums
 from trainer.loop.optim import Optimizer
 from trainer.loop.shards import ShardSums, sum_in_tree
-from trainer.models.layers import dropouts_of, dropping
+from trainer.models.layers import dropout_layers, use_dropout_seeds
 from trainer.recipes import Augment
 
 NUM_EAGER_STEPS = 3
@@ -71,7 +71,7 @@ class TrainStep:
         self._all_reduce = all_reduce
         self._norms = BatchNormSums(model)
         self._sums = ShardSums(model, self._norms)
-        self._dropouts = dropouts_of(model)
+        self._dropouts = dropout_layers(model)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Run the step.
@@ -99,7 +99,7 @@ class TrainStep:
         labels = self._data.labels[indices]
         # Before autocast: bfloat16 is too coarse for the positions of pixels.
         images = augment_batch(self._augment, self._data.images, indices, batch.augment_params[part])
-        with self._autocast(), dropping(self._dropouts, batch.dropout_seeds[part]):
+        with self._autocast(), use_dropout_seeds(self._dropouts, batch.dropout_seeds[part]):
             logits = self._model(images)
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing, reduction="sum")

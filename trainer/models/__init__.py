@@ -1,7 +1,7 @@
-"""The networks, one file per family, and what makes a classifier of them.
+"""The networks, one file per family, and `Classifier`, which adds the normalisation of pixels.
 
-A network takes normalised float images `[B, C, H, W]` and gives logits `[B, classes]`. `Classifier` puts the
-normalisation in front, so that what is trained, saved, exported and served takes the pixels as they are.
+A network maps normalised float images `[B, C, H, W]` to logits `[B, classes]`. A classifier maps pixels to logits: the
+model that is trained, saved, exported and served therefore takes pixels as they are.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from trainer.models.resnet import ResNet
 from trainer.models.vgg import Vgg
 from trainer.recipes import PRETRAINED_PREFIX
 
-_FAMILIES: dict[str, Callable[..., nn.Module]] = {
+_FIXED_WIDTH_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lecture": LectureNet,
     "lenet5": LeNet5,
     "alexnet": partial(AlexNet, batch_norm=False),
@@ -37,21 +37,28 @@ _FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "resnet101": partial(ResNet, depth=101),
     "resnet152": partial(ResNet, depth=152),
 }
-"""Networks of fixed widths."""
+"""Networks whose widths a recipe cannot choose."""
 
 
 def build_network(
     name: str, *, num_channels: int, image_size: int, num_classes: int, widths: tuple[int, ...]
 ) -> nn.Module:
-    """The network of that name, with fresh weights from torch's global generator.
+    """Builds a network with initial weights from torch's global generator.
+
+    Args:
+        name: such as `resnet18`, or `pretrained:resnet18` for torchvision's network with its published weights.
+        num_channels: channels of the images.
+        image_size: height and width in pixels.
+        num_classes: number of logits.
+        widths: channels of the layers, for `airbench` and `compact` alone.
 
     Raises:
-        ConfigError: it cannot take images of this size.
-        DataError: its published weights cannot be fetched.
+        ConfigError: the network cannot take images of this size.
+        DataError: the published weights cannot be fetched.
     """
     shape = {"num_channels": num_channels, "image_size": image_size, "num_classes": num_classes}
-    if name in _FAMILIES:
-        return _FAMILIES[name](**shape)
+    if name in _FIXED_WIDTH_NETWORKS:
+        return _FIXED_WIDTH_NETWORKS[name](**shape)
     if name.startswith(PRETRAINED_PREFIX):
         return build_pretrained(name.removeprefix(PRETRAINED_PREFIX), **shape)
     match name:
@@ -63,12 +70,12 @@ def build_network(
 
 
 class Classifier(nn.Module):
-    """Pixels in, logits out: `(pixels - mean) / std`, then the network.
+    """Maps pixels to logits: computes `(pixels - mean) / std`, then the network.
 
     Args:
-        network: takes normalised images, gives logits.
-        mean: float `[C]`, in units of pixels (0 to 255).
-        std: float `[C]`, likewise.
+        network: maps normalised images to logits.
+        mean: float `[C]`, in pixel units (0 to 255).
+        std: float `[C]`, in pixel units.
     """
 
     mean: torch.Tensor
@@ -82,16 +89,16 @@ class Classifier(nn.Module):
         self.register_buffer("deviation", std.float().view(1, -1, 1, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits float `[B, classes]` of pixels `[B, C, H, W]`, uint8 or float in 0..255."""
+        """Returns logits, float `[B, classes]`, of pixels `[B, C, H, W]`, uint8 or float from 0 to 255."""
         logits: torch.Tensor = self.network(self.normalize(pixels))
         return logits
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Float32 `[B, C, H, W]`, channels last: mean 0 and standard deviation 1 over the training set."""
+        """Returns float32 `[B, C, H, W]`, channels last, of mean 0 and standard deviation 1 over the training set."""
         images = (pixels.float() - self.mean) / self.deviation
         return images.contiguous(memory_format=torch.channels_last)
 
 
 def num_parameters(model: nn.Module) -> int:
-    """How many numbers are learnt (or could be: frozen ones count, buffers do not)."""
+    """Returns the number of parameters, frozen ones included; buffers do not count."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,25 +1,25 @@
-"""A small convnet for small images that learns in a few passes: made for `mnist-fast`, tuned on validation images."""
+"""A small convnet that learns in a few epochs, made for the recipe `mnist-fast` and tuned on validation images."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.errors import ConfigError
+from trainer.models.layers import check_image_size
 
 MIN_IMAGE_SIZE = 8
 
 
 class CompactNet(nn.Module):
-    """A stem and three 3x3 convs, each with norm and ReLU, three max-pools between them; global max-pool; linear head.
+    """A stem and three 3x3 convs, each with norm and ReLU; three max-pools; global max-pool; linear head.
 
-    33,328 parameters for 1x28x28 images, 10 classes and widths 16, 32, 32, 64. The convolutions after the stem begin as
-    the identity where they can, the norms have no scale, and the logits are divided by the head's inputs, as in
-    airbench (arXiv 2404.00498), whose optimizers suit it.
+    33,328 parameters for 1x28x28 images, 10 classes and widths 16, 32, 32, 64. As in airbench (arXiv 2404.00498), whose
+    optimizers suit it, the convolutions after the stem are initialised with the identity on their first channels, the
+    norms have no scale, and the logits are divided by the number of the head's inputs.
 
     Args:
-        num_channels: of the images.
+        num_channels: channels of the images.
         image_size: height and width in pixels, at least 8.
-        num_classes: logits.
+        num_classes: number of logits.
         widths: channels of the stem and of the three convs.
 
     Raises:
@@ -28,34 +28,30 @@ class CompactNet(nn.Module):
 
     def __init__(self, *, num_channels: int, image_size: int, num_classes: int, widths: tuple[int, ...]) -> None:
         super().__init__()
-        if image_size < MIN_IMAGE_SIZE:
-            raise ConfigError(
-                f"the compact net takes images of at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels, "
-                f"not {image_size} x {image_size}"
-            )
+        check_image_size("the compact net", image_size, MIN_IMAGE_SIZE)
         self.stem = _Block(num_channels, widths[0], pool=True)
         pools = (True, False, True)
         pairs = zip(widths[:-1], widths[1:], pools, strict=True)
-        self.blocks = nn.Sequential(*(_Block(before, width, pool=pool) for before, width, pool in pairs))
+        self.blocks = nn.Sequential(*(_Block(in_channels, width, pool=pool) for in_channels, width, pool in pairs))
         with torch.no_grad():
-            for block, before in zip(self.blocks, widths, strict=False):
+            for block, in_channels in zip(self.blocks, widths, strict=False):
                 assert isinstance(block, _Block)
-                nn.init.dirac_(block.conv.weight[:before])
+                nn.init.dirac_(block.conv.weight[:in_channels])
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         with torch.no_grad():
             self.head.weight /= self.head.weight.std()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
+        """Returns logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
         features = self.blocks(self.stem(images)).amax(dim=(2, 3))
         logits: torch.Tensor = self.head(features) / self.head.in_features
         return logits
 
 
 class _Block(nn.Module):
-    def __init__(self, inputs: int, width: int, *, pool: bool) -> None:
+    def __init__(self, in_channels: int, width: int, *, pool: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, width, kernel_size=3, padding=1, bias=False)
+        self.conv = nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width, momentum=0.4)
         self.norm.weight.requires_grad_(False)
         self.pool = pool

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-adds of one image, counted without computing anything."""
+"""Counts a network's parameters and multiply-adds without running it on data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,21 +12,24 @@ from trainer.models import num_parameters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What an answer takes.
+    """The cost of one forward pass.
 
     Args:
-        num_parameters: learnt numbers.
-        multiply_adds: of convolutions and matrix products, for one image; the rest (norms, pools, ReLU) is not counted.
+        num_parameters: frozen ones included.
+        multiply_adds: of convolutions and matrix products for one image. Norms, pools and ReLU do not count.
     """
 
     num_parameters: int
     multiply_adds: int
 
 
-def cost_of(build: Callable[[], nn.Module], *, num_channels: int, image_size: int) -> Cost:
-    """The cost of the network that `build` makes, which happens on torch's `meta` device: shapes without numbers."""
+def count_cost(build: Callable[[], nn.Module], *, num_channels: int, image_size: int) -> Cost:
+    """Returns the cost of the network that `build` returns.
+
+    The network is built and run on torch's `meta` device, where tensors have shapes and no values.
+    """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = build().eval()
         network(torch.empty(1, num_channels, image_size, image_size))
-    # A multiply-add is two floating point operations.
+    # torch counts a multiply-add as two floating point operations.
     return Cost(num_parameters=num_parameters(network), multiply_adds=counter.get_total_flops() // 2)

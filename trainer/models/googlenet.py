@@ -4,11 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.models.layers import ConvNormRelu, check_image_size, he_initial_weights
+from trainer.models.layers import ConvNormRelu, check_image_size, init_kaiming
 
 MIN_IMAGE_SIZE = 12
 
-# Of each module: 1x1; 3x3 reduced, 3x3; 5x5 reduced, 5x5; projection of the pool (the paper's table 1).
 _MODULES = (
     (64, 96, 128, 16, 32, 32),
     (128, 128, 192, 32, 96, 64),
@@ -20,24 +19,25 @@ _MODULES = (
     (256, 160, 320, 32, 128, 128),
     (384, 192, 384, 48, 128, 128),
 )
+"""Channels of each module's branches (the paper's table 1): 1x1; 3x3 reduced, 3x3; 5x5 reduced, 5x5; projected pool."""
 _POOL_BEFORE = (2, 7)
 _STEM_WIDTH = 192
 
 
 class GoogLeNet(nn.Module):
-    """A stem, nine inception modules with max-pools before the third and the eighth, mean over the map, linear layer.
+    """A stem, nine inception modules with max-pools before the third and the eighth, global mean, linear layer.
 
-    What differs from the paper, for small images: the stem is one 3x3 convolution to the same 192 channels, without
-    its pools, so that 32x32 pixels meet the modules at 32, 16 and 8; batch norm after each convolution, which makes
-    the two auxiliary heads and the dropout needless (Ioffe and Szegedy, arXiv 1502.03167).
+    Differences from the paper, for small images: the stem is one 3x3 convolution to the same 192 channels, without its
+    pools, so that the modules see images of 32x32 pixels at 32, 16 and 8; each convolution has a batch norm, which
+    makes the two auxiliary heads and the dropout unnecessary (Ioffe and Szegedy, arXiv 1502.03167).
 
     5,868,458 parameters and 1,105,337,344 multiply-adds for 1x28x28 images and 10 classes; 5,871,914 and 1,447,241,728
     for 3x32x32.
 
     Args:
-        num_channels: of the images.
+        num_channels: channels of the images.
         image_size: height and width in pixels; at least 12.
-        num_classes: logits.
+        num_classes: number of logits.
 
     Raises:
         ConfigError: the images are too small.
@@ -47,16 +47,16 @@ class GoogLeNet(nn.Module):
         super().__init__()
         check_image_size("GoogLeNet", image_size, MIN_IMAGE_SIZE)
         self.stem = ConvNormRelu(num_channels, _STEM_WIDTH, 3)
-        modules, before = [], _STEM_WIDTH
+        modules, in_channels = [], _STEM_WIDTH
         for widths in _MODULES:
-            modules.append(_Inception(before, widths))
-            before = widths[0] + widths[2] + widths[4] + widths[5]
+            modules.append(_Inception(in_channels, widths))
+            in_channels = widths[0] + widths[2] + widths[4] + widths[5]
         self.modules_in_turn = nn.ModuleList(modules)
-        self.head = nn.Linear(before, num_classes)
-        he_initial_weights(self)
+        self.head = nn.Linear(in_channels, num_classes)
+        init_kaiming(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
+        """Returns logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
         x = self.stem(images)
         for number, module in enumerate(self.modules_in_turn):
             if number in _POOL_BEFORE:
@@ -67,15 +67,15 @@ class GoogLeNet(nn.Module):
 
 
 class _Inception(nn.Module):
-    """Four ways through, side by side: 1x1; 3x3; 5x5; 3x3 max-pool; the latter three by way of a 1x1."""
+    """Four parallel branches: 1x1; 3x3; 5x5; 3x3 max-pool. The last three contain a 1x1 convolution."""
 
-    def __init__(self, inputs: int, widths: tuple[int, int, int, int, int, int]) -> None:
+    def __init__(self, in_channels: int, widths: tuple[int, int, int, int, int, int]) -> None:
         super().__init__()
         one, three_reduced, three, five_reduced, five, pooled = widths
-        self.one = ConvNormRelu(inputs, one, 1)
-        self.three = nn.Sequential(ConvNormRelu(inputs, three_reduced, 1), ConvNormRelu(three_reduced, three, 3))
-        self.five = nn.Sequential(ConvNormRelu(inputs, five_reduced, 1), ConvNormRelu(five_reduced, five, 5))
-        self.pooled = ConvNormRelu(inputs, pooled, 1)
+        self.one = ConvNormRelu(in_channels, one, 1)
+        self.three = nn.Sequential(ConvNormRelu(in_channels, three_reduced, 1), ConvNormRelu(three_reduced, three, 3))
+        self.five = nn.Sequential(ConvNormRelu(in_channels, five_reduced, 1), ConvNormRelu(five_reduced, five, 5))
+        self.pooled = ConvNormRelu(in_channels, pooled, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pooled = F.max_pool2d(x, kernel_size=3, stride=1, padding=1)

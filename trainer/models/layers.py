@@ -1,4 +1,4 @@
-"""Blocks that several families share: a convolution with its norm, dropout, and He's initial weights."""
+"""Layers that several families share, and the initialisation of weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,26 +10,27 @@ from trainer.errors import ConfigError
 
 
 class ConvNormRelu(nn.Sequential):
-    """Convolution of odd kernel that keeps the size (at stride 1), batch norm, ReLU."""
+    """A convolution that keeps the image size at stride 1 (odd kernels), batch norm, ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: int, *, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> None:
         super().__init__(
-            nn.Conv2d(inputs, outputs, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
-            nn.BatchNorm2d(outputs),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False),
+            nn.BatchNorm2d(out_channels),
             nn.ReLU(),
         )
 
 
 class Dropout(nn.Module):
-    """Dropout whose zeros are a function of the sample's seed, the layer and the unit, and of nothing else.
+    """Dropout that depends on the sample's seed, the layer and the unit, and on nothing else.
 
-    torch's own draws from a generator of the process, so that a run on other ranks, or one that was interrupted, drops
-    other units. Here the counter (layer, unit) is hashed, and hashed again with the seed: random numbers without a
-    state, as in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011). `dropping` sets the seeds.
+    torch's own dropout draws from a generator of the process: after an interruption, or on another number of ranks, it
+    would drop other units. This one hashes the counter (layer, unit), then hashes it again with the sample's seed:
+    random numbers without a state, as in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
+    `use_dropout_seeds` sets the seeds.
 
     Args:
-        rate: the share of units that is zero in training; the others are divided by what is left.
-        layer: a number of its own within the network, so that two layers of one size do not drop the same units.
+        rate: share of units that become zero in training; the others are divided by `1 - rate`.
+        layer: a number that is unique within the network, so that layers of equal size drop different units.
     """
 
     def __init__(self, rate: float, *, layer: int) -> None:
@@ -39,17 +40,17 @@ class Dropout(nn.Module):
         self.seeds: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, ...]` as it is, but for the zeros in training.
+        """Returns `[B, ...]` with dropped units in training, and unchanged in evaluation.
 
         Raises:
-            RuntimeError: in training, outside of `dropping`.
+            RuntimeError: the network is in training mode outside of `use_dropout_seeds`.
         """
         if not self.training:
             return x
         if self.seeds is None:
-            raise RuntimeError("a network with dropout learns inside of `dropping` only")
+            raise RuntimeError("a network with dropout can be trained within `use_dropout_seeds` only")
         units = torch.arange(x[0].numel(), device=x.device) + (self.layer << 24)
-        numbers = _mixed(_mixed(units) ^ self.seeds[:, None])
+        numbers = _hash(_hash(units) ^ self.seeds[:, None])
         is_kept = (numbers >= round(self.rate * 2**32)).view(x.shape)
         return x * is_kept.to(x.dtype) / (1 - self.rate)
 
@@ -58,7 +59,7 @@ class Dropout(nn.Module):
 
 
 @contextmanager
-def dropping(dropouts: list[Dropout], seeds: torch.Tensor) -> Iterator[None]:
+def use_dropout_seeds(dropouts: list[Dropout], seeds: torch.Tensor) -> Iterator[None]:
     """Context in which these layers drop by the samples' seeds, int64 `[B]`, of `data.order.dropout_seeds`."""
     for dropout in dropouts:
         dropout.seeds = seeds
@@ -69,23 +70,24 @@ def dropping(dropouts: list[Dropout], seeds: torch.Tensor) -> Iterator[None]:
             dropout.seeds = None
 
 
-def dropouts_of(network: nn.Module) -> list[Dropout]:
+def dropout_layers(network: nn.Module) -> list[Dropout]:
+    """Returns the `Dropout` layers of a network."""
     return [module for module in network.modules() if isinstance(module, Dropout)]
 
 
-def _mixed(numbers: torch.Tensor) -> torch.Tensor:
-    """A one-to-one map of 0..2^32 - 1 in which each bit depends on all: T. Mueller's hash for 32 bits, in int64."""
+def _hash(numbers: torch.Tensor) -> torch.Tensor:
+    """Permutes 0 to 2^32 - 1 so that each bit depends on all bits: T. Mueller's 32-bit hash, in int64."""
     for _ in range(2):
         numbers = ((numbers >> 16) ^ numbers) * 0x45D9F3B & 0xFFFFFFFF
     return (numbers >> 16) ^ numbers
 
 
 @torch.no_grad()
-def he_initial_weights(network: nn.Module) -> None:
-    """Normal weights of variance 2 / inputs for convolutions (He et al., arXiv 1502.01852), biases zero.
+def init_kaiming(network: nn.Module) -> None:
+    """Initialises convolutions with normal weights of variance 2 / fan-in and zero biases.
 
-    torch's default, made for another non-linearity, loses a factor of 6 in variance per layer: without norms, ten
-    layers answer with next to nothing.
+    He et al., arXiv 1502.01852. torch's default, made for another non-linearity, loses a factor of 6 in variance per
+    layer: without norms, the outputs of ten layers are next to zero.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -95,7 +97,16 @@ def he_initial_weights(network: nn.Module) -> None:
 
 
 def check_image_size(family: str, image_size: int, smallest: int) -> None:
-    """Raises ConfigError where a family cannot take images of this size."""
+    """Checks that a family can take images of this size.
+
+    Args:
+        family: the family's name, for the message.
+        image_size: height and width in pixels.
+        smallest: the smallest size that the family takes.
+
+    Raises:
+        ConfigError: the images are too small.
+    """
     if image_size < smallest:
         raise ConfigError(
             f"{family} takes images of at least {smallest} x {smallest} pixels, not {image_size} x {image_size}"

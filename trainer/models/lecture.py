@@ -1,22 +1,24 @@
-"""The MNIST convnet of Fleuret's AMLD 2018 introduction (page 42 of the lecture)."""
+"""The MNIST convnet of Fleuret's AMLD 2018 introduction to PyTorch (page 42 of the lecture)."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.errors import ConfigError
+from trainer.models.layers import check_image_size
+
+MIN_IMAGE_SIZE = 22
 
 
 class LectureNet(nn.Module):
     """conv 5x5x32, max-pool 3, ReLU, conv 5x5x64, max-pool 2, ReLU, fc 200, ReLU, fc.
 
-    105,506 parameters for the lecture's 1x28x28 images and 10 classes. For other sizes only the first fully
-    connected layer's input changes.
+    105,506 parameters for the lecture's 1x28x28 images and 10 classes. Other image sizes only
+    change the number of inputs of the first fully connected layer.
 
     Args:
-        num_channels: of the images.
+        num_channels: channels of the images.
         image_size: height and width in pixels; at least 22.
-        num_classes: logits.
+        num_classes: number of logits.
 
     Raises:
         ConfigError: the images are too small.
@@ -24,20 +26,17 @@ class LectureNet(nn.Module):
 
     def __init__(self, *, num_channels: int, image_size: int, num_classes: int) -> None:
         super().__init__()
+        check_image_size("the lecture's net", image_size, MIN_IMAGE_SIZE)
         final_size = ((image_size - 4) // 3 - 4) // 2
-        if final_size < 1:
-            raise ConfigError(
-                f"the lecture's net takes images of at least 22 x 22 pixels, not {image_size} x {image_size}"
-            )
         self.conv1 = nn.Conv2d(num_channels, 32, kernel_size=5)
         self.conv2 = nn.Conv2d(32, 64, kernel_size=5)
         self.fc1 = nn.Linear(64 * final_size**2, 200)
         self.fc2 = nn.Linear(200, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
+        """Returns logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
         x = F.relu(F.max_pool2d(self.conv1(images), kernel_size=3))
-        # Flattened before the ReLU, whose backward pass is six times as slow where the strides of its tensors differ.
+        # Flatten before the ReLU: its backward pass takes six times as long where the strides of its tensors differ.
         x = F.relu(F.max_pool2d(self.conv2(x), kernel_size=2).flatten(1))
         logits: torch.Tensor = self.fc2(F.relu(self.fc1(x)))
         return logits

@@ -4,25 +4,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.models.layers import ConvNormRelu, check_image_size, he_initial_weights
+from trainer.models.layers import ConvNormRelu, check_image_size, init_kaiming
 
 MIN_IMAGE_SIZE = 8
 
 
 class BatchNormNin(nn.Module):
-    """Three convolutions, each followed by two 1x1 ("a network in it"), pools between, and no fully connected layer.
+    """Three convolutions, each followed by two 1x1 ones ("a network in it"), pools between, no fully connected layer.
 
-    This is the paper's own net for CIFAR-10, which had small images from the start: 5x5x192, 160, 96; max-pool 3 of
-    stride 2; 5x5x192, 192, 192; mean-pool 3 of stride 2; 3x3x192, 192, classes; mean over the map. What differs: batch
-    norm after each convolution but the last, which takes the place of dropout (Ioffe and Szegedy, arXiv 1502.03167).
+    This is the paper's own net for CIFAR-10: 5x5x192, 160, 96; max-pool 3 of stride 2; 5x5x192, 192, 192; mean-pool 3
+    of stride 2; 3x3x192, 192, classes; global mean. The difference: each convolution but the last has a batch norm,
+    which replaces dropout (Ioffe and Szegedy, arXiv 1502.03167).
 
     958,794 parameters and 162,814,848 multiply-adds for 1x28x28 images and 10 classes; 968,394 and 222,486,528 for
     3x32x32.
 
     Args:
-        num_channels: of the images.
+        num_channels: channels of the images.
         image_size: height and width in pixels; at least 8.
-        num_classes: logits.
+        num_classes: number of logits.
 
     Raises:
         ConfigError: the images are too small.
@@ -37,10 +37,10 @@ class BatchNormNin(nn.Module):
         self.second = nn.Sequential(ConvNormRelu(96, 192, 5), ConvNormRelu(192, 192, 1), ConvNormRelu(192, 192, 1))
         self.third = nn.Sequential(ConvNormRelu(192, 192, 3), ConvNormRelu(192, 192, 1))
         self.classes = nn.Conv2d(192, num_classes, kernel_size=1)
-        he_initial_weights(self)
+        init_kaiming(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
+        """Returns logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
         x = F.max_pool2d(self.first(images), kernel_size=3, stride=2, padding=1)
         x = F.avg_pool2d(self.second(x), kernel_size=3, stride=2, padding=1)
         logits: torch.Tensor = self.classes(self.third(x)).mean(dim=(2, 3))

@@ -1,4 +1,4 @@
-"""VGG-16 and VGG-19 (Simonyan and Zisserman, arXiv 1409.1556), for small images."""
+"""VGG-16 and VGG-19 (Simonyan and Zisserman, arXiv 1409.1556) for small images."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.models.layers import ConvNormRelu, check_image_size, he_initial_weights
+from trainer.models.layers import ConvNormRelu, check_image_size, init_kaiming
 
 MIN_IMAGE_SIZE = 16
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -15,21 +15,21 @@ Depth = Literal[16, 19]
 
 
 class Vgg(nn.Module):
-    """Five stages of 3x3 convolutions with a max-pool behind each, mean over the map, one linear layer.
+    """Five stages of 3x3 convolutions with a max-pool after each, global mean, one linear layer.
 
-    What differs from the paper, for small images: the three fully connected layers, nine tenths of its weights, are
-    one; pools round sizes up, so that 28 pixels last for five of them; every convolution is followed by batch norm,
-    without which this depth does not start learning from random weights (the paper grew it from a shallower net).
-    No dropout: it belonged to the layers that are gone.
+    Differences from the paper, for small images: one linear layer replaces the three fully connected ones, which hold
+    nine tenths of its weights, and their dropout; pools round sizes up, so that 28 pixels suffice for five of them;
+    each convolution has a batch norm, without which a net of this depth does not train from random weights (the paper
+    grew it from a shallower one).
 
     For 3x32x32 images and 10 classes: VGG-16 has 14,724,042 parameters and 313,201,664 multiply-adds, VGG-19 20,035,018
     and 398,136,320; for 1x28x28: 14,722,890 and 267,646,976, 20,033,866 and 343,734,272.
 
     Args:
-        num_channels: of the images.
+        num_channels: channels of the images.
         image_size: height and width in pixels; at least 16.
-        num_classes: logits.
-        depth: layers with weights, in the paper's count.
+        num_classes: number of logits.
+        depth: layers with weights, as the paper counts them.
 
     Raises:
         ConfigError: the images are too small.
@@ -38,17 +38,17 @@ class Vgg(nn.Module):
     def __init__(self, *, num_channels: int, image_size: int, num_classes: int, depth: Depth) -> None:
         super().__init__()
         check_image_size("VGG", image_size, MIN_IMAGE_SIZE)
-        stages, before = [], num_channels
+        stages, in_channels = [], num_channels
         for width, num_convs in zip(_WIDTHS, _CONVS[depth], strict=True):
-            inputs = (before, *[width] * (num_convs - 1))
-            stages.append(nn.Sequential(*(ConvNormRelu(channels, width, 3) for channels in inputs)))
-            before = width
+            in_widths = (in_channels, *[width] * (num_convs - 1))
+            stages.append(nn.Sequential(*(ConvNormRelu(channels, width, 3) for channels in in_widths)))
+            in_channels = width
         self.stages = nn.ModuleList(stages)
-        self.head = nn.Linear(before, num_classes)
-        he_initial_weights(self)
+        self.head = nn.Linear(in_channels, num_classes)
+        init_kaiming(self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
+        """Returns logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
         x = images
         for stage in self.stages:
             x = F.max_pool2d(stage(x), kernel_size=2, ceil_mode=True)

@@ -22,7 +22,7 @@ from trainer.loop.fit import Run, Samples, save
 from trainer.loop.learner import parameter_kind
 from trainer.loop.optim import Optimizer
 from trainer.loop.step import Batch
-from trainer.models.layers import dropouts_of, dropping
+from trainer.models.layers import dropout_layers, use_dropout_seeds
 from trainer.recipes import ParameterKind, ParamGroup, Recipe
 from trainer.records.checkpoint import Checkpoints
 
@@ -47,7 +47,7 @@ class Stack:
         networks = [run.learner.model.network for run in runs]
         self._parameters, self._buffers = stack_module_state(networks)
         self._template = copy.deepcopy(networks[0]).to("meta")
-        self._dropouts = dropouts_of(self._template)
+        self._dropouts = dropout_layers(self._template)
         self._optimizer = Optimizer(self._groups(networks[0]))
         self.step = 0
 
@@ -144,7 +144,7 @@ class Stack:
         images: torch.Tensor,
         seeds: torch.Tensor,
     ) -> torch.Tensor:
-        with dropping(self._dropouts, seeds):
+        with use_dropout_seeds(self._dropouts, seeds):
             logits: torch.Tensor = functional_call(self._template, (parameters, buffers), (images,))
         return logits
 

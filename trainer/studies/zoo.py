@@ -24,7 +24,7 @@ from trainer.data.datasets import named_set
 from trainer.errors import ConfigError
 from trainer.evaluation.ledger import Ledger
 from trainer.models import Classifier, build_network
-from trainer.models.cost import Cost, cost_of
+from trainer.models.cost import Cost, count_cost
 from trainer.models.originals import build_original
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES
@@ -130,7 +130,7 @@ def _original_entry(name: str) -> ZooEntry:
     from torchvision import models
 
     meta = models.get_model_weights(name)["IMAGENET1K_V1"].meta
-    cost = cost_of(lambda: build_original(name), num_channels=3, image_size=_ORIGINAL_SIZES.get(name, 224))
+    cost = count_cost(lambda: build_original(name), num_channels=3, image_size=_ORIGINAL_SIZES.get(name, 224))
     return ZooEntry(name=name, cost=cost, accuracy=meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100)
 
 
@@ -165,7 +165,7 @@ def _epochs(result: dict[str, Any]) -> str:
 
 
 def _small_cost(name: str) -> Cost:
-    return cost_of(lambda: _build_small(name), num_channels=3, image_size=32)
+    return count_cost(lambda: _build_small(name), num_channels=3, image_size=32)
 
 
 def _build_small(name: str) -> nn.Module:

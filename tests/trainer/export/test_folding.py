@@ -30,7 +30,7 @@ def make_classifier(name: str, *, mean: float = 120.0, std: float = 60.0) -> Cla
             nn.init.normal_(norm.bias)
     classifier = Classifier(network, mean * channels, std * channels)
     if isinstance(network, AirbenchNet):
-        network.fit_whitening(classifier.normalize(pixels(classifier, 100)))
+        network.init_whitening(classifier.normalize(pixels(classifier, 100)))
     return classifier.eval()
 
 

@@ -1,4 +1,4 @@
-"""Whitening, identity beginnings, and other image sizes."""
+"""Tests of the airbench net: whitening, initial weights, frozen parameters and image sizes."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from trainer.models.airbench import AirbenchNet
 
 
 @pytest.mark.parametrize(("num_channels", "image_size"), [(1, 28), (3, 32), (3, 65), (1, 20)])
-def test_it_takes_other_sizes(num_channels: int, image_size: int) -> None:
+def test_other_image_sizes_are_taken(num_channels: int, image_size: int) -> None:
     net = AirbenchNet(num_channels=num_channels, image_size=image_size, num_classes=5, widths=(8, 16, 32))
     assert net(torch.randn(2, num_channels, image_size, image_size)).shape == (2, 5)
 
@@ -19,22 +19,22 @@ def test_whitened_patches_are_uncorrelated_with_variance_one() -> None:
     noise = torch.randn(200, 3, 20, 20, generator=generator)
     images = F.avg_pool2d(noise, 3, stride=1, padding=1) + 0.5 * noise.mean(dim=1, keepdim=True)
     net = AirbenchNet(num_channels=3, image_size=20, num_classes=10, widths=(8, 8, 8))
-    net.fit_whitening(images)
+    net.init_whitening(images)
     outputs = net.whiten(images).transpose(0, 1).flatten(1)[:12]
     covariance = outputs @ outputs.T / outputs.size(1)
-    # Directions with little variance stay below 1, because of the 5e-4 that is added to it.
+    # Directions with little variance stay below 1, because 5e-4 is added to each variance.
     assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 0.02
     assert covariance.diagonal().max() < 1.01
     assert covariance.diagonal().median() > 0.95
 
 
-def test_convolutions_begin_as_the_identity_on_their_inputs() -> None:
+def test_convolutions_are_initialised_with_the_identity() -> None:
     net = AirbenchNet(num_channels=3, image_size=32, num_classes=10, widths=(32, 64, 64))
     features = torch.randn(1, 24, 10, 10)
     assert torch.allclose(net.stages[0].conv1(features)[:, :24], features, atol=1e-6)  # type: ignore[union-attr,operator]
 
 
-def test_frozen_parts_stay_frozen() -> None:
+def test_whitening_weights_and_norm_scales_are_frozen() -> None:
     net = AirbenchNet(num_channels=3, image_size=32, num_classes=10, widths=(8, 8, 8))
     frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
     assert "whiten.weight" in frozen

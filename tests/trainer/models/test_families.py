@@ -1,4 +1,4 @@
-"""The lecture's families in their small-image forms: what they cost, that they learn, that they can be exported."""
+"""Tests of the lecture's families in their small-image forms: cost, training and export."""
 
 import copy
 import io
@@ -16,10 +16,10 @@ from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, load_
 from trainer.export.parity import MAX_BATCH_SIZE, ParitySample, check_parity, reference_logits
 from trainer.export.repository import ONNX
 from trainer.models import Classifier, build_network
-from trainer.models.cost import cost_of
-from trainer.models.layers import dropouts_of, dropping
+from trainer.models.cost import count_cost
+from trainer.models.layers import dropout_layers, use_dropout_seeds
 
-# What the docstrings say: parameters and multiply-adds of one image, for 10 classes.
+# Parameters and multiply-adds of one image for 10 classes, as the docstrings state them.
 COSTS = {
     ("lecture", 1, 28): (105_506, 1_333_200),
     ("lecture", 3, 32): (107_106, 3_214_800),
@@ -50,8 +50,8 @@ COSTS = {
 }
 FAMILIES = tuple(dict.fromkeys(name for name, _, _ in COSTS))
 FOLDED = ("lenet5", "bn-alexnet", "bn-nin", "resnet18")
-"""Of each kind of layers that the export folds; cheap ones."""
-# ResNet-101 and ResNet-152 are ResNet-50 with some blocks more.
+"""One cheap network for each kind of layer that the export folds."""
+# ResNet-101 and ResNet-152 are left out: they are ResNet-50 with more blocks.
 COMPUTED = [name for name in FAMILIES if name not in ("resnet101", "resnet152")]
 
 
@@ -61,28 +61,29 @@ def classifier(name: str, num_channels: int = 3, image_size: int = 32) -> Classi
     return Classifier(network, torch.full((num_channels,), 120.0), torch.full((num_channels,), 60.0))
 
 
-def settled(name: str, num_channels: int, image_size: int) -> Classifier:
-    """In evaluation mode, with norms that know their inputs: without, a deep network's answers are of the order of
-    10 to the 8th, and their rounding errors too.
+def calibrated(name: str, num_channels: int, image_size: int) -> Classifier:
+    """Returns a classifier in evaluation mode whose norms have the statistics of a batch.
+
+    Without them the outputs of a deep network, and so its rounding errors, are about 1e8 times as large.
     """
     model = classifier(name, num_channels, image_size).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
-    with torch.no_grad(), dropping(dropouts_of(model), torch.arange(8)):
+    with torch.no_grad(), use_dropout_seeds(dropout_layers(model), torch.arange(8)):
         model(pixels(8, num_channels, image_size))
     return model.eval()
 
 
 @torch.no_grad()
-def is_as_right(found: torch.Tensor, model: Classifier, images: torch.Tensor) -> bool:
-    """Whether an answer is as near to that of float64 as eager float32 is, or within 1e-4 of it.
+def is_as_exact(outputs: torch.Tensor, model: Classifier, images: torch.Tensor) -> bool:
+    """Returns whether outputs are within 1e-4 of those in float64, or about as close as those of eager float32.
 
     A hundred layers of random weights magnify rounding: eager float32 itself is off by more than 1e-4.
     """
     exact = copy.deepcopy(model).double()(images)
-    error, eagers_error = ((answer - exact).abs().max() for answer in (found, model(images)))
-    return bool(error <= max(1e-4, 3 * eagers_error))
+    error, eager_error = ((found - exact).abs().max() for found in (outputs, model(images)))
+    return bool(error <= max(1e-4, 3 * eager_error))
 
 
 def pixels(num_images: int, num_channels: int = 3, image_size: int = 32) -> torch.Tensor:
@@ -93,11 +94,9 @@ def pixels(num_images: int, num_channels: int = 3, image_size: int = 32) -> torc
 
 
 @pytest.mark.parametrize(("shape", "cost"), COSTS.items(), ids=lambda value: "-".join(map(str, value)))
-def test_parameters_and_multiply_adds_are_those_of_the_docstrings(
-    shape: tuple[str, int, int], cost: tuple[int, int]
-) -> None:
+def test_parameters_and_multiply_adds_match_the_docstrings(shape: tuple[str, int, int], cost: tuple[int, int]) -> None:
     name, num_channels, size = shape
-    found = cost_of(
+    found = count_cost(
         lambda: build_network(name, num_channels=num_channels, image_size=size, num_classes=10, widths=()),
         num_channels=num_channels,
         image_size=size,
@@ -105,7 +104,7 @@ def test_parameters_and_multiply_adds_are_those_of_the_docstrings(
     assert (found.num_parameters, found.multiply_adds) == cost
 
 
-def test_lenets_first_layer_is_that_of_the_lectures_page_13() -> None:
+def test_the_first_layer_of_lenet_matches_page_13_of_the_lecture() -> None:
     network = build_network("lenet5", num_channels=1, image_size=28, num_classes=10, widths=())
     first = network.get_submodule("conv1")
     assert sum(parameter.numel() for parameter in first.parameters()) == 156
@@ -117,7 +116,7 @@ def test_lenets_first_layer_is_that_of_the_lectures_page_13() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("size", [28, 32, 64])
-def test_images_of_any_usual_size_are_taken(name: str, size: int) -> None:
+def test_common_image_sizes_are_taken(name: str, size: int) -> None:
     with torch.device("meta"):
         network = build_network(name, num_channels=3, image_size=size, num_classes=7, widths=())
         assert network.eval()(torch.empty(2, 3, size, size)).shape == (2, 7)
@@ -133,24 +132,24 @@ def test_images_that_are_too_small_are_refused(name: str) -> None:
 def test_a_few_steps_lower_the_loss(name: str) -> None:
     model = classifier(name).train()
     images, labels = pixels(8), torch.arange(8)
-    # Small enough that a hundred layers learn from the first step on, however their sums are rounded.
+    # A rate at which even a hundred layers learn from the first step, however their sums are rounded.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
     losses = []
     for _ in range(5):
-        with dropping(dropouts_of(model), labels):
+        with use_dropout_seeds(dropout_layers(model), labels):
             loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] < 5  # ln 10 is 2.3: the initial weights answer at a sensible scale
+    assert losses[-1] < losses[0] < 5  # ln 10 is 2.3: the initial outputs have a sensible scale
 
 
 @pytest.mark.parametrize("name", COMPUTED)
-def test_torchscript_and_torch_export_answer_alike_for_every_batch_size(name: str) -> None:
-    model = settled(name, 3, 32)
+def test_torchscript_and_torch_export_match_eager_at_every_batch_size(name: str) -> None:
+    model = calibrated(name, 3, 32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and says so at each step
+        warnings.simplefilter("ignore")  # torch warns at every step that TorchScript is deprecated
         traced = torch.jit.trace(model, (pixels(2),))
         file = io.BytesIO()
         torch.jit.save(traced, file)
@@ -162,14 +161,14 @@ def test_torchscript_and_torch_export_answer_alike_for_every_batch_size(name: st
     for batch_size in (1, 3):
         images = pixels(batch_size)
         for other in (traced, exported):
-            assert is_as_right(other(images), model, images)
+            assert is_as_exact(other(images), model, images)
 
 
 @pytest.mark.parametrize("name", COMPUTED)
-def test_onnx_answers_alike_for_every_batch_size(name: str, tmp_path: Path) -> None:
+def test_onnx_matches_eager_at_every_batch_size(name: str, tmp_path: Path) -> None:
     import onnxruntime
 
-    model = settled(name, 1, 28)
+    model = calibrated(name, 1, 28)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -184,12 +183,12 @@ def test_onnx_answers_alike_for_every_batch_size(name: str, tmp_path: Path) -> N
     for batch_size in (1, 3):
         images = pixels(batch_size, 1, 28)
         (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-        assert is_as_right(torch.from_numpy(found), model, images)
+        assert is_as_exact(torch.from_numpy(found), model, images)
 
 
 @pytest.mark.parametrize("name", FOLDED)
-def test_what_the_export_folds_passes_its_own_gate(name: str) -> None:
-    model = settled(name, 3, 32)
+def test_folded_networks_pass_the_parity_check(name: str) -> None:
+    model = calibrated(name, 3, 32)
     images = ImageSet(pixels(20), torch.arange(20) % 10)
     sample = ParitySample((images, torch.arange(20)), (images, torch.arange(0)))
     reference = reference_logits(model, sample.batches(MAX_BATCH_SIZE, len(sample)))

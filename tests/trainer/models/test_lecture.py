@@ -1,4 +1,4 @@
-"""The lecture's net is the lecture's net."""
+"""Tests of the lecture's net: number of parameters and image sizes."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def test_it_has_the_lectures_parameters() -> None:
 
 
 @pytest.mark.parametrize(("num_channels", "image_size"), [(1, 28), (3, 32), (3, 64), (1, 22)])
-def test_it_takes_other_sizes(num_channels: int, image_size: int) -> None:
+def test_other_image_sizes_are_taken(num_channels: int, image_size: int) -> None:
     net = LectureNet(num_channels=num_channels, image_size=image_size, num_classes=7)
     assert net(torch.randn(2, num_channels, image_size, image_size)).shape == (2, 7)
 

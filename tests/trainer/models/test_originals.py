@@ -8,8 +8,8 @@ import torch
 
 from trainer.errors import ConfigError, DataError
 from trainer.models import build_network
-from trainer.models.cost import cost_of
-from trainer.models.layers import dropouts_of
+from trainer.models.cost import count_cost
+from trainer.models.layers import dropout_layers
 from trainer.models.originals import build_original
 from trainer.recipes import PRETRAINED
 
@@ -19,7 +19,7 @@ def test_costs_are_those_of_torchvisions_own_metadata(name: str) -> None:
     from torchvision import models
 
     meta = models.get_model_weights(name)["IMAGENET1K_V1"].meta
-    cost = cost_of(lambda: build_original(name), num_channels=3, image_size=224)
+    cost = count_cost(lambda: build_original(name), num_channels=3, image_size=224)
     assert cost.num_parameters == meta["num_params"]
     assert cost.multiply_adds / 1e9 == pytest.approx(meta["_ops"], rel=0.01)
 
@@ -27,7 +27,7 @@ def test_costs_are_those_of_torchvisions_own_metadata(name: str) -> None:
 def test_dropout_is_ours_at_torchvisions_rates() -> None:
     with torch.device("meta"):
         network = build_original("vgg16")
-    assert [(dropout.rate, dropout.layer) for dropout in dropouts_of(network)] == [(0.5, 0), (0.5, 1)]
+    assert [(dropout.rate, dropout.layer) for dropout in dropout_layers(network)] == [(0.5, 0), (0.5, 1)]
     assert not any(isinstance(module, torch.nn.Dropout) for module in network.modules())
 
 
