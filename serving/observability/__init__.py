@@ -1,1 +1,1 @@
-""""""
+"""Statistics, metrics, health and logging of the server."""

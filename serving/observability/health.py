@@ -1,7 +1,7 @@
-"""Who is serving: the states that `grpc.health.v1` tells, for any transport. Knows no gRPC and no repository.
+"""The health states that `grpc.health.v1` reports, for every front end. Knows neither gRPC nor the repository.
 
-A probe may ask for the server ("" or its gRPC service, or `readiness`), for the process (`liveness`), or for one model
-by its name. The server is serving when every model asked for is ready.
+A probe names a service: "", the gRPC service or `readiness` for the server, `liveness` for the process, or a model. The
+server is serving when every model that it should serve is ready.
 """
 
 import threading
@@ -16,15 +16,15 @@ SERVICE_UNKNOWN = 3
 LIVENESS = "liveness"
 READINESS = "readiness"
 SERVER_SERVICES = ("", "inference.GRPCInferenceService", READINESS)
-"""Services that stand for the server as a whole. These names win over models of the same name."""
+"""The services that stand for the whole server. They take precedence over models of the same name."""
 
 Listener = Callable[[int], None]
 
 
 class Health:
-    """States by service name, and who wants to hear of changes. Thread-safe.
+    """Health states by service name, and the listeners of each. Thread-safe.
 
-    Listeners are called under a lock, so that each hears of all changes in their order: they must not block, and may
+    Listeners are called under a lock, so that each sees all changes in order. They must not block; they may
     unsubscribe.
     """
 
@@ -35,23 +35,23 @@ class Health:
         self._states = _states(False, {})
 
     def update(self, ready: bool, models: Mapping[str, bool]) -> None:
-        """Set the state of the server and of all models; a model that is not named any more becomes unknown."""
+        """Sets the state of the server and of all models; a model that is no longer listed becomes unknown."""
         with self._lock:
             if self.is_draining:
                 ready, models = False, dict.fromkeys(models, False)
             self._replace(_states(ready, models))
 
     def drain(self) -> None:
-        """From now on nothing is serving but `liveness`, whatever `update` says."""
+        """Makes every service but `liveness` NOT_SERVING for good, whatever `update` sets later."""
         with self._lock:
             self.is_draining = True
             self._replace(dict.fromkeys(self._states, NOT_SERVING) | {LIVENESS: SERVING})
 
     def check(self, service: str) -> int:
-        """The present state.
+        """Returns the current state.
 
         Raises:
-            NotFound: no such service.
+            NotFound: the service is unknown.
         """
         state = self._states.get(service)
         if state is None:
@@ -61,10 +61,10 @@ class Health:
         return state
 
     def watch(self, service: str, listener: Listener) -> Callable[[], None]:
-        """Tell the listener the present state at once (SERVICE_UNKNOWN if there is no such service) and each change.
+        """Calls the listener with the current state, SERVICE_UNKNOWN for an unknown service, and on each change.
 
         Returns:
-            what ends that; calling it again does nothing.
+            A function that unsubscribes the listener; further calls of it do nothing.
         """
         with self._lock:
             self._listeners.setdefault(service, []).append(listener)

@@ -1,4 +1,4 @@
-"""The server's log: one line an event, as text or as JSON, on standard error; and the access log."""
+"""The server's log and access log: one line per event on standard error, as text or JSON."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ _access = logging.getLogger("serving.access")
 
 
 def set_up_logging(log_format: LogFormat) -> None:
-    """Send what the server logs, and nothing below warnings of the libraries, to standard error."""
+    """Sends the server's log, and the warnings and errors of libraries, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -24,10 +24,10 @@ def set_up_logging(log_format: LogFormat) -> None:
 
 
 class AccessLog:
-    """A line for each RPC when it is over: method, status, time, caller."""
+    """Logs one line for each finished RPC: method, status, duration, peer."""
 
     def begin(self, method: str, peer: str) -> Callable[[int], None]:
-        """Note that an RPC has begun; call the result with its gRPC status code when it is over."""
+        """Starts the clock of an RPC. The caller passes the RPC's status code to the returned function when it ends."""
         began = time.monotonic()
 
         def end(code: int) -> None:
@@ -47,12 +47,12 @@ _TEXT = "%(asctime)s %(levelname).1s %(message)s"
 
 
 class _JsonFormatter(logging.Formatter):
-    """One object a line; an event's own fields beside its message."""
+    """One JSON object per line; the fields of an event stand beside its message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        timestamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "time": f"{timestamp}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

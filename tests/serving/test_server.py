@@ -202,7 +202,7 @@ def ask_slow(channel: grpc.Channel, loops: int) -> grpc.Future:
 def wait_until_open(metrics_port: str, number: int) -> None:
     """Until so many requests wait or are being computed."""
     until = time.monotonic() + PATIENCE_S
-    wanted = f'convoy_open_requests{{model="slow",version="1"}} {number}\n'
+    wanted = f'convoy_open_requests{{model="slow",version="1"}} {number}.0\n'
     while wanted not in httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text:
         assert time.monotonic() < until
         time.sleep(0.01)

@@ -243,10 +243,10 @@ def test_the_delay_gathers_and_ends(bench) -> None:
     made.submit(2).wait()
     assert first.wait() == [[2, 2]]
     assert made.backends[0].batches == [2]
-    assert made.statistics.snapshot().batch_closed["full"] == 1
+    assert made.statistics.snapshot().batch_triggers["full"] == 1
     short = bench(Doubler(), max_queue_delay_us=1000)
     short.submit(1).wait()
-    assert short.statistics.snapshot().batch_closed["delay"] == 1
+    assert short.statistics.snapshot().batch_triggers["delay"] == 1
 
 
 def test_two_instances_work_at_once(bench) -> None:

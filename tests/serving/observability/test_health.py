@@ -1,4 +1,4 @@
-"""The states that probes ask for."""
+"""The health states that probes see."""
 
 import itertools
 import threading
@@ -16,13 +16,13 @@ def states(health: Health, *services: str) -> list[int]:
     return [health.check(service) for service in services]
 
 
-def test_a_new_server_is_alive_and_not_ready() -> None:
+def test_a_new_server_is_live_and_not_ready() -> None:
     health = Health()
     assert states(health, *SERVER) == [NOT_SERVING] * 3
     assert health.check("liveness") == SERVING
 
 
-def test_server_and_models_have_states_of_their_own() -> None:
+def test_server_and_models_have_separate_states() -> None:
     health = Health()
     health.update(True, {"mnist": True, "cifar": False})
     assert states(health, *SERVER, "mnist", "cifar") == [SERVING] * 4 + [NOT_SERVING]
@@ -44,7 +44,7 @@ def test_an_unloaded_model_becomes_unknown() -> None:
     assert heard == [SERVING, SERVICE_UNKNOWN]
 
 
-def test_a_watcher_hears_the_present_state_and_changes_only() -> None:
+def test_a_listener_gets_the_current_state_and_changes_only() -> None:
     health, heard = Health(), list[int]()
     health.watch("", heard.append)
     health.update(True, {})
@@ -53,7 +53,7 @@ def test_a_watcher_hears_the_present_state_and_changes_only() -> None:
     assert heard == [NOT_SERVING, SERVING, NOT_SERVING]
 
 
-def test_a_watcher_of_an_unknown_service_hears_when_it_comes() -> None:
+def test_a_listener_of_an_unknown_service_is_called_once_it_is_known() -> None:
     health, heard = Health(), list[int]()
     health.watch("mnist", heard.append)
     health.update(False, {"mnist": False})
@@ -61,7 +61,7 @@ def test_a_watcher_of_an_unknown_service_hears_when_it_comes() -> None:
     assert heard == [SERVICE_UNKNOWN, NOT_SERVING, SERVING]
 
 
-def test_who_has_unsubscribed_hears_nothing_more_and_others_do() -> None:
+def test_unsubscribing_ends_the_calls_of_one_listener_only() -> None:
     health, gone, stays = Health(), list[int](), list[int]()
     unsubscribe = health.watch("", gone.append)
     health.watch("", stays.append)
@@ -73,14 +73,14 @@ def test_who_has_unsubscribed_hears_nothing_more_and_others_do() -> None:
 
 def test_a_listener_may_unsubscribe_while_it_is_called() -> None:
     health, heard = Health(), list[int]()
-    ways_out: list[Callable[[], None]] = []
+    unsubscribers: list[Callable[[], None]] = []
 
     def once(state: int) -> None:
         heard.append(state)
-        for leave in ways_out:
-            leave()
+        for unsubscribe in unsubscribers:
+            unsubscribe()
 
-    ways_out.append(health.watch("", once))
+    unsubscribers.append(health.watch("", once))
     later: list[int] = []
     health.watch("", later.append)
     health.update(True, {})
@@ -89,7 +89,7 @@ def test_a_listener_may_unsubscribe_while_it_is_called() -> None:
     assert later == [NOT_SERVING, SERVING, NOT_SERVING]
 
 
-def test_a_drained_server_never_serves_again_but_lives() -> None:
+def test_a_draining_server_stays_live_and_never_serves_again() -> None:
     health, heard = Health(), list[int]()
     health.update(True, {"mnist": True})
     health.watch("mnist", heard.append)
@@ -100,13 +100,13 @@ def test_a_drained_server_never_serves_again_but_lives() -> None:
     assert heard == [SERVING, NOT_SERVING]
 
 
-def test_a_model_cannot_take_the_servers_names() -> None:
+def test_a_model_cannot_replace_the_server_s_services() -> None:
     health = Health()
     health.update(False, {"readiness": True, "liveness": False})
     assert states(health, "readiness", "liveness") == [NOT_SERVING, SERVING]
 
 
-def test_watchers_that_come_while_states_change_end_with_the_last_state() -> None:
+def test_listeners_added_during_changes_end_with_the_last_state() -> None:
     health = Health()
     heard: list[list[int]] = [[] for _ in range(200)]
     begun = threading.Event()

@@ -1,4 +1,4 @@
-"""The server's log, as a process writes it."""
+"""The log of a server process."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def _log(log_format: str) -> list[str]:
     return done.stderr.splitlines()
 
 
-def test_json_is_one_object_a_line() -> None:
+def test_json_logs_have_one_object_per_line() -> None:
     hello, access, failed = [json.loads(line) for line in _log("json")]
     assert hello["message"] == "hello there"
     assert hello["level"] == "info"
@@ -34,7 +34,7 @@ def test_json_is_one_object_a_line() -> None:
     assert "ZeroDivisionError" in failed["exception"]
 
 
-def test_text_is_for_people() -> None:
+def test_text_logs_have_one_plain_line_per_event() -> None:
     lines = _log("text")
     assert lines[0].endswith("I hello there")
     assert "/a/B RESOURCE_EXHAUSTED" in lines[1]

@@ -1,4 +1,4 @@
-"""What Prometheus is told, read back with prometheus_client's parser."""
+"""The metrics, read back with prometheus_client's parser."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.errors import ServingError
 from serving.inference.request import InferInput, InferRequest, InferResponse
 from serving.inference.service import Service
-from serving.observability.metrics import NAMES, Metrics
+from serving.observability.metrics import MODEL_METRICS, NAMES, Metrics
 from tests.serving.fake_repository import PATIENCE_S, Entry, FakeRepository, backend_of, echo, make_service, twice
 
 MINE = {"model": "twice", "version": "1"}
@@ -35,7 +35,7 @@ def metrics(service: Service) -> Metrics:
 
 
 class Scrape:
-    """The samples of one scrape. The parser gives every counter the ending `_total`."""
+    """The samples of one scrape. The parser ends the name of every counter with `_total`."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.text = metrics.render().decode()
@@ -51,7 +51,7 @@ class Scrape:
 
 
 def ask(service: Service, rows: int = 1, timeout: int = 0) -> "tuple[threading.Event, list[Any]]":
-    """Begin an inference; the event is set when the list has the answer."""
+    """Starts an inference; the event is set once the list holds the response."""
     over, answers = threading.Event(), []
     data = np.ones((rows, 3), np.float32).tobytes()
     request = InferRequest("twice", [InferInput("numbers", "FP32", (rows, 3), data)], parameters={"timeout": timeout})
@@ -75,7 +75,7 @@ def fail(numbers: Any) -> Any:
 
 
 def settle(service: Service) -> None:
-    """Statistics are written just after the answer: wait until the batcher has nothing in hand."""
+    """Waits until the batcher is idle: statistics are recorded just after the response."""
     batcher = service.repository.get("twice").batcher
     for _ in range(PATIENCE_S * 200):
         if batcher.num_running == batcher.num_queued == 0:
@@ -84,7 +84,7 @@ def settle(service: Service) -> None:
     pytest.fail("the batcher is still at work")
 
 
-def test_everything_is_there_before_the_first_request(metrics: Metrics) -> None:
+def test_all_metrics_exist_before_the_first_request(metrics: Metrics) -> None:
     scrape = Scrape(metrics)
     assert {name.removesuffix("_total") for name in NAMES} <= scrape.families.keys()
     assert scrape("convoy_requests_total", outcome="success") == 0
@@ -107,7 +107,7 @@ def test_requests_rows_and_batches_are_counted(service: Service, metrics: Metric
     assert scrape("convoy_batch_size_rows_count") == scrape("convoy_batch_size_rows_bucket", le="+Inf") == 4
 
 
-def test_durations_agree_with_each_other(service: Service, metrics: Metrics) -> None:
+def test_durations_are_consistent(service: Service, metrics: Metrics) -> None:
     for _ in range(5):
         infer(service)
     settle(service)
@@ -120,7 +120,7 @@ def test_durations_agree_with_each_other(service: Service, metrics: Metrics) -> 
     assert total_us > 0
 
 
-def test_what_waits_and_what_fails(service: Service, metrics: Metrics, repository: FakeRepository) -> None:
+def test_queued_and_failed_requests_are_counted(service: Service, metrics: Metrics, repository: FakeRepository) -> None:
     backend = backend_of(repository.get("twice"))
     backend.free.clear()
     first, _ = ask(service)
@@ -148,18 +148,23 @@ def test_what_waits_and_what_fails(service: Service, metrics: Metrics, repositor
     assert scrape("nv_inference_request_failure_total", reason="CANCELED") == 0
 
 
-def test_triton_s_counters_have_its_names_and_types(metrics: Metrics) -> None:
-    text = Scrape(metrics).text
-    assert "# TYPE nv_inference_request_success counter\n" in text
-    assert 'nv_inference_request_success{model="twice",version="1"} 0\n' in text
-    assert "nv_inference_request_success_total" not in text
-    assert 'nv_inference_request_failure{model="twice",version="1",reason="REJECTED"} 0\n' in text
-    assert "# TYPE convoy_requests_total counter\n" in text
-    assert "# TYPE nv_inference_pending_request_count gauge\n" in text
-    assert "convoy_server_ready 1\n" in text
+def test_every_name_is_exposed_as_in_the_table_and_with_its_type(metrics: Metrics) -> None:
+    """prometheus_client alone would write `# TYPE nv_inference_count_total counter` above `nv_inference_count`."""
+    lines = Scrape(metrics).text.splitlines()
+    for metric in MODEL_METRICS:
+        assert f"# TYPE {metric.name} {metric.kind}" in lines
+        assert f"# HELP {metric.name} {metric.documentation}" in lines
+        sample = f"{metric.name}_count" if metric.kind == "histogram" else metric.name
+        assert any(line.startswith(f"{sample}{{") for line in lines), metric.name
+    assert 'nv_inference_request_failure{model="twice",reason="REJECTED",version="1"} 0.0' in lines
+    assert "# TYPE process_cpu_seconds_total counter" in lines
+    assert "convoy_server_ready 1.0" in lines
+    headers = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert not [name for name in headers if name.endswith("_total_total")]
+    assert {name for name in headers if not name.startswith("process_")} == NAMES
 
 
-def test_the_process_is_in_it(metrics: Metrics) -> None:
+def test_the_process_has_metrics(metrics: Metrics) -> None:
     scrape = Scrape(metrics)
     assert scrape.samples["process_resident_memory_bytes", frozenset()] > 1e6
     assert scrape.samples["process_open_fds", frozenset()] > 0
@@ -173,7 +178,7 @@ def test_versions_that_are_not_ready(metrics: Metrics, repository: FakeRepositor
     assert scrape.samples["convoy_server_ready", frozenset()] == 0
 
 
-def test_a_scrape_during_a_swap(service: Service, metrics: Metrics, repository: FakeRepository) -> None:
+def test_scrapes_during_a_swap(service: Service, metrics: Metrics, repository: FakeRepository) -> None:
     over = threading.Event()
     scrapes = []
 
@@ -192,7 +197,7 @@ def test_a_scrape_during_a_swap(service: Service, metrics: Metrics, repository: 
     assert Scrape(metrics)("nv_inference_count_total") == 0
 
 
-def test_no_model_at_all() -> None:
+def test_a_server_without_models() -> None:
     repository = FakeRepository()
     scrape = Scrape(Metrics(make_service(repository).repository))
     assert scrape.families["convoy_model_ready"].samples == []

@@ -89,5 +89,5 @@ def test_metrics_of_all_models(served: Served) -> None:
     text = httpx.get(f"http://127.0.0.1:{served.server.http.metrics_port}/metrics").text
     for name in MODELS:
         assert f'nv_inference_count{{model="{name}",version="' in text
-    assert 'convoy_model_ready{model="broken",version=""} 0\n' in text
-    assert 'convoy_model_ready{model="digits",version="1"} 1\n' in text
+    assert 'convoy_model_ready{model="broken",version=""} 0.0\n' in text
+    assert 'convoy_model_ready{model="digits",version="1"} 1.0\n' in text

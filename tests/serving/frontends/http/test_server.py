@@ -64,7 +64,7 @@ class TestListening:
         assert httpx.get(url(server, "/v2")).json()["name"] == "convoy"
         metrics = httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics")
         assert metrics.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-        assert 'nv_inference_count{model="twice",version="1"} 0\n' in metrics.text
+        assert 'nv_inference_count{model="twice",version="1"} 0.0\n' in metrics.text
         assert httpx.get(f"http://127.0.0.1:{server.metrics_port}/v2").status_code == 404
 
     def test_answers_are_sent_at_once(self, start: Start) -> None:
