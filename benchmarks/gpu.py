@@ -20,7 +20,8 @@ from training import ROOT, run_json, write_results
 from trainer.config import TrainConfig
 from trainer.data import load_dataset, without_test_images
 from trainer.hardware import describe
-from trainer.loop.fit import Run, Samples
+from trainer.loop.run import Run
+from trainer.loop.samples import EpochSamples
 from trainer.loop.step import Batch, GraphedStep
 from trainer.progress import Progress
 from trainer.ranks.world import World
@@ -64,15 +65,8 @@ def microseconds_a_step(config: TrainConfig) -> dict[str, float]:
 
 
 def _first_batch(run: Run) -> Batch:
-    samples, size = Samples.draw(run, epoch=0), run.recipe.global_batch_size
-    return Batch(
-        indices=samples.indices[:size],
-        augment_params=samples.augment_params[:size],
-        dropout_seeds=samples.dropout_seeds[:size],
-        lr_factor=torch.tensor(1.0, device=run.world.device),
-        sizes=(size,),
-        num_images=size,
-    )
+    lr_factor = torch.tensor(1.0, device=run.world.device)
+    return EpochSamples.draw(run, epoch=0).batch(0, run.recipe.global_batch_size, lr_factor, run.world)
 
 
 def _wait_for(device: torch.device) -> None:

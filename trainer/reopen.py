@@ -11,7 +11,7 @@ from trainer.evaluation.ledger import Ledger
 from trainer.evaluation.views import NUM_VIEWS
 from trainer.export.plan import repository_model
 from trainer.hardware import keep_freed_memory
-from trainer.loop.fit import Run, restore
+from trainer.loop.run import Run, restore
 from trainer.paths import image_folder
 from trainer.progress import Progress
 from trainer.ranks.world import World

@@ -23,8 +23,10 @@ from trainer.evaluation.views import NUM_VIEWS
 from trainer.export.plan import export_trained, plan_export
 from trainer.files import write_json
 from trainer.hardware import describe, keep_freed_memory
-from trainer.loop.fit import Position, Run, SaveEvery, fit, restore
+from trainer.loop.fit import fit
 from trainer.loop.learner import build_learner
+from trainer.loop.run import Position, Run, restore
+from trainer.loop.saving import SaveEvery
 from trainer.models import num_parameters
 from trainer.progress import Progress
 from trainer.ranks.consistency import check_same, code_sha256, processor

@@ -27,7 +27,7 @@ ODD_ONE = """
 import os, sys
 import torch, trainer.hardware
 from trainer.cli import train_command
-from trainer.loop.fit import _Loop
+from trainer.loop.fit import TrainingLoop
 
 is_odd = os.environ["RANK"] == "2"
 flags = {"hardware": "fpu" if is_odd else "fpu amx_bf16"}.get(sys.argv[1], "fpu")
@@ -35,14 +35,14 @@ trainer.hardware._cpuinfo = lambda field: flags
 if sys.argv[1] == "settings" and is_odd:
     sys.argv += ["--seed", "7"]
 if sys.argv[1] == "weights" and is_odd:
-    go_on = _Loop.save_or_leave
+    go_on = TrainingLoop.save_or_stop
 
     def flip(loop):
         go_on(loop)
         if loop._run.position.step == 20:
             next(loop._run.learner.model.parameters()).detach().view(torch.int32)[0, 0, 0, 0] ^= 1 << 12
 
-    _Loop.save_or_leave = flip
+    TrainingLoop.save_or_stop = flip
 train_command(sys.argv[2:])
 """
 """The trainer, of which the last of three ranks has something otherwise than the others."""

@@ -12,7 +12,7 @@ from trainer.export.formats import FloatArray
 from trainer.export.parity import ParityResult
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import INPUT, LOGITS, PROBABILITIES, RepositoryModel
-from trainer.loop.fit import Run
+from trainer.loop.run import Run
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.run_folder import git_commit
 

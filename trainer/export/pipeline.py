@@ -12,7 +12,7 @@ from trainer.export.manifest import Quality, build_manifest, metrics_section, pa
 from trainer.export.parity import TOLERANCE, ParityResult, check_parity, run_inference, torch_threads
 from trainer.export.reference import ReferenceModel, largest_difference
 from trainer.export.repository import GOLDEN, MAX_BATCH_SIZE, ONNX, RepositoryModel
-from trainer.loop.fit import Run
+from trainer.loop.run import Run
 
 MAX_ACCURACY_LOSS = 0.001
 """Validation accuracy that int8 may lose against float32."""

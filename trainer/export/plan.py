@@ -6,7 +6,7 @@ from typing import Any
 from trainer.config import TrainConfig
 from trainer.errors import ExportError, TrainerError
 from trainer.export.repository import RepositoryModel, printable
-from trainer.loop.fit import Run
+from trainer.loop.run import Run
 
 
 def plan_export(run: Run, config: TrainConfig) -> RepositoryModel | None:

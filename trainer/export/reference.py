@@ -12,7 +12,7 @@ from trainer.export.formats import FloatArray
 from trainer.export.golden import golden_images
 from trainer.export.parity import ParitySample, reference_logits
 from trainer.export.repository import MAX_BATCH_SIZE
-from trainer.loop.fit import Run
+from trainer.loop.run import Run
 from trainer.models import Classifier
 
 

@@ -12,7 +12,8 @@ from trainer.export.formats import convert
 from trainer.export.parity import ParitySample
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import RepositoryModel
-from trainer.loop.fit import Run, fit
+from trainer.loop.fit import fit
+from trainer.loop.run import Run
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES

@@ -20,7 +20,7 @@ from trainer.export.manifest import metrics_section
 from trainer.export.pipeline import export, export_int8
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import ONNX, RepositoryModel
-from trainer.loop.fit import Run
+from trainer.loop.run import Run
 from trainer.progress import Progress
 from trainer.records.checkpoint import weights_sha256
 

@@ -16,8 +16,11 @@ from tests.conftest import ROOT, fill
 from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.errors import CheckpointError, Interrupted
-from trainer.loop.fit import Run, Samples, SaveEvery, _Loop, fit, restore, save
+from trainer.loop.fit import fit
 from trainer.loop.learner import Learner
+from trainer.loop.run import Run, restore
+from trainer.loop.samples import EpochSamples
+from trainer.loop.saving import SaveEvery, save
 from trainer.progress import Progress
 from trainer.ranks.watchdog import PATIENT_S
 from trainer.ranks.world import World
@@ -141,10 +144,12 @@ def test_ranks_that_share_a_batch_add_up_to_it(num_images: int, mini: Dataset, t
             world = Apart(rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), num_threads=2)
             object.__setattr__(world, "seen", sums)  # the base is frozen
             run = make_run(SHORT, mini, tmp_path / f"{size}", world=world)
-            loop = _Loop(run, StopRequest())
-            first = {"indices": run.train_indices[:num_images], "augment_params": torch.zeros(num_images, 6)}
-            run.learner.step(loop._share(Samples(**first, dropout_seeds=torch.zeros(num_images)), 0))
-            loop.close()
+            samples = EpochSamples(
+                indices=run.train_indices[:num_images],
+                augment_params=torch.zeros(num_images, 6),
+                dropout_seeds=torch.zeros(num_images),
+            )
+            run.learner.step(samples.batch(0, num_images, torch.tensor(1.0), world))
         totals.append(torch.stack(sums).sum(dim=0))
     assert torch.allclose(totals[0], totals[1], atol=1e-5)
 

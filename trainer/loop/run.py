@@ -1,0 +1,103 @@
+"""A run: what its phases share, where it stands, and how it continues from a checkpoint."""
+
+from dataclasses import dataclass
+
+import torch
+
+from trainer.data import Dataset, ImageSet
+from trainer.data.order import num_steps_per_epoch
+from trainer.errors import CheckpointError, DivergenceError
+from trainer.loop.learner import Learner
+from trainer.progress import Progress
+from trainer.ranks.world import World
+from trainer.recipes import Recipe
+from trainer.records.checkpoint import Checkpoints
+from trainer.records.run_folder import RunFolder
+
+
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """Where a run stands: all that a checkpoint holds besides weights and momenta.
+
+    Args:
+        step: steps done.
+        seconds: time spent in training steps, in all sessions of the run; validation and saving are not counted.
+        totals: float64 `[2]`, sums of losses and of correct answers since the epoch began, over all ranks.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    totals: torch.Tensor
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What the phases of a run share.
+
+    Args:
+        dataset: without its test images.
+        train_indices: int64, the training images that are trained on.
+        validation_images: the images that `validation_indices`, int64, point into.
+    """
+
+    recipe: Recipe
+    seed: int
+    dataset: Dataset
+    train_indices: torch.Tensor
+    validation_images: ImageSet
+    validation_indices: torch.Tensor
+    learner: Learner
+    folder: RunFolder
+    checkpoints: Checkpoints
+    world: World
+    progress: Progress
+    position: Position
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return num_steps_per_epoch(len(self.train_indices), self.recipe.global_batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        return self.recipe.epochs * self.steps_per_epoch
+
+    def lr_factors(self, epoch: int) -> torch.Tensor:
+        """Returns the learning rate's factor at each step of an epoch, float32 on the device."""
+        steps = range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch)
+        factors = [self.recipe.schedule.factor(step, self.num_steps) for step in steps]
+        return torch.tensor(factors, dtype=torch.float32, device=self.world.device)
+
+    def diverged(self, what: str) -> DivergenceError:
+        """Returns the error for a run that diverged; it names the last good checkpoint."""
+        kept = self.checkpoints.newest()
+        where = f"the last good checkpoint is {kept}" if kept else "no checkpoint had been saved yet"
+        return DivergenceError(f"training diverged: {what}; {where}. A lower --lr-scale usually helps")
+
+
+def restore(run: Run) -> bool:
+    """Restores the run from the newest good checkpoint in its folder. All ranks call this.
+
+    Returns:
+        Whether there is one.
+
+    Raises:
+        CheckpointError: the checkpoint is of another network than this version of Convoy builds for the recipe.
+    """
+    state = run.world.broadcast_object(run.checkpoints.load_newest() if run.world.is_main else None)
+    if state is None:
+        return False
+    saved, built = (_shapes(weights) for weights in (state["model"], run.learner.model.state_dict()))
+    if saved != built:
+        example = min(name for name, _ in saved ^ built)
+        raise CheckpointError(
+            f"the checkpoints in {run.folder.path} are of another network than {run.recipe.network} is now (see "
+            f"{example}): another version of Convoy saved them; use that version, or train anew in another folder"
+        )
+    run.learner.load_state_dict(state)
+    run.position.step, run.position.seconds = state["step"], state["seconds"]
+    run.position.totals.copy_(state["totals"])
+    return True
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> set[tuple[str, torch.Size]]:
+    return {(name, weight.shape) for name, weight in weights.items()}
