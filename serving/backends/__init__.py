@@ -1,4 +1,4 @@
-"""What computes a model. Only the modules beside this one import torch or onnxruntime."""
+"""The backends that run models. Only the modules of this folder import torch or onnxruntime."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,16 +7,20 @@ from serving.protocol.tensors import Array, TensorSpec
 
 
 class Backend(Protocol):
-    """One instance of one model version on one device; used by one thread at a time."""
+    """One instance of one model version on one device. Not thread-safe."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """Compute all outputs, in the order of `outputs`, of all inputs, in the order of `inputs`.
+        """Runs the model. Blocks, without holding the GIL.
 
-        The arrays may be read-only. The outputs are C-contiguous and the caller's to keep. Blocks, without the GIL.
+        Args:
+            inputs: in the order of `self.inputs`; may be read-only.
+
+        Returns:
+            The outputs in the order of `self.outputs`, C-contiguous; the caller may keep them.
         """
 
     def close(self) -> None:
-        """Free what it holds; it is not used afterwards."""
+        """Frees the model. The instance must not be used afterwards."""

@@ -33,14 +33,14 @@ _ELEMENT_TYPES = {
 }
 
 _SAME_AS_REQUESTED = 1
-"""Of ONNX Runtime's strategies to extend an arena; 0 is the next power of two."""
+"""ONNX Runtime's arena strategy `kSameAsRequested`; 0 is `kNextPowerOfTwo`."""
 
 
 class OnnxBackend:
-    """One session.
+    """One session of ONNX Runtime.
 
-    Strings are UTF-8 for ONNX Runtime's Python interface: bytes that are not come to the model as U+FFFD, so that one
-    caller's broken string does not fail the batch of all.
+    ONNX Runtime's Python interface takes strings as UTF-8. Invalid bytes are replaced by U+FFFD, so that the invalid
+    string of one client does not fail the batch of all.
     """
 
     def __init__(self, session: ort.InferenceSession, spec: ModelSpec) -> None:
@@ -63,15 +63,15 @@ class OnnxBackend:
 
 
 def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> OnnxBackend:
-    """One instance.
+    """Opens one instance.
 
     Args:
-        gpu: which CUDA device; None for the CPU.
-        num_threads: of the CPU that one batch may use.
+        gpu: index of the CUDA device; None for the CPU.
+        num_threads: CPU threads that one batch may use.
 
     Raises:
-        LoadError: the file is no ONNX model that ONNX Runtime runs, or it is not what the configuration says; or
-            `CudaUnavailable`.
+        CudaUnavailable: ONNX Runtime cannot use the GPU.
+        LoadError: ONNX Runtime cannot load the file, or its tensors differ from the configuration.
     """
     session = _open(file, gpu, num_threads)
     check_inputs(spec.inputs, _tensors(session.get_inputs()))
@@ -80,10 +80,10 @@ def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> Onnx
 
 
 def describe(file: Path) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """The inputs and outputs that the file itself tells.
+    """Returns the inputs and outputs of a model file.
 
     Raises:
-        LoadError: the file is no ONNX model that ONNX Runtime runs, or leaves open how many dimensions a tensor has.
+        LoadError: ONNX Runtime cannot load the file, or a tensor has an unknown number of dimensions.
     """
     session = _open(file, None, 1)
     return _specs(session.get_inputs()), _specs(session.get_outputs())
@@ -93,16 +93,16 @@ def _open(file: Path, gpu: int | None, num_threads: int) -> ort.InferenceSession
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    # Threads that spin for the next batch would take the CPUs from the transport.
+    # Threads that spin while they wait for the next batch would take CPU time from the front ends.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    # A plan for each batch size only makes the arena larger: +30 MB on the lecture's net, and no faster. Without plans
-    # the arena stops growing when the largest batch has run, which warming up does first.
+    # Memory plans for each batch size only enlarge the arena, by 30 MB for the MNIST convnet, and save no time. Without
+    # them the arena stops growing once the largest batch has run, which is the first that warm-up runs.
     options.enable_mem_pattern = False
     if gpu is None:
         _register_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-    options.log_severity_level = 3  # errors; its warnings are about the graph, and for developers
+    options.log_severity_level = 3  # errors only: the warnings are about the graph, for developers of the model
     try:
         session = ort.InferenceSession(file, options, providers=_providers(gpu))
     except Exception as error:  # ONNX Runtime's own errors have no common class
@@ -114,10 +114,10 @@ def _open(file: Path, gpu: int | None, num_threads: int) -> ort.InferenceSession
 
 @cache
 def _register_arena() -> None:
-    """One arena for the sessions of all models, which grows by what it is asked for.
+    """Creates one memory arena for the sessions of all models, which grows by the size of each request.
 
-    A session's own grows by powers of two: 17 MB more for the lecture's net in batches of up to 256, and no faster.
-    What an unloaded model leaves in the common one serves the others, and does not go back to the kernel.
+    A session's own arena grows by powers of two: 17 MB more for the MNIST convnet with batches of up to 256, and no
+    faster. Memory that an unloaded model frees stays in the shared arena for the other models.
     """
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     defaults = {"max_mem": 0, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
@@ -131,9 +131,9 @@ def _providers(gpu: int | None) -> list[Any]:
     cuda_options = {
         "device_id": gpu,
         "arena_extend_strategy": "kSameAsRequested",
-        # The exhaustive search runs anew for every shape, and so for every batch size.
+        # The exhaustive search would run again for every batch size.
         "cudnn_conv_algo_search": "HEURISTIC",
-        # The golden batch was computed in float32: TF32 is off by 1e-3.
+        # The golden batch was computed in float32; TF32 differs by up to 1e-3.
         "use_tf32": 0,
     }
     return [("CUDAExecutionProvider", cuda_options), "CPUExecutionProvider"]
@@ -141,11 +141,11 @@ def _providers(gpu: int | None) -> list[Any]:
 
 @cache
 def _preload_cuda() -> str:
-    """Load CUDA's libraries from their Python packages; what ONNX Runtime has to say about it, as one line."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(AttributeError):  # not in releases before 1.21
+    """Loads the CUDA libraries from their Python packages. Returns the first line that ONNX Runtime prints about it."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(AttributeError):  # releases before 1.21 do not have it
         ort.preload_dlls()
-    return said.getvalue().strip().partition("\n")[0]
+    return output.getvalue().strip().partition("\n")[0]
 
 
 def _tensors(nodes: Sequence[Any]) -> list[ModelTensor]:
@@ -156,19 +156,19 @@ def _specs(nodes: Sequence[Any]) -> list[TensorSpec]:
     specs = []
     for name, datatype, shape in _tensors(nodes):
         if shape is None:
-            raise LoadError(f"the model does not tell how many dimensions '{name}' has: list it in config.pbtxt")
+            raise LoadError(f"the model does not define how many dimensions '{name}' has: list it in config.pbtxt")
         specs.append(TensorSpec(name, datatype, shape))
     return specs
 
 
 def _datatype(node: Any) -> Datatype:
     if node.type not in _ELEMENT_TYPES:
-        raise LoadError(f"'{node.name}' of the model is a {node.type}, which the protocol does not have")
+        raise LoadError(f"the model's '{node.name}' is a {node.type}, a type that the protocol does not have")
     return DATATYPES[_ELEMENT_TYPES[node.type]]
 
 
 def _shape(node: Any) -> tuple[int, ...] | None:
-    """Sizes that the model leaves open are names or None. A scalar looks like a tensor of unknown rank."""
+    """ONNX Runtime gives a name or None for an open size. It gives [] for scalars and for unknown ranks alike."""
     return tuple(size if isinstance(size, int) else -1 for size in node.shape) or None
 
 

@@ -1,4 +1,4 @@
-"""Whether the tensors that a configuration declares are those that a model has."""
+"""Checks the tensors that a configuration declares against those of the model."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,25 @@ from serving.errors import LoadError
 from serving.protocol.tensors import Datatype, Shape, TensorSpec
 
 ModelTensor = tuple[str, Datatype, Shape | None]
-"""A tensor as a model file tells it: -1 for a size left open, and no shape at all where even the rank is."""
+"""Name, data type and shape of a tensor in a model file: -1 for an open size, None for an unknown rank."""
 
 
 def check_inputs(declared: Sequence[TensorSpec], actual: Sequence[ModelTensor]) -> None:
-    """Every input of the model must be declared, and nothing else.
+    """Checks that the declared inputs are exactly those of the model.
 
     Raises:
-        LoadError: names the first difference.
+        LoadError: the first difference.
     """
     _check_tensors("input", declared, actual)
     if missing := {name for name, _, _ in actual} - {spec.name for spec in declared}:
-        raise LoadError(f"the model has input {_quoted(missing)}, which the configuration leaves out")
+        raise LoadError(f"the model has input {_quoted(missing)}, which the configuration does not list")
 
 
 def check_outputs(declared: Sequence[TensorSpec], actual: Sequence[ModelTensor]) -> None:
-    """Every declared output must be the model's; the model may have more.
+    """Checks that each declared output is one of the model's, which may have more.
 
     Raises:
-        LoadError: names the first difference.
+        LoadError: the first difference.
     """
     _check_tensors("output", declared, actual)
 
@@ -39,15 +39,15 @@ def _check_tensors(side: str, declared: Sequence[TensorSpec], actual: Sequence[M
             raise LoadError(
                 f"{side} '{spec.name}' is {spec.datatype.name} in the configuration and {datatype.name} in the model"
             )
-        if shape is not None and not _is_covered(spec.shape, shape):
+        if shape is not None and not _accepts(spec.shape, shape):
             raise LoadError(
                 f"{side} '{spec.name}' has shape {list(spec.shape)} in the configuration (with the batch dimension) "
                 f"and {list(shape)} in the model"
             )
 
 
-def _is_covered(declared: Shape, actual: Shape) -> bool:
-    """Whether the model takes whatever the configuration promises."""
+def _accepts(declared: Shape, actual: Shape) -> bool:
+    """Whether the model accepts every shape that the configuration allows."""
     return len(declared) == len(actual) and all(have in (-1, want) for want, have in zip(declared, actual, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""ONNX models are run as they are configured, and refused where they are not."""
+"""ONNX models run as configured; configurations that do not match the model are rejected."""
 
 import subprocess
 import sys
@@ -37,13 +37,13 @@ def model_file(tmp_path):
 
 
 def load(file, text: str = ""):
-    """An instance on the CPU; what the configuration leaves out comes from the file."""
+    """Opens an instance on the CPU; the file completes the configuration."""
     config = text_format.Parse(text, ModelConfig())
     complete_tensors(config, *onnx.describe(file))
     return onnx.load(file, to_spec(config), None, 1)
 
 
-def test_read_only_uint8_in_two_outputs_out(model_file):
+def test_a_read_only_uint8_input_gives_two_outputs(model_file):
     backend = load(model_file(classifier()))
     images = np.frombuffer(bytes(range(12)), np.uint8).reshape(3, 1, 2, 2)
     logits, probabilities = backend.run([images])
@@ -53,7 +53,7 @@ def test_read_only_uint8_in_two_outputs_out(model_file):
     np.testing.assert_allclose(backend.run([images[:1]])[0], logits[:1], atol=1e-6)
 
 
-def test_tensors_go_by_the_configuration_s_order_and_names(model_file):
+def test_tensors_follow_the_configuration_s_order_and_names(model_file):
     backend = load(
         model_file(sum_and_difference()),
         """
@@ -74,7 +74,7 @@ def test_a_model_without_batch_dimension(model_file):
     assert answer.tolist() == [[2.0] * 3] * 2
 
 
-def test_strings_are_utf_8_and_broken_ones_hurt_nobody_else(model_file):
+def test_strings_are_utf_8_and_invalid_bytes_are_replaced(model_file):
     backend = load(model_file(echo_strings()))
     assert backend.inputs[0].datatype is DATATYPES["BYTES"]
     given = np.array([["é".encode(), b""], [b"a\0b", b"\xff"]], object)
@@ -89,7 +89,7 @@ def test_an_error_of_the_model_is_raised_and_the_next_batch_runs(model_file):
     assert backend.run([np.ones((1, 3), np.float32)])[0].tolist() == [[2.0] * 3]
 
 
-def test_describe_tells_open_sizes_as_minus_one(model_file):
+def test_describe_returns_minus_one_for_open_sizes(model_file):
     inputs, outputs = onnx.describe(model_file(classifier()))
     assert [(spec.name, spec.datatype.name, spec.shape) for spec in (*inputs, *outputs)] == [
         ("images", "UINT8", (-1, 1, 2, 2)),
@@ -98,7 +98,7 @@ def test_describe_tells_open_sizes_as_minus_one(model_file):
     ]
 
 
-def test_every_datatype_of_the_protocol_is_known_both_ways():
+def test_every_datatype_of_the_protocol_has_an_onnx_type():
     assert set(onnx._ELEMENT_TYPES.values()) == set(DATATYPES)
 
 
@@ -116,24 +116,24 @@ def test_every_datatype_of_the_protocol_is_known_both_ways():
         (SCALE_CONFIG.replace("max_batch_size: 4", ""), r"input 'x' has shape \[3\].* and \[-1, 3\] in the model"),
     ],
 )
-def test_a_configuration_that_is_not_the_model_s_is_refused(model_file, text, reason):
+def test_a_configuration_that_does_not_match_the_model_is_rejected(model_file, text, reason):
     with pytest.raises(LoadError, match=reason):
         load(model_file(scale(2)), text)
 
 
-def test_a_batch_that_is_fixed_in_the_model_is_refused(model_file):
+def test_a_fixed_batch_size_in_the_model_is_rejected(model_file):
     with pytest.raises(LoadError, match=r"input 'x' has shape \[-1, 3\].* and \[1, 3\] in the model"):
         load(model_file(scale(2, batch=1)), SCALE_CONFIG)
 
 
-def test_an_input_that_the_configuration_leaves_out_is_named(model_file):
+def test_an_input_missing_from_the_configuration_is_named(model_file):
     text = 'max_batch_size: 8 input { name: "a" data_type: TYPE_INT64 dims: 2 }'
-    with pytest.raises(LoadError, match="the model has input 'b', which the configuration leaves out"):
+    with pytest.raises(LoadError, match="the model has input 'b', which the configuration does not list"):
         load(model_file(sum_and_difference()), text)
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", scale(2)[:40]])
-def test_a_damaged_file_is_one_line(model_file, content):
+def test_a_damaged_file_is_reported_in_one_line(model_file, content):
     with pytest.raises(LoadError, match=r"^ONNX Runtime cannot load model\.onnx: .+") as caught:
         onnx.describe(model_file(content))
     assert "\n" not in str(caught.value)
@@ -145,11 +145,11 @@ def test_a_shape_of_unknown_rank_must_be_configured(model_file):
         [("x", TensorProto.FLOAT, ["N", 2]), ("shape", TensorProto.INT64, ["k"])],
         [("y", TensorProto.FLOAT, None)],
     )
-    with pytest.raises(LoadError, match="does not tell how many dimensions 'y' has"):
+    with pytest.raises(LoadError, match="does not define how many dimensions 'y' has"):
         onnx.describe(model_file(reshape))
 
 
-def test_threads_and_spinning_are_as_planned(model_file):
+def test_threads_are_limited_and_do_not_spin(model_file):
     session = onnx._open(model_file(scale(2)), None, 3)
     options = session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
@@ -157,8 +157,8 @@ def test_threads_and_spinning_are_as_planned(model_file):
     assert session.get_providers() == ["CPUExecutionProvider"]
 
 
-def test_running_frees_the_interpreter(model_file):
-    """A batch that computes must not keep the transport from its work."""
+def test_run_releases_the_gil(model_file):
+    """A batch that computes must not block the front ends."""
     nodes = [helper.make_node("MatMul", ["x" if n == 0 else f"h{n}", "w"], [f"h{n + 1}"]) for n in range(20)]
     size = 700
     heavy = onnx_model(
@@ -186,7 +186,7 @@ def test_running_frees_the_interpreter(model_file):
     assert steps > 0
 
 
-def test_an_onnx_server_never_loads_torch():
+def test_a_server_of_onnx_models_never_loads_torch():
     code = "import sys, serving.models.repository; from serving.backends import onnx; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -194,7 +194,7 @@ def test_an_onnx_server_never_loads_torch():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(count_gpus() == 0, reason="needs a CUDA device")
-def test_the_gpu_gives_the_same_answers(model_file):
+def test_the_gpu_gives_the_same_outputs(model_file):
     file = model_file(classifier())
     config = ModelConfig()
     complete_tensors(config, *onnx.describe(file))

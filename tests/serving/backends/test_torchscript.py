@@ -1,4 +1,4 @@
-"""TorchScript models: arguments and results find their names."""
+"""TorchScript models: inputs are matched to arguments, results to outputs."""
 
 import warnings
 from collections import namedtuple
@@ -58,8 +58,8 @@ def load(tmp_path):
     return load_module
 
 
-def test_a_gpu_that_torch_cannot_use_is_told_apart_from_a_bad_model(tmp_path, monkeypatch) -> None:
-    """The driver has counted one; the server takes the CPU then, unless somebody insists."""
+def test_a_gpu_that_torch_cannot_use_raises_cuda_unavailable(tmp_path, monkeypatch) -> None:
+    """The loader then falls back to the CPU, unless a GPU is required."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     spec = to_spec(text_format.Parse(config("x", "y"), ModelConfig()))
     with pytest.raises(CudaUnavailable, match="this torch cannot use CUDA"):
@@ -79,12 +79,12 @@ B = np.array([[1, 2]], np.float32)
         ("a b", "sum", [A, B], [[11, 22]]),
     ],
 )
-def test_names_find_arguments_and_results(load, inputs, outputs, given, expected):
+def test_names_are_matched_to_arguments_and_results(load, inputs, outputs, given, expected):
     backend = load(Two(), config(inputs, outputs))
     assert [answer[0].tolist() for answer in backend.run(given)] == expected
 
 
-def test_a_single_input_needs_no_convention_and_may_be_read_only(load):
+def test_a_single_input_may_have_any_name_and_be_read_only(load):
     text = config("whatever", "y").replace("TYPE_FP32", "TYPE_UINT8", 1)
     backend = load(Double(), text)
     (answer,) = backend.run([np.frombuffer(b"\x01\x02\xff\x04", np.uint8).reshape(2, 2)])
@@ -92,7 +92,7 @@ def test_a_single_input_needs_no_convention_and_may_be_read_only(load):
 
 
 @pytest.mark.parametrize(("module", "outputs"), [(Named(), "negative"), (PairOf(), "second first")])
-def test_results_with_names_are_found_by_name(load, module, outputs):
+def test_named_results_are_selected_by_name(load, module, outputs):
     answers = load(module, config("x", outputs)).run([A])
     expected = {"negative": [[-10, -20]], "second": [[12, 22]], "first": [[11, 21]]}
     assert [answer.tolist() for answer in answers] == [expected[name] for name in outputs.split()]
@@ -107,7 +107,7 @@ def test_results_with_names_are_found_by_name(load, module, outputs):
         ("I__0 I__2", "y", "nor numbered"),
     ],
 )
-def test_inputs_that_fit_no_argument_are_refused(load, inputs, outputs, reason):
+def test_inputs_without_matching_argument_are_rejected(load, inputs, outputs, reason):
     with pytest.raises(LoadError, match=reason):
         load(Two(), config(inputs, outputs))
 
@@ -115,30 +115,30 @@ def test_inputs_that_fit_no_argument_are_refused(load, inputs, outputs, reason):
 @pytest.mark.parametrize(
     ("module", "outputs", "reason"),
     [
-        (Named(), "positive", r"returns \['negative', 'same'\], and no 'positive'"),
-        (Double(), "y z", r"returns 1 tensors, and the configuration has outputs \['y', 'z'\]"),
+        (Named(), "positive", r"returns \['negative', 'same'\], but not 'positive'"),
+        (Double(), "y z", r"returns 1 tensors, but the configuration has outputs \['y', 'z'\]"),
         (Double(), "OUTPUT__3", "returns 1 tensors"),
     ],
 )
-def test_results_that_are_missing_are_named_at_the_first_run(load, module, outputs, reason):
+def test_missing_results_are_named_by_the_first_run(load, module, outputs, reason):
     backend = load(module, config("x", outputs))
     with pytest.raises(ValueError, match=reason):
         backend.run([A])
 
 
-def test_strings_are_refused(load):
+def test_strings_are_rejected(load):
     with pytest.raises(LoadError, match="TorchScript models have no strings, but 'x' is TYPE_STRING"):
         load(Double(), config("x", "y", "TYPE_STRING"))
 
 
-def test_a_damaged_file_is_one_line(tmp_path):
+def test_a_damaged_file_is_reported_in_one_line(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"no model")
     with pytest.raises(LoadError, match=r"^torch cannot load model\.pt: .+") as caught:
         torchscript.load(tmp_path / "model.pt", to_spec(text_format.Parse(config("x", "y"), ModelConfig())), None, 1)
     assert "\n" not in str(caught.value)
 
 
-def test_threads_are_as_planned(load):
+def test_threads_are_limited(load):
     before = torch.get_num_threads()
     try:
         load(Double(), config("x", "y"))
