@@ -1,5 +1,5 @@
 #!/bin/sh
-# Choose what the images hold, at the versions of requirements.lock: run after `make lock`.
+# Locks the packages of each image, at the versions of requirements.lock. Run it after `make lock`.
 set -eu
 cd "$(dirname "$0")/../.."
 lock() {

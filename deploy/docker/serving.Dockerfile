@@ -1,9 +1,9 @@
 # The server, without torch: ONNX models only.
 #   docker build -f deploy/docker/serving.Dockerfile --build-arg BASE=docker.io/library/python:3.11-slim-bookworm@sha256:... \
-#     [--build-arg VARIANT=gpu] -t registry.example.com/convoy/serving:0.1.0 .
-# BASE has no default: a digest is looked up (docker buildx imagetools inspect python:3.11-slim-bookworm), reviewed and
-# given, and a tag alone is refused. The GPU variant stands on the same base: CUDA's libraries come from wheels, the driver
-# from the host.
+#     [--build-arg VARIANT=gpu] -t registry.example.com/convoy/serving:0.2.0 .
+# BASE has no default, and a tag alone is refused: look a digest up (docker buildx imagetools inspect
+# python:3.11-slim-bookworm), review it and give it. The GPU variant has the same base: CUDA's libraries come from wheels,
+# the driver from the host.
 ARG BASE
 
 FROM ${BASE} AS build
@@ -16,6 +16,7 @@ RUN python -m venv /opt/convoy
 COPY deploy/docker/serving-${VARIANT}.lock requirements.lock
 RUN /opt/convoy/bin/python -m pip install --quiet --no-cache-dir --require-hashes --only-binary=:all: -r requirements.lock
 COPY pyproject.toml README.md ./
+COPY convoy ./convoy
 COPY protos ./protos
 COPY serving ./serving
 RUN /opt/convoy/bin/python -m pip install --quiet --no-cache-dir --no-deps --no-build-isolation . \

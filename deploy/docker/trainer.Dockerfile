@@ -1,6 +1,6 @@
-# The trainer, for CPUs and GPUs: torch's wheels bring CUDA and NCCL, the driver comes from the host.
+# The trainer, for CPUs and GPUs: torch's wheels contain CUDA and NCCL, the driver comes from the host.
 #   docker build -f deploy/docker/trainer.Dockerfile --build-arg BASE=docker.io/library/python:3.11-slim-bookworm@sha256:... \
-#     -t registry.example.com/convoy/trainer:0.1.0 .
+#     -t registry.example.com/convoy/trainer:0.2.0 .
 # BASE has no default: see serving.Dockerfile.
 ARG BASE
 
@@ -13,6 +13,7 @@ RUN python -m venv /opt/convoy
 COPY deploy/docker/trainer.lock requirements.lock
 RUN /opt/convoy/bin/python -m pip install --quiet --no-cache-dir --require-hashes --only-binary=:all: -r requirements.lock
 COPY pyproject.toml README.md ./
+COPY convoy ./convoy
 COPY protos ./protos
 COPY trainer ./trainer
 RUN /opt/convoy/bin/python -m pip install --quiet --no-cache-dir --no-deps --no-build-isolation . \

@@ -1,7 +1,7 @@
-"""What Kubernetes does for our pods, as far as they notice: starts them from manifests, probes them, ends them.
+"""A small imitation of Kubernetes: starts pods from manifests, probes them and stops them.
 
-A Job's controller replaces failed pods by the rules of its own podFailurePolicy; a kubelet's preStop, SIGTERM and grace
-period come from the pod. Back-off, scheduling and everything else that takes time is left out.
+The Job controller replaces failed pods by the manifest's podFailurePolicy; the kubelet takes preStop, the grace period
+and the probes from the pod. Back-off, scheduling and everything else that takes time is left out.
 """
 
 import signal
@@ -27,7 +27,7 @@ class Pod:
 
     Args:
         folders: where the container's mount paths are on this machine.
-        extra: arguments added behind the manifest's.
+        extra: arguments after the manifest's.
     """
 
     host: Host
@@ -121,7 +121,7 @@ class JobController:
 
 
 def answers(pod: Pod, probe: str) -> bool:
-    """The kubelet's verdict by one of the container's gRPC probes."""
+    """Runs one of the container's gRPC probes, as the kubelet does."""
     given = pod.container[f"{probe}Probe"]
     with grpc.insecure_channel(f"{pod.host.address}:{given['grpc']['port']}") as channel:
         check = channel.unary_unary(
@@ -130,7 +130,7 @@ def answers(pod: Pod, probe: str) -> bool:
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         try:
-            # Five times the manifest's: this machine does other things besides.
+            # Five times the manifest's, because this machine runs other tests at the same time.
             request = health_pb2.HealthCheckRequest(service=given["grpc"]["service"])
             return bool(check(request, timeout=5 * given["timeoutSeconds"]).status == 1)
         except grpc.RpcError:
@@ -138,7 +138,7 @@ def answers(pod: Pod, probe: str) -> bool:
 
 
 def terminate(pod: Pod, process: subprocess.Popen[bytes]) -> threading.Thread:
-    """The kubelet's way to end a pod: preStop, SIGTERM, and SIGKILL when the grace period is over."""
+    """Stops a pod as the kubelet does: preStop, SIGTERM, and SIGKILL when the grace period is over."""
 
     def end() -> None:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Whether the real programs take the arguments and variables that manifests give them."""
+"""Checks that the programs accept the arguments and variables in the manifests."""
 
 import contextlib
 import importlib.util
@@ -27,7 +27,7 @@ KNOWN_VARIABLES = {
 
 
 def command_line_problems(objects: Sequence[Object]) -> list[str]:
-    """What the programs would refuse, a line each."""
+    """Returns a line for each argument or variable that a program would refuse."""
     return [
         f"{template.owner}: {problem}"
         for template in pod_templates(objects)
@@ -90,10 +90,10 @@ def _training(words: Sequence[str], template: PodTemplate, container: Object) ->
 
 
 def parse(kind: type[Config], words: Sequence[str]) -> Config:
-    """What the program makes of its arguments.
+    """Parses the arguments as the program does.
 
     Raises:
-        ValueError: it refuses them.
+        ValueError: the program refuses them.
     """
     said = io.StringIO()
     try:
@@ -104,7 +104,7 @@ def parse(kind: type[Config], words: Sequence[str]) -> Config:
 
 
 def _mounted(template: PodTemplate, container: Object, path: str) -> Iterator[str]:
-    """A path must be in a volume: the rest of the file system is read-only and empty."""
+    """Checks that a path is in a volume: the rest of the file system is read-only and empty."""
     mounts = [mount["mountPath"] for mount in container.get("volumeMounts", ())]
     if "ServingRuntime" in template.owner:
         mounts.append("/mnt/models")  # KServe's storage initializer

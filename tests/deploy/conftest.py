@@ -1,4 +1,4 @@
-"""What the machine must bring, tools that no Python package has, and a run that several tests look at."""
+"""Fixtures: promtool, and a training run that several tests share."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from tests.deploy.training import Trained, train_through_losses
 
 @pytest.fixture(scope="session")
 def promtool() -> Path:
-    """Prometheus's checker of rules: from PATH, or out of Debian's package, kept in the user's cache."""
+    """Returns the path of promtool: from PATH, or extracted from Debian's package into the user's cache."""
     found = shutil.which("promtool")
     if found is not None:
         return Path(found)
@@ -26,14 +26,15 @@ def promtool() -> Path:
 
 
 def _extract_from_debian(target: Path) -> str:
-    """Put promtool at `target`; returns why that did not work, or nothing."""
+    """Extracts promtool to `target`, and returns the reason if that fails, or ""."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         return "there is no apt to fetch Debian's package `prometheus` with"
     with tempfile.TemporaryDirectory() as scratch:
         done = _apt_get("download", "prometheus", folder=scratch)
-        if done.returncode != 0 and os.geteuid() == 0:  # a fresh machine has no lists of packages
-            _apt_get("update", folder=scratch)
-            done = _apt_get("download", "prometheus", folder=scratch)
+        if done.returncode != 0:  # a fresh machine has no package lists: fetch them, but not into the system
+            own_lists = ("-o", f"Dir::State::lists={scratch}/lists", "-o", f"Dir::Cache={scratch}/cache")
+            _apt_get(*own_lists, "update", folder=scratch)
+            done = _apt_get(*own_lists, "download", "prometheus", folder=scratch)
         packages = list(Path(scratch).glob("prometheus_*.deb"))
         if done.returncode != 0 or not packages:
             return f"`apt-get download prometheus` fails: {done.stderr.strip()[-200:]}"
@@ -52,5 +53,5 @@ def _apt_get(*words: str, folder: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def trained(has_namespaces: bool, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A run of the pipeline's Job on two hosts, through an eviction and a kill, with the model that it published."""
+    """Runs the pipeline's Job on two hosts, with an eviction and a kill, up to the published model."""
     return train_through_losses(tmp_path_factory.mktemp("pipeline"), namespaces=has_namespaces)

@@ -1,6 +1,6 @@
 """A client under constant load: `python load.py TARGET`. Stops when its standard input ends.
 
-Prints one line of JSON at the end: how many calls succeeded for each version, and what the others said.
+Prints one line of JSON at the end: the number of successful calls for each version, and the errors of the others.
 """
 
 import collections
@@ -18,7 +18,7 @@ PAUSE_S = 0.02
 
 
 def call(client: Client, stop: threading.Event, answered: collections.Counter[str], failed: list[str]) -> None:
-    """One caller. It looks at what comes back, too: ten probabilities that add up to 1."""
+    """Calls in a loop, and checks each answer: ten probabilities that add up to 1."""
     images = np.zeros((1, 1, 28, 28), np.uint8)
     while not stop.wait(PAUSE_S):
         try:
@@ -30,7 +30,7 @@ def call(client: Client, stop: threading.Event, answered: collections.Counter[st
 
 
 def main(target: str) -> None:
-    """Call until told to stop."""
+    """Calls until standard input ends."""
     stop, answered, failed = threading.Event(), collections.Counter[str](), list[str]()
     with Client(target) as client:
         callers = [threading.Thread(target=call, args=(client, stop, answered, failed)) for _ in range(NUM_CALLERS)]

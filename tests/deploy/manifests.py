@@ -1,4 +1,4 @@
-"""Manifests as kustomize renders them, and where things are in them. Judges nothing."""
+"""Renders manifests with kustomize and finds objects in them. Does not check them."""
 
 import functools
 import os
@@ -24,7 +24,7 @@ COMPONENTS = tuple(sorted(path.parent.name for path in DEPLOY.glob("components/*
 CLUSTER = tuple(sorted(path.parent.name for path in DEPLOY.glob("cluster/*/kustomization.yaml")))
 
 COMPOSITIONS: dict[str, tuple[str, ...]] = {name: (f"overlays/{name}",) for name in OVERLAYS} | {
-    # Components that no overlay of ours takes: laid over a base, and put first into copies of overlays.
+    # Components that none of our overlays includes: on a base, and first in copies of overlays.
     "serving with gateway": ("base/serving", "base/models", "components/gateway", "components/images"),
     "serving with tls": ("base/serving", "base/models", "components/tls", "components/images"),
     "serving with image-volume": ("base/serving", "components/image-volume", "components/images"),
@@ -37,14 +37,14 @@ COMPOSITIONS: dict[str, tuple[str, ...]] = {name: (f"overlays/{name}",) for name
         "components/image-volume",
     ),
 }
-"""Everything that an operator would apply in one piece."""
+"""Every combination that an operator would apply at once."""
 
 PATHS = ("resources", "components", "transformers")
 """Fields of a kustomization that name other folders."""
 
 
 def render(name: str) -> list[Object]:
-    """The objects of a composition, fresh copies each time."""
+    """Returns the objects of a composition, as fresh copies."""
     return deepcopy(list(_render(COMPOSITIONS[name])))
 
 
@@ -63,13 +63,13 @@ def _render(folders: Sequence[str]) -> tuple[Object, ...]:
 
 
 def _fields(folder: str) -> Object:
-    """A folder's kustomization, with paths that begin at DEPLOY."""
+    """Returns a folder's kustomization, with paths relative to DEPLOY."""
     fields: Object = yaml.safe_load((DEPLOY / folder / "kustomization.yaml").read_text())
     return fields | {name: [os.path.normpath(f"{folder}/{path}") for path in fields.get(name, ())] for name in PATHS}
 
 
 def lay(fields: Object) -> tuple[Object, ...]:
-    """What comes of a kustomization with these fields; the paths in them begin at DEPLOY."""
+    """Renders a kustomization with these fields; paths are relative to DEPLOY."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve()
         moved = {name: [os.path.relpath(DEPLOY / path, folder) for path in fields[name]] for name in PATHS}
@@ -78,7 +78,7 @@ def lay(fields: Object) -> tuple[Object, ...]:
 
 
 def build(folder: Path) -> tuple[Object, ...]:
-    """`kubectl kustomize`, which must not even warn."""
+    """Runs `kubectl kustomize`, and fails if it warns."""
     done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
@@ -86,12 +86,12 @@ def build(folder: Path) -> tuple[Object, ...]:
 
 @dataclass(frozen=True)
 class PodTemplate:
-    """Pods that an object makes.
+    """The pods that an object creates.
 
     Args:
         owner: `Kind/name`.
-        labels: those that the API server or a controller adds included.
-        spec: the pod's; for a ServingRuntime, which has no template, its own.
+        labels: include those that the API server or a controller adds.
+        spec: the pod's, or a ServingRuntime's own, because it has no template.
     """
 
     owner: str
@@ -100,17 +100,17 @@ class PodTemplate:
 
 
 def name_of(item: Object) -> str:
-    """`Kind/name`."""
+    """Returns `Kind/name`."""
     return f"{item['kind']}/{item['metadata']['name']}"
 
 
 def find(objects: Sequence[Object], name: str) -> Object:
-    """The object `Kind/name`."""
+    """Returns the object `Kind/name`."""
     return next(item for item in objects if name_of(item) == name)
 
 
 def pod_templates(objects: Sequence[Object]) -> Iterator[PodTemplate]:
-    """All pods that the objects make, by whatever controller."""
+    """Yields all pods that the objects create, through any controller."""
     for item in objects:
         kind, name, spec = item["kind"], item["metadata"]["name"], item.get("spec", {})
         if kind == "Deployment":
@@ -137,7 +137,7 @@ def _template(item: Object, template: Object, added: dict[str, str] | None = Non
 
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:
-    """A LabelSelector's verdict, for the operators that we use."""
+    """Returns whether a LabelSelector matches, for the operators that we use."""
     equal = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
     return equal and all(_holds(rule, labels) for rule in selector.get("matchExpressions", ()))
 
@@ -148,7 +148,7 @@ def _holds(rule: Object, labels: dict[str, str]) -> bool:
 
 
 def environment(container: Object, index: int = 0) -> dict[str, str]:
-    """The variables of a container, as the kubelet would fill them in for the pod of this completion index."""
+    """Returns a container's variables, as the kubelet sets them in the pod of this completion index."""
     limits = container["resources"]["limits"]
     values = {}
     for entry in container.get("env", ()):
@@ -165,7 +165,7 @@ def environment(container: Object, index: int = 0) -> dict[str, str]:
 
 
 def arguments(container: Object) -> list[str]:
-    """Command and arguments with `$(NAME)` filled in."""
+    """Returns command and arguments, with `$(NAME)` replaced."""
     values = environment(container)
     words = [*container.get("command", ()), *container.get("args", ())]
     for name, value in values.items():

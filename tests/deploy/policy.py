@@ -1,4 +1,4 @@
-"""Whether objects are as we want them: what no schema says. A line for each thing that is wrong."""
+"""Our own rules for manifests, beyond the schemas. Each rule yields a line for each violation."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ RESTRICTED_VOLUMES = {
 
 
 def policy_problems(objects: Objects) -> list[str]:
-    """All that is against the rules of this module."""
+    """Returns every violation of the rules in this module."""
     problems = [problem for rule in OBJECT_RULES for problem in rule(objects)]
     for template in pod_templates(objects):
         problems += [f"{template.owner}: {problem}" for rule in POD_RULES for problem in rule(template)]
@@ -26,7 +26,7 @@ def policy_problems(objects: Objects) -> list[str]:
 
 
 def restricted(template: PodTemplate) -> Iterator[str]:
-    """Pod security profile `restricted`, and a read-only root besides.
+    """The pod security profile `restricted`, and a read-only root file system.
 
     https://kubernetes.io/docs/concepts/security/pod-security-standards/
     """
@@ -59,7 +59,7 @@ def bounded_memory_volumes(template: PodTemplate) -> Iterator[str]:
 
 
 def resources(template: PodTemplate) -> Iterator[str]:
-    """Requests are limits, and CPUs are whole: threads follow from them."""
+    """Requests equal limits, and CPUs are whole, because they determine the number of threads."""
     for container in all_containers(template):
         name, given = container["name"], container.get("resources", {})
         limits = given.get("limits", {})
@@ -70,7 +70,7 @@ def resources(template: PodTemplate) -> Iterator[str]:
 
 
 def images(template: PodTemplate) -> Iterator[str]:
-    """A release or a digest, never what `latest` happens to be; and from a registry that is named."""
+    """An image has a release or a digest, never `latest`, and names its registry."""
     references = {container["name"]: container.get("image", "") for container in all_containers(template)}
     references |= {
         volume["name"]: volume["image"]["reference"] for volume in template.spec.get("volumes", ()) if "image" in volume
@@ -81,13 +81,13 @@ def images(template: PodTemplate) -> Iterator[str]:
 
 
 def no_api_access(template: PodTemplate) -> Iterator[str]:
-    """Nothing of ours talks to the Kubernetes API."""
+    """Our pods have no access to the Kubernetes API."""
     if template.spec.get("automountServiceAccountToken") is not False and "ServingRuntime" not in template.owner:
         yield "must not mount a service account's token"
 
 
 def probes(template: PodTemplate) -> Iterator[str]:
-    """A server says that it lives, that it is ready, and that it has started; gRPC probes have a number as port."""
+    """A server has startup, liveness and readiness probes; gRPC probes have a numeric port."""
     for container in servers(template):
         for kind, service in (("startup", "liveness"), ("liveness", "liveness"), ("readiness", "readiness")):
             probe = container.get(f"{kind}Probe", {})
@@ -101,7 +101,7 @@ def probes(template: PodTemplate) -> Iterator[str]:
 
 
 def grace_period(template: PodTemplate) -> Iterator[str]:
-    """SIGKILL must not come before the process had the time that its own options give it, and 5 s more."""
+    """The grace period is at least the time that the process's own options allow, and 5 s more."""
     grace_s = template.spec.get("terminationGracePeriodSeconds", 30)
     for container in servers(template):
         pre_stop_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
@@ -126,7 +126,7 @@ def models_read_only(template: PodTemplate) -> Iterator[str]:
 
 
 def namespaced(objects: Objects) -> Iterator[str]:
-    """Whatever lives in a namespace says in which, and nothing else does."""
+    """Namespaced objects name their namespace, and others do not."""
     for item in objects:
         if ("namespace" in item["metadata"]) is (item["kind"] in CLUSTER_SCOPED):
             yield f"{name_of(item)}: must {'not ' if item['kind'] in CLUSTER_SCOPED else ''}name a namespace"
@@ -137,7 +137,7 @@ def namespaced(objects: Objects) -> Iterator[str]:
 
 
 def one_autoscaler(objects: Objects) -> Iterator[str]:
-    """Each Deployment has one, and leaves the number of replicas to it."""
+    """Each Deployment has one autoscaler, and does not set the number of replicas."""
     for item in objects:
         if item["kind"] != "Deployment":
             continue
@@ -163,9 +163,9 @@ def _target(scaler: Object) -> str:
 
 
 def slower_than_dns(objects: Objects) -> Iterator[str]:
-    """A rollout gives gRPC clients the time to learn of a new pod before an old one goes.
+    """A rollout leaves gRPC clients time to learn of a new pod before an old one stops.
 
-    They look at DNS every 30 s at most, and what it says may be 30 s old.
+    Clients resolve DNS every 30 s at most, and the answer may be 30 s old.
     """
     for item in objects:
         if item["kind"] == "Deployment":
@@ -173,11 +173,11 @@ def slower_than_dns(objects: Objects) -> Iterator[str]:
             pre_stop_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
             known_s = item["spec"].get("minReadySeconds", 0) + pre_stop_s + seconds(container, "drain-delay-s")
             if known_s < 60:
-                yield f"{name_of(item)}: a new pod is known for {known_s:g} s before an old one goes, and needs 60"
+                yield f"{name_of(item)}: a new pod is ready for {known_s:g} s before an old one stops, and needs 60"
 
 
 def disruption_budget(objects: Objects) -> Iterator[str]:
-    """A budget that always lets one pod go: otherwise nodes cannot be drained."""
+    """A budget allows the eviction of one pod, so that nodes can be drained."""
     if any(item["kind"] == "Deployment" for item in objects) and not _all_of(objects, "PodDisruptionBudget"):
         yield "a Deployment needs a PodDisruptionBudget"
     for item in _all_of(objects, "PodDisruptionBudget"):
@@ -187,7 +187,7 @@ def disruption_budget(objects: Objects) -> Iterator[str]:
 
 
 def default_deny(objects: Objects) -> Iterator[str]:
-    """A namespace of ours is closed but for what a policy opens; native transport is only for such a one."""
+    """Our namespaces deny traffic by default; the native transport requires that."""
     policies = _all_of(objects, "NetworkPolicy")
     closed = any(item["spec"]["podSelector"] == {} and "ingress" not in item["spec"] for item in policies)
     if _all_of(objects, "Namespace") and not closed:
@@ -198,7 +198,7 @@ def default_deny(objects: Objects) -> Iterator[str]:
 
 
 def own_pods_in_queries(objects: Objects) -> Iterator[str]:
-    """A query that names a namespace names its own, and a scaler counts the pods that it scales and no canary's."""
+    """Queries filter by their own namespace, and a scaler counts only the pods that it scales, not the canary's."""
     for item in _all_of(objects, "PrometheusRule"):
         yield from _foreign(item, [rule["expr"] for group in item["spec"]["groups"] for rule in group["rules"]])
     for item in _all_of(objects, "ScaledObject"):
@@ -216,7 +216,7 @@ def _foreign(item: Object, queries: Sequence[str]) -> Iterator[str]:
 
 
 def keda_null_values(objects: Objects) -> Iterator[str]:
-    """No data must not read as no load: KEDA's default does."""
+    """Missing data must not count as no load, as it does by KEDA's default."""
     for item in _all_of(objects, "ScaledObject"):
         for trigger in item["spec"]["triggers"]:
             if trigger["metadata"].get("ignoreNullValues") != "false" or "fallback" not in item["spec"]:
@@ -224,7 +224,7 @@ def keda_null_values(objects: Objects) -> Iterator[str]:
 
 
 def gang(objects: Objects) -> Iterator[str]:
-    """A Job of ranks: all pods at once, as many as torchrun expects, and failures told apart."""
+    """A training Job starts all pods at once, as many as torchrun expects, and distinguishes exit codes."""
     for item in _all_of(objects, "Job"):
         spec = item["spec"]
         container = spec["template"]["spec"]["containers"][0]
@@ -232,7 +232,7 @@ def gang(objects: Objects) -> Iterator[str]:
         if not spec["completions"] == spec["parallelism"] == int(values["PET_NNODES"] or 0):
             yield f"{name_of(item)}: completions, parallelism and PET_NNODES must be the same number"
         if spec["backoffLimit"] < 2 * spec["completions"]:
-            yield f"{name_of(item)}: backoffLimit must outlast the loss of a host, which fails every pod"
+            yield f"{name_of(item)}: backoffLimit must outlast the failures of one lost host, which fails every pod"
         rules = spec["podFailurePolicy"]["rules"]
         fatal = {code for rule in rules if rule["action"] == "FailJob" for code in rule["onExitCodes"]["values"]}
         if fatal != {2, 5, 6}:
@@ -242,19 +242,19 @@ def gang(objects: Objects) -> Iterator[str]:
 
 
 def option_text(container: Object, name: str) -> str | None:
-    """The value of `--name=value`, if it is given: the last one counts."""
+    """Returns the value of the last `--name=value`, if there is one."""
     words = (word.partition("=") for word in reversed(container.get("args", ())))
     return next((value for word, _, value in words if word == f"--{name}"), None)
 
 
 def seconds(container: Object, name: str) -> float:
-    """The value of the server's option `--name`, given or not."""
+    """Returns the value of the server's option `--name`, or its default."""
     text = option_text(container, name)
     return DEFAULTS[name.replace("-", "_")] if text is None else float(text)
 
 
 def all_containers(template: PodTemplate) -> list[Object]:
-    """Those of the pod, and those that run before them."""
+    """Returns the pod's containers and init containers."""
     return [*template.spec["containers"], *template.spec.get("initContainers", ())]
 
 

@@ -1,6 +1,6 @@
-"""Whether everything that an object names is there: pods behind selectors, ports, volumes, claims, services, accounts.
+"""Checks that everything that an object names exists: selected pods, ports, volumes, claims, services, accounts.
 
-What a cluster brings itself is in OUTSIDE, with the reason.
+OUTSIDE lists what the cluster provides, with the reason.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,11 +24,11 @@ OUTSIDE_PODS = {
     "callers": {"convoy-client": "true"},
     "the cluster's DNS": {"k8s-app": "kube-dns"},
 }
-"""Labels of pods that policies let in or out and that are none of ours."""
+"""Labels of pods that are not ours and that policies name."""
 
 
 def reference_problems(objects: Objects) -> list[str]:
-    """Names that lead nowhere, a line each."""
+    """Returns a line for each name that does not exist."""
     templates = list(pod_templates(objects))
     problems = [f"{name_of(item)}: {problem}" for item in objects for problem in _object(item, objects, templates)]
     for template in templates:

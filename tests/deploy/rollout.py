@@ -1,4 +1,4 @@
-"""Pods of the rendered Deployment, replaced as Kubernetes replaces them."""
+"""Replaces the pods of the rendered Deployment as Kubernetes does."""
 
 import subprocess
 import urllib.request
@@ -13,7 +13,7 @@ from tests.hosts import Host
 
 
 class Rollout:
-    """A Deployment's pods on hosts, three at a time, and the headless Service's name for those that are ready."""
+    """A Deployment's pods on hosts, three at a time, and the headless Service's name for the ready ones."""
 
     def __init__(self, overlay: str, hosts: Sequence[Host], client: Host, models: Path, folder: Path) -> None:
         objects = render(overlay)
@@ -22,7 +22,7 @@ class Rollout:
         service = find(objects, "Service/serving-headless")
         self._name, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
         self.target = f"dns:///{self._name}:{port}"
-        if client.namespace is None:  # no DNS: all that there will be, of which only some answer at a time
+        if client.namespace is None:  # no DNS: all pods that there will be, of which only some answer at a time
             self.target = "ipv4:" + ",".join(f"{host.address}:{port}" for host in hosts)
         self._client = client
         spec = deployment["spec"]["template"]["spec"]
@@ -63,7 +63,7 @@ class Rollout:
 
 
 def requests_of(pod: Pod) -> float:
-    """How many requests a pod has answered, by its metrics."""
+    """Returns the number of requests that a pod has answered, from its metrics."""
     with urllib.request.urlopen(f"http://{pod.host.address}:8002/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     counts = (line for line in lines if line.startswith("convoy_requests_total{") and 'outcome="success"' in line)

@@ -1,8 +1,8 @@
-"""Whether objects are what the API server takes: strict schemas, where an unknown field is an error.
+"""Validates objects against strict schemas, in which an unknown field is an error.
 
-Core kinds go by Kubernetes' own schemas at the oldest and the newest version that we support; Trainer's and JobSet's by
-their typed models; other custom resources by the schemas beside this file, which know the fields that we use. Rules
-that the API server checks in code or CEL are not known here.
+Core kinds use Kubernetes' own schemas at the oldest and the newest version that we support; Kubeflow Trainer and JobSet
+their typed models; other custom resources the schemas beside this file, which have the fields that we use. Rules that
+the API server checks in code or CEL are not covered.
 """
 
 import functools
@@ -26,12 +26,12 @@ MODELS: dict[tuple[str, str], Any] = {
 }
 SCHEMAS = Path(__file__).parent / "schemas"
 
-# It reads its definitions of several MB anew for each object: 50 ms against 5.
+# Cached: kubernetes-validate rereads several MB of definitions for each object, 50 ms against 5.
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 
 def schema_problems(objects: Sequence[Object]) -> list[str]:
-    """What is wrong with the objects, a line each."""
+    """Returns a line for each error in the objects."""
     return [f"{name_of(item)}: {problem}" for item in objects for problem in _judge(item)(item)]
 
 
@@ -52,7 +52,7 @@ def _by_kubernetes(item: Object) -> Iterator[str]:
 
 
 def _by_model(item: Object) -> Iterator[str]:
-    """The models drop what they do not know: what comes back must be what went in."""
+    """The models drop unknown fields, so the result must equal the input."""
     try:
         known = MODELS[item["apiVersion"], item["kind"]].from_dict(item)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The checks catch what they are for: a copy of each kind, broken on purpose, in each way that we know of."""
+"""Each check finds a manifest that is broken on purpose."""
 
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +66,7 @@ def test_an_unknown_field_deep_in_a_pod_is_caught(kind: str) -> None:
 
 
 def pod_of(item: Object) -> Object:
-    """The pod's spec, wherever the kind keeps it."""
+    """Returns the pod's spec; each kind has it in another place."""
     spec = item["spec"]
     if item["kind"] == "TrainingRuntime":
         spec = spec["template"]["spec"]
@@ -82,7 +82,7 @@ def container_of(item: Object) -> Object:
 
 
 def set_option(item: Object, name: str, value: str) -> None:
-    """Change `--name=...` in the first container's arguments."""
+    """Changes `--name=...` in the first container's arguments."""
     words = container_of(item)["args"]
     index = next(i for i, word in enumerate(words) if word.startswith(f"--{name}="))
     words[index] = f"--{name}={value}"
@@ -93,17 +93,17 @@ def set_variable(item: Object, name: str, value: str) -> None:
 
 
 def add_variable(item: Object, config_map: str, key: str) -> None:
-    """One whose value is a ConfigMap's."""
+    """Adds a variable with a value from a ConfigMap."""
     source = {"configMapKeyRef": {"name": config_map, "key": key}}
     container_of(item)["env"].append({"name": "A", "valueFrom": source})
 
 
-def hostile(item: Object, **fields: Any) -> None:
+def secure(item: Object, **fields: Any) -> None:
     container_of(item)["securityContext"].update(fields)
 
 
 def peer_of(item: Object) -> Object:
-    """Who a NetworkPolicy lets in first."""
+    """Returns the first peer that a NetworkPolicy lets in."""
     peer: Object = item["spec"]["ingress"][0]["from"][0]
     return peer
 
@@ -113,9 +113,17 @@ Break = Callable[[Object], object]
 POLICY: dict[str, tuple[str, Break, str]] = {
     "root": ("Deployment", lambda d: pod_of(d)["securityContext"].update(runAsUser=0), "numeric user"),
     "no seccomp": ("Job", lambda d: pod_of(d)["securityContext"].pop("seccompProfile"), "seccompProfile"),
-    "privileged": ("JobSet", lambda d: hostile(d, privileged=True), "gain privileges"),
-    "capability": ("Job", lambda d: hostile(d, capabilities={"drop": ["ALL"], "add": ["SYS_ADMIN"]}), "capabilities"),
-    "writable root": ("ClusterServingRuntime", lambda d: hostile(d, readOnlyRootFilesystem=False), "read-only root"),
+    "privileged": ("JobSet", lambda d: secure(d, privileged=True), "gain privileges"),
+    "capability": (
+        "Job",
+        lambda d: secure(d, capabilities={"drop": ["ALL"], "add": ["SYS_ADMIN"]}),
+        "capabilities",
+    ),
+    "writable root": (
+        "ClusterServingRuntime",
+        lambda d: secure(d, readOnlyRootFilesystem=False),
+        "read-only root",
+    ),
     "host network": ("Deployment", lambda d: pod_of(d).update(hostNetwork=True), "host's namespaces"),
     "host path": (
         "Job",
@@ -144,7 +152,7 @@ POLICY: dict[str, tuple[str, Break, str]] = {
         "models read-only",
     ),
     "replicas": ("Deployment", lambda d: d["spec"].update(replicas=3), "would undo"),
-    "hasty rollout": ("Deployment", lambda d: d["spec"].update(minReadySeconds=10), "before an old one goes"),
+    "hasty rollout": ("Deployment", lambda d: d["spec"].update(minReadySeconds=10), "before an old one stops"),
     "no scaler": ("ScaledObject", lambda d: d["spec"]["scaleTargetRef"].update(name="other"), "one autoscaler"),
     "stubborn budget": (
         "PodDisruptionBudget",

@@ -1,6 +1,6 @@
-"""The images, as far as they can be known without an engine that builds them: lint, sources, entry points, contents.
+"""Checks of the images that need no container engine: lint, sources, entry points, contents.
 
-The base's digest is not in the files: it is given at build, and a build without one ends at once.
+The base image's digest is a build argument, and a build without one fails at once.
 """
 
 import os
@@ -15,21 +15,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+from convoy.cli import OUR_PACKAGES
 from tests.deploy.manifests import DEPLOY, ROOT, find, render
 
 DOCKER = DEPLOY / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 VARIANTS = {"serving.Dockerfile": ("cpu", "gpu"), "trainer.Dockerfile": ("",)}
 
-ASK = "CONVOY_TEST_IMAGES"
 MEASURED_MB = {("serving", "cpu"): 209, ("serving", "gpu"): 2590, ("trainer", ""): 6272}
-"""The virtual environment in each image; stated in deploy/README.md."""
+"""Size of the virtual environment in each image, as deploy/README.md states it."""
 
 IMPORTS = "import serving.server, serving.frontends.native, serving.frontends.grpcio, serving.backends.onnx, sys"
 HAS_CUDA = "import onnxruntime; print('CUDAExecutionProvider' in onnxruntime.get_available_providers())"
 SERVES = (
     (["-m", "serving", "--help"], "--model-repository"),
     (["-c", f"{IMPORTS}; print('torch' in sys.modules)"], "False"),
+    (["-m", "convoy", "classify", "--help"], "--model"),
 )
 PROBES = {
     ("serving", "cpu"): (*SERVES, (["-c", HAS_CUDA], "False")),
@@ -37,24 +38,25 @@ PROBES = {
     ("trainer", ""): (
         (["-m", "trainer.launch", "--help"], "--nnodes"),
         (["-m", "trainer.main", "--help"], "--recipe"),
+        (["-m", "convoy", "evaluate", "--help"], "--split"),
         (
             ["-c", "import torch, trainer.export, trainer.report.page; print(torch.distributed.is_nccl_available())"],
             "True",
         ),
     ),
 }
-"""Arguments of the image's Python, and what it must say."""
+"""Arguments for the image's Python, and the output that they must give."""
 
 
 def instructions(path: Path, variant: str = "") -> list[tuple[str, str]]:
-    """`(COPY, its words)` and so on, with lines joined and the variant filled in."""
+    """Returns pairs such as `("COPY", "a b")`, with joined lines and the variant filled in."""
     text = re.sub(r"^\s*#.*\n", "", path.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return [(word, rest.replace("${VARIANT}", variant)) for word, _, rest in (line.partition(" ") for line in lines)]
 
 
 def is_sent(path: str) -> bool:
-    """Whether the build context has a path, by .dockerignore: the last pattern that matches it or a parent decides."""
+    """Returns whether .dockerignore lets a path in: the last pattern that matches it or a parent decides."""
     sent = True
     parts = Path(path).parts
     for line in (ROOT / ".dockerignore").read_text().splitlines():
@@ -75,7 +77,7 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_hadolint_has_nothing_to_say(path: Path) -> None:
+def test_hadolint_finds_nothing(path: Path) -> None:
     done = subprocess.run(
         [Path(sys.executable).parent / "hadolint", path], capture_output=True, text=True, timeout=60, check=False
     )
@@ -83,7 +85,7 @@ def test_hadolint_has_nothing_to_say(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_what_is_copied_exists_and_is_sent(path: Path) -> None:
+def test_copied_paths_exist_and_are_sent(path: Path) -> None:
     copied = [
         source
         for variant in VARIANTS[path.name]
@@ -97,13 +99,27 @@ def test_what_is_copied_exists_and_is_sent(path: Path) -> None:
         assert is_sent(source), f".dockerignore keeps {source} out"
 
 
-def test_only_what_images_are_made_of_is_sent() -> None:
-    assert is_sent("serving/http/app.py")
+def test_only_the_images_contents_are_sent() -> None:
+    assert is_sent("convoy/cli.py")
+    assert is_sent("serving/server.py")
     assert is_sent("deploy/docker/trainer.lock")
     for path in ("tests/conftest.py", ".git/config", "runs/a", "models/mnist/1/model.onnx", ".venv/bin/python"):
         assert not is_sent(path), path
-    assert not is_sent("serving/__pycache__/app.pyc")
+    assert not is_sent("serving/__pycache__/server.pyc")
     assert not is_sent("deploy/overlays/dev/kustomization.yaml")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_every_package_of_ours_that_is_imported_is_copied(path: Path) -> None:
+    copied = {rest.split()[0] for word, rest in instructions(path) if word == "COPY"} & set(OUR_PACKAGES)
+    imported = {
+        name
+        for package in copied
+        for file in (ROOT / package).rglob("*.py")
+        if file != ROOT / "convoy/cli.py"  # imports a verb's package when it runs
+        for name in re.findall(r"^ *(?:from|import) (\w+)", file.read_text(), flags=re.MULTILINE)
+    }
+    assert imported & set(OUR_PACKAGES) == copied
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
@@ -135,7 +151,7 @@ def test_entry_points_are_the_manifests_commands() -> None:
 
 
 def locked(path: Path) -> dict[str, set[str]]:
-    """Versions of each package: more than one where they depend on Python's."""
+    """Returns the versions of each package; several where they depend on Python's version or the platform."""
     versions: dict[str, set[str]] = {}
     for package, version in re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==([\w.+]+)", path.read_text(), flags=re.MULTILINE):
         versions.setdefault(package, set()).add(version)
@@ -143,7 +159,7 @@ def locked(path: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("name", ["serving-cpu", "serving-gpu", "trainer"])
-def test_images_hold_the_versions_that_were_tested(name: str) -> None:
+def test_images_have_the_tested_versions(name: str) -> None:
     tested, image = locked(ROOT / "requirements.lock"), locked(DOCKER / f"{name}.lock")
     assert image
     if name == "serving-cpu":
@@ -153,17 +169,15 @@ def test_images_hold_the_versions_that_were_tested(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["serving-cpu", "serving-gpu"])
-def test_serving_is_without_torch(name: str) -> None:
+def test_serving_images_have_no_torch(name: str) -> None:
     packages = locked(DOCKER / f"{name}.lock")
     assert not {"torch", "torchvision", "onnx", "pytest", "tritonclient"} & set(packages)
     assert any(package.startswith("nvidia") for package in packages) is (name == "serving-gpu")
 
 
-@pytest.mark.slow
-@pytest.mark.network
-@pytest.mark.skipif(ASK not in os.environ, reason=f"installs packages for minutes, up to 6 GB; set {ASK}=1 to run it")
+@pytest.mark.installs
 @pytest.mark.parametrize(("dockerfile", "variant"), MEASURED_MB)
-def test_the_build_stage_makes_what_the_entry_point_runs(dockerfile: str, variant: str) -> None:
+def test_the_build_stage_builds_a_working_environment(dockerfile: str, variant: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:  # not tmp_path, which pytest keeps for a while
         python = build_stage(instructions(DOCKER / f"{dockerfile}.Dockerfile", variant), Path(scratch))
         for words, expected in PROBES[dockerfile, variant]:
@@ -176,7 +190,7 @@ def test_the_build_stage_makes_what_the_entry_point_runs(dockerfile: str, varian
 
 
 def build_stage(steps: list[tuple[str, str]], folder: Path) -> Path:
-    """Each COPY and RUN of the build stage, in order, with /opt/convoy and /build in a folder; returns its Python."""
+    """Runs each COPY and RUN of the build stage, with /opt/convoy and /build in a folder, and returns its Python."""
     build, environment = folder / "build", folder / "convoy"
     build.mkdir()
     passed = {key: value for key, value in os.environ.items() if key.upper().startswith(("PIP_", "HTTP", "SSL"))}

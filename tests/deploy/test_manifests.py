@@ -1,4 +1,4 @@
-"""Everything that an operator would apply renders, is valid, keeps the rules, names what exists and would start."""
+"""Every combination renders, is valid, follows our rules, names only what exists, and would start."""
 
 import json
 import tomllib
@@ -28,22 +28,22 @@ DEPRECATED = {"bases", "commonLabels", "patchesStrategicMerge", "patchesJson6902
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
-def test_objects_are_what_the_api_server_takes(name: str) -> None:
+def test_objects_match_the_schemas(name: str) -> None:
     assert schema_problems(render(name)) == []
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
-def test_objects_keep_the_rules(name: str) -> None:
+def test_objects_follow_our_rules(name: str) -> None:
     assert policy_problems(render(name)) == []
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
-def test_every_name_leads_somewhere(name: str) -> None:
+def test_every_name_exists(name: str) -> None:
     assert reference_problems(render(name)) == []
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
-def test_programs_take_their_arguments_and_variables(name: str) -> None:
+def test_programs_accept_their_arguments_and_variables(name: str) -> None:
     assert command_line_problems(render(name)) == []
 
 
@@ -54,7 +54,7 @@ def test_names_are_unique(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLUSTER)
-def test_what_the_administrator_applies_is_valid(name: str) -> None:
+def test_the_administrators_objects_are_valid(name: str) -> None:
     objects = build(DEPLOY / "cluster" / name)
     assert schema_problems(objects) == []
     assert policy_problems(objects) == []
@@ -76,7 +76,7 @@ def test_kustomizations_use_no_deprecated_field() -> None:
         assert not DEPRECATED & set(yaml.safe_load(path.read_text())), path
 
 
-def test_images_bear_the_version_of_this_project() -> None:
+def test_image_tags_are_this_projects_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     images = yaml.safe_load((DEPLOY / "components/images/kustomization.yaml").read_text())["images"]
     assert {image["newTag"] for image in images} == {version}
@@ -88,12 +88,12 @@ def test_the_readme_names_every_overlay_and_component() -> None:
     assert missing == []
 
 
-def test_prod_cpu_takes_the_native_transport_by_name() -> None:
+def test_prod_cpu_names_the_native_transport() -> None:
     args = find(render("prod-cpu"), "Deployment/serving")["spec"]["template"]["spec"]["containers"][0]["args"]
     assert "--transport=native" in args
 
 
-def test_gpu_asks_for_devices_for_both() -> None:
+def test_gpu_requests_devices_for_serving_and_training() -> None:
     serving = find(render("prod-gpu"), "Deployment/serving")["spec"]["template"]["spec"]["containers"][0]
     assert serving["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert serving["image"].startswith("registry.example.com/convoy/serving-gpu")
@@ -103,13 +103,13 @@ def test_gpu_asks_for_devices_for_both() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in COMPOSITIONS if "everything" in name or "gateway" in name])
-def test_the_canary_is_a_server_like_the_stable_one(name: str) -> None:
+def test_the_canary_equals_the_stable_deployment(name: str) -> None:
     objects = render(name)
     stable, canary = (find(objects, f"Deployment/{name}")["spec"] for name in ("serving", "serving-canary"))
     assert json.loads(json.dumps(canary).replace("serving-canary", "serving")) == stable
 
 
-def test_tls_takes_the_transport_that_has_it() -> None:
+def test_tls_uses_the_transport_that_supports_it() -> None:
     for name in ("prod-cpu with tls", "serving with tls"):
         container = find(render(name), "Deployment/serving")["spec"]["template"]["spec"]["containers"][0]
         assert option_text(container, "transport") == "grpcio"
@@ -124,7 +124,7 @@ def test_kueue_starts_the_job() -> None:
     assert queue["spec"]["clusterQueue"] in known
 
 
-def test_the_pipeline_publishes_where_the_server_looks() -> None:
+def test_the_pipeline_publishes_into_the_servers_volume() -> None:
     objects = render("pipeline")
     claims = []
     for name in ("Deployment/serving", "Job/trainer"):
@@ -137,7 +137,7 @@ def test_the_pipeline_publishes_where_the_server_looks() -> None:
 
 
 def test_job_jobset_and_trainjob_run_the_same_pod() -> None:
-    """kustomize cannot move a pod from one kind into another: the copies must not drift apart."""
+    """The three copies of the pod must stay equal: kustomize cannot move a pod from one kind into another."""
     pods = []
     for name in ("train-cpu", "jobset", "trainer-v2"):
         (template,) = pod_templates(render(name))
@@ -148,7 +148,7 @@ def test_job_jobset_and_trainjob_run_the_same_pod() -> None:
     assert pods[0] == pods[1] == pods[2]
 
 
-def test_job_jobset_and_trainjob_judge_failures_alike() -> None:
+def test_job_jobset_and_trainjob_have_the_same_failure_policy() -> None:
     job = find(render("train-cpu"), "Job/trainer")["spec"]
     job_set = find(render("jobset"), "JobSet/trainer")["spec"]
     runtime = find(render("trainer-v2"), "TrainingRuntime/convoy")["spec"]["template"]["spec"]

@@ -1,4 +1,4 @@
-"""Alerts fire when they should and only then; rules, dashboard and scaler name metrics that the server has."""
+"""Alerts fire exactly when they should; rules, dashboard and scaler use metrics that the server has."""
 
 import json
 import re
@@ -30,7 +30,7 @@ _NO_METRICS = {"and", "or", "on", "by", "le", "time", "rate", "sum", "max", "min
 
 
 def metrics_in(expression: str) -> set[str]:
-    """Names of metrics in an expression, without a histogram's endings."""
+    """Returns the metrics in an expression, without a histogram's suffixes."""
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"|\b(?:by|on)\s*\([^)]*\)", " ", expression)
     words = set(re.findall(r"[a-z_]\w*", bare)) - _NO_METRICS
     return {re.sub(r"_(bucket|sum|count)$", "", word) if word not in NAMES else word for word in words}
@@ -45,7 +45,7 @@ def rules() -> list[Object]:
 
 
 def expressions() -> dict[str, str]:
-    """Every PromQL expression that we ship, by where it is."""
+    """Returns every PromQL expression that we ship, by its place."""
     scaler = find(render("prod-gpu"), "ScaledObject/serving")["spec"]["triggers"][0]["metadata"]["query"]
     found = {rule["alert"]: rule["expr"] for rule in rules()} | {"ScaledObject": scaler}
     for panel in DASHBOARD["panels"]:
@@ -55,7 +55,7 @@ def expressions() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("where", expressions())
-def test_every_metric_is_the_servers(where: str) -> None:
+def test_every_metric_exists(where: str) -> None:
     assert unknown_metrics(expressions()[where]) == set()
 
 
@@ -65,7 +65,7 @@ def test_unknown_metrics_are_caught() -> None:
     }
 
 
-def test_labels_of_outcomes_are_the_servers() -> None:
+def test_outcomes_are_the_servers() -> None:
     outcomes = {"success", "rejected", "canceled", "backend", "other"}
     named = {word for text in expressions().values() for word in re.findall(r'outcome=~?"([^"]+)"', text)}
     assert {part for word in named for part in word.split("|")} <= outcomes
@@ -80,7 +80,7 @@ def test_the_dashboards_variables_are_known() -> None:
             assert metric in NAMES
 
 
-def test_a_cell_asks_about_its_own_namespace() -> None:
+def test_a_cells_queries_use_its_own_namespace() -> None:
     objects = lay(
         {
             "namespace": "cell-2",
@@ -96,8 +96,8 @@ def test_a_cell_asks_about_its_own_namespace() -> None:
     assert 'namespace="cell-2"' in next(rule["expr"] for rule in alerts if rule["alert"] == "ConvoyNoServer")
 
 
-def test_servers_and_canaries_are_told_apart() -> None:
-    """Alerts and queries use a label that the PodMonitor takes from the pods."""
+def test_a_label_distinguishes_servers_and_canaries() -> None:
+    """Alerts and queries use a label that the PodMonitor copies from the pods."""
     monitor = find(render("prod-cpu"), "PodMonitor/serving")
     assert [re.sub(r"\W", "_", label) for label in monitor["spec"]["podTargetLabels"]] == ["app_kubernetes_io_name"]
 
@@ -125,7 +125,7 @@ def test_an_alert_that_does_not_fire_is_caught(promtool: Path, tmp_path: Path) -
 
 
 def run_promtool(promtool: Path, folder: Path, rules: Object) -> None:
-    """Check the rules, and run their unit tests."""
+    """Checks the rules and runs their unit tests."""
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     shutil.copy(TESTS, folder)
     for command in (["check", "rules", "rules.yaml"], ["test", "rules", TESTS.name]):

@@ -1,7 +1,8 @@
-"""The manifests' own command lines, as on several hosts.
+"""Runs the manifests' command lines on several hosts.
 
-The training Job: ranks meet by name, hosts are lost and replaced. The Deployment serves what that Job published: three
-pods, replaced under load while a new version is published. One file, so that one process of the suite trains once.
+In the training Job ranks find each other by name, and hosts are lost and replaced. The Deployment serves the model that
+the Job published: three pods are replaced under load while a new version is published. All in one file, so that one
+process of the suite trains once.
 """
 
 import json
@@ -21,23 +22,23 @@ pytestmark = pytest.mark.slow
 
 NUM_PODS = 3
 DNS_S = 5
-"""How seldom our client looks at DNS; others every 30 s, and minReadySeconds keeps a rollout slower. Here, once is
-enough."""
+"""The interval at which our client resolves DNS. Other clients do so every 30 s, and minReadySeconds makes a rollout
+slower than that."""
 
 
-def test_two_hosts_train_although_one_is_evicted_and_one_is_killed(trained: Trained) -> None:
+def test_two_hosts_finish_although_one_is_evicted_and_one_is_killed(trained: Trained) -> None:
     assert trained.outcome == "Complete", trained.logs
     assert trained.result["world_size"] == 2
     assert trained.result["num_test"] == 1000
     assert float(str(trained.result["test_accuracy"])) > 0.8
 
 
-def test_an_evicted_hosts_peers_save_and_leave_with_it_and_it_costs_nothing(trained: Trained) -> None:
+def test_peers_of_an_evicted_host_save_and_exit_and_no_failure_is_counted(trained: Trained) -> None:
     assert trained.codes[:2] == [143, 143], trained.logs
     assert trained.ignored == 2
 
 
-def test_a_killed_host_costs_failures_and_the_run_goes_on(trained: Trained) -> None:
+def test_a_killed_host_counts_failures_and_the_run_resumes(trained: Trained) -> None:
     assert trained.codes[2] == 137, trained.logs
     assert trained.codes[-2:] == [0, 0]
     assert 2 <= trained.failures <= 6, trained.codes
@@ -54,7 +55,7 @@ def test_four_hosts_train_although_dns_is_late(has_namespaces: bool, tmp_path: P
     with network(names, namespaces=has_namespaces) as hosts:
         job = build_job("train-cpu", hosts, tmp_path, "--epochs=1", "--no-export")
         everyone = service_names(hosts)
-        # Nobody, rank 0 included, knows where rank 0 is. (Without namespaces there is no DNS to be late.)
+        # No host, rank 0's included, can resolve rank 0's name. (Without namespaces no DNS can be late.)
         late = {name: at for name, at in everyone.items() if "trainer-0" not in name}
         for host in hosts:
             host.tell(late if has_namespaces else everyone)
@@ -85,12 +86,12 @@ def test_a_wrong_configuration_ends_the_job_at_once(has_namespaces: bool, tmp_pa
 
 @pytest.fixture
 def models(trained: Trained, tmp_path: Path) -> Path:
-    """A model volume with what the training Job published, and a place beside it to publish from."""
+    """Returns a model volume with the model that the training Job published."""
     return Path(shutil.copytree(trained.models, tmp_path / "models"))
 
 
 def publish(models: Path) -> None:
-    """A second version, as the trainer publishes one: complete, by one rename."""
+    """Publishes a second version as the trainer does: complete, by one rename."""
     shutil.copytree(models / "mnist/1", models / "mnist/.incoming")
     (models / "mnist/.incoming").rename(models / "mnist/2")
 

@@ -1,4 +1,4 @@
-"""Runs of the rendered training Job on a few hosts, and what they leave."""
+"""Runs the rendered training Job on a few hosts."""
 
 import json
 import signal
@@ -17,11 +17,11 @@ MINI = ("--dataset=mnist-mini", "--device=cpu")
 
 @dataclass(frozen=True)
 class Trained:
-    """A Job that has come to its end.
+    """A finished Job and its results.
 
     Args:
         codes: exit codes of all its pods, in the order in which they ended.
-        failures, ignored: how many of them its podFailurePolicy counted, and did not.
+        failures, ignored: the pods that its podFailurePolicy counted, and ignored.
         models: the model volume.
     """
 
@@ -34,7 +34,7 @@ class Trained:
 
     @classmethod
     def by(cls, job: JobController, folder: Path) -> Self:
-        """Wait for the end."""
+        """Runs the Job to its end."""
         outcome = job.run()
         logs = "\n".join(f"--- {pod.host.name}\n{pod.log.read_text()}" for pod in job.pods)
         return cls(outcome, job.codes, job.failures, job.ignored, logs, folder)
@@ -54,7 +54,7 @@ class Trained:
 
 
 def build_job(overlay: str, hosts: Sequence[Host], folder: Path, *extra: str) -> JobController:
-    """The Job of an overlay on the small data set, with folders for its volumes; a pod for each host."""
+    """Returns an overlay's Job on mnist-mini, with folders as volumes and a pod for each host."""
     job = find(render(overlay), "Job/trainer")
     assert job["spec"]["completions"] == len(hosts)
     folders = {"/training": folder / "training", "/models": folder / "models"}
@@ -69,12 +69,12 @@ def build_job(overlay: str, hosts: Sequence[Host], folder: Path, *extra: str) ->
 
 
 def service_names(hosts: Sequence[Host]) -> dict[str, list[str]]:
-    """What the headless Service's DNS says."""
+    """Returns the DNS records of the headless Service."""
     return {f"{host.name}.trainer": [host.address] for host in hosts}
 
 
 def train_through_losses(folder: Path, *, namespaces: bool) -> Trained:
-    """Two hosts train and publish; one is evicted in the second epoch, and after the restart one is killed."""
+    """Trains and publishes on two hosts; evicts one in the second epoch, and kills one after the restart."""
     with network(["trainer-0", "trainer-1"], namespaces=namespaces) as hosts:
         job = build_job("pipeline", hosts, folder, "--epochs=6")
         for host in hosts:
