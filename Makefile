@@ -1,23 +1,24 @@
-# make setup|train|serve|test|lint|bench: each makes the virtual environment first, from requirements.lock alone.
+# Every target first creates the virtual environment from requirements.lock; `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NPROC ?= 4
 
-.PHONY: help setup train serve test lint bench lock
+.PHONY: help setup train serve test test-all lint bench lock
 
 help:
-	@echo "make train   train the MNIST convnet on $(NPROC) processes (NPROC=n for another number)"
-	@echo "make serve   serve what was trained: the models in models/ over gRPC and HTTP, on loopback"
-	@echo "make test    run the test suite, on two cores"
-	@echo "make lint    ruff, mypy --strict, import-linter"
-	@echo "make bench   measure training beside the loop a user would write, and serving (benchmarks/results)"
-	@echo "make setup   make .venv from requirements.lock; again when the lock changes"
-	@echo "make lock    choose new versions for requirements.lock"
+	@echo "make train      train the MNIST convnet on $(NPROC) processes (NPROC=n for another number) and export it"
+	@echo "make serve      serve the models in models/ over gRPC and HTTP, on loopback"
+	@echo "make test       run the test suite, on two cores"
+	@echo "make test-all   run it, and then the tests that install the images' packages (9 GB, some minutes)"
+	@echo "make lint       run ruff, mypy --strict and import-linter"
+	@echo "make bench      measure training beside the loop a user would write, and serving (benchmarks/results)"
+	@echo "make setup      create .venv from requirements.lock, or update it after the lock changed"
+	@echo "make lock       choose new versions for requirements.lock"
 
 setup: $(VENV)/installed
 
-# The digest in the stamp, and not the file's date, decides: a fresh checkout or a switch of branches changes dates.
+# Compares digests, because a fresh checkout or a switch of branches changes the files' dates.
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Convoy needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12 …")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,10 +37,13 @@ train: setup
 serve: setup
 	$(BIN)/python -m serving --model-repository models --model-control-mode poll
 
-# Half of the suite waits: for servers, for signals, for hosts. Two processes share it, file by file, long ones first.
-# Idle OpenMP threads must not spin meanwhile.
+# Half of the suite waits for servers, signals and hosts, so two processes share it, file by file, long ones first. Idle
+# OpenMP threads must not spin meanwhile.
 test: setup
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-all: test
+	$(BIN)/python -m pytest -m installs
 
 lint: setup
 	$(BIN)/ruff format --check .
