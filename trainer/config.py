@@ -1,8 +1,11 @@
-"""The command line of a training run, and what it resolves to."""
+"""The command lines of the trainer as values, and the recipe that a training run's command line resolves to.
 
-from dataclasses import dataclass, field, replace
+Knows nothing of what computes; imports no torch.
+"""
+
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -14,55 +17,60 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 Resume = Literal["auto", "never"]
 
 
+def _option(metavar: str, default: str = "") -> Any:
+    """Returns how the help shows an option: what its value is, and its default, if that is not its field's."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Train a convnet by a recipe, evaluate it once on the test set, write everything to a run folder."""
+    """Trains a network by a recipe, evaluates it once on the test images, and writes everything to a run folder."""
 
     recipe: str = "mnist"
-    """What to compute; `python -m trainer recipes` lists them."""
-    dataset: str | None = None
-    """Another than the recipe's: a name from `python -m trainer data list`, or folder:PATH, one folder per class."""
-    image_size: int | None = None
-    """For folder:PATH: images are resized (shorter side) and cropped to this many pixels."""
+    """The recipe; `convoy recipes` lists them all."""
+    dataset: Annotated[str | None, _option("NAME", "the recipe's")] = None
+    """The data set: a name that `convoy data list` shows, or folder:PATH, a folder with one folder for each class."""
+    image_size: Annotated[int | None, _option("INT", "their own, if all are squares of one size")] = None
+    """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
     data_dir: Path = field(default_factory=default_data_dir)
-    """Where data sets are kept."""
-    run_dir: Path | None = None
-    """Folder of this run. An existing one is continued. [default: runs/RECIPE-TIME-sSEED]"""
+    """Folder in which data sets are kept."""
+    run_dir: Annotated[Path | None, _option("PATH", "runs/RECIPE-TIME-sSEED")] = None
+    """Folder of this run. An unfinished run in it is continued."""
     seed: int = 0
-    """Decides the initial weights, the order of samples and the augmentation."""
-    epochs: int | None = None
-    """Instead of the recipe's."""
-    global_batch_size: int | None = None
-    """Images a step over all ranks together, instead of the recipe's."""
+    """Seed of the initial weights, the order of the images and their augmentation."""
+    epochs: Annotated[int | None, _option("INT", "the recipe's")] = None
+    """Number of epochs."""
+    global_batch_size: Annotated[int | None, _option("INT", "the recipe's")] = None
+    """Images per step, over all ranks together."""
     lr_scale: float = 1.0
-    """Multiplies every learning rate of the recipe."""
-    precision: Precision | None = None
-    """Of the forward pass, instead of the recipe's; bfloat16 is used only where the hardware is faster in it."""
-    virtual_shards: int | None = None
-    """Cut each batch in so many shards, a power of two: the same weights for every number of ranks that divides it."""
+    """Factor of every learning rate of the recipe."""
+    precision: Annotated[Precision | None, _option("{float32,bfloat16}", "the recipe's")] = None
+    """Precision of the forward pass. bfloat16 is used only where the hardware computes it faster than float32."""
+    virtual_shards: Annotated[int | None, _option("INT", "one shard for each rank")] = None
+    """Number of parts of each batch, a power of two. Every number of ranks that divides it gives the same weights."""
     save_every_s: float = 20.0
-    """Save a checkpoint when so many seconds have passed since the last one; the first ones follow sooner."""
-    save_every_steps: int | None = None
-    """Save one after every so many steps as well."""
+    """Seconds between checkpoints. The first checkpoints follow each other sooner."""
+    save_every_steps: Annotated[int | None, _option("INT", "by time only")] = None
+    """Steps between checkpoints, in addition to those by time."""
     resume: Resume = "auto"
-    """auto: continue from the newest good checkpoint in the run folder; never: refuse a folder that has any."""
+    """auto: continue from the newest good checkpoint in the run folder. never: refuse a folder that holds a run."""
     device: DeviceChoice = "auto"
-    """auto takes the GPUs if there are any, one for each rank."""
+    """auto: GPUs if there are any, one for each rank."""
     export: bool = True
     """Publish the trained model in the model repository."""
     model_repository: Path = Path("models")
-    """Folder of the models to serve; the model's name there is the recipe's."""
+    """Folder of the models to serve. The model gets the recipe's name."""
 
     def resolve(self) -> Recipe:
-        """The recipe with this command line's changes.
+        """Returns the recipe with this command line's changes.
 
         Raises:
-            ConfigError: an unknown recipe or a value that makes no sense.
+            ConfigError: there is no such recipe, or a value is impossible.
         """
         for name in ("epochs", "global_batch_size", "image_size", "save_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+                raise ConfigError(f"{_flag(name)} {value}: must be at least 1")
         if not 0 < self.lr_scale < float("inf"):
             raise ConfigError(f"--lr-scale {self.lr_scale}: must be a positive number")
         if not self.save_every_s > 0:
@@ -79,6 +87,28 @@ class TrainConfig:
             precision=self.precision or recipe.precision,
         )
 
+    def options_of_result(self) -> dict[str, str]:
+        """Returns the options that decide the run's result, which must be the same on all ranks."""
+        names = (option.name for option in fields(self) if option.name not in _DECIDE_NO_RESULT)
+        return {_flag(name): str(getattr(self, name)) for name in names}
+
+
+_DECIDE_NO_RESULT = {
+    "data_dir",
+    "run_dir",
+    "save_every_s",
+    "save_every_steps",
+    "resume",
+    "device",
+    "export",
+    "model_repository",
+}
+"""Options of a training run that may differ between ranks: they change where and how it runs, not what it computes."""
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
 
 def _check_virtual_shards(number: int | None, global_batch_size: int) -> None:
     if number is None:
@@ -93,41 +123,41 @@ def _check_virtual_shards(number: int | None, global_batch_size: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """Tell how a finished run's weights do on its validation images, or on the test images."""
+    """Evaluates a run's newest weights on its validation images, or on the test images."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, _option("RUN")]
     """The run folder."""
     split: Literal["validation", "test"] = "validation"
-    """A look at the test set is written into the ledger; a second one with the same weights is read from it."""
-    dataset: str | None = None
-    """folder:PATH, where the run's folder of images lies now, if it was moved."""
+    """Images to evaluate on. The ledger records each evaluation on test images; the same weights are evaluated once."""
+    dataset: Annotated[str | None, _option("folder:PATH", "where they were in training")] = None
+    """Where the run's folder of images is now, if it was moved."""
     data_dir: Path = field(default_factory=default_data_dir)
-    """Where data sets are kept."""
+    """Folder in which data sets are kept."""
     device: DeviceChoice = "auto"
-    """auto takes the GPUs if there are any, one for each rank."""
+    """auto: GPUs if there are any, one for each rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
-    """Make a run's newest weights a version in a model repository, for servers, if every format passes its check."""
+    """Exports a run's newest weights, checks every format, and publishes them as a model's next version."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, _option("RUN")]
     """The run folder."""
     model_repository: Path = Path("models")
     """Folder of the models to serve."""
-    name: str | None = None
-    """The model's name there. [default: the recipe's, and -int8 with --int8]"""
+    name: Annotated[str | None, _option("NAME", "the recipe's, with -int8 after it for --int8")] = None
+    """Name of the model in the repository."""
     int8: bool = False
     """Publish the model in int8, as a model of its own, if that costs at most 0.1 points of validation accuracy."""
-    dataset: str | None = None
-    """folder:PATH, where the run's folder of images lies now, if it was moved."""
+    dataset: Annotated[str | None, _option("folder:PATH", "where they were in training")] = None
+    """Where the run's folder of images is now, if it was moved."""
     data_dir: Path = field(default_factory=default_data_dir)
-    """Where data sets are kept."""
+    """Folder in which data sets are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareConfig:
-    """Tell how finished runs did, setting by setting: worst, median and best over all seeds that were looked at."""
+    """Compares finished runs, setting by setting: worst, median and best accuracy over all evaluated seeds."""
 
-    runs: Annotated[list[Path], tyro.conf.Positional]
-    """Run folders of one data set; of each setting all seeds, or it is refused."""
+    runs: Annotated[list[Path], tyro.conf.Positional, _option("RUN ...")]
+    """Run folders of one data set. All evaluated seeds of each setting must be given."""

@@ -1,13 +1,51 @@
-"""Command lines become recipes."""
+"""Command lines: their help, and the recipes that they resolve to."""
 
+import re
+import subprocess
+import sys
+import typing
 from pathlib import Path
 
 import pytest
 import tyro
 
-from trainer.config import TrainConfig
+from trainer.config import CompareConfig, EvaluateConfig, ExportConfig, TrainConfig
 from trainer.errors import ConfigError
 from trainer.recipes import RECIPES
+
+
+@pytest.mark.parametrize("config", [TrainConfig, EvaluateConfig, ExportConfig, CompareConfig])
+def test_the_help_shows_each_option_with_one_default(config: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tyro.cli(config, args=["--help"], prog="convoy")
+    text = " ".join(re.sub("[╭─╮│╰╯]", " ", capsys.readouterr().out).split())
+    num_options = sum(typing.get_origin(hint) is not list for hint in typing.get_type_hints(config).values())
+    assert text.count("(default: ") + text.count("(required)") == num_options
+    assert "None" not in text
+    assert "[default" not in text
+
+
+def test_ranks_compare_the_options_that_decide_the_result() -> None:
+    """A new option is compared unless it is known to change nothing in the result."""
+    assert list(TrainConfig(epochs=3, run_dir=Path("run")).options_of_result().items()) == [
+        ("--recipe", "mnist"),
+        ("--dataset", "None"),
+        ("--image-size", "None"),
+        ("--seed", "0"),
+        ("--epochs", "3"),
+        ("--global-batch-size", "None"),
+        ("--lr-scale", "1.0"),
+        ("--precision", "None"),
+        ("--virtual-shards", "None"),
+    ]
+
+
+def test_command_lines_are_parsed_without_torch() -> None:
+    """A faulty command line, and `--help`, need not wait for torch."""
+    script = "import sys, trainer.config; print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout == "False\n"
+    )
 
 
 def test_the_command_line_changes_the_recipe() -> None:
