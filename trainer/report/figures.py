@@ -1,6 +1,6 @@
-"""A report's figures, drawn by matplotlib without pyplot: no window system, and nothing global left changed.
+"""Draws a report's figures with matplotlib, without pyplot: it needs no display and changes no global state.
 
-The same numbers give the same bytes: no dates, no random ids. Knows nothing of files or of HTML.
+The same numbers give the same bytes: no dates, no random ids. Nothing here knows files or HTML.
 """
 
 import io
@@ -26,7 +26,7 @@ LIGHT = {
     "train": "#1668a8",
     "wrong": "#b34e0a",
 }
-"""Blue is what the model was taught, orange is what it was asked: told apart by the colour-blind too."""
+"""Blue is training and orange validation or a mistake, because colour-blind people can tell them apart."""
 DARK = {
     "paper": "#17191b",
     "ink": "#e8e7e4",
@@ -37,14 +37,14 @@ DARK = {
 }
 
 MAX_WRITTEN_CLASSES = 30
-"""Up to here a confusion matrix is written out in numbers."""
+"""With more classes a confusion matrix has dots instead of numbers."""
 _MAX_MARKED_EPOCHS = 40
 _TILES_PER_ROW = 8
 _FONTS = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
-_STYLE: Any = {  # matplotlib's own type for this names every setting, and changes with its version
+_STYLE: Any = {  # matplotlib's type of this lists every setting, and changes with its version
     "svg.hashsalt": "convoy",
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a class may be called $x
+    "text.parse_math": False,  # a class may be named $x
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
     "font.size": 9,
@@ -73,13 +73,13 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curves:
-    """How a run went. All x are in epochs.
+    """The data of the learning curves.
 
     Args:
         steps: lines of kind `step` in `metrics.jsonl`.
         epochs: lines of kind `epoch`.
-        lr_factors: of every step of the run.
-        images_per_epoch: trained on.
+        lr_factors: one for each step of the run.
+        images_per_epoch: training images.
     """
 
     steps: list[dict[str, Any]]
@@ -94,10 +94,10 @@ class Curves:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mistake:
-    """A test image that was taken for something else.
+    """A test image with a wrong prediction.
 
     Args:
-        index: in the test set, from 0.
+        index: in the test set, counted from 0.
         pixels: uint8 `[H, W]` or `[H, W, 3]`.
     """
 
@@ -111,26 +111,26 @@ class Mistake:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """How figures look and are written: draw and encode within it."""
+    """Context in which to draw and encode figures: sets their style."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # Class names may be in any script; where the PNG's font lacks it, boxes must do.
+        # Class names may be in any script; the PNG has boxes for characters that the font lacks.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
         yield
 
 
 def to_svg(figure: Figure, *, transparent: bool = False) -> str:
-    """The same bytes for the same drawing."""
+    """Returns the drawing as SVG, the same bytes for the same drawing."""
     file = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(file, format="svg", metadata=nothing, transparent=transparent)
-    figure.set_layout_engine("none")  # it is laid out now, and would be again for each format
+    figure.set_layout_engine("none")  # else each further format would lay it out again
     return file.getvalue().replace("'DejaVu Sans', sans-serif", _FONTS)
 
 
 def to_png(figure: Figure) -> bytes:
-    """For slides: on white, at twice the resolution of a screen."""
+    """Returns the drawing as PNG for slides: on white, at twice the resolution of a screen."""
     file = io.BytesIO()
-    options = {"compress_level": 4}  # a third of the time for a tenth more bytes
+    options = {"compress_level": 4}  # takes a third of the time for a tenth more bytes
     figure.savefig(
         file, format="png", dpi=144, metadata={"Software": None}, facecolor=LIGHT["paper"], pil_kwargs=options
     )
@@ -138,19 +138,23 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_dark(svg: str) -> str:
-    """The drawing for dark pages."""
+    """Returns the drawing in the colours of dark pages."""
     for name, colour in LIGHT.items():
         svg = svg.replace(colour, DARK[name])
     return svg
 
 
 def draw_curves(curves: Curves, *columns: str) -> Figure:
-    """Learning curves. Columns: `loss` (above the learning rate) and `accuracy` (above the throughput)."""
+    """Returns the learning curves.
+
+    Args:
+        columns: `loss` (above the learning rate) and `accuracy` (above the throughput).
+    """
     draw: dict[str, tuple[Callable[[Axes, Curves], None], Callable[[Axes, Curves], None]]] = {
         "loss": (_draw_loss, _draw_lr_factor),
         "accuracy": (_draw_accuracy, _draw_throughput),
     }
-    figure = Figure(figsize=(4.6 * len(columns), 3.9), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(columns), 3.7), layout="constrained")
     axes = figure.subplots(2, len(columns), sharex=True, squeeze=False, height_ratios=[3.4, 1])
     for number, column in enumerate(columns):
         upper, lower = axes[0, number], axes[1, number]
@@ -166,7 +170,10 @@ def draw_curves(curves: Curves, *columns: str) -> Figure:
 
 
 def draw_confusion(confusion: npt.NDArray[np.int64], classes: tuple[str, ...]) -> Figure:
-    """Labels in rows, predictions in columns. Only mistakes are coloured: beside the rest they would all be pale."""
+    """Returns the confusion matrix, labels in rows, predictions in columns.
+
+    Only mistakes are coloured; on a scale with the correct predictions they would all be pale.
+    """
     num_classes = len(classes)
     written = num_classes <= MAX_WRITTEN_CLASSES
     side = 1.6 + ((0.42 if num_classes <= 12 else 0.34) * num_classes if written else 6)
@@ -178,17 +185,17 @@ def draw_confusion(confusion: npt.NDArray[np.int64], classes: tuple[str, ...]) -
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if not written:
-        # A cell would be less than a pixel: dots, whose areas are the counts.
+        # A cell would be smaller than a pixel; the areas of dots show the counts.
         rows, columns = np.nonzero(mistakes)
         counts = mistakes[rows, columns]
         axes.scatter(
             columns, rows, s=60 * counts / max(1, mistakes.max()), color=LIGHT["wrong"], alpha=0.5, linewidths=0
         )
         axes.set(xlim=(-0.5, num_classes - 0.5), ylim=(num_classes - 0.5, -0.5), aspect="equal")
-        axes.set_title(f"Mistakes among {num_classes:,} classes, by number of class")
+        axes.set_title(f"Mistakes among {num_classes:,} classes, by class index")
         return figure
     colours = LinearSegmentedColormap.from_list("mistakes", [LIGHT["paper"], LIGHT["wrong"]])
-    # At most 60 % of the range, so that dark digits stay readable on the strongest cell.
+    # Colours use 60 % of the range, so that dark digits are readable on the strongest cell.
     axes.imshow(mistakes, cmap=colours, vmin=0, vmax=max(1, mistakes.max()) / 0.6)
     names = [shorten(name, 16) for name in classes]
     axes.set_xticks(range(num_classes), names, rotation=0 if max(len(name) for name in names) <= 3 else 90)
@@ -196,12 +203,12 @@ def draw_confusion(confusion: npt.NDArray[np.int64], classes: tuple[str, ...]) -
     for row, column in zip(*np.nonzero(confusion), strict=True):
         colour = LIGHT["muted"] if row == column else LIGHT["ink"]
         text = axes.text(column, row, f"{confusion[row, column]}", ha="center", va="center", size=8, color=colour)
-        text.set_in_layout(False)  # measuring each would take longer than drawing
+        text.set_in_layout(False)  # measuring each takes longer than drawing
     return figure
 
 
 def draw_mistakes(mistakes: list[Mistake]) -> Figure:
-    """A wall of tiles. One set of axes for all: two dozen would take a second to draw."""
+    """Returns the mistakes as tiles, all on one set of axes: two dozen axes take a second to draw."""
     num_rows = max(1, -(-len(mistakes) // _TILES_PER_ROW))
     figure = Figure(figsize=(9.2, 1.62 * num_rows), layout="constrained")
     axes = figure.subplots()
@@ -221,7 +228,7 @@ def draw_mistakes(mistakes: list[Mistake]) -> Figure:
 
 
 def percent(share: float, num_decimals: int = 2) -> str:
-    """A share of 1 as `91.90 %`; never 100 or 0 by rounding."""
+    """Returns a share of 1 as `91.90 %`, never rounded to 100 or 0 %."""
     shown = f"{100 * share:.{num_decimals}f}"
     smallest = 10.0**-num_decimals
     if float(shown) == 100 and share < 1 - 1e-9:
@@ -232,7 +239,7 @@ def percent(share: float, num_decimals: int = 2) -> str:
 
 
 def shorten(name: str, length: int) -> str:
-    """A name cut in its middle: those of a long list often begin alike and differ at the end."""
+    """Returns a long name cut in its middle, because similar names often differ at the end."""
     end = length // 3
     return name if len(name) <= length else f"{name[: length - 1 - end]}…{name[-end:]}"
 
@@ -244,15 +251,15 @@ def _draw_loss(axes: Axes, curves: Curves) -> None:
         axes.set_yscale("log")
         _number_log_axis(axes, lambda value, _: f"{value:g}")
     else:
-        axes.set_ylim(0, 1.1 * axes.dataLim.y1)  # room for the mark of a first epoch, where all is nearly flat
+        axes.set_ylim(0, 1.1 * axes.dataLim.y1)  # leaves room for the mark of the first epoch
     axes.legend()
 
 
 def _draw_accuracy(axes: Axes, curves: Curves) -> None:
     errors = [1 - line[key] for line in curves.epochs for key in ("train_accuracy", "val_accuracy")]
     if _is_wide(errors):
-        # From 98 to 99 % is as far as from 80 to 90: half of the errors gone.
-        axes.set_title("Accuracy, %, stretched towards 100")
+        # From 98 to 99 % is as far as from 80 to 90 %: both halve the errors.
+        axes.set_title("Accuracy, %, on a log scale of errors")
         _draw_lines(axes, curves, "accuracy", lambda values: np.maximum(1 - values, min(errors) / 2))
         axes.set_yscale("log")
         axes.invert_yaxis()
@@ -263,14 +270,14 @@ def _draw_accuracy(axes: Axes, curves: Curves) -> None:
 
 
 def _draw_lines(axes: Axes, curves: Curves, key: str, scale: Callable[[Numbers], Numbers]) -> None:
-    """Training by step and by epoch, and validation."""
+    """Draws training by step and by epoch, and validation by epoch."""
     ends = _column(curves.epochs, "epoch")
     marked = len(ends) <= _MAX_MARKED_EPOCHS
     if len(curves.steps) > 1:
         x, y = _column(curves.steps, "step") / curves.steps_per_epoch, scale(_column(curves.steps, key))
         axes.plot(x, y, color=LIGHT["train"], alpha=0.25, linewidth=0.8)
         axes.plot(x, _smooth(y), color=LIGHT["train"], alpha=0.6, linewidth=1, label="training, by step")
-    # The mean over an epoch belongs to its middle; validation saw the weights of its end.
+    # The mean over an epoch is drawn at its middle; validation has the weights of its end.
     train, validation = scale(_column(curves.epochs, f"train_{key}")), scale(_column(curves.epochs, f"val_{key}"))
     marks = ("o", "s") if marked else ("", "")
     axes.plot(ends - 0.5, train, color=LIGHT["train"], marker=marks[0], label="training, mean of epoch")
@@ -278,7 +285,7 @@ def _draw_lines(axes: Axes, curves: Curves, key: str, scale: Callable[[Numbers],
 
 
 def _draw_lr_factor(axes: Axes, curves: Curves) -> None:
-    axes.set_title("Learning rate, share of the recipe's", size=8.5, weight="normal")
+    axes.set_title("Learning rate, relative to the recipe's", size=8.5, weight="normal")
     x = np.arange(1, len(curves.lr_factors) + 1) / curves.steps_per_epoch
     axes.plot(x, curves.lr_factors, color=LIGHT["muted"], linewidth=1.2)
     top = max(curves.lr_factors) or 1.0
@@ -304,7 +311,7 @@ def _number_log_axis(axes: Axes, write: Callable[[float, int], str]) -> None:
 
 
 def _is_wide(values: list[float]) -> bool:
-    """Whether a logarithmic axis is possible and shows more."""
+    """Returns whether a logarithmic axis is possible and shows more."""
     return min(values) > 0 and max(values) / min(values) >= 5
 
 
@@ -313,7 +320,7 @@ def _column(lines: list[dict[str, Any]], key: str) -> Numbers:
 
 
 def _smooth(values: Numbers) -> Numbers:
-    """A centred running mean over a 40th of the run, shorter at the ends."""
+    """Returns the centred running mean over a 40th of the run, over less at the ends."""
     window = np.ones(max(1, len(values) // 40))
     result: Numbers = np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
     return result

@@ -1,7 +1,7 @@
-"""The page that a run leaves behind: one HTML file that needs nothing else, and its figures as files beside it.
+"""Writes a run's report: one self-contained HTML file, and its figures as files beside it.
 
-It shows what was found and how sure that is, how the training went, what is confused with what, the worst mistakes,
-and all that is needed to do it again. Knows nothing of training; figures draws, report.html.j2 lays out.
+It shows the test accuracy with its interval, the learning curves, the confusion matrix, the most confident mistakes,
+and what is needed to reproduce the run. `figures` draws, `report.html.j2` lays out; nothing here knows how to train.
 """
 
 import base64
@@ -22,6 +22,7 @@ from PIL import Image
 from trainer.data import ImageSet
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import confidence_level, wilson_interval
+from trainer.evaluation.views import NUM_VIEWS
 from trainer.files import write_atomically
 from trainer.recipes import Schedule
 from trainer.records.metrics import read_metrics
@@ -31,21 +32,23 @@ from trainer.report.timeline import draw_cifar10_years
 
 NUM_MISTAKES = 24
 NUM_PAIRS = 20
-"""Most confused pairs to show, where there are too many classes for a matrix."""
+"""How many of the most confused pairs are listed, where there are too many classes for a matrix."""
+MIN_POINT_IMAGES = 100
+"""With fewer test images the headline is the interval: 6 of 6 images right are not 100 %."""
 _PIXELATED_SIDE = 64
 """Images up to this size are shown with their pixels as they are."""
 _LARGEST_SIDE = 192
-"""Larger images are made this small for the page: twice a tile's width, for fine screens."""
+"""Larger images are scaled down to this: twice a tile's width, for high-resolution screens."""
 
 
 def write_report(
     folder: Path, result: dict[str, Any], classes: tuple[str, ...], test_images: ImageSet, evaluation: Evaluation
 ) -> None:
-    """Write `report.html` and `figures/` into a run folder.
+    """Writes `report.html` and `figures/` into a run folder.
 
     Args:
-        result: what `result.json` will hold.
-        test_images: what was evaluated, in the same order as in `evaluation`.
+        result: the content of `result.json`.
+        test_images: the evaluated images, in the same order as in `evaluation`.
     """
     config = json.loads((folder / "config.json").read_text())
     names = tuple(_printable(name) for name in classes)
@@ -56,9 +59,14 @@ def write_report(
         panels = {name: _panel(curves, name) for name in ("loss", "accuracy") if curves.epochs}
         _write_figures(folder / "figures", curves, confusion, names, mistakes)
         years = _write_cifar10_years(folder / "figures", result) if result["dataset"] == "cifar10" else None
+    views = config["fingerprint"]["recipe"].get("test_time_views", "one")
     page = {
         "colours": {"light": figures.LIGHT, "dark": figures.DARK},
         "result": result,
+        "headline": _headline(result),
+        "is_interval": result["num_test"] < MIN_POINT_IMAGES,
+        "test_time_views": views,
+        "num_views": NUM_VIEWS[views],
         "loss": evaluation.loss,
         "seeds": _seeds(result),
         "level": confidence_level(result["test_look"]),
@@ -76,8 +84,15 @@ def write_report(
     write_atomically(folder / "report.html", _render(page).encode(errors="replace"))
 
 
+def _headline(result: dict[str, Any]) -> str:
+    """Returns the test accuracy, or its interval where there are too few images for a point estimate."""
+    if result["num_test"] < MIN_POINT_IMAGES:
+        return _range(result["test_interval"], 0)
+    return percent(result["test_accuracy"])
+
+
 def groups(value: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """The leaves of nested settings: for each dotted path, its (name, text)."""
+    """Returns the leaves of nested settings as rows of (name, text), for each dotted path."""
     found: dict[str, list[tuple[str, str]]] = {"": []}
 
     def visit(inner: dict[str, Any], path: str) -> None:
@@ -98,9 +113,9 @@ def _text(leaf: Any) -> str:
 
 
 def _render(page: dict[str, Any]) -> str:
-    # Class names are names of folders: whatever they hold must come out as text.
+    # Class names are names of folders, and may contain HTML.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "duration": _duration}
+    environment.filters |= {"percent": percent, "range": _range, "duration": _duration}
     template = (Path(__file__).parent / "templates" / "report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(page)
 
@@ -117,12 +132,12 @@ def _curves(folder: Path, result: dict[str, Any], config: dict[str, Any]) -> Cur
 
 
 def _panel(curves: Curves, name: str) -> dict[str, str]:
-    """One column of the learning curves for light and for dark pages, as data URIs."""
+    """Returns one column of the learning curves for light and for dark pages, as data URIs."""
     return shades(figures.draw_curves(curves, name))
 
 
 def shades(figure: Figure) -> dict[str, str]:
-    """A drawing for light and for dark pages, as data URIs."""
+    """Returns a drawing for light and for dark pages, as data URIs."""
     svg = figures.to_svg(figure, transparent=True)
     drawings = {"light": svg, "dark": figures.to_dark(svg)}
     return {shade: _uri("image/svg+xml", drawing.encode()) for shade, drawing in drawings.items()}
@@ -136,14 +151,14 @@ def _write_figures(
         "confusion": figures.draw_confusion(confusion.numpy(), names),
         "mistakes": figures.draw_mistakes(mistakes),
     }
-    if curves.epochs:  # none where the disk was full
+    if curves.epochs:  # there are none if the disk was full
         drawings["curves"] = figures.draw_curves(curves, "loss", "accuracy")
     for name, drawing in drawings.items():
         write_figure(folder / name, drawing)
 
 
 def write_figure(stem: Path, drawing: Figure) -> None:
-    """The drawing as `stem.svg` and `stem.png`."""
+    """Writes the drawing as `stem.svg` and `stem.png`."""
     write_atomically(stem.with_name(f"{stem.name}.svg"), figures.to_svg(drawing).encode())
     write_atomically(stem.with_name(f"{stem.name}.png"), figures.to_png(drawing))
 
@@ -157,7 +172,7 @@ def _write_cifar10_years(folder: Path, result: dict[str, Any]) -> dict[str, str]
 
 
 def _seeds(result: dict[str, Any]) -> dict[str, Any] | None:
-    """The test accuracies of all runs of this setting in the ledger, where there are several."""
+    """Returns a summary of the test accuracies of this setting in the ledger, or None if there is only one."""
     by_seed = result["test_accuracy_of_seeds"]
     accuracies = [accuracy for found in by_seed.values() for accuracy in found]
     if len(accuracies) < 2:
@@ -172,7 +187,7 @@ def _seeds(result: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _worst_mistakes(images: ImageSet, evaluation: Evaluation, names: tuple[str, ...]) -> list[Mistake]:
-    """The mistakes made with the most confidence, worst first."""
+    """Returns the mistakes with the highest confidence, highest first."""
     wrong = torch.nonzero(evaluation.predicted != evaluation.labels)[:, 0]
     order = torch.argsort(evaluation.confidence[wrong], descending=True, stable=True)
     return [
@@ -189,7 +204,7 @@ def _worst_mistakes(images: ImageSet, evaluation: Evaluation, names: tuple[str, 
 
 
 def _small_picture(pixels: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """uint8 `[C, H, W]` as `[H, W]` or `[H, W, 3]`, no larger than a page needs."""
+    """Returns uint8 `[C, H, W]` as `[H, W]` or `[H, W, 3]`, scaled down if it is larger than a tile needs."""
     array = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
     if max(array.shape[:2]) <= _LARGEST_SIDE:
         return np.ascontiguousarray(array)
@@ -199,7 +214,7 @@ def _small_picture(pixels: torch.Tensor) -> npt.NDArray[np.uint8]:
 
 
 def _data_uri(pixels: npt.NDArray[np.uint8]) -> str:
-    """PNG where each pixel is seen, and JPEG, a fifth of the size, for what looks like a photograph."""
+    """Returns small images as PNG and larger ones, which are photographs, as JPEG at a fifth of the size."""
     kind = "png" if max(pixels.shape[:2]) <= _PIXELATED_SIDE else "jpeg"
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format=kind, quality=88)
@@ -211,7 +226,7 @@ def _uri(kind: str, content: bytes) -> str:
 
 
 def _matrix(confusion: torch.Tensor, names: tuple[str, ...]) -> dict[str, Any]:
-    """Rows of (count, heat, class), where heat, 0 to 1, is a mistake's share of the most frequent mistake."""
+    """Returns rows of (count, heat); heat is the count of a mistake divided by that of the most frequent mistake."""
     most = max(1, int(confusion.clone().fill_diagonal_(0).max()))
     rows = [
         [(count, 0.0 if row == column else count / most) for column, count in enumerate(counts)]
@@ -221,7 +236,7 @@ def _matrix(confusion: torch.Tensor, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _pairs(confusion: torch.Tensor, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The most frequent confusions, most frequent first."""
+    """Returns the most frequent confusions, most frequent first."""
     mistakes = confusion.clone().fill_diagonal_(0)
     found = torch.nonzero(mistakes)
     order = torch.argsort(mistakes[found[:, 0], found[:, 1]], descending=True, stable=True)[:NUM_PAIRS]
@@ -238,11 +253,11 @@ def _pairs(confusion: torch.Tensor, names: tuple[str, ...]) -> list[dict[str, An
 
 
 def _class_rows(confusion: torch.Tensor, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Each class with its accuracy, worst first; those without test images last."""
+    """Returns each class with its accuracy, worst first, classes without test images last."""
     mistakes = confusion.clone().fill_diagonal_(0)
-    most, taken_for = mistakes.max(dim=1)
+    most, predicted = mistakes.max(dim=1)
     columns = zip(
-        names, confusion.sum(dim=1).tolist(), confusion.diag().tolist(), most.tolist(), taken_for.tolist(), strict=True
+        names, confusion.sum(dim=1).tolist(), confusion.diag().tolist(), most.tolist(), predicted.tolist(), strict=True
     )
     rows = [
         {
@@ -251,18 +266,18 @@ def _class_rows(confusion: torch.Tensor, names: tuple[str, ...]) -> list[dict[st
             "num_wrong": num_images - num_right,
             "accuracy": num_right / num_images if num_images else None,
             "interval": wilson_interval(num_right, num_images),
-            "taken_for": names[other] if count else None,
-            "taken_for_count": count,
+            "predicted": names[other] if count else None,
+            "predicted_count": count,
         }
         for name, num_images, num_right, count, other in columns
     ]
     rows.sort(key=lambda row: 2 if row["accuracy"] is None else row["accuracy"])
     largest = 1 - (rows[0]["accuracy"] or 0) or 1
-    return [{**row, "error_against_worst": (1 - (row["accuracy"] or 0)) / largest} for row in rows]
+    return [{**row, "share_of_worst": (1 - (row["accuracy"] or 0)) / largest} for row in rows]
 
 
 def _origin(result: dict[str, Any], config: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Where the numbers come from: code, machine, data, weights."""
+    """Returns the code, machine, data and weights behind the numbers."""
     started = config["started_with"]
     rows = {"git_commit": started["git_commit"], "world_size": result["world_size"]}
     rows |= {name: result[name] for name in ("device", "precision", "dataset_sha256", "weights_sha256", "exported")}
@@ -272,8 +287,14 @@ def _origin(result: dict[str, Any], config: dict[str, Any]) -> dict[str, list[tu
     return groups(rows)
 
 
+def _range(interval: tuple[float, float], num_decimals: int) -> str:
+    """Returns an interval as `90.03 – 93.12 %`."""
+    low, high = (percent(end, num_decimals) for end in interval)
+    return f"{low.removesuffix(' %')} – {high}"
+
+
 def _duration(seconds: float) -> str:
-    """`35.0 s`, `3 min 12 s`, `2 h 05 min`."""
+    """Returns seconds as `35.0 s`, `3 min 12 s` or `2 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -283,5 +304,5 @@ def _duration(seconds: float) -> str:
 
 
 def _printable(text: str) -> str:
-    """Names of folders may hold anything, undecodable bytes and control characters included."""
+    """Replaces undecodable bytes and control characters, which names of folders may contain."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -1,4 +1,4 @@
-"""CIFAR-10 through time (page 20 of the lecture), with the accuracy of one of our runs among the published ones."""
+"""Draws CIFAR-10 test accuracy by year (page 20 of the lecture), with a run among the published results."""
 
 from matplotlib.figure import Figure
 
@@ -9,21 +9,21 @@ PUBLISHED = (
     (2015.0, 96.53, "Graham 2015", (0, 7)),
     (2018.1, 97.87, "Real et al. 2018", (0, 7)),
 )
-"""Year, accuracy in percent (the papers': errors of 11, 3.47 and 2.13), name, where it is written beside the point."""
+"""Year, accuracy in percent (the papers give errors of 11, 3.47 and 2.13 %), name, offset of the name in points."""
 HUMAN = 94.0
-"""A. Karpathy's estimate of 2011, from labelling by hand; the lecture's dashed line."""
+"""A. Karpathy's estimate of 2011, from labelling by hand: the dashed line in the lecture."""
 _FLOOR = 75.0
 
 
 def draw_cifar10_years(accuracy: float, year: float, name: str) -> Figure:
-    """The lecture's curve, and a run of ours.
+    """Returns the lecture's curve with a run's accuracy.
 
     Args:
         accuracy: on the test set, 0 to 1.
-        year: when the run ended, with its fraction.
-        name: the recipe's.
+        year: when the run ended, with a fraction.
+        name: of the recipe.
     """
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot(
         [point[0] for point in PUBLISHED],
@@ -32,14 +32,14 @@ def draw_cifar10_years(accuracy: float, year: float, name: str) -> Figure:
         marker="o",
         linewidth=1.2,
     )
-    for x, y, text, place in PUBLISHED:
+    for x, y, text, offset in PUBLISHED:
         axes.annotate(
             text,
             (x, y),
-            xytext=place,
+            xytext=offset,
             textcoords="offset points",
             ha="center",
-            va="bottom" if place[1] > 0 else "top",
+            va="bottom" if offset[1] > 0 else "top",
             color=LIGHT["muted"],
         )
     axes.axhline(HUMAN, color=LIGHT["muted"], linewidth=0.9, linestyle=(0, (5, 4)))

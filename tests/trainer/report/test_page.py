@@ -1,4 +1,4 @@
-"""The page of a run, read back with an HTML parser; the figures, read back as what they are."""
+"""A run's report, read back with an HTML parser, and its figures, read back in their formats."""
 
 import json
 import re
@@ -14,9 +14,9 @@ from PIL import Image
 
 from trainer.data import ImageSet
 from trainer.evaluation.evaluate import Evaluation
-from trainer.evaluation.intervals import wilson_interval
+from trainer.evaluation.intervals import simultaneous_interval, wilson_interval
 from trainer.report.figures import percent
-from trainer.report.page import NUM_MISTAKES, NUM_PAIRS, groups, write_report
+from trainer.report.page import MIN_POINT_IMAGES, NUM_MISTAKES, NUM_PAIRS, groups, write_report
 
 MACHINE = {"device": "a <fast> one", "cpus": 2, "python": "3.11.7", "torch": "2.15.0"}
 SCHEDULE = {"points": [[0.0, 1.0], [1.0, 0.0]]}
@@ -25,7 +25,7 @@ FIGURES = ("curves", "confusion", "mistakes")
 
 
 class Page(HTMLParser):
-    """What a reader and a browser get: the text, and every attribute of every element."""
+    """A page's text, and every attribute of every element."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 
 def evaluation(labels: list[int], predicted: list[int]) -> Evaluation:
-    """The later an image, the surer the model."""
+    """An evaluation with a confidence that rises with the index of the image."""
     confidence = torch.linspace(0.5, 0.99, len(labels))
     wrong = torch.tensor(labels) != torch.tensor(predicted)
     return Evaluation(
@@ -135,7 +135,7 @@ def some_mistakes(num_classes: int = 3, num_images: int = 60) -> Evaluation:
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 260, 260), (1, 260, 260)])
-def test_is_one_page_that_needs_nothing_else(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+def test_the_page_is_self_contained(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     page = report(tmp_path / "run", ("cat", "dog", "owl"), some_mistakes(), shape=shape)
     assert not page.all("script")
     assert not page.all("link")
@@ -152,66 +152,96 @@ def test_is_one_page_that_needs_nothing_else(tmp_path: Path, shape: tuple[int, i
     ]
 
 
-def test_says_the_numbers_of_the_result(tmp_path: Path) -> None:
+def test_the_numbers_of_the_result_are_shown(tmp_path: Path) -> None:
     seen = some_mistakes(num_images=1200)
-    text = report(tmp_path / "run", ("cat", "dog", "owl"), seen).text
+    page = report(tmp_path / "run", ("cat", "dog", "owl"), seen)
     low, high = wilson_interval(900, 1200)
-    for said in (
-        "75.00 % test accuracy: 300 of 1,200 images wrong",
-        f"interval {percent(low)} to {percent(high)} (Wilson, at 96.960 % for look 1: 95 % over all looks)",
+    for text in (
+        "75.00 % test accuracy: 300 of 1,200 images wrong interval",
+        f"interval {100 * low:.2f} – {percent(high)} (Wilson, 96.960 % for evaluation 1, 95 % over all evaluations)",
         "Validation accuracy 88.88 %",
         "Test loss 0.4321",
         "Training time 3 min 12 s",
         "Images a second 1,234",
         "Parameters 105,506",
-        "3 epochs, 300 steps of 100 images, from seed 7, by 4 processes",
+        "3 epochs in 300 steps of 100 images, from seed 7, by 4 processes",
         "c" * 40,
         "d" * 64,
         "e" * 64,
         "a <fast> one",
         "recipe.rules.filters lr 0.1 momentum 0.0",
     ):
-        assert said in text
+        assert text in page.text
 
 
-def test_tells_the_first_look_from_later_ones(tmp_path: Path) -> None:
+def test_the_first_evaluation_on_a_test_set_is_told_from_later_ones(tmp_path: Path) -> None:
     seen = some_mistakes()
-    assert "first look at this test set" in report(tmp_path / "first", ("a", "b", "c"), seen).text
+    first = report(tmp_path / "first", ("a", "b", "c"), seen).text
+    assert "This was the first evaluation on this test set" in first
+    assert "so the accuracy is an honest estimate." in first
     changes = {"test_look": 4, "num_test_looks": 5}
     text = report(tmp_path / "later", ("a", "b", "c"), seen, changes=changes).text
-    assert "Look at this test set 4 of 5" in text
-    assert "(Wilson, at 99.810 % for look 4: 95 % over all looks)" in text
-    assert "look 4 at this test set, and the ledger of this folder of runs held 5 then" in text
+    assert "Test evaluation 4 of 5" in text
+    assert "(Wilson, 99.810 % for evaluation 4, 95 % over all evaluations)" in text
+    assert "This was evaluation 4 of 5 on this test set" in text
 
 
-def test_shows_all_seeds_and_all_test_sets_that_were_looked_at(tmp_path: Path) -> None:
+def test_all_seeds_and_all_test_sets_in_the_ledger_are_shown(tmp_path: Path) -> None:
     seen = some_mistakes()
     alone = report(tmp_path / "alone", ("a", "b", "c"), seen).text
-    assert "that were looked at" not in alone
+    assert "The ledger has" not in alone
     assert "by data set" not in alone
     changes = {
         "test_accuracy_of_seeds": {0: [0.97, 0.975], 7: [0.99], 3: [0.985]},
         "looks_by_dataset": {"mnist d36a8ecd": 3, "cifar10 b42696ed": 1},
     }
     text = report(tmp_path / "several", ("a", "b", "c"), seen, changes=changes).text
-    assert "4 trained networks that were looked at, from 3 seeds: test accuracy worst 97.00 %, median 98.00 %" in text
+    assert "4 evaluated networks with these settings, from 3 seeds: test accuracy worst 97.00 %, median 98.00 %" in text
     assert "by data set: mnist d36a8ecd: 3, cifar10 b42696ed: 1." in text
+
+
+def test_the_headline_says_how_many_views_of_each_image_it_averages(tmp_path: Path) -> None:
+    seen = some_mistakes(num_images=1200)
+    assert "view" not in report(tmp_path / "run", ("a", "b", "c"), seen).text
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    config["fingerprint"]["recipe"]["test_time_views"] = "mirrored-and-shifted"
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    images = ImageSet(torch.zeros(seen.num_images, 1, 8, 8, dtype=torch.uint8), seen.labels)
+    write_report(tmp_path / "run", result_of(seen, 3), ("a", "b", "c"), images, seen)
+    text = Page((tmp_path / "run/report.html").read_text(encoding="utf-8")).text
+    assert "300 of 1,200 images wrong, mean of 6 views of each image" in text
+    assert "outputs over 6 views of each image (mirrored-and-shifted)" in text
+
+
+@pytest.mark.parametrize(
+    ("num_images", "headline"),
+    [(6, "56 – 100 %"), (MIN_POINT_IMAGES - 1, "95 – 100 %"), (MIN_POINT_IMAGES, "100.00 %")],
+)
+def test_the_headline_of_few_test_images_is_the_interval(tmp_path: Path, num_images: int, headline: str) -> None:
+    right = [number % 2 for number in range(num_images)]
+    changes = {"test_interval": simultaneous_interval(num_images, num_images, 1)}
+    page = report(tmp_path / "run", ("cat", "dog"), evaluation(right, right), changes=changes)
+    is_interval = num_images < MIN_POINT_IMAGES
+    name = "test accuracy, 95 % interval" if is_interval else "test accuracy"
+    assert f"{headline} {name}: 0 of {num_images} images wrong" in page.text
+    assert page.text.startswith(f"mnist on folder:pets: {headline} mnist on folder:pets {headline}")
+    assert ("100.00 % test accuracy" in page.text) == (not is_interval)
 
 
 def test_a_run_on_cifar10_is_placed_on_the_lectures_curve(tmp_path: Path) -> None:
     page = report(tmp_path / "run", ("a", "b", "c"), some_mistakes(), changes={"dataset": "cifar10"})
     assert "CIFAR-10 through time" in page.text
     drawing = (tmp_path / "run/figures/cifar10-years.svg").read_text()
-    for said in ("Graham 2015", "Real et al. 2018", "human performance", "75.00 %"):
-        assert said in drawing
+    for text in ("Graham 2015", "Real et al. 2018", "human performance", "75.00 %"):
+        assert text in drawing
     assert "CIFAR-10 through time" not in report(tmp_path / "other", ("a", "b", "c"), some_mistakes()).text
 
 
-def test_what_is_known_of_the_data_is_told(tmp_path: Path) -> None:
+def test_notes_on_the_data_set_are_shown(tmp_path: Path) -> None:
     notes = ["folder:/x: no test folder", "warning: folder:/x: 3 of 9 test images are training images, too"]
     page = report(tmp_path / "run", ("cat", "dog"), some_mistakes(2), changes={"dataset_notes": notes})
     assert " ".join(f"{note}." for note in notes) in page.text
-    assert "the figure is no better than the warnings above let it be." in page.text
+    assert "the accuracy is as honest an estimate as the warnings above allow." in page.text
 
 
 def test_names_of_folders_are_shown_as_text(tmp_path: Path) -> None:
@@ -226,7 +256,7 @@ def test_names_of_folders_are_shown_as_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 1000])
-def test_figures_are_there_in_both_formats(tmp_path: Path, num_classes: int) -> None:
+def test_figures_are_written_in_both_formats(tmp_path: Path, num_classes: int) -> None:
     names = tuple(f"class {number}" for number in range(num_classes))
     report(tmp_path / "run", names, some_mistakes(num_classes))
     for name in FIGURES:
@@ -242,7 +272,7 @@ def test_matrix_has_a_heading_for_each_row_and_column(tmp_path: Path) -> None:
     seen = evaluation([0, 0, 1, 1, 1], [0, 1, 1, 1, 0])
     report(tmp_path / "run", ("cat", "dog"), seen)
     html = (tmp_path / "run/report.html").read_text()
-    table = html[html.index('<table class="matrix') : html.index("Class by class")]
+    table = html[html.index('<table class="matrix') : html.index("Accuracy by class, worst first")]
     assert re.findall(r'<th scope="row">(\w+)</th>', table) == ["cat", "dog"]
     assert re.findall(r"<td[^>]*>(\d+)</td>", table) == ["1", "1", "1", "2"]
 
@@ -253,34 +283,34 @@ def test_many_classes_have_their_worst_pairs_listed(tmp_path: Path) -> None:
     page = report(tmp_path / "run", names, evaluation(labels, [8] * 7 + [5] * 3 + [*range(1, 101)]))
     html = (tmp_path / "run/report.html").read_text()
     assert 'class="matrix' not in html
-    pairs = html[html.index("Most confused pairs") : html.index("Class by class")]
+    pairs = html[html.index("Most confused pairs") : html.index("Accuracy by class, worst first")]
     assert pairs.count('<th scope="row">') == NUM_PAIRS
     assert "class 5 class 8 7 63.6 %" in page.text  # 7 of the 11 images labelled 5
     assert "The other 970 classes" in page.text
 
 
-def test_shows_the_surest_mistakes_first(tmp_path: Path) -> None:
+def test_the_most_confident_mistakes_come_first(tmp_path: Path) -> None:
     seen = some_mistakes(num_images=400)
     page = report(tmp_path / "run", ("cat", "dog", "owl"), seen)
     shown = [image["alt"] or "" for image in page.all("img") if (image["alt"] or "").startswith("Test image")]
     numbers = [int(alt.split()[2].rstrip(",")) for alt in shown]
     assert numbers == list(range(396, 396 - 4 * NUM_MISTAKES, -4))
-    assert shown[0] == "Test image 396, labelled cat, taken for dog"
+    assert shown[0] == "Test image 396, labelled cat, predicted dog"
     assert all(image["alt"] for image in page.all("img"))
 
 
 def test_no_mistakes_in_one_epoch(tmp_path: Path) -> None:
     page = report(tmp_path / "run", ("cat", "dog"), evaluation([0, 1, 1], [0, 1, 1]), epochs=1)
-    assert "100.00 % test accuracy: 0 of 3 images wrong" in page.text
-    assert "None: all 3 test images are classified right." in page.text
-    assert "1 epoch, 100 steps" in page.text
+    assert "0 of 3 images wrong" in page.text
+    assert "None: all 3 test images are classified correctly." in page.text
+    assert "1 epoch in 100 steps" in page.text
 
 
 def test_a_run_whose_metrics_could_not_be_written_has_a_report(tmp_path: Path) -> None:
     ran = {"epochs": 3, "steps": 300}
     page = report(tmp_path / "run", ("cat", "dog"), evaluation([0, 1, 1], [0, 1, 1]), epochs=0, changes=ran)
-    assert "metrics.jsonl has no line of an epoch, because it could not be written" in page.text
-    assert "100.00 % test accuracy: 0 of 3 images wrong" in page.text
+    assert "metrics.jsonl has no epochs, because it could not be written" in page.text
+    assert "0 of 3 images wrong" in page.text
 
 
 def test_a_class_without_test_images_is_no_failure(tmp_path: Path) -> None:
@@ -300,11 +330,11 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "said"),
+    ("share", "text"),
     [(0.919, "91.90 %"), (0.99999, "99.99 %"), (1.0, "100.00 %"), (0.0, "0.00 %"), (0.00001, "<0.01 %")],
 )
-def test_percent_never_rounds_to_all_or_none(share: float, said: str) -> None:
-    assert percent(share) == said
+def test_percent_never_rounds_to_all_or_none(share: float, text: str) -> None:
+    assert percent(share) == text
 
 
 def test_groups_gather_settings_by_path() -> None:
