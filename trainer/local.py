@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import torch
 import tyro
 
 from trainer.cli import parse, run_command
@@ -15,7 +14,6 @@ from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.paths import FOLDER_PREFIX
 from trainer.recipes import RECIPES, find_recipe
-from trainer.train import train
 
 FOLDER_RECIPE = "cifar10-small"
 FOLDER_IMAGE_SIZE = 64
@@ -25,10 +23,16 @@ FOLDER_IMAGE_SIZE = 64
 class LocalTrainConfig:
     """Trains on this machine, with one process for each GPU, or one process for all CPUs."""
 
-    what: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PATH-OR-RECIPE")] = None
+    what: Annotated[
+        str | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[PATH-OR-RECIPE]", help_behavior_hint="(default: the recipe mnist)"),
+    ] = None
     """A folder of images with one folder for each class, or the name of a recipe."""
-    nproc: int | None = None
-    """Number of processes."""
+    nproc: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: one for each GPU, or 1)")] = (
+        None
+    )
+    """Number of processes, which are the ranks of the run."""
     run: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
 
 
@@ -44,11 +48,12 @@ def _train(config: LocalTrainConfig, given: Collection[str]) -> None:
     run.resolve()  # a faulty command line must not wait for several processes to start
     if choice:
         print(choice, flush=True)
-    num_ranks = 1 if "RANK" in os.environ else config.nproc or _num_gpus(run)
-    if num_ranks == 1:
-        train(run)
-    else:
+    num_ranks = 1 if "RANK" in os.environ else config.nproc or _num_gpus(run)  # under torchrun, one of its ranks
+    if num_ranks > 1:
         _become_torchrun(num_ranks, run)
+    from trainer.train import train
+
+    train(run)
 
 
 def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConfig, str]:
@@ -70,7 +75,10 @@ def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConf
             raise ConfigError(f"{what} and --recipe {run.recipe}: give one recipe")
         if os.sep in what:
             raise ConfigError(f"{what}: no such folder")
-        return replace(run, recipe=find_recipe(what).name), ""
+        try:
+            return replace(run, recipe=find_recipe(what).name), ""
+        except ConfigError as error:
+            raise ConfigError(f"no such folder, and {error}") from None
     if "--dataset" in given:
         raise ConfigError(f"{what} and --dataset {run.dataset}: give one data set")
     run = replace(run, dataset=f"{FOLDER_PREFIX}{what}")
@@ -97,7 +105,11 @@ def as_arguments(config: TrainConfig) -> Iterator[str]:
 
 
 def _num_gpus(run: TrainConfig) -> int:
-    return max(1, torch.cuda.device_count()) if run.device != "cpu" else 1
+    if run.device == "cpu":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def _become_torchrun(num_ranks: int, run: TrainConfig) -> NoReturn:

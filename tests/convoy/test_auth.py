@@ -1,4 +1,4 @@
-"""Tokens and certificates in files: read once, read again when they change, never lost to a bad change."""
+"""Tokens and certificates in files are reloaded when they change; an invalid change keeps the old ones."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ def replace(path: Path, text: str) -> None:
 
 
 class TestToken:
-    def test_accepts_the_token_alone(self, token_file: Path) -> None:
+    def test_only_the_token_is_accepted(self, token_file: Path) -> None:
         token = Token(token_file)
         assert token.accepts("Bearer secret-1")
         assert token.accepts("bearer  secret-1 ")
@@ -47,16 +47,16 @@ class TestToken:
         ):
             assert not token.accepts(wrong)
 
-    def test_bytes_that_are_no_text_are_refused(self, token_file: Path) -> None:
+    def test_invalid_unicode_is_rejected(self, token_file: Path) -> None:
         assert not Token(token_file).accepts("Bearer \udcff")
 
-    def test_a_new_token_holds_from_now_on(self, token_file: Path) -> None:
+    def test_a_new_token_replaces_the_old_one(self, token_file: Path) -> None:
         token = Token(token_file)
         replace(token_file, "secret-2")
         assert token.accepts("Bearer secret-2")
         assert not token.accepts("Bearer secret-1")
 
-    def test_a_swapped_symbolic_link_is_seen(self, tmp_path: Path) -> None:
+    def test_a_swapped_symbolic_link_is_noticed(self, tmp_path: Path) -> None:
         for number in (1, 2):
             (tmp_path / f"data-{number}").mkdir()
             (tmp_path / f"data-{number}" / "token").write_text(f"secret-{number}")
@@ -69,7 +69,7 @@ class TestToken:
         assert token.accepts("Bearer secret-2")
 
     @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: replace(path, ""), lambda path: replace(path, "a b")])
-    def test_a_spoiled_file_leaves_the_old_token_and_warns_once(
+    def test_an_invalid_file_keeps_the_old_token_and_warns_once(
         self, token_file: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
     ) -> None:
         token = Token(token_file)
@@ -77,12 +77,12 @@ class TestToken:
         assert token.accepts("Bearer secret-1")
         assert token.accepts("Bearer secret-1")
         assert len(caplog.messages) == 1
-        assert "what was read before stays in use" in caplog.messages[0]
+        assert "the previous content stays in use" in caplog.messages[0]
         replace(token_file, "secret-2")
         assert token.accepts("Bearer secret-2")
 
     @pytest.mark.parametrize(("content", "complaint"), [("", "is empty"), ("\n", "is empty"), ("a\nb", "one line")])
-    def test_no_token_in_the_file_is_an_error_at_the_start(self, tmp_path: Path, content: str, complaint: str) -> None:
+    def test_a_file_without_token_is_an_error_at_the_start(self, tmp_path: Path, content: str, complaint: str) -> None:
         (tmp_path / "token").write_text(content)
         with pytest.raises(CredentialError, match=complaint):
             Token(tmp_path / "token")
@@ -91,16 +91,14 @@ class TestToken:
         with pytest.raises(CredentialError, match=r"cannot read .*/token: No such file or directory"):
             Token(tmp_path / "token")
 
-    def test_a_file_that_everyone_can_read_is_warned_of(
-        self, token_file: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_a_world_readable_file_is_warned_of(self, token_file: Path, caplog: pytest.LogCaptureFixture) -> None:
         Token(token_file)
         assert caplog.messages == []
         token_file.chmod(0o644)
         Token(token_file)
-        assert "every user of this machine can read it" in caplog.text
+        assert "can be read by every user of this machine" in caplog.text
 
-    def test_threads_see_one_of_the_two_tokens_at_any_time(self, token_file: Path) -> None:
+    def test_threads_always_see_the_old_or_the_new_token(self, token_file: Path) -> None:
         token = Token(token_file)
         failures = []
 
@@ -124,8 +122,8 @@ def authority() -> Authority:
     return Authority()
 
 
-def greet(context: ssl.SSLContext, client: ssl.SSLContext, *, name: str | None = "localhost") -> int:
-    """One TLS handshake over a socket pair; the serial number of the certificate that the client saw."""
+def handshake(context: ssl.SSLContext, client: ssl.SSLContext, *, name: str | None = "localhost") -> int:
+    """Makes one TLS handshake over a socket pair. Returns the serial number of the certificate that the client saw."""
     ours, theirs = socket.socketpair()
     errors: list[Exception] = []
 
@@ -157,21 +155,21 @@ def serial(signed: Signed) -> int:
 
 
 class TestTlsFiles:
-    def test_gives_what_the_files_hold(self, tmp_path: Path, authority: Authority) -> None:
+    def test_current_returns_the_contents_of_the_files(self, tmp_path: Path, authority: Authority) -> None:
         signed = authority.issue()
         files = TlsFiles(*write(tmp_path, signed))
         now = files.current()
         assert (now.chain, now.key, now.client_ca) == (signed.certificate, signed.key, None)
         assert files.current() is now
-        assert not files.asks_callers
+        assert not files.requires_client_certificate
 
-    def test_new_files_are_read_again(self, tmp_path: Path, authority: Authority) -> None:
+    def test_changed_files_are_reloaded(self, tmp_path: Path, authority: Authority) -> None:
         files = TlsFiles(*write(tmp_path, authority.issue()))
         signed = authority.issue()
         write(tmp_path, signed)
         assert (files.current().chain, files.current().key) == (signed.certificate, signed.key)
 
-    def test_half_a_change_keeps_the_old_pair_until_it_is_whole(
+    def test_a_half_finished_change_keeps_the_old_pair(
         self, tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
     ) -> None:
         certificate, key = write(tmp_path, authority.issue())
@@ -182,50 +180,50 @@ class TestTlsFiles:
         assert files.current() is before
         assert files.current() is before
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
-        assert f"{key} is not the key of the certificate {certificate}" in caplog.text
+        assert f"{key} is not the key of certificate {certificate}" in caplog.text
         key.write_bytes(signed.key)
         assert files.current().key == signed.key
 
-    def test_handshakes_take_the_certificate_of_the_moment(self, tmp_path: Path, authority: Authority) -> None:
+    def test_handshakes_use_the_current_certificate(self, tmp_path: Path, authority: Authority) -> None:
         first, second = authority.issue(), authority.issue()
         context = TlsFiles(*write(tmp_path, first)).server_context()
         client = client_context(authority)
-        assert greet(context, client) == serial(first)
+        assert handshake(context, client) == serial(first)
         write(tmp_path, second)
-        assert greet(context, client) == serial(second)
+        assert handshake(context, client) == serial(second)
 
-    def test_clients_that_name_no_server_get_it_too(self, tmp_path: Path, authority: Authority) -> None:
+    def test_clients_that_name_no_server_get_the_new_certificate(self, tmp_path: Path, authority: Authority) -> None:
         context = TlsFiles(*write(tmp_path, authority.issue())).server_context()
         second = authority.issue()
         write(tmp_path, second)
         client = client_context(authority)
         client.check_hostname = False
-        assert greet(context, client, name=None) == serial(second)
+        assert handshake(context, client, name=None) == serial(second)
 
-    def test_callers_without_a_certificate_are_refused(self, tmp_path: Path, authority: Authority) -> None:
+    def test_clients_without_a_certificate_are_rejected(self, tmp_path: Path, authority: Authority) -> None:
         context, _ = self.mutual(tmp_path, authority)
         with pytest.raises((ssl.SSLError, ConnectionError), match=r"(?i)certificate required|reset"):
-            greet(context, client_context(authority))
+            handshake(context, client_context(authority))
 
-    def test_callers_with_a_certificate_are_let_in(self, tmp_path: Path, authority: Authority) -> None:
+    def test_clients_with_a_certificate_are_accepted(self, tmp_path: Path, authority: Authority) -> None:
         context, _ = self.mutual(tmp_path, authority)
-        assert greet(context, self.caller(tmp_path, authority, authority))
+        assert handshake(context, self.caller(tmp_path, authority, authority))
 
-    def test_a_new_authority_of_callers_holds_from_now_on(self, tmp_path: Path, authority: Authority) -> None:
+    def test_a_new_client_authority_replaces_the_old_one(self, tmp_path: Path, authority: Authority) -> None:
         context, authority_file = self.mutual(tmp_path, authority)
         known = self.caller(tmp_path, authority, authority)
-        assert greet(context, known)
+        assert handshake(context, known)
         other = Authority("another authority")
         authority_file.write_bytes(other.certificate)
         with pytest.raises((ssl.SSLError, ConnectionError)):
-            greet(context, known)
-        assert greet(context, self.caller(tmp_path, authority, other))
+            handshake(context, known)
+        assert handshake(context, self.caller(tmp_path, authority, other))
 
     def mutual(self, tmp_path: Path, authority: Authority) -> tuple[ssl.SSLContext, Path]:
         authority_file = tmp_path / "ca.crt"
         authority_file.write_bytes(authority.certificate)
         files = TlsFiles(*write(tmp_path, authority.issue()), authority_file)
-        assert files.asks_callers
+        assert files.requires_client_certificate
         return files.server_context(), authority_file
 
     def caller(self, tmp_path: Path, servers: Authority, callers: Authority) -> ssl.SSLContext:
@@ -235,27 +233,27 @@ class TestTlsFiles:
         context.load_cert_chain(*write(folder, callers.issue("caller")))
         return context
 
-    def test_a_key_of_another_certificate_is_named_at_the_start(self, tmp_path: Path, authority: Authority) -> None:
+    def test_a_key_of_another_certificate_is_an_error_at_the_start(self, tmp_path: Path, authority: Authority) -> None:
         certificate, key = write(tmp_path, authority.issue())
         key.write_bytes(authority.issue().key)
-        with pytest.raises(CredentialError, match=r"tls\.key is not the key of the certificate .*tls\.crt$"):
+        with pytest.raises(CredentialError, match=r"tls\.key is not the key of certificate .*tls\.crt$"):
             TlsFiles(certificate, key)
 
     @pytest.mark.parametrize("which", ["tls.crt", "tls.key", "ca.crt"])
     @pytest.mark.parametrize("content", [b"", b"no PEM", b"\xff\x00"])
-    def test_a_file_of_something_else_is_named_at_the_start(
+    def test_an_invalid_file_is_named_at_the_start(
         self, tmp_path: Path, authority: Authority, which: str, content: bytes
     ) -> None:
         certificate, key = write(tmp_path, authority.issue())
         (tmp_path / "ca.crt").write_bytes(authority.certificate)
         (tmp_path / which).write_bytes(content)
-        with pytest.raises(CredentialError, match=rf"{which} holds no .*in PEM form$"):
+        with pytest.raises(CredentialError, match=rf"{which} does not hold an? .*in PEM form$"):
             TlsFiles(certificate, key, tmp_path / "ca.crt")
 
-    def test_a_key_with_a_passphrase_is_refused_without_asking(self, tmp_path: Path, authority: Authority) -> None:
+    def test_an_encrypted_key_is_rejected_without_a_prompt(self, tmp_path: Path, authority: Authority) -> None:
         certificate, key = write(tmp_path, authority.issue())
         key.write_bytes(encrypted(key.read_bytes()))
-        with pytest.raises(CredentialError, match="no unencrypted private key"):
+        with pytest.raises(CredentialError, match="does not hold an unencrypted private key"):
             TlsFiles(certificate, key)
 
     def test_a_missing_file_is_named_at_the_start(self, tmp_path: Path, authority: Authority) -> None:

@@ -95,7 +95,7 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
         cli.run(["train"])
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
+def test_a_closed_pipe_ends_it_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([*CONVOY, "--help"], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, check=False)

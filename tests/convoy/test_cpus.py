@@ -12,7 +12,7 @@ MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def available(folder: Path, own: str) -> int:
-    """With the folder in place of /sys/fs/cgroup, and a text in place of /proc/self/cgroup."""
+    """The number of CPUs with a folder in place of /sys/fs/cgroup and a text in place of /proc/self/cgroup."""
     (folder / "own").write_text(own)
     return num_available_cpus(folder, folder / "own")
 
@@ -43,7 +43,7 @@ def test_quota_of_cgroup_v1(tmp_path, quota, expected):
 
 @pytest.mark.parametrize("limited", ["a/b", "a", "."])
 @pytest.mark.parametrize(("own", "root"), [("0::/a/b", ""), ("3:cpuacct,cpu:/a/b", "cpu"), ("0::/a/b/not/seen", "")])
-def test_a_quota_on_any_cgroup_above_this_process_counts(tmp_path, own, root, limited):
+def test_the_quota_of_each_parent_cgroup_counts(tmp_path, own, root, limited):
     for folder in ("a/b", "a", "."):
         (tmp_path / root / folder).mkdir(parents=True, exist_ok=True)
         quota_us = 100_000 if folder == limited else 100_000 * (AFFINITY + 1)
@@ -59,7 +59,7 @@ def test_the_quota_of_another_cgroup_does_not_count(tmp_path):
     assert available(tmp_path, "0::/own") == AFFINITY
 
 
-def test_no_cgroup_leaves_the_affinity_mask(tmp_path):
+def test_without_cgroups_the_affinity_mask_counts(tmp_path):
     assert available(tmp_path, "0::/\n") == AFFINITY
     assert num_available_cpus(tmp_path, tmp_path / "none") == AFFINITY
 
@@ -74,7 +74,7 @@ def test_no_cgroup_leaves_the_affinity_mask(tmp_path):
         ("nothing", "", MEMORY),
     ],
 )
-def test_the_memory_limit_of_both_cgroup_versions_is_kept(name: str, limit: str, expected: int, tmp_path: Path) -> None:
+def test_the_memory_limit_of_both_cgroup_versions(name: str, limit: str, expected: int, tmp_path: Path) -> None:
     (tmp_path / "memory").mkdir()
     (tmp_path / name).write_text(limit)
     assert available_memory(tmp_path) == expected

@@ -1,4 +1,4 @@
-"""What ends the command lines of the server and of its client before they have begun."""
+"""The server's and the client's command lines end quietly on Ctrl-C and on closed or full outputs."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 
-# As where an import runs in C: the exception comes out as another one.
+# As for imports implemented in C, KeyboardInterrupt surfaces as another exception.
 NUMPY = """
 import time
 print("importing", flush=True)
@@ -24,7 +24,7 @@ except BaseException:
 @pytest.mark.parametrize(
     "command", [["serving", "--model-repository", "models"], ["serving.client", "status"]], ids=["server", "client"]
 )
-def test_ctrl_c_among_imports_is_quiet(command: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_during_imports_is_quiet(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "numpy.py").write_text(NUMPY)
     environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -36,7 +36,7 @@ def test_ctrl_c_among_imports_is_quiet(command: list[str], tmp_path: Path) -> No
     assert (process.returncode, said, errors) == (130, b"", b"")
 
 
-def test_a_reader_of_the_server_s_help_that_has_seen_enough() -> None:
+def test_a_closed_pipe_ends_the_server_s_help_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "serving", "--help"]
@@ -45,7 +45,7 @@ def test_a_reader_of_the_server_s_help_that_has_seen_enough() -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_a_full_disk_under_the_output_is_one_line() -> None:
+def test_a_full_disk_is_reported_in_one_line() -> None:
     with open("/dev/full", "wb") as full:
         command = [sys.executable, "-m", "serving.client", "--help"]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)

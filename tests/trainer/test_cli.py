@@ -1,4 +1,4 @@
-"""Errors become one line and an exit code."""
+"""Errors are one line and an exit code; Ctrl-C and closed outputs are quiet."""
 
 import os
 import signal
@@ -41,26 +41,26 @@ def test_an_error_is_one_line_with_its_code(
     assert leave_with(kind("what was wrong: what to do"), capsys) == (code, "error: what was wrong: what to do\n")
 
 
-def test_an_interrupted_run_says_what_is_saved(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_run_reports_what_it_saved(capsys: pytest.CaptureFixture[str]) -> None:
     assert leave_with(Interrupted("SIGTERM", "saved", 15), capsys) == (143, "SIGTERM: saved\n")
     assert leave_with(KeyboardInterrupt(), capsys) == (130, "")
 
 
-def test_a_rank_that_only_suffers_is_silent(
+def test_a_rank_that_failed_after_another_is_silent(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "LINGER_S", 0.0)
     assert leave_with(PeerError("another rank failed first"), capsys) == (1, "")
 
 
-def test_a_defect_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_defect_prints_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     code, said = leave_with(ZeroDivisionError("boom"), capsys)
     assert code == 1
     assert "Traceback" in said
     assert "ZeroDivisionError: boom" in said
 
 
-def test_what_a_command_returns_is_the_exit_code() -> None:
+def test_a_commands_return_value_is_the_exit_code() -> None:
     for result, code in ((None, 0), (3, 3)):
         with pytest.raises(SystemExit) as left:
             cli.run_command(lambda result=result: result)  # type: ignore[misc]
@@ -83,7 +83,7 @@ def test_what_a_command_returns_is_the_exit_code() -> None:
         (["data", "list", "--help"], 0, "folder:PATH"),
     ],
 )
-def test_every_verb_explains_itself(arguments: list[str], code: int, text: str) -> None:
+def test_every_verb_has_help(arguments: list[str], code: int, text: str) -> None:
     command = [sys.executable, "-m", "trainer", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == code
@@ -93,7 +93,7 @@ def test_every_verb_explains_itself(arguments: list[str], code: int, text: str) 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["data", "list"], ["train", "--help"]])
-def test_a_reader_that_has_seen_enough(arguments: list[str], unbuffered: str) -> None:
+def test_a_closed_pipe_ends_it_quietly(arguments: list[str], unbuffered: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "trainer", *arguments]
@@ -105,7 +105,7 @@ def test_a_reader_that_has_seen_enough(arguments: list[str], unbuffered: str) ->
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["data", "list"], ["train", "--help"]])
-def test_output_that_does_not_fit_is_one_line(arguments: list[str], unbuffered: str) -> None:
+def test_a_full_disk_is_one_line(arguments: list[str], unbuffered: str) -> None:
     command = [sys.executable, "-m", "trainer", *arguments]
     environment = clean_environment() | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:
@@ -114,7 +114,7 @@ def test_output_that_does_not_fit_is_one_line(arguments: list[str], unbuffered: 
     assert (done.returncode, done.stderr) == (141, line)
 
 
-def test_an_error_that_can_be_told_nobody_keeps_its_code(tmp_path: Path) -> None:
+def test_an_error_that_cannot_be_printed_keeps_its_exit_code(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainer", "compare", str(tmp_path)]
     with open("/dev/full", "wb") as full:
         assert subprocess.run(command, cwd=ROOT, stdout=full, stderr=full, check=False).returncode == 2
@@ -122,7 +122,7 @@ def test_an_error_that_can_be_told_nobody_keeps_its_code(tmp_path: Path) -> None
     assert subprocess.run(closed, cwd=ROOT, check=False).returncode == 2
 
 
-# As where an import runs in C: the exception comes out as another one.
+# An import that runs in C turns KeyboardInterrupt into another exception.
 TORCH = """
 import time
 print("importing", flush=True)
