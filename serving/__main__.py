@@ -1,4 +1,4 @@
-"""`python -m serving --model-repository models`: the command line of the server."""
+"""The command line of the server: `python -m serving --model-repository models`."""
 
 import os
 import sys
@@ -11,17 +11,19 @@ EXIT_CANNOT_START = 2
 
 
 def main(arguments: Sequence[str], *, prog: str = "python -m serving") -> int:
-    """Serve until a signal comes. Returns the exit code: 0 after a drain, 2 if the server cannot start.
+    """Serves until SIGTERM or SIGINT.
 
-    Where a model computes on when the grace is over, the process ends by itself with 1.
+    Returns:
+        The exit code: 0 after a drain, 2 if the server cannot start; it then prints one line. If requests are still
+        running when the grace period is over, the process exits with code 1 before this returns.
     """
     import tyro
 
     from serving.config import ServeConfig
 
-    # The core of gRPC writes lines of its own to standard error, which would break JSON logs; it reads this once.
+    # gRPC's core reads this once. Its own lines on standard error would break JSON logs.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # The threads of torch's OpenMP would spin between two batches and take the CPUs from the transport; read once too.
+    # OpenMP reads this once, too. Its threads would spin between two batches and take CPU time from the front ends.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     config = tyro.cli(ServeConfig, args=arguments, prog=prog)
     try:

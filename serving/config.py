@@ -1,10 +1,13 @@
-"""The server's command line."""
+"""The options of the server."""
 
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
+
+from convoy.options import option
 from serving.errors import StartupError
 from serving.observability.logging import LogFormat
 
@@ -13,68 +16,72 @@ ControlMode = Literal["none", "poll", "explicit"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 MAX_MESSAGE_BYTES = 2**31 - 1
-"""What gRPC and Protocol Buffers can count to."""
+"""The limit of gRPC and Protocol Buffers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """Serve the models of a repository over gRPC (Open Inference Protocol) and HTTP."""
+    """Serves the models of a repository over gRPC and HTTP (Open Inference Protocol).
 
-    model_repository: Path
-    """Folder with one folder a model, as `python -m trainer export` or Triton lay it out."""
+    Exit codes: 0 after SIGTERM or Ctrl-C, once all requests are finished; 1 if the grace period ended first; 2 if the
+    server cannot start.
+    """
+
+    model_repository: Annotated[Path, tyro.conf.arg(metavar="PATH")]
+    """Folder that holds one folder for each model, as `convoy export` writes it and Triton reads it."""
     model_control_mode: ControlMode = "none"
-    """none: load all at the start; poll: and follow changes; explicit: what --load-model names and clients ask for."""
-    load_model: tuple[str, ...] = ()
-    """With --model-control-mode explicit: models to load at the start."""
+    """none: load all models at the start. poll: also follow changes. explicit: load by --load-model or on request."""
+    load_model: Annotated[tuple[str, ...], option("[NAME ...]", "none")] = ()
+    """Models to load at the start, with --model-control-mode explicit."""
     poll_interval_s: float = 2.0
-    """With --model-control-mode poll: how often the folder is looked at."""
+    """Seconds between two scans of the folder, with --model-control-mode poll."""
 
     transport: TransportChoice = "auto"
-    """native: fast, no TLS, messages bounded in memory only; grpcio: both; auto: native on loopback without TLS."""
+    """gRPC server. native: faster, for trusted networks, no TLS. grpcio: any network. auto: native on loopback only."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 or :: for all."""
+    """Address to listen on; 0.0.0.0 or :: for all interfaces."""
     grpc_port: int = 8001
-    """0 takes any free port, as for the other two; the log tells it."""
-    grpc_socket: Path | None = None
-    """Listen for gRPC on this Unix socket instead of --grpc-port."""
+    """Port of gRPC. For this and the next two ports, 0 takes any free port, which the log shows."""
+    grpc_socket: Annotated[Path | None, option("PATH", "none")] = None
+    """Unix socket to listen on for gRPC, in place of --grpc-port."""
     http_port: int = 8000
-    """REST (Open Inference Protocol v2)."""
+    """Port of the REST API (Open Inference Protocol v2)."""
     metrics_port: int = 8002
-    """GET /metrics for Prometheus; and /v2/health/live and ready in plain text, for probes without a certificate."""
+    """Port of /metrics for Prometheus, and of /v2/health/live and /v2/health/ready for probes; always without TLS."""
 
     device: DeviceChoice = "auto"
-    """auto takes the GPUs if there are any."""
-    num_threads: int | None = None
-    """CPU threads for all model instances together. [default: what the container's quota grants]"""
+    """auto: GPUs if there are any, else CPUs. cpu: CPUs only. cuda: GPUs; the server does not start without one."""
+    num_threads: Annotated[int | None, option("INT", "the CPUs that the process may use")] = None
+    """CPU threads of each model version, shared among its instances. Different versions do not share them."""
     max_queue_size: int = 1024
-    """Requests that may wait for one model, where its configuration does not say."""
+    """Requests that may wait for one model, unless its configuration sets another number."""
     max_message_bytes: int = 64 << 20
-    """Largest request."""
+    """Size of the largest request, in bytes."""
 
     drain_delay_s: float = 0.0
-    """After SIGTERM: how long to go on serving, NOT_SERVING by the health service, until load balancers know."""
+    """Seconds to serve on after SIGTERM while health reports NOT_SERVING, so that load balancers stop sending."""
     grace_s: float = 30.0
-    """Then: how long what is under way may take; the process ends at most 4 s later."""
+    """Seconds, after the drain delay, to finish requests. The process exits at most 4 s later."""
 
-    tls_cert: Path | None = None
-    """Certificate chain (PEM). Read again when it changes, as are the other two."""
-    tls_key: Path | None = None
-    """Its private key."""
-    tls_client_ca: Path | None = None
-    """Ask callers for certificates that this authority has signed (mutual TLS)."""
-    token_file: Path | None = None
-    """Ask callers for `authorization: Bearer` and this file's content; health and metrics stay open."""
+    tls_cert: Annotated[Path | None, option("PATH", "no TLS")] = None
+    """Certificate chain of the server, PEM. The server reloads this and the next three files when they change."""
+    tls_key: Annotated[Path | None, option("PATH", "no TLS")] = None
+    """Private key of the certificate, PEM."""
+    tls_client_ca: Annotated[Path | None, option("PATH", "clients need no certificate")] = None
+    """Certificates of the authority that signs client certificates, PEM. Requires clients to use one (mutual TLS)."""
+    token_file: Annotated[Path | None, option("PATH", "clients need no token")] = None
+    """File with a token that clients must send as `authorization: Bearer TOKEN`. Health and metrics need no token."""
 
     log_format: LogFormat = "text"
-    """json: one object a line."""
+    """text: one plain line per event. json: one JSON object per line."""
     access_log: bool = False
-    """One line for each RPC."""
+    """Log one line for each RPC."""
 
     def check(self) -> None:
-        """Refuse what makes no sense.
+        """Checks the values.
 
         Raises:
-            StartupError: it names the option and what it may be.
+            StartupError: names the option and its valid values.
         """
         for name in ("grpc_port", "http_port", "metrics_port"):
             self._require(name, "must be between 0 and 65535", 0 <= getattr(self, name) <= 65535)
@@ -86,7 +93,7 @@ class ServeConfig:
             self._require(name, "must not be negative", 0 <= getattr(self, name) < float("inf"))
         self._require("num_threads", "must be positive", self.num_threads is None or self.num_threads > 0)
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise StartupError("--tls-cert and --tls-key belong together")
+            raise StartupError("--tls-cert and --tls-key must be set together")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise StartupError("--tls-client-ca needs --tls-cert and --tls-key")
         if self.load_model and self.model_control_mode != "explicit":
@@ -94,32 +101,32 @@ class ServeConfig:
         if self.transport == "native" and self.tls_cert is not None:
             raise StartupError("--transport native has no TLS: use --transport grpcio")
 
-    def _require(self, name: str, what: str, holds: bool) -> None:
-        if not holds:
-            raise StartupError(f"--{name.replace('_', '-')} {getattr(self, name)}: {what}")
+    def _require(self, name: str, requirement: str, is_met: bool) -> None:
+        if not is_met:
+            raise StartupError(f"--{name.replace('_', '-')} {getattr(self, name)}: {requirement}")
 
     @property
     def grpc_address(self) -> str:
-        """`host:port` or `unix:/path`."""
+        """The address of gRPC: `host:port` or `unix:/path`."""
         if self.grpc_socket is not None:
             return f"unix:{self.grpc_socket.absolute()}"
         return f"[{self.host}]:{self.grpc_port}" if ":" in self.host else f"{self.host}:{self.grpc_port}"
 
     def choose_transport(self) -> tuple[Literal["native", "grpcio"], str]:
-        """The transport, and why."""
+        """Returns the transport and the reason for it."""
         if self.transport != "auto":
-            return self.transport, "as asked"
+            return self.transport, "set by --transport"
         if self.tls_cert is not None:
             return "grpcio", "TLS"
         if self.grpc_socket is not None:
-            return "native", "a Unix socket"
+            return "native", "Unix socket"
         if _is_loopback(self.host):
             return "native", "loopback"
-        return "grpcio", "not on loopback, and native has no limit on messages before they are in memory"
+        return "grpcio", "not on loopback, and native checks the size of a message only once it is in memory"
 
 
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name, which may lead anywhere
+    except ValueError:  # a host name
         return host == "localhost"

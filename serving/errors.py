@@ -1,63 +1,63 @@
-"""The errors of the server as one tree. None of them knows a protocol: `serving.protocol.status` maps them to codes.
+"""The server's exceptions. None of them knows a protocol: `serving.protocol.status` maps them to status codes.
 
     ServingError
-    ├── InvalidArgument     the request is wrong: trying again without a change is pointless
-    ├── NotFound            no such model, version or RPC, or a model of which no version is ready
-    ├── Unauthenticated     no token, or a wrong one
-    ├── Unsupported         a request for something that this server does not do
-    ├── Unavailable         not now: a model that is loading, a version that has failed, a server that is leaving
-    ├── ResourceExhausted   the queue is full; says when to try again
-    ├── DeadlineExceeded    the caller's time is up, or the model's queue time-out
-    ├── Cancelled           the caller has gone
-    └── Internal            the model, or we, failed
+    ├── InvalidArgument     the request is invalid; retrying it unchanged is pointless
+    ├── NotFound            the model, version or RPC does not exist, or no version of the model is ready
+    ├── Unauthenticated     the token is missing or wrong
+    ├── Unsupported         the request needs something that this server does not support
+    ├── Unavailable         temporarily unavailable: a model is loading, or the server is shutting down; retry later
+    ├── ResourceExhausted   the queue is full, or the message too large
+    ├── DeadlineExceeded    the client's deadline, or the model's queue time-out, has passed
+    ├── Cancelled           the client has cancelled the request
+    └── Internal            the model or the server failed
     StartupError            the server cannot start: one line for the operator
     LoadError               a model version cannot be loaded: one sentence for the repository's index
 
-Messages are one sentence that names what was expected and what came. Anything else that reaches the top is a defect: it
-is logged with its traceback and answered as Internal.
+A message is one sentence that names the expected and the received value. Any other exception that reaches a front end
+is a bug: it is logged with its traceback, and the client gets Internal.
 """
 
-MAX_SHOWN = 64
-"""Characters of what a caller sent, in a message."""
+MAX_QUOTED = 64
+"""Characters of a client's value that a message quotes."""
 
 
-def quote(sent: object) -> str:
-    """What a caller sent as it stands in a message: text in quotes, on one line, never long."""
-    if isinstance(sent, str):
-        return repr(sent if len(sent) <= MAX_SHOWN else f"{sent[:MAX_SHOWN]}…")
-    text = str(sent)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+def quote(value: object) -> str:
+    """Returns a client's value for use in a message: on one line, shortened, strings in quotes."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= MAX_QUOTED else f"{value[:MAX_QUOTED]}…")
+    text = str(value)
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"
 
 
 class ServingError(Exception):
-    """Root of all errors that are answered to a caller."""
+    """Base class of all errors that are sent to a client."""
 
 
 class InvalidArgument(ServingError):
-    """The request is wrong."""
+    """The request is invalid."""
 
 
 class NotFound(ServingError):
-    """No such model, version or RPC."""
+    """The model, version or RPC does not exist, or no version of the model is ready."""
 
 
 class Unauthenticated(ServingError):
-    """No token, or a wrong one."""
+    """The token is missing or wrong."""
 
 
 class Unsupported(ServingError):
-    """Part of the protocol, but nothing that this server does."""
+    """The request needs a part of the protocol that this server does not support."""
 
 
 class Unavailable(ServingError):
-    """Not now."""
+    """Temporarily unavailable; retry later."""
 
 
 class ResourceExhausted(ServingError):
-    """No room: the queue is full, or the message too large.
+    """The queue is full, or the message is too large.
 
     Args:
-        retry_after_ms: when to try again; None if there is no use in it.
+        retry_after_ms: when to retry, in milliseconds; None if retrying is pointless.
     """
 
     def __init__(self, message: str, retry_after_ms: int | None = None) -> None:
@@ -66,20 +66,20 @@ class ResourceExhausted(ServingError):
 
 
 class DeadlineExceeded(ServingError):
-    """Too late for the caller."""
+    """The deadline has passed."""
 
 
 class Cancelled(ServingError):
-    """The caller has gone."""
+    """The client has cancelled the request."""
 
 
 class Internal(ServingError):
-    """The model, or we, failed."""
+    """The model or the server failed."""
 
 
 class StartupError(Exception):
-    """The server cannot start; `str` is the one line for the operator."""
+    """The server cannot start. The message is one line for the operator."""
 
 
 class LoadError(Exception):
-    """A model version cannot be loaded; `str` is the reason, one sentence, as it stands in the repository's index."""
+    """A model version cannot be loaded. The message is one sentence, which the repository's index shows."""

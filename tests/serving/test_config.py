@@ -1,9 +1,11 @@
-"""The command line's own sense."""
+"""The server's options: validation, help, and the transport that auto selects."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from serving.__main__ import main
 from serving.config import ServeConfig
 from serving.errors import StartupError
 
@@ -26,14 +28,14 @@ FILE = Path("x.pem")
         ({"transport": "grpcio"}, "grpcio"),
     ],
 )
-def test_auto_takes_native_only_where_it_is_safe(options: dict, transport: str) -> None:
+def test_auto_selects_native_only_where_it_is_safe(options: dict, transport: str) -> None:
     config = ServeConfig(model_repository=Path(), **options)
     config.check()
     assert config.choose_transport()[0] == transport
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"grpc_port": 70000}, "--grpc-port 70000: must be between 0 and 65535"),
         ({"max_queue_size": 0}, "--max-queue-size 0: must be positive"),
@@ -41,14 +43,14 @@ def test_auto_takes_native_only_where_it_is_safe(options: dict, transport: str) 
         ({"max_message_bytes": 0}, "--max-message-bytes 0: must be between 1 and 2147483647"),
         ({"num_threads": -1}, "--num-threads -1: must be positive"),
         ({"drain_delay_s": float("nan")}, "--drain-delay-s nan: must not be negative"),
-        ({"tls_cert": FILE}, "--tls-cert and --tls-key belong together"),
+        ({"tls_cert": FILE}, "--tls-cert and --tls-key must be set together"),
         ({"tls_client_ca": FILE}, "--tls-client-ca needs --tls-cert and --tls-key"),
         ({"load_model": ("m",)}, "--load-model needs --model-control-mode explicit"),
         ({"transport": "native", "tls_cert": FILE, "tls_key": FILE}, "--transport native has no TLS"),
     ],
 )
-def test_nonsense_is_refused_by_name(options: dict, said: str) -> None:
-    with pytest.raises(StartupError, match=said):
+def test_invalid_options_are_rejected_by_name(options: dict, message: str) -> None:
+    with pytest.raises(StartupError, match=message):
         ServeConfig(model_repository=Path(), **options).check()
 
 
@@ -56,3 +58,15 @@ def test_addresses() -> None:
     assert ServeConfig(model_repository=Path(), host="::1").grpc_address == "[::1]:8001"
     assert ServeConfig(model_repository=Path(), grpc_port=0).grpc_address == "127.0.0.1:0"
     assert ServeConfig(model_repository=Path(), grpc_socket=Path("/s")).grpc_address == "unix:/s"
+
+
+def test_the_help_shows_each_option_with_one_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = " ".join(re.sub("[╭─╮│╰╯]", " ", capsys.readouterr().out).split())
+    assert text.count("(default: ") + text.count("(required)") == len(ServeConfig.__slots__)
+    assert "None" not in text
+    assert "(default: )" not in text
+    num_threads = text.partition("--num-threads INT ")[2]
+    assert num_threads.startswith("CPU threads of each model version, shared among its instances.")
+    assert num_threads.partition(" --")[0].endswith("(default: the CPUs that the process may use)")
