@@ -1,8 +1,8 @@
-"""Secrets that live in files: the callers' token, and the server's certificates. Knows no transport.
+"""Credentials of a server that are kept in files: the bearer token of its clients, and its TLS certificates.
 
-Files are read at the start, where a fault ends the server with one line, and again when they change (Kubernetes swaps a
-symbolic link when a secret is rotated). What is then found missing or broken is logged once, and the last good state
-stays in use. A look at the files costs some microseconds, so they are looked at whenever they are needed.
+Files are read when the server starts, and again when they change: Kubernetes swaps a symbolic link when it rotates a
+secret. A file that is then missing or invalid is logged once, and the last valid content stays in use. Checking a file
+for changes takes microseconds, so each use checks. Knows no protocol.
 """
 
 import hmac
@@ -26,32 +26,35 @@ class CredentialError(Exception):
 
 
 class Token:
-    """The token that callers must show as `authorization: Bearer TOKEN`; thread-safe.
+    """The token that clients must send as `authorization: Bearer TOKEN`. Thread-safe.
 
     Raises:
-        CredentialError: the file cannot be read, or holds no token.
+        CredentialError: the file cannot be read, or does not hold a token.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = ReloadingFile([path], lambda: _read_token(path))
         if path.stat().st_mode & stat.S_IROTH:
-            logger.warning("token file %s: every user of this machine can read it", path)
+            logger.warning("token file %s can be read by every user of this machine", path)
 
     def accepts(self, header: str | None) -> bool:
-        """Whether this value of the header `authorization` shows the token; compared in constant time."""
+        """Whether the value of an `authorization` header holds the token. Compares in constant time."""
         if header is None:
             return False
-        scheme, _, given = header.partition(" ")
-        shown = given.strip().encode("utf-8", "backslashreplace")
-        return hmac.compare_digest(shown, self._file.get()) and scheme.lower() == "bearer"
+        scheme, _, credentials = header.partition(" ")
+        token = credentials.strip().encode("utf-8", "backslashreplace")
+        return hmac.compare_digest(token, self._file.get()) and scheme.lower() == "bearer"
 
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """What the files hold, consistent among themselves: PEM, and the same in the form of Python's `ssl`.
+    """The contents of the TLS files, read together, so that key and certificate belong to each other.
 
     Args:
-        client_ca: the authority that must have signed callers' certificates; None if callers need none.
+        chain: the server's certificate chain, PEM.
+        key: the server's private key, PEM.
+        client_ca: certificates of the authorities that sign client certificates, PEM; None if clients need none.
+        context: the same for Python's `ssl`.
     """
 
     chain: bytes
@@ -61,72 +64,79 @@ class Certificates:
 
 
 class TlsFiles:
-    """The server's certificate chain and key, and the authority of its callers' certificates; thread-safe.
+    """A server's certificate chain and key, and the authority that signs client certificates. Thread-safe.
+
+    Args:
+        client_ca: None if clients need no certificate; else mutual TLS.
 
     Raises:
-        CredentialError: a file cannot be read, or the key is not the certificate's.
+        CredentialError: a file cannot be read or is invalid, or the key does not belong to the certificate.
     """
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
-        self.asks_callers = client_ca is not None
+        self.requires_client_certificate = client_ca is not None
         paths = [path for path in (certificate, key, client_ca) if path is not None]
         self._files = ReloadingFile(paths, lambda: _read_certificates(certificate, key, client_ca))
 
     def current(self) -> Certificates:
-        """The last good state of the files; the same object as long as they have not changed."""
+        """Returns the last valid content of the files; the same object until they change."""
         return self._files.get()
 
     def server_context(self) -> ssl.SSLContext:
-        """A context for a TLS server; each handshake takes the files' state of its moment."""
+        """Returns a context for a TLS server. Each handshake uses the current certificates."""
         context = self.current().context
 
-        def choose(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        def use_current(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
             connection.context = self.current().context
 
-        context.sni_callback = choose  # called in each handshake, whether or not the client names a server
+        context.sni_callback = use_current  # called in each handshake, even if the client names no server
         return context
 
 
 class ReloadingFile(Generic[Value]):
-    """A value read from files, and read again when one of them has changed.
+    """A value that is read from files, and read again when one of them changes. Thread-safe.
 
     Args:
-        read: raises OSError or ValueError with one line if the files will not do.
+        read: returns the value; raises OSError, or ValueError with a message of one line, if the files are invalid.
+
+    Raises:
+        CredentialError: the first read fails.
     """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[], Value]) -> None:
         self._paths = paths
         self._read = read
         self._lock = threading.Lock()
-        self._stamps = self._look()
+        self._stamps = self._current_stamps()
         try:
             self._value = read()
         except (OSError, ValueError) as error:
             raise CredentialError(_one_line(error)) from error
 
     def get(self) -> Value:
-        if self._look() != self._stamps:
+        """Returns the value of the last valid content."""
+        if self._current_stamps() != self._stamps:
             with self._lock:
-                self._read_again()
+                self._reload()
         return self._value
 
-    def _read_again(self) -> None:
-        stamps = self._look()
+    def _reload(self) -> None:
+        stamps = self._current_stamps()  # before reading, so that a change during the read is noticed next time
         if stamps == self._stamps:
-            return  # another thread was faster
+            return  # another thread has reloaded
         try:
             self._value = self._read()
-            logger.info("read again: %s", ", ".join(map(str, self._paths)))
+            logger.info("reloaded %s", ", ".join(map(str, self._paths)))
         except (OSError, ValueError) as error:
-            logger.warning("%s; what was read before stays in use", _one_line(error))
+            logger.warning("%s; the previous content stays in use", _one_line(error))
         self._stamps = stamps
 
-    def _look(self) -> list[tuple[int, ...] | None]:
-        """What tells one state of the files from another. Taken before reading: later changes are seen next time."""
+    def _current_stamps(self) -> list[tuple[int, ...] | None]:
         return [_stamp(path) for path in self._paths]
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Differs between two versions of a file; None if it does not exist."""
     try:
         state = os.stat(path)
     except OSError:
@@ -145,7 +155,7 @@ def _read_token(path: Path) -> bytes:
     if not token:
         raise ValueError(f"token file {path} is empty")
     if not all(0x21 <= byte <= 0x7E for byte in token):
-        raise ValueError(f"token file {path}: expected one line of printable ASCII without spaces")
+        raise ValueError(f"token file {path} must hold one line of printable ASCII without spaces")
     return token
 
 
@@ -160,25 +170,27 @@ def _read_certificates(certificate: Path, key: Path, client_ca: Path | None) -> 
     if client_ca is not None and authority is not None:
         _load_authority(context, client_ca, authority)
         context.verify_mode = ssl.CERT_REQUIRED
-        context.options |= ssl.OP_NO_TICKET  # a resumed session would not be checked against a new authority
+        context.options |= ssl.OP_NO_TICKET  # a resumed session is not checked against a new authority
         context.num_tickets = 0
     if read() != (chain, secret, authority):
-        raise ValueError(f"{certificate} and {key} changed while they were read")
+        raise ValueError(f"{certificate} or {key} changed while they were read")
     return Certificates(chain, secret, authority, context)
 
 
 def _load_chain(context: ssl.SSLContext, certificate: Path, key: Path, chain: bytes) -> None:
     try:
-        context.load_cert_chain(certificate, key, password="")  # without one, OpenSSL would ask the terminal
+        context.load_cert_chain(
+            certificate, key, password=""
+        )  # without a password, OpenSSL would prompt on the terminal
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise ValueError(f"{key} is not the key of the certificate {certificate}") from error
+            raise ValueError(f"{key} is not the key of certificate {certificate}") from error
         _load_authority(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, chain)
-        raise ValueError(f"{key} holds no unencrypted private key in PEM form") from error
+        raise ValueError(f"{key} does not hold an unencrypted private key in PEM form") from error
 
 
 def _load_authority(context: ssl.SSLContext, path: Path, certificates: bytes) -> None:
     try:
         context.load_verify_locations(cadata=certificates.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError) as error:
-        raise ValueError(f"{path} holds no certificate in PEM form") from error
+        raise ValueError(f"{path} does not hold a certificate in PEM form") from error

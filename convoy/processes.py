@@ -1,4 +1,4 @@
-"""How a command ends from outside: Ctrl-C, and output that cannot be written. No traceback in either case."""
+"""Ends commands without a traceback on Ctrl-C and when their output cannot be written."""
 
 import errno
 import io
@@ -13,11 +13,11 @@ from typing import Any
 
 @contextmanager
 def exit_on_broken_pipe() -> Iterator[None]:
-    """Wraps a whole command, imports included.
+    """Wraps a whole command, including its imports.
 
-    Ctrl-C ends the process at once until `restore_ctrl_c` is called. A write to standard output that fails, because the
-    reader has gone (`… | head`) or for any other reason, raises BrokenPipeError, and the process exits with 128 +
-    SIGPIPE.
+    Ctrl-C ends the process at once, until `restore_ctrl_c` is called. If a write to standard output fails, because the
+    reader has closed the pipe (`… | head`) or for any other reason, it raises BrokenPipeError, and the process exits
+    with 128 + SIGPIPE.
     """
     exit_on_ctrl_c()
     sys.stdout, sys.stderr = _Output.instead_of(sys.stdout), _Errors.instead_of(sys.stderr)
@@ -30,20 +30,20 @@ def exit_on_broken_pipe() -> Iterator[None]:
     except BrokenPipeError as error:
         if error.errno != errno.EPIPE:
             print(f"error: {describe_output_error(error)}", file=sys.stderr)
-        os._exit(128 + signal.SIGPIPE)  # a normal exit flushes once more, fails again and prints a traceback
+        os._exit(128 + signal.SIGPIPE)  # a normal exit would flush again, fail again and print a traceback
 
 
 def describe_output_error(error: BrokenPipeError) -> str:
-    """Describes an output error that `exit_on_broken_pipe` has detected."""
+    """Returns one line about an output error that `exit_on_broken_pipe` raised."""
     return "SIGPIPE" if error.errno == errno.EPIPE else f"cannot write the output ({error.strerror})"
 
 
 def exit_on_ctrl_c() -> None:
     """Makes Ctrl-C end the process at once.
 
-    A KeyboardInterrupt during the seconds that importing torch takes could surface as any other exception.
+    A KeyboardInterrupt during an import, which takes seconds for torch, can surface as any other exception.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell ignores SIGINT for this process
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the shell has set it to be ignored
         signal.signal(signal.SIGINT, exit_immediately)
 
 
@@ -70,7 +70,7 @@ def ignore_signals() -> Iterator[None]:
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output on which every failure is a BrokenPipeError, distinct from the failures of other files."""
+    """Standard output whose every failure is a BrokenPipeError, unlike the failures of other files."""
 
     @classmethod
     def instead_of(cls, stream: Any) -> Any:
@@ -97,7 +97,7 @@ class _Output(io.TextIOWrapper):
 
 
 class _Errors(_Output):
-    """Standard error, whose own failures nobody can be told of: the exit code must do."""
+    """Standard error, whose failures are ignored: there is nowhere left to report them."""
 
     @contextmanager
     def _failing(self) -> Iterator[None]:

@@ -117,7 +117,7 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
         taken = current
         return _configuration(current)
 
-    return grpc.dynamic_ssl_server_credentials(_configuration(taken), renew, tls.asks_callers)
+    return grpc.dynamic_ssl_server_credentials(_configuration(taken), renew, tls.requires_client_certificate)
 
 
 def _configuration(certificates: Certificates) -> grpc.ServerCertificateConfiguration:
