@@ -1,4 +1,4 @@
-"""What rank 0 tells the user while the run goes on: a bar on a terminal, plain lines elsewhere."""
+"""Shows the user how a run goes on: a progress bar on a terminal, plain lines elsewhere."""
 
 import os
 import signal
@@ -11,29 +11,33 @@ from convoy.processes import describe_output_error
 from trainer.signals import StopRequest
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
+    import rich.progress
 
-PLAIN_LINE_EVERY_S = 10.0
-BAR_REFRESH_S = 0.25
+PLAIN_LINE_INTERVAL_S = 10.0
+BAR_INTERVAL_S = 0.25
 
 
 class Progress:
-    """The user's view of the run; silent on every rank but the main one.
+    """Prints messages and progress on the main rank, nothing on the others.
 
     Args:
-        is_main: whether this rank speaks.
-        stop: is asked for the end, as SIGPIPE asks, when output cannot be written; None: `say` raises BrokenPipeError.
+        is_main: whether this is the main rank.
+        stop: takes a stop request if the output is closed, as for SIGPIPE; if None, `say` raises BrokenPipeError.
     """
 
     def __init__(self, *, is_main: bool, stop: StopRequest | None = None) -> None:
         self._is_main = is_main
         self._stop = stop
-        self._bar: Bar | None = None
+        self._bar: rich.progress.Progress | None = None
         self._shown_at = 0.0
         self._started: tuple[float, int] | None = None
 
     def say(self, line: str) -> None:
-        """One line, above the bar if there is one."""
+        """Prints a line, above the bar if there is one.
+
+        Raises:
+            BrokenPipeError: The output is closed, and there is no `stop`.
+        """
         if not self._is_main:
             return
         if self._bar is not None:
@@ -44,8 +48,8 @@ class Progress:
         except BrokenPipeError as error:
             if self._stop is None:
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for this line, and what is still said
-            self._stop.ask(signal.SIGPIPE, describe_output_error(error))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards this line and later ones
+            self._stop.request(signal.SIGPIPE, describe_output_error(error))
 
     def __enter__(self) -> Self:
         return self
@@ -56,7 +60,7 @@ class Progress:
         self.stop()
 
     def start(self, *, step: int, num_steps: int) -> None:
-        """Steps begin to count."""
+        """Starts the clock of the remaining time, and the bar on a terminal."""
         self._started, self._shown_at = (time.monotonic(), step), time.monotonic()
         if self._is_main and sys.stdout.isatty():
             self._bar = _make_bar()
@@ -64,12 +68,17 @@ class Progress:
             self._bar.start()
 
     def is_due(self) -> bool:
-        """Whether it is time to show the user something new (asking is cheap; what to show may cost a sync)."""
-        every = BAR_REFRESH_S if self._bar is not None else PLAIN_LINE_EVERY_S
-        return self._is_main and time.monotonic() - self._shown_at >= every
+        """Returns whether it is time for an `update`, whose values may cost a synchronisation with the device."""
+        interval_s = BAR_INTERVAL_S if self._bar is not None else PLAIN_LINE_INTERVAL_S
+        return self._is_main and time.monotonic() - self._shown_at >= interval_s
 
     def update(self, *, step: int, num_steps: int, epoch: str, loss: float, accuracy: float, rate: float) -> None:
-        """Show where the run is. `accuracy` between 0 and 1, `rate` in images a second."""
+        """Shows the state of the run.
+
+        Args:
+            accuracy: between 0 and 1.
+            rate: in images a second.
+        """
         self._shown_at = time.monotonic()
         if self._bar is not None:
             self._bar.update(
@@ -84,23 +93,23 @@ class Progress:
             )
 
     def stop(self) -> None:
-        """Take the bar away; lines go on."""
+        """Removes the bar; later lines are printed without one."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
-def _make_bar() -> "Bar":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _make_bar() -> "rich.progress.Progress":
+    from rich import progress  # slow to import, and only needed on a terminal
 
-    return Progress(
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("accuracy {task.fields[accuracy]:.2f} %"),
-        TextColumn("{task.fields[rate]:,.0f} images/s"),
-        TimeRemainingColumn(),
+    return progress.Progress(
+        progress.TextColumn("epoch {task.fields[epoch]}"),
+        progress.BarColumn(bar_width=None),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("loss {task.fields[loss]:.4f}"),
+        progress.TextColumn("accuracy {task.fields[accuracy]:.2f} %"),
+        progress.TextColumn("{task.fields[rate]:,.0f} images/s"),
+        progress.TimeRemainingColumn(),
         transient=True,
         refresh_per_second=8,
     )

@@ -1,4 +1,4 @@
-"""Plain lines when piped, nothing from other ranks. The bar is seen on a terminal in tests/e2e."""
+"""Plain lines in a pipe, nothing from other ranks. tests/e2e shows the bar on a terminal."""
 
 import pytest
 
@@ -6,8 +6,10 @@ from trainer import progress as module
 from trainer.progress import Progress
 
 
-def test_plain_lines_say_where_the_run_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PLAIN_LINE_EVERY_S", 0.0)
+def test_plain_lines_show_the_state(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PLAIN_LINE_INTERVAL_S", 0.0)
     with Progress(is_main=True) as progress:
         progress.start(step=0, num_steps=100)
         assert progress.is_due()
