@@ -3,12 +3,12 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger
 from trainer.evaluation.views import NUM_VIEWS
+from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
 
 _MOST_NAMED = 5
@@ -18,7 +18,7 @@ _MOST_NAMED = 5
 @dataclass(frozen=True, slots=True)
 class _Run:
     folder: RunFolder
-    result: dict[str, Any]
+    result: Result
 
     @property
     def setting(self) -> str:
@@ -28,11 +28,11 @@ class _Run:
     @property
     def test_set(self) -> str:
         """The digest of the test images; of the data set in an old result."""
-        return str(self.result.get("test_sha256") or self.result["dataset_sha256"])
+        return self.result.test_sha256 or self.result.dataset_sha256
 
     @property
     def num_views(self) -> int:
-        return NUM_VIEWS[self.folder.fingerprint.values["recipe"].get("test_time_views", "one")]
+        return NUM_VIEWS[self.folder.fingerprint.test_time_views]
 
 
 def compare_runs(paths: list[Path]) -> list[str]:
@@ -45,7 +45,7 @@ def compare_runs(paths: list[Path]) -> list[str]:
     if not paths:
         raise ConfigError("name the folders of the runs to compare")
     # Runs with the same weights are one run, however often they are named.
-    runs = list({(run.setting, run.result["weights_sha256"]): run for run in map(_read, paths)}.values())
+    runs = list({(run.setting, run.result.weights_sha256): run for run in map(_read, paths)}.values())
     _check_same_test_set(runs)
     ledgers = sorted({run.folder.ledger_path for run in runs})
     for ledger in ledgers:
@@ -67,7 +67,7 @@ def _read(path: Path) -> _Run:
 
 
 def _check_same_test_set(runs: list[_Run]) -> None:
-    test_sets = {run.test_set: run.result["dataset"] for run in runs}
+    test_sets = {run.test_set: run.result.dataset for run in runs}
     if len(test_sets) > 1:
         names = " and ".join(f"{name} ({digest[:8]})" for digest, name in test_sets.items())
         raise ConfigError(f"the runs were tested on different images, {names}: compare runs on one data set")
@@ -76,8 +76,8 @@ def _check_same_test_set(runs: list[_Run]) -> None:
 def _check_ledger(path: Path, runs: list[_Run]) -> None:
     """Raises ConfigError if the ledger holds fewer evaluations than a run counted when it ended."""
     for run in runs:
-        held = len(Ledger(path).entries(run.result["dataset_sha256"], run.result.get("test_sha256")))
-        counted = run.result.get("num_test_looks") or 0
+        held = len(Ledger(path).entries(run.result.dataset_sha256, run.result.test_sha256))
+        counted = run.result.num_test_looks or 0
         if held < counted:
             raise ConfigError(
                 f"{path} holds {held} evaluation{'s' if held != 1 else ''} on this test set, but {run.folder.path} "
@@ -94,7 +94,7 @@ def _all_accuracies(setting: str, members: list[_Run]) -> list[float]:
     Raises:
         ConfigError: A ledger has evaluations of runs that are not among the members.
     """
-    accuracies = {run.result["weights_sha256"]: run.result["test_accuracy"] for run in members}
+    accuracies = {run.result.weights_sha256: run.result.test_accuracy for run in members}
     names = {run.folder.path.absolute().name for run in members}
     missing = {}
     for path in {run.folder.ledger_path for run in members}:
@@ -106,7 +106,7 @@ def _all_accuracies(setting: str, members: list[_Run]) -> list[float]:
         named = ", ".join(list(missing.values())[:_MOST_NAMED])
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         raise ConfigError(
-            f"{members[0].result['recipe']} was also evaluated in {named}{more}: name those runs too, because only all "
+            f"{members[0].result.recipe} was also evaluated in {named}{more}: name those runs too, because only all "
             "runs of a setting, of every seed and number of ranks, can be compared"
         )
     return list(accuracies.values())
@@ -117,14 +117,14 @@ def _row(run: _Run, accuracies: list[float]) -> str:
     std = f"{statistics.stdev(percents):6.3f}" if len(percents) > 1 else "     –"
     summary = (min(percents), statistics.median(percents), max(percents), statistics.mean(percents))
     columns = "  ".join(f"{number:7.2f}" for number in summary)
-    return f"{run.result['recipe'][:15]:15s} {run.setting[:8]} {run.num_views:6d} {len(percents):5d}{columns}  {std}"
+    return f"{run.result.recipe[:15]:15s} {run.setting[:8]} {run.num_views:6d} {len(percents):5d}{columns}  {std}"
 
 
 def _describe_ledger(path: Path, runs: list[_Run]) -> str:
     result = runs[0].result
-    count = len(Ledger(path).entries(result["dataset_sha256"]))
-    typical = statistics.median(run.result["test_accuracy"] for run in runs)
-    low, high = simultaneous_interval(round(typical * result["num_test"]), result["num_test"], max(1, count))
+    count = len(Ledger(path).entries(result.dataset_sha256))
+    typical = statistics.median(run.result.test_accuracy for run in runs)
+    low, high = simultaneous_interval(round(typical * result.num_test), result.num_test, max(1, count))
     return (
         f"{count} evaluation{'s' if count != 1 else ''} on this test set in {path}: the interval of an accuracy of "
         f"{100 * typical:.2f} % is {100 * low:.2f} to {100 * high:.2f} % (95 % over all evaluations)"

@@ -1,4 +1,4 @@
-"""A run opened again: its newest weights, on validation images, on test images, or for servers."""
+"""A run opened again: its newest weights, evaluated or exported."""
 
 from dataclasses import replace
 
@@ -12,16 +12,18 @@ from trainer.evaluation.views import NUM_VIEWS
 from trainer.export.plan import repository_model
 from trainer.hardware import keep_freed_memory
 from trainer.loop.run import Run, restore
+from trainer.models import num_parameters
 from trainer.paths import image_folder
+from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.run_folder import RunFolder
-from trainer.train import evaluate_on_test_set, load, setup
+from trainer.train import evaluate_on_test_set, setup
 
 
 def evaluate_run(config: EvaluateConfig) -> None:
-    """`python -m trainer evaluate RUN`; also under torchrun, with the same figures for every number of ranks.
+    """Evaluates a run; under torchrun every number of ranks gives the same figures.
 
     Raises:
         TrainerError: see `trainer.errors`.
@@ -29,10 +31,11 @@ def evaluate_run(config: EvaluateConfig) -> None:
     keep_freed_memory()
     with World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
         run, dataset = open_run(config, world, progress)
+        announce(run)
         num_views = NUM_VIEWS[run.recipe.test_time_views]
         if config.split == "validation":
-            seen = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
-            accuracy = describe_accuracy(seen.num_errors, seen.num_images, num_views=num_views)
+            validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
+            accuracy = describe_accuracy(validation.num_errors, validation.num_images, num_views=num_views)
             progress.say(f"validation accuracy {accuracy}")
             return
         recorded = Ledger(run.folder.ledger_path).find(run.dataset.sha256, weights_sha256(run.learner.model))
@@ -44,48 +47,62 @@ def evaluate_run(config: EvaluateConfig) -> None:
 
 
 def export_run(config: ExportConfig) -> None:
-    """`python -m trainer export RUN`, on the CPU; under torchrun only the main rank does it.
+    """Exports a run on the CPU; under torchrun only the main rank does.
 
     Raises:
         TrainerError: see `trainer.errors`.
     """
-    from trainer.export.pipeline import export, export_int8  # imports onnx, which nobody else needs to wait for
+    from trainer.export.pipeline import export, export_int8  # imports onnx, which takes a second
 
     keep_freed_memory()
     with World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
         run, _ = open_run(config, world, progress)
         if world.is_main:
+            announce(run)
             name = config.name or run.recipe.name + ("-int8" if config.int8 else "")
             publish = export_int8 if config.int8 else export
             publish(run, repository_model(run, config.model_repository, name), run.folder.result())
 
 
 def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Progress) -> tuple[Run, Dataset]:
-    """The run that is asked for, at its newest good checkpoint, and its data set, test images included.
+    """Opens a run at its newest good checkpoint.
+
+    Returns:
+        The run, and its data set with the test images.
 
     Raises:
         ConfigError: there is no run or no checkpoint, or its data set has changed.
-        CheckpointError: the weights that it ended with are damaged.
+        CheckpointError: the checkpoint with the run's final weights is damaged or gone.
     """
     folder = RunFolder.read(config.run)
     recipe = folder.fingerprint.recipe
     recipe = replace(recipe, dataset=config.dataset or recipe.dataset)
     root = image_folder(recipe.dataset)
     if root is not None and not root.exists():
-        raise ConfigError(f"{root} does not exist: say where the run's images lie now, --dataset folder:PATH")
+        raise ConfigError(f"{root} does not exist: name the place of the run's images with --dataset folder:PATH")
     dataset = load(recipe, folder.fingerprint.image_size, config.data_dir, world, progress.say)
     if dataset.sha256 != folder.fingerprint.dataset_sha256:
         raise ConfigError(
-            f"{dataset.name} is not what {folder.path} was trained on: its content, or which of it is held out, has "
-            "changed since"
+            f"{dataset.name} is not what {folder.path} was trained on: its images, or its division into training and "
+            "test images, have changed since"
         )
     run = setup(recipe, without_test_images(dataset), folder, world, progress)
     if not restore(run):
         raise ConfigError(f"{folder.path} has no good checkpoint: train it first, with --run-dir {folder.path}")
     result = folder.result()
-    if result is not None and result["weights_sha256"] != weights_sha256(run.learner.model):
+    if result is not None and result.weights_sha256 != weights_sha256(run.learner.model):
         raise CheckpointError(
             f"{folder.path} ended with other weights than those of step {run.position.step}: its last checkpoint is "
-            "damaged or gone; put it back, or train anew in another folder"
+            "damaged or gone; restore it, or train anew in another folder"
         )
     return run, dataset
+
+
+def announce(run: Run) -> None:
+    """Tells the user which weights of which run are evaluated or exported, and on what."""
+    recipe, dataset, world = run.recipe, run.dataset, run.world
+    run.progress.say(
+        f"{run.folder.path} at step {run.position.step} of {run.num_steps}: {recipe.name} on {dataset.name}; "
+        f"{num_parameters(run.learner.model):,} parameters, {run.learner.precision}; "
+        f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}"
+    )

@@ -82,7 +82,7 @@ def test_a_folder_may_be_named_from_anywhere_and_moved(tmp_path: Path) -> None:
     done = evaluate()
     assert (done.returncode, done.stderr) == (
         2,
-        f"error: {images} does not exist: say where the run's images lie now, --dataset folder:PATH\n",
+        f"error: {images} does not exist: name the place of the run's images with --dataset folder:PATH\n",
     )
     assert "validation accuracy" in evaluate("--dataset", "folder:../moved").stdout
     assert train(tmp_path, "run", dataset="folder:../moved", cwd=elsewhere) == first

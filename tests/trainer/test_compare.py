@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.records.results import make_result
 from trainer.compare import compare_runs
 from trainer.errors import ConfigError
 from trainer.evaluation.ledger import Ledger
@@ -21,13 +22,6 @@ def make_run(
     folder.mkdir(parents=True)
     fingerprint = {"recipe": recipe, "seed": seed, "image_size": None, "dataset_sha256": dataset}
     (folder / "config.json").write_text(json.dumps({"fingerprint": fingerprint, "started_with": {}}))
-    result = {"recipe": "mnist", "dataset": "pets", "dataset_sha256": dataset, "seed": seed}
-    result |= {
-        "weights_sha256": folder.name,
-        "test_errors": num_errors,
-        "num_test": 1000,
-        "test_accuracy": 1 - num_errors / 1000,
-    }
     opened = RunFolder.read(folder)
     recorded = Ledger(opened.ledger_path).record(
         {
@@ -42,8 +36,17 @@ def make_run(
             "num_images": 1000,
         }
     )
-    counted = {"test_look": recorded.number, "num_test_looks": recorded.num_evaluations}
-    (folder / "result.json").write_text(json.dumps(result | counted))
+    result = make_result(
+        dataset_sha256=dataset,
+        seed=seed,
+        weights_sha256=folder.name,
+        test_errors=num_errors,
+        num_test=1000,
+        test_accuracy=1 - num_errors / 1000,
+        test_look=recorded.number,
+        num_test_looks=recorded.num_evaluations,
+    )
+    result.write(folder / "result.json")
     return folder
 
 

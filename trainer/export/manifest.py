@@ -14,7 +14,7 @@ from trainer.export.reference import ReferenceModel
 from trainer.export.repository import INPUT, LOGITS, PROBABILITIES, RepositoryModel
 from trainer.loop.run import Run
 from trainer.records.checkpoint import weights_sha256
-from trainer.records.run_folder import git_commit
+from trainer.records.origin import git_commit
 
 FORMAT_VERSION = 1
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
@@ -55,7 +55,7 @@ def metrics_section(reference: ReferenceModel, logits: FloatArray) -> dict[str, 
         "num_val": num_images,
         "val_interval": wilson_interval(num_images - num_errors, num_images),
         "test_time_views": "one",
-        "run": {name: result[name] for name in known} | views if result else None,
+        "run": {name: getattr(result, name) for name in known} | views if result else None,
     }
 
 

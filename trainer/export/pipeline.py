@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from convoy.cpus import num_available_cpus
 from trainer.errors import ExportError
@@ -13,6 +12,7 @@ from trainer.export.parity import TOLERANCE, ParityResult, check_parity, run_inf
 from trainer.export.reference import ReferenceModel, largest_difference
 from trainer.export.repository import GOLDEN, MAX_BATCH_SIZE, ONNX, RepositoryModel
 from trainer.loop.run import Run
+from trainer.records.result import Result
 
 MAX_ACCURACY_LOSS = 0.001
 """Validation accuracy that int8 may lose against float32."""
@@ -20,7 +20,7 @@ TOLERANCE_FACTOR = 2.0
 """On other machines, int8 outputs may differ by this many times the largest difference found here."""
 
 
-def export(run: Run, model: RepositoryModel, result: dict[str, Any] | None) -> Path:
+def export(run: Run, model: RepositoryModel, result: Result | None) -> Path:
     """Publishes a run's weights as the next version of a model, in ONNX, TorchScript and torch.export.
 
     Args:
@@ -54,7 +54,7 @@ def export(run: Run, model: RepositoryModel, result: dict[str, Any] | None) -> P
     return _publish(reference, model, files, quality)
 
 
-def export_int8(run: Run, model: RepositoryModel, result: dict[str, Any] | None) -> Path:
+def export_int8(run: Run, model: RepositoryModel, result: Result | None) -> Path:
     """Publishes a run's weights in int8, in ONNX alone, as the next version of a model.
 
     Args:

@@ -1,12 +1,12 @@
 """Decides before training what a run will publish and where, so that an export that cannot succeed fails at once."""
 
 from pathlib import Path
-from typing import Any
 
 from trainer.config import TrainConfig
 from trainer.errors import ExportError, TrainerError
 from trainer.export.repository import RepositoryModel, printable
 from trainer.loop.run import Run
+from trainer.records.result import Result
 
 
 def plan_export(run: Run, config: TrainConfig) -> RepositoryModel | None:
@@ -42,7 +42,7 @@ def repository_model(run: Run, repository: Path, name: str) -> RepositoryModel:
     )
 
 
-def export_trained(run: Run, model: RepositoryModel, result: dict[str, Any]) -> str:
+def export_trained(run: Run, model: RepositoryModel, result: Result) -> str:
     """Publishes the model at the end of its training.
 
     Returns:

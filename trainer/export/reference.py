@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from trainer.export.parity import ParitySample, reference_logits
 from trainer.export.repository import MAX_BATCH_SIZE
 from trainer.loop.run import Run
 from trainer.models import Classifier
+from trainer.records.result import Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +32,10 @@ class ReferenceModel:
     sample: ParitySample
     logits: FloatArray
     golden: tuple[torch.Tensor, FloatArray]
-    result: dict[str, Any] | None
+    result: Result | None
 
     @classmethod
-    def from_run(cls, run: Run, result: dict[str, Any] | None) -> "ReferenceModel":
+    def from_run(cls, run: Run, result: Result | None) -> "ReferenceModel":
         """Copies a run's model to the CPU and computes its outputs."""
         classifier: Classifier = copy.deepcopy(run.learner.model).cpu().float().eval()
         sample = ParitySample((run.validation_images, run.validation_indices), (run.dataset.train, run.train_indices))

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from trainer.recipes import Augment, ParamGroup, Recipe, Schedule
+from trainer.recipes import Augment, ParamGroup, Recipe, Schedule, TestTimeViews
 
 _NAMES_ON_DISK = {"param_groups": "rules", "muon": "orthogonalize"}
 """Fields of a recipe and of its parameter groups that files know by an older name. The digests are over these names:
@@ -62,6 +62,12 @@ class Fingerprint:
     @property
     def dataset_sha256(self) -> str:
         return str(self.values["dataset_sha256"])
+
+    @property
+    def test_time_views(self) -> TestTimeViews:
+        """Views of an image whose logits are averaged; `one` for a recipe from before there were several."""
+        views: TestTimeViews = self.values["recipe"].get("test_time_views", "one")
+        return views
 
     @property
     def sha256(self) -> str:

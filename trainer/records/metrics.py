@@ -65,7 +65,7 @@ class MetricsLog:
             if not self._has_warned:
                 self._say(
                     f"warning: cannot write the metrics in {self._folder}: {error.strerror or error}; "
-                    "the training goes on, and the next write tries again"
+                    "the training continues, and the next write tries again"
                 )
             self._has_warned = True
 

@@ -24,8 +24,10 @@ from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import confidence_level, wilson_interval
 from trainer.evaluation.views import NUM_VIEWS
 from trainer.files import write_atomically
-from trainer.recipes import Schedule
 from trainer.records.metrics import read_metrics
+from trainer.records.origin import Origin
+from trainer.records.result import Result
+from trainer.records.run_folder import RunFolder
 from trainer.report import figures
 from trainer.report.figures import MAX_WRITTEN_CLASSES, Curves, Mistake, percent
 from trainer.report.timeline import draw_cifar10_years
@@ -42,34 +44,34 @@ _LARGEST_SIDE = 192
 
 
 def write_report(
-    folder: Path, result: dict[str, Any], classes: tuple[str, ...], test_images: ImageSet, evaluation: Evaluation
+    folder: Path, result: Result, classes: tuple[str, ...], test_images: ImageSet, evaluation: Evaluation
 ) -> None:
     """Writes `report.html` and `figures/` into a run folder.
 
     Args:
-        result: the content of `result.json`.
+        result: what `result.json` will hold.
         test_images: the evaluated images, in the same order as in `evaluation`.
     """
-    config = json.loads((folder / "config.json").read_text())
+    run = RunFolder.read(folder)
     names = tuple(_printable(name) for name in classes)
     confusion = evaluation.confusion(len(names))
-    curves = _curves(folder, result, config)
+    curves = _curves(run, result)
     mistakes = _worst_mistakes(test_images, evaluation, names)
     with figures.style():
         panels = {name: _panel(curves, name) for name in ("loss", "accuracy") if curves.epochs}
         _write_figures(folder / "figures", curves, confusion, names, mistakes)
-        years = _write_cifar10_years(folder / "figures", result) if result["dataset"] == "cifar10" else None
-    views = config["fingerprint"]["recipe"].get("test_time_views", "one")
+        years = _write_cifar10_years(folder / "figures", result) if result.dataset == "cifar10" else None
+    views = run.fingerprint.test_time_views
     page = {
         "colours": {"light": figures.LIGHT, "dark": figures.DARK},
         "result": result,
         "headline": _headline(result),
-        "is_interval": result["num_test"] < MIN_POINT_IMAGES,
+        "is_interval": result.num_test < MIN_POINT_IMAGES,
         "test_time_views": views,
         "num_views": NUM_VIEWS[views],
         "loss": evaluation.loss,
         "seeds": _seeds(result),
-        "level": confidence_level(result["test_look"]),
+        "level": confidence_level(result.test_look),
         "cifar10_years": years,
         "panels": panels,
         "epochs": curves.epochs,
@@ -78,17 +80,17 @@ def write_report(
         "classes": _class_rows(confusion, names),
         "tiles": [(mistake, _data_uri(mistake.pixels)) for mistake in mistakes],
         "is_pixelated": max(test_images.images.shape[-2:]) <= _PIXELATED_SIDE,
-        "settings": groups(config["fingerprint"]),
-        "origin": _origin(result, config),
+        "settings": groups(run.fingerprint.values),
+        "origin": _origin(result, run.origin),
     }
     write_atomically(folder / "report.html", _render(page).encode(errors="replace"))
 
 
-def _headline(result: dict[str, Any]) -> str:
+def _headline(result: Result) -> str:
     """Returns the test accuracy, or its interval where there are too few images for a point estimate."""
-    if result["num_test"] < MIN_POINT_IMAGES:
-        return _range(result["test_interval"], 0)
-    return percent(result["test_accuracy"])
+    if result.num_test < MIN_POINT_IMAGES:
+        return _range(result.test_interval, 0)
+    return percent(result.test_accuracy)
 
 
 def groups(value: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
@@ -120,14 +122,14 @@ def _render(page: dict[str, Any]) -> str:
     return environment.from_string(template).render(page)
 
 
-def _curves(folder: Path, result: dict[str, Any], config: dict[str, Any]) -> Curves:
-    lines = read_metrics(folder)
-    schedule, num_steps = Schedule(**config["fingerprint"]["recipe"]["schedule"]), result["steps"]
+def _curves(run: RunFolder, result: Result) -> Curves:
+    lines = read_metrics(run.path)
+    schedule, num_steps = run.fingerprint.recipe.schedule, result.steps
     return Curves(
         steps=[line for line in lines if line["kind"] == "step"],
         epochs=[line for line in lines if line["kind"] == "epoch"],
         lr_factors=[schedule.factor(step, num_steps) for step in range(num_steps)],
-        images_per_epoch=result["images_per_second"] * result["train_seconds"] / result["epochs"],
+        images_per_epoch=result.images_per_second * result.train_seconds / result.epochs,
     )
 
 
@@ -163,17 +165,17 @@ def write_figure(stem: Path, drawing: Figure) -> None:
     write_atomically(stem.with_name(f"{stem.name}.png"), figures.to_png(drawing))
 
 
-def _write_cifar10_years(folder: Path, result: dict[str, Any]) -> dict[str, str]:
+def _write_cifar10_years(folder: Path, result: Result) -> dict[str, str]:
     today = datetime.datetime.now(datetime.UTC)
     year = today.year + (today.timetuple().tm_yday - 1) / 365
-    drawing = draw_cifar10_years(result["test_accuracy"], year, result["recipe"])
+    drawing = draw_cifar10_years(result.test_accuracy, year, result.recipe)
     write_figure(folder / "cifar10-years", drawing)
     return shades(drawing)
 
 
-def _seeds(result: dict[str, Any]) -> dict[str, Any] | None:
+def _seeds(result: Result) -> dict[str, Any] | None:
     """Returns a summary of the test accuracies of this setting in the ledger, or None if there is only one."""
-    by_seed = result["test_accuracy_of_seeds"]
+    by_seed = result.test_accuracy_of_seeds or {}
     accuracies = [accuracy for found in by_seed.values() for accuracy in found]
     if len(accuracies) < 2:
         return None
@@ -276,14 +278,13 @@ def _class_rows(confusion: torch.Tensor, names: tuple[str, ...]) -> list[dict[st
     return [{**row, "share_of_worst": (1 - (row["accuracy"] or 0)) / largest} for row in rows]
 
 
-def _origin(result: dict[str, Any], config: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+def _origin(result: Result, started_with: Origin) -> dict[str, list[tuple[str, str]]]:
     """Returns the code, machine, data and weights behind the numbers."""
-    started = config["started_with"]
-    rows = {"git_commit": started["git_commit"], "world_size": result["world_size"]}
-    rows |= {name: result[name] for name in ("device", "precision", "dataset_sha256", "weights_sha256", "exported")}
-    rows["machine"] = result["machine"]
-    if started["machine"] != result["machine"] or started["world_size"] != result["world_size"]:
-        rows["begun_on"] = {"world_size": started["world_size"], **started["machine"]}
+    rows: dict[str, Any] = {"git_commit": started_with.git_commit, "world_size": result.world_size}
+    shown = ("device", "precision", "dataset_sha256", "weights_sha256", "exported", "machine")
+    rows |= {name: getattr(result, name) for name in shown}
+    if started_with.machine != result.machine or started_with.world_size != result.world_size:
+        rows["begun_on"] = {"world_size": started_with.world_size, **started_with.machine}
     return groups(rows)
 
 

@@ -22,7 +22,7 @@ from trainer.loop.run import Run, restore
 from trainer.loop.samples import EpochSamples
 from trainer.loop.saving import SaveEvery, save
 from trainer.progress import Progress
-from trainer.ranks.watchdog import PATIENT_S
+from trainer.ranks.watchdog import SLOW_PHASE_TIMEOUT_S
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES, Augment, Recipe
 from trainer.records.checkpoint import weights_sha256
@@ -171,7 +171,7 @@ def test_a_save_that_fails_does_not_end_the_training(
     monkeypatch.setattr(run.checkpoints, "save", sometimes)
     with StopRequest() as stop:
         fit(run, stop, SaveEvery(steps=1))
-    assert capsys.readouterr().out.count("warning: no room; the training goes on") == 2
+    assert capsys.readouterr().out.count("warning: no room; the training continues") == 2
     assert run.position.step == run.num_steps
     assert run.checkpoints.newest() == tmp_path / "run" / "checkpoints" / "step-00000045"
 
@@ -253,7 +253,7 @@ def test_who_is_stopped_in_the_last_step_has_trained_to_the_end(mini: Dataset, t
 
         def watched(batch: Any) -> torch.Tensor:
             if run.position.step == 89:
-                stop.ask(signal.SIGTERM, "")
+                stop.request(signal.SIGTERM, "")
             return step(batch)
 
         run.learner = replace(run.learner, step=watched)
@@ -297,12 +297,12 @@ def test_patience_follows_the_steps_and_is_short_from_the_second_epoch_on(
     in_steps, in_validations = [], []
 
     def slow(batch: Any) -> torch.Tensor:
-        in_steps.append(watchdog.patience)
+        in_steps.append(watchdog.timeout_s)
         time.sleep(1.0)
         return step(batch)
 
     def watched(pixels: torch.Tensor) -> torch.Tensor:
-        in_validations.append(watchdog.patience)
+        in_validations.append(watchdog.timeout_s)
         return look(pixels)
 
     run.learner = replace(run.learner, step=slow)
@@ -310,7 +310,7 @@ def test_patience_follows_the_steps_and_is_short_from_the_second_epoch_on(
     with StopRequest() as stop:
         fit(run, stop)
     first, *others = in_steps
-    assert first == watchdog.patience == PATIENT_S
+    assert first == watchdog.timeout_s == SLOW_PHASE_TIMEOUT_S
     assert len(others) == 3
     assert all(3.0 <= patience < 60 for patience in others)
     assert in_validations == [60.0, 60.0]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.test_fit import SHORT, make_run
+from tests.trainer.loop.test_fit import SHORT, make_run
 from trainer.data import Dataset
 from trainer.data.augment import draw_params
 from trainer.data.order import dropout_seeds

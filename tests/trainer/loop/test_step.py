@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.trainer.test_fit import SHORT, make_run
+from tests.trainer.loop.test_fit import SHORT, make_run
 from trainer.data import Dataset, ImageSet
 from trainer.loop.learner import initial_model, parameter_groups
 from trainer.loop.optim import Optimizer

@@ -75,7 +75,7 @@ def test_a_full_disk_is_warned_of_once_and_what_waited_is_written_when_there_is_
         log.write("step", step=step, epoch=1, loss=1.0)
     (warning,) = said
     assert "cannot write the metrics" in warning
-    assert "No space left on device; the training goes on" in warning
+    assert "No space left on device; the training continues" in warning
     filler.unlink()
     log.write("step", step=400, epoch=1, loss=1.0)
     log.close()

@@ -32,7 +32,7 @@ def test_the_default_name_tells_recipe_time_and_seed(
     assert folder.path.parent == Path("runs")
     assert folder.path.match("mnist-????????T??????Z-s7")
     assert folder.ledger_path == tmp_path / "runs" / "ledger.jsonl"
-    assert RunFolder.read(folder.path).seed == 7
+    assert RunFolder.read(folder.path).fingerprint.seed == 7
 
 
 def test_the_same_run_may_enter_again(mini: Dataset, tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_another_run_may_not(change: dict, message: str, mini: Dataset, tmp_path
 @pytest.mark.parametrize(
     ("begun", "here", "remedy"),
     [
-        ("float32", "bfloat16", "go on with --precision float32$"),
-        ("bfloat16", "float32", "on the same kind of machine, or begin anew with --precision float32$"),
+        ("float32", "bfloat16", "continue with --precision float32$"),
+        ("bfloat16", "float32", "on the same kind of machine, or start anew with float32$"),
     ],
 )
 def test_a_run_does_not_change_its_precision_on_another_machine(
@@ -72,7 +72,9 @@ def test_a_run_does_not_change_its_precision_on_another_machine(
 ) -> None:
     config = TrainConfig(run_dir=tmp_path / "run")
     enter(config, replace(RECIPE, precision=begun), mini, ALONE)
-    with pytest.raises(ConfigError, match=f"computes in {begun}, and here, .*, it would in {here}: .*{remedy}"):
+    with pytest.raises(
+        ConfigError, match=f"computes in {begun}, and this command, .*, would compute in {here}: .*{remedy}"
+    ):
         enter(config, replace(RECIPE, precision=here), mini, ALONE)
 
 
@@ -99,7 +101,7 @@ def test_a_folder_is_checked_without_being_made(mini: Dataset, tmp_path: Path) -
 def test_a_folder_of_a_run_that_ended_before_it_began_may_be_entered(mini: Dataset, tmp_path: Path) -> None:
     """Killed while it wrote `config.json`; and ranks that differed, of which only `failure.json` tells."""
     folder = RunFolder.plan(TrainConfig(run_dir=tmp_path / "run"), RECIPE, mini, ALONE)
-    place = folder.make_for_failure()
+    place = folder.create_for_failure()
     assert place == folder.path
     (place / "failure.json").write_text("{}")
     (place / ".config.json.4242.tmp").write_text('{"fingerp')
@@ -110,12 +112,15 @@ def test_a_folder_of_a_run_that_ended_before_it_began_may_be_entered(mini: Datas
 def test_a_folder_has_one_user_and_who_comes_second_waits_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.records.run_folder.LEAVING_S", 0.1)
+    monkeypatch.setattr("trainer.records.run_folder.LOCK_TIMEOUT_S", 0.1)
     said: list[str] = []
     is_in_use = f"{tmp_path} is in use by another process: "
     with in_use(tmp_path, ALONE, said.append):
         assert said == []
-        with pytest.raises(ConfigError, match=f"^--run-dir {is_in_use}stop"), in_use(tmp_path, ALONE, said.append):
+        with (
+            pytest.raises(ConfigError, match=f"^--run-dir {is_in_use}stop that process"),
+            in_use(tmp_path, ALONE, said.append),
+        ):
             pass
     assert said == [f"{is_in_use}waiting up to 0 s for it to leave"]
     with in_use(tmp_path, ALONE, said.append):
@@ -125,7 +130,7 @@ def test_a_folder_has_one_user_and_who_comes_second_waits_for_a_while(
 def test_no_failure_is_written_among_other_things(mini: Dataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     for path in (tmp_path, tmp_path / "thesis.tex" / "run"):
-        assert RunFolder.plan(TrainConfig(run_dir=path), RECIPE, mini, ALONE).make_for_failure() is None
+        assert RunFolder.plan(TrainConfig(run_dir=path), RECIPE, mini, ALONE).create_for_failure() is None
 
 
 def test_damaged_files_are_named(mini: Dataset, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from PIL import Image
 from trainer.data import ImageSet
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import simultaneous_interval, wilson_interval
+from trainer.recipes import RECIPES
+from trainer.records.fingerprint import Fingerprint
+from trainer.records.result import Result
 from trainer.report.figures import percent
 from trainer.report.page import MIN_POINT_IMAGES, NUM_MISTAKES, NUM_PAIRS, groups, write_report
 
 MACHINE = {"device": "a <fast> one", "cpus": 2, "python": "3.11.7", "torch": "2.15.0"}
-SCHEDULE = {"points": [[0.0, 1.0], [1.0, 0.0]]}
-RULE = {"lr": 0.1, "momentum": 0.0}
 FIGURES = ("curves", "confusion", "mistakes")
 
 
@@ -63,42 +65,44 @@ def evaluation(labels: list[int], predicted: list[int]) -> Evaluation:
     )
 
 
-def result_of(seen: Evaluation, epochs: int) -> dict[str, Any]:
-    return {
-        "recipe": "mnist",
-        "dataset": "folder:pets",
-        "dataset_sha256": "d" * 64,
-        "model": "lecture",
-        "num_parameters": 105_506,
-        "world_size": 4,
-        "device": "cpu",
-        "precision": "float32",
-        "seed": 7,
-        "epochs": epochs,
-        "steps": 100 * epochs,
-        "global_batch_size": 100,
-        "train_seconds": 192.4,
-        "images_per_second": 1234.4,
-        "val_accuracy": 0.8888,
-        "test_accuracy": seen.accuracy,
-        "test_errors": seen.num_errors,
-        "num_test": seen.num_images,
-        "test_interval": wilson_interval(seen.num_images - seen.num_errors, seen.num_images),
-        "test_look": 1,
-        "num_test_looks": 1,
-        "test_accuracy_of_seeds": {7: [seen.accuracy]},
-        "looks_by_dataset": {"folder:pets dddddddd": 1},
-        "dataset_notes": [],
-        "weights_sha256": "e" * 64,
-        "exported": None,
-        "machine": MACHINE,
-    }
+def result_of(seen: Evaluation, epochs: int) -> Result:
+    return Result(
+        recipe="mnist",
+        dataset="folder:pets",
+        dataset_sha256="d" * 64,
+        model="lecture",
+        num_parameters=105_506,
+        world_size=4,
+        device="cpu",
+        precision="float32",
+        seed=7,
+        epochs=epochs,
+        steps=100 * epochs,
+        global_batch_size=100,
+        train_seconds=192.4,
+        images_per_second=1234.4,
+        val_accuracy=0.8888,
+        test_accuracy=seen.accuracy,
+        test_errors=seen.num_errors,
+        num_test=seen.num_images,
+        test_interval=wilson_interval(seen.num_images - seen.num_errors, seen.num_images),
+        test_look=1,
+        num_test_looks=1,
+        test_accuracy_of_seeds={7: [seen.accuracy]},
+        looks_by_dataset={"folder:pets dddddddd": 1},
+        dataset_notes=(),
+        weights_sha256="e" * 64,
+        exported=None,
+        machine=MACHINE,
+    )
 
 
 def write_run(folder: Path, epochs: int) -> None:
-    recipe = {"name": "mnist", "rules": {"filters": RULE}, "schedule": SCHEDULE, "widths": []}
+    fingerprint = Fingerprint.of(
+        RECIPES["mnist"], seed=7, image_size=None, dataset_sha256="d" * 64, virtual_shards=None
+    )
     config = {
-        "fingerprint": {"recipe": recipe, "seed": 7, "image_size": None, "dataset_sha256": "d" * 64},
+        "fingerprint": fingerprint.values,
         "started_with": {"git_commit": "c" * 40, "world_size": 4, "machine": MACHINE},
     }
     folder.mkdir(parents=True)
@@ -125,7 +129,9 @@ def report(
     write_run(folder, epochs)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (seen.num_images, *shape), generator=generator, dtype=torch.uint8)
-    write_report(folder, result_of(seen, epochs) | (changes or {}), classes, ImageSet(pixels, seen.labels), seen)
+    write_report(
+        folder, replace(result_of(seen, epochs), **(changes or {})), classes, ImageSet(pixels, seen.labels), seen
+    )
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -202,7 +208,7 @@ def test_all_seeds_and_all_test_sets_in_the_ledger_are_shown(tmp_path: Path) -> 
 
 def test_the_headline_says_how_many_views_of_each_image_it_averages(tmp_path: Path) -> None:
     seen = some_mistakes(num_images=1200)
-    assert "view" not in report(tmp_path / "run", ("a", "b", "c"), seen).text
+    assert " views of each image" not in report(tmp_path / "run", ("a", "b", "c"), seen).text
     config = json.loads((tmp_path / "run/config.json").read_text())
     config["fingerprint"]["recipe"]["test_time_views"] = "mirrored-and-shifted"
     (tmp_path / "run/config.json").write_text(json.dumps(config))

@@ -1,0 +1,81 @@
+"""The first phase of a run: what it needs, checked on all ranks before anything is built or written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from trainer.config import TrainConfig
+from trainer.data import Dataset, load_dataset
+from trainer.errors import ConfigError, MismatchError, writing
+from trainer.evaluation.ledger import Ledger
+from trainer.ranks.consistency import check_same, code_sha256, processor
+from trainer.ranks.world import World
+from trainer.recipes import Recipe
+from trainer.records.run_folder import RunFolder
+
+
+def prepare(config: TrainConfig, world: World, say: Callable[[str], None]) -> tuple[Recipe, Dataset, RunFolder]:
+    """Resolves what to run and checks all that can be checked before anything is built or written.
+
+    Returns:
+        The recipe as this hardware computes it, the data set with its test images, and the folder of the run.
+
+    Raises:
+        TrainerError: the run cannot start.
+    """
+    recipe = config.resolve().as_computed_on(world.device)
+    dataset = load(recipe, config.image_size, config.data_dir, world, say)
+    folder = RunFolder.plan(config, recipe, dataset, world)
+    try:
+        check_same(world.all_gather_object(identity(config, folder, world)))
+    except MismatchError:
+        world.failure_context.folder = folder.create_for_failure()  # so that the failure is on disk, too
+        raise
+    folder.check(config.resume, world)
+    if world.is_main:
+        with writing(folder.ledger_path):
+            Ledger(folder.ledger_path).all_entries()  # a damaged ledger is an error now, not after the training
+    return recipe, dataset, folder
+
+
+def identity(config: TrainConfig, folder: RunFolder, world: World) -> dict[str, str]:
+    """Returns what must be the same on every rank, by the names that error messages use."""
+    return {
+        **config.options_of_result(),
+        "the code of the trainer": code_sha256(),
+        "the version of torch": str(torch.__version__),
+        "the data set": folder.fingerprint.dataset_sha256,
+        "--precision, as the hardware has it,": folder.fingerprint.recipe.precision,
+        **({"the processor": processor(world.device)} if config.virtual_shards else {}),
+    }
+
+
+def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, say: Callable[[str], None]) -> Dataset:
+    """Loads the data set; one process per host fetches and verifies it before the others map it.
+
+    Raises:
+        ConfigError: there are more ranks than images in a batch, or there is no such data set.
+        DataError: the data set cannot be fetched or is damaged.
+    """
+    if world.size > recipe.global_batch_size:
+        raise ConfigError(
+            f"{world.size} ranks for a global batch of {recipe.global_batch_size}: "
+            f"use at most {recipe.global_batch_size} ranks, or a larger --global-batch-size"
+        )
+    is_first = world.local_rank == 0
+    if not is_first:
+        world.untimed_barrier("data")
+    dataset = load_dataset(recipe.dataset, data_dir, image_size=image_size, say=say, verify=is_first)
+    if is_first:  # on other hosts this may take longer than a collective waits
+        world.untimed_barrier("data")
+    return dataset
+
+
+def check_complete(folder: RunFolder, world: World, say: Callable[[str], None]) -> bool:
+    """Returns whether the run is complete, and says so. All ranks call this."""
+    is_complete = folder.is_complete(world)
+    if is_complete:
+        report = f" Its report: {folder.report_path}" if folder.report_path.exists() else ""  # a study has its own
+        say(f"{folder.path} is complete; nothing to do.{report}")
+    return is_complete
