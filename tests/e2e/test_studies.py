@@ -1,4 +1,4 @@
-"""Studies as a user starts them: alone, under torchrun, and interrupted."""
+"""Runs studies as a user does: as one process, under torchrun, and interrupted."""
 
 import json
 import signal
@@ -42,7 +42,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_ranks_share_the_seeds_and_find_the_same(tmp_path: Path, data_dir: Path) -> None:
+def test_ranks_share_the_seeds_and_the_results_match(tmp_path: Path, data_dir: Path) -> None:
     found = []
     for ranks in (1, 2):
         folder = tmp_path / f"workspace-{ranks}" / "study"
@@ -52,11 +52,11 @@ def test_ranks_share_the_seeds_and_find_the_same(tmp_path: Path, data_dir: Path)
         assert f"report: {folder / 'report.html'}" in done.stdout
         found.append(result_of(folder)["test_errors_percent"])
         assert len((folder.parent / "ledger.jsonl").read_text().splitlines()) == 3
-    # A rank has other threads than a process alone, and so other roundings.
+    # A rank has fewer threads than a single process, and therefore rounds differently.
     assert found[0] == pytest.approx(found[1], abs=1.0)
 
 
-def test_a_signal_ends_a_study_and_the_same_command_goes_on(tmp_path: Path, data_dir: Path) -> None:
+def test_a_signal_ends_a_study_and_the_same_command_continues_it(tmp_path: Path, data_dir: Path) -> None:
     folder = tmp_path / "runs" / "study"
     arguments = ["seeds", "--runs", "3", "--epochs", "2", "--stack", "1", *small(data_dir, folder)]
     with started(command(*arguments)) as process:
@@ -72,7 +72,7 @@ def test_a_signal_ends_a_study_and_the_same_command_goes_on(tmp_path: Path, data
     assert len(result_of(folder)["test_errors_percent"]) == 3
 
 
-def test_a_reader_that_has_seen_enough_is_told_how_to_go_on(tmp_path: Path, data_dir: Path) -> None:
+def test_a_study_whose_output_is_closed_says_how_to_continue(tmp_path: Path, data_dir: Path) -> None:
     folder = tmp_path / "runs" / "study"
     arguments = ["seeds", "--runs", "3", "--epochs", "1", "--stack", "1", *small(data_dir, folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -81,10 +81,10 @@ def test_a_reader_that_has_seen_enough_is_told_how_to_go_on(tmp_path: Path, data
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        said = process.stderr.read()
-    assert (process.returncode, said) == (
+        message = process.stderr.read()
+    assert (process.returncode, message) == (
         141,
-        f"SIGPIPE: stopped; go on with the same command and --run-dir {folder}\n",
+        f"SIGPIPE: stopped; continue with the same command and --run-dir {folder}\n",
     )
 
 
@@ -97,7 +97,7 @@ def test_ranks_share_the_candidates_of_a_sweep(tmp_path: Path, data_dir: Path) -
     assert not (tmp_path / "runs" / "ledger.jsonl").exists()
 
 
-def test_ranks_share_the_networks_and_the_main_one_keeps_them(tmp_path: Path, data_dir: Path) -> None:
+def test_ranks_share_the_networks_and_the_main_rank_writes_all_results(tmp_path: Path, data_dir: Path) -> None:
     arguments = ["capacity", "--repeats", "2", "--widths", "1", "2", "--num-images", "50", "--network-repeats", "1"]
     arguments += ["--epochs", "1", "--data-dir", str(data_dir), "--run-dir", str(tmp_path / "study")]
     done = run(*arguments, ranks=2)
@@ -106,7 +106,7 @@ def test_ranks_share_the_networks_and_the_main_one_keeps_them(tmp_path: Path, da
     assert [json.loads(line)["key"] for line in lines] == ["width 1, repeat 0", "width 2, repeat 0"]
 
 
-def test_mistakes_are_one_line(tmp_path: Path, data_dir: Path) -> None:
+def test_wrong_options_are_errors_of_one_line(tmp_path: Path, data_dir: Path) -> None:
     done = run("seed")
     assert done.returncode == 2
     assert done.stderr == "error: no study 'seed': did you mean seeds or sweep?\n"

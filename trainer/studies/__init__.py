@@ -1,7 +1,7 @@
 """The lecture's experiments, each a command: `python -m trainer study NAME`.
 
-A study writes its figures (PNG and SVG), its tables (CSV and Markdown) and one self-contained page into its folder in
-`runs/`; the same command with the same `--run-dir` goes on where it was interrupted.
+A study writes figures (PNG and SVG), tables (CSV and Markdown) and one self-contained page into a folder in `runs/`.
+After an interruption, the same command with the same `--run-dir` continues it.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from trainer.studies.zoo import ZooConfig, study_zoo
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study's command line, and what runs it."""
+    """A study: its command line, the function that runs it, and one line for the help."""
 
     config: type[Any]
     run: Callable[[Any], None]
@@ -30,6 +30,6 @@ STUDIES = {
     "seeds": Study(SeedsConfig, study_seeds, "one recipe from many seeds (page 53)"),
     "zoo": Study(ZooConfig, study_zoo, "accuracy, multiply-adds and time of the families (page 37)"),
     "sweep": Study(
-        SweepConfig, study_sweep, "a grid or random search that sees validation images only (pages 54 to 57)"
+        SweepConfig, study_sweep, "a grid or random search that uses validation images only (pages 54 to 57)"
     ),
 }

@@ -12,7 +12,6 @@ from trainer.data.order import generator
 from trainer.errors import ConfigError
 from trainer.paths import default_data_dir
 from trainer.ranks.world import World
-from trainer.report import figures
 from trainer.studies.capacity_page import NetworkErrors, PolynomialErrors, make_page
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
@@ -20,7 +19,7 @@ from trainer.studies.page import write_page
 MAX_DEGREE = 9
 NUM_TEST_POINTS = 10_000
 NUM_HELD_OUT = 2_000
-"""Images that no width is taught; training images of mnist-mini, because a study needs no look at test images."""
+"""Training images of mnist-mini that serve as new images: a study needs no test image."""
 _BATCH_SIZE = 50
 _LR, _MOMENTUM = 0.03, 0.9
 
@@ -32,21 +31,21 @@ class CapacityConfig:
     num_points: int = 14
     """Points that a polynomial is fitted to."""
     noise: float = 0.15
-    """Standard deviation of the points around the true curve."""
+    """Standard deviation of the points around the true function."""
     repeats: int = 200
-    """Draws of points over which errors are averaged; the first is the one drawn."""
+    """Draws of points that errors are averaged over; the figure shows the first."""
     seed: int = 0
-    """Of the points, the images, the wrong labels and the initial weights."""
+    """Seed of the points, the images, the wrong labels and the initial weights."""
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     """Hidden units of the networks."""
     num_images: int = 500
-    """Images of mnist-mini that a network is taught."""
+    """Images of mnist-mini that a network is trained on."""
     label_noise: float = 0.15
-    """Share of those that get a random label."""
+    """Share of those images that get a random label."""
     network_repeats: int = 3
     """Networks of each width, from different initial weights."""
     epochs: int = 120
-    """Of a network's training."""
+    """Epochs of a network's training."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Where data sets are kept."""
     run_dir: Path | None = None
@@ -54,18 +53,14 @@ class CapacityConfig:
 
 
 def study_capacity(config: CapacityConfig) -> None:
-    """`python -m trainer study capacity`. Widths are shared out over the ranks of torchrun.
+    """Runs `python -m trainer study capacity`. The ranks of torchrun share the networks.
 
     Raises:
-        ConfigError: a value that makes no sense.
+        ConfigError: a value is out of range.
     """
     _check(config)
-    with (
-        World.join("cpu") as world,
-        figures.style(),
-        StudyFolder.enter("capacity", config, config.run_dir, world) as folder,
-    ):
-        torch.set_num_threads(1)  # the networks are too small to be shared by threads
+    with World.join("cpu") as world, StudyFolder.open("capacity", config, config.run_dir, world) as folder:
+        torch.set_num_threads(1)  # the networks are too small for several threads
         polynomials = fit_polynomials(config.num_points, config.noise, config.repeats, config.seed)
         networks = _train_networks(config, folder, world)
         if world.is_main:
@@ -81,39 +76,39 @@ def _check(config: CapacityConfig) -> None:
         raise ConfigError("--widths must be one or more numbers of at least 1")
 
 
-def true_curve(x: torch.Tensor) -> torch.Tensor:
-    """The curve that the points come from: on [0, 1], with values between -0.5 and 1.5 as in the lecture."""
+def true_function(x: torch.Tensor) -> torch.Tensor:
+    """Returns the function that the points are drawn from: on [0, 1], with values between -0.5 and 1.5."""
     return 0.5 + torch.cos(7.0 * x) * (1 - 0.6 * x) * 0.9
 
 
-def powers(x: torch.Tensor, degree: int) -> torch.Tensor:
-    """The Vandermonde matrix, float64 `[N, degree + 1]`: powers 0 to degree of x, without a loop over n."""
+def vandermonde(x: torch.Tensor, degree: int) -> torch.Tensor:
+    """Returns the powers 0 to `degree` of each x, float64 `[N, degree + 1]`."""
     return x[:, None] ** torch.arange(degree + 1)
 
 
 def fit_polynomial(x: torch.Tensor, y: torch.Tensor, degree: int) -> torch.Tensor:
-    """Coefficients float64 `[degree + 1]` of least squares (of smallest norm where the points leave a choice).
+    """Returns the coefficients of least squares, float64 `[degree + 1]`; of smallest norm if they are not unique.
 
-    The lecture's code calls `torch.gels`, which is gone from torch; this is today's name of it.
+    The lecture's code calls `torch.gels`, which torch has removed; `torch.linalg.lstsq` replaces it.
     """
-    solution: torch.Tensor = torch.linalg.lstsq(powers(x, degree), y[:, None], driver="gelsd").solution
+    solution: torch.Tensor = torch.linalg.lstsq(vandermonde(x, degree), y[:, None], driver="gelsd").solution
     return solution[:, 0]
 
 
 def fit_polynomials(num_points: int, noise: float, repeats: int, seed: int) -> PolynomialErrors:
-    """Mean square errors by degree on the points and on many new ones, over `repeats` draws of points."""
+    """Returns mean square errors by degree, on the points and on many new ones, for `repeats` draws of points."""
     stream = generator("capacity-points", seed)
     test_x = torch.linspace(0, 1, NUM_TEST_POINTS, dtype=torch.float64)
-    test_y = true_curve(test_x) + noise * torch.randn(NUM_TEST_POINTS, dtype=torch.float64, generator=stream)
+    test_y = true_function(test_x) + noise * torch.randn(NUM_TEST_POINTS, dtype=torch.float64, generator=stream)
     train, test = torch.zeros(repeats, MAX_DEGREE + 1), torch.zeros(repeats, MAX_DEGREE + 1)
     first: tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]] | None = None
     for repeat in range(repeats):
         x = torch.rand(num_points, dtype=torch.float64, generator=stream)
-        y = true_curve(x) + noise * torch.randn(num_points, dtype=torch.float64, generator=stream)
+        y = true_function(x) + noise * torch.randn(num_points, dtype=torch.float64, generator=stream)
         fitted = [fit_polynomial(x, y, degree) for degree in range(MAX_DEGREE + 1)]
         for degree, coefficients in enumerate(fitted):
-            train[repeat, degree] = (powers(x, degree) @ coefficients - y).square().mean()
-            test[repeat, degree] = (powers(test_x, degree) @ coefficients - test_y).square().mean()
+            train[repeat, degree] = (vandermonde(x, degree) @ coefficients - y).square().mean()
+            test[repeat, degree] = (vandermonde(test_x, degree) @ coefficients - test_y).square().mean()
         first = first or (x, y, fitted)
     assert first is not None
     grid = test_x[:: NUM_TEST_POINTS // 400]
@@ -121,8 +116,8 @@ def fit_polynomials(num_points: int, noise: float, repeats: int, seed: int) -> P
         x=first[0],
         y=first[1],
         grid=grid,
-        truth=true_curve(grid),
-        curves=[powers(grid, degree) @ coefficients for degree, coefficients in enumerate(first[2])],
+        truth=true_function(grid),
+        curves=[vandermonde(grid, degree) @ coefficients for degree, coefficients in enumerate(first[2])],
         train=train,
         test=test,
         noise=noise,
@@ -130,15 +125,15 @@ def fit_polynomials(num_points: int, noise: float, repeats: int, seed: int) -> P
 
 
 def _train_networks(config: CapacityConfig, folder: StudyFolder, world: World) -> NetworkErrors:
-    """Errors by width and repeat; what an earlier sitting found is not computed again."""
-    dataset = load_dataset("mnist-mini", config.data_dir, say=lambda line: None)
+    """Trains the networks that the folder has no result for; returns the errors of all."""
+    dataset = load_dataset("mnist-mini", config.data_dir, log=lambda line: None)
     rest, held_out = split_validation(dataset.train, NUM_HELD_OUT, config.seed)
     if config.num_images > len(rest):
-        raise ConfigError(f"--num-images {config.num_images}: mnist-mini leaves {len(rest)}")
-    taught = rest[torch.randperm(len(rest), generator=generator("capacity-images", config.seed))[: config.num_images]]
-    labels = _with_wrong_labels(dataset.train.labels[taught], config.label_noise, config.seed)
-    train = ImageSet(_flat(dataset.train.images[taught]), labels)
-    test = ImageSet(_flat(dataset.train.images[held_out]), dataset.train.labels[held_out])
+        raise ConfigError(f"--num-images {config.num_images}: mnist-mini has at most {len(rest)} for this study")
+    chosen = rest[torch.randperm(len(rest), generator=generator("capacity-images", config.seed))[: config.num_images]]
+    labels = _randomize_labels(dataset.train.labels[chosen], config.label_noise, config.seed)
+    train = ImageSet(_standardize(dataset.train.images[chosen]), labels)
+    test = ImageSet(_standardize(dataset.train.images[held_out]), dataset.train.labels[held_out])
     known = world.broadcast_object(folder.results() if world.is_main else {})
     jobs = {
         f"width {width}, repeat {repeat}": (width, repeat)
@@ -147,25 +142,34 @@ def _train_networks(config: CapacityConfig, folder: StudyFolder, world: World) -
     }
     todo = [key for key in jobs if key not in known]
     for start in range(0, len(todo), world.size):
-        found = None
+        result = None
         if start + world.rank < len(todo):
             key = todo[start + world.rank]
             width, repeat = jobs[key]
-            found = key, train_network(train, test, width=width, epochs=config.epochs, seed=config.seed + repeat)
-        # After each round, so that the main rank, which alone writes, keeps the others' too.
-        for key, shares in filter(None, world.all_gather_object(found)):
-            known[key] = shares
+            result = key, train_network(train, test, width=width, epochs=config.epochs, seed=config.seed + repeat)
+        # Gathered after each network, so that an interruption loses at most one for each rank.
+        for key, errors in filter(None, world.all_gather_object(result)):
+            known[key] = errors
             if world.is_main:
-                folder.add(key, shares)
-                print(f"{key}: wrong on {100 * shares[0]:.1f} % of what it was taught, ", end="")
-                print(f"{100 * shares[1]:.1f} % of new images", flush=True)
+                folder.add_result(key, errors)
+                print(f"{key}: training error {100 * errors[0]:.1f} %, ", end="")
+                print(f"error on new images {100 * errors[1]:.1f} %", flush=True)
     table = torch.tensor([known[key] for key in jobs], dtype=torch.float64)
-    errors = table.view(len(config.widths), config.network_repeats, 2)
-    return NetworkErrors(widths=config.widths, train=errors[..., 0], test=errors[..., 1])
+    by_width = table.view(len(config.widths), config.network_repeats, 2)
+    return NetworkErrors(widths=config.widths, train=by_width[..., 0], test=by_width[..., 1])
 
 
 def train_network(train: ImageSet, test: ImageSet, *, width: int, epochs: int, seed: int) -> tuple[float, float]:
-    """One hidden layer of that width, plain SGD with momentum: shares of wrong answers on `train` and on `test`."""
+    """Trains a network with one hidden layer by SGD with momentum.
+
+    Args:
+        train: images float32 `[N, pixels]`.
+        test: images float32 `[N, pixels]`.
+        width: number of hidden units.
+
+    Returns:
+        The shares of misclassified images of `train` and of `test`.
+    """
     stream = generator("capacity-weights", seed)
     num_pixels = train.images.shape[1]
     weights = [
@@ -180,31 +184,30 @@ def train_network(train: ImageSet, test: ImageSet, *, width: int, epochs: int, s
     for epoch in range(epochs):
         order = torch.randperm(len(train), generator=stream)
         for batch in order.split(_BATCH_SIZE):
-            loss = F.cross_entropy(_answer(weights, train.images[batch]), train.labels[batch])
+            loss = F.cross_entropy(_forward(weights, train.images[batch]), train.labels[batch])
             gradients = torch.autograd.grad(loss, weights)
             with torch.no_grad():
                 for weight, momentum, gradient in zip(weights, momenta, gradients, strict=True):
                     momentum.mul_(_MOMENTUM).add_(gradient)
                     weight.sub_(_LR * (1 - epoch / epochs) * momentum)
     with torch.no_grad():
-        wrong = [
-            float((_answer(weights, part.images).argmax(dim=1) != part.labels).float().mean()) for part in (train, test)
-        ]
-    return wrong[0], wrong[1]
+        predicted = [_forward(weights, images.images).argmax(dim=1) for images in (train, test)]
+    errors = [float((p != images.labels).float().mean()) for p, images in zip(predicted, (train, test), strict=True)]
+    return errors[0], errors[1]
 
 
-def _answer(weights: list[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    # tanh, because of two ReLUs one dies now and then, and the narrowest widths would be about luck.
+def _forward(weights: list[torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    # tanh: with one or two hidden units, a ReLU that dies would decide the result.
     hidden = torch.tanh(images @ weights[0] + weights[1])
     return hidden @ weights[2] + weights[3]
 
 
-def _flat(images: torch.Tensor) -> torch.Tensor:
-    """uint8 `[N, 1, H, W]` as float32 `[N, pixels]` of about mean 0 and deviation 1."""
+def _standardize(images: torch.Tensor) -> torch.Tensor:
+    """Returns uint8 `[N, 1, H, W]` as float32 `[N, pixels]` of about mean 0 and standard deviation 1."""
     return (images.flatten(1).float() - 33.0) / 79.0
 
 
-def _with_wrong_labels(labels: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+def _randomize_labels(labels: torch.Tensor, share: float, seed: int) -> torch.Tensor:
     stream = generator("capacity-labels", seed)
-    chosen = torch.rand(len(labels), generator=stream) < share
-    return torch.where(chosen, torch.randint(10, (len(labels),), generator=stream), labels)
+    is_random = torch.rand(len(labels), generator=stream) < share
+    return torch.where(is_random, torch.randint(10, (len(labels),), generator=stream), labels)

@@ -1,4 +1,4 @@
-"""A study's folder: what it was asked, what it has found so far, and so where it goes on."""
+"""The folder of a study: its options, its results so far, and from both where to continue."""
 
 import datetime
 import json
@@ -13,64 +13,79 @@ from trainer.errors import CheckpointError, ConfigError, writing
 from trainer.files import append_line, is_temporary, read_lines, write_json
 from trainer.hardware import describe
 from trainer.ranks.world import World
-from trainer.records.run_folder import LOCK_FILE, RUNS, STUDY_FILE, git_commit, in_use
+from trainer.records.origin import Origin
+from trainer.records.run_folder import LOCK_FILE, RUNS, STUDY_FILE, in_use
 
-_NOT_ASKED = {"run_dir", "data_dir", "device", "runs"}
-"""Fields of a study's command line that change where it runs, or how long it goes on, not what it finds."""
+_FREE_OPTIONS = {"run_dir", "data_dir", "device", "runs"}
+"""Options that may change when a study is continued: where it runs or how many runs it has, not what each computes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudyFolder:
-    """The folder of a study of that name. Results are lines of `results.jsonl`, each under a key of its own."""
+    """The folder of a study. `results.jsonl` holds one result a line, each under a unique key.
+
+    Args:
+        name: the study's name, such as `seeds`.
+    """
 
     path: Path
     name: str
 
     @classmethod
     @contextmanager
-    def enter(cls, name: str, config: Any, run_dir: Path | None, world: World) -> Iterator["StudyFolder"]:
-        """Make the folder, or enter the one of the same study, and keep others out. All ranks call this.
+    def open(cls, name: str, config: Any, run_dir: Path | None, world: World) -> Iterator["StudyFolder"]:
+        """Creates the folder or opens that of the same study, and locks it. All ranks call this.
 
         Args:
-            config: the command line, a dataclass; all of it but where to run must be the same to go on.
+            config: the command line, a dataclass. A study is continued with the same options only, except where it
+                runs and how many runs it has.
+            run_dir: the folder, or None for a new one in `runs/`.
 
         Raises:
-            ConfigError: the folder belongs to something else, or somebody else uses it.
-            CheckpointError: it cannot be written.
+            ConfigError: the folder holds something else.
+            CheckpointError: the folder cannot be written.
         """
         now = datetime.datetime.now(datetime.UTC)
         path = world.broadcast_object(run_dir or RUNS / f"study-{name}-{now:%Y%m%dT%H%M%SZ}")
         folder = cls(path, name)
         if world.is_main:
-            asked = {field: value for field, value in asdict(config).items() if field not in _NOT_ASKED}
-            folder._claim({"study": name, "asked": asked}, world)
+            options = {field: value for field, value in asdict(config).items() if field not in _FREE_OPTIONS}
+            folder._create_or_check({"study": name, "asked": options}, world)
         world.barrier()
         with in_use(path, world, partial(print, flush=True)):
             yield folder
 
-    def _claim(self, mark: dict[str, Any], world: World) -> None:
-        mark = json.loads(json.dumps(mark, default=str))
+    def _create_or_check(self, identity: dict[str, Any], world: World) -> None:
+        identity = json.loads(json.dumps(identity, default=str))
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            machine = describe(world.device)
             if (self.path / STUDY_FILE).exists():
-                known = self.description()
-                if {key: known[key] for key in mark} != mark:
-                    raise ConfigError(
-                        f"--run-dir {self.path} holds another study, {known['study']} of {known['asked']}: "
-                        "choose another folder"
-                    )
-                others = known.get("continued_on", [])
-                if _kind(machine) not in map(_kind, [known["machine"], *others]):
-                    write_json(self.path / STUDY_FILE, known | {"continued_on": [*others, machine]})
+                self._check(identity, describe(world.device))
                 return
             if not all(is_temporary(path) or path.name == LOCK_FILE for path in self.path.iterdir()):
                 raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no study")
-            started = {"git_commit": git_commit(), "world_size": world.size, "machine": machine}
-            write_json(self.path / STUDY_FILE, mark | started)
+            write_json(self.path / STUDY_FILE, identity | asdict(Origin.here(world)))
+
+    def _check(self, identity: dict[str, Any], machine: dict[str, Any]) -> None:
+        """Checks that the folder holds this study, and records the machine if it is a new one."""
+        known = self.description()
+        if {key: known[key] for key in identity} != identity:
+            raise ConfigError(
+                f"--run-dir {self.path} holds another study, {known['study']} with the options {known['asked']}: "
+                "choose another folder"
+            )
+        others = known.get("continued_on", [])
+        if _without_threads(machine) not in map(_without_threads, [known["machine"], *others]):
+            write_json(self.path / STUDY_FILE, known | {"continued_on": [*others, machine]})
 
     def description(self) -> dict[str, Any]:
-        """What was asked, on which machine it began, and in `continued_on` those others on which it went on, if any."""
+        """Returns the content of `study.json`: options, code and machine.
+
+        `continued_on` holds the other machines that the study ran on, if there are any.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
         try:
             known: dict[str, Any] = json.loads((self.path / STUDY_FILE).read_text())
         except ValueError as error:
@@ -78,18 +93,22 @@ class StudyFolder:
         return known
 
     def results(self) -> dict[str, Any]:
-        """What was found so far, by key; a last line that a crash cut short is left out."""
+        """Returns the results so far by key, without a last line that a crash cut short.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
         try:
             entries = [json.loads(line) for line in read_lines(self._results_path)]
         except ValueError as error:
             raise CheckpointError(f"{self._results_path} is damaged: {error}") from error
         return {entry["key"]: entry["value"] for entry in entries}
 
-    def add(self, key: str, value: Any) -> None:
-        """Write a result down. Only the main rank does.
+    def add_result(self, key: str, value: Any) -> None:
+        """Appends a result. Only the main rank does.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: the file cannot be written.
         """
         with writing(self._results_path):
             append_line(self._results_path, json.dumps({"key": key, "value": value}))
@@ -99,6 +118,6 @@ class StudyFolder:
         return self.path / "results.jsonl"
 
 
-def _kind(machine: dict[str, Any]) -> dict[str, Any]:
-    """What makes it another machine; how many threads a rank has follows from the number of ranks."""
+def _without_threads(machine: dict[str, Any]) -> dict[str, Any]:
+    """Drops the threads of a rank, which depend on the number of ranks and not on the machine."""
     return {name: value for name, value in machine.items() if name != "threads"}

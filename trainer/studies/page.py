@@ -1,10 +1,10 @@
-"""What a study leaves for people: figures and tables as files, and one page that needs nothing else."""
+"""Writes what a study leaves for people: figures and tables as files, and one self-contained HTML page."""
 
 import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
@@ -15,15 +15,36 @@ from trainer.report import figures
 from trainer.report.page import groups, shades, write_figure
 from trainer.studies.folder import StudyFolder
 
+Cell = str | float | int | None
+
+
+class Draw(Protocol):
+    """Draws a figure: wide, or narrow for phones."""
+
+    def __call__(self, *, narrow: bool) -> Figure: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """A figure. `name` is its file's; `text` says what it shows, for the page and for those who cannot see it."""
+class CaptionedFigure:
+    """A figure of the page.
+
+    Args:
+        name: the name of its files, without a suffix.
+        caption: describes the figure on the page, and to readers who cannot see it.
+    """
 
     name: str
     title: str
-    text: str
-    figure: Figure
+    caption: str
+    draw: Draw
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table. All its numbers have the same number of decimals."""
+
+    name: str
+    decimals: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +53,8 @@ class Table:
 
     name: str
     title: str
-    header: tuple[str, ...]
-    rows: list[tuple[str | float | int | None, ...]]
+    columns: tuple[Column, ...]
+    rows: list[tuple[Cell, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,84 +62,101 @@ class Page:
     """A study's page.
 
     Args:
-        findings: what came out, a sentence each; the first is the most important.
-        result: the same for programs, written to `result.json`.
+        findings: the results as sentences; the first is the most important.
+        result: the results for programs, written to `result.json`.
     """
 
     title: str
     findings: list[str]
-    pictures: list[Picture]
+    figures: list[CaptionedFigure]
     tables: list[Table]
     result: dict[str, Any]
 
 
 def write_page(folder: StudyFolder, page: Page) -> Path:
-    """Write everything; the page's path. Call it within `figures.style()`, in which the figures were drawn.
+    """Draws and writes all figures, tables, `report.html` and `result.json`.
+
+    Returns:
+        The path of `report.html`.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: a file cannot be written.
     """
     with writing(folder.path):
-        return _write(folder, page)
+        with figures.style():
+            drawings = [(figure, _write_figure(folder, figure)) for figure in page.figures]
+        for table in page.tables:
+            write_atomically(folder.path / f"{table.name}.csv", _to_csv(table).encode())
+            write_atomically(folder.path / f"{table.name}.md", to_markdown(table).encode())
+        path = folder.path / "report.html"
+        write_atomically(path, _to_html(folder, page, drawings).encode())
+        _write_result(folder, page)
+        return path
 
 
-def _write(folder: StudyFolder, page: Page) -> Path:
-    drawn = []
+def _write_figure(folder: StudyFolder, figure: CaptionedFigure) -> dict[str, dict[str, str]]:
+    """Writes the files of a figure; returns the images of the page, by width and by colour scheme."""
     (folder.path / "figures").mkdir(exist_ok=True)
-    for picture in page.pictures:
-        write_figure(folder.path / "figures" / picture.name, picture.figure)
-        drawn.append((picture, shades(picture.figure)))
-    for table in page.tables:
-        write_atomically(folder.path / f"{table.name}.csv", _as_csv(table).encode())
-        write_atomically(folder.path / f"{table.name}.md", as_markdown(table).encode())
+    wide = figure.draw(narrow=False)
+    write_figure(folder.path / "figures" / figure.name, wide)
+    return {"wide": shades(wide), "narrow": shades(figure.draw(narrow=True))}
+
+
+def _to_html(folder: StudyFolder, page: Page, drawings: list[tuple[CaptionedFigure, dict[str, dict[str, str]]]]) -> str:
     description = folder.description()
     others = description.get("continued_on", [])
     origin = {name: description[name] for name in ("git_commit", "world_size", "machine")}
     origin |= {f"continued_on_{number}": machine for number, machine in enumerate(others, start=1)}
     values = {
         "page": page,
-        "pictures": drawn,
+        "drawings": drawings,
         "colours": {"light": figures.LIGHT, "dark": figures.DARK},
-        "asked": groups(description["asked"]),
+        "options": groups(description["asked"]),
         "origin": groups(origin),
         "machines": [description["machine"], *others],
         "command": f"python -m trainer study {folder.name}",
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": write_number}
+    environment.filters |= {"cell": format_cell}
     template = Path(__file__).with_name("study.html.j2").read_text(encoding="utf-8")
-    path = folder.path / "report.html"
-    write_atomically(path, environment.from_string(template).render(values).encode())
+    return environment.from_string(template).render(values)
+
+
+def _write_result(folder: StudyFolder, page: Page) -> None:
+    description = folder.description()
+    others = description.get("continued_on", [])
     result = {"study": folder.name, **page.result, "machine": description["machine"]}
     write_json(folder.path / "result.json", result | ({"continued_on": others} if others else {}))
-    return path
 
 
-def write_number(value: str | float | int | None) -> str:
-    """A cell for people: four significant digits, whole numbers whole."""
+def format_cell(value: Cell, decimals: int) -> str:
+    """Formats a cell for people: numbers with fixed decimals and separators of thousands, as in `12,345.60`.
+
+    A number that would round to zero becomes `<0.01`, and None becomes a dash.
+    """
     if value is None:
         return "–"
     if isinstance(value, str):
         return value
-    if isinstance(value, int):
-        return f"{value:,}"
-    if 1e4 <= abs(value) < 1e9:
-        return f"{value:,.0f}"
-    if value != 0 and not 1e-3 <= abs(value) < 1e9:
-        return f"{value:.3g}"
-    return f"{value:.4g}"
+    text = f"{value:,.{decimals}f}"
+    if value != 0 and not text.strip("-0."):
+        return f"<{10.0**-decimals:.{decimals}f}" if value > 0 else f">-{10.0**-decimals:.{decimals}f}"
+    return text
 
 
-def as_markdown(table: Table) -> str:
-    """The table for a README."""
-    lines = [f"| {' | '.join(table.header)} |", f"|{'|'.join(['---', *['---:'] * (len(table.header) - 1)])}|"]
-    lines += [f"| {' | '.join(write_number(cell) for cell in row)} |" for row in table.rows]
+def to_markdown(table: Table) -> str:
+    """Returns the table in Markdown."""
+    names = [column.name for column in table.columns]
+    lines = [f"| {' | '.join(names)} |", f"|{'|'.join(['---', *['---:'] * (len(names) - 1)])}|"]
+    for row in table.rows:
+        cells = (format_cell(cell, column.decimals) for cell, column in zip(row, table.columns, strict=True))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _as_csv(table: Table) -> str:
+def _to_csv(table: Table) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(table.header)
+    writer.writerow([column.name for column in table.columns])
     writer.writerows(table.rows)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Polynomials and networks: errors fall on what is fitted, and turn up again on what is new."""
+"""Tests of the capacity study: errors fall on training data and rise again on new data."""
 
 import html
 import json
@@ -15,25 +15,25 @@ from trainer.studies.capacity import (
     CapacityConfig,
     fit_polynomial,
     fit_polynomials,
-    powers,
     study_capacity,
     train_network,
-    true_curve,
+    true_function,
+    vandermonde,
 )
 
 
-def test_the_matrix_is_vandermondes() -> None:
-    assert powers(torch.tensor([2.0, 3.0]), 3).tolist() == [[1, 2, 4, 8], [1, 3, 9, 27]]
-    assert powers(torch.tensor([2.0, 3.0]), 0).tolist() == [[1], [1]]
+def test_the_vandermonde_matrix_holds_the_vandermonde() -> None:
+    assert vandermonde(torch.tensor([2.0, 3.0]), 3).tolist() == [[1, 2, 4, 8], [1, 3, 9, 27]]
+    assert vandermonde(torch.tensor([2.0, 3.0]), 0).tolist() == [[1], [1]]
 
 
-def test_a_polynomials_own_coefficients_are_found() -> None:
+def test_the_coefficients_of_a_polynomial_are_recovered() -> None:
     x = torch.linspace(0, 1, 12, dtype=torch.float64)
     wanted = torch.tensor([0.5, -2.0, 3.0, 1.0], dtype=torch.float64)
-    assert torch.allclose(fit_polynomial(x, powers(x, 3) @ wanted, 3), wanted, atol=1e-8)
+    assert torch.allclose(fit_polynomial(x, vandermonde(x, 3) @ wanted, 3), wanted, atol=1e-8)
 
 
-def test_errors_fall_on_the_points_and_turn_on_new_ones() -> None:
+def test_errors_fall_on_the_points_and_rise_again_on_new_ones() -> None:
     found = fit_polynomials(14, 0.15, 40, 0)
     train, test = found.train.median(dim=0).values, found.test.median(dim=0).values
     assert all(train[degree] >= train[degree + 1] - 1e-6 for degree in range(MAX_DEGREE))
@@ -41,12 +41,12 @@ def test_errors_fall_on_the_points_and_turn_on_new_ones() -> None:
     assert 2 <= best <= 7
     assert test[0] > 2 * test[best]
     assert test[MAX_DEGREE] > 2 * test[best]
-    assert test.min() > 0.15**2 * 0.9  # nothing is better than the noise
-    values = true_curve(torch.linspace(0, 1, 100, dtype=torch.float64))
+    assert test.min() > 0.15**2 * 0.9  # the noise is irreducible
+    values = true_function(torch.linspace(0, 1, 100, dtype=torch.float64))
     assert -0.5 < values.min() < values.max() < 1.5
 
 
-def test_a_wider_network_learns_more_by_heart() -> None:
+def test_a_wider_network_memorises_more() -> None:
     stream = torch.Generator().manual_seed(0)
     noise = ImageSet(torch.randn(60, 20, generator=stream), torch.randint(10, (60,), generator=stream))
     narrow, _ = train_network(noise, noise, width=1, epochs=60, seed=0)
@@ -57,31 +57,30 @@ def test_a_wider_network_learns_more_by_heart() -> None:
 TINY = CapacityConfig(repeats=3, widths=(1, 4), num_images=100, network_repeats=2, epochs=1)
 
 
-def test_the_study_goes_on_where_it_was_interrupted(
+def test_the_study_continues_after_an_interruption(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = replace(TINY, data_dir=data_dir, run_dir=tmp_path / "study")
     study_capacity(config)
-    said = capsys.readouterr().out
-    assert said.count("wrong on") == 4
+    assert capsys.readouterr().out.count("training error") == 4
     for name in ("polynomials", "errors-by-degree", "errors-by-width"):
         assert (tmp_path / f"study/figures/{name}.png").exists()
     whole = (tmp_path / "study/result.json").read_bytes()
     lines = (tmp_path / "study/results.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "study/results.jsonl").write_text("".join(lines[:2]) + lines[2][:10])  # killed while it wrote
+    (tmp_path / "study/results.jsonl").write_text("".join(lines[:2]) + lines[2][:10])  # killed while writing
     study_capacity(config)
-    assert capsys.readouterr().out.count("wrong on") == 2
+    assert capsys.readouterr().out.count("training error") == 2
     assert (tmp_path / "study/result.json").read_bytes() == whole
 
 
-def test_a_study_that_goes_on_elsewhere_names_both_machines(tmp_path: Path, data_dir: Path) -> None:
+def test_a_study_that_continues_elsewhere_names_both_machines(tmp_path: Path, data_dir: Path) -> None:
     config = replace(TINY, widths=(1,), network_repeats=1, data_dir=data_dir, run_dir=tmp_path / "study")
     study_capacity(config)
     assert "continued_on" not in json.loads((tmp_path / "study/result.json").read_text())
-    mark = json.loads((tmp_path / "study/study.json").read_text())
-    mark["machine"]["device"] = "an abacus"
-    (tmp_path / "study/study.json").write_text(json.dumps(mark))
-    for _ in range(2):  # the second time, this machine is known
+    description = json.loads((tmp_path / "study/study.json").read_text())
+    description["machine"]["device"] = "an abacus"
+    (tmp_path / "study/study.json").write_text(json.dumps(description))
+    for _ in range(2):  # the second time, the study knows this machine
         study_capacity(config)
     result = json.loads((tmp_path / "study/result.json").read_text())
     assert result["machine"]["device"] == "an abacus"
@@ -91,13 +90,13 @@ def test_a_study_that_goes_on_elsewhere_names_both_machines(tmp_path: Path, data
     assert f"; continued on {html.escape(here['device'])}" in page
 
 
-def test_other_threads_are_no_other_machine(tmp_path: Path, data_dir: Path) -> None:
-    """A rank's share of them follows from how many ranks there are."""
+def test_another_number_of_threads_is_the_same_machine(tmp_path: Path, data_dir: Path) -> None:
+    """The number of ranks decides how many threads each has."""
     config = replace(TINY, widths=(1,), network_repeats=1, data_dir=data_dir, run_dir=tmp_path / "study")
     study_capacity(config)
-    mark = json.loads((tmp_path / "study/study.json").read_text())
-    mark["machine"]["threads"] += 1
-    (tmp_path / "study/study.json").write_text(json.dumps(mark))
+    description = json.loads((tmp_path / "study/study.json").read_text())
+    description["machine"]["threads"] += 1
+    (tmp_path / "study/study.json").write_text(json.dumps(description))
     study_capacity(config)
     assert "continued_on" not in json.loads((tmp_path / "study/result.json").read_text())
 
@@ -113,6 +112,6 @@ def test_other_threads_are_no_other_machine(tmp_path: Path, data_dir: Path) -> N
         {"num_images": 10_000},
     ],
 )
-def test_values_that_make_no_sense_are_refused(change: dict[str, object], tmp_path: Path, data_dir: Path) -> None:
+def test_options_out_of_range_are_refused(change: dict[str, object], tmp_path: Path, data_dir: Path) -> None:
     with pytest.raises(ConfigError):
         study_capacity(replace(TINY, data_dir=data_dir, run_dir=tmp_path / "study", **change))  # type: ignore[arg-type]

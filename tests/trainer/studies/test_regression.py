@@ -1,4 +1,4 @@
-"""The line through generated points: closed form and SGD agree."""
+"""Tests of the regression study: closed form and SGD agree."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,7 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.studies.regression import (
-    TRUE_INTERCEPT,
-    TRUE_SLOPE,
+    TRUE_LINE,
     RegressionConfig,
     fit_by_sgd,
     fit_closed_form,
@@ -18,22 +17,22 @@ from trainer.studies.regression import (
 )
 
 
-def test_without_noise_both_find_the_line_that_made_the_data() -> None:
+def test_without_noise_both_find_the_true_line() -> None:
     ages, pressures = make_people(50, 0.0, 0)
     for line in (fit_closed_form(ages, pressures), fit_by_sgd(ages, pressures, epochs=60, seed=0)[-1]):
-        assert line.slope == pytest.approx(TRUE_SLOPE, abs=1e-3)
-        assert line.intercept == pytest.approx(TRUE_INTERCEPT, abs=0.05)
+        assert line.slope == pytest.approx(TRUE_LINE.slope, abs=1e-3)
+        assert line.intercept == pytest.approx(TRUE_LINE.intercept, abs=0.05)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_with_noise_they_agree(seed: int) -> None:
+def test_with_noise_both_find_the_same_line(seed: int) -> None:
     ages, pressures = make_people(60, 14.0, seed)
     closed, sgd = fit_closed_form(ages, pressures), fit_by_sgd(ages, pressures, epochs=200, seed=seed)[-1]
     for age in (10, 80):
         assert sgd.slope * age + sgd.intercept == pytest.approx(closed.slope * age + closed.intercept, abs=0.2)
 
 
-def test_the_closed_form_is_the_minimum() -> None:
+def test_the_closed_form_minimises_the_error() -> None:
     ages, pressures = make_people(40, 10.0, 3)
     line = fit_closed_form(ages, pressures)
 
@@ -47,11 +46,11 @@ def test_the_closed_form_is_the_minimum() -> None:
     assert ages.dtype == torch.float64
 
 
-def test_the_study_leaves_a_page_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_study_writes_a_page_tables_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "study"
     config = RegressionConfig(num_people=20, epochs=20, run_dir=folder)
     study_regression(config)
-    study_regression(config)  # again: the same study goes on in its folder
+    study_regression(config)  # the same study continues in its folder
     assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
     for name in ("line", "sgd"):
         assert (folder / f"figures/{name}.svg").read_text().lstrip().startswith("<?xml")

@@ -1,4 +1,4 @@
-"""The study of seeds, end to end on real digits: every seed is a run and a look, and all are shown."""
+"""Tests of the study of seeds, end to end on real digits: each seed is a run, evaluated once, and all are shown."""
 
 import csv
 import json
@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.trainer.records.results import make_result
 from trainer.config import TrainConfig
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DivergenceError
-from trainer.loop.fit import Run
+from trainer.loop.run import Run
 from trainer.recipes import RECIPES, Recipe
 from trainer.report.figures import style
-from trainer.studies.members import Workplace, open_member, train_member
-from trainer.studies.page import write_number
 from trainer.studies.seeds import SeedsConfig, study_seeds
-from trainer.studies.seeds_page import Outcome, make_page
+from trainer.studies.seeds_page import SeedResults, make_page
+from trainer.studies.trials import TrialContext, open_trial, train_trial
 from trainer.train import train
 
 
@@ -43,35 +43,34 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_all_seeds_are_run_looked_at_and_shown(
+def test_all_seeds_are_trained_evaluated_and_shown(
     config: SeedsConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study_seeds(config)
     folder = tmp_path / "runs" / "study"
     result = read(folder / "result.json")
-    members = [read(folder / f"seed-{seed}/result.json") for seed in range(3)]
-    assert result["test_errors_percent"] == [member["test_errors"] / 10 for member in members]
+    seeds = [read(folder / f"seed-{seed}/result.json") for seed in range(3)]
+    assert result["test_errors_percent"] == [seed["test_errors"] / 10 for seed in seeds]
     assert result["worst"] == max(result["test_errors_percent"])
-    assert len({member["weights_sha256"] for member in members}) == 3
-    looks = [json.loads(line) for line in (tmp_path / "runs/ledger.jsonl").read_text().splitlines()]
-    assert [look["seed"] for look in looks] == [0, 1, 2]  # in the workspace's ledger, not in one of the study's own
+    assert len({seed["weights_sha256"] for seed in seeds}) == 3
+    entries = [json.loads(line) for line in (tmp_path / "runs/ledger.jsonl").read_text().splitlines()]
+    assert [entry["seed"] for entry in entries] == [0, 1, 2]  # in the workspace's ledger; the study has none
     assert not (folder / "ledger.jsonl").exists()
     assert (folder / "seeds.csv").read_text().count("\n") == 4
     assert "3 of 3" in capsys.readouterr().out
-    # Interrupted before the last seed, it goes on with that one, and comes to the same.
+    # After an interruption before the last seed, the study continues with that seed and gives the same result.
     (folder / "seed-2/result.json").unlink()
     before = (tmp_path / "runs/ledger.jsonl").read_text()
     study_seeds(config)
-    said = capsys.readouterr().out
-    assert "2 of 3 seeds are done already" in said
+    assert "2 of 3 seeds are done already" in capsys.readouterr().out
     assert read(folder / "result.json")["test_errors_percent"] == result["test_errors_percent"]
-    assert (tmp_path / "runs/ledger.jsonl").read_text() == before  # the same weights are no new look
+    assert (tmp_path / "runs/ledger.jsonl").read_text() == before  # the same weights are not recorded again
     study_seeds(replace(config, runs=4))  # more seeds later, in the same folder
     assert read(folder / "result.json")["test_errors_percent"][:3] == result["test_errors_percent"]
     assert len(read(folder / "result.json")["test_errors_percent"]) == 4
-    study_seeds(replace(config, runs=1))  # asking for fewer leaves none out
+    study_seeds(replace(config, runs=1))  # fewer runs than before leave none out
     assert read(folder / "result.json")["seeds"] == [0, 1, 2, 3]
-    # Nor does another study of the same setting: what was looked at anywhere in the workspace counts.
+    # Another study of the same setting counts all evaluations of the workspace, too.
     other = tmp_path / "runs" / "other"
     study_seeds(replace(config, runs=1, first_seed=100, run_dir=other))
     found = read(other / "result.json")
@@ -91,22 +90,22 @@ def test_a_folder_of_less_than_a_batch_is_not_measured(config: SeedsConfig, tmp_
     assert len(read(tmp_path / "runs/study/result.json")["test_errors_percent"]) == 2
 
 
-def test_a_seed_that_diverges_is_counted_and_ends_nothing(
+def test_a_seed_that_diverges_is_counted_and_the_study_continues(
     config: SeedsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stack_diverges(*rest: Any) -> None:
+    def stacked_seeds_diverge(*rest: Any) -> None:
         raise DivergenceError("training diverged in epoch 1: the loss of seed 1 is not finite")
 
-    def seed_1_diverges(place: Workplace, recipe: Recipe, seed: int, path: Path) -> Run:
+    def seed_1_diverges(context: TrialContext, recipe: Recipe, seed: int, path: Path) -> Run:
         if seed == 1:
-            open_member(place, recipe, seed, path)
+            open_trial(context, recipe, seed, path)
             raise DivergenceError("training diverged in epoch 1: the loss is not finite")
-        return train_member(place, recipe, seed, path)
+        return train_trial(context, recipe, seed, path)
 
-    monkeypatch.setattr("trainer.studies.seeds.train_stack", stack_diverges)
-    monkeypatch.setattr("trainer.studies.seeds.train_member", seed_1_diverges)
+    monkeypatch.setattr("trainer.studies.seeds.train_stacked", stacked_seeds_diverge)
+    monkeypatch.setattr("trainer.studies.seeds.train_trial", seed_1_diverges)
     study_seeds(replace(config, runs=2, stack=2))
-    assert "the loss of seed 1 is not finite; the seeds 0, 1 go on one after another" in capsys.readouterr().out
+    assert "the loss of seed 1 is not finite; the seeds 0, 1 are trained one after another" in capsys.readouterr().out
     result = read(tmp_path / "runs/study/result.json")
     assert (result["seeds"], result["diverged"], result["runs"]) == ([0], [1], 1)
     assert "1 of 2 seeds diverged and have no test error: 1." in (tmp_path / "runs/study/report.html").read_text()
@@ -114,7 +113,7 @@ def test_a_seed_that_diverges_is_counted_and_ends_nothing(
     assert "2 of 2 seeds are done already" in capsys.readouterr().out
 
 
-def test_a_recipe_that_always_diverges_has_no_figure(config: SeedsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_that_always_diverges_is_an_error(config: SeedsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = RECIPES[config.recipe]
     wild = {kind: replace(group, lr=1e12) for kind, group in recipe.param_groups.items()}
     monkeypatch.setitem(RECIPES, config.recipe, replace(recipe, param_groups=wild))
@@ -122,82 +121,70 @@ def test_a_recipe_that_always_diverges_has_no_figure(config: SeedsConfig, monkey
         study_seeds(replace(config, runs=2))
 
 
-def test_no_training_loop_has_a_way_to_the_test_images(
+def test_no_training_loop_can_load_test_images(
     config: SeedsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Begun(Exception):
+    class Started(Exception):
         pass
 
     def loop(run: Run, *rest: Any) -> None:
         with pytest.raises(ConfigError, match="without its test images"):
             load_test_set(run.dataset)
-        raise Begun
+        raise Started
 
     monkeypatch.setattr("trainer.train.fit", loop)
-    monkeypatch.setattr("trainer.studies.members.fit", loop)
+    monkeypatch.setattr("trainer.studies.trials.fit", loop)
     known = {"dataset": config.dataset, "data_dir": config.data_dir, "device": config.device}
-    with pytest.raises(Begun):
+    with pytest.raises(Started):
         train(TrainConfig(**known, run_dir=tmp_path / "runs" / "lone", export=False))
-    with pytest.raises(Begun):
+    with pytest.raises(Started):
         study_seeds(config)
 
 
 @pytest.mark.slow
-def test_stacked_seeds_come_to_about_the_same(
-    config: SeedsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # In bfloat16, where the processor has it, an epoch is enough for the rounding to become other weights.
+def test_stacked_seeds_match_single_runs(config: SeedsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # bfloat16, where the processor has it, rounds so coarsely that the weights differ after an epoch.
     monkeypatch.setitem(RECIPES, config.recipe, replace(RECIPES[config.recipe], precision="float32"))
     study_seeds(config)
     study_seeds(replace(config, stack=2, run_dir=tmp_path / "other" / "stacked"))
     alone, stacked = (read(tmp_path / f"{name}/result.json") for name in ("runs/study", "other/stacked"))
     for one, other in zip(alone["test_errors_percent"], stacked["test_errors_percent"], strict=True):
-        assert other == pytest.approx(one, abs=1.0)  # rounding grows over an epoch
-    members = [tmp_path / f"other/stacked/seed-{seed}" for seed in range(3)]
-    results = [read(member / "result.json") for member in members]
+        assert other == pytest.approx(one, abs=1.0)  # rounding errors grow over an epoch
+    folders = [tmp_path / f"other/stacked/seed-{seed}" for seed in range(3)]
+    results = [read(folder / "result.json") for folder in folders]
     assert [result["stacked"] for result in results] == [2, 2, 1]
-    for member in members[:2]:  # as if the study had been stopped before they were looked at
-        (member / "result.json").unlink()
+    for folder in folders[:2]:  # as if the study had been stopped before their evaluation
+        (folder / "result.json").unlink()
     study_seeds(replace(config, stack=2, run_dir=tmp_path / "other" / "stacked"))
-    again = [read(member / "result.json") for member in members]
+    again = [read(folder / "result.json") for folder in folders]
     assert [result["weights_sha256"] for result in again] == [result["weights_sha256"] for result in results]
 
 
-def test_what_makes_no_sense_is_refused(config: SeedsConfig) -> None:
+def test_options_out_of_range_are_refused(config: SeedsConfig) -> None:
     with pytest.raises(ConfigError, match="--runs must be at least 1"):
         study_seeds(replace(config, runs=0))
     with pytest.raises(ConfigError, match="Muon"):
         study_seeds(replace(config, recipe="mnist-fast", stack=2))
 
 
-def some_outcome(num: int, *, stacked: int = 1, precision: str = "float32") -> Outcome:
+def some_seeds(num: int, *, stacked: int = 1, precision: str = "float32") -> SeedResults:
     results = [
-        {
-            "seed": seed,
-            "test_errors": 90 + seed,
-            "num_test": 10_000,
-            "val_accuracy": 0.99,
-            "train_seconds": 50.0,
-            "stacked": stacked,
-            "precision": precision,
-        }
+        make_result(seed=seed, test_errors=90 + seed, num_test=10_000, stacked=stacked, precision=precision)
         for seed in range(num)
     ]
-    return Outcome(results=results, diverged=[], others=[], num_looks=num)
+    return SeedResults(results=results, diverged=[], others=[], num_evaluations=num)
 
 
-def test_how_near_stacked_seeds_are_to_lone_runs_is_said() -> None:
-    with style():
-        exact = make_page(RECIPES["mnist"], some_outcome(2, stacked=2), {2: 0.0})
-        coarse = make_page(RECIPES["mnist"], some_outcome(2, stacked=2, precision="bfloat16"), {2: 0.0})
+def test_the_page_says_how_close_stacked_seeds_are_to_single_runs() -> None:
+    exact = make_page(RECIPES["mnist"], some_seeds(2, stacked=2), {2: 0.0})
+    coarse = make_page(RECIPES["mnist"], some_seeds(2, stacked=2, precision="bfloat16"), {2: 0.0})
     assert "1e-6 after some steps in float32." in " ".join(exact.findings)
     assert "here in bfloat16, whose rounding is coarser" in " ".join(coarse.findings)
 
 
-def test_the_lectures_figures_stand_beside_its_own_recipe_only() -> None:
-    with style():
-        page = make_page(RECIPES["mnist"], some_outcome(10), {1: 1000.0, 4: 2500.0})
-        other = make_page(RECIPES["mnist-fast"], some_outcome(10), {1: 0.0})
+def test_the_lectures_figures_are_shown_for_its_own_recipe_only() -> None:
+    page = make_page(RECIPES["mnist"], some_seeds(10), {1: 1000.0, 4: 2500.0})
+    other = make_page(RECIPES["mnist-fast"], some_seeds(10), {1: 0.0})
     text = " ".join(page.findings)
     assert "worst 0.99 %, median 0.94 %, best 0.90 %" in page.findings[0].replace("0.95", "0.94")
     assert "The lecture's 100 runs: worst 1.3 %, median 1.0 %, best 0.82 %" in text
@@ -206,34 +193,23 @@ def test_the_lectures_figures_stand_beside_its_own_recipe_only() -> None:
     assert "stacked" not in " ".join(other.findings)
 
 
-@pytest.mark.parametrize("shift", [-6, 0, 12])  # errors: our median on the lecture's best, as measured, on its median
-def test_labels_keep_clear_of_each_other_and_of_the_lines(shift: int) -> None:
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("shift", [-6, 0, 12])  # our median at the lecture's best, as measured, and at its median
+def test_labels_overlap_neither_each_other_nor_the_lines(shift: int, narrow: bool) -> None:
     table = (ROOT / "benchmarks/results/seeds-mnist-2026-11-24.csv").read_text().splitlines()
     percents = [float(row["test error, %"]) for row in csv.DictReader(table)]
+    seeds = some_seeds(len(percents))
     results = [
-        member | {"test_errors": round(100 * percent) + shift}
-        for member, percent in zip(some_outcome(len(percents)).results, percents, strict=True)
+        replace(result, test_errors=round(100 * percent) + shift)
+        for result, percent in zip(seeds.results, percents, strict=True)
     ]
-    outcome = Outcome(results=results, diverged=[], others=[], num_looks=len(results))
+    (histogram,) = make_page(RECIPES["mnist"], replace(seeds, results=results), {1: 0.0}).figures
     with style():
-        (picture,) = make_page(RECIPES["mnist"], outcome, {1: 0.0}).pictures
-        picture.figure.draw_without_rendering()
-    (axes,) = picture.figure.axes
+        figure = histogram.draw(narrow=narrow)
+        figure.draw_without_rendering()
+    (axes,) = figure.axes
     labels = [label.get_window_extent() for label in axes.texts]
     assert len(labels) == 4
     others = labels + [line.get_window_extent() for line in axes.lines]
     for number, label in enumerate(labels):
         assert not any(label.overlaps(other) for other in others[number + 1 :])
-
-
-def test_numbers_are_written_for_people() -> None:
-    assert [write_number(value) for value in (None, 7, 12345, 0.5, 1 / 3, 1e-5, "x", 2e6)] == [
-        "–",
-        "7",
-        "12,345",
-        "0.5",
-        "0.3333",
-        "1e-05",
-        "x",
-        "2,000,000",
-    ]

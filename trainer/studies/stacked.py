@@ -1,9 +1,9 @@
-"""Many seeds of one recipe trained at once, as one network whose weights have a dimension more.
+"""Trains several seeds of a recipe at once, as one network whose tensors have an additional dimension.
 
-torch.func's vmap turns the members' convolutions into one grouped convolution and their matrix products into one
-batched product. Each member keeps its own initial weights, order of samples and augmentation, so that it equals its
-lone run up to rounding (float32: about 1e-6 after some steps). One launch serves all, which pays where launches, not
-arithmetic, take the time.
+torch.func's vmap turns the networks' convolutions into one grouped convolution and their matrix products into one
+batched product. Each seed keeps its own initial weights, order of samples and augmentation, so that its network equals
+that of a single run up to rounding (float32: about 1e-6 after some steps). One kernel launch serves all seeds, which
+pays off where launches take the time, not arithmetic.
 """
 
 import copy
@@ -18,26 +18,27 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from trainer.data.augment import augment_batch
 from trainer.errors import DivergenceError
-from trainer.loop.fit import Run, Samples, save
 from trainer.loop.learner import parameter_kind
 from trainer.loop.optim import Optimizer
-from trainer.loop.step import Batch
+from trainer.loop.run import Run
+from trainer.loop.samples import EpochSamples
+from trainer.loop.saving import save
 from trainer.models.layers import dropout_layers, use_dropout_seeds
 from trainer.recipes import ParameterKind, ParamGroup, Recipe
 from trainer.records.checkpoint import Checkpoints
 
 
 def can_stack(recipe: Recipe) -> bool:
-    """Whether members would equal their lone runs: Muon's update is not element by element."""
+    """Returns whether stacked seeds equal single runs. Muon is excluded: its update is not element by element."""
     return not any(group.muon for group in recipe.param_groups.values())
 
 
-class Stack:
-    """Members of one recipe on one data set, in lockstep.
+class StackedTrainer:
+    """Trains runs that differ in their seed alone, in lockstep.
 
     Args:
-        runs: the members' runs, fresh, which differ in their seed alone; their learners' steps are not used, but their
-            models receive the weights in `copy_to_runs`.
+        runs: untrained, of one recipe and one data set. Their own learners take no step; `copy_to_runs` gives their
+            models the trained weights.
     """
 
     def __init__(self, runs: list[Run]) -> None:
@@ -48,31 +49,38 @@ class Stack:
         self._parameters, self._buffers = stack_module_state(networks)
         self._template = copy.deepcopy(networks[0]).to("meta")
         self._dropouts = dropout_layers(self._template)
-        self._optimizer = Optimizer(self._groups(networks[0]))
+        self._optimizer = Optimizer(self._param_groups(networks[0]))
         self.step = 0
 
     def train_epoch(self, epoch: int) -> None:
-        """Train an epoch.
+        """Trains an epoch.
 
         Raises:
-            DivergenceError: a member's loss is not finite.
+            DivergenceError: the loss of a seed is not finite.
         """
         losses = self.train_steps(self.draw(epoch), num_steps=self.runs[0].steps_per_epoch)
         if not bool(losses.isfinite().all()):
             seed = self.runs[int((~losses.isfinite()).nonzero()[0])].seed
             raise DivergenceError(f"training diverged in epoch {epoch + 1}: the loss of seed {seed} is not finite")
 
-    def draw(self, epoch: int) -> Samples:
-        """The members' samples of an epoch, with one dimension more in front: `[S, N]`."""
-        drawn = [Samples.draw(run, epoch) for run in self.runs]
-        return Samples(
+    def draw(self, epoch: int) -> EpochSamples:
+        """Draws an epoch's samples for each of the S seeds: tensors `[S, N, ...]`."""
+        drawn = [EpochSamples.draw(run, epoch) for run in self.runs]
+        return EpochSamples(
             indices=torch.stack([samples.indices for samples in drawn]),
             augment_params=torch.stack([samples.augment_params for samples in drawn]),
             dropout_seeds=torch.stack([samples.dropout_seeds for samples in drawn]),
         )
 
-    def train_steps(self, samples: Samples, *, num_steps: int) -> torch.Tensor:
-        """The first steps of an epoch that was drawn; the members' sums of mean losses, float32 `[S]`."""
+    def train_steps(self, samples: EpochSamples, *, num_steps: int) -> torch.Tensor:
+        """Trains the first steps of an epoch.
+
+        Args:
+            samples: from `draw`.
+
+        Returns:
+            The sum of mean losses of each seed, float32 `[S]`.
+        """
         size, steps_per_epoch = self._recipe.global_batch_size, self.runs[0].steps_per_epoch
         self._template.train()
         losses = torch.zeros(len(self.runs), device=self._device)
@@ -84,7 +92,7 @@ class Stack:
         return losses
 
     def copy_to_runs(self) -> None:
-        """Copy each member's weights into its own run's model."""
+        """Copies each seed's weights into the model of its run."""
         for number, run in enumerate(self.runs):
             state = {name: tensor[number].detach() for name, tensor in (self._parameters | self._buffers).items()}
             run.learner.model.network.load_state_dict(state)
@@ -99,23 +107,23 @@ class Stack:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for mine, saved in ((self._parameters, state["parameters"]), (self._buffers, state["buffers"])):
-            for name, tensor in mine.items():
+        for tensors, saved in ((self._parameters, state["parameters"]), (self._buffers, state["buffers"])):
+            for name, tensor in tensors.items():
                 tensor.copy_(saved[name])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
-    def _groups(self, network: nn.Module) -> list[tuple[ParamGroup, list[nn.Parameter]]]:
+    def _param_groups(self, network: nn.Module) -> list[tuple[ParamGroup, list[nn.Parameter]]]:
         groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in self._recipe.param_groups}
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 groups[parameter_kind(name, parameter)].append(self._parameters[name])
         return [(self._recipe.param_groups[kind], parameters) for kind, parameters in groups.items()]
 
-    def _train_step(self, samples: Samples, part: slice, lr_factor: torch.Tensor) -> torch.Tensor:
-        """One step of all members, on that part of their epochs; their losses, float32 `[S]`."""
-        indices, seeds = samples.indices[:, part], samples.dropout_seeds[:, part]
-        num_members, size = indices.shape
+    def _train_step(self, samples: EpochSamples, part: slice, lr_factor: torch.Tensor) -> torch.Tensor:
+        """Trains one step of all seeds on a part of the epoch; returns their mean losses, float32 `[S]`."""
+        indices, dropout_seeds = samples.indices[:, part], samples.dropout_seeds[:, part]
+        num_seeds, size = indices.shape
         learner = self.runs[0].learner
         pixels = torch.cat(
             [
@@ -125,91 +133,81 @@ class Stack:
         )
         labels = self._data.labels[indices.flatten()]
         with learner.autocast():
-            images = learner.model.normalize(pixels)
-            logits = vmap(self._answer)(
-                self._parameters, self._buffers, images.unflatten(0, (num_members, size)), seeds
-            )
+            images = learner.model.normalize(pixels).unflatten(0, (num_seeds, size))
+            logits = vmap(self._forward)(self._parameters, self._buffers, images, dropout_seeds)
         losses = F.cross_entropy(
             logits.float().flatten(0, 1), labels, label_smoothing=self._recipe.label_smoothing, reduction="none"
         )
         (losses.sum() / size).backward()
         self._optimizer.step(lr_factor)
         self._optimizer.zero_grad()
-        return losses.detach().view(num_members, size).mean(dim=1)
+        return losses.detach().view(num_seeds, size).mean(dim=1)
 
-    def _answer(
+    def _forward(
         self,
         parameters: dict[str, torch.Tensor],
         buffers: dict[str, torch.Tensor],
         images: torch.Tensor,
-        seeds: torch.Tensor,
+        dropout_seeds: torch.Tensor,
     ) -> torch.Tensor:
-        with use_dropout_seeds(self._dropouts, seeds):
+        """Returns the logits of one seed's network."""
+        with use_dropout_seeds(self._dropouts, dropout_seeds):
             logits: torch.Tensor = functional_call(self._template, (parameters, buffers), (images,))
         return logits
 
 
-def train_stack(runs: list[Run], checkpoints: Checkpoints) -> None:
-    """Train the members to their end, saved after each epoch; give them their weights and their share of the time.
+def train_stacked(runs: list[Run], checkpoints: Checkpoints) -> None:
+    """Trains runs together to the end and saves each; a checkpoint follows each epoch.
+
+    Each run gets its trained weights and its share of the training time.
 
     Raises:
-        DivergenceError: a member's loss is not finite.
+        DivergenceError: the loss of a seed is not finite.
     """
-    stack, seconds = Stack(runs), 0.0
+    trainer, seconds = StackedTrainer(runs), 0.0
     state = checkpoints.load_newest()
     if state is not None:
-        stack.load_state_dict(state)
+        trainer.load_state_dict(state)
         seconds = state["seconds"]
     seeds = f"seeds {runs[0].seed} to {runs[-1].seed} together"
-    for epoch in range(stack.step // runs[0].steps_per_epoch, runs[0].recipe.epochs):
+    for epoch in range(trainer.step // runs[0].steps_per_epoch, runs[0].recipe.epochs):
         began = time.perf_counter()
-        stack.train_epoch(epoch)
-        _wait(runs[0])
+        trainer.train_epoch(epoch)
+        _synchronize(runs[0])
         seconds += time.perf_counter() - began
-        checkpoints.save(stack.step, {**stack.state_dict(), "seconds": seconds})
+        checkpoints.save(trainer.step, {**trainer.state_dict(), "seconds": seconds})
         print(f"{seeds}, epoch {epoch + 1}/{runs[0].recipe.epochs}: {seconds:.1f} s", flush=True)
-    stack.copy_to_runs()
+    trainer.copy_to_runs()
     for run in runs:
-        run.position.step, run.position.seconds = stack.step, seconds / len(runs)
+        run.position.step, run.position.seconds = trainer.step, seconds / len(runs)
         save(run)  # for `evaluate` and `export`
 
 
-def lone_steps(run: Run, num_steps: int) -> None:
-    """A run's first steps, by its own learner: what a member of a stack must equal, and is measured against."""
+def train_alone(run: Run, num_steps: int) -> None:
+    """Trains the first steps of a run with its own learner, for comparison with stacked ones."""
     size = run.recipe.global_batch_size
-    samples, lr_factors = Samples.draw(run, 0), run.lr_factors(0)
+    samples, lr_factors = EpochSamples.draw(run, 0), run.lr_factors(0)
     run.learner.model.train()
     for step in range(num_steps):
-        part = slice(step * size, (step + 1) * size)
-        indices = samples.indices[part]
-        run.learner.step(
-            Batch(
-                indices=indices,
-                augment_params=samples.augment_params[part],
-                dropout_seeds=samples.dropout_seeds[part],
-                lr_factor=lr_factors[step],
-                sizes=(len(indices),),
-                num_images=len(indices),
-            )
-        )
+        run.learner.step(samples.batch(step * size, size, lr_factors[step], run.world))
 
 
-def measure_rate(runs: list[Run], num_steps: int) -> float:
-    """Images a second, over all members, of the first steps: stacked, or of a single run by its own learner."""
-    work = partial(lone_steps, runs[0]) if len(runs) == 1 else partial(_first_steps, Stack(runs))
-    work(2)
-    _wait(runs[0])
+def measure_throughput(runs: list[Run], num_steps: int) -> float:
+    """Returns the images per second, over all runs, of their first steps: stacked, or those of a single run."""
+    train = partial(train_alone, runs[0]) if len(runs) == 1 else partial(_train_first_steps, StackedTrainer(runs))
+    train(2)
+    _synchronize(runs[0])
     began = time.perf_counter()
-    work(num_steps)
-    _wait(runs[0])
+    train(num_steps)
+    _synchronize(runs[0])
     return num_steps * len(runs) * runs[0].recipe.global_batch_size / (time.perf_counter() - began)
 
 
-def _first_steps(stack: Stack, num_steps: int) -> None:
-    stack.train_steps(stack.draw(0), num_steps=num_steps)
+def _train_first_steps(trainer: StackedTrainer, num_steps: int) -> None:
+    trainer.train_steps(trainer.draw(0), num_steps=num_steps)
 
 
-def _wait(run: Run) -> None:
-    """Until the device has done what is queued on it."""
+def _synchronize(run: Run) -> None:
+    """Waits until the run's device has finished its work."""
     if run.world.device.type == "cuda":
         torch.cuda.synchronize(run.world.device)
