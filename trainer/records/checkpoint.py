@@ -1,11 +1,11 @@
-"""Checkpoints: complete or absent, verified before use, the newest good one found by itself.
+"""Checkpoints: complete or absent, verified before use; a damaged one is skipped for the one before it.
 
     checkpoints/step-00000550/state.pt        plain tensors and numbers, readable with weights_only
     checkpoints/step-00000550/manifest.json   step, and the SHA-256 of state.pt
 
-A checkpoint is written under a temporary name in the same folder, flushed to the disk, and renamed; while training goes
-on, by a thread of its own (`CheckpointWriter`). Each process has its own name: a rank whose launcher was killed may
-still write when the run has begun again.
+A checkpoint is written under a temporary name in the same folder, flushed to the disk, and renamed. During training a
+thread writes it (`CheckpointWriter`). The temporary name is unique to the process: a rank whose launcher was killed may
+still write after the run has been started again.
 """
 
 import hashlib
@@ -31,28 +31,26 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: made when the first one is saved.
-        say: takes one line for the user.
+        folder: created with the first checkpoint.
+        say: prints one line for the user.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder = folder
         self._say = say
         self.newest_good_step: int | None = None
-        """Of the checkpoint that was saved or loaded last."""
+        """The step of the checkpoint that was saved or loaded last."""
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Keep `state` (tensors, numbers, strings, in lists and dicts) as the checkpoint of `step`.
+        """Saves `state` (tensors, numbers, strings, in lists and dicts) as the checkpoint of `step`.
 
         Raises:
-            CheckpointError: it could not be written; earlier ones are untouched.
+            CheckpointError: it cannot be written; earlier checkpoints are untouched.
         """
         final = self._folder / f"step-{step:08d}"
         temporary = self._folder / f".{final.name}.{socket.gethostname()}.{os.getpid()}.tmp"
         try:
-            for left in self._folder.glob(
-                ".step-*.tmp"
-            ):  # by who was killed, or will leave, for this run has come after
+            for left in self._folder.glob(".step-*.tmp"):  # left by killed or superseded processes
                 shutil.rmtree(left, ignore_errors=True)
             temporary.mkdir(parents=True)
             with (temporary / "state.pt").open("wb") as file:
@@ -60,7 +58,7 @@ class Checkpoints:
             digest = sha256_of_file(temporary / "state.pt")
             flush_to_disk(temporary / "state.pt")
             write_json(temporary / "manifest.json", {"step": step, "sha256": digest})
-            if final.exists():  # a damaged one that was passed over
+            if final.exists():  # a damaged one that was skipped
                 shutil.rmtree(final)
             temporary.rename(final)
             flush_to_disk(self._folder)
@@ -68,14 +66,14 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"cannot save a checkpoint in {self._folder}: {error.strerror or error}") from error
         self.newest_good_step = step
-        # Those of later steps were damaged and passed over, or come from before the run began again.
+        # Checkpoints of later steps were damaged and skipped, or are from before the run was restarted.
         kept = [path for path in self._complete() if path <= final][-NUM_KEPT:]
         for path in reversed(self._complete()):
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
     def load_newest(self) -> dict[str, Any] | None:
-        """The newest state that is whole, or None where there is none. Damaged ones are passed over with a warning."""
+        """Returns the newest good state, or None if there is none. Skips damaged ones with a warning."""
         for path in reversed(self._complete()):
             try:
                 manifest = json.loads((path / "manifest.json").read_text())
@@ -85,11 +83,11 @@ class Checkpoints:
                 self.newest_good_step = int(state["step"])
                 return state
             except (OSError, ValueError, KeyError, RuntimeError) as error:
-                self._say(f"warning: checkpoint {path} is damaged and passed over: {error}")
+                self._say(f"warning: checkpoint {path} is damaged and skipped: {error}")
         return None
 
     def newest(self) -> Path | None:
-        """The newest checkpoint, not verified."""
+        """Returns the folder of the newest checkpoint, not verified, or None."""
         return next(reversed(self._complete()), None)
 
     def _complete(self) -> list[Path]:
@@ -97,7 +95,7 @@ class Checkpoints:
 
 
 class CheckpointWriter:
-    """Saves beside the training, one checkpoint at a time: only the copy of the state is made on the calling thread."""
+    """Writes checkpoints in a thread, one at a time. The calling thread only copies the state."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints
@@ -106,19 +104,19 @@ class CheckpointWriter:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a checkpoint is being written. None may be begun then."""
+        """Whether a checkpoint is being written; then `begin` must not be called."""
         return self._writing is not None and not self._writing.done()
 
     def begin(self, step: int, state: dict[str, Any]) -> None:
-        """Copy `state` and have it written. How that went is told by `finish`."""
+        """Copies `state` and starts to write it. `finish` tells whether that succeeded."""
         assert self._writing is None
         self._writing = self._pool.submit(self._checkpoints.save, step, _copy(state))
 
     def finish(self) -> None:
-        """Wait until the checkpoint that was begun is written, if there is one.
+        """Waits until the checkpoint that was begun is written, if there is one.
 
         Raises:
-            CheckpointError: it could not be.
+            CheckpointError: it cannot be written.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -129,7 +127,7 @@ class CheckpointWriter:
 
 
 def _copy(state: Any) -> Any:
-    """The same with tensors of its own, on the CPU."""
+    """Returns a deep copy with its tensors on the CPU."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -138,12 +136,12 @@ def _copy(state: Any) -> Any:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """The digest of a model's weights and buffers."""
+    """Returns the digest of a model's weights and buffers."""
     return state_sha256(model.state_dict())
 
 
 def state_sha256(state: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over each name of a state dict in sorted order, in UTF-8, and then its tensor's bytes."""
+    """Returns the SHA-256 of each name of a state dict, sorted, in UTF-8, followed by its tensor's bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())

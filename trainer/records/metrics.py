@@ -1,4 +1,4 @@
-"""The run's numbers on disk: `metrics.jsonl`, a line a log step and an epoch, and the same for TensorBoard."""
+"""A run's metrics on disk: `metrics.jsonl`, one line per log step and per epoch, and the same for TensorBoard."""
 
 import json
 import os
@@ -14,18 +14,18 @@ from trainer.files import write_atomically
 
 
 class MetricsLog:
-    """Appends to a run's metrics. When a run goes on from a checkpoint, what lies after it is cut off first.
+    """Appends to a run's metrics.
 
-    A full disk is warned of once. What does not fit waits in the files' buffers for the next write, or is lost in whole
-    lines.
+    A full disk does not end the training: it is one warning. What does not fit waits in the files' buffers for the next
+    write, or is lost in whole lines.
 
     Args:
         folder: the run folder.
-        from_step: lines of later steps are dropped.
-        say: takes one line for the user.
+        from_step: the step of the checkpoint from which the run continues; lines of later steps are removed.
+        say: prints one line for the user.
 
     Raises:
-        CheckpointError: what there is cannot be read, or the folder not be written.
+        CheckpointError: the existing metrics cannot be read, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, *, from_step: int, say: Callable[[str], None]) -> None:
@@ -41,24 +41,24 @@ class MetricsLog:
             self._file = path.open("ab")
 
     def write(self, kind: str, *, step: int, epoch: int, **values: float) -> None:
-        """One line; `kind` is `step` or `epoch`, and both count from 1 (so many are done)."""
+        """Writes one line. `kind` is `step` or `epoch`; `step` and `epoch` count those that are done."""
         line = {"kind": kind, "step": step, "epoch": epoch, "time": time.time(), **values}
-        with self._going_on():
+        with self._warning_once():
             self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()
-        with self._going_on():
+        with self._warning_once():
             self._events = self._events or _EventFile(self._folder / "tensorboard", self._from_step + 1)
             self._events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
         for file in (self._file, self._events):
             if file is not None:
-                with self._going_on():
+                with self._warning_once():
                     file.close()
 
     @contextmanager
-    def _going_on(self) -> Iterator[None]:
-        """Metrics that cannot be written are no reason to end a training."""
+    def _warning_once(self) -> Iterator[None]:
+        """Context that turns a failed write into one warning."""
         try:
             yield
         except OSError as error:
@@ -71,14 +71,14 @@ class MetricsLog:
 
 
 class _EventFile:
-    """What TensorBoard reads: records of events. torch's writer of them dies in a thread where the disk is full.
+    """A file of events for TensorBoard. torch's own writer dies in a thread if the disk is full.
 
     Args:
-        purge_step: events of this step and later ones, in older files of the folder, count no more.
+        purge_step: TensorBoard ignores events of this and later steps in older files of the folder.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
-        # Takes a moment, which the first step need not wait for.
+        # Imported here because it takes a moment, and the first step should not wait for it.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -102,7 +102,7 @@ class _EventFile:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; a last line that a crash cut short is left out."""
+    """Returns the lines of a run's `metrics.jsonl`, without a last line that a crash cut short."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:

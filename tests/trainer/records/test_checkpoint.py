@@ -1,4 +1,4 @@
-"""Complete or absent, verified before use."""
+"""Checkpoints: complete or absent, verified before use."""
 
 import multiprocessing
 import os
@@ -31,7 +31,7 @@ def checkpoints(tmp_path: Path, said: list[str]) -> Checkpoints:
     return Checkpoints(tmp_path / "checkpoints", said.append)
 
 
-def test_the_newest_comes_back_and_the_last_few_are_kept(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_the_newest_is_loaded_and_the_last_three_are_kept(checkpoints: Checkpoints, tmp_path: Path) -> None:
     assert checkpoints.load_newest() is None
     assert checkpoints.newest() is None
     for step in range(1, 6):
@@ -46,7 +46,7 @@ def test_the_newest_comes_back_and_the_last_few_are_kept(checkpoints: Checkpoint
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no manifest", "no state", "manifest is not JSON"])
-def test_a_damaged_one_is_passed_over_with_a_warning(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     damage: str, checkpoints: Checkpoints, tmp_path: Path, said: list[str]
 ) -> None:
     checkpoints.save(1, state(1))
@@ -68,10 +68,10 @@ def test_a_damaged_one_is_passed_over_with_a_warning(
     assert loaded is not None
     assert loaded["step"] == 1
     assert len(said) == 1
-    assert "step-00000002 is damaged and passed over" in said[0]
+    assert "step-00000002 is damaged and skipped" in said[0]
 
 
-def test_half_written_ones_are_not_seen(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_half_written_checkpoints_are_ignored_and_removed(checkpoints: Checkpoints, tmp_path: Path) -> None:
     checkpoints.save(1, state(1))
     half = tmp_path / "checkpoints" / ".step-00000002.node-0.4242.tmp"
     half.mkdir()
@@ -83,7 +83,7 @@ def test_half_written_ones_are_not_seen(checkpoints: Checkpoints, tmp_path: Path
     assert not half.exists()
 
 
-def test_after_damaged_ones_the_next_that_is_saved_is_kept(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_the_first_save_after_damaged_checkpoints_replaces_them(checkpoints: Checkpoints, tmp_path: Path) -> None:
     for step in range(10, 60, 10):
         checkpoints.save(step, state(step))
     for step in (40, 50):
@@ -98,8 +98,8 @@ def test_after_damaged_ones_the_next_that_is_saved_is_kept(checkpoints: Checkpoi
     assert loaded["step"] == 31
 
 
-class _Announced:
-    """Pickled, it says so to a pipe and waits until the other end allows it to go on."""
+class _Blocking:
+    """Blocks while it is pickled: sends a message to a pipe and waits for one."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -112,13 +112,13 @@ class _Announced:
 
 def _save_slowly(folder: Path, connection: Connection) -> None:
     try:
-        Checkpoints(folder, lambda line: None).save(2, {**state(7), "slow": _Announced(connection)})
+        Checkpoints(folder, lambda line: None).save(2, {**state(7), "slow": _Blocking(connection)})
         connection.send("saved")
     except CheckpointError as error:
         connection.send(str(error))
 
 
-def test_who_still_writes_when_the_run_has_begun_again_spoils_nothing(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_a_superseded_process_that_still_writes_damages_nothing(checkpoints: Checkpoints, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe()
     process = context.Process(target=_save_slowly, args=(tmp_path / "checkpoints", theirs))
@@ -126,7 +126,7 @@ def test_who_still_writes_when_the_run_has_begun_again_spoils_nothing(checkpoint
     assert connection.poll(60)
     assert connection.recv() == "writing"
     checkpoints.save(2, state(2))
-    connection.send("go on")
+    connection.send("continue")
     assert connection.recv().startswith("cannot save a checkpoint")
     process.join()
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000002"]
@@ -136,7 +136,7 @@ def test_who_still_writes_when_the_run_has_begun_again_spoils_nothing(checkpoint
 
 
 def _save_with_little_room(folder: Path, results: "multiprocessing.Queue[str]") -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails, as on a full disk, and kills nobody
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, as on a full disk, and the process lives
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
     try:
         Checkpoints(folder, lambda line: None).save(2, {**state(2), "big": torch.zeros(10_000)})
@@ -145,7 +145,7 @@ def _save_with_little_room(folder: Path, results: "multiprocessing.Queue[str]") 
         results.put(str(error))
 
 
-def test_no_room_is_one_clear_error_and_leaves_nothing_behind(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_a_failed_save_is_one_error_and_leaves_nothing_behind(checkpoints: Checkpoints, tmp_path: Path) -> None:
     checkpoints.save(1, state(1))
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
@@ -157,7 +157,7 @@ def test_no_room_is_one_clear_error_and_leaves_nothing_behind(checkpoints: Check
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000001"]
 
 
-def test_a_full_disk_is_one_clear_error_and_the_next_save_tries_again(small_disk: Path) -> None:
+def test_a_full_disk_is_one_error_and_the_next_save_tries_again(small_disk: Path) -> None:
     checkpoints = Checkpoints(small_disk / "checkpoints", lambda line: None)
     checkpoints.save(1, state(1))
     filler = fill(small_disk)
@@ -171,13 +171,13 @@ def test_a_full_disk_is_one_clear_error_and_the_next_save_tries_again(small_disk
     assert loaded["step"] == 3
 
 
-def test_the_writer_keeps_what_was_and_not_what_became_of_it(checkpoints: Checkpoints) -> None:
+def test_the_writer_saves_the_state_at_the_time_of_begin(checkpoints: Checkpoints) -> None:
     writer = CheckpointWriter(checkpoints)
     weight = torch.ones(3)
     writer.begin(1, {"step": 1, "model": {"weight": weight}, "optimizer": {"momenta": [[weight]]}})
     weight.add_(1)
     writer.finish()
-    writer.finish()  # nothing has begun: nothing to wait for
+    writer.finish()  # nothing was begun, so there is nothing to wait for
     assert not writer.is_busy
     writer.close()
     loaded = checkpoints.load_newest()
@@ -185,7 +185,7 @@ def test_the_writer_keeps_what_was_and_not_what_became_of_it(checkpoints: Checkp
     assert loaded["model"]["weight"].tolist() == loaded["optimizer"]["momenta"][0][0].tolist() == [1, 1, 1]
 
 
-def test_the_writer_tells_at_the_end_what_went_wrong(tmp_path: Path) -> None:
+def test_finish_raises_the_error_of_the_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     writer = CheckpointWriter(Checkpoints(tmp_path / "file", lambda line: None))
     writer.begin(1, state(1))
@@ -195,7 +195,7 @@ def test_the_writer_tells_at_the_end_what_went_wrong(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_the_weights_digest_follows_the_design() -> None:
+def test_the_weights_digest_is_over_sorted_names_and_bytes() -> None:
     import hashlib
 
     model = nn.BatchNorm1d(3)
@@ -205,7 +205,7 @@ def test_the_weights_digest_follows_the_design() -> None:
     assert weights_sha256(model) == digest.hexdigest()
 
 
-def test_the_weights_digest_does_not_see_the_memory_format() -> None:
+def test_the_weights_digest_does_not_depend_on_the_memory_format() -> None:
     torch.manual_seed(0)
     model = nn.Conv2d(3, 4, 3)
     before = weights_sha256(model)

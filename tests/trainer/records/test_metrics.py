@@ -1,4 +1,4 @@
-"""Lines that stay, lines that a resumed run writes anew."""
+"""Metrics on disk: lines are kept, cut off after a checkpoint, and survive a full disk."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from trainer.errors import CheckpointError
 from trainer.records.metrics import MetricsLog, read_metrics
 
 
-def test_lines_are_there_as_soon_as_written(tmp_path: Path) -> None:
+def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, from_step=0, say=pytest.fail)
     log.write("step", step=1, epoch=1, loss=2.5)
     (line,) = read_metrics(tmp_path)
@@ -21,7 +21,7 @@ def test_lines_are_there_as_soon_as_written(tmp_path: Path) -> None:
     log.close()
 
 
-def test_a_resumed_run_drops_what_lies_after_its_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_run_removes_lines_after_its_checkpoint(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, from_step=0, say=pytest.fail)
     for step in (50, 100, 150):
         log.write("step", step=step, epoch=1, loss=float(step))
@@ -49,7 +49,7 @@ def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("epoch/val_accuracy")] == [(45, 0.5), (90, 0.75)]
 
 
-def test_tensorboard_forgets_what_a_resumed_run_dropped(tmp_path: Path) -> None:
+def test_tensorboard_ignores_lines_that_a_resumed_run_removed(tmp_path: Path) -> None:
     for from_step, loss in ((0, 1.0), (100, -1.0)):
         log = MetricsLog(tmp_path, from_step=from_step, say=pytest.fail)
         for step in (from_step + 50, from_step + 100, from_step + 150):
@@ -61,12 +61,12 @@ def test_tensorboard_forgets_what_a_resumed_run_dropped(tmp_path: Path) -> None:
     assert seen == [(50, 1.0), (100, 1.0), (150, -1.0), (200, -1.0), (250, -1.0)]
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot write .*/run/metrics\.jsonl: No such file"):
         MetricsLog(tmp_path / "run", from_step=0, say=pytest.fail)
 
 
-def test_a_full_disk_is_warned_of_once_and_what_waited_is_written_when_there_is_room(small_disk: Path) -> None:
+def test_a_full_disk_is_one_warning_and_buffered_lines_are_written_once_there_is_room(small_disk: Path) -> None:
     said: list[str] = []
     log = MetricsLog(small_disk, from_step=0, say=said.append)
     log.write("step", step=1, epoch=1, loss=1.0)
@@ -88,7 +88,7 @@ def test_a_full_disk_is_warned_of_once_and_what_waited_is_written_when_there_is_
     assert {1, 2, 3, 400} <= {event.step for event in events.Scalars("step/loss")}
 
 
-def test_a_disk_that_stays_full_does_not_spoil_the_end(small_disk: Path) -> None:
+def test_close_does_not_fail_on_a_full_disk(small_disk: Path) -> None:
     said: list[str] = []
     log = MetricsLog(small_disk, from_step=0, say=said.append)
     fill(small_disk)

@@ -1,4 +1,4 @@
-"""Whose folder it is."""
+"""A run's folder: which run it holds, and who may use it."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ def enter(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -
     return folder
 
 
-def test_the_default_name_tells_recipe_time_and_seed(
+def test_the_default_name_has_recipe_time_and_seed(
     mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -53,7 +53,7 @@ def test_the_same_run_may_enter_again(mini: Dataset, tmp_path: Path) -> None:
         ({"config": {"resume": "never"}}, "--resume never"),
     ],
 )
-def test_another_run_may_not(change: dict, message: str, mini: Dataset, tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_another_run_may_not_enter(change: dict, message: str, mini: Dataset, tmp_path: Path) -> None:  # type: ignore[type-arg]
     config = TrainConfig(run_dir=tmp_path / "run")
     enter(config, RECIPE, mini, ALONE)
     with pytest.raises(ConfigError, match=message):
@@ -78,7 +78,7 @@ def test_a_run_does_not_change_its_precision_on_another_machine(
         enter(config, replace(RECIPE, precision=here), mini, ALONE)
 
 
-def test_a_folder_with_other_things_in_it_is_refused(mini: Dataset, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(mini: Dataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     folder = RunFolder.plan(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
     for use in (folder.check, folder.enter):
@@ -86,7 +86,7 @@ def test_a_folder_with_other_things_in_it_is_refused(mini: Dataset, tmp_path: Pa
             use("auto", ALONE)
 
 
-def test_a_folder_is_checked_without_being_made(mini: Dataset, tmp_path: Path) -> None:
+def test_check_creates_no_folder(mini: Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "run", tmp_path / "file" / "run"):
         folder = RunFolder.plan(TrainConfig(run_dir=path), RECIPE, mini, ALONE)
@@ -98,8 +98,8 @@ def test_a_folder_is_checked_without_being_made(mini: Dataset, tmp_path: Path) -
         folder.check("auto", ALONE)
 
 
-def test_a_folder_of_a_run_that_ended_before_it_began_may_be_entered(mini: Dataset, tmp_path: Path) -> None:
-    """Killed while it wrote `config.json`; and ranks that differed, of which only `failure.json` tells."""
+def test_a_folder_without_a_complete_config_may_be_entered(mini: Dataset, tmp_path: Path) -> None:
+    """A run was killed while it wrote `config.json`, or ended because its ranks differed."""
     folder = RunFolder.plan(TrainConfig(run_dir=tmp_path / "run"), RECIPE, mini, ALONE)
     place = folder.create_for_failure()
     assert place == folder.path
@@ -109,7 +109,7 @@ def test_a_folder_of_a_run_that_ended_before_it_began_may_be_entered(mini: Datas
     assert RunFolder.read(folder.path).fingerprint == folder.fingerprint
 
 
-def test_a_folder_has_one_user_and_who_comes_second_waits_for_a_while(
+def test_a_second_process_waits_for_the_folder_and_then_gives_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.records.run_folder.LOCK_TIMEOUT_S", 0.1)
@@ -127,7 +127,7 @@ def test_a_folder_has_one_user_and_who_comes_second_waits_for_a_while(
         assert len(said) == 1
 
 
-def test_no_failure_is_written_among_other_things(mini: Dataset, tmp_path: Path) -> None:
+def test_no_failure_is_written_beside_other_files(mini: Dataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     for path in (tmp_path, tmp_path / "thesis.tex" / "run"):
         assert RunFolder.plan(TrainConfig(run_dir=path), RECIPE, mini, ALONE).create_for_failure() is None
