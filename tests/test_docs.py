@@ -1,0 +1,55 @@
+"""Links and commands in the documentation lead to something that exists."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from convoy.cli import VERBS
+from tests.conftest import ROOT
+
+PATTERNS = ("*.md", "docs/**/*.md", "deploy/**/*.md", "benchmarks/**/*.md")
+PAGES = sorted(page for pattern in PATTERNS for page in ROOT.glob(pattern))
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", path):
+            continue
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_have_verbs_that_exist(page: Path) -> None:
+    verbs = re.findall(r"^\$ convoy ([a-z]+)|`convoy ([a-z]+)", page.read_text(), flags=re.MULTILINE)
+    assert {first or second for first, second in verbs} <= set(VERBS)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 920
+
+
+def test_the_changelog_and_the_citation_have_this_version() -> None:
+    assert f"## [{VERSION}] - " in (ROOT / "CHANGELOG.md").read_text()
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == VERSION
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (targets,) = re.findall(r"^\.PHONY: help (.+)$", makefile, flags=re.MULTILINE)
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(re.findall(r"^make (\S+)", done.stdout, flags=re.MULTILINE)) == set(targets.split())
