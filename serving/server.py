@@ -17,11 +17,13 @@ from convoy.auth import CredentialError, TlsFiles, Token
 from serving.config import ServeConfig
 from serving.errors import StartupError
 from serving.frontends import Frontend
+from serving.frontends.common.services import Services
 from serving.frontends.http import HttpAddress, HttpFrontend
-from serving.inference.service import Service
+from serving.inference.service import InferenceService
 from serving.models.repository import Repository
 from serving.observability.health import Health
 from serving.observability.logging import AccessLog
+from serving.protocol.admin import AdminService
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +75,16 @@ class Server:
         self.health = Health()
         self.repository = Repository.from_config(config)
         self.repository.check()
-        self.service = Service(self.repository, self.health, version=version("convoy-vision"))
+        self.services = Services(
+            inference=InferenceService(self.repository),
+            admin=AdminService(self.repository, self.health, version=version("convoy-vision")),
+        )
         token, tls = _read_credentials(config)
         access_log = AccessLog() if config.access_log else None
         self.transport_name, self._why = config.choose_transport()
-        self.grpc = _build_transport(config, self.transport_name, self.service, token, tls, access_log)
+        self.grpc = _build_transport(config, self.transport_name, self.services, token, tls, access_log)
         self.http = HttpFrontend(
-            self.service,
+            self.services,
             HttpAddress(host=config.host, port=config.http_port, metrics_port=config.metrics_port),
             max_message_bytes=config.max_message_bytes,
             token=token,
@@ -159,7 +164,7 @@ def _read_credentials(config: ServeConfig) -> tuple[Token | None, TlsFiles | Non
 def _build_transport(
     config: ServeConfig,
     name: str,
-    service: Service,
+    services: Services,
     token: Token | None,
     tls: TlsFiles | None,
     access_log: AccessLog | None,
@@ -169,7 +174,7 @@ def _build_transport(
         from serving.frontends.native import NativeFrontend
 
         return NativeFrontend(
-            service,
+            services,
             address=config.grpc_address,
             max_message_bytes=config.max_message_bytes,
             token=token,
@@ -178,7 +183,7 @@ def _build_transport(
     from serving.frontends.grpcio import GrpcioFrontend
 
     return GrpcioFrontend(
-        service,
+        services,
         address=config.grpc_address,
         max_message_bytes=config.max_message_bytes,
         token=token,

@@ -1,20 +1,20 @@
-"""How requests reach the service: one module a transport, and what each must do."""
+"""Front ends: listeners that hand clients' requests to the services. One module or folder for each, and `common`."""
 
 from typing import Protocol
 
 
 class Frontend(Protocol):
-    """A listener that hands RPCs to the service."""
+    """A listener."""
 
     port: int
-    """What it listens on once started; 0 for a Unix socket."""
+    """The port that it listens on once started; 0 for a Unix socket."""
 
     def start(self) -> None:
-        """Listen.
+        """Starts to listen.
 
         Raises:
-            StartupError: the address cannot be had.
+            StartupError: the address is not available.
         """
 
     def stop(self, grace_s: float) -> None:
-        """Refuse what comes, finish what is under way, at most for so long, then close."""
+        """Refuses new requests, finishes those in flight within `grace_s`, then closes all connections."""

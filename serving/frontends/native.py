@@ -1,13 +1,17 @@
-"""gRPC over pygrpc-native: HTTP/2 in Rust, outside the GIL; calls come in batches and are answered by number.
+"""gRPC on pygrpc-native: HTTP/2 in Rust, outside the GIL. Calls arrive in batches and are answered by number.
 
-One thread takes the calls: it queues inferences and answers what is quick; loading and unloading models goes to a
-thread of its own. Answers are sent by whichever thread has them. Bidirectional methods (ModelStreamInfer, reflection)
-are not for this front: it forwards them to a grpcio server on a private Unix socket.
+One thread receives the calls: it queues inferences and answers quick RPCs itself; another thread loads and unloads
+models. Any thread may send a response. pygrpc-native has no bidirectional streams: it forwards ModelStreamInfer and
+reflection to a grpcio server on a private Unix socket.
 
-The front ends calls at their deadline by itself, and says so as it does of cancelled ones. It has no limit on the size
-of a message (0.5.0): one that is too large is refused here, when it is already in memory. It has no TLS either, and no
-way to send metadata whose names begin with `grpc-`: the hint when to come again goes out as `retry-pushback-ms`, which
-our client follows but gRPC's own retries do not. Where that will not do, use `serving.frontends.grpcio`.
+pygrpc-native 0.5.0 ends calls at their deadline and reports them as cancelled. It has three gaps:
+
+- No limit on a message's size: a message that is too large is refused only once it is in memory.
+- No TLS.
+- No metadata whose names begin with `grpc-`: the retry hint is sent as `retry-pushback-ms`, which our client follows
+  and gRPC's own retries do not.
+
+Where one of these matters, use `serving.frontends.grpcio`.
 """
 
 import logging
@@ -22,33 +26,37 @@ from pathlib import Path
 from pygrpc_native import EVENT_CALL, STREAM_FULL, NativeGrpcFront
 
 from convoy.auth import Token
+from protos.health_pb2 import HealthCheckRequest
 from serving.errors import Internal, ResourceExhausted, ServingError, StartupError
-from serving.frontends.address import UNIX, check_address
+from serving.frontends.common import limits
+from serving.frontends.common.address import UNIX, check_address
+from serving.frontends.common.auth import check_token
+from serving.frontends.common.services import Services
+from serving.frontends.common.status import code_without_response, shutting_down, status_details
 from serving.frontends.grpcio import GrpcioFrontend
-from serving.frontends.grpcio.frontend import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, MAX_STREAMS
-from serving.frontends.grpcio.rpc import check_token, detail, unanswered_code
-from serving.frontends.grpcio.streams import shutting_down, too_many_streams, watched_service
 from serving.inference.request import RequestHandle
-from serving.inference.service import HEALTH_WATCH, INFER, Service, health_response
 from serving.observability.logging import AccessLog
+from serving.protocol.admin import health_response
+from serving.protocol.grpc_codec import decode
+from serving.protocol.methods import HEALTH_WATCH, INFER
 from serving.protocol.status import OK, grpc_code, trailing_metadata
 
 logger = logging.getLogger(__name__)
 
-INFER_METHOD = 0
-"""Its place in the table of methods."""
+INFER_INDEX = 0
+"""Of ModelInfer in the table of methods."""
 MAX_EVENTS = 256
 NUM_IO_THREADS = 1
-"""Rust threads for HTTP/2. One carries more requests than the Python side can take."""
+"""Rust threads for HTTP/2. One of them carries more requests than Python can handle."""
 LINGER_S = 0.25
-"""Between the last answer and the end of the connections: the front closes them without sending what it still holds."""
+"""Pause between the last response and the end of the connections, which drops what has not been sent yet."""
 
 _POLL_S = 0.01
 
-Details = tuple[Sequence[tuple[str, str | bytes]], str, float | None]
-"""Of a call: its metadata, who calls, and the seconds until its deadline."""
+CallDetails = tuple[Sequence[tuple[str, str | bytes]], str, float | None]
+"""A call's metadata, its client's address, and the seconds until its deadline (None for none)."""
 
-_UNKNOWN: Details = ((), "", None)
+_NO_DETAILS: CallDetails = ((), "", None)
 
 
 class NativeFrontend:
@@ -56,13 +64,14 @@ class NativeFrontend:
 
     Args:
         address: `host:port` or `unix:/path`.
-        token: what callers must show; None for no check.
-        access_log: told of each call when it is over.
+        max_message_bytes: size of the largest request that is accepted.
+        token: that clients must send; None for no authentication.
+        access_log: gets an entry when a call ends.
     """
 
     def __init__(
         self,
-        service: Service,
+        services: Services,
         *,
         address: str,
         max_message_bytes: int,
@@ -70,24 +79,24 @@ class NativeFrontend:
         access_log: AccessLog | None = None,
     ) -> None:
         self.port = 0
-        self._service = service
+        self._services = services
         self._address = address
         self._max_message_bytes = max_message_bytes
         self._token = token
         self._access_log = access_log
-        self._methods = [(path, False) for path in (INFER, *service.unary)] + [(HEALTH_WATCH, True)]
+        self._methods = [(path, False) for path in (INFER, *services.admin.unary)] + [(HEALTH_WATCH, True)]
         self._paths = [path for path, _ in self._methods]
-        self._calls: dict[int, _GrpcCall] = {}
-        self._watches: dict[_GrpcCall, Callable[[], None]] = {}
+        self._calls: dict[int, _NativeCall] = {}
+        self._watches: dict[_NativeCall, Callable[[], None]] = {}
         self._is_stopping = False
         self._blocking = ThreadPoolExecutor(1, thread_name_prefix="native-blocking")
         self._folder: Path | None = None
 
     def start(self) -> None:
-        """Listen.
+        """Starts to listen.
 
         Raises:
-            StartupError: the address cannot be had.
+            StartupError: the address is not available.
         """
         check_address(self._address)
         try:
@@ -96,15 +105,15 @@ class NativeFrontend:
                 self._methods,
                 io_threads=NUM_IO_THREADS,
                 call_details=True,
-                keepalive_time_ms=1000 * KEEPALIVE_S,
-                keepalive_timeout_ms=1000 * KEEPALIVE_TIMEOUT_S,
+                keepalive_time_ms=1000 * limits.KEEPALIVE_S,
+                keepalive_timeout_ms=1000 * limits.KEEPALIVE_TIMEOUT_S,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise StartupError(f"cannot listen on {self._address}: {error}") from error
         self._folder = Path(tempfile.mkdtemp(prefix="convoy-"))
         fallback = self._folder / "streams.sock"
         self._streams = GrpcioFrontend(
-            self._service,
+            self._services,
             address=f"unix:{fallback}",
             max_message_bytes=self._max_message_bytes,
             token=self._token,
@@ -119,7 +128,7 @@ class NativeFrontend:
         self._thread.start()
 
     def stop(self, grace_s: float) -> None:
-        """Refuse what comes, finish what is under way, at most for so long, then close."""
+        """Refuses new calls, finishes those in flight within `grace_s`, then closes all connections."""
         if self._folder is None:
             return  # it never started
         self._is_stopping = True
@@ -131,7 +140,7 @@ class NativeFrontend:
             time.sleep(_POLL_S)
         for call in list(self._calls.values()):
             call.fail(shutting_down())
-            call.drop()
+            call.cancel_request()
         time.sleep(min(LINGER_S, grace_s))
         self._front.close()
         self._thread.join()
@@ -139,42 +148,42 @@ class NativeFrontend:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:
-        """Take calls until the front is closed."""
+        """Handles events until pygrpc-native is closed."""
         limit = self._max_message_bytes
         if self._token is None and self._access_log is None:
             while (events := self._front.recv_batch(MAX_EVENTS)) is not None:
                 for kind, call_id, method, payload, _ in events:
-                    # The one kind of event that there are thousands of a second has a short way.
+                    # The most frequent kind of event takes the shortest path.
                     if (
                         kind == EVENT_CALL
-                        and method == INFER_METHOD
+                        and method == INFER_INDEX
                         and payload is not None
                         and len(payload) <= limit
                         and not self._is_stopping
                     ):
-                        self._infer(_GrpcCall(self._front, self._calls, call_id), payload)
+                        self._infer(_NativeCall(self._front, self._calls, call_id), payload)
                     else:
-                        self._other(kind, call_id, method, payload or b"", _UNKNOWN)
-                events = payload = None  # or their messages would stay until the next ones come
+                        self._handle_event(kind, call_id, method, payload or b"", _NO_DETAILS)
+                events = payload = None  # else their messages stay in memory until the next ones arrive
             return
         while (detailed := self._front.recv_batch_details(MAX_EVENTS)) is not None:
             for kind, call_id, method, payload, _, details in detailed:
-                self._other(kind, call_id, method, payload or b"", details or _UNKNOWN)
+                self._handle_event(kind, call_id, method, payload or b"", details or _NO_DETAILS)
             detailed = payload = None
 
-    def _infer(self, call: "_GrpcCall", payload: bytes) -> None:
+    def _infer(self, call: "_NativeCall", payload: bytes) -> None:
         try:
-            call.pending = self._service.infer(payload, call, None)
-        except Exception:  # a defect, which must not end the thread that all calls come through
-            logger.exception("a call could not be answered")
+            call.request = self._services.inference.infer(payload, call, None)
+        except Exception:  # a defect must not end the thread that receives all calls
+            logger.exception("%s failed", INFER)
 
-    def _other(self, kind: int, call_id: int, method: int, payload: bytes, details: Details) -> None:
-        """All events but the plain inference without token and log."""
+    def _handle_event(self, kind: int, call_id: int, method: int, payload: bytes, details: CallDetails) -> None:
+        """Handles a new call, or the end of one whose client has gone or whose deadline has passed."""
         if kind != EVENT_CALL:
-            gone = self._calls.get(call_id)
-            if gone is not None:
-                self._end_watch(gone)
-                gone.leave()
+            ended = self._calls.get(call_id)
+            if ended is not None:
+                self._end_watch(ended)
+                ended.end()
             return
         path = self._paths[method]
         call = self._begin(call_id, path, details)
@@ -183,20 +192,20 @@ class NativeFrontend:
         except ServingError as error:
             call.fail(error)
         except Exception:
-            logger.exception("%s could not be answered", path)
+            logger.exception("%s failed", path)
             call.fail(Internal("the server failed; its log says why"))
 
-    def _begin(self, call_id: int, path: str, details: Details) -> "_GrpcCall":
+    def _begin(self, call_id: int, path: str, details: CallDetails) -> "_NativeCall":
         if self._access_log is None:
-            return _GrpcCall(self._front, self._calls, call_id)
+            return _NativeCall(self._front, self._calls, call_id)
         _, peer, remaining_s = details
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
         return _LoggedCall(self._front, self._calls, call_id, self._access_log.begin(path, peer), deadline)
 
-    def _dispatch(self, call: "_GrpcCall", path: str, payload: bytes, details: Details) -> None:
+    def _dispatch(self, call: "_NativeCall", path: str, payload: bytes, details: CallDetails) -> None:
         check_token(self._token, path, details[0])
         if len(payload) > self._max_message_bytes:
-            # In the words of gRPC's core, by which clients know that it is of no use to come again.
+            # The wording of gRPC's core, by which clients recognise that a retry is pointless.
             raise ResourceExhausted(f"Received message larger than max ({len(payload)} vs. {self._max_message_bytes})")
         if self._is_stopping:
             raise shutting_down()
@@ -204,33 +213,33 @@ class NativeFrontend:
             self._infer(call, payload)
         elif path == HEALTH_WATCH:
             self._watch(call, payload)
-        elif path in self._service.blocking:
-            self._blocking.submit(self._answer, call, path, payload)
+        elif path in self._services.admin.blocking:
+            self._blocking.submit(self._respond, call, path, payload)
         else:
-            self._answer(call, path, payload)
+            self._respond(call, path, payload)
 
-    def _answer(self, call: "_GrpcCall", path: str, payload: bytes) -> None:
+    def _respond(self, call: "_NativeCall", path: str, payload: bytes) -> None:
         try:
-            call.succeed(self._service.unary[path](payload))
+            call.succeed(self._services.admin.unary[path](payload))
         except ServingError as error:
             call.fail(error)
 
-    def _watch(self, call: "_GrpcCall", payload: bytes) -> None:
-        name = watched_service(payload)
-        if len(self._watches) >= MAX_STREAMS:
-            raise too_many_streams(MAX_STREAMS)
+    def _watch(self, call: "_NativeCall", payload: bytes) -> None:
+        name = decode(HealthCheckRequest, payload).service
+        if len(self._watches) >= limits.MAX_STREAMS:
+            raise limits.too_many_streams(limits.MAX_STREAMS)
 
-        def tell(status: int) -> None:
-            message = health_response(status).SerializeToString()
+        def send(state: int) -> None:
+            message = health_response(state).SerializeToString()
             if self._front.stream_try_send(call.call_id, message) == STREAM_FULL:
-                self._end_watch(call, ResourceExhausted("this watcher does not read what it is told"))
+                self._end_watch(call, ResourceExhausted("the client does not read the health updates"))
 
-        self._watches[call] = self._service.health.watch(name, tell)
-        if self._is_stopping:  # since `_dispatch` looked
+        self._watches[call] = self._services.admin.health.watch(name, send)
+        if self._is_stopping:  # since the check in `_dispatch`
             self._end_watch(call, shutting_down())
 
-    def _end_watch(self, call: "_GrpcCall", error: ServingError | None = None) -> None:
-        """Forget a watcher, if the call is one; with an error if it is still there."""
+    def _end_watch(self, call: "_NativeCall", error: ServingError | None = None) -> None:
+        """Ends a health subscription, if the call is one; with an error if its client is still connected."""
         unsubscribe = self._watches.pop(call, None)
         if unsubscribe is not None:
             unsubscribe()
@@ -238,20 +247,20 @@ class NativeFrontend:
                 call.fail(error)
 
 
-class _GrpcCall:
-    """One call, to be answered once by number. The front lets an answer to a call that is gone fall.
+class _NativeCall:
+    """One call; a `ResponseSink`. pygrpc-native ignores responses to calls that have ended.
 
     Args:
-        calls: all that are open; it is one of them until it is over.
+        calls: all open calls by number. A call adds itself, and removes itself when it ends.
     """
 
-    __slots__ = ("_calls", "_front", "call_id", "pending")
+    __slots__ = ("_calls", "_front", "call_id", "request")
 
-    def __init__(self, front: NativeGrpcFront, calls: "dict[int, _GrpcCall]", call_id: int) -> None:
+    def __init__(self, front: NativeGrpcFront, calls: "dict[int, _NativeCall]", call_id: int) -> None:
         self._front = front
         self._calls = calls
         self.call_id = call_id
-        self.pending: RequestHandle | None = None
+        self.request: RequestHandle | None = None
         calls[call_id] = self
 
     def succeed(self, payload: bytes) -> None:
@@ -260,57 +269,56 @@ class _GrpcCall:
 
     def fail(self, error: ServingError) -> None:
         self._calls.pop(self.call_id, None)
-        hints = [(key.removeprefix("grpc-"), value) for key, value in trailing_metadata(error)]
-        self._front.fail(self.call_id, grpc_code(error), detail(error), hints)
+        trailers = [(key.removeprefix("grpc-"), value) for key, value in trailing_metadata(error)]
+        self._front.fail(self.call_id, grpc_code(error), status_details(error), trailers)
 
-    def leave(self) -> None:
-        """The caller has gone, or its deadline has passed."""
+    def end(self) -> None:
+        """Handles a call that ended without a response: its client has gone, or its deadline has passed."""
         self._calls.pop(self.call_id, None)
-        self.drop()
+        self.cancel_request()
 
-    def drop(self) -> None:
-        """Nobody waits for the inference any more."""
-        pending, self.pending = self.pending, None  # a job refers to its call: together they would never be freed
-        if pending is not None:
-            pending.cancel()
+    def cancel_request(self) -> None:
+        request, self.request = self.request, None  # it refers to this call: the cycle would keep both in memory
+        if request is not None:
+            request.cancel()
 
 
-class _LoggedCall(_GrpcCall):
-    """One with a line in the access log, written by whoever takes it from those that are open.
+class _LoggedCall(_NativeCall):
+    """A call with an access log entry, written by the thread that removes it from the open calls.
 
     Args:
-        end: writes the line.
+        log_end: writes the entry; takes a gRPC status code.
         deadline: on the clock of `time.monotonic`; None for none.
     """
 
-    __slots__ = ("_deadline", "_end")
+    __slots__ = ("_deadline", "_log_end")
 
     def __init__(
         self,
         front: NativeGrpcFront,
-        calls: "dict[int, _GrpcCall]",
+        calls: "dict[int, _NativeCall]",
         call_id: int,
-        end: Callable[[int], None],
+        log_end: Callable[[int], None],
         deadline: float | None,
     ) -> None:
         super().__init__(front, calls, call_id)
-        self._end = end
+        self._log_end = log_end
         self._deadline = deadline
 
     def succeed(self, payload: bytes) -> None:
         is_open = self._calls.pop(self.call_id, None)
         super().succeed(payload)
         if is_open:
-            self._end(OK)
+            self._log_end(OK)
 
     def fail(self, error: ServingError) -> None:
         is_open = self._calls.pop(self.call_id, None)
         super().fail(error)
         if is_open:
-            self._end(grpc_code(error))
+            self._log_end(grpc_code(error))
 
-    def leave(self) -> None:
+    def end(self) -> None:
         is_open = self._calls.pop(self.call_id, None)
-        super().leave()
+        super().end()
         if is_open:
-            self._end(unanswered_code(self._deadline))
+            self._log_end(code_without_response(self._deadline))

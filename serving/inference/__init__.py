@@ -1,1 +1,1 @@
-""""""
+"""The path of an inference: request, plan, batcher, response."""

@@ -1,10 +1,10 @@
-"""The dynamic batcher of one model version: requests in, batches through the model, answers out.
+"""The dynamic batcher of one model version: queues requests, runs them in batches, distributes the results.
 
-Counts rows, not requests. Works whenever it can: an instance that is free takes what waits, up to the number of rows
-that is computed best; there is no timer unless the model's configuration sets a delay. Bounded: a full queue refuses at
-once, and says when to come again. What is cancelled or too late by the time its batch is closed costs nothing.
+A batch is bounded by rows, not by requests. A free instance takes whatever is queued at once, up to the target batch
+size; a timer runs only if the model's configuration sets a delay. A full queue refuses requests at once and tells when
+to retry. Requests that are cancelled or past their deadline before their batch starts are not computed.
 
-Knows no protocol: a `Job` says how it is answered.
+Knows no protocol: a `QueuedRequest` knows how to respond.
 """
 
 import logging
@@ -26,25 +26,26 @@ from serving.protocol.tensors import Array, Buffer, Datatype, Shape, to_array, t
 logger = logging.getLogger(__name__)
 
 MAX_QUEUED_BYTES = 256 << 20
-"""Of inputs, for one model: the queue is bounded in memory too, whatever the size of a request."""
+"""Input bytes that may wait for one model version. One request may exceed it, so that every size is accepted."""
 
 _MAX_ERROR_CHARACTERS = 400
 
 
 class BatcherClosed(Exception):
-    """The batcher is draining: a newer version of the model takes over."""
+    """The batcher takes no more requests: its version is being replaced or unloaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """How batches are made.
+    """Sizes of batches and of the queue.
 
     Args:
-        max_batch_size: rows; 0 for a model without a batch dimension, which gets one request at a time.
-        target_batch_size: what a batch is filled up to; a request with more rows goes alone. 0 for the largest batch.
-        max_queue_delay_us: how long the first request may wait for others while an instance is free.
-        max_queue_size: requests that may wait.
-        timeout_us: how long a request may wait; 0 for ever.
+        max_batch_size: rows; 0 for a model without a batch dimension, which computes one request at a time.
+        target_batch_size: rows up to which a batch is filled; a larger request forms a batch of its own. 0 for
+            `max_batch_size`.
+        max_queue_delay_us: how long the oldest request may wait for others while an instance is free.
+        max_queue_size: number of requests that may wait.
+        timeout_us: how long a request may wait; 0 for no limit.
     """
 
     max_batch_size: int
@@ -55,10 +56,12 @@ class BatchLimits:
 
 
 class Outputs:
-    """The results of a batch, cut apart. Each tensor is turned to bytes once, however many requests share it.
+    """The outputs of a batch. Converts each tensor to bytes once, however many requests share it.
 
     Args:
-        rows: of the batch dimension; None for a model without one, whose outputs all belong to one request.
+        rows: size of the batch dimension; None for a model without one, whose outputs belong to a single request.
+
+    Attributes:
         row_shapes: the outputs' shapes without the batch dimension.
     """
 
@@ -71,11 +74,11 @@ class Outputs:
         self._bytes: list[bytes | None] = [None] * len(arrays)
 
     def slice(self, index: int, first_row: int, rows: int) -> Array:
-        """Some rows of an output."""
+        """Returns some rows of an output."""
         return self.arrays[index] if rows == self._rows else self.arrays[index][first_row : first_row + rows]
 
     def data(self, index: int, first_row: int, rows: int) -> bytes:
-        """The same as it goes over the wire."""
+        """Returns the bytes of some rows of an output, as in `serving.protocol.tensors`."""
         whole = self._bytes[index]
         if whole is None:
             array = self.arrays[index]
@@ -88,13 +91,13 @@ class Outputs:
         return whole[first_row * row_size : (first_row + rows) * row_size]
 
 
-class Job(ABC):
-    """One request, from its arrival to its answer: exactly one call of `finish` or `fail`, or none after a cancel.
+class QueuedRequest(ABC):
+    """A request from its arrival to its response: one call of `finish` or `fail`, or none after a cancellation.
 
     Args:
-        buffers: the input tensors in the model's order, valid and of the right lengths.
-        shapes: their shapes.
-        rows: of the batch dimension; 1 for a model without.
+        buffers: the input tensors in the model's order; their lengths have been checked.
+        shapes: the tensors' shapes.
+        rows: size of the batch dimension; 1 for a model without one.
         deadline: on the clock of `time.monotonic`; None for none.
     """
 
@@ -112,15 +115,15 @@ class Job(ABC):
 
     @abstractmethod
     def finish(self, outputs: Outputs, first_row: int) -> None:
-        """Answer with this job's rows of the outputs."""
+        """Responds with this request's rows of the outputs."""
 
     @abstractmethod
     def fail(self, error: ServingError) -> None:
-        """Answer with an error."""
+        """Responds with an error."""
 
 
 class Batcher:
-    """Batches for the instances of one model version; one thread an instance."""
+    """Runs one model version, with one thread for each instance."""
 
     def __init__(self, name: str, backends: Sequence[Backend], limits: BatchLimits, statistics: Statistics) -> None:
         self._name = name
@@ -131,7 +134,7 @@ class Batcher:
         self._statistics = statistics
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._queue: deque[Job] = deque()
+        self._queue: deque[QueuedRequest] = deque()
         self._queued_rows = 0
         self._queued_bytes = 0
         self._num_idle = 0
@@ -147,37 +150,38 @@ class Batcher:
 
     @property
     def num_queued(self) -> int:
-        """Requests that wait."""
+        """Number of requests that wait."""
         return len(self._queue)
 
     @property
     def num_queued_rows(self) -> int:
+        """Number of rows of the requests that wait."""
         return self._queued_rows
 
     @property
     def num_running(self) -> int:
-        """Requests whose batch is being computed."""
+        """Number of requests whose batch is being computed."""
         return self._num_running
 
     def oldest_age_s(self) -> float:
-        """How long the first request in the queue has waited; 0 when none does."""
+        """Returns how long the oldest queued request has waited; 0 if the queue is empty."""
         with self._lock:
             return (time.monotonic_ns() - self._queue[0].arrived_ns) * 1e-9 if self._queue else 0.0
 
-    def submit(self, job: Job) -> None:
-        """Queue a job.
+    def submit(self, request: QueuedRequest) -> None:
+        """Queues a request.
 
         Raises:
             ResourceExhausted: the queue is full.
-            BatcherClosed: `close` was called.
+            BatcherClosed: `close` has been called.
         """
         with self._lock:
             if self._is_closing:
                 raise BatcherClosed
             if len(self._queue) < self._limits.max_queue_size and self._queued_bytes <= MAX_QUEUED_BYTES:
-                self._queue.append(job)
-                self._queued_rows += job.rows
-                self._queued_bytes += job.num_bytes
+                self._queue.append(request)
+                self._queued_rows += request.rows
+                self._queued_bytes += request.num_bytes
                 if self._num_idle:
                     self._changed.notify()
                 return
@@ -185,18 +189,18 @@ class Batcher:
         self._statistics.record_failure("REJECTED")
         raise ResourceExhausted(f"the queue of model '{self._name}' is full: {waiting} requests wait", retry_after_ms)
 
-    def cancel(self, job: Job) -> None:
-        """Drop a job whose caller has gone. One whose batch is already closed is computed with its neighbours."""
+    def cancel(self, request: QueuedRequest) -> None:
+        """Removes a request from the queue. Does nothing if its batch has started."""
         with self._lock:
             try:
-                self._queue.remove(job)
+                self._queue.remove(request)
             except ValueError:
                 return
-            self._forget(job)
-        self._statistics.record_failure("CANCELED", 1, time.monotonic_ns() - job.arrived_ns)
+            self._uncount(request)
+        self._statistics.record_failure("CANCELED", 1, time.monotonic_ns() - request.arrived_ns)
 
     def close(self) -> None:
-        """Finish all that was submitted, then end the threads and close the backends."""
+        """Finishes all queued requests, then ends the threads and closes the backends."""
         with self._lock:
             self._is_closing = True
             self._changed.notify_all()
@@ -206,39 +210,39 @@ class Batcher:
             backend.close()
 
     def _retry_after_ms(self) -> int:
-        """About when half of the queue will be gone; a tenth of a second while nothing is known."""
+        """Estimates when half of the queue will be done; 100 ms before the first batch."""
         seconds = self._ns_per_row * 1e-9 * self._queued_rows / len(self._backends)
         return min(1000, max(1, math.ceil(500 * seconds))) if seconds else 100
 
-    def _forget(self, job: Job) -> None:
-        self._queued_rows -= job.rows
-        self._queued_bytes -= job.num_bytes
+    def _uncount(self, request: QueuedRequest) -> None:
+        self._queued_rows -= request.rows
+        self._queued_bytes -= request.num_bytes
 
     def _work(self, backend: Backend) -> None:
         while True:
             with self._lock:
-                closed = self._wait_for_batch()
-                if closed is None:
+                trigger = self._wait_for_batch()
+                if trigger is None:
                     return
-                jobs, late = self._take()
-                self._num_running += len(jobs)
+                requests, expired = self._take_batch()
+                self._num_running += len(requests)
                 if self._queue:
-                    closed = "full"
+                    trigger = "full"
                     if self._num_idle:
                         self._changed.notify()
-            self._refuse(late)
-            if jobs:
-                self._run(backend, jobs, closed)
+            self._refuse_expired(expired)
+            if requests:
+                self._run(backend, requests, trigger)
                 with self._lock:
-                    self._num_running -= len(jobs)
-            del jobs, late  # with their messages, which would stay until the next batch
+                    self._num_running -= len(requests)
+            del requests, expired  # else their messages stay in memory until the next batch
 
-    def _refuse(self, late: list[Job]) -> None:
-        for job in late:
-            self._fail(job, DeadlineExceeded(f"too late for model '{self._name}': {_waited(job)}"), "REJECTED")
+    def _refuse_expired(self, expired: list[QueuedRequest]) -> None:
+        for request in expired:
+            self._fail(request, DeadlineExceeded(f"too late for model '{self._name}': {_waited(request)}"), "REJECTED")
 
     def _wait_for_batch(self) -> BatchTrigger | None:
-        """Wait until a batch is due; why it is, or None when the batcher is closed and empty. The lock is held."""
+        """Waits until a batch may start. Returns why, or None if the batcher is closed and empty. Holds the lock."""
         self._num_idle += 1
         try:
             while not self._queue:
@@ -256,95 +260,97 @@ class Batcher:
         finally:
             self._num_idle -= 1
 
-    def _take(self) -> tuple[list[Job], list[Job]]:
-        """The next batch, and the jobs that are too late for it. The lock is held."""
-        jobs: list[Job] = []
-        late: list[Job] = []
+    def _take_batch(self) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
+        """Takes from the queue the next batch, and the requests whose time is up. Holds the lock."""
+        requests: list[QueuedRequest] = []
+        expired: list[QueuedRequest] = []
         queue, room, now = self._queue, self._max_rows, time.monotonic()
         oldest_ns = time.monotonic_ns() - 1000 * self._limits.timeout_us if self._limits.timeout_us else 0
         while queue and room > 0:
-            job = queue[0]
-            if (job.deadline is not None and job.deadline <= now) or job.arrived_ns < oldest_ns:
-                late.append(job)
-            elif jobs and (job.rows > room or not _fit_together(jobs[0].shapes, job.shapes)):
+            request = queue[0]
+            if (request.deadline is not None and request.deadline <= now) or request.arrived_ns < oldest_ns:
+                expired.append(request)
+            elif requests and (request.rows > room or not _fit_together(requests[0].shapes, request.shapes)):
                 break
             else:
-                room -= job.rows
-                jobs.append(job)
+                room -= request.rows
+                requests.append(request)
             queue.popleft()
-            self._forget(job)
-        return jobs, late
+            self._uncount(request)
+        return requests, expired
 
-    def _run(self, backend: Backend, jobs: list[Job], closed: BatchTrigger) -> None:
+    def _run(self, backend: Backend, requests: list[QueuedRequest], trigger: BatchTrigger) -> None:
         began = time.monotonic_ns()
-        rows = sum(job.rows for job in jobs)
+        rows = sum(request.rows for request in requests)
         try:
-            inputs = [self._gather(index, datatype, jobs, rows) for index, datatype in enumerate(self._datatypes)]
+            inputs = [self._gather(index, datatype, requests, rows) for index, datatype in enumerate(self._datatypes)]
             assembled = time.monotonic_ns()
             arrays = backend.run(inputs)
-            self._check(arrays, rows)
-        except Exception as error:  # whatever a backend throws is this batch's failure and nobody else's
+            self._check_rows(arrays, rows)
+        except Exception as error:  # a backend may raise anything; only this batch fails
             logger.exception("model '%s' failed on a batch of %d rows", self._name, rows)
             failure = Internal(f"model '{self._name}' failed: {_last_line(error)}")
-            for job in jobs:
-                self._fail(job, failure, "BACKEND")
+            for request in requests:
+                self._fail(request, failure, "BACKEND")
             return
         computed = time.monotonic_ns()
-        arrivals = self._answer(jobs, Outputs(arrays, rows if self._limits.max_batch_size else None))
-        answered = time.monotonic_ns()
+        arrivals = self._respond(requests, Outputs(arrays, rows if self._limits.max_batch_size else None))
+        responded = time.monotonic_ns()
         if arrivals:
-            self._statistics.record_batch(arrivals, rows, (began, assembled, computed, answered), closed)
-        self._ns_per_row += 0.1 * ((answered - began) / rows - self._ns_per_row)
+            self._statistics.record_batch(arrivals, rows, (began, assembled, computed, responded), trigger)
+        self._ns_per_row += 0.1 * ((responded - began) / rows - self._ns_per_row)
 
-    def _gather(self, index: int, datatype: Datatype, jobs: list[Job], rows: int) -> Array:
-        """One input of the whole batch: a view of the only job's bytes, or one copy of all."""
-        first = jobs[0].shapes[index]
-        if len(jobs) == 1:
-            return to_array(datatype, first, jobs[0].buffers[index])
+    def _gather(self, index: int, datatype: Datatype, requests: list[QueuedRequest], rows: int) -> Array:
+        """Returns one input of a batch: a view of a single request's bytes, or one copy of the bytes of several."""
+        first = requests[0].shapes[index]
+        if len(requests) == 1:
+            return to_array(datatype, first, requests[0].buffers[index])
         if not datatype.size:
-            return np.concatenate([to_array(datatype, job.shapes[index], job.buffers[index]) for job in jobs])
-        return to_array(datatype, (rows, *first[1:]), b"".join([job.buffers[index] for job in jobs]))
+            return np.concatenate(
+                [to_array(datatype, request.shapes[index], request.buffers[index]) for request in requests]
+            )
+        return to_array(datatype, (rows, *first[1:]), b"".join([request.buffers[index] for request in requests]))
 
-    def _check(self, arrays: Sequence[Array], rows: int) -> None:
+    def _check_rows(self, arrays: Sequence[Array], rows: int) -> None:
         if self._limits.max_batch_size:
             for array in arrays:
                 if array.shape[:1] != (rows,):
                     raise ValueError(f"an output has shape {list(array.shape)} for a batch of {rows} rows")
 
-    def _answer(self, jobs: list[Job], outputs: Outputs) -> list[int]:
-        """Give each job its rows. Returns when each that got an answer had arrived."""
+    def _respond(self, requests: list[QueuedRequest], outputs: Outputs) -> list[int]:
+        """Gives each request its rows. Returns the arrival times of those that got a response."""
         arrivals = []
         row = 0
-        for job in jobs:
+        for request in requests:
             try:
-                job.finish(outputs, row)
-                arrivals.append(job.arrived_ns)
+                request.finish(outputs, row)
+                arrivals.append(request.arrived_ns)
             except ServingError as error:
-                self._fail(job, error, "OTHER")
+                self._fail(request, error, "OTHER")
             except Exception:
-                logger.exception("model '%s': an answer could not be made", self._name)
-                self._fail(job, Internal("the answer could not be made"), "OTHER")
-            row += job.rows
+                logger.exception("model '%s': a response could not be built", self._name)
+                self._fail(request, Internal("the response could not be built; the server's log says why"), "OTHER")
+            row += request.rows
         return arrivals
 
-    def _fail(self, job: Job, error: ServingError, reason: Reason) -> None:
-        self._statistics.record_failure(reason, 1, time.monotonic_ns() - job.arrived_ns)
+    def _fail(self, request: QueuedRequest, error: ServingError, reason: Reason) -> None:
+        self._statistics.record_failure(reason, 1, time.monotonic_ns() - request.arrived_ns)
         try:
-            job.fail(error)
+            request.fail(error)
         except Exception:
-            logger.exception("model '%s': an error could not be answered", self._name)
+            logger.exception("model '%s': an error could not be sent", self._name)
 
 
 def _fit_together(one: tuple[Shape, ...], other: tuple[Shape, ...]) -> bool:
-    """Whether tensors of these shapes can be rows of one batch."""
+    """Whether requests with these shapes can share a batch."""
     return one is other or all(a[1:] == b[1:] for a, b in zip(one, other, strict=True))
 
 
 def _last_line(error: Exception) -> str:
-    """What a backend's error comes to; the lines before are tracebacks, and stand in the log."""
+    """Returns the last line of a backend's error. The lines before are a traceback, which the log has."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip()[:_MAX_ERROR_CHARACTERS] if lines else type(error).__name__
 
 
-def _waited(job: Job) -> str:
-    return f"the request waited {(time.monotonic_ns() - job.arrived_ns) * 1e-6:.0f} ms"
+def _waited(request: QueuedRequest) -> str:
+    return f"the request waited {(time.monotonic_ns() - request.arrived_ns) * 1e-6:.0f} ms"

@@ -1,4 +1,4 @@
-"""What an inference asks for and what it answers, as plain values: the form between the protocols and the batcher."""
+"""Inference requests and responses as plain values: the form that gRPC and HTTP share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from serving.protocol.tensors import Buffer, Elements, Shape
 
 @dataclass(slots=True)
 class InferInput:
-    """A tensor that a caller gives. `data` is as in `serving.protocol.tensors`; its length is not checked yet."""
+    """An input tensor. The length of `data` has not been checked."""
 
     name: str
     datatype: str
@@ -20,11 +20,11 @@ class InferInput:
 
 @dataclass(slots=True)
 class RequestedOutput:
-    """A tensor that a caller wants.
+    """An output that the client requests.
 
     Args:
-        classification: how many of the largest values are wanted as strings `value:index:label`, instead of the
-            tensor; 0 for the tensor itself.
+        classification: number of largest values to return as strings `value:index:label`, in place of the tensor; 0
+            for the tensor itself.
     """
 
     name: str
@@ -33,7 +33,7 @@ class RequestedOutput:
 
 @dataclass(slots=True)
 class InferRequest:
-    """One inference. No `outputs` means all of them; an empty `model_version` the newest."""
+    """One inference. An empty `model_version` means the newest version; empty `outputs` mean all outputs."""
 
     model_name: str
     inputs: list[InferInput]
@@ -45,7 +45,7 @@ class InferRequest:
 
 @dataclass(slots=True)
 class InferOutput:
-    """A tensor of the answer; `data` as it goes over the wire."""
+    """An output tensor; `data` as in `serving.protocol.tensors`."""
 
     name: str
     datatype: str
@@ -55,7 +55,7 @@ class InferOutput:
 
 @dataclass(slots=True)
 class InferResponse:
-    """The answer to one inference."""
+    """The response to one inference."""
 
     model_name: str
     model_version: str
@@ -64,24 +64,25 @@ class InferResponse:
 
 
 class ResponseSink(Protocol):
-    """One ModelInfer on its transport. Exactly one of the two is called, once, from any thread; neither blocks.
+    """Where the response to a ModelInfer call goes.
 
-    After `RequestHandle.cancel` neither may come, or one late: a transport lets it fall.
+    Exactly one of the methods is called, once, from any thread; neither may block. After `RequestHandle.cancel` at most
+    one late call may arrive, which a front end ignores.
     """
 
     def succeed(self, payload: bytes) -> None:
-        """Answer with a serialised ModelInferResponse."""
+        """Sends a serialised ModelInferResponse."""
 
     def fail(self, error: ServingError) -> None:
-        """Answer with an error."""
+        """Sends an error."""
 
 
 class RequestHandle(Protocol):
-    """An inference under way."""
+    """A request in flight."""
 
     def cancel(self) -> None:
-        """The caller has gone: drop the inference if it has not begun. From any thread; more than once does no harm."""
+        """Drops the request unless its batch has started. Safe to call from any thread, and repeatedly."""
 
 
 Done = Callable[[InferResponse | ServingError], None]
-"""Called once with the answer, on the thread that has it."""
+"""Called once with the response, on the thread that computed it; must not block."""

@@ -1,22 +1,59 @@
-"""ModelInfer's messages and the plain values of `serving.inference.request`, both ways. Knows no model."""
+"""Reads ModelInfer's protobuf messages into plain values, and writes its responses.
+
+Responses are written field by field, without protobuf objects: the output tensors are copied once, and the bytes that
+all responses of a plan share are kept (https://protobuf.dev/programming-guides/encoding/).
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
-from protos.grpc_service_pb2 import InferParameter, ModelInferRequest
-from serving.errors import InvalidArgument, Unsupported, quote
-from serving.inference.request import InferInput, InferRequest, RequestedOutput
-from serving.protocol.tensors import DATATYPES, Elements
+from protos.grpc_service_pb2 import (
+    InferParameter,
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelRepositoryParameter,
+    ModelStreamInferResponse,
+)
+from serving.errors import InvalidArgument, ServingError, quote
+from serving.inference.batcher import Outputs
+from serving.inference.plan import Plan
+from serving.inference.request import InferInput, InferRequest
+from serving.protocol.parameters import check_input_parameters, requested_output
+from serving.protocol.tensors import DATATYPES, Elements, Shape, num_elements
+
+M = TypeVar("M", bound=Message)
+
+# The first byte of a length-delimited field: its number, shifted by 3, and wire type 2.
+_ID = b"\x1a"  # ModelInferResponse.id, field 3
+_RAW_OUTPUT = b"\x32"  # ModelInferResponse.raw_output_contents, field 6
+_RAW_INPUT = b"\x3a"  # ModelInferRequest.raw_input_contents, field 7
+_INFER_RESPONSE = b"\x12"  # ModelStreamInferResponse.infer_response, field 2
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def decode(kind: type[M], payload: bytes) -> M:
+    """Returns the message in these bytes.
+
+    Raises:
+        InvalidArgument: the bytes are not a message of this kind.
+    """
+    try:
+        message: M = kind.FromString(payload)
+    except DecodeError as error:
+        raise InvalidArgument(f"the {len(payload)} bytes received are not a {kind.__name__}: {error}") from error
+    return message
 
 
 def parse_request(message: ModelInferRequest) -> InferRequest:
-    """The values in a message.
+    """Returns the values in a message.
 
     Raises:
-        InvalidArgument: it contradicts itself.
-        Unsupported: it refers to shared memory.
+        InvalidArgument: the message contradicts itself.
+        Unsupported: the message refers to shared memory.
     """
     raw = message.raw_input_contents
     typed = [tensor.name for tensor in message.inputs if tensor.HasField("contents")]
@@ -30,8 +67,7 @@ def parse_request(message: ModelInferRequest) -> InferRequest:
         for tensor in message.inputs
     ]
     for tensor in message.inputs:
-        if "shared_memory_region" in tensor.parameters:
-            raise Unsupported(f"input {quote(tensor.name)} is in shared memory, which this server does not read")
+        check_input_parameters(tensor.name, tensor.parameters)
     if raw:
         if len(raw) != len(inputs):
             raise InvalidArgument(
@@ -44,26 +80,13 @@ def parse_request(message: ModelInferRequest) -> InferRequest:
         model_version=message.model_version,
         id=message.id,
         inputs=inputs,
-        outputs=[_requested(output) for output in message.outputs],
-        parameters=parameters_of(message.parameters),
+        outputs=[requested_output(output.name, parameter_values(output.parameters)) for output in message.outputs],
+        parameters=parameter_values(message.parameters),
     )
 
 
-def decode_request(payload: bytes) -> ModelInferRequest:
-    """The message in those bytes.
-
-    Raises:
-        InvalidArgument: they are no such message.
-    """
-    try:
-        message: ModelInferRequest = ModelInferRequest.FromString(payload)
-    except DecodeError as error:
-        raise InvalidArgument(f"the {len(payload)} bytes received are no ModelInferRequest: {error}") from error
-    return message
-
-
-def parameters_of(parameters: Mapping[str, InferParameter]) -> dict[str, Any]:
-    """Plain values of a map of parameters; one that holds nothing is left out."""
+def parameter_values(parameters: Mapping[str, InferParameter | ModelRepositoryParameter]) -> dict[str, Any]:
+    """Returns the plain values of a map of parameters, without those that hold nothing."""
     values = {}
     for name, parameter in parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
@@ -72,32 +95,11 @@ def parameters_of(parameters: Mapping[str, InferParameter]) -> dict[str, Any]:
     return values
 
 
-def requested_output(name: str, parameters: Mapping[str, Any]) -> RequestedOutput:
-    """What a caller wants of an output, from its parameters.
-
-    Raises:
-        InvalidArgument: `classification` is no positive whole number.
-        Unsupported: the output is wanted in shared memory.
-    """
-    if "shared_memory_region" in parameters:
-        raise Unsupported(f"output {quote(name)} is wanted in shared memory, which this server does not write")
-    count = parameters.get("classification", 0)
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise InvalidArgument(
-            f"classification of output {quote(name)} must be a positive whole number, got {quote(count)}"
-        )
-    return RequestedOutput(name, count)
-
-
-def _requested(output: ModelInferRequest.InferRequestedOutputTensor) -> RequestedOutput:
-    return requested_output(output.name, parameters_of(output.parameters))
-
-
 def _elements(tensor: ModelInferRequest.InferInputTensor) -> Elements:
-    """The elements of a tensor as they are: whether a model wants them is not known yet."""
+    """Returns a tensor's typed contents, not converted: the request has not been checked against a model yet."""
     datatype = DATATYPES.get(tensor.datatype)
     if datatype is None:
-        raise InvalidArgument(f"input {quote(tensor.name)}: there is no data-type {quote(tensor.datatype)}")
+        raise InvalidArgument(f"input {quote(tensor.name)}: unknown data-type {quote(tensor.datatype)}")
     filled = [field.name for field, _ in tensor.contents.ListFields()]
     if datatype.contents is None:
         raise InvalidArgument(f"input {quote(tensor.name)}: {datatype.name} is only accepted in raw_input_contents")
@@ -106,3 +108,93 @@ def _elements(tensor: ModelInferRequest.InferInputTensor) -> Elements:
             f"input {quote(tensor.name)}: expected {datatype.name} in {datatype.contents}, got {', '.join(filled)}"
         )
     return Elements(datatype, getattr(tensor.contents, datatype.contents))
+
+
+# ---- Writing ---------------------------------------------------------------------------------------------------------
+
+
+class ResponseEncoder:
+    """Writes the serialised ModelInferResponses of one plan."""
+
+    __slots__ = ("_shared", "plan")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        # The row shapes, and the head and fields for them, as one value: threads of all instances read and replace it.
+        self._shared: tuple[list[Shape], bytes, list[tuple[int, int, bytes]]] = ([], b"", [])
+
+    def encode(self, outputs: Outputs, first_row: int, id_field: bytes) -> bytes:
+        """Returns the response for the plan's rows of a batch.
+
+        Args:
+            id_field: `encode_id` of the request's id.
+        """
+        shapes, head, fields = self._shared
+        if outputs.row_shapes != shapes:
+            head, fields = self._head(outputs), self._fields(outputs)
+            self._shared = outputs.row_shapes, head, fields
+        parts = [head, id_field]
+        for index, top_k, field in fields:
+            if field:
+                parts += (field, outputs.data(index, first_row, self.plan.rows))
+            else:
+                data = self.plan.output_data(outputs, index, top_k, first_row)
+                parts += (_RAW_OUTPUT, varint(len(data)), data)
+        return b"".join(parts)
+
+    def _head(self, outputs: Outputs) -> bytes:
+        """Returns the part of a response that tells the model and the outputs' names, types and shapes."""
+        spec = self.plan.model.spec
+        head = ModelInferResponse(model_name=spec.name, model_version=self.plan.model.version)
+        for index, top_k in self.plan.requested:
+            datatype, shape = self.plan.output_type(outputs, index, top_k)
+            head.outputs.add(name=spec.outputs[index].name, datatype=datatype, shape=shape)
+        encoded: bytes = head.SerializeToString()
+        return encoded
+
+    def _fields(self, outputs: Outputs) -> list[tuple[int, int, bytes]]:
+        """Returns each requested output's index, number of classes, and field tag with length (empty if it varies)."""
+        fields = []
+        for index, top_k in self.plan.requested:
+            array = outputs.arrays[index]
+            is_fixed = not top_k and array.dtype != object
+            size = num_elements(outputs.row_shapes[index]) * self.plan.rows * array.itemsize
+            fields.append((index, top_k, _RAW_OUTPUT + varint(size) if is_fixed else b""))
+        return fields
+
+
+def encode_id(request_id: str) -> bytes:
+    """Returns a request's id as that field of a ModelInferResponse; nothing for no id."""
+    encoded = request_id.encode()
+    return _ID + varint(len(encoded)) + encoded if encoded else b""
+
+
+def encode_stream_response(response: bytes) -> bytes:
+    """Returns a serialised ModelInferResponse as a message of ModelStreamInfer."""
+    return _INFER_RESPONSE + varint(len(response)) + response
+
+
+def encode_stream_error(error: ServingError) -> bytes:
+    """Returns an error as a message of ModelStreamInfer, which does not end the stream."""
+    message: bytes = ModelStreamInferResponse(error_message=str(error)).SerializeToString()
+    return message
+
+
+def raw_input_tag(size: int) -> bytes:
+    """Returns the bytes that come before a tensor of `size` bytes in a ModelInferRequest."""
+    return _RAW_INPUT + varint(size)
+
+
+def varint(number: int) -> bytes:
+    """Returns a non-negative integer in protobuf's base-128 form."""
+    if number < 128:
+        return _ONE_BYTE[number]
+    parts = bytearray()
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+_ONE_BYTE = [bytes([number]) for number in range(128)]

@@ -1,4 +1,4 @@
-"""Our protobuf messages as JSON in the form of Triton's HTTP server. Knows no message in particular."""
+"""Converts protobuf messages to JSON in the form of Triton's HTTP server. Works for every message type."""
 
 from base64 import b64encode
 from typing import Any
@@ -8,10 +8,10 @@ from google.protobuf.message import Message
 
 
 def to_json(message: Message) -> dict[str, Any]:
-    """A message as values for `json.dumps`, with the field names of the .proto file.
+    """Returns a message as values for `json.dumps`, with the field names of the .proto file.
 
-    Differs from `google.protobuf.json_format` in one point: 64-bit integers are numbers, not strings, as Triton has
-    them and its clients read them. Fields at their default are there, absent messages are not.
+    Includes fields that have their default value, and leaves out absent messages. 64-bit integers are numbers, as
+    Triton's clients expect; `google.protobuf.json_format` makes them strings.
     """
     return {
         field.name: _field(field, getattr(message, field.name))
@@ -21,9 +21,9 @@ def to_json(message: Message) -> dict[str, Any]:
 
 
 def _field(field: FieldDescriptor, value: Any) -> Any:
-    entry = field.message_type
-    if entry is not None and entry.GetOptions().map_entry:
-        kind = entry.fields_by_name["value"]
+    message = field.message_type
+    if message is not None and message.GetOptions().map_entry:
+        kind = message.fields_by_name["value"]
         return {str(key): _value(kind, value[key]) for key in value}
     if field.is_repeated:
         return [_value(field, element) for element in value]

@@ -1,6 +1,7 @@
-"""The one table from errors to status codes: gRPC's (https://grpc.io/docs/guides/status-codes) and HTTP's.
+"""The table of status codes: gRPC's (https://grpc.io/docs/guides/status-codes) and HTTP's for each error.
 
-Codes are Triton's where Triton has the case; a passed deadline and a full queue have gRPC's own names for them.
+The codes are Triton's wherever Triton has the case; an expired deadline and a full queue have the codes that gRPC
+defines for them.
 """
 
 from serving.errors import (
@@ -42,20 +43,24 @@ NAMES = {
     14: "UNAVAILABLE",
     16: "UNAUTHENTICATED",
 }
-"""Names of the gRPC codes that we answer with, for logs and metrics."""
+"""Names of the gRPC codes that the server sends, for logs and metrics."""
 
 
 def grpc_code(error: ServingError) -> int:
-    """The number of the gRPC status code."""
+    """Returns the gRPC status code of an error."""
     return _CODES[type(error)][0]
 
 
 def http_status(error: ServingError) -> int:
+    """Returns the HTTP status code of an error."""
     return _CODES[type(error)][1]
 
 
 def trailing_metadata(error: ServingError) -> tuple[tuple[str, str], ...]:
-    """What a gRPC client reads after the status: when to try again (gRFC A6, "Pushback")."""
+    """Returns the trailing metadata of an error: the retry hint, where there is one.
+
+    https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
+    """
     if isinstance(error, ResourceExhausted) and error.retry_after_ms is not None:
         return (("grpc-retry-pushback-ms", str(error.retry_after_ms)),)
     return ()

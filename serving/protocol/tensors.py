@@ -1,7 +1,8 @@
-"""Tensors on the wire: data types, shapes and bytes. Knows no model and no transport.
+"""Data types, shapes and bytes of tensors on the wire. Knows no model and no front end.
 
-A tensor's bytes are little-endian and row-major without padding; an element of BYTES is a 4-byte length and then that
-many bytes (Open Inference Protocol, "Tensor Data").
+A tensor's bytes are little-endian and row-major, without padding; an element of BYTES is a 4-byte length followed by
+that many bytes
+(https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md#tensor-data).
 """
 
 import math
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InvalidArgument
+from serving.errors import InvalidArgument, quote
 
-assert sys.byteorder == "little", "tensors are little-endian on the wire and in memory"
+assert sys.byteorder == "little", "tensors are copied between the wire and memory without swapping bytes"
 
 Buffer = bytes | bytearray | memoryview
 Shape = tuple[int, ...]
@@ -27,11 +28,11 @@ class Datatype:
     """A data type of the protocol.
 
     Args:
-        name: the protocol's, such as `FP32`.
-        dtype: numpy's; object (of bytes) for BYTES.
-        size: bytes an element; 0 for BYTES.
-        contents: the field of InferTensorContents that holds its elements; None where there is only the raw form.
-        config_name: the name in model configurations.
+        name: in the protocol, such as `FP32`.
+        dtype: numpy's data type; object (holding bytes) for BYTES.
+        size: bytes of an element; 0 for BYTES.
+        contents: the field of InferTensorContents that holds the elements; None if there is only the raw form.
+        config_name: in model configurations, such as `TYPE_FP32`.
     """
 
     name: str
@@ -63,10 +64,10 @@ DATATYPES: dict[str, Datatype] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or an output of a model.
+    """An input or output of a model.
 
     Args:
-        shape: with the batch dimension in front if the model batches; -1 where any size will do.
+        shape: begins with the batch dimension if the model batches; -1 for any size.
     """
 
     name: str
@@ -74,7 +75,7 @@ class TensorSpec:
     shape: Shape
 
     def accepts(self, shape: Shape) -> bool:
-        """Whether a tensor of this shape fits."""
+        """Whether a tensor may have this shape."""
         return len(shape) == len(self.shape) and all(
             want in (-1, have) for want, have in zip(self.shape, shape, strict=True)
         )
@@ -82,16 +83,16 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Elements:
-    """A tensor that came element by element: cheap to count, dear to turn into bytes."""
+    """A tensor given as single elements: cheap to count, expensive to convert to bytes."""
 
     datatype: Datatype
     values: Sequence[Any]
 
     def to_bytes(self, shape: Shape) -> bytes:
-        """As it would go over the wire; nothing is converted before the number is right.
+        """Returns the tensor's bytes. Checks the number of elements before it converts them.
 
         Raises:
-            InvalidArgument: the elements are not as many as the shape needs, or one does not fit the data type.
+            InvalidArgument: the number of elements does not match the shape, or one does not fit the data type.
         """
         if len(self.values) != num_elements(shape):
             raise InvalidArgument(
@@ -102,16 +103,16 @@ class Elements:
 
 
 def num_elements(shape: Shape) -> int:
-    """Python's own integers: a huge declared shape does not overflow, and nothing is allocated for it."""
+    """Returns the number of elements, as a Python integer: it cannot overflow, however large a client's shape is."""
     return math.prod(shape)
 
 
 def to_array(datatype: Datatype, shape: Shape, data: Buffer) -> Array:
-    """The tensor in those bytes: read-only and without a copy, but for BYTES.
+    """Returns the tensor in these bytes; without a copy and read-only, except for BYTES.
 
     Raises:
-        InvalidArgument: BYTES whose lengths do not add up.
-        ValueError: the number of bytes is not the shape's; callers check that first, with the tensor's name.
+        InvalidArgument: the lengths or the number of BYTES elements do not match the data or the shape.
+        ValueError: the number of bytes does not match the shape; callers check it first.
     """
     if datatype.size:
         return np.frombuffer(data, datatype.dtype).reshape(shape)
@@ -126,7 +127,7 @@ def to_array(datatype: Datatype, shape: Shape, data: Buffer) -> Array:
 
 
 def to_bytes(array: Array) -> bytes:
-    """The tensor as it goes over the wire."""
+    """Returns the tensor's bytes."""
     if array.dtype != object:
         return array.tobytes()
     parts = []
@@ -137,7 +138,7 @@ def to_bytes(array: Array) -> bytes:
 
 
 def from_elements(datatype: Datatype, elements: Sequence[Any]) -> bytes:
-    """A flat sequence of numbers, bools, or strings and bytes, as it would go over the wire.
+    """Returns the bytes of a tensor given as a flat sequence of numbers, bools, or strings and bytes.
 
     Raises:
         InvalidArgument: an element does not fit the data type.
@@ -145,9 +146,12 @@ def from_elements(datatype: Datatype, elements: Sequence[Any]) -> bytes:
     try:
         if not datatype.size:
             return to_bytes(np.array([_as_bytes(element) for element in elements], object))
-        return np.fromiter(elements, datatype.dtype, len(elements)).tobytes()
-    except (OverflowError, ValueError, TypeError) as error:
-        raise InvalidArgument(f"an element is no {datatype.name}: {error}") from error
+        if datatype.name == "UINT8":
+            return bytes(elements)  # twice as fast as numpy, for the type of images
+        with np.errstate(over="raise"):
+            return np.fromiter(elements, datatype.dtype, len(elements)).tobytes()
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise InvalidArgument(f"an element does not fit {datatype.name}: {error}") from error
 
 
 def _as_bytes(element: Any) -> bytes:
@@ -155,20 +159,21 @@ def _as_bytes(element: Any) -> bytes:
         return element
     if isinstance(element, str):
         return element.encode()
-    raise TypeError(f"{element!r} is neither a string nor bytes")
+    raise TypeError(f"{quote(element)} is neither a string nor bytes")
 
 
 def _split_strings(data: Buffer) -> list[bytes]:
     view = memoryview(data)
     elements: list[bytes] = []
-    at = 0
-    while at < len(view):
-        start = at + 4
-        end = start + int.from_bytes(view[at:start], "little")
+    position = 0
+    while position < len(view):
+        start = position + 4
+        end = start + int.from_bytes(view[position:start], "little")
         if start > len(view) or end > len(view):
             raise InvalidArgument(
-                f"BYTES tensor is cut off: element {len(elements)} needs {end - at} bytes, {len(view) - at} are left"
+                f"BYTES tensor is cut off: element {len(elements)} needs {end - position} bytes, "
+                f"{len(view) - position} are left"
             )
         elements.append(bytes(view[start:end]))
-        at = end
+        position = end
     return elements

@@ -12,12 +12,14 @@ import numpy as np
 
 from protos.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelOutput
 from serving.errors import Internal, NotFound
+from serving.frontends.common.services import Services
 from serving.inference.batcher import Batcher, BatchLimits
-from serving.inference.service import Service
+from serving.inference.service import InferenceService
 from serving.models.repository import Model, Repository
 from serving.models.spec import ModelSpec, VersionPolicy
 from serving.observability.health import Health
 from serving.observability.statistics import Statistics
+from serving.protocol.admin import AdminService
 from serving.protocol.tensors import DATATYPES, Array, TensorSpec
 
 PATIENCE_S = 30
@@ -193,11 +195,16 @@ class FakeRepository:
             model.batcher.close()
 
 
-def make_service(repository: FakeRepository) -> Service:
-    """A real service, ready, over a fake repository."""
+def make_service(repository: FakeRepository) -> InferenceService:
+    """A real inference service over a fake repository."""
+    return InferenceService(cast(Repository, repository))
+
+
+def make_services(repository: FakeRepository) -> Services:
+    """Real services, ready, over a fake repository."""
     health = Health()
     health.update(True, {model.spec.name: True for model in repository.ready_models()})
-    return Service(cast(Repository, repository), health, version="1.2.3")
+    return Services(make_service(repository), AdminService(cast(Repository, repository), health, version="1.2.3"))
 
 
 def _config(

@@ -122,7 +122,7 @@ def test_random_bytes_for_the_other_calls(served: Served, method: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         served.channel.unary_unary(SERVICE + method)(b"\xff\xff\xff", timeout=60)
     assert caught.value.code() == INVALID
-    assert f"the 3 bytes received are no {method}Request" in caught.value.details()
+    assert f"the 3 bytes received are not a {method}Request" in caught.value.details()
 
 
 @pytest.mark.parametrize("path", ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"])
@@ -135,7 +135,7 @@ def test_random_bytes_for_health(served: Served, path: str) -> None:
 def test_random_bytes_in_a_stream_are_one_error_in_it(served: Served) -> None:
     call = served.channel.stream_stream(SERVICE + "ModelStreamInfer", None, pb.ModelStreamInferResponse.FromString)
     answers = list(call(iter([b"\xff\xff", good().SerializeToString()]), timeout=60))
-    assert "no ModelInferRequest" in answers[0].error_message
+    assert "not a ModelInferRequest" in answers[0].error_message
     assert answers[1].infer_response.raw_output_contents[0] == X.tobytes()
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from protos import grpc_service_pb2 as pb
-from serving.inference.service import HEALTH_CHECK
+from serving.protocol.methods import HEALTH_CHECK
 from tests.serving.conftest import SERVICE, Served
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)

@@ -12,7 +12,7 @@ from protos import grpc_service_pb2 as pb
 from protos import health_pb2
 from serving.client import Client, ClientError
 from serving.config import ServeConfig
-from serving.inference.service import HEALTH_CHECK, HEALTH_WATCH
+from serving.protocol.methods import HEALTH_CHECK, HEALTH_WATCH
 from tests.serving.conftest import SERVICE, Served, serve, tensor
 
 X = np.ones((1, 4), np.float32)

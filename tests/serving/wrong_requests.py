@@ -166,7 +166,7 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
     "a long type in the typed form": (
         changed(good(), lambda request: (too_few_elements(request), set_input("datatype", LONG)(request))),
         INVALID,
-        "input 'x': there is no data-type 'ü{64}…'",
+        "input 'x': unknown data-type 'ü{64}…'",
     ),
     "a long shape": (changed(good(), shaped(*[1] * 20_000)), INVALID, r".*expected \[-1, 4\], got \[1, 1, 1.*…"),
     "a long classification": (
@@ -264,7 +264,7 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
     "typed element out of range": (
         changed(good(), out_of_range),
         INVALID,
-        "input 'images' of model 'digits': an element is no UINT8: .*256.*",
+        "input 'images' of model 'digits': an element does not fit UINT8: .*256.*",
     ),
     "typed contents for an unknown model": (
         changed(good(), lambda request: (too_few_elements(request), set_field("model_name", "nothing")(request))),
@@ -326,7 +326,7 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
         INVALID,
         "parameter 'timeout' must be a whole number of microseconds, got 'soon'",
     ),
-    "random bytes": (b"\xff\x00\xd8random", INVALID, "the 9 bytes received are no ModelInferRequest: .*"),
-    "a message cut off": (good().SerializeToString()[:-1], INVALID, "the .* bytes received are no ModelInferRequest.*"),
-    "name that is no UTF-8": (b"\x0a\x02\xff\xfe", INVALID, "the 4 bytes received are no ModelInferRequest: .*"),
+    "random bytes": (b"\xff\x00\xd8random", INVALID, "the 9 bytes received are not a ModelInferRequest: .*"),
+    "a message cut off": (good().SerializeToString()[:-1], INVALID, ".* bytes received are not a ModelInferRequest.*"),
+    "name that is no UTF-8": (b"\x0a\x02\xff\xfe", INVALID, "the 4 bytes received are not a ModelInferRequest: .*"),
 }

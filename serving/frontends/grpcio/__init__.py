@@ -1,7 +1,7 @@
-"""gRPC over grpcio, with TLS.
+"""gRPC on grpcio, with TLS.
 
-`transport` is the server, `address` what it listens on, `lane` the short way of ModelInfer, `handlers` all other RPCs,
-`streams` those among them that stay open, `infer_stream` one of these, `rpc` what they share.
+`frontend` is the server, `completion_queue` its path for ModelInfer, `handlers` all other RPCs, `streams` those among
+them that stay open, `infer_stream` ModelStreamInfer, `rpc` the helpers that they share.
 """
 
 from serving.frontends.grpcio.frontend import GrpcioFrontend

@@ -1,9 +1,9 @@
-"""ModelInfer without a thread for each call: a completion queue of its own beside the one that grpcio's server reads.
+"""ModelInfer without a thread for each call: a second completion queue beside the one that grpcio's server reads.
 
 grpcio's server gives each RPC to a thread, which waits for the message and then for the batch. Here one thread takes
-the events of all calls from gRPC's core and hands the messages to the service; whoever has an answer sends it. That is
-how grpcio itself works one layer further down, in `grpc._cython`, which is not public: docs/decisions/0007 says what it
-is worth, and `attach` finds out whether it is still what we know.
+the events of all calls from gRPC's core and hands their messages to the service; the thread that computed a response
+sends it. grpcio itself works this way in `grpc._cython`, which is not public: docs/decisions/0007 tells what it saves,
+and `attach` checks that the interface is still the one that this module uses.
 """
 
 import logging
@@ -16,25 +16,33 @@ from grpc._cython import cygrpc
 
 from convoy.auth import Token
 from serving.errors import InvalidArgument, ServingError, Unauthenticated
-from serving.frontends.grpcio.rpc import check_token, deadline_after, detail, unanswered_code
+from serving.frontends.common.auth import check_token
+from serving.frontends.common.status import code_without_response, status_details
+from serving.frontends.grpcio.rpc import deadline_after
 from serving.inference.request import RequestHandle
-from serving.inference.service import INFER, Service
+from serving.inference.service import InferenceService
 from serving.observability.logging import AccessLog
+from serving.protocol.methods import INFER
 from serving.protocol.status import OK, grpc_code, trailing_metadata
 
 logger = logging.getLogger(__name__)
 
 NUM_REQUESTED = 32
-"""Calls that the core may hand over before it is asked for more."""
+"""Calls that gRPC's core may deliver before it is asked for more."""
 
 _NO_FLAGS = 0
 
 
 class InferCompletionQueue:
-    """The ModelInfer calls of one server. `attach` makes it."""
+    """The ModelInfer calls of one server. `attach` creates it.
+
+    Args:
+        core: the server of gRPC's core.
+        events: the completion queue, registered with `core`.
+    """
 
     def __init__(
-        self, core: Any, events: Any, service: Service, *, token: Token | None, access_log: AccessLog | None
+        self, core: Any, events: Any, service: InferenceService, *, token: Token | None, access_log: AccessLog | None
     ) -> None:
         self.service = service
         self.token = token
@@ -46,18 +54,18 @@ class InferCompletionQueue:
         self._thread = threading.Thread(target=self._take_events, name="grpcio-infer", daemon=True)
 
     def start(self) -> None:
-        """Take calls. The server has been started."""
+        """Starts to take calls. Call it after the server has started."""
         for _ in range(NUM_REQUESTED):
             self._request_call()
         self._thread.start()
 
     def join(self, timeout_s: float) -> None:
-        """Wait until the last call is over. The server is stopping."""
+        """Waits until the last call has ended. Call it while the server stops."""
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def forget(self) -> None:
-        """A call is over. On the thread that takes events."""
+    def call_ended(self) -> None:
+        """Counts a call that has ended. Runs on the thread that takes events."""
         self._num_open -= 1
 
     def _request_call(self) -> None:
@@ -68,9 +76,9 @@ class InferCompletionQueue:
         self._num_requested += 1
 
     def _take_events(self) -> None:
-        """Until the server has stopped and every call is over.
+        """Handles events until the server has stopped and every call has ended.
 
-        A tag is what is to be called with the event; new calls have none.
+        An event's tag is the function that handles it; the event of a new call has none.
         """
         while self._num_requested or self._num_open:
             event = self._events.poll()
@@ -82,78 +90,79 @@ class InferCompletionQueue:
                     if event.success:
                         self._request_call()
                         self._num_open += 1
-                        _GrpcCall(self, event).receive(event.invocation_metadata)
+                        _InferCall(self, event).receive(event.invocation_metadata)
             except Exception:
-                logger.exception("an event of ModelInfer could not be handled")
-            del event  # it holds the call, and with it memory of the core, until the next one comes
+                logger.exception("an event of %s could not be handled", INFER)
+            del event  # else it keeps the call, and memory of gRPC's core, until the next event arrives
 
 
-class _GrpcCall:
-    """One ModelInfer. Only `succeed` and `fail` are called on other threads."""
+class _InferCall:
+    """One ModelInfer call; a `ResponseSink`. Other threads call only `succeed` and `fail`."""
 
-    __slots__ = ("_answer_code", "_core", "_deadline", "_end", "_is_over", "_lane", "_pending")
+    __slots__ = ("_call", "_code", "_deadline", "_has_ended", "_log_end", "_queue", "_request")
 
-    def __init__(self, lane: InferCompletionQueue, event: Any) -> None:
-        self._lane = lane
-        self._core = event.call
+    def __init__(self, queue: InferCompletionQueue, event: Any) -> None:
+        self._queue = queue
+        self._call = event.call
         self._deadline = deadline_after(event.call_details.deadline - time.time())
-        self._end = None if lane.access_log is None else lane.access_log.begin(INFER, event.call.peer().decode())
-        self._pending: RequestHandle | None = None
-        self._is_over = False
-        self._answer_code: int | None = None
+        self._log_end = None if queue.access_log is None else queue.access_log.begin(INFER, event.call.peer().decode())
+        self._request: RequestHandle | None = None
+        self._has_ended = False
+        self._code: int | None = None
 
     def receive(self, metadata: tuple[Any, ...]) -> None:
-        """Ask for the message, and to be told when the call is over."""
-        self._core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
+        """Asks gRPC's core for the message, and for an event when the call ends."""
+        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
         try:
-            check_token(self._lane.token, INFER, metadata)
+            check_token(self._queue.token, INFER, metadata)
         except Unauthenticated as error:
             self.fail(error)
         else:
-            self._core.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
+            self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
 
     def succeed(self, payload: bytes) -> None:
         self._send((cygrpc.SendMessageOperation(payload, _NO_FLAGS),), OK, "", ())
 
     def fail(self, error: ServingError) -> None:
-        self._send((), grpc_code(error), detail(error), trailing_metadata(error))
+        self._send((), grpc_code(error), status_details(error), trailing_metadata(error))
 
     def _send(self, message: tuple[Any, ...], code: int, details: str, trailers: tuple[tuple[str, str], ...]) -> None:
-        if self._is_over:
+        if self._has_ended:
             return
-        self._answer_code = code
+        self._code = code
         metadata = cygrpc.SendInitialMetadataOperation((), _NO_FLAGS)
         status = cygrpc.SendStatusFromServerOperation(trailers, code, details, _NO_FLAGS)
-        self._core.start_server_batch((metadata, *message, status), _ignore)
+        self._call.start_server_batch((metadata, *message, status), _ignore)
 
     def _on_message(self, event: Any) -> None:
         payload = event.batch_operations[0].message()
         if payload is None:
-            # None came, or one over the limit, which the core has answered itself.
+            # The client sent none, or one over the limit, which the core has refused itself.
             self.fail(InvalidArgument("ModelInfer expects one message, got none"))
-        elif not self._is_over:
-            self._pending = self._lane.service.infer(payload, self, self._deadline)
+        elif not self._has_ended:
+            self._request = self._queue.service.infer(payload, self, self._deadline)
 
     def _on_close(self, event: Any) -> None:
-        """The call is over: answered, or cancelled by the caller, its deadline or a lost connection."""
-        self._is_over = True
-        self._lane.forget()
+        """Handles the end of the call: by a response, or by cancellation, deadline or a lost connection."""
+        self._has_ended = True
+        self._queue.call_ended()
         is_cancelled = event.batch_operations[0].cancelled()
-        pending, self._pending = self._pending, None  # a job refers to its call: together they would never be freed
-        if is_cancelled and pending is not None:
-            pending.cancel()
-        if self._end is not None:
-            unanswered = is_cancelled or self._answer_code is None
-            self._end(unanswered_code(self._deadline) if unanswered else self._answer_code or OK)
+        request, self._request = self._request, None  # it refers to this call: the cycle would keep both in memory
+        if is_cancelled and request is not None:
+            request.cancel()
+        if self._log_end is not None:
+            responded = not is_cancelled and self._code is not None
+            self._log_end(self._code or OK if responded else code_without_response(self._deadline))
 
 
 def attach(
-    server: grpc.Server, service: Service, *, token: Token | None, access_log: AccessLog | None
+    server: grpc.Server, service: InferenceService, *, token: Token | None, access_log: AccessLog | None
 ) -> InferCompletionQueue | None:
-    """Take ModelInfer away from the server's own handlers. To be called before the server is started.
+    """Routes ModelInfer to a completion queue, past the server's own handlers. Call it before the server starts.
 
     Returns:
-        None, with a warning, if grpcio is built otherwise than we know: then the server's handler does the work.
+        None, after a warning in the log, if grpcio's private interface has changed: then the server's handler runs
+        ModelInfer.
     """
     try:
         core = server._cy_server
@@ -165,10 +174,14 @@ def attach(
         core.register_completion_queue(events)
         core.register_method(INFER)
     except (AttributeError, TypeError) as error:
-        logger.warning("grpcio %s is new to us (%s): ModelInfer takes several times the CPU", grpc.__version__, error)
+        logger.warning(
+            "grpcio %s has another private interface (%s): ModelInfer takes several times the CPU",
+            grpc.__version__,
+            error,
+        )
         return None
     return InferCompletionQueue(core, events, service, token=token, access_log=access_log)
 
 
 def _ignore(event: Any) -> None:
-    """An answer has been sent, or the caller has gone before: `_on_close` hears of both."""
+    """Ignores the event of a response that was sent or dropped: `_on_close` handles both."""

@@ -1,4 +1,4 @@
-"""The gRPC server on grpcio: what it listens on, its limits, how it starts and stops."""
+"""The grpcio server: its address, options and certificates; how it starts and stops."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,28 +6,23 @@ import grpc
 
 from convoy.auth import Certificates, TlsFiles, Token
 from serving.errors import StartupError
-from serving.frontends.address import UNIX, check_address
+from serving.frontends.common import limits
+from serving.frontends.common.address import UNIX, check_address
+from serving.frontends.common.services import Services
 from serving.frontends.grpcio.completion_queue import attach
 from serving.frontends.grpcio.handlers import Handlers
 from serving.frontends.grpcio.streams import OpenStreams
-from serving.inference.service import Service
 from serving.observability.logging import AccessLog
 
-MAX_STREAMS = 256
-"""ModelStreamInfer, Watch and reflection at a time, each of which holds a thread. Threads are made as needed."""
-NUM_THREADS = MAX_STREAMS + 64
-
-KEEPALIVE_S = 60
-"""A connection without traffic is tried after so long, so that callers that vanished are noticed."""
-KEEPALIVE_TIMEOUT_S = 20
+NUM_SPARE_THREADS = 64
+"""For unary RPCs, beside one thread for each open stream. Threads start when they are needed."""
 MIN_PING_INTERVAL_S = 5
-"""Callers may ping so often, with calls or without; gRPC's own default of 5 minutes closes connections on clients that
-ping every 10 or 30 s, as many are set up to do."""
+"""How often clients may ping, with or without calls. gRPC's default of 5 minutes closes the connections of clients that
+ping every 10 or 30 s, as many are configured to do."""
 MAX_CONNECTION_AGE_S = 1800
-"""Then a client is asked to connect anew, which is how it finds pods that have been added since. Nothing is cut: calls
-and streams that are open go on for as long as they like."""
+"""Age at which a connection is asked to renew, so that clients find new pods. Open calls and streams are not cut."""
 
-_AFTER_STOP_S = 5.0
+_JOIN_TIMEOUT_S = 5.0
 
 
 class GrpcioFrontend:
@@ -35,15 +30,15 @@ class GrpcioFrontend:
 
     Args:
         address: `host:port` or `unix:/path`.
-        max_message_bytes: larger requests are refused by gRPC's core while they come in.
-        token: what callers must show, but for health; None for no check.
+        max_message_bytes: size of the largest request; gRPC's core refuses larger ones while they arrive.
+        token: that clients must send, except for health checks; None for no authentication.
         tls: None for plain text.
-        access_log: told of each RPC when it is over.
+        access_log: gets an entry when an RPC ends.
     """
 
     def __init__(
         self,
-        service: Service,
+        services: Services,
         *,
         address: str,
         max_message_bytes: int,
@@ -54,20 +49,20 @@ class GrpcioFrontend:
         self.port = 0
         self._address = address
         self._tls = tls
-        self._streams = OpenStreams(MAX_STREAMS)
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grpcio")
+        self._streams = OpenStreams(limits.MAX_STREAMS)
+        self._threads = ThreadPoolExecutor(limits.MAX_STREAMS + NUM_SPARE_THREADS, thread_name_prefix="grpcio")
         self._server = grpc.server(
             self._threads,
-            handlers=(Handlers(service, self._streams, token=token, access_log=access_log),),
+            handlers=(Handlers(services, self._streams, token=token, access_log=access_log),),
             options=_options(max_message_bytes),
         )
-        self._lane = attach(self._server, service, token=token, access_log=access_log)
+        self._infer_queue = attach(self._server, services.inference, token=token, access_log=access_log)
 
     def start(self) -> None:
-        """Listen.
+        """Starts to listen.
 
         Raises:
-            StartupError: the address cannot be had.
+            StartupError: the address is not available.
         """
         check_address(self._address)
         try:
@@ -79,25 +74,25 @@ class GrpcioFrontend:
             raise StartupError(f"cannot listen on {self._address}: {error}") from error
         self.port = 0 if self._address.startswith(UNIX) else port
         self._server.start()
-        if self._lane is not None:
-            self._lane.start()
+        if self._infer_queue is not None:
+            self._infer_queue.start()
 
     def stop(self, grace_s: float) -> None:
-        """Refuse what comes, finish what is under way, at most for so long, then close."""
+        """Refuses new RPCs, finishes those in flight within `grace_s`, then closes all connections."""
         stopped = self._server.stop(grace_s)
         self._streams.end()
         stopped.wait()
-        if self._lane is not None:
-            self._lane.join(_AFTER_STOP_S)
+        if self._infer_queue is not None:
+            self._infer_queue.join(_JOIN_TIMEOUT_S)
         self._threads.shutdown(wait=False)
 
 
 def _options(max_message_bytes: int) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
+        ("grpc.so_reuseport", 0),  # a port in use is an error: do not share it
         ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.keepalive_time_ms", 1000 * KEEPALIVE_S),
-        ("grpc.keepalive_timeout_ms", 1000 * KEEPALIVE_TIMEOUT_S),
+        ("grpc.keepalive_time_ms", 1000 * limits.KEEPALIVE_S),
+        ("grpc.keepalive_timeout_ms", 1000 * limits.KEEPALIVE_TIMEOUT_S),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 1000 * MIN_PING_INTERVAL_S),
         ("grpc.http2.max_pings_without_data", 0),
@@ -106,18 +101,18 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
 
 
 def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    """Each connection takes the certificates of its moment."""
-    taken = tls.current()
+    """Returns credentials that use the current certificates for each new connection."""
+    loaded = tls.current()
 
-    def renew() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal taken
+    def reload() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal loaded
         current = tls.current()
-        if current is taken:
+        if current is loaded:
             return None
-        taken = current
+        loaded = current
         return _configuration(current)
 
-    return grpc.dynamic_ssl_server_credentials(_configuration(taken), renew, tls.requires_client_certificate)
+    return grpc.dynamic_ssl_server_credentials(_configuration(loaded), reload, tls.requires_client_certificate)
 
 
 def _configuration(certificates: Certificates) -> grpc.ServerCertificateConfiguration:

@@ -1,4 +1,4 @@
-"""ModelStreamInfer: many inferences over one RPC. Knows nothing of how its messages come and go."""
+"""ModelStreamInfer: many inferences over one RPC. Does not know how messages are received and sent."""
 
 import threading
 from collections import deque
@@ -8,40 +8,40 @@ import grpc
 
 from serving.errors import Cancelled, ServingError
 from serving.inference.request import RequestHandle
-from serving.inference.service import Service
+from serving.inference.service import InferenceService
 
 MAX_IN_FLIGHT = 128
-"""Inferences of one stream at a time; more wait in the client, by HTTP/2's flow control."""
+"""Inferences of one stream at the same time. HTTP/2's flow control keeps further requests at the client."""
 
 
 class InferStream:
-    """One ModelStreamInfer: requests run together, answers come in the order of the requests."""
+    """One ModelStreamInfer: requests run at the same time, responses keep the order of the requests."""
 
-    def __init__(self, service: Service, deadline: float | None) -> None:
+    def __init__(self, service: InferenceService, deadline: float | None) -> None:
         self._service = service
         self._deadline = deadline
         self._changed = threading.Condition()
         self._calls: deque[_StreamedCall] = deque()
         self._has_ended = False
         self.is_complete = False
-        """Whether the caller has sent all that it wants to."""
+        """Whether the client has sent its last request."""
 
     def read(self, requests: Iterable[bytes]) -> None:
-        """Begin an inference for each request until there are no more, or `end` is called."""
+        """Starts an inference for each request until there are no more, or `end` is called."""
         try:
             for payload in requests:
-                call = self._make_room()
+                call = self._next_call()
                 if call is None:
                     return
-                call.begin(self._service, payload, self._deadline)
+                call.start(self._service, payload, self._deadline)
             self.is_complete = True
         except grpc.RpcError:
-            pass  # the caller has gone; `cancel` is called for it too
+            pass  # the client has gone; grpcio calls `cancel` too
         finally:
             self.end()
 
-    def answers(self) -> Iterator[bytes | ServingError]:
-        """A serialised ModelInferResponse or an error for each request, until the last one that was read."""
+    def responses(self) -> Iterator[bytes | ServingError]:
+        """Yields a serialised ModelInferResponse or an error for each request that was read."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._calls or self._has_ended)
@@ -54,20 +54,21 @@ class InferStream:
                 self._changed.notify_all()
 
     def end(self) -> None:
-        """Read no more; what has begun is answered."""
+        """Stops reading; inferences that have started get a response."""
         with self._changed:
             self._has_ended = True
             self._changed.notify_all()
 
     def cancel(self) -> None:
-        """The caller has gone: drop everything."""
+        """Stops reading and drops all inferences: the client has gone."""
         self.end()
         with self._changed:
             calls = list(self._calls)
         for call in calls:
             call.cancel()
 
-    def _make_room(self) -> "_StreamedCall | None":
+    def _next_call(self) -> "_StreamedCall | None":
+        """Waits until another inference may start; None if the stream has ended."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._calls) < MAX_IN_FLIGHT or self._has_ended)
             if self._has_ended:
@@ -79,17 +80,17 @@ class InferStream:
 
 
 class _StreamedCall:
-    """A `ResponseSink` that someone waits for. The first result counts."""
+    """A `ResponseSink` whose result can be waited for. Ignores all results but the first."""
 
     def __init__(self) -> None:
         self._is_done = threading.Event()
-        self._result: bytes | ServingError = Cancelled("the caller has gone")
-        self._pending: RequestHandle | None = None
+        self._result: bytes | ServingError = Cancelled("the client has cancelled the call")
+        self._request: RequestHandle | None = None
 
-    def begin(self, service: Service, payload: bytes, deadline: float | None) -> None:
-        self._pending = service.infer(payload, self, deadline)
-        if self._is_done.is_set() and self._pending is not None:
-            self._pending.cancel()  # cancelled while it was being begun; done already otherwise, and no harm
+    def start(self, service: InferenceService, payload: bytes, deadline: float | None) -> None:
+        self._request = service.infer(payload, self, deadline)
+        if self._is_done.is_set() and self._request is not None:
+            self._request.cancel()  # `cancel` may have run before `_request` was set; after a response it does nothing
 
     def succeed(self, payload: bytes) -> None:
         self._end(payload)
@@ -99,8 +100,8 @@ class _StreamedCall:
 
     def cancel(self) -> None:
         self._is_done.set()
-        if self._pending is not None:
-            self._pending.cancel()
+        if self._request is not None:
+            self._request.cancel()
 
     def wait(self) -> bytes | ServingError:
         self._is_done.wait()

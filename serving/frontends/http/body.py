@@ -1,4 +1,4 @@
-"""Request bodies, bounded in size and in time. Knows nothing of what is in them."""
+"""Reads request bodies, within limits of size and time. Does not interpret them."""
 
 import asyncio
 import zlib
@@ -11,19 +11,19 @@ from starlette.types import Receive
 IDLE_TIMEOUT_S = 30.0
 """How long a client may pause in the middle of a body."""
 
-_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # zlib looks at the header; HTTP's "deflate" is the zlib format (RFC 9110, 8.4.1.2)
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # zlib detects the format; HTTP's "deflate" is zlib's (RFC 9110, 8.4.1.2)
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, max_bytes: int) -> bytes:
-    """The whole body of a request, decompressed.
+    """Returns the whole body of a request, decompressed.
 
     Args:
-        headers: names in lower case.
-        max_bytes: of the body, as sent and decompressed. One that is longer is refused as soon as that is known.
+        headers: of the request, with names in lower case.
+        max_bytes: of the body, both as sent and decompressed. A longer body is refused as early as possible.
 
     Raises:
-        HTTPException: 400, 408, 413 or 415, with a sentence for the caller.
-        ClientDisconnect: there is nobody to answer.
+        HTTPException: 400, 408, 413 or 415, with a message for the client.
+        ClientDisconnect: the client has gone.
     """
     encoding = headers.get(b"content-encoding", b"identity").lower()
     if encoding not in (b"identity", b"gzip", b"deflate"):
@@ -31,7 +31,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, max_bytes:
             415, f"content encoding '{encoding.decode('latin-1')}' is not supported: expected gzip, deflate or none"
         )
     declared = headers.get(b"content-length", b"")
-    if declared and int(declared) > max_bytes:  # h11 has checked that it is a number
+    if declared and int(declared) > max_bytes:  # httptools has checked that it is a number
         raise _too_large(f"of {int(declared)} bytes", max_bytes)
     body = await _read(receive, max_bytes)
     return body if encoding == b"identity" else await asyncio.to_thread(_decompress, body, max_bytes)
@@ -54,7 +54,9 @@ async def _read(receive: Receive, max_bytes: int) -> bytes:
             async with asyncio.timeout(IDLE_TIMEOUT_S):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"no more of the body came for {IDLE_TIMEOUT_S:g} s") from None
+            raise HTTPException(
+                408, f"the client sent nothing for {IDLE_TIMEOUT_S:g} s in the middle of the body"
+            ) from None
 
 
 def _decompress(body: bytes, max_bytes: int) -> bytes:
@@ -66,7 +68,7 @@ def _decompress(body: bytes, max_bytes: int) -> bytes:
     if len(plain) > max_bytes:
         raise _too_large("when decompressed", max_bytes)
     if not decompressor.eof or decompressor.unused_data:
-        raise HTTPException(400, "the compressed body is cut off, or has something after its end")
+        raise HTTPException(400, "the compressed body is cut off, or has data after its end")
     return plain
 
 

@@ -1,4 +1,4 @@
-"""The infer endpoint: a request goes to the service, its answer comes back from the thread that computed it."""
+"""The infer endpoint: hands a request to the service, and awaits the response from the thread that computes it."""
 
 import asyncio
 from collections import deque
@@ -8,50 +8,51 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.errors import DeadlineExceeded, InvalidArgument, ServingError, Unavailable
+from serving.errors import DeadlineExceeded, InvalidArgument, ServingError
+from serving.frontends.common.status import shutting_down
 from serving.frontends.http.body import read_body
 from serving.inference.request import InferRequest, InferResponse
-from serving.inference.service import Service
+from serving.inference.service import InferenceService
 from serving.protocol.json_codec import parse_request, render_response
 
 HEADER_LENGTH = b"inference-header-content-length"
 
-_Answer = InferResponse | ServingError
+_Result = InferResponse | ServingError
 
 
 class LoopBridge:
-    """Answers on their way from the batchers' threads to the event loop, which is woken once for many of them."""
+    """Passes results from the batchers' threads to the event loop, and wakes it once for many of them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._posted: deque[tuple[asyncio.Future[_Answer], _Answer]] = deque()
-        self._is_woken = False
+        self._results: deque[tuple[asyncio.Future[_Result], _Result]] = deque()
+        self._is_scheduled = False
 
-    def post(self, future: asyncio.Future[_Answer], answer: _Answer) -> None:
-        """Resolve a future of the loop; from any thread."""
-        self._posted.append((future, answer))
-        if self._is_woken:  # then `_deliver` is still to come, and empties the box after it has cleared this
+    def set_result(self, future: asyncio.Future[_Result], result: _Result) -> None:
+        """Resolves a future of the event loop. Safe to call from any thread."""
+        self._results.append((future, result))
+        if self._is_scheduled:  # `_deliver` will run: it clears the flag before it empties the queue
             return
-        self._is_woken = True
+        self._is_scheduled = True
         try:
             self._loop.call_soon_threadsafe(self._deliver)
-        except RuntimeError:  # the loop is closed: the server has stopped, and nobody waits any more
-            self._posted.clear()
+        except RuntimeError:  # the loop is closed: the server has stopped, and nothing waits for results
+            self._results.clear()
 
     def _deliver(self) -> None:
-        self._is_woken = False
-        while self._posted:
-            future, answer = self._posted.popleft()
+        self._is_scheduled = False
+        while self._results:
+            future, result = self._results.popleft()
             if not future.done():
-                future.set_result(answer)
+                future.set_result(result)
 
 
 class InferEndpoint:
-    """`POST v2/models/M[/versions/V]/infer` as an ASGI application, without Starlette's objects a request."""
+    """`POST v2/models/M[/versions/V]/infer`. An ASGI application, which saves Starlette's objects for each request."""
 
-    def __init__(self, service: Service, mailbox: LoopBridge, max_body_bytes: int) -> None:
+    def __init__(self, service: InferenceService, bridge: LoopBridge, max_body_bytes: int) -> None:
         self._service = service
-        self._mailbox = mailbox
+        self._bridge = bridge
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,40 +60,40 @@ class InferEndpoint:
         body = await read_body(headers, receive, self._max_body_bytes)
         path = scope["path_params"]
         model, version = path["model"], path.get("version", "")
-        self._service.repository.get(model, version)  # nobody waits for the tensors of a model that is not there
+        self._service.repository.get(model, version)  # fails early: do not parse tensors for an unknown model
         request, form = parse_request(body, _header_length(headers), model, version)
         payload, header_length = render_response(await self._infer(request, receive), form)
         await _send(send, payload, header_length)
 
     async def _infer(self, request: InferRequest, receive: Receive) -> InferResponse:
-        future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
-        pending = self._service.submit(request, partial(self._mailbox.post, future), None)
-        # Once the response is sent, `receive` returns by itself: nothing has to end this task.
-        watcher: asyncio.Task[Message] = asyncio.create_task(_receive(receive))
-        watcher.add_done_callback(partial(_give_up, future))
+        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
+        handle = self._service.submit(request, partial(self._bridge.set_result, future), None)
+        # `receive` returns when the client disconnects or the response has been sent: the task ends by itself.
+        disconnect: asyncio.Task[Message] = asyncio.create_task(_receive(receive))
+        disconnect.add_done_callback(partial(_fail_if_pending, future))
         timeout_us = request.parameters.get("timeout")
         seconds = timeout_us * 1e-6 if type(timeout_us) is int and timeout_us > 0 else None
         try:
             async with asyncio.timeout(seconds):
-                answer = await future
+                result = await future
         except (TimeoutError, ClientDisconnect, asyncio.CancelledError) as error:
-            if pending is not None:
-                pending.cancel()
+            if handle is not None:
+                handle.cancel()
             if isinstance(error, TimeoutError):
-                raise DeadlineExceeded(f"no answer within the request's timeout of {timeout_us} microseconds") from None
-            if isinstance(error, asyncio.CancelledError):  # by uvicorn, when the grace is over
-                raise Unavailable("the server is shutting down") from None
+                raise DeadlineExceeded(f"no response within the timeout of {timeout_us} microseconds") from None
+            if isinstance(error, asyncio.CancelledError):  # by uvicorn, when the grace period is over
+                raise shutting_down() from None
             raise
-        if isinstance(answer, ServingError):
-            raise answer
-        return answer
+        if isinstance(result, ServingError):
+            raise result
+        return result
 
 
 async def _receive(receive: Receive) -> Message:
     return await receive()
 
 
-def _give_up(future: asyncio.Future[_Answer], watcher: asyncio.Task[Any]) -> None:
+def _fail_if_pending(future: asyncio.Future[_Result], disconnect: asyncio.Task[Any]) -> None:
     if not future.done():
         future.set_exception(ClientDisconnect())
 

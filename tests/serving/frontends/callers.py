@@ -1,4 +1,4 @@
-"""What the tests of both transports ask them with: grpcio's own client over real sockets."""
+"""Helpers of the front ends' tests: calls by grpcio's own client over real sockets."""
 
 import queue
 import time
@@ -11,15 +11,15 @@ import pytest
 from protos import grpc_service_pb2 as pb
 from protos import health_pb2
 from serving.frontends import Frontend
-from serving.inference.service import HEALTH_WATCH, INFER, STREAM_INFER
-from tests.serving.frontends.fake_service import FakeService, Held
+from serving.protocol.methods import HEALTH_WATCH, INFER, STREAM_INFER
+from tests.serving.frontends.fake_service import FakeServices, HeldRequest
 
 LIVE = "/inference.GRPCInferenceService/ServerLive"
 WAIT_S = 30.0
 LIMIT = 1 << 20
 
 Serve = Callable[..., Any]
-"""Starts a transport with the options given."""
+"""Starts a front end with these options."""
 
 
 def unary(channel: grpc.Channel, path: str = INFER) -> grpc.UnaryUnaryMultiCallable:
@@ -37,8 +37,8 @@ def refusal(call: Callable[[], object]) -> grpc.RpcError:
     return caught.value
 
 
-def held(service: FakeService) -> Held:
-    return service.held.get(timeout=WAIT_S)
+def held(services: FakeServices) -> HeldRequest:
+    return services.inference.held.get(timeout=WAIT_S)
 
 
 def watch(channel: grpc.Channel, service: str) -> Any:
@@ -53,7 +53,7 @@ def watch(channel: grpc.Channel, service: str) -> Any:
 def wait_until(holds: Callable[[], bool]) -> None:
     until = time.monotonic() + WAIT_S
     while not holds():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < until, "the condition did not become true"
         time.sleep(0.01)
 
 
@@ -62,7 +62,7 @@ def bearer(token: str) -> dict[str, Any]:
 
 
 def is_refused(server: Frontend) -> bool:
-    """Whether a new connection gets no answer."""
+    """Whether the server refuses a new connection."""
     with grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
         try:
             ask(channel, LIVE)
@@ -77,7 +77,7 @@ def answer(name: str) -> bytes:
 
 
 class Stream:
-    """One ModelStreamInfer as a client has it."""
+    """A client's side of one ModelStreamInfer."""
 
     def __init__(self, channel: grpc.Channel, **options: Any) -> None:
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()

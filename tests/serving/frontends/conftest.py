@@ -1,4 +1,4 @@
-"""Servers of a service that answers as the test wants, on each transport."""
+"""Each gRPC front end, over services that a test controls."""
 
 import contextlib
 import logging
@@ -11,35 +11,35 @@ import grpc
 import pytest
 
 from serving.frontends import Frontend
-from serving.frontends.grpcio import GrpcioFrontend, lane
+from serving.frontends.grpcio import GrpcioFrontend, completion_queue
 from serving.frontends.native import NativeFrontend
 from tests.serving.frontends.callers import LIMIT, Serve, wait_until
-from tests.serving.frontends.fake_service import FakeService
+from tests.serving.frontends.fake_service import FakeServices
 
-TRANSPORTS = {"native": NativeFrontend, "grpcio": GrpcioFrontend, "grpcio-threads": GrpcioFrontend}
+FRONTENDS = {"native": NativeFrontend, "grpcio": GrpcioFrontend, "grpcio-threads": GrpcioFrontend}
 
 
 @pytest.fixture
-def service() -> FakeService:
-    return FakeService()
+def services() -> FakeServices:
+    return FakeServices()
 
 
-@pytest.fixture(params=TRANSPORTS)
+@pytest.fixture(params=FRONTENDS)
 def kind(request: pytest.FixtureRequest) -> Any:
-    """Which transport: grpcio both with the lane and as it is where grpcio's inside is not what the lane knows."""
+    """Which front end; grpcio with its completion queue, and with threads as if its private interface had changed."""
     return request.param
 
 
 @pytest.fixture
-def make(service: FakeService, kind: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Frontend]:
-    """Makes transports of the service, not started."""
+def make(services: FakeServices, kind: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Frontend]:
+    """Creates front ends that are not started."""
     if kind == "grpcio-threads":
-        monkeypatch.setattr(lane, "cygrpc", types.SimpleNamespace())
+        monkeypatch.setattr(completion_queue, "cygrpc", types.SimpleNamespace())
 
     def make(**options: Any) -> Frontend:
         options = {"address": "127.0.0.1:0", "max_message_bytes": LIMIT} | options
-        made: Frontend = TRANSPORTS[kind](service, **options)
-        assert (getattr(made, "_lane", None) is not None) == (kind == "grpcio")
+        made: Frontend = FRONTENDS[kind](services, **options)
+        assert (getattr(made, "_infer_queue", None) is not None) == (kind == "grpcio")
         return made
 
     return make
@@ -47,15 +47,15 @@ def make(service: FakeService, kind: str, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 @pytest.fixture
 def serve(make: Callable[..., Frontend]) -> Iterator[Serve]:
-    """Starts transports; all of them end with the test, and with their threads."""
+    """Starts front ends. They stop at the end of the test, and leave no thread behind."""
     before = set(threading.enumerate())
     with contextlib.ExitStack() as stack:
 
         def start(**options: Any) -> Frontend:
-            transport = make(**options)
-            transport.start()
-            stack.callback(transport.stop, 0)
-            return transport
+            frontend = make(**options)
+            frontend.start()
+            stack.callback(frontend.stop, 0)
+            return frontend
 
         yield start
     left = set(threading.enumerate()) - before
@@ -74,14 +74,14 @@ def channel(server: Frontend) -> Iterator[grpc.Channel]:
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Callable[[int], list[tuple[str, str]]]:
-    """Waits for so many lines in the access log: method and status of each."""
+def log_entries(caplog: pytest.LogCaptureFixture) -> Callable[[int], list[tuple[str, str]]]:
+    """Waits for this number of entries in the access log; returns each entry's method and status."""
     caplog.set_level(logging.INFO, "serving.access")
 
     def wait(number: int) -> list[tuple[str, str]]:
         wait_until(lambda: len(caplog.records) >= number)
         found = [record.__dict__["fields"] for record in caplog.records]
-        assert all(line["peer"].startswith("ipv4:127.0.0.1:") and line["seconds"] >= 0 for line in found)
-        return [(line["method"], line["status"]) for line in found]
+        assert all(entry["peer"].startswith("ipv4:127.0.0.1:") and entry["seconds"] >= 0 for entry in found)
+        return [(entry["method"], entry["status"]) for entry in found]
 
     return wait

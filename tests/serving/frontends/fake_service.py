@@ -1,17 +1,18 @@
-"""A service that answers as a test wants it to, in place of one with models."""
+"""Services without models, whose responses a test controls."""
 
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from protos import health_pb2
 from serving import errors
 from serving.inference.request import RequestHandle, ResponseSink
-from serving.inference.service import HEALTH_CHECK, SERVICE_NAME
 from serving.observability.health import Health
+from serving.protocol.methods import HEALTH_CHECK, INFERENCE_SERVICE
 
 ERRORS: dict[bytes, errors.ServingError] = {
-    b"Cancelled": errors.Cancelled("gone"),
+    b"Cancelled": errors.Cancelled("cancelled"),
     b"InvalidArgument": errors.InvalidArgument("expected [1,28,28], got [1,27,28]"),
     b"DeadlineExceeded": errors.DeadlineExceeded("too late"),
     b"NotFound": errors.NotFound("unknown model 'größe'"),
@@ -21,15 +22,15 @@ ERRORS: dict[bytes, errors.ServingError] = {
     b"Unavailable": errors.Unavailable("not now"),
     b"long": errors.NotFound("ü" * 100_000),
 }
-"""What a payload of that name is answered with."""
+"""The error for a payload of that name."""
 
 
-class Held:
-    """An inference that waits for the test; a `RequestHandle`."""
+class HeldRequest:
+    """An inference that the test completes; a `RequestHandle`."""
 
-    def __init__(self, payload: bytes, call: ResponseSink, deadline: float | None) -> None:
+    def __init__(self, payload: bytes, sink: ResponseSink, deadline: float | None) -> None:
         self.payload = payload
-        self.call = call
+        self.sink = sink
         self.deadline = deadline
         self.is_cancelled = threading.Event()
 
@@ -37,44 +38,54 @@ class Held:
         self.is_cancelled.set()
 
 
-class FakeService:
-    """The interface of `serving.inference.service.Service` that transports use.
+class FakeInference:
+    """In place of `InferenceService`.
 
-    ModelInfer answers with its payload in capitals, or with an error by its name, or, for `hold…`, when the test says
-    so; unary RPCs answer with their payload, errors as well, and `crash` as nobody expects.
+    Responds with the payload in capitals, or with an error by its name; payloads that begin with `hold` wait.
 
     Attributes:
         held: the inferences that wait.
-        gate: what RepositoryModelLoad waits for.
+    """
+
+    def __init__(self) -> None:
+        self.held: queue.Queue[HeldRequest] = queue.Queue()
+
+    def infer(self, payload: bytes, sink: ResponseSink, deadline: float | None) -> RequestHandle | None:
+        if payload.startswith(b"hold"):
+            held = HeldRequest(payload, sink, deadline)
+            self.held.put(held)
+            return held
+        if payload in ERRORS:
+            sink.fail(ERRORS[payload])
+        else:
+            sink.succeed(payload.upper())
+        return None
+
+
+class FakeAdmin:
+    """In place of `AdminService`.
+
+    RPCs respond with their payload, or with an error by its name; `crash` raises an error that no one expects.
+
+    Attributes:
+        gate: RepositoryModelLoad waits for it.
     """
 
     def __init__(self) -> None:
         self.health = Health()
-        self.held: queue.Queue[Held] = queue.Queue()
         self.gate = threading.Event()
         self.unary: Mapping[str, Callable[[bytes], bytes]] = {
-            f"/{SERVICE_NAME}/ServerLive": self._echo,
-            f"/{SERVICE_NAME}/RepositoryModelLoad": self._load,
+            f"/{INFERENCE_SERVICE}/ServerLive": self._echo,
+            f"/{INFERENCE_SERVICE}/RepositoryModelLoad": self._load,
             HEALTH_CHECK: self._check,
         }
-        self.blocking = frozenset({f"/{SERVICE_NAME}/RepositoryModelLoad"})
-
-    def infer(self, payload: bytes, call: ResponseSink, deadline: float | None) -> RequestHandle | None:
-        if payload.startswith(b"hold"):
-            held = Held(payload, call, deadline)
-            self.held.put(held)
-            return held
-        if payload in ERRORS:
-            call.fail(ERRORS[payload])
-        else:
-            call.succeed(payload.upper())
-        return None
+        self.blocking = frozenset({f"/{INFERENCE_SERVICE}/RepositoryModelLoad"})
 
     def _echo(self, payload: bytes) -> bytes:
         if payload in ERRORS:
             raise ERRORS[payload]
         if payload == b"crash":
-            raise ZeroDivisionError("nobody expects this")
+            raise ZeroDivisionError("no one expects this")
         return payload
 
     def _load(self, payload: bytes) -> bytes:
@@ -84,5 +95,13 @@ class FakeService:
     def _check(self, payload: bytes) -> bytes:
         service = health_pb2.HealthCheckRequest.FromString(payload).service
         state = self.health.check(service)
-        answer: bytes = health_pb2.HealthCheckResponse(status=state).SerializeToString()  # type: ignore[arg-type]
-        return answer
+        response: bytes = health_pb2.HealthCheckResponse(status=state).SerializeToString()  # type: ignore[arg-type]
+        return response
+
+
+@dataclass(frozen=True)
+class FakeServices:
+    """In place of `Services`."""
+
+    inference: FakeInference = field(default_factory=FakeInference)
+    admin: FakeAdmin = field(default_factory=FakeAdmin)

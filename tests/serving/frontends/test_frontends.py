@@ -1,4 +1,4 @@
-"""What holds of both transports, asked by grpcio's own client over real sockets."""
+"""Behavior that all gRPC front ends share, tested with grpcio's own client over real sockets."""
 
 import contextlib
 import functools
@@ -16,13 +16,13 @@ from grpc_reflection.v1alpha import reflection_pb2
 from convoy.auth import Token
 from protos import health_pb2
 from serving.errors import StartupError
-from serving.frontends import Frontend, native
-from serving.frontends.grpcio import transport
+from serving.frontends import Frontend
+from serving.frontends.common import limits
+from serving.frontends.common.status import code_without_response
 from serving.frontends.grpcio.handlers import REFLECTION
-from serving.frontends.grpcio.rpc import unanswered_code
-from serving.inference.service import HEALTH_CHECK, HEALTH_WATCH, INFER, STREAM_INFER
 from serving.observability.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING
 from serving.observability.logging import AccessLog
+from serving.protocol.methods import HEALTH_CHECK, HEALTH_WATCH, INFER, STREAM_INFER
 from tests.serving.frontends.callers import (
     LIMIT,
     LIVE,
@@ -39,20 +39,20 @@ from tests.serving.frontends.callers import (
     wait_until,
     watch,
 )
-from tests.serving.frontends.fake_service import ERRORS, FakeService
+from tests.serving.frontends.fake_service import ERRORS, FakeServices
 
 Make = Callable[..., Frontend]
 
 
 class TestUnary:
     @pytest.mark.parametrize(("path", "answer"), [(INFER, b"ABC"), (LIVE, b"abc")])
-    def test_answers(self, channel: grpc.Channel, path: str, answer: bytes) -> None:
+    def test_responds(self, channel: grpc.Channel, path: str, answer: bytes) -> None:
         assert ask(channel, path, b"abc") == answer
         assert ask(channel, path, b"") == b""
 
     @pytest.mark.parametrize("path", [INFER, LIVE])
     @pytest.mark.parametrize("name", sorted(ERRORS.keys() - {b"long", b"Unsupported"}))
-    def test_errors_have_their_code_text_and_trailers(
+    def test_errors_have_a_code_details_and_trailers(
         self, channel: grpc.Channel, kind: str, path: str, name: bytes
     ) -> None:
         error = refusal(lambda: ask(channel, path, name))
@@ -62,21 +62,23 @@ class TestUnary:
         assert error.details() == str(ERRORS[name])
         trailers = [tuple(pair) for pair in error.trailing_metadata()]
         # pygrpc-native refuses to send names that begin with grpc-.
-        hint = "retry-pushback-ms" if kind == "native" else "grpc-retry-pushback-ms"
-        assert trailers == ([(hint, "25")] if name == b"ResourceExhausted" else [])
+        name_sent = "retry-pushback-ms" if kind == "native" else "grpc-retry-pushback-ms"
+        assert trailers == ([(name_sent, "25")] if name == b"ResourceExhausted" else [])
 
     @pytest.mark.parametrize("path", [INFER, LIVE])
-    def test_a_long_text_is_cut_to_what_a_header_holds(self, channel: grpc.Channel, path: str) -> None:
+    def test_long_details_are_cut_to_fit_in_a_header(self, channel: grpc.Channel, path: str) -> None:
         error = refusal(lambda: ask(channel, path, b"long"))
         assert error.code() is grpc.StatusCode.NOT_FOUND
         assert set(error.details()) == {"ü"}
 
-    def test_a_defect_is_internal_and_in_the_log(self, channel: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_unexpected_exception_is_internal_and_logged(
+        self, channel: grpc.Channel, caplog: pytest.LogCaptureFixture
+    ) -> None:
         error = refusal(lambda: ask(channel, LIVE, b"crash"))
         assert error.code() is grpc.StatusCode.INTERNAL
-        assert "nobody" not in error.details()
-        assert f"{LIVE} could not be answered" in caplog.text
-        assert "nobody expects this" in caplog.text
+        assert "no one" not in error.details()
+        assert f"{LIVE} failed" in caplog.text
+        assert "no one expects this" in caplog.text
 
     def test_an_unknown_rpc_is_named(self, channel: grpc.Channel) -> None:
         error = refusal(lambda: ask(channel, "/some.Service/Method"))
@@ -84,7 +86,7 @@ class TestUnary:
         assert "unknown RPC '/some.Service/Method'" in error.details()
 
     @pytest.mark.parametrize("path", [INFER, LIVE])
-    def test_a_message_over_the_limit_is_refused_and_one_at_it_is_not(self, channel: grpc.Channel, path: str) -> None:
+    def test_messages_over_the_limit_are_refused(self, channel: grpc.Channel, path: str) -> None:
         error = refusal(lambda: ask(channel, path, b"x" * (LIMIT + 1)))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         options = {"compression": grpc.Compression.Gzip}
@@ -94,57 +96,57 @@ class TestUnary:
     @pytest.mark.parametrize("path", [INFER, LIVE])
     def test_a_call_without_a_message_is_refused(self, channel: grpc.Channel, kind: str, path: str) -> None:
         error = refusal(lambda: list(channel.stream_stream(path)(iter(()), timeout=WAIT_S)))
-        if kind == "native":  # by the front itself
+        if kind == "native":  # by pygrpc-native itself
             assert error.code() is grpc.StatusCode.INTERNAL
         else:
             assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
         assert ask(channel, path, b"1") == b"1"
 
-    def test_answers_are_not_mixed_up(self, channel: grpc.Channel, service: FakeService) -> None:
+    def test_responses_reach_their_callers(self, channel: grpc.Channel, services: FakeServices) -> None:
         calls = [unary(channel).future(b"hold-%d" % number, timeout=WAIT_S) for number in range(100)]
-        waiting = sorted((held(service) for _ in calls), key=lambda one: one.payload[::-1])
+        waiting = sorted((held(services) for _ in calls), key=lambda one: one.payload[::-1])
         for one in waiting:
-            one.call.succeed(b"for " + one.payload)
+            one.sink.succeed(b"for " + one.payload)
         assert [call.result() for call in calls] == [b"for hold-%d" % number for number in range(100)]
 
 
 class TestCancellation:
-    def test_a_passed_deadline_cancels(self, channel: grpc.Channel, service: FakeService) -> None:
+    def test_an_expired_deadline_cancels(self, channel: grpc.Channel, services: FakeServices) -> None:
         error = refusal(lambda: unary(channel)(b"hold", timeout=0.2))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        # On a busy machine the time may be up before the message is in.
+        # On a busy machine the deadline may pass before the message arrives.
         with contextlib.suppress(queue.Empty):
-            assert service.held.get(timeout=1).is_cancelled.wait(WAIT_S)
+            assert services.inference.held.get(timeout=1).is_cancelled.wait(WAIT_S)
 
-    def test_a_caller_who_goes_cancels_and_a_late_answer_harms_nobody(
-        self, channel: grpc.Channel, service: FakeService
+    def test_a_late_response_to_a_cancelled_call_is_ignored(
+        self, channel: grpc.Channel, services: FakeServices
     ) -> None:
         goes = unary(channel).future(b"hold-1")
         stays = unary(channel).future(b"hold-2", timeout=WAIT_S)
-        one, two = sorted([held(service), held(service)], key=lambda held: held.payload)
+        one, two = sorted([held(services), held(services)], key=lambda held: held.payload)
         goes.cancel()
         assert one.is_cancelled.wait(WAIT_S)
-        one.call.succeed(b"late")
+        one.sink.succeed(b"late")
         assert not two.is_cancelled.is_set()
-        two.call.succeed(b"in time")
+        two.sink.succeed(b"in time")
         assert stays.result() == b"in time"
 
-    def test_a_closed_channel_cancels(self, server: Frontend, service: FakeService) -> None:
+    def test_a_closed_channel_cancels(self, server: Frontend, services: FakeServices) -> None:
         with grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
             call = unary(channel).future(b"hold")
-            one = held(service)
+            one = held(services)
         assert call.code() is grpc.StatusCode.CANCELLED
         assert one.is_cancelled.wait(WAIT_S)
 
-    def test_an_answered_call_is_not_cancelled(self, channel: grpc.Channel, service: FakeService) -> None:
+    def test_a_finished_call_is_not_cancelled(self, channel: grpc.Channel, services: FakeServices) -> None:
         call = unary(channel).future(b"hold", timeout=WAIT_S)
-        one = held(service)
-        one.call.succeed(b"done")
+        one = held(services)
+        one.sink.succeed(b"done")
         assert call.result() == b"done"
         ask(channel, LIVE)
         assert not one.is_cancelled.is_set()
 
-    def test_many_callers_some_of_whom_go(self, channel: grpc.Channel, service: FakeService) -> None:
+    def test_many_clients_some_of_which_cancel(self, channel: grpc.Channel, services: FakeServices) -> None:
         failures: list[str] = []
 
         def call() -> None:
@@ -160,37 +162,38 @@ class TestCancellation:
         for caller in callers:
             caller.join()
         assert failures == []
-        while not service.held.empty():
-            assert service.held.get().is_cancelled.wait(WAIT_S)
+        while not services.inference.held.empty():
+            assert services.inference.held.get().is_cancelled.wait(WAIT_S)
 
 
 class TestHealth:
-    def test_check(self, channel: grpc.Channel, service: FakeService) -> None:
-        service.health.update(True, {"mnist": False})
+    def test_check(self, channel: grpc.Channel, services: FakeServices) -> None:
+        services.admin.health.update(True, {"mnist": False})
         for name, state in (("", SERVING), ("mnist", NOT_SERVING), ("liveness", SERVING)):
             request = health_pb2.HealthCheckRequest(service=name).SerializeToString()
             answer = health_pb2.HealthCheckResponse.FromString(ask(channel, HEALTH_CHECK, request))
             assert answer.status == state
 
-    def test_watch_tells_the_state_and_its_changes(self, channel: grpc.Channel, service: FakeService) -> None:
+    def test_watch_sends_the_state_and_its_changes(self, channel: grpc.Channel, services: FakeServices) -> None:
         states = watch(channel, "mnist")
         assert next(states).status == SERVICE_UNKNOWN
-        service.health.update(True, {"mnist": True})
+        services.admin.health.update(True, {"mnist": True})
         assert next(states).status == SERVING
-        service.health.drain()
+        services.admin.health.drain()
         assert next(states).status == NOT_SERVING
         states.cancel()
 
-    def test_a_watcher_who_goes_is_forgotten(self, channel: grpc.Channel, service: FakeService) -> None:
+    def test_a_cancelled_watch_is_unsubscribed(self, channel: grpc.Channel, services: FakeServices) -> None:
         states = watch(channel, "mnist")
         next(states)
-        assert list(service.health._listeners) == ["mnist"]
+        assert list(services.admin.health._listeners) == ["mnist"]
         states.cancel()
-        wait_until(lambda: service.health._listeners == {})
+        wait_until(lambda: services.admin.health._listeners == {})
 
-    def test_watchers_are_limited(self, serve: Serve, service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in (native, transport):
-            monkeypatch.setattr(module, "MAX_STREAMS", 2)
+    def test_the_number_of_watches_is_limited(
+        self, serve: Serve, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "MAX_STREAMS", 2)
         with grpc.insecure_channel(f"127.0.0.1:{serve().port}") as channel:
             one, two = watch(channel, "mnist"), watch(channel, "")
             assert [next(states).status for states in (one, two)] == [SERVICE_UNKNOWN, NOT_SERVING]
@@ -198,13 +201,13 @@ class TestHealth:
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert error.details() == "this server serves at most 2 streams at a time"
             one.cancel()
-            wait_until(lambda: list(service.health._listeners) == [""])
+            wait_until(lambda: list(services.admin.health._listeners) == [""])
             three = watch(channel, "mnist")
             assert next(three).status == SERVICE_UNKNOWN
             for states in (two, three):
                 states.cancel()
 
-    def test_what_is_no_message_is_refused(self, channel: grpc.Channel) -> None:
+    def test_a_malformed_message_is_refused(self, channel: grpc.Channel) -> None:
         call = channel.unary_stream(HEALTH_WATCH)(b"\xff\xff", timeout=WAIT_S)
         assert refusal(lambda: next(call)).code() is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -223,14 +226,14 @@ class TestToken:
             yield channel
 
     @pytest.mark.parametrize("path", [INFER, LIVE])
-    def test_is_asked_for(self, channel: grpc.Channel, path: str) -> None:
+    def test_calls_need_it(self, channel: grpc.Channel, path: str) -> None:
         assert ask(channel, path, b"1", **bearer("secret-1")) == b"1"
         for options in ({}, bearer("secret-2"), {"metadata": (("authorization-bin", b"Bearer secret-1"),)}):
             error = refusal(functools.partial(ask, channel, path, b"1", **options))
             assert error.code() is grpc.StatusCode.UNAUTHENTICATED
             assert "authorization: Bearer TOKEN" in error.details()
 
-    def test_changes_while_the_server_runs(self, channel: grpc.Channel, token_file: Path) -> None:
+    def test_can_change_while_the_server_runs(self, channel: grpc.Channel, token_file: Path) -> None:
         assert ask(channel, INFER, b"1", **bearer("secret-1")) == b"1"
         token_file.with_name("new").write_text("secret-2")
         token_file.with_name("new").replace(token_file)
@@ -238,24 +241,24 @@ class TestToken:
         error = refusal(lambda: ask(channel, INFER, b"1", **bearer("secret-1")))
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
 
-    def test_is_asked_for_on_streams_reflection_and_unknown_rpcs(self, channel: grpc.Channel) -> None:
+    def test_streams_reflection_and_unknown_rpcs_need_it(self, channel: grpc.Channel) -> None:
         for path in (STREAM_INFER, REFLECTION[0], "/no.Such/Rpc"):
             call = channel.stream_stream(path)(iter([b""]), timeout=WAIT_S)
             error = refusal(functools.partial(next, call))
             assert error.code() is grpc.StatusCode.UNAUTHENTICATED
 
-    def test_is_not_asked_for_by_health(self, channel: grpc.Channel) -> None:
+    def test_health_does_not_need_it(self, channel: grpc.Channel) -> None:
         assert health_pb2.HealthCheckResponse.FromString(ask(channel, HEALTH_CHECK)).status == NOT_SERVING
         states = watch(channel, "")
         assert next(states).status == NOT_SERVING
         states.cancel()
 
 
-@pytest.mark.parametrize("kind", ["native"])  # gRPC's core takes more than a minute on loopback, whatever it is told
-def test_a_caller_that_vanished_is_noticed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that does not answer pings, as a host that has lost its power."""
-    monkeypatch.setattr(native, "KEEPALIVE_S", 1)
-    monkeypatch.setattr(native, "KEEPALIVE_TIMEOUT_S", 1)
+@pytest.mark.parametrize("kind", ["native"])  # gRPC's core takes more than a minute on loopback, whatever the settings
+def test_a_client_that_vanished_is_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that does not respond to pings, such as a host that lost power."""
+    monkeypatch.setattr(limits, "KEEPALIVE_S", 1)
+    monkeypatch.setattr(limits, "KEEPALIVE_TIMEOUT_S", 1)
     with socket.create_connection(("127.0.0.1", serve().port), timeout=WAIT_S) as connection:
         settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
@@ -265,14 +268,14 @@ def test_a_caller_that_vanished_is_noticed(serve: Serve, monkeypatch: pytest.Mon
 
 class TestAddress:
     def start(self, make: Make, address: str) -> str:
-        """What the operator is told when a server cannot listen there."""
+        """Returns the error of a server that cannot listen there."""
         server = make(address=address)
         with pytest.raises(StartupError) as caught:
             server.start()
         server.stop(0)
         return str(caught.value)
 
-    def test_a_taken_port_is_one_line(self, make: Make, serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_a_port_in_use_is_one_line(self, make: Make, serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
         address = f"127.0.0.1:{serve().port}"
         assert self.start(make, address) == f"cannot listen on {address}: address already in use"
         assert capfd.readouterr().err == ""
@@ -288,7 +291,7 @@ class TestAddress:
             ("unix:/" + 200 * "x", "path too long"),
         ],
     )
-    def test_what_is_no_address_of_ours_is_one_line(
+    def test_an_unusable_address_is_one_line(
         self, make: Make, address: str, complaint: str, capfd: pytest.CaptureFixture[str]
     ) -> None:
         line = self.start(make, address)
@@ -296,7 +299,7 @@ class TestAddress:
         assert complaint in line
         assert capfd.readouterr().err == ""
 
-    def test_a_port_whose_connections_have_just_ended_is_free(self, serve: Serve) -> None:
+    def test_a_port_is_free_when_its_connections_have_just_ended(self, serve: Serve) -> None:
         first = serve()
         with grpc.insecure_channel(f"127.0.0.1:{first.port}") as channel:
             ask(channel, LIVE)
@@ -320,23 +323,23 @@ class TestAddress:
 
     def test_a_file_is_not_replaced(self, make: Make, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")
-        assert "is no socket" in self.start(make, f"unix:{tmp_path / 'file'}")
+        assert "is not a socket" in self.start(make, f"unix:{tmp_path / 'file'}")
         assert (tmp_path / "file").read_text() == "mine"
 
 
 class TestStop:
-    def test_calls_under_way_are_answered_and_new_ones_refused(
-        self, server: Frontend, channel: grpc.Channel, service: FakeService
+    def test_calls_in_flight_finish_and_new_ones_are_refused(
+        self, server: Frontend, channel: grpc.Channel, services: FakeServices
     ) -> None:
         call = unary(channel).future(b"hold", timeout=WAIT_S)
         stream = Stream(channel)
         stream.send(b"hold")
-        one, two = held(service), held(service)
+        one, two = held(services), held(services)
         stopping = threading.Thread(target=server.stop, args=(WAIT_S,))
         stopping.start()
         wait_until(lambda: is_refused(server))
-        one.call.succeed(answer("unhurt"))
-        two.call.succeed(answer("unhurt"))
+        one.sink.succeed(answer("unhurt"))
+        two.sink.succeed(answer("unhurt"))
         assert call.result() == answer("unhurt")
         assert stream.next() == answer("unhurt")
         error = refusal(stream.next)
@@ -345,17 +348,17 @@ class TestStop:
         assert not stopping.is_alive()
         stream.close()
 
-    def test_what_is_not_done_by_then_is_cancelled(
-        self, server: Frontend, channel: grpc.Channel, service: FakeService
+    def test_calls_that_exceed_the_grace_period_are_cancelled(
+        self, server: Frontend, channel: grpc.Channel, services: FakeServices
     ) -> None:
         call = unary(channel).future(b"hold", timeout=WAIT_S)
-        one = held(service)
+        one = held(services)
         server.stop(0.05)
         assert one.is_cancelled.wait(WAIT_S)
         assert call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        one.call.succeed(b"too late for anyone")
+        one.sink.succeed(b"too late for anyone")
 
-    def test_open_streams_do_not_hold_it_up(self, server: Frontend, channel: grpc.Channel) -> None:
+    def test_open_streams_do_not_delay_it(self, server: Frontend, channel: grpc.Channel) -> None:
         states = watch(channel, "")
         next(states)
         idle = Stream(channel)
@@ -384,50 +387,50 @@ class TestAccessLog:
         return serve(access_log=AccessLog())
 
     @pytest.mark.parametrize("path", [INFER, LIVE])
-    def test_has_a_line_for_each_rpc(
-        self, channel: grpc.Channel, lines: Callable[[int], list[tuple[str, str]]], path: str
+    def test_has_an_entry_for_each_rpc(
+        self, channel: grpc.Channel, log_entries: Callable[[int], list[tuple[str, str]]], path: str
     ) -> None:
         ask(channel, path, b"1")
-        assert lines(1) == [(path, "OK")]
+        assert log_entries(1) == [(path, "OK")]
         refusal(lambda: ask(channel, path, b"NotFound"))
-        assert lines(2)[1:] == [(path, "NOT_FOUND")]
+        assert log_entries(2)[1:] == [(path, "NOT_FOUND")]
 
-    def test_tells_who_went(
-        self, channel: grpc.Channel, service: FakeService, lines: Callable[[int], list[tuple[str, str]]]
+    def test_contains_cancelled_calls(
+        self, channel: grpc.Channel, services: FakeServices, log_entries: Callable[[int], list[tuple[str, str]]]
     ) -> None:
         call = unary(channel).future(b"hold")
-        one = held(service)
+        one = held(services)
         call.cancel()
-        assert lines(1) == [(INFER, "CANCELLED")]
-        one.call.succeed(b"too late for a second line")
+        assert log_entries(1) == [(INFER, "CANCELLED")]
+        one.sink.succeed(b"too late for a second entry")
         states = watch(channel, "")
         next(states)
         states.cancel()
-        assert lines(2)[1:] == [(HEALTH_WATCH, "CANCELLED")]
+        assert log_entries(2)[1:] == [(HEALTH_WATCH, "CANCELLED")]
 
-    def test_tells_what_the_servers_end_cut_off(
+    def test_contains_calls_that_stopping_cut_off(
         self,
         server: Frontend,
         channel: grpc.Channel,
-        service: FakeService,
-        lines: Callable[[int], list[tuple[str, str]]],
+        services: FakeServices,
+        log_entries: Callable[[int], list[tuple[str, str]]],
     ) -> None:
         call = unary(channel).future(b"hold")
-        one = held(service)
+        one = held(services)
         states = watch(channel, "")
         next(states)
         server.stop(0.05)
-        one.call.succeed(b"too late for a second line")
+        one.sink.succeed(b"too late for a second entry")
         assert call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        (first, *_), (second, status) = sorted(lines(2), reverse=True)
+        (first, *_), (second, status) = sorted(log_entries(2), reverse=True)
         assert (first, second, status) == (INFER, HEALTH_WATCH, "UNAVAILABLE")
 
-    def test_tells_a_passed_deadline(
-        self, channel: grpc.Channel, lines: Callable[[int], list[tuple[str, str]]]
+    def test_contains_calls_past_their_deadline(
+        self, channel: grpc.Channel, log_entries: Callable[[int], list[tuple[str, str]]]
     ) -> None:
         refusal(lambda: unary(channel)(b"hold", timeout=0.2))
-        # At its deadline the client cancels too: what comes first is a matter of how long the request was on its way.
-        assert lines(1) in ([(INFER, "DEADLINE_EXCEEDED")], [(INFER, "CANCELLED")])
-        assert unanswered_code(time.monotonic()) == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
-        assert unanswered_code(time.monotonic() + WAIT_S) == grpc.StatusCode.CANCELLED.value[0]
-        assert unanswered_code(None) == grpc.StatusCode.CANCELLED.value[0]
+        # At its deadline the client cancels too: which one the server sees first depends on the request's transit time.
+        assert log_entries(1) in ([(INFER, "DEADLINE_EXCEEDED")], [(INFER, "CANCELLED")])
+        assert code_without_response(time.monotonic()) == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        assert code_without_response(time.monotonic() + WAIT_S) == grpc.StatusCode.CANCELLED.value[0]
+        assert code_without_response(None) == grpc.StatusCode.CANCELLED.value[0]

@@ -1,4 +1,4 @@
-"""The grpcio transport, asked by grpcio's own client over real sockets."""
+"""The grpcio front end, called by grpcio's own client over real sockets."""
 
 import queue
 import time
@@ -14,13 +14,13 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from convoy.auth import TlsFiles
 from serving.errors import ResourceExhausted, Unavailable
-from serving.frontends.grpcio import GrpcioFrontend, transport
+from serving.frontends.grpcio import GrpcioFrontend, frontend
 from serving.frontends.grpcio.handlers import MAX_BLOCKING, REFLECTION
 from serving.frontends.grpcio.infer_stream import MAX_IN_FLIGHT
 from serving.frontends.grpcio.streams import OpenStreams
-from serving.inference.service import INFER, STREAM_INFER
 from serving.observability.health import NOT_SERVING, SERVING
 from serving.observability.logging import AccessLog
+from serving.protocol.methods import INFER, STREAM_INFER
 from tests.serving.certificates import Authority, write
 from tests.serving.frontends.callers import (
     LIMIT,
@@ -35,7 +35,7 @@ from tests.serving.frontends.callers import (
     unary,
     watch,
 )
-from tests.serving.frontends.fake_service import FakeService
+from tests.serving.frontends.fake_service import FakeServices
 
 LOAD = "/inference.GRPCInferenceService/RepositoryModelLoad"
 
@@ -49,12 +49,12 @@ def kind(request: pytest.FixtureRequest) -> Any:
 
 
 class TestUnary:
-    def test_slow_rpcs_are_limited_and_hold_nobody_up(self, channel: grpc.Channel, service: FakeService) -> None:
+    def test_slow_rpcs_are_limited_and_do_not_block_others(self, channel: grpc.Channel, services: FakeServices) -> None:
         loads = [unary(channel, LOAD).future(b"%d" % number, timeout=WAIT_S) for number in range(MAX_BLOCKING + 1)]
         refused = {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert {next_done(loads).code()} == refused
         assert ask(channel, LIVE, b"still here") == b"still here"
-        service.gate.set()
+        services.admin.gate.set()
         assert len([load for load in loads if load.code() is grpc.StatusCode.OK]) == MAX_BLOCKING
 
 
@@ -66,19 +66,19 @@ def next_done(calls: list[Any]) -> Any:
 
 
 class TestDeadlinesAndCancellation:
-    def test_the_deadline_reaches_the_service(self, channel: grpc.Channel, service: FakeService) -> None:
+    def test_the_deadline_reaches_the_service(self, channel: grpc.Channel, services: FakeServices) -> None:
         call = unary(channel).future(b"hold", timeout=WAIT_S)
-        one = held(service)
+        one = held(services)
         assert one.deadline is not None
         assert 0 < one.deadline - time.monotonic() <= WAIT_S + 1  # gRPC rounds it up
-        one.call.succeed(b"")
+        one.sink.succeed(b"")
         assert call.result() == b""
 
-    def test_no_deadline_is_none(self, channel: grpc.Channel, service: FakeService) -> None:
+    def test_no_deadline_is_none(self, channel: grpc.Channel, services: FakeServices) -> None:
         call = unary(channel).future(b"hold")
-        one = held(service)
+        one = held(services)
         assert one.deadline is None
-        one.call.succeed(b"")
+        one.sink.succeed(b"")
         assert call.result() == b""
 
 
@@ -90,31 +90,33 @@ def stream(channel: grpc.Channel) -> Iterator[Stream]:
 
 
 class TestModelStreamInfer:
-    def test_answers_come_in_the_order_of_the_requests(self, stream: Stream, service: FakeService) -> None:
+    def test_responses_keep_the_order_of_the_requests(self, stream: Stream, services: FakeServices) -> None:
         stream.send(b"hold-0", b"hold-1", b"hold-2")
-        for one in reversed([held(service) for _ in range(3)]):
-            one.call.succeed(answer(one.payload.decode()))
+        for one in reversed([held(services) for _ in range(3)]):
+            one.sink.succeed(answer(one.payload.decode()))
         assert [stream.next() for _ in range(3)] == [answer(f"hold-{number}") for number in range(3)]
 
-    def test_the_callers_end_is_the_end(self, stream: Stream, service: FakeService) -> None:
+    def test_the_client_ends_the_stream(self, stream: Stream, services: FakeServices) -> None:
         stream.send(b"hold")
         stream.close()
-        held(service).call.succeed(answer("last"))
+        held(services).sink.succeed(answer("last"))
         assert stream.next() == answer("last")
         assert list(stream.call) == []
         assert stream.call.code() is grpc.StatusCode.OK
 
-    def test_an_error_is_a_message_and_the_stream_goes_on(self, stream: Stream, service: FakeService) -> None:
+    def test_an_error_is_a_message_and_does_not_end_the_stream(self, stream: Stream, services: FakeServices) -> None:
         stream.send(b"NotFound", b"hold")
-        held(service).call.succeed(answer("next"))
+        held(services).sink.succeed(answer("next"))
         assert stream.next() == "unknown model 'größe'"
         assert stream.next() == answer("next")
 
-    def test_an_error_is_the_end_where_the_caller_wants_it(self, channel: grpc.Channel, service: FakeService) -> None:
+    def test_an_error_ends_the_stream_if_the_client_asks_for_it(
+        self, channel: grpc.Channel, services: FakeServices
+    ) -> None:
         stream = Stream(channel, metadata=(("triton_grpc_error", "true"),))
         stream.send(b"hold-1", b"ResourceExhausted", b"hold-2")
-        one, two = held(service), held(service)
-        one.call.succeed(answer("one"))
+        one, two = held(services), held(services)
+        one.sink.succeed(answer("one"))
         assert stream.next() == answer("one")
         error = refusal(stream.next)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -122,27 +124,27 @@ class TestModelStreamInfer:
         assert two.is_cancelled.wait(WAIT_S)
         stream.close()
 
-    def test_a_caller_who_goes_cancels_all_that_waits(self, stream: Stream, service: FakeService) -> None:
+    def test_a_cancelled_stream_cancels_its_requests(self, stream: Stream, services: FakeServices) -> None:
         stream.send(b"hold", b"hold")
-        one, two = held(service), held(service)
+        one, two = held(services), held(services)
         stream.call.cancel()
         assert one.is_cancelled.wait(WAIT_S)
         assert two.is_cancelled.wait(WAIT_S)
 
-    def test_the_deadline_reaches_the_service(self, stream: Stream, service: FakeService) -> None:
+    def test_the_deadline_reaches_the_service(self, stream: Stream, services: FakeServices) -> None:
         stream.send(b"hold")
-        deadline = held(service).deadline
+        deadline = held(services).deadline
         assert deadline is not None
         assert 0 < deadline - time.monotonic() <= WAIT_S + 1  # gRPC rounds it up
 
-    def test_so_many_and_no_more_are_under_way(self, stream: Stream, service: FakeService) -> None:
+    def test_the_number_of_requests_in_flight_is_limited(self, stream: Stream, services: FakeServices) -> None:
         stream.send(*[b"hold-%d" % number for number in range(MAX_IN_FLIGHT + 1)])
-        waiting = [held(service) for _ in range(MAX_IN_FLIGHT)]
+        waiting = [held(services) for _ in range(MAX_IN_FLIGHT)]
         with pytest.raises(queue.Empty):
-            service.held.get(timeout=0.05)
-        waiting[0].call.succeed(answer("first"))
+            services.inference.held.get(timeout=0.05)
+        waiting[0].sink.succeed(answer("first"))
         assert stream.next() == answer("first")
-        assert held(service).payload == b"hold-%d" % MAX_IN_FLIGHT
+        assert held(services).payload == b"hold-%d" % MAX_IN_FLIGHT
 
     def test_an_oversized_message_ends_the_stream(self, stream: Stream) -> None:
         stream.send(b"x" * (LIMIT + 1))
@@ -150,28 +152,28 @@ class TestModelStreamInfer:
 
 
 class TestOpenStreams:
-    def test_there_is_a_limit(self) -> None:
+    def test_their_number_is_limited(self) -> None:
         streams = OpenStreams(1)
         with (
-            streams.hold(lambda: None),
+            streams.register(lambda: None),
             pytest.raises(ResourceExhausted, match="at most 1 streams"),
-            streams.hold(lambda: None),
+            streams.register(lambda: None),
         ):
             pass
-        with streams.hold(lambda: None):
+        with streams.register(lambda: None):
             pass
 
-    def test_they_are_asked_to_end_and_none_may_come(self) -> None:
+    def test_end_asks_them_to_end_and_refuses_new_ones(self) -> None:
         streams, asked = OpenStreams(2), []
-        with streams.hold(lambda: asked.append(1)):
+        with streams.register(lambda: asked.append(1)):
             streams.end()
         assert asked == [1]
-        with pytest.raises(Unavailable), streams.hold(lambda: None):
+        with pytest.raises(Unavailable), streams.register(lambda: None):
             pass
 
 
 class TestReflection:
-    def test_tools_can_read_the_protocol(self, channel: grpc.Channel) -> None:
+    def test_describes_the_protocol(self, channel: grpc.Channel) -> None:
         database = ProtoReflectionDescriptorDatabase(channel)
         assert list(database.get_services()) == ["grpc.health.v1.Health", "inference.GRPCInferenceService"]
         pool = DescriptorPool(database)
@@ -180,7 +182,7 @@ class TestReflection:
         assert pool.FindMessageTypeByName("inference.ModelConfig").fields_by_name["max_batch_size"].number == 4
 
     @pytest.mark.parametrize("path", REFLECTION)
-    def test_in_both_versions(self, channel: grpc.Channel, path: str) -> None:
+    def test_answers_in_both_versions(self, channel: grpc.Channel, path: str) -> None:
         call = channel.stream_stream(
             path,
             reflection_pb2.ServerReflectionRequest.SerializeToString,
@@ -212,7 +214,7 @@ class TestTls:
     def is_refused(self, *arguments: Any) -> bool:
         return refusal(lambda: self.infer(*arguments)).code() is grpc.StatusCode.UNAVAILABLE
 
-    def test_serves_those_who_trust_it(
+    def test_clients_that_trust_the_certificate_are_served(
         self, serve: Serve, tmp_path: Path, authority: Authority, other: Authority
     ) -> None:
         server = serve(tls=TlsFiles(*write(tmp_path, authority.issue())))
@@ -224,7 +226,7 @@ class TestTls:
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             assert refusal(lambda: ask(channel, INFER)).code() is grpc.StatusCode.UNAVAILABLE
 
-    def test_new_connections_take_a_new_certificate_and_old_ones_go_on(
+    def test_new_connections_use_a_new_certificate_and_old_ones_stay_open(
         self, serve: Serve, tmp_path: Path, authority: Authority, other: Authority
     ) -> None:
         server = serve(tls=TlsFiles(*write(tmp_path, authority.issue())))
@@ -236,7 +238,7 @@ class TestTls:
             assert self.is_refused(server, authority)
             assert ask(before, INFER, b"abc") == b"ABC"
 
-    def test_half_a_new_certificate_changes_nothing(
+    def test_a_certificate_without_its_key_is_not_used(
         self, serve: Serve, tmp_path: Path, authority: Authority, other: Authority
     ) -> None:
         certificate, key = write(tmp_path, authority.issue())
@@ -244,7 +246,7 @@ class TestTls:
         certificate.write_bytes(other.issue().certificate)
         assert self.infer(server, authority) == b"ABC"
 
-    def test_callers_need_a_certificate_where_it_is_asked_for(
+    def test_clients_need_a_certificate_under_mutual_tls(
         self, serve: Serve, tmp_path: Path, authority: Authority, other: Authority
     ) -> None:
         accepted = tmp_path / "ca.crt"
@@ -264,24 +266,24 @@ class TestAccessLog:
     def server(self, serve: Serve) -> GrpcioFrontend:
         return serve(access_log=AccessLog())
 
-    def test_has_streams_and_unknown_rpcs(
-        self, channel: grpc.Channel, lines: Callable[[int], list[tuple[str, str]]]
+    def test_contains_streams_and_unknown_rpcs(
+        self, channel: grpc.Channel, log_entries: Callable[[int], list[tuple[str, str]]]
     ) -> None:
         stream = Stream(channel)
         stream.close()
         assert list(stream.call) == []
-        assert lines(1) == [(STREAM_INFER, "OK")]
+        assert log_entries(1) == [(STREAM_INFER, "OK")]
         refusal(lambda: ask(channel, "/no.Such/Rpc"))
-        assert lines(2)[1:] == [("/no.Such/Rpc", "UNIMPLEMENTED")]
+        assert log_entries(2)[1:] == [("/no.Such/Rpc", "UNIMPLEMENTED")]
 
 
 @ONCE
 @pytest.mark.slow
 @pytest.mark.parametrize(("min_ping_interval_s", "is_kept"), [(1, True), (300, False)])  # 300 s is gRPC's default
-def test_clients_that_ping_more_seldom_than_the_limit_keep_their_connection(
+def test_clients_that_ping_within_the_limit_keep_their_connection(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, min_ping_interval_s: int, is_kept: bool
 ) -> None:
-    monkeypatch.setattr(transport, "MIN_PING_INTERVAL_S", min_ping_interval_s)
+    monkeypatch.setattr(frontend, "MIN_PING_INTERVAL_S", min_ping_interval_s)
     options = [("grpc.keepalive_time_ms", 1300), ("grpc.keepalive_permit_without_calls", 1)]
     options += [("grpc.http2.max_pings_without_data", 0)]
     with grpc.insecure_channel(f"127.0.0.1:{serve().port}", options) as channel:
@@ -294,10 +296,10 @@ def test_clients_that_ping_more_seldom_than_the_limit_keep_their_connection(
 
 @ONCE
 @pytest.mark.slow
-def test_connections_are_renewed_without_a_failed_call_or_a_cut_stream(
-    serve: Serve, service: FakeService, monkeypatch: pytest.MonkeyPatch
+def test_connections_are_renewed_without_failing_calls_or_streams(
+    serve: Serve, services: FakeServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "MAX_CONNECTION_AGE_S", 1)
+    monkeypatch.setattr(frontend, "MAX_CONNECTION_AGE_S", 1)
     states: list[grpc.ChannelConnectivity] = []
     with grpc.insecure_channel(f"127.0.0.1:{serve().port}") as channel:
         channel.subscribe(states.append)
@@ -306,7 +308,7 @@ def test_connections_are_renewed_without_a_failed_call_or_a_cut_stream(
         until = time.monotonic() + 8
         while time.monotonic() < until:
             assert ask(channel, INFER, b"abc") == b"ABC"
-        service.health.update(True, {})
+        services.admin.health.update(True, {})
         assert next(watching).status == SERVING
         watching.cancel()
     assert states.count(grpc.ChannelConnectivity.READY) > 1

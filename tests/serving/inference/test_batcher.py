@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError
-from serving.inference.batcher import Batcher, BatcherClosed, BatchLimits, Job, Outputs
+from serving.inference.batcher import Batcher, BatcherClosed, BatchLimits, Outputs, QueuedRequest
 from serving.observability.statistics import Statistics
 from serving.protocol.tensors import DATATYPES, Array, TensorSpec
 
@@ -43,7 +43,7 @@ class Doubler:
         self.is_closed = True
 
 
-class Ask(Job):
+class Ask(QueuedRequest):
     """A job that remembers its answer."""
 
     __slots__ = ("answer", "is_over")

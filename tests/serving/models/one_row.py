@@ -4,14 +4,14 @@ import threading
 from typing import Any
 
 from serving.errors import ServingError
-from serving.inference.batcher import Job, Outputs
+from serving.inference.batcher import Outputs, QueuedRequest
 from serving.models.loader import Model
 from serving.protocol.tensors import Array
 
 TIMEOUT_S = 60
 
 
-class OneRow(Job):
+class OneRow(QueuedRequest):
     """A request that a test can wait for. `outputs` is a list for each output, or the error."""
 
     def __init__(self, *arrays: Array) -> None:

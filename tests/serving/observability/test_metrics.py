@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import ServingError
 from serving.inference.request import InferInput, InferRequest, InferResponse
-from serving.inference.service import Service
+from serving.inference.service import InferenceService
 from serving.observability.metrics import MODEL_METRICS, NAMES, Metrics
 from tests.serving.fake_repository import PATIENCE_S, Entry, FakeRepository, backend_of, echo, make_service, twice
 
@@ -25,12 +25,12 @@ def repository() -> Iterator[FakeRepository]:
 
 
 @pytest.fixture
-def service(repository: FakeRepository) -> Service:
+def service(repository: FakeRepository) -> InferenceService:
     return make_service(repository)
 
 
 @pytest.fixture
-def metrics(service: Service) -> Metrics:
+def metrics(service: InferenceService) -> Metrics:
     return Metrics(service.repository)
 
 
@@ -50,7 +50,7 @@ class Scrape:
         return self.samples[name, frozenset((MINE | labels).items())]
 
 
-def ask(service: Service, rows: int = 1, timeout: int = 0) -> "tuple[threading.Event, list[Any]]":
+def ask(service: InferenceService, rows: int = 1, timeout: int = 0) -> "tuple[threading.Event, list[Any]]":
     """Starts an inference; the event is set once the list holds the response."""
     over, answers = threading.Event(), []
     data = np.ones((rows, 3), np.float32).tobytes()
@@ -64,7 +64,7 @@ def ask(service: Service, rows: int = 1, timeout: int = 0) -> "tuple[threading.E
     return over, answers
 
 
-def infer(service: Service, rows: int = 1) -> Any:
+def infer(service: InferenceService, rows: int = 1) -> Any:
     over, answers = ask(service, rows)
     assert over.wait(PATIENCE_S)
     return answers[0]
@@ -74,7 +74,7 @@ def fail(numbers: Any) -> Any:
     raise RuntimeError("no luck")
 
 
-def settle(service: Service) -> None:
+def settle(service: InferenceService) -> None:
     """Waits until the batcher is idle: statistics are recorded just after the response."""
     batcher = service.repository.get("twice").batcher
     for _ in range(PATIENCE_S * 200):
@@ -92,7 +92,7 @@ def test_all_metrics_exist_before_the_first_request(metrics: Metrics) -> None:
     assert scrape("convoy_model_load_seconds") == scrape("nv_model_load_duration_secs") == 0.25
 
 
-def test_requests_rows_and_batches_are_counted(service: Service, metrics: Metrics) -> None:
+def test_requests_rows_and_batches_are_counted(service: InferenceService, metrics: Metrics) -> None:
     for rows in (1, 3, 3, 8):
         infer(service, rows)
     settle(service)
@@ -107,7 +107,7 @@ def test_requests_rows_and_batches_are_counted(service: Service, metrics: Metric
     assert scrape("convoy_batch_size_rows_count") == scrape("convoy_batch_size_rows_bucket", le="+Inf") == 4
 
 
-def test_durations_are_consistent(service: Service, metrics: Metrics) -> None:
+def test_durations_are_consistent(service: InferenceService, metrics: Metrics) -> None:
     for _ in range(5):
         infer(service)
     settle(service)
@@ -120,7 +120,9 @@ def test_durations_are_consistent(service: Service, metrics: Metrics) -> None:
     assert total_us > 0
 
 
-def test_queued_and_failed_requests_are_counted(service: Service, metrics: Metrics, repository: FakeRepository) -> None:
+def test_queued_and_failed_requests_are_counted(
+    service: InferenceService, metrics: Metrics, repository: FakeRepository
+) -> None:
     backend = backend_of(repository.get("twice"))
     backend.free.clear()
     first, _ = ask(service)
@@ -178,7 +180,7 @@ def test_versions_that_are_not_ready(metrics: Metrics, repository: FakeRepositor
     assert scrape.samples["convoy_server_ready", frozenset()] == 0
 
 
-def test_scrapes_during_a_swap(service: Service, metrics: Metrics, repository: FakeRepository) -> None:
+def test_scrapes_during_a_swap(service: InferenceService, metrics: Metrics, repository: FakeRepository) -> None:
     over = threading.Event()
     scrapes = []
 

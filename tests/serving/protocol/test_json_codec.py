@@ -1,4 +1,4 @@
-"""Bodies of the infer endpoint, without a server."""
+"""Bodies of HTTP's infer endpoint, without a server."""
 
 import contextlib
 import json
@@ -69,7 +69,7 @@ class TestParseJson:
     def test_nested_lists_are_row_major(self) -> None:
         assert data_of("UINT8", [[[1, 2], [3, 4]], [[5, 6], [7, 8]]], [2, 2, 2]) == [1, 2, 3, 4, 5, 6, 7, 8]
 
-    def test_what_is_no_number_in_json_is_taken_as_triton_takes_it(self) -> None:
+    def test_nan_and_infinity_are_accepted_as_in_triton(self) -> None:
         request, _ = parse(one_input(data=[float("inf"), float("nan")]))
         values = np.frombuffer(request.inputs[0].data, np.float32)
         assert np.isinf(values[0])
@@ -85,39 +85,46 @@ class TestParseJson:
     @pytest.mark.parametrize(
         ("changes", "complaint"),
         [
-            ({"data": [1.5, "2"]}, r'must be of FP32, got "2"$'),
-            ({"data": [1.5, None]}, "got null"),
-            ({"data": [1.5, True]}, "got true"),
-            ({"data": [1.5, 1e300]}, "does not fit FP32"),
-            ({"data": [1.5, 10**400]}, "does not fit FP32"),
-            ({"datatype": "UINT8", "data": [1, 256]}, "does not fit UINT8"),
-            ({"datatype": "UINT8", "data": [1, 1.7]}, "must be of UINT8, got 1.7"),
-            ({"datatype": "BOOL", "data": [True, 1]}, "must be of BOOL, got 1"),
-            ({"datatype": "BYTES", "data": ["a", 1]}, "must be of BYTES, got 1"),
+            ({"data": [1.5, "2"]}, r"data of input 'x' must be of FP32: Expected `float`, got `str` - at `\$\[1\]`$"),
+            ({"data": [1.5, None]}, "must be of FP32: Expected `float`, got `null`"),
+            ({"data": [1.5, True]}, "must be of FP32: Expected `float`, got `bool`"),
+            ({"data": [1.5, 1e300]}, "does not fit FP32: overflow"),
+            ({"data": [1.5, 10**400]}, r"the request does not fit the protocol|must be of FP32: Number out of range"),
+            ({"datatype": "UINT8", "data": [1, 256]}, "must be of UINT8: an element does not fit UINT8: .*256"),
+            ({"datatype": "UINT8", "data": [1, -1]}, "an element does not fit UINT8"),
+            ({"datatype": "INT8", "data": [1, 128]}, "an element does not fit INT8: .*128"),
+            ({"datatype": "UINT8", "data": [1, 1.7]}, "must be of UINT8: Expected `int`, got `float`"),
+            ({"datatype": "UINT8", "data": [1, 1.0]}, "must be of UINT8: Expected `int`, got `float`"),
+            ({"datatype": "UINT8", "data": [1, True]}, "must be of UINT8: Expected `int`, got `bool`"),
+            ({"datatype": "INT64", "data": [1, 2**63]}, "an element does not fit INT64"),
+            ({"datatype": "BOOL", "data": [True, 1]}, "must be of BOOL: Expected `bool`, got `int`"),
+            ({"datatype": "BYTES", "data": ["a", 1]}, "must be of BYTES: Expected `str`, got `int`"),
             ({"datatype": "BYTES", "data": ["a", "\ud800"]}, "does not fit BYTES"),
+            ({"data": [1.5, "\ud800"]}, "data of input 'x' must be of FP32"),
             ({"datatype": "FP16"}, "FP16 is only accepted as binary data"),
-            ({"datatype": "FLOAT"}, "there is no data-type"),
-            ({"datatype": None}, "datatype of input 'x' must be a string, got nothing"),
+            ({"datatype": "FLOAT"}, "input 'x': unknown data-type 'FLOAT'"),
+            ({"datatype": None}, r"Expected `str`, got `null` - at `\$.inputs\[0\].datatype`"),
             ({"data": [1.5]}, r"expected 2 elements for shape \[1, 2\], got 1"),
             ({"data": [[1.5], 2]}, "ragged"),
             ({"data": [[1.5], [2, 3]]}, "ragged"),
-            ({"data": [1.5, [2]]}, "must be of FP32, got a list"),
-            ({"data": {"0": 1}}, "data of input 'x' must be a list, got an object"),
-            ({"data": [{"0": 1}, 2]}, "got an object"),
-            ({"shape": [1, -2]}, "whole numbers from 0, got -2"),
-            ({"shape": [1, 2.0]}, "whole numbers from 0, got 2.0"),
-            ({"shape": [1, True]}, "whole numbers from 0, got true"),
-            ({"shape": [1, 2**63]}, "whole numbers from 0"),
+            ({"data": [1.5, [2]]}, "must be of FP32: Expected `float`, got `array`"),
+            ({"data": {"0": 1}}, r"Expected `array`, got `object` - at `\$.inputs\[0\].data`"),
+            ({"data": [{"0": 1}, 2]}, "must be of FP32: Expected `float`, got `object`"),
+            ({"shape": [1, -2]}, r"Expected `int` >= 0 - at `\$.inputs\[0\].shape\[1\]`"),
+            ({"shape": [1, 2.0]}, "Expected `int`, got `float`"),
+            ({"shape": [1, True]}, "Expected `int`, got `bool`"),
+            ({"shape": [1, 2**63]}, "Expected `int` <= 9223372036854775807"),
             ({"shape": [2**62] * 32}, "more elements than"),
-            ({"shape": [1] * 33}, "has 33 dimensions"),
-            ({"shape": "1, 2"}, 'must be a list, got "1, 2"'),
-            ({"name": 5}, "the name of an input must be a string, got 5"),
-            ({"name": None}, "got nothing"),
-            ({"parameters": []}, "'parameters' of input 'x' must be an object"),
+            ({"shape": [1] * 33}, "Expected `array` of length <= 32"),
+            ({"shape": "1, 2"}, "Expected `array`, got `str`"),
+            ({"name": 5}, r"Expected `str`, got `int` - at `\$.inputs\[0\].name`"),
+            ({"name": None}, "Expected `str`, got `null`"),
+            ({"parameters": []}, r"Expected `object`, got `array` - at `\$.inputs\[0\].parameters`"),
             ({"parameters": {"binary_data_size": 8}}, "both data and a binary_data_size"),
-            ({"parameters": {"binary_data_size": "8"}}, 'must be a whole number, got "8"'),
-            ({"parameters": {"binary_data_size": -8}}, "must not be negative, got -8"),
-            ({"parameters": {"binary_data_size": True}}, "must be a whole number, got true"),
+            ({"parameters": {"binary_data_size": "8"}}, "must be a whole number from 0, got '8'"),
+            ({"parameters": {"binary_data_size": -8}}, "must be a whole number from 0, got -8"),
+            ({"parameters": {"binary_data_size": True}}, "must be a whole number from 0, got True"),
+            ({"name": "x" * 1000, "datatype": "FLOAT"}, "input 'x{64}…': unknown data-type"),
         ],
     )
     def test_a_bad_input(self, changes: dict[str, Any], complaint: str) -> None:
@@ -128,17 +135,18 @@ class TestParseJson:
     @pytest.mark.parametrize(
         ("message", "complaint"),
         [
-            ([], "the request must be an object, got a list"),
-            ({}, "'inputs' must be a list, got nothing"),
-            ({"inputs": [5]}, "an input must be an object, got 5"),
+            ([], "the request does not fit the protocol: Expected `object`, got `array`"),
+            ({}, "Object missing required field `inputs`"),
+            ({"inputs": [5]}, r"Expected `object`, got `int` - at `\$.inputs\[0\]`"),
             ({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32"}]}, "neither data nor a binary_data_size"),
-            (one_input() | {"id": 7}, "'id' must be a string, got 7"),
-            (one_input() | {"parameters": 7}, "'parameters' of the request must be an object"),
-            (one_input() | {"parameters": {"timeout": [7]}}, "a string, number or bool, got a list"),
-            (one_input() | {"parameters": {"timeout": 10**30}}, "does not fit in 64 bits"),
+            (one_input() | {"id": 7}, r"Expected `str`, got `int` - at `\$.id`"),
+            (one_input() | {"parameters": 7}, r"Expected `object`, got `int` - at `\$.parameters`"),
+            (one_input() | {"parameters": {"timeout": [7]}}, "Expected `bool | int | float | str`, got `array`"),
+            (one_input() | {"parameters": {"timeout": None}}, "Expected `bool | int | float | str`, got `null`"),
+            (one_input() | {"parameters": {"timeout": 10**30}}, "Expected `int` <= 9223372036854775807"),
             (one_input() | {"parameters": {"binary_data_output": 1}}, "must be true or false, got 1"),
-            (one_input() | {"outputs": {}}, "'outputs' must be a list"),
-            (one_input() | {"outputs": [{}]}, "the name of an output must be a string"),
+            (one_input() | {"outputs": {}}, r"Expected `array`, got `object` - at `\$.outputs`"),
+            (one_input() | {"outputs": [{}]}, r"Object missing required field `name` - at `\$.outputs\[0\]`"),
             (one_input() | {"outputs": [{"name": "y", "parameters": {"binary_data": "yes"}}]}, "must be true or false"),
             (one_input() | {"outputs": [{"name": "y", "parameters": {"classification": -1}}]}, "positive whole number"),
         ],
@@ -151,12 +159,12 @@ class TestParseJson:
         "body",
         [b"", b"{", b"\xff", b"\xff\xfe{\0}\0", b"[" * 90_000, b'{"id": ' + b"9" * 5000 + b"}", b'"\\ud800"'],
     )
-    def test_no_json_at_all(self, body: bytes) -> None:
+    def test_a_body_that_is_not_json(self, body: bytes) -> None:
         with pytest.raises(InvalidArgument, match="the request"):
             parse_request(body, None, "m", "1")
 
     @pytest.mark.parametrize("body", [b" " * (MAX_JSON_BYTES + 1), b"[" + b"[]," * MAX_JSON_LISTS + b"[]]"])
-    def test_json_that_would_hold_up_the_server(self, body: bytes) -> None:
+    def test_json_that_would_block_the_server(self, body: bytes) -> None:
         with pytest.raises(InvalidArgument, match="send tensors as binary data"):
             parse_request(body, None, "m", "1")
 
@@ -243,9 +251,9 @@ class TestRender:
     @pytest.mark.parametrize(
         "output", [InferOutput("y", "FP16", (1,), b"\0\0"), InferOutput("y", "BYTES", (1,), b"\x01\0\0\0\xff")]
     )
-    def test_what_json_does_not_carry(self, output: InferOutput) -> None:
+    def test_outputs_that_json_cannot_hold(self, output: InferOutput) -> None:
         response = InferResponse("m", "2", "", [output])
-        with pytest.raises(InvalidArgument, match="ask for binary data"):
+        with pytest.raises(InvalidArgument, match="request binary data"):
             render_response(response, OutputForm())
         assert render_response(response, OutputForm(binary=True))[0].endswith(bytes(output.data))
 
@@ -276,6 +284,6 @@ requests = st.fixed_dictionaries(
 
 
 @given(requests | values, st.binary(max_size=8), st.none() | st.integers(0, 200))
-def test_whatever_comes_is_a_request_or_a_serving_error(message: Any, tail: bytes, header_length: int | None) -> None:
+def test_any_json_is_a_request_or_a_serving_error(message: Any, tail: bytes, header_length: int | None) -> None:
     with contextlib.suppress(ServingError):
         parse_request(json.dumps(message).encode() + tail, header_length, "m", "1")

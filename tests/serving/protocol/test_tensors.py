@@ -60,5 +60,5 @@ def test_a_spec_accepts_any_size_where_it_says_so() -> None:
     assert not spec.accepts((1, 28, 28))
 
 
-def test_a_huge_shape_is_only_a_number() -> None:
+def test_a_huge_shape_does_not_overflow() -> None:
     assert num_elements((2**62, 2**62)) == 2**124

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from serving.frontends.http import HttpAddress, HttpFrontend
-from tests.serving.fake_repository import FakeRepository, add_without_batch, echo, make_service, twice
+from tests.serving.fake_repository import FakeRepository, add_without_batch, echo, make_services, twice
 
 MAX_BODY = 1 << 20
 ANY_PORT = HttpAddress(host="127.0.0.1", port=0, metrics_port=0)
@@ -22,7 +22,7 @@ def repository() -> Iterator[FakeRepository]:
 
 @pytest.fixture(scope="module")
 def server(repository: FakeRepository) -> Iterator[HttpFrontend]:
-    server = HttpFrontend(make_service(repository), ANY_PORT, max_message_bytes=MAX_BODY)
+    server = HttpFrontend(make_services(repository), ANY_PORT, max_message_bytes=MAX_BODY)
     server.start()
     yield server
     server.stop(5)

@@ -13,7 +13,7 @@ import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
 from serving.frontends.http import HttpFrontend
-from tests.serving.fake_repository import PATIENCE_S, Entry, FakeRepository, make_service, twice
+from tests.serving.fake_repository import PATIENCE_S, Entry, FakeRepository, make_services, twice
 from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
 
 DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
@@ -35,7 +35,7 @@ def own_repository() -> Iterator[FakeRepository]:
 
 @pytest.fixture
 def own(own_repository: FakeRepository) -> Iterator[HttpFrontend]:
-    server = HttpFrontend(make_service(own_repository), ANY_PORT, max_message_bytes=MAX_BODY)
+    server = HttpFrontend(make_services(own_repository), ANY_PORT, max_message_bytes=MAX_BODY)
     server.start()
     yield server
     server.stop(5)

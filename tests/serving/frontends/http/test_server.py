@@ -17,11 +17,11 @@ import pytest
 
 from convoy.auth import TlsFiles, Token
 from serving.errors import StartupError
+from serving.frontends.common.services import Services
 from serving.frontends.http import HttpAddress, HttpFrontend
-from serving.inference.service import Service
 from serving.observability.logging import AccessLog
 from tests.serving.certificates import Authority, write
-from tests.serving.fake_repository import PATIENCE_S, FakeRepository, backend_of, make_service, twice
+from tests.serving.fake_repository import PATIENCE_S, FakeRepository, backend_of, make_services, twice
 from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
 
 INFER = "/v2/models/twice/infer"
@@ -31,19 +31,19 @@ Start = Callable[..., HttpFrontend]
 
 
 @pytest.fixture
-def own_service() -> Iterator[Service]:
+def own_services() -> Iterator[Services]:
     repository = FakeRepository(twice())
-    yield make_service(repository)
+    yield make_services(repository)
     repository.close()
 
 
 @pytest.fixture
-def start(own_service: Service) -> Iterator[Start]:
+def start(own_services: Services) -> Iterator[Start]:
     """Start a server; it is stopped at the end."""
     servers = []
 
     def start(address: HttpAddress = ANY_PORT, **options: Any) -> HttpFrontend:
-        server = HttpFrontend(own_service, address, max_message_bytes=MAX_BODY, **options)
+        server = HttpFrontend(own_services, address, max_message_bytes=MAX_BODY, **options)
         server.start()
         servers.append(server)
         return server
@@ -77,18 +77,18 @@ class TestListening:
             assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
     @pytest.mark.parametrize("which", ["port", "metrics_port"])
-    def test_a_port_that_is_taken(self, own_service: Service, which: str) -> None:
+    def test_a_port_that_is_taken(self, own_services: Services, which: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             address = replace(ANY_PORT, **{which: port})
-            server = HttpFrontend(own_service, address, max_message_bytes=MAX_BODY)
+            server = HttpFrontend(own_services, address, max_message_bytes=MAX_BODY)
             with pytest.raises(StartupError, match=f"^cannot listen on 127.0.0.1 port {port}: Address already in use$"):
                 server.start()
 
-    def test_a_host_that_is_not_there(self, own_service: Service) -> None:
+    def test_a_host_that_is_not_there(self, own_services: Services) -> None:
         address = HttpAddress(host="no.such.host.invalid", port=0, metrics_port=0)
         with pytest.raises(StartupError, match=r"^cannot listen on no\.such\.host\.invalid port 0: "):
-            HttpFrontend(own_service, address, max_message_bytes=MAX_BODY).start()
+            HttpFrontend(own_services, address, max_message_bytes=MAX_BODY).start()
 
     @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
     def test_all_addresses(self, start: Start) -> None:
@@ -178,14 +178,14 @@ class TestTls:
         assert httpx.get(url(server, "/v2", scheme="https"), verify=trust).status_code == 200
 
     def test_probes_need_no_certificate_at_the_metrics_port(
-        self, start: Start, own_service: Service, authority: Authority, tmp_path: Path
+        self, start: Start, own_services: Services, authority: Authority, tmp_path: Path
     ) -> None:
         (tmp_path / "ca.crt").write_bytes(authority.certificate)
         server = start(tls=TlsFiles(*write(tmp_path, authority.issue()), tmp_path / "ca.crt"))
         health = f"http://127.0.0.1:{server.metrics_port}/v2/health"
         assert httpx.get(f"{health}/live").json() == {"live": True}
         assert httpx.get(f"{health}/ready").json() == {"ready": True}
-        own_service.health.drain()
+        own_services.admin.health.drain()
         assert httpx.get(f"{health}/live").status_code == 200
         assert httpx.get(f"{health}/ready").status_code == 400
 
@@ -206,10 +206,10 @@ class TestAccessLog:
 
 
 class TestLeaving:
-    def test_what_is_under_way_is_finished(self, own_service: Service) -> None:
-        server = HttpFrontend(own_service, ANY_PORT, max_message_bytes=MAX_BODY)
+    def test_what_is_under_way_is_finished(self, own_services: Services) -> None:
+        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
         server.start()
-        backend = backend_of(own_service.repository.get("twice"))
+        backend = backend_of(own_services.admin.repository.get("twice"))
         backend.free.clear()
         with ThreadPoolExecutor(2) as pool, httpx.Client(timeout=60) as idle:
             assert idle.get(url(server, "/v2")).status_code == 200
@@ -222,10 +222,10 @@ class TestLeaving:
             assert under_way.result().json()["outputs"][1]["data"] == [6]
             stopping.result(timeout=PATIENCE_S)
 
-    def test_what_takes_longer_than_the_grace_is_cut_off(self, own_service: Service) -> None:
-        server = HttpFrontend(own_service, ANY_PORT, max_message_bytes=MAX_BODY)
+    def test_what_takes_longer_than_the_grace_is_cut_off(self, own_services: Services) -> None:
+        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
         server.start()
-        backend = backend_of(own_service.repository.get("twice"))
+        backend = backend_of(own_services.admin.repository.get("twice"))
         backend.free.clear()
         with ThreadPoolExecutor(1) as pool:
             under_way = pool.submit(httpx.post, url(server, INFER), json=REQUEST, timeout=60)
@@ -237,27 +237,27 @@ class TestLeaving:
         with pytest.raises(httpx.ConnectError):
             httpx.get(url(server, "/v2"))
 
-    def test_connections_stay_while_a_model_is_not_ready(self, start: Start, own_service: Service) -> None:
+    def test_connections_stay_while_a_model_is_not_ready(self, start: Start, own_services: Services) -> None:
         server = start()
-        own_service.health.update(False, {"twice": True})
+        own_services.admin.health.update(False, {"twice": True})
         with httpx.Client() as client:
             assert client.get(url(server, "/v2/health/ready")).status_code == 400
             assert "connection" not in client.post(url(server, INFER), json=REQUEST).headers
 
-    def test_connections_end_while_the_server_drains(self, start: Start, own_service: Service) -> None:
+    def test_connections_end_while_the_server_drains(self, start: Start, own_services: Services) -> None:
         server = start()
         with httpx.Client() as client:
             assert "connection" not in client.post(url(server, INFER), json=REQUEST).headers
-            own_service.health.drain()
+            own_services.admin.health.drain()
             answer = client.post(url(server, INFER), json=REQUEST)
             assert (answer.status_code, answer.headers["connection"]) == (200, "close")
             ready = client.get(url(server, "/v2/health/ready"))
             assert (ready.status_code, ready.json()) == (400, {"ready": False})
             assert client.get(url(server, "/v2/health/live")).status_code == 200
 
-    def test_nothing_is_left(self, own_service: Service) -> None:
+    def test_nothing_is_left(self, own_services: Services) -> None:
         before = set(threading.enumerate())
-        server = HttpFrontend(own_service, ANY_PORT, max_message_bytes=MAX_BODY)
+        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
         server.start()
         httpx.post(url(server, INFER), json=REQUEST)
         assert set(threading.enumerate()) > before

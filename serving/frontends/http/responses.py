@@ -1,4 +1,4 @@
-"""What every path answers with: JSON, and errors as `{"error": "one sentence"}`."""
+"""Responses of all endpoints: JSON, and errors as `{"error": "one sentence"}`."""
 
 import json
 import math
@@ -12,16 +12,17 @@ from starlette.responses import Response
 from serving.errors import ResourceExhausted, ServingError, Unauthenticated
 from serving.protocol.status import http_status
 
-_WORDS = {404: "there is nothing at {path}", 405: "{path} does not take {method}"}
+_MESSAGES = {404: "not found: {path}", 405: "{path} does not support {method}"}
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """In ASCII, so that no string that a caller sent can fail to be encoded."""
+    """Returns a value as JSON in ASCII: a client's string with a lone surrogate cannot be encoded in UTF-8."""
     body = json.dumps(value, separators=(",", ":"))
     return Response(body, status, headers, media_type="application/json")
 
 
 def error_response(error: ServingError) -> Response:
+    """Returns an error with its status code, and the headers that tell what to do about it."""
     headers = {}
     if isinstance(error, ResourceExhausted) and error.retry_after_ms is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_ms / 1000))
@@ -36,20 +37,20 @@ async def on_serving_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """What HTTP itself has to say: no such path, wrong method, a body that was not taken."""
+    """Handles unknown paths, unsupported methods and unreadable bodies."""
     assert isinstance(error, HTTPException)
-    words = _WORDS.get(error.status_code, error.detail)
-    message = words.format(path=request.url.path, method=request.method) if error.status_code in _WORDS else words
+    template = _MESSAGES.get(error.status_code)
+    message = template.format(path=request.url.path, method=request.method) if template else error.detail
     return json_response({"error": message}, error.status_code, error.headers)
 
 
 async def on_disconnect(request: Request, error: Exception) -> Response:
-    """Nobody reads it; the status is for the access log."""
+    """Handles a client that has gone: the status is for the access log."""
     return Response(status_code=499)
 
 
 async def on_defect(request: Request, error: Exception) -> Response:
-    """Starlette raises the error again after this answer, and uvicorn logs it with its traceback."""
+    """Handles a defect. Starlette re-raises the error after this response, and uvicorn logs its traceback."""
     return json_response({"error": "the server failed; its log says why"}, 500)
 
 

@@ -1,4 +1,7 @@
-"""The HTTP listeners: uvicorn on an event loop in a thread of its own, one server for the API, one for the metrics."""
+"""The HTTP servers: uvicorn for the API and for the metrics, on one event loop in a thread of its own.
+
+httptools parses requests and uvloop runs the event loop; where uvloop is not installed (Windows), asyncio's own does.
+"""
 
 import asyncio
 import math
@@ -14,21 +17,22 @@ from starlette.types import ASGIApp
 
 from convoy.auth import TlsFiles, Token
 from serving.errors import StartupError
+from serving.frontends.common.services import Services
 from serving.frontends.http.app import build_app, build_metrics_app
-from serving.inference.service import Service
+from serving.frontends.http.protocol import BoundedHttpProtocol
 from serving.observability.logging import AccessLog
 from serving.observability.metrics import CONTENT_TYPE, Metrics
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
-"""How long an idle connection stays: longer than clients keep theirs, so that none sends into one just closed."""
+"""How long an idle connection stays open: longer than clients keep theirs, so that none uses one that just closed."""
 
 _POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAddress:
-    """Where to listen; port 0 takes any that is free."""
+    """Where to listen. Port 0 takes any free port."""
 
     host: str
     port: int
@@ -36,18 +40,18 @@ class HttpAddress:
 
 
 class HttpFrontend:
-    """The API on `port`, `/metrics` and health on `metrics_port`: the numbers are known once started.
+    """A `Frontend` for HTTP: the API on `port`, metrics and health on `metrics_port`. Both are set by `start`.
 
     Args:
-        max_message_bytes: largest request body.
-        token: what callers of the API must show but for health; None for no check.
-        tls: certificates for the API. The metrics have neither token nor TLS: their port is for the inside.
-        access_log: told of each request to the API when it is over.
+        max_message_bytes: size of the largest request body.
+        token: that clients of the API must send, except for health checks; None for no authentication.
+        tls: for the API; None for plain text. The metrics have neither token nor TLS: do not expose their port.
+        access_log: gets an entry when a request to the API ends.
     """
 
     def __init__(
         self,
-        service: Service,
+        services: Services,
         address: HttpAddress,
         *,
         max_message_bytes: int,
@@ -60,17 +64,19 @@ class HttpFrontend:
         self._address = address
         self._tls = tls
         self._build_api = partial(
-            build_app, service, max_body_bytes=max_message_bytes, token=token, access_log=access_log
+            build_app, services, max_body_bytes=max_message_bytes, token=token, access_log=access_log
         )
-        self._build_metrics = partial(build_metrics_app, service, Metrics(service.repository).render, CONTENT_TYPE)
+        self._build_metrics = partial(
+            build_metrics_app, services.admin, Metrics(services.admin.repository).render, CONTENT_TYPE
+        )
         self._servers: list[uvicorn.Server] = []
         self._is_up = threading.Event()
 
     def start(self) -> None:
-        """Listen.
+        """Starts to listen.
 
         Raises:
-            StartupError: a port cannot be had.
+            StartupError: a port is not available.
         """
         context = None if self._tls is None else self._tls.server_context()
         api = _listen(self._address.host, self._address.port)
@@ -87,7 +93,7 @@ class HttpFrontend:
             raise RuntimeError("the HTTP server did not start")  # the thread's own traceback says why
 
     def stop(self, grace_s: float) -> None:
-        """Refuse what comes, finish what is under way, at most for so long, then close."""
+        """Refuses new requests, finishes those in flight within `grace_s`, then closes all connections."""
         for server in self._servers:
             server.config.timeout_graceful_shutdown = math.ceil(grace_s)
             server.should_exit = True
@@ -95,7 +101,7 @@ class HttpFrontend:
 
     def _run(self, api: socket.socket, metrics: socket.socket, context: ssl.SSLContext | None) -> None:
         try:
-            with asyncio.Runner() as runner:
+            with asyncio.Runner(loop_factory=_new_event_loop) as runner:
                 runner.run(self._serve(api, metrics, context))
         finally:
             self._is_up.set()
@@ -110,11 +116,20 @@ class HttpFrontend:
         await asyncio.gather(*tasks)
 
 
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
 def _build_server(app: ASGIApp, context: ssl.SSLContext | None) -> uvicorn.Server:
-    """uvicorn without its own log set-up and access log. It takes no signals outside the main thread."""
+    """Returns uvicorn without its own logging. Outside the main thread it installs no signal handlers."""
     config = uvicorn.Config(
         app,
         interface="asgi3",
+        http=BoundedHttpProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -138,7 +153,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise StartupError(f"cannot listen on {host} port {port}: {why}") from error
-    # Connections inherit it. asyncio would set it only on sockets made with proto=IPPROTO_TCP, and without it the two
-    # writes of each answer, head and body, are 40 ms apart.
+    # Connections inherit it. uvloop sets it too, asyncio only on sockets made with proto=IPPROTO_TCP. Without it, the
+    # two writes of each response, head and body, are 40 ms apart.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

@@ -1,4 +1,4 @@
-"""Whether an address can be listened on, found out before grpcio tries: failing there, it fills standard error."""
+"""Checks an address before gRPC binds it: gRPC's core writes lines of its own to standard error when it fails."""
 
 import socket
 import stat
@@ -12,10 +12,10 @@ _MAX_PORT = 65535
 
 
 def check_address(address: str) -> None:
-    """Make sure that `host:port` or `unix:/path` is free.
+    """Checks that `host:port` or `unix:/path` is free.
 
     Raises:
-        StartupError: it is taken, not ours, or no address.
+        StartupError: the address is malformed, in use, or not of this host.
     """
     try:
         if address.startswith(UNIX):
@@ -34,24 +34,24 @@ def _check_port(address: str) -> None:
     found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, kind, protocol, _, place in found:
         with socket.socket(family, kind, protocol) as probe:
-            # As grpcio binds: ports of connections that have just ended are free, those of listeners are not.
+            # As gRPC binds: a port whose connections have just ended is free, one with a listener is not.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
 
 
 def _check_path(path: Path) -> None:
-    """grpcio takes a socket file away without asking, in use or not."""
+    """Checks a socket's path. gRPC would replace a socket in use without an error."""
     if not path.exists():
         with socket.socket(socket.AF_UNIX) as probe:
             probe.bind(str(path))
         path.unlink()
         return
     if not stat.S_ISSOCK(path.stat().st_mode):
-        raise FileExistsError("it exists and is no socket")
+        raise FileExistsError("it exists and is not a socket")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_PROBE_TIMEOUT_S)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
-            return  # left behind by a server that is gone
+            return  # left behind by a server that has ended
     raise OSError("address already in use")

@@ -1,0 +1,101 @@
+"""The endpoints of the REST API except inference."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serving.errors import InvalidArgument, Unsupported
+from serving.frontends.http.body import read_body
+from serving.frontends.http.responses import json_response
+from serving.protocol.admin import AdminService
+from serving.protocol.json_codec import decode
+from serving.protocol.json_messages import to_json
+
+NOT_READY = 400
+"""As in Triton and the protocol: "a 4xx status code indicates false"."""
+
+_OBJECT_DECODER = msgspec.json.Decoder(dict[str, Any])
+
+
+class AdminEndpoints:
+    """Endpoints for the server and its models."""
+
+    def __init__(self, admin: AdminService, max_body_bytes: int) -> None:
+        self._admin = admin
+        self._max_body_bytes = max_body_bytes
+        self._blocking = ThreadPoolExecutor(1, thread_name_prefix="http-blocking")
+
+    async def model_ready(self, request: Request) -> Response:
+        name, version = _model(request)
+        return _flag_response("ready", self._admin.is_model_ready(name, version), name=name)
+
+    async def server_metadata(self, request: Request) -> Response:
+        return json_response(to_json(self._admin.server_metadata()))
+
+    async def model_metadata(self, request: Request) -> Response:
+        return json_response(to_json(self._admin.model_metadata(*_model(request))))
+
+    async def model_config(self, request: Request) -> Response:
+        return json_response(to_json(self._admin.model_config(*_model(request)).config))
+
+    async def statistics(self, request: Request) -> Response:
+        message = self._admin.model_statistics(*_model(request))
+        for model in message.model_stats:  # perf_analyzer reads these even if there is no cache
+            model.inference_stats.cache_hit.SetInParent()
+            model.inference_stats.cache_miss.SetInParent()
+        return json_response(to_json(message))
+
+    async def index(self, request: Request) -> Response:
+        ready_only = (await self._json(request)).get("ready", False) is True
+        return json_response([to_json(entry) for entry in self._admin.repository_index(ready_only).models])
+
+    async def load(self, request: Request) -> Response:
+        return await self._change(request, self._admin.load)
+
+    async def unload(self, request: Request) -> Response:
+        return await self._change(request, self._admin.unload)
+
+    async def unsupported(self, request: Request) -> Response:
+        raise Unsupported(f"{request.url.path}: this server does not support this part of Triton's API")
+
+    async def _change(self, request: Request, change: Callable[[str, dict[str, Any]], None]) -> Response:
+        """Loads or unloads a model, which may take seconds, outside the event loop."""
+        message = await self._json(request)
+        parameters = message.get("parameters", {})
+        if not isinstance(parameters, dict):
+            raise InvalidArgument("'parameters' must be an object")
+        await asyncio.get_running_loop().run_in_executor(self._blocking, change, _model(request)[0], parameters)
+        return json_response({})
+
+    async def _json(self, request: Request) -> dict[str, Any]:
+        """Returns the object in the body; an empty one if there is no body."""
+        body = await read_body(dict(request.scope["headers"]), request.receive, self._max_body_bytes)
+        return decode(body, _OBJECT_DECODER) if body else {}
+
+
+def health_routes(admin: AdminService) -> list[Route]:
+    """Returns the routes of the liveness and readiness probes."""
+
+    async def live(request: Request) -> Response:
+        return _flag_response("live", admin.is_live())
+
+    async def ready(request: Request) -> Response:
+        return _flag_response("ready", admin.is_ready())
+
+    return [Route("/v2/health/live", live), Route("/v2/health/ready", ready)]
+
+
+def _model(request: Request) -> tuple[str, str]:
+    """Returns the model's name and version in the path; empty where it has none."""
+    path = request.path_params
+    return path.get("model", ""), path.get("version", "")
+
+
+def _flag_response(key: str, value: bool, **others: str) -> Response:
+    return json_response({**others, key: value}, 200 if value else NOT_READY)

@@ -1,0 +1,231 @@
+"""All RPCs except ModelInfer, as messages and over bytes: health, metadata, configuration, statistics, the repository.
+
+HTTP calls the methods that return messages; gRPC front ends look up a method's path in `AdminService.unary`.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+
+from protos import grpc_service_pb2 as pb
+from protos import health_pb2
+from serving.errors import Internal, InvalidArgument, ServingError, Unavailable, Unsupported, quote
+from serving.models.repository import Model, Repository
+from serving.observability.health import Health
+from serving.observability.statistics import Duration
+from serving.protocol.grpc_codec import decode, parameter_values
+from serving.protocol.methods import HEALTH_CHECK, INFERENCE_SERVICE
+
+logger = logging.getLogger(__name__)
+
+SERVER_NAME = "convoy"
+EXTENSIONS = (
+    "classification",
+    "model_repository",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
+"""Triton's names of the protocol extensions that the server supports."""
+
+_UNSUPPORTED_RPCS = {
+    "SystemSharedMemoryStatus": "shared memory",
+    "SystemSharedMemoryRegister": "shared memory",
+    "SystemSharedMemoryUnregister": "shared memory",
+    "CudaSharedMemoryStatus": "shared memory",
+    "CudaSharedMemoryRegister": "shared memory",
+    "CudaSharedMemoryUnregister": "shared memory",
+    "TraceSetting": "tracing",
+    "LogSettings": "changing log settings at run time",
+}
+
+
+class AdminService:
+    """The RPCs about the server and its models.
+
+    Args:
+        version: of the server, for its metadata.
+
+    Attributes:
+        unary: handlers by full method path. Each takes a serialised request, returns a serialised response, and raises
+            a ServingError.
+        blocking: paths in `unary` that may take seconds.
+    """
+
+    def __init__(self, repository: Repository, health: Health, *, version: str) -> None:
+        self.repository = repository
+        self.health = health
+        self._version = version
+        self.unary: Mapping[str, Callable[[bytes], bytes]] = self._handlers()
+        self.blocking = frozenset(f"/{INFERENCE_SERVICE}/RepositoryModel{verb}" for verb in ("Load", "Unload"))
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def is_live(self) -> bool:
+        """Returns True: the server answers."""
+        return True
+
+    def is_ready(self) -> bool:
+        """Whether every model asked for is ready and the server is not shutting down."""
+        return self.health.check("readiness") == health_pb2.HealthCheckResponse.SERVING
+
+    def is_model_ready(self, name: str, version: str) -> bool:
+        """Whether a version of a model is ready; any version if `version` is empty.
+
+        Raises:
+            NotFound: the model or version does not exist.
+        """
+        if not version:
+            return bool(self.repository.versions(name))
+        try:
+            self.repository.get(name, version)
+        except Unavailable:
+            return False
+        return True
+
+    def server_metadata(self) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._version, extensions=EXTENSIONS)
+
+    def model_metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
+        model = self.repository.get(name, version)
+        response = pb.ModelMetadataResponse(
+            name=name, versions=self.repository.versions(name), platform=model.spec.platform
+        )
+        for field, specs in ((response.inputs, model.spec.inputs), (response.outputs, model.spec.outputs)):
+            for spec in specs:
+                field.add(name=spec.name, datatype=spec.datatype.name, shape=spec.shape)
+        return response
+
+    def model_config(self, name: str, version: str) -> pb.ModelConfigResponse:
+        return pb.ModelConfigResponse(config=self.repository.get(name, version).spec.config)
+
+    def model_statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
+        """Returns the statistics of one version; of all ready versions of a model; or, without a name, of all models.
+
+        Raises:
+            NotFound: the model or version does not exist.
+        """
+        models = self.repository.ready_models()
+        if name:
+            self.repository.get(name, version)
+            models = [model for model in models if model.spec.name == name and version in ("", model.version)]
+        return pb.ModelStatisticsResponse(model_stats=[_statistics(model) for model in models])
+
+    def repository_index(self, ready_only: bool) -> pb.RepositoryIndexResponse:
+        response = pb.RepositoryIndexResponse()
+        for entry in self.repository.index(ready_only):
+            response.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
+        return response
+
+    def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Loads or reloads a model. Blocks until the model is ready or has failed.
+
+        Args:
+            parameters: may hold `config`, a ModelConfig as JSON that replaces the model's file.
+        """
+        for parameter in parameters.keys() - {"config"}:
+            raise Unsupported(f"load parameter {quote(parameter)} is not supported: expected 'config'")
+        config = parameters.get("config")
+        if config is not None and not isinstance(config, str):
+            raise InvalidArgument("load parameter 'config' must be a string of JSON")
+        self.repository.load(name, config)
+
+    def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Unloads a model. Blocks until its queued requests are answered."""
+        for parameter in parameters.keys() - {"unload_dependents"}:
+            raise Unsupported(f"unload parameter {quote(parameter)} is not supported")
+        self.repository.unload(name)
+
+    # -- bytes -------------------------------------------------------------------------------------------------------
+
+    def _handlers(self) -> dict[str, Callable[[bytes], bytes]]:
+        methods: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
+            "ServerLive": (pb.ServerLiveRequest, lambda r: pb.ServerLiveResponse(live=self.is_live())),
+            "ServerReady": (pb.ServerReadyRequest, lambda r: pb.ServerReadyResponse(ready=self.is_ready())),
+            "ModelReady": (
+                pb.ModelReadyRequest,
+                lambda r: pb.ModelReadyResponse(ready=self.is_model_ready(r.name, r.version)),
+            ),
+            "ServerMetadata": (pb.ServerMetadataRequest, lambda r: self.server_metadata()),
+            "ModelMetadata": (pb.ModelMetadataRequest, lambda r: self.model_metadata(r.name, r.version)),
+            "ModelConfig": (pb.ModelConfigRequest, lambda r: self.model_config(r.name, r.version)),
+            "ModelStatistics": (pb.ModelStatisticsRequest, lambda r: self.model_statistics(r.name, r.version)),
+            "RepositoryIndex": (pb.RepositoryIndexRequest, lambda r: self.repository_index(r.ready)),
+            "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
+            "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self._unload),
+        }
+        handlers = {f"/{INFERENCE_SERVICE}/{name}": _handler(*method) for name, method in methods.items()}
+        handlers |= {f"/{INFERENCE_SERVICE}/{name}": _refusal(name, part) for name, part in _UNSUPPORTED_RPCS.items()}
+        handlers[HEALTH_CHECK] = _handler(
+            health_pb2.HealthCheckRequest, lambda r: health_response(self.health.check(r.service))
+        )
+        return handlers
+
+    def _load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
+        self.load(request.model_name, parameter_values(request.parameters))
+        return pb.RepositoryModelLoadResponse()
+
+    def _unload(self, request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
+        self.unload(request.model_name, parameter_values(request.parameters))
+        return pb.RepositoryModelUnloadResponse()
+
+
+def health_response(state: int) -> health_pb2.HealthCheckResponse:
+    """Returns a state of `serving.observability.health` as a message."""
+    return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.ServingStatus.Name(state))
+
+
+def _handler(kind: type[Message], respond: Callable[[Any], Message]) -> Callable[[bytes], bytes]:
+    def handle(payload: bytes) -> bytes:
+        request = decode(kind, payload)
+        try:
+            response: bytes = respond(request).SerializeToString()
+            return response
+        except ServingError:
+            raise
+        except Exception as error:
+            logger.exception("%s failed", kind.__name__)
+            raise Internal(f"the server failed on a {kind.__name__}; its log says why") from error
+
+    return handle
+
+
+def _refusal(name: str, part: str) -> Callable[[bytes], bytes]:
+    def refuse(payload: bytes) -> bytes:
+        raise Unsupported(f"{name}: this server does not support {part}")
+
+    return refuse
+
+
+def _statistics(model: Model) -> pb.ModelStatistics:
+    now = model.statistics.snapshot()
+    message = pb.ModelStatistics(
+        name=model.spec.name,
+        version=model.version,
+        last_inference=now.last_inference_ms,
+        inference_count=now.inference_count,
+        execution_count=now.execution_count,
+        inference_stats=pb.InferStatistics(
+            success=_duration(now.success),
+            fail=_duration(now.fail),
+            queue=_duration(now.queue),
+            compute_input=_duration(now.compute_input),
+            compute_infer=_duration(now.compute_infer),
+            compute_output=_duration(now.compute_output),
+        ),
+    )
+    for size, spent in sorted(now.batch_sizes.items()):
+        message.batch_stats.add(
+            batch_size=size,
+            compute_input=pb.StatisticDuration(count=spent.count, ns=spent.input_ns),
+            compute_infer=pb.StatisticDuration(count=spent.count, ns=spent.infer_ns),
+            compute_output=pb.StatisticDuration(count=spent.count, ns=spent.output_ns),
+        )
+    return message
+
+
+def _duration(duration: Duration) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=duration.count, ns=duration.ns)

@@ -1,0 +1,9 @@
+"""Full names of the gRPC services and methods that the server answers."""
+
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+HEALTH_SERVICE = "grpc.health.v1.Health"
+
+INFER = f"/{INFERENCE_SERVICE}/ModelInfer"
+STREAM_INFER = f"/{INFERENCE_SERVICE}/ModelStreamInfer"
+HEALTH_CHECK = f"/{HEALTH_SERVICE}/Check"
+HEALTH_WATCH = f"/{HEALTH_SERVICE}/Watch"
