@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from trainer.recipes import TestTimeViews
 
-NUM_VIEWS: dict[str, int] = {"one": 1, "shifted": 5, "mirrored": 2, "mirrored-and-shifted": 6}
+NUM_VIEWS: dict[TestTimeViews, int] = {"one": 1, "shifted": 5, "mirrored": 2, "mirrored-and-shifted": 6}
 """How many copies of an image each kind of `TestTimeViews` averages."""
 
 
