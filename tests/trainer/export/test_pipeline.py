@@ -13,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from tests.conftest import ROOT
+from tests.trainer.records.results import make_result
 from trainer.errors import ExportError
 from trainer.export import pipeline
 from trainer.export.formats import load_predictor
@@ -24,7 +25,7 @@ from trainer.loop.run import Run
 from trainer.progress import Progress
 from trainer.records.checkpoint import weights_sha256
 
-RESULT = {
+FIGURES = {
     "val_accuracy": 0.9,
     "test_accuracy": 0.875,
     "test_errors": 125,
@@ -32,6 +33,7 @@ RESULT = {
     "test_look": 3,
     "precision": "float32",
 }
+RESULT = make_result(**FIGURES)
 
 
 class RecordingProgress(Progress):
@@ -95,7 +97,7 @@ def test_the_manifest_records_accuracy_and_parity(manifest: dict[str, Any], refe
     assert metrics["val_errors"] == reference.count_errors(reference.logits) < 60
     assert metrics["val_accuracy"] == pytest.approx(1 - metrics["val_errors"] / 150)
     assert metrics["test_time_views"] == "one"
-    assert metrics["run"] == {**RESULT, "test_time_views": "one"}
+    assert metrics["run"] == {**FIGURES, "test_time_views": "one"}
     parity = manifest["parity"]
     assert (parity["num_validation_images"], parity["num_training_images"]) == (150, 1350)  # the whole data set
     assert parity["formats"].keys() == {"model.onnx", "model.pt", "model.pt2"}
