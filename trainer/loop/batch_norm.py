@@ -1,10 +1,10 @@
-"""Batch-norm statistics of a step: each shard of the batch has its own, and the running ones are updated once.
+"""Batch norm over the shards of a batch: each shard has its own statistics, and the running ones are updated once.
 
-A shard is normalised by its own mean and variance. What enters the running statistics are those of all shards taken
-together, weighted by their images, from sums that are added up with the gradients. So the running statistics are the
-same on every rank after every step, and do not depend on when a checkpoint is taken.
+A shard is normalised by its own mean and variance. The running statistics get the mean and variance of all shards
+together, weighted by their images, from sums that are reduced with the gradients. So the running statistics are the
+same on every rank after every step, and do not depend on when a checkpoint is saved.
 
-Knows nothing of ranks; how sums are added up is in `virtual_shards` and `distributed`.
+Knows nothing of ranks; `shards` and `ranks.world` reduce the sums.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class BatchNormSums:
-    """The running statistics of a model's norms, as sums over shards.
+    """The batch statistics of a model's norms as sums over shards, and the running statistics that they update.
 
-    Sums are of differences to the running mean before the step, which every shard knows: sums of squares of the values
-    themselves would lose the variance in the rounding of a large mean.
+    The sums are of differences to the running mean before the step, which every shard knows: with sums of squares of
+    the values themselves, the variance would be lost in the rounding of a large mean.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -35,12 +35,12 @@ class BatchNormSums:
 
     @property
     def length(self) -> int:
-        """How many sums there are: two a channel."""
+        """The number of sums: two for each channel."""
         return 2 * sum(self._sizes)
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Between forward passes in here, the norms' running statistics are those of the last pass alone."""
+        """Context in which the norms' running statistics are the batch statistics of the last forward pass."""
         if not self._norms:
             yield
             return
@@ -57,7 +57,7 @@ class BatchNormSums:
             torch._foreach_copy_([*self._means, *self._variances], list(self._old.split([*self._sizes, *self._sizes])))
 
     def write(self, sums: torch.Tensor, num_images: int) -> None:
-        """Put the sums of the last forward pass, of so many images, into `sums`, float32 `[length]`."""
+        """Writes the sums of the last forward pass, over `num_images`, to `sums`, float32 `[length]`."""
         if not self._norms:
             return
         shift, square = sums.chunk(2)
@@ -67,7 +67,12 @@ class BatchNormSums:
         sums.mul_(num_images)
 
     def update(self, sums: torch.Tensor, num_images: int) -> None:
-        """Enter a step's sums over all shards, of so many images, into the running statistics. After `collecting`."""
+        """Updates the running statistics by a step's sums over all shards; call it after `collecting`.
+
+        Args:
+            sums: float32 `[length]`.
+            num_images: images of the global batch.
+        """
         if not self._norms:
             return
         self._momentum = self._momentum.to(sums.device)

@@ -11,8 +11,8 @@ from trainer.loop.saving import BackgroundSaver, SaveEvery
 from trainer.loop.step_results import LOG_EVERY_STEPS, StepResults
 from trainer.loop.stopwatch import Stopwatch
 from trainer.ranks.consistency import check_weights, digest_of
-from trainer.ranks.watchdog import HANG_AFTER_S, PATIENT_S
-from trainer.ranks.world import StopConsensus
+from trainer.ranks.stop import StopConsensus
+from trainer.ranks.watchdog import SLOW_PHASE_TIMEOUT_S
 from trainer.records.metrics import MetricsLog
 from trainer.signals import StopRequest
 
@@ -40,7 +40,7 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery | None = None) -> Non
                 loop.save_or_stop()
             loop.save_and_wait()
         finally:
-            run.world.watchdog.patience = PATIENT_S
+            run.world.watchdog.timeout_s = SLOW_PHASE_TIMEOUT_S
             run.progress.stop()
             run.learner.release()
             loop.close()
@@ -85,7 +85,7 @@ class TrainingLoop:
             self._train_step(samples, start)
             step_ended_at, step_s = time.monotonic(), time.monotonic() - step_ended_at
             self._longest_step_s = max(step_s, 0.9 * self._longest_step_s)
-            self._set_timeout(max(HANG_AFTER_S, 3 * self._longest_step_s))
+            self._set_timeout(3 * self._longest_step_s)
             self._log_if_due(epoch)
             if run.position.step % run.steps_per_epoch:  # a checkpoint at the epoch's end follows its validation
                 self.save_or_stop()
@@ -131,34 +131,34 @@ class TrainingLoop:
             f"loss {validation.loss:.4f}, accuracy {100 * validation.accuracy:.2f} %; {run.position.seconds:.1f} s"
         )
         run.position.totals.zero_()
-        self._set_timeout(max(HANG_AFTER_S, 3 * self._longest_step_s))
+        self._set_timeout(3 * self._longest_step_s)
 
     def save_or_stop(self) -> None:
         """Between two steps: begins a checkpoint if one is due, and ends the run if any rank was asked to stop."""
         self._run.position.seconds = self._stopwatch.read()
         self._saver.save_if_due()
-        if self._stop_consensus.poll(self._stop.number is not None):
+        if self._stop_consensus.poll(self._stop.signal_number is not None):
             self._run.position.seconds = self._stopwatch.stop()
             raise self._save_and_interrupt()
 
     def _save_and_interrupt(self) -> Interrupted:
         """Saves, and returns what ends the run on every rank and tells the user how to continue."""
         run = self._run
-        with run.world.watchdog.patient():
-            self._stop.grant()
+        with run.world.watchdog.slow_phase():
+            self._stop.acknowledge()
             self._stop_consensus.close()
             self.save_and_wait()
             run.world.barrier()
-            number = run.world.all_reduce_max(self._stop.number or 0)
-        return self._stop.interrupted(
+            number = run.world.all_reduce_max(self._stop.signal_number or 0)
+        return self._stop.interruption(
             f"saved at step {run.position.step} of {run.num_steps}; "
             f"continue with the same command and --run-dir {run.folder.path}",
             number,
         )
 
     def _set_timeout(self, seconds: float) -> None:
-        """Sets how long this rank and the others wait for each other, and how long a signal waits for a step."""
-        self._run.world.watchdog.patience = self._stop.patience_s = seconds
+        """Sets how long ranks wait for each other, and a signal for a step; both have a minimum of their own."""
+        self._run.world.watchdog.timeout_s = self._stop.grace_period_s = seconds
 
     def _check_weights(self) -> None:
         """Compares the ranks' weights: one faulty chip is enough to change them."""
@@ -178,10 +178,10 @@ class TrainingLoop:
         run = self._run
         if run.position.step % LOG_EVERY_STEPS == 0:
             self._check_weights()
-            with run.world.watchdog.patient():
+            with run.world.watchdog.slow_phase():
                 self._write_step_line(epoch)
         if run.progress.is_due():
-            with run.world.watchdog.patient():
+            with run.world.watchdog.slow_phase():
                 self._show_progress(epoch)
 
     def _write_step_line(self, epoch: int) -> None:

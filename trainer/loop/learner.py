@@ -1,4 +1,4 @@
-"""What learns: the model, its optimizer, and one step of both, built for a recipe."""
+"""The learner of a run: model, optimizer and training step, built for a recipe."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,12 +27,14 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """A model that can take training steps and answer.
+    """A model, its optimizer and its training step.
 
     Args:
-        model: the classifier itself, on the rank's device, without wrappers.
-        step: takes a batch, updates the model; float32 `[2]`: sum of losses, number of correct answers, over all ranks.
-        autocast: enters the precision of the forward pass.
+        model: the classifier on the rank's device, without wrappers.
+        step: updates the model by a batch; returns float32 `[2]`, the sum of losses and the number of correct answers
+            over all ranks.
+        autocast: makes the context of the forward pass's precision.
+        data: the training images, on the device.
     """
 
     model: Classifier
@@ -41,30 +43,36 @@ class Learner:
     autocast: Callable[[], torch.autocast]
     recipe: Recipe
     data: ImageSet
-    """The training images on the device."""
 
     @property
     def precision(self) -> str:
-        """What the forward pass computes in, on this machine."""
+        """The precision of the forward pass on this machine."""
         with self.autocast():
             return "bfloat16" if torch.is_autocast_enabled(self.data.images.device.type) else "float32"
 
     def predict(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits float32 `[B, classes]` of pixels uint8 `[B, C, H, W]`, averaged over the recipe's test-time views."""
-        return self._answer(pixels, self.recipe.test_time_views)
+        """Returns logits, averaged over the recipe's test-time views.
+
+        Args:
+            pixels: uint8 `[B, C, H, W]`.
+
+        Returns:
+            float32 `[B, classes]`.
+        """
+        return self._predict(pixels, self.recipe.test_time_views)
 
     def predict_one_view(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The same of the images as they are: up to six times faster, and enough to see how a training goes."""
-        return self._answer(pixels, "one")
+        """Returns logits for the images as they are: up to six times faster, and accurate enough during training."""
+        return self._predict(pixels, "one")
 
     @torch.inference_mode()
-    def _answer(self, pixels: torch.Tensor, views: TestTimeViews) -> torch.Tensor:
+    def _predict(self, pixels: torch.Tensor, views: TestTimeViews) -> torch.Tensor:
         self.model.eval()
         with self.autocast():
             return average_views(self.model, pixels, views)
 
     def release(self) -> None:
-        """Give back what only training steps need: afterwards the ranks can part."""
+        """Frees what only training steps need: NCCL's communicator cannot close while a CUDA graph uses it."""
         if isinstance(self.step, GraphedStep):
             self.step.release()
 
@@ -79,7 +87,11 @@ class Learner:
 def build_learner(
     recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int, world: World, say: Callable[[str], None]
 ) -> Learner:
-    """Build what the recipe describes, with initial weights that depend on the seed and the training images alone.
+    """Builds the recipe's learner. The initial weights depend on the seed and the training images alone.
+
+    Args:
+        train_indices: int64, the images that are trained on.
+        say: prints one line for the user.
 
     Raises:
         ConfigError: the network cannot take images of this size.
@@ -115,7 +127,7 @@ def build_learner(
 
 
 def initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int) -> Classifier:
-    """The recipe's network before the first step, on the CPU."""
+    """Returns the recipe's network before the first step, on the CPU."""
     _, num_channels, image_size, _ = dataset.train.images.shape
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator("weights", seed).get_state())
@@ -126,7 +138,7 @@ def initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor,
             num_classes=len(dataset.classes),
             widths=recipe.widths,
         )
-    # A channel of one value only would be divided by 0.
+    # A channel with a single value would be divided by 0.
     std = torch.tensor(dataset.std).clamp(min=1e-6)
     model = Classifier(network, torch.tensor(dataset.mean), std)
     if isinstance(network, AirbenchNet):
@@ -135,7 +147,7 @@ def initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor,
 
 
 def parameter_groups(model: Classifier, recipe: Recipe) -> list[tuple[ParamGroup, list[nn.Parameter]]]:
-    """The network's parameters by the recipe's parameter groups."""
+    """Returns the recipe's parameter groups with the network's parameters in each."""
     groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in recipe.param_groups}
     for name, parameter in model.network.named_parameters():
         if parameter.requires_grad:

@@ -1,8 +1,8 @@
-"""Optimizers as a few multi-tensor operations, with the learning rate as an argument of each step.
+"""SGD and Muon as a few multi-tensor operations, with the learning rate as an argument of each step.
 
-Written here, not taken from torch.optim, for three reasons: the rate is an argument (a device tensor inside a CUDA
-graph), Muon takes convolution filters (torch.optim.Muon takes matrices only), and the first torch.optim object
-imports torch._dynamo, which alone takes as long as importing torch.
+torch.optim is not used, for three reasons: the rate is an argument here (a device tensor inside a CUDA graph), Muon
+takes convolution filters (torch.optim.Muon takes matrices only), and the first torch.optim object imports
+torch._dynamo, which takes as long as importing torch itself.
 """
 
 from typing import Any
@@ -12,14 +12,17 @@ from torch import nn
 
 from trainer.recipes import ParamGroup
 
-# Keller Jordan's quintic Newton-Schulz iteration (https://kellerjordan.github.io/posts/muon/).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""The polynomial's coefficients."""
 
 
 class Optimizer:
-    """SGD with Nesterov momentum for some groups, Muon for others.
+    """SGD with Nesterov momentum, or Muon, for each group of parameters.
 
-    The momentum form is PyTorch's: v ← m·v + g, update g + m·v.
+    The momentum is PyTorch's: v ← m·v + g, update g + m·v.
+
+    Args:
+        groups: settings and parameters of each group; groups without parameters are ignored.
     """
 
     def __init__(self, groups: list[tuple[ParamGroup, list[nn.Parameter]]]) -> None:
@@ -36,7 +39,11 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, lr_factor: torch.Tensor) -> None:
-        """One update from the gradients. `lr_factor`: float32 scalar tensor on the parameters' device."""
+        """Updates the parameters from their gradients.
+
+        Args:
+            lr_factor: float32 scalar tensor on the parameters' device.
+        """
         for group, (weights, momenta) in self._work.items():
             updates = [weight.grad for weight in weights if weight.grad is not None]
             if momenta:
@@ -52,7 +59,7 @@ class Optimizer:
             torch._foreach_sub_(weights, list(torch._foreach_mul(updates, lr)))
 
     def zero_grad(self) -> None:
-        """Forget the gradients (set to None, so that the next backward writes instead of adding)."""
+        """Sets the gradients to None, so that the next backward pass writes them instead of adding to them."""
         for weights, _ in self._work.values():
             for weight in weights:
                 weight.grad = None
@@ -74,7 +81,10 @@ def _muon_step(parameters: list[torch.Tensor], updates: list[torch.Tensor], lr: 
 
 
 def newton_schulz(matrix: torch.Tensor, num_iterations: int = 3) -> torch.Tensor:
-    """About U·Vᵀ of the singular value decomposition U·S·Vᵀ of a matrix, float32 `[m, n]`, by Newton-Schulz."""
+    """Returns about U·Vᵀ of the singular value decomposition U·S·Vᵀ of a matrix, float32 `[m, n]`.
+
+    Keller Jordan's quintic Newton-Schulz iteration (https://kellerjordan.github.io/posts/muon/).
+    """
     a, b, c = _NEWTON_SCHULZ
     x = matrix.bfloat16() if matrix.is_cuda else matrix
     x = x / (x.norm() + 1e-7)

@@ -1,8 +1,8 @@
-"""A global batch cut in shards, and what is summed over them, as one flat vector.
+"""A global batch cut in shards, and the sums over them as one flat vector.
 
-Floating-point sums depend on their order. Here the order is one binary tree over the shards, the same whoever computes
+Floating-point sums depend on their order. Here the order is one binary tree over the shards, whichever ranks compute
 them: a rank adds up the subtree of its own shards, and the ranks' sums are added up in pairs (`World.all_reduce`). With
-as many shards as ranks, whatever their number, each rank has one.
+as many shards as ranks, each rank has one, and the number of ranks need not be a power of two.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,8 @@ class Share:
     """A rank's part of a global batch.
 
     Args:
-        part: which of its images.
-        sizes: images in each of the rank's shards, which follow each other; some are 0 where there are fewer images
-            than shards.
+        part: its images.
+        sizes: images in each of the rank's shards, in order; some are 0 if there are fewer images than shards.
     """
 
     part: slice
@@ -30,9 +29,9 @@ class Share:
 
 
 def share_of(num_images: int, rank: int, world_size: int, num_shards: int) -> Share:
-    """The part of a batch that belongs to a rank. The shards' sizes depend on `num_images` and `num_shards` alone.
+    """Returns a rank's part of a batch. The sizes of the shards depend on `num_images` and `num_shards` alone.
 
-    A rank beyond `world_size` is spare: it has one shard, without images.
+    A rank beyond `world_size` is a spare: it has one shard, without images.
     """
     if rank >= world_size:
         return Share(slice(0, 0), (0,))
@@ -42,7 +41,7 @@ def share_of(num_images: int, rank: int, world_size: int, num_shards: int) -> Sh
 
 
 class ShardSums:
-    """The layout of the vector: gradients, batch-norm sums, the sum of the losses, the number of correct answers."""
+    """Lays out the vector: gradients, batch-norm sums, the sum of the losses, the number of correct answers."""
 
     def __init__(self, model: nn.Module, norms: BatchNormSums) -> None:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -51,11 +50,11 @@ class ShardSums:
         self._length = self._num_gradients + norms.length + 2
 
     def zeros(self) -> torch.Tensor:
-        """What a shard without images adds: float32 `[length]` on the model's device."""
+        """Returns the vector of a shard without images, float32 `[length]` on the model's device."""
         return torch.zeros(self._length, device=self._parameters[0].device)
 
     def collect(self, loss: torch.Tensor, correct: torch.Tensor, num_images: int) -> torch.Tensor:
-        """One shard's vector, after its backward pass; the parameters' gradients are forgotten."""
+        """Returns one shard's vector after its backward pass, and clears the parameters' gradients."""
         sums = self.zeros()
         gradients = [parameter.grad for parameter in self._parameters]
         views = [view for view, gradient in zip(self._views(sums), gradients, strict=True) if gradient is not None]
@@ -67,7 +66,7 @@ class ShardSums:
         return sums
 
     def unpack(self, sums: torch.Tensor, num_images: int) -> torch.Tensor:
-        """Make the gradients of a step and its running statistics from the sums over all shards.
+        """Sets the parameters' gradients and updates the running statistics from the sums over all shards.
 
         Returns:
             float32 `[2]`: the sum of the losses and the number of correct answers.
@@ -78,7 +77,7 @@ class ShardSums:
         return sums[-2:]
 
     def _views(self, sums: torch.Tensor) -> list[torch.Tensor]:
-        """The gradients' places in the vector, with the strides of their parameters (channels last)."""
+        """Returns the gradients as views of the vector, with the strides of their parameters (channels last)."""
         views, at = [], 0
         for parameter in self._parameters:
             views.append(sums.as_strided(parameter.shape, parameter.stride(), at))
@@ -87,9 +86,12 @@ class ShardSums:
 
 
 def sum_in_tree(leaf: Callable[[int], torch.Tensor], num_leaves: int, first: int = 0) -> torch.Tensor:
-    """The sum of `leaf(first)`, …, `leaf(first + num_leaves - 1)`, halves first; `num_leaves` is a power of two.
+    """Returns the sum of `leaf(first)`, …, `leaf(first + num_leaves - 1)`, added up along a binary tree.
 
-    Leaves are asked in order, and no more vectors live at a time than the tree is deep. They are overwritten.
+    Calls `leaf` in order, keeps no more vectors at a time than the tree is deep, and overwrites them.
+
+    Args:
+        num_leaves: a power of two.
     """
     if num_leaves == 1:
         return leaf(first)

@@ -17,20 +17,20 @@ from trainer.models.layers import dropout_layers, use_dropout_seeds
 from trainer.recipes import Augment
 
 NUM_EAGER_STEPS = 3
-"""Steps before a capture, in which libraries choose their algorithms and NCCL connects the ranks."""
+"""Steps before the capture, in which libraries choose their algorithms and NCCL connects the ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A rank's part of a step.
+    """A rank's part of a global batch; the tensors are on the device.
 
     Args:
-        indices: int64 `[B]`, the samples of all its shards, on the device.
-        augment_params: float32 `[B, 6]`, their rows of `draw_params`, on the device.
-        dropout_seeds: int64 `[B]`, their rows of `dropout_seeds`, from which dropout draws, on the device.
-        lr_factor: float32 scalar on the device.
-        sizes: samples in each of its shards, in order.
-        num_images: samples in the whole step, over all ranks.
+        indices: int64 `[B]`, the samples of all its shards.
+        augment_params: float32 `[B, 6]`, the samples' rows of `draw_params`.
+        dropout_seeds: int64 `[B]`, the samples' rows of `data.order.dropout_seeds`.
+        lr_factor: float32 scalar.
+        sizes: samples in each of the rank's shards, in order.
+        num_images: samples of the global batch, over all ranks.
     """
 
     indices: torch.Tensor
@@ -47,11 +47,11 @@ class TrainStep:
     Args:
         model: pixels to logits.
         data: images and labels on the device.
-        autocast: enters the precision of the forward pass.
+        autocast: makes the context of the forward pass's precision.
         all_reduce: sums a vector over the ranks.
     """
 
-    def __init__(  # noqa: PLR0913 (what a step is made of)
+    def __init__(  # noqa: PLR0913 (the parts of a step)
         self,
         *,
         model: nn.Module,
@@ -74,7 +74,7 @@ class TrainStep:
         self._dropouts = dropout_layers(model)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """Run the step.
+        """Runs the step.
 
         Returns:
             float32 `[2]`: the sum of the losses and the number of correct answers, over all ranks.
@@ -85,12 +85,12 @@ class TrainStep:
                 mine = sum_in_tree(lambda shard: self._shard(batch, shard, starts[shard]), len(batch.sizes))
             result = self._sums.unpack(self._all_reduce(mine), batch.num_images)
             self._optimizer.step(batch.lr_factor)
-        finally:  # a step that cannot be captured is taken once more
+        finally:  # a step whose capture fails is run again, eagerly, and must not add to old gradients
             self._optimizer.zero_grad()
         return result
 
     def _shard(self, batch: Batch, shard: int, start: int) -> torch.Tensor:
-        """What one shard adds to the step. A shard without images adds nothing, and nothing is computed for it."""
+        """Returns one shard's vector. Computes nothing for a shard without images."""
         size = batch.sizes[shard]
         if size == 0:
             return self._sums.zeros()
@@ -109,11 +109,11 @@ class TrainStep:
 
 
 class GraphedStep:
-    """A `TrainStep` as a single CUDA graph: one launch a step instead of some hundred.
+    """A `TrainStep` as a single CUDA graph: one launch per step instead of some hundred.
 
-    The first steps run eagerly on a side stream, as they would anyway; then a step is captured, which computes
-    nothing, and from there on batches of the same size are replayed. A batch of another size (an epoch's last one)
-    runs eagerly. Where capture fails, all steps stay eager, and `say` is told why.
+    The first steps run eagerly on a side stream. Then a step is captured, which computes nothing, and from then on
+    batches of the same size are replayed. A batch of another size (an epoch's last one) runs eagerly. If the capture
+    fails, all steps stay eager, and `say` prints why.
     """
 
     def __init__(self, step: TrainStep, say: Callable[[str], None]) -> None:
@@ -128,7 +128,7 @@ class GraphedStep:
         self._result: torch.Tensor | None = None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """As `TrainStep.__call__`; the result is overwritten by the next call."""
+        """Runs the step as `TrainStep.__call__` does; the next call overwrites the result."""
         self._largest = max(self._largest, batch.num_images)
         if self._may_capture and self._num_eager_left == 0 and batch.num_images == self._largest:
             self._may_capture = False
@@ -142,7 +142,7 @@ class GraphedStep:
         return self._result
 
     def release(self) -> None:
-        """Let the graph go; further steps are eager. NCCL's communicator waits at its end for graphs that use it."""
+        """Frees the graph; further steps are eager. NCCL's communicator cannot close while a graph uses it."""
         if self._graph is not None:
             self._graph.reset()
         self._graph = self._batch = self._result = None
@@ -169,8 +169,8 @@ class GraphedStep:
                 self._result = self._step(static)
         except RuntimeError as error:
             self._result = None
-            why = _first_of(error)
-            self._say(f"warning: no CUDA graph, the steps run one kernel at a time: {str(why).splitlines()[0]}")
+            cause = str(_root_cause(error)).splitlines()[0]
+            self._say(f"warning: no CUDA graph, the steps run one kernel at a time: {cause}")
             return
         self._graph, self._batch = graph, static
 
@@ -182,9 +182,9 @@ class GraphedStep:
         target.lr_factor.copy_(source.lr_factor)
 
 
-def _first_of(error: BaseException) -> BaseException:
-    """The error that it began with: on the way out of a capture, each cleaning up fails once more."""
-    return error if error.__context__ is None else _first_of(error.__context__)
+def _root_cause(error: BaseException) -> BaseException:
+    """Returns the first error: when a capture fails, each clean-up on the way out raises another one."""
+    return error if error.__context__ is None else _root_cause(error.__context__)
 
 
 def _same_shape(a: Batch, b: Batch) -> bool:

@@ -18,7 +18,7 @@ def step(model: nn.Module, shards: list[torch.Tensor]) -> None:
     norms.update(total, sum(map(len, shards)))
 
 
-def test_one_shard_is_what_batch_norm_itself_does() -> None:
+def test_a_single_shard_gives_what_batch_norm_itself_does() -> None:
     torch.manual_seed(0)
     mine, theirs = (nn.Sequential(nn.BatchNorm2d(3, momentum=0.4), nn.BatchNorm2d(3)) for _ in range(2))
     for _ in range(3):
@@ -29,7 +29,7 @@ def test_one_shard_is_what_batch_norm_itself_does() -> None:
         assert torch.allclose(a, b, rtol=1e-5), (a, b)
 
 
-def test_shards_count_by_their_images_and_the_differences_between_their_means_are_variance() -> None:
+def test_shards_are_weighted_by_their_images_and_their_means_add_to_the_variance() -> None:
     norm = nn.BatchNorm1d(1, momentum=1.0)
     torch.manual_seed(0)
     images = torch.randn(100_000, 1) + torch.arange(4).repeat_interleave(25_000)[:, None] * 3
@@ -42,7 +42,7 @@ def test_shards_count_by_their_images_and_the_differences_between_their_means_ar
     assert norm.momentum == 1.0
 
 
-def test_a_pass_that_fails_leaves_the_norm_as_it_was() -> None:
+def test_a_failed_pass_leaves_the_norm_unchanged() -> None:
     norm = nn.BatchNorm1d(2, momentum=0.3)
     norms = BatchNormSums(norm)
     before = [buffer.clone() for buffer in norm.buffers()]

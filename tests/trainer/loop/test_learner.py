@@ -1,4 +1,4 @@
-"""What is built for a recipe."""
+"""The learner that is built for a recipe."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.loop.test_fit import SHORT, make_run
+from tests.trainer.loop.runs import SHORT, make_run
 from trainer.data import Dataset
 from trainer.data.augment import draw_params
 from trainer.data.order import dropout_seeds
@@ -23,7 +23,7 @@ def test_pixels_are_normalised_inside_the_model(mini: Dataset, tmp_path: Path) -
     assert {"mean", "deviation"} <= set(model.state_dict())
 
 
-def test_the_seed_alone_decides_the_first_weights(mini: Dataset, tmp_path: Path) -> None:
+def test_the_seed_alone_decides_the_initial_weights(mini: Dataset, tmp_path: Path) -> None:
     torch.manual_seed(11)
     first = weights_sha256(make_run(SHORT, mini, tmp_path / "a").learner.model)
     torch.manual_seed(12)
@@ -33,7 +33,7 @@ def test_the_seed_alone_decides_the_first_weights(mini: Dataset, tmp_path: Path)
     assert weights_sha256(make_run(SHORT, mini, tmp_path / "c", seed=1).learner.model) != first
 
 
-def test_each_kind_of_parameter_has_its_rule(mini: Dataset, tmp_path: Path) -> None:
+def test_each_kind_of_parameter_has_its_group(mini: Dataset, tmp_path: Path) -> None:
     frozen = ParamGroup(lr=0.0)
     for kind in ("filters", "matrices", "vectors"):
         groups = {
@@ -51,7 +51,7 @@ def test_each_kind_of_parameter_has_its_rule(mini: Dataset, tmp_path: Path) -> N
         assert changed == {name for name, p in model.named_parameters() if p.ndim == ndim}
 
 
-def test_test_time_views_are_the_recipes(mini: Dataset, tmp_path: Path) -> None:
+def test_predict_averages_the_recipes_test_time_views(mini: Dataset, tmp_path: Path) -> None:
     recipe = replace(SHORT, test_time_views="mirrored")
     learner = make_run(recipe, mini, tmp_path / "run").learner
     pixels = mini.train.images[:10]
@@ -61,7 +61,7 @@ def test_test_time_views_are_the_recipes(mini: Dataset, tmp_path: Path) -> None:
         assert torch.allclose(learner.predict_one_view(pixels), learner.model(pixels), atol=1e-6)
 
 
-# The families begin too slowly for a dozen steps, and some take minutes: tests/trainer/models has steps of each.
+# The families learn too slowly for a dozen steps, and some take minutes: tests/trainer/models has steps of each.
 LIGHT = [recipe for recipe in RECIPES.values() if recipe.network in ("lecture", "compact", "airbench")]
 
 

@@ -48,14 +48,14 @@ def test_weight_decay_is_decoupled_and_relative_to_the_rate() -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)])
-def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
+def test_newton_schulz_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(newton_schulz(matrix, num_iterations=5))
     assert values.min() > 0.5
     assert values.max() < 1.5
 
 
-def test_muon_keeps_the_norm_of_filters_and_goes_downhill() -> None:
+def test_muon_keeps_the_norm_of_filters_and_lowers_the_loss() -> None:
     torch.manual_seed(0)
     filters = nn.Parameter(torch.randn(8, 4, 3, 3))
     target = torch.randn(8, 4, 3, 3)
@@ -72,7 +72,7 @@ def test_muon_keeps_the_norm_of_filters_and_goes_downhill() -> None:
     assert 0.7 * 8**0.5 < filters.norm() < 1.4 * 8**0.5
 
 
-def test_the_state_goes_on_where_it_was() -> None:
+def test_a_loaded_state_continues_exactly() -> None:
     def fresh() -> tuple[nn.Module, Optimizer]:
         model = _model()
         return model, Optimizer([(ParamGroup(lr=0.1, momentum=0.9), list(model.parameters()))])

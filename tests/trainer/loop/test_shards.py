@@ -1,4 +1,4 @@
-"""How a batch is cut, and the one order in which shards are summed."""
+"""The shards of a batch, and the order in which they are summed."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from trainer.loop.shards import ShardSums, share_of, sum_in_tree
 
 
 @given(num_images=st.integers(1, 300), depth=st.integers(0, 4), data=st.data())
-def test_shards_are_the_same_whoever_computes_them(num_images: int, depth: int, data: st.DataObject) -> None:
+def test_shards_do_not_depend_on_the_number_of_ranks(num_images: int, depth: int, data: st.DataObject) -> None:
     num_shards = 2**depth
     world_size = 2 ** data.draw(st.integers(0, depth))
     alone = share_of(num_images, 0, 1, num_shards)
@@ -22,8 +22,8 @@ def test_shards_are_the_same_whoever_computes_them(num_images: int, depth: int, 
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
-def test_ranks_subtrees_are_parts_of_one_tree(num_ranks: int) -> None:
-    """Random float32 numbers of very different size: any other order of adding gives other bits."""
+def test_the_ranks_sums_are_subtrees_of_one_tree(num_ranks: int) -> None:
+    """The numbers differ so much in size that another order of adding gives other bits."""
     torch.manual_seed(0)
     leaves = torch.randn(8, 1000) * torch.logspace(0, 6, 8)[:, None]
     whole = sum_in_tree(lambda shard: leaves[shard].clone(), 8)
@@ -35,7 +35,7 @@ def test_ranks_subtrees_are_parts_of_one_tree(num_ranks: int) -> None:
     assert not torch.equal(leaves.sum(dim=0), whole)
 
 
-def test_gradients_come_back_as_they_were() -> None:
+def test_unpack_restores_the_collected_gradients() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
     model.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""One step, eager; and the same steps replayed as a CUDA graph, where there is a GPU."""
+"""The training step, eager, and replayed as a CUDA graph where there is a GPU."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.trainer.loop.test_fit import SHORT, make_run
+from tests.trainer.loop.runs import SHORT, make_run
 from trainer.data import Dataset, ImageSet
 from trainer.loop.learner import initial_model, parameter_groups
 from trainer.loop.optim import Optimizer
@@ -22,7 +22,7 @@ from trainer.records.checkpoint import weights_sha256
 
 
 def batch_of(indices: torch.Tensor, device: torch.device, sizes: tuple[int, ...] = ()) -> Batch:
-    """A whole global batch, on one rank; one shard unless `sizes` cuts it."""
+    """A global batch on one rank, in one shard or in shards of the given sizes."""
     return Batch(
         indices=indices.to(device),
         augment_params=torch.zeros(len(indices), 6, device=device),
@@ -33,7 +33,7 @@ def batch_of(indices: torch.Tensor, device: torch.device, sizes: tuple[int, ...]
     )
 
 
-def test_a_step_is_what_a_user_would_write(mini: Dataset, tmp_path: Path) -> None:
+def test_a_step_equals_a_plain_torch_loop(mini: Dataset, tmp_path: Path) -> None:
     run = make_run(SHORT, mini, tmp_path / "run")
     reference = make_run(SHORT, mini, tmp_path / "run").learner.model
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
@@ -53,8 +53,8 @@ def test_a_step_is_what_a_user_would_write(mini: Dataset, tmp_path: Path) -> Non
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
-def test_shards_of_a_batch_make_the_same_step_as_the_batch(mini: Dataset, tmp_path: Path) -> None:
-    """Up to rounding, where there is no batch norm; also with an empty shard and uneven ones."""
+def test_a_sharded_step_equals_the_step_of_the_whole_batch(mini: Dataset, tmp_path: Path) -> None:
+    """Up to rounding, without batch norm; also with an empty shard and uneven ones."""
     whole, cut = (make_run(SHORT, mini, tmp_path / "run").learner for _ in range(2))
     for learner, sizes in ((whole, (100,)), (cut, (33, 0, 17, 50))):
         learner.model.train()
@@ -64,11 +64,11 @@ def test_shards_of_a_batch_make_the_same_step_as_the_batch(mini: Dataset, tmp_pa
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_a_step_that_failed_leaves_nothing_to_the_next(
+def test_a_failed_step_does_not_change_the_next_one(
     mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a CUDA graph cannot be captured, which computes nothing, and the step is taken eagerly instead."""
-    calm, disturbed = (make_run(SHORT, mini, tmp_path / "run").learner for _ in range(2))
+    """A failed capture of a CUDA graph computes nothing; the step is then run eagerly."""
+    undisturbed, disturbed = (make_run(SHORT, mini, tmp_path / "run").learner for _ in range(2))
     batch = batch_of(torch.arange(100), torch.device("cpu"))
 
     def fail(self: Optimizer, lr_factor: torch.Tensor) -> None:
@@ -78,13 +78,13 @@ def test_a_step_that_failed_leaves_nothing_to_the_next(
         patch.setattr(Optimizer, "step", fail)
         with pytest.raises(RuntimeError, match="not permitted"):
             disturbed.step(batch)
-    for learner in (calm, disturbed):
+    for learner in (undisturbed, disturbed):
         learner.step(batch)
-    assert weights_sha256(disturbed.model) == weights_sha256(calm.model)
+    assert weights_sha256(disturbed.model) == weights_sha256(undisturbed.model)
 
 
-def test_dropout_belongs_to_the_sample(mini: Dataset, tmp_path: Path) -> None:
-    """However the batch is cut, and whatever else draws random numbers, the same units are dropped."""
+def test_dropout_depends_on_the_sample_alone(mini: Dataset, tmp_path: Path) -> None:
+    """The same units are dropped however the batch is cut, and whatever else draws random numbers."""
     recipe = replace(SHORT, network="alexnet")
 
     def loss(sizes: tuple[int, ...], first_seed: int) -> float:
@@ -99,8 +99,8 @@ def test_dropout_belongs_to_the_sample(mini: Dataset, tmp_path: Path) -> None:
     assert loss((10,), 1) != pytest.approx(whole, rel=1e-3)
 
 
-class StaysOn(TorchDispatchMode):
-    """Fails on an operation that takes a tensor from another device, or makes one there."""
+class SingleDeviceMode(TorchDispatchMode):
+    """Fails on an operation that reads or creates a tensor on another device."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -120,9 +120,9 @@ class StaysOn(TorchDispatchMode):
     "name", ["mnist", "mnist-fast", "cifar10", "fashion-mnist", "mnist-alexnet", "mnist-googlenet", "mnist-resnet18"]
 )
 def test_a_cuda_graph_can_hold_a_step(name: str, mini: Dataset) -> None:
-    """What forbids a capture is found without a GPU, on a device whose tensors have no values.
+    """Runs the step on a device whose tensors have no values, to find without a GPU what forbids a capture.
 
-    Nothing in a step may wait for a value, nor choose shapes by one, nor touch another device.
+    A step must not wait for a value, choose a shape by one, or touch another device.
     """
     device = torch.device("meta")
     recipe = RECIPES[name]
@@ -139,86 +139,86 @@ def test_a_cuda_graph_can_hold_a_step(name: str, mini: Dataset) -> None:
     )
     for sizes in ((20,), (10, 10)):
         batch = batch_of(torch.arange(20), device, sizes)
-        step(batch)  # the first ones may, before the capture
-        with StaysOn(device) as watch:
+        step(batch)  # the steps before the capture may
+        with SingleDeviceMode(device) as watch:
             result = step(batch)
         assert result.device == device
         assert watch.num_operations > 20
 
 
-def test_what_a_cuda_graph_cannot_hold_is_found() -> None:
-    """Of the test above: it would fail for these."""
-    there = torch.ones(4, device="meta")
-    with StaysOn(there.device):
+def test_operations_that_forbid_a_capture_are_found() -> None:
+    """The test above would fail for these."""
+    values = torch.ones(4, device="meta")
+    with SingleDeviceMode(values.device):
         for bad in (
-            lambda: bool(there.sum() > 0),
-            lambda: there[there > 0],
-            lambda: there[torch.tensor([1])],
-            lambda: there + torch.ones(4),
-            lambda: there * torch.tensor(2.0),
-            lambda: there.cpu(),
+            lambda: bool(values.sum() > 0),
+            lambda: values[values > 0],
+            lambda: values[torch.tensor([1])],
+            lambda: values + torch.ones(4),
+            lambda: values * torch.tensor(2.0),
+            lambda: values.cpu(),
         ):
             with pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
                 bad()
 
 
-class Rehearsal(GraphedStep):
-    """Which steps would be captured, replayed and computed eagerly, without a GPU."""
+class FakeGraphedStep(GraphedStep):
+    """Records which steps would be captured, replayed and run eagerly, without a GPU."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, can_capture: bool = True) -> None:
         monkeypatch.setattr(torch.cuda, "Stream", object)
         super().__init__(cast(TrainStep, None), print)
         self.can_capture = can_capture
-        self.seen: list[str] = []
+        self.calls: list[str] = []
 
     def _eager(self, batch: Batch) -> torch.Tensor:
-        self.seen.append(f"eager {batch.num_images}")
+        self.calls.append(f"eager {batch.num_images}")
         return torch.zeros(2)
 
     def _capture(self, batch: Batch) -> None:
-        self.seen.append(f"capture {batch.num_images}")
+        self.calls.append(f"capture {batch.num_images}")
         if self.can_capture:
             self._graph, self._batch, self._result = cast(torch.cuda.CUDAGraph, self), batch, torch.zeros(2)
 
     def replay(self) -> None:
-        self.seen.append("replay")
+        self.calls.append("replay")
 
     def reset(self) -> None:
-        self.seen.append("reset")
+        self.calls.append("reset")
 
 
-def take(step: GraphedStep, sizes: list[int]) -> None:
+def run_steps(step: GraphedStep, sizes: list[int]) -> None:
     for size in sizes:
         step(batch_of(torch.arange(size), torch.device("cpu")))
 
 
 @pytest.mark.parametrize("sizes", [[10, 10, 10, 4, 10, 4, 10], [4, 10, 10, 4, 10, 4, 10]])
-def test_it_is_the_full_batch_that_is_captured(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where an epoch's last, smaller one comes when it is time, or first in a run that goes on."""
-    step = Rehearsal(monkeypatch)
-    take(step, sizes)
-    assert step.seen == [*(f"eager {size}" for size in sizes[:4]), "capture 10", "replay", "eager 4", "replay"]
+def test_the_full_batch_is_captured(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the epoch's last, smaller batch is due for the capture, or is the first of a continued run."""
+    step = FakeGraphedStep(monkeypatch)
+    run_steps(step, sizes)
+    assert step.calls == [*(f"eager {size}" for size in sizes[:4]), "capture 10", "replay", "eager 4", "replay"]
 
 
-def test_a_released_graph_is_not_used_or_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Rehearsal(monkeypatch)
-    take(step, [10] * 5)
+def test_a_released_graph_is_neither_used_nor_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = FakeGraphedStep(monkeypatch)
+    run_steps(step, [10] * 5)
     step.release()
     step.release()
-    take(step, [10])
-    assert step.seen[-4:] == ["replay", "replay", "reset", "eager 10"]
+    run_steps(step, [10])
+    assert step.calls[-4:] == ["replay", "replay", "reset", "eager 10"]
 
 
-def test_what_cannot_be_captured_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Rehearsal(monkeypatch, can_capture=False)
-    take(step, [10] * 6)
-    assert step.seen == ["eager 10"] * 3 + ["capture 10"] + ["eager 10"] * 3
+def test_a_failed_capture_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = FakeGraphedStep(monkeypatch, can_capture=False)
+    run_steps(step, [10] * 6)
+    assert step.calls == ["eager 10"] * 3 + ["capture 10"] + ["eager 10"] * 3
 
 
-def test_the_first_error_of_a_capture_is_told(
+def test_a_failed_capture_prints_its_first_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the way out, first our own cleaning up fails, and then the end of the capture."""
+    """On the way out, our own clean-up fails first, and then the end of the capture."""
 
     def fail(batch: Batch) -> torch.Tensor:
         try:
@@ -237,10 +237,8 @@ def test_the_first_error_of_a_capture_is_told(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_graph_computes_what_the_eager_step_does(
-    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as `World.join` has it on a GPU
+def test_a_replayed_graph_equals_the_eager_step(mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as in `World.join` on a GPU
     device = torch.device("cuda", 0)
     world = World(rank=0, size=1, local_rank=0, device=device, num_threads=1)
     digests, said = [], []

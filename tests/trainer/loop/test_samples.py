@@ -1,0 +1,51 @@
+"""The ranks' shares of a batch add up to the batch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.loop.runs import SHORT, make_run
+from trainer.data import Dataset
+from trainer.loop.samples import EpochSamples
+from trainer.ranks.world import World
+
+
+class IsolatedRank(World):
+    """A rank that waits for no other and records the sums that it would have reduced."""
+
+    recorded: list[torch.Tensor]
+
+    def broadcast_object(self, value: Any) -> Any:
+        return value
+
+    def barrier(self) -> None:
+        return
+
+    def broadcast(self, tensors: list[torch.Tensor]) -> None:
+        return
+
+    def all_reduce(self, sums: torch.Tensor) -> torch.Tensor:
+        self.recorded.append(sums.clone())
+        return sums
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 7, 100])
+def test_ranks_that_share_a_batch_add_up_to_it(num_images: int, mini: Dataset, tmp_path: Path) -> None:
+    """The gradient of the batch is the sum of the ranks' gradients, also if a rank has no image."""
+    totals = []
+    for size in (1, 3):
+        sums: list[torch.Tensor] = []
+        for rank in range(size):
+            world = IsolatedRank(rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), num_threads=2)
+            object.__setattr__(world, "recorded", sums)  # the base class is frozen
+            run = make_run(SHORT, mini, tmp_path / f"{size}", world=world)
+            samples = EpochSamples(
+                indices=run.train_indices[:num_images],
+                augment_params=torch.zeros(num_images, 6),
+                dropout_seeds=torch.zeros(num_images),
+            )
+            run.learner.step(samples.batch(0, num_images, torch.tensor(1.0), world))
+        totals.append(torch.stack(sums).sum(dim=0))
+    assert torch.allclose(totals[0], totals[1], atol=1e-5)
