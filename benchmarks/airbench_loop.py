@@ -21,7 +21,7 @@ from trainer.paths import default_data_dir
 
 def write_cifar10(folder: Path) -> None:
     """CIFAR-10 in the two files in which airbench keeps it, from our cache."""
-    dataset = load_dataset("cifar10", default_data_dir(), say=print)
+    dataset = load_dataset("cifar10", default_data_dir(), log=print)
     folder.mkdir()
     for name, images in (("train", dataset.train), ("test", load_test_set(dataset))):
         pixels = images.images.permute(0, 2, 3, 1).contiguous()

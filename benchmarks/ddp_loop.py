@@ -29,7 +29,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
-    dataset = load_dataset("mnist", default_data_dir(), say=lambda line: None)
+    dataset = load_dataset("mnist", default_data_dir(), log=lambda line: None)
     network = LectureNet(num_channels=1, image_size=28, num_classes=10)
     model = Classifier(network, torch.tensor(dataset.mean), torch.tensor(dataset.std))
     model.to(memory_format=torch.channels_last)

@@ -44,7 +44,7 @@ def microseconds_a_step(config: TrainConfig) -> dict[str, float]:
     """Of the recipe's step, as one CUDA graph and kernel by kernel, with what the loop does around it left out."""
     with World.join(config.device) as world, tempfile.TemporaryDirectory() as folder:
         recipe = config.resolve().as_computed_on(world.device)
-        dataset = without_test_images(load_dataset(recipe.dataset, config.data_dir, say=print))
+        dataset = without_test_images(load_dataset(recipe.dataset, config.data_dir, log=print))
         plan = RunFolder.plan(TrainConfig(run_dir=Path(folder) / "run"), recipe, dataset, world)
         run = setup(recipe, dataset, plan, world, Progress(is_main=False))
         run.learner.model.train()

@@ -26,7 +26,7 @@ NUM_TIMES = 50
 def main() -> None:
     keep_freed_memory()
     with World.join("cpu") as world, tempfile.TemporaryDirectory() as folder:
-        dataset = load_dataset("mnist", default_data_dir(), say=lambda line: None)
+        dataset = load_dataset("mnist", default_data_dir(), log=lambda line: None)
         learner = build_learner(RECIPES["mnist"], dataset, torch.arange(len(dataset.train)), 0, world, print)
         writer = CheckpointWriter(Checkpoints(Path(folder) / "checkpoints", print))
         stalls, comparisons = [], []

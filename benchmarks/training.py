@@ -117,7 +117,7 @@ def write_idx(root: Path) -> None:
     from trainer.data import load_dataset
     from trainer.paths import default_data_dir
 
-    train = load_dataset("mnist", default_data_dir(), say=print).train
+    train = load_dataset("mnist", default_data_dir(), log=print).train
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True)
     images, labels = train.images.numpy(), train.labels.numpy().astype("uint8")

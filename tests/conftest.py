@@ -35,7 +35,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mini(data_dir: Path) -> Dataset:
     """`mnist-mini`: 5,000 training and 1,000 test images of MNIST."""
-    return load_dataset("mnist-mini", data_dir, say=lambda line: None)
+    return load_dataset("mnist-mini", data_dir, log=lambda line: None)
 
 
 @pytest.fixture(scope="session")

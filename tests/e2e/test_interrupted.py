@@ -25,7 +25,7 @@ sys.path.insert(0, ROOT)
 from trainer.data import datasets
 from trainer.data.published.sources import Mirror
 mirror = Mirror("http://127.0.0.1:PORT/", ("file",))
-datasets.NAMED_SETS["mnist"] = dataclasses.replace(datasets.MNIST, sources=(mirror,))
+datasets.DATASETS["mnist"] = dataclasses.replace(datasets.MNIST, sources=(mirror,))
 from trainer.cli import train_command
 train_command(sys.argv[1:])
 """

@@ -1,4 +1,4 @@
-"""Data sets: verified, decoded once, mapped into every process as uint8 tensors."""
+"""Data sets: verified, decoded once, and mapped into every process as uint8 tensors."""
 
 from trainer.data.datasets import (
     Dataset,

@@ -1,9 +1,10 @@
-"""Data sets by name: everything but their test images, which `test_set` opens.
+"""Data sets by name: everything about them except their test images, which `trainer.data.test_set` opens.
 
-A data set is decoded once into one file, which every process maps. Knows names and what a data set is; where
-published ones come from is in `sources`, folders of images in `folders`.
+A data set is decoded once, into one file that every process maps. `published.catalog` has the sources of the published
+data sets; `folder.image_folder` reads folders of images.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,42 +12,43 @@ from pathlib import Path
 import torch
 
 from trainer.data import synthetic
+from trainer.data.content import ImageSet as ImageSet  # imported from here by other packages
+from trainer.data.published.catalog import CIFAR10, FASHION_MNIST, MNIST
 from trainer.data.published.download import DownloadProgress
-from trainer.data.published.fetch import obtain
+from trainer.data.published.fetch import fetch_dataset
 from trainer.data.published.formats import decode_npz
-from trainer.data.published.sources import CIFAR10, FASHION_MNIST, MNIST, NamedSet
+from trainer.data.published.info import DatasetInfo
 from trainer.data.split import stratified_split
-from trainer.data.store import Decoded, Say, open_or_make
-from trainer.data.store import ImageSet as ImageSet  # for whoever imports it from here
+from trainer.data.store import DecodedDataset, open_or_create
 from trainer.errors import ConfigError, unknown_name
 from trainer.paths import FOLDER_PREFIX, image_folder
 
 _MINI_FILE = Path(__file__).parent / "published" / "mnist_mini.npz"
 
-MNIST_MINI = NamedSet(
+MNIST_MINI = DatasetInfo(
     name="mnist-mini",
     classes=MNIST.classes,
     image_shape=MNIST.image_shape,
     num_train=5_000,
     num_test=1_000,
     sha256="06549f7d8f4b04dbe9dcfd419e908af7cac222e6d785bb0e495994a30157b096",
-    make=partial(decode_npz, _MINI_FILE),
+    generate=partial(decode_npz, _MINI_FILE),
 )
-SYNTHETIC = NamedSet(
+SYNTHETIC = DatasetInfo(
     name="synthetic",
     classes=synthetic.CLASSES,
     image_shape=(1, synthetic.SIZE, synthetic.SIZE),
     num_train=synthetic.NUM_TRAIN,
     num_test=synthetic.NUM_TEST,
     sha256="032d47d2bf1aaa7c2e2872f9abd63f9eb83b24302139478385ede8101b37c459",
-    make=synthetic.make_synthetic,
+    generate=synthetic.generate_synthetic,
 )
-NAMED_SETS = {named.name: named for named in (MNIST, FASHION_MNIST, CIFAR10, MNIST_MINI, SYNTHETIC)}
+DATASETS = {info.name: info for info in (MNIST, FASHION_MNIST, CIFAR10, MNIST_MINI, SYNTHETIC)}
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Everything about a data set but its test images; tensors are mapped from `path`, to be read only."""
+    """Everything about a data set except its test images. The tensors are mapped from `path`: do not write to them."""
 
     name: str
     classes: tuple[str, ...]
@@ -54,35 +56,48 @@ class Dataset:
     """Of the decoded content, test images included."""
     train: ImageSet
     validation: ImageSet | None
-    """Only where a folder brings its own; otherwise `split_validation` takes some of `train`."""
+    """For a folder that has validation images; for the others `split_validation` takes some of `train`."""
     num_test: int
     path: Path | None
-    """The decoded file; None where the test images are out of reach (`without_test_images`)."""
+    """The decoded file; None after `without_test_images`."""
     mean: tuple[float, ...]
-    """Of each channel of the training images, 0 to 255; those set aside for validation are counted in."""
+    """Of each channel of the training images, 0 to 255, including those set aside for validation."""
     std: tuple[float, ...]
-    """Likewise."""
+    """Standard deviation, likewise."""
     notes: tuple[str, ...] = ()
-    """What was said of a folder when it was opened: what is left out of it, or stands in two parts."""
+    """Lines logged when the folder was opened: files that were skipped, images that are in two splits."""
 
 
-def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, verify: bool = True, say: Say) -> Dataset:
-    """Opens a data set, fetching or decoding it first where needed; one process per machine does that.
+def load_dataset(
+    name: str,
+    data_dir: Path,
+    *,
+    image_size: int | None = None,
+    verify: bool = True,
+    log: Callable[[str], None],
+) -> Dataset:
+    """Opens a data set; one process of this machine fetches or decodes it first where needed.
 
-    `verify` re-hashes the decoded file (at about 1.4 GB/s): one process per host is enough, and the others
-    should load once it has, so that none keeps a damaged file that it replaces. `image_size` is for folders
-    only.
+    Args:
+        name: One of `dataset_names()`, or folder:PATH.
+        data_dir: Where data sets are kept.
+        image_size: Width and height to which the images of a folder are resized; None if they all are squares of one
+            size.
+        verify: Whether to hash the decoded file, at about 1.4 GB/s. One process of a host is enough; the others should
+            load after it, so that none keeps a damaged file that the first one replaces.
+        log: Receives each line for the user.
 
-    Raises ConfigError for a request that cannot be met, DataError for data that is missing, damaged or
-    unreadable.
+    Raises:
+        ConfigError: There is no such data set, or it has no images of that size.
+        DataError: Data are missing, damaged or unreadable.
     """
     root = image_folder(name)
     if root is not None:
-        from trainer.data.folder.image_folder import load_folder
+        from trainer.data.folder.image_folder import load_image_folder
 
-        decoded = load_folder(root, data_dir, image_size=image_size, verify=verify, say=say)
+        decoded = load_image_folder(root, data_dir, image_size=image_size, verify=verify, log=log)
     else:
-        decoded = load_named(named_set(name, image_size), data_dir, verify=verify, say=say)
+        decoded = open_or_fetch(dataset_info(name, image_size), data_dir, verify=verify, log=log)
     content = decoded.content
     return Dataset(
         name=content.name,
@@ -99,47 +114,77 @@ def load_dataset(name: str, data_dir: Path, *, image_size: int | None = None, ve
 
 
 def without_test_images(dataset: Dataset) -> Dataset:
-    """The same, for whoever tunes: nothing in it leads to the test images."""
+    """Returns the data set for tuning: nothing in it leads to the test images."""
     return replace(dataset, path=None)
 
 
 def dataset_names() -> list[str]:
-    """Names that `load_dataset` knows, besides `folder:PATH`."""
-    return list(NAMED_SETS)
+    """Returns the names that `load_dataset` knows, besides `folder:PATH`."""
+    return list(DATASETS)
 
 
 def split_validation(images: ImageSet, num_validation: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices for training and validation, int64, sorted: stratified, a function of labels, size and seed.
+    """Splits images by class share; a pure function of labels, number and seed.
 
-    Raises ConfigError when a class would be left without a training sample.
+    Args:
+        images: The training images.
+        num_validation: How many of them to set aside.
+        seed: Chooses the split.
+
+    Returns:
+        Indices for training and for validation, int64, sorted.
+
+    Raises:
+        ConfigError: A class would be left without a training sample.
     """
     return stratified_split(images.labels, num_validation, seed)
 
 
-def named_set(name: str, image_size: int | None = None) -> NamedSet:
-    """Looks a name up. Raises ConfigError with the nearest names, and for another image size than the set's own."""
-    if name in NAMED_SETS:
-        width = NAMED_SETS[name].image_shape[2]
-        if image_size is not None and image_size != width:
-            raise ConfigError(f"--image-size is for folders: {name} is {width} pixels wide, not {image_size}")
-        return NAMED_SETS[name]
-    raise unknown_name("data set", name, [*NAMED_SETS, f"{FOLDER_PREFIX}PATH"])
+def dataset_info(name: str, image_size: int | None = None) -> DatasetInfo:
+    """Looks up a name.
+
+    Raises:
+        ConfigError: There is no such name (the message has the nearest ones), or its images have another size.
+    """
+    if name not in DATASETS:
+        raise unknown_name("data set", name, [*DATASETS, f"{FOLDER_PREFIX}PATH"])
+    width = DATASETS[name].image_shape[2]
+    if image_size is not None and image_size != width:
+        raise ConfigError(f"--image-size is for folders: {name} is {width} pixels wide, not {image_size}")
+    return DATASETS[name]
 
 
-def decoded_path(named: NamedSet, data_dir: Path) -> Path:
-    """Where a named set's decoded file lies, or will."""
-    return data_dir / named.name / f"{named.name}.pt"
+def decoded_path(info: DatasetInfo, data_dir: Path) -> Path:
+    """Returns the path of a data set's decoded file, which may not exist yet."""
+    return data_dir / info.name / f"{info.name}.pt"
 
 
-def load_named(
-    named: NamedSet, data_dir: Path, *, verify: bool = True, say: Say, progress: DownloadProgress | None = None
-) -> Decoded:
-    """Opens a named set's decoded file, fetching it first where it is missing or damaged."""
-    return open_or_make(
-        decoded_path(named, data_dir),
-        lambda: obtain(named, data_dir, say=say, progress=progress),
-        lock_path=data_dir / f"{named.name}.lock",
-        expected_sha256=named.sha256,
+def open_or_fetch(
+    info: DatasetInfo,
+    data_dir: Path,
+    *,
+    verify: bool = True,
+    log: Callable[[str], None],
+    progress: DownloadProgress | None = None,
+) -> DecodedDataset:
+    """Opens the decoded file of a data set that has a name, and fetches the data set first where needed.
+
+    Args:
+        info: The data set.
+        data_dir: Where data sets are kept.
+        verify: Whether to hash a file that is there.
+        log: Receives each line for the user.
+        progress: Receives the progress of downloads; None to log a line every ten seconds.
+
+    Raises:
+        DataError: No source has the data set, or the disk is full.
+        ConfigError: The folder cannot be written.
+    """
+    return open_or_create(
+        decoded_path(info, data_dir),
+        lambda: fetch_dataset(info, data_dir, log=log, progress=progress),
+        lock_path=data_dir / f"{info.name}.lock",
+        expected_sha256=info.sha256,
         verify=verify,
-        say=say,
+        log=log,
     )

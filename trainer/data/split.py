@@ -1,4 +1,7 @@
-"""Splits: stratified, a pure function of labels, size and seed; or by content, a function of each image alone."""
+"""Splits of a data set.
+
+`stratified_split` is a pure function of labels, size and seed; `hash_split` decides for each image by its own content.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,10 +16,18 @@ _TENTH = f"{2**256 // 10:064x}"
 
 
 def stratified_split(labels: torch.Tensor, num_held_out: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Splits sample indices by class share (largest remainder); every class keeps a sample in the first part.
+    """Holds samples out in proportion to the classes (largest remainder), and keeps at least one of each class.
 
-    Takes int64 [N]; returns kept and held-out indices, int64, sorted. Raises ConfigError for sizes that
-    cannot be.
+    Args:
+        labels: int64 [N].
+        num_held_out: How many samples to hold out.
+        seed: Chooses the samples.
+
+    Returns:
+        Indices of the kept and of the held-out samples, int64, sorted.
+
+    Raises:
+        ConfigError: The seed is negative, or so many samples cannot be held out.
     """
     values, counts = np.unique(labels.numpy(), return_counts=True)
     if seed < 0:
@@ -26,7 +37,7 @@ def stratified_split(labels: torch.Tensor, num_held_out: int, seed: int) -> tupl
             f"cannot hold out {num_held_out} of {len(labels)} samples: "
             f"between 0 and {len(labels) - len(values)} leave one for each of {len(values)} classes"
         )
-    generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))  # a frozen stream
+    generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))  # its stream is frozen
     held_out = np.zeros(len(labels), dtype=bool)
     for value, share in zip(values, _shares(counts, num_held_out), strict=True):
         members = np.flatnonzero(labels.numpy() == value)
@@ -34,11 +45,18 @@ def stratified_split(labels: torch.Tensor, num_held_out: int, seed: int) -> tupl
     return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
 
 
-def tenth_by_content(digests: Sequence[str], labels: Sequence[int]) -> set[str]:
-    """Those of the images' SHA-256 digests, in hex, that are held out: a tenth of all that there could be.
+def hash_split(digests: Sequence[str], labels: Sequence[int]) -> set[str]:
+    """Holds out the images whose digest is in the lowest tenth of all possible digests.
 
-    So an image stays where it is whichever others come and go, and copies of it are on one side. Only a class that has
-    none in that tenth gives its first one, and a class that has nothing else keeps its last one.
+    An image stays in its split whichever others are added or removed, and its duplicates are in the same one. A class
+    without a digest in that tenth holds out its lowest one; a class with no other digests keeps its highest one.
+
+    Args:
+        digests: SHA-256 of each image, in hex.
+        labels: The class of each image.
+
+    Returns:
+        The digests of the held-out images.
     """
     classes: dict[int, set[str]] = defaultdict(set)
     for digest, label in zip(digests, labels, strict=True):
@@ -48,7 +66,7 @@ def tenth_by_content(digests: Sequence[str], labels: Sequence[int]) -> set[str]:
 
 
 def _shares(counts: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:
-    """How many of each class: proportional, rounded by largest remainder, and never a whole class."""
+    """Returns how many to hold out of each class: in proportion, by largest remainder, and never a whole class."""
     num_samples = max(int(counts.sum()), 1)
     shares = np.minimum(counts * total // num_samples, counts - 1)
     order = np.argsort(-(counts * total % num_samples), kind="stable")

@@ -1,19 +1,15 @@
-"""The decoded file: one per data set and machine, written atomically, mapped by every process.
+"""The decoded file: one for each data set and machine, written atomically, and mapped by every process.
 
-Plain tensors in torch's own format, opened with `mmap=True` and `weights_only=True`: pages are shared between
-all processes of a host, so memory does not grow with the number of ranks. This module knows files, locks and
-digests, and nothing of where images come from.
+It holds plain tensors in torch's own format, opened with `mmap=True` and `weights_only=True`: the processes of a host
+share its pages, so that memory does not grow with the number of ranks. This module does not know where images come
+from.
 """
 
-import errno
 import fcntl
-import hashlib
 import os
-import secrets
-import shutil
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,83 +17,44 @@ from typing import Any
 
 import torch
 
+from trainer.data.content import DatasetContent, ImageSet, content_digest
+from trainer.data.staging import explain_disk_errors, file_lock, remove_stale, staging
 from trainer.data.statistics import pixel_statistics
-from trainer.errors import ConfigError, DataError
-from trainer.files import flush_to_disk, locked, save_tensors
+from trainer.errors import DataError
+from trainer.files import flush_to_disk, save_tensors
 
-Say = Callable[[str], None]
-"""Takes one finished line for the user."""
-
-TEMPORARY_PREFIX = ".tmp-"
 _LAYOUT = 2
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
-"""ENOENT: in /proc and the like no folder can be made, and that is what the kernel says."""
 
 
 @dataclass(frozen=True, slots=True)
-class ImageSet:
-    """Images, uint8 [N, C, H, W], and labels, int64 [N]."""
+class DecodedDataset:
+    """An opened decoded file."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """A whole data set in memory (or mapped): what a decoded file holds."""
-
-    name: str
-    classes: tuple[str, ...]
-    train: ImageSet
-    test: ImageSet
-    validation: ImageSet | None = None
-    notes: tuple[str, ...] = ()
-    """Lines for whoever uses it, now and later: what was left out, or stands in two parts."""
-
-    def parts(self) -> dict[str, ImageSet]:
-        """Parts by name, in the order in which they are hashed; validation only where there is one."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: part for name, part in parts.items() if part is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """An opened decoded file: mapped content, its digest and where it lies.
-
-    `mean` and `std` are those of the training images' channels, 0 to 255, taken once when they were decoded.
-    """
-
-    content: Content
+    content: DatasetContent
+    """Mapped from the file."""
     sha256: str
+    """`content_digest` of the content."""
     path: Path
     mean: tuple[float, ...]
+    """Of each channel of the training images, 0 to 255, computed when they were decoded."""
     std: tuple[float, ...]
+    """Standard deviation, likewise."""
 
 
-class DamagedFile(DataError):
-    """A decoded file that cannot be what was written; `open_or_make` sets it aside and makes it again."""
+class DamagedFileError(DataError):
+    """A decoded file is not what was written; `open_or_create` sets it aside and creates it again."""
 
 
-def content_digest(content: Content) -> str:
-    """SHA-256 over each tensor's name, dtype, shape and bytes, in a fixed order and without copies."""
-    digest = hashlib.sha256()
-    for name, part in content.parts().items():
-        for field, tensor in (("images", part.images), ("labels", part.labels)):
-            header = f"{name}.{field} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n"
-            digest.update(header.encode())
-            if tensor.numel():
-                digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+def write_decoded(content: DatasetContent, path: Path) -> None:
+    """Writes a decoded file atomically.
 
+    Args:
+        content: The data set.
+        path: The new file, in an existing folder.
 
-def write_decoded(content: Content, path: Path) -> None:
-    """Writes `content` to `path` by way of a temporary file: complete under its name, or not there at all.
-
-    Raises DataError when the disk is full.
+    Raises:
+        DataError: The disk is full.
+        ConfigError: The folder cannot be written.
     """
     payload: dict[str, Any] = {
         "layout": _LAYOUT,
@@ -107,10 +64,10 @@ def write_decoded(content: Content, path: Path) -> None:
         "pixel_statistics": pixel_statistics(content.train.images),
         "notes": list(content.notes),
     }
-    for name, part in content.parts().items():
-        payload[f"{name}_images"] = _whole(part.images)
-        payload[f"{name}_labels"] = _whole(part.labels)
-    size_bytes = sum(part.images.nbytes + part.labels.nbytes for part in content.parts().values())
+    for name, split in content.splits().items():
+        payload[f"{name}_images"] = _compact(split.images)
+        payload[f"{name}_labels"] = _compact(split.labels)
+    size_bytes = sum(split.images.nbytes + split.labels.nbytes for split in content.splits().values())
     with explain_disk_errors(path.parent, size_bytes), staging(path.parent) as folder:
         temporary = folder / path.name
         with temporary.open("xb") as file:
@@ -121,13 +78,18 @@ def write_decoded(content: Content, path: Path) -> None:
         flush_to_disk(path.parent)
 
 
-def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool = True) -> Decoded:
-    """Maps a decoded file. With `verify`, hashes its content; without, compares what its header says only.
+def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool = True) -> DecodedDataset:
+    """Maps a decoded file. `discard` leaves it alone, in other processes too, while its training images are in use.
 
-    Other processes do not `discard` it while this one has its training images.
+    Args:
+        path: The file.
+        expected_sha256: The digest that the file must record; None for any.
+        verify: Whether to hash the content, at about 1.4 GB/s, and compare it with the recorded digest.
 
-    Raises FileNotFoundError when there is none, DamagedFile when it is not what was written, DataError when
-    it may not be read.
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedFileError: The file is not what was written, or records another digest.
+        DataError: The file may not be read.
     """
     try:
         payload = torch.load(path, mmap=True, weights_only=True)
@@ -138,26 +100,21 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
     except PermissionError as error:
         raise DataError(f"{path} may not be read: {error.strerror}") from error
     except (RuntimeError, UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFile(f"{path} is damaged (not a decoded data set)") from error
+        raise DamagedFileError(f"{path} is damaged (not a decoded data set)") from error
     if expected_sha256 is not None and recorded != expected_sha256:
-        raise DamagedFile(f"{path} is damaged (its digest is not the published one)")
+        raise DamagedFileError(f"{path} is damaged (its digest is not the published one)")
     if verify and content_digest(content) != recorded:
-        raise DamagedFile(f"{path} is damaged (its content does not match its digest)")
-    _hold(path, content.train.images)
-    return Decoded(content=content, sha256=recorded, path=path, mean=mean, std=std)
-
-
-def _hold(path: Path, images: torch.Tensor) -> None:
-    """Share a lock on the file for as long as the tensor lives."""
-    with suppress(OSError):  # gone already, or a file system without locks
-        descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(images, os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        raise DamagedFileError(f"{path} is damaged (its content does not match its digest)")
+    _share_lock(path, content.train.images)
+    return DecodedDataset(content=content, sha256=recorded, path=path, mean=mean, std=std)
 
 
 def discard(path: Path) -> None:
-    """Deletes a decoded file, unless some process uses it: a training opens its test images at its end."""
-    with suppress(FileNotFoundError, PermissionError), path.open("r+b") as file:  # another user's may stay
+    """Deletes a decoded file, unless a process uses it or it belongs to another user.
+
+    A training opens its test images at its end, so the file must stay until then.
+    """
+    with suppress(FileNotFoundError, PermissionError), path.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -167,110 +124,86 @@ def discard(path: Path) -> None:
         path.unlink()
 
 
-def open_or_make(
+def open_or_create(
     path: Path,
-    make: Callable[[], Content],
+    create: Callable[[], DatasetContent],
     *,
     lock_path: Path,
     expected_sha256: str | None,
     verify: bool,
-    say: Say,
-) -> Decoded:
-    """Opens the decoded file, made first where it is missing or damaged, by one process per machine.
+    log: Callable[[str], None],
+) -> DecodedDataset:
+    """Opens a decoded file; one process of this machine creates it first where it is missing or damaged.
 
-    A file that is whole is opened without a lock, so a read-only data folder serves. Raises DataError when
-    the content cannot be made, and ConfigError when the folder cannot be written.
+    Opening a good file takes no lock, so that a read-only data folder works.
+
+    Args:
+        path: The file.
+        create: Makes the content.
+        lock_path: The lock file for creating it.
+        expected_sha256: The published digest of the content; None where there is none.
+        verify: Whether to hash a file that is there.
+        log: Receives each line for the user.
+
+    Raises:
+        DataError: The content cannot be made, has another digest, or the disk is full.
+        ConfigError: The folder cannot be written.
     """
-    with suppress(FileNotFoundError, DamagedFile):
+    with suppress(FileNotFoundError, DamagedFileError):
         return open_decoded(path, expected_sha256=expected_sha256, verify=verify)
     with explain_disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with hold_lock(lock_path, say) as keeps_out:
-            if keeps_out:
+        with file_lock(lock_path, log) as excludes_others:
+            if excludes_others:
                 remove_stale(path.parent)
             try:
                 return open_decoded(path, expected_sha256=expected_sha256)
             except FileNotFoundError:
                 pass
-            except DamagedFile as error:
-                aside = path.with_suffix(".damaged")
-                os.replace(path, aside)
-                say(f"{error}; set aside as {aside.name}, making it again")
-            content = make()
+            except DamagedFileError as error:
+                set_aside = path.with_suffix(".damaged")
+                os.replace(path, set_aside)
+                log(f"{error}; set aside as {set_aside.name}, making it again")
+            content = create()
             check_digest(content, expected_sha256)
             write_decoded(content, path)
     return open_decoded(path, expected_sha256=expected_sha256, verify=False)
 
 
-def check_digest(content: Content, expected_sha256: str | None) -> None:
-    """Raises DataError when `content` is not what is pinned."""
+def check_digest(content: DatasetContent, expected_sha256: str | None) -> None:
+    """Raises DataError if the content has another digest than the expected one; None accepts any."""
     if expected_sha256 is not None and (found := content_digest(content)) != expected_sha256:
         raise DataError(f"{content.name}: decoded content has digest {found[:12]}, not {expected_sha256[:12]}")
 
 
-def hold_lock(path: Path, say: Say, *, told_after_s: float = 3.0) -> AbstractContextManager[bool]:
-    """Around what one process per machine prepares; others say a line, and wait for as long as it takes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = f"waiting for another process that is preparing {path.stem}"
-    return locked(path, say, waiting, told_after_s=told_after_s)
+def _share_lock(path: Path, images: torch.Tensor) -> None:
+    """Holds a shared lock on the file for as long as the tensor lives."""
+    with suppress(OSError):  # the file is gone already, or the file system has no locks
+        descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(images, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-@contextmanager
-def staging(parent: Path) -> Iterator[Path]:
-    """A fresh folder for unfinished files inside `parent`, removed on the way out whatever happens."""
-    folder = parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        folder.mkdir()  # not tempfile's 0700: a cache may be shared between users, and the umask decides
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_stale(parent: Path) -> None:
-    """Removes what killed processes left in `parent`; only for who keeps others out by the lock."""
-    for leftover in parent.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-@contextmanager
-def explain_disk_errors(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
-    """Makes a full disk a DataError, and a folder that may not be written a ConfigError, of one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            need = f"about {needed_bytes / 1e6:.1f} MB are needed" if needed_bytes else "more room is needed"
-            raise DataError(f"disk full: {need} in {folder}, {_free_megabytes(folder)} are free") from error
-        if error.errno in _NOT_ALLOWED:
-            raise ConfigError(f"cannot write in {folder}: {error.strerror}; choose another --data-dir") from error
-        raise
-
-
-def _free_megabytes(folder: Path) -> str:
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return f"{shutil.disk_usage(existing).free / 1e6:.1f} MB"
-
-
-def _content_of(payload: Any) -> tuple[Content, str]:
+def _content_of(payload: Any) -> tuple[DatasetContent, str]:
     if payload["layout"] != _LAYOUT:
         raise ValueError(f"layout {payload['layout']}, not {_LAYOUT}")
-    parts = {
+    splits = {
         name: ImageSet(payload[f"{name}_images"], payload[f"{name}_labels"])
         for name in ("train", "validation", "test")
         if f"{name}_images" in payload
     }
-    content = Content(
+    content = DatasetContent(
         name=payload["name"],
         classes=tuple(payload["classes"]),
-        train=parts["train"],
-        test=parts["test"],
-        validation=parts.get("validation"),
+        train=splits["train"],
+        test=splits["test"],
+        validation=splits.get("validation"),
         notes=tuple(map(str, payload.get("notes", ()))),
     )
     return content, payload["sha256"]
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor owning exactly its bytes: torch.save writes the storage behind a view whole."""
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor in a storage of exactly its bytes: torch.save writes the whole storage behind a view."""
     tensor = tensor.contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

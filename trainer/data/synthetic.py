@@ -1,31 +1,32 @@
-"""The `synthetic` set: oriented stripes under noise, for smoke tests. The same on every machine.
+"""The data set `synthetic`: oriented stripes under noise, for smoke tests.
 
-Whole numbers only, and NumPy's frozen legacy generator: no rounding and no new version can change a pixel.
+It is the same on every machine: integer arithmetic does not round, and the streams of NumPy's legacy generator are
+frozen (https://numpy.org/neps/nep-0019-rng-policy.html).
 """
 
 import numpy as np
 import torch
 
-from trainer.data.published.formats import Split
-from trainer.data.store import ImageSet
+from trainer.data.content import ImageSet
+from trainer.data.published.formats import TrainAndTest
 
 SIZE = 28
 NUM_TRAIN = 4_000
 NUM_TEST = 1_000
-_COSINES = (1000, 951, 809, 588, 309, 0, -309, -588, -809, -951)  # of k * 18 degrees, in thousandths
+_COSINES = (1000, 951, 809, 588, 309, 0, -309, -588, -809, -951)  # of k * 18 degrees, times 1000
 _SINES = (0, 309, 588, 809, 951, 1000, 951, 809, 588, 309)
 _WAVELENGTH = 7_000
 
 CLASSES = tuple(f"synthetic stripes at {18 * index} degrees" for index in range(10))
 
 
-def make_synthetic() -> Split:
-    """Training and test set, uint8 [N, 1, 28, 28]: a class is a direction; phase, contrast and noise vary."""
+def generate_synthetic() -> TrainAndTest:
+    """Generates images, uint8 [N, 1, 28, 28]. A class is a direction; phase, contrast and noise vary."""
     generator = np.random.RandomState(20180210)
-    return _make(NUM_TRAIN, generator), _make(NUM_TEST, generator)
+    return _generate(NUM_TRAIN, generator), _generate(NUM_TEST, generator)
 
 
-def _make(num_samples: int, generator: np.random.RandomState) -> ImageSet:
+def _generate(num_samples: int, generator: np.random.RandomState) -> ImageSet:
     labels = np.arange(num_samples, dtype=np.int64) % len(CLASSES)
     across, down = np.arange(SIZE)[None, None, :], np.arange(SIZE)[None, :, None]
     cosines, sines = (np.asarray(table)[labels][:, None, None] for table in (_COSINES, _SINES))

@@ -1,21 +1,24 @@
-"""The test images. Only `trainer.evaluation.ledger`, which counts looks, may import this (import-linter checks)."""
+"""Opens test images. Only `trainer.evaluation.ledger`, which records each use, may import this module."""
 
+from trainer.data.content import ImageSet
 from trainer.data.datasets import Dataset
-from trainer.data.store import ImageSet, open_decoded
+from trainer.data.store import open_decoded
 from trainer.errors import ConfigError, DataError
 
 
 def load_test_set(dataset: Dataset) -> ImageSet:
-    """Maps the test images, uint8 [N, C, H, W]. Apart on purpose: every look at them is to be counted.
+    """Maps the test images. They are not part of `Dataset`, so that no use goes unrecorded.
 
-    Raises ConfigError for a data set that was handed out without them, DataError where its file was deleted meanwhile.
+    Raises:
+        ConfigError: The data set comes from `without_test_images`.
+        DataError: The decoded file has been deleted since the data set was opened.
     """
     if dataset.path is None:
-        raise ConfigError(f"{dataset.name} was handed out for tuning, without its test images")
+        raise ConfigError(f"{dataset.name} was opened for tuning, without its test images")
     try:
         return open_decoded(dataset.path, expected_sha256=dataset.sha256, verify=False).content.test
     except FileNotFoundError:
         raise DataError(
-            f"{dataset.path} has been deleted while it was in use: put {dataset.name} back as it was at the beginning, "
-            "and give the same command again"
+            f"{dataset.path} has been deleted while it was in use: restore {dataset.name} as it was at the start, "
+            "and run the same command again"
         ) from None

@@ -1,14 +1,13 @@
-"""torchvision's networks for ImageNet-size images: the originals behind our small-image forms.
+"""torchvision's networks for ImageNet-size images, from which our networks for small images are derived.
 
-They are here for two purposes: the cost study, which needs no weights, and fine-tuning on folders of images, which
-begins from the weights that torchvision publishes, fetched once into torch's own cache (`$TORCH_HOME`, by default
-`~/.cache/torch`), or placed there by hand where there is no network. torchvision is imported when first asked.
+The cost study uses them without weights. Fine-tuning on folders of images starts from the weights that torchvision
+publishes: they are downloaded once into torch's cache (`$TORCH_HOME`, by default `~/.cache/torch`), or placed there by
+hand where there is no network. torchvision is imported by the first call.
 """
 
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import nn
@@ -17,12 +16,18 @@ from trainer.errors import ConfigError, DataError
 from trainer.models.layers import Dropout, check_image_size
 
 MIN_IMAGE_SIZE = 64
+_MAX_BYTES = 1 << 30
+"""The largest published weights, those of vgg19, take about half of it."""
 
 
 def build_original(name: str, *, num_classes: int = 1000) -> nn.Module:
-    """torchvision's network of that name, for 3x224x224 images, with fresh weights and without auxiliary heads.
+    """Builds torchvision's network for 3x224x224 images, with random weights and without auxiliary heads.
 
-    Its dropout is ours, at torchvision's rates: a continued run must drop what the undisturbed one does.
+    Its dropout layers are ours, at torchvision's rates: a resumed run must drop what an uninterrupted one drops.
+
+    Args:
+        name: torchvision's name of the network.
+        num_classes: Outputs of the last layer.
     """
     from torchvision import models
 
@@ -37,11 +42,17 @@ def build_original(name: str, *, num_classes: int = 1000) -> nn.Module:
 
 
 def build_pretrained(name: str, *, num_channels: int, image_size: int, num_classes: int) -> nn.Module:
-    """The network with torchvision's first published ImageNet weights (IMAGENET1K_V1), but for a new last layer.
+    """Builds a network with torchvision's first published ImageNet weights (IMAGENET1K_V1) and a new last layer.
+
+    Args:
+        name: torchvision's name of the network.
+        num_channels: Channels of the images; must be 3.
+        image_size: Width and height of the images; at least 64.
+        num_classes: Outputs of the last layer.
 
     Raises:
-        ConfigError: the images are grey or too small.
-        DataError: the weights are not there and cannot be fetched.
+        ConfigError: The images are grey or too small.
+        DataError: The weights cannot be downloaded, or are damaged.
     """
     if num_channels != 3:
         raise ConfigError(
@@ -52,7 +63,7 @@ def build_pretrained(name: str, *, num_channels: int, image_size: int, num_class
     head = _head(network)
     weights = _published_weights(name)
     mine = network.state_dict()
-    # Auxiliary heads are not in ours; the last layer has other classes.
+    # Our network has no auxiliary heads, and the last layer has other classes.
     kept = {key: value for key, value in weights.items() if key in mine and not key.startswith(f"{head}.")}
     missing = sorted(key for key in mine if key not in kept and not key.startswith(f"{head}."))
     if missing:
@@ -64,31 +75,38 @@ def build_pretrained(name: str, *, num_channels: int, image_size: int, num_class
 def _published_weights(name: str) -> dict[str, torch.Tensor]:
     from torchvision import models
 
-    from trainer.data.store import hold_lock
-
-    published = models.get_model_weights(name)["IMAGENET1K_V1"]
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / Path(published.url).name
+    url = models.get_model_weights(name)["IMAGENET1K_V1"].url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     try:
-        with hold_lock(folder / f"{path.name}.lock", print):  # one download, however many ranks
-            if not path.exists():
-                torch.hub.download_url_to_file(published.url, str(path), _digest_prefix(path), progress=False)
+        _fetch_once(url, path)
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except UnpicklingError as error:
         raise DataError(f"{path} is damaged: remove it to fetch it again, or place the file there by hand") from error
-    except (URLError, OSError, RuntimeError) as error:
+    except (DataError, OSError, RuntimeError) as error:
         raise DataError(
-            f"cannot fetch the published weights of {name} from {published.url} ({error}): "
-            f"place the file at {path} by hand"
+            f"cannot fetch the published weights of {name} from {url} ({error}): place the file at {path} by hand"
         ) from error
 
 
-def _digest_prefix(path: Path) -> str:
-    """The first digits of its SHA-256, which are in the file's name."""
-    return path.stem.rpartition("-")[2]
+def _fetch_once(url: str, path: Path) -> None:
+    """Downloads the weights if they are missing, in one process of this machine."""
+    from trainer.data.published.download import DownloadLimits, download
+    from trainer.data.published.progress import LineProgress
+    from trainer.data.staging import file_lock
+
+    with file_lock(path.with_name(f"{path.name}.lock"), print):
+        if not path.exists():
+            download(
+                url,
+                path,
+                max_bytes=_MAX_BYTES,
+                limits=DownloadLimits(min_bytes_per_s=0),  # there is no other source
+                progress=LineProgress(print),
+                sha256_prefix=path.stem.rpartition("-")[2],  # part of every file name
+            )
 
 
 def _head(network: nn.Module) -> str:
-    """The name of the last linear layer."""
+    """Returns the name of the last linear layer."""
     linear: list[str] = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     return linear[-1]

@@ -1,9 +1,10 @@
-"""A server and a list of said lines for each test that asks."""
+"""Fixtures: a web server, and a list of logged lines."""
 
 from collections.abc import Iterator
 
 import pytest
-from tiny_set import FaultyServer
+
+from tests.trainer.data.faulty_server import FaultyServer
 
 
 @pytest.fixture
@@ -13,6 +14,6 @@ def server() -> Iterator[FaultyServer]:
 
 
 @pytest.fixture
-def said() -> list[str]:
-    """Lines for the user: pass `said.append`."""
+def logged() -> list[str]:
+    """Lines for the user: pass `logged.append`."""
     return []

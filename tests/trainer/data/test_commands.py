@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_set import FaultyServer, idx_files, make_content, make_named_set, stalled
 
 from tests.conftest import ROOT, clean_environment, wait_for
+from tests.trainer.data.faulty_server import FaultyServer, stalled
+from tests.trainer.data.tiny_dataset import idx_files, make_content, make_dataset_info
 from trainer.data import commands, datasets
 from trainer.errors import ConfigError, DataError
 
@@ -25,9 +26,9 @@ CONTENT = make_content()
 def tiny_sets(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A world with one published set, on a server, and one that comes with the package."""
     server.put_files(idx_files(CONTENT))
-    sets = {"tiny": make_named_set(server.mirror()), "synthetic": datasets.SYNTHETIC}
-    monkeypatch.setattr(datasets, "NAMED_SETS", sets)
-    monkeypatch.setattr(commands, "NAMED_SETS", sets)
+    sets = {"tiny": make_dataset_info(server.mirror()), "synthetic": datasets.SYNTHETIC}
+    monkeypatch.setattr(datasets, "DATASETS", sets)
+    monkeypatch.setattr(commands, "DATASETS", sets)
 
 
 def run(*arguments: str | Path) -> int:
@@ -170,7 +171,7 @@ def test_import_of_what_is_not_it(tmp_path: Path) -> None:
 def test_a_slip_costs_no_download(tmp_path: Path, server: FaultyServer) -> None:
     with pytest.raises(ConfigError, match="did you mean tiny"):
         run("fetch", "tiny", "tinny", "--data-dir", tmp_path)
-    with pytest.raises(ConfigError, match="name what to fetch"):
+    with pytest.raises(ConfigError, match="name the data sets to fetch"):
         run("fetch", "--data-dir", tmp_path)
     with pytest.raises(ConfigError, match="--image-size is for folders"):
         run("fetch", "tiny", "--image-size", "32", "--data-dir", tmp_path)
@@ -195,13 +196,13 @@ def test_a_terminal_gets_tables_and_bars(
 
 FETCH_TINY = """
 import sys
-from tiny_set import GZ_NAMES, make_named_set
+from tests.trainer.data.tiny_dataset import GZ_NAMES, make_dataset_info
 from trainer.cli import data_command
 from trainer.data import commands, datasets
 from trainer.data.published.sources import Mirror
 
-commands.NAMED_SETS = datasets.NAMED_SETS = {"tiny": make_named_set(Mirror(sys.argv[1], GZ_NAMES))}
-data_command(["fetch", "tiny", "--data-dir", sys.argv[2]])
+commands.DATASETS = datasets.DATASETS = {"tiny": make_dataset_info(Mirror(sys.argv[1], GZ_NAMES))}
+data_command(["fetch", "tiny", "--data-dir", sys.argv[2]], prog="convoy data")
 """
 
 
@@ -212,7 +213,7 @@ def test_a_fetch_that_is_stopped_says_so_and_leaves_nothing(
     for name, data in idx_files(CONTENT).items():
         server.routes[f"/{name}.gz"] = stalled(data, len(data) // 2, server.released, threading.Event())
     command = [sys.executable, "-c", FETCH_TINY, server.url, str(tmp_path)]
-    environment = clean_environment() | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    environment = clean_environment() | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         wait_for("a download", lambda: bool(server.requests), lambda: process.poll() is not None)
         wait_for("an unfinished folder", lambda: bool(list((tmp_path / "tiny").glob(".tmp-*"))))

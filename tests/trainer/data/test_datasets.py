@@ -14,35 +14,36 @@ from trainer.data import (
     load_dataset,
     split_validation,
 )
-from trainer.data.datasets import NAMED_SETS
-from trainer.data.store import content_digest, open_decoded
+from trainer.data.content import content_digest
+from trainer.data.datasets import DATASETS
+from trainer.data.store import open_decoded
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError
 from trainer.paths import default_data_dir
 
 
 @pytest.mark.parametrize("name", ["mnist-mini", "synthetic"])
-def test_sets_that_come_with_the_package(name: str, tmp_path: Path, said: list[str]) -> None:
-    dataset = load_dataset(name, tmp_path, say=said.append)
-    named = NAMED_SETS[name]
-    assert (dataset.name, dataset.sha256, dataset.num_test) == (name, named.sha256, named.num_test)
-    assert dataset.train.images.shape == (named.num_train, *named.image_shape)
+def test_sets_that_come_with_the_package(name: str, tmp_path: Path, logged: list[str]) -> None:
+    dataset = load_dataset(name, tmp_path, log=logged.append)
+    info = DATASETS[name]
+    assert (dataset.name, dataset.sha256, dataset.num_test) == (name, info.sha256, info.num_test)
+    assert dataset.train.images.shape == (info.num_train, *info.image_shape)
     assert (dataset.train.images.dtype, dataset.train.labels.dtype) == (torch.uint8, torch.int64)
     assert dataset.validation is None
-    assert said == []
+    assert logged == []
     test = load_test_set(dataset)
-    assert len(test) == named.num_test
+    assert len(test) == info.num_test
     assert set(test.labels.tolist()) == set(range(len(dataset.classes)))
     assert dataset.path == tmp_path / name / f"{name}.pt"
 
 
 def test_the_mini_set_has_the_shares_of_mnist(tmp_path: Path) -> None:
-    train = load_dataset("mnist-mini", tmp_path, say=print).train
+    train = load_dataset("mnist-mini", tmp_path, log=print).train
     assert torch.bincount(train.labels).tolist() == [494, 562, 496, 511, 487, 452, 493, 522, 487, 496]
 
 
 def test_the_synthetic_set_can_be_learned_and_says_what_it_is(tmp_path: Path) -> None:
-    dataset = load_dataset("synthetic", tmp_path, say=print)
+    dataset = load_dataset("synthetic", tmp_path, log=print)
     assert all("synthetic" in name for name in dataset.classes)
 
     def spectra(images: ImageSet) -> np.ndarray:  # a direction is a place in the spectrum, whatever the phase
@@ -61,27 +62,27 @@ def test_the_synthetic_set_can_be_learned_and_says_what_it_is(tmp_path: Path) ->
 )
 def test_unknown_names(name: str, hint: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=hint):
-        load_dataset(name, tmp_path, say=print)
+        load_dataset(name, tmp_path, log=print)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_image_size_is_for_folders(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--image-size is for folders: synthetic is 28 pixels wide, not 32"):
-        load_dataset("synthetic", tmp_path, image_size=32, say=print)
-    load_dataset("synthetic", tmp_path, image_size=28, say=print)
+        load_dataset("synthetic", tmp_path, image_size=32, log=print)
+    load_dataset("synthetic", tmp_path, image_size=28, log=print)
 
 
-def test_without_verification_the_header_must_still_be_right(tmp_path: Path, said: list[str]) -> None:
-    first = load_dataset("synthetic", tmp_path, say=print)
-    mini = load_dataset("mnist-mini", tmp_path, say=print)
+def test_without_verification_the_header_must_still_be_right(tmp_path: Path, logged: list[str]) -> None:
+    first = load_dataset("synthetic", tmp_path, log=print)
+    mini = load_dataset("mnist-mini", tmp_path, log=print)
     first.path.write_bytes(mini.path.read_bytes())
-    again = load_dataset("synthetic", tmp_path, verify=False, say=said.append)
+    again = load_dataset("synthetic", tmp_path, verify=False, log=logged.append)
     assert again.sha256 == first.sha256
-    assert "set aside as synthetic.damaged" in said[0]
+    assert "set aside as synthetic.damaged" in logged[0]
 
 
 def test_split_validation_is_stratified(tmp_path: Path) -> None:
-    train = load_dataset("synthetic", tmp_path, say=print).train
+    train = load_dataset("synthetic", tmp_path, log=print).train
     kept, held_out = split_validation(train, 500, seed=3)
     assert (len(kept), len(held_out)) == (3500, 500)
     assert torch.bincount(train.labels[held_out]).tolist() == [50] * 10
@@ -93,7 +94,9 @@ def test_the_package_is_light_to_import() -> None:
         "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
     )
     output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    assert not {"torchvision", "PIL", "matplotlib", "filelock", "tyro", "rich", "http", "urllib"} & set(output.split())
+    assert not {"torchvision", "PIL", "matplotlib", "pooch", "requests", "tyro", "rich", "http", "urllib"} & set(
+        output.split()
+    )
 
 
 def test_names() -> None:
@@ -117,10 +120,10 @@ def test_names() -> None:
 def test_real_sets_are_the_published_ones(
     name: str, means: list[float], deviations: list[float], first_labels: list[int]
 ) -> None:
-    dataset = load_dataset(name, default_data_dir(), say=print)
-    named = NAMED_SETS[name]
-    assert dataset.sha256 == named.sha256 == content_digest(open_decoded(dataset.path).content)
-    assert dataset.train.images.shape == (named.num_train, *named.image_shape)
+    dataset = load_dataset(name, default_data_dir(), log=print)
+    info = DATASETS[name]
+    assert dataset.sha256 == info.sha256 == content_digest(open_decoded(dataset.path).content)
+    assert dataset.train.images.shape == (info.num_train, *info.image_shape)
     assert dataset.mean == pytest.approx(means, abs=1e-7)
     assert dataset.std == pytest.approx(deviations, abs=1e-7)
     assert dataset.train.labels[:10].tolist() == first_labels

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from trainer.data.split import stratified_split, tenth_by_content
+from trainer.data.split import hash_split, stratified_split
 from trainer.errors import ConfigError
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=200).map(lambda labels: torch.tensor(labels))
@@ -62,7 +62,7 @@ IMAGES = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 3)), max_size=12
 
 
 def hold_out(images: list[tuple[int, int]]) -> set[str]:
-    return tenth_by_content([digest(content) for content, _ in images], [label for _, label in images])
+    return hash_split([digest(content) for content, _ in images], [label for _, label in images])
 
 
 def digest(content: int) -> str:
@@ -90,8 +90,8 @@ def test_an_image_stays_held_out_or_not(images: list[tuple[int, int]], others: l
     tenth = f"{2**256 // 10:064x}"
     for before, after in zip(by_class(images), by_class(images + others), strict=True):
         if min(before, default="1") < tenth <= max(before, default="1"):  # a class with images of both kinds
-            alone = tenth_by_content(list(before), [0] * len(before))
-            assert alone == tenth_by_content(list(after), [0] * len(after)) & before
+            alone = hash_split(list(before), [0] * len(before))
+            assert alone == hash_split(list(after), [0] * len(after)) & before
 
 
 def test_a_tenth_is_held_out() -> None:

@@ -12,15 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_set import make_content
 
+from tests.trainer.data.tiny_dataset import make_content
+from trainer.data.content import content_digest
 from trainer.data.store import (
-    DamagedFile,
-    content_digest,
-    explain_disk_errors,
-    hold_lock,
+    DamagedFileError,
     open_decoded,
-    open_or_make,
+    open_or_create,
     write_decoded,
 )
 from trainer.errors import ConfigError, DataError
@@ -76,7 +74,7 @@ def test_the_digest_knows_shape_type_and_part(tmp_path: Path) -> None:
 def test_truncated(decoded_path: Path, keep: int) -> None:
     decoded_path.write_bytes(decoded_path.read_bytes()[:keep])
     for verify in (True, False):
-        with pytest.raises(DamagedFile, match=f"{decoded_path} is damaged"):
+        with pytest.raises(DamagedFileError, match=f"{decoded_path} is damaged"):
             open_decoded(decoded_path, verify=verify)
 
 
@@ -85,82 +83,82 @@ def test_one_flipped_bit(decoded_path: Path) -> None:
     data[data.index(CONTENT.test.images.numpy().tobytes()) + 7] ^= 1
     decoded_path.write_bytes(data)
     open_decoded(decoded_path, verify=False)
-    with pytest.raises(DamagedFile, match="does not match its digest"):
+    with pytest.raises(DamagedFileError, match="does not match its digest"):
         open_decoded(decoded_path)
 
 
 def test_not_ours(decoded_path: Path) -> None:
     for foreign in ([1, 2], {"layout": 7}, {"layout": 1, "name": "x"}):
         torch.save(foreign, decoded_path)
-        with pytest.raises(DamagedFile):
+        with pytest.raises(DamagedFileError):
             open_decoded(decoded_path)
     decoded_path.write_text("<html>")
-    with pytest.raises(DamagedFile):
+    with pytest.raises(DamagedFileError):
         open_decoded(decoded_path)
 
 
 def test_another_digest_than_the_published(decoded_path: Path) -> None:
-    with pytest.raises(DamagedFile, match="not the published one"):
+    with pytest.raises(DamagedFileError, match="not the published one"):
         open_decoded(decoded_path, expected_sha256="0" * 64, verify=False)
 
 
-def open_tiny(path: Path, said: list[str]) -> str:
-    decoded = open_or_make(
+def open_tiny(path: Path, logged: list[str]) -> str:
+    decoded = open_or_create(
         path,
         lambda: CONTENT,
         lock_path=path.parent.parent / "tiny.lock",
         expected_sha256=content_digest(CONTENT),
         verify=True,
-        say=said.append,
+        log=logged.append,
     )
     return decoded.sha256
 
 
-def test_a_damaged_file_is_set_aside_and_made_again(decoded_path: Path, said: list[str]) -> None:
+def test_a_damaged_file_is_set_aside_and_made_again(decoded_path: Path, logged: list[str]) -> None:
     good = decoded_path.read_bytes()
     decoded_path.write_bytes(good[:-100])
-    assert open_tiny(decoded_path, said) == content_digest(CONTENT)
+    assert open_tiny(decoded_path, logged) == content_digest(CONTENT)
     assert names_in(decoded_path.parent) == ["tiny.damaged", "tiny.pt"]
     assert decoded_path.read_bytes() == good
-    assert said == [f"{decoded_path} is damaged (not a decoded data set); set aside as tiny.damaged, making it again"]
+    assert logged == [f"{decoded_path} is damaged (not a decoded data set); set aside as tiny.damaged, making it again"]
 
 
-def test_a_whole_file_needs_no_writing(decoded_path: Path, said: list[str]) -> None:
-    open_tiny(decoded_path, said)
-    assert said == []
+def test_a_whole_file_needs_no_writing(decoded_path: Path, logged: list[str]) -> None:
+    open_tiny(decoded_path, logged)
+    assert logged == []
     assert names_in(decoded_path.parent.parent) == ["tiny"]  # no lock was taken
 
 
-def test_leftovers_of_killed_processes_are_removed(tmp_path: Path, said: list[str]) -> None:
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path, logged: list[str]) -> None:
     leftover = tmp_path / "tiny" / ".tmp-4242-abcd"
     leftover.mkdir(parents=True)
     (leftover / "tiny.pt").write_bytes(b"half")
-    open_tiny(tmp_path / "tiny" / "tiny.pt", said)
+    open_tiny(tmp_path / "tiny" / "tiny.pt", logged)
     assert names_in(tmp_path / "tiny") == ["tiny.pt"]
 
 
 def test_where_there_are_no_locks_unfinished_files_may_be_anybodys(
-    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", flock)
     (tmp_path / "tiny" / ".tmp-4242-abcd").mkdir(parents=True)
-    open_tiny(tmp_path / "tiny" / "tiny.pt", said)
+    open_tiny(tmp_path / "tiny" / "tiny.pt", logged)
     assert names_in(tmp_path / "tiny") == [".tmp-4242-abcd", "tiny.pt"]
 
 
-def test_content_that_is_not_the_published_is_refused(tmp_path: Path, said: list[str]) -> None:
+def test_content_that_is_not_the_published_is_refused(tmp_path: Path, logged: list[str]) -> None:
     path = tmp_path / "tiny" / "tiny.pt"
     with pytest.raises(DataError, match="decoded content has digest"):
-        open_or_make(
+        open_or_create(
             path,
             lambda: make_content(seed=1),
             lock_path=tmp_path / "tiny.lock",
             expected_sha256=content_digest(CONTENT),
             verify=True,
-            say=said.append,
+            log=logged.append,
         )
     assert names_in(path.parent) == []
 
@@ -199,37 +197,12 @@ def test_a_full_disk_is_named_with_what_is_needed(small_disk: Path) -> None:
     assert names_in(small_disk) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, said: list[str]) -> None:
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, logged: list[str]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="choose another --data-dir"):
-        open_tiny(tmp_path / "file" / "tiny" / "tiny.pt", said)
+        open_tiny(tmp_path / "file" / "tiny" / "tiny.pt", logged)
     with pytest.raises(ConfigError, match="cannot write in /proc/x"):
-        open_tiny(Path("/proc/x/tiny.pt"), said)
-    with pytest.raises(ConfigError, match="Read-only"), explain_disk_errors(tmp_path):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-
-def test_whoever_waits_says_so_once(tmp_path: Path, said: list[str]) -> None:
-    import threading
-
-    held, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with hold_lock(tmp_path / "tiny.lock", said.append):
-            held.set()
-            release.wait(30)
-
-    def tell(line: str) -> None:
-        said.append(line)
-        release.set()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait(30)
-    with hold_lock(tmp_path / "tiny.lock", tell, told_after_s=0.1):
-        pass
-    thread.join()
-    assert said == ["waiting for another process that is preparing tiny"]
+        open_tiny(Path("/proc/x/tiny.pt"), logged)
 
 
 SHARING = """

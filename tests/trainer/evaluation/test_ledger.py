@@ -156,7 +156,7 @@ def test_seeds_of_a_setting_and_counts_by_data_set(tmp_path: Path) -> None:
 
 def test_a_data_set_for_tuning_has_no_test_images(mini: Dataset, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    with pytest.raises(ConfigError, match="handed out for tuning, without its test images"):
+    with pytest.raises(ConfigError, match="opened for tuning, without its test images"):
         evaluate_and_record(ledger, without_test_images(mini), {}, lambda images: pytest.fail("seen"), is_main=True)
     assert not ledger.path.exists()
 

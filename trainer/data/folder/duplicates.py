@@ -1,43 +1,50 @@
-"""Copies of images among the parts of a data set: what was learnt by heart would be counted as understood."""
+"""Images that are in two splits of a data set, or twice among the training images.
+
+A model that memorizes a training image classifies its duplicate correctly, so that accuracy is overestimated.
+"""
 
 import hashlib
 from collections.abc import Iterator
 
 import torch
 
-from trainer.data.store import ImageSet
+from trainer.data.content import ImageSet
 
-_SHARED = (
-    ("validation", "train", "training images, too, pixel for pixel: validation accuracy will count them as understood"),
-    ("test", "train", "training images, too, pixel for pixel: test accuracy will count them as understood"),
+_OVERLAPS = (
+    ("validation", "train", "training images, too, pixel for pixel: validation accuracy will be too high"),
+    ("test", "train", "training images, too, pixel for pixel: test accuracy will be too high"),
     (
         "test",
         "validation",
-        "validation images, too, pixel for pixel: what is chosen by validation is chosen by them, too",
+        "validation images, too, pixel for pixel: a model chosen by validation accuracy is chosen by them, too",
     ),
 )
-"""A part, another one, and what it means where they have images in common."""
+"""A split, another one, and what it means if they have images in common."""
 
 
-def describe_copies(parts: dict[str, ImageSet]) -> Iterator[str]:
-    """A line for each pair of parts, and for the training images alone, that have images of the same pixels in common.
+def describe_duplicates(splits: dict[str, ImageSet]) -> Iterator[str]:
+    """Yields a line for each pair of splits with identical images, and one for duplicates among the training images.
 
     Args:
-        parts: `train`, `test` and, where people have chosen them, `validation`.
+        splits: `train`, `test` and, for a folder with validation images, `validation`.
     """
-    digests = {name: image_digests(part.images) for name, part in parts.items()}
-    for name, other, meaning in _SHARED:
-        there = set(digests.get(other, ()))
-        if number := sum(digest in there for digest in digests.get(name, ())):
-            yield f"{number} of {len(digests[name])} {name} images are {meaning}; leave them out of either"
+    digests = {name: image_digests(split.images) for name, split in splits.items()}
+    for name, other, meaning in _OVERLAPS:
+        in_other = set(digests.get(other, ()))
+        if number := sum(digest in in_other for digest in digests.get(name, ())):
+            yield f"{number} of {len(digests[name])} {name} images are {meaning}; remove them from one of the two"
     number = len(digests["train"]) - len(set(digests["train"]))
-    if number and "validation" not in parts:
+    if number and "validation" not in splits:
         yield (
-            f"{number} training images are copies of others, pixel for pixel: some may be set aside for validation "
-            "while their copies teach"
+            f"{number} training images are duplicates of others, pixel for pixel: some may be set aside for validation "
+            "while their duplicates are trained on"
         )
 
 
 def image_digests(images: torch.Tensor) -> list[bytes]:
-    """SHA-256 of the pixels of each of the images, uint8 `[N, C, H, W]`."""
+    """Returns the SHA-256 of each image's pixels.
+
+    Args:
+        images: uint8 `[N, C, H, W]`.
+    """
     return [hashlib.sha256(image.contiguous().numpy().data).digest() for image in images]

@@ -1,7 +1,7 @@
-"""Finds files known by name and digest, wherever they lie: in folders, compressed, or inside archives.
+"""Finds files of known names and digests in folders, compressed, and inside archives.
 
-Where a file comes from does not matter; its digest says whether it is the right one. MNIST and Fashion-MNIST
-bear the same file names, so a file with a wrong digest is passed over and the search goes on.
+The digest decides whether a file is the right one. MNIST and Fashion-MNIST use the same file names, so the search
+continues after a file with another digest.
 """
 
 import gzip
@@ -16,60 +16,62 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from trainer.data.store import TEMPORARY_PREFIX
-from trainer.errors import DataError
+from trainer.data.published.errors import MissingFilesError, SourceError
+from trainer.data.staging import TEMPORARY_PREFIX
 
 _TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
 _CHUNK_BYTES = 1 << 20
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
-
-
-class SourceError(DataError):
-    """A source cannot give a data set; the message is the reason, for the line that names the source."""
-
-
-class Incomplete(SourceError):
-    """Files are missing, and nothing is wrong with those that are there."""
+_READ_ERRORS = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
 class KnownFile:
-    """A published file, uncompressed: its name, size and digest ("sha256:..." or "md5:...")."""
+    """A published file, uncompressed."""
 
     name: str
     digest: str
+    """"sha256:..." or "md5:...", in hex."""
     size_bytes: int
 
 
 def collect_files(roots: Iterable[Path], files: Collection[KnownFile], into: Path) -> dict[str, Path]:
-    """Copies each of `files`, uncompressed and verified, from under `roots` to `into`; returns paths by name.
+    """Copies files out of folders and archives, uncompressed and verified.
 
-    Raises SourceError when some are missing, damaged or different.
+    Args:
+        roots: Folders, which are searched to any depth, and files.
+        files: The files to find.
+        into: The folder for the copies.
+
+    Returns:
+        The path of each copy by the file's name.
+
+    Raises:
+        MissingFilesError: Files are missing.
+        SourceError: Files are missing, and others are damaged or have another digest.
     """
     wanted = {file.name: file for file in files}
     found: dict[str, Path] = {}
     problems: list[str] = []
     for root in roots:
-        for name, where, stream in _candidates(root, wanted.keys(), problems):
+        for name, location, stream in _candidates(root, wanted.keys(), problems):
             if name not in found:
                 try:
                     _copy_verified(stream, wanted[name], into / name)
                     found[name] = into / name
                 except SourceError as error:
-                    problems.append(f"{where} {error}")
+                    problems.append(f"{location} {error}")
     missing = [name for name in wanted if name not in found]
     if missing and problems:
         raise SourceError("; ".join(problems[:3]))
     if missing:
         all_missing = len(missing) == len(wanted)
-        raise Incomplete("none of the files is there" if all_missing else f"{', '.join(missing)} not there")
+        raise MissingFilesError("none of the files is there" if all_missing else f"{', '.join(missing)} not there")
     return found
 
 
 def _candidates(root: Path, names: Collection[str], problems: list[str]) -> Iterator[tuple[str, str, IO[bytes]]]:
-    """Yields (name, where it is, open stream) for files under `root` named in `names`, perhaps with .gz."""
+    """Yields (name, location, open stream) of each file under `root` that has one of the names, with or without .gz."""
     paths = sorted(_files_under(root)) if root.is_dir() else [root]
-
     for path in paths:
         try:
             if path.name.endswith(_TAR_ENDINGS):
@@ -79,15 +81,15 @@ def _candidates(root: Path, names: Collection[str], problems: list[str]) -> Iter
             elif (name := path.name.removesuffix(".gz")) in names:
                 with path.open("rb") as stream:
                     yield name, str(path), stream
-        except _DAMAGE as error:
+        except _READ_ERRORS as error:
             problems.append(f"{path} cannot be read ({error})")
 
 
 def _files_under(root: Path) -> Iterator[Path]:
-    """All but our own unfinished files, should `root` be a folder that we keep data sets in."""
-    for where, folders, files in os.walk(root):
+    """Yields all files except our own unfinished ones, in case `root` is the data folder."""
+    for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(TEMPORARY_PREFIX)]
-        yield from (Path(where, name) for name in files)
+        yield from (Path(folder, name) for name in files)
 
 
 def _in_tar(path: Path, names: Collection[str]) -> Iterator[tuple[str, str, IO[bytes]]]:
@@ -108,7 +110,7 @@ def _in_zip(path: Path, names: Collection[str]) -> Iterator[tuple[str, str, IO[b
 
 
 def _copy_verified(stream: IO[bytes], known: KnownFile, target: Path) -> None:
-    """Copies, uncompressing gzip, the known size at most: a small file could unpack to fill the disk."""
+    """Copies and uncompresses, but no more than the known size: a small file could unpack to fill the disk."""
     algorithm, _, expected = known.digest.partition(":")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     size_bytes = 0
@@ -132,5 +134,5 @@ def _uncompressed_chunks(stream: IO[bytes]) -> Iterator[bytes]:
         source = gzip.GzipFile(fileobj=stream) if head == b"\x1f\x8b" else stream
         while chunk := source.read(_CHUNK_BYTES):
             yield chunk
-    except _DAMAGE as error:
+    except _READ_ERRORS as error:
         raise SourceError(f"cannot be read ({error})") from error

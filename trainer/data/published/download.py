@@ -1,243 +1,208 @@
-"""Downloads over HTTP that give up soon: on a host that does not answer, a trickle, a cut-off that cannot be
-resumed, and an answer that is not the file. Knows nothing of data sets; what arrives is verified elsewhere,
-by digest.
+"""Downloads a file over HTTP, and gives up on a bad server within seconds.
+
+pooch writes to a temporary file, renames it when it is complete, and retries a download that was cut off. This module
+opens the connection and watches what arrives: the time until the server answers, the throughput and the size. It knows
+nothing of data sets.
 """
 
-import http.client
-import queue
+import hashlib
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING
 
-from trainer.data.published.collect import SourceError
+from trainer.data.published.errors import SourceError, TooSlowError
+
+if TYPE_CHECKING:
+    from requests import Response
 
 DownloadProgress = Callable[[str, int, int | None], None]
-"""Takes a file's name, the bytes that have arrived and, where known, the bytes in all."""
+"""Receives a file's name, the bytes that have arrived and the bytes in all, None where the server does not tell."""
 
 _CHUNK_BYTES = 1 << 16
-
-
-class TooSlow(SourceError):
-    """The source delivers, but below the floor: worth coming back to when no other has the file."""
-
-
-class _CutOff(Exception):
-    """The connection ended before the file did."""
+_HEADERS = {"User-Agent": "convoy", "Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class DownloadLimits:
     """When to give up on a server."""
 
     connect_s: float = 5.0
-    """For name resolution and connecting, together; and then again for each silence."""
+    """Longest time until a server answers: name resolution, connection, redirects and headers together. Also the
+    longest silence afterwards."""
     grace_s: float = 2.0
-    """Before the first look at the rate: connections start slowly."""
+    """Time before throughput is measured: connections start slowly."""
     window_s: float = 5.0
-    """Over which the rate is taken."""
-    floor_bytes_per_s: float = 200_000
-    """Below this the next source is tried."""
-    num_resumes: int = 2
-    """How often a cut-off download is taken up again."""
+    """Time over which throughput is measured."""
+    min_bytes_per_s: float = 200_000
+    """Floor on throughput."""
+    num_retries: int = 2
+    """Further attempts at a download that was cut off. Each starts at the first byte."""
 
 
-def download(url: str, target: Path, *, max_bytes: int, limits: Limits, progress: DownloadProgress) -> None:
-    """Fetches `url` into the new file `target`.
+def download(
+    url: str,
+    target: Path,
+    *,
+    max_bytes: int,
+    limits: DownloadLimits,
+    progress: DownloadProgress,
+    sha256_prefix: str = "",
+) -> None:
+    """Downloads `url` to the new file `target`, which appears when it is complete.
 
-    Raises SourceError with the reason when it cannot be had whole, TooSlow when it comes below the floor.
+    Args:
+        url: An HTTP or HTTPS address; proxies are those of the environment.
+        target: A file in an existing folder.
+        max_bytes: Largest size that the file can have.
+        limits: When to give up.
+        progress: Receives the progress.
+        sha256_prefix: First hexadecimal digits of the file's SHA-256, where known.
+
+    Raises:
+        TooSlowError: The throughput is below the floor.
+        SourceError: The file cannot be downloaded for another reason, which the message gives.
+        OSError: The file cannot be written.
     """
-    with target.open("xb") as file:
-        transfer = _Transfer(url, file, max_bytes, limits, progress)
-        for _ in range(1 + limits.num_resumes):
-            try:
-                transfer.run()
-                return
-            except _CutOff:
-                continue
-    raise SourceError(f"cut off {1 + limits.num_resumes} times, last at {transfer.num_bytes} bytes")
+    import pooch  # type: ignore[import-untyped]
+    import requests
+
+    pooch.get_logger().setLevel("ERROR")  # else it prints a line for each file and each retry
+    attempt = _Attempt(max_bytes, limits, progress, sha256_prefix)
+    files = pooch.create(
+        target.parent, "", registry={target.name: None}, urls={target.name: url}, retry_if_failed=limits.num_retries
+    )
+    try:
+        files.fetch(target.name, downloader=attempt)
+    except requests.ConnectionError as error:
+        raise SourceError(f"cut off {1 + limits.num_retries} times, last at {attempt.num_bytes} bytes") from error
 
 
-class _Transfer:
-    """One file on its way, over one connection or several."""
+class _Attempt:
+    """A pooch downloader: one attempt each time that pooch calls it."""
 
-    def __init__(self, url: str, file: BinaryIO, max_bytes: int, limits: Limits, progress: DownloadProgress) -> None:
-        self.url = url
-        self.file = file
+    def __init__(self, max_bytes: int, limits: DownloadLimits, progress: DownloadProgress, sha256_prefix: str) -> None:
         self.max_bytes = max_bytes
         self.limits = limits
         self.progress = progress
+        self.sha256_prefix = sha256_prefix
         self.num_bytes = 0
-        self.validator: str | None = None
 
-    def run(self) -> None:
-        """Opens a connection and reads to the end, from where the last stopped if the server allows it."""
-        with self._open() as response:
-            _refuse_pages(response)
-            self._rewind_unless_resumed(response)
-            remaining = response.headers.get("Content-Length")
-            total = self.num_bytes + int(remaining) if remaining and remaining.isdigit() else None
-            if total is not None and total > self.max_bytes:
-                raise SourceError(f"offers {total} bytes, more than the file has")
-            self.validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-            self._read(response, total)
-
-    def _open(self) -> http.client.HTTPResponse:
-        request = urllib.request.Request(self.url, headers={"User-Agent": "convoy", "Accept-Encoding": "identity"})
-        if self.num_bytes:
-            request.add_header("Range", f"bytes={self.num_bytes}-")
-            if self.validator is not None:
-                request.add_header("If-Range", self.validator)
-        try:
-            response: http.client.HTTPResponse = _opener().open(request, timeout=self.limits.connect_s)
-        except urllib.error.HTTPError as error:
-            error.close()
-            raise SourceError(f"answered {error.code} {error.reason}") from error
-        except TimeoutError as error:
-            raise SourceError("did not answer in time") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise SourceError(_reason(error)) from error
-        return response
-
-    def _rewind_unless_resumed(self, response: http.client.HTTPResponse) -> None:
-        resumed = response.status == 206
-        content_range = response.headers.get("Content-Range", "")
-        if resumed and not content_range.startswith(f"bytes {self.num_bytes}-"):
-            raise SourceError(f"resumed at the wrong place ({content_range or 'not said where'})")
-        if not resumed:
-            self.file.seek(0)
-            self.file.truncate()
+    def __call__(self, url: str, output_file: str, _pooch: object) -> None:
+        Path(output_file).unlink()  # pooch's is for this user alone; ours has the mode that the umask gives
+        with _open(url, self.limits) as response, open(output_file, "xb") as file:
+            total = self._check_headers(response)
+            digest, throughput = hashlib.sha256(), _ThroughputFloor(self.limits)
             self.num_bytes = 0
+            for chunk in _chunks(response):
+                if self.num_bytes == 0 and chunk.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+                    raise SourceError("answered with a web page instead of the file")
+                self.num_bytes += len(chunk)
+                if self.num_bytes > self.max_bytes:
+                    raise SourceError(f"sends more than the {self.max_bytes} bytes that the file has")
+                file.write(chunk)
+                digest.update(chunk)
+                throughput.add(len(chunk))
+                self.progress(url.rpartition("/")[2], self.num_bytes, total)
+        if not digest.hexdigest().startswith(self.sha256_prefix):
+            found = digest.hexdigest()[: len(self.sha256_prefix)]
+            raise SourceError(f"sent another file (sha256 {found}, not {self.sha256_prefix})")
 
-    def _read(self, response: http.client.HTTPResponse, total: int | None) -> None:
-        pace = _Pace(self.limits)
-        while chunk := _next_chunk(response):
-            if self.num_bytes == 0 and chunk.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-                raise SourceError("answered with a web page instead of the file")
-            self.num_bytes += len(chunk)
-            if self.num_bytes > self.max_bytes:
-                raise SourceError(f"sends more than the {self.max_bytes} bytes that the file has")
-            self.file.write(chunk)
-            pace.add(len(chunk))
-            self.progress(self.url.rpartition("/")[2], self.num_bytes, total)
-        if total is not None and self.num_bytes < total:
-            raise _CutOff
+    def _check_headers(self, response: "Response") -> int | None:
+        """Returns the size that the server promises, None where it promises none."""
+        if response.status_code != 200:
+            raise SourceError(f"answered {response.status_code} {response.reason}")
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise SourceError("answered with a web page instead of the file")
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdigit() else None
+        if total is not None and total > self.max_bytes:
+            raise SourceError(f"offers {total} bytes, more than the file has")
+        return total
 
 
-class _Pace:
-    """Watches the rate, window after window."""
+class _ThroughputFloor:
+    """Measures throughput, window after window."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: DownloadLimits) -> None:
         self.limits = limits
         self.since = time.monotonic() + limits.grace_s
         self.num_bytes = 0
 
     def add(self, num_bytes: int) -> None:
-        """Notes bytes; raises TooSlow at the end of a window that had too few."""
+        """Counts bytes; raises TooSlowError at the end of a window below the floor."""
         self.num_bytes += num_bytes
         seconds = time.monotonic() - self.since
         if seconds < self.limits.window_s:
             return
         rate = self.num_bytes / seconds
-        if rate < self.limits.floor_bytes_per_s:
-            raise TooSlow(f"too slow ({rate / 1000:.0f} kB/s)")
+        if rate < self.limits.min_bytes_per_s:
+            raise TooSlowError(f"too slow ({rate / 1000:.0f} kB/s)")
         self.since, self.num_bytes = time.monotonic(), 0
 
 
-def connect_within(address: tuple[str, int], timeout_s: float, _source: object = None) -> socket.socket:
-    """Resolves and connects within `timeout_s` in all, shared out among the addresses still to try.
+def _open(url: str, limits: DownloadLimits) -> "Response":
+    """Sends the request and returns the response without its body, within `connect_s` in all.
 
-    `socket.create_connection` grants its time-out to each address anew and none to the resolver. Raises
-    OSError.
+    In a thread, because requests bounds a connection to each address and each read, but neither the name resolution
+    (a dead name server blocks it for half a minute) nor their sum.
     """
-    deadline = time.monotonic() + timeout_s
-    addresses = _resolve(address, timeout_s)
-    for index, (family, kind, protocol, _, place) in enumerate(addresses):
-        connection = socket.socket(family, kind, protocol)
+    import requests
+
+    answer: Future[requests.Response] = Future()
+
+    def ask() -> None:
         try:
-            share = (deadline - time.monotonic()) / (len(addresses) - index)
-            connection.settimeout(max(share, 0.01))
-            connection.connect(place)
-            connection.settimeout(timeout_s)
-            return connection
-        except OSError as error:
-            connection.close()
-            last_error = error
-    raise last_error
+            # Half of the time for an address leaves the other half for a second one, as for IPv4 after IPv6.
+            timeout = (limits.connect_s / 2, limits.connect_s)
+            response = requests.get(url, headers=_HEADERS, stream=True, timeout=timeout)
+        except BaseException as error:
+            answer.set_exception(error)
+        else:
+            answer.set_result(response)
 
-
-def _resolve(address: tuple[str, int], timeout_s: float) -> list[Any]:
-    """getaddrinfo in a thread: it knows no time-out, and a dead name server holds it for half a minute."""
-    answer: queue.Queue[list[Any] | OSError] = queue.Queue(maxsize=1)
-
-    def resolve() -> None:
-        try:
-            answer.put(socket.getaddrinfo(*address, type=socket.SOCK_STREAM))
-        except OSError as error:
-            answer.put(error)
-
-    threading.Thread(target=resolve, name="resolve", daemon=True).start()
+    threading.Thread(target=ask, name="download", daemon=True).start()
     try:
-        addresses = answer.get(timeout=timeout_s)
-    except queue.Empty:
-        raise TimeoutError("the name server does not answer") from None
-    if isinstance(addresses, OSError):
-        raise addresses
-    return addresses
+        return answer.result(limits.connect_s)
+    except (TimeoutError, requests.Timeout):
+        answer.add_done_callback(_close)
+        raise SourceError("did not answer in time") from None
+    except requests.RequestException as error:
+        raise SourceError(_describe(error)) from error
 
 
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._create_connection = connect_within
+def _close(late: "Future[Response]") -> None:
+    if late.exception() is None:
+        late.result().close()
 
 
-class _SecureConnection(http.client.HTTPSConnection):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._create_connection = connect_within
+def _chunks(response: "Response") -> Iterator[bytes]:
+    """Yields bytes as they arrive, so that throughput is measured on a trickle too.
 
+    Raises:
+        SourceError: Nothing has arrived for as long as the request's time-out.
+        requests.ConnectionError: The connection ended before the file did; pooch tries again.
+    """
+    import requests
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-class _Handler(urllib.request.HTTPHandler):
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Connection, req)
-
-
-class _SecureHandler(urllib.request.HTTPSHandler):
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_SecureConnection, req)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_Handler, _SecureHandler)  # which also knows proxies and redirections
-
-
-def _next_chunk(response: http.client.HTTPResponse) -> bytes:
     try:
-        return response.read1(_CHUNK_BYTES)
-    except TimeoutError as error:
+        while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
+            yield chunk
+    except ReadTimeoutError as error:
         raise SourceError("stalled") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _CutOff from error
+    except HTTPError as error:
+        raise requests.ConnectionError(error) from error
 
 
-def _refuse_pages(response: http.client.HTTPResponse) -> None:
-    if response.headers.get_content_type() == "text/html":
-        raise SourceError("answered with a web page instead of the file")
-
-
-def _reason(error: OSError | http.client.HTTPException) -> str:
-    """The cause in a few words: urllib wraps it once or twice."""
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(cause, TimeoutError):
-        return "did not answer in time"
-    if isinstance(cause, socket.gaierror):
+def _describe(error: BaseException) -> str:
+    """Describes the cause in a few words: requests and urllib3 wrap it several times."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    if isinstance(error, socket.gaierror):
         return "its name cannot be resolved"
-    if isinstance(cause, OSError) and cause.strerror:
-        return f"cannot be reached ({cause.strerror})"
-    return f"cannot be reached ({cause})"
+    return f"cannot be reached ({getattr(error, 'strerror', None) or error})"

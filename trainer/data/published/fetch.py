@@ -1,109 +1,117 @@
-"""Gets a published data set from its sources in turn, or from what the user has at hand."""
+"""Gets a data set that has a name from its sources in turn, or from files that the user has."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.data.published.collect import Incomplete, SourceError, collect_files
-from trainer.data.published.download import DownloadProgress, Limits, TooSlow
+from trainer.data.content import DatasetContent
+from trainer.data.published.collect import collect_files
+from trainer.data.published.download import DownloadLimits, DownloadProgress
+from trainer.data.published.errors import MissingFilesError, SourceError, TooSlowError
 from trainer.data.published.formats import decode_npz
-from trainer.data.published.sources import Fetching, NamedSet, Source
-from trainer.data.store import Content, Say, explain_disk_errors, staging
+from trainer.data.published.info import DatasetInfo
+from trainer.data.published.progress import LineProgress
+from trainer.data.published.sources import FetchOptions, Source
+from trainer.data.staging import explain_disk_errors, staging
 from trainer.errors import DataError
 
-_PEAK = 2
-"""An archive and what was in it lie side by side for a while: about this many times the set's size, on the disk."""
+_PEAK_DISK_USE = 2
+"""An archive and the files in it are on the disk together: so many times the size of the decoded data set."""
 
 
-def obtain(
-    named: NamedSet,
+def fetch_dataset(
+    info: DatasetInfo,
     data_dir: Path,
     *,
-    say: Say,
+    log: Callable[[str], None],
     progress: DownloadProgress | None = None,
-    limits: Limits | None = None,
-) -> Content:
-    """Gets a data set from the first source that has it whole, saying each switch in one line.
+    limits: DownloadLimits | None = None,
+) -> DatasetContent:
+    """Gets a data set from the first source that has all of it.
 
-    Sources that deliver too slowly are gone back to when no other has it. Raises DataError naming every
-    source and its reason.
+    A source below the floor on throughput is tried again, without the floor, when no other source has the files.
+
+    Args:
+        info: The data set.
+        data_dir: Where data sets are kept; its folder for this one exists.
+        log: Receives a line for each source that fails, and for the one that does not.
+        progress: Receives the progress of downloads; None to log a line every ten seconds.
+        limits: When to give up on a server.
+
+    Raises:
+        DataError: No source has the data set (the message names each source and its reason), or the disk is full.
     """
-    if named.make is not None:
-        return named.content(named.make())
-    fetching = Fetching(
+    if info.generate is not None:
+        return info.content(info.generate())
+    options = FetchOptions(
         data_dir=data_dir,
-        max_bytes=named.size_bytes + (1 << 20),
-        limits=limits or Limits(),
-        say=say,
-        progress=progress or _SparseProgress(say),
+        max_bytes=info.size_bytes + (1 << 20),
+        limits=limits or DownloadLimits(),
+        progress=progress or LineProgress(log),
     )
-    patient = replace(fetching, limits=replace(fetching.limits, floor_bytes_per_s=0))
-    waiting = [(source, fetching) for source in named.sources]
+    patient = replace(options, limits=replace(options.limits, min_bytes_per_s=0))
+    waiting = [(source, options) for source in info.sources]
     failures: list[str] = []
     while waiting:
-        source, terms = waiting.pop(0)
+        source, source_options = waiting.pop(0)
         try:
-            return _fetch_from(source, named, terms)
+            started = time.monotonic()
+            content = _fetch_from(source, info, source_options)
         except SourceError as error:
             failures.append(f"{source.label}: {error}")
-            if isinstance(error, TooSlow):
+            if isinstance(error, TooSlowError):
                 waiting.append((source, patient))
             following = f"; trying {waiting[0][0].label}" if waiting else ""
-            say(f"{named.name}: {failures[-1]}{following}")
+            log(f"{info.name}: {failures[-1]}{following}")
+        else:
+            log(f"{info.name}: taken from {source.label} in {time.monotonic() - started:.1f} s, verified")
+            return content
     raise DataError(
-        f"{named.name} cannot be had from any source ({' | '.join(failures)}). With the files at hand, "
-        f"`python -m trainer data import {named.name} PATH` takes them from a folder or an archive"
+        f"{info.name} cannot be fetched from any source ({' | '.join(failures)}). If you have the files, "
+        f"`python -m trainer data import {info.name} PATH` takes them from a folder or an archive"
     )
 
 
-def import_files(named: NamedSet, path: Path, data_dir: Path) -> Content:
-    """Decodes a data set from a folder, an archive or a .npz of the user's. Raises DataError."""
+def import_dataset(info: DatasetInfo, path: Path, data_dir: Path) -> DatasetContent:
+    """Decodes a data set from the user's files, which stay as they are.
+
+    Args:
+        info: The data set.
+        path: A folder, an archive or a .npz file.
+        data_dir: Where data sets are kept; its folder for this one exists.
+
+    Raises:
+        DataError: The data set's files are not all there.
+    """
     if path.suffix == ".npz":
-        return named.content(decode_npz(path))
-    with staging(data_dir / named.name) as work:
+        return info.content(decode_npz(path))
+    with staging(data_dir / info.name) as work:
         try:
-            return _decode(named, [path], work)
+            return _decode(info, [path], work)
         except SourceError as error:
-            raise DataError(f"{named.name} cannot be taken from {path}: {error}") from error
+            raise DataError(f"{info.name} cannot be taken from {path}: {error}") from error
 
 
-def _fetch_from(source: Source, named: NamedSet, fetching: Fetching) -> Content:
-    folder = fetching.data_dir / named.name
-    with explain_disk_errors(folder, _PEAK * named.size_bytes), staging(folder) as work:
+def _fetch_from(source: Source, info: DatasetInfo, options: FetchOptions) -> DatasetContent:
+    folder = options.data_dir / info.name
+    with explain_disk_errors(folder, _PEAK_DISK_USE * info.size_bytes), staging(folder) as work:
         arrived = work / "arrived"
         arrived.mkdir()
-        started = time.monotonic()
-        content = _decode(named, source.fetch(arrived, fetching), work)
-        fetching.say(f"{named.name}: taken from {source.label} in {time.monotonic() - started:.1f} s, verified")
-        return content
+        return _decode(info, source.fetch(arrived, options), work)
 
 
-def _decode(named: NamedSet, roots: list[Path], work: Path) -> Content:
-    """Tries each form; when none is complete, tells of the one that came furthest."""
-    reasons: list[SourceError] = []
-    for form in named.forms:
+def _decode(info: DatasetInfo, roots: list[Path], work: Path) -> DatasetContent:
+    """Decodes the first format whose files are all there.
+
+    Raises:
+        SourceError: No format is complete. The reason is that of the first one with files that are not good, else that
+            of the first one.
+    """
+    errors: list[SourceError] = []
+    for file_format in info.formats:
         try:
-            return named.content(form.decode(collect_files(roots, form.files, work)))
+            return info.content(file_format.decode(collect_files(roots, file_format.files, work)))
         except SourceError as error:
-            reasons.append(error)
-    raise next((reason for reason in reasons if not isinstance(reason, Incomplete)), reasons[0])
-
-
-class _SparseProgress:
-    """A line every ten seconds: for logs, and for whoever watches a slow download."""
-
-    def __init__(self, say: Say, interval_s: float = 10.0) -> None:
-        self.say = say
-        self.interval_s = interval_s
-        self.name = ""
-        self.started = self.last = 0.0
-
-    def __call__(self, name: str, num_bytes: int, total: int | None) -> None:
-        now = time.monotonic()
-        if name != self.name:
-            self.name, self.started, self.last = name, now, now
-        if now - self.last < self.interval_s:
-            return
-        self.last = now
-        share = f"{100 * num_bytes / total:.0f} % of {total / 1e6:.1f} MB" if total else f"{num_bytes / 1e6:.1f} MB"
-        self.say(f"{name}: {share}, {num_bytes / 1e6 / (now - self.started):.2f} MB/s")
+            errors.append(error)
+    raise next((error for error in errors if not isinstance(error, MissingFilesError)), errors[0])

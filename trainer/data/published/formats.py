@@ -1,7 +1,7 @@
-"""Decoders of the files in which MNIST, Fashion-MNIST and CIFAR-10 are published. None runs foreign code.
+"""Decoders of the files in which MNIST, Fashion-MNIST and CIFAR-10 are published.
 
-Each takes local paths that have been verified by digest or will be verified by their content, and raises
-DataError naming the file when it is not well formed.
+A decoder runs no code that the files contain, and raises a DataError that names a malformed file. The caller has
+verified the files by their digests, or verifies what is decoded.
 """
 
 import io
@@ -18,42 +18,49 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainer.data.store import ImageSet
+from trainer.data.content import ImageSet
 from trainer.errors import DataError
 
 Bytes = npt.NDArray[np.uint8]
-Split = tuple[ImageSet, ImageSet]
-"""Training and test set."""
+TrainAndTest = tuple[ImageSet, ImageSet]
+"""Training images and test images."""
 
 _CIFAR_SHAPE = (3, 32, 32)
 _CIFAR_BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
 
 
-def decode_idx(files: Mapping[str, Path]) -> Split:
-    """The four uncompressed IDX files of MNIST and its like, by their published names."""
+def decode_idx(files: Mapping[str, Path]) -> TrainAndTest:
+    """Decodes the four IDX files of MNIST and Fashion-MNIST (http://yann.lecun.com/exdb/mnist/)."""
     return _idx_pair(files, "train"), _idx_pair(files, "t10k")
 
 
-def decode_cifar_batches(files: Mapping[str, Path]) -> Split:
-    """The six pickled batches of the official Python archive, read by an unpickler that knows three names."""
+def decode_cifar_batches(files: Mapping[str, Path]) -> TrainAndTest:
+    """Decodes the six pickled batches of CIFAR-10's Python archive (https://www.cs.toronto.edu/~kriz/cifar.html)."""
     train = [_read_batch(files[name]) for name in _CIFAR_BATCHES]
     images, labels = zip(*train, strict=True)
     test = _read_batch(files["test_batch"])
     return _image_set(np.concatenate(images), np.concatenate(labels)), _image_set(*test)
 
 
-def decode_cifar_pngs(files: Mapping[str, Path]) -> Split:
-    """Six PNGs with a sample a row (1,024 RGB pixels), and labels as JSON lists."""
+def decode_cifar_pngs(files: Mapping[str, Path]) -> TrainAndTest:
+    """Decodes six PNGs of CIFAR-10, one image of 1,024 RGB pixels in each row, and labels as JSON lists."""
     train = np.concatenate([_read_rows(files[f"{name}.png"]) for name in _CIFAR_BATCHES])
     test = _read_rows(files["test_batch.png"])
     return (
-        _image_set(train, _read_json_labels(files["train_lables.json"])),  # the package's own spelling
+        _image_set(train, _read_json_labels(files["train_lables.json"])),  # sic
         _image_set(test, _read_json_labels(files["test_lables.json"])),
     )
 
 
-def decode_npz(path: Path) -> Split:
-    """x_train, y_train, x_test, y_test as Keras keeps them: images [N, H, W] or [N, H, W, C], uint8."""
+def decode_npz(path: Path) -> TrainAndTest:
+    """Decodes an archive in Keras's form.
+
+    Args:
+        path: Holds x_train and x_test, uint8 [N, H, W] or [N, H, W, C], and y_train and y_test.
+
+    Raises:
+        DataError: The file is no such archive.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return (
@@ -83,18 +90,21 @@ def _read_idx(path: Path, num_dimensions: int) -> Bytes:
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Builds arrays and nothing else: a pickle can otherwise call any function that can be imported."""
+    """Builds arrays and nothing else: a plain unpickler calls any function that the file names."""
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = {("numpy.core.multiarray", "_reconstruct"): _empty_array, ("numpy", "ndarray"): np.ndarray}
-        allowed["numpy", "dtype"] = np.dtype
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"asks for {module}.{name}")
         return allowed[module, name]
 
 
 def _empty_array(kind: type, _shape: object, _code: object) -> npt.NDArray[Any]:
-    return np.ndarray.__new__(kind, (0,), np.uint8)  # its state follows in the pickle
+    return np.ndarray.__new__(kind, (0,), np.uint8)  # the pickle sets its state afterwards
 
 
 def _read_batch(path: Path) -> tuple[Bytes, npt.NDArray[np.int64]]:

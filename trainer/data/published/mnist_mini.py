@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.data.content import ImageSet
 from trainer.data.datasets import load_dataset
 from trainer.data.split import stratified_split
-from trainer.data.store import ImageSet
 from trainer.data.test_set import load_test_set
 from trainer.paths import default_data_dir
 
@@ -15,7 +15,7 @@ _SEED = 0
 
 def write_mnist_mini(target: Path, data_dir: Path) -> None:
     """Writes 5,000 training and 1,000 test images, drawn from MNIST's own parts by class share."""
-    dataset = load_dataset("mnist", data_dir, say=print)
+    dataset = load_dataset("mnist", data_dir, log=print)
     train, test = _draw(dataset.train, 5_000), _draw(load_test_set(dataset), 1_000)
     np.savez_compressed(
         target,

@@ -48,9 +48,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def load(tmp_path: Path, said: list[str]) -> Callable[..., Dataset]:
+def load(tmp_path: Path, logged: list[str]) -> Callable[..., Dataset]:
     def load_folder(path: Path, image_size: int | None = None) -> Dataset:
-        return load_dataset(f"folder:{path}", tmp_path / "data", image_size=image_size, say=said.append)
+        return load_dataset(f"folder:{path}", tmp_path / "data", image_size=image_size, log=logged.append)
 
     return load_folder
 
@@ -58,7 +58,7 @@ def load(tmp_path: Path, said: list[str]) -> Callable[..., Dataset]:
 Load = Callable[..., Dataset]
 
 
-def test_flat(root: Path, load: Load, said: list[str]) -> None:
+def test_flat(root: Path, load: Load, logged: list[str]) -> None:
     dataset = load(root)
     assert dataset.name == f"folder:{root}"
     assert dataset.classes == ("cat", "dog")
@@ -68,7 +68,7 @@ def test_flat(root: Path, load: Load, said: list[str]) -> None:
         assert part.images[part.labels == 0, :, 0].unique().tolist() == [50]
         assert part.images[part.labels == 1, :, 0].unique().tolist() == [200]
     assert (len(dataset.train) + len(test), dataset.validation) == (20, None)
-    assert said == [
+    assert logged == [
         f"folder:{root}: no test folder: {len(test)} of 20 images are held out as test set, by their content"
     ]
 
@@ -97,10 +97,10 @@ def test_an_image_stays_in_its_part(tmp_path: Path, load: Load) -> None:
     add(20)
     after = test_images()
     assert before < after
-    named = load(tmp_path / "x")
+    info = load(tmp_path / "x")
     for number, path in enumerate(sorted((tmp_path / "x").glob("*/*.bmp"))):
         path.rename(path.with_name(f"{number % 7}-{number}.bmp"))  # in another order
-    assert load(tmp_path / "x").sha256 == named.sha256
+    assert load(tmp_path / "x").sha256 == info.sha256
     for path in sorted((tmp_path / "x").glob("*/*.bmp"))[::3]:
         shutil.copy(path, path.with_name(f"copy-of-{path.name}"))
     assert test_images() == after
@@ -110,7 +110,7 @@ def test_an_image_stays_in_its_part(tmp_path: Path, load: Load) -> None:
 
 
 @pytest.mark.parametrize("validation_name", ["val", "valid", "validation"])
-def test_split(tmp_path: Path, load: Load, said: list[str], validation_name: str) -> None:
+def test_split(tmp_path: Path, load: Load, logged: list[str], validation_name: str) -> None:
     for part, count in (("train", 4), (validation_name, 3), ("test", 2)):
         for index, name in enumerate(("a", "b")):
             put_class(tmp_path / "x" / part / name, count, 10 * count + index)
@@ -121,10 +121,10 @@ def test_split(tmp_path: Path, load: Load, said: list[str], validation_name: str
     assert dataset.validation.images[:, 0, 0, 0].tolist() == [30] * 3 + [31] * 3
     assert load_test_set(dataset).images[:, 0, 0, 0].tolist() == [20] * 2 + [21] * 2
     assert load_test_set(dataset).labels.tolist() == [0, 0, 1, 1]
-    assert said == []
+    assert logged == []
 
 
-def test_copies_among_the_parts_are_told(tmp_path: Path, load: Load, said: list[str]) -> None:
+def test_copies_among_the_parts_are_told(tmp_path: Path, load: Load, logged: list[str]) -> None:
     for part, count in (("train", 4), ("val", 3), ("test", 2)):
         for name in "ab":
             put_class(tmp_path / "x" / part / name, count)
@@ -134,30 +134,33 @@ def test_copies_among_the_parts_are_told(tmp_path: Path, load: Load, said: list[
         shutil.copy(tmp_path / "x" / "train" / "a" / f"00{index}.png", tmp_path / "x" / "val" / "a" / f"{index}.png")
     shutil.copy(tmp_path / "x" / "val" / "b" / "001.png", tmp_path / "x" / "test" / "b" / "chosen-by.png")
     for _ in range(2):  # not only to who decodes it
-        said.clear()
+        logged.clear()
         load(tmp_path / "x")
-        assert said == [
-            f"warning: folder:{tmp_path / 'x'}: {found}, too, pixel for pixel: {harm}; leave them out of either"
+        assert logged == [
+            f"warning: folder:{tmp_path / 'x'}: {found}, too, pixel for pixel: {harm}; remove them from one of the two"
             for found, harm in (
-                ("2 of 8 validation images are training images", "validation accuracy will count them as understood"),
-                ("2 of 7 test images are training images", "test accuracy will count them as understood"),
-                ("1 of 7 test images are validation images", "what is chosen by validation is chosen by them, too"),
+                ("2 of 8 validation images are training images", "validation accuracy will be too high"),
+                ("2 of 7 test images are training images", "test accuracy will be too high"),
+                (
+                    "1 of 7 test images are validation images",
+                    "a model chosen by validation accuracy is chosen by them, too",
+                ),
             )
         ]
 
 
-def test_copies_in_training_are_told_where_some_will_validate(root: Path, load: Load, said: list[str]) -> None:
+def test_copies_in_training_are_told_where_some_will_validate(root: Path, load: Load, logged: list[str]) -> None:
     for path in list((root / "cat").iterdir()):
         shutil.copy(path, path.with_name(f"copy-of-{path.name}"))
     number = int((load(root).train.labels == 0).sum()) // 2
-    assert said[1:] == [
-        f"warning: folder:{root}: {number} training images are copies of others, pixel for pixel: some may be set "
-        "aside for validation while their copies teach"
+    assert logged[1:] == [
+        f"warning: folder:{root}: {number} training images are duplicates of others, pixel for pixel: some may be set "
+        "aside for validation while their duplicates are trained on"
     ]
 
 
 @pytest.mark.parametrize("names", [("Train", "VAL", "Test"), ("TRAIN", "Validation", "test")])
-def test_parts_in_any_spelling(tmp_path: Path, load: Load, said: list[str], names: tuple[str, ...]) -> None:
+def test_parts_in_any_spelling(tmp_path: Path, load: Load, logged: list[str], names: tuple[str, ...]) -> None:
     for part in names:
         for name in "ab":
             put_class(tmp_path / "x" / part / name, 3)
@@ -165,7 +168,7 @@ def test_parts_in_any_spelling(tmp_path: Path, load: Load, said: list[str], name
     dataset = load(tmp_path / "x")
     assert dataset.classes == ("a", "b")
     assert (len(dataset.train), dataset.num_test, len(dataset.validation or [])) == (6, 6, 6)
-    assert said == [f"folder:{tmp_path / 'x'}: extra is not used: images are in {names[0]}"]
+    assert logged == [f"folder:{tmp_path / 'x'}: extra is not used: images are in {names[0]}"]
 
 
 @pytest.mark.parametrize("names", ["training testing", "val test", "train testing", "cat Training"])
@@ -174,7 +177,7 @@ def test_parts_under_other_names_are_no_classes(tmp_path: Path, load: Load, name
         for name in "ab":
             put_class(tmp_path / "x" / part / name, 3)
     misnamed = [name for name in sorted(names.split()) if name not in ("train", "cat")]
-    with pytest.raises(ConfigError, match=f"x has {' and '.join(misnamed)}, which look like parts of a data set"):
+    with pytest.raises(ConfigError, match=f"x has {' and '.join(misnamed)}, which look like splits of a data set"):
         load(tmp_path / "x")
 
 
@@ -191,10 +194,10 @@ def test_a_class_named_train_is_a_class(tmp_path: Path, load: Load) -> None:
     assert load(tmp_path / "x").classes == ("bus", "train")
 
 
-def test_only_what_has_changed_is_decoded_anew(root: Path, load: Load, said: list[str]) -> None:
+def test_only_what_has_changed_is_decoded_anew(root: Path, load: Load, logged: list[str]) -> None:
     first, second = load(root).path, load(root).path
     assert first == second
-    assert len(said) == 2
+    assert len(logged) == 2
     put(root / "cat" / "new.png", (51, 51, 51))
     third = load(root)
     assert third.path != first
@@ -233,11 +236,11 @@ def test_touched_content_of_the_same_size_is_noticed(root: Path, load: Load) -> 
     assert load(root).path != first.path
 
 
-def test_a_damaged_decoded_folder_is_made_again(root: Path, load: Load, said: list[str]) -> None:
+def test_a_damaged_decoded_folder_is_made_again(root: Path, load: Load, logged: list[str]) -> None:
     first = load(root)
     first.path.write_bytes(first.path.read_bytes()[:500])
     assert load(root).sha256 == first.sha256
-    assert "set aside" in said[1]
+    assert "set aside" in logged[1]
 
 
 @pytest.mark.parametrize(("modes", "channels"), [(("L", "L"), 1), (("L", "RGB"), 3), (("RGB", "RGB"), 3)])
@@ -338,7 +341,7 @@ def test_links_are_followed_and_circles_end(root: Path, load: Load) -> None:
     assert len(dataset.train) + dataset.num_test == 30
 
 
-def test_other_files_are_passed_over_and_counted(root: Path, load: Load, said: list[str]) -> None:
+def test_other_files_are_passed_over_and_counted(root: Path, load: Load, logged: list[str]) -> None:
     for name in (".hidden.png", "notes.txt", "Thumbs.db"):
         (root / "cat" / name).write_text("x")
     for folder in (".git", "cat/.ipynb_checkpoints", "cat/sub/.thumbnails", ".hidden/sub"):
@@ -349,7 +352,7 @@ def test_other_files_are_passed_over_and_counted(root: Path, load: Load, said: l
     dataset = load(root)
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.train) + dataset.num_test == 20
-    assert said[0] == f"folder:{root}: 5 files skipped (.txt, .db, no ending, pipes and the like)"
+    assert logged[0] == f"folder:{root}: 5 files skipped (.txt, .db, no extension, not a regular file)"
 
 
 @pytest.mark.parametrize("kind", ["gif", "jfif", "JPG", pytest.param("avif", marks=NEEDS_AVIF)])
@@ -388,25 +391,23 @@ def test_a_truncated_image_is_named(root: Path, load: Load) -> None:
         load(root)
 
 
-def test_warnings_come_with_the_files_name(root: Path, load: Load, said: list[str]) -> None:
+def test_warnings_come_with_the_files_name(root: Path, load: Load, logged: list[str]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     damaged = root / "cat" / "damaged.png"
     Image.new("RGB", (8, 8)).save(damaged, exif=exif.tobytes()[:-6])
     load(root)
-    assert len(said) == 2
-    assert said[0].startswith(
-        f"folder:{root}: 1 of 21 images are read although Pillow warns: {damaged} (Corrupt EXIF data"
-    )
+    assert len(logged) == 2
+    assert logged[0].startswith(f"folder:{root}: Pillow warns about 1 of 21 images: {damaged} (Corrupt EXIF data")
 
 
 def test_large_photographs_are_taken_and_larger_ones_named(
-    root: Path, load: Load, said: list[str], monkeypatch: pytest.MonkeyPatch
+    root: Path, load: Load, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)  # a photograph of 95 megapixels would take seconds
     put(root / "cat" / "large.png", size=(1000, 950), mode="L")
     load(root, 8)
-    assert len(said) == 1
+    assert len(logged) == 1
     put(root / "cat" / "larger.png", size=(2000, 950), mode="L")
     with pytest.raises(
         DataError, match=r"1 of 22 .*: .*larger\.png \(it has more than 1 million pixels: scale it down\)"
@@ -464,7 +465,7 @@ def test_too_few_images_to_hold_any_out(tmp_path: Path, load: Load) -> None:
 
 def test_wrong_paths(tmp_path: Path, root: Path, load: Load) -> None:
     with pytest.raises(ConfigError, match="folder: needs a path"):
-        load_dataset("folder:", tmp_path, say=print)
+        load_dataset("folder:", tmp_path, log=print)
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         load(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="is a file, not a folder"):

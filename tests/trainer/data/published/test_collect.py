@@ -7,13 +7,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tiny_set import NAMES, idx_files, make_content, make_named_set
 
-from trainer.data.published.collect import Incomplete, SourceError, collect_files
+from tests.trainer.data.tiny_dataset import NAMES, idx_files, make_content, make_dataset_info
+from trainer.data.published.collect import collect_files
+from trainer.data.published.errors import MissingFilesError, SourceError
 
 FILES = idx_files(make_content())
 OTHER_FILES = idx_files(make_content(seed=1))
-KNOWN = make_named_set().forms[0].files
+KNOWN = make_dataset_info().formats[0].files
 
 
 def collect(folder: Path, *roots: Path) -> dict[str, bytes]:
@@ -128,8 +129,8 @@ def test_a_bomb_stops_at_the_known_size(tmp_path: Path) -> None:
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(Incomplete, match="none of the files is there"):
+    with pytest.raises(MissingFilesError, match="none of the files is there"):
         collect(tmp_path, tmp_path)
     put(tmp_path / "a", {name: FILES[name] for name in NAMES[:3]})
-    with pytest.raises(Incomplete, match=f"{NAMES[3]} not there"):
+    with pytest.raises(MissingFilesError, match=f"{NAMES[3]} not there"):
         collect_files([tmp_path / "a"], KNOWN, tmp_path / "into")

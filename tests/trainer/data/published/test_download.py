@@ -1,19 +1,37 @@
 """Downloads against a server with the faults of real ones."""
 
+import hashlib
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_set import QUICK, FaultyServer, begin, cut_once, resumable, slow, stalled, unmeasured, whole
 
-from trainer.data.published.collect import SourceError
-from trainer.data.published.download import TooSlow, connect_within, download
+from tests.trainer.data.faulty_server import FaultyServer, begin, cut_once, slow, stalled, unmeasured, whole
+from tests.trainer.data.tiny_dataset import QUICK
+from trainer.data.published.download import download
+from trainer.data.published.errors import SourceError, TooSlowError
 
 DATA = bytes(range(256)) * 800
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes away the seconds that pooch waits between two attempts."""
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda _seconds: None))
+
+
+def fetch_from(url: str, folder: Path, *, max_bytes: int = len(DATA), **limits: float) -> bytes:
+    target = folder / "file"
+    quick = replace(QUICK, **limits)  # type: ignore[arg-type]
+    download(url, target, max_bytes=max_bytes, limits=quick, progress=lambda *_: None)
+    return target.read_bytes()
 
 
 def fetch(server: FaultyServer, folder: Path, **changes: Any) -> bytes:
@@ -35,35 +53,45 @@ def test_a_file_without_a_promised_length_arrives(server: FaultyServer, tmp_path
     assert fetch(server, tmp_path) == DATA
 
 
-def test_cut_off_is_resumed_where_it_stopped(server: FaultyServer, tmp_path: Path) -> None:
-    server.routes["/file"] = resumable(DATA, piece_bytes=len(DATA) // 2 + 1)
-    assert fetch(server, tmp_path) == DATA
-    assert server.ranges == [None, f"bytes={len(DATA) // 2 + 1}-"]
-
-
-def test_cut_off_restarts_where_range_is_ignored(server: FaultyServer, tmp_path: Path) -> None:
+def test_a_cut_off_download_is_tried_again(server: FaultyServer, tmp_path: Path, no_pause: None) -> None:
     server.routes["/file"] = cut_once(DATA, 1000)
     assert fetch(server, tmp_path) == DATA
+    assert server.requests["/file"] == 2
 
 
-def test_cut_off_again_and_again_is_given_up(server: FaultyServer, tmp_path: Path) -> None:
-    server.routes["/file"] = resumable(DATA, piece_bytes=100)
+def test_cut_off_again_and_again_is_given_up(server: FaultyServer, tmp_path: Path, no_pause: None) -> None:
+    def answer(handler: Any) -> None:
+        begin(handler, len(DATA))
+        handler.wfile.write(DATA[:300])
+
+    server.routes["/file"] = answer
     with pytest.raises(SourceError, match="cut off 3 times, last at 300 bytes"):
         fetch(server, tmp_path)
     assert server.requests["/file"] == 3
 
 
-def test_resumed_at_the_wrong_place_is_refused(server: FaultyServer, tmp_path: Path) -> None:
-    def answer(handler: Any) -> None:
-        if handler.headers.get("Range"):
-            begin(handler, 10, 206, Content_Range=f"bytes 5-14/{len(DATA)}")
-        else:
-            begin(handler, len(DATA))
-            handler.wfile.write(DATA[:100])
-
-    server.routes["/file"] = answer
-    with pytest.raises(SourceError, match="resumed at the wrong place"):
+def test_a_file_is_there_whole_or_not_at_all(server: FaultyServer, tmp_path: Path) -> None:
+    server.routes["/file"] = stalled(DATA, 1000, server.released, threading.Event())
+    with pytest.raises(SourceError):
         fetch(server, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_users_may_read_it_as_the_umask_says(server: FaultyServer, tmp_path: Path) -> None:
+    server.routes["/file"] = whole(DATA)
+    fetch(server, tmp_path)
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_another_digest_is_refused(server: FaultyServer, tmp_path: Path) -> None:
+    server.routes["/file"] = whole(DATA)
+    digest = hashlib.sha256(DATA).hexdigest()
+    assert fetch(server, tmp_path, sha256_prefix=digest[:8]) == DATA
+    (tmp_path / "file").unlink()
+    with pytest.raises(SourceError, match=f"sent another file \\(sha256 {digest[:8]}, not 00000000"):
+        fetch(server, tmp_path, sha256_prefix="00000000")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stall_is_given_up(server: FaultyServer, tmp_path: Path) -> None:
@@ -86,7 +114,7 @@ def assert_released(server: FaultyServer) -> None:
 
 def test_a_trickle_is_given_up(server: FaultyServer, tmp_path: Path) -> None:
     server.routes["/file"] = slow(DATA, 500, server.released)
-    with pytest.raises(TooSlow, match=r"too slow \(\d+ kB/s\)"):
+    with pytest.raises(TooSlowError, match=r"too slow \(\d+ kB/s\)"):
         fetch(server, tmp_path)
 
 
@@ -119,39 +147,29 @@ def test_a_closed_port_is_given_up_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(SourceError, match="cannot be reached"):
-        download(
-            f"http://127.0.0.1:{port}/file",
-            tmp_path / "file",
-            max_bytes=1,
-            limits=QUICK,
-            progress=lambda *_: None,
-        )
+        fetch_from(f"http://127.0.0.1:{port}/file", tmp_path)
 
 
 def test_an_unknown_name_is_given_up_at_once(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"its name cannot be resolved|did not answer in time"):
-        download(
-            "http://no-such-host.invalid/file",
-            tmp_path / "file",
-            max_bytes=1,
-            limits=QUICK,
-            progress=lambda *_: None,
-        )
+        fetch_from("http://no-such-host.invalid/file", tmp_path)
 
 
-def test_a_silent_name_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_name_server_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     released = threading.Event()
 
     def hang(*_args: object, **_options: object) -> list[Any]:
         released.wait(30)
-        return []
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
+    started = time.monotonic()
     try:
-        with pytest.raises(TimeoutError):
-            connect_within(("example.invalid", 80), 0.1)
+        with pytest.raises(SourceError, match="did not answer in time"):
+            fetch_from("http://example.invalid/file", tmp_path, connect_s=0.1)
     finally:
         released.set()
+    assert time.monotonic() - started < 1
 
 
 @pytest.fixture
@@ -169,23 +187,45 @@ def black_hole() -> Iterator[int]:
             filler.close()
 
 
-def test_an_unreachable_address_leaves_time_for_the_next(
-    server: FaultyServer, black_hole: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    good = int(server.url.rsplit(":", 1)[1].rstrip("/"))
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
+    """Makes every name resolve to these ports."""
     kinds = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
-    places = [(*kinds, ("127.0.0.1", port)) for port in (black_hole, black_hole, good)]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: places)
-    started = time.monotonic()
-    with connect_within(("two-homes.invalid", 80), 0.6) as connection:
-        assert connection.getpeername()[1] == good
-    assert time.monotonic() - started > 0.3  # two of three shares
+    addresses = [(*kinds, ("127.0.0.1", port)) for port in ports]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: addresses)
 
 
-def test_unreachable_addresses_share_one_time_out(black_hole: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", black_hole))] * 4
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: places)
+def test_an_unreachable_address_leaves_time_for_the_next(
+    server: FaultyServer, black_hole: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server.routes["/file"] = whole(DATA)
+    resolve_to(monkeypatch, black_hole, int(server.url.rsplit(":", 1)[1].rstrip("/")))
     started = time.monotonic()
-    with pytest.raises(TimeoutError):
-        connect_within(("nowhere.invalid", 80), 0.4)
+    assert fetch_from("http://two-homes.invalid/file", tmp_path, connect_s=0.6) == DATA
+    assert time.monotonic() - started > 0.25
+
+
+def test_unreachable_addresses_share_one_time_out(
+    black_hole: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    resolve_to(monkeypatch, *[black_hole] * 4)
+    started = time.monotonic()
+    with pytest.raises(SourceError, match="did not answer in time"):
+        fetch_from("http://nowhere.invalid/file", tmp_path, connect_s=0.4)
     assert time.monotonic() - started < 1
+
+
+def test_a_late_answer_is_closed(server: FaultyServer, tmp_path: Path) -> None:
+    answered = threading.Event()
+
+    def answer(handler: Any) -> None:
+        server.released.wait(0.4)
+        begin(handler, len(DATA))
+        with suppress(ConnectionError):
+            for _ in range(1000):  # until the client closes the connection
+                handler.wfile.write(DATA)
+        answered.set()
+
+    server.routes["/file"] = answer
+    with pytest.raises(SourceError, match="did not answer in time"):
+        fetch_from(f"{server.url}file", tmp_path, connect_s=0.2)
+    assert answered.wait(10)

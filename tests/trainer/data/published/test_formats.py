@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_set import NAMES, idx_files, make_content
 
+from tests.trainer.data.tiny_dataset import NAMES, idx_files, make_content
 from trainer.data.published import formats
 from trainer.errors import DataError
 

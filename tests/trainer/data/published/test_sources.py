@@ -2,42 +2,44 @@
 
 import pytest
 
-from trainer.data.published.sources import CIFAR10, FASHION_MNIST, MNIST, HandPlaced, Mirror, NamedSet
+from trainer.data.published.catalog import CIFAR10, FASHION_MNIST, MNIST
+from trainer.data.published.info import DatasetInfo
+from trainer.data.published.sources import LocalFiles, Mirror
 
-PUBLISHED = pytest.mark.parametrize("named", [MNIST, FASHION_MNIST, CIFAR10], ids=lambda named: named.name)
+PUBLISHED = pytest.mark.parametrize("info", [MNIST, FASHION_MNIST, CIFAR10], ids=lambda info: info.name)
 
 
 @PUBLISHED
-def test_files_have_digests_and_sizes(named: NamedSet) -> None:
-    for form in named.forms:
-        assert len({file.name for file in form.files}) == len(form.files)
-        assert len({file.digest for file in form.files}) == len(form.files)
-        for file in form.files:
+def test_files_have_digests_and_sizes(info: DatasetInfo) -> None:
+    for file_format in info.formats:
+        assert len({file.name for file in file_format.files}) == len(file_format.files)
+        assert len({file.digest for file in file_format.files}) == len(file_format.files)
+        for file in file_format.files:
             algorithm, _, digest = file.digest.partition(":")
             assert len(digest) == {"sha256": 64, "md5": 32}[algorithm]
             assert file.size_bytes > 0
 
 
 @PUBLISHED
-def test_every_download_fits_under_the_bound(named: NamedSet) -> None:
-    for form in named.forms:
-        assert sum(file.size_bytes for file in form.files) < named.size_bytes + (4 << 20)
+def test_every_download_fits_under_the_bound(info: DatasetInfo) -> None:
+    for file_format in info.formats:
+        assert sum(file.size_bytes for file in file_format.files) < info.size_bytes + (4 << 20)
 
 
 @PUBLISHED
-def test_sources_begin_at_hand_and_are_named(named: NamedSet) -> None:
-    assert isinstance(named.sources[0], HandPlaced)
-    assert named.name in named.sources[0].paths
-    labels = [source.label for source in named.sources]
+def test_sources_begin_at_hand_and_are_named(info: DatasetInfo) -> None:
+    assert isinstance(info.sources[0], LocalFiles)
+    assert info.name in info.sources[0].paths
+    labels = [source.label for source in info.sources]
     assert all(labels)
     assert len(set(labels)) == len(labels)
-    for source in named.sources:
+    for source in info.sources:
         if isinstance(source, Mirror):
             assert source.base_url.endswith("/")
             assert source.label in source.base_url
 
 
 @PUBLISHED
-def test_the_content_is_pinned(named: NamedSet) -> None:
-    assert len(named.sha256) == 64
-    assert len(named.classes) == len(set(named.classes)) == 10
+def test_the_content_is_pinned(info: DatasetInfo) -> None:
+    assert len(info.sha256) == 64
+    assert len(info.classes) == len(set(info.classes)) == 10

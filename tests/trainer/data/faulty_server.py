@@ -1,79 +1,14 @@
-"""A tiny published set, and a web server with the faults of real ones, for the tests of this folder."""
+"""A web server with the faults of real ones."""
 
 import gzip
-import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
-import torch
-
-from trainer.data.published.collect import KnownFile
-from trainer.data.published.download import Limits
-from trainer.data.published.formats import decode_idx
-from trainer.data.published.sources import Form, HandPlaced, Mirror, NamedSet, Source
-from trainer.data.store import Content, ImageSet, content_digest
-
-QUICK = Limits(connect_s=1.0, grace_s=0.05, window_s=0.15, floor_bytes_per_s=100_000, num_resumes=2)
-"""Limits for tests: fractions of a second where users get seconds."""
-NAMES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-GZ_NAMES = tuple(f"{name}.gz" for name in NAMES)
-
-
-def make_content(side: int = 8, num_train: int = 40, num_test: int = 20, seed: int = 0) -> Content:
-    """Random images of two classes."""
-    generator = torch.Generator().manual_seed(seed)
-    train, test = (
-        ImageSet(
-            torch.randint(0, 256, (count, 1, side, side), dtype=torch.uint8, generator=generator),
-            torch.arange(count) % 2,
-        )
-        for count in (num_train, num_test)
-    )
-    return Content("tiny", ("even", "odd"), train, test)
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    """An IDX file of unsigned bytes."""
-    shape = b"".join(length.to_bytes(4, "big") for length in array.shape)
-    return bytes((0, 0, 8, array.ndim)) + shape + array.astype(np.uint8).tobytes()
-
-
-def idx_files(content: Content) -> dict[str, bytes]:
-    """The four files of a set, by name."""
-    arrays = []
-    for part in (content.train, content.test):
-        arrays += [part.images[:, 0].numpy(), part.labels.numpy()]
-    return {name: idx_bytes(array) for name, array in zip(NAMES, arrays, strict=True)}
-
-
-def make_named_set(*sources: Source, content: Content | None = None) -> NamedSet:
-    """A set like MNIST in all but size."""
-    content = content or make_content()
-    files = tuple(
-        KnownFile(name, f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
-        for name, data in idx_files(content).items()
-    )
-    _, channels, height, width = content.train.images.shape
-    return NamedSet(
-        name="tiny",
-        classes=content.classes,
-        image_shape=(channels, height, width),
-        num_train=len(content.train),
-        num_test=len(content.test),
-        sha256=content_digest(content),
-        forms=(Form(files, decode_idx),),
-        sources=(HandPlaced(("tiny", "Tiny/raw")), *sources),
-    )
-
+from tests.trainer.data.tiny_dataset import GZ_NAMES
+from trainer.data.published.sources import Mirror
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -84,7 +19,6 @@ class FaultyServer:
     def __init__(self) -> None:
         self.routes: dict[str, Answer] = {}
         self.requests: Counter[str] = Counter()
-        self.ranges: list[str | None] = []
         self.released = threading.Event()
         """Set at the end: whatever hangs on purpose hangs on this."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler_class())
@@ -120,7 +54,6 @@ class FaultyServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 server.requests[self.path] += 1
-                server.ranges.append(self.headers.get("Range"))
                 answer = server.routes.get(self.path)
                 if answer is None:
                     self.send_error(404)
@@ -164,23 +97,8 @@ def unmeasured(data: bytes) -> Answer:
     return answer
 
 
-def resumable(data: bytes, piece_bytes: int) -> Answer:
-    """Understands Range, and hangs up after each piece."""
-
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        start = int((handler.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-        if start:
-            place = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            begin(handler, len(data) - start, 206, Content_Range=place, ETag='"1"')
-        else:
-            begin(handler, len(data), ETag='"1"')
-        handler.wfile.write(data[start : start + piece_bytes])
-
-    return answer
-
-
 def cut_once(data: bytes, num_bytes: int) -> Answer:
-    """Hangs up in the middle of the first answer; ignores Range."""
+    """Hangs up in the middle of the first answer."""
     answered: list[bool] = []
 
     def answer(handler: BaseHTTPRequestHandler) -> None:

@@ -1,0 +1,78 @@
+"""Unfinished files: a folder for them, a lock for the process that writes them, and one-line errors of the disk."""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from trainer.errors import ConfigError, DataError
+from trainer.files import locked
+
+TEMPORARY_PREFIX = ".tmp-"
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
+"""ENOENT: the kernel's answer where folders cannot be made, as in /proc."""
+
+
+def file_lock(path: Path, log: Callable[[str], None], *, log_after_s: float = 3.0) -> AbstractContextManager[bool]:
+    """Returns a context that one process of this machine enters at a time; the others wait for as long as it takes.
+
+    Args:
+        path: The lock file; its folder is made where it is missing.
+        log: Receives a line if this process has to wait.
+        log_after_s: Time to wait before that line.
+
+    Returns:
+        A context manager that yields whether the lock excludes others: False on a file system without locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waiting = f"waiting for another process that is preparing {path.stem}"
+    return locked(path, log, waiting, say_after_s=log_after_s)
+
+
+@contextmanager
+def staging(parent: Path) -> Iterator[Path]:
+    """Makes a new folder for unfinished files inside `parent`, and removes it at the end of the context."""
+    folder = parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir()  # not tempfile's 0700: users may share a cache, and the umask decides
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_stale(parent: Path) -> None:
+    """Removes the unfinished files of killed processes in `parent`; call it only while holding the lock."""
+    for leftover in parent.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def explain_disk_errors(folder: Path, required_bytes: int | None = None) -> Iterator[None]:
+    """Turns errors of the disk inside the context into one line for the user.
+
+    Args:
+        folder: The folder in which the context writes.
+        required_bytes: How much it writes, where known.
+
+    Raises:
+        DataError: The disk is full.
+        ConfigError: The folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            need = f"about {required_bytes / 1e6:.1f} MB are needed" if required_bytes else "more room is needed"
+            raise DataError(f"disk full: {need} in {folder}, {_free_megabytes(folder)} are free") from error
+        if error.errno in _NOT_ALLOWED:
+            raise ConfigError(f"cannot write in {folder}: {error.strerror}; choose another --data-dir") from error
+        raise
+
+
+def _free_megabytes(folder: Path) -> str:
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return f"{shutil.disk_usage(existing).free / 1e6:.1f} MB"
