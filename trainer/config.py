@@ -56,6 +56,8 @@ class TrainConfig:
     """auto: continue from the newest good checkpoint in the run folder. never: refuse a folder that holds a run."""
     device: DeviceChoice = "auto"
     """auto: GPUs if there are any, one for each rank."""
+    hang_timeout_s: float = 5.0
+    """Seconds that ranks wait for one that hangs in a training step; slow steps get more. 0: for ever, to debug."""
     export: bool = True
     """Publish the trained model in the model repository."""
     model_repository: Path = Path("models")
@@ -75,6 +77,8 @@ class TrainConfig:
             raise ConfigError(f"--lr-scale {self.lr_scale}: must be a positive number")
         if not self.save_every_s > 0:
             raise ConfigError(f"--save-every-s {self.save_every_s}: must be a positive number")
+        if not 0 <= self.hang_timeout_s < float("inf"):
+            raise ConfigError(f"--hang-timeout-s {self.hang_timeout_s}: must be a positive number, or 0 for never")
         recipe = find_recipe(self.recipe)
         _check_virtual_shards(self.virtual_shards, self.global_batch_size or recipe.global_batch_size)
         groups = {kind: replace(group, lr=group.lr * self.lr_scale) for kind, group in recipe.param_groups.items()}
@@ -100,6 +104,7 @@ _DECIDE_NO_RESULT = {
     "save_every_steps",
     "resume",
     "device",
+    "hang_timeout_s",
     "export",
     "model_repository",
 }

@@ -1,19 +1,19 @@
-"""What can go wrong, as one tree. The command line prints `str(error)` as one line and leaves with `exit_code`.
+"""The trainer's errors, as one tree. The command line prints `str(error)` as one line and exits with `exit_code`.
 
     TrainerError
-    ├── ConfigError      what was asked for cannot be done: unknown name, impossible value, folder of another run
-    │   └── MismatchError  the ranks were not started with the same code, settings, data and kind of hardware
-    ├── DataError        a data set is missing, damaged or unreadable
-    ├── CheckpointError  a run folder or a checkpoint cannot be read or written
-    ├── DivergenceError  the loss is no longer a number
-    ├── ExportError      a trained model is not published: it failed its check, or the repository cannot be written
-    ├── DesyncError      the ranks' weights are not the same any more
-    └── PeerError        another rank failed, and that rank tells the user why
+    ├── ConfigError        the request cannot be met: an unknown name, an impossible value, a folder of another run
+    │   └── MismatchError  the ranks started with different code, settings, data or kinds of hardware
+    ├── DataError          a data set is missing, damaged or unreadable
+    ├── CheckpointError    a run folder or a checkpoint cannot be read or written
+    ├── DivergenceError    the loss is not finite
+    ├── ExportError        a trained model cannot be published
+    ├── DesyncError        the ranks' weights differ
+    └── PeerError          another rank failed first, and reports why
 
-`Interrupted`, by SIGTERM or Ctrl-C, is no error, and stands beside it.
+`Interrupted`, after SIGTERM or Ctrl-C, is not an error and not part of the tree.
 
-Messages say what was wrong and what to do. Anything else that reaches the top is a defect, and is shown with its
-traceback.
+A message says what is wrong and what to do. Any other exception that reaches the top is a defect, and is printed with
+its traceback.
 """
 
 import difflib
@@ -30,16 +30,16 @@ class TrainerError(Exception):
 
 
 class ConfigError(TrainerError):
-    """The request itself is wrong. Exit code 2: trying again without a change is pointless."""
+    """The request itself is wrong. Exit code 2: retrying without a change is pointless."""
 
     exit_code = 2
 
 
 class MismatchError(ConfigError):
-    """The ranks were not started with the same. Exit code 2.
+    """The ranks were started with different settings. Exit code 2.
 
     Args:
-        ranks: those that are not like the most; all, if no value is that of more than half.
+        ranks: the ranks that differ from the majority; all ranks, if there is no majority.
     """
 
     def __init__(self, message: str, ranks: list[int]) -> None:
@@ -66,7 +66,7 @@ class DivergenceError(TrainerError):
 
 
 class ExportError(TrainerError):
-    """A trained model is not published. Exit code 6; the run itself is as good as it was."""
+    """A trained model cannot be published. Exit code 6; the run itself is complete."""
 
     exit_code = 6
 
@@ -75,7 +75,7 @@ class DesyncError(TrainerError):
     """The ranks' weights differ. Exit code 7.
 
     Args:
-        ranks: those that are not like the most; all, if no more than half are alike.
+        ranks: the ranks that differ from the majority; all ranks, if there is no majority.
     """
 
     exit_code = 7
@@ -86,17 +86,17 @@ class DesyncError(TrainerError):
 
 
 class PeerError(TrainerError):
-    """This rank leaves because another one failed first. Said nowhere: the first failure is what the user must see."""
+    """Raised because another rank failed first. Never printed: the user must see the first failure."""
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to end. Exit code 128 + the signal's number, as shells do; the message is for the user.
+    """A signal asked the run to end. Exit code 128 + the signal's number, as in shells.
 
-    No Exception, as KeyboardInterrupt is none: it may be raised anywhere, and nobody who handles errors may keep it.
+    Not an Exception, like KeyboardInterrupt: it may be raised anywhere, and no error handler may catch it.
 
     Args:
-        cause: the signal's name, or what else asked for the end, as if by that signal.
-        outcome: what became of the command, and how to go on.
+        cause: the signal's name, or another reason to end as if by that signal.
+        outcome: what became of the command, and how to continue it.
     """
 
     def __init__(self, cause: str, outcome: str, signal_number: int) -> None:
@@ -106,17 +106,17 @@ class Interrupted(BaseException):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a name that does not exist, with the nearest ones that do."""
+    """Returns the error for a name that does not exist, with the closest names that do."""
     names = list(known)
     by_lower = {known.lower(): known for known in names}
-    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+    close = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
     return ConfigError(f"no {kind} {name!r}: {hint}")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around what writes a file or a folder: a full disk is the user's to mend.
+    """Context for code that writes a file or a folder: turns a full disk into an error that a user can act upon.
 
     Raises:
         CheckpointError: it cannot be written.

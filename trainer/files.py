@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all, and locks."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ import torch
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name, flush to the disk, rename. On any failure the old file stands and nothing else."""
+    """Writes to a temporary name, flushes to the disk and renames. A failure leaves the old file and nothing else."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -32,29 +32,36 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked(
-    path: Path, say: Callable[[str], None], waiting: str, *, told_after_s: float = 1.0, patience_s: float = math.inf
+    path: Path, say: Callable[[str], None], message: str, *, say_after_s: float = 1.0, timeout_s: float = math.inf
 ) -> Iterator[bool]:
-    """Within, no other process holds the lock `path`; whoever comes second says `waiting`, once, and waits.
+    """Context that holds the lock file `path`, after any other process has released it.
 
-    The kernel gives the lock back when the process dies. On file systems without locks nobody is kept out; yields
-    whether anybody is.
+    The kernel releases the lock when its holder dies. Yields whether the file system has locks; if it has none, other
+    processes are not kept out.
+
+    Args:
+        message: what `say` gets, once, if this process has to wait for longer than `say_after_s`.
 
     Raises:
-        TimeoutError: somebody else holds it for longer than `patience_s`.
-        OSError: it cannot be written.
+        TimeoutError: another process has held the lock for longer than `timeout_s` since then.
+        OSError: the file cannot be written.
     """
-    with path.open("ab") as file:  # closed, it is free
+    with path.open("ab") as file:  # closing it releases the lock
         try:
-            keeps_out = _lock(file, told_after_s)
+            has_locks = _lock(file, say_after_s)
         except TimeoutError:
-            say(waiting)
-            keeps_out = _lock(file, patience_s)
-        yield keeps_out
+            say(message)
+            has_locks = _lock(file, timeout_s)
+        yield has_locks
 
 
-def _lock(file: IO[bytes], wait_s: float) -> bool:
-    """Lock a file as soon as nobody else has it; in vain, it is a TimeoutError. False where there are no locks."""
-    until = time.monotonic() + wait_s
+def _lock(file: IO[bytes], timeout_s: float) -> bool:
+    """Locks a file; returns False where the file system has no locks.
+
+    Raises:
+        TimeoutError: another process holds the lock.
+    """
+    until = time.monotonic() + timeout_s
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,27 +77,27 @@ def _lock(file: IO[bytes], wait_s: float) -> bool:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether this is what a kill in the middle of `write_atomically` leaves."""
+    """Whether a process that was killed in `write_atomically` left this file."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, written atomically. ASCII, so that file names that are not UTF-8 survive too."""
+    """Writes indented JSON atomically; in ASCII, so that file names that are not UTF-8 survive too."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line, a JSON object, to a file, flushed to the disk. On any failure the lines before it stand alone.
+    """Appends a JSON object as one line and flushes it to the disk. A failure leaves the lines before it.
 
-    What a kill in the middle of this has left there is taken away.
+    Removes an incomplete last line, which a killed process left.
     """
-    with path.open("ab", buffering=0) as file:  # a buffer would try once more when it is closed
-        lines = _whole_lines(path.read_bytes())
+    with path.open("ab", buffering=0) as file:  # closing a buffer would repeat a failed write
+        lines = _complete_lines(path.read_bytes())
         new = f"{line}\n" if lines.endswith(b"\n") or not lines else f"\n{line}\n"
         try:
             file.truncate(len(lines))
             left = memoryview(new.encode())
-            while left:  # the last bytes of a disk are taken before it is said to be full
+            while left:  # a disk that is nearly full accepts a part
                 left = left[file.write(left) :]
             os.fsync(file.fileno())
         except BaseException:
@@ -99,26 +106,26 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of `append_line`, without one that a kill has cut short; none where there is no file."""
+    """Returns the lines that `append_line` wrote, without an incomplete last one; none if there is no file."""
     try:
-        lines = _whole_lines(path.read_bytes()).decode()
+        lines = _complete_lines(path.read_bytes()).decode()
     except FileNotFoundError:
         return []
     return lines.removesuffix("\n").split("\n") if lines else []
 
 
-def _whole_lines(content: bytes) -> bytes:
-    """All but a line that a kill has cut short. One that lacks only its newline, as some editors leave it, is whole."""
+def _complete_lines(content: bytes) -> bytes:
+    """Returns all but an incomplete last line. A line without its newline, as some editors leave it, is complete."""
     end = content.rfind(b"\n") + 1
     try:
-        json.loads(content[end:])  # no beginning of an object is JSON
+        json.loads(content[end:])  # a part of an object is not JSON
     except ValueError:
         return content[:end]
     return content
 
 
 def flush_to_disk(path: Path) -> None:
-    """Make a file's content, or the names in a folder (a rename), survive a power cut."""
+    """Makes the content of a file, or the names in a folder after a rename, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -127,24 +134,25 @@ def flush_to_disk(path: Path) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
+    """Returns the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_tensors(value: Any, file: BinaryIO) -> None:
-    """`torch.save`, but a failure is the file's own (the disk is full), and not what torch's C++ writer makes of it.
+    """Calls `torch.save`, but raises the file's own error, where torch's C++ writer would hide it.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, for example because the disk is full.
     """
-    sink = _Sink(file)
-    torch.save(value, cast(IO[bytes], sink))
-    if sink.error is not None:
-        raise sink.error
+    writer = _ErrorKeepingWriter(file)
+    torch.save(value, cast(IO[bytes], writer))
+    if writer.error is not None:
+        raise writer.error
 
 
-class _Sink:
-    """Keeps the first write error for later: raised inside torch's C++ writer it would end the process."""
+class _ErrorKeepingWriter:
+    """Keeps the first write error: raised inside torch's C++ writer it would end the process."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -159,4 +167,4 @@ class _Sink:
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """torch.save asks for it; the file is flushed by whoever opened it."""
+        """Does nothing: torch.save needs the method, and the caller flushes its file."""

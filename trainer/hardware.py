@@ -13,11 +13,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>, the same on every glibc
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse the memory of freed tensors instead of returning it to the kernel.
+    """Makes glibc reuse the memory of freed tensors instead of returning it to the kernel.
 
-    By default every activation of more than a few hundred kB is a fresh `mmap`: 3,520 page faults a step for the
-    lecture's net at batch 100, and half of its time. So nothing is mapped, and the heap's top is never trimmed. Does
-    nothing where the C library is not glibc.
+    By default every activation of more than a few hundred kB is a fresh `mmap`: 3,520 page faults per step for the
+    lecture's net at batch size 100, and half of its time. So malloc maps nothing and never trims the top of the heap.
+    Does nothing if the C library is not glibc.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -28,19 +28,19 @@ def keep_freed_memory() -> None:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions are faster than float32 here, and not emulated."""
+    """Whether bfloat16 convolutions are faster than float32 ones on this device, rather than emulated."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(bfloat16_instructions())
 
 
 def bfloat16_instructions() -> list[str]:
-    """What this machine's CPUs have for bfloat16, in Linux' names; each rounds in its own way."""
+    """Returns Linux's names of this machine's bfloat16 instructions; results differ between them in rounding."""
     return sorted(_BFLOAT16_INSTRUCTIONS & set(_cpuinfo("flags").split()))
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
-    """What a reader of a result must know about the machine."""
+    """Returns the facts about this machine that a result depends on."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
         "cpus": num_available_cpus(),

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C during a run: at once, or deferred to the end of a training step."""
+"""SIGTERM and Ctrl-C during a run: they end it at once, or at the end of a training step."""
 
 import os
 import signal
@@ -12,27 +12,27 @@ from typing import Self
 
 from trainer.errors import Interrupted
 
-STUCK_AFTER_S = 8.0
+GRACE_PERIOD_S = 8.0
 """A process that has neither exited nor stopped training this long after a signal is stuck, and is ended."""
-AGAIN_AFTER_S = 2.0
+REPEAT_WITHIN_S = 2.0
 """A second signal within this time is the first one again: torchrun forwards what the terminal has already sent."""
 
 
 class StopRequest:
     """Context in which SIGTERM and SIGINT raise `Interrupted`; the old handlers come back at its end.
 
-    A rank that waits in a collective for a rank that is gone never returns to Python, or to the training loop. The
-    wake-up socket is written by the C-level handler all the same, and a thread that reads it ends the process unless
-    the context ends, or the wish is granted, in time.
+    A rank that waits in a collective for a rank that is gone never returns to Python code or to the training loop. Even
+    then the C-level signal handler writes to the wake-up socket, and a thread that reads it ends the process, unless
+    the context ends or the training loop calls `acknowledge` within the grace period.
     """
 
     def __init__(self) -> None:
-        self.number: int | None = None
-        """The signal that came, if one did."""
-        self.patience_s = STUCK_AFTER_S
-        """How long whoever defers signals may take to grant the wish; at least `STUCK_AFTER_S` are given."""
+        self.signal_number: int | None = None
+        """The signal that was received, if any."""
+        self.grace_period_s = GRACE_PERIOD_S
+        """How long a training step may take to end after a signal; at least `GRACE_PERIOD_S`."""
         self._cause = ""
-        self._came_at = 0.0
+        self._received_at = 0.0
         self._is_deferred = False
         self._settled = threading.Event()
 
@@ -55,47 +55,51 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Around training steps: a signal is a wish that sets `number`, and only a second one raises at once.
+        """Context for training steps: a signal only sets `signal_number`; a second one raises at once.
 
         Raises:
-            Interrupted: at the end, where the wish has not been granted before.
+            Interrupted: at the end, if a signal was received and nothing has raised for it.
         """
         self._is_deferred = True
         try:
             yield
         finally:
             self._is_deferred = False
-        if self.number is not None:
-            raise self.interrupted("stopped", self.number)
+        if self.signal_number is not None:
+            raise self.interruption("stopped", self.signal_number)
 
-    def ask(self, number: int, cause: str) -> None:
-        """As if that signal had come, unless one has come already; the user is told of `cause`."""
-        if self.number is None:
+    def request(self, number: int, cause: str) -> None:
+        """Acts as if that signal had been received, unless one was.
+
+        Args:
+            cause: what the user sees in place of the signal's name.
+        """
+        if self.signal_number is None:
             self._cause = cause
             self._handle(number, None)
 
-    def interrupted(self, outcome: str, number: int) -> Interrupted:
-        """What to raise for that signal."""
-        cause = self._cause if number == self.number else ""
+    def interruption(self, outcome: str, number: int) -> Interrupted:
+        """Returns the exception to raise for that signal."""
+        cause = self._cause if number == self.signal_number else ""
         return Interrupted(cause or signal.Signals(number).name, outcome, number)
 
-    def grant(self) -> None:
-        """The wish is being granted; that takes as long as it takes."""
+    def acknowledge(self) -> None:
+        """Ends the grace period: the run is stopping, and may take as long as it needs."""
         self._settled.set()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.number is None:
-            self.number, self._came_at = number, time.monotonic()
+        if self.signal_number is None:
+            self.signal_number, self._received_at = number, time.monotonic()
             if not self._is_deferred:
-                raise self.interrupted("stopped", number)
-        elif self._is_deferred and time.monotonic() - self._came_at > AGAIN_AFTER_S:
-            raise self.interrupted("stopped", number)
+                raise self.interruption("stopped", number)
+        elif self._is_deferred and time.monotonic() - self._received_at > REPEAT_WITHIN_S:
+            raise self.interruption("stopped", number)
 
     def _watch(self) -> None:
-        with self._reader:  # open to the end: the handler would complain of a socket that nobody reads
+        with self._reader:  # open to the end: Python's handler complains about a socket without a reader
             received = self._reader.recv(1)
-            came_at, patience_s = time.monotonic(), STUCK_AFTER_S
+            received_at, grace_period_s = time.monotonic(), GRACE_PERIOD_S
             while received and not self._settled.wait(0.1):
-                patience_s = max(patience_s, self.patience_s)
-                if time.monotonic() - came_at > patience_s:
+                grace_period_s = max(grace_period_s, self.grace_period_s)
+                if time.monotonic() - received_at > grace_period_s:
                     os._exit(128 + received[0])

@@ -75,7 +75,7 @@ def test_every_number_of_ranks_gives_the_same_bits(
             "MismatchError",
             "as the hardware has it, differs between ranks: rank 2 has float32, the others bf",
         ),
-        ("weights", "DesyncError", "the ranks' weights differ at step 45: rank 2 is not like the others;"),
+        ("weights", "DesyncError", "the ranks' weights differ at step 45: rank 2 differs from the others;"),
     ],
 )
 def test_a_rank_that_is_not_like_the_others_is_named_on_the_terminal_and_on_disk(
@@ -144,7 +144,7 @@ def test_a_rank_that_is_stopped_in_mid_training_is_named(
         assert process.wait(timeout=60) != 0
         assert not Path(f"/proc/{other}").exists()
         assert not Path(f"/proc/{stopped}").exists()
-    assert re.search(rf"rank \d \(process {stopped} on .*\) (gave no sign of life|has not come)", line)
+    assert re.search(rf"rank \d \(process {stopped} on .*\) (sent no heartbeat|has not joined)", line)
     assert len(json.loads((tmp_path / "run" / "failure.json").read_text())["ranks"]) == 1
 
 

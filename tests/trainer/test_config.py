@@ -71,6 +71,7 @@ def test_a_folder_is_named_for_every_working_directory(spelling: str) -> None:
         (TrainConfig(image_size=0), "--image-size 0"),
         (TrainConfig(lr_scale=0), "--lr-scale 0"),
         (TrainConfig(lr_scale=float("nan")), "--lr-scale nan"),
+        (TrainConfig(hang_timeout_s=-1.0), "--hang-timeout-s -1"),
         (TrainConfig(recipe="cifar"), "did you mean cifar10"),
         (TrainConfig(recipe="MNIST"), "did you mean mnist"),
     ],

@@ -49,7 +49,7 @@ def test_a_lock_has_one_holder_and_who_comes_second_is_told_once_and_waits(tmp_p
     with locked(path, said.append, "waiting") as keeps_out:
         assert keeps_out
         assert said == []
-        second = locked(path, said.append, "waiting", told_after_s=0.1, patience_s=0.1)
+        second = locked(path, said.append, "waiting", say_after_s=0.1, timeout_s=0.1)
         with pytest.raises(TimeoutError, match="lock is locked"), second:
             pass
     assert said == ["waiting"]

@@ -1,9 +1,9 @@
-"""What must be the same on every rank before they train together, and how to tell the user that it is not."""
+"""Checks that all ranks run the same code with the same settings, and keep the same weights."""
 
 import hashlib
 import platform
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,11 +14,11 @@ from trainer.errors import DesyncError, MismatchError
 from trainer.hardware import bfloat16_instructions
 
 CODE = tuple(Path(package.__file__).parent for package in (convoy, trainer) if package.__file__)
-"""The packages whose code decides what a run computes, whole."""
+"""The folders of the packages whose code decides what a run computes."""
 
 
 def code_sha256(packages: Sequence[Path] = CODE) -> str:
-    """SHA-256 over the names and contents of the packages' sources, as they lie on the disk, committed or not."""
+    """Returns the SHA-256 over the names and contents of the packages' sources on the disk, committed or not."""
     digest = hashlib.sha256()
     for package in packages:
         for path in sorted(package.rglob("*.py")):
@@ -27,66 +27,80 @@ def code_sha256(packages: Sequence[Path] = CODE) -> str:
 
 
 def processor(device: torch.device) -> str:
-    """The kind of processor, as far as it decides the rounding."""
+    """Returns the kind of processor, as far as it decides the rounding."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *bfloat16_instructions()])
 
 
-def check_same(identities: Sequence[dict[str, str]]) -> None:
-    """Compare what the ranks said of themselves; all say the same things.
+def check_same(identities: Sequence[Mapping[str, str]]) -> None:
+    """Checks that all ranks describe themselves with the same values.
+
+    Args:
+        identities: for each rank, the values by name; every rank has the same names.
 
     Raises:
-        MismatchError: they differ; each value that is not the most ranks' is named with its ranks.
+        MismatchError: they differ. Names each value that is not the majority's, and its ranks.
     """
     for name in identities[0]:
         values = [identity[name] for identity in identities]
-        odd = odd_ones_out(values)
-        if odd:
-            by_value = {value: [rank for rank, theirs in enumerate(values) if theirs == value] for value in values}
-            said = [
+        differing = minority_positions(values)
+        if differing:
+            ranks_of = {value: [rank for rank, other in enumerate(values) if other == value] for value in values}
+            parts = [
                 f"{name_ranks(ranks)} {'has' if len(ranks) == 1 else 'have'} {value:.60}"
-                for value, ranks in by_value.items()
-                if ranks[0] in odd
+                for value, ranks in ranks_of.items()
+                if ranks[0] in differing
             ]
-            said += [f"the others {value:.60}" for value, ranks in by_value.items() if ranks[0] not in odd]
-            raise MismatchError(f"{name} differs between ranks: {', '.join(said)}; start every rank with the same", odd)
+            parts += [f"the others {value:.60}" for value, ranks in ranks_of.items() if ranks[0] not in differing]
+            raise MismatchError(
+                f"{name} differs between ranks: {', '.join(parts)}; start every rank with the same", differing
+            )
 
 
 def check_weights(digests: Sequence[tuple[int, ...]], step: int) -> None:
-    """Compare digests of the ranks' weights.
+    """Checks that the ranks' weights have the same digest.
+
+    Args:
+        digests: for each rank, the digest of its weights (see `digest_of`).
 
     Raises:
         DesyncError: they differ.
     """
-    odd = odd_ones_out(digests)
-    if odd:
-        who = f"{name_ranks(odd)} {'is' if len(odd) == 1 else 'are'} not like the others"
-        if len(odd) == len(digests):
-            who = f"{name_ranks(odd)} do not agree, and no more than half of them are alike"
+    differing = minority_positions(digests)
+    if differing:
+        which = f"{name_ranks(differing)} differ{'s' if len(differing) == 1 else ''} from the others"
+        if len(differing) == len(digests):
+            which = f"{name_ranks(differing)} disagree, and no majority has the same weights"
         raise DesyncError(
-            f"the ranks' weights differ at step {step}: {who}; "
-            "it may be the hardware: the run can go on from its last checkpoint",
-            odd,
+            f"the ranks' weights differ at step {step}: {which}; "
+            "the hardware may be faulty; the run can continue from its last checkpoint",
+            differing,
         )
 
 
-def odd_ones_out(values: Sequence[Hashable]) -> list[int]:
-    """The positions whose value is not that of more than half; all of them where no value is."""
+def minority_positions(values: Sequence[Hashable]) -> list[int]:
+    """Returns the positions of the values that differ from the majority's; all, if no value has a majority."""
     (common, count), *_ = Counter(values).most_common(1)
     return [position for position, value in enumerate(values) if value != common or 2 * count <= len(values)]
 
 
 def name_ranks(ranks: Sequence[int]) -> str:
-    """`rank 2`, or `ranks 2, 3`."""
+    """Returns `rank 2`, or `ranks 2, 3`."""
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def digest_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Two int64 numbers that change with any bit of float32 or int64 `tensors`, computed on their device.
+    """Returns a digest that changes with any bit of `tensors`: the sum and a weighted sum of their 32-bit words.
 
-    A sum and a weighted sum of the bits, so that values that change places are seen too. Not for adversaries.
+    The weighted sum changes when values swap places. Not safe against an adversary.
+
+    Args:
+        tensors: float32 or int64, on one device.
+
+    Returns:
+        int64 `[2]` on that device.
     """
-    flat = torch.cat([tensor.detach().contiguous().flatten().view(torch.int32) for tensor in tensors])
-    places = torch.arange(1, 2 * len(flat), 2, dtype=torch.int32, device=flat.device)
-    return torch.stack([flat.sum(), (flat * places).sum()])
+    words = torch.cat([tensor.detach().contiguous().flatten().view(torch.int32) for tensor in tensors])
+    weights = torch.arange(1, 2 * len(words), 2, dtype=torch.int32, device=words.device)
+    return torch.stack([words.sum(), (words * weights).sum()])

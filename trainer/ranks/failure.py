@@ -1,30 +1,41 @@
-"""Whose failure it is, and what is left of it for people: one voice on the terminal, one `failure.json`.
+"""Failures: which rank reports one, on the terminal and in `failure.json`, and what the report says.
 
-When a rank fails, the others fail a moment later for want of it. The first to claim the failure in the store of the
-run speaks and writes; the others leave without a word.
+When a rank fails, the others fail a moment later, because they lose their peer. The first rank that acquires the
+failure lock in the run's store reports; the others exit without a message. See docs/decisions/0004-one-report.md.
 """
 
 import contextlib
 import datetime
 import os
 import socket
+import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+import torch.distributed as dist
+
+from convoy.processes import ignore_signals
+from trainer.errors import DesyncError, MismatchError, PeerError, TrainerError
 from trainer.files import write_json
 from trainer.ranks.rendezvous import Store
 
 FAILURE_FILE = "failure.json"
+LOCK_WAIT_S = 1.0
+"""A rank that has only lost a peer waits this long for a rank that reports why; if none does, the peer was killed."""
 
 
 @dataclass(slots=True, kw_only=True)
 class FailureContext:
-    """What a failure report should say besides the failure. Kept up to date by who knows.
+    """What a failure report says besides the failure, kept up to date during the run.
 
     Args:
-        folder: of the run; None until it is known and entered, and until then no report is written.
+        folder: of the run; None, and then no report is written, until this rank has entered it.
         step: steps done.
+        attempt: how often torchrun has restarted the ranks.
     """
 
     rank: int = 0
@@ -34,18 +45,48 @@ class FailureContext:
     attempt: int = field(default_factory=lambda: int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
 
 
-def write_failure(
-    failure_context: FailureContext, message: str, *, kind: str, trace: str | None, ranks: list[int]
-) -> None:
-    """Write `failure.json` into the run folder, over the one of an earlier failure.
+class FailureLock:
+    """A lock in the store that one rank of a round acquires when the round fails, and that nobody releases."""
+
+    def __init__(self, store: Store, round_name: str, rank: int) -> None:
+        self._store = store
+        self._key = f"convoy/failure/{round_name}"
+        self._rank = rank
+
+    def acquire(self) -> int:
+        """Acquires the lock if it is free. Returns the rank that holds it; this rank if the store is gone."""
+        try:
+            return int(self._store.compare_set(self._key, "", str(self._rank)))
+        except (RuntimeError, ValueError):  # the launcher, which has the store, is gone
+            return self._rank
+
+    def holder(self) -> int | None:
+        """Returns the rank that holds the lock; None while it is free.
+
+        Raises:
+            RuntimeError: the store is gone.
+        """
+        return int(self._store.get(self._key)) if self._store.check([self._key]) else None
+
+
+class Peers(Protocol):
+    """What the watchdog knows about the other ranks."""
+
+    collective_error: Exception | None
+
+    def lost_peers(self) -> dict[int, str]: ...
+
+
+def write_failure(context: FailureContext, message: str, *, kind: str, trace: str | None, ranks: list[int]) -> None:
+    """Writes `failure.json` into the run folder, and replaces that of an earlier failure.
 
     Args:
         message: what the user sees.
-        kind: the error's class.
-        trace: the stack of the rank that failed, where it is known.
-        ranks: whom the failure is laid to.
+        kind: the class of the error.
+        trace: the stack of the rank that failed, if known.
+        ranks: the ranks at fault.
     """
-    if failure_context.folder is None:
+    if context.folder is None:
         return
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(),
@@ -53,44 +94,90 @@ def write_failure(
         "error": kind,
         "message": message,
         "traceback": trace,
-        "told_by": {"rank": failure_context.rank, "host": socket.gethostname(), "pid": os.getpid()},
-        "world_size": failure_context.world_size,
-        "attempt": failure_context.attempt,
-        "step": failure_context.step,
+        "told_by": {"rank": context.rank, "host": socket.gethostname(), "pid": os.getpid()},
+        "world_size": context.world_size,
+        "attempt": context.attempt,
+        "step": context.step,
     }
-    with contextlib.suppress(OSError):  # the disk may be what failed, and the terminal has it
-        write_json(failure_context.folder / FAILURE_FILE, record)
+    with contextlib.suppress(OSError):  # the disk may be what failed, and the terminal shows the message
+        write_json(context.folder / FAILURE_FILE, record)
 
 
-def write_error(failure_context: FailureContext, error: Exception, ranks: list[int]) -> None:
-    """The same for an exception of this rank."""
+def write_error(context: FailureContext, error: Exception, ranks: list[int]) -> None:
+    """Writes `failure.json` for an exception of this rank."""
     trace = "".join(traceback.format_exception(error))
-    write_failure(failure_context, str(error), kind=type(error).__name__, trace=trace, ranks=ranks)
+    write_failure(context, str(error), kind=type(error).__name__, trace=trace, ranks=ranks)
 
 
-class FailureLock:
-    """The right to speak about the failure of a round, which one rank gets.
+@contextmanager
+def report_failure(context: FailureContext, lock: FailureLock | None, peers: Peers) -> Iterator[None]:
+    """Context for a rank's whole part in a run: writes the report of an exception, if this rank is to report it.
 
     Args:
-        name: the round's.
+        lock: None for a single rank.
+
+    Raises:
+        PeerError: instead of the exception, if another rank reports.
+        TrainerError: instead of a lost connection, if another rank was killed and this one is the first to notice.
     """
+    try:
+        yield
+    except Exception as error:
+        with ignore_signals():
+            if lock is not None:
+                _acquire_or_leave(error, context, lock, peers)
+            ranks = error.ranks if isinstance(error, DesyncError | MismatchError) else [context.rank]
+            write_error(context, error, ranks)
+        raise
+    except BaseException:  # a signal is no failure: the lock keeps the others from reporting a lost rank
+        if lock is not None:
+            lock.acquire()
+        raise
 
-    def __init__(self, store: Store, name: str, rank: int) -> None:
-        self._store = store
-        self._key = f"convoy/failure/{name}"
-        self._rank = rank
 
-    def acquire(self) -> int:
-        """Acquires the lock, and returns the rank that holds it; this rank where the store is gone."""
+def _acquire_or_leave(error: Exception, context: FailureContext, lock: FailureLock, peers: Peers) -> None:
+    """Returns if this rank is to report its own error.
+
+    Raises:
+        PeerError: another rank reports.
+        TrainerError: another rank was killed, and this one reports that.
+    """
+    has_lost_peer = _is_lost_connection(error, in_collective=error is peers.collective_error)
+    if has_lost_peer and _is_acquired(lock, within_s=LOCK_WAIT_S):
+        raise PeerError("another rank failed first") from None
+    lost = peers.lost_peers() if has_lost_peer else {}
+    holder = lock.acquire()
+    if holder != context.rank:
+        raise PeerError(f"rank {holder} failed first") from None
+    if has_lost_peer:
+        names = f": {' and '.join(lost.values())}" if lost else ""
+        message = (
+            f"rank {context.rank} lost another rank{names}, which was killed or whose host is gone; "
+            f"the run can continue from its last checkpoint ({str(error).splitlines()[0]})"
+        )
+        write_failure(context, message, kind="LostRank", trace=None, ranks=list(lost))
+        raise TrainerError(message) from None
+
+
+def _is_acquired(lock: FailureLock, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
         try:
-            return int(self._store.compare_set(self._key, "", str(self._rank)))
-        except (RuntimeError, ValueError):  # the launcher, and the store in it, is gone
-            return self._rank
+            if lock.holder() is not None:
+                return True
+        except (RuntimeError, ValueError):
+            return False
+        time.sleep(0.05)
+    return False
 
-    def holder(self) -> int | None:
-        """The rank that has it, if any.
 
-        Raises:
-            RuntimeError: the store is gone.
-        """
-        return int(self._store.get(self._key)) if self._store.check([self._key]) else None
+def _is_lost_connection(error: Exception, *, in_collective: bool) -> bool:
+    """Whether a healthy rank gets this error when a peer is gone.
+
+    NCCL reports a lost peer wherever the code waits for the GPU. Outside of collectives, other lost connections are
+    not connections between ranks.
+    """
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "NCCL" in str(error)):
+        return True
+    is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection"))
+    return in_collective and (is_lost or isinstance(error, ConnectionError))

@@ -3,9 +3,9 @@
 gloo sends a vector through the loopback device, which costs a millisecond for the lecture's net: a third of a step.
 Here each rank writes its vector beside the others', adds up one slice of all of them, and reads the slices that the
 others have added up. Additions follow one binary tree over the ranks, so that the bits are the same on every rank, and
-those of ranks on several hosts that add up in pairs (`World.all_reduce`).
+equal to those of ranks on several hosts that add up in pairs (`World.all_reduce`).
 
-Knows nothing of torch.distributed. Linux only.
+Does not use torch.distributed. Linux only.
 """
 
 import mmap
@@ -18,193 +18,202 @@ from typing import Self
 
 import torch
 
-ROOM = 1 << 20
+CHUNK_SIZE = 1 << 20
 """Numbers (float32) of each rank that are added up at a time."""
-MEET_S = 60.0
-"""How long ranks that start together may miss each other."""
-GREET_S = 5.0
-"""How long who comes to where they meet may say nothing."""
+CONNECT_TIMEOUT_S = 60.0
+"""How long a rank waits for the other ranks of its host to connect."""
+HANDSHAKE_TIMEOUT_S = 5.0
+"""How long a process that connects may take to send its rank."""
 
 
 class SharedMemoryReducer:
     """One rank's part of the sums.
 
     Args:
-        memory: float32 `[2, ranks, ROOM]`, shared. The two halves take turns: who writes into one again knows that all
-            have left it, because all have met in the other since.
-        out: sockets to the ranks 1, 2, 4, … places further on, by whom this one is heard.
-        into: sockets from those so many places before.
+        memory: float32 `[2, ranks, CHUNK_SIZE]`, shared. The two halves take turns: between two
+            writes into the same half a rank passes a barrier, before which all ranks have read the first.
+        outgoing: sockets to the ranks 1, 2, 4, … positions after this one.
+        incoming: sockets from the ranks as many positions before it.
     """
 
-    def __init__(self, rank: int, memory: torch.Tensor, out: list[socket.socket], into: list[socket.socket]) -> None:
+    def __init__(
+        self, rank: int, memory: torch.Tensor, outgoing: list[socket.socket], incoming: list[socket.socket]
+    ) -> None:
         self._rank = rank
         self._memory = memory
-        self._out = out
-        self._into = into
-        self._turn = 0
+        self._outgoing = outgoing
+        self._incoming = incoming
+        self._half = 0
         self.stop_requested = False
-        """Told to all ranks with the next sum: one bit more on a way that is gone anyway."""
+        """The stop flag of this rank, sent along with the next sum's barrier tokens."""
         self.stop_agreed = False
-        """Whether any rank had a wish at the last sum; the same on all ranks."""
+        """Whether any rank had set its stop flag at the last sum; the same on all ranks."""
 
     @classmethod
     def join(cls, name: str, rank: int, size: int) -> Self:
-        """Meet the other ranks of this host.
+        """Connects to the other ranks of this host.
 
         Args:
-            name: of the round, the same for all and used once.
+            name: the same for all ranks of a round, and never used again.
 
         Raises:
-            ConnectionError: they do not come.
+            ConnectionError: a rank does not connect in time.
         """
         try:
-            descriptors = _meet_others(f"\0convoy/{name}", rank, size)  # abstract: no file that would be left
+            descriptors = _receive_descriptors(f"\0convoy/{name}", rank, size)  # abstract: leaves no file behind
         except OSError as error:
-            raise ConnectionError(f"the ranks of this host did not meet: {error}") from error
-        links = [socket.socket(fileno=descriptor) for descriptor in descriptors[1:]]
-        shared = mmap.mmap(descriptors[0], 2 * size * ROOM * 4)
+            raise ConnectionError(f"the ranks of this host could not connect to each other: {error}") from error
+        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors[1:]]
+        shared = mmap.mmap(descriptors[0], 2 * size * CHUNK_SIZE * 4)
         os.close(descriptors[0])
-        memory = torch.frombuffer(shared, dtype=torch.float32).view(2, size, ROOM)
-        return cls(rank, memory, links[: len(links) // 2], links[len(links) // 2 :])
+        memory = torch.frombuffer(shared, dtype=torch.float32).view(2, size, CHUNK_SIZE)
+        return cls(rank, memory, sockets[: len(sockets) // 2], sockets[len(sockets) // 2 :])
 
     def close(self) -> None:
-        """Leave; the others' next sum fails."""
-        for link in (*self._out, *self._into):
-            link.close()
+        """Disconnects; the others' next sum fails."""
+        for connection in (*self._outgoing, *self._incoming):
+            connection.close()
 
     def all_reduce(self, sums: torch.Tensor, num_vectors: int) -> None:
-        """Replace every rank's vector by the sum of those of the first ranks.
+        """Replaces every rank's vector by the sum of the vectors of the first ranks.
 
         Args:
             sums: float32 `[N]` on the CPU, of the same length on every rank.
-            num_vectors: how many ranks' vectors count; the others' are overwritten all the same.
+            num_vectors: number of ranks whose vectors are added up; the other ranks' vectors are only overwritten.
 
         Raises:
             ConnectionError: another rank is gone.
         """
-        for part in sums.split(ROOM):
-            self._all_reduce_part(part, num_vectors)
+        for chunk in sums.split(CHUNK_SIZE):
+            self._all_reduce_chunk(chunk, num_vectors)
 
-    def _all_reduce_part(self, part: torch.Tensor, num_vectors: int) -> None:
-        vectors = self._memory[self._turn, :, : len(part)]
-        self._turn = 1 - self._turn
+    def _all_reduce_chunk(self, chunk: torch.Tensor, num_vectors: int) -> None:
+        vectors = self._memory[self._half, :, : len(chunk)]
+        self._half = 1 - self._half
         if self._rank < num_vectors:
-            vectors[self._rank].copy_(part)
-        self._meet()
+            vectors[self._rank].copy_(chunk)
+        self._barrier()
         size = len(vectors)
-        slices = vectors[:, self._rank * len(part) // size : (self._rank + 1) * len(part) // size]
+        slices = vectors[:, self._rank * len(chunk) // size : (self._rank + 1) * len(chunk) // size]
         distance = 1
         while distance < num_vectors:
             for left in range(0, num_vectors - distance, 2 * distance):
                 slices[left].add_(slices[left + distance])
             distance *= 2
-        self._meet()
-        part.copy_(vectors[0])
+        self._barrier()
+        chunk.copy_(vectors[0])
 
-    def _meet(self) -> None:
-        """Return when every rank has come here: after the last round, each has heard of all (dissemination barrier:
-        Hensgen, Finkel, Manber 1988). The system calls order what was written before and what is read after.
+    def _barrier(self) -> None:
+        """Returns when every rank has called this: a dissemination barrier (Hensgen, Finkel, Manber 1988).
+
+        Each token also carries the stop flag. The system calls order the memory accesses before and after the barrier.
         """
-        heard = self.stop_requested
-        for out, into in zip(self._out, self._into, strict=True):
-            out.send(b"\1" if heard else b"\0")
-            token = into.recv(1)
+        stop = self.stop_requested
+        for outgoing, incoming in zip(self._outgoing, self._incoming, strict=True):
+            outgoing.send(b"\1" if stop else b"\0")
+            token = incoming.recv(1)
             if not token:
                 raise ConnectionError("another rank of this host is gone")
-            heard = heard or token == b"\1"
-        self.stop_agreed = heard
+            stop = stop or token == b"\1"
+        self.stop_agreed = stop
 
 
-def _meet_others(address: str, rank: int, size: int) -> list[int]:
-    """This rank's descriptors: of the memory, of its links out, of its links in.
+def _receive_descriptors(address: str, rank: int, size: int) -> list[int]:
+    """Returns the descriptors of the memory, of this rank's outgoing sockets, and of its incoming sockets.
+
+    Rank 0 listens at the address, creates all descriptors and sends every other rank its own.
 
     Raises:
-        OSError: the others do not come.
+        OSError: a rank does not connect in time.
     """
     distances = [1 << power for power in range((size - 1).bit_length())]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as meeting_place:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as endpoint:
         if rank == 0:
-            meeting_place.bind(address)
-            meeting_place.listen(size)
-            with ExitStack() as opened:
-                return _distribute_descriptors(_welcome(meeting_place, size, opened), size, distances, opened)
-        meeting_place.settimeout(MEET_S)
-        _connect(meeting_place, address)
-        meeting_place.send(struct.pack("i", rank))
-        _, descriptors, _, _ = socket.recv_fds(meeting_place, 1, 1 + 2 * len(distances))
+            endpoint.bind(address)
+            endpoint.listen(size)
+            with ExitStack() as stack:
+                return _distribute_descriptors(_accept_ranks(endpoint, size, stack), size, distances, stack)
+        endpoint.settimeout(CONNECT_TIMEOUT_S)
+        _connect(endpoint, address)
+        endpoint.send(struct.pack("i", rank))
+        _, descriptors, _, _ = socket.recv_fds(endpoint, 1, 1 + 2 * len(distances))
     if len(descriptors) != 1 + 2 * len(distances):
-        raise ConnectionError("rank 0 left")
+        raise ConnectionError("rank 0 is gone")
     return descriptors
 
 
-def _welcome(meeting_place: socket.socket, size: int, opened: ExitStack) -> dict[int, socket.socket]:
-    """Connections to the other ranks. Strangers are turned away: anybody may try an address without a file."""
-    peers: dict[int, socket.socket] = {}
-    until = time.monotonic() + MEET_S
-    while len(peers) < size - 1:
-        meeting_place.settimeout(max(0.001, until - time.monotonic()))
-        peer = opened.enter_context(meeting_place.accept()[0])
-        rank = _rank_of(peer)
-        if rank is not None and 0 < rank < size and rank not in peers:
-            peers[rank] = peer
+def _accept_ranks(listener: socket.socket, size: int, stack: ExitStack) -> dict[int, socket.socket]:
+    """Returns connections to the other ranks. Rejects other processes: any may connect to an abstract address."""
+    connections: dict[int, socket.socket] = {}
+    until = time.monotonic() + CONNECT_TIMEOUT_S
+    while len(connections) < size - 1:
+        listener.settimeout(max(0.001, until - time.monotonic()))
+        connection = stack.enter_context(listener.accept()[0])
+        rank = _receive_rank(connection)
+        if rank is not None and 0 < rank < size and rank not in connections:
+            connections[rank] = connection
         else:
-            peer.close()
-    return peers
+            connection.close()
+    return connections
 
 
-def _rank_of(peer: socket.socket) -> int | None:
-    """The rank that is at the other end of a connection; None for somebody else."""
-    _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+def _receive_rank(connection: socket.socket) -> int | None:
+    """Returns the rank at the other end of a connection; None if it is another user's process, or not a rank."""
+    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if user != os.getuid():
         return None
-    peer.settimeout(GREET_S)
+    connection.settimeout(HANDSHAKE_TIMEOUT_S)
     try:
-        said = peer.recv(5)
+        message = connection.recv(5)
     except OSError:
         return None
-    return int(struct.unpack("i", said)[0]) if len(said) == 4 else None
+    return int(struct.unpack("i", message)[0]) if len(message) == 4 else None
 
 
 def _distribute_descriptors(
-    peers: dict[int, socket.socket], size: int, distances: list[int], opened: ExitStack
+    connections: dict[int, socket.socket], size: int, distances: list[int], stack: ExitStack
 ) -> list[int]:
-    """Make the memory and the links, give every other rank its descriptors; returns rank 0's.
+    """Creates the memory and the sockets, sends every other rank its descriptors, and returns rank 0's.
 
-    In the order of the ranks, no more than some 2 · size ends are open at a time: those whose other end is given away.
+    Rank by rank: at most about 2 · size descriptors are open at a time, those whose other end has been sent.
     """
     memory = os.memfd_create("convoy-sums")
-    opened.callback(os.close, memory)
-    os.ftruncate(memory, 2 * size * ROOM * 4)
-    ends: dict[tuple[int, int], socket.socket] = {}
+    stack.callback(os.close, memory)
+    os.ftruncate(memory, 2 * size * CHUNK_SIZE * 4)
+    other_ends: dict[tuple[int, int], socket.socket] = {}
 
     def end_of(sender: int, distance: int) -> socket.socket:
-        """An end of a link; the first who asks makes the link."""
-        link = (sender % size, distance)
-        if link in ends:
-            return ends.pop(link)
-        mine, ends[link] = map(opened.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
-        return mine
+        """Returns an end of a rank's outgoing connection: first one end, then the other."""
+        key = (sender % size, distance)
+        if key in other_ends:
+            return other_ends.pop(key)
+        end, other_ends[key] = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
+        return end
 
-    def links_of(rank: int) -> list[socket.socket]:
-        out = [end_of(rank, distance) for distance in distances]
-        return [*out, *(end_of(rank - distance, distance) for distance in distances)]
+    def sockets_of(rank: int) -> list[socket.socket]:
+        outgoing = [end_of(rank, distance) for distance in distances]
+        return [*outgoing, *(end_of(rank - distance, distance) for distance in distances)]
 
-    mine = links_of(0)
+    own = sockets_of(0)
     for rank in range(1, size):
-        links = links_of(rank)
-        socket.send_fds(peers[rank], [b"!"], [memory, *(link.fileno() for link in links)])
-        for connection in (peers[rank], *links):
+        sockets = sockets_of(rank)
+        socket.send_fds(connections[rank], [b"!"], [memory, *(end.fileno() for end in sockets)])
+        for connection in (connections[rank], *sockets):
             connection.close()
-    return [os.dup(memory), *(link.detach() for link in mine)]
+    return [os.dup(memory), *(end.detach() for end in own)]
 
 
-def _connect(meeting_place: socket.socket, address: str) -> None:
-    """Connect, as soon as rank 0 is there."""
-    until = time.monotonic() + MEET_S
+def _connect(endpoint: socket.socket, address: str) -> None:
+    """Connects as soon as rank 0 listens.
+
+    Raises:
+        ConnectionError: it does not listen in time.
+    """
+    until = time.monotonic() + CONNECT_TIMEOUT_S
     while True:
         try:
-            return meeting_place.connect(address)
-        except ConnectionRefusedError:
+            return endpoint.connect(address)
+        except (ConnectionRefusedError, BlockingIOError):  # it does not listen yet, or its queue is full
             if time.monotonic() > until:
-                raise ConnectionError("rank 0 did not come") from None
+                raise ConnectionError("rank 0 does not listen") from None
             time.sleep(0.005)

@@ -1,7 +1,7 @@
-"""The ranks of a run: who we are, and everything that is said between us.
+"""The ranks of a run, and the collectives between them.
 
-The only module that calls collectives of `torch.distributed`. One process without torchrun is a world of size 1, in
-which every collective is a no-op and no process group exists.
+Only this room calls collectives of `torch.distributed`. One process without torchrun is a world of size 1, in which
+every collective is a no-op and no process group exists.
 """
 
 import datetime
@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -20,21 +20,34 @@ from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
 from convoy.cpus import num_available_cpus
-from convoy.processes import ignore_signals
 from trainer.config import DeviceChoice
-from trainer.errors import ConfigError, DesyncError, MismatchError, PeerError, TrainerError
-from trainer.ranks.failure import FailureContext, FailureLock, write_error, write_failure
+from trainer.errors import ConfigError, PeerError
+from trainer.ranks.device import choose_device
+from trainer.ranks.failure import FailureContext, FailureLock, report_failure
 from trainer.ranks.rendezvous import rendezvous
 from trainer.ranks.shared_memory import SharedMemoryReducer
-from trainer.ranks.watchdog import Watchdog
+from trainer.ranks.watchdog import HANG_TIMEOUT_S, Watchdog
 
 T = TypeVar("T")
-TIMEOUT = datetime.timedelta(minutes=10)
+COLLECTIVE_TIMEOUT_S = 600.0
+"""After this long a collective of torch's fails by itself. The watchdog ends most runs that hang much sooner."""
+NO_TIMEOUT_S = 30 * 86400.0
+"""Its timeout when ranks may wait for one for ever, as for one in a debugger; torch has no infinite one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """This process among the ranks of the run."""
+    """This process among the ranks of the run.
+
+    Args:
+        control: process group for small messages that must not wait for the GPU: gloo, on the CPU. None is the default
+            group.
+        store: torchrun's store, under the round's prefix; None in a world of size 1.
+        shared_memory: adds up vectors if all ranks compute on the CPUs of one host; None elsewhere.
+        virtual_shards: number of shards of a global batch, if the user chose it to get the same bits with any world
+            size. None: one shard for each rank.
+        failure_context: what a failure report says, for the run to keep up to date.
+    """
 
     rank: int
     size: int
@@ -42,16 +55,10 @@ class World:
     device: torch.device
     num_threads: int
     control: ProcessGroup | None = field(default=None, repr=False)
-    """For small agreements that must not wait for the GPU: gloo, on the CPU. None is the default group."""
     store: Store | None = field(default=None, repr=False)
-    """This round's part of torchrun's, which all ranks can read and write; None in a world of one."""
     shared_memory: SharedMemoryReducer | None = field(default=None, repr=False)
-    """How vectors on CPUs are added up where all ranks are on one host; None elsewhere."""
     virtual_shards: int | None = None
-    """Shards of a global batch if the user has chosen their number, and with it bits that the world size does not
-    change. None: one a rank."""
     failure_context: FailureContext = field(default_factory=FailureContext, repr=False)
-    """What a report of a failure would say."""
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(FailureContext()), repr=False)
 
     @property
@@ -60,9 +67,10 @@ class World:
 
     @property
     def num_computing(self) -> int:
-        """Ranks that compute shards, the first ones. The others are spare: they only keep up.
+        """Number of ranks that compute shards: the first ones. Extra ranks stay in sync as spares.
 
-        All, unless an elastic run has just now a number of ranks that does not divide the number of virtual shards.
+        All ranks compute, unless an elastic run has lost hosts and its world size no longer divides the number of
+        virtual shards.
         """
         if self.virtual_shards is None:
             return self.size
@@ -71,76 +79,83 @@ class World:
 
     @property
     def num_shards(self) -> int:
-        """In how many shards a global batch is cut."""
+        """Number of shards of a global batch."""
         return self.virtual_shards or self.size
 
     @classmethod
     @contextmanager
-    def join(cls, choice: DeviceChoice, virtual_shards: int | None = None) -> Iterator["World"]:
-        """Enter the run that torchrun's environment describes (or be the only rank), and leave it at the end.
+    def join(
+        cls, choice: DeviceChoice, virtual_shards: int | None = None, *, hang_timeout_s: float = HANG_TIMEOUT_S
+    ) -> Iterator["World"]:
+        """Joins the run that torchrun's environment describes, or becomes its only rank; leaves it at the end.
+
+        Args:
+            hang_timeout_s: how long the ranks wait for one that hangs, at least (see `Watchdog`); 0 for ever.
 
         Raises:
-            ConfigError: more ranks than GPUs on this host, CUDA asked for where there is none, or a number of ranks
-                that does not divide the number of shards.
+            ConfigError: more ranks than GPUs on this host, CUDA where there is none, or a number of ranks that does not
+                divide the number of shards.
         """
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if size > 1 and "MASTER_ADDR" not in os.environ:
             raise ConfigError(f"WORLD_SIZE is {size}, but MASTER_ADDR is not set: start the ranks with torchrun")
-        # How many threads share a sum decides its rounding; under virtual shards that must not follow from the ranks.
+        # The number of threads that share a sum decides its rounding; under virtual shards it must not depend on ranks.
         num_threads = 1 if virtual_shards else max(1, num_available_cpus() // local_size)
         torch.set_num_threads(num_threads)
         if choice != "cpu" and torch.cuda.is_available():
-            torch.cuda.init()  # takes seconds in which no thread can give a sign of life: before others listen for one
-        failure_context, store, name = FailureContext(rank=rank, world_size=size), None, ""
-        watchdog = Watchdog(failure_context)
+            torch.cuda.init()  # takes seconds in which no thread sends heartbeats: before others expect them
+        context = FailureContext(rank=rank, world_size=size)
+        watchdog = Watchdog(context, hang_timeout_s)
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            watchdog.start()
+            watchdog.watch_launcher()
+        store, lock, round_name = None, None, ""
         if size > 1:
-            store, _, _ = next(torch_rendezvous("env://"))
-            name = rendezvous(store, rank, size)
-            watchdog.meet(store.clone(), name)
-        with ExitStack() as links, _watched(failure_context, store, name, watchdog):
+            shared_store, _, _ = next(torch_rendezvous("env://"))
+            round_name = rendezvous(shared_store, rank, size)
+            watchdog.watch_peers(shared_store.clone(), round_name)
+            store, lock = PrefixStore(f"convoy/{round_name}", shared_store), FailureLock(shared_store, round_name, rank)
+        with ExitStack() as links, _leaving(watchdog), report_failure(context, lock, watchdog):
             _check_shards(virtual_shards, size)
-            device = _choose_device(choice, int(os.environ.get("LOCAL_RANK", 0)), local_size)
-            own = PrefixStore(f"convoy/{name}", store) if store is not None else None
+            device = choose_device(choice, local_rank, local_size)
             control, shared_memory = None, None
-            if own is not None:
-                with watchdog.waiting():
-                    control = _start_process_group(own, rank, size, device)
+            if store is not None:
+                with watchdog.collective():
+                    timeout_s = max(COLLECTIVE_TIMEOUT_S, hang_timeout_s) if hang_timeout_s else NO_TIMEOUT_S
+                    control = _init_process_group(store, rank, size, device, timeout_s)
                     if size == local_size and device.type == "cpu" and sys.platform == "linux":
-                        shared_memory = links.enter_context(closing(SharedMemoryReducer.join(name, rank, size)))
+                        shared_memory = links.enter_context(closing(SharedMemoryReducer.join(round_name, rank, size)))
             yield cls(
                 rank=rank,
                 size=size,
-                local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+                local_rank=local_rank,
                 device=device,
                 num_threads=num_threads,
                 control=control,
-                store=own,
+                store=store,
                 shared_memory=shared_memory,
                 virtual_shards=virtual_shards,
-                failure_context=failure_context,
+                failure_context=context,
                 watchdog=watchdog,
             )
 
     def broadcast(self, tensors: list[torch.Tensor]) -> None:
-        """Make the tensors of every rank those of rank 0."""
+        """Copies rank 0's tensors to every rank, in place."""
         if self.size == 1:
             return
-        with self.watchdog.waiting():
+        with self.watchdog.collective():
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
     def all_reduce(self, sums: torch.Tensor) -> torch.Tensor:
-        """The sum of every rank's vector, the same bits on every rank; in place.
+        """Returns the sum of every rank's vector, the same bits on every rank; in place.
 
         Under virtual shards the ranks' vectors are added in pairs, then pairs of pairs: the upper part of the tree
-        whose lower parts are within the ranks. Each pair adds the same two vectors, and a + b is b + a to the last bit.
+        whose lower parts are within the ranks. Each pair adds the same two vectors, and a + b equals b + a bit by bit.
         """
         if self.size == 1:
             return sums
-        with self.watchdog.waiting():
+        with self.watchdog.collective():
             if self.shared_memory is not None:
                 self.shared_memory.all_reduce(sums, self.num_computing)
             elif self.virtual_shards is None:
@@ -150,72 +165,75 @@ class World:
         return sums
 
     def _all_reduce_in_pairs(self, sums: torch.Tensor) -> None:
-        theirs = torch.empty_like(sums)
+        received = torch.empty_like(sums)
         distance = 1 if self.rank < self.num_computing else self.size
         while distance < self.num_computing:
             peer = self.rank ^ distance
-            exchange = [dist.P2POp(dist.isend, sums, peer), dist.P2POp(dist.irecv, theirs, peer)]
+            exchange = [dist.P2POp(dist.isend, sums, peer), dist.P2POp(dist.irecv, received, peer)]
             for work in dist.batch_isend_irecv(exchange):
                 work.wait()
-            sums.add_(theirs)
+            sums.add_(received)
             distance *= 2
         if self.num_computing < self.size:
             dist.broadcast(sums, src=0)
 
     def all_gather(self, numbers: torch.Tensor) -> list[torch.Tensor]:
-        """Every rank's `numbers`, int64 on the CPU, in the order of the ranks."""
+        """Returns every rank's `numbers`, int64 on the CPU, in the order of the ranks."""
         if self.size == 1:
             return [numbers]
-        boxes = [torch.empty_like(numbers) for _ in range(self.size)]
-        with self.watchdog.waiting():
-            dist.all_gather(boxes, numbers, group=self.control)
-        return boxes
+        gathered = [torch.empty_like(numbers) for _ in range(self.size)]
+        with self.watchdog.collective():
+            dist.all_gather(gathered, numbers, group=self.control)
+        return gathered
 
     def all_gather_object(self, value: T) -> list[T]:
-        """Every rank's `value`, in the order of the ranks."""
+        """Returns every rank's `value`, in the order of the ranks."""
         if self.size == 1:
             return [value]
-        boxes = [value] * self.size
-        with self.watchdog.waiting():
-            dist.all_gather_object(boxes, value, group=self.control)
-        return boxes
+        gathered = [value] * self.size
+        with self.watchdog.collective():
+            dist.all_gather_object(gathered, value, group=self.control)
+        return gathered
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The element-wise sum of every rank's `tensor`, in place; exact for integers."""
+        """Returns the element-wise sum of every rank's `tensor`, in place; exact for integers."""
         if self.size > 1:
-            with self.watchdog.waiting():
+            with self.watchdog.collective():
                 dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest `value` of any rank."""
+        """Returns the largest `value` of any rank."""
         if self.size == 1:
             return value
-        box = torch.tensor(value)
-        with self.watchdog.waiting():
-            dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.control)
-        return int(box)
+        tensor = torch.tensor(value)
+        with self.watchdog.collective():
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
+        return int(tensor)
 
     def broadcast_object(self, value: T) -> T:
-        """Rank 0's `value`, on every rank."""
+        """Returns rank 0's `value`, on every rank."""
         if self.size == 1:
             return value
-        box = [value]
-        with self.watchdog.waiting():
-            dist.broadcast_object_list(box, src=0, group=self.control)
-        return box[0]
+        objects = [value]
+        with self.watchdog.collective():
+            dist.broadcast_object_list(objects, src=0, group=self.control)
+        return objects[0]
 
     def barrier(self) -> None:
-        """Return when every rank has come here."""
+        """Returns when every rank has called this."""
         if self.size > 1:
-            with self.watchdog.waiting():
+            with self.watchdog.collective():
                 dist.barrier(group=self.control)
 
-    def wait_for_ranks(self, ranks: Iterable[int], what: str) -> None:
-        """Say that this rank has come to `what` (used once a run), and return when `ranks` have come there too.
+    def untimed_barrier(self, name: str) -> None:
+        """Returns when every rank has called this with the same name, however long that takes.
 
-        A collective would give up after a time; here each rank may work alone for as long as it takes before it comes,
-        and signals are heard meanwhile. Should a rank fail, the watchdog ends this process.
+        A collective fails after a while. Here ranks may work alone for hours before they arrive, and the waiting ranks
+        handle signals. If a rank fails, the watchdog ends the waiting ones.
+
+        Args:
+            name: unique within the run.
 
         Raises:
             PeerError: the launcher is gone.
@@ -223,167 +241,53 @@ class World:
         if self.store is None:
             return
         try:
-            self.store.set(f"{what}/{self.rank}", "")
-            keys = [f"{what}/{rank}" for rank in ranks]
-            while not self.store.check(keys):
+            if self.store.add(f"{name}/arrived", 1) == self.size:
+                self.store.set(f"{name}/complete", "")
+            while not self.store.check([f"{name}/complete"]):
                 time.sleep(0.05)
         except RuntimeError as error:
             raise PeerError("the launcher is gone") from error
 
 
-class StopConsensus:
-    """A wish of a single rank that all ranks must grant at the same step: to stop.
-
-    The answer to one step's question is collected while the next step computes, so that asking costs no waiting. On the
-    CPUs of one host it travels with the next step's sum.
-    """
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._flag = torch.zeros(1, dtype=torch.int32)
-        self._pending: dist.Work | None = None
-
-    def poll(self, stop_requested: bool) -> bool:
-        """After each step's sum: put in this rank's wish; what any rank wished a step ago is granted to all.
-
-        At once in a world of one.
-        """
-        if self._world.size == 1:
-            return stop_requested
-        if (shared_memory := self._world.shared_memory) is not None:
-            shared_memory.stop_requested = stop_requested
-            return shared_memory.stop_agreed
-        granted = self._collect()
-        self._flag[0] = int(stop_requested)
-        with self._world.watchdog.waiting():
-            self._pending = dist.all_reduce(self._flag, group=self._world.control, async_op=True)
-        return granted
-
-    def close(self) -> None:
-        """Wait for the last question, whose answer is not needed any more."""
-        self._collect()
-
-    def _collect(self) -> bool:
-        if self._pending is None:
-            return False
-        with self._world.watchdog.waiting():
-            self._pending.wait()
-        self._pending = None
-        return bool(self._flag[0])
-
-
-def _start_process_group(store: Store, rank: int, size: int, device: torch.device) -> ProcessGroup | None:
-    """Start talking; returns the group for control messages where it is not the default one."""
+def _init_process_group(
+    store: Store, rank: int, size: int, device: torch.device, timeout_s: float
+) -> ProcessGroup | None:
+    """Connects the ranks; returns the group for control messages, or None if it is the default group."""
+    timeout = datetime.timedelta(seconds=timeout_s)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
         rank=rank,
         world_size=size,
-        timeout=TIMEOUT,
+        timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
     if device.type == "cpu":
         return None
-    control: ProcessGroup = dist.new_group(backend="gloo")  # type: ignore[assignment]
+    control: ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[assignment]
     return control
 
 
 @contextmanager
-def _watched(failure_context: FailureContext, store: Store | None, name: str, watchdog: Watchdog) -> Iterator[None]:
-    """Report what fails, from the rank to whom it is due; leave the process group at the end."""
-    is_done = False
+def _leaving(watchdog: Watchdog) -> Iterator[None]:
+    """Stops the watchdog and leaves the process group at the end."""
+    has_failed = True
     try:
         yield
-        is_done = True
-    except Exception as error:
-        with ignore_signals():
-            if store is not None:
-                _settle_blame(error, FailureLock(store, name, failure_context.rank), failure_context, watchdog)
-            whom = error.ranks if isinstance(error, DesyncError | MismatchError) else [failure_context.rank]
-            write_error(failure_context, error, whom)
-        raise
-    except BaseException:  # a signal, which is no failure: the others leave without asking who is gone
-        if store is not None:
-            FailureLock(store, name, failure_context.rank).acquire()
-        raise
+        has_failed = False
     finally:
         watchdog.stop()
-        # NCCL waits there for kernels, which may wait for a rank that is gone: where a run fails, its process ends soon
-        # (`cli.py`), and the connections with it.
-        if dist.is_initialized() and (is_done or dist.get_backend() != "nccl"):
+        # NCCL would wait for kernels, which may wait for a rank that is gone. The process of a failed run ends soon
+        # (`trainer/cli.py`), and its connections with it.
+        if dist.is_initialized() and not (has_failed and dist.get_backend() == "nccl"):
             dist.destroy_process_group()
 
 
-def _settle_blame(error: Exception, lock: FailureLock, failure_context: FailureContext, watchdog: Watchdog) -> None:
-    """Find out whose failure this is, while the ranks can still talk: the first to claim it tells the user.
-
-    Raises:
-        PeerError: another rank failed first, and `error` is only a consequence of it or the same once more.
-        TrainerError: a rank has gone without a word, and this one is the first to notice.
-    """
-    is_consequence = _is_consequence(error, in_collective=error is watchdog.failure)
-    if is_consequence and _somebody_claimed(lock, within_s=1.0):
-        raise PeerError("another rank failed first") from None
-    lost = watchdog.lost_peers() if is_consequence else []
-    first = lock.acquire()
-    if first != failure_context.rank:
-        raise PeerError(f"rank {first} failed first") from None
-    if is_consequence:
-        whom = f": {' and '.join(watchdog.describe(rank) for rank in lost)}" if lost else ""
-        message = (
-            f"rank {failure_context.rank} lost another rank{whom}, which was killed or whose host is gone; "
-            f"the run can go on from its last checkpoint ({str(error).splitlines()[0]})"
-        )
-        write_failure(failure_context, message, kind="LostRank", trace=None, ranks=lost)
-        raise TrainerError(message) from None
-
-
-def _somebody_claimed(lock: FailureLock, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        try:
-            if lock.holder() is not None:
-                return True
-        except (RuntimeError, ValueError):
-            return False
-        time.sleep(0.05)
-    return False
-
-
-def _is_consequence(error: Exception, *, in_collective: bool) -> bool:
-    """Whether an error is what a healthy rank meets when another one has gone.
-
-    NCCL's may come wherever the GPU is waited for; a connection that is lost elsewhere is not one between ranks.
-    """
-    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "NCCL" in str(error)):
-        return True
-    is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection"))
-    return in_collective and (is_lost or isinstance(error, ConnectionError))
-
-
 def _check_shards(virtual_shards: int | None, size: int) -> None:
-    # An elastic run cannot choose how many ranks are left when a host goes; those that are too many are spare then.
+    # An elastic run cannot choose how many ranks remain when it loses a host; extra ranks are spares then.
     is_elastic = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
     if virtual_shards and virtual_shards % size and not is_elastic:
         raise ConfigError(
             f"--virtual-shards {virtual_shards} with {size} ranks: the number of ranks must divide it, "
             f"so start 1, 2, 4, … up to {virtual_shards} ranks"
         )
-
-
-def _choose_device(choice: DeviceChoice, local_rank: int, local_size: int) -> torch.device:
-    num_gpus = torch.cuda.device_count() if choice != "cpu" else 0
-    if num_gpus == 0:
-        if choice == "cuda":
-            raise ConfigError("--device cuda: this machine shows no CUDA device; use --device cpu, or mend the driver")
-        return torch.device("cpu")
-    if local_size > num_gpus:
-        raise ConfigError(
-            f"--nproc_per_node={local_size}, but this host has {num_gpus} GPU{'s' if num_gpus > 1 else ''}: "
-            f"use at most {num_gpus}, or --device cpu"
-        )
-    torch.cuda.set_device(local_rank)
-    # Else cuDNN may add up a filter's gradient in whatever order blocks finish, and a run that goes on after a kill, or
-    # on other ranks under virtual shards, would end in other weights.
-    torch.backends.cudnn.deterministic = True
-    return torch.device("cuda", local_rank)

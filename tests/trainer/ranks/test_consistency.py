@@ -1,4 +1,4 @@
-"""What must be the same on all ranks, and who is named when it is not."""
+"""Values that must be the same on all ranks, and which ranks are named if they differ."""
 
 from pathlib import Path
 
@@ -6,10 +6,18 @@ import pytest
 import torch
 
 from trainer.errors import DesyncError, MismatchError
-from trainer.ranks.consistency import CODE, check_same, check_weights, code_sha256, digest_of, odd_ones_out, processor
+from trainer.ranks.consistency import (
+    CODE,
+    check_same,
+    check_weights,
+    code_sha256,
+    digest_of,
+    minority_positions,
+    processor,
+)
 
 
-def test_the_digest_of_the_code_sees_contents_and_names(tmp_path: Path) -> None:
+def test_the_digest_of_the_code_depends_on_contents_and_names(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     first = code_sha256([tmp_path])
     (tmp_path / "notes.txt").write_text("no code")
@@ -21,7 +29,7 @@ def test_the_digest_of_the_code_sees_contents_and_names(tmp_path: Path) -> None:
     assert code_sha256([tmp_path]) != first
 
 
-def test_all_code_of_the_trainer_is_compared() -> None:
+def test_the_digest_covers_all_code_of_the_trainer() -> None:
     assert [package.name for package in CODE] == ["convoy", "trainer"]
     for package, module in zip(CODE, ("processes.py", "train.py"), strict=True):
         assert (package / module).is_file()
@@ -44,16 +52,16 @@ def test_a_rank_with_other_code_is_named() -> None:
 
 def test_ranks_with_other_weights_are_named() -> None:
     check_weights([(1, 2)] * 3, step=7)
-    with pytest.raises(DesyncError, match="differ at step 7: rank 1 is not like the others") as caught:
+    with pytest.raises(DesyncError, match="differ at step 7: rank 1 differs from the others") as caught:
         check_weights([(1, 2), (1, 3), (1, 2)], step=7)
     assert caught.value.ranks == [1]
-    with pytest.raises(DesyncError, match="at step 7: ranks 0, 1 do not agree, and no more than half") as caught:
+    with pytest.raises(DesyncError, match="at step 7: ranks 0, 1 disagree, and no majority") as caught:
         check_weights([(1, 2), (1, 3)], step=7)
     assert caught.value.ranks == [0, 1]
 
 
 @pytest.mark.parametrize(
-    ("values", "odd"),
+    ("values", "differing"),
     [
         ("a", []),
         ("aa", []),
@@ -64,8 +72,8 @@ def test_ranks_with_other_weights_are_named() -> None:
         ("aabb", [0, 1, 2, 3]),
     ],
 )
-def test_without_a_majority_everyone_is_odd(values: str, odd: list[int]) -> None:
-    assert odd_ones_out(values) == odd
+def test_without_a_majority_all_positions_differ(values: str, differing: list[int]) -> None:
+    assert minority_positions(values) == differing
 
 
 @pytest.mark.parametrize("bit", [0, 23, 31])
@@ -78,11 +86,11 @@ def test_one_bit_of_a_weight_changes_the_digest(bit: int) -> None:
     assert not torch.equal(digest_of([weights, count]), before)
 
 
-def test_weights_that_change_places_change_the_digest() -> None:
+def test_weights_that_swap_places_change_the_digest() -> None:
     assert not torch.equal(digest_of([torch.tensor([1.0, 2.0])]), digest_of([torch.tensor([2.0, 1.0])]))
 
 
-def test_the_processor_has_a_name_that_tells_how_it_computes_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_the_processor_tells_how_it_computes_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     names = set()
     for flags in ("fpu", "fpu avx512_bf16", "fpu avx512_bf16 amx_bf16"):

@@ -1,4 +1,4 @@
-"""Sums through shared memory: the bits of the tree, for every number of ranks and length; and who leaves is noticed."""
+"""Sums through shared memory: the bits of the tree for every number of ranks and length, and lost ranks."""
 
 import itertools
 import os
@@ -17,16 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.loop.shards import sum_in_tree
-from trainer.ranks import shared_memory as shared_memory
+from trainer.ranks import shared_memory
 from trainer.ranks.shared_memory import SharedMemoryReducer
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ranks elsewhere add up through gloo")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ranks add up through gloo")
 
 T = TypeVar("T")
 
 
 def as_ranks(size: int, work: Callable[[int, SharedMemoryReducer], T]) -> list[T]:
-    """What each rank's `work` returns; a rank is a thread, for which sockets and memory are the same."""
+    """Returns what each rank's `work` returns. Each rank is a thread: sockets and memory work the same."""
     name = uuid.uuid4().hex
 
     def rank(number: int) -> T:
@@ -44,9 +44,9 @@ def vectors(size: int, length: int, seed: int) -> list[torch.Tensor]:
 @settings(max_examples=30, deadline=None)
 @given(size=st.integers(2, 9), length=st.integers(0, 70), num_sums=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
 def test_every_rank_has_the_sum_of_all_to_the_last_bit(size: int, length: int, num_sums: int, seed: int) -> None:
-    with ExitStack() as undo:
-        patch = undo.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(shared_memory, "ROOM", 16)  # so that some vectors are added up in parts
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(shared_memory, "CHUNK_SIZE", 16)  # so that some vectors need several chunks
         given = [vectors(size, length, seed + number) for number in range(num_sums)]
 
         def work(rank: int, sums: SharedMemoryReducer) -> list[torch.Tensor]:
@@ -78,19 +78,19 @@ def test_spare_ranks_get_the_sum_and_add_nothing() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 7])
-def test_a_wish_of_one_is_heard_by_all_at_the_same_sum(size: int) -> None:
+def test_all_ranks_see_a_stop_flag_at_the_same_sum(size: int) -> None:
     def work(rank: int, sums: SharedMemoryReducer) -> list[bool]:
-        heard = []
+        flags = []
         for step in range(4):
             sums.stop_requested = (rank, step) == (size - 1, 2)
             sums.all_reduce(torch.ones(5), size)
-            heard.append(sums.stop_agreed)
-        return heard
+            flags.append(sums.stop_agreed)
+        return flags
 
     assert as_ranks(size, work) == [[False, False, True, False]] * size
 
 
-def test_the_others_notice_who_is_gone() -> None:
+def test_the_other_ranks_notice_a_lost_rank() -> None:
     def work(rank: int, sums: SharedMemoryReducer) -> str:
         if rank == 2:
             return "left"
@@ -101,57 +101,57 @@ def test_the_others_notice_who_is_gone() -> None:
     assert as_ranks(4, work) == ["noticed", "noticed", "left", "noticed"]
 
 
-def test_who_waits_for_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_memory, "MEET_S", 0.2)
-    with pytest.raises(ConnectionError, match="rank 0 did not come"):
+def test_without_rank_0_the_other_ranks_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "CONNECT_TIMEOUT_S", 0.2)
+    with pytest.raises(ConnectionError, match="rank 0 does not listen"):
         SharedMemoryReducer.join(uuid.uuid4().hex, 1, 2)
 
 
-def test_leaves_no_descriptors() -> None:
+def test_no_descriptors_remain_open() -> None:
     before = len(os.listdir("/proc/self/fd"))
     as_ranks(2, lambda rank, sums: sums.all_reduce(torch.ones(4), 2))
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_stranger_who_comes_to_the_meeting_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody who is of another user, who says nothing, who says something else, who names a rank that is not."""
-    monkeypatch.setattr(shared_memory, "GREET_S", 0.5)
-    name, welcome = uuid.uuid4().hex, shared_memory._rank_of
-    asked = []
+def test_connections_of_other_processes_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's process, and processes that send nothing, something else, or a rank that does not exist."""
+    monkeypatch.setattr(shared_memory, "HANDSHAKE_TIMEOUT_S", 0.5)
+    name, receive_rank = uuid.uuid4().hex, shared_memory._receive_rank
+    accepted = []
 
-    def after_strangers(peer: socket.socket) -> int | None:
-        asked.append(peer)
+    def first_of_another_user(connection: socket.socket) -> int | None:
+        accepted.append(connection)
         with monkeypatch.context() as patch:
-            if len(asked) == 1:
+            if len(accepted) == 1:
                 patch.setattr(os, "getuid", lambda: -1)
-            return welcome(peer)
+            return receive_rank(connection)
 
-    monkeypatch.setattr(shared_memory, "_rank_of", after_strangers)
+    monkeypatch.setattr(shared_memory, "_receive_rank", first_of_another_user)
     strangers = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(4)]
-    with ThreadPoolExecutor(2) as pool, ExitStack() as closed:
+    with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
         first = pool.submit(SharedMemoryReducer.join, name, 0, 2)
-        for stranger, said in zip(strangers, [b"", b"", b"GET / HTTP/1.1", struct.pack("i", 7)], strict=True):
-            closed.enter_context(stranger)
+        for stranger, message in zip(strangers, [b"", b"", b"GET / HTTP/1.1", struct.pack("i", 7)], strict=True):
+            stack.enter_context(stranger)
             shared_memory._connect(stranger, f"\0convoy/{name}")
-            if said:
-                stranger.send(said)
+            if message:
+                stranger.send(message)
         ranks = [first, pool.submit(SharedMemoryReducer.join, name, 1, 2)]
         sums = [torch.ones(3), torch.ones(3)]
-        joined = [closed.enter_context(closing(rank.result())) for rank in ranks]
+        joined = [stack.enter_context(closing(rank.result())) for rank in ranks]
         for done in [pool.submit(rank.all_reduce, mine, 2) for rank, mine in zip(joined, sums, strict=True)]:
             done.result()
-    assert len(asked) == 5
+    assert len(accepted) == 5
     assert [mine.tolist() for mine in sums] == [[2.0] * 3] * 2
 
 
-def test_a_rank_that_leaves_while_the_others_meet_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_memory, "MEET_S", 0.3)
-    with pytest.raises(ConnectionError, match="the ranks of this host did not meet: timed out"):
+def test_a_rank_that_does_not_connect_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "CONNECT_TIMEOUT_S", 0.3)
+    with pytest.raises(ConnectionError, match="the ranks of this host could not connect to each other: timed out"):
         SharedMemoryReducer.join(uuid.uuid4().hex, 0, 2)
 
 
-def test_few_descriptors_are_open_while_many_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All links at once would be 2 * 32 * 5 ends."""
+def test_few_descriptors_are_open_while_many_ranks_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All connections at once would be 2 * 32 * 5 descriptors."""
     size, distances, counts, send_fds = 32, [1, 2, 4, 8, 16], [], socket.send_fds
 
     def watched(peer: socket.socket, message: list[bytes], descriptors: list[int]) -> int:
@@ -162,13 +162,13 @@ def test_few_descriptors_are_open_while_many_ranks_meet(monkeypatch: pytest.Monk
         return len(os.listdir("/proc/self/fd"))
 
     monkeypatch.setattr(socket, "send_fds", watched)
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(size)]
         for end in itertools.chain(*pairs):
-            opened.enter_context(end)
+            stack.enter_context(end)
         before = num_open()
         for descriptor in shared_memory._distribute_descriptors(
-            {rank: pairs[rank][0] for rank in range(size)}, size, distances, opened
+            {rank: pairs[rank][0] for rank in range(size)}, size, distances, stack
         ):
             os.close(descriptor)
     assert len(counts) == size - 1

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,15 @@ import torch
 
 from tests.conftest import ROOT, clean_environment
 from trainer.errors import ConfigError
-from trainer.ranks.world import StopConsensus, World
+from trainer.ranks.stop import StopConsensus
+from trainer.ranks.world import World
 
 PROLOGUE = """
 import dataclasses, json, os, sys, time
 from trainer.cli import run_command
 import torch
-from trainer.ranks.world import StopConsensus, World
+from trainer.ranks.stop import StopConsensus
+from trainer.ranks.world import World
 from trainer.errors import DataError
 
 def tell(value):
@@ -32,21 +36,35 @@ def main():
 """
 
 
-def run_ranks(
+@contextmanager
+def start_ranks(
     body: str, ranks: int, tmp_path: Path, *, join: str = '"cpu"', torchrun: tuple[str, ...] = ()
-) -> "subprocess.CompletedProcess[str]":
-    """Run `def body(world)` on that many ranks; `join` are the arguments of `World.join`."""
+) -> "Iterator[subprocess.Popen[str]]":
+    """Starts `def body(world)` on that many ranks; `join` are the arguments of `World.join`."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     script = tmp_path / "script.py"
     script.write_text(PROLOGUE.replace("JOIN", join) + body + "\nrun_command(main)\n")
-    return subprocess.run(
+    with subprocess.Popen(
         [*launcher, f"--nproc_per_node={ranks}", *torchrun, str(script)],
         env={**clean_environment(), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # its ranks notice that
+
+
+def run_ranks(
+    body: str, ranks: int, tmp_path: Path, *, join: str = '"cpu"', torchrun: tuple[str, ...] = ()
+) -> "subprocess.CompletedProcess[str]":
+    """Runs `def body(world)` on that many ranks to their end."""
+    with start_ranks(body, ranks, tmp_path, join=join, torchrun=torchrun) as process:
+        output, errors = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def told(done: "subprocess.CompletedProcess[str]") -> list[object]:
@@ -169,7 +187,7 @@ def test_a_rank_that_hangs_says_where(tmp_path: Path) -> None:
     body = """
 def body(world):
     world.failure_context.folder = pathlib.Path(FOLDER)
-    world.watchdog.patience = 1.0
+    world.watchdog.timeout_s = 1.0
     while True:
         if world.rank == 1:
             def dawdle():
@@ -178,7 +196,8 @@ def body(world):
         world.all_reduce_sum(torch.zeros(1))
 """
     began = time.monotonic()
-    done = run_ranks(f"import pathlib\nFOLDER = {str(tmp_path)!r}\n" + body, 2, tmp_path)
+    body = f"import pathlib\nFOLDER = {str(tmp_path)!r}\n" + body
+    done = run_ranks(body, 2, tmp_path, join='"cpu", hang_timeout_s=1.0')
     assert done.returncode == 1
     assert time.monotonic() - began < 60
     errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
@@ -193,7 +212,7 @@ def body(world):
 def test_a_rank_that_is_stopped_is_named_by_the_others(tmp_path: Path) -> None:
     body = """
 def body(world):
-    world.watchdog.patience = 1.0
+    world.watchdog.timeout_s = 1.0
     world.all_reduce_sum(torch.zeros(1))
     time.sleep(2)
     if world.rank == 1:
@@ -201,20 +220,17 @@ def body(world):
         os.kill(os.getpid(), signal.SIGSTOP)
     world.all_reduce_sum(torch.zeros(1))
 """
-    done = run_ranks(body, 2, tmp_path)
+    done = run_ranks(body, 2, tmp_path, join='"cpu", hang_timeout_s=1.0')
     errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
     assert len(errors) == 1
-    assert re.search(r"error: rank 1 \(process \d+ on .*\) (gave no sign of life|has not come)", errors[0])
+    assert re.search(r"error: rank 1 \(process \d+ on .*\) (sent no heartbeat|has not joined)", errors[0])
 
 
 @pytest.mark.slow
 def test_a_rank_that_stands_still_is_named_however_patient_the_others_are(tmp_path: Path) -> None:
     """In a first step, say. One that works is waited for, for longer than one that stands still."""
     body = """
-import trainer.ranks.watchdog
-
 def body(world):
-    trainer.ranks.watchdog.IDLE_AFTER_S = 2.0
     world.all_reduce_sum(torch.zeros(1))
     with world.watchdog.computing():
         if world.rank == 1:
@@ -227,7 +243,7 @@ def body(world):
             time.sleep(100)
         world.all_reduce_sum(torch.zeros(1))
 """
-    done = run_ranks(body, 2, tmp_path)
+    done = run_ranks(body, 2, tmp_path, join='"cpu", hang_timeout_s=2.0')
     ended = time.time()
     (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
     assert re.match(r"error: rank 1 hangs: the others have waited [2-4] s for it", error)
@@ -238,10 +254,10 @@ def body(world):
 def test_a_rank_that_falls_silent_is_named_whatever_the_others_do_and_one_that_has_left_is_not(tmp_path: Path) -> None:
     body = """
 import signal
-import trainer.ranks.watchdog
+import trainer.ranks.detector
 
 def body(world):
-    trainer.ranks.watchdog.SILENT_AFTER_S = 3.0
+    trainer.ranks.detector.SILENT_AFTER_S = 3.0
     world.all_reduce_sum(torch.zeros(1))
     if world.rank == 2:
         return
@@ -254,7 +270,7 @@ def body(world):
     done = run_ranks(body, 3, tmp_path)
     ended = time.time()
     (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
-    assert re.match(r"error: rank 1 \(process \d+ on .*\) gave no sign of life for 3 s", error)
+    assert re.match(r"error: rank 1 \(process \d+ on .*\) sent no heartbeat for 3 s", error)
     (stopped,) = told(done)
     assert ended - float(str(stopped)) < 20
 
@@ -264,10 +280,10 @@ def test_ranks_that_stood_still_together_accuse_nobody(tmp_path: Path) -> None:
     """As in a machine that was paused."""
     body = """
 import subprocess
-import trainer.ranks.watchdog
+import trainer.ranks.detector
 
 def body(world):
-    trainer.ranks.watchdog.SILENT_AFTER_S = 3.0
+    trainer.ranks.detector.SILENT_AFTER_S = 3.0
     pids = [str(pid) for pid in world.all_gather_object(os.getpid())]
     if world.is_main:
         pause = 'sleep 1; kill -STOP "$@"; sleep 5; kill -CONT "$@"'
@@ -420,14 +436,14 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 def test_the_main_rank_may_work_alone_for_longer_than_a_collective_waits(tmp_path: Path) -> None:
     body = """
-import datetime, trainer.ranks.world
-trainer.ranks.world.TIMEOUT = datetime.timedelta(seconds=1)
+import trainer.ranks.world
+trainer.ranks.world.COLLECTIVE_TIMEOUT_S = 1.0
 
 def body(world):
     world.barrier()
     if world.is_main:
         time.sleep(2.5)
-    world.wait_for_ranks([0], "the end")
+    world.untimed_barrier("end")
     tell(world.rank)
 """
     done = run_ranks(body, 2, tmp_path)
@@ -441,7 +457,7 @@ def test_who_waits_for_the_main_rank_leaves_with_it(tmp_path: Path) -> None:
 def body(world):
     if world.is_main:
         raise DataError("the main rank's disk is full")
-    world.wait_for_ranks([0], "the end")
+    world.untimed_barrier("end")
     tell("not reached")
 """
     done = run_ranks(body, 2, tmp_path)
@@ -454,9 +470,9 @@ def body(world):
 def test_data_may_be_prepared_for_longer_than_a_collective_or_the_watchdog_waits(tmp_path: Path) -> None:
     """As on two hosts: local rank 0 of each prepares, one for longer than the other."""
     body = """
-import datetime, dataclasses, types
-import trainer.ranks.world, trainer.train, trainer.ranks.watchdog
-trainer.ranks.world.TIMEOUT = datetime.timedelta(seconds=1)
+import dataclasses, types
+import trainer.prepare, trainer.ranks.world
+trainer.ranks.world.COLLECTIVE_TIMEOUT_S = 1.0
 
 def prepare(*arguments, verify, **options):
     if verify:
@@ -466,14 +482,14 @@ def prepare(*arguments, verify, **options):
 def body(world):
     global world_here
     world_here = dataclasses.replace(world, local_rank=world.rank % 2)
-    world.watchdog.patience = 0.5
-    trainer.train.load_dataset = prepare
+    world.watchdog.timeout_s = 0.5
+    trainer.prepare.load_dataset = prepare
     recipe = types.SimpleNamespace(dataset="mnist", global_batch_size=100)
-    prepared = trainer.train.load(recipe, None, None, world_here, print)
-    world.watchdog.patience = 600
+    prepared = trainer.prepare.load(recipe, None, None, world_here, print)
+    world.watchdog.timeout_s = 600
     tell([world.rank, prepared, world.all_gather_object(world.rank)])
 """
-    done = run_ranks(body, 3, tmp_path)
+    done = run_ranks(body, 3, tmp_path, join='"cpu", hang_timeout_s=0.5')
     assert done.returncode == 0, done.stderr
     assert sorted(told(done), key=str) == [[rank, rank % 2 == 0, [0, 1, 2]] for rank in range(3)]
 
@@ -502,14 +518,56 @@ import pathlib
 def body(world):
     world.failure_context.folder = pathlib.Path(FOLDER)
     world.barrier()
-    world.watchdog.patience = 1.0
-    with world.watchdog.waiting():
+    world.watchdog.timeout_s = 1.0
+    with world.watchdog.collective():
         time.sleep(60)
 """
     began = time.monotonic()
-    done = run_ranks(f"FOLDER = {str(tmp_path)!r}\n" + body, 2, tmp_path)
+    done = run_ranks(f"FOLDER = {str(tmp_path)!r}\n" + body, 2, tmp_path, join='"cpu", hang_timeout_s=1.0')
     assert time.monotonic() - began < 50
     errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
     assert len(errors) == 1
     assert re.match(r"error: all ranks have waited \d+ s for each other", errors[0])
     assert json.loads((tmp_path / "failure.json").read_text())["ranks"] == []
+
+
+@pytest.mark.slow
+def test_without_a_hang_timeout_a_debugger_may_stop_a_rank(tmp_path: Path) -> None:
+    body = """
+import trainer.ranks.watchdog, trainer.ranks.world
+trainer.ranks.watchdog.SLOW_PHASE_TIMEOUT_S = trainer.ranks.world.COLLECTIVE_TIMEOUT_S = 0.5
+
+def body(world):
+    world.watchdog.timeout_s = 0.5
+    world.barrier()
+    with world.watchdog.computing():
+        if world.rank == 1:
+            print("stopped", flush=True)
+            breakpoint()
+        total = world.all_reduce_sum(torch.ones(1)).item()
+    tell(total)
+"""
+    with start_ranks(body, 2, tmp_path, join='"cpu", hang_timeout_s=0') as process:
+        assert process.stdout is not None
+        while "stopped" not in process.stdout.readline():
+            assert process.poll() is None
+        time.sleep(4.0)  # with a timeout of 0.5 s the others would name it after 2.5 s
+        output, errors = process.communicate("continue\n", timeout=60)
+        assert process.returncode == 0, errors
+    assert output.count("TOLD 2.0") == 2
+
+
+@pytest.mark.slow
+def test_without_a_hang_timeout_a_killed_rank_is_still_noticed(tmp_path: Path) -> None:
+    body = """
+import signal
+
+def body(world):
+    world.barrier()
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.barrier()
+"""
+    done = run_ranks(body, 2, tmp_path, join='"cpu", hang_timeout_s=0')
+    assert done.returncode == 1
+    assert "error: rank 0 lost another rank: rank 1 (process" in done.stderr

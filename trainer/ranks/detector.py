@@ -1,0 +1,92 @@
+"""The failure detector: decides from the heartbeats which rank hangs or is gone.
+
+A rank hangs if it has entered fewer collectives than a rank that has waited too long. If it can, it suspects itself
+first, because it knows the stack that it hangs in; the others name it `GRACE_S` later. How long is too long depends on
+the phase: a download or a first step may take minutes, but a process that should compute must not be idle. A rank that
+sends no heartbeats is gone, whatever it was doing.
+
+Starts no threads, makes no calls to the store.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from trainer.ranks.heartbeat import Heartbeat
+
+SILENT_AFTER_S = 7.0
+"""A rank that has sent no heartbeat for this long is gone, or its host is."""
+STORE_TIMEOUT_S = 4.0
+"""A store that has not answered for this long does not answer any more."""
+GRACE_S = 1.5
+"""How much later the others name a rank than it would itself."""
+
+
+class Suspicion(NamedTuple):
+    """A failure, and the ranks that are at fault; none if nobody knows."""
+
+    ranks: list[int]
+    message: str
+
+
+class View(NamedTuple):
+    """What one rank knows.
+
+    Args:
+        rank: the rank whose view this is.
+        own: its state.
+        peers: the last heartbeats of the others.
+        silent: the others that have sent none for `SILENT_AFTER_S`.
+        store_age_s: seconds since the store answered.
+    """
+
+    rank: int
+    own: Heartbeat
+    peers: Mapping[int, Heartbeat]
+    silent: Sequence[int]
+    store_age_s: float
+
+
+def suspect_self(view: View, *, idle_s: float, idle_timeout_s: float) -> Suspicion | None:
+    """Decides whether this rank hangs.
+
+    Args:
+        idle_s: how long this process has been idle in compute-only code.
+        idle_timeout_s: how long it may be, if others wait for it.
+    """
+    own = view.own
+    if own.waited_s is not None:
+        return None
+    for peer in view.peers.values():
+        waited_s = peer.waited_s or 0.0 if peer.num_collectives > own.num_collectives else 0.0
+        if waited_s > max(peer.timeout_s, own.timeout_s) or min(waited_s, idle_s) > idle_timeout_s:
+            return Suspicion([view.rank], f"rank {view.rank} hangs: the others have waited {waited_s:.0f} s for it")
+    return None
+
+
+def suspect_peers(view: View) -> Suspicion | None:
+    """Decides whether another rank hangs or is gone, or the network is."""
+    own, waited_s = view.own, view.own.waited_s
+    if view.silent:
+        return _suspicion(view, view.silent, f"sent no heartbeat for {SILENT_AFTER_S:.0f} s")
+    if waited_s is None or waited_s < own.timeout_s + GRACE_S:
+        return None
+    if view.store_age_s > STORE_TIMEOUT_S:
+        name = describe(view.rank, own)
+        return Suspicion([], f"{name} has waited {waited_s:.0f} s, and the run's store does not answer")
+    late = [rank for rank, peer in view.peers.items() if peer.num_collectives < own.num_collectives]
+    if late and all(waited_s > view.peers[rank].timeout_s + GRACE_S for rank in late):
+        what = f"has not joined the collective in which the others have waited for {waited_s:.0f} s"
+        return _suspicion(view, late, what)
+    if not late and waited_s > own.timeout_s + 2 * GRACE_S:
+        return Suspicion([], f"all ranks have waited {waited_s:.0f} s for each other: the network may be cut")
+    return None
+
+
+def describe(rank: int, heartbeat: Heartbeat | None) -> str:
+    """Returns `rank 2 (process 123 on host x)`."""
+    return f"rank {rank} (process {heartbeat.pid} on {heartbeat.host})" if heartbeat else f"rank {rank}"
+
+
+def _suspicion(view: View, ranks: Sequence[int], what: str) -> Suspicion:
+    names = " and ".join(describe(rank, view.peers.get(rank)) for rank in ranks)
+    return Suspicion(list(ranks), f"{names} {what}")
