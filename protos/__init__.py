@@ -1,4 +1,4 @@
-"""The wire protocol: `.proto` sources and what `python -m protos.generate` makes of them.
+"""The wire protocol: `.proto` sources, and the modules that `python -m protos.generate` makes from them.
 
-Knows nothing of serving. The messages live in a descriptor pool of their own (`protos.pool`).
+Imports nothing from the other packages. The messages live in a descriptor pool of their own (`protos.pool`).
 """

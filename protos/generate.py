@@ -1,7 +1,7 @@
-"""Makes the `*_pb2.py` and `*_pb2.pyi` modules from the `.proto` files: `python -m protos.generate`.
+"""Generates the `*_pb2.py` and `*_pb2.pyi` modules from the `.proto` files: `python -m protos.generate`.
 
-What comes out is committed; the server never runs this. protoc's own output registers the messages in protobuf's
-default pool, so two lines of each module are rewritten to use `protos.pool.POOL`.
+The generated modules are committed. protoc's output registers messages in protobuf's default pool; this rewrites two
+lines of each module, so that they use `protos.pool.POOL`.
 """
 
 import sys
@@ -19,24 +19,28 @@ _REWRITES = (
 
 
 def generate(folder: Path) -> None:
-    """Write the modules of every source into `folder`, where they must be imported as the package `protos`."""
+    """Writes the modules of every source into `folder`, which must be importable as the package `protos`.
+
+    Raises:
+        SystemExit: protoc refuses a source, or its output has changed.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         arguments = [f"--proto_path={_PACKAGE.parent}", f"--python_out={scratch}", f"--pyi_out={scratch}"]
         if protoc.main(["protoc", *arguments, *(str(_PACKAGE / f"{source}.proto") for source in SOURCES)]) != 0:
-            raise SystemExit("error: protoc refused the sources; see its message above")
+            raise SystemExit("error: protoc refused the sources: see its message above")
         for source in SOURCES:
-            made = Path(scratch, _PACKAGE.name, f"{source}_pb2.py")
-            (folder / made.name).write_text(_private(made.read_text()))
-            stub = made.with_suffix(".pyi")
+            generated = Path(scratch, _PACKAGE.name, f"{source}_pb2.py")
+            (folder / generated.name).write_text(_use_own_pool(generated.read_text()))
+            stub = generated.with_suffix(".pyi")
             (folder / stub.name).write_text(stub.read_text())
 
 
-def _private(module: str) -> str:
-    """The generated module with its messages in our own pool."""
+def _use_own_pool(module: str) -> str:
+    """Returns a generated module that registers its messages in `protos.pool.POOL`."""
     for old, new in _REWRITES:
         if module.count(old) != 1:
             raise SystemExit(
-                f"error: this grpcio-tools writes modules in another way: no single {old.strip()!r} in them"
+                f"error: this version of grpcio-tools generates other code: expected {old.strip()!r} exactly once"
             )
         module = module.replace(old, new)
     return module

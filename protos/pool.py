@@ -1,8 +1,8 @@
-"""The descriptor pool that holds our messages, and nobody else's.
+"""A descriptor pool that holds only this package's messages.
 
-Several packages (tritonclient, MLServer, KServe) put their own `inference.*` messages into protobuf's default pool, and
-two of them in one process fail with "duplicate symbol". Ours stay out of it: the names on the wire are the same, the
-classes are not.
+tritonclient, MLServer and KServe each register their own `inference.*` messages in protobuf's default pool, and any two
+of them in one process fail with "duplicate symbol". A pool of our own avoids the clash; the names on the wire stay the
+same.
 """
 
 from google.protobuf.descriptor_pool import DescriptorPool

@@ -241,8 +241,10 @@ class Batcher:
         for request in expired:
             self._fail(request, DeadlineExceeded(f"too late for model '{self._name}': {_waited(request)}"), "REJECTED")
 
+    # `_work` holds the lock when it calls the next two.
+
     def _wait_for_batch(self) -> BatchTrigger | None:
-        """Waits until a batch may start. Returns why, or None if the batcher is closed and empty. Holds the lock."""
+        """Waits until a batch may start. Returns why, or None if the batcher is closed and empty."""
         self._num_idle += 1
         try:
             while not self._queue:
@@ -261,7 +263,7 @@ class Batcher:
             self._num_idle -= 1
 
     def _take_batch(self) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
-        """Takes from the queue the next batch, and the requests whose time is up. Holds the lock."""
+        """Takes from the queue the next batch, and the requests whose time is up."""
         requests: list[QueuedRequest] = []
         expired: list[QueuedRequest] = []
         queue, room, now = self._queue, self._max_rows, time.monotonic()

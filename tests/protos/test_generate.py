@@ -1,4 +1,4 @@
-"""The committed modules are what the sources give, and they hold every call."""
+"""The committed modules match their sources, and define all RPCs."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from protos.pool import POOL
 _PACKAGE = Path(grpc_service_pb2.__file__).parent
 
 
-def test_committed_modules_are_what_the_sources_give(tmp_path):
+def test_committed_modules_match_their_sources(tmp_path):
     generate(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in _PACKAGE.glob("*_pb2.py*"))
     for file in tmp_path.iterdir():
@@ -20,7 +20,7 @@ def test_every_source_is_generated():
     assert {file.stem for file in _PACKAGE.glob("*.proto")} == set(SOURCES)
 
 
-def test_service_has_the_twenty_calls():
+def test_service_has_twenty_rpcs():
     service = POOL.FindServiceByName("inference.GRPCInferenceService")
     assert len(service.methods) == 20
     for method in service.methods:
@@ -30,7 +30,7 @@ def test_service_has_the_twenty_calls():
         assert (method.client_streaming, method.server_streaming) == (streams, streams)
 
 
-def test_health_streams_watch_alone():
+def test_only_watch_of_health_is_a_stream():
     service = POOL.FindServiceByName("grpc.health.v1.Health")
     assert service.full_name == health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     assert [(method.name, method.server_streaming) for method in service.methods] == [("Check", False), ("Watch", True)]

@@ -1,4 +1,4 @@
-"""Our messages live beside those of others in one process, in either order."""
+"""Our messages and those of other packages work in one process, in either import order."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from protos.model_config_pb2 import ModelConfig
 
 _OURS = "from protos import grpc_service_pb2, health_pb2; ours = grpc_service_pb2.ModelInferRequest(model_name='m')"
 _TRITON = "import tritonclient.grpc; from tritonclient.grpc import service_pb2"
-# Another package's idea of the same names: what MLServer and KServe do to protobuf's default pool.
+# Other definitions of the same names in protobuf's default pool, as MLServer and KServe register them.
 _OTHER = """
 from google.protobuf import descriptor_pb2, descriptor_pool
 file = descriptor_pb2.FileDescriptorProto(name='dataplane.proto', package='inference', syntax='proto3')
@@ -29,20 +29,20 @@ def _run(*lines: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("theirs", [_TRITON, _OTHER], ids=["tritonclient", "another"])
 @pytest.mark.parametrize("first", ["ours", "theirs"])
-def test_imports_beside_other_users_of_the_names(theirs, first):
+def test_imports_beside_other_definitions_of_the_same_names(theirs, first):
     use = "assert grpc_service_pb2.ModelInferRequest.FromString(ours.SerializeToString()) == ours"
     done = _run(*([_OURS, theirs] if first == "ours" else [theirs, _OURS]), use)
     assert done.returncode == 0, done.stderr
 
 
 def test_two_packages_in_the_default_pool_do_clash():
-    """The fault that the private pool avoids is real, or the test above shows nothing."""
+    """Shows that the clash which the own pool avoids is real."""
     done = _run(_OTHER, _TRITON)
     assert done.returncode != 0
     assert "duplicate symbol" in done.stderr
 
 
-def test_the_default_pool_knows_nothing_of_ours():
+def test_the_default_pool_has_none_of_our_messages():
     look = (
         "from google.protobuf import descriptor_pool\ndescriptor_pool.Default().FindFileByName('protos/health.proto')"
     )
@@ -50,12 +50,12 @@ def test_the_default_pool_knows_nothing_of_ours():
     assert "KeyError" in done.stderr
 
 
-def test_messages_are_those_of_the_fast_implementation():
+def test_messages_use_the_fast_implementation():
     assert api_implementation.Type() == "upb"
     assert "_upb" in ModelInferRequest.__mro__[1].__module__
 
 
-def test_a_real_configuration_goes_through_text_and_json():
+def test_a_real_configuration_survives_text_and_json():
     text = """
       name: "densenet" platform: "onnxruntime_onnx" max_batch_size: 8
       input [ { name: "x" data_type: TYPE_FP32 format: FORMAT_NCHW dims: [ 3, 224, 224 ] reshape { shape: [ 1, 3 ] } } ]

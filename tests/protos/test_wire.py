@@ -1,4 +1,4 @@
-"""Our messages and Triton's client's write and read the same bytes, for every message type."""
+"""Our messages and those of Triton's client have the same bytes, for every message type."""
 
 from collections.abc import Iterator
 
@@ -53,7 +53,7 @@ def _sample(field: FieldDescriptor, choice: int) -> object:
 
 
 def _fill(message: Message, choice: int) -> Message:
-    """Every field set; of each oneof, the member that `choice` picks."""
+    """Sets every field; of each oneof, the member that `choice` picks."""
     for field in message.DESCRIPTOR.fields:
         oneof = field.containing_oneof
         if oneof is not None and oneof.fields[choice % len(oneof.fields)] is not field:
@@ -95,7 +95,7 @@ def test_bytes_are_the_same_in_both_directions(name, choice):
     read_by_us = _new(_OURS, name).FromString(theirs.SerializeToString())
     read_by_them = _new(_THEIRS, name).FromString(ours.SerializeToString())
     assert (read_by_us, read_by_them) == (ours, theirs)
-    # Text has field names: numbers that agree under other names would show here.
+    # The text has field names: it shows equal numbers under different names.
     assert str(ours) == str(theirs)
 
 

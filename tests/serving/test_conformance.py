@@ -1,7 +1,7 @@
-"""The protocol on both transports, with tritonclient as the independent client for every RPC.
+"""Inference on both gRPC front ends, with tritonclient as an independent client.
 
-Inference here, the rest in `test_conformance_control`; what is wrong in requests in `test_conformance_bad_input`,
-batching and deadlines in `test_conformance_batching`, random bytes in `test_conformance_fuzz`.
+All other RPCs are in `test_conformance_control`, malformed requests in `test_conformance_bad_input`, batching and
+deadlines in `test_conformance_batching`, random bytes in `test_conformance_fuzz`.
 """
 
 import asyncio
@@ -44,12 +44,12 @@ def test_one_input_all_outputs(client: triton.InferenceServerClient) -> None:
     ]
 
 
-def test_the_id_comes_back(client: triton.InferenceServerClient) -> None:
+def test_the_response_has_the_requests_id(client: triton.InferenceServerClient) -> None:
     for request_id in ("", "first", "second", "é" * 40):
         assert client.infer("rows", [tensor("x", X)], request_id=request_id).get_response().id == request_id
 
 
-def test_requested_outputs_come_in_the_order_asked_for(client: triton.InferenceServerClient) -> None:
+def test_requested_outputs_keep_their_order(client: triton.InferenceServerClient) -> None:
     for names in (["product"], ["product", "echo"], ["echo", "product"]):
         asked = [triton.InferRequestedOutput(name) for name in names]
         answer = client.infer("rows", [tensor("x", X)], outputs=asked)
@@ -95,7 +95,7 @@ def test_every_type_in_typed_contents(served: Served) -> None:
         assert raw == extremes(name).tobytes()
 
 
-def test_halves_travel_as_raw_bytes(client: triton.InferenceServerClient) -> None:
+def test_fp16_as_raw_bytes(client: triton.InferenceServerClient) -> None:
     halves = extremes("FP16")
     np.testing.assert_array_equal(client.infer("halves", [tensor("in_FP16", halves)]).as_numpy("out_FP16"), halves)
 
@@ -168,7 +168,7 @@ def test_classification_without_labels(client: triton.InferenceServerClient) -> 
 # ---- The stream ------------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_answers_in_order_and_goes_on_after_an_error(served: Served) -> None:
+def test_a_stream_responds_in_order_and_continues_after_an_error(served: Served) -> None:
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with triton.InferenceServerClient(served.target) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))

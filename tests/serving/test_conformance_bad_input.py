@@ -1,5 +1,6 @@
-"""What is wrong in a request, on both transports: the status, one sentence that says what was expected and what came,
-and a server that serves on.
+"""Malformed requests on both gRPC front ends.
+
+Each gets a status and one line that tells what was expected and what the client sent. The server continues to serve.
 """
 
 import contextlib
@@ -33,8 +34,8 @@ def refusal(served: Served, payload: bytes, **options: Any) -> grpc.RpcError:
 
 
 @pytest.fixture(autouse=True)
-def _unharmed(served: Served) -> Iterator[None]:
-    """Afterwards: a right answer, and nothing left in a queue."""
+def _serves_on(served: Served) -> Iterator[None]:
+    """Checks after each test that the server responds and all queues are empty."""
     yield
     assert send(served, good().SerializeToString()).raw_output_contents[0] == X.tobytes()
     assert not any(model.batcher.num_queued for model in served.server.repository.ready_models())
@@ -43,7 +44,7 @@ def _unharmed(served: Served) -> Iterator[None]:
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_requests(served: Served, case: str) -> None:
     payload, code, sentence = WRONG[case]
-    for _ in range(2):  # the second time it might be recognised
+    for _ in range(2):  # the second time its plan might be cached
         error = refusal(served, payload)
         assert error.code() == code, error.details()
         assert "\n" not in error.details()
@@ -67,10 +68,7 @@ def test_a_message_just_within_the_limit(served: Served) -> None:
 
 @pytest.mark.parametrize("size", [20_000, 200_000])
 def test_metadata_that_is_too_large(served: Served, size: int) -> None:
-    """As gRPC's core has it; hyper refuses it by HTTP's status 431, and ends the connection if there is much more.
-
-    A larger limit of hyper's only moves both: what is within it is taken.
-    """
+    """gRPC's core refuses it; hyper responds with HTTP's status 431, or ends the connection if it is much larger."""
     with grpc.insecure_channel(served.target, options=[("test", size)]) as channel:
         call = channel.unary_unary(SERVICE + "ModelInfer")
         with pytest.raises(grpc.RpcError) as caught:
@@ -82,10 +80,10 @@ def test_metadata_that_is_too_large(served: Served, size: int) -> None:
     assert caught.value.code() == codes[served.server.transport_name][size], caught.value.details()
 
 
-def test_bytes_that_are_no_http(served: Served) -> None:
+def test_bytes_that_are_not_http(served: Served) -> None:
     host, _, port = served.target.rpartition(":")
     for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 100, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 1000):
-        hung_up = contextlib.suppress(OSError)  # as the server may at any moment
+        hung_up = contextlib.suppress(OSError)  # the server may close the connection at any time
         with hung_up, socket.create_connection((host, int(port)), timeout=60) as raw:
             raw.sendall(garbage)
             raw.shutdown(socket.SHUT_WR)
@@ -93,7 +91,7 @@ def test_bytes_that_are_no_http(served: Served) -> None:
                 pass
 
 
-def test_a_model_that_fails_fails_its_batch_alone(served: Served) -> None:
+def test_a_model_error_fails_only_its_batch(served: Served) -> None:
     def ask(index: int) -> bytes:
         request = pb.ModelInferRequest(model_name="failing")
         request.inputs.add(name="index", datatype="INT64", shape=[1, 1]).contents.int64_contents.append(index)
@@ -139,8 +137,8 @@ def test_random_bytes_in_a_stream_are_one_error_in_it(served: Served) -> None:
     assert answers[1].infer_response.raw_output_contents[0] == X.tobytes()
 
 
-def test_a_watcher_that_never_reads_holds_nobody_up(served: Served, client: triton.InferenceServerClient) -> None:
-    """By HTTP/2's flow control it takes not one byte; the models' states change many times meanwhile."""
+def test_a_watch_that_never_reads_does_not_block_others(served: Served, client: triton.InferenceServerClient) -> None:
+    """HTTP/2's flow control lets it receive nothing, while the models' states change many times."""
     host, _, port = served.target.rpartition(":")
     with socket.create_connection((host, int(port))) as raw:
         no_window = struct.pack(">HI", 4, 0)
@@ -164,5 +162,5 @@ def test_a_watcher_that_never_reads_holds_nobody_up(served: Served, client: trit
 
 
 def h2_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """A frame of HTTP/2 (RFC 9113, section 4.1)."""
+    """Returns a frame of HTTP/2 (RFC 9113, section 4.1)."""
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload

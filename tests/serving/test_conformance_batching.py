@@ -1,4 +1,7 @@
-"""Many callers at once, on both transports: rows never mix; who leaves, is late or finds no room hurts nobody."""
+"""Many clients at once, on both gRPC front ends.
+
+Rows never mix; cancelled, late and refused requests do not affect others.
+"""
 
 import gc
 import threading
@@ -23,11 +26,11 @@ from serving.observability.statistics import Snapshot
 from tests.serving.conftest import SERVICE, Served, tensor
 from tests.serving.onnx_models import WEIGHTS
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
-def ask(served: Served, model: str, name: str, array: npt.NDArray[Any], timeout_s: float = PATIENCE_S) -> grpc.Future:
-    """An inference under way."""
+def ask(served: Served, model: str, name: str, array: npt.NDArray[Any], timeout_s: float = TIMEOUT_S) -> grpc.Future:
+    """Starts an inference."""
     request = pb.ModelInferRequest(model_name=model)
     datatype = {"float32": "FP32", "int64": "INT64"}[array.dtype.name]
     request.inputs.add(name=name, datatype=datatype, shape=array.shape)
@@ -39,14 +42,14 @@ def ask(served: Served, model: str, name: str, array: npt.NDArray[Any], timeout_
 
 
 def wait_until(happened: Callable[[], object]) -> None:
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + TIMEOUT_S
     while not happened():
-        assert time.monotonic() < until, "it does not come to that"
+        assert time.monotonic() < until, "the condition did not become true"
         time.sleep(0.001)
 
 
 def counts_at_rest(model: Model) -> Snapshot:
-    """A batch is counted a moment after it is answered: the last test's must not be counted as this one's."""
+    """Returns the statistics once all batches are counted, which happens just after their responses are sent."""
     wait_until(lambda: model.batcher.num_running == 0)
     return model.statistics.snapshot()
 
@@ -130,14 +133,14 @@ def test_a_model_comes_and_goes_while_another_is_under_load(
     assert all(answers)
 
 
-# ---- Leaving, lateness, no room --------------------------------------------------------------------------------------
+# ---- Cancellation, deadlines, full queues ----------------------------------------------------------------------------
 
 BUSY = 20_000
-"""Loops that take `slow` a third of a second on the fastest machine seen, and a second on others."""
+"""Loops that take the model `slow` between a third of a second and a second."""
 
 
 def occupy(served: Served, model: Model) -> grpc.Future:
-    """An inference that runs, alone."""
+    """Starts an inference that occupies the model."""
     wait_until(lambda: model.batcher.num_running == 0)
     call = ask(served, "slow", "loops", np.array([[BUSY]]))
     wait_until(lambda: model.batcher.num_running == 1)
@@ -153,7 +156,7 @@ def slow(served: Served) -> Model:
     return served.server.repository.get("slow")
 
 
-def test_who_leaves_while_waiting_is_not_computed(served: Served, slow: Model) -> None:
+def test_a_request_cancelled_in_the_queue_is_not_computed(served: Served, slow: Model) -> None:
     before = counts_at_rest(slow)
     first = occupy(served, slow)
     leaving, staying = (ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2))
@@ -167,7 +170,7 @@ def test_who_leaves_while_waiting_is_not_computed(served: Served, slow: Model) -
     assert after.failures["CANCELED"] == before.failures.get("CANCELED", 0) + 1
 
 
-def test_who_leaves_in_the_middle_of_a_batch_does_not_hurt_the_others(served: Served, slow: Model) -> None:
+def test_a_request_cancelled_in_a_batch_does_not_affect_the_others(served: Served, slow: Model) -> None:
     first = occupy(served, slow)
     leaving, staying = (ask(served, "slow", "loops", np.array([[BUSY + number]])) for number in (1, 2))
     wait_until(lambda: slow.batcher.num_queued == 2)
@@ -178,31 +181,31 @@ def test_who_leaves_in_the_middle_of_a_batch_does_not_hurt_the_others(served: Se
     assert answer(ask(served, "slow", "loops", np.array([[3]]))) == [3]
 
 
-def test_who_is_too_late_is_not_computed(served: Served, slow: Model) -> None:
+def test_a_request_past_its_deadline_is_not_computed(served: Served, slow: Model) -> None:
     before = counts_at_rest(slow)
     first = occupy(served, slow)
     late = ask(served, "slow", "loops", np.array([[1]]), timeout_s=0.05)
     assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert not first.done(), "it was told before there was room for it"
+    assert not first.done(), "the deadline is reported before the model is free"
     assert answer(first) == [BUSY]
     assert answer(ask(served, "slow", "loops", np.array([[2]]))) == [2]
     wait_until(lambda: slow.statistics.snapshot().execution_count == before.execution_count + 2)
     assert slow.statistics.snapshot().inference_count == before.inference_count + 2
 
 
-def test_a_timeout_of_the_requests_own(served: Served, slow: Model) -> None:
-    """Triton's parameter `timeout`, in microseconds."""
+def test_the_parameter_timeout(served: Served, slow: Model) -> None:
+    """Triton's request parameter, in microseconds."""
     first = occupy(served, slow)
     request = pb.ModelInferRequest(model_name="slow")
     request.parameters["timeout"].int64_param = 1000
     request.inputs.add(name="loops", datatype="INT64", shape=[1, 1]).contents.int64_contents.append(1)
-    call = served.channel.unary_unary(SERVICE + "ModelInfer").future(request.SerializeToString(), timeout=PATIENCE_S)
+    call = served.channel.unary_unary(SERVICE + "ModelInfer").future(request.SerializeToString(), timeout=TIMEOUT_S)
     assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert "too late for model 'slow': the request waited" in call.details()
     assert answer(first) == [BUSY]
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(served: Served, slow: Model) -> None:
+def test_a_full_queue_refuses_at_once_and_tells_when_to_retry(served: Served, slow: Model) -> None:
     before = counts_at_rest(slow)
     first = occupy(served, slow)
     waiting = [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]
@@ -218,10 +221,10 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(served: Served
     assert slow.statistics.snapshot().failures["REJECTED"] == before.failures.get("REJECTED", 0) + 1
 
 
-def test_our_client_comes_again_when_the_queue_was_full(served: Served, slow: Model) -> None:
+def test_our_client_retries_when_the_queue_is_full(served: Served, slow: Model) -> None:
     before = counts_at_rest(slow)
-    with Client(served.target, timeout_s=PATIENCE_S) as client:
-        assert client.is_live()  # connected before there is no room
+    with Client(served.target, timeout_s=TIMEOUT_S) as client:
+        assert client.is_live()  # connects before the queue is full
         calls = [occupy(served, slow)]
         calls += [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]
         wait_until(lambda: slow.batcher.num_queued == 2)
@@ -238,8 +241,8 @@ def test_our_client_gives_up_at_its_deadline(served: Served, slow: Model) -> Non
     assert answer(first) == [BUSY]
 
 
-def test_a_call_that_is_over_holds_no_memory(served: Served, slow: Model) -> None:
-    """Answered the long way and the short one, refused or cancelled: freed without the cyclic collector."""
+def test_a_finished_call_holds_no_memory(served: Served, slow: Model) -> None:
+    """Requests with and without a cached plan, refused and cancelled ones are freed without the garbage collector."""
     gc.collect()
     gc.disable()
     try:
@@ -272,7 +275,7 @@ def test_failures_of_each_kind_are_counted(served: Served, slow: Model, client: 
 
     leaving.cancel()
     wait_until(lambda: failures("slow").count == before.count + 2)
-    assert failures("slow").ns > before.ns, "what was cancelled had waited"
+    assert failures("slow").ns > before.ns, "the cancelled request had waited"
 
     assert (answer(first), answer(staying)) == ([BUSY], [2])
 
@@ -282,7 +285,7 @@ def test_failures_of_each_kind_are_counted(served: Served, slow: Model, client: 
     assert failures("failing").ns > failed_before.ns
 
 
-def test_a_failing_batch_fails_alone(served: Served) -> None:
+def test_a_failing_batch_does_not_affect_others(served: Served) -> None:
     codes = [ask(served, "failing", "index", np.array([[index]])).code() for index in (0, 9, 1, 9, 2)]
     ok, internal = grpc.StatusCode.OK, grpc.StatusCode.INTERNAL
     assert codes == [ok, internal, ok, internal, ok]

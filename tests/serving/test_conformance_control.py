@@ -1,4 +1,4 @@
-"""The server's other RPCs on both transports: models, configuration, statistics, repository, health, reflection."""
+"""All RPCs except inference, on both gRPC front ends: metadata, statistics, the repository, health, reflection."""
 
 import asyncio
 import time
@@ -65,11 +65,11 @@ def test_configuration(client: triton.InferenceServerClient) -> None:
     assert [(i.name, i.data_type, list(i.dims)) for i in config.input] == [("images", 2, [1, 4, 4])]
     assert [o.label_filename for o in config.output] == ["labels.txt", "labels.txt"]
     completed = client.get_model_config("rows").config
-    assert [list(o.dims) for o in completed.output] == [[4], [3]], "what the file leaves out is told by the model"
+    assert [list(o.dims) for o in completed.output] == [[4], [3]], "the model completes what the file leaves out"
     assert completed.dynamic_batching.max_queue_delay_microseconds == 3000
 
 
-def test_statistics_are_what_was_sent(client: triton.InferenceServerClient) -> None:
+def test_statistics_count_what_was_sent(client: triton.InferenceServerClient) -> None:
     def told() -> Any:
         return client.get_inference_statistics("counted").model_stats[0]
 
@@ -86,7 +86,7 @@ def test_statistics_are_what_was_sent(client: triton.InferenceServerClient) -> N
         ask(9)  # too large: refused before it is counted
 
     after = told()
-    while after.execution_count < before.execution_count + 3:  # counted a moment after the answer has gone out
+    while after.execution_count < before.execution_count + 3:  # counted just after the response is sent
         assert time.time() * 1000 < began_ms + 60_000
         after = told()
 
@@ -138,7 +138,7 @@ def test_load_and_unload(client: triton.InferenceServerClient) -> None:
     assert caught.value.status() == "StatusCode.UNAVAILABLE"
 
 
-def test_a_broken_model_says_why(client: triton.InferenceServerClient) -> None:
+def test_a_broken_model_has_a_reason(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match="failed to load 'broken', version 1: ") as caught:
         client.load_model("broken")
     assert caught.value.status() == "StatusCode.INTERNAL"
@@ -156,14 +156,14 @@ def test_a_broken_model_says_why(client: triton.InferenceServerClient) -> None:
         ("m" * 20_000, "INVALID_ARGUMENT"),
     ],
 )
-def test_what_cannot_be_loaded(client: triton.InferenceServerClient, name: str, status: str) -> None:
+def test_models_that_cannot_be_loaded(client: triton.InferenceServerClient, name: str, status: str) -> None:
     for change in (client.load_model, client.unload_model):
         with pytest.raises(InferenceServerException) as caught:
             change(name)
         assert caught.value.status() == f"StatusCode.{status}"
 
 
-NOT_OURS: dict[str, Callable[[Any], Any]] = {
+UNSUPPORTED: dict[str, Callable[[Any], Any]] = {
     "SystemSharedMemoryStatus": lambda client: client.get_system_shared_memory_status(),
     "SystemSharedMemoryRegister": lambda client: client.register_system_shared_memory("a", "/b", 64),
     "SystemSharedMemoryUnregister": lambda client: client.unregister_system_shared_memory("a"),
@@ -175,25 +175,25 @@ NOT_OURS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", NOT_OURS)
-def test_what_this_server_does_not_do_is_said(client: triton.InferenceServerClient, name: str) -> None:
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_rpcs_are_named(client: triton.InferenceServerClient, name: str) -> None:
     with pytest.raises(InferenceServerException, match=f"{name}: this server does not support") as caught:
-        NOT_OURS[name](client)
+        UNSUPPORTED[name](client)
     assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
 
 
-def test_what_this_server_does_not_do_is_said_to_the_asynchronous_client_too(served: Served) -> None:
+def test_unsupported_rpcs_are_named_to_the_asynchronous_client_too(served: Served) -> None:
     async def ask() -> list[object]:
         async with triton_aio.InferenceServerClient(served.target) as client:
-            return await asyncio.gather(*(call(client) for call in NOT_OURS.values()), return_exceptions=True)
+            return await asyncio.gather(*(call(client) for call in UNSUPPORTED.values()), return_exceptions=True)
 
-    for name, error in zip(NOT_OURS, asyncio.run(ask()), strict=True):
+    for name, error in zip(UNSUPPORTED, asyncio.run(ask()), strict=True):
         assert isinstance(error, InferenceServerException)
         assert f"{name}: this server does not support" in str(error)
         assert error.status() == "StatusCode.UNIMPLEMENTED"
 
 
-def test_an_rpc_that_nobody_knows(served: Served) -> None:
+def test_an_unknown_rpc(served: Served) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         served.channel.unary_unary(SERVICE + "Sing")(b"", timeout=60)
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
@@ -212,11 +212,11 @@ def health(served: Served, service: str) -> Any:
 
 
 @pytest.mark.parametrize("service", ["", "inference.GRPCInferenceService", "rows", "liveness", "readiness"])
-def test_health_of_what_serves(served: Served, service: str) -> None:
+def test_health_of_ready_services(served: Served, service: str) -> None:
     assert health(served, service) == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_health_of_what_does_not(served: Served) -> None:
+def test_health_of_other_services(served: Served) -> None:
     assert health(served, "spare") == health_pb2.HealthCheckResponse.NOT_SERVING
     for unknown, said in (("nothing", "'nothing'"), ("ü" * 20_000, f"'{'ü' * 64}…'")):
         with pytest.raises(grpc.RpcError) as caught:
@@ -225,7 +225,7 @@ def test_health_of_what_does_not(served: Served) -> None:
         assert said in caught.value.details()
 
 
-def test_health_is_watched(served: Served, client: triton.InferenceServerClient) -> None:
+def test_watch_follows_a_model(served: Served, client: triton.InferenceServerClient) -> None:
     call = served.channel.unary_stream(
         "/grpc.health.v1.Health/Watch",
         health_pb2.HealthCheckRequest.SerializeToString,
@@ -244,7 +244,7 @@ def test_health_is_watched(served: Served, client: triton.InferenceServerClient)
 
 
 def test_reflection_is_enough_to_infer(served: Served) -> None:
-    """With what the server tells of itself, and nothing else."""
+    """Uses only what the server describes by reflection."""
     told = ProtoReflectionDescriptorDatabase(served.channel)
     assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= set(told.get_services())
     service = DescriptorPool(told).FindServiceByName("inference.GRPCInferenceService")

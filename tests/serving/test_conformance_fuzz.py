@@ -1,4 +1,4 @@
-"""Bytes that nobody meant, on both transports: any answer will do but a defect's, and the server serves on."""
+"""Random bytes, on both gRPC front ends: no response may show a defect, and the server continues to serve."""
 
 from collections.abc import Iterator
 
@@ -59,7 +59,7 @@ def strings() -> pb.ModelInferRequest:
 
 
 def plain() -> pb.ModelInferRequest:
-    """The form that the server recognises by its first bytes after the first time."""
+    """The form whose plan the server caches."""
     request = pb.ModelInferRequest(model_name="rows")
     request.inputs.add(name="x", datatype="FP32", shape=X.shape)
     request.raw_input_contents.append(X.tobytes())
@@ -70,14 +70,14 @@ SEEDS = [make().SerializeToString() for make in (good, typed, strings, plain)]
 
 
 @pytest.fixture(autouse=True)
-def _unharmed(served: Served) -> Iterator[None]:
+def _serves_on(served: Served) -> Iterator[None]:
     yield
     answer = pb.ModelInferResponse.FromString(served.channel.unary_unary(SERVICE + "ModelInfer")(SEEDS[3], timeout=60))
     assert answer.raw_output_contents[0] == X.tobytes()
 
 
-def answered(served: Served, path: str, payload: bytes) -> None:
-    """Send it and see how it is answered."""
+def check_status(served: Served, path: str, payload: bytes) -> None:
+    """Sends a payload and checks that the status shows no defect."""
     call = served.channel.unary_unary(path).future(payload, timeout=60)
     code, details = call.code(), call.details()
     assert code not in DEFECTS, details
@@ -89,12 +89,12 @@ def answered(served: Served, path: str, payload: bytes) -> None:
 @given(payload=st.binary(max_size=300))
 @example(payload=b"")
 def test_random_bytes(served: Served, payload: bytes) -> None:
-    answered(served, SERVICE + "ModelInfer", payload)
+    check_status(served, SERVICE + "ModelInfer", payload)
 
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A good message with a few bytes changed, taken out or put in, or cut off."""
+    """A good message with a few bytes changed, removed or inserted, or cut off."""
     message = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(message)))
@@ -112,8 +112,8 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @fuzzing
 @given(payload=mutated())
-def test_good_messages_gone_wrong(served: Served, payload: bytes) -> None:
-    answered(served, SERVICE + "ModelInfer", payload)
+def test_mutated_messages(served: Served, payload: bytes) -> None:
+    check_status(served, SERVICE + "ModelInfer", payload)
 
 
 @pytest.mark.parametrize("seed", range(len(SEEDS)))
@@ -157,24 +157,24 @@ requests = st.builds(
 
 @fuzzing
 @given(request=requests)
-def test_messages_whose_parts_do_not_belong_together(served: Served, request: pb.ModelInferRequest) -> None:
-    answered(served, SERVICE + "ModelInfer", request.SerializeToString())
+def test_inconsistent_messages(served: Served, request: pb.ModelInferRequest) -> None:
+    check_status(served, SERVICE + "ModelInfer", request.SerializeToString())
 
 
 @settings(fuzzing, max_examples=60)
 @given(method=st.sampled_from(CONTROL), payload=st.binary(max_size=60))
 def test_random_bytes_for_the_other_calls(served: Served, method: str, payload: bytes) -> None:
-    answered(served, SERVICE + method, payload)
+    check_status(served, SERVICE + method, payload)
 
 
 @settings(fuzzing, max_examples=60)
 @given(payload=st.binary(max_size=60))
 def test_random_bytes_for_health(served: Served, payload: bytes) -> None:
-    answered(served, HEALTH_CHECK, payload)
+    check_status(served, HEALTH_CHECK, payload)
 
 
 @settings(fuzzing, max_examples=30)
 @given(payloads=st.lists(st.binary(max_size=60) | mutated(), max_size=5))
 def test_random_bytes_in_a_stream(served: Served, payloads: list[bytes]) -> None:
     call = served.channel.stream_stream(SERVICE + "ModelStreamInfer", None, pb.ModelStreamInferResponse.FromString)
-    assert len(list(call(iter(payloads), timeout=60))) == len(payloads), "each is answered in the stream, which goes on"
+    assert len(list(call(iter(payloads), timeout=60))) == len(payloads), "each request has a response in the stream"

@@ -1,4 +1,4 @@
-"""A server that asks for a token, on both transports: everything but health is behind it."""
+"""A server with a token, on both gRPC front ends: everything except health needs it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,11 +42,16 @@ def guarded(
 
 
 UNARY = ("ModelInfer", "ServerLive", "ServerReady", "ModelConfig", "RepositoryModelUnload", "TraceSetting")
-OTHERS = [(), (("authorization", "Bearer wrong"),), (("authorization", "sesame"),), (("authorization", "Bearer "),)]
+WRONG = [
+    (),
+    (("authorization", "Bearer wrong"),),
+    (("authorization", "sesame"),),
+    (("authorization", "Bearer "),),
+]
 
 
-@pytest.mark.parametrize("metadata", OTHERS, ids=["none", "wrong", "bare", "empty"])
-def test_nobody_else_gets_in(guarded: Served, metadata: tuple[tuple[str, str], ...]) -> None:
+@pytest.mark.parametrize("metadata", WRONG, ids=["none", "wrong", "bare", "empty"])
+def test_calls_without_the_token_are_refused(guarded: Served, metadata: tuple[tuple[str, str], ...]) -> None:
     options = {"timeout": 60, "metadata": metadata}
     calls = [guarded.channel.unary_unary(SERVICE + name).future(b"", **options) for name in UNARY]
     calls += [guarded.channel.stream_stream(path)(iter([b""]), **options) for path in STREAMS]
@@ -55,7 +60,7 @@ def test_nobody_else_gets_in(guarded: Served, metadata: tuple[tuple[str, str], .
         assert "sesame" not in call.details()
 
 
-def test_who_has_it_gets_in(guarded: Served) -> None:
+def test_calls_with_the_token_are_served(guarded: Served) -> None:
     with Client(guarded.target, token="sesame") as ours:
         assert ours.is_ready("rows")
         np.testing.assert_array_equal(ours.infer("rows", {"x": X})["echo"], X)
@@ -68,12 +73,12 @@ def test_who_has_it_gets_in(guarded: Served) -> None:
     assert "unknown model 'nothing'" in told[0].error_message
 
 
-def test_our_client_says_what_is_missing(guarded: Served) -> None:
+def test_our_client_names_the_missing_token(guarded: Served) -> None:
     with Client(guarded.target) as ours, pytest.raises(ClientError, match="UNAUTHENTICATED: expected metadata"):
         ours.is_live()
 
 
-def test_health_is_open_to_all(guarded: Served) -> None:
+def test_health_needs_no_token(guarded: Served) -> None:
     request = health_pb2.HealthCheckRequest().SerializeToString()
     checked = guarded.channel.unary_unary(HEALTH_CHECK)(request, timeout=60)
     watched = guarded.channel.unary_stream(HEALTH_WATCH)(request, timeout=60)

@@ -1,4 +1,4 @@
-"""Requests for ModelInfer that are wrong in one way each, and what the answer to them must be."""
+"""Requests for ModelInfer with one error each, and the expected status and details."""
 
 from collections.abc import Callable
 from typing import Any
@@ -104,7 +104,7 @@ def number(value: int) -> pb.InferParameter:
 
 HUGE = 2**62
 LONG = "ü" * 20_000
-"""More than fits in a header, where errors' texts travel."""
+"""Does not fit in a header, where the details of a status travel."""
 
 WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
     "unknown model": (

@@ -1,4 +1,4 @@
-"""The batcher, with backends that a test can hold and release."""
+"""The batcher, with backends that wait until the test releases them."""
 
 import threading
 import time
@@ -15,11 +15,11 @@ from serving.observability.statistics import Statistics
 from serving.protocol.tensors import DATATYPES, Array, TensorSpec
 
 UINT8 = DATATYPES["UINT8"]
-PATIENCE_S = 30
+TIMEOUT_S = 30
 
 
 class Doubler:
-    """A backend that answers twice its input; each batch waits until the test lets it go."""
+    """A backend that doubles its input. Each batch waits until the test releases `gate`."""
 
     inputs = (TensorSpec("x", UINT8, (-1, 2)),)
     outputs = (TensorSpec("y", UINT8, (-1, 2)),)
@@ -34,7 +34,7 @@ class Doubler:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         self.batches.append(len(inputs[0]))
         self.began.release()
-        assert self.gate.acquire(timeout=PATIENCE_S)
+        assert self.gate.acquire(timeout=TIMEOUT_S)
         if self.fails:
             raise RuntimeError(self.fails)
         return [inputs[0] * 2]
@@ -43,32 +43,32 @@ class Doubler:
         self.is_closed = True
 
 
-class Ask(QueuedRequest):
-    """A job that remembers its answer."""
+class Request(QueuedRequest):
+    """A request that keeps its result."""
 
-    __slots__ = ("answer", "is_over")
+    __slots__ = ("is_done", "result")
 
     def __init__(self, rows: Sequence[int] = (1,), *, deadline: float | None = None, width: int = 2) -> None:
         array = np.array([[row] * width for row in rows], np.uint8)
         super().__init__((array.tobytes(),), (array.shape,), len(rows), deadline)
-        self.answer: list[list[int]] | ServingError | None = None
-        self.is_over = threading.Event()
+        self.result: list[list[int]] | ServingError | None = None
+        self.is_done = threading.Event()
 
     def finish(self, outputs: Outputs, first_row: int) -> None:
-        self.answer = outputs.slice(0, first_row, self.rows).tolist()
-        assert outputs.data(0, first_row, self.rows) == np.array(self.answer, np.uint8).tobytes()
-        self.is_over.set()
+        self.result = outputs.slice(0, first_row, self.rows).tolist()
+        assert outputs.data(0, first_row, self.rows) == np.array(self.result, np.uint8).tobytes()
+        self.is_done.set()
 
     def fail(self, error: ServingError) -> None:
-        self.answer = error
-        self.is_over.set()
+        self.result = error
+        self.is_done.set()
 
     def wait(self) -> "list[list[int]] | ServingError | None":
-        assert self.is_over.wait(PATIENCE_S)
-        return self.answer
+        assert self.is_done.wait(TIMEOUT_S)
+        return self.result
 
 
-class Bench:
+class Harness:
     """A batcher over backends, closed at the end of the test."""
 
     def __init__(self, *backends: Doubler, **limits: int) -> None:
@@ -76,16 +76,16 @@ class Bench:
         self.statistics = Statistics()
         self.batcher = Batcher("m", backends, BatchLimits(**{"max_batch_size": 8, **limits}), self.statistics)
 
-    def submit(self, *rows: int, **options: float) -> Ask:
-        job = Ask(rows or (1,), **options)
-        self.batcher.submit(job)
-        return job
+    def submit(self, *rows: int, **options: float) -> Request:
+        request = Request(rows or (1,), **options)
+        self.batcher.submit(request)
+        return request
 
-    def occupy(self) -> Ask:
-        """Hand the only instance a batch that it holds on to."""
-        job = self.submit(1)
-        assert self.backends[0].began.acquire(timeout=PATIENCE_S)
-        return job
+    def occupy(self) -> Request:
+        """Submits a request that occupies the only instance until the test releases it."""
+        request = self.submit(1)
+        assert self.backends[0].began.acquire(timeout=TIMEOUT_S)
+        return request
 
     def close(self) -> None:
         for backend in self.backends:
@@ -94,11 +94,11 @@ class Bench:
 
 
 @pytest.fixture
-def bench(request: pytest.FixtureRequest) -> Iterator[type[Bench]]:
-    made: list[Bench] = []
+def harness(request: pytest.FixtureRequest) -> Iterator[type[Harness]]:
+    made: list[Harness] = []
 
-    def make(*backends: Doubler, **limits: int) -> Bench:
-        made.append(Bench(*backends, **limits))
+    def make(*backends: Doubler, **limits: int) -> Harness:
+        made.append(Harness(*backends, **limits))
         return made[-1]
 
     yield make  # type: ignore[misc]
@@ -106,63 +106,63 @@ def bench(request: pytest.FixtureRequest) -> Iterator[type[Bench]]:
         one.close()
 
 
-def test_a_request_goes_at_once_when_an_instance_is_free(bench) -> None:
-    made = bench(Doubler())
+def test_a_free_instance_takes_a_request_at_once(harness) -> None:
+    made = harness(Doubler())
     assert made.submit(3, 4).wait() == [[6, 6], [8, 8]]
     assert made.backends[0].batches == [2]
 
 
-def test_what_waits_goes_together_and_rows_are_not_mixed(bench) -> None:
-    made = bench(Doubler(held=True))
+def test_queued_requests_share_a_batch_and_get_their_own_rows(harness) -> None:
+    made = harness(Doubler(held=True))
     made.occupy()
-    jobs = [made.submit(*rows) for rows in ((1, 2), (3,), (4, 5, 6))]
+    requests = [made.submit(*rows) for rows in ((1, 2), (3,), (4, 5, 6))]
     assert made.batcher.num_queued == 3
     assert made.batcher.num_queued_rows == 6
     made.backends[0].gate.release(2)
-    assert [job.wait() for job in jobs] == [[[2, 2], [4, 4]], [[6, 6]], [[8, 8], [10, 10], [12, 12]]]
+    assert [request.wait() for request in requests] == [[[2, 2], [4, 4]], [[6, 6]], [[8, 8], [10, 10], [12, 12]]]
     assert made.backends[0].batches == [1, 6]
 
 
-def test_a_batch_has_at_most_the_largest_number_of_rows(bench) -> None:
-    made = bench(Doubler(held=True), max_batch_size=4)
+def test_a_batch_has_at_most_max_batch_size_rows(harness) -> None:
+    made = harness(Doubler(held=True), max_batch_size=4)
     made.occupy()
-    jobs = [made.submit(1, 2, 3), made.submit(4, 5), made.submit(6)]
+    requests = [made.submit(1, 2, 3), made.submit(4, 5), made.submit(6)]
     made.backends[0].gate.release(3)
-    for job in jobs:
-        job.wait()
+    for request in requests:
+        request.wait()
     assert made.backends[0].batches == [1, 3, 3]
 
 
-def test_a_batch_is_filled_up_to_what_is_efficient_and_a_larger_request_goes_alone(bench) -> None:
-    made = bench(Doubler(held=True), target_batch_size=2)
+def test_a_batch_is_filled_to_its_target_and_a_larger_request_runs_alone(harness) -> None:
+    made = harness(Doubler(held=True), target_batch_size=2)
     made.occupy()
-    jobs = [made.submit(1), made.submit(2), made.submit(3), made.submit(4, 5, 6), made.submit(7)]
+    requests = [made.submit(1), made.submit(2), made.submit(3), made.submit(4, 5, 6), made.submit(7)]
     made.backends[0].gate.release(5)
-    assert [job.wait() for job in jobs][3] == [[8, 8], [10, 10], [12, 12]]
-    assert [job.wait() for job in jobs][4] == [[14, 14]]
+    assert [request.wait() for request in requests][3] == [[8, 8], [10, 10], [12, 12]]
+    assert [request.wait() for request in requests][4] == [[14, 14]]
     assert made.backends[0].batches == [1, 2, 1, 3, 1]
 
 
-def test_shapes_that_differ_do_not_share_a_batch(bench) -> None:
-    made = bench(Doubler(held=True))
+def test_different_shapes_do_not_share_a_batch(harness) -> None:
+    made = harness(Doubler(held=True))
     made.occupy()
-    jobs = [made.submit(1), made.submit(2, width=3), made.submit(3, width=3)]
+    requests = [made.submit(1), made.submit(2, width=3), made.submit(3, width=3)]
     made.backends[0].gate.release(3)
-    assert [job.wait() for job in jobs] == [[[2, 2]], [[4, 4, 4]], [[6, 6, 6]]]
+    assert [request.wait() for request in requests] == [[[2, 2]], [[4, 4, 4]], [[6, 6, 6]]]
     assert made.backends[0].batches == [1, 1, 2]
 
 
-def test_a_model_without_batch_dimension_gets_one_request_at_a_time(bench) -> None:
-    made = bench(Doubler(held=True), max_batch_size=0)
+def test_a_model_without_a_batch_dimension_runs_one_request_at_a_time(harness) -> None:
+    made = harness(Doubler(held=True), max_batch_size=0)
     made.occupy()
-    jobs = [made.submit(1), made.submit(2)]
+    requests = [made.submit(1), made.submit(2)]
     made.backends[0].gate.release(3)
-    assert [job.wait() for job in jobs] == [[[2, 2]], [[4, 4]]]
+    assert [request.wait() for request in requests] == [[[2, 2]], [[4, 4]]]
     assert made.backends[0].batches == [1, 1, 1]
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(bench) -> None:
-    made = bench(Doubler(held=True), max_queue_size=2)
+def test_a_full_queue_refuses_at_once_and_tells_when_to_retry(harness) -> None:
+    made = harness(Doubler(held=True), max_queue_size=2)
     made.occupy()
     made.submit(1)
     made.submit(2)
@@ -173,46 +173,46 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(bench) -> None
     assert made.statistics.snapshot().failures["REJECTED"] == 1
 
 
-def test_a_request_past_its_deadline_is_not_computed(bench) -> None:
-    made = bench(Doubler(held=True))
+def test_a_request_past_its_deadline_is_not_computed(harness) -> None:
+    made = harness(Doubler(held=True))
     made.occupy()
     late = made.submit(1, deadline=time.monotonic())
-    good = made.submit(2, deadline=time.monotonic() + PATIENCE_S)
+    good = made.submit(2, deadline=time.monotonic() + TIMEOUT_S)
     made.backends[0].gate.release(2)
     assert isinstance(late.wait(), DeadlineExceeded)
     assert good.wait() == [[4, 4]]
     assert made.backends[0].batches == [1, 1]
 
 
-def test_a_request_past_the_queue_time_out_is_not_computed(bench) -> None:
-    made = bench(Doubler(held=True), timeout_us=1)
+def test_a_request_past_the_queue_timeout_is_not_computed(harness) -> None:
+    made = harness(Doubler(held=True), timeout_us=1)
     made.backends[0].gate.release(1)
-    # The first one may be taken within a microsecond; one that waits for a busy instance cannot be.
+    # The first request may start within a microsecond; one that waits for a busy instance cannot.
     made.submit(1).wait()
     held = made.submit(1)
-    while not isinstance(held.answer, ServingError) and not made.backends[0].began.acquire(timeout=0.01):
+    while not isinstance(held.result, ServingError) and not made.backends[0].began.acquire(timeout=0.01):
         pass
     waiting = made.submit(2)
     made.backends[0].gate.release(9)
     assert isinstance(waiting.wait(), DeadlineExceeded)
 
 
-def test_cancelling_leaves_the_neighbours_alone(bench) -> None:
-    made = bench(Doubler(held=True))
+def test_cancelling_does_not_affect_other_requests(harness) -> None:
+    made = harness(Doubler(held=True))
     made.occupy()
-    jobs = [made.submit(row) for row in (1, 2, 3)]
-    made.batcher.cancel(jobs[1])
-    made.batcher.cancel(jobs[1])
+    requests = [made.submit(row) for row in (1, 2, 3)]
+    made.batcher.cancel(requests[1])
+    made.batcher.cancel(requests[1])
     assert made.batcher.num_queued == 2
     made.backends[0].gate.release(2)
-    assert [jobs[0].wait(), jobs[2].wait()] == [[[2, 2]], [[6, 6]]]
-    assert jobs[1].answer is None
+    assert [requests[0].wait(), requests[2].wait()] == [[[2, 2]], [[6, 6]]]
+    assert requests[1].result is None
     assert made.backends[0].batches == [1, 2]
     assert made.statistics.snapshot().failures["CANCELED"] == 1
 
 
-def test_cancelling_in_the_middle_of_a_batch_does_no_harm(bench) -> None:
-    made = bench(Doubler(held=True))
+def test_cancelling_a_running_request_has_no_effect(harness) -> None:
+    made = harness(Doubler(held=True))
     running = made.occupy()
     made.batcher.cancel(running)
     made.backends[0].gate.release(1)
@@ -221,8 +221,8 @@ def test_cancelling_in_the_middle_of_a_batch_does_no_harm(bench) -> None:
     assert made.submit(2).wait() == [[4, 4]]
 
 
-def test_a_backend_that_throws_fails_its_batch_alone(bench, caplog: pytest.LogCaptureFixture) -> None:
-    made = bench(Doubler(fails="Traceback of TorchScript:\n  many lines\nRuntimeError: no luck\n"))
+def test_a_backend_error_fails_only_its_batch(harness, caplog: pytest.LogCaptureFixture) -> None:
+    made = harness(Doubler(fails="Traceback of TorchScript:\n  many lines\nRuntimeError: no luck\n"))
     failure = made.submit(1).wait()
     assert isinstance(failure, Internal)
     assert str(failure) == "model 'm' failed: RuntimeError: no luck"
@@ -233,52 +233,52 @@ def test_a_backend_that_throws_fails_its_batch_alone(bench, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize(("said", "told"), [("\n \n", "RuntimeError"), ("x" * 10_000, "x" * 400)])
-def test_what_a_backend_throws_is_one_short_line(bench, said: str, told: str) -> None:
-    assert str(bench(Doubler(fails=said)).submit(1).wait()) == f"model 'm' failed: {told}"
+def test_a_backend_error_is_one_short_line(harness, said: str, told: str) -> None:
+    assert str(harness(Doubler(fails=said)).submit(1).wait()) == f"model 'm' failed: {told}"
 
 
-def test_the_delay_gathers_and_ends(bench) -> None:
-    made = bench(Doubler(), max_batch_size=2, max_queue_delay_us=10_000_000)
+def test_the_queue_delay_fills_batches_and_ends(harness) -> None:
+    made = harness(Doubler(), max_batch_size=2, max_queue_delay_us=10_000_000)
     first = made.submit(1)
     made.submit(2).wait()
     assert first.wait() == [[2, 2]]
     assert made.backends[0].batches == [2]
     assert made.statistics.snapshot().batch_triggers["full"] == 1
-    short = bench(Doubler(), max_queue_delay_us=1000)
+    short = harness(Doubler(), max_queue_delay_us=1000)
     short.submit(1).wait()
     assert short.statistics.snapshot().batch_triggers["delay"] == 1
 
 
-def test_two_instances_work_at_once(bench) -> None:
-    made = bench(Doubler(held=True), Doubler(held=True), max_batch_size=1)
-    jobs = [made.submit(1), made.submit(2)]
+def test_two_instances_run_at_the_same_time(harness) -> None:
+    made = harness(Doubler(held=True), Doubler(held=True), max_batch_size=1)
+    requests = [made.submit(1), made.submit(2)]
     for backend in made.backends:
-        assert backend.began.acquire(timeout=PATIENCE_S)
+        assert backend.began.acquire(timeout=TIMEOUT_S)
     for backend in made.backends:
         backend.gate.release()
-    assert [job.wait() for job in jobs] == [[[2, 2]], [[4, 4]]]
+    assert [request.wait() for request in requests] == [[[2, 2]], [[4, 4]]]
 
 
-def test_closing_finishes_what_was_submitted_and_refuses_the_rest(bench) -> None:
-    made = bench(Doubler(held=True))
-    jobs = [made.occupy(), made.submit(2)]
+def test_closing_finishes_queued_requests_and_refuses_new_ones(harness) -> None:
+    made = harness(Doubler(held=True))
+    requests = [made.occupy(), made.submit(2)]
     closing = threading.Thread(target=made.batcher.close)
     closing.start()
     made.backends[0].gate.release(2)
-    closing.join(PATIENCE_S)
-    assert [job.wait() for job in jobs] == [[[2, 2]], [[4, 4]]]
+    closing.join(TIMEOUT_S)
+    assert [request.wait() for request in requests] == [[[2, 2]], [[4, 4]]]
     assert made.backends[0].is_closed
     with pytest.raises(BatcherClosed):
         made.submit(3)
 
 
-def test_the_numbers_are_those_of_what_was_sent(bench) -> None:
-    made = bench(Doubler(held=True))
+def test_statistics_count_requests_rows_and_batches(harness) -> None:
+    made = harness(Doubler(held=True))
     first = made.occupy()
-    jobs = [made.submit(1, 2), made.submit(3)]
+    requests = [made.submit(1, 2), made.submit(3)]
     made.backends[0].gate.release(2)
-    for job in [first, *jobs]:
-        job.wait()
+    for request in [first, *requests]:
+        request.wait()
     made.batcher.close()
     now = made.statistics.snapshot()
     assert now.inference_count == 4
@@ -291,12 +291,12 @@ def test_the_numbers_are_those_of_what_was_sent(bench) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 127), min_size=1, max_size=4), min_size=1, max_size=20), st.integers(4, 9))
-def test_batching_never_mixes_rows(requests: list[list[int]], max_batch_size: int) -> None:
-    made = Bench(Doubler(held=True), max_batch_size=max_batch_size)
+def test_batching_never_mixes_rows(sent: list[list[int]], max_batch_size: int) -> None:
+    made = Harness(Doubler(held=True), max_batch_size=max_batch_size)
     made.occupy()
-    jobs = [made.submit(*rows) for rows in requests]
+    requests = [made.submit(*rows) for rows in sent]
     made.backends[0].gate.release(1000)
-    answers = [job.wait() for job in jobs]
+    results = [request.wait() for request in requests]
     made.close()
-    assert answers == [[[2 * row] * 2 for row in rows] for rows in requests]
+    assert results == [[[2 * row] * 2 for row in rows] for rows in sent]
     assert max(made.backends[0].batches) <= max_batch_size

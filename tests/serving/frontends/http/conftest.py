@@ -1,4 +1,4 @@
-"""A real HTTP server over a real service whose models are a line of numpy each."""
+"""A real HTTP server and real services, over models of one line of numpy each."""
 
 from collections.abc import Iterator
 

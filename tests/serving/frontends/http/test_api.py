@@ -1,4 +1,4 @@
-"""Everything but inference: what Triton's client reads, and what is not there."""
+"""All endpoints except inference, with Triton's client; and paths that do not exist."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ def triton(address: str) -> Iterator[tritonclient.http.InferenceServerClient]:
 
 @pytest.fixture
 def own_repository() -> Iterator[FakeRepository]:
-    """For tests that change it."""
+    """A repository for tests that change it."""
     repository = FakeRepository(twice())
     yield repository
     repository.close()
@@ -85,7 +85,7 @@ def test_metadata(triton: tritonclient.http.InferenceServerClient) -> None:
     }
 
 
-def test_configuration_has_numbers_where_triton_has_them(triton: tritonclient.http.InferenceServerClient) -> None:
+def test_configuration_has_numbers_where_triton_has_numbers(triton: tritonclient.http.InferenceServerClient) -> None:
     config = triton.get_model_config("twice", "1")
     assert config["name"] == "twice"
     assert config["max_batch_size"] == 8
@@ -140,7 +140,7 @@ class TestRepository:
                 triton.load_model("twice", config="{}", files={"file:1/model.onnx": b"abc"})
             assert raised.value.status() == "501"
 
-    def test_the_server_answers_while_a_model_loads(self, own: HttpFrontend, own_repository: FakeRepository) -> None:
+    def test_the_server_responds_while_a_model_loads(self, own: HttpFrontend, own_repository: FakeRepository) -> None:
         began, go_on = threading.Event(), threading.Event()
 
         def load() -> object:
@@ -211,7 +211,7 @@ def test_the_asynchronous_client(own: HttpFrontend, own_repository: FakeReposito
         ("POST", "/v2/models/twice/generate", 501),
     ],
 )
-def test_what_is_not_there(http: httpx.Client, method: str, path: str, status: int) -> None:
+def test_unknown_and_unsupported_paths(http: httpx.Client, method: str, path: str, status: int) -> None:
     answer = http.request(method, path)
     assert answer.status_code == status
     assert list(answer.json()) == ["error"]

@@ -1,4 +1,4 @@
-"""The listeners: ports, certificates, tokens, the access log, and leaving in good order."""
+"""The HTTP front end: ports, certificates, tokens, the access log, and graceful shutdown."""
 
 import contextlib
 import itertools
@@ -39,7 +39,7 @@ def own_services() -> Iterator[Services]:
 
 @pytest.fixture
 def start(own_services: Services) -> Iterator[Start]:
-    """Start a server; it is stopped at the end."""
+    """Starts servers, which stop at the end of the test."""
     servers = []
 
     def start(address: HttpAddress = ANY_PORT, **options: Any) -> HttpFrontend:
@@ -67,17 +67,17 @@ class TestListening:
         assert 'nv_inference_count{model="twice",version="1"} 0.0\n' in metrics.text
         assert httpx.get(f"http://127.0.0.1:{server.metrics_port}/v2").status_code == 404
 
-    def test_answers_are_sent_at_once(self, start: Start) -> None:
+    def test_responses_are_sent_at_once(self, start: Start) -> None:
         server = start()
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
             (served,) = server._servers[0].server_state.connections
-            theirs = served.transport.get_extra_info("socket")
-            assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+            accepted = served.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
     @pytest.mark.parametrize("which", ["port", "metrics_port"])
-    def test_a_port_that_is_taken(self, own_services: Services, which: str) -> None:
+    def test_a_port_in_use(self, own_services: Services, which: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             address = replace(ANY_PORT, **{which: port})
@@ -85,7 +85,7 @@ class TestListening:
             with pytest.raises(StartupError, match=f"^cannot listen on 127.0.0.1 port {port}: Address already in use$"):
                 server.start()
 
-    def test_a_host_that_is_not_there(self, own_services: Services) -> None:
+    def test_an_unknown_host(self, own_services: Services) -> None:
         address = HttpAddress(host="no.such.host.invalid", port=0, metrics_port=0)
         with pytest.raises(StartupError, match=r"^cannot listen on no\.such\.host\.invalid port 0: "):
             HttpFrontend(own_services, address, max_message_bytes=MAX_BODY).start()
@@ -97,7 +97,7 @@ class TestListening:
         assert httpx.get(f"http://[::1]:{server.port}/v2/health/live").status_code == 200
 
     @pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/9\r\n\r\n", b"\r\n" * 50_000])
-    def test_what_is_no_http_does_no_harm(self, start: Start, garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    def test_other_protocols_do_no_harm(self, start: Start, garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
         server = start()
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
             connection.sendall(garbage)
@@ -109,7 +109,7 @@ class TestListening:
 
     def test_a_header_too_large(self, start: Start) -> None:
         server = start()
-        with contextlib.suppress(httpx.TransportError):  # the refusal may overtake the rest of the header
+        with contextlib.suppress(httpx.TransportError):  # the refusal may arrive before the whole header is sent
             assert httpx.get(url(server, "/v2"), headers={"x": "y" * 1_000_000}).status_code == 400
         assert httpx.get(url(server, "/v2")).status_code == 200
 
@@ -122,7 +122,7 @@ class TestToken:
         path.chmod(0o600)
         return Token(path)
 
-    def test_all_but_health_and_metrics_asks_for_it(self, start: Start, token: Token) -> None:
+    def test_everything_except_health_and_metrics_needs_it(self, start: Start, token: Token) -> None:
         server = start(token=token)
         paths = ("/v2", INFER, "/v2/models/twice", "/v2/models/twice/ready", "/nothing", "//v2/health/live")
         with httpx.Client() as client:
@@ -136,7 +136,7 @@ class TestToken:
         assert httpx.get(url(server, "/v2/health/ready")).status_code == 200
         assert httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics").status_code == 200
 
-    def test_who_shows_it_is_served(self, start: Start, token: Token) -> None:
+    def test_requests_with_it_are_served(self, start: Start, token: Token) -> None:
         answer = httpx.post(url(start(token=token), INFER), json=REQUEST, headers={"Authorization": "Bearer secret"})
         assert answer.json()["outputs"][1]["data"] == [6]
 
@@ -150,7 +150,7 @@ class TestTls:
     def trust(self, authority: Authority) -> ssl.SSLContext:
         return ssl.create_default_context(cadata=authority.certificate.decode())
 
-    def test_certificates_are_read_again(
+    def test_certificates_are_reloaded(
         self, start: Start, authority: Authority, trust: ssl.SSLContext, tmp_path: Path
     ) -> None:
         files = TlsFiles(*write(tmp_path, authority.issue()))
@@ -165,7 +165,7 @@ class TestTls:
         trust_other = ssl.create_default_context(cadata=other.certificate.decode())
         assert httpx.get(url(server, "/v2", scheme="https"), verify=trust_other).status_code == 200
 
-    def test_callers_must_show_a_certificate(
+    def test_clients_need_a_certificate_under_mutual_tls(
         self, start: Start, authority: Authority, trust: ssl.SSLContext, tmp_path: Path
     ) -> None:
         (tmp_path / "ca.crt").write_bytes(authority.certificate)
@@ -191,12 +191,12 @@ class TestTls:
 
 
 class TestAccessLog:
-    def test_a_line_a_request(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    def test_has_an_entry_for_each_request(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "serving.access")
         server = start(access_log=AccessLog())
         httpx.post(url(server, INFER), json=REQUEST)
         httpx.get(url(server, "/v2/models/no%0Athing"))
-        server.stop(5)  # the line of a request is written after its answer
+        server.stop(5)  # an entry is written after the response
         fields = [record.fields for record in caplog.records if record.name == "serving.access"]  # type: ignore[attr-defined]
         assert [(line["method"], line["status"]) for line in fields] == [
             (f"POST {INFER}", "200"),
@@ -205,8 +205,8 @@ class TestAccessLog:
         assert all(line["peer"].startswith("127.0.0.1:") for line in fields)
 
 
-class TestLeaving:
-    def test_what_is_under_way_is_finished(self, own_services: Services) -> None:
+class TestStop:
+    def test_requests_in_flight_finish(self, own_services: Services) -> None:
         server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
         server.start()
         backend = backend_of(own_services.admin.repository.get("twice"))
@@ -222,7 +222,7 @@ class TestLeaving:
             assert under_way.result().json()["outputs"][1]["data"] == [6]
             stopping.result(timeout=PATIENCE_S)
 
-    def test_what_takes_longer_than_the_grace_is_cut_off(self, own_services: Services) -> None:
+    def test_requests_that_exceed_the_grace_period_are_cut_off(self, own_services: Services) -> None:
         server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
         server.start()
         backend = backend_of(own_services.admin.repository.get("twice"))
@@ -233,18 +233,18 @@ class TestLeaving:
             server.stop(0)
             assert under_way.result().status_code == 503
             assert under_way.result().json() == {"error": "the server is shutting down"}
-        backend.free.set()  # its answer comes when nobody is there any more
+        backend.free.set()  # its response comes after the server has stopped
         with pytest.raises(httpx.ConnectError):
             httpx.get(url(server, "/v2"))
 
-    def test_connections_stay_while_a_model_is_not_ready(self, start: Start, own_services: Services) -> None:
+    def test_connections_stay_open_while_a_model_is_not_ready(self, start: Start, own_services: Services) -> None:
         server = start()
         own_services.admin.health.update(False, {"twice": True})
         with httpx.Client() as client:
             assert client.get(url(server, "/v2/health/ready")).status_code == 400
             assert "connection" not in client.post(url(server, INFER), json=REQUEST).headers
 
-    def test_connections_end_while_the_server_drains(self, start: Start, own_services: Services) -> None:
+    def test_connections_close_while_the_server_drains(self, start: Start, own_services: Services) -> None:
         server = start()
         with httpx.Client() as client:
             assert "connection" not in client.post(url(server, INFER), json=REQUEST).headers
@@ -255,7 +255,7 @@ class TestLeaving:
             assert (ready.status_code, ready.json()) == (400, {"ready": False})
             assert client.get(url(server, "/v2/health/live")).status_code == 200
 
-    def test_nothing_is_left(self, own_services: Services) -> None:
+    def test_no_thread_is_left(self, own_services: Services) -> None:
         before = set(threading.enumerate())
         server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
         server.start()
