@@ -1,7 +1,6 @@
-"""Ask a server of the Open Inference Protocol: `Client` from Python, `python -m serving.client` from the shell.
+"""A client for the Open Inference Protocol: `Client` in Python, `python -m serving.client` in the shell.
 
-Knows the protocol and nothing of our server: whatever speaks it with Triton's ModelConfig and classification extension
-will do.
+It works with every server that supports the protocol with Triton's ModelConfig and classification extensions.
 """
 
 from importlib import import_module
@@ -11,15 +10,15 @@ if TYPE_CHECKING:
     from serving.client.client import Client
     from serving.client.connection import Tls
     from serving.client.errors import ClientError
-    from serving.client.results import Answer, Classification, ModelState, Prediction
+    from serving.client.results import Classification, InferResult, ModelState, Prediction
 
-__all__ = ["Answer", "Classification", "Client", "ClientError", "ModelState", "Prediction", "Tls"]
+__all__ = ["Classification", "Client", "ClientError", "InferResult", "ModelState", "Prediction", "Tls"]
 
-_HOMES = {"Client": "client", "Tls": "connection", "ClientError": "errors"}
+_MODULES = {"Client": "client", "Tls": "connection", "ClientError": "errors"}
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when first asked for: Python imports this before the command line can say how to end quietly."""
+    """Imports on first use: Python imports this package before the command line can install its signal handlers."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'results')}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'results')}"), name)

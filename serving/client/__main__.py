@@ -1,4 +1,4 @@
-"""`python -m serving.client VERB …`: ask a server from the shell."""
+"""The client's command line: `python -m serving.client VERB …`."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from convoy.processes import exit_on_broken_pipe
 
 if __name__ == "__main__":
     with exit_on_broken_pipe():
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told in one line, not by gRPC's core too
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the client reports errors itself, in one line
         from serving.client.cli import main
 
         main(sys.argv[1:])

@@ -1,7 +1,6 @@
-"""The client's command line: `classify` for image files, `status` for the server and its models.
+"""The client's command line: `classify` classifies image files, `status` shows the server and its models.
 
-Exit codes: 0 all done; 1 some image could not be read (the others are classified); 2 the request cannot be done (faulty
-command line, unknown model); 3 the server does not answer, or fails; 130 Ctrl-C; 141 nobody reads the output any more.
+The help of each verb lists its exit codes.
 """
 
 import sys
@@ -13,53 +12,57 @@ from typing import Annotated, NoReturn, TypeVar
 
 import tyro
 
+from convoy.images import EXTENSIONS
+from convoy.options import option
+from convoy.verbs import Verb, run_verb
 from serving.client.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Client
 from serving.client.connection import Tls
 from serving.client.display import Row, json_line, show_table
-from serving.client.errors import ClientError, invalid
-from serving.client.images import EXTENSIONS, ImageInput, Prepared
+from serving.client.errors import ClientError, invalid_argument
+from serving.client.images import ImageInput, PreparedImage
 from serving.client.results import Classification
 
 Config = TypeVar("Config")
 
-BAD_IMAGE = 1
-FAULTY = 2
-NO_ANSWER = 3
-_GROUP = 256
-"""Files decoded before they are sent: a folder of any size takes the memory of these."""
+EXIT_BAD_IMAGE = 1
+EXIT_INVALID = 2
+EXIT_NO_RESPONSE = 3
+_BATCH_FILES = 256
+"""Files that are decoded before they are sent. It bounds the memory that a large folder takes."""
 _NUM_DECODERS = 4
+_IMAGES = tyro.conf.arg(metavar="IMAGE...", help_behavior_hint="(required)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectConfig:
-    """Where the server is and how to reach it."""
+    """How to reach the server."""
 
-    target: str = DEFAULT_TARGET
+    target: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = DEFAULT_TARGET
     """HOST:PORT or unix:/PATH."""
     timeout_s: float = DEFAULT_TIMEOUT_S
-    """How long a call may take, all attempts together."""
-    token_file: Path | None = None
+    """Seconds until a call fails, retries included."""
+    token_file: Annotated[Path | None, option("PATH", "no token")] = None
     """File with the bearer token to send."""
     tls: bool = False
-    """Talk TLS; implied by the other three."""
-    tls_ca: Path | None = None
-    """PEM file of the authorities to trust. [default: those that gRPC brings]"""
-    tls_cert: Path | None = None
-    """PEM file of this client's certificate, where the server wants one."""
-    tls_key: Path | None = None
-    """PEM file of its key."""
+    """Use TLS. Each of the next three options implies it."""
+    tls_ca: Annotated[Path | None, option("PATH", "the authorities that gRPC trusts")] = None
+    """Certificates of the authorities that sign server certificates, PEM."""
+    tls_cert: Annotated[Path | None, option("PATH", "no client certificate")] = None
+    """Certificate chain of this client, PEM, for servers that require one."""
+    tls_key: Annotated[Path | None, option("PATH", "no client certificate")] = None
+    """Private key of the certificate, PEM."""
 
     def client(self) -> Client:
-        """A client for it.
+        """Returns a client with these settings; it connects with its first call.
 
         Raises:
-            ClientError: unreadable files, or an impossible target.
+            ClientError: a file cannot be read, or a value is invalid.
         """
         tls = Tls(ca=self.tls_ca, certificate=self.tls_cert, key=self.tls_key)
-        wants_tls = self.tls or tls != Tls()
+        uses_tls = self.tls or tls != Tls()
         if not self.timeout_s > 0:
-            raise invalid(f"--timeout-s {self.timeout_s:g}: must be more than 0")
-        return Client(self.target, timeout_s=self.timeout_s, token=self._token(), tls=tls if wants_tls else None)
+            raise invalid_argument(f"--timeout-s {self.timeout_s:g}: must be positive")
+        return Client(self.target, timeout_s=self.timeout_s, token=self._token(), tls=tls if uses_tls else None)
 
     def _token(self) -> str | None:
         if self.token_file is None:
@@ -67,83 +70,80 @@ class ConnectConfig:
         try:
             token = self.token_file.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise invalid(f"cannot read a token from {self.token_file}: {error}") from error
+            raise invalid_argument(f"cannot read a token from {self.token_file}: {error}") from error
         if not token:
-            raise invalid(f"{self.token_file} holds no token")
+            raise invalid_argument(f"token file {self.token_file} is empty")
         return token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifyConfig:
-    """Tell what images show. Files are resized and made grey or RGB as the model needs.
+    """Classifies image files. Each image is resized and converted to grey or RGB as the model needs it.
 
-    Exit codes: 0 all done; 1 some image could not be read (the others are classified); 2 the request cannot be done
-    (faulty command line, unknown model); 3 the server does not answer, or fails; 130 Ctrl-C; 141 nobody reads the
-    output any more.
+    Exit codes: 0 success; 1 an image could not be read, all others are classified; 2 the command line or the model's
+    name is wrong; 3 the server does not respond, or fails; 130 Ctrl-C; 141 the output was closed.
     """
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
-    """Image files, and folders of them."""
-    model: str
-    """The model's name."""
-    version: str = ""
-    """Its version. [default: the newest]"""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, _IMAGES]
+    """Image files, and folders of image files."""
+    model: Annotated[str, tyro.conf.arg(metavar="NAME")]
+    """Name of the model."""
+    version: Annotated[str, option("NUMBER", "the newest")] = ""
+    """Version of the model."""
     top_k: int = 3
-    """How many classes to tell of each image."""
+    """Number of classes to show for each image, most probable first."""
     invert: bool = False
-    """Take the negatives: for dark digits on white paper and a model that learned light ones on black."""
+    """Invert the images: for dark digits on white paper, if the model was trained on light digits on black."""
     json: bool = False
-    """One line of JSON for each image instead of a table."""
+    """Print one line of JSON for each image in place of a table."""
     connect: Annotated[ConnectConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ConnectConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusConfig:
-    """Tell how the server and its models are."""
+    """Shows whether the server is ready, and the state of each model version.
+
+    Exit codes: 0 success; 2 the command line is wrong; 3 the server does not respond, or fails; 130 Ctrl-C; 141 the
+    output was closed.
+    """
 
     connect: Annotated[ConnectConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ConnectConfig)
 
 
-def main(arguments: Sequence[str]) -> NoReturn:
-    """Run the verb and end the process."""
-    sys.exit(_guarded(lambda: _run(arguments)))
+def main(arguments: Sequence[str], *, prog: str = "python -m serving.client") -> NoReturn:
+    """Runs the verb and ends the process."""
 
+    def run_classify(rest: Sequence[str]) -> int:
+        return classify(_parse(ClassifyConfig, rest, f"{prog} classify"))
 
-def _run(arguments: Sequence[str]) -> int:
-    verbs: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
-        "classify": ("tell what images show", lambda rest: classify(_parse(ClassifyConfig, rest, "classify"))),
-        "status": ("tell how the server and its models are", lambda rest: status(_parse(StatusConfig, rest, "status"))),
+    def run_status(rest: Sequence[str]) -> int:
+        return status(_parse(StatusConfig, rest, f"{prog} status"))
+
+    verbs = {
+        "classify": Verb("classify images with a model of a server", run_classify),
+        "status": Verb("show a server's models and their states", run_status),
     }
-    usage = "usage: python -m serving.client VERB [OPTIONS]\n\n" + "\n".join(
-        f"  {verb:10s} {what}" for verb, (what, _) in verbs.items()
-    )
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage + "\n\npython -m serving.client VERB --help tells its options")
-        return 0 if arguments else FAULTY
-    if arguments[0] not in verbs:
-        print(f"error: no verb {arguments[0]!r}\n{usage}", file=sys.stderr)
-        return FAULTY
-    return verbs[arguments[0]][1](arguments[1:])
+    sys.exit(_exit_code(lambda: run_verb(prog, verbs, arguments)))
 
 
 def classify(config: ClassifyConfig) -> int:
-    """`classify`: the exit code."""
+    """Runs the verb `classify`. Returns the exit code."""
     if not config.images:
-        raise invalid("no images given")
+        raise invalid_argument("no images given")
     if config.top_k < 1:
-        raise invalid(f"--top-k {config.top_k}: must be at least 1")
+        raise invalid_argument(f"--top-k {config.top_k}: must be at least 1")
     exit_code, rows = 0, list[Row]()
     with config.connect.client() as client:
-        given = client.image_input(config.model, config.version)
-        for group in _groups(_files(config.images)):
-            prepared = []
-            for item in _prepare(group, given, invert=config.invert):
-                if isinstance(item, Prepared):
-                    prepared.append(item)
+        image_input = client.image_input(config.model, config.version)
+        for batch in _batched(_files(config.images)):
+            images = []
+            for image in _prepare(batch, image_input, invert=config.invert):
+                if isinstance(image, PreparedImage):
+                    images.append(image)
                 else:
-                    exit_code = BAD_IMAGE
-                    print(f"error: {item.message}", file=sys.stderr)
-            results = client.classify(config.model, prepared, top_k=config.top_k, version=config.version)
+                    exit_code = EXIT_BAD_IMAGE
+                    print(f"error: {image.message}", file=sys.stderr)
+            results = client.classify(config.model, images, top_k=config.top_k, version=config.version)
             if config.json:
                 for line in map(json_line, results):
                     print(line, flush=True)
@@ -154,71 +154,70 @@ def classify(config: ClassifyConfig) -> int:
 
 
 def status(config: StatusConfig) -> int:
-    """`status`: the exit code."""
+    """Runs the verb `status`. Returns the exit code."""
     with config.connect.client() as client:
-        server, is_ready, models = client.server(), client.is_ready(), client.index()
+        server, is_ready, models = client.server_metadata(), client.is_ready(), client.index()
     print(f"{server.name} {server.version} at {config.connect.target}: {'ready' if is_ready else 'not ready'}")
     rows = [(model.name, model.version, model.state, model.reason) for model in models]
     show_table(("model", "version", "state", "reason"), rows)
     return 0
 
 
-def _parse(kind: type[Config], arguments: Sequence[str], verb: str) -> Config:
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(kind, args=arguments, prog=f"python -m serving.client {verb}", config=flags)
+def _parse(kind: type[Config], arguments: Sequence[str], prog: str) -> Config:
+    return tyro.cli(kind, args=arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
 
 
-def _guarded(command: Callable[[], int]) -> int:
-    """The exit code; what the user should know of a failure in one line."""
+def _exit_code(command: Callable[[], int]) -> int:
+    """Runs a command. If it fails, prints the error in one line."""
     try:
         return command()
     except ClientError as error:
         print(f"error: {error.message}", file=sys.stderr)
-        return FAULTY if error.code in ("INVALID_ARGUMENT", "NOT_FOUND") else NO_ANSWER
+        return EXIT_INVALID if error.code in ("INVALID_ARGUMENT", "NOT_FOUND") else EXIT_NO_RESPONSE
 
 
-def _files(given: Sequence[Path]) -> Iterator[Path | ClientError]:
-    """The files named, and those of the folders named in the order of their names."""
-    for path in given:
+def _files(paths: Sequence[Path]) -> Iterator[Path | ClientError]:
+    """Yields files as they are, and the image files of each folder sorted by path."""
+    for path in paths:
         if not path.is_dir():
             yield path
             continue
         inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
         yield from inside
         if not inside:
-            yield invalid(f"{path}: no images in this folder")
+            yield invalid_argument(f"{path}: no images in this folder")
 
 
-def _groups(files: Iterator[Path | ClientError]) -> Iterator[list[Path | ClientError]]:
-    group = []
+def _batched(files: Iterator[Path | ClientError]) -> Iterator[list[Path | ClientError]]:
+    batch = []
     for file in files:
-        group.append(file)
-        if len(group) == _GROUP:
-            yield group
-            group = []
-    if group:
-        yield group
+        batch.append(file)
+        if len(batch) == _BATCH_FILES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _prepare(
-    group: Sequence[Path | ClientError], given: ImageInput, *, invert: bool
-) -> Iterator[Prepared | ClientError]:
-    """In order; Pillow's decoders leave the GIL."""
+    files: Sequence[Path | ClientError], image_input: ImageInput, *, invert: bool
+) -> Iterator[PreparedImage | ClientError]:
+    """Decodes in threads, as Pillow's decoders release the GIL. Yields in the order of the files."""
 
-    def prepare(file: Path | ClientError) -> Prepared | ClientError:
+    def prepare(file: Path | ClientError) -> PreparedImage | ClientError:
         try:
-            return file if isinstance(file, ClientError) else given.prepare(file, invert=invert)
+            return file if isinstance(file, ClientError) else image_input.prepare(file, invert=invert)
         except ClientError as error:
             return error
 
     with ThreadPoolExecutor(_NUM_DECODERS) as pool:
-        yield from pool.map(prepare, group)
+        yield from pool.map(prepare, files)
 
 
 def _rows(results: Sequence[Classification]) -> Iterator[Row]:
-    """Rows of the table; warnings go to stderr."""
+    """Yields the rows of the table, and prints warnings to standard error."""
     for result in results:
         if result.warning:
-            print(f"warning: {result.name} {result.warning}; --invert takes the negative", file=sys.stderr)
-        for found in result.predictions:
-            yield result.name, found.label, f"{found.probability:.4f}"
+            print(f"warning: {result.name} {result.warning}; --invert inverts the image", file=sys.stderr)
+        for prediction in result.predictions:
+            yield result.name, prediction.label, f"{prediction.probability:.4f}"

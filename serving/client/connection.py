@@ -1,6 +1,6 @@
-"""A gRPC channel and what every call over it carries: a token, a deadline, retries, errors in one line.
+"""A gRPC channel whose calls all have a token, a deadline, retries, and errors of one line.
 
-Knows method names and messages only as arguments.
+Knows no method and no message: both are arguments.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from serving.client.errors import from_rpc, invalid
+from serving.client.errors import from_rpc, invalid_argument
 
-Answer = TypeVar("Answer", bound=Message)
+Response = TypeVar("Response", bound=Message)
 
 DEFAULT_PORT = 8001
 NUM_IN_FLIGHT = 4
-"""Parts of one large input that are under way together: the server computes one while others travel."""
+"""Concurrent calls for the parts of one large input: the server computes one while the others are transferred."""
 _MIB = 2**20
 _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds")
 _MAX_ATTEMPTS = 5
@@ -46,35 +46,36 @@ _SERVICE_CONFIG = json.dumps(
         ],
     }
 )
-"""Every call may be repeated: an inference has no effects, and loading or unloading twice comes to the same. The
-call's deadline bounds all attempts. RESOURCE_EXHAUSTED is not here but in `_pause_s`: gRPC does not read native's hint.
-CANCELLED is what a grpcio server that stops answers to a call that was on its way when it closed the connection."""
-_HINTS = ("grpc-retry-pushback-ms", "retry-pushback-ms")
-"""When to come again; by the second name from servers that cannot send the first."""
+"""All calls are retried: an inference has no side effects, and loading or unloading twice is the same as once. The
+deadline of the call bounds all attempts. `_retry_delay_s` handles RESOURCE_EXHAUSTED, because gRPC ignores the pushback
+of servers that cannot send its reserved header. A grpcio server that stops answers CANCELLED to calls that arrive while
+it closes the connection."""
+_PUSHBACK_HEADERS = ("grpc-retry-pushback-ms", "retry-pushback-ms")
+"""When to retry. The second name comes from servers that cannot send the first, which gRPC reserves."""
 _TOO_LARGE = "message larger than max"
-"""In the details of a RESOURCE_EXHAUSTED that asking again cannot change, as gRPC's core words it."""
+"""gRPC's words in the details of a RESOURCE_EXHAUSTED that a retry cannot change."""
 _OPTIONS = (
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A request larger than this is not repeated (by default 256 KiB: less than 64 photographs).
+    # gRPC does not retry a larger request. Its default, 256 KiB, is less than a batch of photographs.
     ("grpc.per_rpc_retry_buffer_size", 64 * _MIB),
-    # A dead peer is found in the middle of a call. Idle connections are not pinged: a server with gRPC's defaults would
-    # take that for abuse and close them.
+    # Pings detect a dead server during a call. Idle connections are not pinged, because a server with gRPC's default
+    # settings closes a connection that is.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 0),
-    # By default names are looked up every half minute at most, whatever happens: new pods get no calls for so long.
+    # By default gRPC resolves a name at most every 30 s, and new pods get no calls for as long.
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """How to trust the server, and to be trusted by it.
+    """The client's TLS settings.
 
     Args:
-        ca: PEM file of the authorities that sign servers; None for those that gRPC brings.
+        ca: PEM file with the authorities that sign server certificates; None for those that gRPC trusts.
         certificate: PEM file of this client's certificate chain, for mutual TLS; with `key`.
         key: PEM file of its private key.
     """
@@ -84,13 +85,13 @@ class Tls:
     key: Path | None = None
 
     def credentials(self) -> Any:
-        """gRPC's form of it.
+        """Returns gRPC's channel credentials.
 
         Raises:
             ClientError: a file cannot be read, or only one of certificate and key is given.
         """
         if (self.certificate is None) != (self.key is None):
-            raise invalid("a client certificate and its key belong together: give both or none")
+            raise invalid_argument("a client certificate and its key must be given together")
         return grpc.ssl_channel_credentials(*(_read(path) for path in (self.ca, self.key, self.certificate)))
 
 
@@ -98,8 +99,8 @@ class Connection:
     """Calls to one target. Thread-safe.
 
     Args:
-        timeout_s: deadline of a call that names none.
-        token: sent with each call as `authorization: Bearer`; over plain text too, which is fine on one machine only.
+        timeout_s: default timeout of a call.
+        token: sent with each call as `authorization: Bearer TOKEN`; without TLS, everyone on the network can read it.
     """
 
     def __init__(self, target: str, *, timeout_s: float, token: str | None, tls: Tls | None) -> None:
@@ -108,7 +109,7 @@ class Connection:
         self._timeout_s = timeout_s
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if is_loopback(address) else 1)]
-        if "," in address:  # gRPC would name the whole list as the authority, which strict servers refuse as malformed
+        if "," in address:  # gRPC's default authority is the whole list, which strict servers reject
             options.append(("grpc.default_authority", address.partition(":")[2].partition(",")[0]))
         if tls is None:
             self._channel = grpc.insecure_channel(address, options=options)
@@ -116,36 +117,40 @@ class Connection:
             self._channel = grpc.secure_channel(address, tls.credentials(), options=options)
 
     def close(self) -> None:
-        """Cancel what is under way and close."""
+        """Cancels running calls and closes the channel."""
         self._channel.close()
 
-    def call(self, method: str, request: Message, answer: type[Answer], timeout_s: float | None = None) -> Answer:
-        """One unary call. `method` is the full path.
+    def call(self, method: str, request: Message, kind: type[Response], timeout_s: float | None = None) -> Response:
+        """Makes one unary call.
+
+        Args:
+            method: full path of the method.
+            kind: type of the response.
 
         Raises:
-            ClientError: no answer, or an error as the answer.
+            ClientError: the call fails.
         """
-        (response,) = self.call_each(method, [request], answer, timeout_s)
+        (response,) = self.call_many(method, [request], kind, timeout_s)
         return response
 
-    def call_each(
-        self, method: str, requests: Iterable[Message], answer: type[Answer], timeout_s: float | None = None
-    ) -> Iterator[Answer]:
-        """Several calls, a few of them under way at any time; answers in the order of the requests, under one deadline.
+    def call_many(
+        self, method: str, requests: Iterable[Message], kind: type[Response], timeout_s: float | None = None
+    ) -> Iterator[Response]:
+        """Makes calls, a few at a time, under one deadline. Yields the responses in the order of the requests.
 
         Raises:
-            ClientError: the first error; the other calls are cancelled.
+            ClientError: a call fails; the others are cancelled.
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        until = time.monotonic() + timeout_s
-        pending: deque[_GrpcCall] = deque()
+        deadline = time.monotonic() + timeout_s
+        pending: deque[_RetriedCall] = deque()
         try:
-            with self._tidy_errors(timeout_s):
+            with self._translated_errors(timeout_s):
                 for request in requests:
                     if len(pending) == NUM_IN_FLIGHT:
                         yield pending.popleft().result()
-                    stub = self._channel.unary_unary(method, type(request).SerializeToString, answer.FromString)
-                    pending.append(_GrpcCall(partial(stub.future, request, metadata=self._metadata), until))
+                    stub = self._channel.unary_unary(method, type(request).SerializeToString, kind.FromString)
+                    pending.append(_RetriedCall(partial(stub.future, request, metadata=self._metadata), deadline))
                 while pending:
                     yield pending.popleft().result()
         finally:
@@ -153,78 +158,82 @@ class Connection:
                 call.cancel()
 
     @contextlib.contextmanager
-    def _tidy_errors(self, timeout_s: float) -> Iterator[None]:
+    def _translated_errors(self, timeout_s: float) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as error:
             raise from_rpc(error, self.target, timeout_s) from None
 
 
-class _GrpcCall:
-    """A call under way, which is made again where the server had no room for it.
+class _RetriedCall:
+    """A running call, which is repeated if the server's queue is full.
 
     Args:
-        start: begins the call; its argument is `timeout`, in seconds.
-        until: its deadline, on the clock of `time.monotonic`.
+        start: starts an attempt; its argument is `timeout`, in seconds.
+        deadline: on the clock of `time.monotonic`.
     """
 
-    def __init__(self, start: Callable[..., Any], until: float) -> None:
+    def __init__(self, start: Callable[..., Any], deadline: float) -> None:
         self._start = start
-        self._until = until
-        self._future = self._begin()
+        self._deadline = deadline
+        self._future = self._start_attempt()
 
     def result(self) -> Any:
-        """The answer.
+        """Waits for the response.
 
         Raises:
-            grpc.RpcError: none came, or an error; also when the pause before the next attempt would pass the deadline.
+            grpc.RpcError: the call fails, or the next attempt would start after the deadline.
         """
         attempt = 1
         while True:
             try:
                 return self._future.result()
             except grpc.RpcError as error:
-                pause_s = _pause_s(error, attempt)
-                if pause_s is None or time.monotonic() + pause_s >= self._until:
+                delay_s = _retry_delay_s(error, attempt)
+                if delay_s is None or time.monotonic() + delay_s >= self._deadline:
                     raise
-            time.sleep(pause_s)
+            time.sleep(delay_s)
             attempt += 1
-            self._future = self._begin()
+            self._future = self._start_attempt()
 
     def cancel(self) -> None:
         self._future.cancel()
 
-    def _begin(self) -> Any:
-        return self._start(timeout=max(0.0, self._until - time.monotonic()))
+    def _start_attempt(self) -> Any:
+        return self._start(timeout=max(0.0, self._deadline - time.monotonic()))
 
 
-def _pause_s(error: Any, attempt: int) -> float | None:
-    """How long to wait before a call is made again; None if it is not to be.
+def _retry_delay_s(error: Any, attempt: int) -> float | None:
+    """Returns the delay before the next attempt, or None if the call must not be repeated.
 
-    As long as the server says, or with gRPC's backoff where it says nothing (gRFC A6, "Pushback", "Exponential
-    Backoff"): those who were refused together do not come back together.
+    The delay is what the server asks for, or else gRPC's exponential backoff (gRFC A6: "Pushback", "Exponential
+    Backoff"), with jitter, so that clients that were rejected together do not retry together.
     """
     if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED or _TOO_LARGE in (error.details() or ""):
         return None
     trailers = dict(error.trailing_metadata() or ())
-    hint = next((trailers[name] for name in _HINTS if name in trailers), None)
-    if hint is None:
+    pushback_ms = next((trailers[name] for name in _PUSHBACK_HEADERS if name in trailers), None)
+    if pushback_ms is None:
         return random.uniform(0.8, 1.2) * min(2.0, 0.1 * 2 ** (attempt - 1)) if attempt < _MAX_ATTEMPTS else None
-    return random.uniform(1, 1.2) * int(hint) * 1e-3 if hint.isdecimal() else None
+    return random.uniform(1, 1.2) * int(pushback_ms) * 1e-3 if pushback_ms.isdecimal() else None
 
 
 def parse_target(target: str) -> str:
-    """gRPC's form of an address: `host`, `host:port`, `unix:/path` or another of gRPC's own forms.
+    """Returns a server's address in gRPC's form.
 
-    A host's name stands for all of its addresses, which take turns.
+    Args:
+        target: `host`, `host:port`, `unix:/path`, or any of gRPC's own forms. If a host name has several addresses,
+            calls go to them in turn.
 
     Raises:
-        ClientError: a URL, or nothing.
+        ClientError: the target is empty or a URL.
     """
     if target.partition(":")[0] in _SCHEMES:
         return target
     if not target or "/" in target:
-        raise invalid(f"{target!r} is no address: give host:port, such as 127.0.0.1:{DEFAULT_PORT}, or unix:/path")
+        raise invalid_argument(
+            f"{target!r} is not an address: use host:port, such as 127.0.0.1:{DEFAULT_PORT}, or unix:/path"
+        )
     with contextlib.suppress(ValueError):
         return f"dns:///[{ipaddress.IPv6Address(target)}]:{DEFAULT_PORT}"
     has_port = re.search(r":\d+$", target)
@@ -232,7 +241,7 @@ def parse_target(target: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether the address stays on this machine: a proxy that the environment names has no business there."""
+    """Whether the address is on this machine, and no HTTP proxy from the environment may be used."""
     if address.startswith("unix"):
         return True
     host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")
@@ -245,4 +254,4 @@ def _read(path: Path | None) -> bytes | None:
     try:
         return None if path is None else path.read_bytes()
     except OSError as error:
-        raise invalid(f"cannot read {path}: {error.strerror}") from error
+        raise invalid_argument(f"cannot read {path}: {error.strerror}") from error

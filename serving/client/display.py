@@ -1,4 +1,4 @@
-"""How answers look on a terminal and elsewhere."""
+"""Prints results as a table or as lines of JSON."""
 
 import json
 import sys
@@ -10,15 +10,16 @@ Row = tuple[str, ...]
 
 
 def json_line(result: Classification) -> str:
-    """`{"file": …, "predictions": [{"index", "label", "probability"}, …], "warning": … or null}`."""
+    """Returns `{"file": …, "predictions": [{"index", "label", "probability"}, …], "warning": … or null}`."""
     predictions = [
-        {"index": found.index, "label": found.label, "probability": found.probability} for found in result.predictions
+        {"index": prediction.index, "label": prediction.label, "probability": prediction.probability}
+        for prediction in result.predictions
     ]
     return json.dumps({"file": result.name, "predictions": predictions, "warning": result.warning})
 
 
 def show_table(header: Row, rows: Sequence[Row]) -> None:
-    """To stdout: a table on a terminal, else aligned columns, one line a row. Nothing where there are no rows."""
+    """Prints a table on a terminal, else aligned columns, one line per row. Prints nothing without rows."""
     if not rows:
         return
     if sys.stdout.isatty():
@@ -37,9 +38,9 @@ def _show_rich(header: Row, rows: Sequence[Row]) -> None:
     table = Table()
     for title in header:
         table.add_column(title, overflow="fold")
-    above = ""
+    previous = ""
     for row in rows:
-        first = "" if row[0] == above else row[0]  # said once for the rows that belong together
-        table.add_row(*(Text(cell) for cell in (first, *row[1:])))  # Text: names and labels are no markup
-        above = row[0]
+        first = "" if row[0] == previous else row[0]  # shown once for consecutive rows
+        table.add_row(*(Text(cell) for cell in (first, *row[1:])))  # Text: names may look like rich's markup
+        previous = row[0]
     Console().print(table)

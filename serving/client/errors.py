@@ -1,4 +1,4 @@
-"""What can go wrong for a caller: one exception, and its making from gRPC's."""
+"""The client's one exception, and its conversion from gRPC's."""
 
 from typing import Any
 
@@ -10,16 +10,17 @@ _NO_CONNECTION = (
     "errors resolving",
     "DNS resolution failed",
 )
-"""How gRPC's core begins an UNAVAILABLE of its own, made before any server has answered."""
-_OWN_DEADLINE = "Deadline Exceeded"
+"""How gRPC's core begins the details of an UNAVAILABLE that no server sent."""
+_CLIENT_DEADLINE = "Deadline Exceeded"
+"""The details of a DEADLINE_EXCEEDED that the client's own gRPC core raises."""
 
 
 class ClientError(Exception):
-    """A call that brought no answer.
+    """A call failed.
 
     Args:
-        code: the name of the gRPC status code, such as `NOT_FOUND`; `INVALID_ARGUMENT` too for what is refused before
-            it is sent.
+        code: name of the gRPC status code, such as `NOT_FOUND`; `INVALID_ARGUMENT` also if the client rejects an
+            argument itself.
         message: one line.
     """
 
@@ -29,18 +30,18 @@ class ClientError(Exception):
         self.message = message
 
 
-def invalid(message: str) -> ClientError:
-    """What the caller gave is wrong, and nothing was sent."""
+def invalid_argument(message: str) -> ClientError:
+    """Returns the error for an invalid argument, of which nothing was sent."""
     return ClientError("INVALID_ARGUMENT", message)
 
 
 def from_rpc(error: Any, target: str, timeout_s: float) -> ClientError:
-    """gRPC's error (a `grpc.RpcError` that has a code) in one line that says who did not answer, or what it said."""
+    """Converts a `grpc.RpcError` that has a status code. The message names the server, or is the server's."""
     code, details = error.code().name, " ".join((error.details() or "").split())
     if code == "UNAVAILABLE" and details.startswith(_NO_CONNECTION):
         return ClientError(code, _no_connection(target, details))
-    if code == "DEADLINE_EXCEEDED" and details == _OWN_DEADLINE:
-        return ClientError(code, f"no answer from {target} within {timeout_s:g} s")
+    if code == "DEADLINE_EXCEEDED" and details == _CLIENT_DEADLINE:
+        return ClientError(code, f"no response from {target} within {timeout_s:g} s")
     return ClientError(code, details or f"{target} gave no reason")
 
 
@@ -49,5 +50,5 @@ def _no_connection(target: str, details: str) -> str:
     if "handshake" in reason.lower() or "CERTIFICATE" in reason:
         return f"no TLS connection to {target}: {reason}"
     if "resolving" in details or "DNS" in details:
-        return f"no address is known for {target}: {reason}"
-    return f"no server at {target} answers: {reason.rpartition(': ')[2]}; {START_HINT}"
+        return f"cannot resolve {target}: {reason}"
+    return f"no server responds at {target}: {reason.rpartition(': ')[2]}; {START_HINT}"

@@ -1,4 +1,4 @@
-"""Arrays into requests and answers into arrays. Knows no channel."""
+"""Converts arrays to requests and responses to arrays. Knows no channel."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 import numpy as np
 
 from protos import grpc_service_pb2 as pb
-from serving.client.errors import ClientError, invalid
+from serving.client.errors import ClientError, invalid_argument
 from serving.errors import ServingError
 from serving.protocol.tensors import DATATYPES, Array, Datatype, to_array, to_bytes
 
 MAX_PART_BYTES = 3 << 20
-"""Of a request that can be sent in parts. gRPC's servers take 4 MiB if nobody tells them otherwise."""
+"""Size of the parts of a large request. gRPC servers accept 4 MiB by default."""
 
 _BY_DTYPE = {datatype.dtype: datatype for datatype in DATATYPES.values()}
 
 
 def as_array(name: str, value: Any) -> Array:
-    """The value as an array that can travel: strings and bytes as objects.
+    """Converts an input to an array; strings and bytes to an array of objects.
 
     Raises:
-        ClientError: its dtype is none of the protocol's.
+        ClientError: the protocol has no such data type.
     """
     array = np.asarray(value)
     if array.dtype.kind in "US":
@@ -29,8 +29,8 @@ def as_array(name: str, value: Any) -> Array:
     return array
 
 
-def with_inputs(base: pb.ModelInferRequest, arrays: Mapping[str, Array]) -> pb.ModelInferRequest:
-    """A copy of a request, with these inputs in raw form."""
+def add_inputs(base: pb.ModelInferRequest, arrays: Mapping[str, Array]) -> pb.ModelInferRequest:
+    """Returns a copy of a request with inputs added in raw form."""
     request = pb.ModelInferRequest()
     request.CopyFrom(base)
     for name, array in arrays.items():
@@ -39,27 +39,27 @@ def with_inputs(base: pb.ModelInferRequest, arrays: Mapping[str, Array]) -> pb.M
     return request
 
 
-def outputs_of(response: pb.ModelInferResponse) -> dict[str, Array]:
-    """The arrays of an answer, raw or typed; read-only, in part without a copy.
+def read_outputs(response: pb.ModelInferResponse) -> dict[str, Array]:
+    """Returns the arrays of a response by name. They are read-only views of the response where possible.
 
     Raises:
-        ClientError: shapes, types and bytes do not belong together.
+        ClientError: shapes, data types and contents contradict each other.
     """
     raw: Sequence[bytes | None] = list(response.raw_output_contents) or [None] * len(response.outputs)
     try:
         return {output.name: _read(output, content) for output, content in zip(response.outputs, raw, strict=True)}
     except (ServingError, KeyError, ValueError, AttributeError) as error:
-        raise ClientError("INTERNAL", f"the server's answer makes no sense: {error}") from error
+        raise ClientError("INTERNAL", f"the server's response is invalid: {error}") from error
 
 
 def num_rows(arrays: Mapping[str, Array]) -> int:
-    """The size of the first dimension that all inputs share; 0 if they share none."""
+    """Returns the size of the first dimension if all inputs agree in it, else 0."""
     sizes = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
     return sizes.pop() if len(sizes) == 1 else 0
 
 
 def split_rows(arrays: Mapping[str, Array], limit: int) -> Iterator[Mapping[str, Array]]:
-    """The same inputs in parts of at most `limit` rows and, but for single rows, MAX_PART_BYTES."""
+    """Yields the inputs in parts of at most `limit` rows and, unless a single row is larger, MAX_PART_BYTES."""
     total = num_rows(arrays)
     row_bytes = sum(array.nbytes for array in arrays.values()) // max(1, total)
     size = min(limit, max(1, MAX_PART_BYTES // max(1, row_bytes)))
@@ -70,8 +70,8 @@ def split_rows(arrays: Mapping[str, Array], limit: int) -> Iterator[Mapping[str,
         yield {name: array[first : first + size] for name, array in arrays.items()}
 
 
-def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """The outputs of consecutive parts as one, the caller's to change."""
+def concatenate(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Returns the outputs of consecutive parts as writable arrays."""
     if len(parts) == 1:
         return {name: array.copy() for name, array in parts[0].items()}
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -87,5 +87,7 @@ def _read(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes | None) ->
 
 def _datatype(name: str, array: Array) -> Datatype:
     if array.dtype not in _BY_DTYPE:
-        raise invalid(f"input {name!r}: no tensor of the protocol holds {array.dtype}; convert it first")
+        raise invalid_argument(
+            f"input {name!r}: the protocol has no data type for {array.dtype}; convert the array first"
+        )
     return _BY_DTYPE[array.dtype]

@@ -1,4 +1,4 @@
-"""What the client hands back."""
+"""The values that the client returns."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -7,13 +7,13 @@ from serving.protocol.tensors import Array
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model answered.
+class InferResult:
+    """The outputs of a model.
 
     Args:
-        version: the model version; where a large input was sent in parts, that of the first.
-        id: the request's.
-        outputs: by name.
+        version: the model version that computed them; for an input sent in parts, the version of the first part.
+        id: the request's ID.
+        outputs: arrays by output name.
     """
 
     model: str
@@ -27,7 +27,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A class and how probable the model finds it. `label` is the index where the model has no labels."""
+    """A class and its probability. For a model without labels, `label` is the index."""
 
     index: int
     label: str
@@ -35,18 +35,19 @@ class Prediction:
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
-        """The protocol's `value:index:label`, or `value:index` where the model has no labels."""
+        """Parses the protocol's `value:index:label`, or `value:index` of a model without labels."""
         value, index, *label = text.decode(errors="replace").split(":", 2)
         return cls(int(index), label[0] if label else index, float(value))
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """An image's most probable classes, the best first.
+    """The most probable classes of an image.
 
     Args:
-        name: the file, or "image N".
-        warning: what may be wrong with the image; None if nothing was noticed.
+        name: path of the file, or "image N".
+        predictions: most probable first.
+        warning: what may be wrong with the image, or None.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A line of the repository's index; `reason` says why a model is not READY."""
+    """One entry of the repository index. `reason` says why the version is not READY."""
 
     name: str
     version: str

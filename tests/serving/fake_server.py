@@ -1,5 +1,6 @@
-"""A server written by hand, for what a real one does not do on demand: fail a given number of times, be slow, tell what
-came. Its one model, `digits`, answers with its inputs, and classifies an image by its mean.
+"""A fake server that fails on demand, delays its responses and records its calls.
+
+Its one model, `digits`, returns its inputs, and classifies an image by its mean.
 """
 
 import threading
@@ -19,7 +20,7 @@ SERVICE = "/inference.GRPCInferenceService/"
 
 
 class Failure(Exception):
-    """What a handler raises to answer with an error."""
+    """Raised by a handler to respond with an error."""
 
     def __init__(self, code: grpc.StatusCode, details: str, **trailers: str) -> None:
         super().__init__(details)
@@ -31,11 +32,14 @@ class FakeServer:
     """Listens on a port of its own.
 
     Attributes:
-        failures: what the next calls are answered with, the first first.
-        delay_s: how long an inference takes.
-        config: the model's.
-        calls: method names as they came; `metadata`, `infers`: of the calls, and the inferences.
-        most_at_once: inferences that ran together.
+        failures: responses of the next calls, in order.
+        delay_s: duration of an inference.
+        typed: whether outputs are sent as typed contents in place of raw ones.
+        config: the model's configuration.
+        calls: method names in the order of the calls.
+        metadata: metadata of each call.
+        infers: the requests of all inferences.
+        most_at_once: largest number of inferences that ran at the same time.
     """
 
     def __init__(self, *, credentials: Any = None, address: str = "127.0.0.1:0") -> None:
@@ -132,7 +136,7 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 def _classify(request: pb.ModelInferRequest, answer: pb.ModelInferResponse) -> None:
-    """Class 0 is as probable as the image is light; its label has a colon in it."""
+    """The probability of class 0 is the mean of the image. Its label contains a colon."""
     top_k = request.outputs[0].parameters["classification"].int64_param
     top_k = min(top_k, 2)
     shape = tuple(request.inputs[0].shape)

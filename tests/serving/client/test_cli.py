@@ -1,8 +1,9 @@
-"""The client's command line, as a user meets it."""
+"""The client's command line: output, errors and exit codes."""
 
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.client.cli import main
+from serving.client.cli import ClassifyConfig, ConnectConfig, StatusConfig, main
 from tests.conftest import clean_environment
 from tests.serving.fake_server import Failure, FakeServer
 
@@ -27,7 +28,7 @@ def server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder with `black.png`, `deep/white.JPG` and a text."""
+    """A folder with `black.png`, `deep/white.JPG` and a text file."""
     (tmp_path / "deep").mkdir()
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "black.png")
     Image.fromarray(np.full((28, 28), 255, np.uint8)).save(tmp_path / "deep" / "white.JPG")
@@ -36,18 +37,18 @@ def files(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> int:
-    """The exit code of the command."""
-    with pytest.raises(SystemExit) as left:
+    """Runs the command line. Returns its exit code."""
+    with pytest.raises(SystemExit) as exit_info:
         main([str(argument) for argument in arguments])
-    assert isinstance(left.value.code, int)
-    return left.value.code
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
 
 
 def classify(server: FakeServer, *arguments: object) -> int:
     return run("classify", *arguments, "--model", "digits", "--target", server.target)
 
 
-def test_a_table(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_are_printed_as_a_table(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert classify(server, files / "black.png", "--top-k", "2") == 0
     wide = len(f"{files}/black.png") + 2
     assert capsys.readouterr().out.splitlines() == [
@@ -57,7 +58,7 @@ def test_a_table(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[
     ]
 
 
-def test_json_is_one_line_an_image(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_one_line_per_image(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert classify(server, files, "--json", "--top-k", "1") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
@@ -74,8 +75,8 @@ def test_a_bad_image_is_named_and_the_others_are_classified(
     server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (files / "empty").mkdir()
-    given = [files / "none.png", files / "black.png", files / "notes.txt", files / "empty"]
-    assert classify(server, *given) == 1
+    paths = [files / "none.png", files / "black.png", files / "notes.txt", files / "empty"]
+    assert classify(server, *paths) == 1
     said = capsys.readouterr()
     assert f"{files}/black.png" in said.out
     errors = said.err.splitlines()
@@ -84,7 +85,7 @@ def test_a_bad_image_is_named_and_the_others_are_classified(
     assert errors[2:] == [f"error: {files}/empty: no images in this folder"]
 
 
-def test_more_files_than_are_decoded_at_a_time(
+def test_more_files_than_one_batch_of_decoded_images(
     server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.config.max_batch_size = 100
@@ -100,15 +101,15 @@ def test_an_inverted_image_is_warned_of(server: FakeServer, files: Path, capsys:
     assert classify(server, files / "scan.png") == 0
     assert capsys.readouterr().err == (
         f"warning: {files}/scan.png looks inverted: dark on a light ground, and MNIST and its like are light on dark; "
-        "--invert takes the negative\n"
+        "--invert inverts the image\n"
     )
     assert classify(server, files / "scan.png", "--invert", "--json") == 0
     said = capsys.readouterr()
     assert not said.err
-    assert json.loads(said.out)["predictions"][0]["probability"] < 0.2, "the negative was sent"
+    assert json.loads(said.out)["predictions"][0]["probability"] < 0.2, "the inverted image was sent"
 
 
-def test_the_server_and_its_models(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_the_server_and_its_models(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("status", "--target", server.target) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"fake 9 at {server.target}: not ready",
@@ -118,7 +119,7 @@ def test_the_server_and_its_models(server: FakeServer, capsys: pytest.CaptureFix
     ]
 
 
-def test_a_token_from_a_file(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_token_is_read_from_a_file(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "token").write_text("sesame\n")
     assert run("status", "--target", server.target, "--token-file", tmp_path / "token") == 0
     assert server.metadata[0]["authorization"] == "Bearer sesame"
@@ -134,7 +135,9 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("content", [None, "", "grün\n"])
-def test_a_token_file_that_holds_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None) -> None:
+def test_an_invalid_token_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
     if content is not None:
         (tmp_path / "token").write_text(content)
     assert run("status", "--token-file", tmp_path / "token") == 2
@@ -142,18 +145,18 @@ def test_a_token_file_that_holds_none(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (["--top-k", "0", "a.png"], "--top-k 0: must be at least 1"),
-        (["--timeout-s", "0", "a.png"], "--timeout-s 0: must be more than 0"),
+        (["--timeout-s", "0", "a.png"], "--timeout-s 0: must be positive"),
         ([], "no images given"),
     ],
 )
-def test_impossible_values(
-    server: FakeServer, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+def test_invalid_values_are_rejected(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert classify(server, *arguments) == 2
-    assert one_error(capsys) == complaint
+    assert one_error(capsys) == message
 
 
 def test_an_unknown_model(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +165,7 @@ def test_an_unknown_model(server: FakeServer, files: Path, capsys: pytest.Captur
     assert one_error(capsys) == "no model 'digits'"
 
 
-def test_a_server_that_fails(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_server(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.failures = [Failure(grpc.StatusCode.INTERNAL, "the model broke")]
     assert classify(server, files) == 3
     assert one_error(capsys) == "the model broke"
@@ -174,7 +177,7 @@ def test_a_server_that_fails(server: FakeServer, files: Path, capsys: pytest.Cap
         ([], 2, "usage: python -m serving.client VERB"),
         (["--help"], 0, "classify"),
         (["sing"], 2, "error: no verb 'sing'"),
-        (["classify", "--help"], 0, "Exit codes: 0 all done"),
+        (["classify", "--help"], 0, "Exit codes: 0 success"),
         (["classify", "a.png"], 2, "--model"),
         (["classify", "a.png", "--modle", "m"], 2, "--modle"),
     ],
@@ -184,23 +187,33 @@ def test_usage(arguments: list[str], code: int, said: str, capsys: pytest.Captur
     assert said in "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize("config", [ClassifyConfig, StatusConfig])
+def test_the_help_shows_each_option_with_one_default(config: type, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(config.__name__.removesuffix("Config").lower(), "--help") == 0
+    text = " ".join(re.sub("[╭─╮│╰╯]", " ", capsys.readouterr().out).split())
+    num_options = len({*config.__slots__, *ConnectConfig.__slots__} - {"connect"})
+    assert text.count("(default: ") + text.count("(required)") == num_options
+    for wrong in ("None", "(default: )", "(default: '')"):
+        assert wrong not in text
+
+
 # ---- As a process ----------------------------------------------------------------------------------------------------
 
 COMMAND = [sys.executable, "-m", "serving.client"]
 
 
-def test_nobody_answers_is_one_line() -> None:
+def test_an_unreachable_server_is_reported_in_one_line() -> None:
     ended = subprocess.run(
         [*COMMAND, "status", "--target", "127.0.0.1:1"], capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.returncode, ended.stdout) == (3, "")
     assert ended.stderr == (
-        "error: no server at 127.0.0.1:1 answers: Connection refused; "
+        "error: no server responds at 127.0.0.1:1: Connection refused; "
         "start it with python -m serving --model-repository models\n"
     )
 
 
-def test_a_terminal_shows_a_table(server: FakeServer, files: Path) -> None:
+def test_a_terminal_gets_a_table_with_borders(server: FakeServer, files: Path) -> None:
     controller, terminal = pty.openpty()
     environment = clean_environment() | {"TERM": "xterm", "COLUMNS": "200"}
     arguments = ["classify", "black.png", "--model", "digits", "--target", server.target]
@@ -210,7 +223,7 @@ def test_a_terminal_shows_a_table(server: FakeServer, files: Path) -> None:
     shown = os.read(controller, 100_000).decode()
     os.close(controller)
     assert "┏━" in shown
-    assert shown.count("black.png") == 1, "a file's name stands once for all of its classes"
+    assert shown.count("black.png") == 1, "the name of a file is shown once for all of its classes"
     assert "light: very" in shown
 
 
@@ -226,13 +239,13 @@ def test_ctrl_c_is_quiet(server: FakeServer, files: Path) -> None:
     assert (command.returncode, errors) == (130, b"")
 
 
-def test_a_reader_that_has_seen_enough(server: FakeServer, files: Path) -> None:
-    asking = ["classify", str(files), "--model", "digits", "--target", server.target, "--json"]
+def test_a_closed_pipe_ends_the_command_quietly(server: FakeServer, files: Path) -> None:
+    classifying = ["classify", str(files), "--model", "digits", "--target", server.target, "--json"]
     reading, writing = os.pipe()
     os.close(reading)
-    for arguments in (asking, ["--help"], ["classify", "--help"]):
+    for arguments in (classifying, ["--help"], ["classify", "--help"]):
         ended = subprocess.run([*COMMAND, *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
         assert (ended.returncode, ended.stderr) == (141, b"")
-    mistaken = subprocess.run([*COMMAND, "sing"], stdout=writing, stderr=writing, timeout=60, check=False)
-    assert mistaken.returncode == 141
+    unknown_verb = subprocess.run([*COMMAND, "sing"], stdout=writing, stderr=writing, timeout=60, check=False)
+    assert unknown_verb.returncode == 2, "an error that cannot be printed keeps its exit code"
     os.close(writing)

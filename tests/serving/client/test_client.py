@@ -1,4 +1,4 @@
-"""The client's calls, against a server that tells what came. How it gets there is in `test_client_connection`."""
+"""The client's methods, against a server that records its calls. `test_connection` tests retries and deadlines."""
 
 import threading
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def client(server: FakeServer) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "uint64", "float16", "float32", "float64"])
-def test_arrays_come_back_as_they_went(client: Client, dtype: str) -> None:
+def test_arrays_keep_data_type_and_values(client: Client, dtype: str) -> None:
     sent = np.arange(6).reshape(1, 2, 3).astype(dtype)
 
     answer = client.infer("digits", {"x": sent}, request_id="seven")
@@ -35,39 +35,39 @@ def test_arrays_come_back_as_they_went(client: Client, dtype: str) -> None:
     assert answer["x"].dtype == sent.dtype
     np.testing.assert_array_equal(answer["x"], sent)
     assert (answer.model, answer.version, answer.id) == ("digits", "3", "seven")
-    answer["x"][:] = 0  # the caller's own
+    answer["x"][:] = 0  # writable
 
 
-def test_strings_and_bytes_travel_as_bytes(client: Client) -> None:
+def test_strings_and_bytes_are_sent_as_bytes(client: Client) -> None:
     answer = client.infer("digits", {"a": [["grün", ""]], "b": np.array([[b"\x00\xff"]], object)})
     assert answer["a"].tolist() == [["grün".encode(), b""]]
     assert answer["b"].tolist() == [[b"\x00\xff"]]
 
 
-def test_a_typed_answer_is_read_too(server: FakeServer, client: Client) -> None:
+def test_typed_contents_are_read(server: FakeServer, client: Client) -> None:
     server.typed = True
     assert client.infer("digits", {"x": np.array([[1.5, -2]], np.float32)})["x"].tolist() == [[1.5, -2.0]]
 
 
-def test_an_answer_that_makes_no_sense_is_an_error(server: FakeServer, client: Client) -> None:
-    server.typed = True  # and float64 has been read as float32: twice the elements
-    with pytest.raises(ClientError, match="INTERNAL: the server's answer makes no sense: cannot reshape"):
+def test_an_invalid_response_is_an_error(server: FakeServer, client: Client) -> None:
+    server.typed = True  # the server writes int64 as float32: twice the elements
+    with pytest.raises(ClientError, match="INTERNAL: the server's response is invalid: cannot reshape"):
         client.infer("digits", {"x": np.ones((1, 3), np.float32)} | {"y": np.ones((1, 3), np.int64)})
 
 
-def test_an_array_that_cannot_travel_is_refused_before_it_is_sent(server: FakeServer, client: Client) -> None:
-    with pytest.raises(ClientError, match="input 'x': no tensor of the protocol holds complex128"):
+def test_an_unsupported_data_type_is_rejected_before_sending(server: FakeServer, client: Client) -> None:
+    with pytest.raises(ClientError, match="input 'x': the protocol has no data type for complex128"):
         client.infer("digits", {"x": np.ones(3, complex)})
     assert not server.calls
 
 
-def test_the_wanted_outputs_and_the_version_are_asked_for(server: FakeServer, client: Client) -> None:
+def test_outputs_and_version_are_requested(server: FakeServer, client: Client) -> None:
     client.infer("digits", {"x": np.zeros((1, 1))}, outputs=["a", "b"], version="2")
     assert [output.name for output in server.infers[0].outputs] == ["a", "b"]
     assert server.infers[0].model_version == "2"
 
 
-def test_a_large_input_goes_in_parts_and_comes_back_in_order(server: FakeServer, client: Client) -> None:
+def test_many_rows_are_sent_in_parts_and_returned_in_order(server: FakeServer, client: Client) -> None:
     server.delay_s = 0.02
     sent = {"x": np.arange(4 * 25 - 1).reshape(-1, 1), "y": np.arange(4 * 25 - 1, dtype=np.float32)}
 
@@ -80,7 +80,7 @@ def test_a_large_input_goes_in_parts_and_comes_back_in_order(server: FakeServer,
         np.testing.assert_array_equal(answer[name], array)
 
 
-def test_a_request_of_many_megabytes_goes_in_parts_too(server: FakeServer, client: Client) -> None:
+def test_large_rows_are_sent_in_parts(server: FakeServer, client: Client) -> None:
     server.config.max_batch_size = 64
     sent = np.arange(10, dtype=np.uint8)[:, None].repeat(1 << 20, axis=1)
     np.testing.assert_array_equal(client.infer("digits", {"x": sent})["x"], sent)
@@ -88,21 +88,21 @@ def test_a_request_of_many_megabytes_goes_in_parts_too(server: FakeServer, clien
 
 
 @pytest.mark.parametrize(("rows", "limit"), [(4, 4), (1, 4), (99, 0)])
-def test_what_fits_goes_in_one_request(server: FakeServer, client: Client, rows: int, limit: int) -> None:
+def test_rows_that_fit_are_sent_in_one_request(server: FakeServer, client: Client, rows: int, limit: int) -> None:
     server.config.max_batch_size = limit
     client.infer("digits", {"x": np.zeros((rows, 2))})
     assert len(server.infers) == 1
 
 
-def test_an_error_in_one_part_is_the_answer(server: FakeServer, client: Client) -> None:
+def test_an_error_in_one_part_fails_the_call(server: FakeServer, client: Client) -> None:
     client.config("digits")
     server.failures = [Failure(grpc.StatusCode.INTERNAL, "the model broke")]
     with pytest.raises(ClientError, match=r"^INTERNAL: the model broke$"):
         client.infer("digits", {"x": np.zeros((400, 2))})
-    assert len(server.infers) < 20, "the other parts are no longer sent"
+    assert len(server.infers) < 20, "no further parts are sent"
 
 
-def test_the_configuration_is_asked_for_once_and_again_after_an_error(server: FakeServer, client: Client) -> None:
+def test_the_configuration_is_cached_until_an_error(server: FakeServer, client: Client) -> None:
     for _ in range(2):
         client.infer("digits", {"x": np.zeros((9, 2))})
     assert server.calls.count("ModelConfig") == 1
@@ -155,50 +155,50 @@ def test_a_model_without_a_batch_dimension_gets_one_image_at_a_time(server: Fake
     assert [list(infer.inputs[0].shape) for infer in server.infers] == [[1, 28, 28]] * 3
 
 
-def test_nothing_to_classify_is_no_request(server: FakeServer, client: Client) -> None:
+def test_no_images_send_no_request(server: FakeServer, client: Client) -> None:
     assert client.classify("digits", []) == []
     assert not server.infers
 
 
 @pytest.mark.parametrize(
-    ("config", "complaint"),
+    ("config", "message"),
     [
         (image_config(2, 28, 28), r"takes images UINT8 \[2, 28, 28\], not images of a fixed size"),
         (image_config(1, -1, -1), "not images of a fixed size"),
         (image_config(outputs=("logits",)), "has no output 'probabilities', only logits"),
     ],
 )
-def test_a_model_that_does_not_classify_images_is_told_apart(
-    server: FakeServer, client: Client, config: object, complaint: str
+def test_a_model_that_does_not_classify_images_is_rejected(
+    server: FakeServer, client: Client, config: object, message: str
 ) -> None:
     server.config = config  # type: ignore[assignment]
-    with pytest.raises(ClientError, match=complaint):
+    with pytest.raises(ClientError, match=message):
         client.classify("digits", np.zeros((28, 28), np.uint8))
 
 
-def test_a_model_of_other_things_than_bytes_is_told_apart(server: FakeServer, client: Client) -> None:
+def test_a_model_with_another_input_type_is_rejected(server: FakeServer, client: Client) -> None:
     server.config.input[0].data_type = 11
     with pytest.raises(ClientError, match=r"takes images FP32 \[1, 28, 28\], not one UINT8 tensor"):
         client.classify("digits", np.zeros((28, 28), np.uint8))
 
 
 def test_top_k_is_at_least_one(client: Client) -> None:
-    with pytest.raises(ClientError, match="top_k must be at least 1, and is 0"):
+    with pytest.raises(ClientError, match="top_k must be at least 1, got 0"):
         client.classify("digits", np.zeros((28, 28), np.uint8), top_k=0)
 
 
 # ---- The server and its models ---------------------------------------------------------------------------------------
 
 
-def test_what_the_server_tells_of_itself(client: Client) -> None:
+def test_state_of_the_server_and_its_models(client: Client) -> None:
     assert client.is_live()
     assert not client.is_ready()
     assert client.is_ready("digits")
-    assert client.server().name == "fake"
+    assert client.server_metadata().name == "fake"
     assert client.index()[1] == ModelState("torn", "", "UNAVAILABLE", "half a file")
 
 
-def test_loading_forgets_the_configuration(server: FakeServer, client: Client) -> None:
+def test_load_clears_the_cached_configuration(server: FakeServer, client: Client) -> None:
     assert client.config("digits").max_batch_size == 4
     server.config.max_batch_size = 8
     assert client.config("digits").max_batch_size == 4

@@ -1,4 +1,4 @@
-"""How the client reaches a server, and what it does when there is none, or one that fails, waits or is full."""
+"""How the client connects, retries, keeps deadlines and reports errors."""
 
 import socket
 import time
@@ -14,7 +14,7 @@ from serving.client.connection import is_loopback, parse_target
 from tests.serving.certificates import Authority, write
 from tests.serving.fake_server import Failure, FakeServer
 
-AWAY = Failure(grpc.StatusCode.UNAVAILABLE, "back soon")
+UNAVAILABLE = Failure(grpc.StatusCode.UNAVAILABLE, "back soon")
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def client(server: FakeServer) -> Iterator[Client]:
 # ---- Failures --------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_away_for_a_moment_is_asked_again(server: FakeServer, client: Client) -> None:
-    server.failures = [AWAY, AWAY]
+def test_an_unavailable_server_is_retried(server: FakeServer, client: Client) -> None:
+    server.failures = [UNAVAILABLE, UNAVAILABLE]
     assert client.is_live()
     assert [call.get("grpc-previous-rpc-attempts") for call in server.metadata] == [None, "1", "2"]
 
 
-def test_a_server_that_stays_away_is_asked_five_times(server: FakeServer, client: Client) -> None:
-    server.failures = [AWAY] * 9
+def test_an_unavailable_server_gets_five_attempts(server: FakeServer, client: Client) -> None:
+    server.failures = [UNAVAILABLE] * 9
     with pytest.raises(ClientError, match="UNAVAILABLE: back soon"):
         client.is_live()
     assert len(server.calls) == 5
@@ -50,7 +50,7 @@ HINTS = ("grpc_retry_pushback_ms", "retry_pushback_ms")
 
 
 @pytest.mark.parametrize("name", HINTS)
-def test_the_servers_hint_when_to_come_again_is_followed(server: FakeServer, client: Client, name: str) -> None:
+def test_the_server_s_pushback_is_followed(server: FakeServer, client: Client, name: str) -> None:
     client.is_live()
     server.failures = [Failure(FULL, "the queue is full", **{name: "700"})]
     began = time.monotonic()
@@ -58,7 +58,7 @@ def test_the_servers_hint_when_to_come_again_is_followed(server: FakeServer, cli
     assert time.monotonic() - began >= 0.7  # the backoff alone is at most 0.12 s
 
 
-def test_a_server_that_names_a_time_is_asked_until_the_deadline(server: FakeServer, client: Client) -> None:
+def test_pushback_is_followed_until_the_deadline(server: FakeServer, client: Client) -> None:
     client.config("digits")
     server.failures = [Failure(FULL, "the queue is full", retry_pushback_ms="1")] * 20
     sent = np.arange(40).reshape(40, 1)  # ten requests
@@ -66,7 +66,7 @@ def test_a_server_that_names_a_time_is_asked_until_the_deadline(server: FakeServ
     assert len(server.calls) == 1 + 20 + 10
 
 
-def test_a_full_server_that_names_no_time_is_asked_five_times(server: FakeServer, client: Client) -> None:
+def test_a_full_server_without_pushback_gets_five_attempts(server: FakeServer, client: Client) -> None:
     server.failures = [Failure(FULL, "the queue is full")] * 9
     with pytest.raises(ClientError, match="RESOURCE_EXHAUSTED: the queue is full"):
         client.is_live()
@@ -75,25 +75,23 @@ def test_a_full_server_that_names_no_time_is_asked_five_times(server: FakeServer
 
 @pytest.mark.parametrize("name", HINTS)
 @pytest.mark.parametrize("hint", ["-1", "soon"])
-def test_a_server_that_asks_not_to_be_asked_again_is_not(
-    server: FakeServer, client: Client, name: str, hint: str
-) -> None:
+def test_a_pushback_that_forbids_retries_is_followed(server: FakeServer, client: Client, name: str, hint: str) -> None:
     server.failures = [Failure(FULL, "too large", **{name: hint})]
     with pytest.raises(ClientError, match="RESOURCE_EXHAUSTED: too large"):
         client.is_live()
     assert len(server.calls) == 1
 
 
-def test_a_large_request_is_repeated_too(server: FakeServer, client: Client) -> None:
+def test_a_large_request_is_retried(server: FakeServer, client: Client) -> None:
     server.config.max_batch_size = 0
     client.config("digits")
-    server.failures = [AWAY]
+    server.failures = [UNAVAILABLE]
     sent = np.zeros((1, 3_000_000), np.uint8)
     assert client.infer("digits", {"x": sent})["x"].shape == sent.shape
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL])
-def test_other_errors_are_final(server: FakeServer, client: Client, code: grpc.StatusCode) -> None:
+def test_other_errors_are_not_retried(server: FakeServer, client: Client, code: grpc.StatusCode) -> None:
     server.failures = [Failure(code, "no\n  good")]
     with pytest.raises(ClientError) as caught:
         client.is_live()
@@ -102,10 +100,10 @@ def test_other_errors_are_final(server: FakeServer, client: Client, code: grpc.S
 
 
 @pytest.mark.parametrize("rows", [1, 40])
-def test_a_slow_server_meets_the_deadline(server: FakeServer, client: Client, rows: int) -> None:
+def test_a_slow_server_exceeds_the_deadline(server: FakeServer, client: Client, rows: int) -> None:
     client.config("digits")
     server.delay_s = 0.3
-    with pytest.raises(ClientError, match=f"no answer from {server.target} within 0.2 s") as caught:
+    with pytest.raises(ClientError, match=f"no response from {server.target} within 0.2 s") as caught:
         client.infer("digits", {"x": np.zeros((rows, 1))}, timeout_s=0.2)
     assert caught.value.code == "DEADLINE_EXCEEDED"
 
@@ -118,29 +116,29 @@ def test_the_deadline_bounds_all_attempts_together(server: FakeServer, client: C
     assert time.monotonic() - began < 10
 
 
-def test_nobody_listens() -> None:
+def test_a_refused_connection() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused for certain
         target = f"127.0.0.1:{taken.getsockname()[1]}"
         with Client(target) as client, pytest.raises(ClientError) as caught:
             client.is_live()
     assert caught.value.message == (
-        f"no server at {target} answers: Connection refused; start it with python -m serving --model-repository models"
+        f"no server responds at {target}: Connection refused; start it with python -m serving --model-repository models"
     )
 
 
-def test_no_such_socket(tmp_path: Path) -> None:
+def test_a_missing_socket(tmp_path: Path) -> None:
     with Client(f"unix:{tmp_path}/none") as client, pytest.raises(ClientError) as caught:
         client.is_live()
-    assert "none answers: No such file or directory; start it" in caught.value.message
+    assert "none: No such file or directory; start it" in caught.value.message
 
 
-def test_no_such_host() -> None:
-    with Client("nosuch.invalid:80") as client, pytest.raises(ClientError, match="no address is known for nosuch"):
+def test_an_unknown_host() -> None:
+    with Client("nosuch.invalid:80") as client, pytest.raises(ClientError, match="cannot resolve nosuch"):
         client.is_live()
 
 
-# ---- Ways to the server ----------------------------------------------------------------------------------------------
+# ---- Addresses, tokens, TLS ------------------------------------------------------------------------------------------
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:
@@ -149,7 +147,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
         assert client.is_live()
 
 
-def test_servers_take_turns() -> None:
+def test_calls_go_to_several_servers_in_turn() -> None:
     with FakeServer() as first, FakeServer() as second, Client(f"ipv4:{first.target},{second.target}") as client:
         for _ in range(200):  # until both are connected
             client.is_live()
@@ -162,14 +160,14 @@ def test_servers_take_turns() -> None:
     assert (len(first.calls), len(second.calls)) == (10, 10)
 
 
-def test_one_of_two_servers_may_be_gone() -> None:
+def test_one_of_two_servers_may_be_down() -> None:
     with FakeServer() as first, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with Client(f"ipv4:127.0.0.1:{taken.getsockname()[1]},{first.target}") as client:
             assert all(client.is_live() for _ in range(10))
 
 
-def test_the_token_goes_with_each_call(server: FakeServer) -> None:
+def test_each_call_carries_the_token(server: FakeServer) -> None:
     with Client(server.target, token="sesame") as client:
         client.infer("digits", {"x": np.zeros((9, 1))})
     assert {call.get("authorization") for call in server.metadata} == {"Bearer sesame"}
@@ -205,7 +203,7 @@ def test_tls(authority: Authority, ca: Path) -> None:
         assert server.metadata[0]["authorization"] == "Bearer sesame"
 
 
-def test_a_server_that_another_authority_signed_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
+def test_a_server_signed_by_another_authority_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
     other = ca_file(tmp_path, Authority("other"))
     with (
         tls_server(authority, mutual=False) as server,
@@ -226,18 +224,18 @@ def test_mutual_tls(authority: Authority, ca: Path, tmp_path: Path) -> None:
         assert len(server.calls) == 1
 
 
-def test_half_a_client_certificate_is_refused(ca: Path) -> None:
-    with pytest.raises(ClientError, match="belong together"):
+def test_a_client_certificate_without_key_is_rejected(ca: Path) -> None:
+    with pytest.raises(ClientError, match="must be given together"):
         Client("127.0.0.1:1", tls=Tls(certificate=ca))
 
 
-def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClientError, match=r"cannot read .*ca.pem: No such file or directory"):
         Client("127.0.0.1:1", tls=Tls(ca=tmp_path / "ca.pem"))
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("target", "address"),
     [
         ("127.0.0.1:8001", "dns:///127.0.0.1:8001"),
         ("serving.example", "dns:///serving.example:8001"),
@@ -247,14 +245,14 @@ def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("dns:///serving:8001", "dns:///serving:8001"),
     ],
 )
-def test_targets(given: str, meant: str) -> None:
-    assert parse_target(given) == meant
+def test_targets(target: str, address: str) -> None:
+    assert parse_target(target) == address
 
 
-@pytest.mark.parametrize("given", ["", "http://127.0.0.1:8000", "127.0.0.1:8000/v2"])
-def test_what_is_no_target(given: str) -> None:
-    with pytest.raises(ClientError, match=f"{given!r} is no address: give host:port"):
-        Client(given)
+@pytest.mark.parametrize("target", ["", "http://127.0.0.1:8000", "127.0.0.1:8000/v2"])
+def test_invalid_targets(target: str) -> None:
+    with pytest.raises(ClientError, match=f"{target!r} is not an address: use host:port"):
+        Client(target)
 
 
 @pytest.mark.parametrize(
@@ -268,5 +266,5 @@ def test_what_is_no_target(given: str) -> None:
         ("dns:///10.0.0.1:8001", False),
     ],
 )
-def test_no_proxy_on_the_way_to_this_machine(address: str, loopback: bool) -> None:
+def test_no_proxy_is_used_to_this_machine(address: str, loopback: bool) -> None:
     assert is_loopback(address) == loopback

@@ -11,7 +11,7 @@ from PIL import Image
 
 from protos import model_config_pb2 as mc
 from serving.client.errors import ClientError
-from serving.client.images import ImageInput, each_source, is_inverted
+from serving.client.images import ImageInput, is_inverted, iter_sources
 from trainer.data import Dataset
 from trainer.data.folder.decode import decode_images
 
@@ -91,7 +91,7 @@ def test_a_file_is_seen_as_in_training(tmp_path: Path, name: str, given: ImageIn
 
     seen = given.prepare(tmp_path / name)
 
-    trained = decode_images([tmp_path / name], channels, size, say=lambda line: None)[0].numpy()
+    trained = decode_images([tmp_path / name], channels, size, log=lambda line: None)[0].numpy()
     assert seen.pixels.dtype == np.uint8
     np.testing.assert_array_equal(seen.pixels, trained)
     assert seen.pixels.std() > 0
@@ -141,12 +141,12 @@ def test_a_pillow_image_is_as_its_file(tmp_path: Path) -> None:
 )
 def test_how_many_images_an_array_holds(shape: tuple[int, ...], count: int) -> None:
     given = RGB if 32 in shape else GREY
-    assert len(list(each_source(np.zeros(shape, np.uint8), given.shape))) == count
+    assert len(list(iter_sources(np.zeros(shape, np.uint8), given.shape))) == count
 
 
 def test_one_image_or_a_sequence() -> None:
-    assert list(each_source("a.png", (1, 28, 28))) == ["a.png"]
-    assert list(each_source([Path("a.png"), "b.png"], (1, 28, 28))) == [Path("a.png"), "b.png"]
+    assert list(iter_sources("a.png", (1, 28, 28))) == ["a.png"]
+    assert list(iter_sources([Path("a.png"), "b.png"], (1, 28, 28))) == [Path("a.png"), "b.png"]
 
 
 # ---- What cannot be used ---------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_model_of_several_inputs_takes_no_images() -> None:
     two = mc.ModelInput(name="a", data_type=mc.TYPE_UINT8, dims=[1, 28, 28])
     with pytest.raises(ClientError, match=r"takes a UINT8 \[1, 28, 28\], a UINT8 \[1, 28, 28\], not one"):
-        ImageInput.of(mc.ModelConfig(name="m", input=[two, two]))
+        ImageInput.from_config(mc.ModelConfig(name="m", input=[two, two]))
 
 
 # ---- Dark on light ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Our client and our server together, on both transports."""
+"""The client with the real server, on both transports."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from PIL import Image
 
 from serving.client import Client, ClientError
 from serving.client.cli import main
-from serving.client.connection import _GrpcCall
+from serving.client.connection import _RetriedCall
 from tests.serving.conftest import MAX_MESSAGE_BYTES, Served
 from tests.serving.onnx_models import LABELS, LOADED, PIXEL_WEIGHTS, WEIGHTS
 
@@ -21,7 +21,7 @@ def ours(served: Served) -> Iterator[Client]:
         yield connected
 
 
-def test_more_rows_than_the_model_takes(ours: Client) -> None:
+def test_more_rows_than_the_maximum_batch_size(ours: Client) -> None:
     x = np.random.default_rng(0).normal(size=(101, 4)).astype(np.float32)
     answer = ours.infer("rows", {"x": x}, outputs=["product"])
     np.testing.assert_allclose(answer["product"], x @ WEIGHTS, atol=1e-5)
@@ -39,7 +39,7 @@ def test_classes_are_those_of_the_largest_logits(ours: Client) -> None:
         assert result.predictions[0].probability == pytest.approx(expected.max(), abs=2e-6)
 
 
-def test_a_model_comes_and_goes(ours: Client) -> None:
+def test_load_and_unload(ours: Client) -> None:
     assert not ours.is_ready("spare")
     ours.load("spare", config={"max_batch_size": 2})
     assert ours.is_ready("spare")
@@ -51,19 +51,19 @@ def test_a_model_comes_and_goes(ours: Client) -> None:
         ours.infer("spare", {"x": np.ones((1, 4), np.float32)})
 
 
-def test_what_the_server_says_is_passed_on(ours: Client) -> None:
+def test_the_server_s_errors_are_passed_on(ours: Client) -> None:
     with pytest.raises(ClientError, match="NOT_FOUND: unknown model 'nothing': this server has"):
         ours.metadata("nothing")
     with pytest.raises(ClientError, match="INVALID_ARGUMENT: input 'x' of model 'rows': data-type is 'FP64'"):
         ours.infer("rows", {"x": np.ones((1, 4))})
-    with pytest.raises(ClientError, match="'rows' does not classify: it has no output 'probabilities'"):
+    with pytest.raises(ClientError, match="'rows' is not a classifier: it has no output 'probabilities'"):
         ours.classify("rows", np.zeros((4, 4), np.uint8))
 
 
 def test_a_request_that_is_too_large_is_sent_once(ours: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     ours.config("whole")
-    begin, sent = _GrpcCall._begin, []
-    monkeypatch.setattr(_GrpcCall, "_begin", lambda call: sent.append(call) or begin(call))
+    start_attempt, sent = _RetriedCall._start_attempt, []
+    monkeypatch.setattr(_RetriedCall, "_start_attempt", lambda call: sent.append(call) or start_attempt(call))
     with pytest.raises(ClientError, match=rf"RESOURCE_EXHAUSTED: .*larger than max \(\d+ vs\. {MAX_MESSAGE_BYTES}\)"):
         ours.infer("whole", {"x": np.zeros(MAX_MESSAGE_BYTES // 4 + 1, np.float32)})
     assert len(sent) == 1
@@ -77,8 +77,8 @@ def test_the_command_line(served: Served, tmp_path: Path, capsys: pytest.Capture
     Image.fromarray(np.tile(np.arange(90, dtype=np.uint8), (60, 1))).save(tmp_path / "a.png")
     with pytest.raises(SystemExit) as left:
         main(["classify", str(tmp_path), "--model", "digits", "--target", served.target, "--json"])
-    told = json.loads(capsys.readouterr().out)
-    assert (left.value.code, told["file"], len(told["predictions"])) == (0, f"{tmp_path}/a.png", 3)
+    result = json.loads(capsys.readouterr().out)
+    assert (left.value.code, result["file"], len(result["predictions"])) == (0, f"{tmp_path}/a.png", 3)
     with pytest.raises(SystemExit) as left:
         main(["status", "--target", served.target])
     lines = capsys.readouterr().out.splitlines()
@@ -89,6 +89,6 @@ def test_the_command_line(served: Served, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_list_of_addresses_names_one_authority(served: Served) -> None:
-    """The whole list, which is gRPC's choice, is no authority, and native's HTTP/2 resets such calls."""
+    """By default gRPC sends the whole list as the authority, and native's HTTP/2 resets such calls."""
     with Client(f"ipv4:{served.target},{served.target}") as connected:
         assert connected.is_live()
