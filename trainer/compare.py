@@ -99,9 +99,9 @@ def _all_accuracies(setting: str, members: list[_Run]) -> list[float]:
     missing = {}
     for path in {run.folder.ledger_path for run in members}:
         for entry in Ledger(path).of_setting(setting):
-            if entry["weights_sha256"] not in accuracies and entry["run"] not in names:
-                missing[entry["weights_sha256"]] = f"{entry['run']} (seed {entry['seed']})"
-            accuracies.setdefault(entry["weights_sha256"], entry["accuracy"])
+            if entry.weights_sha256 not in accuracies and entry.run not in names:
+                missing[entry.weights_sha256] = f"{entry.run} (seed {entry.seed})"
+            accuracies.setdefault(entry.weights_sha256, entry.accuracy)
     if missing:
         named = ", ".join(list(missing.values())[:_MOST_NAMED])
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""

@@ -6,7 +6,6 @@
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, split_validation, without_test_images
 from trainer.data.augment import check_shift
 from trainer.errors import writing
+from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger, RecordedEvaluation, evaluate_and_record
@@ -137,14 +137,14 @@ def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluati
         The test images, their evaluation and, on the main rank, its place in the ledger.
     """
     fingerprint = run.folder.fingerprint
-    weights: dict[str, str | int] = {
-        "recipe": run.recipe.name,
-        "run": run.folder.path.name,
-        "seed": run.seed,
-        "weights_sha256": weights_sha256(run.learner.model),
-        "config_sha256": fingerprint.sha256,
-        "setting_sha256": fingerprint.setting_sha256,
-    }
+    weights = EvaluatedWeights(
+        recipe=run.recipe.name,
+        run=run.folder.path.name,
+        seed=run.seed,
+        weights_sha256=weights_sha256(run.learner.model),
+        config_sha256=fingerprint.sha256,
+        setting_sha256=fingerprint.setting_sha256,
+    )
     return evaluate_and_record(
         Ledger(run.folder.ledger_path),
         dataset,
@@ -191,11 +191,12 @@ def summarize(run: Run, validation: Evaluation, recorded: RecordedEvaluation) ->
     )
 
 
-def _by_seed(entries: list[dict[str, Any]]) -> dict[int, list[float]]:
+def _by_seed(entries: list[LedgerEntry]) -> dict[int, list[float]]:
     """Returns each seed's test accuracies, one for each of its weights that were evaluated."""
     found: dict[int, list[float]] = {}
     for entry in entries:
-        found.setdefault(entry["seed"], []).append(entry["accuracy"])
+        if entry.seed is not None:
+            found.setdefault(entry.seed, []).append(entry.accuracy)
     return found
 
 

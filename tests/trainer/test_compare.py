@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.trainer.records.results import make_result
 from trainer.compare import compare_runs
 from trainer.errors import ConfigError
+from trainer.evaluation.entry import LedgerEntry
 from trainer.evaluation.ledger import Ledger
 from trainer.records.run_folder import RunFolder
 
@@ -24,17 +26,17 @@ def make_run(
     (folder / "config.json").write_text(json.dumps({"fingerprint": fingerprint, "started_with": {}}))
     opened = RunFolder.read(folder)
     recorded = Ledger(opened.ledger_path).record(
-        {
-            "dataset": "pets",
-            "dataset_sha256": dataset,
-            "weights_sha256": folder.name,
-            "run": folder.name,
-            "setting_sha256": opened.fingerprint.setting_sha256,
-            "seed": seed,
-            "accuracy": 1 - num_errors / 1000,
-            "num_errors": num_errors,
-            "num_images": 1000,
-        }
+        LedgerEntry(
+            dataset="pets",
+            dataset_sha256=dataset,
+            weights_sha256=folder.name,
+            run=folder.name,
+            setting_sha256=opened.fingerprint.setting_sha256,
+            seed=seed,
+            accuracy=1 - num_errors / 1000,
+            num_errors=num_errors,
+            num_images=1000,
+        )
     )
     result = make_result(
         dataset_sha256=dataset,
@@ -92,7 +94,7 @@ def test_a_run_that_is_named_more_than_once_counts_once(tmp_path: Path) -> None:
 def test_an_evaluation_before_a_runs_end_is_one_of_its_setting(tmp_path: Path) -> None:
     run = make_run(tmp_path, 0, 30)
     ledger = Ledger(RunFolder.read(run).ledger_path)
-    ledger.record(ledger.all_entries()[0] | {"weights_sha256": "early", "accuracy": 0.99})
+    ledger.record(replace(ledger.all_entries()[0], weights_sha256="early", accuracy=0.99))
     assert compare_runs([run])[1].split()[3:7] == ["2", "97.00", "98.00", "99.00"]
 
 

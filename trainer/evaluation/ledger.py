@@ -15,11 +15,9 @@ test images of its own, makes it another one.
 
 import datetime
 import hashlib
-import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,13 +25,10 @@ from trainer.data import Dataset, ImageSet
 from trainer.data.folder.duplicates import image_digests
 from trainer.data.test_set import load_test_set
 from trainer.errors import CheckpointError, writing
+from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import describe_accuracy
 from trainer.files import append_line, locked, read_lines
-
-_RESULT = ("weights_sha256", "num_errors", "num_images")
-"""Entries of one test set that agree in these are one evaluation, recorded twice or on two machines."""
-_REQUIRED = {"dataset_sha256", "accuracy", *_RESULT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +62,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def entries(self, dataset_sha256: str, test_sha256: str | None = None) -> list[dict[str, Any]]:
+    def entries(self, dataset_sha256: str, test_sha256: str | None = None) -> list[LedgerEntry]:
         """Returns all evaluations on the test set of a data set, oldest first.
 
         Entries of other data sets that share its test images are among them.
@@ -76,13 +71,12 @@ class Ledger:
             test_sha256: of its test images, where the ledger may have no entry of this data set yet.
         """
         entries = self.all_entries()
-        known = {e["test_sha256"] for e in entries if e["dataset_sha256"] == dataset_sha256 and "test_sha256" in e}
-        tests = known | {test_sha256}
+        tests = {e.test_sha256 for e in entries if e.dataset_sha256 == dataset_sha256} | {test_sha256}
         # Old entries lack the digest of the test images; later entries of the same data set have it.
-        datasets = {dataset_sha256} | {e["dataset_sha256"] for e in entries if e.get("test_sha256", "") in tests}
-        return _distinct(entry for entry in entries if entry["dataset_sha256"] in datasets)
+        datasets = {dataset_sha256} | {e.dataset_sha256 for e in entries if e.test_sha256 in tests - {None}}
+        return _distinct(entry for entry in entries if entry.dataset_sha256 in datasets)
 
-    def all_entries(self) -> list[dict[str, Any]]:
+    def all_entries(self) -> list[LedgerEntry]:
         """Returns all entries, oldest first, without a last line that a kill has cut short. Duplicates are not removed.
 
         Raises:
@@ -90,23 +84,23 @@ class Ledger:
         """
         lines = enumerate(read_lines(self.path), start=1)
         entries = [_parse(line, f"{self.path}, line {number},") for number, line in lines if line.strip()]
-        return sorted(entries, key=lambda entry: str(entry.get("time", "")))
+        return sorted(entries, key=lambda entry: entry.time or "")
 
-    def of_setting(self, setting_sha256: str) -> list[dict[str, Any]]:
+    def of_setting(self, setting_sha256: str) -> list[LedgerEntry]:
         """Returns all evaluations of a setting (a configuration without its seed), oldest first, each of other weights.
 
         A seed may have several: the number of ranks and the kind of machine change the rounding, and so the weights.
         """
-        return _distinct(entry for entry in self.all_entries() if entry.get("setting_sha256") == setting_sha256)
+        return _distinct(entry for entry in self.all_entries() if entry.setting_sha256 == setting_sha256)
 
     def counts_by_dataset(self) -> dict[str, int]:
         """Returns the number of evaluations on each data set, by its name and the first digits of its digest."""
-        datasets: dict[str, list[dict[str, Any]]] = {}
+        datasets: dict[str, list[LedgerEntry]] = {}
         for entry in self.all_entries():
-            datasets.setdefault(f"{entry.get('dataset', '?')} {entry['dataset_sha256'][:8]}", []).append(entry)
+            datasets.setdefault(f"{entry.dataset or '?'} {entry.dataset_sha256[:8]}", []).append(entry)
         return {name: len(_distinct(entries)) for name, entries in datasets.items()}
 
-    def record(self, entry: dict[str, Any]) -> RecordedEvaluation:
+    def record(self, entry: LedgerEntry) -> RecordedEvaluation:
         """Appends an evaluation, unless the ledger has the same result of the same weights, and returns its place.
 
         After a correction of labels the same weights have another result, which is another evaluation.
@@ -118,19 +112,18 @@ class Ledger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Two runs may end at the same time.
             with locked(self.path, print, f"waiting for another process that writes {self.path}"):
-                known = self.entries(entry["dataset_sha256"], entry.get("test_sha256"))
+                known = self.entries(entry.dataset_sha256, entry.test_sha256)
                 for number, earlier in enumerate(known, start=1):
-                    if _result(earlier) == _result(entry):
+                    if earlier.result == entry.result:
                         return _recorded(earlier, number, len(known), is_repeated=True)
-                # ASCII, so that names of folders that are not UTF-8 survive too.
-                append_line(self.path, json.dumps({**entry, "sha256": _digest(entry)}))
+                append_line(self.path, entry.to_line())
         return _recorded(entry, len(known) + 1, len(known) + 1, is_repeated=False)
 
     def find(self, dataset_sha256: str, weights_sha256: str) -> RecordedEvaluation | None:
         """Returns the recorded evaluation of these weights, if there is one."""
         entries = self.entries(dataset_sha256)
         for number, entry in enumerate(entries, start=1):
-            if entry["weights_sha256"] == weights_sha256:
+            if entry.weights_sha256 == weights_sha256:
                 return _recorded(entry, number, len(entries), is_repeated=True)
         return None
 
@@ -138,7 +131,7 @@ class Ledger:
 def evaluate_and_record(
     ledger: Ledger,
     dataset: Dataset,
-    run: dict[str, str | int],
+    weights: EvaluatedWeights,
     evaluate_images: Callable[[ImageSet], Evaluation],
     *,
     is_main: bool,
@@ -146,7 +139,7 @@ def evaluate_and_record(
     """Evaluates on the test set and records it in the ledger. All ranks call this; only the main one writes.
 
     Args:
-        run: what is evaluated: `weights_sha256`, `config_sha256`, `setting_sha256`, `seed`, `recipe`.
+        weights: the weights that `evaluate_images` evaluates.
 
     Returns:
         The test images, their evaluation and, on the main rank, its place in the ledger.
@@ -155,17 +148,17 @@ def evaluate_and_record(
     evaluation = evaluate_images(images)
     if not is_main:
         return images, evaluation, None
-    entry = {
+    entry = LedgerEntry(
         # To the microsecond, so that the order of merged ledgers does not depend on that of the files.
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-        "dataset": dataset.name,
-        "dataset_sha256": dataset.sha256,
-        "test_sha256": images_sha256(images.images),
-        **run,
-        "accuracy": evaluation.accuracy,
-        "num_errors": evaluation.num_errors,
-        "num_images": evaluation.num_images,
-    }
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+        dataset=dataset.name,
+        dataset_sha256=dataset.sha256,
+        test_sha256=images_sha256(images.images),
+        **asdict(weights),
+        accuracy=evaluation.accuracy,
+        num_errors=evaluation.num_errors,
+        num_images=evaluation.num_images,
+    )
     return images, evaluation, ledger.record(entry)
 
 
@@ -177,43 +170,28 @@ def images_sha256(images: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def _parse(line: str, place: str) -> dict[str, Any]:
-    """Returns the entry of a line, without its digest and the link to the line before that old ledgers have."""
+def _parse(line: str, place: str) -> LedgerEntry:
     try:
-        entry = json.loads(line)
+        return LedgerEntry.from_line(line)
     except ValueError as error:
-        raise CheckpointError(f"{place} is not JSON: repair it by hand, or restore the ledger from a copy") from error
-    if not isinstance(entry, dict) or not entry.keys() >= _REQUIRED:
-        raise CheckpointError(f"{place} is not an entry of a ledger: remove it, or restore the ledger from a copy")
-    entry.pop("previous", None)
-    if entry.pop("sha256", None) not in (None, _digest(entry)):
-        raise CheckpointError(f"{place} was changed after it was written: restore the ledger from a copy")
-    return entry
+        raise CheckpointError(f"{place} {error}") from error
 
 
-def _digest(entry: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
-
-
-def _result(entry: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry[key] for key in _RESULT)
-
-
-def _distinct(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _distinct(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
     """Returns the entries of one test set without duplicates."""
-    first: dict[tuple[Any, ...], dict[str, Any]] = {}
+    first: dict[tuple[str, int, int], LedgerEntry] = {}
     for entry in entries:
-        first.setdefault(_result(entry), entry)
+        first.setdefault(entry.result, entry)
     return list(first.values())
 
 
-def _recorded(entry: dict[str, Any], number: int, total: int, *, is_repeated: bool) -> RecordedEvaluation:
+def _recorded(entry: LedgerEntry, number: int, total: int, *, is_repeated: bool) -> RecordedEvaluation:
     return RecordedEvaluation(
         number=number,
         num_evaluations=total,
-        accuracy=entry["accuracy"],
-        num_errors=entry["num_errors"],
-        num_images=entry["num_images"],
-        test_sha256=entry.get("test_sha256", entry["dataset_sha256"]),
+        accuracy=entry.accuracy,
+        num_errors=entry.num_errors,
+        num_images=entry.num_images,
+        test_sha256=entry.test_sha256 or entry.dataset_sha256,
         is_repeated=is_repeated,
     )

@@ -117,7 +117,7 @@ def _measure_stacks(
             estimate = measure_throughput(runs, _PROBE_STEPS)
             num_steps = max(_PROBE_STEPS, int(estimate * _MEASURE_S / (size * recipe.global_batch_size)))
             known[str(size)] = measure_throughput(runs, min(num_steps, runs[0].steps_per_epoch))
-            print(f"{size} together: {known[str(size)]:,.0f} images/s", flush=True)
+            print(f"{size} seed{'s' if size > 1 else ''} at once: {known[str(size)]:,.0f} images/s", flush=True)
             if known[str(size)] < 0.7 * max(known.values()):
                 break  # larger stacks are slower still
         folder.add_result("rates", known)
@@ -226,7 +226,7 @@ def _collect_results(seeds: list[int], folder: StudyFolder) -> SeedResults:
     return SeedResults(
         results=sorted(results, key=lambda result: result.seed),
         diverged=sorted(diverged),
-        others=[entry for entry in entries if entry["weights_sha256"] not in known],
+        others=[entry for entry in entries if entry.weights_sha256 not in known],
         num_evaluations=len(ledger.entries(results[0].dataset_sha256)),
     )
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from trainer.evaluation.entry import LedgerEntry
 from trainer.recipes import Recipe
 from trainer.records.result import Result
 from trainer.report.figures import LIGHT
@@ -34,7 +34,7 @@ class SeedResults:
 
     results: list[Result]
     diverged: list[int]
-    others: list[dict[str, Any]]
+    others: list[LedgerEntry]
     num_evaluations: int
 
 
@@ -46,7 +46,7 @@ def make_page(recipe: Recipe, seeds: SeedResults, rates: dict[int, float]) -> Pa
     """
     results, others = seeds.results, seeds.others
     errors = [100 * result.test_errors / result.num_test for result in results]
-    errors += [100 * entry["num_errors"] / entry["num_images"] for entry in others]
+    errors += [100 * entry.num_errors / entry.num_images for entry in others]
     summary = summarize_errors(errors)
     is_lecture = recipe.name == "mnist" and recipe.dataset == "mnist"
     return Page(
@@ -195,7 +195,7 @@ def _seeds_table(seeds: SeedResults, errors: list[float]) -> Table:
             ),
             *((f"{seed}, diverged", None, None, None, None) for seed in seeds.diverged),
             *(
-                (f"{entry['seed']}, {entry['run']}, outside the study", error, None, None, None)
+                (f"{entry.seed}, {entry.run}, outside the study", error, None, None, None)
                 for entry, error in zip(seeds.others, errors[num_seeds:], strict=True)
             ),
         ],

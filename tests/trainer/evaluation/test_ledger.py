@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,19 @@ import torch
 from tests.conftest import files_of_at_most, fill
 from trainer.data import Dataset, ImageSet, without_test_images
 from trainer.errors import CheckpointError, ConfigError
+from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.ledger import Ledger, evaluate_and_record, images_sha256
 
+WEIGHTS = EvaluatedWeights(recipe="r", run="x", seed=0, weights_sha256="w", config_sha256="c", setting_sha256="s")
 
-def entry(weights: str, dataset: str = "d1") -> dict[str, Any]:
+
+def entry(weights: str, dataset_sha256: str = "d1", **changes: Any) -> LedgerEntry:
     """An evaluation with 10 errors of 100."""
-    return {
-        "dataset_sha256": dataset,
-        "weights_sha256": weights,
-        "accuracy": 0.9,
-        "num_errors": 10,
-        "num_images": 100,
-    }
+    ten_errors = LedgerEntry(
+        dataset_sha256=dataset_sha256, weights_sha256=weights, accuracy=0.9, num_errors=10, num_images=100
+    )
+    return replace(ten_errors, **changes)
 
 
 def test_evaluations_are_counted_for_each_test_set(tmp_path: Path) -> None:
@@ -39,8 +40,8 @@ def test_evaluations_are_counted_for_each_test_set(tmp_path: Path) -> None:
 
 def test_the_same_weights_count_again_after_a_correction_of_labels(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.record({**entry("a"), "test_sha256": "t"})
-    recorded = ledger.record({**entry("a", "d2"), "test_sha256": "t", "num_errors": 9, "accuracy": 0.91})
+    ledger.record(entry("a", test_sha256="t"))
+    recorded = ledger.record(entry("a", "d2", test_sha256="t", num_errors=9, accuracy=0.91))
     assert (recorded.number, recorded.num_errors, recorded.is_repeated) == (2, 9, False)
 
 
@@ -79,8 +80,8 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
         ledger.record(entry("b"))
 
 
-def timed(weights: str, hour: int, **changes: Any) -> dict[str, Any]:
-    return {**entry(weights), "time": f"2026-11-26T{hour:02}:00:00.000000+00:00", "test_sha256": "t", **changes}
+def timed(weights: str, hour: int, **changes: Any) -> LedgerEntry:
+    return replace(entry(weights), time=f"2026-11-26T{hour:02}:00:00.000000+00:00", test_sha256="t", **changes)
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def two_ledgers(tmp_path: Path) -> tuple[str, str]:
     ):
         ledger = Ledger(tmp_path / f"{name}.jsonl")
         for each in entries:
-            ledger.record({**each, "setting_sha256": "s", "dataset": "pets"})
+            ledger.record(replace(each, setting_sha256="s", dataset="pets"))
         contents.append(ledger.path.read_text())
     return contents[0], contents[1]
 
@@ -103,8 +104,8 @@ def test_ledgers_merge_by_concatenation(tmp_path: Path, two_ledgers: tuple[str, 
     """In any order and more than once: entries are sorted by time, and duplicates count once."""
     merged = Ledger(tmp_path / "merged.jsonl")
     merged.path.write_text("".join(two_ledgers[number] for number in order))
-    assert [each["weights_sha256"] for each in merged.entries("d1")] == ["a", "b", "both", "c", "d"]
-    assert [each["weights_sha256"] for each in merged.of_setting("s")] == ["a", "b", "both", "c", "d"]
+    assert [each.weights_sha256 for each in merged.entries("d1")] == ["a", "b", "both", "c", "d"]
+    assert [each.weights_sha256 for each in merged.of_setting("s")] == ["a", "b", "both", "c", "d"]
     assert merged.counts_by_dataset() == {"pets d1": 4, "pets d2": 1}
     both = merged.find("d1", "both")
     assert both is not None
@@ -122,11 +123,12 @@ def test_blank_lines_between_merged_ledgers_are_ignored(tmp_path: Path, two_ledg
 def test_a_ledger_with_a_chain_and_a_head_file_goes_on(tmp_path: Path) -> None:
     """Ledgers of 0.1 link each line to the one before and have the last digest in `ledger.head`; older ones do not."""
     ledger, head = Ledger(tmp_path / "ledger.jsonl"), tmp_path / "ledger.head"
-    old = [entry("a"), {**entry("b"), "previous": "1" * 64}, {**entry("c"), "previous": "2" * 64}]
-    lines = "".join(json.dumps(each) + "\n" for each in old)
+    seen = {"dataset_sha256": "d1", "accuracy": 0.9, "num_errors": 10, "num_images": 100}
+    old = [{"weights_sha256": "a"}, {"weights_sha256": "b", "previous": "1"}, {"weights_sha256": "c", "previous": "2"}]
+    lines = "".join(json.dumps(seen | each) + "\n" for each in old)
     ledger.path.write_text(lines)
     head.write_text('{"lines": 3, "sha256": "no more of interest"}')
-    assert [each["weights_sha256"] for each in ledger.entries("d1")] == ["a", "b", "c"]
+    assert [each.weights_sha256 for each in ledger.entries("d1")] == ["a", "b", "c"]
     assert ledger.record(entry("d")).number == 4
     assert ledger.path.read_text().startswith(lines)
     assert head.exists()
@@ -136,9 +138,9 @@ def test_evaluations_on_the_same_test_images_count_through_every_data_set(tmp_pa
     """One training photo more is another data set with the same test set."""
     ledger = Ledger(tmp_path / "ledger.jsonl")
     assert ledger.record(entry("a", "d1")).number == 1  # an old entry, without a digest of the test images
-    assert ledger.record({**entry("b", "d1"), "test_sha256": "t"}).number == 2
-    assert ledger.record({**entry("c", "d2"), "test_sha256": "t"}).number == 3
-    assert ledger.record({**entry("d", "d3"), "test_sha256": "u"}).number == 1
+    assert ledger.record(entry("b", "d1", test_sha256="t")).number == 2
+    assert ledger.record(entry("c", "d2", test_sha256="t")).number == 3
+    assert ledger.record(entry("d", "d3", test_sha256="u")).number == 1
     assert len(ledger.entries("d1")) == len(ledger.entries("d2")) == 3
     found = ledger.find("d2", "a")
     assert found is not None
@@ -148,16 +150,16 @@ def test_evaluations_on_the_same_test_images_count_through_every_data_set(tmp_pa
 def test_seeds_of_a_setting_and_counts_by_data_set(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     for seed, setting, dataset in ((0, "s", "d1"), (1, "s", "d1"), (2, "t", "d1"), (0, "s", "d2")):
-        marks = {"seed": seed, "setting_sha256": setting, "dataset": "pets", "accuracy": seed / 10}
-        ledger.record({**entry(f"{seed}{setting}{dataset}", dataset), **marks})
-    assert [entry["seed"] for entry in ledger.of_setting("s")] == [0, 1, 0]
+        of_run = {"seed": seed, "setting_sha256": setting, "dataset": "pets", "accuracy": seed / 10}
+        ledger.record(entry(f"{seed}{setting}{dataset}", dataset, **of_run))
+    assert [entry.seed for entry in ledger.of_setting("s")] == [0, 1, 0]
     assert ledger.counts_by_dataset() == {"pets d1": 3, "pets d2": 1}
 
 
 def test_a_data_set_for_tuning_has_no_test_images(mini: Dataset, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     with pytest.raises(ConfigError, match="opened for tuning, without its test images"):
-        evaluate_and_record(ledger, without_test_images(mini), {}, lambda images: pytest.fail("seen"), is_main=True)
+        evaluate_and_record(ledger, without_test_images(mini), WEIGHTS, pytest.fail, is_main=True)
     assert not ledger.path.exists()
 
 
@@ -211,7 +213,7 @@ def test_an_editor_may_remove_the_last_newline(tmp_path: Path) -> None:
 
 def test_names_that_are_not_utf8_are_recorded(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.record({**entry("a"), "dataset": "folder:\udcff"})
+    ledger.record(entry("a", dataset="folder:\udcff"))
     assert ledger.counts_by_dataset() == {"folder:\udcff d1": 1}
 
 
@@ -231,15 +233,15 @@ def test_an_evaluation_is_recorded_with_the_digest_of_the_test_images(mini: Data
         return Evaluation(labels=images.labels, predicted=predicted, confidence=ones, label_probability=ones, loss=0)
 
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    run = {"recipe": "r", "run": "x", "weights_sha256": "w", "config_sha256": "c"}
-    images, _, recorded = evaluate_and_record(ledger, mini, run, all_zeros, is_main=True)
+    images, _, recorded = evaluate_and_record(ledger, mini, WEIGHTS, all_zeros, is_main=True)
     assert len(images.labels) == 1000
     assert recorded is not None
     assert recorded.num_errors == int((images.labels != 0).sum())
     (written,) = ledger.entries(mini.sha256)
-    assert written.items() >= {**run, "dataset": "mnist-mini", "num_images": 1000}.items()
-    assert written["time"].endswith("+00:00")
-    assert written["test_sha256"] == images_sha256(images.images) != images_sha256(images.images[:-1])
-    assert written["test_sha256"] == images_sha256(images.images.flip(0))  # the order of the files does not matter
-    _, _, recorded = evaluate_and_record(ledger, mini, run, all_zeros, is_main=False)
+    assert asdict(written).items() >= {**asdict(WEIGHTS), "dataset": "mnist-mini", "num_images": 1000}.items()
+    assert written.time is not None
+    assert written.time.endswith("+00:00")
+    assert written.test_sha256 == images_sha256(images.images) != images_sha256(images.images[:-1])
+    assert written.test_sha256 == images_sha256(images.images.flip(0))  # the order of the files does not matter
+    _, _, recorded = evaluate_and_record(ledger, mini, WEIGHTS, all_zeros, is_main=False)
     assert recorded is None
