@@ -1,12 +1,12 @@
-"""Serving beside Triton and MLServer, in one run on one machine.
+"""Compares the server with Triton and MLServer, in one run on one machine.
 
     python benchmarks/serving.py --model models/mnist/1/model.onnx --peers FOLDER [--rounds 3] [--seconds 5]
 
-FOLDER holds `triton.sh` and `mlserver.sh`, each of which serves one ONNX model as `peer` on the port of its second
-argument. All servers compute with ONNX Runtime on one thread. They are taken in turn (A B C A B C), because a shared
-machine's speed moves by the minute; what is reported are medians over the rounds, and ratios within the run. Load
-comes from h2load. CPU time is that of the server and all its children, from /proc. Writes
-`benchmarks/results/serving-DATE.json` and a table of it in Markdown.
+FOLDER holds `triton.sh` and `mlserver.sh`. Each takes the path of an ONNX model and a port, and serves the model as
+`peer`. All servers compute with ONNX Runtime on one thread. They take turns (A B C A B C), because the speed of a
+shared machine changes by the minute; the results are medians over the rounds, and ratios within the run. h2load
+generates the load. CPU time includes all children of a server, from /proc. Writes
+`benchmarks/results/serving-DATE.json`, and a table of it in Markdown.
 """
 
 import argparse
@@ -42,12 +42,12 @@ from protos import grpc_service_pb2 as pb  # noqa: E402
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-PATIENCE_S = 120
+TIMEOUT_S = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server under test, and how it is started on a port."""
+    """A server under test. `PORT` in its command stands for its gRPC port."""
 
     name: str
     command: list[str]
@@ -56,7 +56,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one burst of load showed."""
+    """The result of one period of load."""
 
     requests_per_second: float
     cpu_us_per_request: float
@@ -66,7 +66,7 @@ class Load:
 
 
 def servers(repository: Path, model: Path, peers: Path | None) -> dict[str, Server]:
-    """All servers, by name; `PORT` in a command stands for its gRPC port."""
+    """Returns all servers by name."""
     own = [
         sys.executable, "-m", "serving", "--model-repository", str(repository), "--num-threads", "1",
         "--grpc-port", "PORT", "--http-port", "0", "--metrics-port", "0",
@@ -83,14 +83,14 @@ def servers(repository: Path, model: Path, peers: Path | None) -> dict[str, Serv
 
 @contextlib.contextmanager
 def started(server: Server, extra: tuple[str, ...] = ()) -> Iterator[tuple[int, int, float]]:
-    """The server, answering. Gives its port, its process and the seconds from start to the first good answer."""
+    """Runs a server. Yields its port, its process id and the seconds from start to the first response."""
     port = free_port()
     command = [str(port) if part == "PORT" else part for part in (*server.command, *extra)]
     began = time.monotonic()
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True)
     try:
-        wait_until_it_answers(port, process)
+        wait_until_ready(port, process)
         yield port, process.pid, time.monotonic() - began
     finally:
         process.send_signal(signal.SIGTERM)
@@ -107,17 +107,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_it_answers(port: int, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + PATIENCE_S
+def wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + TIMEOUT_S
     while time.monotonic() < until:
         if process.poll() is not None:
-            sys.exit(f"a server ended at once: {process.args}")
+            sys.exit(f"error: a server has ended: {process.args}")
         with contextlib.suppress(OSError, grpc.RpcError):
             socket.create_connection(("127.0.0.1", port), 1).close()
             ask(port, REQUEST)
             return
         time.sleep(0.02)
-    sys.exit(f"a server does not answer: {process.args}")
+    sys.exit(f"error: a server does not respond: {process.args}")
 
 
 REQUEST = b""
@@ -130,20 +130,20 @@ def ask(port: int, payload: bytes) -> pb.ModelInferResponse:
 
 
 def request(images: np.ndarray) -> bytes:
-    """A serialised ModelInfer of those images for the model `peer`."""
+    """Returns a serialised ModelInferRequest with these images for the model `peer`."""
     message = pb.ModelInferRequest(model_name="peer", raw_input_contents=[images.tobytes()])
     message.inputs.add(name="images", datatype="UINT8", shape=images.shape)
     return message.SerializeToString()
 
 
 def framed(payload: bytes, folder: Path, name: str) -> Path:
-    """The message as h2load sends it, in a file."""
+    """Writes a message to a file in the form that h2load sends; returns the file."""
     path = folder / name
     path.write_bytes(b"\0" + struct.pack(">I", len(payload)) + payload)
     return path
 
 
-def tree(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
         with contextlib.suppress(OSError):
@@ -153,9 +153,9 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its children."""
+    """Returns the user and system time of a process and its children."""
     total = 0
-    for member in tree(pid):
+    for member in process_tree(pid):
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
             total += int(fields[11]) + int(fields[12])
@@ -164,7 +164,7 @@ def cpu_seconds(pid: int) -> float:
 
 def resident_mb(pid: int) -> float:
     total = 0
-    for member in tree(pid):
+    for member in process_tree(pid):
         with contextlib.suppress(OSError):
             status = Path(f"/proc/{member}/status").read_text()
             total += int(re.search(r"VmRSS:\s+(\d+)", status)[1])  # type: ignore[index]
@@ -172,11 +172,11 @@ def resident_mb(pid: int) -> float:
 
 
 def load(port: int, pid: int, payload: Path, seconds: float, concurrency: int, per_second: float | None = None) -> Load:
-    """Ask for so long with so many requests under way at once, at most `per_second` in all."""
+    """Keeps `concurrency` requests in flight for `seconds`, at most `per_second` requests in total per second."""
     connections = min(concurrency, 4)
     log = payload.with_suffix(".log")
     log.unlink(missing_ok=True)
-    # The second that h2load warms up for is neither in its counts nor in the CPU time.
+    # The first second warms up; neither the counts nor the CPU time include it.
     rate = [] if per_second is None else [f"--rps={per_second / connections:.0f}"]
     run_h2load(port, payload, 1, connections, concurrency, rate)
     before = cpu_seconds(pid)
@@ -184,7 +184,7 @@ def load(port: int, pid: int, payload: Path, seconds: float, concurrency: int, p
     spent = cpu_seconds(pid) - before
     done = int(re.search(r"(\d+) succeeded", report)[1])  # type: ignore[index]
     if not done:
-        sys.exit(f"no request succeeded:\n{report}")
+        sys.exit(f"error: no request succeeded:\n{report}")
     latencies = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
     return Load(
         requests_per_second=done / seconds,
@@ -203,12 +203,12 @@ def run_h2load(port: int, payload: Path, seconds: float, connections: int, concu
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or "succeeded" not in done.stdout:
-        sys.exit(f"h2load failed:\n{done.stdout}{done.stderr}")
+        sys.exit(f"error: h2load failed:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
 def bare_cpu_us(model: Path, images: np.ndarray, seconds: float) -> float:
-    """CPU time of `InferenceSession.run` alone on these images, in a process of its own, one thread."""
+    """Measures the CPU time of `InferenceSession.run` on these images, in a separate process with one thread."""
     script = f"""
 import numpy as np, onnxruntime, time
 options = onnxruntime.SessionOptions(); options.intra_op_num_threads = 1
@@ -225,7 +225,7 @@ print((time.process_time() - began) * 1e6 / runs)
 def measure_round(
     found: dict[str, Server], one: Path, many: Path, model: Path, images: np.ndarray, seconds: float
 ) -> dict[str, Any]:
-    """Each server in turn under each kind of load."""
+    """Measures each server in turn under each kind of load."""
     seen: dict[str, Any] = {}
     for name, server in found.items():
         with started(server) as (port, pid, ready_s):
@@ -251,18 +251,18 @@ def measure_round(
 
 
 def overload(server: Server, many: Path, seconds: float) -> dict[str, float]:
-    """Good answers a second when asked for what it can do, and for far more; and how fast it refuses."""
+    """Measures responses per second at capacity and at six times the load, and the time of refusals."""
     with started(server, ("--max-queue-size", "32")) as (port, pid, _):
         best = load(port, pid, many, seconds, 16).requests_per_second
         before = successes(port)
         refusals = Refusals(port)
         began = time.monotonic()
-        flood = load(port, pid, many, seconds, 512, per_second=6 * best)
+        overloaded = load(port, pid, many, seconds, 512, per_second=6 * best)
         good = (successes(port) - before) / (time.monotonic() - began)
         times = refusals.stop()
     return {
         "best_per_second": best,
-        "asked_per_second": flood.requests_per_second,
+        "asked_per_second": overloaded.requests_per_second,
         "good_per_second": good,
         "refusal_median_ms": statistics.median(times) if times else float("nan"),
         "num_refusals_timed": len(times),
@@ -277,7 +277,7 @@ def successes(port: int) -> int:
 
 
 class Refusals:
-    """Eight callers that ask fifty times a second beside the flood, where they need not wait, and time the refusals."""
+    """Eight clients beside the overload that send fifty requests per second each, and time their refusals."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -299,7 +299,7 @@ class Refusals:
                         self._times.append(1000 * (time.monotonic() - began))
 
     def stop(self) -> list[float]:
-        """Milliseconds of each refusal."""
+        """Stops the clients. Returns the milliseconds of each refusal."""
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -316,7 +316,7 @@ def median_of(rounds: list[dict[str, Any]], *path: str) -> float:
     return statistics.median(values)
 
 
-def table(rounds: list[dict[str, Any]], found: dict[str, Server], flood: dict[str, float]) -> list[str]:
+def table(rounds: list[dict[str, Any]], found: dict[str, Server], overloaded: dict[str, float]) -> list[str]:
     lines = [
         "| server | c=1 fastest / median | c=32 | c=128 | 64 images, c=8 | requests/s c=128 | ready | memory |",
         "|---|---|---|---|---|---|---|---|",
@@ -333,7 +333,7 @@ def table(rounds: list[dict[str, Any]], found: dict[str, Server], flood: dict[st
         )
     bare = median_of(rounds, "bare run of 64 images", "cpu_us")
     own = median_of(rounds, "convoy native", "loads", "64 images, c=8", "cpu_us_per_request")
-    lines += ["", "Columns of microseconds without a name are CPU time of the server a request.", ""]
+    lines += ["", "Columns of microseconds without a name are the server's CPU time per request.", ""]
     lines.append(
         f"Bare `InferenceSession.run` of 64 images: {bare:.0f} µs of CPU; native spends {own / bare:.2f} times that."
     )
@@ -347,14 +347,15 @@ def table(rounds: list[dict[str, Any]], found: dict[str, Server], flood: dict[st
             lines.append(
                 f"{name} spends {ratios[0]:.1f} (c=32) and {ratios[1]:.1f} (c=128) times native's CPU a request."
             )
-    times_asked = flood["asked_per_second"] / flood["best_per_second"]
-    kept = 100 * flood["good_per_second"] / flood["best_per_second"]
+    times_asked = overloaded["asked_per_second"] / overloaded["best_per_second"]
+    kept = 100 * overloaded["good_per_second"] / overloaded["best_per_second"]
     lines += [
         "",
         "Overload (native, 64 images a request, queue of 32): "
-        f"{flood['best_per_second']:.0f} good answers a second at best; asked for {times_asked:.1f} times that, "
-        f"{flood['good_per_second']:.0f} ({kept:.0f} %); median refusal {flood['refusal_median_ms']:.1f} ms "
-        f"({flood['num_refusals_timed']:.0f} timed).",
+        f"{overloaded['best_per_second']:.0f} responses per second at capacity; at {times_asked:.1f} times that load, "
+        f"{overloaded['good_per_second']:.0f} ({kept:.0f} %); "
+        f"median refusal {overloaded['refusal_median_ms']:.1f} ms "
+        f"({overloaded['num_refusals_timed']:.0f} timed).",
     ]
     return lines
 
@@ -362,17 +363,19 @@ def table(rounds: list[dict[str, Any]], found: dict[str, Server], flood: dict[st
 def main() -> None:
     global REQUEST
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="model.onnx with one uint8 input called images")
-    parser.add_argument("--peers", type=Path, help="folder with triton.sh and mlserver.sh; without it only ours")
+    parser.add_argument("--model", type=Path, required=True, help="model.onnx with one uint8 input named images")
+    parser.add_argument(
+        "--peers", type=Path, help="folder with triton.sh and mlserver.sh; without it, only Convoy is measured"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of load, each")
-    parser.add_argument("--only", nargs="*", help="names of servers")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of each load")
+    parser.add_argument("--only", nargs="*", help="names of the servers to measure")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     if not options.model.is_file():
         sys.exit(f"error: no model {options.model}: make train exports one")
     if shutil.which("h2load") is None:
-        sys.exit("error: no h2load on the path: it is in the package nghttp2-client of Debian and Ubuntu")
+        sys.exit("error: h2load is not on the path: install the package nghttp2-client of Debian or Ubuntu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shape = (
@@ -390,13 +393,13 @@ def main() -> None:
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", flush=True)
             rounds.append(measure_round(found, one, many, options.model, images, options.seconds))
-        flood = overload(found["convoy native"], many, options.seconds)
-    text = "\n".join([*heading(), *table(rounds, found, flood), ""])
+        overloaded = overload(found["convoy native"], many, options.seconds)
+    text = "\n".join([*heading(), *table(rounds, found, overloaded), ""])
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"serving-{datetime.datetime.now(datetime.UTC).date()}"
     path.with_suffix(".md").write_text(text)
-    result = {"machine": machine(), "command": command(), "rounds": rounds, "overload": flood}
+    result = {"machine": machine(), "command": command(), "rounds": rounds, "overload": overloaded}
     path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -407,7 +410,7 @@ def machine() -> str:
 
 
 def command() -> str:
-    """As it was given, without the folders of this machine."""
+    """Returns the command line without this machine's folders."""
     return " ".join(["python", *(Path(part).name if "/" in part else part for part in sys.argv)])
 
 
