@@ -45,14 +45,14 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Pixels:
     """Decodes and prepares an image file.
 
     Args:
-        path: The file; its content decides its format, whatever its extension.
+        path: the file; its content decides its format, whatever its extension.
         shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB.
 
     Returns:
         Pixels, uint8 [C, H, W].
 
     Raises:
-        ImageError: The file cannot be opened or decoded.
+        ImageError: the file cannot be opened or decoded.
     """
     from PIL import Image
 
@@ -64,14 +64,14 @@ def prepare_image(image: "Image", shape: tuple[int, int, int]) -> Pixels:
     """Prepares an opened image.
 
     Args:
-        image: A Pillow image of any mode and size.
+        image: a Pillow image of any mode and size.
         shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB.
 
     Returns:
         Pixels, uint8 [C, H, W].
 
     Raises:
-        ValueError: The pixels are floating-point numbers.
+        ValueError: the pixels are floating-point numbers.
     """
     from PIL import Image, ImageOps
 

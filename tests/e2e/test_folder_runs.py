@@ -1,4 +1,4 @@
-"""People's own images: a family's recipe on a folder of them, from PNG files to a model that a server can load."""
+"""Trains the recipe of a family of networks on a folder of images, up to a model that a server can load."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ NUM_TRAIN, NUM_TEST = 40, 10
 
 
 def put_images(folder: Path, number: int, seed: int) -> None:
-    """Stripes along or across, in noise: two classes."""
+    """Writes noisy stripes, along or across: two classes."""
     stream = np.random.default_rng(seed)
     stripes = np.tile(np.repeat([0.0, 120.0], 4), (32, 4))
     for name, picture in (("across", stripes), ("along", stripes.T)):
@@ -37,7 +37,7 @@ def start(*command: str, cwd: Path | None = None) -> "subprocess.CompletedProces
 def train(
     tmp_path: Path, name: str, *arguments: str, dataset: str | None = None, cwd: Path | None = None
 ) -> dict[str, Any]:
-    """A run's result; its recipe is LeNet-5's."""
+    """Trains with the recipe of LeNet-5, and returns the result."""
     folder = tmp_path / "runs" / name
     dataset = dataset or f"folder:{tmp_path / 'images'}"
     known = ["--recipe", "cifar10-lenet5", "--dataset", dataset, "--image-size", "32", "--run-dir", str(folder)]
@@ -48,7 +48,7 @@ def train(
     return result
 
 
-def test_a_family_learns_a_folder_of_images_and_is_published(tmp_path: Path) -> None:
+def test_a_network_learns_a_folder_of_images_and_is_published(tmp_path: Path) -> None:
     put_images(tmp_path / "images/train", NUM_TRAIN, seed=0)
     put_images(tmp_path / "images/test", NUM_TEST, seed=1)
     result = train(tmp_path, "first", "--model-repository", str(tmp_path / "models"))
@@ -58,14 +58,14 @@ def test_a_family_learns_a_folder_of_images_and_is_published(tmp_path: Path) -> 
     assert (tmp_path / "models/cifar10-lenet5/labels.txt").read_text().split() == ["across", "along"]
     parity = json.loads((version / "manifest.json").read_text())["parity"]
     assert set(parity["formats"]) == {"model.onnx", "model.pt", "model.pt2"}
-    # One training photo more is another data set, but not another test set: its looks go on being counted.
+    # With one more training image the data set is another one, but not the test set: the ledger counts on.
     put_images(tmp_path / "images/train", 1, seed=2)
     again = train(tmp_path, "second", "--no-export")
     assert again["dataset_sha256"] != result["dataset_sha256"]
     assert (again["test_look"], again["num_test_looks"]) == (2, 2)
 
 
-def test_a_folder_may_be_named_from_anywhere_and_moved(tmp_path: Path) -> None:
+def test_a_folder_may_be_named_from_any_working_directory_and_moved(tmp_path: Path) -> None:
     images, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
     elsewhere.mkdir()
     put_images(images, NUM_TRAIN, seed=0)
@@ -87,7 +87,7 @@ def test_a_folder_may_be_named_from_anywhere_and_moved(tmp_path: Path) -> None:
     assert "validation accuracy" in evaluate("--dataset", "folder:../moved").stdout
     assert train(tmp_path, "run", dataset="folder:../moved", cwd=elsewhere) == first
     config = json.loads((run / "config.json").read_text())
-    config["fingerprint"]["recipe"]["dataset"] = "folder:moved"  # as they were before
+    config["fingerprint"]["recipe"]["dataset"] = "folder:moved"  # as older versions wrote it
     (run / "config.json").write_text(json.dumps(config))
     assert "validation accuracy" in evaluate(cwd=tmp_path).stdout
     put_images(tmp_path / "moved", 1, seed=1)
@@ -96,7 +96,7 @@ def test_a_folder_may_be_named_from_anywhere_and_moved(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: folder:{tmp_path / 'moved'} is not what {run} was trained on")
 
 
-def test_a_study_goes_on_in_another_spelling_of_its_folder(tmp_path: Path) -> None:
+def test_a_study_continues_with_another_path_of_its_folder(tmp_path: Path) -> None:
     put_images(tmp_path / "images", NUM_TRAIN, seed=0)
     known = ["--recipe", "cifar10-lenet5", "--image-size", "32", "--runs", "1", "--epochs", "1", "--device", "cpu"]
     known += ["--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "study")]

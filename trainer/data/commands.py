@@ -85,14 +85,14 @@ def run(arguments: Sequence[str], prog: str = "python -m trainer data") -> int:
     """Parses the command line and runs the command.
 
     Args:
-        arguments: The command line without the program's name.
-        prog: The program's name, for the help.
+        arguments: the command line without the program's name.
+        prog: the program's name, for the help.
 
     Returns:
         The exit code.
 
     Raises:
-        TrainerError: The command fails.
+        TrainerError: the command fails.
     """
     command: ListDatasets | FetchDatasets | VerifyDatasets | ImportDataset = tyro.cli(
         Command, args=arguments, prog=prog, description="Lists, downloads, verifies and imports data sets."
@@ -127,8 +127,8 @@ def fetch_datasets(command: FetchDatasets) -> None:
     """Fetches each data set, with a progress bar on a terminal.
 
     Raises:
-        ConfigError: There is no name, or a wrong one; nothing is fetched.
-        DataError: A data set cannot be fetched.
+        ConfigError: there is no name, or a wrong one; nothing is fetched.
+        DataError: a data set cannot be fetched.
     """
     if not command.names:
         raise ConfigError(f"name the data sets to fetch: {', '.join(DATASETS)} or {FOLDER_PREFIX}PATH")
@@ -171,8 +171,8 @@ def import_files(command: ImportDataset) -> None:
     """Decodes a data set from the user's files.
 
     Raises:
-        ConfigError: There is no such data set or path.
-        DataError: The data set's files are not all there.
+        ConfigError: there is no such data set or path.
+        DataError: the data set's files are not all there.
     """
     info = dataset_info(command.name)
     if info.generate is not None:

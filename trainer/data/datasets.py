@@ -79,17 +79,17 @@ def load_dataset(
     """Opens a data set; one process of this machine fetches or decodes it first where needed.
 
     Args:
-        name: One of `dataset_names()`, or folder:PATH.
-        data_dir: Where data sets are kept.
-        image_size: Width and height to which the images of a folder are resized; None if they all are squares of one
+        name: one of `dataset_names()`, or folder:PATH.
+        data_dir: where data sets are kept.
+        image_size: width and height to which the images of a folder are resized; None if they all are squares of one
             size.
-        verify: Whether to hash the decoded file, at about 1.4 GB/s. One process of a host is enough; the others should
+        verify: whether to hash the decoded file, at about 1.4 GB/s. One process of a host is enough; the others should
             load after it, so that none keeps a damaged file that the first one replaces.
-        log: Receives each line for the user.
+        log: receives each line for the user.
 
     Raises:
-        ConfigError: There is no such data set, or it has no images of that size.
-        DataError: Data are missing, damaged or unreadable.
+        ConfigError: there is no such data set, or it has no images of that size.
+        DataError: data are missing, damaged or unreadable.
     """
     root = image_folder(name)
     if root is not None:
@@ -127,15 +127,15 @@ def split_validation(images: ImageSet, num_validation: int, seed: int) -> tuple[
     """Splits images by class share; a pure function of labels, number and seed.
 
     Args:
-        images: The training images.
-        num_validation: How many of them to set aside.
-        seed: Chooses the split.
+        images: the training images.
+        num_validation: how many of them to set aside.
+        seed: chooses the split.
 
     Returns:
         Indices for training and for validation, int64, sorted.
 
     Raises:
-        ConfigError: A class would be left without a training sample.
+        ConfigError: a class would be left without a training sample.
     """
     return stratified_split(images.labels, num_validation, seed)
 
@@ -144,7 +144,7 @@ def dataset_info(name: str, image_size: int | None = None) -> DatasetInfo:
     """Looks up a name.
 
     Raises:
-        ConfigError: There is no such name (the message has the nearest ones), or its images have another size.
+        ConfigError: there is no such name (the message has the nearest ones), or its images have another size.
     """
     if name not in DATASETS:
         raise unknown_name("data set", name, [*DATASETS, f"{FOLDER_PREFIX}PATH"])
@@ -170,15 +170,15 @@ def open_or_fetch(
     """Opens the decoded file of a data set that has a name, and fetches the data set first where needed.
 
     Args:
-        info: The data set.
-        data_dir: Where data sets are kept.
-        verify: Whether to hash a file that is there.
-        log: Receives each line for the user.
-        progress: Receives the progress of downloads; None to log a line every ten seconds.
+        info: the data set.
+        data_dir: where data sets are kept.
+        verify: whether to hash a file that is there.
+        log: receives each line for the user.
+        progress: receives the progress of downloads; None to log a line every ten seconds.
 
     Raises:
-        DataError: No source has the data set, or the disk is full.
-        ConfigError: The folder cannot be written.
+        DataError: no source has the data set, or the disk is full.
+        ConfigError: the folder cannot be written.
     """
     return open_or_create(
         decoded_path(info, data_dir),

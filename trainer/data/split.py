@@ -20,14 +20,14 @@ def stratified_split(labels: torch.Tensor, num_held_out: int, seed: int) -> tupl
 
     Args:
         labels: int64 [N].
-        num_held_out: How many samples to hold out.
-        seed: Chooses the samples.
+        num_held_out: how many samples to hold out.
+        seed: chooses the samples.
 
     Returns:
         Indices of the kept and of the held-out samples, int64, sorted.
 
     Raises:
-        ConfigError: The seed is negative, or so many samples cannot be held out.
+        ConfigError: the seed is negative, or so many samples cannot be held out.
     """
     values, counts = np.unique(labels.numpy(), return_counts=True)
     if seed < 0:
@@ -53,7 +53,7 @@ def hash_split(digests: Sequence[str], labels: Sequence[int]) -> set[str]:
 
     Args:
         digests: SHA-256 of each image, in hex.
-        labels: The class of each image.
+        labels: the class of each image.
 
     Returns:
         The digests of the held-out images.

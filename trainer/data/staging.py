@@ -21,9 +21,9 @@ def file_lock(path: Path, log: Callable[[str], None], *, log_after_s: float = 3.
     """Returns a context that one process of this machine enters at a time; the others wait for as long as it takes.
 
     Args:
-        path: The lock file; its folder is made where it is missing.
-        log: Receives a line if this process has to wait.
-        log_after_s: Time to wait before that line.
+        path: the lock file; its folder is made where it is missing.
+        log: receives a line if this process has to wait.
+        log_after_s: time to wait before that line.
 
     Returns:
         A context manager that yields whether the lock excludes others: False on a file system without locks.
@@ -55,12 +55,12 @@ def explain_disk_errors(folder: Path, required_bytes: int | None = None) -> Iter
     """Turns errors of the disk inside the context into one line for the user.
 
     Args:
-        folder: The folder in which the context writes.
-        required_bytes: How much it writes, where known.
+        folder: the folder in which the context writes.
+        required_bytes: how much it writes, where known.
 
     Raises:
-        DataError: The disk is full.
-        ConfigError: The folder cannot be written.
+        DataError: the disk is full.
+        ConfigError: the folder cannot be written.
     """
     try:
         yield

@@ -49,12 +49,12 @@ def write_decoded(content: DatasetContent, path: Path) -> None:
     """Writes a decoded file atomically.
 
     Args:
-        content: The data set.
-        path: The new file, in an existing folder.
+        content: the data set.
+        path: the new file, in an existing folder.
 
     Raises:
-        DataError: The disk is full.
-        ConfigError: The folder cannot be written.
+        DataError: the disk is full.
+        ConfigError: the folder cannot be written.
     """
     payload: dict[str, Any] = {
         "layout": _LAYOUT,
@@ -82,14 +82,14 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
     """Maps a decoded file. `discard` leaves it alone, in other processes too, while its training images are in use.
 
     Args:
-        path: The file.
-        expected_sha256: The digest that the file must record; None for any.
-        verify: Whether to hash the content, at about 1.4 GB/s, and compare it with the recorded digest.
+        path: the file.
+        expected_sha256: the digest that the file must record; None for any.
+        verify: whether to hash the content, at about 1.4 GB/s, and compare it with the recorded digest.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        DamagedFileError: The file is not what was written, or records another digest.
-        DataError: The file may not be read.
+        FileNotFoundError: there is no such file.
+        DamagedFileError: the file is not what was written, or records another digest.
+        DataError: the file may not be read.
     """
     try:
         payload = torch.load(path, mmap=True, weights_only=True)
@@ -138,16 +138,16 @@ def open_or_create(
     Opening a good file takes no lock, so that a read-only data folder works.
 
     Args:
-        path: The file.
-        create: Makes the content.
-        lock_path: The lock file for creating it.
-        expected_sha256: The published digest of the content; None where there is none.
-        verify: Whether to hash a file that is there.
-        log: Receives each line for the user.
+        path: the file.
+        create: makes the content.
+        lock_path: the lock file for creating it.
+        expected_sha256: the published digest of the content; None where there is none.
+        verify: whether to hash a file that is there.
+        log: receives each line for the user.
 
     Raises:
-        DataError: The content cannot be made, has another digest, or the disk is full.
-        ConfigError: The folder cannot be written.
+        DataError: the content cannot be made, has another digest, or the disk is full.
+        ConfigError: the folder cannot be written.
     """
     with suppress(FileNotFoundError, DamagedFileError):
         return open_decoded(path, expected_sha256=expected_sha256, verify=verify)

@@ -10,8 +10,8 @@ def load_test_set(dataset: Dataset) -> ImageSet:
     """Maps the test images. They are not part of `Dataset`, so that no use goes unrecorded.
 
     Raises:
-        ConfigError: The data set comes from `without_test_images`.
-        DataError: The decoded file has been deleted since the data set was opened.
+        ConfigError: the data set comes from `without_test_images`.
+        DataError: the decoded file has been deleted since the data set was opened.
     """
     if dataset.path is None:
         raise ConfigError(f"{dataset.name} was opened for tuning, without its test images")

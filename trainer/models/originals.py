@@ -27,7 +27,7 @@ def build_original(name: str, *, num_classes: int = 1000) -> nn.Module:
 
     Args:
         name: torchvision's name of the network.
-        num_classes: Outputs of the last layer.
+        num_classes: outputs of the last layer.
     """
     from torchvision import models
 
@@ -46,13 +46,13 @@ def build_pretrained(name: str, *, num_channels: int, image_size: int, num_class
 
     Args:
         name: torchvision's name of the network.
-        num_channels: Channels of the images; must be 3.
-        image_size: Width and height of the images; at least 64.
-        num_classes: Outputs of the last layer.
+        num_channels: channels of the images; must be 3.
+        image_size: width and height of the images; at least 64.
+        num_classes: outputs of the last layer.
 
     Raises:
-        ConfigError: The images are grey or too small.
-        DataError: The weights cannot be downloaded, or are damaged.
+        ConfigError: the images are grey or too small.
+        DataError: the weights cannot be downloaded, or are damaged.
     """
     if num_channels != 3:
         raise ConfigError(

@@ -14,13 +14,13 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class FaultyServer:
-    """Answers a path with whatever function is put in `routes`, and counts requests."""
+    """Answers each path with the function in `routes`, and counts requests."""
 
     def __init__(self) -> None:
         self.routes: dict[str, Answer] = {}
         self.requests: Counter[str] = Counter()
         self.released = threading.Event()
-        """Set at the end: whatever hangs on purpose hangs on this."""
+        """Set when the server stops; answers that hang wait for it."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler_class())
         self._server.daemon_threads = True
 
@@ -29,7 +29,7 @@ class FaultyServer:
         return f"http://127.0.0.1:{self._server.server_address[1]}/"
 
     def put_files(self, files: dict[str, bytes]) -> None:
-        """Serves files well, gzipped."""
+        """Serves files compressed and without faults."""
         for name, data in files.items():
             self.routes[f"/{name}.gz"] = whole(gzip.compress(data, mtime=0))
 
@@ -58,17 +58,17 @@ class FaultyServer:
                 if answer is None:
                     self.send_error(404)
                     return
-                with suppress(BrokenPipeError, ConnectionResetError):  # the client has given up, as it should
+                with suppress(BrokenPipeError, ConnectionResetError):  # the client gave up, as it should
                     answer(self)
 
             def log_message(self, *_: object) -> None:
-                """Quiet."""
+                """Logs nothing."""
 
         return Handler
 
 
 def begin(handler: BaseHTTPRequestHandler, length: int | None, status: int = 200, **headers: str) -> None:
-    """Status line and headers."""
+    """Sends the status line and the headers."""
     handler.send_response(status)
     if length is not None:
         handler.send_header("Content-Length", str(length))
@@ -78,7 +78,7 @@ def begin(handler: BaseHTTPRequestHandler, length: int | None, status: int = 200
 
 
 def whole(data: bytes) -> Answer:
-    """The file, as it should be."""
+    """Sends the file without a fault."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         begin(handler, len(data))
@@ -88,7 +88,7 @@ def whole(data: bytes) -> Answer:
 
 
 def unmeasured(data: bytes) -> Answer:
-    """The file, without a promise of its length."""
+    """Sends the file without a Content-Length."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         begin(handler, None)
@@ -98,7 +98,7 @@ def unmeasured(data: bytes) -> Answer:
 
 
 def cut_once(data: bytes, num_bytes: int) -> Answer:
-    """Hangs up in the middle of the first answer."""
+    """Closes the connection after `num_bytes` of the first answer."""
     answered: list[bool] = []
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
@@ -110,7 +110,7 @@ def cut_once(data: bytes, num_bytes: int) -> Answer:
 
 
 def stalled(data: bytes, num_bytes: int, released: threading.Event, reached: threading.Event) -> Answer:
-    """Stops in the middle without hanging up."""
+    """Stops after `num_bytes`, but keeps the connection open."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         begin(handler, len(data))
@@ -123,7 +123,7 @@ def stalled(data: bytes, num_bytes: int, released: threading.Event, reached: thr
 
 
 def slow(data: bytes, piece_bytes: int, released: threading.Event) -> Answer:
-    """A piece every 10 ms."""
+    """Sends a piece every 10 ms."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         begin(handler, len(data))

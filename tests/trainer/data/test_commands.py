@@ -1,4 +1,4 @@
-"""`python -m trainer data`: what it prints and how it ends."""
+"""`python -m trainer data`: output and exit codes."""
 
 import os
 import signal
@@ -23,8 +23,8 @@ CONTENT = make_content()
 
 
 @pytest.fixture(autouse=True)
-def tiny_sets(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A world with one published set, on a server, and one that comes with the package."""
+def tiny_datasets(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One published data set, on a server, and one that comes with the package."""
     server.put_files(idx_files(CONTENT))
     sets = {"tiny": make_dataset_info(server.mirror()), "synthetic": datasets.SYNTHETIC}
     monkeypatch.setattr(datasets, "DATASETS", sets)
@@ -62,7 +62,7 @@ def test_fetch_verify_damage_fetch(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run("verify", "tiny", "--data-dir", tmp_path) == 0
 
 
-def test_verify_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_of_missing_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("verify", "tiny", "--data-dir", tmp_path) == 3
     assert capsys.readouterr().out == "tiny: not fetched\n"
     assert run("verify", "--data-dir", tmp_path) == 3
@@ -96,7 +96,7 @@ def put_images(folder: Path) -> None:
             Image.new("L", (9, 7), index).save(folder / name / f"{index}.png")
 
 
-def test_a_folder_is_verified_in_all_its_sizes_under_any_spelling(
+def test_a_folder_is_verified_in_all_sizes_by_any_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put_images(tmp_path / "x")
@@ -118,7 +118,7 @@ def test_a_folder_is_verified_in_all_its_sizes_under_any_spelling(
             assert also_good.startswith(f"folder:{tmp_path / 'x'}: good, sha256 ")
 
 
-def test_a_terminal_shows_names_and_paths_whole(tmp_path: Path) -> None:
+def test_a_terminal_shows_full_names_and_paths(tmp_path: Path) -> None:
     names = ["photos [old]", "x[/b]", "a-rather-long-name" * 4]
     for name in names:
         put_images(tmp_path / name)
@@ -130,7 +130,7 @@ def test_a_terminal_shows_names_and_paths_whole(tmp_path: Path) -> None:
     os.close(terminal)
     assert (done.returncode, done.stderr) == (0, b"")
     shown = b""
-    with suppress(OSError):  # the end of a terminal that nobody writes to
+    with suppress(OSError):  # end of output
         while True:
             shown += os.read(reading, 1 << 16)
     os.close(reading)
@@ -157,7 +157,7 @@ def test_import(tmp_path: Path, server: FaultyServer, capsys: pytest.CaptureFixt
     assert not server.requests
 
 
-def test_import_of_what_is_not_it(tmp_path: Path) -> None:
+def test_import_of_wrong_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="none of the files is there"):
         run("import", "tiny", tmp_path / "empty", "--data-dir", tmp_path / "data")
@@ -168,7 +168,7 @@ def test_import_of_what_is_not_it(tmp_path: Path) -> None:
     assert list((tmp_path / "data" / "tiny").iterdir()) == []
 
 
-def test_a_slip_costs_no_download(tmp_path: Path, server: FaultyServer) -> None:
+def test_a_typo_costs_no_download(tmp_path: Path, server: FaultyServer) -> None:
     with pytest.raises(ConfigError, match="did you mean tiny"):
         run("fetch", "tiny", "tinny", "--data-dir", tmp_path)
     with pytest.raises(ConfigError, match="name the data sets to fetch"):
@@ -178,13 +178,13 @@ def test_a_slip_costs_no_download(tmp_path: Path, server: FaultyServer) -> None:
     assert not server.requests
 
 
-def test_help_tells_of_folders(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_explains_folders(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("list", "--help")
     assert "PATH/train/<class>" in capsys.readouterr().out
 
 
-def test_a_terminal_gets_tables_and_bars(
+def test_a_terminal_shows_tables_and_bars(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
@@ -207,7 +207,7 @@ data_command(["fetch", "tiny", "--data-dir", sys.argv[2]], prog="convoy data")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_fetch_that_is_stopped_says_so_and_leaves_nothing(
+def test_an_interrupted_fetch_prints_a_line_and_leaves_nothing(
     number: signal.Signals, code: int, tmp_path: Path, server: FaultyServer
 ) -> None:
     for name, data in idx_files(CONTENT).items():

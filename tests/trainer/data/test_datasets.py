@@ -37,16 +37,16 @@ def test_sets_that_come_with_the_package(name: str, tmp_path: Path, logged: list
     assert dataset.path == tmp_path / name / f"{name}.pt"
 
 
-def test_the_mini_set_has_the_shares_of_mnist(tmp_path: Path) -> None:
+def test_the_mini_set_has_the_class_shares_of_mnist(tmp_path: Path) -> None:
     train = load_dataset("mnist-mini", tmp_path, log=print).train
     assert torch.bincount(train.labels).tolist() == [494, 562, 496, 511, 487, 452, 493, 522, 487, 496]
 
 
-def test_the_synthetic_set_can_be_learned_and_says_what_it_is(tmp_path: Path) -> None:
+def test_the_synthetic_set_can_be_learned_and_is_named_so(tmp_path: Path) -> None:
     dataset = load_dataset("synthetic", tmp_path, log=print)
     assert all("synthetic" in name for name in dataset.classes)
 
-    def spectra(images: ImageSet) -> np.ndarray:  # a direction is a place in the spectrum, whatever the phase
+    def spectra(images: ImageSet) -> np.ndarray:  # a direction has its own place, whatever the phase
         centred = images.images[:, 0].numpy() - images.images[:, 0].numpy().mean((1, 2), keepdims=True)
         return np.abs(np.fft.rfft2(centred)).reshape(len(images), -1)
 
@@ -72,7 +72,7 @@ def test_an_image_size_is_for_folders(tmp_path: Path) -> None:
     load_dataset("synthetic", tmp_path, image_size=28, log=print)
 
 
-def test_without_verification_the_header_must_still_be_right(tmp_path: Path, logged: list[str]) -> None:
+def test_without_verification_the_recorded_digest_is_compared(tmp_path: Path, logged: list[str]) -> None:
     first = load_dataset("synthetic", tmp_path, log=print)
     mini = load_dataset("mnist-mini", tmp_path, log=print)
     first.path.write_bytes(mini.path.read_bytes())
@@ -117,9 +117,7 @@ def test_names() -> None:
         ),
     ],
 )
-def test_real_sets_are_the_published_ones(
-    name: str, means: list[float], deviations: list[float], first_labels: list[int]
-) -> None:
+def test_published_data_sets(name: str, means: list[float], deviations: list[float], first_labels: list[int]) -> None:
     dataset = load_dataset(name, default_data_dir(), log=print)
     info = DATASETS[name]
     assert dataset.sha256 == info.sha256 == content_digest(open_decoded(dataset.path).content)

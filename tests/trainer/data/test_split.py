@@ -36,11 +36,11 @@ def test_disjoint_complete_stratified_deterministic(labels: torch.Tensor, seed: 
     assert torch.equal(again[1], held_out)
 
 
-def test_the_seed_decides_and_stays_decided() -> None:
+def test_the_seed_decides_and_its_stream_is_frozen() -> None:
     labels = torch.arange(1000) % 10
     first, second = (stratified_split(labels, 100, seed)[1] for seed in (0, 1))
     assert not torch.equal(first, second)
-    assert first[:8].tolist() == EXPECTED  # a change here would move everyone's validation set
+    assert first[:8].tolist() == EXPECTED  # a change would move every user's validation set
 
 
 EXPECTED = [3, 16, 22, 28, 55, 76, 91, 103]
@@ -52,12 +52,12 @@ def test_impossible_requests(num_held_out: int, seed: int) -> None:
         stratified_split(torch.arange(20) % 2, num_held_out, seed)
 
 
-def test_nothing_of_nothing() -> None:
+def test_an_empty_data_set() -> None:
     kept, held_out = stratified_split(torch.zeros(0, dtype=torch.int64), 0, 0)
     assert len(kept) == len(held_out) == 0
 
 
-# An image is its content and its label; some contents come several times, also in several classes.
+# An image is its content and its label. Some contents occur several times, also in several classes.
 IMAGES = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 3)), max_size=120)
 
 
@@ -79,17 +79,17 @@ def test_content_alone_decides_what_is_held_out(images: list[tuple[int, int]], o
     held_out = hold_out(images)
     assert held_out == hold_out(order.sample(images, len(images))) == hold_out(images + images)
     for own in by_class(images):
-        assert not own or own - held_out  # something to learn from
+        assert not own or own - held_out  # the class keeps a training image
         if len(own) > 1 and not any(own & other for other in by_class(images) if other != own):
             assert own & held_out
 
 
 @given(images=IMAGES, others=IMAGES)
 @settings(max_examples=150, deadline=None)
-def test_an_image_stays_held_out_or_not(images: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
+def test_other_images_do_not_move_an_image(images: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
     tenth = f"{2**256 // 10:064x}"
     for before, after in zip(by_class(images), by_class(images + others), strict=True):
-        if min(before, default="1") < tenth <= max(before, default="1"):  # a class with images of both kinds
+        if min(before, default="1") < tenth <= max(before, default="1"):  # the class has images on both sides
             alone = hash_split(list(before), [0] * len(before))
             assert alone == hash_split(list(after), [0] * len(after)) & before
 
@@ -99,4 +99,4 @@ def test_a_tenth_is_held_out() -> None:
     held_out = hold_out(images)
     assert all(len(own & held_out) == pytest.approx(250, abs=45) for own in by_class(images))
     first = [number for number in range(60) if digest(number) in held_out]
-    assert first == [9, 39, 49, 51, 55]  # a change here would move everyone's test set
+    assert first == [9, 39, 49, 51, 55]  # a change would move every user's test set

@@ -1,4 +1,4 @@
-"""Exact means and deviations."""
+"""Exact means and standard deviations."""
 
 import torch
 

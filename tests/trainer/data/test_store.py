@@ -1,4 +1,4 @@
-"""The decoded file: whole or not there, verified, shared between processes, and made once."""
+"""The decoded file: atomic, verified, shared between processes, and created once."""
 
 import errno
 import fcntl
@@ -48,14 +48,14 @@ def test_written_and_read_again(decoded_path: Path) -> None:
     assert names_in(decoded_path.parent) == ["tiny.pt"]
 
 
-def test_a_view_is_written_without_what_it_is_a_view_of(tmp_path: Path) -> None:
+def test_a_view_is_written_without_its_base(tmp_path: Path) -> None:
     large = make_content(num_train=10_000)
     part = type(CONTENT.train)(large.train.images[:10], large.train.labels[:10])
     write_decoded(type(CONTENT)("tiny", CONTENT.classes, part, CONTENT.test), tmp_path / "x.pt")
     assert (tmp_path / "x.pt").stat().st_size < 20_000
 
 
-def test_the_digest_knows_shape_type_and_part(tmp_path: Path) -> None:
+def test_the_digest_covers_shape_dtype_and_split(tmp_path: Path) -> None:
     digest = content_digest(CONTENT)
     train, test = CONTENT.train, CONTENT.test
     kind, whole = type(train), type(CONTENT)
@@ -87,7 +87,7 @@ def test_one_flipped_bit(decoded_path: Path) -> None:
         open_decoded(decoded_path)
 
 
-def test_not_ours(decoded_path: Path) -> None:
+def test_other_files(decoded_path: Path) -> None:
     for foreign in ([1, 2], {"layout": 7}, {"layout": 1, "name": "x"}):
         torch.save(foreign, decoded_path)
         with pytest.raises(DamagedFileError):
@@ -97,7 +97,7 @@ def test_not_ours(decoded_path: Path) -> None:
         open_decoded(decoded_path)
 
 
-def test_another_digest_than_the_published(decoded_path: Path) -> None:
+def test_another_digest_than_the_published_one(decoded_path: Path) -> None:
     with pytest.raises(DamagedFileError, match="not the published one"):
         open_decoded(decoded_path, expected_sha256="0" * 64, verify=False)
 
@@ -123,13 +123,13 @@ def test_a_damaged_file_is_set_aside_and_made_again(decoded_path: Path, logged: 
     assert logged == [f"{decoded_path} is damaged (not a decoded data set); set aside as tiny.damaged, making it again"]
 
 
-def test_a_whole_file_needs_no_writing(decoded_path: Path, logged: list[str]) -> None:
+def test_a_good_file_needs_no_writing(decoded_path: Path, logged: list[str]) -> None:
     open_tiny(decoded_path, logged)
     assert logged == []
     assert names_in(decoded_path.parent.parent) == ["tiny"]  # no lock was taken
 
 
-def test_leftovers_of_killed_processes_are_removed(tmp_path: Path, logged: list[str]) -> None:
+def test_unfinished_files_of_killed_processes_are_removed(tmp_path: Path, logged: list[str]) -> None:
     leftover = tmp_path / "tiny" / ".tmp-4242-abcd"
     leftover.mkdir(parents=True)
     (leftover / "tiny.pt").write_bytes(b"half")
@@ -137,7 +137,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path, logged: list[
     assert names_in(tmp_path / "tiny") == ["tiny.pt"]
 
 
-def test_where_there_are_no_locks_unfinished_files_may_be_anybodys(
+def test_without_locks_unfinished_files_stay(
     tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(*_: object) -> None:
@@ -149,7 +149,7 @@ def test_where_there_are_no_locks_unfinished_files_may_be_anybodys(
     assert names_in(tmp_path / "tiny") == [".tmp-4242-abcd", "tiny.pt"]
 
 
-def test_content_that_is_not_the_published_is_refused(tmp_path: Path, logged: list[str]) -> None:
+def test_content_with_another_digest_is_refused(tmp_path: Path, logged: list[str]) -> None:
     path = tmp_path / "tiny" / "tiny.pt"
     with pytest.raises(DataError, match="decoded content has digest"):
         open_or_create(
@@ -175,7 +175,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB; where mounting is not allowed, a limit on this process's file size does the same."""
+    """A disk of 1 MB; if mounting is not allowed, a limit on this process's file size instead."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
@@ -191,13 +191,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
             subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_is_named_with_what_is_needed(small_disk: Path) -> None:
+def test_a_full_disk_is_one_line(small_disk: Path) -> None:
     with pytest.raises(DataError, match=rf"disk full: about 2\.\d MB are needed in {small_disk}, .* MB are free"):
         write_decoded(make_content(side=20, num_train=6000), small_disk / "tiny.pt")
     assert names_in(small_disk) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, logged: list[str]) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, logged: list[str]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="choose another --data-dir"):
         open_tiny(tmp_path / "file" / "tiny" / "tiny.pt", logged)
@@ -225,7 +225,7 @@ children = []
 for _ in range(2):
     answer = os.pipe()
     if os.fork() == 0:
-        content = open_decoded(path).content  # hashes, and so touches, every page
+        content = open_decoded(path).content  # touches every page
         os.write(ready[1], b"x")
         os.read(done[0], 1)
         os.write(answer[1], json.dumps(private_kb(path)).encode())
@@ -244,7 +244,7 @@ def test_processes_share_their_memory(tmp_path: Path) -> None:
     path = tmp_path / "tiny.pt"
     write_decoded(make_content(side=28, num_train=20_000), path)
     command = [sys.executable, "-c", SHARING, str(path)]
-    # The one that answers second may be alone with the mapping by then, so the smaller figure counts.
+    # The second process to answer may be the only one with the mapping by then: the smaller figure counts.
     private_kb = min(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     assert path.stat().st_size > 15_000_000
     assert private_kb < 500

@@ -1,4 +1,4 @@
-"""A tiny published data set."""
+"""A tiny published data set, and limits for its downloads."""
 
 import hashlib
 
@@ -13,7 +13,7 @@ from trainer.data.published.info import DatasetInfo, FileFormat
 from trainer.data.published.sources import LocalFiles, Source
 
 QUICK = DownloadLimits(connect_s=1.0, grace_s=0.05, window_s=0.15, min_bytes_per_s=100_000, num_retries=2)
-"""Limits for tests: fractions of a second where users get seconds."""
+"""Fractions of a second instead of seconds."""
 NAMES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -24,7 +24,7 @@ GZ_NAMES = tuple(f"{name}.gz" for name in NAMES)
 
 
 def make_content(side: int = 8, num_train: int = 40, num_test: int = 20, seed: int = 0) -> DatasetContent:
-    """Random images of two classes."""
+    """Returns random images of two classes."""
     generator = torch.Generator().manual_seed(seed)
     train, test = (
         ImageSet(
@@ -37,13 +37,13 @@ def make_content(side: int = 8, num_train: int = 40, num_test: int = 20, seed: i
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    """An IDX file of unsigned bytes."""
+    """Returns an IDX file of unsigned bytes."""
     shape = b"".join(length.to_bytes(4, "big") for length in array.shape)
     return bytes((0, 0, 8, array.ndim)) + shape + array.astype(np.uint8).tobytes()
 
 
 def idx_files(content: DatasetContent) -> dict[str, bytes]:
-    """The four files of a set, by name."""
+    """Returns the four files of a data set by name."""
     arrays = []
     for part in (content.train, content.test):
         arrays += [part.images[:, 0].numpy(), part.labels.numpy()]
@@ -51,7 +51,7 @@ def idx_files(content: DatasetContent) -> dict[str, bytes]:
 
 
 def make_dataset_info(*sources: Source, content: DatasetContent | None = None) -> DatasetInfo:
-    """A set like MNIST in all but size."""
+    """Returns a data set that is published as MNIST is."""
     content = content or make_content()
     files = tuple(
         KnownFile(name, f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))

@@ -1,11 +1,16 @@
-"""torchvision's networks, and fine-tuning from published weights that were placed by hand."""
+"""torchvision's networks, and their published weights: downloaded once, or placed by hand."""
 
-import urllib.request
+import hashlib
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.trainer.data.faulty_server import FaultyServer, whole
 from trainer.errors import ConfigError, DataError
 from trainer.models import build_network
 from trainer.models.cost import count_cost
@@ -33,7 +38,7 @@ def test_dropout_is_ours_at_torchvisions_rates() -> None:
 
 @pytest.fixture
 def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of torch's, with the folder in which weights are looked for."""
+    """torch's cache of weights, empty."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -56,16 +61,50 @@ def test_published_weights_are_kept_but_for_the_last_layer(torch_home: Path) -> 
     assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 4)
 
 
-def test_weights_that_cannot_be_had_are_one_line(torch_home: Path) -> None:
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    with FaultyServer().running() as running:
+        yield running
+
+
+def publish(server: FaultyServer, name: str, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes torchvision name a file on the server as the weights of every network."""
+    server.routes[f"/{name}"] = whole(data)
+    weights = {"IMAGENET1K_V1": SimpleNamespace(url=server.url + name)}
+    monkeypatch.setattr("torchvision.models.get_model_weights", lambda _name: weights)
+
+
+def test_weights_are_downloaded_once(torch_home: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = build_original("resnet18").state_dict()
+    buffer = io.BytesIO()
+    torch.save(published, buffer)
+    name = f"resnet18-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
+    publish(server, name, buffer.getvalue(), monkeypatch)
+    with ThreadPoolExecutor(2) as pool:  # a file lock excludes threads as it does processes
+        networks = list(pool.map(lambda _: build(), range(2)))
+    assert server.requests == {f"/{name}": 1}
+    assert all(torch.equal(each.state_dict()["conv1.weight"], published["conv1.weight"]) for each in networks)
+    assert {path.name for path in torch_home.iterdir()} == {name, f"{name}.lock"}
+
+
+def test_weights_with_another_digest_are_refused(
+    torch_home: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(server, "resnet18-00000000.pth", b"another file", monkeypatch)
+    with pytest.raises(DataError, match=r"sent another file \(sha256 \w{8}, not 00000000\)\): place the file at"):
+        build()
+    assert not list(torch_home.glob("*.pth"))
+
+
+def test_damaged_weights_are_one_line(torch_home: Path) -> None:
     (torch_home / "resnet18-f37072fd.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(DataError, match=r"resnet18-f37072fd.pth is damaged: remove it"):
         build()
 
 
-def test_without_a_network_the_way_out_is_told(torch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_message_names_the_path(torch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setattr(urllib.request, "_opener", None)  # which would keep the proxies, here or from here on
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # no server listens there
     with pytest.raises(DataError, match=r"place the file at .*resnet18-f37072fd.pth by hand"):
         build()
 

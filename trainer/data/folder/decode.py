@@ -45,14 +45,14 @@ def probe_images(paths: list[Path], *, size_given: bool) -> tuple[int, int]:
     Images that cannot be opened are left for `decode_images` to report.
 
     Args:
-        paths: Image files.
-        size_given: Whether the images will be resized. Otherwise they must be squares of one size.
+        paths: image files.
+        size_given: whether the images will be resized. Otherwise they must be squares of one size.
 
     Returns:
         The number of channels, 1 if all images are grey and else 3; and the side of the images, in pixels.
 
     Raises:
-        ConfigError: No size is given, and the images are not squares of one size.
+        ConfigError: no size is given, and the images are not squares of one size.
     """
     with _collect_warnings():  # decoding reports them
         results = list(_map_in_threads(lambda _, path: _probe(path), paths))
@@ -82,17 +82,17 @@ def decode_images(paths: list[Path], num_channels: int, size: int, log: Callable
     """Decodes and prepares images, and logs its progress and the warnings of Pillow.
 
     Args:
-        paths: Image files.
+        paths: image files.
         num_channels: 1 for grey or 3 for RGB.
-        size: Width and height of the result, in pixels.
-        log: Receives each line for the user.
+        size: width and height of the result, in pixels.
+        log: receives each line for the user.
 
     Returns:
         Images, uint8 [N, C, size, size].
 
     Raises:
-        ConfigError: The images do not fit in memory.
-        DataError: Images cannot be read; the message counts them and names the first.
+        ConfigError: the images do not fit in memory.
+        DataError: images cannot be read; the message counts them and names the first.
     """
     shape = (len(paths), num_channels, size, size)
     required, available = math.prod(shape), available_memory()

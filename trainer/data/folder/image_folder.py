@@ -27,16 +27,16 @@ def load_image_folder(
     """Opens a folder of images, and decodes it first if it is new or has changed.
 
     Args:
-        root: The absolute path of the folder.
-        data_dir: Where data sets are kept.
-        image_size: Width and height to which the images are resized; None if they all are squares of one size.
-        verify: Whether to hash a decoded file that is there.
-        log: Receives each line for the user.
+        root: the absolute path of the folder.
+        data_dir: where data sets are kept.
+        image_size: width and height to which the images are resized; None if they all are squares of one size.
+        verify: whether to hash a decoded file that is there.
+        log: receives each line for the user.
 
     Raises:
-        ConfigError: There is no such folder of images, its images need an image size or do not fit in memory, or the
+        ConfigError: there is no such folder of images, its images need an image size or do not fit in memory, or the
             data folder cannot be written.
-        DataError: Images are missing or cannot be read, or the disk is full.
+        DataError: images are missing or cannot be read, or the disk is full.
     """
     if image_size is not None and image_size < 1:
         raise ConfigError(f"an image size must be at least 1, and {image_size} is not")

@@ -59,11 +59,11 @@ def list_folder(root: Path) -> Listing:
     """Lists a folder of images.
 
     Args:
-        root: The absolute path of the folder.
+        root: the absolute path of the folder.
 
     Raises:
-        ConfigError: There is no such folder, it may not be read, or it is no folder of images.
-        DataError: A class or a split has no images, or there are fewer than two classes.
+        ConfigError: there is no such folder, it may not be read, or it is no folder of images.
+        DataError: a class or a split has no images, or there are fewer than two classes.
     """
     try:
         folders = _split_folders(root)

@@ -38,16 +38,16 @@ def collect_files(roots: Iterable[Path], files: Collection[KnownFile], into: Pat
     """Copies files out of folders and archives, uncompressed and verified.
 
     Args:
-        roots: Folders, which are searched to any depth, and files.
-        files: The files to find.
-        into: The folder for the copies.
+        roots: folders, which are searched to any depth, and files.
+        files: the files to find.
+        into: the folder for the copies.
 
     Returns:
         The path of each copy by the file's name.
 
     Raises:
-        MissingFilesError: Files are missing.
-        SourceError: Files are missing, and others are damaged or have another digest.
+        MissingFilesError: files are missing.
+        SourceError: files are missing, and others are damaged or have another digest.
     """
     wanted = {file.name: file for file in files}
     found: dict[str, Path] = {}

@@ -56,17 +56,17 @@ def download(
     """Downloads `url` to the new file `target`, which appears when it is complete.
 
     Args:
-        url: An HTTP or HTTPS address; proxies are those of the environment.
-        target: A file in an existing folder.
-        max_bytes: Largest size that the file can have.
-        limits: When to give up.
-        progress: Receives the progress.
-        sha256_prefix: First hexadecimal digits of the file's SHA-256, where known.
+        url: an HTTP or HTTPS address; proxies are those of the environment.
+        target: a file in an existing folder.
+        max_bytes: largest size that the file can have.
+        limits: when to give up.
+        progress: receives the progress.
+        sha256_prefix: first hexadecimal digits of the file's SHA-256, where known.
 
     Raises:
-        TooSlowError: The throughput is below the floor.
-        SourceError: The file cannot be downloaded for another reason, which the message gives.
-        OSError: The file cannot be written.
+        TooSlowError: the throughput is below the floor.
+        SourceError: the file cannot be downloaded for another reason, which the message gives.
+        OSError: the file cannot be written.
     """
     import pooch  # type: ignore[import-untyped]
     import requests
@@ -184,7 +184,7 @@ def _chunks(response: "Response") -> Iterator[bytes]:
     """Yields bytes as they arrive, so that throughput is measured on a trickle too.
 
     Raises:
-        SourceError: Nothing has arrived for as long as the request's time-out.
+        SourceError: nothing has arrived for as long as the request's time-out.
         requests.ConnectionError: The connection ended before the file did; pooch tries again.
     """
     import requests

@@ -33,14 +33,14 @@ def fetch_dataset(
     A source below the floor on throughput is tried again, without the floor, when no other source has the files.
 
     Args:
-        info: The data set.
-        data_dir: Where data sets are kept; its folder for this one exists.
-        log: Receives a line for each source that fails, and for the one that does not.
-        progress: Receives the progress of downloads; None to log a line every ten seconds.
-        limits: When to give up on a server.
+        info: the data set.
+        data_dir: where data sets are kept; its folder for this one exists.
+        log: receives a line for each source that fails, and for the one that does not.
+        progress: receives the progress of downloads; None to log a line every ten seconds.
+        limits: when to give up on a server.
 
     Raises:
-        DataError: No source has the data set (the message names each source and its reason), or the disk is full.
+        DataError: no source has the data set (the message names each source and its reason), or the disk is full.
     """
     if info.generate is not None:
         return info.content(info.generate())
@@ -77,12 +77,12 @@ def import_dataset(info: DatasetInfo, path: Path, data_dir: Path) -> DatasetCont
     """Decodes a data set from the user's files, which stay as they are.
 
     Args:
-        info: The data set.
-        path: A folder, an archive or a .npz file.
-        data_dir: Where data sets are kept; its folder for this one exists.
+        info: the data set.
+        path: a folder, an archive or a .npz file.
+        data_dir: where data sets are kept; its folder for this one exists.
 
     Raises:
-        DataError: The data set's files are not all there.
+        DataError: the data set's files are not all there.
     """
     if path.suffix == ".npz":
         return info.content(decode_npz(path))
@@ -105,7 +105,7 @@ def _decode(info: DatasetInfo, roots: list[Path], work: Path) -> DatasetContent:
     """Decodes the first format whose files are all there.
 
     Raises:
-        SourceError: No format is complete. The reason is that of the first one with files that are not good, else that
+        SourceError: no format is complete. The reason is that of the first one with files that are not good, else that
             of the first one.
     """
     errors: list[SourceError] = []

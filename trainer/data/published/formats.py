@@ -56,10 +56,10 @@ def decode_npz(path: Path) -> TrainAndTest:
     """Decodes an archive in Keras's form.
 
     Args:
-        path: Holds x_train and x_test, uint8 [N, H, W] or [N, H, W, C], and y_train and y_test.
+        path: holds x_train and x_test, uint8 [N, H, W] or [N, H, W, C], and y_train and y_test.
 
     Raises:
-        DataError: The file is no such archive.
+        DataError: the file is no such archive.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

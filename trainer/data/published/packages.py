@@ -18,7 +18,7 @@ def fetch_npm_package(package: str, into: Path) -> None:
 
     Raises:
         SourceError: npm is not installed, or fails.
-        OSError: The disk is full.
+        OSError: the disk is full.
     """
     few_retries = ["--fetch-retries=1", "--fetch-retry-mintimeout=500", "--fetch-retry-maxtimeout=1000"]
     cache = into / "npm-cache"
@@ -32,7 +32,7 @@ def fetch_apt_package(package: str, into: Path) -> None:
     Raises:
         SourceError: apt is not installed, or fails; if its lists may be out of date, the message names the command
             that updates them, for the user to run.
-        OSError: The disk is full.
+        OSError: the disk is full.
     """
     try:
         run_client(["apt-get", "-q", "download", package], into)
@@ -48,8 +48,8 @@ def run_client(command: list[str], folder: Path, timeout_s: float = _TIMEOUT_S) 
     """Runs a client in `folder`.
 
     Raises:
-        SourceError: The client is not installed, fails or takes too long; the message has its first error lines.
-        OSError: The disk is full.
+        SourceError: the client is not installed, fails or takes too long; the message has its first error lines.
+        OSError: the disk is full.
     """
     program = shutil.which(command[0])
     if program is None:

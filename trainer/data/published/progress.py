@@ -12,8 +12,8 @@ class LineProgress:
     """Logs a line every ten seconds.
 
     Args:
-        log: Receives each line.
-        interval_s: Time between two lines.
+        log: receives each line.
+        interval_s: time between two lines.
     """
 
     def __init__(self, log: Callable[[str], None], interval_s: float = 10.0) -> None:

@@ -31,14 +31,14 @@ class Source(Protocol):
         """Fetches what the source has, verified or not.
 
         Args:
-            into: An empty folder for what arrives.
-            options: How to fetch.
+            into: an empty folder for what arrives.
+            options: how to fetch.
 
         Returns:
             Folders and files in which to look for the data set's files.
 
         Raises:
-            SourceError: The source has nothing; the message is the reason.
+            SourceError: the source has nothing; the message is the reason.
         """
 
 

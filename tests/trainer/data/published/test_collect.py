@@ -1,4 +1,4 @@
-"""Known files are found wherever they lie, and nothing else passes for them."""
+"""Known files are found in folders and archives, and no other file is taken for them."""
 
 import gzip
 import io
@@ -114,14 +114,14 @@ def test_truncated_or_corrupt_tar_is_named(tmp_path: Path, kind: str, keep: int)
             collect(tmp_path / str(number), path)
 
 
-def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+def test_a_broken_link_is_named(tmp_path: Path) -> None:
     folder = put(tmp_path / "a", {name: FILES[name] for name in NAMES[:3]})
     (folder / NAMES[3]).symlink_to(tmp_path / "gone")
     with pytest.raises(SourceError, match=f"{NAMES[3]} cannot be read"):
         collect(tmp_path, folder)
 
 
-def test_a_bomb_stops_at_the_known_size(tmp_path: Path) -> None:
+def test_a_decompression_bomb_stops_at_the_known_size(tmp_path: Path) -> None:
     folder = put(tmp_path / "a", FILES | {NAMES[1]: bytes(10_000_000)}, ".gz")
     with pytest.raises(SourceError, match=r"is longer than \d+ bytes"):
         collect(tmp_path, folder)

@@ -1,4 +1,4 @@
-"""Downloads against a server with the faults of real ones."""
+"""Downloads from a server with the faults of real ones."""
 
 import hashlib
 import socket
@@ -23,7 +23,7 @@ DATA = bytes(range(256)) * 800
 
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes away the seconds that pooch waits between two attempts."""
+    """Removes the seconds that pooch waits between two attempts."""
     monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda _seconds: None))
 
 
@@ -41,14 +41,14 @@ def fetch(server: FaultyServer, folder: Path, **changes: Any) -> bytes:
     return target.read_bytes()
 
 
-def test_a_whole_file_arrives_and_progress_is_told(server: FaultyServer, tmp_path: Path) -> None:
+def test_a_file_arrives_and_progress_is_reported(server: FaultyServer, tmp_path: Path) -> None:
     server.routes["/file"] = whole(DATA)
     seen: list[tuple[str, int, int | None]] = []
     assert fetch(server, tmp_path, progress=lambda *step: seen.append(step)) == DATA
     assert seen[-1] == ("file", len(DATA), len(DATA))
 
 
-def test_a_file_without_a_promised_length_arrives(server: FaultyServer, tmp_path: Path) -> None:
+def test_a_file_without_a_content_length_arrives(server: FaultyServer, tmp_path: Path) -> None:
     server.routes["/file"] = unmeasured(DATA)
     assert fetch(server, tmp_path) == DATA
 
@@ -59,7 +59,7 @@ def test_a_cut_off_download_is_tried_again(server: FaultyServer, tmp_path: Path,
     assert server.requests["/file"] == 2
 
 
-def test_cut_off_again_and_again_is_given_up(server: FaultyServer, tmp_path: Path, no_pause: None) -> None:
+def test_a_download_is_given_up_after_three_attempts(server: FaultyServer, tmp_path: Path, no_pause: None) -> None:
     def answer(handler: Any) -> None:
         begin(handler, len(DATA))
         handler.wfile.write(DATA[:300])
@@ -70,14 +70,14 @@ def test_cut_off_again_and_again_is_given_up(server: FaultyServer, tmp_path: Pat
     assert server.requests["/file"] == 3
 
 
-def test_a_file_is_there_whole_or_not_at_all(server: FaultyServer, tmp_path: Path) -> None:
+def test_a_failed_download_leaves_nothing(server: FaultyServer, tmp_path: Path) -> None:
     server.routes["/file"] = stalled(DATA, 1000, server.released, threading.Event())
     with pytest.raises(SourceError):
         fetch(server, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_users_may_read_it_as_the_umask_says(server: FaultyServer, tmp_path: Path) -> None:
+def test_the_umask_decides_the_mode_of_the_file(server: FaultyServer, tmp_path: Path) -> None:
     server.routes["/file"] = whole(DATA)
     fetch(server, tmp_path)
     (tmp_path / "other").write_text("")
@@ -102,7 +102,7 @@ def test_a_stall_is_given_up(server: FaultyServer, tmp_path: Path) -> None:
     assert time.monotonic() - started < 3
 
 
-def test_a_server_that_says_nothing_is_given_up(server: FaultyServer, tmp_path: Path) -> None:
+def test_a_silent_server_is_given_up(server: FaultyServer, tmp_path: Path) -> None:
     server.routes["/file"] = lambda _handler: assert_released(server)
     with pytest.raises(SourceError, match="did not answer in time"):
         fetch(server, tmp_path)
@@ -119,7 +119,7 @@ def test_a_trickle_is_given_up(server: FaultyServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("promise", [True, False])
-def test_more_than_the_file_has_is_refused(server: FaultyServer, tmp_path: Path, promise: bool) -> None:
+def test_too_many_bytes_are_refused(server: FaultyServer, tmp_path: Path, promise: bool) -> None:
     server.routes["/file"] = whole(DATA) if promise else unmeasured(DATA)
     with pytest.raises(SourceError, match="more than the"):
         fetch(server, tmp_path, max_bytes=len(DATA) - 1)
@@ -128,7 +128,7 @@ def test_more_than_the_file_has_is_refused(server: FaultyServer, tmp_path: Path,
 @pytest.mark.parametrize(
     ("body", "kind"), [(b"<p>Log in first", "text/html"), (b"\n<!DOCTYPE html>", "text/plain"), (b"<HTML>", "x/y")]
 )
-def test_a_web_page_is_told_from_a_file(server: FaultyServer, tmp_path: Path, body: bytes, kind: str) -> None:
+def test_a_web_page_is_refused(server: FaultyServer, tmp_path: Path, body: bytes, kind: str) -> None:
     def answer(handler: Any) -> None:
         begin(handler, len(body), Content_Type=kind)
         handler.wfile.write(body)
@@ -138,7 +138,7 @@ def test_a_web_page_is_told_from_a_file(server: FaultyServer, tmp_path: Path, bo
         fetch(server, tmp_path)
 
 
-def test_a_missing_file_is_named_by_its_status(server: FaultyServer, tmp_path: Path) -> None:
+def test_the_status_of_a_missing_file_is_the_reason(server: FaultyServer, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="answered 404"):
         fetch(server, tmp_path)
 
@@ -174,7 +174,7 @@ def test_a_silent_name_server_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.fixture
 def black_hole() -> Iterator[int]:
-    """A port that takes no connection and refuses none: its queue is full."""
+    """A port that neither accepts nor refuses connections: its queue is full."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -204,7 +204,7 @@ def test_an_unreachable_address_leaves_time_for_the_next(
     assert time.monotonic() - started > 0.25
 
 
-def test_unreachable_addresses_share_one_time_out(
+def test_unreachable_addresses_share_the_time_limit(
     black_hole: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     resolve_to(monkeypatch, *[black_hole] * 4)

@@ -1,4 +1,4 @@
-"""Sources in turn: what is logged, what is tried, and that many processes make one download."""
+"""Sources are tried in turn, each failure is one line, and many processes make one download."""
 
 import gzip
 import os
@@ -49,7 +49,7 @@ def test_files_placed_by_hand_come_first(
     assert "taken from data folder" in logged[0]
 
 
-def test_each_switch_is_one_line(server: FaultyServer, tmp_path: Path, logged: list[str]) -> None:
+def test_each_failed_source_is_one_line(server: FaultyServer, tmp_path: Path, logged: list[str]) -> None:
     server.put_files(FILES)
     assert same(get(make_dataset_info(NOWHERE, server.mirror()), tmp_path, logged))
     assert [line.partition(" in ")[0] for line in logged] == [
@@ -60,7 +60,7 @@ def test_each_switch_is_one_line(server: FaultyServer, tmp_path: Path, logged: l
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == []
 
 
-def test_wrong_bytes_send_to_the_next_source(server: FaultyServer, tmp_path: Path, logged: list[str]) -> None:
+def test_a_source_with_other_files_is_left(server: FaultyServer, tmp_path: Path, logged: list[str]) -> None:
     server.put_files(FILES)
     with FaultyServer().running() as liar:
         liar.put_files(idx_files(make_content(seed=1)))
@@ -69,7 +69,7 @@ def test_wrong_bytes_send_to_the_next_source(server: FaultyServer, tmp_path: Pat
 
 
 @pytest.mark.parametrize("fault", ["short", "page", "stall", "gone"])
-def test_a_fault_sends_to_the_next_source(server: FaultyServer, tmp_path: Path, logged: list[str], fault: str) -> None:
+def test_a_source_with_a_fault_is_left(server: FaultyServer, tmp_path: Path, logged: list[str], fault: str) -> None:
     server.put_files(FILES)
     with FaultyServer().running() as faulty:
         faulty.put_files(FILES)
@@ -87,7 +87,7 @@ def test_a_fault_sends_to_the_next_source(server: FaultyServer, tmp_path: Path, 
     assert len(logged) == 3
 
 
-def test_a_slow_source_is_left_and_come_back_to_when_no_other_has_the_files(
+def test_a_slow_source_is_tried_again_when_no_other_has_the_files(
     server: FaultyServer, tmp_path: Path, logged: list[str]
 ) -> None:
     content = make_content(side=28, num_train=40)
@@ -112,7 +112,7 @@ def test_when_all_fail_every_source_is_named(server: FaultyServer, tmp_path: Pat
     assert "\n" not in message
 
 
-def test_import_takes_the_right_files_and_leaves_them(tmp_path: Path) -> None:
+def test_import_reads_the_right_files_and_leaves_them_unchanged(tmp_path: Path) -> None:
     (tmp_path / "data" / "tiny").mkdir(parents=True)
     root = tmp_path / "torchvision"
     for folder, files in (("Other/raw", idx_files(make_content(seed=1))), ("Tiny/raw", FILES)):
@@ -158,9 +158,7 @@ def test_sixteen_processes_make_one_download(server: FaultyServer, tmp_path: Pat
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["tiny.pt"]
 
 
-def test_a_killed_download_leaves_nothing_that_looks_whole(
-    server: FaultyServer, tmp_path: Path, logged: list[str]
-) -> None:
+def test_a_killed_download_leaves_only_temporary_files(server: FaultyServer, tmp_path: Path, logged: list[str]) -> None:
     server.put_files(FILES)
     good = server.routes[f"/{GZ_NAMES[2]}"]
     reached = threading.Event()

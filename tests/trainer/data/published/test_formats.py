@@ -1,4 +1,4 @@
-"""Published formats, whole and broken."""
+"""Published formats, good and damaged."""
 
 import io
 import json
@@ -58,7 +58,7 @@ def test_idx_with_fewer_labels_than_images(tmp_path: Path) -> None:
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes byte strings as Python 2 did, in which the official batches are pickled."""
+    """Writes byte strings as Python 2 does: the official batches were pickled with it."""
 
     def save_bytes(self, value: bytes) -> None:
         self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)  # type: ignore[attr-defined]
@@ -87,7 +87,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("data", [pickle.dumps(Evil(), 2), pickle.dumps({}, 2), b"", b"rubbish", pickle.dumps([1], 2)])
-def test_a_batch_that_is_none_is_named_and_runs_nothing(
+def test_a_file_that_is_no_batch_is_named_and_runs_no_code(
     tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -137,7 +137,7 @@ def test_npz(tmp_path: Path, channels: int | None) -> None:
     assert train.labels.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_npz_that_is_none_or_holds_objects_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_npz_or_holds_objects_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 rubbish")
     np.savez(tmp_path / "b.npz", x_train=np.array([{}], dtype=object))
     np.savez(tmp_path / "c.npz", x=np.zeros(1))

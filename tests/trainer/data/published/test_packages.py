@@ -1,4 +1,4 @@
-"""Package managers' clients: stand-ins on PATH that behave as the real ones do when something is wrong."""
+"""Package managers: scripts on PATH replace the clients, and fail as they do."""
 
 from pathlib import Path
 
@@ -31,13 +31,13 @@ def test_npm_leaves_the_archive_and_no_cache(programs: Path, tmp_path: Path) -> 
     assert (into / "x-1.0.tgz").read_text().startswith("pack x@1.0 --ignore-scripts")
 
 
-def test_a_complaint_is_one_short_line(programs: Path, tmp_path: Path) -> None:
+def test_an_error_is_one_short_line(programs: Path, tmp_path: Path) -> None:
     put_program(programs, "npm", 'echo "npm warn x\nnpm error code E404\nnpm error 404 Not Found" >&2; exit 1')
     with pytest.raises(SourceError, match=r"^npm failed \(code E404; 404 Not Found\)$"):
         fetch_npm_package("x@1.0", tmp_path)
 
 
-def test_a_full_disk_is_not_the_sources_fault(programs: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_no_failure_of_the_source(programs: Path, tmp_path: Path) -> None:
     put_program(programs, "npm", 'echo "npm error code ENOSPC" >&2; exit 1')
     with pytest.raises(OSError, match="npm found the disk full"):
         fetch_npm_package("x@1.0", tmp_path)

@@ -1,4 +1,4 @@
-"""The tables: complete, consistent, and free of what must not be in them."""
+"""The catalog of published data sets is complete and consistent."""
 
 import pytest
 
@@ -21,13 +21,13 @@ def test_files_have_digests_and_sizes(info: DatasetInfo) -> None:
 
 
 @PUBLISHED
-def test_every_download_fits_under_the_bound(info: DatasetInfo) -> None:
+def test_every_file_is_within_the_limit_on_downloads(info: DatasetInfo) -> None:
     for file_format in info.formats:
         assert sum(file.size_bytes for file in file_format.files) < info.size_bytes + (4 << 20)
 
 
 @PUBLISHED
-def test_sources_begin_at_hand_and_are_named(info: DatasetInfo) -> None:
+def test_the_data_folder_is_the_first_source(info: DatasetInfo) -> None:
     assert isinstance(info.sources[0], LocalFiles)
     assert info.name in info.sources[0].paths
     labels = [source.label for source in info.sources]
@@ -40,6 +40,6 @@ def test_sources_begin_at_hand_and_are_named(info: DatasetInfo) -> None:
 
 
 @PUBLISHED
-def test_the_content_is_pinned(info: DatasetInfo) -> None:
+def test_the_digest_of_the_content_is_known(info: DatasetInfo) -> None:
     assert len(info.sha256) == 64
     assert len(info.classes) == len(set(info.classes)) == 10

@@ -1,0 +1,153 @@
+"""Layouts of folders, and everything that can be wrong with them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.data.folder.image_files import Load, put, put_class
+from trainer.data import load_dataset
+from trainer.data.test_set import load_test_set
+from trainer.errors import ConfigError, DataError
+
+
+@pytest.mark.parametrize("validation_name", ["val", "valid", "validation"])
+def test_split_folders(tmp_path: Path, load: Load, logged: list[str], validation_name: str) -> None:
+    for part, count in (("train", 4), (validation_name, 3), ("test", 2)):
+        for index, name in enumerate(("a", "b")):
+            put_class(tmp_path / "x" / part / name, count, 10 * count + index)
+    put_class(tmp_path / "x" / ".hidden", 1)
+    dataset = load(tmp_path / "x")
+    assert dataset.validation is not None
+    assert dataset.train.images[:, 0, 0, 0].tolist() == [40] * 4 + [41] * 4
+    assert dataset.validation.images[:, 0, 0, 0].tolist() == [30] * 3 + [31] * 3
+    assert load_test_set(dataset).images[:, 0, 0, 0].tolist() == [20] * 2 + [21] * 2
+    assert load_test_set(dataset).labels.tolist() == [0, 0, 1, 1]
+    assert logged == []
+
+
+@pytest.mark.parametrize("names", [("Train", "VAL", "Test"), ("TRAIN", "Validation", "test")])
+def test_case_of_split_folders_does_not_matter(
+    tmp_path: Path, load: Load, logged: list[str], names: tuple[str, ...]
+) -> None:
+    for part in names:
+        for name in "ab":
+            put_class(tmp_path / "x" / part / name, 3)
+    put_class(tmp_path / "x" / "extra" / "c", 3)
+    dataset = load(tmp_path / "x")
+    assert dataset.classes == ("a", "b")
+    assert (len(dataset.train), dataset.num_test, len(dataset.validation or [])) == (6, 6, 6)
+    assert logged == [f"folder:{tmp_path / 'x'}: extra is not used: images are in {names[0]}"]
+
+
+@pytest.mark.parametrize("names", ["training testing", "val test", "train testing", "cat Training"])
+def test_misnamed_split_folders_are_refused(tmp_path: Path, load: Load, names: str) -> None:
+    for part in names.split():
+        for name in "ab":
+            put_class(tmp_path / "x" / part / name, 3)
+    misnamed = [name for name in sorted(names.split()) if name not in ("train", "cat")]
+    with pytest.raises(ConfigError, match=f"x has {' and '.join(misnamed)}, which look like splits of a data set"):
+        load(tmp_path / "x")
+
+
+def test_classes_may_have_names_of_splits(tmp_path: Path, load: Load) -> None:
+    for name in ("dev", "test", "val/sub"):
+        put_class(tmp_path / "x" / name, 5)
+    put_class(tmp_path / "x" / "val", 5)
+    assert load(tmp_path / "x").classes == ("dev", "test", "val")
+
+
+def test_a_class_may_be_named_train(tmp_path: Path, load: Load) -> None:
+    for name in ("bus", "train"):
+        put_class(tmp_path / "x" / name, 5)
+    assert load(tmp_path / "x").classes == ("bus", "train")
+
+
+def test_links_are_followed_once(root: Path, load: Load) -> None:
+    put_class(root.parent / "elsewhere", 10, 120)
+    (root / "linked").symlink_to(root.parent / "elsewhere")
+    (root.parent / "elsewhere" / "back").symlink_to(root.parent / "elsewhere")
+    dataset = load(root)
+    assert dataset.classes == ("cat", "dog", "linked")
+    assert len(dataset.train) + dataset.num_test == 30
+
+
+def test_other_files_are_skipped_and_counted(root: Path, load: Load, logged: list[str]) -> None:
+    for name in (".hidden.png", "notes.txt", "Thumbs.db"):
+        (root / "cat" / name).write_text("x")
+    for folder in (".git", "cat/.ipynb_checkpoints", "cat/sub/.thumbnails", ".hidden/sub"):
+        put(root / folder / "copy.png")
+    (root / "dog" / "LICENSE").write_text("x")
+    (root / "dog" / "more.TXT").write_text("x")
+    os.mkfifo(root / "dog" / "pipe.png")
+    dataset = load(root)
+    assert dataset.classes == ("cat", "dog")
+    assert len(dataset.train) + dataset.num_test == 20
+    assert logged[0] == f"folder:{root}: 5 files skipped (.txt, .db, no extension, not a regular file)"
+
+
+def test_a_broken_link_is_named(root: Path, load: Load) -> None:
+    (root / "cat" / "gone.png").symlink_to(root / "nothing.png")
+    with pytest.raises(DataError, match=r"gone\.png cannot be read"):
+        load(root)
+
+
+def test_an_empty_class_is_named(root: Path, load: Load) -> None:
+    (root / "elk").mkdir()
+    with pytest.raises(DataError, match=r"images/elk is an empty class: no image in it; images are \.jpg, "):
+        load(root)
+    (root / "elk" / "one.svg").write_text("<svg/>")
+    with pytest.raises(DataError, match=r"no image in it, only 1 file \(\.svg\); images are \.jpg, "):
+        load(root)
+
+
+def test_a_class_without_training_images_is_named(tmp_path: Path, load: Load) -> None:
+    for part, names in (("train", "ab"), ("test", "abc")):
+        for name in names:
+            put_class(tmp_path / "x" / part / name, 2)
+    with pytest.raises(DataError, match="test/c is a class that the training images do not have"):
+        load(tmp_path / "x")
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_split_without_class_folders_is_refused(tmp_path: Path, load: Load, part: str, count: int) -> None:
+    for name in ("train/a", "train/b"):
+        put_class(tmp_path / "x" / name, 2)
+    (tmp_path / "x" / part).mkdir()
+    put_class(tmp_path / "x" / part, count)
+    with pytest.raises(DataError, match=rf"x/{part} has no class folders, .*: put them in {part}/<class>/"):
+        load(tmp_path / "x")
+
+
+def test_one_class_is_too_few(tmp_path: Path, load: Load) -> None:
+    put_class(tmp_path / "x" / "a", 5)
+    with pytest.raises(DataError, match="one class only"):
+        load(tmp_path / "x")
+
+
+def test_wrong_paths(tmp_path: Path, root: Path, load: Load) -> None:
+    with pytest.raises(ConfigError, match="folder: needs a path"):
+        load_dataset("folder:", tmp_path, log=print)
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="is a file, not a folder"):
+        load(root / "cat" / "000.png")
+    with pytest.raises(ConfigError, match="has no class folders"):
+        load(root / "cat")
+    put_class(tmp_path / "x" / "train" / "a", 1)
+    put_class(tmp_path / "x" / "val" / "a", 1)
+    put_class(tmp_path / "x" / "valid" / "a", 1)
+    with pytest.raises(ConfigError, match="both val and valid"):
+        load(tmp_path / "x")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone who may not read")
+def test_a_folder_that_may_not_be_read(root: Path, load: Load) -> None:
+    root.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ConfigError, match="may not be read"):
+            load(root)
+    finally:
+        os.seteuid(0)
