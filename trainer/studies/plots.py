@@ -34,16 +34,18 @@ def finish_axes(axes: Axes, grid: Literal["x", "y", "both"] = "y") -> None:
 
 
 def use_log_scale(axes: Axes, name: Literal["x", "y"], ticks: list[float] | None = None) -> None:
-    """Makes an axis logarithmic and labels it with plain numbers.
+    """Makes an axis logarithmic and labels it with plain numbers. Call it after everything is plotted.
 
     matplotlib labels logarithmic axes with formulas, which our style does not parse and would print as they are.
 
     Args:
-        ticks: where to label the axis; by default at 1, 2 and 5 times the powers of ten.
+        ticks: where to label the axis; by default at the powers of ten, and where there is room at 2 and 5 times them.
     """
     axes.set(**{f"{name}scale": "log"})
     axis: Axis = axes.xaxis if name == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if ticks is None else FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = axes.get_xlim() if name == "x" else axes.get_ylim()
+    subs = (1, 2, 5) if high / low < (1e3 if name == "x" else 1e5) else (1,)
+    axis.set_major_locator(LogLocator(subs=subs) if ticks is None else FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.9g}"))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())

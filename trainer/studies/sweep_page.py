@@ -107,7 +107,7 @@ def _draw_candidates(
         if mean is not None:
             axes.plot([100 * mean], [row], color=LIGHT["wrong"], marker="o", linestyle="")
         if narrow:
-            axes.text(0, row - 0.3, names[row], transform=axes.get_yaxis_transform(), va="center", size=8)
+            axes.text(0.01, row - 0.3, names[row], transform=axes.get_yaxis_transform(), va="center", size=8)
     axes.set_yticks(range(len(names)), [""] * len(names) if narrow else names)
     axes.set_ylim(len(names) - 0.5, -0.7 if narrow else -0.5)
     axes.set_xlabel("validation accuracy, %")

@@ -193,4 +193,4 @@ def _measure_all(
             images = torch.zeros(batch_size, 3, image_size, image_size, dtype=torch.uint8)
             last_s = measure(partial(run, images), config.seconds)
             folder.add_result(name, 1000 * last_s / batch_size)
-        print(f"{key}, {runtime}: {last_s:.3f} s per pass at the largest batch size measured", flush=True)
+        print(f"{key}, {runtime}: {1000 * last_s:.2f} ms per pass at the largest batch size measured", flush=True)

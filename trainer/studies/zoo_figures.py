@@ -1,11 +1,16 @@
 """The figures of the zoo study: accuracy by cost, and time per image by batch size."""
 
+import itertools
+import math
 from dataclasses import dataclass
-from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox, BboxBase
 
 from trainer.models.cost import Cost
+from trainer.report.figures import LIGHT
 from trainer.studies.plots import finish_axes, new_figure, use_log_scale
 
 _COLOURS = (
@@ -35,16 +40,9 @@ _LABELS = {
     "cifar10-small": "airbench, small",
     "cifar10": "airbench",
 }
-_LABEL_SIDES = {
-    "googlenet": "left",
-    "bn-nin": "left",
-    "resnet18": "right",
-    "resnet34": "right",
-    "resnet50": "above",
-    "inception_v3": "above",
-    "vgg16": "above",
-}
-"""On which side of its bubble a network's label stands, so that labels do not overlap; below by default."""
+_DISTANCES = (3, 14, 26, 40, 55, 70)
+"""Distances of a label from its bubble, in points, in the order in which they are tried."""
+_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7))
 RUNTIME_NAMES = {"eager": "PyTorch, eager", "torchscript": "TorchScript, frozen", "onnxruntime": "ONNX Runtime"}
 
 
@@ -77,33 +75,80 @@ def draw_accuracy(entries: list[ZooEntry], title: str, unit: float, x_label: str
         entries: with accuracies.
         unit: multiply-adds in one unit of the x axis.
     """
-    figure = new_figure(8.4, 4.8, narrow=narrow, narrow_height=4.4)
+    figure = new_figure(8.4, 4.8, narrow=narrow, narrow_height=4.6)
     axes = figure.subplots()
     largest = max(entry.cost.num_parameters for entry in entries)
+    bubbles = []
     for number, entry in enumerate(entries):
         assert entry.accuracy is not None
         x, y = entry.cost.multiply_adds / unit, 100 * entry.accuracy
-        area = (500 if narrow else 1500) * entry.cost.num_parameters / largest
-        axes.scatter([x], [y], s=area, color=_COLOURS[number % len(_COLOURS)], alpha=0.5, linewidths=0)
-        axes.annotate(label(entry.name), (x, y), size=8.5, **_label_position(entry.name, area**0.5 / 2 + 3))
+        area, colour = (500 if narrow else 1500) * entry.cost.num_parameters / largest, _COLOURS[number % len(_COLOURS)]
+        axes.scatter([x], [y], s=area, color=colour, alpha=0.5, linewidths=0)
+        axes.scatter([x], [y], s=5, color=colour, linewidths=0)  # small networks have no visible area
+        bubbles.append(_Bubble(x, y, (area / math.pi) ** 0.5, label(entry.name)))
+    axes.margins(x=0.12, y=0.16)
     use_log_scale(axes, "x")
     separator = "\n" if narrow else "; "
     axes.set_xlabel(f"{x_label} (logarithmic){separator}area: parameters, largest {largest / 1e6:.3g} million")
     axes.set_title(title)
-    axes.margins(x=0.12, y=0.16)
     finish_axes(axes, grid="both")
+    _add_labels(axes, bubbles)
     return figure
 
 
-def _label_position(name: str, distance: float) -> dict[str, Any]:
-    """Returns the arguments of `annotate` that put a label at this distance, in points, from its bubble's centre."""
-    positions: dict[str, dict[str, Any]] = {
-        "left": {"xytext": (-distance, 0), "ha": "right", "va": "center"},
-        "right": {"xytext": (distance, 0), "ha": "left", "va": "center"},
-        "above": {"xytext": (0, distance), "ha": "center", "va": "bottom"},
-        "below": {"xytext": (0, -distance), "ha": "center", "va": "top"},
-    }
-    return {"textcoords": "offset points", **positions[_LABEL_SIDES.get(name, "below")]}
+@dataclass(frozen=True, slots=True)
+class _Bubble:
+    """A bubble in data coordinates, its radius in points, and its label."""
+
+    x: float
+    y: float
+    radius: float
+    text: str
+
+
+def _add_labels(axes: Axes, bubbles: list[_Bubble]) -> None:
+    """Labels bubbles, as close as possible without covering a label or the middle of a bubble."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # computes the layout, and with it the positions in pixels
+    pixels = figure.dpi / 72
+    taken = []
+    for bubble in bubbles:
+        x, y = axes.transData.transform((bubble.x, bubble.y))
+        half = max(3.0, 0.7 * bubble.radius) * pixels
+        taken.append(Bbox.from_extents(x - half, y - half, x + half, y + half))
+    for bubble in bubbles:
+        for distance, (dx, dy) in itertools.product(_DISTANCES, _DIRECTIONS):
+            offset = (dx * (bubble.radius + distance), dy * (bubble.radius + distance))
+            text = _annotate(axes, bubble, offset)
+            extent = text.get_window_extent()
+            if not any(extent.overlaps(other) for other in taken) and _contains(axes.bbox, extent):
+                break
+            text.remove()
+        else:
+            text = _annotate(axes, bubble, (bubble.radius + _DISTANCES[0], 0))
+            extent, distance = text.get_window_extent(), _DISTANCES[0]
+        taken.append(extent)
+        if distance != _DISTANCES[0]:
+            line = {"arrowstyle": "-", "linewidth": 0.6, "color": LIGHT["muted"], "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", (bubble.x, bubble.y), offset, textcoords="offset points", arrowprops=line)
+
+
+def _annotate(axes: Axes, bubble: _Bubble, offset: tuple[float, float]) -> Annotation:
+    """Adds a label at an offset in points, aligned with the side that faces the bubble."""
+    alignments = (("right", "center", "left"), ("top", "center", "bottom"))
+    horizontal, vertical = (
+        names[1 + (value > 0) - (value < 0)] for names, value in zip(alignments, offset, strict=True)
+    )
+    text = axes.annotate(
+        bubble.text, (bubble.x, bubble.y), offset, textcoords="offset points", size=8.5, ha=horizontal, va=vertical
+    )
+    text.set_in_layout(False)  # or the layout would move the axes
+    return text
+
+
+def _contains(outer: BboxBase, inner: BboxBase) -> bool:
+    return bool(outer.contains(inner.x0, inner.y0) and outer.contains(inner.x1, inner.y1))
 
 
 def draw_times(kind: str, times: dict[str, float], runtimes: list[str], *, narrow: bool) -> Figure:
@@ -136,9 +181,9 @@ def draw_times(kind: str, times: dict[str, float], runtimes: list[str], *, narro
         use_log_scale(axes, "x", ticks=[float(batch) for batch in batches])
         use_log_scale(axes, "y")
         axes.set_title(RUNTIME_NAMES[runtime])
+        axes.set(xlabel="images per pass", ylabel="milliseconds per image")
+        axes.label_outer()
         finish_axes(axes)
-    figure.supxlabel("images per pass", size="medium")
-    figure.supylabel("milliseconds per image", size="medium")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if narrow:
         figure.legend(handles, labels, loc="outside lower center", ncols=2)

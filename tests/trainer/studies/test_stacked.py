@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.loop.test_fit import make_run
+from tests.trainer.loop.runs import make_run
 from trainer.data import Dataset
 from trainer.errors import DivergenceError
 from trainer.loop.run import Run
