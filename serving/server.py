@@ -1,7 +1,8 @@
-"""The server process: start -> serve -> drain -> stop.
+"""The server process: start -> load -> drain -> stop.
 
-SIGTERM or Ctrl-C: health says NOT_SERVING at once, requests are served on for the drain delay, then refused while those
-under way finish, and the models go last. What outlives the grace is cut off. A second signal leaves at once.
+On SIGTERM or Ctrl-C, health reports NOT_SERVING at once, and requests are served for the drain delay. Then new requests
+are refused, running ones are finished, and the models are freed. After the grace period the process exits even if
+requests are unfinished. A second signal ends the process at once.
 """
 
 import gc
@@ -27,111 +28,85 @@ from serving.protocol.admin import AdminService
 
 logger = logging.getLogger(__name__)
 
-EXIT_CUT_OFF = 1
+EXIT_UNFINISHED = 1
 CLEAN_UP_S = 4.0
-"""After the grace, for what is left: batches that are being computed, models to be freed."""
+"""Time after the grace period to finish batches that are being computed and to free the models."""
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve until a signal comes.
+    """Serves until SIGTERM or SIGINT.
 
     Raises:
-        StartupError: the options make no sense, or something that they name cannot be had.
+        StartupError: an option is invalid, or a file, port or device that it names is not available.
     """
     config.check()
-    with signalled() as stop:
-        server = Server(config)
+    with stop_event() as stop:
+        server = build_server(config)
         server.start()
         loader = threading.Thread(target=server.load, name="loader", daemon=True)
         loader.start()
         stop.wait()
         server.drain()
-        _leave_after(config.grace_s + CLEAN_UP_S)
+        _exit_after(config.grace_s + CLEAN_UP_S)
         server.stop()
 
 
-def _leave_after(seconds: float) -> None:
-    """End the process then, if it is still there: a model that computes cannot be stopped."""
+def _exit_after(seconds: float) -> None:
+    """Ends the process if it still runs then: a model that is computing cannot be interrupted."""
 
-    def leave() -> None:
-        logger.warning("leaving with work under way: the grace is over")
-        os._exit(EXIT_CUT_OFF)
+    def exit_now() -> None:
+        logger.warning("the grace period is over: exiting with unfinished requests")
+        os._exit(EXIT_UNFINISHED)
 
-    timer = threading.Timer(seconds, leave)
+    timer = threading.Timer(seconds, exit_now)
     timer.daemon = True
     timer.start()
 
 
 class Server:
-    """The parts of the server, and the order in which they come and go."""
+    """The parts of the server, with a method for each phase of its life."""
 
-    def __init__(self, config: ServeConfig) -> None:
-        """Build the parts; no port is open yet.
-
-        Raises:
-            StartupError: the repository, a certificate or the token cannot be read.
-        """
+    def __init__(
+        self, config: ServeConfig, *, repository: Repository, health: Health, grpc: Frontend, http: HttpFrontend
+    ) -> None:
         self._config = config
-        self.health = Health()
-        self.repository = Repository.from_config(config)
-        self.repository.check()
-        self.services = Services(
-            inference=InferenceService(self.repository),
-            admin=AdminService(self.repository, self.health, version=version("convoy-vision")),
-        )
-        token, tls = _read_credentials(config)
-        access_log = AccessLog() if config.access_log else None
-        self.transport_name, self._why = config.choose_transport()
-        self.grpc = _build_transport(config, self.transport_name, self.services, token, tls, access_log)
-        self.http = HttpFrontend(
-            self.services,
-            HttpAddress(host=config.host, port=config.http_port, metrics_port=config.metrics_port),
-            max_message_bytes=config.max_message_bytes,
-            token=token,
-            tls=tls,
-            access_log=access_log,
-        )
+        self.repository = repository
+        self.health = health
+        self.grpc = grpc
+        self.http = http
 
     def start(self) -> None:
-        """Open the ports: the server is live, and not ready.
+        """Opens the ports: the server is live, but not ready.
 
         Raises:
-            StartupError: a port is taken.
+            StartupError: a port is not available.
         """
-        with ExitStack() as undo:
+        with ExitStack() as stop_on_error:
             self.grpc.start()
-            undo.callback(self.grpc.stop, 0)
+            stop_on_error.callback(self.grpc.stop, 0)
             self.http.start()
-            undo.pop_all()
-        logger.info("gRPC by %s: %s", self.transport_name, self._why)
+            stop_on_error.pop_all()
+        logger.info("gRPC transport %s (%s)", *self._config.choose_transport())
 
     def load(self) -> None:
-        """Load the models; the server is ready when all that were asked for are."""
-        self.repository.subscribe(self._tell_health)
+        """Loads the models. The server is ready once all are loaded."""
+        self.repository.subscribe(self._update_health)
         self.repository.start()
-        self._tell_health()
+        self._update_health()
+        # What is alive now lives as long as the server: the collector need not look at it again.
         gc.collect()
         gc.freeze()
         names = [f"{model.spec.name} version {model.version}" for model in self.repository.ready_models()]
-        logger.info("%s: %s", self.describe(), ", ".join(names) or "no model")
-
-    def describe(self) -> str:
-        """Where the server listens."""
-        config = self._config
-        grpc = config.grpc_address if config.grpc_socket is not None else f"{config.host}:{self.grpc.port}"
-        return (
-            f"serving on grpc {grpc} ({self.transport_name}), http {config.host}:{self.http.port}, "
-            f"metrics {config.host}:{self.http.metrics_port}"
-        )
+        logger.info("%s: %s", self._addresses(), ", ".join(names) or "no model")
 
     def drain(self) -> None:
-        """Tell load balancers, and serve on until they know."""
+        """Reports NOT_SERVING, and continues to serve until load balancers have noticed."""
         self.health.drain()
-        logger.info("draining: NOT_SERVING, serving on for %g s", self._config.drain_delay_s)
+        logger.info("draining: health reports NOT_SERVING, serving for another %g s", self._config.drain_delay_s)
         threading.Event().wait(self._config.drain_delay_s)
 
     def stop(self) -> None:
-        """Refuse what comes, finish what is under way, close."""
+        """Refuses new requests, finishes running ones within the grace period, and frees the models."""
         stoppers = [threading.Thread(target=part.stop, args=(self._config.grace_s,)) for part in (self.grpc, self.http)]
         for stopper in stoppers:
             stopper.start()
@@ -140,17 +115,53 @@ class Server:
         self.repository.close()
         logger.info("stopped")
 
-    def _tell_health(self) -> None:
+    def _addresses(self) -> str:
+        config = self._config
+        transport, _ = config.choose_transport()
+        grpc = config.grpc_address if config.grpc_socket is not None else f"{config.host}:{self.grpc.port}"
+        return (
+            f"serving on grpc {grpc} ({transport}), http {config.host}:{self.http.port}, "
+            f"metrics {config.host}:{self.http.metrics_port}"
+        )
+
+    def _update_health(self) -> None:
         ready = {entry.name: False for entry in self.repository.index(ready_only=False)}
         ready |= {model.spec.name: True for model in self.repository.ready_models()}
         self.health.update(self.repository.is_ready(), ready)
 
 
-def _read_credentials(config: ServeConfig) -> tuple[Token | None, TlsFiles | None]:
-    """The token and the certificates that the options name.
+def build_server(config: ServeConfig) -> Server:
+    """Builds the parts of the server. Opens no port and no model.
 
     Raises:
-        StartupError: a file cannot be used.
+        StartupError: the repository, a certificate or the token cannot be read.
+    """
+    repository = Repository.from_config(config)
+    repository.check()
+    health = Health()
+    services = Services(
+        inference=InferenceService(repository),
+        admin=AdminService(repository, health, version=version("convoy-vision")),
+    )
+    token, tls = _read_credentials(config)
+    access_log = AccessLog() if config.access_log else None
+    http = HttpFrontend(
+        services,
+        HttpAddress(host=config.host, port=config.http_port, metrics_port=config.metrics_port),
+        max_message_bytes=config.max_message_bytes,
+        token=token,
+        tls=tls,
+        access_log=access_log,
+    )
+    grpc = _build_grpc(config, services, token, tls, access_log)
+    return Server(config, repository=repository, health=health, grpc=grpc, http=http)
+
+
+def _read_credentials(config: ServeConfig) -> tuple[Token | None, TlsFiles | None]:
+    """Reads the files of the token and of the certificates, if the options name any.
+
+    Raises:
+        StartupError: a file cannot be read or is invalid.
     """
     try:
         token = None if config.token_file is None else Token(config.token_file)
@@ -161,16 +172,11 @@ def _read_credentials(config: ServeConfig) -> tuple[Token | None, TlsFiles | Non
         raise StartupError(str(error)) from error
 
 
-def _build_transport(
-    config: ServeConfig,
-    name: str,
-    services: Services,
-    token: Token | None,
-    tls: TlsFiles | None,
-    access_log: AccessLog | None,
+def _build_grpc(
+    config: ServeConfig, services: Services, token: Token | None, tls: TlsFiles | None, access_log: AccessLog | None
 ) -> Frontend:
-    """Only the transport that is used is imported."""
-    if name == "native":
+    """Builds the front end for the transport that the options choose, and imports only that one."""
+    if config.choose_transport()[0] == "native":
         from serving.frontends.native import NativeFrontend
 
         return NativeFrontend(
@@ -193,8 +199,8 @@ def _build_transport(
 
 
 @contextmanager
-def signalled() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or Ctrl-C sets; the second one ends the process at once."""
+def stop_event() -> Iterator[threading.Event]:
+    """Yields an event that the first SIGTERM or SIGINT sets. The second one ends the process at once."""
     event = threading.Event()
 
     def handle(number: int, frame: object) -> None:
@@ -202,9 +208,9 @@ def signalled() -> Iterator[threading.Event]:
             os._exit(128 + number)
         event.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield event
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Certificates made for one test: an authority, and keys that it has signed."""
+"""Makes certificates for tests: an authority, and certificates that it signs."""
 
 import datetime
 import ipaddress
@@ -41,7 +41,7 @@ class Authority:
 
 
 def write(folder: Path, signed: Signed) -> tuple[Path, Path]:
-    """The certificate and the key as files, replaced one after the other by renames if they are there already."""
+    """Writes certificate and key to files, one after the other, each by one rename. Returns their paths."""
     paths = folder / "tls.crt", folder / "tls.key"
     for path, content in zip(paths, (signed.certificate, signed.key), strict=True):
         temporary = path.with_suffix(".tmp")

@@ -1,4 +1,4 @@
-"""Real servers for the tests: one for each transport, over a repository of tiny models."""
+"""Real servers for the tests, one for each transport, with a repository of tiny models."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import tritonclient.grpc as triton
 
 from serving.config import ServeConfig
 from serving.protocol.tensors import DATATYPES, Array
-from serving.server import Server
+from serving.server import Server, build_server
 from tests.serving.onnx_models import LOADED, write_repository
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -19,21 +19,23 @@ MAX_MESSAGE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A server in this process.
+    """A server that runs in this process.
 
     Args:
-        target: for gRPC clients.
-        channel: to it.
+        transport: "native" or "grpcio".
+        target: the address for gRPC clients.
+        channel: a gRPC channel to the server.
     """
 
     server: Server
+    transport: str
     target: str
     channel: grpc.Channel
 
 
 @pytest.fixture(scope="session")
 def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models of `tests.serving.models`."""
+    """A repository with the models of `tests.serving.onnx_models`."""
     folder = tmp_path_factory.mktemp("models")
     write_repository(folder)
     return folder
@@ -41,7 +43,7 @@ def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", params=["native", "grpcio"])
 def served(request: pytest.FixtureRequest, model_repository: Path) -> Iterator[Served]:
-    """A server with all models that are loaded at first, on each of the two transports."""
+    """A server with all models of `LOADED`, for each of the two transports."""
     yield from serve(
         ServeConfig(
             model_repository=model_repository,
@@ -60,28 +62,28 @@ def served(request: pytest.FixtureRequest, model_repository: Path) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[triton.InferenceServerClient]:
-    """An independent client."""
+    """Triton's client, as an independent implementation."""
     with triton.InferenceServerClient(served.target) as connected:
         yield connected
 
 
 def tensor(name: str, array: Array) -> triton.InferInput:
-    """An input with raw contents."""
+    """Returns an input with raw contents."""
     datatype = next(kind.name for kind in DATATYPES.values() if kind.dtype == array.dtype)
-    given = triton.InferInput(name, list(array.shape), datatype)
-    given.set_data_from_numpy(array)
-    return given
+    infer_input = triton.InferInput(name, list(array.shape), datatype)
+    infer_input.set_data_from_numpy(array)
+    return infer_input
 
 
 def serve(config: ServeConfig) -> Iterator[Served]:
-    """The server of a configuration, ready, until the generator is closed."""
-    server = Server(config)
+    """Yields a server with this configuration once it is ready, and stops it afterwards."""
+    server = build_server(config)
     server.start()
     try:
         server.load()
         target = f"127.0.0.1:{server.grpc.port}"
         with grpc.insecure_channel(target) as channel:
-            yield Served(server, target, channel)
+            yield Served(server, config.choose_transport()[0], target, channel)
     finally:
         server.drain()
         server.stop()

@@ -1,6 +1,6 @@
-"""A repository without files: models that are a line of numpy each, and that a test can hold, break and replace.
+"""A fake repository without files. Its models are lines of numpy that a test can block, break and replace.
 
-What is in front of it (service, batcher, statistics) is real.
+Services, batchers and statistics are real.
 """
 
 import threading
@@ -27,8 +27,8 @@ PATIENCE_S = 30
 Function = Callable[..., list[Array]]
 
 
-class HeldBackend:
-    """Computes a function of numpy arrays; while it is held, each batch waits until the test lets it go."""
+class BlockingBackend:
+    """Runs a numpy function. While `free` is cleared, each batch waits until the test sets it."""
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], function: Function) -> None:
         self.inputs, self.outputs = inputs, outputs
@@ -61,7 +61,7 @@ def make_model(
     labels: Mapping[str, list[str]] | None = None,
     limits: BatchLimits = BatchLimits(max_batch_size=8),  # noqa: B008
 ) -> Model:
-    """A model version; `tensors` are its inputs and outputs."""
+    """Returns a model version; `tensors` are its inputs and outputs."""
     inputs, outputs = map(tuple, tensors)
     spec = ModelSpec(
         name=name,
@@ -81,19 +81,19 @@ def make_model(
         config=_config(name, inputs, outputs, limits.max_batch_size),
     )
     statistics = Statistics()
-    batcher = Batcher(name, [HeldBackend(inputs, outputs, function)], limits, statistics)
+    batcher = Batcher(name, [BlockingBackend(inputs, outputs, function)], limits, statistics)
     return Model(
         spec=spec, version=version, labels=dict(labels or {}), batcher=batcher, statistics=statistics, load_s=0.25
     )
 
 
-def backend_of(model: Model) -> HeldBackend:
-    """The only instance of a model of `make_model`."""
-    return cast(HeldBackend, model.batcher._backends[0])
+def backend_of(model: Model) -> BlockingBackend:
+    """Returns the only instance of a model of `make_model`."""
+    return cast(BlockingBackend, model.batcher._backends[0])
 
 
 def twice(*, version: str = "1", **options: Any) -> Model:
-    """Two outputs: twice the three numbers of a row, and their sum."""
+    """A model with two outputs: twice the three numbers of a row, and their sum."""
     return make_model(
         "twice",
         lambda x: [2 * x, x.sum(axis=1, keepdims=True)],
@@ -108,14 +108,14 @@ def twice(*, version: str = "1", **options: Any) -> Model:
 
 
 def echo(datatype: str) -> Model:
-    """Answers with its input of shape `[-1, 2]`; its name is `echo_` and the data type."""
+    """A model that returns its input of shape [-1, 2]. Its name is `echo_` and the data type."""
     return make_model(
         f"echo_{datatype}", lambda x: [x], ([tensor("x", datatype, -1, 2)], [tensor("y", datatype, -1, 2)])
     )
 
 
 def add_without_batch() -> Model:
-    """Two inputs of any length, and no batch dimension."""
+    """A model with two inputs of any length and no batch dimension."""
     return make_model(
         "add",
         lambda a, b: [a + b],
@@ -126,7 +126,7 @@ def add_without_batch() -> Model:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the index."""
+    """One entry of the repository index."""
 
     name: str
     version: str
@@ -135,7 +135,7 @@ class Entry:
 
 
 class FakeRepository:
-    """Ready versions by name and number, and what is loaded on demand."""
+    """Ready versions by name and number, and models that can be loaded."""
 
     def __init__(self, *models: Model) -> None:
         self.generation = 0
@@ -145,7 +145,7 @@ class FakeRepository:
         self.configs: list[str | None] = []
 
     def replace(self, model: Model) -> None:
-        """Swap a version; the old one drains."""
+        """Replaces a version and closes the old one."""
         old = self.models.get((model.spec.name, model.version))
         self.models[model.spec.name, model.version] = model
         self.generation += 1

@@ -1,4 +1,4 @@
-"""Small models made on the spot, and model repositories to put them in."""
+"""Makes small ONNX models, and writes them into model repositories."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def onnx_model(
     outputs: Sequence[Tensor],
     constants: Mapping[str, Array] | None = None,
 ) -> bytes:
-    """A serialised ONNX model that every supported ONNX Runtime reads."""
+    """Returns a serialised model that every supported version of ONNX Runtime reads."""
     graph = helper.make_graph(
         nodes,
         "graph",
@@ -45,7 +45,7 @@ def scale(factor: float, columns: int = 3, batch: str | int = "N") -> bytes:
 
 
 def sum_and_difference() -> bytes:
-    """sum = a + b and difference = a - b of INT64 `[N, 2]`, with a third output that few want."""
+    """sum = a + b and difference = a - b of INT64 `[N, 2]`, and a third output, a copy of a."""
     return onnx_model(
         [
             helper.make_node("Add", ["a", "b"], ["sum"]),
@@ -76,7 +76,7 @@ def echo_strings() -> bytes:
 
 
 def classifier(seed: int = 0) -> bytes:
-    """images UINT8 `[N, 1, 2, 2]` to logits and probabilities FP32 `[N, 3]`, normalised inside."""
+    """images UINT8 `[N, 1, 2, 2]` to logits and probabilities FP32 `[N, 3]`, with the normalisation in the graph."""
     weight = np.random.default_rng(seed).normal(size=(4, 3)).astype(np.float32)
     return onnx_model(
         [
@@ -101,10 +101,10 @@ def write_version(
     golden: Mapping[str, Array] | None = None,
     manifest: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Publish a version by one rename, over one that may be there.
+    """Publishes a version by one rename, and replaces one of the same number.
 
     Args:
-        manifest: None for a version without; else what it says besides the digests.
+        manifest: fields of the manifest besides the digests; None for no manifest.
     """
     staging = model_folder / ".staging-test"
     staging.mkdir(parents=True)
@@ -123,7 +123,7 @@ def write_version(
 
 
 def write_config(model_folder: Path, text: str) -> None:
-    """Put a `config.pbtxt` in place by one rename."""
+    """Publishes a `config.pbtxt` by one rename."""
     model_folder.mkdir(parents=True, exist_ok=True)
     (model_folder / ".config").write_text(text)
     os.rename(model_folder / ".config", model_folder / "config.pbtxt")
@@ -134,4 +134,4 @@ platform: "onnxruntime_onnx" max_batch_size: 4
 input { name: "x" data_type: TYPE_FP32 dims: [ 3 ] }
 output { name: "y" data_type: TYPE_FP32 dims: [ 3 ] }
 """
-"""Of `scale`."""
+"""The configuration of `scale`."""

@@ -1,9 +1,9 @@
-"""Tiny ONNX models whose answers are known, and a repository of them.
+"""Tiny ONNX models with known outputs, and a repository of them.
 
 rows      x FP32 [4]: echo (x), product (x times WEIGHTS); batches of up to 8
 digits    images UINT8 [1, 4, 4]: logits, probabilities of 10 classes with labels
 pair      a FP32 [2], b INT64 [1]: sum (a + b), twice (2 b)
-counted   like pair; for the one test that counts what it was sent
+counted   like pair; for the one test that counts its requests
 types     one input of each type with numbers but FP16, [2], and the same as outputs
 halves    the same for FP16
 strings   text BYTES [-1]: echo
@@ -11,8 +11,8 @@ whole     x FP32 [-1], without a batch dimension: doubled, total
 versions  x FP32 [1]: y (x + its version), versions 1 and 2
 slow      loops INT64 [1]: echo, after that many multiplications of matrices; a queue of 2
 failing   index INT64 [1]: value of a table of 4, or an error
-spare     like rows; not loaded at first
-broken    no model at all; not loaded at first
+spare     like rows; not loaded at the start
+broken    an invalid file; not loaded at the start
 """
 
 from collections.abc import Sequence
@@ -34,14 +34,14 @@ NUMBERS = tuple(name for name, kind in DATATYPES.items() if kind.size and kind.c
 
 _TABLE = np.array([10, 20, 30, 40], np.float32)
 _SIDE = 128
-"""Of the matrices that `slow` multiplies."""
+"""Size of the matrices that `slow` multiplies."""
 _BATCH = "batch"
 
 Value = tuple[str, int, Sequence[int | str]]
 
 
 def write_repository(folder: Path) -> None:
-    """All models of the list above."""
+    """Writes all models of the list above."""
     _write(folder, "rows", rows_model(), "max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 3000 }")
     _write(folder, "spare", rows_model(), "max_batch_size: 8")
     labelled = 'output { name: "%s" data_type: TYPE_FP32 dims: 10 label_filename: "labels.txt" }'
@@ -129,7 +129,7 @@ def _plus(number: int) -> onnx.ModelProto:
 
 
 def _slow() -> onnx.ModelProto:
-    """The loop's result is multiplied by 0 and added, so that it has to be computed."""
+    """Multiplies the loop's result by 0 and adds it to the output, so that ONNX Runtime cannot skip the loop."""
     state = helper.make_tensor_value_info("state", TensorProto.FLOAT, [_SIDE, _SIDE])
     body = helper.make_graph(
         [

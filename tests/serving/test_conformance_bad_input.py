@@ -77,7 +77,7 @@ def test_metadata_that_is_too_large(served: Served, size: int) -> None:
         "grpcio": {20_000: grpc.StatusCode.RESOURCE_EXHAUSTED, 200_000: grpc.StatusCode.RESOURCE_EXHAUSTED},
         "native": {20_000: grpc.StatusCode.UNKNOWN, 200_000: grpc.StatusCode.UNAVAILABLE},
     }
-    assert caught.value.code() == codes[served.server.transport_name][size], caught.value.details()
+    assert caught.value.code() == codes[served.transport][size], caught.value.details()
 
 
 def test_bytes_that_are_not_http(served: Served) -> None:

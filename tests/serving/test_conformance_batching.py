@@ -215,7 +215,7 @@ def test_a_full_queue_refuses_at_once_and_tells_when_to_retry(served: Served, sl
     assert not first.done()
     assert refused.details() == "the queue of model 'slow' is full: 2 requests wait"
     # pygrpc-native refuses to send names that begin with grpc-.
-    name = "retry-pushback-ms" if served.server.transport_name == "native" else "grpc-retry-pushback-ms"
+    name = "retry-pushback-ms" if served.transport == "native" else "grpc-retry-pushback-ms"
     assert 1 <= int(dict(refused.trailing_metadata())[name]) <= 1000
     assert [answer(call) for call in (first, *waiting)] == [[BUSY], [1], [2]]
     assert slow.statistics.snapshot().failures["REJECTED"] == before.failures.get("REJECTED", 0) + 1

@@ -1,4 +1,4 @@
-"""The server's life, as processes: it starts, serves, follows its repository, drains and leaves."""
+"""Server processes start, serve, follow their repository, drain and exit."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ READY = re.compile(r"serving on grpc (\S+) \((\w+)\), http \S+:(\d+), metrics \S
 
 
 class Process:
-    """A server process and what it has said."""
+    """A server process and its log."""
 
     def __init__(self, *arguments: str, prefix: Sequence[str] = ()) -> None:
         command = [
@@ -47,49 +47,50 @@ class Process:
             [*command, "--num-threads", "1", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
         self.lines: list[str] = []
-        self._said = threading.Condition()
+        self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            with self._said:
+            with self._changed:
                 self.lines.append(line)
-                self._said.notify_all()
+                self._changed.notify_all()
 
     def wait_for(self, pattern: "str | re.Pattern[str]") -> re.Match[str]:
-        """The first line that has this in it."""
+        """Waits for a log line with this pattern. Returns the first match."""
 
         def found() -> re.Match[str] | None:
             return next((match for line in self.lines if (match := re.search(pattern, line))), None)
 
-        with self._said:
-            assert self._said.wait_for(lambda: found() is not None, PATIENCE_S), "".join(self.lines)
+        with self._changed:
+            assert self._changed.wait_for(lambda: found() is not None, PATIENCE_S), "".join(self.lines)
         match = found()
         assert match is not None
         return match
 
     def target(self) -> str:
-        """Where it serves gRPC, once it is ready."""
+        """Returns the address of gRPC once the server is ready."""
         return self.wait_for(READY)[1]
 
-    def end(self) -> int:
+    def wait(self) -> int:
+        """Waits for the process to exit. Returns its exit code."""
         code = self.process.wait(PATIENCE_S)
         self._reader.join(PATIENCE_S)
         return code
 
     def close(self) -> None:
-        """Kill it, if it is still there."""
+        """Kills the process if it still runs."""
         self.process.kill()
-        self.end()
+        self.wait()
         assert self.process.stderr is not None
         self.process.stderr.close()
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Process]]:
-    """Start servers that the test's end kills."""
+    """Starts servers that are killed at the end of the test."""
     with contextlib.ExitStack() as undo:
 
         def begin(*arguments: str, prefix: Sequence[str] = ()) -> Process:
@@ -108,7 +109,7 @@ def models(tmp_path: Path) -> Path:
 
 
 def publish(repository: Path, version: int) -> None:
-    """As the trainer does: whole or not at all."""
+    """Publishes a version by one rename, as the trainer does."""
     staging = repository / "scale" / f".staging-{version}"
     staging.mkdir(parents=True)
     (staging / "model.onnx").write_bytes(scale(float(version)))
@@ -119,7 +120,7 @@ def publish(repository: Path, version: int) -> None:
 
 
 def ask(channel: grpc.Channel, value: float = 1.0) -> float:
-    """What the model makes of a number."""
+    """Sends a number to the model. Returns its output."""
     request = pb.ModelInferRequest(
         model_name="scale", raw_input_contents=[np.full((1, 3), value, np.float32).tobytes()]
     )
@@ -129,8 +130,8 @@ def ask(channel: grpc.Channel, value: float = 1.0) -> float:
     return float(np.frombuffer(answer.raw_output_contents[0], np.float32)[0])
 
 
-class Callers:
-    """Threads that ask without pause, and what they got."""
+class Clients:
+    """Threads that send requests without pause, and record the responses."""
 
     def __init__(self, target: str, number: int = 4) -> None:
         self.answers: list[float] = []
@@ -163,7 +164,7 @@ class Callers:
 
 
 def wait_until_not_serving(target: str) -> None:
-    """Watch the server's health until it says so."""
+    """Watches the server's health until it is NOT_SERVING."""
     with grpc.insecure_channel(target) as channel:
         watch = channel.unary_stream(
             "/grpc.health.v1.Health/Watch",
@@ -175,23 +176,23 @@ def wait_until_not_serving(target: str) -> None:
 
 
 @pytest.mark.parametrize("transport", ["native", "grpcio"])
-def test_a_drain_fails_no_request(start, models: Path, transport: str) -> None:
+def test_no_request_fails_during_a_drain(start, models: Path, transport: str) -> None:
     server = start("--model-repository", str(models), "--transport", transport, "--drain-delay-s", "2")
     target = server.target()
-    callers = Callers(target)
-    callers.wait_for(lambda answers: len(answers) > 50)
+    clients = Clients(target)
+    clients.wait_for(lambda answers: len(answers) > 50)
     threading.Timer(0.1, server.process.send_signal, [signal.SIGTERM]).start()
     wait_until_not_serving(target)
-    served = len(callers.answers)
-    callers.wait_for(lambda answers: len(answers) > served)
-    callers.stop()
-    assert callers.failures == []
-    assert server.end() == 0
+    served = len(clients.answers)
+    clients.wait_for(lambda answers: len(answers) > served)
+    clients.stop()
+    assert clients.failures == []
+    assert server.wait() == 0
     server.wait_for("stopped")
 
 
 def ask_slow(channel: grpc.Channel, loops: int) -> grpc.Future:
-    """An inference of the model `slow`, under way."""
+    """Starts an inference of the model `slow`."""
     request = pb.ModelInferRequest(model_name="slow")
     request.inputs.add(name="loops", datatype="INT64", shape=[1, 1]).contents.int64_contents.append(loops)
     return channel.unary_unary(INFER, None, pb.ModelInferResponse.FromString).future(
@@ -200,7 +201,7 @@ def ask_slow(channel: grpc.Channel, loops: int) -> grpc.Future:
 
 
 def wait_until_open(metrics_port: str, number: int) -> None:
-    """Until so many requests wait or are being computed."""
+    """Waits until a number of requests is in the queue or being computed."""
     until = time.monotonic() + PATIENCE_S
     wanted = f'convoy_open_requests{{model="slow",version="1"}} {number}.0\n'
     while wanted not in httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text:
@@ -209,9 +210,7 @@ def wait_until_open(metrics_port: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("transport", ["native", "grpcio"])
-def test_a_slow_request_under_way_is_answered_without_a_drain_delay(
-    start, model_repository: Path, transport: str
-) -> None:
+def test_a_running_request_is_finished_without_a_drain_delay(start, model_repository: Path, transport: str) -> None:
     arguments = ["--model-control-mode", "explicit", "--load-model", "slow", "--transport", transport]
     server = start("--model-repository", str(model_repository), *arguments, "--drain-delay-s", "0")
     loops = 20_000  # a second and more
@@ -222,38 +221,38 @@ def test_a_slow_request_under_way_is_answered_without_a_drain_delay(
         server.wait_for("draining")
         assert not call.done()
         assert np.frombuffer(call.result().raw_output_contents[0], np.int64).tolist() == [loops]
-    assert server.end() == 0
+    assert server.wait() == 0
     server.wait_for("stopped")
 
 
 @pytest.mark.parametrize("transport", ["native", "grpcio"])
-def test_a_model_that_hangs_does_not_keep_the_process(start, model_repository: Path, transport: str) -> None:
+def test_a_hanging_model_does_not_keep_the_process(start, model_repository: Path, transport: str) -> None:
     arguments = ["--model-control-mode", "explicit", "--load-model", "slow", "--transport", transport]
     server = start("--model-repository", str(model_repository), *arguments, "--grace-s", "0.5")
     with grpc.insecure_channel(server.target()) as channel:
-        calls = [ask_slow(channel, 10**9)]  # the second waits until the first one is done: for ever
+        calls = [ask_slow(channel, 10**9)]  # the second request waits for the first, which never ends
         wait_until_open(server.wait_for(READY)[4], 1)
         calls.append(ask_slow(channel, 1))
         wait_until_open(server.wait_for(READY)[4], 2)
         server.process.terminate()
-        assert server.end() == 1
+        assert server.wait() == 1
         assert {call.code() for call in calls} <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-    server.wait_for("leaving with work under way")
+    server.wait_for("the grace period is over: exiting with unfinished requests")
 
 
 @pytest.mark.parametrize("transport", ["native", "grpcio"])
-def test_new_versions_under_load_fail_no_request(start, models: Path, transport: str) -> None:
+def test_no_request_fails_while_versions_are_replaced(start, models: Path, transport: str) -> None:
     arguments = ["--model-control-mode", "poll", "--poll-interval-s", "0.1", "--transport", transport]
     server = start("--model-repository", str(models), *arguments)
-    callers = Callers(server.target())
+    clients = Clients(server.target())
     for version in (2, 3, 4):
         publish(models, version)
-        callers.wait_for(lambda answers, version=version: version in answers[-4:])
-    callers.stop()
-    assert callers.failures == []
-    assert set(callers.answers) == {1.0, 2.0, 3.0, 4.0}
+        clients.wait_for(lambda answers, version=version: version in answers[-4:])
+    clients.stop()
+    assert clients.failures == []
+    assert set(clients.answers) == {1.0, 2.0, 3.0, 4.0}
     server.process.terminate()
-    assert server.end() == 0
+    assert server.wait() == 0
 
 
 def test_a_bad_version_never_replaces_a_good_one(start, models: Path) -> None:
@@ -269,7 +268,7 @@ def test_a_bad_version_never_replaces_a_good_one(start, models: Path) -> None:
         assert ask(channel, 5.0) == 5.0
 
 
-def test_it_is_live_before_it_is_ready_and_has_no_torch(start, models: Path) -> None:
+def test_a_server_of_onnx_models_logs_json_and_loads_no_torch(start, models: Path) -> None:
     server = start("--model-repository", str(models), "--log-format", "json")
     ready = json.loads(server.wait_for("serving on").string)["message"]
     http_port = int(READY.search(ready)[3])  # type: ignore[index]
@@ -280,23 +279,23 @@ def test_it_is_live_before_it_is_ready_and_has_no_torch(start, models: Path) -> 
     assert all(json.loads(line)["message"] for line in server.lines)
 
 
-def test_a_second_signal_leaves_at_once(start, models: Path) -> None:
+def test_a_second_signal_ends_the_process_at_once(start, models: Path) -> None:
     server = start("--model-repository", str(models), "--drain-delay-s", "1000")
     server.target()
     server.process.send_signal(signal.SIGTERM)
     server.wait_for("draining")
     server.process.send_signal(signal.SIGINT)
-    assert server.end() == 128 + signal.SIGINT
+    assert server.wait() == 128 + signal.SIGINT
 
 
 @pytest.mark.parametrize("transport", ["native", "grpcio"])
-def test_a_unix_socket_that_is_taken_is_one_line(start, models: Path, tmp_path: Path, transport: str) -> None:
+def test_a_unix_socket_in_use_is_reported_in_one_line(start, models: Path, tmp_path: Path, transport: str) -> None:
     with socket.socket(socket.AF_UNIX) as taken:
         taken.bind(str(tmp_path / "grpc.sock"))
         taken.listen()
         arguments = ["--transport", transport, "--grpc-socket", str(tmp_path / "grpc.sock")]
         server = start("--model-repository", str(models), *arguments)
-        assert server.end() == 2
+        assert server.wait() == 2
     assert server.lines == [f"error: cannot listen on unix:{tmp_path}/grpc.sock: address already in use\n"]
 
 
@@ -308,20 +307,20 @@ def test_a_unix_socket(start, models: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--grpc-port", "--http-port", "--metrics-port"])
-def test_a_port_that_is_taken_is_one_line(start, models: Path, option: str) -> None:
+def test_a_port_in_use_is_reported_in_one_line(start, models: Path, option: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         server = start("--model-repository", str(models), option, str(port))
-        assert server.end() == 2
+        assert server.wait() == 2
     assert server.lines[-1].startswith("error: cannot listen on 127.0.0.1"), server.lines
     assert str(port) in server.lines[-1]
     assert "Traceback" not in "".join(server.lines)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--model-repository", "{tmp}/none"], "none"),
         (["--model-repository", "{tmp}/empty"], "empty"),
@@ -332,19 +331,19 @@ def test_a_port_that_is_taken_is_one_line(start, models: Path, option: str) -> N
         (["--model-repository", "{models}", "--host", "no.such.host.invalid"], "cannot listen on no.such.host"),
     ],
 )
-def test_what_cannot_start_says_why_in_one_line(start, models: Path, arguments: list[str], said: str) -> None:
+def test_a_server_that_cannot_start_prints_one_line(start, models: Path, arguments: list[str], message: str) -> None:
     (models.parent / "empty").mkdir()
     (models.parent / "file").write_text("x")
     server = start(*[argument.format(tmp=models.parent, models=models) for argument in arguments])
-    assert server.end() == 2
+    assert server.wait() == 2
     errors = [line for line in server.lines if line.startswith("error: ")]
     assert len(errors) == 1
-    assert said in errors[0]
+    assert message in errors[0]
     assert "Traceback" not in "".join(server.lines)
 
 
 @pytest.mark.parametrize("policy", [None, "active"])
-def test_openmp_s_threads_wait_without_spinning_unless_told_otherwise(tmp_path: Path, policy: str | None) -> None:
+def test_openmp_threads_do_not_spin_unless_the_environment_says_so(tmp_path: Path, policy: str | None) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     code = "import os, sys; from serving.__main__ import main; main(sys.argv[1:]); print(os.environ['OMP_WAIT_POLICY'])"
     done = subprocess.run(
@@ -357,10 +356,10 @@ def test_openmp_s_threads_wait_without_spinning_unless_told_otherwise(tmp_path: 
     assert done.stdout.strip() == (policy or "passive")
 
 
-def test_a_repository_without_permission_is_one_line(start, models: Path) -> None:
+def test_a_repository_without_permission_is_reported_in_one_line(start, models: Path) -> None:
     models.chmod(0)
-    # Root may read everything, unless this right is taken from it.
+    # Root can read everything, unless it drops these capabilities.
     unprivileged = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     server = start("--model-repository", str(models), prefix=unprivileged)
-    assert server.end() == 2
+    assert server.wait() == 2
     assert "permission denied" in server.lines[-1].lower()

@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving.frontends.http import HttpFrontend
 from serving.protocol.tensors import DATATYPES
-from tests.serving.fake_repository import PATIENCE_S, FakeRepository, HeldBackend, backend_of
+from tests.serving.fake_repository import PATIENCE_S, FakeRepository, BlockingBackend, backend_of
 from tests.serving.frontends.http.conftest import MAX_BODY
 
 ROWS = np.array([[1, 2, 3], [4, 5, 6.5]], np.float32)
@@ -33,7 +33,7 @@ def triton(address: str) -> Iterator[tritonclient.http.InferenceServerClient]:
 
 
 @pytest.fixture
-def held(repository: FakeRepository) -> Iterator[HeldBackend]:
+def held(repository: FakeRepository) -> Iterator[BlockingBackend]:
     """The newest version of `twice`, held until the test (or its end) sets `free`."""
     backend = backend_of(repository.get("twice"))
     while backend.began.acquire(blocking=False):
@@ -291,7 +291,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_full_queue_refuses_at_once_and_tells_when_to_retry(
-    http: httpx.Client, repository: FakeRepository, held: HeldBackend, monkeypatch: pytest.MonkeyPatch
+    http: httpx.Client, repository: FakeRepository, held: BlockingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batcher = repository.get("twice").batcher
     monkeypatch.setattr("serving.inference.batcher.MAX_QUEUED_BYTES", 0)
@@ -309,7 +309,7 @@ def test_a_full_queue_refuses_at_once_and_tells_when_to_retry(
 
 
 def test_a_request_past_its_timeout_fails_at_once_and_never_runs(
-    http: httpx.Client, repository: FakeRepository, held: HeldBackend
+    http: httpx.Client, repository: FakeRepository, held: BlockingBackend
 ) -> None:
     ran = len(held.batches)
     with ThreadPoolExecutor(1) as pool:
@@ -325,7 +325,7 @@ def test_a_request_past_its_timeout_fails_at_once_and_never_runs(
 
 
 def test_a_disconnected_client_is_removed_from_the_queue(
-    http: httpx.Client, server: HttpFrontend, repository: FakeRepository, held: HeldBackend
+    http: httpx.Client, server: HttpFrontend, repository: FakeRepository, held: BlockingBackend
 ) -> None:
     model = repository.get("twice")
     cancelled = model.statistics.snapshot().failures["CANCELED"]
