@@ -125,8 +125,10 @@ REQUEST = b""
 
 def ask(port: int, payload: bytes) -> pb.ModelInferResponse:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        answer: pb.ModelInferResponse = pb.ModelInferResponse.FromString(channel.unary_unary(INFER)(payload, timeout=5))
-        return answer
+        response: pb.ModelInferResponse = pb.ModelInferResponse.FromString(
+            channel.unary_unary(INFER)(payload, timeout=5)
+        )
+        return response
 
 
 def request(images: np.ndarray) -> bytes:
@@ -272,8 +274,8 @@ def overload(server: Server, many: Path, seconds: float) -> dict[str, float]:
 def successes(port: int) -> int:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelStatistics")
-        answer = pb.ModelStatisticsResponse.FromString(call(b"", timeout=30))
-        return int(answer.model_stats[0].inference_stats.success.count)
+        response = pb.ModelStatisticsResponse.FromString(call(b"", timeout=30))
+        return int(response.model_stats[0].inference_stats.success.count)
 
 
 class Refusals:

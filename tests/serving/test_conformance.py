@@ -25,18 +25,18 @@ def infer(served: Served, request: pb.ModelInferRequest) -> pb.ModelInferRespons
     call = served.channel.unary_unary(
         SERVICE + "ModelInfer", pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString
     )
-    answer: pb.ModelInferResponse = call(request, timeout=60)
-    return answer
+    response: pb.ModelInferResponse = call(request, timeout=60)
+    return response
 
 
 # ---- Inference -------------------------------------------------------------------------------------------------------
 
 
 def test_one_input_all_outputs(client: triton.InferenceServerClient) -> None:
-    answer = client.infer("rows", [tensor("x", X)])
-    np.testing.assert_array_equal(answer.as_numpy("echo"), X)
-    np.testing.assert_allclose(answer.as_numpy("product"), X @ WEIGHTS, atol=1e-5)
-    head = answer.get_response()
+    response = client.infer("rows", [tensor("x", X)])
+    np.testing.assert_array_equal(response.as_numpy("echo"), X)
+    np.testing.assert_allclose(response.as_numpy("product"), X @ WEIGHTS, atol=1e-5)
+    head = response.get_response()
     assert (head.model_name, head.model_version, head.id) == ("rows", "1", "")
     assert [(output.name, output.datatype, list(output.shape)) for output in head.outputs] == [
         ("echo", "FP32", [3, 4]),
@@ -52,24 +52,24 @@ def test_the_response_has_the_requests_id(client: triton.InferenceServerClient) 
 def test_requested_outputs_keep_their_order(client: triton.InferenceServerClient) -> None:
     for names in (["product"], ["product", "echo"], ["echo", "product"]):
         asked = [triton.InferRequestedOutput(name) for name in names]
-        answer = client.infer("rows", [tensor("x", X)], outputs=asked)
-        assert [output.name for output in answer.get_response().outputs] == names
-        assert len(answer.get_response().raw_output_contents) == len(names)
+        response = client.infer("rows", [tensor("x", X)], outputs=asked)
+        assert [output.name for output in response.get_response().outputs] == names
+        assert len(response.get_response().raw_output_contents) == len(names)
 
 
 def test_several_inputs_in_any_order(client: triton.InferenceServerClient) -> None:
     a, b = np.array([[1, 2], [3, 4]], np.float32), np.array([[10], [-20]], np.int64)
     for inputs in ([tensor("a", a), tensor("b", b)], [tensor("b", b), tensor("a", a)]):
-        answer = client.infer("pair", inputs)
-        np.testing.assert_array_equal(answer.as_numpy("sum"), a + b)
-        np.testing.assert_array_equal(answer.as_numpy("twice"), 2 * b)
+        response = client.infer("pair", inputs)
+        np.testing.assert_array_equal(response.as_numpy("sum"), a + b)
+        np.testing.assert_array_equal(response.as_numpy("twice"), 2 * b)
 
 
 def test_every_type(client: triton.InferenceServerClient) -> None:
     arrays = {name: extremes(name) for name in NUMBERS}
-    answer = client.infer("types", [tensor(f"in_{name}", array) for name, array in arrays.items()])
+    response = client.infer("types", [tensor(f"in_{name}", array) for name, array in arrays.items()])
     for name, array in arrays.items():
-        got = answer.as_numpy(f"out_{name}")
+        got = response.as_numpy(f"out_{name}")
         assert got.dtype == array.dtype
         np.testing.assert_array_equal(got, array)
 
@@ -88,9 +88,9 @@ def test_every_type_in_typed_contents(served: Served) -> None:
         given = request.inputs.add(name=f"in_{name}", datatype=name, shape=[1, 2])
         getattr(given.contents, str(DATATYPES[name].contents)).extend(extremes(name).ravel().tolist())
 
-    answer = infer(served, request)
+    response = infer(served, request)
 
-    for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True):
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         name = output.name.removeprefix("out_")
         assert raw == extremes(name).tobytes()
 
@@ -104,10 +104,10 @@ def test_typed_contents(served: Served) -> None:
     request = pb.ModelInferRequest(model_name="pair", id="typed")
     request.inputs.add(name="a", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend([1.5, -2])
     request.inputs.add(name="b", datatype="INT64", shape=[1, 1]).contents.int64_contents.append(-4096)
-    answer = infer(served, request)
-    assert answer.id == "typed"
-    assert np.frombuffer(answer.raw_output_contents[0], np.float32).tolist() == [1.5 - 4096, -2 - 4096]
-    assert np.frombuffer(answer.raw_output_contents[1], np.int64).tolist() == [-8192]
+    response = infer(served, request)
+    assert response.id == "typed"
+    assert np.frombuffer(response.raw_output_contents[0], np.float32).tolist() == [1.5 - 4096, -2 - 4096]
+    assert np.frombuffer(response.raw_output_contents[1], np.int64).tolist() == [-8192]
 
 
 def test_strings(client: triton.InferenceServerClient) -> None:
@@ -126,17 +126,17 @@ def test_typed_strings(served: Served) -> None:
 def test_without_a_batch_dimension(client: triton.InferenceServerClient) -> None:
     for length in (1, 5, 300):
         x = np.arange(length, dtype=np.float32)
-        answer = client.infer("whole", [tensor("x", x)])
-        np.testing.assert_array_equal(answer.as_numpy("doubled"), 2 * x)
-        np.testing.assert_array_equal(answer.as_numpy("total"), [x.sum()])
+        response = client.infer("whole", [tensor("x", x)])
+        np.testing.assert_array_equal(response.as_numpy("doubled"), 2 * x)
+        np.testing.assert_array_equal(response.as_numpy("total"), [x.sum()])
 
 
 def test_versions(client: triton.InferenceServerClient) -> None:
     x = np.zeros((1, 1), np.float32)
     for version, answering in (("", "2"), ("1", "1"), ("2", "2"), ("", "2")):
-        answer = client.infer("versions", [tensor("x", x)], model_version=version)
-        assert answer.as_numpy("y").tolist() == [[float(answering)]]
-        assert answer.get_response().model_version == answering
+        response = client.infer("versions", [tensor("x", x)], model_version=version)
+        assert response.as_numpy("y").tolist() == [[float(answering)]]
+        assert response.get_response().model_version == answering
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 10, 99])
@@ -144,12 +144,12 @@ def test_classification(client: triton.InferenceServerClient, top_k: int) -> Non
     images = np.random.default_rng(2).integers(0, 256, (4, 1, 4, 4), dtype=np.uint8)
     asked = [triton.InferRequestedOutput("probabilities", class_count=top_k), triton.InferRequestedOutput("logits")]
 
-    answer = client.infer("digits", [tensor("images", images)], outputs=asked)
+    response = client.infer("digits", [tensor("images", images)], outputs=asked)
 
     logits = images.reshape(4, 16).astype(np.float32) @ PIXEL_WEIGHTS
-    np.testing.assert_allclose(answer.as_numpy("logits"), logits, atol=1e-4)
+    np.testing.assert_allclose(response.as_numpy("logits"), logits, atol=1e-4)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    cells = answer.as_numpy("probabilities")
+    cells = response.as_numpy("probabilities")
     assert cells.shape == (4, min(top_k, 10))
     for row, scores in zip(cells, probabilities, strict=True):
         assert [int(cell.split(b":")[1]) for cell in row] == np.argsort(-scores)[:top_k].tolist()
@@ -161,21 +161,21 @@ def test_classification(client: triton.InferenceServerClient, top_k: int) -> Non
 
 def test_classification_without_labels(client: triton.InferenceServerClient) -> None:
     asked = [triton.InferRequestedOutput("echo", class_count=2)]
-    answer = client.infer("rows", [tensor("x", np.array([[0, 5, 1, 5]], np.float32))], outputs=asked)
-    assert answer.as_numpy("echo").tolist() == [[b"5.000000:1", b"5.000000:3"]]
+    response = client.infer("rows", [tensor("x", np.array([[0, 5, 1, 5]], np.float32))], outputs=asked)
+    assert response.as_numpy("echo").tolist() == [[b"5.000000:1", b"5.000000:3"]]
 
 
 # ---- The stream ------------------------------------------------------------------------------------------------------
 
 
 def test_a_stream_responds_in_order_and_continues_after_an_error(served: Served) -> None:
-    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    responses: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with triton.InferenceServerClient(served.target) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)))
+        client.start_stream(lambda result, error: responses.put((result, error)))
         for number in range(20):
             name = "rows" if number != 7 else "nothing"
             client.async_stream_infer(name, [tensor("x", X + number)], request_id=str(number))
-        got = [answers.get(timeout=60) for _ in range(20)]
+        got = [responses.get(timeout=60) for _ in range(20)]
         client.stop_stream()
     for number, (result, error) in enumerate(got):
         if number == 7:
@@ -202,9 +202,9 @@ def test_asynchronous_client(served: Served) -> None:
             assert len((await client.get_model_repository_index()).models) > len(LOADED)
             await client.load_model("spare")
             await client.unload_model("spare")
-            answers = await asyncio.gather(*(client.infer("rows", [tensor("x", X + n)]) for n in range(50)))
-            for number, answer in enumerate(answers):
-                np.testing.assert_array_equal(answer.as_numpy("echo"), X + number)
+            responses = await asyncio.gather(*(client.infer("rows", [tensor("x", X + n)]) for n in range(50)))
+            for number, response in enumerate(responses):
+                np.testing.assert_array_equal(response.as_numpy("echo"), X + number)
 
             async def requests() -> Any:
                 for number in range(5):

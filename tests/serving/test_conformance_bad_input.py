@@ -23,8 +23,8 @@ from tests.serving.wrong_requests import INVALID, WRONG, X, good
 
 def send(served: Served, payload: bytes, **options: Any) -> pb.ModelInferResponse:
     call = served.channel.unary_unary(SERVICE + "ModelInfer", None, pb.ModelInferResponse.FromString)
-    answer: pb.ModelInferResponse = call(payload, timeout=60, **options)
-    return answer
+    response: pb.ModelInferResponse = call(payload, timeout=60, **options)
+    return response
 
 
 def refusal(served: Served, payload: bytes, **options: Any) -> grpc.RpcError:
@@ -132,9 +132,9 @@ def test_random_bytes_for_health(served: Served, path: str) -> None:
 
 def test_random_bytes_in_a_stream_are_one_error_in_it(served: Served) -> None:
     call = served.channel.stream_stream(SERVICE + "ModelStreamInfer", None, pb.ModelStreamInferResponse.FromString)
-    answers = list(call(iter([b"\xff\xff", good().SerializeToString()]), timeout=60))
-    assert "not a ModelInferRequest" in answers[0].error_message
-    assert answers[1].infer_response.raw_output_contents[0] == X.tobytes()
+    responses = list(call(iter([b"\xff\xff", good().SerializeToString()]), timeout=60))
+    assert "not a ModelInferRequest" in responses[0].error_message
+    assert responses[1].infer_response.raw_output_contents[0] == X.tobytes()
 
 
 def test_a_watch_that_never_reads_does_not_block_others(served: Served, client: triton.InferenceServerClient) -> None:

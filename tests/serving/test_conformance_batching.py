@@ -77,7 +77,7 @@ def test_requests_that_wait_together_run_together(served: Served) -> None:
     first = occupy(served, model)
     others = [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]
     wait_until(lambda: model.batcher.num_queued == 2)
-    assert [answer(call) for call in (first, *others)] == [[BUSY], [1], [2]]
+    assert [response(call) for call in (first, *others)] == [[BUSY], [1], [2]]
     wait_until(lambda: model.statistics.snapshot().inference_count == before.inference_count + 3)
     assert model.statistics.snapshot().execution_count == before.execution_count + 2
 
@@ -108,29 +108,29 @@ def test_many_threads_many_shapes(served: Served) -> None:
 def test_a_model_comes_and_goes_while_another_is_under_load(
     served: Served, client: triton.InferenceServerClient
 ) -> None:
-    answers: list[bool] = []
+    responses: list[bool] = []
     over = threading.Event()
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
 
     def work() -> None:
         with Client(served.target) as caller:
             while not over.is_set():
-                answers.append(np.array_equal(caller.infer("rows", {"x": x})["echo"], x))
+                responses.append(np.array_equal(caller.infer("rows", {"x": x})["echo"], x))
 
     with ThreadPoolExecutor(4) as pool:
         callers = [pool.submit(work) for _ in range(4)]
         try:
             for _ in range(5):
-                seen = len(answers)
+                seen = len(responses)
                 client.load_model("spare")
                 client.infer("spare", [tensor("x", x)])
                 client.unload_model("spare")
-                wait_until(lambda seen=seen: len(answers) >= seen + 20 or any(caller.done() for caller in callers))
+                wait_until(lambda seen=seen: len(responses) >= seen + 20 or any(caller.done() for caller in callers))
         finally:
             over.set()
     for caller in callers:
         caller.result()
-    assert all(answers)
+    assert all(responses)
 
 
 # ---- Cancellation, deadlines, full queues ----------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def occupy(served: Served, model: Model) -> grpc.Future:
     return call
 
 
-def answer(call: grpc.Future) -> list[int]:
+def response(call: grpc.Future) -> list[int]:
     return [int(number) for number in np.frombuffer(call.result().raw_output_contents[0], np.int64)]
 
 
@@ -163,7 +163,7 @@ def test_a_request_cancelled_in_the_queue_is_not_computed(served: Served, slow: 
     wait_until(lambda: slow.batcher.num_queued == 2)
     leaving.cancel()
     wait_until(lambda: slow.batcher.num_queued == 1)
-    assert (answer(first), answer(staying)) == ([BUSY], [2])
+    assert (response(first), response(staying)) == ([BUSY], [2])
     wait_until(lambda: slow.statistics.snapshot().execution_count == before.execution_count + 2)
     after = slow.statistics.snapshot()
     assert after.inference_count == before.inference_count + 2
@@ -174,11 +174,11 @@ def test_a_request_cancelled_in_a_batch_does_not_affect_the_others(served: Serve
     first = occupy(served, slow)
     leaving, staying = (ask(served, "slow", "loops", np.array([[BUSY + number]])) for number in (1, 2))
     wait_until(lambda: slow.batcher.num_queued == 2)
-    assert answer(first) == [BUSY]
+    assert response(first) == [BUSY]
     wait_until(lambda: slow.batcher.num_running == 2)
     leaving.cancel()
-    assert answer(staying) == [BUSY + 2]
-    assert answer(ask(served, "slow", "loops", np.array([[3]]))) == [3]
+    assert response(staying) == [BUSY + 2]
+    assert response(ask(served, "slow", "loops", np.array([[3]]))) == [3]
 
 
 def test_a_request_past_its_deadline_is_not_computed(served: Served, slow: Model) -> None:
@@ -187,8 +187,8 @@ def test_a_request_past_its_deadline_is_not_computed(served: Served, slow: Model
     late = ask(served, "slow", "loops", np.array([[1]]), timeout_s=0.05)
     assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert not first.done(), "the deadline is reported before the model is free"
-    assert answer(first) == [BUSY]
-    assert answer(ask(served, "slow", "loops", np.array([[2]]))) == [2]
+    assert response(first) == [BUSY]
+    assert response(ask(served, "slow", "loops", np.array([[2]]))) == [2]
     wait_until(lambda: slow.statistics.snapshot().execution_count == before.execution_count + 2)
     assert slow.statistics.snapshot().inference_count == before.inference_count + 2
 
@@ -202,7 +202,7 @@ def test_the_parameter_timeout(served: Served, slow: Model) -> None:
     call = served.channel.unary_unary(SERVICE + "ModelInfer").future(request.SerializeToString(), timeout=TIMEOUT_S)
     assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert "too late for model 'slow': the request waited" in call.details()
-    assert answer(first) == [BUSY]
+    assert response(first) == [BUSY]
 
 
 def test_a_full_queue_refuses_at_once_and_tells_when_to_retry(served: Served, slow: Model) -> None:
@@ -217,7 +217,7 @@ def test_a_full_queue_refuses_at_once_and_tells_when_to_retry(served: Served, sl
     # pygrpc-native refuses to send names that begin with grpc-.
     name = "retry-pushback-ms" if served.transport == "native" else "grpc-retry-pushback-ms"
     assert 1 <= int(dict(refused.trailing_metadata())[name]) <= 1000
-    assert [answer(call) for call in (first, *waiting)] == [[BUSY], [1], [2]]
+    assert [response(call) for call in (first, *waiting)] == [[BUSY], [1], [2]]
     assert slow.statistics.snapshot().failures["REJECTED"] == before.failures.get("REJECTED", 0) + 1
 
 
@@ -229,7 +229,7 @@ def test_our_client_retries_when_the_queue_is_full(served: Served, slow: Model) 
         calls += [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]
         wait_until(lambda: slow.batcher.num_queued == 2)
         assert client.infer("slow", {"loops": np.array([[3]])})["echo"].tolist() == [[3]]
-    assert [answer(call) for call in calls] == [[BUSY], [1], [2]]
+    assert [response(call) for call in calls] == [[BUSY], [1], [2]]
     assert slow.statistics.snapshot().failures["REJECTED"] > before.failures.get("REJECTED", 0)
 
 
@@ -238,7 +238,7 @@ def test_our_client_gives_up_at_its_deadline(served: Served, slow: Model) -> Non
     with Client(served.target, timeout_s=0.05) as client, pytest.raises(ClientError) as caught:
         client.infer("slow", {"loops": np.array([[1]])})
     assert caught.value.code == "DEADLINE_EXCEEDED"
-    assert answer(first) == [BUSY]
+    assert response(first) == [BUSY]
 
 
 def test_a_finished_call_holds_no_memory(served: Served, slow: Model) -> None:
@@ -247,14 +247,14 @@ def test_a_finished_call_holds_no_memory(served: Served, slow: Model) -> None:
     gc.disable()
     try:
         for _ in range(3):
-            assert answer(ask(served, "slow", "loops", np.array([[1]]))) == [1]
+            assert response(ask(served, "slow", "loops", np.array([[1]]))) == [1]
         assert ask(served, "slow", "loops", np.array([1])).code() == grpc.StatusCode.INVALID_ARGUMENT
         first = occupy(served, slow)
         leaving = ask(served, "slow", "loops", np.array([[1]]))
         wait_until(lambda: slow.batcher.num_queued == 1)
         leaving.cancel()
         wait_until(lambda: slow.batcher.num_queued == 0)
-        assert answer(first) == [BUSY]
+        assert response(first) == [BUSY]
         wait_until(lambda: not any(type(one) is GrpcRequest for one in gc.get_objects()))
     finally:
         gc.enable()
@@ -277,7 +277,7 @@ def test_failures_of_each_kind_are_counted(served: Served, slow: Model, client: 
     wait_until(lambda: failures("slow").count == before.count + 2)
     assert failures("slow").ns > before.ns, "the cancelled request had waited"
 
-    assert (answer(first), answer(staying)) == ([BUSY], [2])
+    assert (response(first), response(staying)) == ([BUSY], [2])
 
     failed = ask(served, "failing", "index", np.array([[9]]))
     assert failed.code() == grpc.StatusCode.INTERNAL

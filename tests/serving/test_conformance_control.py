@@ -253,9 +253,9 @@ def test_reflection_is_enough_to_infer(served: Served) -> None:
     request = message_factory.GetMessageClass(method.input_type)(model_name="rows")
     given = request.inputs.add(name="x", datatype="FP32", shape=[3, 4])
     given.contents.fp32_contents.extend(X.ravel().tolist())
-    answer = served.channel.unary_unary(
+    response = served.channel.unary_unary(
         SERVICE + "ModelInfer",
         lambda message: message.SerializeToString(),
         message_factory.GetMessageClass(method.output_type).FromString,
     )(request, timeout=60)
-    np.testing.assert_array_equal(np.frombuffer(answer.raw_output_contents[0], np.float32), X.ravel())
+    np.testing.assert_array_equal(np.frombuffer(response.raw_output_contents[0], np.float32), X.ravel())

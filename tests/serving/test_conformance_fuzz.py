@@ -72,8 +72,10 @@ SEEDS = [make().SerializeToString() for make in (good, typed, strings, plain)]
 @pytest.fixture(autouse=True)
 def _serves_on(served: Served) -> Iterator[None]:
     yield
-    answer = pb.ModelInferResponse.FromString(served.channel.unary_unary(SERVICE + "ModelInfer")(SEEDS[3], timeout=60))
-    assert answer.raw_output_contents[0] == X.tobytes()
+    response = pb.ModelInferResponse.FromString(
+        served.channel.unary_unary(SERVICE + "ModelInfer")(SEEDS[3], timeout=60)
+    )
+    assert response.raw_output_contents[0] == X.tobytes()
 
 
 def check_status(served: Served, path: str, payload: bytes) -> None:

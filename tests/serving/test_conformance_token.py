@@ -67,9 +67,11 @@ def test_calls_with_the_token_are_served(guarded: Served) -> None:
     with triton.InferenceServerClient(guarded.target) as theirs:
         headers = {"authorization": "Bearer sesame"}
         np.testing.assert_array_equal(theirs.infer("rows", [tensor("x", X)], headers=headers).as_numpy("echo"), X)
-    answers = guarded.channel.stream_stream(SERVICE + "ModelStreamInfer", None, pb.ModelStreamInferResponse.FromString)
+    responses = guarded.channel.stream_stream(
+        SERVICE + "ModelStreamInfer", None, pb.ModelStreamInferResponse.FromString
+    )
     request = pb.ModelInferRequest(model_name="nothing").SerializeToString()
-    told = list(answers(iter([request]), timeout=60, metadata=[("authorization", "Bearer sesame")]))
+    told = list(responses(iter([request]), timeout=60, metadata=[("authorization", "Bearer sesame")]))
     assert "unknown model 'nothing'" in told[0].error_message
 
 

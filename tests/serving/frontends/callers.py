@@ -27,8 +27,8 @@ def unary(channel: grpc.Channel, path: str = INFER) -> grpc.UnaryUnaryMultiCalla
 
 
 def ask(channel: grpc.Channel, path: str, payload: bytes = b"", **options: Any) -> bytes:
-    answer: bytes = unary(channel, path)(payload, timeout=WAIT_S, **options)
-    return answer
+    response: bytes = unary(channel, path)(payload, timeout=WAIT_S, **options)
+    return response
 
 
 def refusal(call: Callable[[], object]) -> grpc.RpcError:
@@ -71,7 +71,7 @@ def is_refused(server: Frontend) -> bool:
     return False
 
 
-def answer(name: str) -> bytes:
+def response(name: str) -> bytes:
     payload: bytes = pb.ModelInferResponse(model_name=name).SerializeToString()
     return payload
 

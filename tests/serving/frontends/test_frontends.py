@@ -29,12 +29,12 @@ from tests.serving.frontends.callers import (
     WAIT_S,
     Serve,
     Stream,
-    answer,
     ask,
     bearer,
     held,
     is_refused,
     refusal,
+    response,
     unary,
     wait_until,
     watch,
@@ -45,9 +45,9 @@ Make = Callable[..., Frontend]
 
 
 class TestUnary:
-    @pytest.mark.parametrize(("path", "answer"), [(INFER, b"ABC"), (LIVE, b"abc")])
-    def test_responds(self, channel: grpc.Channel, path: str, answer: bytes) -> None:
-        assert ask(channel, path, b"abc") == answer
+    @pytest.mark.parametrize(("path", "response"), [(INFER, b"ABC"), (LIVE, b"abc")])
+    def test_responds(self, channel: grpc.Channel, path: str, response: bytes) -> None:
+        assert ask(channel, path, b"abc") == response
         assert ask(channel, path, b"") == b""
 
     @pytest.mark.parametrize("path", [INFER, LIVE])
@@ -171,8 +171,8 @@ class TestHealth:
         services.admin.health.update(True, {"mnist": False})
         for name, state in (("", SERVING), ("mnist", NOT_SERVING), ("liveness", SERVING)):
             request = health_pb2.HealthCheckRequest(service=name).SerializeToString()
-            answer = health_pb2.HealthCheckResponse.FromString(ask(channel, HEALTH_CHECK, request))
-            assert answer.status == state
+            response = health_pb2.HealthCheckResponse.FromString(ask(channel, HEALTH_CHECK, request))
+            assert response.status == state
 
     def test_watch_sends_the_state_and_its_changes(self, channel: grpc.Channel, services: FakeServices) -> None:
         states = watch(channel, "mnist")
@@ -338,10 +338,10 @@ class TestStop:
         stopping = threading.Thread(target=server.stop, args=(WAIT_S,))
         stopping.start()
         wait_until(lambda: is_refused(server))
-        one.sink.succeed(answer("unhurt"))
-        two.sink.succeed(answer("unhurt"))
-        assert call.result() == answer("unhurt")
-        assert stream.next() == answer("unhurt")
+        one.sink.succeed(response("unhurt"))
+        two.sink.succeed(response("unhurt"))
+        assert call.result() == response("unhurt")
+        assert stream.next() == response("unhurt")
         error = refusal(stream.next)
         assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
         stopping.join(WAIT_S)

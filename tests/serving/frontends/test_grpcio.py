@@ -28,10 +28,10 @@ from tests.serving.frontends.callers import (
     WAIT_S,
     Serve,
     Stream,
-    answer,
     ask,
     held,
     refusal,
+    response,
     unary,
     watch,
 )
@@ -93,22 +93,22 @@ class TestModelStreamInfer:
     def test_responses_keep_the_order_of_the_requests(self, stream: Stream, services: FakeServices) -> None:
         stream.send(b"hold-0", b"hold-1", b"hold-2")
         for one in reversed([held(services) for _ in range(3)]):
-            one.sink.succeed(answer(one.payload.decode()))
-        assert [stream.next() for _ in range(3)] == [answer(f"hold-{number}") for number in range(3)]
+            one.sink.succeed(response(one.payload.decode()))
+        assert [stream.next() for _ in range(3)] == [response(f"hold-{number}") for number in range(3)]
 
     def test_the_client_ends_the_stream(self, stream: Stream, services: FakeServices) -> None:
         stream.send(b"hold")
         stream.close()
-        held(services).sink.succeed(answer("last"))
-        assert stream.next() == answer("last")
+        held(services).sink.succeed(response("last"))
+        assert stream.next() == response("last")
         assert list(stream.call) == []
         assert stream.call.code() is grpc.StatusCode.OK
 
     def test_an_error_is_a_message_and_does_not_end_the_stream(self, stream: Stream, services: FakeServices) -> None:
         stream.send(b"NotFound", b"hold")
-        held(services).sink.succeed(answer("next"))
+        held(services).sink.succeed(response("next"))
         assert stream.next() == "unknown model 'größe'"
-        assert stream.next() == answer("next")
+        assert stream.next() == response("next")
 
     def test_an_error_ends_the_stream_if_the_client_asks_for_it(
         self, channel: grpc.Channel, services: FakeServices
@@ -116,8 +116,8 @@ class TestModelStreamInfer:
         stream = Stream(channel, metadata=(("triton_grpc_error", "true"),))
         stream.send(b"hold-1", b"ResourceExhausted", b"hold-2")
         one, two = held(services), held(services)
-        one.sink.succeed(answer("one"))
-        assert stream.next() == answer("one")
+        one.sink.succeed(response("one"))
+        assert stream.next() == response("one")
         error = refusal(stream.next)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert [tuple(pair) for pair in error.trailing_metadata()] == [("grpc-retry-pushback-ms", "25")]
@@ -142,8 +142,8 @@ class TestModelStreamInfer:
         waiting = [held(services) for _ in range(MAX_IN_FLIGHT)]
         with pytest.raises(queue.Empty):
             services.inference.held.get(timeout=0.05)
-        waiting[0].sink.succeed(answer("first"))
-        assert stream.next() == answer("first")
+        waiting[0].sink.succeed(response("first"))
+        assert stream.next() == response("first")
         assert held(services).payload == b"hold-%d" % MAX_IN_FLIGHT
 
     def test_an_oversized_message_ends_the_stream(self, stream: Stream) -> None:
@@ -188,8 +188,8 @@ class TestReflection:
             reflection_pb2.ServerReflectionRequest.SerializeToString,
             reflection_pb2.ServerReflectionResponse.FromString,
         )
-        [answer] = call(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=WAIT_S)
-        assert len(answer.list_services_response.service) == 2
+        [response] = call(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=WAIT_S)
+        assert len(response.list_services_response.service) == 2
 
 
 @pytest.fixture(scope="module")

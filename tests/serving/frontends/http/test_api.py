@@ -62,8 +62,8 @@ def test_not_ready(own: HttpFrontend, own_repository: FakeRepository) -> None:
     own_repository.broken = [Entry("twice", "1", "UNAVAILABLE", "broken")]
     with connect(own) as triton:
         assert not triton.is_model_ready("twice")
-        answer = httpx.get(f"http://127.0.0.1:{own.port}/v2/models/twice/ready")
-        assert (answer.status_code, answer.json()) == (400, {"name": "twice", "ready": False})
+        response = httpx.get(f"http://127.0.0.1:{own.port}/v2/models/twice/ready")
+        assert (response.status_code, response.json()) == (400, {"name": "twice", "ready": False})
         with pytest.raises(InferenceServerException, match="has no available versions") as raised:
             triton.get_model_metadata("twice")
         assert raised.value.status() == "404"
@@ -101,8 +101,8 @@ def test_statistics_as_perf_analyzer_reads_them(own: HttpFrontend) -> None:
         tensor.set_data_from_numpy(np.ones((2, 3), np.float32))
         for _ in range(3):
             triton.infer("twice", [tensor])
-        for answer in (triton.get_inference_statistics(), triton.get_inference_statistics("twice", "1")):
-            (statistics,) = answer["model_stats"]
+        for response in (triton.get_inference_statistics(), triton.get_inference_statistics("twice", "1")):
+            (statistics,) = response["model_stats"]
             assert (statistics["name"], statistics["version"]) == ("twice", "1")
             assert (statistics["inference_count"], statistics["execution_count"]) == (6, 3)
             for name in DURATIONS:
@@ -160,9 +160,9 @@ class TestRepository:
 
     @pytest.mark.parametrize("body", [b"[]", b"{", b'{"parameters": []}', b'{"parameters": {"config": {}}}'])
     def test_bad_bodies(self, http: httpx.Client, body: bytes) -> None:
-        answer = http.post("/v2/repository/models/twice/load", content=body)
-        assert answer.status_code == 400
-        assert answer.json()["error"]
+        response = http.post("/v2/repository/models/twice/load", content=body)
+        assert response.status_code == 400
+        assert response.json()["error"]
 
 
 def test_the_asynchronous_client(own: HttpFrontend, own_repository: FakeRepository) -> None:
@@ -212,7 +212,7 @@ def test_the_asynchronous_client(own: HttpFrontend, own_repository: FakeReposito
     ],
 )
 def test_unknown_and_unsupported_paths(http: httpx.Client, method: str, path: str, status: int) -> None:
-    answer = http.request(method, path)
-    assert answer.status_code == status
-    assert list(answer.json()) == ["error"]
-    assert ("allow" in answer.headers) == (status == 405)
+    response = http.request(method, path)
+    assert response.status_code == status
+    assert list(response.json()) == ["error"]
+    assert ("allow" in response.headers) == (status == 405)

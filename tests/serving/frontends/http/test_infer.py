@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from serving.frontends.http import HttpFrontend
 from serving.protocol.tensors import DATATYPES
-from tests.serving.fake_repository import PATIENCE_S, FakeRepository, BlockingBackend, backend_of
+from tests.serving.fake_repository import PATIENCE_S, BlockingBackend, FakeRepository, backend_of
 from tests.serving.frontends.http.conftest import MAX_BODY
 
 ROWS = np.array([[1, 2, 3], [4, 5, 6.5]], np.float32)
@@ -67,18 +67,18 @@ class TestTritonClient:
         self, triton: tritonclient.http.InferenceServerClient, binary_in: bool, binary_out: bool
     ) -> None:
         wanted = [tritonclient.http.InferRequestedOutput(name, binary_data=binary_out) for name in ("sum", "twice")]
-        answer = triton.infer(
+        response = triton.infer(
             "twice", [given("numbers", ROWS, "FP32", binary=binary_in)], outputs=wanted, request_id="a7"
         )
-        np.testing.assert_array_equal(answer.as_numpy("twice"), 2 * ROWS)
-        np.testing.assert_array_equal(answer.as_numpy("sum"), ROWS.sum(axis=1, keepdims=True))
-        message = answer.get_response()
+        np.testing.assert_array_equal(response.as_numpy("twice"), 2 * ROWS)
+        np.testing.assert_array_equal(response.as_numpy("sum"), ROWS.sum(axis=1, keepdims=True))
+        message = response.get_response()
         assert (message["model_name"], message["model_version"], message["id"]) == ("twice", "3", "a7")
         assert [output["name"] for output in message["outputs"]] == ["sum", "twice"]
 
     def test_all_outputs_binary_where_none_is_named(self, triton: tritonclient.http.InferenceServerClient) -> None:
-        answer = triton.infer("twice", [given("numbers", ROWS, "FP32")], model_version="1")
-        message = answer.get_response()
+        response = triton.infer("twice", [given("numbers", ROWS, "FP32")], model_version="1")
+        message = response.get_response()
         assert [output["parameters"] for output in message["outputs"]] == [
             {"binary_data_size": 24},
             {"binary_data_size": 8},
@@ -89,8 +89,8 @@ class TestTritonClient:
     @pytest.mark.parametrize("binary", [True, False])
     def test_classification(self, triton: tritonclient.http.InferenceServerClient, binary: bool) -> None:
         wanted = [tritonclient.http.InferRequestedOutput("twice", binary_data=binary, class_count=2)]
-        answer = triton.infer("twice", [given("numbers", ROWS, "FP32")], outputs=wanted)
-        classes = [[str(entry, "utf-8") if binary else entry for entry in row] for row in answer.as_numpy("twice")]
+        response = triton.infer("twice", [given("numbers", ROWS, "FP32")], outputs=wanted)
+        classes = [[str(entry, "utf-8") if binary else entry for entry in row] for row in response.as_numpy("twice")]
         assert classes == [["6.000000:2:three", "4.000000:1:two"], ["13.000000:2:three", "10.000000:1:two"]]
 
     @pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT8", "INT64", "UINT64", "FP16", "FP32", "FP64"])
@@ -98,16 +98,16 @@ class TestTritonClient:
         array = np.array([[0, 1], [1, 3]]).astype(DATATYPES[datatype].dtype)
         for binary in (True, False) if datatype != "FP16" else (True,):
             wanted = [tritonclient.http.InferRequestedOutput("y", binary_data=binary)]
-            answer = triton.infer(f"echo_{datatype}", [given("x", array, datatype, binary=binary)], outputs=wanted)
-            np.testing.assert_array_equal(answer.as_numpy("y"), array)
-            assert answer.as_numpy("y").dtype == array.dtype
+            response = triton.infer(f"echo_{datatype}", [given("x", array, datatype, binary=binary)], outputs=wanted)
+            np.testing.assert_array_equal(response.as_numpy("y"), array)
+            assert response.as_numpy("y").dtype == array.dtype
 
     @pytest.mark.parametrize("binary", [True, False])
     def test_strings(self, triton: tritonclient.http.InferenceServerClient, binary: bool) -> None:
         array = np.array([["é".encode(), b""], [b"a", b"bc"]], object)
         wanted = [tritonclient.http.InferRequestedOutput("y", binary_data=binary)]
-        answer = triton.infer("echo_BYTES", [given("x", array, "BYTES", binary=binary)], outputs=wanted)
-        strings = [entry if binary else entry.encode() for entry in answer.as_numpy("y").ravel()]
+        response = triton.infer("echo_BYTES", [given("x", array, "BYTES", binary=binary)], outputs=wanted)
+        strings = [entry if binary else entry.encode() for entry in response.as_numpy("y").ravel()]
         assert strings == array.ravel().tolist()
 
     def test_several_inputs_in_another_order_without_a_batch_dimension(
@@ -119,17 +119,17 @@ class TestTritonClient:
 
     @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
     def test_compressed_requests(self, triton: tritonclient.http.InferenceServerClient, algorithm: str) -> None:
-        answer = triton.infer("twice", [given("numbers", ROWS, "FP32")], request_compression_algorithm=algorithm)
-        np.testing.assert_array_equal(answer.as_numpy("twice"), 2 * ROWS)
+        response = triton.infer("twice", [given("numbers", ROWS, "FP32")], request_compression_algorithm=algorithm)
+        np.testing.assert_array_equal(response.as_numpy("twice"), 2 * ROWS)
 
     def test_many_at_once(self, address: str) -> None:
         async def ask() -> list[float]:
             async with tritonclient.http.aio.InferenceServerClient(address, conn_limit=20) as client:
                 rows = [np.full((1, 3), number, np.float32) for number in range(100)]
-                answers = await asyncio.gather(
+                responses = await asyncio.gather(
                     *(client.infer("twice", [given("numbers", row, "FP32")]) for row in rows)
                 )
-                return [float(answer.as_numpy("sum")[0, 0]) for answer in answers]
+                return [float(response.as_numpy("sum")[0, 0]) for response in responses]
 
         assert asyncio.run(ask()) == [3.0 * number for number in range(100)]
 
@@ -140,10 +140,10 @@ class TestTritonClient:
 
 
 def test_plain_json(http: httpx.Client) -> None:
-    answer = http.post(PATH, json=json_request([[1, 2, 3.5]], id="mine"))
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.json() == {
+    response = http.post(PATH, json=json_request([[1, 2, 3.5]], id="mine"))
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.json() == {
         "model_name": "twice",
         "model_version": "3",
         "id": "mine",
@@ -235,11 +235,11 @@ BAD: dict[str, tuple[str, Any, dict[str, str], int, str]] = {
 def test_a_bad_request_is_explained_and_does_not_affect_others(case: str, http: httpx.Client) -> None:
     path, content, headers, status, sentence = BAD[case]
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    answer = http.post(path, content=body, headers=headers)
-    assert answer.status_code == status
-    assert list(answer.json()) == ["error"]
-    assert sentence in answer.json()["error"]
-    assert "\n" not in answer.json()["error"]
+    response = http.post(path, content=body, headers=headers)
+    assert response.status_code == status
+    assert list(response.json()) == ["error"]
+    assert sentence in response.json()["error"]
+    assert "\n" not in response.json()["error"]
     assert http.post(PATH, json=json_request([[1, 2, 3]])).json()["outputs"][1]["data"] == [6]
 
 
@@ -252,9 +252,9 @@ def test_binary_data_of_the_wrong_size(http: httpx.Client) -> None:
     ):
         tensor = message | {"parameters": {"binary_data_size": declared}}
         body, headers = binary_request({"inputs": [tensor]}, bytes(sent))
-        answer = http.post(PATH, content=body, headers=headers)
-        assert answer.status_code == 400
-        assert sentence in answer.json()["error"]
+        response = http.post(PATH, content=body, headers=headers)
+        assert response.status_code == 400
+        assert sentence in response.json()["error"]
 
 
 def test_a_body_without_a_length_is_cut_off_at_the_limit(http: httpx.Client) -> None:
@@ -266,9 +266,9 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(http: httpx.Client) -> 
             sent += MAX_BODY // 16
             yield LARGE[: MAX_BODY // 16]
 
-    answer = http.post(PATH, content=pour())
-    assert answer.status_code == 413
-    assert "so far is too large" in answer.json()["error"]
+    response = http.post(PATH, content=pour())
+    assert response.status_code == 413
+    assert "so far is too large" in response.json()["error"]
     assert http.post(PATH, json=json_request()).status_code == 200
 
 
@@ -370,9 +370,9 @@ def test_a_failing_model_is_a_server_error_of_that_request_only(
         raise RuntimeError("no luck")
 
     monkeypatch.setattr(backend_of(repository.get("twice", "1")), "function", fail)
-    answer = http.post("/v2/models/twice/versions/1/infer", json=json_request())
-    assert answer.status_code == 500
-    assert answer.json() == {"error": "model 'twice' failed: no luck"}
+    response = http.post("/v2/models/twice/versions/1/infer", json=json_request())
+    assert response.status_code == 500
+    assert response.json() == {"error": "model 'twice' failed: no luck"}
     assert http.post(PATH, json=json_request()).status_code == 200
 
 
@@ -383,7 +383,7 @@ def test_an_unexpected_exception_is_reported_without_details(
         raise ZeroDivisionError("a secret")
 
     monkeypatch.setattr(repository, "get", fail)
-    answer = http.post(PATH, json=json_request())
-    assert answer.status_code == 500
-    assert "secret" not in answer.text
+    response = http.post(PATH, json=json_request())
+    assert response.status_code == 500
+    assert "secret" not in response.text
     wait_until(lambda: "ZeroDivisionError" in caplog.text)  # logged after the response

@@ -46,7 +46,7 @@ def test_tensors_are_the_same(
     grpc_client: tritonclient.grpc.InferenceServerClient, http_client: tritonclient.http.InferenceServerClient
 ) -> None:
     arrays = [np.array([[0, 1]]).astype(DATATYPES[name].dtype) for name in NUMBERS]
-    answers = []
+    responses = []
     for client, kind, binary in (
         (grpc_client, tritonclient.grpc, {}),
         (http_client, tritonclient.http, {}),
@@ -59,9 +59,9 @@ def test_tensors_are_the_same(
             tensor.set_data_from_numpy(array, **binary)
             inputs.append(tensor)
         wanted = [kind.InferRequestedOutput(described["name"], **binary) for described in metadata["outputs"]]
-        answer = client.infer("types", inputs, outputs=wanted)
-        answers.append([answer.as_numpy(described["name"]) for described in metadata["outputs"]])
-    for over_grpc, *over_http in zip(*answers, strict=True):
+        response = client.infer("types", inputs, outputs=wanted)
+        responses.append([response.as_numpy(described["name"]) for described in metadata["outputs"]])
+    for over_grpc, *over_http in zip(*responses, strict=True):
         for array in over_http:
             np.testing.assert_array_equal(array, over_grpc)
 

@@ -128,17 +128,17 @@ class TestToken:
         with httpx.Client() as client:
             for path, shown in itertools.product(paths, (None, b"Bearer wrong", b"Bearer s\xe9cret", b"secret")):
                 headers = [] if shown is None else [(b"authorization", shown)]
-                answer = client.request("POST" if path == INFER else "GET", url(server, path), headers=headers)
-                assert answer.status_code == 401
-                assert answer.headers["www-authenticate"] == "Bearer"
-                assert "expected header 'Authorization: Bearer TOKEN'" in answer.json()["error"]
+                response = client.request("POST" if path == INFER else "GET", url(server, path), headers=headers)
+                assert response.status_code == 401
+                assert response.headers["www-authenticate"] == "Bearer"
+                assert "expected header 'Authorization: Bearer TOKEN'" in response.json()["error"]
         assert httpx.get(url(server, "/v2/health/live")).status_code == 200
         assert httpx.get(url(server, "/v2/health/ready")).status_code == 200
         assert httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics").status_code == 200
 
     def test_requests_with_it_are_served(self, start: Start, token: Token) -> None:
-        answer = httpx.post(url(start(token=token), INFER), json=REQUEST, headers={"Authorization": "Bearer secret"})
-        assert answer.json()["outputs"][1]["data"] == [6]
+        response = httpx.post(url(start(token=token), INFER), json=REQUEST, headers={"Authorization": "Bearer secret"})
+        assert response.json()["outputs"][1]["data"] == [6]
 
 
 class TestTls:
@@ -249,8 +249,8 @@ class TestStop:
         with httpx.Client() as client:
             assert "connection" not in client.post(url(server, INFER), json=REQUEST).headers
             own_services.admin.health.drain()
-            answer = client.post(url(server, INFER), json=REQUEST)
-            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+            response = client.post(url(server, INFER), json=REQUEST)
+            assert (response.status_code, response.headers["connection"]) == (200, "close")
             ready = client.get(url(server, "/v2/health/ready"))
             assert (ready.status_code, ready.json()) == (400, {"ready": False})
             assert client.get(url(server, "/v2/health/live")).status_code == 200
