@@ -1,6 +1,6 @@
 """The dynamic batcher of one model version: queues requests, runs them in batches, distributes the results.
 
-A batch is bounded by rows, not by requests. A free instance takes whatever is queued at once, up to the target batch
+A batch is bounded by rows, not by requests. A free instance takes all queued requests at once, up to the target batch
 size; a timer runs only if the model's configuration sets a delay. A full queue refuses requests at once and tells when
 to retry. Requests that are cancelled or past their deadline before their batch starts are not computed.
 

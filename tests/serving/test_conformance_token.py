@@ -71,8 +71,8 @@ def test_calls_with_the_token_are_served(guarded: Served) -> None:
         SERVICE + "ModelStreamInfer", None, pb.ModelStreamInferResponse.FromString
     )
     request = pb.ModelInferRequest(model_name="nothing").SerializeToString()
-    told = list(responses(iter([request]), timeout=60, metadata=[("authorization", "Bearer sesame")]))
-    assert "unknown model 'nothing'" in told[0].error_message
+    messages = list(responses(iter([request]), timeout=60, metadata=[("authorization", "Bearer sesame")]))
+    assert "unknown model 'nothing'" in messages[0].error_message
 
 
 def test_our_client_names_the_missing_token(guarded: Served) -> None:

@@ -232,9 +232,9 @@ def test_a_backend_error_fails_only_its_batch(harness, caplog: pytest.LogCapture
     assert "many lines" in caplog.text
 
 
-@pytest.mark.parametrize(("said", "told"), [("\n \n", "RuntimeError"), ("x" * 10_000, "x" * 400)])
-def test_a_backend_error_is_one_short_line(harness, said: str, told: str) -> None:
-    assert str(harness(Doubler(fails=said)).submit(1).wait()) == f"model 'm' failed: {told}"
+@pytest.mark.parametrize(("error", "message"), [("\n \n", "RuntimeError"), ("x" * 10_000, "x" * 400)])
+def test_a_backend_error_is_one_short_line(harness, error: str, message: str) -> None:
+    assert str(harness(Doubler(fails=error)).submit(1).wait()) == f"model 'm' failed: {message}"
 
 
 def test_the_queue_delay_fills_batches_and_ends(harness) -> None:
