@@ -5,6 +5,7 @@ import itertools
 import logging
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,12 +68,16 @@ class TestListening:
         assert 'nv_inference_count{model="twice",version="1"} 0.0\n' in metrics.text
         assert httpx.get(f"http://127.0.0.1:{server.metrics_port}/v2").status_code == 404
 
-    def test_responses_are_sent_at_once(self, start: Start) -> None:
+    @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+    def test_responses_are_sent_at_once(self, start: Start, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        if loop == "asyncio":
+            monkeypatch.setitem(sys.modules, "uvloop", None)
         server = start()
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
             (served,) = server._servers[0].server_state.connections
+            assert type(served.transport).__module__.startswith(loop)
             accepted = served.transport.get_extra_info("socket")
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
