@@ -32,36 +32,40 @@ prints the cause needs time to do so."""
 def train_command(arguments: Sequence[str], prog: str = "trainer/main.py") -> NoReturn:
     """Trains one run."""
     from trainer.config import TrainConfig
-    from trainer.train import train
 
     config = parse(TrainConfig, arguments, prog=prog)
+    from trainer.train import train  # imports torch, which --help and a faulty command line need not wait for
+
     run_command(lambda: train(config))
 
 
 def evaluate_command(arguments: Sequence[str], prog: str) -> NoReturn:
     """Evaluates a finished run."""
     from trainer.config import EvaluateConfig
-    from trainer.reopen import evaluate_run
 
     config = parse(EvaluateConfig, arguments, prog=prog)
+    from trainer.reopen import evaluate_run  # imports torch, which --help and a faulty command line need not wait for
+
     run_command(lambda: evaluate_run(config))
 
 
 def export_command(arguments: Sequence[str], prog: str) -> NoReturn:
     """Exports a finished run."""
     from trainer.config import ExportConfig
-    from trainer.reopen import export_run
 
     config = parse(ExportConfig, arguments, prog=prog)
+    from trainer.reopen import export_run  # imports torch, which --help and a faulty command line need not wait for
+
     run_command(lambda: export_run(config))
 
 
 def compare_command(arguments: Sequence[str], prog: str) -> NoReturn:
     """Compares finished runs."""
-    from trainer.compare import compare_runs
     from trainer.config import CompareConfig
 
     config = parse(CompareConfig, arguments, prog=prog)
+    from trainer.compare import compare_runs
+
     run_command(lambda: print("\n".join(compare_runs(config.runs))))
 
 
