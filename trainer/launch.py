@@ -1,50 +1,82 @@
-"""torchrun for hosts that come and go: `python -m trainer.launch OPTIONS SCRIPT …`, with its options and `PET_…`.
+"""torchrun for hosts that may fail: `python -m trainer.launch OPTIONS SCRIPT …`, with torchrun's options and `PET_…`.
 
-It does three things that torchrun does not. It leaves with the exit code of the first rank that failed, where torchrun
-leaves with 1 whatever went wrong: who starts hosts again must tell a mistake in the configuration, which no second try
-mends, from a lost host, which one does. Hosts with a fixed node rank first meet in a lobby: without it, a host that
-is replaced faster than the others notice joins the store of a run that is about to end, and each then waits for minutes
-for somebody who has been there. And in an elastic run every round hears where its store is: torchrun says so in the
-first only, so that a host that joins later waits in vain, and a minute after all hosts give up (seen with torch 2.15).
+Three differences from torchrun:
+
+- It exits with the exit code of the first rank that failed, where torchrun always exits with 1. So Kubernetes or Slurm
+  can tell a mistake in the configuration, which no retry repairs, from a lost host.
+- Hosts with a fixed node rank first meet in a lobby. Otherwise a host that is replaced before the others notice joins
+  the store of a run that is about to end, and each then waits for minutes for a host that has left.
+- In every round of an elastic run, the hosts hear where the store is. torchrun announces it in the first round only,
+  so that a host that joins later waits in vain, and after a minute all hosts give up (seen with torch 2.15).
 """
 
 import argparse
 import datetime
+import logging
+import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from convoy.processes import exit_immediately, exit_on_ctrl_c, restore_ctrl_c
 
 if __name__ == "__main__":
     exit_on_ctrl_c()  # importing torch takes seconds
+    # Below this level torch, which reads the variable once, prints lost connections as C++ stacks. Not for the ranks.
+    cpp_log_level = os.environ.get("TORCH_CPP_LOG_LEVEL")
+    os.environ["TORCH_CPP_LOG_LEVEL"] = cpp_log_level or "FATAL"
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousInfo
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousInfo
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
-from torch.distributed.run import parse_args, run
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+from torch.distributed.run import config_from_args, get_rdzv_endpoint, parse_args, parse_min_max_nnodes, run
 
-PATIENCE_S = 900.0
-"""How long the others may take to come, unless `--rdzv-conf timeout=…` says: longer than ranks wait for a host that
-vanished without a word (`PATIENT_S` in watchdog.py)."""
+DEFAULT_PORT = 29500
+"""torchrun's."""
+LOBBY_TIMEOUT_S = 900
+"""How long hosts wait for each other, unless `--rdzv-conf timeout=…` is given: longer than ranks wait for a host that
+vanished without a word (`SLOW_PHASE_TIMEOUT_S` in trainer/ranks/watchdog.py)."""
+STORE_INFO = "_bootstrap_store_info"
+"""The private attribute in which torchrun keeps where the store of the first round is."""
+
+
+class OptionError(Exception):
+    """An option of torchrun has an impossible value."""
+
+
+class Lobby(NamedTuple):
+    """Where and how long the hosts of a run with fixed node ranks wait for each other."""
+
+    address: str
+    port: int
+    node_rank: int
+    num_nodes: int
+    timeout_s: int
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    """Run the ranks of this host to their end, and leave as the README's table of exit codes says."""
-    args = parse_args(arguments)
-    # The kernel keeps it from the first process of a container unless that listens; torchrun does once it runs.
+    """Runs the ranks of this host to their end, and exits with the code of the first rank that failed."""
+    try:
+        args = parse_options(arguments)
+        lobby = find_lobby(args)
+    except OptionError as error:
+        _exit(str(error), code=2)
+    # Without a handler the kernel hides SIGTERM from the first process of a container; torchrun sets one later.
     signal.signal(signal.SIGTERM, exit_immediately)
     try:
-        with ThreadPoolExecutor(1) as lobby:
-            lobby.submit(meet, args).result()  # in a thread: torch is deaf to Ctrl-C while it waits
+        if lobby:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(meet, lobby).result()  # in a thread: torch ignores Ctrl-C while it waits
         restore_ctrl_c()
-        _announce_every_store()
+        announce_every_store(args)
         run(args)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
@@ -53,64 +85,139 @@ def main(arguments: Sequence[str]) -> NoReturn:
         sys.exit(128 + error.sigval.value)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except dist.DistError as error:
-        print(f"error: the hosts did not meet: {str(error).splitlines()[0]}", file=sys.stderr)
-        sys.exit(1)
+    except (dist.DistError, RendezvousError) as error:
+        _exit(f"the hosts did not meet: {error}", code=1)
+    except (ValueError, OSError) as error:  # such as a rendezvous backend, a folder or a program that does not exist
+        _exit(str(error), code=1)
     sys.exit(0)
 
 
-def meet(args: argparse.Namespace) -> None:
-    """Return when all hosts are here and none has begun, in torchrun's static rendezvous; at once in any other.
-
-    The lobby is a store beside torchrun's own, one port further, and open only while hosts gather.
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Returns torchrun's options, checked as far as torchrun would only print a traceback.
 
     Raises:
-        DistError: they did not come.
+        OptionError: an option or a `PET_…` variable has an impossible value.
     """
-    if args.rdzv_backend != "static" or args.standalone or args.nnodes == "1":
-        return
-    settings = dict(pair.partition("=")[::2] for pair in args.rdzv_conf.split(","))
-    until = time.monotonic() + float(settings.get("timeout", PATIENCE_S))
+    try:
+        args: argparse.Namespace = parse_args(arguments)
+    except ValueError as error:  # a flag's variable; argparse itself exits
+        raise OptionError(f"PET_STANDALONE and other variables for flags must be 0 or 1: {error}") from None
+    try:
+        min_nodes, max_nodes = parse_min_max_nnodes(args.nnodes)
+    except (ValueError, RuntimeError):
+        raise OptionError(f"--nnodes {args.nnodes}: must be a number of hosts, or MIN:MAX") from None
+    if not 0 < min_nodes <= max_nodes:
+        raise OptionError(f"--nnodes {args.nnodes}: must be at least 1, and MIN at most MAX")
+    logging.disable(logging.WARNING)  # torchrun parses them again, and then warns
+    try:
+        config_from_args(argparse.Namespace(**{**vars(args), "log_dir": os.devnull}))  # without it, creates a folder
+    except (ValueError, AssertionError) as error:
+        raise OptionError(f"torchrun's options: {error}") from None
+    finally:
+        logging.disable(logging.NOTSET)
+    return args
+
+
+def find_lobby(args: argparse.Namespace) -> Lobby | None:
+    """Returns the lobby of torchrun's static rendezvous of several hosts; None for any other.
+
+    The lobby is a store beside torchrun's own, at the next port, and open only while hosts gather.
+
+    Raises:
+        OptionError: an option has an impossible value.
+    """
+    _, num_nodes = parse_min_max_nnodes(args.nnodes)
+    if args.rdzv_backend != "static" or args.standalone or num_nodes == 1:
+        return None
+    if not 0 <= args.node_rank < num_nodes:
+        raise OptionError(f"--node-rank {args.node_rank}: with --nnodes {args.nnodes} it must be 0 to {num_nodes - 1}")
+    if not args.rdzv_endpoint:
+        args.master_port = args.master_port or DEFAULT_PORT
+    try:
+        address, port = parse_rendezvous_endpoint(get_rdzv_endpoint(args), default_port=-1)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    if not 0 < port < 65535:
+        raise OptionError(f"port {port}: must be 1 to 65534; the hosts meet at the next port, and then at this one")
+    settings = dict(pair.strip().partition("=")[::2] for pair in args.rdzv_conf.split(","))
+    timeout = settings.get("timeout", str(LOBBY_TIMEOUT_S))
+    if not timeout.isdecimal():
+        raise OptionError(f"--rdzv-conf timeout={timeout}: must be a whole number of seconds")
+    return Lobby(address, port + 1, args.node_rank, num_nodes, int(timeout))
+
+
+def meet(lobby: Lobby) -> None:
+    """Returns when all hosts are in the lobby, and none has started its ranks.
+
+    Raises:
+        DistError: they did not come in time.
+    """
+    until = time.monotonic() + lobby.timeout_s
     while True:
         try:
-            _enter_lobby(args, num_nodes=int(args.nnodes), left_s=until - time.monotonic())
+            _enter(lobby, timeout_s=max(1.0, until - time.monotonic()))
             return
-        except dist.DistError:  # host 0 went while we waited: its successor opens another lobby
+        except dist.DistError:  # host 0 left while this one waited: its replacement opens another lobby
             if time.monotonic() >= until:
                 raise
 
 
-def _enter_lobby(args: argparse.Namespace, *, num_nodes: int, left_s: float) -> None:
-    timeout = datetime.timedelta(seconds=max(1.0, left_s))
-    is_host = args.node_rank == 0
-    address, port = args.master_addr, args.master_port + 1
-    store = TCPStore(address, port, is_master=is_host, timeout=timeout, wait_for_workers=False)
-    guests = range(1, num_nodes)
+def _enter(lobby: Lobby, *, timeout_s: float) -> None:
+    timeout = datetime.timedelta(seconds=timeout_s)
+    is_host = lobby.node_rank == 0
+    store = TCPStore(lobby.address, lobby.port, is_master=is_host, timeout=timeout, wait_for_workers=False)
+    guests = range(1, lobby.num_nodes)
     if is_host:
         store.wait([f"here/{node}" for node in guests])
         store.set("go", "")
         store.wait([f"gone/{node}" for node in guests])
     else:
-        store.set(f"here/{args.node_rank}", "")
+        store.set(f"here/{lobby.node_rank}", "")
         store.wait(["go"])
-        store.set(f"gone/{args.node_rank}", "")
+        store.set(f"gone/{lobby.node_rank}", "")
 
 
-def _announce_every_store() -> None:
-    """Let torchrun forget the last round's store: then rank 0's host makes a new one and says where, in every round."""
+def announce_every_store(args: argparse.Namespace) -> None:
+    """Makes rank 0's host of an elastic run create a store and announce it in every round, not only in the first.
+
+    Changes torch: it forgets the store of the last round. Prints a warning if torch has changed so that it cannot.
+    """
+    _, max_nodes = parse_min_max_nnodes(args.nnodes)
+    if args.standalone or args.rdzv_backend == "static" or max_nodes == 1:
+        return
+    if not remembers_store():
+        print(
+            f"warning: trainer.launch does not know torch {torch.__version__}: "
+            "a host that joins this run later may not find the others",
+            file=sys.stderr,
+        )
+        return
     next_rendezvous = DynamicRendezvousHandler.next_rendezvous
 
-    def forgetful(self: DynamicRendezvousHandler) -> RendezvousInfo:
-        self._bootstrap_store_info = None
+    def next_rendezvous_with_new_store(self: DynamicRendezvousHandler) -> RendezvousInfo:
+        setattr(self, STORE_INFO, None)
         return next_rendezvous(self)
 
-    DynamicRendezvousHandler.next_rendezvous = forgetful  # type: ignore[method-assign]
+    DynamicRendezvousHandler.next_rendezvous = next_rendezvous_with_new_store  # type: ignore[method-assign]
+
+
+def remembers_store() -> bool:
+    """Whether this version of torch remembers the store of the first round where `announce_every_store` expects it."""
+    return STORE_INFO in DynamicRendezvousHandler.next_rendezvous.__code__.co_names
 
 
 def _shell_code(code: int) -> int:
-    """A process ended by a signal has a negative code in Python, and 128 + its number elsewhere."""
+    """Converts the code of a process that a signal ended, negative in Python, to the 128 + number of shells."""
     return 128 - code if code < 0 else code
 
 
+def _exit(message: str, *, code: int) -> NoReturn:
+    first_line = message.splitlines()[0] if message else "unknown"
+    print(f"error: {first_line}", file=sys.stderr)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
+    if cpp_log_level is None:
+        del os.environ["TORCH_CPP_LOG_LEVEL"]
     main(sys.argv[1:])

@@ -1,7 +1,8 @@
-"""torchrun with the ranks' exit codes."""
+"""torchrun with the ranks' exit codes, a lobby for hosts, and errors of one line."""
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,12 +14,32 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
-from torch.distributed.run import parse_args
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
 from tests.conftest import clean_environment, free_port, wait_for
-from trainer.launch import meet
+from trainer.launch import (
+    Lobby,
+    OptionError,
+    announce_every_store,
+    find_lobby,
+    main,
+    meet,
+    parse_options,
+    remembers_store,
+)
 
 COMMAND = [sys.executable, "-m", "trainer.launch", "--standalone", "--nproc-per-node=2"]
+
+
+def launch(*options: str, script: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "trainer.launch", *options, str(script)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def script(folder: Path, text: str) -> Path:
@@ -28,19 +49,12 @@ def script(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize(("code", "expected"), [(0, 0), (2, 2), (-9, 137)])
-def test_leaves_with_the_code_of_the_rank_that_failed_first(tmp_path: Path, code: int, expected: int) -> None:
+def test_it_exits_with_the_code_of_the_rank_that_failed_first(tmp_path: Path, code: int, expected: int) -> None:
     how = f"os.kill(os.getpid(), {-code})" if code < 0 else f"sys.exit({code})"
-    # The other rank fails later, with another code, as a rank does that has lost its peer.
+    # The other rank fails later and with another code, because it has lost its peer.
     text = f"import os, sys, time\nif os.environ['RANK'] == '1':\n    {how}\n"
     text += "time.sleep(60)\nsys.exit(1)\n" if code else ""
-    done = subprocess.run(
-        [*COMMAND, str(script(tmp_path, text))],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = launch("--standalone", "--nproc-per-node=2", script=script(tmp_path, text))
     assert done.returncode == expected, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -71,27 +85,19 @@ def test_sigterm_reaches_the_ranks(tmp_path: Path) -> None:
 
 
 def test_hosts_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
-    there = ["--nnodes=2", "--node-rank=1", "--master-addr=127.0.0.1", "--master-port=1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer.launch", *there, "--rdzv-conf=timeout=1", str(script(tmp_path, "pass\n"))],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    options = ["--nnodes=2", "--node-rank=1", "--master-addr=127.0.0.1", "--master-port=1"]
+    done = launch(*options, "--rdzv-conf=timeout=1", script=script(tmp_path, "pass\n"))
     assert done.returncode == 1
-    assert "error: the hosts did not meet" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert re.fullmatch("error: the hosts did not meet: .*\n", done.stderr)
 
 
-# A process that SIGTERM ends without being heard, which the first one of a container would not be, has a negative code.
+# Without a handler the code would be negative, and the first process of a container would ignore SIGTERM.
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_signal_among_hosts_that_wait_is_quiet(tmp_path: Path, node: int, number: signal.Signals) -> None:
     port = free_port()
-    there = ["--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    command = [sys.executable, "-m", "trainer.launch", *there, str(script(tmp_path, "pass\n"))]
+    options = ["--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    command = [sys.executable, "-m", "trainer.launch", *options, str(script(tmp_path, "pass\n"))]
     with contextlib.ExitStack() as stack:
         if node == 1:
             store = TCPStore("127.0.0.1", port + 1, is_master=True, wait_for_workers=False)
@@ -110,10 +116,13 @@ def is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+def lobby(*options: str) -> Lobby | None:
+    return find_lobby(parse_options([*options, "script.py"]))
+
+
 def enter(node: int, port: int) -> threading.Thread:
-    """A host of two on its way through the lobby."""
-    there = ["--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    host = threading.Thread(target=meet, args=(parse_args([*there, "--rdzv-conf=timeout=60", "script.py"]),))
+    """Starts a thread for one of two hosts, which ends when that host has passed the lobby."""
+    host = threading.Thread(target=meet, args=(Lobby("127.0.0.1", port + 1, node, num_nodes=2, timeout_s=60),))
     host.start()
     return host
 
@@ -129,7 +138,7 @@ def test_hosts_pass_the_lobby_only_together() -> None:
         assert not thread.is_alive()
 
 
-def test_a_guest_outlasts_a_host_that_goes_and_comes_back() -> None:
+def test_a_guest_waits_for_the_replacement_of_host_0() -> None:
     port = free_port()
     first = TCPStore("127.0.0.1", port + 1, is_master=True, wait_for_workers=False)
     guest = enter(1, port)
@@ -141,8 +150,8 @@ def test_a_guest_outlasts_a_host_that_goes_and_comes_back() -> None:
         assert not thread.is_alive()
 
 
-def test_a_store_of_a_run_that_is_about_to_end_is_no_lobby() -> None:
-    """torchrun's own store is on the port before; a host that comes back early must not take it for the start."""
+def test_the_store_of_a_run_that_is_about_to_end_is_no_lobby() -> None:
+    """torchrun's own store is at the port before; a host that comes back early must not take it for the lobby."""
     port = free_port()
     old = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     guest = enter(1, port)
@@ -174,12 +183,91 @@ def test_a_host_that_joins_an_elastic_run_later_finds_the_others(tmp_path: Path)
             host.wait()
 
 
-def test_one_host_needs_no_lobby() -> None:
-    meet(parse_args(["--nnodes=1", "script.py"]))
-    meet(parse_args(["--standalone", "script.py"]))
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--nnodes=1"],
+        ["--nnodes=1:1", "--master-port=7"],
+        ["--standalone"],
+        ["--nnodes=1:4", "--rdzv-backend=c10d", "--rdzv-endpoint=host:7"],
+    ],
+)
+def test_one_host_and_an_elastic_run_need_no_lobby(options: list[str]) -> None:
+    assert lobby(*options) is None
 
 
-def test_who_stays_alone_says_so() -> None:
-    there = ["--nnodes=2", "--node-rank=0", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [
+        (["--nnodes=2"], ("127.0.0.1", 29501)),
+        (["--nnodes=2:2", "--master-addr=host", "--master-port=7"], ("host", 8)),
+        (["--nnodes=2", "--rdzv-endpoint=host:7", "--master-port=9"], ("host", 8)),
+        (["--nnodes=2", "--rdzv_endpoint=[::1]:7"], ("::1", 8)),
+    ],
+)
+def test_the_lobby_is_one_port_after_torchruns_store(options: list[str], address: tuple[str, int]) -> None:
+    assert lobby(*options) == Lobby(*address, node_rank=0, num_nodes=2, timeout_s=900)
+
+
+def test_variables_are_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "host", "MASTER_PORT": "7", "RDZV_CONF": "a=b,timeout=5"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"PET_{name}", value)
+    assert lobby() == Lobby("host", 8, node_rank=2, num_nodes=3, timeout_s=5)
+    monkeypatch.setenv("PET_STANDALONE", "1")
+    assert lobby() is None
+    monkeypatch.setenv("PET_STANDALONE", "yes")
+    with pytest.raises(OptionError, match="PET_STANDALONE and other variables for flags must be 0 or 1"):
+        lobby()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nnodes=two"], "--nnodes two: must be a number of hosts, or MIN:MAX"),
+        (["--nnodes=1:2:3"], "--nnodes 1:2:3: must be a number"),
+        (["--nnodes=0"], "--nnodes 0: must be at least 1"),
+        (["--nnodes=2", "--node-rank=2"], "--node-rank 2: with --nnodes 2 it must be 0 to 1"),
+        (["--nnodes=2", "--rdzv-endpoint=host"], "port -1: must be"),
+        (["--nnodes=2", "--rdzv-endpoint=host:http"], "'host:http' must be an integer"),
+        (["--nnodes=2", "--master-port=65535"], "port 65535: must be 1 to 65534"),
+        (["--nnodes=2", "--rdzv-conf=timeout=soon"], "timeout=soon: must be a whole number of seconds"),
+        (["--nproc-per-node=many"], "Unsupported nproc_per_node value: many"),
+        (["--max-restarts=-1"], "max_restarts must be >= 0"),
+    ],
+)
+def test_impossible_options_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        lobby(*options)
+
+
+def test_an_impossible_option_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["--nnodes=two", "script.py"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "error: --nnodes two: must be a number of hosts, or MIN:MAX\n"
+
+
+def test_without_options_it_runs_one_rank(tmp_path: Path) -> None:
+    done = launch(script=script(tmp_path, "import os\nprint(os.environ['WORLD_SIZE'])\n"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def test_a_host_whose_peers_do_not_come_fails() -> None:
     with pytest.raises(dist.DistError):
-        meet(parse_args([*there, "--rdzv-conf=timeout=1", "script.py"]))
+        meet(Lobby("127.0.0.1", free_port(), node_rank=0, num_nodes=2, timeout_s=1))
+
+
+def test_torch_still_remembers_the_store_of_the_first_round() -> None:
+    """If this fails, torch has changed what `announce_every_store` changes: see whether it is still needed."""
+    assert remembers_store()
+
+
+def test_another_torch_is_a_warning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("trainer.launch.STORE_INFO", "_renamed")
+    before = DynamicRendezvousHandler.next_rendezvous
+    for options in (["--nnodes=1:2", "--rdzv-backend=c10d"], ["--nnodes=2"], ["--standalone"]):
+        announce_every_store(parse_options([*options, "script.py"]))
+    assert DynamicRendezvousHandler.next_rendezvous is before
+    assert re.fullmatch("warning: trainer.launch does not know torch .*: a host that .*\n", capsys.readouterr().err)
