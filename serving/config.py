@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from convoy.options import option
 from serving.errors import StartupError
 from serving.observability.logging import LogFormat
@@ -27,7 +25,7 @@ class ServeConfig:
     server cannot start.
     """
 
-    model_repository: Annotated[Path, tyro.conf.arg(metavar="PATH")]
+    model_repository: Annotated[Path, option("PATH")]
     """Folder that holds one folder for each model, as `convoy export` writes it and Triton reads it."""
     model_control_mode: ControlMode = "none"
     """none: load all models at the start. poll: also follow changes. explicit: load by --load-model or on request."""

@@ -5,10 +5,11 @@ Knows nothing of what computes; imports no torch.
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from convoy.options import option
 from trainer.errors import ConfigError
 from trainer.paths import default_data_dir, full_name
 from trainer.recipes import Precision, Recipe, find_recipe
@@ -17,40 +18,35 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 Resume = Literal["auto", "never"]
 
 
-def _option(metavar: str, default: str = "") -> Any:
-    """Returns how the help shows an option: what its value is, and its default, if that is not its field's."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Trains a network by a recipe, evaluates it once on the test images, and writes everything to a run folder."""
 
     recipe: str = "mnist"
     """The recipe; `convoy recipes` lists them all."""
-    dataset: Annotated[str | None, _option("NAME", "the recipe's")] = None
+    dataset: Annotated[str | None, option("NAME", "the recipe's")] = None
     """The data set: a name that `convoy data list` shows, or folder:PATH, a folder with one folder for each class."""
-    image_size: Annotated[int | None, _option("INT", "their own, if all are squares of one size")] = None
+    image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
     """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder in which data sets are kept."""
-    run_dir: Annotated[Path | None, _option("PATH", "runs/RECIPE-TIME-sSEED")] = None
+    run_dir: Annotated[Path | None, option("PATH", "runs/RECIPE-TIME-sSEED")] = None
     """Folder of this run. An unfinished run in it is continued."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
-    epochs: Annotated[int | None, _option("INT", "the recipe's")] = None
+    epochs: Annotated[int | None, option("INT", "the recipe's")] = None
     """Number of epochs."""
-    global_batch_size: Annotated[int | None, _option("INT", "the recipe's")] = None
+    global_batch_size: Annotated[int | None, option("INT", "the recipe's")] = None
     """Images per step, over all ranks together."""
     lr_scale: float = 1.0
     """Factor of every learning rate of the recipe."""
-    precision: Annotated[Precision | None, _option("{float32,bfloat16}", "the recipe's")] = None
+    precision: Annotated[Precision | None, option("{float32,bfloat16}", "the recipe's")] = None
     """Precision of the forward pass. bfloat16 is used only where the hardware computes it faster than float32."""
-    virtual_shards: Annotated[int | None, _option("INT", "one shard for each rank")] = None
+    virtual_shards: Annotated[int | None, option("INT", "one shard for each rank")] = None
     """Number of parts of each batch, a power of two. Every number of ranks that divides it gives the same weights."""
     save_every_s: float = 20.0
     """Seconds between checkpoints. The first checkpoints follow each other sooner."""
-    save_every_steps: Annotated[int | None, _option("INT", "by time only")] = None
+    save_every_steps: Annotated[int | None, option("INT", "by time only")] = None
     """Steps between checkpoints, in addition to those by time."""
     resume: Resume = "auto"
     """auto: continue from the newest good checkpoint in the run folder. never: refuse a folder that holds a run."""
@@ -130,11 +126,11 @@ def _check_virtual_shards(number: int | None, global_batch_size: int) -> None:
 class EvaluateConfig:
     """Evaluates a run's newest weights on its validation images, or on the test images."""
 
-    run: Annotated[Path, tyro.conf.Positional, _option("RUN")]
+    run: Annotated[Path, tyro.conf.Positional, option("RUN")]
     """The run folder."""
     split: Literal["validation", "test"] = "validation"
     """Images to evaluate on. The ledger records each evaluation on test images; the same weights are evaluated once."""
-    dataset: Annotated[str | None, _option("folder:PATH", "where they were in training")] = None
+    dataset: Annotated[str | None, option("folder:PATH", "where they were in training")] = None
     """Where the run's folder of images is now, if it was moved."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder in which data sets are kept."""
@@ -146,15 +142,15 @@ class EvaluateConfig:
 class ExportConfig:
     """Exports a run's newest weights, checks every format, and publishes them as a model's next version."""
 
-    run: Annotated[Path, tyro.conf.Positional, _option("RUN")]
+    run: Annotated[Path, tyro.conf.Positional, option("RUN")]
     """The run folder."""
     model_repository: Path = Path("models")
     """Folder of the models to serve."""
-    name: Annotated[str | None, _option("NAME", "the recipe's, with -int8 after it for --int8")] = None
+    name: Annotated[str | None, option("NAME", "the recipe's, with -int8 after it for --int8")] = None
     """Name of the model in the repository."""
     int8: bool = False
     """Publish the model in int8, as a model of its own, if that costs at most 0.1 points of validation accuracy."""
-    dataset: Annotated[str | None, _option("folder:PATH", "where they were in training")] = None
+    dataset: Annotated[str | None, option("folder:PATH", "where they were in training")] = None
     """Where the run's folder of images is now, if it was moved."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder in which data sets are kept."""
@@ -164,5 +160,5 @@ class ExportConfig:
 class CompareConfig:
     """Compares finished runs, setting by setting: worst, median and best accuracy over all evaluated seeds."""
 
-    runs: Annotated[list[Path], tyro.conf.Positional, _option("RUN ...")]
+    runs: Annotated[list[Path], tyro.conf.Positional, option("RUN ...")]
     """Run folders of one data set. All evaluated seeds of each setting must be given."""

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 
 import tyro
 
+from convoy.options import option
 from trainer.cli import parse, run_command
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
@@ -26,12 +27,10 @@ class LocalTrainConfig:
     what: Annotated[
         str | None,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="[PATH-OR-RECIPE]", help_behavior_hint="(default: the recipe mnist)"),
+        option("[PATH-OR-RECIPE]", "the recipe mnist"),
     ] = None
     """A folder of images with one folder for each class, or the name of a recipe."""
-    nproc: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: one for each GPU, or 1)")] = (
-        None
-    )
+    nproc: Annotated[int | None, option("N", "one for each GPU, or 1")] = None
     """Number of processes, which are the ranks of the run."""
     run: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
 
@@ -93,10 +92,10 @@ def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConf
 def as_arguments(config: TrainConfig) -> Iterator[str]:
     """Yields the command line that is read as this value."""
     default = TrainConfig()
-    for option in fields(config):
-        value = getattr(config, option.name)
-        flag = option.name.replace("_", "-")
-        if value == getattr(default, option.name):
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        flag = setting.name.replace("_", "-")
+        if value == getattr(default, setting.name):
             continue
         if isinstance(value, bool):
             yield f"--{flag}" if value else f"--no-{flag}"

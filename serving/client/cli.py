@@ -30,7 +30,6 @@ EXIT_NO_RESPONSE = 3
 _BATCH_FILES = 256
 """Files that are decoded before they are sent. It bounds the memory that a large folder takes."""
 _NUM_DECODERS = 4
-_IMAGES = tyro.conf.arg(metavar="IMAGE...", help_behavior_hint="(required)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +83,9 @@ class ClassifyConfig:
     name is wrong; 3 the server does not respond, or fails; 130 Ctrl-C; 141 the output was closed.
     """
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, _IMAGES]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, option("IMAGE...")]
     """Image files, and folders of image files."""
-    model: Annotated[str, tyro.conf.arg(metavar="NAME")]
+    model: Annotated[str, option("NAME")]
     """Name of the model."""
     version: Annotated[str, option("NUMBER", "the newest")] = ""
     """Version of the model."""

@@ -37,13 +37,10 @@ class ListDatasets:
 class FetchDatasets:
     """Downloads data sets, verifies their digests and decodes them."""
 
-    names: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(required)")
-    ] = ()
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, option("NAME ...")] = ()
     """Names of data sets, or folder:PATH."""
     image_size: Annotated[int | None, option("PIXELS", "the images' own size")] = None
-    """Width and height to which the images of a folder are resized. The images of published data sets keep their
-    size."""
+    """Width and height to which the images of a folder are resized."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder that holds the data sets."""
 
