@@ -1,6 +1,6 @@
 """The HTTP servers: uvicorn for the API and for the metrics, on one event loop in a thread of its own.
 
-httptools parses requests and uvloop runs the event loop; where uvloop is not installed (Windows), asyncio's own does.
+httptools parses requests and uvloop runs the event loop; where uvloop is not installed, asyncio's own loop does.
 """
 
 import asyncio
