@@ -27,21 +27,22 @@ class ExportModule(nn.Module):
     """
 
     mean: torch.Tensor | None
-    std: torch.Tensor | None
+    deviation: torch.Tensor | None
 
     def __init__(self, network: nn.Module, mean: torch.Tensor | None, std: torch.Tensor | None) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        # Exported files hold `std` under this name, as do checkpoints.
+        self.register_buffer("deviation", std)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns logits and probabilities, both float32 `[B, classes]`, for images uint8 `[B, C, H, W]`."""
         pixels = images.float()
         if self.mean is not None:
             pixels = pixels - self.mean
-        if self.std is not None:
-            pixels = pixels / self.std
+        if self.deviation is not None:
+            pixels = pixels / self.deviation
         logits = self.network(pixels.contiguous(memory_format=torch.channels_last))
         return logits, logits.softmax(dim=1)
 

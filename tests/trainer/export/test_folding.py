@@ -56,7 +56,7 @@ def test_norms_divisors_and_normalization_are_folded(name: str) -> None:
     folded = fold(make_classifier(name))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert "/" not in folded.network.code  # type: ignore[operator]
-    assert folded.std is None
+    assert folded.deviation is None
     # A convolution that pads with zeros needs pixels whose mean is 0.
     assert (folded.mean is None) == (name in ("lecture", "airbench"))
 
@@ -95,7 +95,7 @@ def test_norms_that_cannot_be_folded_stay() -> None:
     folded = fold(classifier)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == 2
     assert folded.mean is not None
-    assert folded.std is not None
+    assert folded.deviation is not None
     images = pixels(classifier, 10)
     torch.testing.assert_close(folded(images)[0], classifier(images), rtol=1e-5, atol=1e-5)
 
