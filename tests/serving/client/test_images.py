@@ -1,4 +1,4 @@
-"""What the client makes of images, beside what the trainer makes of the same files."""
+"""The client prepares images as the trainer does, and names the ones that it cannot use."""
 
 import io
 from collections.abc import Callable
@@ -21,7 +21,7 @@ RGB = ImageInput("images", (3, 32, 32), 4)
 
 
 def scene(*shape: int, seed: int = 0) -> Pixels:
-    """Smooth and without symmetry: a shift by one pixel or a turn shows."""
+    """Returns smooth pixels without symmetry, in which a shift by one pixel or a turn shows."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, *shape[2:]), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
@@ -119,7 +119,7 @@ def test_pixels_of_the_models_own_shape_are_left_as_they_are() -> None:
     assert RGB.prepare(RGB.prepare(pixels)).pixels is pixels
 
 
-def test_a_pillow_image_is_as_its_file(tmp_path: Path) -> None:
+def test_a_pillow_image_is_prepared_as_its_file(tmp_path: Path) -> None:
     save_transparent(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         np.testing.assert_array_equal(RGB.prepare(image).pixels, RGB.prepare(tmp_path / "a.png").pixels)
@@ -149,7 +149,7 @@ def test_one_image_or_a_sequence() -> None:
     assert list(iter_sources([Path("a.png"), "b.png"], (1, 28, 28))) == [Path("a.png"), "b.png"]
 
 
-# ---- What cannot be used ---------------------------------------------------------------------------------------------
+# ---- Unusable images ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes, reason
     assert reason in caught.value.message
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClientError, match=r"a\.png: no such file$"):
         GREY.prepare(tmp_path / "a.png")
     with pytest.raises(ClientError, match="a folder, not an image"):
@@ -204,16 +204,16 @@ def test_a_model_of_several_inputs_takes_no_images() -> None:
         ImageInput.from_config(mc.ModelConfig(name="m", input=[two, two]))
 
 
-# ---- Dark on light ---------------------------------------------------------------------------------------------------
+# ---- Inverted images -------------------------------------------------------------------------------------------------
 
 
-def test_digits_of_mnist_are_told_from_their_negatives(mini: Dataset) -> None:
+def test_digits_of_mnist_are_distinguished_from_their_negatives(mini: Dataset) -> None:
     digits = mini.train.images[:1000, 0].numpy()
     assert not any(is_inverted(digit) for digit in digits)
     assert all(is_inverted(255 - digit) for digit in digits)
 
 
-def test_paper_in_the_shade_is_light_and_a_speck_decides_nothing() -> None:
+def test_paper_in_the_shade_is_light_despite_a_speck() -> None:
     paper = np.full((28, 28), 110, np.uint8)
     paper[8:20, 12:15] = 30
     paper[14, 20] = 255
@@ -225,11 +225,11 @@ def test_paper_in_the_shade_is_light_and_a_speck_decides_nothing() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_an_empty_image_has_no_ground(level: int) -> None:
+def test_an_empty_image_has_no_background(level: int) -> None:
     assert not is_inverted(np.full((28, 28), level, np.uint8))
 
 
-def test_a_scan_is_warned_of_and_its_negative_is_not(tmp_path: Path) -> None:
+def test_a_scan_has_a_warning_and_its_negative_has_none(tmp_path: Path) -> None:
     scan = np.full((60, 60), 250, np.uint8)
     scan[15:45, 27:33] = 20
     Image.fromarray(scan).save(tmp_path / "scan.png")

@@ -1,1 +1,1 @@
-""""""
+"""Folders of images: listed, decoded once, and checked for duplicates."""

@@ -79,7 +79,7 @@ def digest_files(paths: list[Path]) -> list[str]:
 
 
 def decode_images(paths: list[Path], num_channels: int, size: int, log: Callable[[str], None]) -> torch.Tensor:
-    """Decodes and prepares images, and logs its progress and the warnings of Pillow.
+    """Decodes and prepares images. Logs the progress and the warnings of Pillow.
 
     Args:
         paths: image files.

@@ -19,7 +19,7 @@ from trainer.errors import ConfigError, DataError
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 """The split by the name of its folder, in lower case."""
 _UNSUPPORTED_SPLITS = ("training", "dev", "testing")
-"""Folder names that are meant as splits."""
+"""Folder names that probably mean splits, but are not accepted as such."""
 _NUM_LISTED = 5
 _VERSION = 3
 """Version of the rules that put images into splits and write notes. A new one decodes every folder again."""

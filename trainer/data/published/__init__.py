@@ -1,1 +1,1 @@
-""""""
+"""Published data sets: downloaded or imported, verified and decoded."""
