@@ -1,31 +1,22 @@
 """The model repository: all models of a folder, for any number of readers and one writer at a time.
 
-Readers see an immutable `_View`, which each change replaces in one assignment; they never wait for a change.
+Readers see an immutable `View`, which each change replaces in one assignment; they never wait for a change.
 `serving.models.versions` decides which versions of a model are served, `serving.models.loader` loads them.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from serving.config import ControlMode, ServeConfig
-from serving.errors import (
-    Internal,
-    InvalidArgument,
-    LoadError,
-    NotFound,
-    ServingError,
-    StartupError,
-    Unavailable,
-    quote,
-)
+from serving.errors import Internal, InvalidArgument, LoadError, NotFound, StartupError, Unavailable, quote
 from serving.models.config import parse_json
 from serving.models.devices import count_gpus
 from serving.models.loader import LoadSettings, Model
 from serving.models.scanner import check_name, check_repository, has_model, model_names
 from serving.models.versions import IndexEntry, ModelVersions
+from serving.models.view import View, join_names
 
 __all__ = ["IndexEntry", "Model", "Repository"]
 
@@ -34,14 +25,6 @@ logger = logging.getLogger(__name__)
 _CLOSE_TIMEOUT_S = 3.0
 _SHUTTING_DOWN = "the server is shutting down"
 _UNLOADED = "unloaded"
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """What readers see. `serving` has each ready version by (name, version), and the newest also by (name, "")."""
-
-    serving: Mapping[tuple[str, str], Model] = field(default_factory=dict)
-    index: tuple[IndexEntry, ...] = ()
 
 
 class Repository:
@@ -73,7 +56,7 @@ class Repository:
         self._write_lock = threading.Lock()
         self._models: dict[str, ModelVersions] = {}
         self._required: set[str] | None = None
-        self._view = _View()
+        self._view = View()
         self._was_ready = False
         self._listeners: list[Callable[[], None]] = []
         self._closing = threading.Event()
@@ -103,7 +86,8 @@ class Repository:
             InvalidArgument: the version is not a number.
             Unavailable: the version is not ready, a version is loading, or the server is shutting down.
         """
-        return self._view.serving.get((name, version)) or self._find(name, version)
+        view = self._view
+        return view.serving.get((name, version)) or view.find(name, version, is_closing=self._closing.is_set())
 
     def versions(self, name: str) -> list[str]:
         """Returns the ready versions of a model, lowest number first.
@@ -111,15 +95,11 @@ class Repository:
         Raises:
             NotFound: the model does not exist.
         """
-        view = self._view
-        if not any(entry.name == name for entry in view.index):
-            raise _unknown_model(name, view)
-        return sorted((version for model, version in view.serving if model == name and version), key=int)
+        return self._view.versions(name)
 
     def ready_models(self) -> list[Model]:
         """Returns all ready versions, sorted by name and number."""
-        ready = [model for (_, version), model in self._view.serving.items() if version]
-        return sorted(ready, key=lambda model: (model.spec.name, int(model.version)))
+        return self._view.ready_models()
 
     def is_ready(self) -> bool:
         """Whether every model that was to be loaded at the start, and was not unloaded or removed since, is ready."""
@@ -133,28 +113,6 @@ class Repository:
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Calls the listener after every change, on the thread that made it. A listener must not load or unload."""
         self._listeners.append(listener)
-
-    def _find(self, name: str, version: str) -> Model:
-        """The slow path of `get`: handles other spellings of a version, such as "01", and explains failures."""
-        view = self._view
-        entries = [entry for entry in view.index if entry.name == name]
-        if not entries:
-            raise _unknown_model(name, view)
-        if not version:
-            if self._closing.is_set() or any(entry.state == "LOADING" for entry in entries):
-                raise Unavailable(f"model '{name}' is not ready: {_reason(entries)}")
-            # Triton's words and status code.
-            raise NotFound(f"model '{name}' has no available versions: {_reason(entries)}")
-        if not (version.isascii() and version.isdecimal() and len(version) < 19):
-            raise InvalidArgument(f"version {quote(version)} of model '{name}' is not a number")
-        number = str(int(version))
-        if model := view.serving.get((name, number)):
-            return model
-        matching = [entry for entry in entries if entry.version == number]
-        if not matching:
-            versions = _join([entry.version for entry in entries])
-            raise NotFound(f"model '{name}' has no version {number}: it has {versions}")
-        raise Unavailable(f"version {number} of model '{name}' is not ready: {_reason(matching)}")
 
     # -- start and end -----------------------------------------------------------------------------------------------
 
@@ -175,7 +133,7 @@ class Repository:
             logger.warning("no model in %s yet: the server reports ready without models", self._path)
         for name in self._initial_models:
             if name not in names:
-                raise StartupError(f"no model {quote(name)} in {self._path}, which has {_join(names)}")
+                raise StartupError(f"no model {quote(name)} in {self._path}, which has {join_names(names)}")
 
     def start(self) -> None:
         """Loads the initial models one after the other, then starts polling if the mode is "poll".
@@ -302,7 +260,7 @@ class Repository:
             for version, model in sorted(versions.ready().items()):
                 serving[name, str(version)] = serving[name, ""] = model
         before, was_ready = self._view, self._was_ready
-        self._view = _View(serving, tuple(index))
+        self._view = View(serving, tuple(index))
         self._was_ready = self.is_ready()
         if (self._view, self._was_ready) == (before, was_ready):
             return
@@ -312,19 +270,3 @@ class Repository:
                 listener()
             except Exception:
                 logger.exception("a listener of the repository failed")
-
-
-def _unknown_model(name: str, view: _View) -> ServingError:
-    return NotFound(f"unknown model {quote(name)}: this server has {_join({entry.name for entry in view.index})}")
-
-
-def _reason(entries: Collection[IndexEntry]) -> str:
-    """The state of the version that is loading, or else the reason why the newest is not ready."""
-    newest = max(entries, key=lambda entry: int(entry.version or 0))
-    entry = next((entry for entry in entries if entry.state == "LOADING"), newest)
-    return entry.reason or entry.state.lower()
-
-
-def _join(names: Collection[str]) -> str:
-    shortened = sorted(names)[:8]
-    return ", ".join([*shortened, "…"] if len(names) > len(shortened) else shortened) or "none"

@@ -1,0 +1,83 @@
+"""What readers of the repository see: an immutable view of all models at one moment."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from serving.errors import InvalidArgument, NotFound, Unavailable, quote
+from serving.models.loader import Model
+from serving.models.versions import IndexEntry
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The ready versions and the index.
+
+    Args:
+        serving: each ready version by (name, version), and the newest of each model also by (name, "").
+        index: sorted by name and number.
+    """
+
+    serving: Mapping[tuple[str, str], Model] = field(default_factory=dict)
+    index: tuple[IndexEntry, ...] = ()
+
+    def find(self, name: str, version: str, *, is_closing: bool) -> Model:
+        """Finds a version by another spelling of its number, such as "01", or explains why it is not in `serving`.
+
+        Args:
+            is_closing: whether the repository is being closed.
+
+        Raises:
+            NotFound: the model or version does not exist; or `version` is empty, and none is ready or loading.
+            InvalidArgument: the version is not a number.
+            Unavailable: the version is not ready, a version is loading, or the repository is being closed.
+        """
+        entries = self._entries(name)
+        if not version:
+            if is_closing or any(entry.state == "LOADING" for entry in entries):
+                raise Unavailable(f"model '{name}' is not ready: {_reason(entries)}")
+            # Triton's words and status code.
+            raise NotFound(f"model '{name}' has no available versions: {_reason(entries)}")
+        if not (version.isascii() and version.isdecimal() and len(version) < 19):
+            raise InvalidArgument(f"version {quote(version)} of model '{name}' is not a number")
+        number = str(int(version))
+        if model := self.serving.get((name, number)):
+            return model
+        matching = [entry for entry in entries if entry.version == number]
+        if not matching:
+            versions = join_names([entry.version for entry in entries])
+            raise NotFound(f"model '{name}' has no version {number}: it has {versions}")
+        raise Unavailable(f"version {number} of model '{name}' is not ready: {_reason(matching)}")
+
+    def versions(self, name: str) -> list[str]:
+        """Returns the ready versions of a model, lowest number first.
+
+        Raises:
+            NotFound: the model does not exist.
+        """
+        self._entries(name)
+        return sorted((version for model, version in self.serving if model == name and version), key=int)
+
+    def ready_models(self) -> list[Model]:
+        """Returns all ready versions, sorted by name and number."""
+        ready = [model for (_, version), model in self.serving.items() if version]
+        return sorted(ready, key=lambda model: (model.spec.name, int(model.version)))
+
+    def _entries(self, name: str) -> list[IndexEntry]:
+        entries = [entry for entry in self.index if entry.name == name]
+        if not entries:
+            known = join_names({entry.name for entry in self.index})
+            raise NotFound(f"unknown model {quote(name)}: this server has {known}")
+        return entries
+
+
+def join_names(names: Collection[str]) -> str:
+    """Returns the first names, sorted, for use in a message."""
+    shortened = sorted(names)[:8]
+    return ", ".join([*shortened, "…"] if len(names) > len(shortened) else shortened) or "none"
+
+
+def _reason(entries: Collection[IndexEntry]) -> str:
+    """The state of the version that is loading, or else the reason why the newest is not ready."""
+    newest = max(entries, key=lambda entry: int(entry.version or 0))
+    entry = next((entry for entry in entries if entry.state == "LOADING"), newest)
+    return entry.reason or entry.state.lower()
