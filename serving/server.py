@@ -93,7 +93,7 @@ class Server:
         self.repository.subscribe(self._update_health)
         self.repository.start()
         self._update_health()
-        # What is alive now lives as long as the server: the collector need not look at it again.
+        # The objects created so far live as long as the server: freezing them spares the garbage collector.
         gc.collect()
         gc.freeze()
         names = [f"{model.spec.name} version {model.version}" for model in self.repository.ready_models()]

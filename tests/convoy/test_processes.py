@@ -32,8 +32,8 @@ def test_ctrl_c_during_imports_is_quiet(command: list[str], tmp_path: Path) -> N
         assert process.stdout is not None
         assert process.stdout.readline() == b"importing\n"
         process.send_signal(signal.SIGINT)
-        said, errors = process.communicate(timeout=60)
-    assert (process.returncode, said, errors) == (130, b"", b"")
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (130, b"", b"")
 
 
 def test_a_closed_pipe_ends_the_server_s_help_quietly() -> None:

@@ -77,9 +77,9 @@ def test_a_bad_image_is_named_and_the_others_are_classified(
     (files / "empty").mkdir()
     paths = [files / "none.png", files / "black.png", files / "notes.txt", files / "empty"]
     assert classify(server, *paths) == 1
-    said = capsys.readouterr()
-    assert f"{files}/black.png" in said.out
-    errors = said.err.splitlines()
+    captured = capsys.readouterr()
+    assert f"{files}/black.png" in captured.out
+    errors = captured.err.splitlines()
     assert errors[0] == f"error: {files}/none.png: no such file"
     assert errors[1].startswith(f"error: {files}/notes.txt: cannot be read as an image: ")
     assert errors[2:] == [f"error: {files}/empty: no images in this folder"]
@@ -104,9 +104,9 @@ def test_an_inverted_image_is_warned_of(server: FakeServer, files: Path, capsys:
         "--invert inverts the image\n"
     )
     assert classify(server, files / "scan.png", "--invert", "--json") == 0
-    said = capsys.readouterr()
-    assert not said.err
-    assert json.loads(said.out)["predictions"][0]["probability"] < 0.2, "the inverted image was sent"
+    captured = capsys.readouterr()
+    assert not captured.err
+    assert json.loads(captured.out)["predictions"][0]["probability"] < 0.2, "the inverted image was sent"
 
 
 def test_status_shows_the_server_and_its_models(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,11 +127,11 @@ def test_the_token_is_read_from_a_file(server: FakeServer, tmp_path: Path, capsy
 
 
 def one_error(capsys: pytest.CaptureFixture[str]) -> str:
-    said = capsys.readouterr()
-    assert not said.out
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
-    return said.err.removeprefix("error: ").strip()
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err.removeprefix("error: ").strip()
 
 
 @pytest.mark.parametrize("content", [None, "", "grün\n"])
@@ -172,7 +172,7 @@ def test_a_failing_server(server: FakeServer, files: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "output"),
     [
         ([], 2, "usage: python -m serving.client VERB"),
         (["--help"], 0, "classify"),
@@ -182,9 +182,9 @@ def test_a_failing_server(server: FakeServer, files: Path, capsys: pytest.Captur
         (["classify", "a.png", "--modle", "m"], 2, "--modle"),
     ],
 )
-def test_usage(arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage(arguments: list[str], code: int, output: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments) == code
-    assert said in "".join(capsys.readouterr())
+    assert output in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("config", [ClassifyConfig, StatusConfig])
