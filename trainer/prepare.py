@@ -28,7 +28,7 @@ def prepare(config: TrainConfig, world: World, say: Callable[[str], None]) -> tu
     dataset = load(recipe, config.image_size, config.data_dir, world, say)
     folder = RunFolder.plan(config, recipe, dataset, world)
     try:
-        check_same(world.all_gather_object(identity(config, folder, world)))
+        check_same(world.all_gather_object(identity(config, recipe, dataset, world)))
     except MismatchError:
         world.failure_context.folder = folder.create_for_failure()  # so that the failure is on disk, too
         raise
@@ -39,14 +39,17 @@ def prepare(config: TrainConfig, world: World, say: Callable[[str], None]) -> tu
     return recipe, dataset, folder
 
 
-def identity(config: TrainConfig, folder: RunFolder, world: World) -> dict[str, str]:
-    """Returns what must be the same on every rank, by the names that error messages use."""
+def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> dict[str, str]:
+    """Returns what must be the same on every rank, by the names that error messages use.
+
+    Of this rank alone: the folder's fingerprint is rank 0's on every rank, and differs from none.
+    """
     return {
         **config.options_of_result(),
         "the code of the trainer": code_sha256(),
         "the version of torch": str(torch.__version__),
-        "the data set": folder.fingerprint.dataset_sha256,
-        "--precision, as the hardware has it,": folder.fingerprint.recipe.precision,
+        "the data set": dataset.sha256,
+        "--precision, as the hardware has it,": recipe.precision,
         **({"the processor": processor(world.device)} if config.virtual_shards else {}),
     }
 
