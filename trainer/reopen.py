@@ -31,7 +31,8 @@ def evaluate_run(config: EvaluateConfig) -> None:
     keep_freed_memory()
     with World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
         run, dataset = open_run(config, world, progress)
-        announce(run)
+        ranks = f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}"
+        progress.say(f"{describe(run)}; {run.learner.precision}, {ranks}")
         num_views = NUM_VIEWS[run.recipe.test_time_views]
         if config.split == "validation":
             validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
@@ -58,7 +59,7 @@ def export_run(config: ExportConfig) -> None:
     with World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
         run, _ = open_run(config, world, progress)
         if world.is_main:
-            announce(run)
+            progress.say(describe(run))
             name = config.name or run.recipe.name + ("-int8" if config.int8 else "")
             publish = export_int8 if config.int8 else export
             publish(run, repository_model(run, config.model_repository, name), run.folder.result())
@@ -98,11 +99,9 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
     return run, dataset
 
 
-def announce(run: Run) -> None:
-    """Tells the user which weights of which run are evaluated or exported, and on what."""
-    recipe, dataset, world = run.recipe, run.dataset, run.world
-    run.progress.say(
-        f"{run.folder.path} at step {run.position.step} of {run.num_steps}: {recipe.name} on {dataset.name}; "
-        f"{num_parameters(run.learner.model):,} parameters, {run.learner.precision}; "
-        f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}"
+def describe(run: Run) -> str:
+    """Returns which weights of which run are evaluated or exported, for the user."""
+    return (
+        f"{run.folder.path} at step {run.position.step} of {run.num_steps}: {run.recipe.name} on {run.dataset.name}, "
+        f"{num_parameters(run.learner.model):,} parameters"
     )

@@ -1,6 +1,4 @@
-"""A run that is ended while it does not train, or that nobody listens to: it leaves in order, and the same command does
-the rest.
-"""
+"""Runs that are ended while they download or report, or whose output is closed: the same command completes them."""
 
 import os
 import signal
@@ -18,8 +16,8 @@ pytestmark = pytest.mark.slow
 
 Command = Callable[..., list[str]]
 
-# Two moments that a test can hit: a mirror that says nothing, and a report that takes long.
-STALLS = """
+# Two moments that a test can hit: a mirror that sends nothing, and a report that takes long.
+SILENT_MIRROR = """
 import dataclasses, sys
 sys.path.insert(0, ROOT)
 from trainer.data import datasets
@@ -29,7 +27,7 @@ datasets.DATASETS["mnist"] = dataclasses.replace(datasets.MNIST, sources=(mirror
 from trainer.cli import train_command
 train_command(sys.argv[1:])
 """
-LINGERS = """
+SLOW_REPORT = """
 import sys, time
 sys.path.insert(0, ROOT)
 import trainer.report.page
@@ -55,12 +53,12 @@ def rest_of(process: "subprocess.Popen[str]") -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_ctrl_c_leaves_a_download_that_stalls(ranks: int, tmp_path: Path, trainer_command: Command) -> None:
+def test_ctrl_c_ends_a_stalled_download(ranks: int, tmp_path: Path, trainer_command: Command) -> None:
     data_dir, run_dir = tmp_path / "data", tmp_path / "run"
     arguments = ["--dataset", "mnist", "--data-dir", str(data_dir), "--run-dir", str(run_dir)]
     with socket.create_server(("127.0.0.1", 0)) as mirror:
         mirror.settimeout(100)
-        script = STALLS.replace("PORT", str(mirror.getsockname()[1]))
+        script = SILENT_MIRROR.replace("PORT", str(mirror.getsockname()[1]))
         with started(with_script(trainer_command(*arguments, ranks=ranks), script, tmp_path)) as process:
             connection, _ = mirror.accept()
             with connection:
@@ -75,7 +73,7 @@ def test_ctrl_c_leaves_a_download_that_stalls(ranks: int, tmp_path: Path, traine
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_sigterm_leaves_a_report_that_takes_long(
+def test_sigterm_ends_a_slow_report(
     ranks: int,
     tmp_path: Path,
     trainer_command: Command,
@@ -83,7 +81,7 @@ def test_sigterm_leaves_a_report_that_takes_long(
 ) -> None:
     run_dir = tmp_path / "run"
     arguments = ["--epochs", "1", "--run-dir", str(run_dir)]
-    with started(with_script(trainer_command(*arguments, ranks=ranks), LINGERS, tmp_path)) as process:
+    with started(with_script(trainer_command(*arguments, ranks=ranks), SLOW_REPORT, tmp_path)) as process:
         wait_for_line(process, "reporting")
         process.send_signal(signal.SIGTERM)
         said, code = rest_of(process)
@@ -98,7 +96,7 @@ def test_sigterm_leaves_a_report_that_takes_long(
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_reader_that_has_seen_enough_ends_a_training_that_goes_on_later(
+def test_closed_output_ends_a_training_that_is_continued_later(
     ranks: int,
     tmp_path: Path,
     trainer_command: Command,
@@ -114,7 +112,7 @@ def test_a_reader_that_has_seen_enough_ends_a_training_that_goes_on_later(
         said = process.stderr.read()
         code = process.wait(timeout=60)
     assert said.count("SIGPIPE: saved at step ") == 1
-    assert said.count("\n") == 1 if ranks == 1 else "BrokenPipeError" not in said  # torchrun has its own words
+    assert said.count("\n") == 1 if ranks == 1 else "BrokenPipeError" not in said  # torchrun prints lines of its own
     assert code == 141 if ranks == 1 else code != 0
     again = run_trainer(*arguments, ranks=ranks)
     assert again.returncode == 0, again.stderr
@@ -122,7 +120,7 @@ def test_a_reader_that_has_seen_enough_ends_a_training_that_goes_on_later(
     assert result_of(tmp_path / "run")["steps"] == 180
 
 
-def test_a_log_on_a_full_disk_ends_a_training_that_goes_on_later(
+def test_a_full_disk_under_the_log_ends_a_training_that_is_continued_later(
     tmp_path: Path,
     small_disk: Path,
     trainer_command: Command,

@@ -35,7 +35,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    """The command in a process group of its own, which is gone at the end."""
+    """Starts a command in a process group of its own, and kills the group at the end."""
     process = subprocess.Popen(
         command,
         env=clean_environment(),
@@ -63,7 +63,7 @@ def wait_for_line(process: "subprocess.Popen[str]", pattern: str) -> str:
 
 
 def ranks_of(process: "subprocess.Popen[str]") -> list[int]:
-    """The trainer's processes below a torchrun, found in /proc."""
+    """Returns the trainer's processes below a torchrun, from /proc."""
     children = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -90,7 +90,7 @@ def finished(request: pytest.FixtureRequest, runs: Path, run_trainer: RunTrainer
     return ranks, folder, done.stdout
 
 
-def test_a_run_leaves_what_the_design_promises(finished: tuple[int, Path, str]) -> None:
+def test_a_run_leaves_a_complete_folder(finished: tuple[int, Path, str]) -> None:
     ranks, folder, output = finished
     result = result_of(folder)
     assert result["world_size"] == ranks
@@ -122,7 +122,7 @@ def test_the_number_of_ranks_changes_nothing_but_rounding(finished: tuple[int, P
                 assert a[name] == pytest.approx(b[name], rel=0.02), (a, b)
 
 
-def test_every_look_at_the_test_set_is_in_the_ledger(finished: tuple[int, Path, str], runs: Path) -> None:
+def test_the_evaluation_on_test_images_is_in_the_ledger(finished: tuple[int, Path, str], runs: Path) -> None:
     _, folder, _ = finished
     entries = [json.loads(line) for line in (runs / "ledger.jsonl").read_text().splitlines()]
     result = result_of(folder)
@@ -130,7 +130,9 @@ def test_every_look_at_the_test_set_is_in_the_ledger(finished: tuple[int, Path, 
     assert [entry["num_errors"] for entry in mine] == [result["test_errors"]]
 
 
-def test_a_complete_run_is_not_run_again(runs: Path, run_trainer: RunTrainer, finished: tuple[int, Path, str]) -> None:
+def test_a_complete_run_is_not_trained_again(
+    runs: Path, run_trainer: RunTrainer, finished: tuple[int, Path, str]
+) -> None:
     ranks, folder, _ = finished
     before = (folder / "result.json").read_bytes()
     done = run_trainer("--epochs", "2", "--precision", "float32", "--run-dir", str(folder), ranks=ranks)
@@ -144,7 +146,7 @@ DISTURBED = ("--epochs", "3", "--global-batch-size", "70")
 
 @pytest.fixture(scope="module")
 def undisturbed(runs: Path, run_trainer: RunTrainer) -> Callable[[int], str]:
-    """The digest of the weights of a run that nobody disturbs, by its number of ranks."""
+    """The digest of the weights of an uninterrupted run, by its number of ranks."""
 
     @functools.cache
     def digest(ranks: int) -> str:
@@ -157,10 +159,10 @@ def undisturbed(runs: Path, run_trainer: RunTrainer) -> Callable[[int], str]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_and_started_again_ends_in_the_same_weights(
+def test_a_killed_and_restarted_run_ends_in_the_same_weights(
     ranks: int, tmp_path: Path, trainer_command: Command, run_trainer: RunTrainer, undisturbed: Callable[[int], str]
 ) -> None:
-    """All processes are killed without warning after the first epoch's checkpoint; then the same command again."""
+    """All processes are killed without warning after the first epoch; then the same command runs again."""
     folder = tmp_path / "killed"
     arguments = [*DISTURBED, "--run-dir", str(folder)]
     with started(trainer_command(*arguments, ranks=ranks)) as process:
@@ -173,7 +175,7 @@ def test_killed_and_started_again_ends_in_the_same_weights(
 
 
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
-def test_a_signal_saves_and_the_run_goes_on_from_there(
+def test_a_signal_saves_the_run_and_it_continues_from_there(
     number: signal.Signals,
     ranks: int,
     tmp_path: Path,
@@ -200,7 +202,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(
     assert result_of(folder)["weights_sha256"] == undisturbed(ranks)
 
 
-def test_who_enters_a_run_that_is_being_trained_waits_and_goes_on_from_there(
+def test_a_second_process_waits_for_the_run_folder_and_continues_the_run(
     tmp_path: Path, trainer_command: Command
 ) -> None:
     command = trainer_command("--epochs", "1000", "--run-dir", str(tmp_path / "run"))
@@ -214,8 +216,8 @@ def test_who_enters_a_run_that_is_being_trained_waits_and_goes_on_from_there(
             wait_for_line(second, f"at step {step.group(1)} of")
 
 
-def test_who_waits_for_a_folder_writes_nothing_in_it(tmp_path: Path, trainer_command: Command) -> None:
-    """Another run may be about to begin there."""
+def test_a_process_that_waits_for_a_folder_writes_nothing_to_it(tmp_path: Path, trainer_command: Command) -> None:
+    """The process that holds the lock may be about to start another run."""
     folder = tmp_path / "run"
     folder.mkdir()
     command = trainer_command("--epochs", "1", "--run-dir", str(folder))
@@ -224,7 +226,7 @@ def test_who_waits_for_a_folder_writes_nothing_in_it(tmp_path: Path, trainer_com
         assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
 
 
-def test_when_a_rank_is_killed_the_others_leave_and_say_so(tmp_path: Path, trainer_command: Command) -> None:
+def test_when_a_rank_is_killed_the_others_exit_with_one_error(tmp_path: Path, trainer_command: Command) -> None:
     command = trainer_command("--epochs", "1000", "--run-dir", str(tmp_path / "run"), ranks=4)
     with started(command) as process:
         wait_for_line(process, "epoch 1/1000")
@@ -253,10 +255,10 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_step(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_weights_that_the_last_step_has_spoilt_are_not_looked_at_with_test_images(
+def test_weights_that_diverged_in_the_last_step_are_not_evaluated_on_test_images(
     tmp_path: Path, run_trainer: RunTrainer
 ) -> None:
-    """Their loss is seen by nobody but the validation."""
+    """Only the validation loss shows it."""
     arguments = ("--global-batch-size", "4500", "--lr-scale", "1e30", "--run-dir", str(tmp_path / "run"))
     done = run_trainer("--epochs", "1", *arguments)
     assert done.returncode == 5
@@ -299,7 +301,7 @@ def test_the_folder_of_another_run_is_refused(tmp_path: Path, run_trainer: RunTr
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for change, named in ((["--epochs", "2"], "recipe.epochs is 1, not 2"), (["--seed", "3"], "seed is 0, not 3")):
         done = run_trainer("--epochs", "1", *change, "--run-dir", str(folder))
-        assert (done.returncode, done.stdout) == (2, "")  # before anything is said of a run, or built for it
+        assert (done.returncode, done.stdout) == (2, "")  # before anything is built or printed
         assert named in done.stderr
     done = run_trainer("--epochs", "1", "--resume", "never", "--run-dir", str(folder))
     assert (done.returncode, done.stdout) == (2, "")
@@ -341,10 +343,10 @@ def test_a_terminal_gets_a_bar_and_no_plain_progress_lines(tmp_path: Path, train
     assert "test accuracy" in text
 
 
-def test_a_run_ends_with_a_version_for_servers(tmp_path: Path, run_trainer: RunTrainer) -> None:
+def test_a_run_ends_with_a_version_in_the_model_repository(tmp_path: Path, run_trainer: RunTrainer) -> None:
     models, folder = tmp_path / "models", tmp_path / "run"
     arguments = ["--epochs", "1", "--run-dir", str(folder), "--export", "--model-repository", str(models)]
-    # What is exported answers in float32: trained in it, the accuracies are the same to the last image.
+    # An exported model computes in float32: so must the run, for the accuracies to agree to the last image.
     done = run_trainer(*arguments, "--precision", "float32", ranks=2)
     assert done.returncode == 0, done.stderr
     version = models / "mnist" / "1"
@@ -358,10 +360,10 @@ def test_a_run_ends_with_a_version_for_servers(tmp_path: Path, run_trainer: RunT
     assert "Warning" not in done.stderr
 
 
-def test_a_run_whose_export_fails_is_complete_and_says_how_to_try_again(
+def test_a_run_whose_export_fails_is_complete_and_names_the_command_to_retry(
     tmp_path: Path, trainer_command: Command, run_trainer: RunTrainer, data_dir: Path
 ) -> None:
-    """The repository, fine when the run begins, becomes a file while it trains."""
+    """The repository is valid when the run begins, and becomes a file while it trains."""
     models, folder = tmp_path / "models", tmp_path / "run"
     arguments = ["--epochs", "2", "--run-dir", str(folder), "--export", "--model-repository", str(models)]
     with started(trainer_command(*arguments)) as process:
@@ -390,7 +392,7 @@ def test_a_run_whose_export_fails_is_complete_and_says_how_to_try_again(
     assert (models / "digits" / "1" / "manifest.json").exists()
 
 
-def test_a_run_that_could_not_be_exported_does_not_begin(tmp_path: Path, run_trainer: RunTrainer) -> None:
+def test_a_run_that_cannot_be_exported_does_not_start(tmp_path: Path, run_trainer: RunTrainer) -> None:
     folder = tmp_path / "models" / "mnist"
     folder.mkdir(parents=True)
     (folder / "labels.txt").write_text("cat\ndog\n")
@@ -402,8 +404,8 @@ def test_a_run_that_could_not_be_exported_does_not_begin(tmp_path: Path, run_tra
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_two_gpus_train_to_the_end_and_leave(tmp_path: Path, trainer_command: Command) -> None:
-    """NCCL's communicator waits at its end for graphs that use it."""
+def test_two_gpus_train_to_the_end_and_exit(tmp_path: Path, trainer_command: Command) -> None:
+    """NCCL's communicator cannot close while a CUDA graph uses it."""
     command = ["cuda" if word == "cpu" else word for word in trainer_command("--epochs", "2", ranks=2)]
     command += ["--run-dir", str(tmp_path / "run")]
     done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=180, check=False)

@@ -42,6 +42,9 @@ def evaluate(folder: Path, data_dir: Path, *arguments: str, ranks: int = 1) -> "
 def test_validation_is_the_same_number_for_every_world_size(ranks: int, run_folder: Path, data_dir: Path) -> None:
     done = evaluate(run_folder, data_dir, ranks=ranks)
     assert done.returncode == 0, done.stderr
+    about, _ = done.stdout.splitlines()
+    on = "1 rank on cpu" if ranks == 1 else f"{ranks} ranks on cpu"
+    assert re.fullmatch(rf"{run_folder} at step 45 of 45: mnist on mnist-mini, 105,506 parameters; \w+, {on}", about)
     found = re.search(r"validation accuracy .* \((\d+) of 500 wrong", done.stdout)
     assert found is not None, done.stdout
     expected = json.loads((run_folder / "result.json").read_text())["val_accuracy"]
