@@ -1,7 +1,7 @@
-"""Keller Jordan's package airbench, one training after another in one process: `pip install airbench`.
+"""Trains with Keller Jordan's package airbench, several times in one process: `pip install airbench`.
 
-Run by `benchmarks/gpu.py`; the last line is JSON, an object a training. Needs a GPU. airbench trains on all 50,000
-images; its own clock, as here, leaves out loading the data and begins with the whitening of the first layer.
+Run by `benchmarks/gpu.py`; the last line is JSON, one object per training. Needs a GPU. airbench trains on all 50,000
+images; its own clock, and the one here, starts after the data is loaded, with the whitening of the first layer.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from trainer.paths import default_data_dir
 
 
 def write_cifar10(folder: Path) -> None:
-    """CIFAR-10 in the two files in which airbench keeps it, from our cache."""
+    """Writes CIFAR-10 from the trainer's cache in the two files that airbench reads."""
     dataset = load_dataset("cifar10", default_data_dir(), log=print)
     folder.mkdir()
     for name, images in (("train", dataset.train), ("test", load_test_set(dataset))):

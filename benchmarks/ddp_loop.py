@@ -1,7 +1,7 @@
-"""Plain DistributedDataParallel over our own data and network: what `World.all_reduce` and virtual shards compare with.
+"""Plain DistributedDataParallel with our data and network, to compare `World.all_reduce` and virtual shards with.
 
 Run by `benchmarks/training.py` under torchrun; prints one JSON line. Everything but the reduction is as in a run of the
-recipe `mnist`: pixels from one tensor, channels last, bfloat16 where that is fast, one thread a rank.
+recipe `mnist`: pixels from one tensor, channels last, bfloat16 where that is fast, one thread per rank.
 """
 
 import json
@@ -54,7 +54,7 @@ def main() -> None:
         print(json.dumps({"images_per_second": statistics.median(windows[1:])}))
     dist.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # gloo's threads abort a process that leaves Python in the usual way, now and then
+    os._exit(0)  # gloo's threads sometimes abort a process that exits in the usual way
 
 
 if __name__ == "__main__":

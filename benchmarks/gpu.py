@@ -1,9 +1,9 @@
-"""Training on a GPU, beside airbench on the same GPU in the same run: `python benchmarks/gpu.py`.
+"""Measures training on a GPU, and airbench on the same GPU in the same run: `python benchmarks/gpu.py`.
 
-Three questions: how long the 10 epochs of `mnist` take after a warm-up; what a step takes as one CUDA graph and kernel
-by kernel; how long `cifar10` takes to its accuracy, cold and warm. Series of ours and of airbench (`pip install
-airbench`) take turns, each in a process of its own, because each sets cuDNN for itself; the first training of a process
-is the cold one. Writes `benchmarks/results/gpu-DATE.json` and a table of it in Markdown.
+Three questions: how long the 10 epochs of `mnist` take after a warm-up; how long a step takes as one CUDA graph and
+kernel by kernel; how long `cifar10` takes to its accuracy, cold and warm. Series of ours and of airbench (`pip install
+airbench`) alternate, each in a process of its own, because each configures cuDNN; the first training of a process is
+cold. Writes `benchmarks/results/gpu-DATE.json` and a table in Markdown.
 """
 
 import argparse
@@ -32,7 +32,7 @@ NUM_STEPS = 500
 
 
 def run_series(script: str, *arguments: str) -> list[dict[str, float]]:
-    """The trainings of one process. Its first gets the seconds of the whole command, without the others."""
+    """Runs one process of trainings; its first training gets the seconds of the whole command without the others."""
     began = time.perf_counter()
     results: list[dict[str, float]] = run_json([sys.executable, str(ROOT / "benchmarks" / script), *arguments])
     others = sum(result["seconds"] for result in results[1:])
@@ -40,8 +40,8 @@ def run_series(script: str, *arguments: str) -> list[dict[str, float]]:
     return results
 
 
-def microseconds_a_step(config: TrainConfig) -> dict[str, float]:
-    """Of the recipe's step, as one CUDA graph and kernel by kernel, with what the loop does around it left out."""
+def microseconds_per_step(config: TrainConfig) -> dict[str, float]:
+    """Measures the recipe's step as one CUDA graph and kernel by kernel, without the loop around it."""
     with World.join(config.device) as world, tempfile.TemporaryDirectory() as folder:
         recipe = config.resolve().as_computed_on(world.device)
         dataset = without_test_images(load_dataset(recipe.dataset, config.data_dir, log=print))
@@ -75,9 +75,9 @@ def _wait_for(device: torch.device) -> None:
 
 
 def measure(num_seeds: int, block: int, against: list[str]) -> dict[str, Any]:
-    """Everything, in turn."""
-    steps = {name: microseconds_a_step(TrainConfig(recipe=name)) for name in ("mnist", "mnist-fast", "cifar10")}
-    print(f"microseconds a step: {steps}", flush=True)
+    """Measures everything, alternating."""
+    steps = {name: microseconds_per_step(TrainConfig(recipe=name)) for name in ("mnist", "mnist-fast", "cifar10")}
+    print(f"microseconds per step: {steps}", flush=True)
     series: dict[str, list[list[dict[str, float]]]] = {}
     for first in range(0, num_seeds, block):
         seeds = [str(seed) for seed in range(first, min(first + block, num_seeds))]
@@ -92,7 +92,7 @@ def measure(num_seeds: int, block: int, against: list[str]) -> dict[str, Any]:
 
 
 def table(measured: dict[str, Any]) -> list[str]:
-    """The findings as Markdown."""
+    """Returns the rows of the table in Markdown."""
 
     def spread(values: list[float], unit: str, digits: int = 2) -> str:
         if not values:  # a process of one training has no warm one
@@ -127,8 +127,8 @@ def table(measured: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20, help="trainings of each")
-    parser.add_argument("--block", type=int, default=5, help="trainings of a process")
+    parser.add_argument("--seeds", type=int, default=20, help="trainings of each kind")
+    parser.add_argument("--block", type=int, default=5, help="trainings per process")
     parser.add_argument("--against", nargs="*", default=["train94", "train96"], choices=("train94", "train96"))
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -137,8 +137,8 @@ def main() -> None:
     machine = describe(torch.device("cuda", 0))
     lines = [
         f"`python benchmarks/gpu.py {' '.join(sys.argv[1:])}` on {machine['device']}, torch {machine['torch']}. "
-        "Medians, in brackets the smallest and the largest; a process makes up to "
-        f"{args.block} trainings, its first is cold. "
+        "Medians, in brackets the smallest and the largest; a process runs up to "
+        f"{args.block} trainings, and its first is cold. "
         "airbench trains on 50,000 images, ours on 45,000, and its clock leaves out loading the data.",
         "",
         *table(measured),

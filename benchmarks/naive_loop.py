@@ -1,4 +1,4 @@
-"""The loop that a user would write: torchvision's data set and transforms, a DataLoader, DDP, torch.optim.
+"""A plain PyTorch training loop: torchvision's data set and transforms, a DataLoader, DDP, torch.optim.
 
 Run by `benchmarks/training.py` under torchrun; prints one JSON line.
 """
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--max-steps", type=int, default=10**9)
-    parser.add_argument("--num-images", type=int, required=True, help="of an epoch")
+    parser.add_argument("--num-images", type=int, required=True, help="images per epoch")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)

@@ -1,4 +1,4 @@
-"""What the safety of a run costs its steps: the copy for a checkpoint, and the comparison of the ranks' weights.
+"""Measures what the safety of a run costs its steps: the copy for a checkpoint, and the comparison of weights.
 
 Run by `benchmarks/training.py` under torchrun with two ranks; prints one JSON line, in milliseconds.
 """

@@ -1,6 +1,6 @@
-"""One training after another in one process, as a study does: the first is cold, the others find everything warm.
+"""Trains several times in one process, as a study does: the first training is cold, the others are warm.
 
-Run by `benchmarks/gpu.py`; the last line is JSON, an object a training.
+Run by `benchmarks/gpu.py`; the last line is JSON, one object per training.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from trainer.train import train
 
 
 def one(recipe: str, seed: int, folder: Path) -> dict[str, float]:
-    """Seconds of training alone, and of everything from the data to the report; accuracy on the test images."""
+    """Trains once; returns the seconds of the steps and of the whole run, and the test accuracy."""
     began = time.perf_counter()
     train(TrainConfig(recipe=recipe, seed=seed, run_dir=folder / f"s{seed}", export=False))
     seconds = time.perf_counter() - began

@@ -1,7 +1,7 @@
-"""Training beside the loop that a user would write, in one run on one machine: `make bench`.
+"""Compares training with a plain PyTorch loop, in one run on one machine: `make bench`.
 
-Everything is measured in turn (ours, theirs, ours, theirs, ...), as ratios of medians, because a shared machine's speed
-moves by the minute. Writes `benchmarks/results/training-DATE.json` and a table of it in Markdown.
+Measurements alternate (ours, theirs, ours, theirs, ...) and are compared as ratios of medians, because the speed of a
+shared machine changes by the minute. Writes `benchmarks/results/training-DATE.json` and a table in Markdown.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-NUM_IMAGES = 55_000  # of an epoch, in both loops: we set 5,000 aside for validation
+NUM_IMAGES = 55_000  # per epoch, in both loops: the trainer sets 5,000 aside for validation
 MFLOP_PER_IMAGE = 2 * 3.54  # multiply-adds of forward and backward of the lecture's net, times 2
 
 
 def run_json(command: list[str]) -> Any:
-    """Run a command; its last line of output is JSON."""
+    """Runs a command and returns the last line of its output, which is JSON."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
@@ -32,7 +32,7 @@ def run_json(command: list[str]) -> Any:
 
 
 def write_results(name: str, title: str, machine: dict[str, Any], measured: dict[str, Any], lines: list[str]) -> None:
-    """Into `benchmarks/results`: NAME-DATE.json with all that was measured, and its table in Markdown, also shown."""
+    """Writes NAME-DATE.json and its table in Markdown to `benchmarks/results`, and prints the table."""
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     target = ROOT / "benchmarks" / "results" / f"{name}-{date}"
     target.with_suffix(".json").write_text(json.dumps({"date": date, "machine": machine, **measured}, indent=2) + "\n")
@@ -47,7 +47,7 @@ def launcher(ranks: int) -> list[str]:
 
 
 def naive(root: Path, workers: int, *, max_steps: int = 10**9) -> dict[str, Any]:
-    """One epoch of the user's loop in one process with all threads."""
+    """Runs one epoch of the plain loop in one process with all threads."""
     arguments = ["--root", str(root), "--workers", str(workers), "--threads", str(num_threads())]
     arguments += ["--num-images", str(NUM_IMAGES), "--max-steps", str(max_steps)]
     began = time.time()
@@ -56,17 +56,17 @@ def naive(root: Path, workers: int, *, max_steps: int = 10**9) -> dict[str, Any]
 
 
 def num_threads() -> int:
-    """As many as a run of ours with one process takes."""
+    """Returns the threads of a run of the trainer with one process."""
     from convoy.cpus import num_available_cpus
 
     return num_available_cpus()
 
 
 def ours(*arguments: str, ranks: int | None = None) -> dict[str, Any]:
-    """A run of the trainer: its result, and the seconds from the command to the first step.
+    """Runs the trainer; returns its result, and the seconds from the command to the first step.
 
     Args:
-        ranks: how many torchrun starts; None: one process without torchrun.
+        ranks: number of ranks that torchrun starts; None for one process without torchrun.
     """
     folder = Path(tempfile.mkdtemp(prefix="convoy-bench-")) / "run"
     script = ["trainer/main.py", "--no-export", "--run-dir", str(folder)]
@@ -102,7 +102,7 @@ print(json.dumps({"gflops": 2 * 2048**3 / sorted(times)[len(times) // 2] / 1e9})
 
 
 def mm_gflops() -> float:
-    """The floating-point rate of a 2048 x 2048 x 2048 float32 torch.mm on all threads, median of 12."""
+    """Returns the speed of a 2048 x 2048 x 2048 float32 torch.mm on all threads, median of 12."""
     return float(run_json([sys.executable, "-c", MM % num_threads()])["gflops"])
 
 
@@ -113,7 +113,7 @@ def import_seconds() -> float:
 
 
 def write_idx(root: Path) -> None:
-    """MNIST in the files that torchvision expects, from our cache."""
+    """Writes MNIST from the trainer's cache in the files that torchvision expects."""
     from trainer.data import load_dataset
     from trainer.paths import default_data_dir
 
@@ -128,7 +128,7 @@ def write_idx(root: Path) -> None:
 
 
 def one_copy_of_the_data() -> dict[str, float]:
-    """Four ranks on the data file: resident megabytes counted per rank, and shared out (proportional set size)."""
+    """Measures the data file in the memory of four ranks: resident size of all, and proportional set size."""
     folder = Path(tempfile.mkdtemp(prefix="convoy-bench-")) / "run"
     command = [*launcher(4), "trainer/main.py", "--no-export", "--run-dir", str(folder), "--epochs", "100"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -199,7 +199,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def summarise(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What was asked, what was found, the numbers behind it."""
+    """Returns rows of (question, ratio, the numbers behind it)."""
     rows = measured["rows"]
     median = {name: statistics.median(values) for name, values in rows.items()}
 
@@ -207,17 +207,17 @@ def summarise(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
         return f"{median[name]:.4g} ({min(rows[name]):.4g} to {max(rows[name]):.4g})"
 
     def ratio(over: str, under: str) -> str:
-        """Within a round, because the machine's speed drifts between them."""
+        """Ratios are within a round, because the machine's speed changes between rounds."""
         ratios = [a / b for a, b in zip(rows[over], rows[under], strict=True)]
         return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
     loop, mm = "naive images/s", "mm 2048, GFLOP/s"
     table = []
-    for rate, precision in (("mnist images/s", "as it is"), ("mnist in float32, images/s", "in float32")):
+    for rate, precision in (("mnist images/s", "as in the recipe"), ("mnist in float32, images/s", "in float32")):
         gflops = median[rate] * MFLOP_PER_IMAGE / 1000
         table += [
             (
-                f"`mnist` {precision} over the user's loop (float32), images/s",
+                f"`mnist` {precision} over a plain loop (float32), images/s",
                 ratio(rate, loop),
                 f"{spread(rate)} over {spread(loop)}",
             ),
@@ -235,12 +235,12 @@ def summarise(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
         for shards in (2, 4, 8):
             sharded = f"images/s, {ranks} ranks, {shards} shards"
             if sharded in median:
-                what = f"{shards} virtual shards on {ranks} ranks over plain DDP on as many"
+                what = f"{shards} virtual shards on {ranks} ranks over plain DDP on the same"
                 table.append((what, ratio(sharded, ddp), f"{spread(sharded)} over {spread(ddp)}"))
-    table.append(("training stands still for a save, median", f"{median['stall of a save, ms']:.2f} ms", ""))
+    table.append(("pause of the training for a checkpoint, median", f"{median['stall of a save, ms']:.2f} ms", ""))
     share = 100 * median["comparison of weights, ms"] * median["images/s, 2 processes, batch 100"] / 1000 / (50 * 100)
     compare = f"{spread('comparison of weights, ms')} ms, every 50 steps of 2 ranks"
-    table.append(("comparing the ranks' weights, share of the time", f"{share:.1f} %", compare))
+    table.append(("comparison of the ranks' weights, share of the time", f"{share:.1f} %", compare))
     start, imports = "first step after, s", "import torch, torchvision, s"
     table.append(
         ("command to first step, in imports", ratio(start, imports), f"{spread(start)} over {spread(imports)}")
@@ -253,7 +253,7 @@ def summarise(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
     whole, until = "mnist-fast under torchrun, s", "naive command to end of first epoch, s"
     table.append(
         (
-            "mnist-fast over the loop's first epoch, both from torchrun's start",
+            "mnist-fast over the loop's first epoch, both from the start of torchrun",
             ratio(whole, until),
             f"{spread(whole)} / {spread(until)}",
         )
@@ -282,8 +282,8 @@ def main() -> None:
     machine = describe(torch.device("cpu"))
     lines = [
         f"`python benchmarks/training.py --rounds {args.rounds}` on {machine['device']}, {machine['cpus']} CPUs, torch "
-        f"{machine['torch']}. Medians of {args.rounds} rounds, in which all are taken in turn, and of the rounds' "
-        f"ratios; in brackets the smallest and the largest. The user's loop is `benchmarks/naive_loop.py` with "
+        f"{machine['torch']}. Medians of {args.rounds} rounds, in which all alternate, and of the rounds' ratios; "
+        f"in brackets the smallest and the largest. The plain loop is `benchmarks/naive_loop.py` with "
         f"{measured['best_workers']} workers, its best of {sorted(measured['workers'])}.",
         "",
         "| what | ratio | behind it |",
