@@ -42,7 +42,7 @@ def prepare(config: TrainConfig, world: World, say: Callable[[str], None]) -> tu
 def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> dict[str, str]:
     """Returns what must be the same on every rank, by the names that error messages use.
 
-    Of this rank alone: the folder's fingerprint is rank 0's on every rank, and differs from none.
+    Takes this rank's own recipe and data set: the fingerprint in the folder's record is rank 0's on every rank.
     """
     return {
         **config.options_of_result(),
