@@ -109,7 +109,7 @@ def test_ranks_share_the_networks_and_the_main_rank_writes_all_results(tmp_path:
 def test_wrong_options_are_errors_of_one_line(tmp_path: Path, data_dir: Path) -> None:
     done = run("seed")
     assert done.returncode == 2
-    assert done.stderr == "error: no study 'seed': did you mean seeds or sweep?\n"
+    assert done.stderr == "error: no study 'seed': did you mean seeds?\n"
     done = run("sweep", "--grid", "lr=1,2", *small(data_dir, tmp_path / "study"))
     assert done.returncode == 2
     assert done.stderr.startswith("error: no field of a recipe 'lr'")
