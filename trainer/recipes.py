@@ -82,7 +82,7 @@ class Recipe:
 
     name: str
     summary: str
-    """One line for `python -m trainer recipes`."""
+    """One line for `convoy recipes`. It is part of the fingerprint, so a new text changes the digests of new runs."""
     dataset: str
     network: str
     """A name that `trainer.models.build_network` knows."""
@@ -209,7 +209,7 @@ _FAMILIES = {
     "resnet101": ("ResNet-101 of 2015", 0.1),
     "resnet152": ("ResNet-152 of 2015", 0.1),
 }
-"""The lecture's families: what each is, and the peak of its learning rate at 128 images a step."""
+"""The lecture's families: what each is, and its peak learning rate for batches of 128 images."""
 
 _ONE_CYCLE = Schedule(points=((0.0, 0.04), (0.3, 1.0), (1.0, 0.0)))
 

@@ -1,4 +1,4 @@
-"""Recipes are complete, frozen, and found by name."""
+"""Recipes are complete, frozen and found by name."""
 
 import dataclasses
 
@@ -12,10 +12,10 @@ from trainer.recipes import PRETRAINED, PRETRAINED_PREFIX, RECIPES, Recipe, Sche
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
-def test_every_recipe_names_what_exists(recipe: Recipe) -> None:
+def test_every_recipe_names_a_known_data_set_and_network(recipe: Recipe) -> None:
     assert recipe.dataset in dataset_names()
     if recipe.network.startswith(PRETRAINED_PREFIX):
-        assert recipe.network.removeprefix(PRETRAINED_PREFIX) in PRETRAINED  # the weights are not at hand
+        assert recipe.network.removeprefix(PRETRAINED_PREFIX) in PRETRAINED  # building it would fetch its weights
     elif recipe.network == "airbench":
         build_network(recipe.network, num_channels=3, image_size=32, num_classes=10, widths=recipe.widths)
     else:
@@ -25,7 +25,7 @@ def test_every_recipe_names_what_exists(recipe: Recipe) -> None:
         recipe.epochs = 1  # type: ignore[misc]
 
 
-def test_a_recipe_is_computed_in_what_the_hardware_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_used_only_where_the_hardware_is_fast_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, recipe = torch.device("cpu"), RECIPES["mnist"]
     monkeypatch.setattr("trainer.hardware._cpuinfo", lambda field: "fpu avx512f amx_bf16")
     assert recipe.as_computed_on(cpu) is recipe

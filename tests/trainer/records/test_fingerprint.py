@@ -25,7 +25,7 @@ def test_a_recipe_is_read_back(recipe: Recipe) -> None:
 
 
 def test_a_fingerprint_with_fewer_fields_keeps_its_digest() -> None:
-    """From before virtual shards: what is missing is not added, and is no difference where it would be None."""
+    """A run from before virtual shards: the missing field is not added, and does not differ from None."""
     new = Fingerprint.of(RECIPES["mnist"], seed=0, image_size=None, dataset_sha256="d", virtual_shards=None)
     old = Fingerprint({name: value for name, value in new.values.items() if name != "virtual_shards"})
     assert old.recipe == RECIPES["mnist"]
