@@ -16,17 +16,17 @@ class Result:
     """A complete run's figures and where they come from. Fields with a default are missing in older files.
 
     Args:
-        dataset_notes: what the user was told about a folder of images.
+        dataset_notes: lines printed when a folder of images was opened.
         test_sha256: digest of the test images; None in files from before that digest.
         model: the recipe's network.
         train_seconds: spent in training steps; validation and saving not counted.
         val_accuracy: between 0 and 1, as are all accuracies.
         test_interval: Wilson interval at the level of `test_look`.
-        test_look: how many times this workspace had looked at this test set, this time included.
-        num_test_looks: how many times it has by now.
+        test_look: the number of this evaluation among those on this test set in the workspace, counted from 1.
+        num_test_looks: evaluations on this test set in the workspace at the end of the run.
         test_accuracy_of_seeds: for each seed of this setting in the ledger, the test accuracy of each of its weights;
             None in a member of a study of seeds, whose page has them.
-        looks_by_dataset: how often the workspace has looked at the test set of each data set.
+        looks_by_dataset: evaluations on the test set of each data set in the workspace.
         exported: folder of the version in the model repository.
         machine: what `hardware.describe` returns.
         stacked: how many members of a study of seeds were trained together; None elsewhere.
