@@ -15,6 +15,7 @@ from tests.conftest import ROOT, clean_environment, wait_for
 from trainer.data import Dataset
 
 EXAMPLES = ROOT / "examples"
+MODEL = "mnist-fast"
 CLASSES = 2
 
 
@@ -49,7 +50,7 @@ def trained(folder_of_images: Path, data_dir: Path, tmp_path_factory: pytest.Tem
     """Runs folder_to_server.sh. Returns the model repository and the output."""
     work = tmp_path_factory.mktemp("work")
     script, image = EXAMPLES / "folder_to_server.sh", EXAMPLES / "digits/1.png"
-    options = ("--image-size", "28", "--epochs", "4", "--device", "cpu")
+    options = (MODEL, "--image-size", "28", "--epochs", "16", "--device", "cpu")
     output = run(data_dir, "sh", script, folder_of_images, image, *options, cwd=work)
     return work / "models", output
 
@@ -78,12 +79,12 @@ def test_the_digits_are_made_by_the_documented_command(data_dir: Path, tmp_path:
 
 def test_a_folder_of_images_becomes_a_server(trained: tuple[Path, str]) -> None:
     models, output = trained
-    assert (models / "cifar10-small/1/model.onnx").is_file()
+    assert (models / MODEL / "1/model.onnx").is_file()
     assert re.search(r"digits/1\.png +1 +0\.\d{4}", output), output
 
 
 def test_the_python_client_classifies(ports: dict[str, str], data_dir: Path) -> None:
-    options = ["--target", ports["grpc"], "--model", "cifar10-small"]
+    options = ["--target", ports["grpc"], "--model", MODEL]
     output = run(data_dir, sys.executable, EXAMPLES / "classify.py", *options)
     assert re.fullmatch(r"(\S*examples/digits/\d\.png: [01] \(\d+\.\d%\)\n){10}", output), output
     assert "0.png: 0 " in output
@@ -91,5 +92,5 @@ def test_the_python_client_classifies(ports: dict[str, str], data_dir: Path) -> 
 
 def test_curl_classifies(ports: dict[str, str], data_dir: Path) -> None:
     image = EXAMPLES / "digits/1.png"
-    output = run(data_dir, "sh", EXAMPLES / "classify.sh", image, ports["http"], "cifar10-small")
+    output = run(data_dir, "sh", EXAMPLES / "classify.sh", image, ports["http"], MODEL)
     assert re.search(r'"\d\.\d+:1:1"', output), output

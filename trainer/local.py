@@ -1,5 +1,6 @@
 """`convoy train [PATH-OR-RECIPE]`: one training run on this machine, with one process for each GPU."""
 
+import math
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -18,6 +19,8 @@ from trainer.recipes import RECIPES, find_recipe
 
 FOLDER_RECIPE = "cifar10-small"
 FOLDER_IMAGE_SIZE = 64
+MIN_FOLDER_STEPS = 60
+"""A folder with few images has few steps in an epoch: the recipe's own epochs would be too short a training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +83,32 @@ def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConf
             raise ConfigError(f"no such folder, and {error}") from None
     if "--dataset" in given:
         raise ConfigError(f"{what} and --dataset {run.dataset}: give one data set")
-    run = replace(run, dataset=f"{FOLDER_PREFIX}{what}")
-    if "--recipe" not in given:
-        run = replace(run, recipe=FOLDER_RECIPE)
+    return _resolve_folder(replace(run, dataset=f"{FOLDER_PREFIX}{what}"), given)
+
+
+def _resolve_folder(run: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, str]:
     if "--image-size" not in given:
         run = replace(run, image_size=FOLDER_IMAGE_SIZE)
-    size = f"{run.image_size} x {run.image_size} pixels"
-    return run, f"{what}: recipe {run.recipe}, images of {size} (--recipe and --image-size choose others)"
+    if "--recipe" not in given:
+        run = replace(run, recipe=FOLDER_RECIPE)
+        if "--epochs" not in given:
+            run = replace(run, epochs=_epochs_for(run))
+    recipe, size = run.resolve(), run.image_size
+    return run, (
+        f"{recipe.dataset}: recipe {recipe.name}, {recipe.epochs} epochs, images of {size} x {size} pixels "
+        "(--recipe, --epochs and --image-size choose others)"
+    )
+
+
+def _epochs_for(run: TrainConfig) -> int:
+    from trainer.data.folder.listing import list_folder
+    from trainer.paths import image_folder
+
+    recipe = run.resolve()
+    root = image_folder(recipe.dataset)
+    assert root is not None
+    steps_per_epoch = math.ceil(len(list_folder(root).splits["train"]) / recipe.global_batch_size)
+    return max(recipe.epochs, math.ceil(MIN_FOLDER_STEPS / steps_per_epoch))
 
 
 def as_arguments(config: TrainConfig) -> Iterator[str]:

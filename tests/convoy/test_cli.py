@@ -56,7 +56,7 @@ def test_verbs_have_the_trainers_summaries() -> None:
         (["trian"], 2, "error: no verb 'trian': did you mean train?"),
         (["recipes"], 0, "mnist-fast"),
         (["train", "--help"], 0, "PATH-OR-RECIPE"),
-        (["train", "mnits"], 2, "error: no recipe 'mnits': did you mean mnist"),
+        (["train", "mnits"], 2, "error: no such folder, and no recipe 'mnits': did you mean mnist"),
         (["evaluate", "--help"], 0, "usage: convoy evaluate"),
         (["data", "list", "--help"], 0, "usage: convoy data list"),
         (["study", "sedes"], 2, "error: no study 'sedes': did you mean seeds?"),

@@ -26,11 +26,18 @@ def test_a_recipes_name_is_the_recipe() -> None:
     assert resolved("cifar10-small", "--seed", "3") == (TrainConfig(recipe="cifar10-small", seed=3), "")
 
 
-def test_a_folder_is_the_data_set_with_a_recipe_for_small_images(tmp_path: Path) -> None:
-    run, line = resolved(str(tmp_path))
-    assert run == TrainConfig(recipe="cifar10-small", dataset=f"folder:{tmp_path}", image_size=64)
+@pytest.mark.parametrize(("num_images", "epochs"), [(300, 60), (900, 30), (5000, 8)])
+def test_a_folder_is_the_data_set_with_a_recipe_for_small_images(num_images: int, epochs: int, tmp_path: Path) -> None:
+    for number in range(num_images):
+        path = tmp_path / "photos" / ("cat" if number % 2 else "dog") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    run, line = resolved(str(tmp_path / "photos"))
+    dataset = f"folder:{tmp_path}/photos"
+    assert run == TrainConfig(recipe="cifar10-small", dataset=dataset, image_size=64, epochs=epochs)
     assert line == (
-        f"{tmp_path}: recipe cifar10-small, images of 64 x 64 pixels (--recipe and --image-size choose others)"
+        f"{dataset}: recipe cifar10-small, {epochs} epochs, images of 64 x 64 pixels "
+        "(--recipe, --epochs and --image-size choose others)"
     )
 
 
@@ -43,7 +50,7 @@ def test_a_recipe_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: py
     (tmp_path / "mnist").mkdir()
     monkeypatch.chdir(tmp_path)
     assert resolved("mnist")[0].dataset is None
-    assert resolved("./mnist")[0].dataset == "folder:./mnist"
+    assert resolved("./mnist", "--epochs", "1")[0].dataset == "folder:./mnist"
 
 
 @pytest.mark.parametrize(
