@@ -15,6 +15,8 @@ from trainer.ranks.heartbeat import Heartbeat
 
 SILENT_AFTER_S = 7.0
 """A rank that has sent no heartbeat for this long is gone, or its host is."""
+STALE_AFTER_S = 4.0
+"""The same if others wait for it."""
 STORE_TIMEOUT_S = 4.0
 """A store that has not answered for this long does not answer any more."""
 GRACE_S = 1.5
@@ -36,6 +38,7 @@ class View(NamedTuple):
         own: its state.
         peers: the last heartbeats of the others.
         silent: the others that have sent none for `SILENT_AFTER_S`.
+        stale: the others that have sent none for `STALE_AFTER_S`.
         store_age_s: seconds since the store answered.
     """
 
@@ -43,6 +46,7 @@ class View(NamedTuple):
     own: Heartbeat
     peers: Mapping[int, Heartbeat]
     silent: Sequence[int]
+    stale: Sequence[int]
     store_age_s: float
 
 
@@ -73,6 +77,9 @@ def suspect_peers(view: View) -> Suspicion | None:
     if view.store_age_s > STORE_TIMEOUT_S:
         name = describe(view.rank, own)
         return Suspicion([], f"{name} has waited {waited_s:.0f} s, and the run's store does not answer")
+    if view.stale:
+        what = f"sent no heartbeat for {STALE_AFTER_S:.0f} s, and the others wait for it"
+        return _suspicion(view, view.stale, what)
     late = [rank for rank, peer in view.peers.items() if peer.num_collectives < own.num_collectives]
     if late and all(waited_s > view.peers[rank].timeout_s + GRACE_S for rank in late):
         what = f"has not joined the collective in which the others have waited for {waited_s:.0f} s"

@@ -31,8 +31,6 @@ HANG_TIMEOUT_S = 5.0
 """How long ranks wait for one between training steps, at least, and how long one that should compute may be idle."""
 SLOW_PHASE_TIMEOUT_S = 600.0
 """How long ranks wait for one that fetches data, writes a report or runs its first step."""
-LOST_AFTER_S = 4.0
-"""After a collective has failed, a rank that has sent no heartbeat for this long is lost."""
 LEAVE_S = 3.0
 """How long a store that does not answer may keep a rank from leaving."""
 EXIT_S = 9.0
@@ -140,11 +138,11 @@ class Watchdog:
 
         Ranks of this launcher are gone when their process has ended, others when they send no more heartbeats.
         """
-        deadline = time.monotonic() + LOST_AFTER_S
+        deadline = time.monotonic() + detector.STALE_AFTER_S
         while self._heartbeats and time.monotonic() < deadline and not self._stopped.wait(BEAT_EVERY_S):
             peers = self._heartbeats.peers
             ended = [rank for rank, peer in peers.items() if _is_sibling(peer) and has_ended(peer.pid)]
-            lost = ended or self._heartbeats.silent(LOST_AFTER_S)
+            lost = ended or self._heartbeats.silent(detector.STALE_AFTER_S)
             if lost:
                 return {rank: detector.describe(rank, peers.get(rank)) for rank in sorted(lost)}
         return {}
@@ -183,15 +181,21 @@ class Watchdog:
                 self._detect(self._heartbeats, self._lock)
 
     def _detect(self, heartbeats: HeartbeatExchange, lock: FailureLock) -> None:
-        silent, age_s = heartbeats.silent(detector.SILENT_AFTER_S), heartbeats.age_s
-        view = detector.View(self._context.rank, self._heartbeat(), heartbeats.peers, silent, age_s)
+        view = detector.View(
+            rank=self._context.rank,
+            own=self._heartbeat(),
+            peers=heartbeats.peers,
+            silent=heartbeats.silent(detector.SILENT_AFTER_S),
+            stale=heartbeats.silent(detector.STALE_AFTER_S),
+            store_age_s=heartbeats.age_s,
+        )
         idle_s = self._idle_clock.idle_s if self._is_computing else 0.0
         suspicion = detector.suspect_self(view, idle_s=idle_s, idle_timeout_s=self._hang_timeout_s)
         trace = _stack_of_main_thread() if suspicion else None
         suspicion = suspicion or detector.suspect_peers(view)
         if suspicion is None:
             return
-        if age_s > detector.STORE_TIMEOUT_S or lock.acquire() == view.rank:
+        if view.store_age_s > detector.STORE_TIMEOUT_S or lock.acquire() == view.rank:
             self._report(suspicion, trace)
             _kill_siblings(view.peers[rank] for rank in suspicion.ranks if rank in view.peers)
         else:

@@ -1,6 +1,7 @@
 """Which rank is named, from what the heartbeats say. What real processes do is in test_world.py."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,10 @@ def state(num_collectives: int, waited_s: float | None = None, *, timeout_s: flo
     return Heartbeat(1, num_collectives, waited_s, timeout_s, pid=7, launcher_pid=1, host="x")
 
 
-def view(own: Heartbeat, *peers: Heartbeat, silent: tuple[int, ...] = (), store_age_s: float = 0.0) -> View:
-    """Rank 0's view; the peers are ranks 1, 2, …"""
-    return View(0, own, dict(enumerate(peers, start=1)), silent, store_age_s)
+def view(own: Heartbeat, *peers: Heartbeat, **more: Any) -> View:
+    """Returns rank 0's view; the peers are ranks 1, 2, …"""
+    known = {"silent": [], "stale": [], "store_age_s": 0.0} | more
+    return View(rank=0, own=own, peers=dict(enumerate(peers, start=1)), **known)
 
 
 def hangs(seen: View, *, idle_s: float = 0.0, idle_timeout_s: float = TIMEOUT_S) -> bool:
@@ -50,9 +52,16 @@ def test_without_a_timeout_no_rank_hangs() -> None:
 
 
 def test_a_silent_rank_is_named_whatever_it_does() -> None:
-    assert suspect_peers(view(state(3), state(9, timeout_s=math.inf), state(3), silent=(1,))) == Suspicion(
+    assert suspect_peers(view(state(3), state(9, timeout_s=math.inf), state(3), silent=[1])) == Suspicion(
         [1], "rank 1 (process 7 on x) sent no heartbeat for 7 s"
     )
+
+
+def test_a_stale_rank_is_named_if_others_wait_for_it() -> None:
+    assert suspect_peers(view(state(4, LATE_S), state(3), state(2), stale=[1])) == Suspicion(
+        [1], "rank 1 (process 7 on x) sent no heartbeat for 4 s, and the others wait for it"
+    )
+    assert suspect_peers(view(state(4), state(3), stale=[1])) is None
 
 
 @pytest.mark.parametrize(("waited_s", "is_named"), [(LATE_S, True), (TIMEOUT_S + 0.1, False)])
