@@ -143,6 +143,6 @@ VERBS = {
     "recipes": Verb("list what can be trained", _trainer("recipes")),
     "data": Verb("list, fetch, verify and import data sets", _trainer("data")),
     "serve": Verb("serve a model repository over gRPC and HTTP", _serve),
-    "classify": Verb("ask a server what images show", _client("classify")),
+    "classify": Verb("classify images with a model of a server", _client("classify")),
     "status": Verb("show a server's models and their states", _client("status")),
 }
