@@ -3,11 +3,13 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from trainer.errors import ConfigError
 from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger
-from trainer.evaluation.views import NUM_VIEWS
+from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
+from trainer.recipes import TestTimeViews
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
 
@@ -31,12 +33,29 @@ class _Run:
         return self.result.test_sha256 or self.result.dataset_sha256
 
     @property
-    def num_views(self) -> int:
-        return NUM_VIEWS[self.folder.fingerprint.test_time_views]
+    def views(self) -> TestTimeViews:
+        return self.folder.fingerprint.test_time_views
+
+
+@dataclass(frozen=True, slots=True)
+class _Accuracies:
+    """The test accuracies of one network: of one view of each image, and with the recipe's views where it has several.
+
+    Version 0.1 evaluated recipes with several views with these alone: then the accuracy of one view is unknown.
+    """
+
+    one_view: float | None
+    with_views: float | None
+
+    @classmethod
+    def of(cls, views: TestTimeViews, headline: float, with_views: float | None) -> Self:
+        return cls(None, headline) if is_headline_averaged(views, with_views) else cls(headline, with_views)
 
 
 def compare_runs(paths: list[Path]) -> list[str]:
     """Returns the lines of the table: worst, median, best and mean test accuracy of each setting, and its std.
+
+    A setting has a row for one view of each image and, where its recipe has several test-time views, one with them.
 
     Raises:
         ConfigError: A run is not complete, the runs have different test images, the ledger has runs of a setting that
@@ -54,8 +73,12 @@ def compare_runs(paths: list[Path]) -> list[str]:
     for run in runs:
         settings.setdefault(run.setting, []).append(run)
     header = f"{'setting':24s}  views  runs  worst    median   best     mean     std    test accuracy, %"
-    rows = [_row(members[0], _all_accuracies(setting, members)) for setting, members in settings.items()]
-    return [header, *rows, *(_describe_ledger(ledger, runs) for ledger in ledgers)]
+    rows, notes = [], []
+    for setting, members in settings.items():
+        found = _all_accuracies(setting, members)
+        rows += _rows(members[0], list(found.values()))
+        notes += [*_note_averaged(members, found), *_note_warnings(members)]
+    return [header, *rows, *notes, *(_describe_ledger(ledger, runs) for ledger in ledgers)]
 
 
 def _read(path: Path) -> _Run:
@@ -86,22 +109,28 @@ def _check_ledger(path: Path, runs: list[_Run]) -> None:
             )
 
 
-def _all_accuracies(setting: str, members: list[_Run]) -> list[float]:
-    """Returns the test accuracies of all evaluated weights of a setting.
+def _all_accuracies(setting: str, members: list[_Run]) -> dict[str, _Accuracies]:
+    """Returns the test accuracies of all evaluated weights of a setting, by the digest of the weights.
 
     A run that was also evaluated before its end has several.
 
     Raises:
         ConfigError: A ledger has evaluations of runs that are not among the members.
     """
-    accuracies = {run.result.weights_sha256: run.result.test_accuracy for run in members}
+    views = members[0].views
+    accuracies = {
+        run.result.weights_sha256: _Accuracies.of(views, run.result.test_accuracy, run.result.test_accuracy_with_views)
+        for run in members
+    }
     names = {run.folder.path.absolute().name for run in members}
     missing = {}
     for path in {run.folder.ledger_path for run in members}:
         for entry in Ledger(path).of_setting(setting):
             if entry.weights_sha256 not in accuracies and entry.run not in names:
                 missing[entry.weights_sha256] = f"{entry.run} (seed {entry.seed})"
-            accuracies.setdefault(entry.weights_sha256, entry.accuracy)
+            known = accuracies.get(entry.weights_sha256)
+            if known is None or known.one_view is None:
+                accuracies[entry.weights_sha256] = _Accuracies.of(views, entry.accuracy, entry.accuracy_with_views)
     if missing:
         named = ", ".join(list(missing.values())[:_MOST_NAMED])
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
@@ -109,15 +138,37 @@ def _all_accuracies(setting: str, members: list[_Run]) -> list[float]:
             f"{members[0].result.recipe} was also evaluated in {named}{more}: name those runs too, because only all "
             "runs of a setting, of every seed and number of ranks, can be compared"
         )
-    return list(accuracies.values())
+    return accuracies
 
 
-def _row(run: _Run, accuracies: list[float]) -> str:
+def _rows(run: _Run, accuracies: list[_Accuracies]) -> list[str]:
+    one_view = [found.one_view for found in accuracies if found.one_view is not None]
+    with_views = [found.with_views for found in accuracies if found.with_views is not None]
+    return [_row(run, n, found) for n, found in ((1, one_view), (NUM_VIEWS[run.views], with_views)) if found]
+
+
+def _row(run: _Run, num_views: int, accuracies: list[float]) -> str:
     percents = [100 * accuracy for accuracy in accuracies]
     std = f"{statistics.stdev(percents):6.3f}" if len(percents) > 1 else "     –"
     summary = (min(percents), statistics.median(percents), max(percents), statistics.mean(percents))
     columns = "  ".join(f"{number:7.2f}" for number in summary)
-    return f"{run.result.recipe[:15]:15s} {run.setting[:8]} {run.num_views:6d} {len(percents):5d}{columns}  {std}"
+    return f"{run.result.recipe[:15]:15s} {run.setting[:8]} {num_views:6d} {len(percents):5d}{columns}  {std}"
+
+
+def _note_averaged(members: list[_Run], accuracies: dict[str, _Accuracies]) -> list[str]:
+    """Returns which runs have no accuracy of one view, and how to get it."""
+    runs = [run for run in members if accuracies[run.result.weights_sha256].one_view is None]
+    if not runs:
+        return []
+    path, more = runs[0].folder.path, f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    return [
+        f"{path}{more}: evaluated by version 0.1, with {NUM_VIEWS[runs[0].views]} views alone; for the accuracy of one "
+        f"view, as served: convoy evaluate {path} --split test"
+    ]
+
+
+def _note_warnings(members: list[_Run]) -> list[str]:
+    return [f"warning: {run.folder.path}: {text}" for run in members for text in run.result.warnings]
 
 
 def _describe_ledger(path: Path, runs: list[_Run]) -> str:

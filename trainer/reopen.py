@@ -5,17 +5,19 @@ from dataclasses import replace
 from trainer.config import EvaluateConfig, ExportConfig
 from trainer.data import Dataset, without_test_images
 from trainer.errors import CheckpointError, ConfigError
-from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import describe_accuracy
 from trainer.evaluation.ledger import Ledger
-from trainer.evaluation.views import NUM_VIEWS
-from trainer.export.plan import repository_model
+from trainer.evaluation.recall import describe_balance
+from trainer.evaluation.views import describe_with_views
+from trainer.export.plan import ExportOptions, repository_model
 from trainer.hardware import keep_freed_memory
 from trainer.loop.run import Run, restore
 from trainer.models import num_parameters
 from trainer.paths import image_folder
 from trainer.prepare import load
 from trainer.progress import Progress
+from trainer.ranks.device import choose_device
 from trainer.ranks.world import World
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.run_folder import RunFolder
@@ -33,22 +35,24 @@ def evaluate_run(config: EvaluateConfig) -> None:
         run, dataset = open_run(config, world, progress)
         ranks = f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}"
         progress.say(f"{describe(run)}; {run.learner.precision}, {ranks}")
-        num_views = NUM_VIEWS[run.recipe.test_time_views]
         if config.split == "validation":
-            validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
-            accuracy = describe_accuracy(validation.num_errors, validation.num_images, num_views=num_views)
-            progress.say(f"validation accuracy {accuracy}")
+            validation = run.learner.evaluate(run.validation_images, run.validation_indices, world)
+            progress.say(f"validation accuracy {describe_evaluation(run, validation)}")
             return
-        recorded = Ledger(run.folder.ledger_path).find(run.dataset.sha256, weights_sha256(run.learner.model))
+        ledger, views = Ledger(run.folder.ledger_path), run.recipe.test_time_views
+        recorded = ledger.find(run.dataset.sha256, weights_sha256(run.learner.model), views)
+        result = run.folder.result()
+        recall_by_class = (result.recall_by_class if result is not None else None) or {}
         if recorded is None:
-            _, _, recorded = evaluate_on_test_set(run, dataset)
+            _, test, recorded = evaluate_on_test_set(run, dataset)
+            recall_by_class = test.recall_by_class(run.dataset.classes)
         if recorded is not None:  # on the main rank
-            accuracy = recorded.describe(run.folder.ledger_path, num_views=num_views)
+            accuracy = recorded.describe(ledger.path, views=views, recall_by_class=recall_by_class)
             progress.say(f"test accuracy {accuracy}{', recorded earlier' if recorded.is_repeated else ''}")
 
 
 def export_run(config: ExportConfig) -> None:
-    """Exports a run on the CPU; under torchrun only the main rank does.
+    """Exports a run; under torchrun only the main rank does. A GPU computes the validation accuracy alone.
 
     Raises:
         TrainerError: see `trainer.errors`.
@@ -56,13 +60,20 @@ def export_run(config: ExportConfig) -> None:
     from trainer.export.pipeline import export, export_int8  # imports onnx, which takes a second
 
     keep_freed_memory()
+    device = choose_device(config.device, 0, 1)
     with World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
         run, _ = open_run(config, world, progress)
         if world.is_main:
             progress.say(describe(run))
             name = config.name or run.recipe.name + ("-int8" if config.int8 else "")
             publish = export_int8 if config.int8 else export
-            publish(run, repository_model(run, config.model_repository, name), run.folder.result())
+            options = ExportOptions(
+                promote=config.promote,
+                thorough=config.thorough,
+                export_views=config.export_views,
+                device=device,
+            )
+            publish(run, repository_model(run, config.model_repository, name), run.folder.result(), options)
 
 
 def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Progress) -> tuple[Run, Dataset]:
@@ -97,6 +108,16 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
             "damaged or gone; restore it, or train anew in another folder"
         )
     return run, dataset
+
+
+def describe_evaluation(run: Run, evaluation: Evaluation) -> str:
+    """Returns the figures of an evaluation that no ledger records, for the user."""
+    num_images = evaluation.num_images
+    return (
+        describe_accuracy(evaluation.num_errors, num_images)
+        + describe_with_views(evaluation.num_errors_with_views, num_images, run.recipe.test_time_views)
+        + describe_balance(evaluation.accuracy, evaluation.recall_by_class(run.dataset.classes))
+    )
 
 
 def describe(run: Run) -> str:

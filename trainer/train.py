@@ -14,12 +14,12 @@ from trainer.data import Dataset, ImageSet, split_validation, without_test_image
 from trainer.data.augment import check_shift
 from trainer.errors import writing
 from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
-from trainer.evaluation.evaluate import Evaluation, evaluate
+from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger, RecordedEvaluation, evaluate_and_record
-from trainer.evaluation.views import NUM_VIEWS
-from trainer.export.plan import export_trained, plan_export
-from trainer.export.repository import RepositoryModel
+from trainer.evaluation.recall import balanced_accuracy
+from trainer.evaluation.views import is_headline_averaged
+from trainer.export.plan import ExportPlan, export_trained, plan_export
 from trainer.hardware import describe, keep_freed_memory
 from trainer.loop.fit import fit
 from trainer.loop.learner import build_learner
@@ -31,6 +31,7 @@ from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
 from trainer.records.checkpoint import Checkpoints, weights_sha256
+from trainer.records.metrics import read_metrics
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
 from trainer.signals import StopRequest
@@ -56,19 +57,19 @@ def train(config: TrainConfig) -> None:
             return
         run = setup(recipe, without_test_images(dataset), folder, world, progress)
         announce(run)
-        model = plan_export(run, config)
+        planned = plan_export(run, config)
         with folder.entered(config.resume, world, progress.say):
             if check_complete(folder, world, progress.say):  # the process that used the folder before completed the run
                 return
             if restore(run):
                 progress.say(f"continuing at step {run.position.step} of {run.num_steps}, saved in {folder.path}")
             fit(run, stop, SaveEvery(seconds=config.save_every_s, steps=config.save_every_steps))
-            validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, world)
+            validation = run.learner.evaluate(run.validation_images, run.validation_indices, world)
             test_images, test, recorded = evaluate_on_test_set(run, dataset)
             if recorded is not None:  # on the main rank
-                result = summarize(run, validation, recorded)
+                result = summarize(run, validation, test, recorded)
                 try:
-                    result = export(run, model, result)
+                    result = export(run, planned, result)
                 except Exception:  # the run is complete, whether or not its model is published
                     report(run, result, test_images, test, recorded)
                     raise
@@ -149,15 +150,19 @@ def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluati
         Ledger(run.folder.ledger_path),
         dataset,
         weights,
-        lambda images: evaluate(run.learner.predict, images, None, run.world),
+        lambda images: run.learner.evaluate(images, None, run.world),
         is_main=run.world.is_main,
     )
 
 
-def summarize(run: Run, validation: Evaluation, recorded: RecordedEvaluation) -> Result:
+def summarize(run: Run, validation: Evaluation, test: Evaluation, recorded: RecordedEvaluation) -> Result:
     """Returns what `result.json` will hold, as long as nothing is exported."""
     ledger = Ledger(run.folder.ledger_path)
     num_right = recorded.num_images - recorded.num_errors
+    recall_by_class = test.recall_by_class(run.dataset.classes)
+    of_setting = ledger.of_setting(run.folder.fingerprint.setting_sha256)
+    views = run.recipe.test_time_views
+    num_averaged = sum(is_headline_averaged(views, entry.num_errors_with_views) for entry in of_setting)
     return Result(
         recipe=run.recipe.name,
         dataset=run.dataset.name,
@@ -177,18 +182,31 @@ def summarize(run: Run, validation: Evaluation, recorded: RecordedEvaluation) ->
         train_seconds=run.position.seconds,
         images_per_second=run.recipe.epochs * len(run.train_indices) / run.position.seconds,
         val_accuracy=validation.accuracy,
+        val_accuracy_with_views=validation.accuracy_with_views,
         test_accuracy=recorded.accuracy,
+        test_accuracy_with_views=test.accuracy_with_views,
         test_errors=recorded.num_errors,
+        test_errors_with_views=test.num_errors_with_views,
         num_test=recorded.num_images,
         test_interval=simultaneous_interval(num_right, recorded.num_images, recorded.number),
+        balanced_accuracy=balanced_accuracy(recall_by_class),
+        recall_by_class=recall_by_class,
+        warnings=tuple(warning.text for warning in run.baseline.check(_last_train_loss(run), validation)),
         test_look=recorded.number,
         num_test_looks=recorded.num_evaluations,
-        test_accuracy_of_seeds=_by_seed(ledger.of_setting(run.folder.fingerprint.setting_sha256)),
+        test_accuracy_of_seeds=_by_seed(of_setting),
+        num_averaged_seeds=num_averaged or None,
         looks_by_dataset=ledger.counts_by_dataset(),
         weights_sha256=weights_sha256(run.learner.model),
         exported=None,
         machine=describe(run.world.device),
     )
+
+
+def _last_train_loss(run: Run) -> float | None:
+    """Returns the mean training loss of the last epoch, or None where it could not be written or was not logged."""
+    lines = [line for line in read_metrics(run.folder.path) if line["kind"] == "epoch"]
+    return lines[-1]["train_loss"] if lines and lines[-1]["step"] == run.num_steps else None
 
 
 def _by_seed(entries: list[LedgerEntry]) -> dict[int, list[float]]:
@@ -200,16 +218,17 @@ def _by_seed(entries: list[LedgerEntry]) -> dict[int, list[float]]:
     return found
 
 
-def export(run: Run, model: RepositoryModel | None, result: Result) -> Result:
+def export(run: Run, planned: ExportPlan | None, result: Result) -> Result:
     """Publishes the trained model, if that is planned.
 
     Returns:
         The result with the folder of the published version.
 
     Raises:
-        ExportError: a format failed the parity check, or the repository cannot be written.
+        ExportError: a format failed the parity check, the model is clearly worse than the newest version, or the
+            repository cannot be written.
     """
-    return result if model is None else replace(result, exported=export_trained(run, model, result))
+    return result if planned is None else replace(result, exported=export_trained(run, planned, result))
 
 
 def report(run: Run, result: Result, test_images: ImageSet, test: Evaluation, recorded: RecordedEvaluation) -> None:
@@ -223,6 +242,8 @@ def report(run: Run, result: Result, test_images: ImageSet, test: Evaluation, re
     with writing(run.folder.path):
         write_report(run.folder.path, result, run.dataset.classes, test_images, test)
         result.write(run.folder.result_path)
-    num_views = NUM_VIEWS[run.recipe.test_time_views]
-    run.progress.say(f"test accuracy {recorded.describe(run.folder.ledger_path, num_views=num_views)}")
+    accuracy = recorded.describe(
+        run.folder.ledger_path, views=run.recipe.test_time_views, recall_by_class=result.recall_by_class or {}
+    )
+    run.progress.say(f"test accuracy {accuracy}")
     run.progress.say(f"report: {run.folder.report_path}")

@@ -32,7 +32,8 @@ class LedgerEntry:
         time: ISO 8601, UTC.
         dataset: name of the data set.
         test_sha256: digest of the test images.
-        accuracy: between 0 and 1.
+        accuracy: between 0 and 1; of one view of each image. Entries of version 0.1 average the recipe's views.
+        accuracy_with_views: the mean over the recipe's test-time views, where it has several.
     """
 
     time: str | None = None
@@ -48,11 +49,13 @@ class LedgerEntry:
     accuracy: float
     num_errors: int
     num_images: int
+    accuracy_with_views: float | None = None
+    num_errors_with_views: int | None = None
 
     @property
-    def result(self) -> tuple[str, int, int]:
+    def result(self) -> tuple[str, int, int, int | None]:
         """Entries of one test set that agree in this are one evaluation, recorded twice or on two machines."""
-        return self.weights_sha256, self.num_errors, self.num_images
+        return self.weights_sha256, self.num_errors, self.num_images, self.num_errors_with_views
 
     def to_line(self) -> str:
         """Returns the entry as a line of JSON, with a digest of its fields at the end."""

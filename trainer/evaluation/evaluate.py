@@ -30,6 +30,8 @@ class Evaluation:
         confidence: float32 `[N]`, the probability of the predicted class.
         label_probability: float32 `[N]`, the probability of the right class.
         loss: mean cross-entropy, in nats.
+        predicted_with_views: int64 `[N]`, by the mean over the recipe's test-time views; None if it has one view. All
+            other fields are of one view.
     """
 
     labels: torch.Tensor
@@ -37,6 +39,7 @@ class Evaluation:
     confidence: torch.Tensor
     label_probability: torch.Tensor
     loss: float
+    predicted_with_views: torch.Tensor | None = None
 
     @property
     def num_images(self) -> int:
@@ -51,28 +54,64 @@ class Evaluation:
         """Between 0 and 1; 0 for an empty set."""
         return 1 - self.num_errors / self.num_images if self.num_images else 0.0
 
+    @property
+    def num_errors_with_views(self) -> int | None:
+        return None if self.predicted_with_views is None else int((self.predicted_with_views != self.labels).sum())
+
+    @property
+    def accuracy_with_views(self) -> float | None:
+        """Between 0 and 1; 0 for an empty set."""
+        if self.num_errors_with_views is None:
+            return None
+        return 1 - self.num_errors_with_views / self.num_images if self.num_images else 0.0
+
+    def recall_by_class(self, classes: tuple[str, ...]) -> dict[str, float]:
+        """Returns the share of each class's images that are classified correctly; classes without images are left out.
+
+        Args:
+            classes: the names of all classes.
+        """
+        num_images = torch.bincount(self.labels, minlength=len(classes)).tolist()
+        num_right = torch.bincount(self.labels[self.predicted == self.labels], minlength=len(classes)).tolist()
+        counts = zip(classes, num_right, num_images, strict=True)
+        return {name: right / images for name, right, images in counts if images}
+
     def confusion(self, num_classes: int) -> torch.Tensor:
         """Returns the confusion matrix, int64 `[classes, classes]`: labels in rows, predictions in columns."""
         cells = self.labels * num_classes + self.predicted
         return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def evaluate(predict: Predict, images: ImageSet, indices: torch.Tensor | None, world: World) -> Evaluation:
-    """Evaluates the images at `indices` (all if None), each on one rank, and returns the whole result on every rank."""
+def evaluate(
+    predict: Predict,
+    images: ImageSet,
+    indices: torch.Tensor | None,
+    world: World,
+    *,
+    predict_with_views: Predict | None = None,
+) -> Evaluation:
+    """Evaluates images, each on one rank, and returns the whole result on every rank.
+
+    Args:
+        predict: the model for one view of each image, as it is exported and served.
+        indices: which of the images, int64; all of them if None.
+        predict_with_views: the model for several views of each image, for the figures with views.
+    """
     if indices is None:
         indices = torch.arange(len(images.labels))
-    # Columns: predicted, confidence, label's probability, loss. float64 holds each exactly, so that adding the zeros
-    # of the other ranks changes nothing.
-    table = torch.zeros(len(indices), 4, dtype=torch.float64)
+    # Columns: predicted, confidence, label's probability, loss, predicted with views. float64 holds each exactly, so
+    # that adding the zeros of the other ranks changes nothing.
+    table = torch.zeros(len(indices), 5, dtype=torch.float64)
     with world.watchdog.computing():
         for start in range(world.rank * CHUNK_SIZE, len(indices), world.size * CHUNK_SIZE):
             chunk = indices[start : start + CHUNK_SIZE]
-            labels = images.labels[chunk].to(world.device)
-            logits = predict(images.images[chunk].to(world.device)).float()
+            pixels, labels = images.images[chunk].to(world.device), images.labels[chunk].to(world.device)
+            logits = predict(pixels).float()
             log_probabilities = F.log_softmax(logits, dim=1)
             best, predicted = log_probabilities.max(dim=1)
             of_label = log_probabilities.gather(1, labels[:, None])[:, 0]
-            columns = [predicted.double(), best.exp().double(), of_label.exp().double(), -of_label.double()]
+            with_views = predicted if predict_with_views is None else predict_with_views(pixels).argmax(dim=1)
+            columns = [column.double() for column in (predicted, best.exp(), of_label.exp(), -of_label, with_views)]
             table[start : start + len(chunk)] = torch.stack(columns, dim=1).cpu()
         table = world.all_reduce_sum(table.to(world.device)).cpu()
     return Evaluation(
@@ -81,4 +120,5 @@ def evaluate(predict: Predict, images: ImageSet, indices: torch.Tensor | None, w
         confidence=table[:, 1].float(),
         label_probability=table[:, 2].float(),
         loss=float(table[:, 3].mean()),
+        predicted_with_views=None if predict_with_views is None else table[:, 4].long(),
     )

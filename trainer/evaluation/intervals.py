@@ -31,23 +31,19 @@ def simultaneous_interval(num_right: int, num_all: int, number: int) -> tuple[fl
     return wilson_interval(num_right, num_all, NormalDist().inv_cdf((1 + confidence_level(number)) / 2))
 
 
-def describe_accuracy(num_errors: int, num_images: int, *, num_views: int = 1, number: int | None = None) -> str:
+def describe_accuracy(num_errors: int, num_images: int, *, number: int | None = None) -> str:
     """Returns an accuracy as text, with its counts and its interval.
 
     Args:
-        num_views: how many views of each image the accuracy averages.
         number: which evaluation on this test set it is, for a `simultaneous_interval`; None for a plain one of 95 %.
     """
     if num_images == 0:
         return "unknown (no images)"
     num_right = num_images - num_errors
-    details = f"{num_errors:,} of {num_images:,} wrong"
-    if num_views > 1:
-        details += f", mean of {num_views} views of each image"
     if number is None:
         low, high = wilson_interval(num_right, num_images)
         interval = f"95 % interval {100 * low:.2f} to {100 * high:.2f} %"
     else:
         low, high = simultaneous_interval(num_right, num_images, number)
         interval = f"interval {100 * low:.2f} to {100 * high:.2f} %, 95 % over all evaluations"
-    return f"{100 * (1 - num_errors / num_images):.2f} % ({details}; {interval})"
+    return f"{100 * (1 - num_errors / num_images):.2f} % ({num_errors:,} of {num_images:,} wrong; {interval})"

@@ -28,7 +28,10 @@ from trainer.errors import CheckpointError, writing
 from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import describe_accuracy
+from trainer.evaluation.recall import describe_balance
+from trainer.evaluation.views import describe_with_views, is_headline_averaged
 from trainer.files import append_line, locked, read_lines
+from trainer.recipes import TestTimeViews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,8 @@ class RecordedEvaluation:
     Args:
         number: counted from 1, by time.
         num_evaluations: how many the ledger holds for this test set.
+        accuracy: of one view of each image, as are `num_errors`.
+        num_errors_with_views: by the mean over the recipe's views; None where it has one view.
         test_sha256: of the test images; of the data set where an old ledger has no digest of the images.
         is_repeated: the ledger had this evaluation already.
     """
@@ -47,13 +52,23 @@ class RecordedEvaluation:
     accuracy: float
     num_errors: int
     num_images: int
+    num_errors_with_views: int | None
     test_sha256: str
     is_repeated: bool
 
-    def describe(self, ledger: Path, *, num_views: int) -> str:
-        """Returns the accuracy and its place in the ledger at that path as text, for the user."""
-        accuracy = describe_accuracy(self.num_errors, self.num_images, num_views=num_views, number=self.number)
-        return f"{accuracy}, evaluation {self.number} of {self.num_evaluations} on this test set in {ledger}"
+    def describe(self, ledger: Path, *, views: TestTimeViews, recall_by_class: dict[str, float]) -> str:
+        """Returns the accuracy and its place in the ledger as text, for the user.
+
+        Args:
+            ledger: the ledger's path.
+            views: the recipe's.
+            recall_by_class: empty if unknown.
+        """
+        accuracy = describe_accuracy(self.num_errors, self.num_images, number=self.number)
+        with_views = describe_with_views(self.num_errors_with_views, self.num_images, views)
+        balance = describe_balance(self.accuracy, recall_by_class)
+        place = f"evaluation {self.number} of {self.num_evaluations} on this test set in {ledger}"
+        return f"{accuracy}{with_views}{balance}, {place}"
 
 
 class Ledger:
@@ -90,8 +105,15 @@ class Ledger:
         """Returns all evaluations of a setting (a configuration without its seed), oldest first, each of other weights.
 
         A seed may have several: the number of ranks and the kind of machine change the rounding, and so the weights.
+        Of weights that version 0.1 evaluated with several views, and a later one with one view, the latter counts.
         """
-        return _distinct(entry for entry in self.all_entries() if entry.setting_sha256 == setting_sha256)
+        entries = [entry for entry in self.all_entries() if entry.setting_sha256 == setting_sha256]
+        of_one_view = {entry.weights_sha256 for entry in entries if entry.num_errors_with_views is not None}
+        return _distinct(
+            entry
+            for entry in entries
+            if entry.num_errors_with_views is not None or entry.weights_sha256 not in of_one_view
+        )
 
     def counts_by_dataset(self) -> dict[str, int]:
         """Returns the number of evaluations on each data set, by its name and the first digits of its digest."""
@@ -119,11 +141,16 @@ class Ledger:
                 append_line(self.path, entry.to_line())
         return _recorded(entry, len(known) + 1, len(known) + 1, is_repeated=False)
 
-    def find(self, dataset_sha256: str, weights_sha256: str) -> RecordedEvaluation | None:
-        """Returns the recorded evaluation of these weights, if there is one."""
+    def find(self, dataset_sha256: str, weights_sha256: str, views: TestTimeViews) -> RecordedEvaluation | None:
+        """Returns the recorded evaluation of these weights on one view of each image, if there is one.
+
+        Args:
+            views: the recipe's. With several, version 0.1 recorded their mean alone; that is no evaluation on one view.
+        """
         entries = self.entries(dataset_sha256)
         for number, entry in enumerate(entries, start=1):
-            if entry.weights_sha256 == weights_sha256:
+            is_averaged = is_headline_averaged(views, entry.num_errors_with_views)
+            if entry.weights_sha256 == weights_sha256 and not is_averaged:
                 return _recorded(entry, number, len(entries), is_repeated=True)
         return None
 
@@ -158,6 +185,8 @@ def evaluate_and_record(
         accuracy=evaluation.accuracy,
         num_errors=evaluation.num_errors,
         num_images=evaluation.num_images,
+        accuracy_with_views=evaluation.accuracy_with_views,
+        num_errors_with_views=evaluation.num_errors_with_views,
     )
     return images, evaluation, ledger.record(entry)
 
@@ -179,7 +208,7 @@ def _parse(line: str, place: str) -> LedgerEntry:
 
 def _distinct(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
     """Returns the entries of one test set without duplicates."""
-    first: dict[tuple[str, int, int], LedgerEntry] = {}
+    first: dict[tuple[str, int, int, int | None], LedgerEntry] = {}
     for entry in entries:
         first.setdefault(entry.result, entry)
     return list(first.values())
@@ -192,6 +221,7 @@ def _recorded(entry: LedgerEntry, number: int, total: int, *, is_repeated: bool)
         accuracy=entry.accuracy,
         num_errors=entry.num_errors,
         num_images=entry.num_images,
+        num_errors_with_views=entry.num_errors_with_views,
         test_sha256=entry.test_sha256 or entry.dataset_sha256,
         is_repeated=is_repeated,
     )

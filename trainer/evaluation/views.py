@@ -1,4 +1,7 @@
-"""Test-time views: the logits of several shifted or mirrored copies of an image, averaged."""
+"""Test-time views: the logits of several shifted or mirrored copies of an image, averaged.
+
+A headline accuracy is of one view, as the exported model computes it. A recipe with several views has a second figure.
+"""
 
 from collections.abc import Callable
 
@@ -9,6 +12,24 @@ from trainer.recipes import TestTimeViews
 
 NUM_VIEWS: dict[TestTimeViews, int] = {"one": 1, "shifted": 5, "mirrored": 2, "mirrored-and-shifted": 6}
 """How many copies of an image each kind of `TestTimeViews` averages."""
+
+
+def is_headline_averaged(views: TestTimeViews, with_views: float | None) -> bool:
+    """Returns whether a recorded headline averages several views, as version 0.1 computed it.
+
+    Args:
+        views: the recipe's.
+        with_views: the record's second figure, of accuracy or errors; None if it has none.
+    """
+    return views != "one" and with_views is None
+
+
+def describe_with_views(num_errors: int | None, num_images: int, views: TestTimeViews) -> str:
+    """Returns text to follow an accuracy of one view: the one with views, or nothing if `num_errors` is None."""
+    if num_errors is None or num_images == 0:
+        return ""
+    accuracy = 100 * (1 - num_errors / num_images)
+    return f", {accuracy:.2f} % with {NUM_VIEWS[views]} views of each image ({num_errors:,} wrong)"
 
 
 def average_views(

@@ -4,6 +4,7 @@ import math
 import time
 
 from trainer.errors import Interrupted
+from trainer.evaluation.baseline import TrainingWarning
 from trainer.evaluation.evaluate import CHUNK_SIZE, evaluate
 from trainer.loop.run import Run
 from trainer.loop.samples import EpochSamples
@@ -58,6 +59,8 @@ class TrainingLoop:
         self._results = StepResults(run.world.device, run.position.seconds)
         self._lr_factors = run.lr_factors(run.position.step // run.steps_per_epoch)
         self._longest_step_s = 0.0  # of the recent steps: a step counts a tenth less with each one after it
+        self._baseline = run.baseline
+        self._warned_of: set[str] = set()
         self._log: MetricsLog | None = None
         if run.world.is_main:
             self._log = MetricsLog(run.folder.path, from_step=run.position.step, say=run.progress.say)
@@ -112,7 +115,7 @@ class TrainingLoop:
         # A rank may have a chunk of images more than another; to classify a chunk takes no longer than to train on it.
         share = run.recipe.global_batch_size / run.world.num_computing
         self._set_timeout(max(VALIDATION_TIMEOUT_S, 3 * self._longest_step_s * CHUNK_SIZE / share))
-        validation = evaluate(run.learner.predict_one_view, run.validation_images, run.validation_indices, run.world)
+        validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
         if not math.isfinite(validation.loss):  # the last step's loss was that of the weights before it
             raise run.diverged(f"the validation loss is {validation.loss} after epoch {epoch}")
         if self._log is not None:
@@ -130,8 +133,20 @@ class TrainingLoop:
             f"epoch {epoch}/{run.recipe.epochs}: train loss {loss:.4f}, accuracy {100 * accuracy:.2f} %; validation "
             f"loss {validation.loss:.4f}, accuracy {100 * validation.accuracy:.2f} %; {run.position.seconds:.1f} s"
         )
+        if epoch > 1 or run.recipe.epochs == 1:
+            self._warn(epoch, self._baseline.check(loss, validation))
         run.position.totals.zero_()
         self._set_timeout(3 * self._longest_step_s)
+
+    def _warn(self, epoch: int, warnings: list[TrainingWarning]) -> None:
+        """Warns about a training that is no good, and again only when what is wrong with it changes."""
+        kinds: set[str] = {warning.kind for warning in warnings}
+        for warning in warnings:
+            if warning.kind not in self._warned_of:
+                self._run.progress.say(f"warning: epoch {epoch}: {warning.text}")
+        if self._warned_of and not kinds:
+            self._run.progress.say(f"epoch {epoch}: the earlier warning about this training no longer holds")
+        self._warned_of = kinds
 
     def save_or_stop(self) -> None:
         """Between two steps: begins a checkpoint if one is due, and ends the run if any rank was asked to stop."""

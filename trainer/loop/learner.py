@@ -10,6 +10,7 @@ from torch import nn
 
 from trainer.data import Dataset, ImageSet
 from trainer.data.order import generator
+from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.views import average_views
 from trainer.loop.optim import Optimizer
 from trainer.loop.step import Batch, GraphedStep, TrainStep
@@ -51,7 +52,7 @@ class Learner:
             return "bfloat16" if torch.is_autocast_enabled(self.data.images.device.type) else "float32"
 
     def predict(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns logits, averaged over the recipe's test-time views.
+        """Returns logits for one view of each image, as the exported model computes them.
 
         Args:
             pixels: uint8 `[B, C, H, W]`.
@@ -59,11 +60,19 @@ class Learner:
         Returns:
             float32 `[B, classes]`.
         """
+        return self._predict(pixels, "one")
+
+    def predict_with_views(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns the mean of the logits over the recipe's test-time views, for the same arguments."""
         return self._predict(pixels, self.recipe.test_time_views)
 
-    def predict_one_view(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns logits for the images as they are: up to six times faster, and accurate enough during training."""
-        return self._predict(pixels, "one")
+    def evaluate(self, images: ImageSet, indices: torch.Tensor | None, world: World) -> Evaluation:
+        """Evaluates images as `evaluate` does, with the recipe's test-time views as a second figure if it has several.
+
+        All ranks call this.
+        """
+        with_views = None if self.recipe.test_time_views == "one" else self.predict_with_views
+        return evaluate(self.predict, images, indices, world, predict_with_views=with_views)
 
     @torch.inference_mode()
     def _predict(self, pixels: torch.Tensor, views: TestTimeViews) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from trainer.data import Dataset, ImageSet
 from trainer.data.order import num_steps_per_epoch
 from trainer.errors import CheckpointError, DivergenceError
+from trainer.evaluation.baseline import Baseline
 from trainer.loop.learner import Learner
 from trainer.progress import Progress
 from trainer.ranks.world import World
@@ -52,6 +53,12 @@ class Run:
     world: World
     progress: Progress
     position: Position
+
+    @property
+    def baseline(self) -> Baseline:
+        """The constant predictor for the training images."""
+        labels = self.dataset.train.labels[self.train_indices]
+        return Baseline.of(labels, self.dataset.classes, self.recipe.label_smoothing)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -8,7 +8,14 @@ from typing import Any, Self
 from trainer.errors import CheckpointError
 from trainer.files import write_json
 
-_LEFT_OUT_IF_NONE = ("test_accuracy_of_seeds", "stacked")
+_LEFT_OUT_IF_NONE = (
+    "val_accuracy_with_views",
+    "test_accuracy_with_views",
+    "test_errors_with_views",
+    "test_accuracy_of_seeds",
+    "num_averaged_seeds",
+    "stacked",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +27,19 @@ class Result:
         test_sha256: digest of the test images; None in files from before that digest.
         model: the recipe's network.
         train_seconds: spent in training steps; validation and saving not counted.
-        val_accuracy: between 0 and 1, as are all accuracies.
+        val_accuracy: between 0 and 1, as are all accuracies. Headline figures are of one view of each image, as the
+            exported model computes them; those of version 0.1 average the recipe's views.
+        val_accuracy_with_views: the mean over the recipe's test-time views, where it has several; the same for
+            `test_accuracy_with_views` and `test_errors_with_views`.
         test_interval: Wilson interval at the level of `test_look`.
+        balanced_accuracy: mean recall over the classes that have test images.
+        recall_by_class: of the test images of each class; classes without any are left out.
+        warnings: signs that the training is no good, as `evaluation.baseline` finds them at its end.
         test_look: the number of this evaluation among those on this test set in the workspace, counted from 1.
         num_test_looks: evaluations on this test set in the workspace at the end of the run.
         test_accuracy_of_seeds: for each seed of this setting in the ledger, the test accuracy of each of its weights;
             None in a member of a study of seeds, whose page has them.
+        num_averaged_seeds: how many of these accuracies version 0.1 took as means over views; None if none.
         looks_by_dataset: evaluations on the test set of each data set in the workspace.
         exported: folder of the version in the model repository.
         machine: what `hardware.describe` returns.
@@ -50,13 +64,20 @@ class Result:
     train_seconds: float
     images_per_second: float
     val_accuracy: float
+    val_accuracy_with_views: float | None = None
     test_accuracy: float
+    test_accuracy_with_views: float | None = None
     test_errors: int
+    test_errors_with_views: int | None = None
     num_test: int
     test_interval: tuple[float, float]
+    balanced_accuracy: float | None = None
+    recall_by_class: dict[str, float] | None = None
+    warnings: tuple[str, ...] = ()
     test_look: int
     num_test_looks: int | None = None
     test_accuracy_of_seeds: dict[int, list[float]] | None = None
+    num_averaged_seeds: int | None = None
     looks_by_dataset: dict[str, int] | None = None
     weights_sha256: str
     exported: str | None
@@ -80,7 +101,7 @@ class Result:
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        known["dataset_notes"] = tuple(known.get("dataset_notes", ()))
+        known |= {name: tuple(known.get(name, ())) for name in ("dataset_notes", "warnings")}
         low, high = known["test_interval"]
         known["test_interval"] = (low, high)
         by_seed = known.get("test_accuracy_of_seeds")

@@ -1,7 +1,8 @@
 """Writes a run's report: one self-contained HTML file, and its figures as files beside it.
 
-It shows the test accuracy with its interval, the learning curves, the confusion matrix, the most confident mistakes,
-and what is needed to reproduce the run. `figures` draws, `report.html.j2` lays out; nothing here knows how to train.
+It shows the test accuracy with its interval, warnings about the training, the learning curves, the confusion matrix,
+the most confident mistakes, and what is needed to reproduce the run. `figures` draws, `report.html.j2` lays out.
+Nothing here knows how to train.
 """
 
 import base64
@@ -22,7 +23,7 @@ from PIL import Image
 from trainer.data import ImageSet
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import confidence_level, wilson_interval
-from trainer.evaluation.views import NUM_VIEWS
+from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.files import write_atomically
 from trainer.records.metrics import read_metrics
 from trainer.records.origin import Origin
@@ -37,6 +38,10 @@ NUM_PAIRS = 20
 """How many of the most confused pairs are listed, where there are too many classes for a matrix."""
 MIN_POINT_IMAGES = 100
 """With fewer test images the headline is the interval: 6 of 6 images right are not 100 %."""
+MAX_CLASS_RATIO = 1.5
+"""The balanced accuracy is shown if the largest class has more than this many times the test images of the smallest."""
+MAX_BALANCE_DIFFERENCE = 0.01
+"""And if it differs from the accuracy by more than this."""
 _PIXELATED_SIDE = 64
 """Images up to this size are shown with their pixels as they are."""
 _LARGEST_SIDE = 192
@@ -67,8 +72,11 @@ def write_report(
         "result": result,
         "headline": _headline(result),
         "is_interval": result.num_test < MIN_POINT_IMAGES,
+        "balanced_accuracy": _balanced_accuracy(result, confusion),
         "test_time_views": views,
         "num_views": NUM_VIEWS[views],
+        "with_views": result.test_errors_with_views,
+        "is_averaged": is_headline_averaged(views, result.test_errors_with_views),
         "loss": evaluation.loss,
         "seeds": _seeds(result),
         "level": confidence_level(result.test_look),
@@ -91,6 +99,16 @@ def _headline(result: Result) -> str:
     if result.num_test < MIN_POINT_IMAGES:
         return _range(result.test_interval, 0)
     return percent(result.test_accuracy)
+
+
+def _balanced_accuracy(result: Result, confusion: torch.Tensor) -> float | None:
+    """Returns the balanced accuracy if the classes are unbalanced, or it is not the accuracy; else None."""
+    sizes = confusion.sum(dim=1)
+    sizes, balanced = sizes[sizes > 0], result.balanced_accuracy
+    if balanced is None or not len(sizes):
+        return None
+    is_unbalanced = int(sizes.max()) > MAX_CLASS_RATIO * int(sizes.min())
+    return balanced if is_unbalanced or abs(balanced - result.test_accuracy) > MAX_BALANCE_DIFFERENCE else None
 
 
 def groups(value: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
@@ -255,7 +273,7 @@ def _pairs(confusion: torch.Tensor, names: tuple[str, ...]) -> list[dict[str, An
 
 
 def _class_rows(confusion: torch.Tensor, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Returns each class with its accuracy, worst first, classes without test images last."""
+    """Returns each class with its recall, worst first, classes without test images last."""
     mistakes = confusion.clone().fill_diagonal_(0)
     most, predicted = mistakes.max(dim=1)
     columns = zip(
@@ -266,16 +284,16 @@ def _class_rows(confusion: torch.Tensor, names: tuple[str, ...]) -> list[dict[st
             "name": name,
             "num_images": num_images,
             "num_wrong": num_images - num_right,
-            "accuracy": num_right / num_images if num_images else None,
+            "recall": num_right / num_images if num_images else None,
             "interval": wilson_interval(num_right, num_images),
             "predicted": names[other] if count else None,
             "predicted_count": count,
         }
         for name, num_images, num_right, count, other in columns
     ]
-    rows.sort(key=lambda row: 2 if row["accuracy"] is None else row["accuracy"])
-    largest = 1 - (rows[0]["accuracy"] or 0) or 1
-    return [{**row, "share_of_worst": (1 - (row["accuracy"] or 0)) / largest} for row in rows]
+    rows.sort(key=lambda row: 2 if row["recall"] is None else row["recall"])
+    largest = 1 - (rows[0]["recall"] or 0) or 1
+    return [{**row, "share_of_worst": (1 - (row["recall"] or 0)) / largest} for row in rows]
 
 
 def _origin(result: Result, started_with: Origin) -> dict[str, list[tuple[str, str]]]:

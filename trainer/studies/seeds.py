@@ -13,7 +13,6 @@ from pathlib import Path
 from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import Dataset
 from trainer.errors import ConfigError, DivergenceError, writing
-from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.ledger import Ledger
 from trainer.files import write_json
 from trainer.hardware import keep_freed_memory
@@ -194,11 +193,11 @@ def _train_alone(seed: int, recipe: Recipe, context: TrialContext, folder: Study
 
 def _evaluate_seed(run: Run, dataset: Dataset, num_stacked: int) -> Result:
     """Validates, evaluates on the test set once and writes the seed's result."""
-    validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
-    _, _, recorded = evaluate_on_test_set(run, dataset)
+    validation = run.learner.evaluate(run.validation_images, run.validation_indices, run.world)
+    _, test, recorded = evaluate_on_test_set(run, dataset)
     assert recorded is not None
     # The accuracies of all seeds would be incomplete here; the study's page has them.
-    result = replace(summarize(run, validation, recorded), test_accuracy_of_seeds=None, stacked=num_stacked)
+    result = replace(summarize(run, validation, test, recorded), test_accuracy_of_seeds=None, stacked=num_stacked)
     with writing(run.folder.result_path):
         result.write(run.folder.result_path)
     return result

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from trainer.evaluation.entry import LedgerEntry
+from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.recipes import Recipe
 from trainer.records.result import Result
 from trainer.report.figures import LIGHT
@@ -53,6 +54,8 @@ def make_page(recipe: Recipe, seeds: SeedResults, rates: dict[int, float]) -> Pa
         title=f"{recipe.name} on {recipe.dataset}, from {len(results)} seeds",
         findings=[
             *_findings(summary, seeds, is_lecture),
+            *_view_findings(recipe, seeds),
+            *(f"Seed {result.seed}, warning: {text}." for result in results for text in result.warnings),
             *_stacking_findings(rates, results),
             "Each run was evaluated on the test set once; the ledger of this folder of runs now holds "
             f"{seeds.num_evaluations} evaluation{'s' if seeds.num_evaluations != 1 else ''}.",
@@ -119,6 +122,28 @@ def _findings(summary: ErrorSummary, seeds: SeedResults, is_lecture: bool) -> li
         found.append(
             f"To detect that another recipe with this spread is better by 0.1 points takes about {runs:,} runs of each "
             "(power 80 %, level 5 %)."
+        )
+    return found
+
+
+def _view_findings(recipe: Recipe, seeds: SeedResults) -> list[str]:
+    """Returns the figures of several views, and which of the figures above are such means, from version 0.1."""
+    views = recipe.test_time_views
+    if views == "one":
+        return []
+    runs: list[tuple[int | None, int]] = [(run.test_errors_with_views, run.num_test) for run in seeds.results]
+    runs += [(entry.num_errors_with_views, entry.num_images) for entry in seeds.others]
+    errors = [100 * wrong / num_images for wrong, num_images in runs if wrong is not None]
+    num_averaged = sum(is_headline_averaged(views, wrong) for wrong, _ in runs)
+    found = []
+    if errors:
+        found.append(
+            f"With {NUM_VIEWS[views]} views of each image instead of one: {_headline(summarize_errors(errors))}"
+        )
+    if num_averaged:
+        found.append(
+            f"Version 0.1 evaluated {num_averaged} of these runs, with {NUM_VIEWS[views]} views alone: their figures "
+            "above are of these views, not of one."
         )
     return found
 

@@ -18,6 +18,7 @@ from torch import nn
 from trainer.data.datasets import DATASETS
 from trainer.errors import ConfigError
 from trainer.evaluation.ledger import Ledger
+from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.models import Classifier, build_network
 from trainer.models.cost import Cost, count_cost
 from trainer.models.originals import build_original
@@ -152,9 +153,12 @@ def _small_entry(name: str, finished: list[Result]) -> ZooEntry:
 
 def _epochs(result: Result) -> str:
     recipe = RECIPES.get(result.recipe)
-    if recipe is None or result.epochs >= recipe.epochs:
+    if recipe is None:
         return str(result.epochs)
-    return f"{result.epochs}, fewer epochs than the recipe's {recipe.epochs}"
+    views = recipe.test_time_views
+    fewer = f", fewer epochs than the recipe's {recipe.epochs}" if result.epochs < recipe.epochs else ""
+    is_averaged = is_headline_averaged(views, result.test_errors_with_views)
+    return f"{result.epochs}{fewer}{f', {NUM_VIEWS[views]} views averaged' if is_averaged else ''}"
 
 
 def _small_cost(name: str) -> Cost:
