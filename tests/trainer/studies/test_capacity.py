@@ -1,7 +1,5 @@
 """Tests of the capacity study: errors fall on training data and rise again on new data."""
 
-import html
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,34 +69,6 @@ def test_the_study_continues_after_an_interruption(
     study_capacity(config)
     assert capsys.readouterr().out.count("training error") == 2
     assert (tmp_path / "study/result.json").read_bytes() == whole
-
-
-def test_a_study_that_continues_elsewhere_names_both_machines(tmp_path: Path, data_dir: Path) -> None:
-    config = replace(TINY, widths=(1,), network_repeats=1, data_dir=data_dir, run_dir=tmp_path / "study")
-    study_capacity(config)
-    assert "continued_on" not in json.loads((tmp_path / "study/result.json").read_text())
-    description = json.loads((tmp_path / "study/study.json").read_text())
-    description["machine"]["device"] = "an abacus"
-    (tmp_path / "study/study.json").write_text(json.dumps(description))
-    for _ in range(2):  # the second time, the study knows this machine
-        study_capacity(config)
-    result = json.loads((tmp_path / "study/result.json").read_text())
-    assert result["machine"]["device"] == "an abacus"
-    (here,) = result["continued_on"]
-    page = " ".join((tmp_path / "study/report.html").read_text().split())
-    assert "On an abacus" in page
-    assert f"; continued on {html.escape(here['device'])}" in page
-
-
-def test_another_number_of_threads_is_the_same_machine(tmp_path: Path, data_dir: Path) -> None:
-    """The number of ranks decides how many threads each has."""
-    config = replace(TINY, widths=(1,), network_repeats=1, data_dir=data_dir, run_dir=tmp_path / "study")
-    study_capacity(config)
-    description = json.loads((tmp_path / "study/study.json").read_text())
-    description["machine"]["threads"] += 1
-    (tmp_path / "study/study.json").write_text(json.dumps(description))
-    study_capacity(config)
-    assert "continued_on" not in json.loads((tmp_path / "study/result.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,71 @@
-"""Tests of a study's folder on a full disk and with damaged files: one clear error, and no partial file."""
+"""Tests of a study's folder: continued on another machine, on a full disk, and with damaged files."""
 
+import html
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from tests.conftest import files_of_at_most, fill
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, ConfigError
+from trainer.ranks.world import World
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import CaptionedFigure, Page, write_page
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
+EMPTY = Page(title="A page", findings=["none"], figures=[], tables=[], result={})
+
+
+@dataclass(frozen=True)
+class Options:
+    seed: int = 0
+
+
+def write_empty_study(path: Path) -> dict[str, Any]:
+    """Starts or continues a study without figures; returns its `result.json`."""
+    with StudyFolder.open("capacity", Options(), path, ALONE) as folder:
+        write_page(folder, EMPTY)
+    result: dict[str, Any] = json.loads((path / "result.json").read_text())
+    return result
+
+
+def change_machine(path: Path, **values: str | int) -> None:
+    """Changes the machine on which a study started."""
+    description = json.loads((path / "study.json").read_text())
+    description["machine"] |= values
+    (path / "study.json").write_text(json.dumps(description))
+
+
+def test_a_study_that_continues_elsewhere_names_both_machines(tmp_path: Path) -> None:
+    assert "continued_on" not in write_empty_study(tmp_path)
+    change_machine(tmp_path, device="an abacus")
+    for _ in range(2):  # the second time, the study knows this machine
+        result = write_empty_study(tmp_path)
+    assert result["machine"]["device"] == "an abacus"
+    (here,) = result["continued_on"]
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    assert "On an abacus" in page
+    assert f"; continued on {html.escape(here['device'])}" in page
+
+
+def test_another_number_of_threads_is_the_same_machine(tmp_path: Path) -> None:
+    """The number of ranks decides how many threads each has."""
+    result = write_empty_study(tmp_path)
+    change_machine(tmp_path, threads=result["machine"]["threads"] + 1)
+    assert "continued_on" not in write_empty_study(tmp_path)
+
+
+def test_other_options_are_another_study(tmp_path: Path) -> None:
+    write_empty_study(tmp_path)
+    with (
+        pytest.raises(ConfigError, match=r"holds another study, capacity with the options \{'seed': 0\}"),
+        StudyFolder.open("capacity", Options(seed=1), tmp_path, ALONE),
+    ):
+        pass
 
 
 def test_a_result_that_does_not_fit_leaves_earlier_ones(tmp_path: Path) -> None:

@@ -182,6 +182,17 @@ def test_the_page_says_how_close_stacked_seeds_are_to_single_runs() -> None:
     assert "here in bfloat16, whose rounding is coarser" in " ".join(coarse.findings)
 
 
+def test_figures_with_views_and_warnings_are_findings() -> None:
+    seeds = some_seeds(3)
+    results = [replace(result, test_errors_with_views=result.test_errors - 20) for result in seeds.results[1:]]
+    results = [seeds.results[0], replace(results[0], warnings=("it predicts one class",)), results[1]]
+    text = " ".join(make_page(RECIPES["mnist-fast"], replace(seeds, results=results), {1: 0.0}).findings)
+    assert "With 5 views of each image instead of one: Test error: worst 0.72 %, median 0.71 %, best 0.71 %" in text
+    assert "Version 0.1 evaluated 1 of these runs, with 5 views alone" in text
+    assert "Seed 1, warning: it predicts one class." in text
+    assert "views" not in " ".join(make_page(RECIPES["mnist"], seeds, {1: 0.0}).findings)
+
+
 def test_the_lectures_figures_are_shown_for_its_own_recipe_only() -> None:
     page = make_page(RECIPES["mnist"], some_seeds(10), {1: 1000.0, 4: 2500.0})
     other = make_page(RECIPES["mnist-fast"], some_seeds(10), {1: 0.0})
