@@ -58,6 +58,12 @@ class TrainConfig:
     """Publish the trained model in the model repository."""
     model_repository: Path = Path("models")
     """Folder of the models to serve. The model gets the recipe's name."""
+    promote: bool = False
+    """Publish the model even if it is clearly worse than the newest version, or always predicts the same class."""
+    thorough: bool = False
+    """Check every exported file on 10,000 images at every batch size, instead of for less than a minute."""
+    export_views: bool = False
+    """Export the mean over the recipe's test-time views, which multiplies the computation, instead of one view."""
 
     def resolve(self) -> Recipe:
         """Returns the recipe with this command line's changes.
@@ -103,6 +109,9 @@ _DECIDE_NO_RESULT = {
     "hang_timeout_s",
     "export",
     "model_repository",
+    "promote",
+    "thorough",
+    "export_views",
 }
 """Options of a training run that may differ between ranks: they change where and how it runs, not what it computes."""
 
@@ -150,6 +159,14 @@ class ExportConfig:
     """Name of the model in the repository."""
     int8: bool = False
     """Publish the model in int8, as a model of its own, if that costs at most 0.1 points of validation accuracy."""
+    promote: bool = False
+    """Publish the model even if it is clearly worse than the newest version, or always predicts the same class."""
+    thorough: bool = False
+    """Check every exported file on 10,000 images at every batch size, instead of for less than a minute."""
+    export_views: bool = False
+    """Export the mean over the recipe's test-time views, which multiplies the computation, instead of one view."""
+    device: DeviceChoice = "auto"
+    """Computes the validation accuracy. auto: a GPU if there is one. Exported files are checked on the CPU."""
     dataset: Annotated[str | None, option("folder:PATH", "where they were in training")] = None
     """Where the run's folder of images is now, if it was moved."""
     data_dir: Path = field(default_factory=default_data_dir)

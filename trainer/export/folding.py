@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from trainer.evaluation.views import average_views
 from trainer.models import Classifier
+from trainer.recipes import TestTimeViews
 
 MAX_MEAN_TO_STD = 4.0
 """Largest mean, in standard deviations, that is folded into a convolution."""
@@ -24,34 +26,43 @@ class ExportModule(nn.Module):
         network: takes `(pixels - mean) / std` as floats, returns logits.
         mean: float32 `[1, C, 1, 1]`, or None where the network's weights already subtract it.
         std: float32 `[1, C, 1, 1]`, or None where the network's weights already divide by it.
+        views: the views of each image whose logits are averaged.
     """
 
     mean: torch.Tensor | None
     deviation: torch.Tensor | None
 
-    def __init__(self, network: nn.Module, mean: torch.Tensor | None, std: torch.Tensor | None) -> None:
+    def __init__(
+        self, network: nn.Module, mean: torch.Tensor | None, std: torch.Tensor | None, views: TestTimeViews
+    ) -> None:
         super().__init__()
         self.network = network
+        self.views = views
         self.register_buffer("mean", mean)
         # Exported files hold `std` under this name, as do checkpoints.
         self.register_buffer("deviation", std)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns logits and probabilities, both float32 `[B, classes]`, for images uint8 `[B, C, H, W]`."""
+        logits = average_views(self._logits, images, self.views)
+        return logits, logits.softmax(dim=1)
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
         pixels = images.float()
         if self.mean is not None:
             pixels = pixels - self.mean
         if self.deviation is not None:
             pixels = pixels / self.deviation
-        logits = self.network(pixels.contiguous(memory_format=torch.channels_last))
-        return logits, logits.softmax(dim=1)
+        logits: torch.Tensor = self.network(pixels.contiguous(memory_format=torch.channels_last))
+        return logits
 
 
-def fold(classifier: Classifier) -> ExportModule:
+def fold(classifier: Classifier, views: TestTimeViews = "one") -> ExportModule:
     """Returns a folded copy of a classifier.
 
     Args:
         classifier: on the CPU, float32, in evaluation mode; not changed.
+        views: the views of each image whose logits the copy averages.
     """
     network = fx.symbolic_trace(copy.deepcopy(classifier.network))
     for node in list(network.graph.nodes):
@@ -62,7 +73,7 @@ def fold(classifier: Classifier) -> ExportModule:
     mean, std = _fold_normalization(network, classifier.mean, classifier.deviation)
     network.recompile()
     network.delete_all_unused_submodules()
-    return ExportModule(network, mean, std).eval().requires_grad_(False)
+    return ExportModule(network, mean, std, views).eval().requires_grad_(False)
 
 
 def _fold_batch_norm(network: fx.GraphModule, node: fx.Node) -> None:

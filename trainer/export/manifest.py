@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from trainer.evaluation.intervals import wilson_interval
-from trainer.export.formats import FloatArray
-from trainer.export.parity import ParityResult
+from trainer.evaluation.views import NUM_VIEWS
+from trainer.export.parity import ParityPlan, ParityResult
+from trainer.export.quality import Answers
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import INPUT, LOGITS, PROBABILITIES, RepositoryModel
 from trainer.loop.run import Run
@@ -21,64 +21,66 @@ _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """How good the exported files are, and how that was measured. The manifest has these fields at its top level.
+class Checked:
+    """What the checks found. The manifest has these fields at its top level.
 
     Args:
         precision: `float32` or `int8`.
         golden_tolerance: largest difference from the golden logits that a server should accept.
         metrics: from `metrics_section`.
+        validation: from `Answers.to_json`.
+        quality: from `Decision.to_json`.
         parity: from `parity_section`.
     """
 
     precision: str
     golden_tolerance: float
     metrics: dict[str, Any]
+    validation: dict[str, Any]
+    quality: dict[str, Any]
     parity: dict[str, Any]
 
 
-def metrics_section(reference: ReferenceModel, logits: FloatArray) -> dict[str, Any]:
+def metrics_section(reference: ReferenceModel, answers: Answers) -> dict[str, Any]:
     """Returns the validation accuracy of an exported model beside the figures of its run.
 
-    The run may have averaged over several test-time views of an image; an exported model sees one.
-
-    Args:
-        logits: the exported model's, `[N, classes]`, for the sample or for its validation images alone.
+    The run may have averaged over several test-time views of an image that the exported model does not compute.
     """
-    num_images, num_errors = reference.sample.num_validation, reference.count_errors(logits)
     known = ("val_accuracy", "test_accuracy", "test_errors", "num_test", "test_look", "precision")
     views = {"test_time_views": reference.run.recipe.test_time_views}
     result = reference.result
     return {
-        "val_accuracy": 1 - num_errors / max(1, num_images),
-        "val_errors": num_errors,
-        "num_val": num_images,
-        "val_interval": wilson_interval(num_images - num_errors, num_images),
-        "test_time_views": "one",
+        "val_accuracy": answers.accuracy,
+        "val_errors": answers.num_images - answers.num_right,
+        "num_val": answers.num_images,
+        "val_interval": answers.interval,
+        "test_time_views": reference.views,
+        "num_views": NUM_VIEWS[reference.views],
         "run": {name: getattr(result, name) for name in known} | views if result else None,
     }
 
 
 def parity_section(
-    reference: ReferenceModel, results: dict[str, list[ParityResult]], tolerance: float
+    reference: ReferenceModel, plan: ParityPlan, results: dict[str, list[ParityResult]], tolerance: float
 ) -> dict[str, Any]:
     """Returns what the parity check compared and what it found.
 
     Args:
         results: by file name.
     """
-    sample = reference.sample
+    num_validation = min(reference.sample.num_validation, len(reference.logits))
     return {
         "reference": "the trained model, eager, float32, on the CPU",
         "tolerance": tolerance,
-        "num_validation_images": sample.num_validation,
-        "num_training_images": len(sample) - sample.num_validation,
+        "plan": asdict(plan),
+        "num_validation_images": num_validation,
+        "num_training_images": len(reference.logits) - num_validation,
         "formats": {name: [asdict(result) for result in found] for name, found in results.items()},
     }
 
 
 def build_manifest(
-    version: int, *, model: RepositoryModel, reference: ReferenceModel, files: dict[str, bytes], quality: Quality
+    version: int, *, model: RepositoryModel, reference: ReferenceModel, files: dict[str, bytes], checked: Checked
 ) -> bytes:
     """Returns the content of `manifest.json`.
 
@@ -99,7 +101,7 @@ def build_manifest(
             "deviation": classifier.deviation.flatten().tolist(),
         },
         "labels": model.labels,
-        **asdict(quality),
+        **asdict(checked),
         "origin": _origin(reference.run),
     }
     return (json.dumps(document, indent=2) + "\n").encode()

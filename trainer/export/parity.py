@@ -1,11 +1,10 @@
 """The parity check: every exported format must give the outputs of the trained model at every batch size.
 
 The reference is the trained model itself, in float32 on the CPU. This module sees a format as a function from images to
-logits and probabilities and knows nothing else about it.
+logits and probabilities and knows nothing else about it. A `ParityPlan` bounds the time.
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,59 +13,61 @@ import numpy as np
 import torch
 
 from convoy.cpus import num_available_cpus
-from trainer.data import ImageSet
 from trainer.errors import ExportError
 from trainer.export.formats import FloatArray, Predictor
 from trainer.export.repository import MAX_BATCH_SIZE
+from trainer.export.sample import Sample
+from trainer.export.stages import Show
 
-SAMPLE_SIZE = 10_000
-"""Images that are compared, where the data set has that many. All validation images are, even if there are more."""
 BATCH_SIZES = (MAX_BATCH_SIZE, 17, 3, 2, 1)
-TIME_LIMIT_S = 60.0
-"""Limit for each batch size but the largest: a ResNet takes 15 minutes for 10,000 images, one at a time."""
 TOLERANCE = 1e-4
 """Largest accepted difference of a logit or a probability."""
 
 
-class ParitySample:
-    """The images that are compared: all validation images, then training images up to `SAMPLE_SIZE` in all.
-
-    It holds no test images, and reads images a batch at a time.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityPlan:
+    """How many images the check compares, and for how long. No batch begins after the time limit of its stage.
 
     Args:
-        validation: the images, and the indices of those that are set aside for validation.
-        training: the images, and the indices of those that the model was trained on.
+        name: as in the manifest.
+        sample_size: all validation images are in the sample, and training images up to this number in all.
+        num_images_of_small_batches: images of the sample at the batch sizes below the largest; None for all.
+        reference_s: limit for the trained model; None for no limit, here and below.
+        served_s: limit for the file that is served, at the largest batch size: it computes the accuracy.
+        largest_s: limit for each other file at the largest batch size.
+        small_s: limit for each file and each batch size below the largest.
     """
 
-    def __init__(self, validation: tuple[ImageSet, torch.Tensor], training: tuple[ImageSet, torch.Tensor]) -> None:
-        num_training = min(len(training[1]), max(0, SAMPLE_SIZE - len(validation[1])))
-        # Evenly spread, because folders of images are sorted by class.
-        spread = torch.linspace(0, len(training[1]) - 1, num_training).long()
-        self._parts = (("validation", *validation), ("training", training[0], training[1][spread]))
-        self.num_validation = len(validation[1])
-        self.labels = torch.cat([images.labels[indices] for _, images, indices in self._parts]).numpy()
-        """Int64 `[N]`, validation images first."""
+    name: str
+    sample_size: int
+    num_images_of_small_batches: int | None
+    reference_s: float | None
+    served_s: float | None
+    largest_s: float | None
+    small_s: float
 
-    def __len__(self) -> int:
-        return len(self.labels)
 
-    def batches(self, size: int, num_images: int) -> Iterator[torch.Tensor]:
-        """Yields the first `num_images` images, uint8 `[size, C, H, W]`; the last batch may be smaller."""
-        for start in range(0, num_images, size):
-            yield torch.cat(list(self._slices(start, min(start + size, num_images))))
-
-    def describe(self, position: int) -> str:
-        """Returns, for example, `training image 123`, where 123 is the image's index in the data set."""
-        for name, _, indices in self._parts:
-            if position < len(indices):
-                return f"{name} image {int(indices[position])}"
-            position -= len(indices)
-        raise IndexError(position)
-
-    def _slices(self, start: int, stop: int) -> Iterator[torch.Tensor]:
-        for _, images, indices in self._parts:
-            yield images.images[indices[max(0, start) : max(0, stop)]]
-            start, stop = start - len(indices), stop - len(indices)
+QUICK = ParityPlan(
+    name="default",
+    sample_size=1_000,
+    num_images_of_small_batches=256,
+    reference_s=3.0,
+    served_s=20.0,
+    largest_s=2.0,
+    small_s=0.5,
+)
+"""Takes less than a minute for a ResNet-18 on two cores, conversion included. A fault that depends on the batch size
+shows in the first batch; one that depends on the image needs many images, which the largest batches compute fastest."""
+THOROUGH = ParityPlan(
+    name="thorough",
+    sample_size=10_000,
+    num_images_of_small_batches=None,
+    reference_s=None,
+    served_s=None,
+    largest_s=None,
+    small_s=60.0,
+)
+"""Takes over 15 minutes for a ResNet-18 on two cores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,97 +98,127 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def reference_logits(model: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[torch.Tensor]) -> FloatArray:
-    """Returns the trained model's logits, float32 `[N, classes]`, for batches of images uint8 `[B, C, H, W]`."""
-    logits: FloatArray = torch.cat([model(images) for images in batches]).numpy()
+def reference_logits(
+    model: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[torch.Tensor], limit_s: float | None = None
+) -> FloatArray:
+    """Returns a model's logits, float32 `[N, classes]`, for batches of images uint8 `[B, C, H, W]`.
+
+    Args:
+        limit_s: no batch begins after so many seconds.
+    """
+    logits: FloatArray = torch.cat([model(images).cpu() for images in _within(limit_s, batches)]).numpy()
     return logits
 
 
-def check_parity(
-    name: str, predict: Predictor, sample: ParitySample, reference: FloatArray, tolerance: float = TOLERANCE
-) -> list[ParityResult]:
-    """Compares a format with the reference at every batch size, on the whole sample or for `TIME_LIMIT_S`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityCheck:
+    """Compares exported files with the trained model.
 
     Args:
-        name: the format's file name, for the error message.
-        reference: logits of the trained model for the sample, float32 `[N, classes]`.
-
-    Raises:
-        ExportError: an output differs by more than the tolerance. The message names the format, the batch size, the
-            image and both values.
+        reference: logits of the trained model for the first images of the sample, float32 `[N, classes]`.
+        show: tells the user which file is being computed.
     """
-    return [
-        _Comparison(f"{name} at batch size {size}", sample, reference, tolerance).run(predict, size)
-        for size in BATCH_SIZES
-    ]
 
+    sample: Sample
+    reference: FloatArray
+    plan: ParityPlan
+    show: Show
+    tolerance: float = TOLERANCE
 
-def run_inference(
-    predict: Predictor, sample: ParitySample, batch_size: int, num_images: int
-) -> tuple[FloatArray, FloatArray]:
-    """Returns logits and probabilities, both `[N, classes]`, for the first images of the sample.
+    def run(
+        self, name: str, predict: Predictor, largest: tuple[FloatArray, FloatArray] | None = None
+    ) -> list[ParityResult]:
+        """Compares a file with the reference at every batch size.
 
-    N is `num_images`, or fewer if a batch size below `MAX_BATCH_SIZE` takes longer than `TIME_LIMIT_S`.
+        Args:
+            name: the file's name, for the error message.
+            largest: what `compute` has returned for the largest batch size, if it has been called.
 
-    Raises:
-        ValueError: a batch gave more or fewer outputs than it has images.
-    """
-    outputs = []
-    deadline = math.inf if batch_size == MAX_BATCH_SIZE else time.monotonic() + TIME_LIMIT_S
-    # For small batches a layer takes microseconds, and synchronising threads after each costs more than it saves.
-    with torch_threads(num_available_cpus() if batch_size == MAX_BATCH_SIZE else 1):
-        for images in sample.batches(batch_size, num_images):
-            outputs.append(predict(images.numpy()))
-            if any(len(output) != len(images) for output in outputs[-1]):
-                raise ValueError(
-                    f"{len(images)} images gave {' and '.join(str(len(output)) for output in outputs[-1])} outputs"
+        Raises:
+            ExportError: an output differs by more than the tolerance. The message names the file, the batch size, the
+                image and both values.
+        """
+        num_images = len(self.reference)
+        outputs = largest or self.compute(name, predict, MAX_BATCH_SIZE, num_images, self.plan.largest_s)
+        results = [self._compare(name, MAX_BATCH_SIZE, outputs)]
+        num_images = min(num_images, self.plan.num_images_of_small_batches or num_images)
+        for size in BATCH_SIZES[1:]:
+            outputs = self.compute(name, predict, size, num_images, self.plan.small_s)
+            results.append(self._compare(name, size, outputs))
+        return results
+
+    def compute(
+        self, name: str, predict: Predictor, batch_size: int, num_images: int, limit_s: float | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Returns a file's logits and probabilities for the first images of the sample, both `[N, classes]`.
+
+        N is `num_images`, or fewer if the time limit comes first.
+
+        Raises:
+            ExportError: the file does not run at this batch size, or returns outputs of another shape or type.
+        """
+        subject = f"{name} at batch size {batch_size}"
+        outputs = []
+        done = 0
+        # For small batches a layer takes microseconds, and synchronising threads after each costs more than it saves.
+        with torch_threads(num_available_cpus() if batch_size == MAX_BATCH_SIZE else 1):
+            for images in _within(limit_s, self.sample.batches(batch_size, num_images)):
+                self.show(f"checking {subject}: {done:,} of up to {num_images:,} images")
+                outputs.append(self._predict(subject, predict, images))
+                done += len(images)
+        logits, probabilities = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+        return logits, probabilities
+
+    def _predict(self, subject: str, predict: Predictor, images: torch.Tensor) -> tuple[FloatArray, FloatArray]:
+        try:
+            outputs = predict(images.numpy())
+        except Exception as error:  # the runtimes' errors have no common base class
+            raise ExportError(f"{subject} does not run: {str(error).strip().splitlines()[0]}") from error
+        expected = (len(images), self.reference.shape[1])
+        for output in outputs:
+            if output.shape != expected or output.dtype != np.float32:
+                raise ExportError(
+                    f"{subject} returns {output.dtype} {list(output.shape)} instead of float32 {list(expected)}"
                 )
-            if time.monotonic() > deadline:
-                break
-    logits, probabilities = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-    return logits, probabilities
+        return outputs
+
+    def _compare(self, name: str, batch_size: int, outputs: tuple[FloatArray, FloatArray]) -> ParityResult:
+        """Compares a file's outputs with the reference, as far as there are both."""
+        num_images = min(len(outputs[0]), len(self.reference))
+        logits, probabilities, reference = (values[:num_images] for values in (*outputs, self.reference))
+        comparison = _Comparison(f"{name} at batch size {batch_size}", self.sample, self.tolerance)
+        near_ties = comparison.check_classes(logits, reference)
+        differences = (
+            comparison.check_values("logit", logits, reference),
+            comparison.check_values("probability", probabilities, _softmax(reference)),
+        )
+        return ParityResult(
+            batch_size=batch_size, num_images=num_images, largest_difference=max(differences), near_ties=near_ties
+        )
+
+
+def _within(limit_s: float | None, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yields batches until the time limit, and at least one."""
+    start = time.monotonic()
+    for images in batches:
+        yield images
+        if limit_s is not None and time.monotonic() - start > limit_s:
+            return
 
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """Compares one format at one batch size with the reference.
+    """Compares outputs with the reference.
 
     Args:
-        subject: the format and the batch size, with which each error message begins.
-        reference: logits float32 `[N, classes]` of the sample.
+        subject: the file and the batch size, with which each error message begins.
     """
 
     subject: str
-    sample: ParitySample
-    reference: FloatArray
+    sample: Sample
     tolerance: float
 
-    def run(self, predict: Predictor, batch_size: int) -> ParityResult:
-        logits, probabilities = self._run_inference(predict, batch_size)
-        reference = self.reference[: len(logits)]
-        near_ties = self._check_classes(logits, reference)
-        differences = (
-            self._check_values("logit", logits, reference),
-            self._check_values("probability", probabilities, _softmax(reference)),
-        )
-        return ParityResult(
-            batch_size=batch_size, num_images=len(logits), largest_difference=max(differences), near_ties=near_ties
-        )
-
-    def _run_inference(self, predict: Predictor, batch_size: int) -> tuple[FloatArray, FloatArray]:
-        try:
-            outputs = run_inference(predict, self.sample, batch_size, len(self.reference))
-        except Exception as error:  # the runtimes' errors have no common base class
-            raise ExportError(f"{self.subject} does not run: {str(error).strip().splitlines()[0]}") from error
-        expected = (len(outputs[0]), self.reference.shape[1])
-        for output in outputs:
-            if output.shape != expected or output.dtype != np.float32:
-                raise ExportError(
-                    f"{self.subject} returns {output.dtype} {list(output.shape)} instead of float32 {list(expected)}"
-                )
-        return outputs
-
-    def _check_classes(self, logits: FloatArray, reference: FloatArray) -> int:
+    def check_classes(self, logits: FloatArray, reference: FloatArray) -> int:
         """Returns the number of near ties that fell to another class."""
         predicted, expected = logits.argmax(axis=1), reference.argmax(axis=1)
         differing = np.flatnonzero(predicted != expected)
@@ -201,7 +232,7 @@ class _Comparison:
             )
         return len(differing)
 
-    def _check_values(self, kind: str, values: FloatArray, expected: FloatArray) -> float:
+    def check_values(self, kind: str, values: FloatArray, expected: FloatArray) -> float:
         """Returns the largest difference."""
         difference = np.abs(values - expected)
         for image, column in np.argwhere(~(difference <= self.tolerance))[:1]:  # not `>`, which is false for NaN

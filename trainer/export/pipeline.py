@@ -1,16 +1,21 @@
-"""The steps of an export: compute the reference, convert, check, publish."""
+"""The steps of an export: compute the reference, convert, check parity and quality, publish."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from convoy.cpus import num_available_cpus
 from trainer.errors import ExportError
+from trainer.evaluation.views import NUM_VIEWS
 from trainer.export.formats import FloatArray, convert, convert_to_onnx, load_predictor
 from trainer.export.golden import golden_file
-from trainer.export.manifest import Quality, build_manifest, metrics_section, parity_section
-from trainer.export.parity import TOLERANCE, ParityResult, check_parity, run_inference, torch_threads
+from trainer.export.manifest import Checked, build_manifest, metrics_section, parity_section
+from trainer.export.parity import QUICK, THOROUGH, TOLERANCE, ParityCheck, ParityPlan, ParityResult, torch_threads
+from trainer.export.plan import ExportOptions
+from trainer.export.quality import Answers, Decision, QualityError, decide, only_class
 from trainer.export.reference import ReferenceModel, largest_difference
 from trainer.export.repository import GOLDEN, MAX_BATCH_SIZE, ONNX, RepositoryModel
+from trainer.export.stages import Show, show_stages
 from trainer.loop.run import Run
 from trainer.records.result import Result
 
@@ -20,7 +25,7 @@ TOLERANCE_FACTOR = 2.0
 """On other machines, int8 outputs may differ by this many times the largest difference found here."""
 
 
-def export(run: Run, model: RepositoryModel, result: Result | None) -> Path:
+def export(run: Run, model: RepositoryModel, result: Result | None, options: ExportOptions) -> Path:
     """Publishes a run's weights as the next version of a model, in ONNX, TorchScript and torch.export.
 
     Args:
@@ -31,30 +36,33 @@ def export(run: Run, model: RepositoryModel, result: Result | None) -> Path:
 
     Raises:
         ConfigError: a model with this name exists and has other classes, inputs or outputs.
+        QualityError: the model is clearly worse than the newest version, or always predicts the same class.
         ExportError: the outputs of a format differ from the trained model's, or the repository cannot be written.
     """
     model.check()
-    run.progress.say(f"exporting {model.name}: ONNX, TorchScript, torch.export")
+    run.progress.say(f"exporting {model.name}: ONNX, TorchScript, torch.export{_describe_views(run, options)}")
+    show, plan = show_stages(run.progress.say), THOROUGH if options.thorough else QUICK
     with torch_threads(num_available_cpus()):  # the other ranks are idle
-        reference = ReferenceModel.from_run(run, result)
+        reference = _reference(run, result, plan, options, show)
         files = convert(*reference.export_module())
-        predictors = {name: load_predictor(name, content) for name, content in files.items()}
-        results = {
-            name: check_parity(name, predict, reference.sample, reference.logits)
-            for name, predict in predictors.items()
-        }
-        run.progress.say(_summary(results))
-        logits, _ = run_inference(predictors[ONNX], reference.sample, MAX_BATCH_SIZE, reference.sample.num_validation)
-    quality = Quality(
+        check = ParityCheck(sample=reference.sample, reference=reference.logits, plan=plan, show=show)
+        served, logits = _check_served(check, files[ONNX], reference, options)
+        answers, decision = _check_quality(reference, model, logits, options)
+        others = {name: check.run(name, load_predictor(name, files[name])) for name in files if name != ONNX}
+    results = {ONNX: served, **others}
+    run.progress.say(_summary(results))
+    checked = Checked(
         precision="float32",
         golden_tolerance=TOLERANCE,
-        metrics=metrics_section(reference, logits),
-        parity=parity_section(reference, results, TOLERANCE),
+        metrics=metrics_section(reference, answers),
+        validation=answers.to_json(),
+        quality=decision.to_json(promote=options.promote),
+        parity=parity_section(reference, plan, results, TOLERANCE),
     )
-    return _publish(reference, model, files, quality)
+    return _publish(reference, model, files, checked)
 
 
-def export_int8(run: Run, model: RepositoryModel, result: Result | None) -> Path:
+def export_int8(run: Run, model: RepositoryModel, result: Result | None, options: ExportOptions) -> Path:
     """Publishes a run's weights in int8, in ONNX alone, as the next version of a model.
 
     Args:
@@ -65,37 +73,113 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None) -> Path
 
     Raises:
         ConfigError: a model with this name exists and has other classes, inputs or outputs.
+        QualityError: the model is clearly worse than the newest version, or always predicts the same class.
         ExportError: int8 loses more than 0.1 points of validation accuracy, or the repository cannot be written.
     """
     from trainer.export.quantize import CALIBRATION_BATCH_SIZE, NUM_CALIBRATION_IMAGES, quantize
 
     model.check()
-    run.progress.say(f"exporting {model.name}: ONNX in int8, calibrated on training images")
+    run.progress.say(
+        f"exporting {model.name}: ONNX in int8, calibrated on training images{_describe_views(run, options)}"
+    )
+    show, plan = show_stages(run.progress.say), THOROUGH if options.thorough else QUICK
+    plan = replace(plan, reference_s=plan.served_s)  # there is one file to check, and float32's accuracy counts, too
     with torch_threads(num_available_cpus()):
-        reference = ReferenceModel.from_run(run, result)
+        reference = _reference(run, result, plan, options, show)
         float32 = convert_to_onnx(*reference.export_module())
         calibration = reference.calibration_images(NUM_CALIBRATION_IMAGES)
         files = {ONNX: quantize(float32, calibration.split(CALIBRATION_BATCH_SIZE))}
         predict = load_predictor(ONNX, files[ONNX])
-        logits, _ = run_inference(predict, reference.sample, MAX_BATCH_SIZE, len(reference.sample))
-        run.progress.say(_check_accuracy_loss(reference, logits, model.name))
-        tolerance = TOLERANCE_FACTOR * largest_difference(logits, reference.logits)
-        results = {ONNX: check_parity(ONNX, predict, reference.sample, reference.logits, tolerance)}
+        check = ParityCheck(sample=reference.sample, reference=reference.logits, plan=plan, show=show)
+        outputs = check.compute(ONNX, predict, MAX_BATCH_SIZE, len(reference.logits), plan.served_s)
+        logits = outputs[0]
+        before = _answers(reference, reference.logits[: len(logits)])
+        run.progress.say(_check_accuracy_loss(before, _answers(reference, logits), model.name))
+        answers, decision = _check_quality(reference, model, logits, options)
+        tolerance = TOLERANCE_FACTOR * largest_difference(logits, reference.logits[: len(logits)])
+        results = {ONNX: replace(check, tolerance=tolerance).run(ONNX, predict, outputs)}
         golden, golden_logits = reference.golden
         golden_difference = largest_difference(predict(golden.numpy())[0], golden_logits)
-    quality = Quality(
+    checked = Checked(
         precision="int8",
         golden_tolerance=max(TOLERANCE, TOLERANCE_FACTOR * golden_difference),
-        metrics=metrics_section(reference, logits) | {"float32": metrics_section(reference, reference.logits)},
-        parity=parity_section(reference, results, tolerance),
+        metrics=metrics_section(reference, answers) | {"float32": metrics_section(reference, before)},
+        validation=answers.to_json(),
+        quality=decision.to_json(promote=options.promote),
+        parity=parity_section(reference, plan, results, tolerance),
     )
-    return _publish(reference, model, files, quality)
+    return _publish(reference, model, files, checked)
 
 
-def _publish(reference: ReferenceModel, model: RepositoryModel, files: dict[str, bytes], quality: Quality) -> Path:
+def _describe_views(run: Run, options: ExportOptions) -> str:
+    """Returns how the exported model looks at an image, if that was asked for."""
+    if not options.export_views:
+        return ""
+    views = run.recipe.test_time_views
+    if views == "one":
+        return f"; recipe {run.recipe.name} has no test-time views to export"
+    return f"; each output is the mean of {NUM_VIEWS[views]} views ({views}), which takes that many times as long"
+
+
+def _reference(run: Run, result: Result | None, plan: ParityPlan, options: ExportOptions, show: Show) -> ReferenceModel:
+    views = run.recipe.test_time_views if options.export_views else "one"
+    return ReferenceModel.from_run(run, result, plan, views, show)
+
+
+def _check_served(
+    check: ParityCheck, content: bytes, reference: ReferenceModel, options: ExportOptions
+) -> tuple[list[ParityResult], FloatArray]:
+    """Checks the ONNX file, and returns its logits for the sample, or for as much of it as there is time for.
+
+    On a GPU the trained model, which the file equals, computes the logits for the whole sample.
+    """
+    plan, predict = check.plan, load_predictor(ONNX, content)
+    on_gpu = reference.logits_on_gpu(options.device) if options.device.type == "cuda" else None
+    if on_gpu is not None:
+        return check.run(ONNX, predict), on_gpu
+    outputs = check.compute(ONNX, predict, MAX_BATCH_SIZE, len(reference.sample), plan.served_s)
+    return check.run(ONNX, predict, outputs), outputs[0]
+
+
+def _answers(reference: ReferenceModel, logits: FloatArray) -> Answers:
+    """Returns which validation images are answered right.
+
+    Args:
+        logits: for the first images of the sample, `[N, classes]`.
+    """
+    sample = reference.sample
+    num_images = min(len(logits), sample.num_validation)
+    right = logits[:num_images].argmax(axis=1) == sample.labels[:num_images]
+    return Answers.of(right, sample.validation_sha256, sample.num_validation)
+
+
+def _check_quality(
+    reference: ReferenceModel, model: RepositoryModel, logits: FloatArray, options: ExportOptions
+) -> tuple[Answers, Decision]:
+    """Compares the exported model with the newest version, and tells the user.
+
+    Args:
+        logits: for the first images of the sample, `[N, classes]`.
+
+    Raises:
+        QualityError: the model must not be published, unless `--promote` says so.
+    """
+    answers, labels = _answers(reference, logits), reference.sample.labels
+    constant = only_class(logits.argmax(axis=1), labels[: len(logits)], answers.num_images)
+    decision = decide(model, answers, None if constant is None else model.labels[constant])
+    if decision.objection is None:
+        reference.run.progress.say(decision.line)
+    elif options.promote:
+        reference.run.progress.say(f"warning: --promote publishes {model.name}, although {decision.objection}")
+    else:
+        raise QualityError(f"{model.name} is not published: {decision.objection}; --promote publishes it all the same")
+    return answers, decision
+
+
+def _publish(reference: ReferenceModel, model: RepositoryModel, files: dict[str, bytes], checked: Checked) -> Path:
     """Adds the golden batch and the manifest, and publishes all files as the model's next version."""
     files = files | {GOLDEN: golden_file(*reference.golden)}
-    manifest = partial(build_manifest, model=model, reference=reference, files=files, quality=quality)
+    manifest = partial(build_manifest, model=model, reference=reference, files=files, checked=checked)
     version = model.publish(files, manifest)
     reference.run.progress.say(
         f"exported to {version}; serve it: python -m serving --model-repository {model.repository}"
@@ -113,7 +197,7 @@ def _summary(results: dict[str, list[ParityResult]]) -> str:
     )
 
 
-def _check_accuracy_loss(reference: ReferenceModel, logits: FloatArray, name: str) -> str:
+def _check_accuracy_loss(float32: Answers, int8: Answers, name: str) -> str:
     """Compares int8 with float32 on validation images.
 
     Returns:
@@ -122,9 +206,8 @@ def _check_accuracy_loss(reference: ReferenceModel, logits: FloatArray, name: st
     Raises:
         ExportError: int8 loses too much.
     """
-    num_images = reference.sample.num_validation
-    before, after = reference.count_errors(reference.logits), reference.count_errors(logits)
-    summary = f"{after:,} of {num_images:,} validation images wrong in int8, {before:,} in float32"
-    if after - before > MAX_ACCURACY_LOSS * num_images:
+    before, after = (answers.num_images - answers.num_right for answers in (float32, int8))
+    summary = f"{after:,} of {int8.num_images:,} validation images wrong in int8, {before:,} in float32"
+    if after - before > MAX_ACCURACY_LOSS * int8.num_images:
         raise ExportError(f"{name} is not published: {summary}; the limit is {100 * MAX_ACCURACY_LOSS:g} points")
     return summary

@@ -1,16 +1,42 @@
 """Decides before training what a run will publish and where, so that an export that cannot succeed fails at once."""
 
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from trainer.config import TrainConfig
 from trainer.errors import ExportError, TrainerError
+from trainer.export.quality import QualityError
 from trainer.export.repository import RepositoryModel, printable
 from trainer.loop.run import Run
 from trainer.records.result import Result
 
 
-def plan_export(run: Run, config: TrainConfig) -> RepositoryModel | None:
-    """Returns the model that the run will publish, or None with `--no-export`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """How a model is checked and exported; the first three are options of the command line.
+
+    Args:
+        device: computes the outputs for validation images, if it is a GPU; files are checked on the CPU.
+    """
+
+    promote: bool = False
+    thorough: bool = False
+    export_views: bool = False
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportPlan:
+    """The model that a run will publish, and how."""
+
+    model: RepositoryModel
+    options: ExportOptions
+
+
+def plan_export(run: Run, config: TrainConfig) -> ExportPlan | None:
+    """Returns what the run will publish, or None with `--no-export`.
 
     Raises:
         ConfigError: a model with this name exists and has other classes, inputs or outputs.
@@ -24,7 +50,13 @@ def plan_export(run: Run, config: TrainConfig) -> RepositoryModel | None:
             model.check()
         except TrainerError as error:
             raise type(error)(f"{error}; to train without publishing, pass --no-export") from error
-    return model
+    options = ExportOptions(
+        promote=config.promote,
+        thorough=config.thorough,
+        export_views=config.export_views,
+        device=run.world.device,
+    )
+    return ExportPlan(model=model, options=options)
 
 
 def repository_model(run: Run, repository: Path, name: str) -> RepositoryModel:
@@ -42,21 +74,23 @@ def repository_model(run: Run, repository: Path, name: str) -> RepositoryModel:
     )
 
 
-def export_trained(run: Run, model: RepositoryModel, result: Result) -> str:
+def export_trained(run: Run, plan: ExportPlan, result: Result) -> str:
     """Publishes the model at the end of its training.
 
     Returns:
         The version's folder.
 
     Raises:
-        ExportError: a format failed the parity check, or the repository cannot be written.
+        ExportError: a format failed the parity check, the model is clearly worse than the newest version, or the
+            repository cannot be written.
     """
     from trainer.export.pipeline import export  # imports onnx, which takes a second and would delay the first step
 
     try:
-        return str(export(run, model, result))
+        return str(export(run, plan.model, result, plan.options))
     except TrainerError as error:
-        raise ExportError(
-            f"{error}; the run is complete but not exported; to retry: python -m trainer export {run.folder.path} "
-            f"--model-repository {model.repository}"
-        ) from error
+        command = f"python -m trainer export {run.folder.path} --model-repository {plan.model.repository}"
+        for name in ("thorough", "export_views"):
+            command += f" --{name.replace('_', '-')}" if getattr(plan.options, name) else ""
+        retry = f": {command} --promote" if isinstance(error, QualityError) else f"; to retry: {command}"
+        raise ExportError(f"{error}; the run is complete but not exported{retry}") from error

@@ -37,7 +37,6 @@ def quantize(content: bytes, batches: Iterable[torch.Tensor]) -> bytes:
     model = onnx.load_from_string(content)
     _swap_max_pool_and_relu(model.graph)
     add_pre_process_metadata(model)  # tells onnxruntime that the graph needs no preprocessing; it warns otherwise
-    named = {kind: [node.name for node in model.graph.node if node.op_type == kind] for kind in ("Conv", "Gemm")}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "int8.onnx")
         quantize_static(
@@ -46,13 +45,27 @@ def quantize(content: bytes, batches: Iterable[torch.Tensor]) -> bytes:
             _CalibrationReader(batches),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Gemm", "MaxPool", "Relu", "Reshape"],
-            nodes_to_exclude=[*named["Conv"][:1], *named["Gemm"][-1:]],
+            nodes_to_exclude=[node.name for node in (*_first_layer(model.graph), *_last_layer(model.graph))],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
         return serialize_onnx(onnx.load(path))
+
+
+def _first_layer(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Returns the first convolution, once for each test-time view that the graph computes."""
+    return _same_weights([node for node in graph.node if node.op_type == "Conv"], 0)
+
+
+def _last_layer(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Returns the last fully connected layer, once for each test-time view that the graph computes."""
+    return _same_weights([node for node in graph.node if node.op_type == "Gemm"], -1)
+
+
+def _same_weights(nodes: list[onnx.NodeProto], index: int) -> list[onnx.NodeProto]:
+    return [node for node in nodes if node.input[1] == nodes[index].input[1]]
 
 
 class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]
@@ -74,12 +87,12 @@ def _swap_max_pool_and_relu(graph: onnx.GraphProto) -> None:
     """
     producers = {name: node for node in graph.node for name in node.output}
     num_readers = collections.Counter(name for node in graph.node for name in node.input)
-    first = next((node for node in graph.node if node.op_type == "Conv"), None)
+    first = {name for node in _first_layer(graph) for name in node.output}
     for relu in graph.node:
         pool = producers.get(relu.input[0]) if relu.op_type == "Relu" else None
         if pool is None or pool.op_type != "MaxPool" or num_readers[relu.input[0]] > 1:
             continue
-        if producers.get(pool.input[0]) is not first:
+        if pool.input[0] not in first:
             relu.op_type, pool.op_type = pool.op_type, relu.op_type
             relu.attribute.extend(pool.attribute)
             pool.ClearField("attribute")

@@ -127,6 +127,10 @@ class RepositoryModel:
             flush_to_disk(self.path)
             return self.path / str(version)
 
+    def newest(self) -> int | None:
+        """Returns the highest version number, or None if there is no version."""
+        return max(self._versions(), default=None) if self.path.is_dir() else None
+
     def _versions(self) -> list[int]:
         return [int(path.name) for path in self.path.iterdir() if path.name.isascii() and path.name.isdecimal()]
 

@@ -9,9 +9,10 @@ import torch
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet
 from trainer.export.formats import convert
-from trainer.export.parity import ParitySample
+from trainer.export.parity import QUICK
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import RepositoryModel
+from trainer.export.sample import Sample
 from trainer.loop.fit import fit
 from trainer.loop.run import Run
 from trainer.progress import Progress
@@ -40,7 +41,7 @@ def run(mini: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def reference(run: Run) -> ReferenceModel:
-    return ReferenceModel.from_run(run, None)
+    return ReferenceModel.from_run(run, None, QUICK, "one", lambda line: None)
 
 
 @pytest.fixture(scope="session")
@@ -57,10 +58,10 @@ def model(tmp_path: Path) -> RepositoryModel:
 
 
 @pytest.fixture
-def sample() -> ParitySample:
+def sample() -> Sample:
     """Random images, 40 for validation and 5 for training."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (100, 1, 28, 28), dtype=torch.uint8, generator=generator)
     labels = torch.arange(100) % 10
     everything = ImageSet(images, labels)
-    return ParitySample((everything, torch.arange(10, 50)), (everything, torch.arange(60, 65)))
+    return Sample((everything, torch.arange(10, 50)), (everything, torch.arange(60, 65)), 100)

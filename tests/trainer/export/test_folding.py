@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.evaluation.views import NUM_VIEWS, average_views
 from trainer.export.folding import fold
 from trainer.models import Classifier, build_network
 from trainer.models.airbench import AirbenchNet
+from trainer.recipes import TestTimeViews
 
 NETWORKS = {
     "lecture": {"num_channels": 1, "image_size": 28, "widths": ()},
@@ -118,3 +120,16 @@ def test_a_norm_with_a_negative_scale_stays_after_its_pooling() -> None:
     classifier = Classifier(NegativeScale(), torch.tensor([30.0]), torch.tensor([70.0])).eval()
     images = pixels(classifier, 10)
     torch.testing.assert_close(fold(classifier)(images)[0], classifier(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", NUM_VIEWS)
+@pytest.mark.parametrize("name", ["lecture", "airbench"])
+@torch.inference_mode()
+def test_views_are_averaged(name: str, views: TestTimeViews) -> None:
+    classifier = make_classifier(name)
+    images = pixels(classifier, 20)
+    expected = average_views(classifier, images, views)
+    logits, probabilities = fold(classifier, views)(images)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=5e-6 * float(expected.abs().max()))
+    torch.testing.assert_close(probabilities, expected.softmax(dim=1), rtol=1e-5, atol=1e-5)
+    assert torch.allclose(expected, classifier(images)) == (views == "one")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,17 +11,23 @@ import torch
 
 from trainer.data import ImageSet
 from trainer.errors import ExportError
-from trainer.export import parity
 from trainer.export.folding import fold
 from trainer.export.formats import FloatArray, Predictor, convert_to_onnx, load_predictor
-from trainer.export.parity import ParitySample, check_parity, reference_logits
+from trainer.export.parity import QUICK, THOROUGH, ParityCheck, ParityPlan, ParityResult, reference_logits
 from trainer.export.reference import ReferenceModel
-from trainer.export.repository import ONNX
+from trainer.export.repository import MAX_BATCH_SIZE, ONNX
+from trainer.export.sample import Sample
 
 
 def logits_of(images: torch.Tensor) -> torch.Tensor:
     """A model whose logits are the sums of ten rows, so that every image has its own."""
     return images[:, 0, :10].float().sum(dim=2) / 1000
+
+
+def check_parity(
+    name: str, predict: Predictor, sample: Sample, expected: FloatArray, plan: ParityPlan = QUICK
+) -> list[ParityResult]:
+    return ParityCheck(sample=sample, reference=expected, plan=plan, show=lambda line: None).run(name, predict)
 
 
 def make_predictor(change: Callable[[FloatArray], FloatArray | None]) -> Predictor:
@@ -36,11 +43,11 @@ def make_predictor(change: Callable[[FloatArray], FloatArray | None]) -> Predict
 
 
 @pytest.fixture
-def expected(sample: ParitySample) -> FloatArray:
+def expected(sample: Sample) -> FloatArray:
     return reference_logits(logits_of, sample.batches(16, len(sample)))
 
 
-def test_equal_outputs_pass_with_their_figures(sample: ParitySample, expected: FloatArray) -> None:
+def test_equal_outputs_pass_with_their_figures(sample: Sample, expected: FloatArray) -> None:
     def add(logits: FloatArray) -> FloatArray:
         return logits + np.float32(3e-5)
 
@@ -52,7 +59,7 @@ def test_equal_outputs_pass_with_their_figures(sample: ParitySample, expected: F
         assert result.near_ties == 0
 
 
-def test_one_differing_logit_of_one_image_is_refused(sample: ParitySample, expected: FloatArray) -> None:
+def test_one_differing_logit_of_one_image_is_refused(sample: Sample, expected: FloatArray) -> None:
     def spoil_third_of_17(logits: FloatArray) -> None:
         if len(logits) == 17:
             logits[2, 7] += 3e-4
@@ -61,12 +68,12 @@ def test_one_differing_logit_of_one_image_is_refused(sample: ParitySample, expec
         check_parity("model.pt", make_predictor(spoil_third_of_17), sample, expected)
     message = str(refused.value)
     assert message.startswith("model.pt at batch size 17 returns logit 7 = ")
-    assert "for validation image 12, the trained model" in message
+    assert f"for {sample.describe(2)}, the trained model" in message
     assert f"{expected[2, 7]:.6g}" in message
     assert f"{expected[2, 7] + np.float32(3e-4):.6g}" in message
 
 
-def test_another_class_is_refused_with_both_classes(sample: ParitySample, expected: FloatArray) -> None:
+def test_another_class_is_refused_with_both_classes(sample: Sample, expected: FloatArray) -> None:
     best = int(expected[44].argmax())
     other = (best + 1) % 10
 
@@ -77,11 +84,11 @@ def test_another_class_is_refused_with_both_classes(sample: ParitySample, expect
     with pytest.raises(ExportError) as refused:
         check_parity("model.onnx", make_predictor(prefer_other), sample, expected)
     assert str(refused.value).startswith(
-        f"model.onnx at batch size 256 assigns training image 64 to class {other} (logits {other} and {best}: "
+        f"model.onnx at batch size 256 assigns {sample.describe(44)} to class {other} (logits {other} and {best}: "
     )
 
 
-def test_a_near_tie_may_fall_to_another_class_and_is_counted(sample: ParitySample, expected: FloatArray) -> None:
+def test_a_near_tie_may_fall_to_another_class_and_is_counted(sample: Sample, expected: FloatArray) -> None:
     expected[5] = 0.0
     expected[5, 3], expected[5, 4] = 2.0, 2.0 - 4e-5
 
@@ -97,21 +104,53 @@ def test_a_near_tie_may_fall_to_another_class_and_is_counted(sample: ParitySampl
     assert [result.near_ties for result in found] == [1, 1, 1, 1, 1]
 
 
-def test_a_slow_batch_size_stops_at_the_time_limit(
-    sample: ParitySample, expected: FloatArray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parity, "TIME_LIMIT_S", -1.0)
-    found = check_parity("model.pt", make_predictor(lambda logits: None), sample, expected)
+@pytest.mark.parametrize("plan", [QUICK, THOROUGH], ids=lambda plan: plan.name)
+def test_small_batches_stop_at_the_time_limit(plan: ParityPlan, sample: Sample, expected: FloatArray) -> None:
+    hurried = replace(plan, small_s=-1.0)
+    found = check_parity("model.pt", make_predictor(lambda logits: None), sample, expected, hurried)
     assert {result.batch_size: result.num_images for result in found} == {256: 45, 17: 17, 3: 3, 2: 2, 1: 1}
 
 
-def test_a_format_with_missing_outputs_is_refused(sample: ParitySample, expected: FloatArray) -> None:
+def test_small_batches_compute_as_many_images_as_planned(sample: Sample, expected: FloatArray) -> None:
+    few = replace(QUICK, num_images_of_small_batches=20)
+    found = check_parity("model.pt", make_predictor(lambda logits: None), sample, expected, few)
+    assert {result.batch_size: result.num_images for result in found} == {256: 45, 17: 20, 3: 20, 2: 20, 1: 20}
+
+
+def test_the_trained_model_and_the_largest_batch_stop_at_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageSet(torch.zeros(600, 1, 28, 28, dtype=torch.uint8), torch.zeros(600, dtype=torch.int64))
+    many = Sample((images, torch.arange(600)), (images, torch.arange(0)), 0)
+    batches = many.batches(MAX_BATCH_SIZE, 600)
+    assert len(reference_logits(logits_of, batches, -1.0)) == MAX_BATCH_SIZE  # at least one batch
+    hurried = replace(QUICK, largest_s=-1.0)
+    check = ParityCheck(sample=many, reference=np.zeros((600, 10), np.float32), plan=hurried, show=lambda line: None)
+    assert check.run("model.pt", make_predictor(lambda logits: None))[0].num_images == MAX_BATCH_SIZE
+    # The file that is served may compute more images than the trained model has.
+    check = replace(check, reference=check.reference[:300])
+    outputs = check.compute("model.onnx", make_predictor(lambda logits: None), MAX_BATCH_SIZE, 600, None)
+    assert len(outputs[0]) == 600
+    assert check.run("model.onnx", make_predictor(lambda logits: None), outputs)[0].num_images == 300
+
+
+def test_progress_names_the_file_the_batch_size_and_the_images(sample: Sample, expected: FloatArray) -> None:
+    shown: list[str] = []
+    ParityCheck(sample=sample, reference=expected, plan=QUICK, show=shown.append).run(
+        "model.pt", make_predictor(lambda logits: None)
+    )
+    assert shown[:3] == [
+        "checking model.pt at batch size 256: 0 of up to 45 images",
+        "checking model.pt at batch size 17: 0 of up to 45 images",
+        "checking model.pt at batch size 17: 17 of up to 45 images",
+    ]
+
+
+def test_a_format_with_missing_outputs_is_refused(sample: Sample, expected: FloatArray) -> None:
     with pytest.raises(ExportError) as refused:
         check_parity("model.pt", make_predictor(lambda logits: logits[:16]), sample, expected)
-    assert str(refused.value) == "model.pt at batch size 256 does not run: 45 images gave 16 and 16 outputs"
+    assert str(refused.value) == "model.pt at batch size 256 returns float32 [16, 10] instead of float32 [45, 10]"
 
 
-def test_nan_is_a_difference(sample: ParitySample, expected: FloatArray) -> None:
+def test_nan_is_a_difference(sample: Sample, expected: FloatArray) -> None:
     def spoil(logits: FloatArray) -> None:
         logits[0, 9] = np.nan
 
@@ -119,7 +158,7 @@ def test_nan_is_a_difference(sample: ParitySample, expected: FloatArray) -> None
         check_parity("model.onnx", make_predictor(spoil), sample, expected)
 
 
-def test_probabilities_are_compared_too(sample: ParitySample, expected: FloatArray) -> None:
+def test_probabilities_are_compared_too(sample: Sample, expected: FloatArray) -> None:
     def predict(images: npt.NDArray[np.uint8]) -> tuple[FloatArray, FloatArray]:
         logits = logits_of(torch.from_numpy(images)).numpy()
         return logits, logits
@@ -128,7 +167,7 @@ def test_probabilities_are_compared_too(sample: ParitySample, expected: FloatArr
         check_parity("model.onnx", predict, sample, expected)
 
 
-def test_a_format_that_fails_at_one_batch_size_is_refused(sample: ParitySample, expected: FloatArray) -> None:
+def test_a_format_that_fails_at_one_batch_size_is_refused(sample: Sample, expected: FloatArray) -> None:
     def refuse_odd_sizes(logits: FloatArray) -> None:
         if len(logits) == 3:
             raise RuntimeError("Got: 3 Expected: 2\nand a long story")
@@ -140,7 +179,7 @@ def test_a_format_that_fails_at_one_batch_size_is_refused(sample: ParitySample, 
 
 @pytest.mark.parametrize("change", [lambda logits: logits.astype(np.float64), lambda logits: logits[:, :9]])
 def test_another_shape_or_type_is_refused(
-    change: Callable[[FloatArray], FloatArray], sample: ParitySample, expected: FloatArray
+    change: Callable[[FloatArray], FloatArray], sample: Sample, expected: FloatArray
 ) -> None:
     with pytest.raises(ExportError, match=r"returns float\d+ \[45, \d+\] instead of float32 \[45, 10\]"):
         check_parity("model.onnx", make_predictor(change), sample, expected)
@@ -155,23 +194,3 @@ def test_an_exported_model_with_one_changed_weight_is_refused(reference: Referen
         ExportError, match=r"model\.onnx at batch size 256 returns logit 3 = .* for validation image \d+, the "
     ):
         check_parity(ONNX, predict, reference.sample, reference.logits)
-
-
-def test_the_sample_is_validation_images_and_then_training_images(sample: ParitySample) -> None:
-    assert len(sample) == 45
-    assert sample.num_validation == 40
-    assert [len(batch) for batch in sample.batches(17, 45)] == [17, 17, 11]
-    assert [len(batch) for batch in sample.batches(17, 20)] == [17, 3]
-    assert sample.describe(0) == "validation image 10"
-    assert sample.describe(39) == "validation image 49"
-    assert sample.describe(40) == "training image 60"
-    assert sample.labels.tolist() == [*(i % 10 for i in range(10, 50)), *(i % 10 for i in range(60, 65))]
-
-
-def test_evenly_spread_training_images_fill_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "SAMPLE_SIZE", 10)
-    images = ImageSet(torch.zeros(100, 1, 2, 2, dtype=torch.uint8), torch.arange(100))
-    mixed = ParitySample((images, torch.arange(4)), (images, torch.arange(10, 71)))
-    assert mixed.labels.tolist() == [0, 1, 2, 3, 10, 22, 34, 46, 58, 70]
-    only_validation = ParitySample((images, torch.arange(20)), (images, torch.arange(50, 60)))
-    assert only_validation.labels.tolist() == list(range(20))

@@ -1,28 +1,36 @@
 """Tests of whole exports of a real run: what is published, and that a failed check publishes nothing."""
 
-import dataclasses
+import base64
+import copy
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from tests.conftest import ROOT
 from tests.trainer.records.results import make_result
 from trainer.errors import ExportError
+from trainer.evaluation.views import NUM_VIEWS, average_views
 from trainer.export import pipeline
-from trainer.export.formats import load_predictor
+from trainer.export.formats import FloatArray, convert_to_onnx, load_predictor
 from trainer.export.manifest import metrics_section
+from trainer.export.parity import reference_logits
 from trainer.export.pipeline import export, export_int8
+from trainer.export.plan import ExportOptions
+from trainer.export.quality import MCNEMAR, Answers, QualityError
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import ONNX, RepositoryModel
 from trainer.loop.run import Run
 from trainer.progress import Progress
+from trainer.recipes import TestTimeViews
 from trainer.records.checkpoint import weights_sha256
 
 FIGURES = {
@@ -34,6 +42,13 @@ FIGURES = {
     "precision": "float32",
 }
 RESULT = make_result(**FIGURES)
+OPTIONS = ExportOptions(device=torch.device("cpu"))
+
+
+def count_errors(reference: ReferenceModel) -> int:
+    """Returns how many validation images the trained model gets wrong."""
+    labels = reference.sample.labels[: reference.sample.num_validation]
+    return int((reference.logits[: len(labels)].argmax(axis=1) != labels).sum())
 
 
 class RecordingProgress(Progress):
@@ -58,7 +73,7 @@ def version(run: Run, printed: list[str], tmp_path_factory: pytest.TempPathFacto
     labels = tuple(str(digit) for digit in range(10))
     folder = tmp_path_factory.mktemp("models")
     model = RepositoryModel(repository=folder, name="digits", image_shape=(1, 28, 28), labels=labels)
-    return export(dataclasses.replace(run, progress=RecordingProgress(printed)), model, RESULT)
+    return export(replace(run, progress=RecordingProgress(printed)), model, RESULT, OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -94,21 +109,19 @@ def test_the_manifest_tells_the_contract(manifest: dict[str, Any]) -> None:
 def test_the_manifest_records_accuracy_and_parity(manifest: dict[str, Any], reference: ReferenceModel) -> None:
     metrics = manifest["metrics"]
     assert metrics["num_val"] == 150
-    assert metrics["val_errors"] == reference.count_errors(reference.logits) < 60
+    assert metrics["val_errors"] == count_errors(reference) < 60
     assert metrics["val_accuracy"] == pytest.approx(1 - metrics["val_errors"] / 150)
     assert metrics["test_time_views"] == "one"
     assert metrics["run"] == {**FIGURES, "test_time_views": "one"}
     parity = manifest["parity"]
-    assert (parity["num_validation_images"], parity["num_training_images"]) == (150, 1350)  # the whole data set
+    assert (parity["num_validation_images"], parity["num_training_images"]) == (150, 850)
+    assert parity["plan"]["name"] == "default"
+    assert parity["plan"]["num_images_of_small_batches"] == 256
     assert parity["formats"].keys() == {"model.onnx", "model.pt", "model.pt2"}
     for results in parity["formats"].values():
-        assert {result["batch_size"]: result["num_images"] for result in results} == {
-            256: 1500,
-            17: 1500,
-            3: 1500,
-            2: 1500,
-            1: 1500,
-        }
+        assert [result["batch_size"] for result in results] == [256, 17, 3, 2, 1]
+        assert results[0]["num_images"] == 1000
+        assert all(result["num_images"] <= 256 for result in results[1:])
         assert all(0 <= result["largest_difference"] <= 1e-4 for result in results)
 
 
@@ -141,15 +154,17 @@ def test_the_golden_batch_has_training_images_of_every_class(
 
 
 def test_each_step_is_printed(version: Path, printed: list[str]) -> None:
-    first, second, third = printed
+    first, second, third, fourth = (line for line in printed if not line.startswith("checking "))
     assert first == "exporting digits: ONNX, TorchScript, torch.export"
-    assert second.startswith("every format matches the trained model on 1,500 images: batch sizes 1, 2, 3, 17, 256, ")
-    assert third == f"exported to {version}; serve it: python -m serving --model-repository {version.parent.parent}"
+    assert second.endswith(" % of 150 validation images right; digits has no earlier version")
+    assert third.startswith("every format matches the trained model on 1,000 images: batch sizes 1, 2, 3, 17, 256, ")
+    assert fourth == f"exported to {version}; serve it: python -m serving --model-repository {version.parent.parent}"
 
 
 def test_a_run_without_a_result_has_no_figures_in_the_manifest(reference: ReferenceModel) -> None:
     assert reference.result is None
-    assert metrics_section(reference, reference.logits)["run"] is None
+    right = np.ones(150, dtype=bool)
+    assert metrics_section(reference, Answers.of(right, reference.sample.validation_sha256, 150))["run"] is None
 
 
 def test_a_format_with_other_outputs_is_not_published(
@@ -163,7 +178,7 @@ def test_a_format_with_other_outputs_is_not_published(
     bias.CopyFrom(numpy_helper.from_array(values, bias.name))
     monkeypatch.setattr(pipeline, "convert", lambda *_: {**files, ONNX: changed.SerializeToString()})
     with pytest.raises(ExportError, match=r"^model\.onnx at batch size 256 .* image \d+.*, the trained model"):
-        export(run, model, None)
+        export(run, model, None, OPTIONS)
     assert not model.repository.exists()
 
 
@@ -178,12 +193,12 @@ def test_int8_is_published_with_its_accuracy_and_that_of_float32(
     run: Run, model: RepositoryModel, reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "MAX_ACCURACY_LOSS", 0.05)  # 0.1 points of 150 images is less than one image
-    version = export_int8(run, model, RESULT)
+    version = export_int8(run, model, RESULT, OPTIONS)
     assert {path.name for path in version.iterdir()} == {"model.onnx", "golden.npz", "manifest.json"}
     manifest = json.loads((version / "manifest.json").read_text())
     assert manifest["precision"] == "int8"
     metrics = manifest["metrics"]
-    assert metrics["float32"]["val_errors"] == reference.count_errors(reference.logits)
+    assert metrics["float32"]["val_errors"] == count_errors(reference)
     assert metrics["val_errors"] <= metrics["float32"]["val_errors"] + 0.05 * 150
     assert metrics["run"]["test_look"] == 3
     golden = np.load(version / "golden.npz")
@@ -202,5 +217,182 @@ def test_int8_that_loses_too_much_is_not_published(
 ) -> None:
     monkeypatch.setattr(pipeline, "MAX_ACCURACY_LOSS", -1.0)
     with pytest.raises(ExportError, match=r"^digits is not published: \d+ of 150 validation images wrong in int8, "):
-        export_int8(run, model, None)
+        export_int8(run, model, None, OPTIONS)
     assert not model.repository.exists()
+
+
+def spoilt(run: Run, amount: float, lines: list[str] | None = None) -> Run:
+    """Returns a run whose last layer has random numbers added; with an infinite amount, it prefers one class always."""
+    model = copy.deepcopy(run.learner.model)
+    last = model.get_submodule("network.fc2")
+    assert isinstance(last, torch.nn.Linear)
+    if amount == np.inf:
+        last.weight.data.zero_()
+        last.bias.data.copy_(torch.tensor([0, 0, 5.0, 0, 0, 0, 0, 0, 0, 0]))
+    else:
+        last.weight.data += amount * torch.randn(last.weight.shape, generator=torch.Generator().manual_seed(0))
+    progress = RecordingProgress([] if lines is None else lines)
+    return replace(run, learner=replace(run.learner, model=model), progress=progress)
+
+
+@pytest.fixture
+def onnx_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the formats that quality does not depend on."""
+    monkeypatch.setattr(pipeline, "convert", lambda *arguments: {ONNX: convert_to_onnx(*arguments)})
+
+
+@pytest.fixture
+def converted(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reuses the run's ONNX file and leaves out the other formats."""
+    monkeypatch.setattr(pipeline, "convert", lambda *_: {ONNX: files[ONNX]})
+
+
+def quality_of(version: Path) -> dict[str, Any]:
+    quality: dict[str, Any] = json.loads((version / "manifest.json").read_text())["quality"]
+    return quality
+
+
+@pytest.mark.usefixtures("onnx_alone")
+def test_a_clearly_worse_model_is_published_only_by_promote(run: Run, model: RepositoryModel) -> None:
+    assert quality_of(export(run, model, None, OPTIONS))["compared_with"] is None
+    lines: list[str] = []
+    worse = spoilt(run, 1.0, lines)
+    with pytest.raises(QualityError) as refused:
+        export(worse, model, None, OPTIONS)
+    message = str(refused.value)
+    assert message.startswith("digits is not published: it is clearly worse: ")
+    assert "of 150 validation images right, version 1 of digits " in message
+    assert f"{MCNEMAR}, p = " in message
+    assert message.endswith("; --promote publishes it all the same")
+    assert "\n" not in message
+    assert sorted(path.name for path in model.path.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
+    version = export(worse, model, None, replace(OPTIONS, promote=True))
+    assert version.name == "2"
+    assert any(line.startswith("warning: --promote publishes digits, although it is clearly worse: ") for line in lines)
+    quality = quality_of(version)
+    assert (quality["compared_with"], quality["test"], quality["num_images"]) == (1, MCNEMAR, 150)
+    assert quality["p"] < 0.05
+    assert quality["is_clearly_worse"] is True
+    assert quality["promoted"] is True
+    assert quality["became_wrong"] - quality["became_right"] == round(
+        150 * (quality["earlier_accuracy"] - quality["accuracy"])
+    )
+    # A better one needs no option; nor does the same again.
+    for compared_with in (2, 3):
+        quality = quality_of(export(run, model, None, OPTIONS))
+        assert (quality["compared_with"], quality["is_clearly_worse"], quality["promoted"]) == (
+            compared_with,
+            False,
+            False,
+        )
+        assert quality["objection"] is None
+    assert (quality["became_wrong"], quality["became_right"], quality["p"]) == (0, 0, 1.0)
+
+
+@pytest.mark.usefixtures("onnx_alone")
+def test_a_model_that_predicts_one_class_is_published_only_by_promote(run: Run, model: RepositoryModel) -> None:
+    """Also as the first version, with nothing to compare it with."""
+    constant = spoilt(run, np.inf)
+    with pytest.raises(QualityError, match=r"assigns every image to the class '2', so \d+\.\d+ % of 150 validation"):
+        export(constant, model, None, OPTIONS)
+    assert not model.path.exists()
+    quality = quality_of(export(constant, model, None, replace(OPTIONS, promote=True)))
+    assert "the class '2'" in quality["objection"]
+    assert quality["promoted"] is True
+
+
+@pytest.mark.usefixtures("converted_to_onnx")
+def test_int8_is_compared_with_int8(run: Run, model: RepositoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "MAX_ACCURACY_LOSS", 1.0)
+    perfect = Answers.of(np.ones(1000, dtype=bool), "other images", 1000)
+    old = {"labels": model.labels, "metrics": {"num_val": 1000, "val_errors": 0}, "validation": perfect.to_json()}
+    model.publish({ONNX: b""}, lambda version: json.dumps(old).encode())
+    with pytest.raises(QualityError, match=r"digits is not published: it is clearly worse: .* % of 150 .*intervals"):
+        export_int8(run, model, None, OPTIONS)
+    version = export_int8(run, model, None, replace(OPTIONS, promote=True))
+    assert quality_of(version)["promoted"] is True
+
+
+def test_the_manifest_records_each_answer(manifest: dict[str, Any], reference: ReferenceModel) -> None:
+    validation = manifest["validation"]
+    assert (validation["sha256"], validation["num_images"]) == (reference.sample.validation_sha256, 150)
+    right = np.unpackbits(np.frombuffer(base64.b64decode(validation["right"]), np.uint8))[:150]
+    expected = reference.logits[:150].argmax(axis=1) == reference.sample.labels[:150]
+    np.testing.assert_array_equal(right, expected)
+
+
+def test_exported_views_are_averaged_in_every_format(
+    run: Run, model: RepositoryModel, reference: ReferenceModel
+) -> None:
+    lines: list[str] = []
+    views: TestTimeViews = "mirrored-and-shifted"
+    of_views = replace(run, recipe=replace(run.recipe, test_time_views=views), progress=RecordingProgress(lines))
+    version = export(of_views, model, None, replace(OPTIONS, export_views=True))
+    assert f"each output is the mean of {NUM_VIEWS[views]} views ({views})" in lines[0]
+    images = run.dataset.train.images[:5]
+    with torch.inference_mode():
+        expected = average_views(reference.classifier, images, views)
+    assert not torch.allclose(expected, torch.from_numpy(reference.logits[:5]), atol=0.01)
+    for name in ("model.onnx", "model.pt", "model.pt2"):
+        logits, probabilities = load_predictor(name, (version / name).read_bytes())(images.numpy())
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+        np.testing.assert_allclose(probabilities, expected.softmax(dim=1), atol=1e-4)
+    manifest = json.loads((version / "manifest.json").read_text())
+    assert (manifest["metrics"]["test_time_views"], manifest["metrics"]["num_views"]) == (views, NUM_VIEWS[views])
+    sample = reference.sample
+    with torch.inference_mode():
+        predicted = average_views(reference.classifier, next(sample.batches(150, 150)), views).argmax(dim=1)
+    assert manifest["metrics"]["val_errors"] == int((predicted.numpy() != sample.labels[:150]).sum())
+    golden = np.load(version / "golden.npz")
+    with torch.inference_mode():
+        expected = average_views(reference.classifier, torch.from_numpy(golden["images"]), views)
+    np.testing.assert_allclose(golden["logits"], expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("converted")
+def test_a_recipe_without_views_says_so(run: Run, model: RepositoryModel) -> None:
+    lines: list[str] = []
+    version = export(
+        replace(run, progress=RecordingProgress(lines)),
+        model,
+        None,
+        replace(OPTIONS, export_views=True, thorough=True),
+    )
+    assert lines[0].endswith("; recipe mnist has no test-time views to export")
+    # `thorough` computes the whole sample at every batch size.
+    parity = json.loads((version / "manifest.json").read_text())["parity"]
+    assert parity["plan"]["name"] == "thorough"
+    assert (parity["num_validation_images"], parity["num_training_images"]) == (150, 1350)  # the whole data set
+    assert [result["num_images"] for result in parity["formats"]["model.onnx"]] == [1500] * 5
+
+
+@pytest.mark.usefixtures("converted")
+def test_a_gpu_computes_the_accuracy_and_the_cpu_where_its_memory_is_full(
+    run: Run, model: RepositoryModel, reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU: the trained model's outputs stand for those of a GPU."""
+    on_gpu = replace(OPTIONS, device=torch.device("cuda"))
+    asked: list[torch.device] = []
+
+    def logits_on_gpu(self: ReferenceModel, device: torch.device) -> FloatArray | None:
+        asked.append(device)
+        return None if len(asked) > 1 else reference_logits(self.classifier, self.sample.batches(256, 1000)) * 0 - 1
+
+    monkeypatch.setattr(ReferenceModel, "logits_on_gpu", logits_on_gpu)
+    with pytest.raises(QualityError, match="assigns every image to the class '0'"):
+        export(run, model, None, on_gpu)
+    metrics = json.loads((export(run, model, None, on_gpu) / "manifest.json").read_text())["metrics"]
+    assert metrics["val_errors"] == count_errors(reference)
+    assert asked == [torch.device("cuda")] * 2
+
+
+def test_a_full_gpu_is_no_error(reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    cpu = torch.device("cpu")
+    logits = reference.logits_on_gpu(cpu)
+    assert logits is not None
+    np.testing.assert_allclose(logits, reference.logits, atol=1e-5)
+    monkeypatch.setattr("trainer.export.reference.reference_logits", fail)
+    assert reference.logits_on_gpu(cpu) is None

@@ -3,8 +3,12 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
+from trainer.evaluation.views import average_views
+from trainer.export.folding import fold
+from trainer.export.formats import convert_to_onnx, load_predictor
 from trainer.export.quantize import quantize
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import ONNX
@@ -40,3 +44,21 @@ def test_int8_layers_absorb_the_relu_after_them(model: onnx.ModelProto) -> None:
     assert operations.count("Relu") == 1
     first = operations.index("Conv")
     assert operations[first : first + 4] == ["Conv", "MaxPool", "Relu", "QuantizeLinear"]
+
+
+def test_with_several_views_the_first_and_the_last_layer_stay_float32_in_each(reference: ReferenceModel) -> None:
+    content = convert_to_onnx(fold(reference.classifier, "mirrored"), reference.golden[0][:2])
+    content = quantize(content, reference.calibration_images(64).split(64))
+    model = onnx.load_from_string(content)
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    readers = [
+        (node.op_type, kinds.get(node.input[1])) for node in model.graph.node if node.op_type in ("Conv", "Gemm")
+    ]
+    assert readers.count(("Conv", onnx.TensorProto.FLOAT)) == 2
+    assert readers.count(("Gemm", onnx.TensorProto.FLOAT)) == 2
+    assert len(readers) == 8
+    assert [node.op_type for node in model.graph.node].count("Relu") == 2
+    with torch.inference_mode():
+        expected = average_views(reference.classifier, reference.golden[0], "mirrored")
+    logits, _ = load_predictor(ONNX, content)(reference.golden[0].numpy())
+    np.testing.assert_allclose(logits, expected, atol=1.0)

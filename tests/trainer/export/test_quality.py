@@ -1,0 +1,190 @@
+"""Tests of the decision whether a version may be published, and of the figures that it rests on."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainer.export.quality import INTERVALS, MCNEMAR, Answers, compare, decide, mcnemar, only_class
+from trainer.export.repository import RepositoryModel
+
+
+def answers(right: int, wrong: int, sha256: str = "a") -> Answers:
+    """Answers that are right first, then wrong."""
+    return Answers.of(np.arange(right + wrong) < right, sha256, right + wrong)
+
+
+def put_version(model: RepositoryModel, manifest: object, name: str = "manifest.json") -> Path:
+    """Publishes a version with this manifest, JSON or text."""
+    content = manifest if isinstance(manifest, str) else json.dumps(manifest)
+    version = model.publish({"model.onnx": b"weights"}, lambda _: content.encode())
+    (version / "manifest.json").rename(version / name)
+    return version
+
+
+def manifest_of(model: RepositoryModel, of: Answers) -> dict[str, Any]:
+    metrics = {"num_val": of.num_images, "val_errors": of.num_images - of.num_right}
+    return {"labels": model.labels, "metrics": metrics, "validation": of.to_json()}
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (1, 1), (5, 0), (6, 0), (0, 6), (10, 2), (7, 4)])
+def test_mcnemar_is_how_often_a_fair_coin_falls_as_unevenly(counts: tuple[int, int]) -> None:
+    throws = list(itertools.product((0, 1), repeat=sum(counts)))
+    as_uneven = sum(abs(2 * sum(throw) - len(throw)) >= abs(counts[0] - counts[1]) for throw in throws)
+    assert mcnemar(*counts) == pytest.approx(as_uneven / len(throws))
+
+
+def test_mcnemar_of_thousands_of_images() -> None:
+    assert mcnemar(2600, 2400) == pytest.approx(0.004883649737517518)
+    assert mcnemar(5000, 0) == 0.0
+    assert mcnemar(5000, 5000) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("became_wrong", "became_right", "is_clearly_worse"),
+    [(0, 0, False), (5, 0, False), (6, 0, True), (0, 6, False), (12, 6, False), (40, 15, True), (15, 40, False)],
+)
+def test_the_same_images_are_compared_one_by_one(became_wrong: int, became_right: int, is_clearly_worse: bool) -> None:
+    earlier = np.ones(1000, dtype=bool)
+    new = earlier.copy()
+    new[:became_wrong] = False
+    earlier[200 : 200 + became_right] = False
+    found = compare(Answers.of(new, "a", 1000), Answers.of(earlier, "a", 1000))
+    assert (found.test, found.num_images) == (MCNEMAR, 1000)
+    assert (found.became_wrong, found.became_right) == (became_wrong, became_right)
+    assert found.p == mcnemar(became_wrong, became_right)
+    assert found.is_clearly_worse is is_clearly_worse
+
+
+def test_images_that_only_one_version_had_time_for_do_not_count() -> None:
+    found = compare(
+        Answers.of(np.arange(300) >= 100, "a", 500),
+        Answers.of(np.arange(200) >= 0, "a", 500),
+    )
+    assert (found.num_images, found.became_wrong, found.accuracy, found.earlier_accuracy) == (200, 100, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("new", "earlier", "is_clearly_worse"),
+    [
+        (answers(500, 500), answers(900, 100, "other images"), True),
+        (answers(900, 100), answers(500, 500, "other images"), False),
+        (answers(880, 120), answers(900, 100, "other images"), False),  # the intervals overlap
+        (answers(5, 5), answers(900, 100, "other images"), True),
+        (answers(7, 3), answers(900, 100, "other images"), False),  # ten images are few
+        (answers(500, 500), Answers(num_right=900, num_images=1000), True),  # an older manifest
+    ],
+)
+def test_other_images_are_compared_by_intervals(new: Answers, earlier: Answers, is_clearly_worse: bool) -> None:
+    found = compare(new, earlier)
+    assert (found.test, found.p, found.became_wrong) == (INTERVALS, None, None)
+    assert found.is_clearly_worse is is_clearly_worse
+
+
+@pytest.mark.parametrize("num_images", [1, 7, 8, 9, 5000])
+def test_a_manifest_keeps_the_answers(num_images: int, model: RepositoryModel) -> None:
+    right = np.random.default_rng(0).random(num_images) < 0.5
+    known = Answers.of(right, "a", 6000)
+    found = Answers.from_manifest(json.loads(json.dumps(manifest_of(model, known))))
+    assert found.right is not None
+    np.testing.assert_array_equal(found.right, right)
+    assert (found.sha256, found.num_right, found.num_images, found.num_validation) == (
+        *("a", known.num_right, num_images),
+        6000,
+    )
+
+
+def test_the_newest_version_counts(model: RepositoryModel) -> None:
+    put_version(model, manifest_of(model, answers(100, 0)))
+    put_version(model, manifest_of(model, answers(50, 50)))
+    decision = decide(model, answers(50, 50), None)
+    assert (decision.compared_with, decision.objection) == (2, None)
+    assert decision.line == (
+        "50.00 % of 100 validation images right, version 2 of digits 50.00 %: not clearly worse (0 of 100 images "
+        f"became wrong and 0 right: {MCNEMAR}, p = 1)"
+    )
+
+
+def test_a_version_of_before_these_records_is_compared_by_intervals(model: RepositoryModel) -> None:
+    """As version 0.1 wrote it."""
+    put_version(model, {"labels": model.labels, "metrics": {"num_val": 5000, "val_errors": 40}})
+    assert decide(model, answers(4950, 50), None).objection is None
+    decision = decide(model, answers(4500, 500), None)
+    assert decision.objection == (
+        "it is clearly worse: 90.00 % of 5,000 validation images right, version 1 of digits 99.20 % "
+        "(Wilson intervals of 95 % on other images)"
+    )
+
+
+INCOMPARABLE: dict[str, tuple[object, str]] = {
+    "no JSON": ("{", "its manifest.json has no figures"),
+    "no object": ([1], "its manifest.json has no figures"),
+    "no metrics": ({"labels": list("0123456789")}, "its manifest.json has no figures"),
+    "no images": (
+        {"labels": list("0123456789"), "metrics": {"num_val": 0, "val_errors": 0}},
+        "its manifest.json has no figures",
+    ),
+    "contradictory": (
+        {
+            "labels": list("0123456789"),
+            "metrics": {"num_val": 100, "val_errors": 1},
+            "validation": answers(50, 50).to_json(),
+        },
+        "its manifest.json has no figures",
+    ),
+    "other classes": (
+        {"labels": ["cat", "dog"], "metrics": {"num_val": 100, "val_errors": 1}},
+        "its classes are others",
+    ),
+}
+
+
+@pytest.mark.parametrize(("manifest", "reason"), INCOMPARABLE.values(), ids=list(INCOMPARABLE))
+def test_a_version_without_figures_is_told_and_no_obstacle(
+    manifest: object, reason: str, model: RepositoryModel
+) -> None:
+    put_version(model, manifest)
+    decision = decide(model, answers(50, 50), None)
+    assert (decision.compared_with, decision.comparison, decision.objection) == (None, None, None)
+    assert decision.line == (
+        "warning: 50.00 % of 100 validation images right, but version 1 of digits cannot be compared: " + reason
+    )
+
+
+def test_a_version_by_other_software_is_told_and_no_obstacle(model: RepositoryModel) -> None:
+    version = put_version(model, "{}", name="notes.txt")
+    assert decide(model, answers(5, 5), None).line.endswith(
+        "cannot be compared: its manifest.json cannot be read (No such file or directory)"
+    )
+    (version / "model.onnx").unlink()
+    assert decide(model, answers(5, 5), None).line.endswith("cannot be compared: it has no model.onnx")
+
+
+def test_a_single_predicted_class_is_an_objection_whatever_there_is_to_compare(model: RepositoryModel) -> None:
+    for _ in range(2):
+        objection = decide(model, answers(2, 4), "red").objection
+        assert objection == (
+            "it assigns every image to the class 'red', so 33.33 % of 6 validation images right: it has learned nothing"
+        )
+        put_version(model, manifest_of(model, answers(2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "num_validation", "expected"),
+    [
+        ([1] * 30, [0, 1, 2] * 10, 30, 1),
+        ([1] * 29 + [2], [0, 1, 2] * 10, 30, None),
+        ([1] * 30, [1] * 30, 30, None),  # there is one class to predict
+        ([1] * 6 + [0, 1] * 12, [0, 1] * 15, 6, None),  # six images are few: training images count, too
+        ([1] * 30, [0, 1] * 15, 6, 1),
+        ([1] * 25 + [0] * 5, [0, 1] * 15, 25, 1),  # and 25 are enough
+        ([0, 0, 0], [0, 1, 1], 2, 0),  # there are no more
+    ],
+)
+def test_a_constant_prediction_is_found(
+    predicted: list[int], labels: list[int], num_validation: int, expected: int | None
+) -> None:
+    assert only_class(np.array(predicted), np.array(labels), num_validation) == expected

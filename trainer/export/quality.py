@@ -1,0 +1,250 @@
+"""The quality check: a version that is clearly worse than the newest one in the repository is not published.
+
+Each manifest keeps for every validation image whether the answer was right. So two versions that were validated on the
+same images are compared image by image, without running the earlier one (McNemar, Psychometrika 12, 1947). On other
+images, and with versions of before these records, the intervals of the two accuracies are compared.
+"""
+
+import base64
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.errors import ExportError
+from trainer.evaluation.intervals import wilson_interval
+from trainer.export.repository import MANIFEST, ONNX, RepositoryModel
+
+ALPHA = 0.05
+MCNEMAR = "McNemar's exact test on the same images, two-sided, alpha 0.05"
+INTERVALS = "Wilson intervals of 95 % on other images"
+MIN_IMAGES_OF_CONSTANT = 20
+"""A network with a single answer for so many images of several classes has learned nothing."""
+
+
+class QualityError(ExportError):
+    """The model is clearly worse than the newest version, or always predicts the same class. Exit code 6."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """How a version answered validation images.
+
+    Args:
+        num_right: right answers.
+        num_images: images that it was asked about.
+        right: bool `[num_images]`, in the order of the images' digests; None in manifests of before these records.
+        sha256: of all validation images with their labels; None in manifests of before these records.
+        num_validation: validation images that there are; more than `num_images` if the time limit came first.
+    """
+
+    num_right: int
+    num_images: int
+    right: npt.NDArray[np.bool_] | None = None
+    sha256: str | None = None
+    num_validation: int | None = None
+
+    @classmethod
+    def of(cls, right: npt.NDArray[np.bool_], sha256: str, num_validation: int) -> "Answers":
+        return cls(
+            num_right=int(right.sum()),
+            num_images=len(right),
+            right=right,
+            sha256=sha256,
+            num_validation=num_validation,
+        )
+
+    @classmethod
+    def from_manifest(cls, manifest: dict[str, Any]) -> "Answers":
+        """Returns what a manifest of any version of Convoy records.
+
+        Raises:
+            KeyError, TypeError, ValueError: it has no such figures.
+        """
+        num_images, num_errors = int(manifest["metrics"]["num_val"]), int(manifest["metrics"]["val_errors"])
+        if not 0 <= num_errors <= num_images or num_images == 0:
+            raise ValueError(f"{num_errors} errors of {num_images} images")
+        answers = cls(num_right=num_images - num_errors, num_images=num_images)
+        if "validation" not in manifest:
+            return answers
+        validation = manifest["validation"]
+        packed = np.frombuffer(base64.b64decode(validation["right"], validate=True), dtype=np.uint8)
+        right = np.unpackbits(packed)[:num_images].astype(bool)
+        if len(right) != num_images or int(right.sum()) != answers.num_right:
+            raise ValueError("its figures contradict each other")
+        return cls.of(right, str(validation["sha256"]), int(validation["num_images"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the manifest's section `validation`."""
+        assert self.right is not None
+        return {
+            "sha256": self.sha256,
+            "num_images": self.num_validation,
+            "right": base64.b64encode(np.packbits(self.right).tobytes()).decode(),
+        }
+
+    @property
+    def accuracy(self) -> float:
+        return self.num_right / self.num_images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.num_right, self.num_images)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A new version beside an earlier one.
+
+    Args:
+        test: `MCNEMAR` or `INTERVALS`.
+        p: of McNemar's test.
+        num_images: images that the test rests on.
+        accuracy: of the new version on these images; `earlier_accuracy` of the earlier one, on its images.
+        became_wrong: images that only the earlier version answers right; `became_right` only the new one.
+    """
+
+    test: str
+    p: float | None = None
+    num_images: int
+    accuracy: float
+    earlier_accuracy: float
+    became_wrong: int | None = None
+    became_right: int | None = None
+    is_clearly_worse: bool
+
+    def describe(self) -> str:
+        if self.p is None:
+            return self.test
+        return (
+            f"{self.became_wrong:,} of {self.num_images:,} images became wrong and {self.became_right:,} right: "
+            f"{self.test}, p = {self.p:.2g}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Whether a new version may be published, and the figures that this rests on.
+
+    Args:
+        compared_with: the number of the newest version, None if there is none or it has no figures.
+        objection: why the version must not be published; None if it may.
+        line: for the user, if there is no objection.
+    """
+
+    compared_with: int | None = None
+    comparison: Comparison | None = None
+    objection: str | None = None
+    line: str
+
+    def to_json(self, *, promote: bool) -> dict[str, Any]:
+        """Returns the manifest's section `quality`; `promoted` if only `--promote` lets the version out."""
+        return {
+            "compared_with": self.compared_with,
+            **(asdict(self.comparison) if self.comparison else {}),
+            "objection": self.objection,
+            "promoted": promote and self.objection is not None,
+        }
+
+
+def decide(model: RepositoryModel, answers: Answers, constant: str | None) -> Decision:
+    """Compares a new version with the newest one in the repository.
+
+    Args:
+        constant: the only class that the new version predicts, None if it predicts several.
+    """
+    line = f"{100 * answers.accuracy:.2f} % of {answers.num_images:,} validation images right"
+    objection = None
+    if constant is not None:
+        objection = f"it assigns every image to the class {constant!r}, so {line}: it has learned nothing"
+    version, earlier = newest_version(model)
+    if version is None:
+        return Decision(line=f"{line}; {model.name} has no earlier version", objection=objection)
+    if isinstance(earlier, str):
+        line = f"warning: {line}, but version {version} of {model.name} cannot be compared: {earlier}"
+        return Decision(line=line, objection=objection)
+    comparison = compare(answers, earlier)
+    of_earlier = f"version {version} of {model.name} {100 * comparison.earlier_accuracy:.2f} %"
+    if comparison.is_clearly_worse and objection is None:
+        objection = (
+            f"it is clearly worse: {100 * comparison.accuracy:.2f} % of {comparison.num_images:,} validation images "
+            f"right, {of_earlier} ({comparison.describe()})"
+        )
+    line = f"{line}, {of_earlier}: not clearly worse ({comparison.describe()})"
+    return Decision(compared_with=version, comparison=comparison, objection=objection, line=line)
+
+
+def newest_version(model: RepositoryModel) -> tuple[int | None, Answers | str]:
+    """Returns the number of a model's newest version, None if it has none, and its answers or why there are none."""
+    version = model.newest()
+    if version is None:
+        return None, "there is none"
+    folder = model.path / str(version)
+    if not (folder / ONNX).is_file():
+        return version, f"it has no {ONNX}"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if tuple(manifest["labels"]) != model.labels:
+            return version, "its classes are others"
+        return version, Answers.from_manifest(manifest)
+    except OSError as error:
+        return version, f"its {MANIFEST} cannot be read ({error.strerror or error})"
+    except (KeyError, TypeError, ValueError):
+        return version, f"its {MANIFEST} has no figures"
+
+
+def compare(new: Answers, earlier: Answers) -> Comparison:
+    """Compares two versions on the images that both answered, if they were validated on the same ones."""
+    if new.right is None or earlier.right is None or new.sha256 != earlier.sha256:
+        return Comparison(
+            test=INTERVALS,
+            num_images=new.num_images,
+            accuracy=new.accuracy,
+            earlier_accuracy=earlier.accuracy,
+            is_clearly_worse=new.interval[1] < earlier.interval[0],
+        )
+    num_images = min(new.num_images, earlier.num_images)
+    ours, theirs = new.right[:num_images], earlier.right[:num_images]
+    became_wrong, became_right = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
+    p = mcnemar(became_wrong, became_right)
+    return Comparison(
+        test=MCNEMAR,
+        p=p,
+        num_images=num_images,
+        accuracy=float(ours.mean()),
+        earlier_accuracy=float(theirs.mean()),
+        became_wrong=became_wrong,
+        became_right=became_right,
+        is_clearly_worse=became_wrong > became_right and p < ALPHA,
+    )
+
+
+def mcnemar(became_wrong: int, became_right: int) -> float:
+    """Returns the two-sided p of McNemar's exact test.
+
+    It is the probability that a fair coin, thrown once for each image that only one of the two versions answers right,
+    falls at least as unevenly.
+    """
+    number, most = became_wrong + became_right, max(became_wrong, became_right)
+    outcomes = tail = math.comb(number, most)
+    for k in range(most, number):
+        outcomes = outcomes * (number - k) // (k + 1)
+        tail += outcomes
+    return min(1.0, 2 * tail / (1 << number))
+
+
+def only_class(predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], num_validation: int) -> int | None:
+    """Returns the class that a model predicts for all images, or None if it predicts several or the images have one.
+
+    Args:
+        predicted: of the sample, validation images first. Where these are few, training images count, too.
+        labels: of the sample.
+        num_validation: how many of the images are for validation.
+    """
+    num_images = max(num_validation, MIN_IMAGES_OF_CONSTANT)
+    predicted, labels = predicted[:num_images], labels[: min(num_images, len(predicted))]
+    is_constant = len(np.unique(predicted)) == 1 and len(np.unique(labels)) > 1
+    return int(predicted[0]) if is_constant else None
