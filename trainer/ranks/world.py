@@ -6,7 +6,6 @@ every collective is a no-op and no process group exists.
 
 import datetime
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,15 +16,16 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
-from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
 from convoy.cpus import num_available_cpus
 from trainer.config import DeviceChoice
 from trainer.errors import ConfigError, PeerError
 from trainer.ranks.device import choose_device
+from trainer.ranks.environment import RankEnvironment, warn_of_separate_tasks
 from trainer.ranks.failure import FailureContext, FailureLock, report_failure
-from trainer.ranks.rendezvous import rendezvous
+from trainer.ranks.rendezvous import connect, meet
 from trainer.ranks.shared_memory import SharedMemoryReducer
+from trainer.ranks.waiting import announced
 from trainer.ranks.watchdog import HANG_TIMEOUT_S, Watchdog
 
 T = TypeVar("T")
@@ -87,40 +87,43 @@ class World:
     def join(
         cls, choice: DeviceChoice, virtual_shards: int | None = None, *, hang_timeout_s: float = HANG_TIMEOUT_S
     ) -> Iterator["World"]:
-        """Joins the run that torchrun's environment describes, or becomes its only rank; leaves it at the end.
+        """Joins the run that the launcher's variables describe, or becomes its only rank; leaves it at the end.
 
         Args:
             hang_timeout_s: how long the ranks wait for one that hangs, at least (see `Watchdog`); 0 for ever.
 
         Raises:
-            ConfigError: more ranks than GPUs on this host, CUDA where there is none, or a number of ranks that does not
-                divide the number of shards.
+            ConfigError: the variables contradict each other, there are more ranks than GPUs on this host, CUDA where
+                there is none, or a number of ranks that does not divide the number of shards.
+            TrainerError: the other ranks do not start.
         """
-        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if size > 1 and "MASTER_ADDR" not in os.environ:
-            raise ConfigError(f"WORLD_SIZE is {size}, but MASTER_ADDR is not set: start the ranks with torchrun")
+        environment = RankEnvironment.read()
+        rank, size = environment.rank, environment.world_size
+        local_rank, local_size = environment.local_rank, environment.local_world_size
+        if not environment.is_launched and (warning := warn_of_separate_tasks()):
+            print(warning, file=sys.stderr, flush=True)
         # The number of threads that share a sum decides its rounding; under virtual shards it must not depend on ranks.
         num_threads = 1 if virtual_shards else max(1, num_available_cpus() // local_size)
         torch.set_num_threads(num_threads)
         if choice != "cpu" and torch.cuda.is_available():
             torch.cuda.init()  # takes seconds in which no thread sends heartbeats: before others expect them
-        context = FailureContext(rank=rank, world_size=size)
+        context = FailureContext(rank=rank, world_size=size, attempt=environment.num_restarts)
         watchdog = Watchdog(context, hang_timeout_s)
-        if "TORCHELASTIC_RUN_ID" in os.environ:
+        if environment.is_torchrun:
             watchdog.watch_launcher()
         store, lock, round_name = None, None, ""
         if size > 1:
-            shared_store, _, _ = next(torch_rendezvous("env://"))
-            round_name = rendezvous(shared_store, rank, size)
-            watchdog.watch_peers(shared_store.clone(), round_name)
+            shared_store = connect(environment)
+            watchdog_store = shared_store.clone()  # may take seconds, in which the others would miss heartbeats
+            round_name = meet(shared_store, environment)
+            watchdog.watch_peers(watchdog_store, round_name)
             store, lock = PrefixStore(f"convoy/{round_name}", shared_store), FailureLock(shared_store, round_name, rank)
         with ExitStack() as links, _leaving(watchdog), report_failure(context, lock, watchdog):
-            _check_shards(virtual_shards, size)
+            _check_shards(virtual_shards, size, is_elastic=environment.max_restarts > 0)
             device = choose_device(choice, local_rank, local_size)
             control, shared_memory = None, None
             if store is not None:
-                with watchdog.collective():
+                with watchdog.collective(), announced(watchdog.describe_wait):
                     timeout_s = max(COLLECTIVE_TIMEOUT_S, hang_timeout_s) if hang_timeout_s else NO_TIMEOUT_S
                     control = _init_process_group(store, rank, size, device, timeout_s)
                     if size == local_size and device.type == "cpu" and sys.platform == "linux":
@@ -226,7 +229,7 @@ class World:
             with self.watchdog.collective():
                 dist.barrier(group=self.control)
 
-    def untimed_barrier(self, name: str) -> None:
+    def untimed_barrier(self, name: str, *, what: str = "") -> None:
         """Returns when every rank has called this with the same name, however long that takes.
 
         A collective fails after a while. Here ranks may work alone for hours before they arrive, and the waiting ranks
@@ -234,17 +237,30 @@ class World:
 
         Args:
             name: unique within the run.
+            what: what the missing ranks do meanwhile, for a line that tells the user whom the others wait for; "" for
+                no such line.
 
         Raises:
             PeerError: the launcher is gone.
         """
         if self.store is None:
             return
+        store = self.store
+
+        def describe() -> str:
+            arrived = [rank for rank in range(self.size) if store.check([f"{name}/arrived/{rank}"])]
+            if not what or arrived[0] != self.rank:  # one of the waiting ranks speaks
+                return ""
+            missing = [rank for rank in range(self.size) if rank not in arrived]
+            return f"rank {self.rank} waits for {self.watchdog.describe(missing)} to {what}" if missing else ""
+
         try:
-            if self.store.add(f"{name}/arrived", 1) == self.size:
-                self.store.set(f"{name}/complete", "")
-            while not self.store.check([f"{name}/complete"]):
-                time.sleep(0.05)
+            with announced(describe):
+                store.set(f"{name}/arrived/{self.rank}", "")
+                if store.add(f"{name}/arrived", 1) == self.size:
+                    store.set(f"{name}/complete", "")
+                while not store.check([f"{name}/complete"]):
+                    time.sleep(0.05)
         except RuntimeError as error:
             raise PeerError("the launcher is gone") from error
 
@@ -283,9 +299,8 @@ def _leaving(watchdog: Watchdog) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _check_shards(virtual_shards: int | None, size: int) -> None:
+def _check_shards(virtual_shards: int | None, size: int, *, is_elastic: bool) -> None:
     # An elastic run cannot choose how many ranks remain when it loses a host; extra ranks are spares then.
-    is_elastic = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
     if virtual_shards and virtual_shards % size and not is_elastic:
         raise ConfigError(
             f"--virtual-shards {virtual_shards} with {size} ranks: the number of ranks must divide it, "
