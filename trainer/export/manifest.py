@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from trainer.evaluation.views import NUM_VIEWS
+from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.export.parity import ParityPlan, ParityResult
 from trainer.export.quality import Answers
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import INPUT, LOGITS, PROBABILITIES, RepositoryModel
 from trainer.loop.run import Run
+from trainer.recipes import TestTimeViews
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.origin import git_commit
+from trainer.records.result import Result
 
 FORMAT_VERSION = 1
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
@@ -42,13 +44,7 @@ class Checked:
 
 
 def metrics_section(reference: ReferenceModel, answers: Answers) -> dict[str, Any]:
-    """Returns the validation accuracy of an exported model beside the figures of its run.
-
-    The run may have averaged over several test-time views of an image that the exported model does not compute.
-    """
-    known = ("val_accuracy", "test_accuracy", "test_errors", "num_test", "test_look", "precision")
-    views = {"test_time_views": reference.run.recipe.test_time_views}
-    result = reference.result
+    """Returns the validation accuracy of an exported model beside the figures of its run."""
     return {
         "val_accuracy": answers.accuracy,
         "val_errors": answers.num_images - answers.num_right,
@@ -56,8 +52,19 @@ def metrics_section(reference: ReferenceModel, answers: Answers) -> dict[str, An
         "val_interval": answers.interval,
         "test_time_views": reference.views,
         "num_views": NUM_VIEWS[reference.views],
-        "run": {name: getattr(result, name) for name in known} | views if result else None,
+        "run": _run_section(reference.result, reference.run.recipe.test_time_views) if reference.result else None,
     }
+
+
+def _run_section(result: Result, views: TestTimeViews) -> dict[str, Any]:
+    """Returns the figures of a run, which are of one view of each image, and those with the recipe's views."""
+    known = ("val_accuracy", "test_accuracy", "test_errors", "num_test", "test_look", "precision", "warnings")
+    with_views = ("val_accuracy_with_views", "test_accuracy_with_views", "test_errors_with_views")
+    is_averaged = is_headline_averaged(views, result.test_errors_with_views)  # by version 0.1
+    section = {name: getattr(result, name) for name in known} | {"test_time_views": views if is_averaged else "one"}
+    if result.test_errors_with_views is not None:
+        section |= {"views": views} | {name: getattr(result, name) for name in with_views}
+    return section
 
 
 def parity_section(

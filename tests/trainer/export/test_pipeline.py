@@ -112,7 +112,7 @@ def test_the_manifest_records_accuracy_and_parity(manifest: dict[str, Any], refe
     assert metrics["val_errors"] == count_errors(reference) < 60
     assert metrics["val_accuracy"] == pytest.approx(1 - metrics["val_errors"] / 150)
     assert metrics["test_time_views"] == "one"
-    assert metrics["run"] == {**FIGURES, "test_time_views": "one"}
+    assert metrics["run"] == {**FIGURES, "test_time_views": "one", "warnings": []}
     parity = manifest["parity"]
     assert (parity["num_validation_images"], parity["num_training_images"]) == (150, 850)
     assert parity["plan"]["name"] == "default"
@@ -327,7 +327,8 @@ def test_exported_views_are_averaged_in_every_format(
     lines: list[str] = []
     views: TestTimeViews = "mirrored-and-shifted"
     of_views = replace(run, recipe=replace(run.recipe, test_time_views=views), progress=RecordingProgress(lines))
-    version = export(of_views, model, None, replace(OPTIONS, export_views=True))
+    result = replace(RESULT, test_errors_with_views=120, test_accuracy_with_views=0.88, val_accuracy_with_views=0.91)
+    version = export(of_views, model, result, replace(OPTIONS, export_views=True))
     assert f"each output is the mean of {NUM_VIEWS[views]} views ({views})" in lines[0]
     images = run.dataset.train.images[:5]
     with torch.inference_mode():
@@ -339,6 +340,9 @@ def test_exported_views_are_averaged_in_every_format(
         np.testing.assert_allclose(probabilities, expected.softmax(dim=1), atol=1e-4)
     manifest = json.loads((version / "manifest.json").read_text())
     assert (manifest["metrics"]["test_time_views"], manifest["metrics"]["num_views"]) == (views, NUM_VIEWS[views])
+    assert manifest["metrics"]["run"]["test_time_views"] == "one"
+    assert manifest["metrics"]["run"]["views"] == views
+    assert manifest["metrics"]["run"]["test_errors_with_views"] == 120
     sample = reference.sample
     with torch.inference_mode():
         predicted = average_views(reference.classifier, next(sample.batches(150, 150)), views).argmax(dim=1)
