@@ -4,15 +4,21 @@ A shard is normalised by its own mean and variance. The running statistics get t
 together, weighted by their images, from sums that are reduced with the gradients. So the running statistics are the
 same on every rank after every step, and do not depend on when a checkpoint is saved.
 
+One value has no variance: where a shard of one image is down to 1 x 1 pixels, a norm uses the running statistics from
+before the step instead, and adds nothing to them.
+
 Knows nothing of ranks; `shards` and `ranks.world` reduce the sums.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 
 class BatchNormSums:
@@ -56,6 +62,28 @@ class BatchNormSums:
             torch._foreach_copy_(self._counts, counts)
             torch._foreach_copy_([*self._means, *self._variances], list(self._old.split([*self._sizes, *self._sizes])))
 
+    @contextmanager
+    def forward_pass(self, num_images: int) -> Iterator[None]:
+        """Context of a shard's forward pass, inside of `collecting`.
+
+        Args:
+            num_images: images of the shard.
+        """
+        handles: list[RemovableHandle] = []
+        if num_images > 1 or not self._norms:  # no norm gets a single value
+            yield
+            return
+        means, variances = (part.split(self._sizes) for part in self._old.split(sum(self._sizes)))
+        for norm, mean, variance in zip(self._norms, means, variances, strict=True):
+            hook = partial(_use_running_statistics, mean=mean, variance=variance)
+            handles.append(norm.register_forward_pre_hook(hook))
+        try:
+            yield
+        finally:
+            for handle, norm in zip(handles, self._norms, strict=True):
+                handle.remove()
+                norm.train()
+
     def write(self, sums: torch.Tensor, num_images: int) -> None:
         """Writes the sums of the last forward pass, over `num_images`, to `sums`, float32 `[length]`."""
         if not self._norms:
@@ -83,3 +111,39 @@ class BatchNormSums:
         torch._foreach_copy_(self._means, list(mean.split(self._sizes)))
         torch._foreach_copy_(self._variances, list(variance.split(self._sizes)))
         torch._foreach_add_(self._counts, 1)
+
+
+def has_single_values(model: nn.Module, images: torch.Tensor) -> bool:
+    """Returns whether a norm of the model gets one value per channel from one image.
+
+    Args:
+        images: uint8 `[B, C, H, W]`, of which the first is used.
+    """
+    found = []
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs: found.append(_is_single(inputs[0]))) for norm in norms]
+    is_training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(images[:1])
+    finally:
+        model.train(is_training)
+        for hook in hooks:
+            hook.remove()
+    return any(found)
+
+
+def _is_single(values: torch.Tensor) -> bool:
+    return values.numel() == values.size(1)
+
+
+def _use_running_statistics(
+    norm: _BatchNorm, inputs: tuple[Any, ...], *, mean: torch.Tensor, variance: torch.Tensor
+) -> None:
+    if not _is_single(inputs[0]):
+        return
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.eval()
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)

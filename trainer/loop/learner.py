@@ -10,8 +10,10 @@ from torch import nn
 
 from trainer.data import Dataset, ImageSet
 from trainer.data.order import generator
+from trainer.errors import ConfigError
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.views import average_views
+from trainer.loop.batch_norm import has_single_values
 from trainer.loop.optim import Optimizer
 from trainer.loop.step import Batch, GraphedStep, TrainStep
 from trainer.models import Classifier, build_network
@@ -103,9 +105,14 @@ def build_learner(
         say: prints one line for the user.
 
     Raises:
-        ConfigError: the network cannot take images of this size.
+        ConfigError: the network cannot take images of this size, or normalises over single values.
     """
     model = initial_model(recipe, dataset, train_indices, seed)
+    if recipe.global_batch_size <= world.num_shards and has_single_values(model, dataset.train.images):
+        raise ConfigError(
+            f"a batch norm of {recipe.network} would get one value per channel, as each shard of the batch has one "
+            f"image: use a larger --global-batch-size, fewer shards or ranks, or larger images"
+        )
     model.to(memory_format=torch.channels_last).to(world.device)
     optimizer = Optimizer(parameter_groups(model, recipe))
     autocast = partial(

@@ -99,7 +99,8 @@ class TrainStep:
         labels = self._data.labels[indices]
         # Before autocast: bfloat16 is too coarse for the positions of pixels.
         images = augment_batch(self._augment, self._data.images, indices, batch.augment_params[part])
-        with self._autocast(), use_dropout_seeds(self._dropouts, batch.dropout_seeds[part]):
+        dropout_seeds = use_dropout_seeds(self._dropouts, batch.dropout_seeds[part])
+        with self._autocast(), dropout_seeds, self._norms.forward_pass(size):
             logits = self._model(images)
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing, reduction="sum")

@@ -1,6 +1,6 @@
 """The training step, eager, and replayed as a CUDA graph where there is a GPU."""
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +13,12 @@ from torch.utils._pytree import tree_leaves
 
 from tests.trainer.loop.runs import SHORT, make_run
 from trainer.data import Dataset, ImageSet
+from trainer.errors import ConfigError
 from trainer.loop.learner import initial_model, parameter_groups
 from trainer.loop.optim import Optimizer
 from trainer.loop.step import Batch, GraphedStep, TrainStep
 from trainer.ranks.world import World
-from trainer.recipes import RECIPES
+from trainer.recipes import RECIPES, Augment
 from trainer.records.checkpoint import weights_sha256
 
 
@@ -258,3 +259,33 @@ def test_a_replayed_graph_equals_the_eager_step(mini: Dataset, tmp_path: Path, m
         digests.append(weights_sha256(run.learner.model))
     assert said == [False, True]
     assert digests[0] == digests[1]
+
+
+def random_dataset(mini: Dataset, size: int, num_channels: int) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (40, num_channels, size, size), generator=generator, dtype=torch.uint8)
+    std = (70.0,) * num_channels
+    train = ImageSet(pixels, torch.arange(40) % len(mini.classes))
+    return replace(mini, train=train, mean=(128.0,) * num_channels, std=std)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in RECIPES if not name.startswith(("mnist-", "finetune-"))))
+def test_every_recipe_trains_on_shards_of_one_image(mini: Dataset, tmp_path: Path, name: str) -> None:
+    """At the smallest image size that the network takes, where norms get the fewest values."""
+    recipe = replace(RECIPES[name], augment=Augment(), global_batch_size=3, precision="float32")
+    for size in (4, 8, 16, 32):
+        dataset = random_dataset(mini, size, num_channels=3)
+        with suppress(ConfigError):
+            learner = make_run(recipe, dataset, tmp_path / str(size)).learner
+            break
+    learner.model.train()
+    for sizes in ((2, 1), (1,), (1, 0)):
+        batch = batch_of(torch.arange(sum(sizes)), torch.device("cpu"), sizes)
+        learner.step(replace(batch, lr_factor=torch.tensor(1e-3)))
+    assert all(bool(tensor.isfinite().all()) for tensor in learner.model.state_dict().values())
+
+
+def test_a_batch_of_shards_of_one_image_is_refused_where_norms_need_more(mini: Dataset, tmp_path: Path) -> None:
+    recipe = replace(RECIPES["cifar10-bn-alexnet"], augment=Augment(), global_batch_size=1, precision="float32")
+    with pytest.raises(ConfigError, match="one value per channel"):
+        make_run(recipe, random_dataset(mini, 32, num_channels=3), tmp_path)
