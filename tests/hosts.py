@@ -1,8 +1,7 @@
-"""A few hosts on this machine: each with an address and a name of its own, reached by the names that it is told.
+"""A few hosts on this machine, each with an address, a host name, and a list of names that it can resolve.
 
 Hosts are network namespaces on a bridge, with their own host name and /etc/hosts. Where the machine does not permit
 those, they are addresses of 127.0.0.0/8, and names in arguments and variables are replaced by addresses beforehand.
-Knows nothing of Kubernetes.
 """
 
 import contextlib
@@ -20,13 +19,18 @@ from pathlib import Path
 
 GRACE_S = 30.0
 _NETWORKS = itertools.count()
-_SETTLE = 'hostname "$0" && exec "$@"'
-"""Run with its host name as $0; the shell gives way to the program, so that signals reach that."""
+_SET_HOST_NAME = 'hostname "$0" && exec "$@"'
+"""Shell script whose $0 is the host name. `exec` replaces the shell, so that signals reach the program."""
 
 
 @dataclass
 class Host:
-    """One host, with one CPU. `names` are what it can resolve, from name to addresses; change them with `tell`."""
+    """One host, with one CPU.
+
+    Args:
+        namespace: its network namespace; None if it is an address of the loopback device.
+        names: the names that it can resolve, and their addresses; `set_names` changes them.
+    """
 
     name: str
     address: str
@@ -39,8 +43,8 @@ class Host:
     def hosts_file(self) -> Path:
         return Path("/etc/netns") / str(self.namespace) / "hosts"
 
-    def tell(self, names: Mapping[str, Sequence[str]]) -> None:
-        """Replace all names that this host can resolve, but for its own; a running process sees it at once."""
+    def set_names(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Replaces all names that this host can resolve, except its own; running processes see the change at once."""
         self.names = {name: tuple(addresses) for name, addresses in names.items()}
         if self.namespace is None:
             return
@@ -52,13 +56,14 @@ class Host:
             file.truncate()
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-        """A process on this host, with a pipe as its input; what it says is appended to `log`."""
+        """Starts a process on this host, with a pipe as its input; appends its output to `log`."""
         words, variables = list(command), dict(environment)
         if self.namespace is None:
             words = [self._resolve(word) for word in words]
             variables = {key: self._resolve(value) for key, value in variables.items()} | {"GLOO_SOCKET_IFNAME": "lo"}
         else:
-            words = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c", _SETTLE, self.name, *words]
+            inside = ["ip", "netns", "exec", self.namespace, "unshare", "--uts"]
+            words = [*inside, "sh", "-c", _SET_HOST_NAME, self.name, *words]
         variables = {"PATH": os.environ["PATH"], "HOME": str(log.parent), **variables}
         with log.open("ab") as file:
             process = subprocess.Popen(
@@ -68,31 +73,32 @@ class Host:
         self.processes.append(process)
         return process
 
-    def cut_off(self) -> None:
-        """From now on nobody hears of this host: its link is down. Without namespaces, all on it is killed at once."""
+    def disconnect(self) -> None:
+        """Takes this host's link down. Without namespaces, kills all its processes."""
         if self.namespace is None:
             self.kill()
         else:
             _ip("link", "set", self.namespace, "down")
 
-    def mend(self) -> None:
-        """Bring the link back; what was killed stays so."""
+    def reconnect(self) -> None:
+        """Brings the link up again; starts no process again."""
         if self.namespace is not None:
             _ip("link", "set", self.namespace, "up")
 
-    def slow_down(self) -> None:
-        """Let 4 Mbit/s out of this host; without namespaces, nothing can slow it down."""
+    def limit_bandwidth(self) -> None:
+        """Limits this host to sending 4 Mbit/s; without namespaces, does nothing."""
         if self.namespace is not None:
-            _slow_down(self.namespace, "eth0")
+            _limit_bandwidth(self.namespace, "eth0")
 
-    def speed_up(self) -> None:
+    def unlimit_bandwidth(self) -> None:
+        """Ends the limit."""
         if self.namespace is not None:
             _run("tc", "-n", self.namespace, "qdisc", "del", "dev", "eth0", "root")
 
     def kill(self) -> None:
-        """End everything on this host at once."""
+        """Kills all processes of this host."""
         for process in self.processes:
-            # The number of a process that has been waited for may be another's by now.
+            # After a wait, another process may have the number.
             for pid in _family(process.pid) if process.poll() is None else ():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -107,7 +113,7 @@ class Host:
 
 
 def _family(pid: int) -> list[int]:
-    """A process that we started, and all that it started."""
+    """Returns a process and all its descendants."""
     family = [pid]
     for parent in family:
         for task in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -118,14 +124,14 @@ def _family(pid: int) -> list[int]:
 
 @functools.cache
 def why_no_namespaces() -> str:
-    """Why hosts cannot be network namespaces here; empty if they can."""
+    """Returns why hosts cannot be network namespaces on this machine; an empty string if they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
-        return "only root may make them"
+        return "only root may create them"
     tag = f"cvtry{os.getpid()}"
     try:
         _ip("netns", "add", tag)
         _ip("netns", "exec", tag, "unshare", "--uts", "hostname", tag)
-        _slow_down(tag, "lo")
+        _limit_bandwidth(tag, "lo")
         _ip("link", "add", tag[-15:], "type", "bridge")
         _ip("link", "del", tag[-15:])
     except (OSError, subprocess.SubprocessError) as error:
@@ -138,7 +144,7 @@ def why_no_namespaces() -> str:
 
 @contextmanager
 def network(names: Sequence[str], *, namespaces: bool) -> Iterator[list[Host]]:
-    """Hosts of these names that reach each other and are reached from here by their addresses."""
+    """Context with hosts of these names, which can reach each other, and be reached from here, by their addresses."""
     with _namespaces(names) if namespaces else _loopback(names) as hosts:
         try:
             yield hosts
@@ -155,49 +161,49 @@ def _loopback(names: Sequence[str]) -> Iterator[list[Host]]:
 
 @contextmanager
 def _namespaces(names: Sequence[str]) -> Iterator[list[Host]]:
-    """198.18.0.0/15 is set aside for tests of networks (RFC 2544)."""
-    # A name of its own for each network: the kernel takes a moment to forget the devices of one that is gone.
+    """Uses 198.18.0.0/15, which is reserved for tests of networks (RFC 2544)."""
+    # Each network has a new name, because the kernel takes a moment to forget the devices of an old one.
     tag = f"cv{os.getpid() % 10000}n{next(_NETWORKS)}"
     net = _free_net()
     hosts = [
         Host(name, f"{net}.{number}", f"{tag}-{number}", _cpu(number)) for number, name in enumerate(names, start=10)
     ]
     bridge = f"{tag}br"
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as stack:
         _ip("link", "add", bridge, "type", "bridge")
-        undo.callback(_ip, "link", "del", bridge)
+        stack.callback(_ip, "link", "del", bridge)
         _ip("addr", "add", f"{net}.1/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
         for host in hosts:
             assert host.namespace is not None
             _ip("netns", "add", host.namespace)
-            undo.callback(_ip, "netns", "del", host.namespace)
-            # Out here the link bears the namespace's name.
+            stack.callback(_ip, "netns", "del", host.namespace)
+            # Outside of the namespace, the link has the namespace's name.
             _ip("link", "add", host.namespace, "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
             _ip("link", "set", host.namespace, "master", bridge, "up")
             _ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _ip("-n", host.namespace, "link", "set", device, "up")
             host.hosts_file.parent.mkdir(parents=True)
-            undo.callback(shutil.rmtree, host.hosts_file.parent)
-            host.tell({})
+            stack.callback(shutil.rmtree, host.hosts_file.parent)
+            host.set_names({})
         yield hosts
 
 
 def _cpu(number: int) -> int:
-    """The CPUs in turn."""
+    """Returns a CPU for a host: the available ones in turn."""
     cpus = sorted(os.sched_getaffinity(0))
     return cpus[number % len(cpus)]
 
 
 def _free_net() -> str:
-    """One that nobody has, and that no other process of these tests takes at the same moment: each begins elsewhere."""
+    """Returns a free network. Each process of the tests begins its search elsewhere, so that no two take the same."""
     taken = _ip("-4", "addr", "show")
     numbers = ((os.getpid() + number) % 254 + 1 for number in range(254))
     return next(net for net in (f"198.18.{number}" for number in numbers) if f"{net}." not in taken)
 
 
-def _slow_down(namespace: str, device: str) -> None:
+def _limit_bandwidth(namespace: str, device: str) -> None:
     limit = ("rate", "4mbit", "burst", "32k", "latency", "400ms")
     _run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", *limit)
 

@@ -59,7 +59,7 @@ class Rollout:
 
     def _publish(self, pods: list[Pod]) -> None:
         self._ready = pods
-        self._client.tell({self._name: [pod.host.address for pod in pods]})
+        self._client.set_names({self._name: [pod.host.address for pod in pods]})
 
 
 def requests_of(pod: Pod) -> float:

@@ -58,14 +58,14 @@ def test_four_hosts_train_although_dns_is_late(has_namespaces: bool, tmp_path: P
         # No host, rank 0's included, can resolve rank 0's name. (Without namespaces no DNS can be late.)
         late = {name: at for name, at in everyone.items() if "trainer-0" not in name}
         for host in hosts:
-            host.tell(late if has_namespaces else everyone)
+            host.set_names(late if has_namespaces else everyone)
         job.start()
         if has_namespaces:
             for pod in job.pods[1:]:
                 wait_for("a host to look in vain", lambda pod=pod: pod.said("trainer-0.trainer"))
             assert all(process.poll() is None for process in job.processes.values())
             for host in hosts:
-                host.tell(everyone)
+                host.set_names(everyone)
         trained = Trained.by(job, tmp_path)
     assert trained.outcome == "Complete", trained.logs
     assert trained.codes == [0] * 4, trained.logs
@@ -76,7 +76,7 @@ def test_a_wrong_configuration_ends_the_job_at_once(has_namespaces: bool, tmp_pa
     with network(["trainer-0", "trainer-1"], namespaces=has_namespaces) as hosts:
         job = build_job("pipeline", hosts, tmp_path, "--image-size=0")
         for host in hosts:
-            host.tell(service_names(hosts))
+            host.set_names(service_names(hosts))
         job.start()
         trained = Trained.by(job, tmp_path)
     assert trained.outcome == "Failed", trained.logs
@@ -114,7 +114,7 @@ def test_no_request_fails_while_all_pods_are_replaced_and_a_version_is_published
         rollout.bring(second[:1])
         publish(models)
         for pod in [*first[1:], second[0]]:
-            wait_for(f"version 2 on {pod.host.name}", lambda pod=pod: pod.said("mnist version 2 is ready"))
+            wait_for(f"version 2 on {pod.host.name}", lambda pod=pod: pod.said("mnist version 2 ready"))
         wait_for("the client to be free to look at DNS", lambda: time.monotonic() > began + DNS_S)
         ended = [rollout.retire(first[0])]
         ended += [rollout.replace(old, new) for old, new in zip(first[1:], second[1:], strict=True)]

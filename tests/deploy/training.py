@@ -78,7 +78,7 @@ def train_through_losses(folder: Path, *, namespaces: bool) -> Trained:
     with network(["trainer-0", "trainer-1"], namespaces=namespaces) as hosts:
         job = build_job("pipeline", hosts, folder, "--epochs=6")
         for host in hosts:
-            host.tell(service_names(hosts))
+            host.set_names(service_names(hosts))
         job.start()
         main = job.pods[0]
         wait_for("the first epoch", lambda: main.said("epoch 1/"), give_up=lambda: job.tend() > 0)

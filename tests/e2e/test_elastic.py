@@ -1,4 +1,4 @@
-"""Hosts that come and go: torchrun re-forms, and the run ends in the weights of one that nobody disturbed."""
+"""An elastic run that loses a host and gets it back ends with the weights of an undisturbed run."""
 
 import re
 import subprocess
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.slow
 
 
 class Agents:
-    """A launcher on each host, all of one elastic run; the rendezvous is on the first.
+    """A launcher on each host of one elastic run, whose rendezvous is on the first host.
 
     Args:
-        launcher: the module.
+        launcher: its module.
     """
 
     def __init__(self, launcher: str, hosts: Sequence[Host], folder: Path, command: Sequence[str]) -> None:
@@ -40,50 +40,50 @@ class Agents:
         self._running.append(host.start(command, clean_environment(), self._folder / f"{host.name}.log"))
         return self._running[-1]
 
-    def wait_to_hear(self, pattern: str, times: int = 1) -> None:
-        """Until the hosts together have said it so many times."""
+    def wait_for_output(self, pattern: str, times: int = 1) -> None:
+        """Waits until the pattern has appeared so many times in the output of all hosts together."""
         is_over = self._running[0].poll
-        wait_for(pattern, lambda: len(re.findall(pattern, self.text)) >= times, lambda: is_over() is not None)
+        wait_for(pattern, lambda: len(re.findall(pattern, self.output)) >= times, lambda: is_over() is not None)
 
     @property
-    def text(self) -> str:
+    def output(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self._folder.glob("host-*.log")))
 
 
 def test_a_host_is_cut_off_and_comes_back(
     has_namespaces: bool, tmp_path: Path, data_dir: Path, run_trainer: Callable[..., "subprocess.CompletedProcess[str]"]
 ) -> None:
-    # The run must be long enough to be disturbed: a slow network needs no work for the processors, loopback does.
+    # The run must be long enough for the fault: namespaces have a slow network, loopback needs more work.
     epochs = 1 if has_namespaces else 10
     options = ["--recipe", "mnist-fast", "--virtual-shards", "4", "--epochs", str(epochs), "--global-batch-size", "50"]
     options += ["--save-every-steps", "10", "--no-export"]
-    known = ["--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu", *options]
-    command = [str(ROOT / "trainer" / "main.py"), *known, "--run-dir", str(tmp_path / "run")]
+    arguments = ["--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu", *options]
+    command = [str(ROOT / "trainer" / "main.py"), *arguments, "--run-dir", str(tmp_path / "run")]
     with network(["host-0", "host-1", "host-2"], namespaces=has_namespaces) as hosts:
         for host in hosts:
-            host.slow_down()
-        # Who was cut off comes back by itself, and torchrun will do; who was killed is started anew.
+            host.limit_bandwidth()
+        # A host that was cut off comes back by itself, and torchrun suffices; a host that was killed is started again.
         launcher = "torch.distributed.run" if has_namespaces else "trainer.launch"
         agents = Agents(launcher, hosts, tmp_path, command)
         first, _, lost = [agents.start(host) for host in hosts]
         try:
-            agents.wait_to_hear("3 ranks on cpu")
+            agents.wait_for_output("3 ranks on cpu")
             wait_for("a checkpoint", lambda: any((tmp_path / "run" / "checkpoints").glob("step-*")))
-            hosts[2].cut_off()
-            cut_off_at = time.monotonic()
-            agents.wait_to_hear("error: .*rank 2 .*(lost|sent no heartbeat|hangs|gone)")
-            assert time.monotonic() - cut_off_at < 10
-            agents.wait_to_hear("2 ranks on cpu")
-            hosts[2].mend()
+            hosts[2].disconnect()
+            disconnected_at = time.monotonic()
+            agents.wait_for_output("error: .*rank 2 .*(lost|sent no heartbeat|hangs|gone)")
+            assert time.monotonic() - disconnected_at < 10
+            agents.wait_for_output("2 ranks on cpu")
+            hosts[2].reconnect()
             if not has_namespaces:
                 lost.wait()
                 agents.start(hosts[2])
-            agents.wait_to_hear("3 ranks on cpu", times=2)
+            agents.wait_for_output("3 ranks on cpu", times=2)
             for host in hosts:
-                host.speed_up()
+                host.unlimit_bandwidth()
             assert first.wait(PATIENCE_S) == 0
         finally:
-            print(agents.text)
-    whole = run_trainer(*options, "--run-dir", str(tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
-    assert result_of(tmp_path / "run")["weights_sha256"] == result_of(tmp_path / "whole")["weights_sha256"]
+            print(agents.output)
+    undisturbed = run_trainer(*options, "--run-dir", str(tmp_path / "undisturbed"))
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert result_of(tmp_path / "run")["weights_sha256"] == result_of(tmp_path / "undisturbed")["weights_sha256"]

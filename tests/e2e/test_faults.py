@@ -1,4 +1,4 @@
-"""Bits that neither the number of ranks nor any fault changes. `benchmarks/faults.py` does the same a hundred times."""
+"""Neither the number of ranks nor any fault changes the weights. `benchmarks/faults.py` injects a hundred faults."""
 
 import functools
 import json
@@ -18,39 +18,39 @@ from tests.e2e.test_training import ranks_of, result_of, started, wait_for_line
 
 pytestmark = pytest.mark.slow
 
-# Batch norm, Muon, augmentation; 4,500 images make 64 batches of 70 and one of 20: neither is a multiple of 4 shards.
+# Batch norm, Muon, augmentation; 4,500 images make 64 batches of 70 and one of 20: 4 shards divide neither evenly.
 OPTIONS = ("--recipe", "mnist-fast", "--global-batch-size", "70", "--epochs", "1", "--virtual-shards", "4")
 OFTEN = ("--save-every-steps", "5")
 
 
-ODD_ONE = """
+DIFFERING_RANK = """
 import os, sys
 import torch, trainer.hardware
 from trainer.cli import train_command
 from trainer.loop.fit import TrainingLoop
 
-is_odd = os.environ["RANK"] == "2"
-flags = {"hardware": "fpu" if is_odd else "fpu amx_bf16"}.get(sys.argv[1], "fpu")
+is_different = os.environ["RANK"] == "2"
+flags = {"hardware": "fpu" if is_different else "fpu amx_bf16"}.get(sys.argv[1], "fpu")
 trainer.hardware._cpuinfo = lambda field: flags
-if sys.argv[1] == "settings" and is_odd:
+if sys.argv[1] == "settings" and is_different:
     sys.argv += ["--seed", "7"]
-if sys.argv[1] == "weights" and is_odd:
-    go_on = TrainingLoop.save_or_stop
+if sys.argv[1] == "weights" and is_different:
+    save_or_stop = TrainingLoop.save_or_stop
 
     def flip(loop):
-        go_on(loop)
+        save_or_stop(loop)
         if loop._run.position.step == 20:
             next(loop._run.learner.model.parameters()).detach().view(torch.int32)[0, 0, 0, 0] ^= 1 << 12
 
     TrainingLoop.save_or_stop = flip
 train_command(sys.argv[2:])
 """
-"""The trainer, of which the last of three ranks has something otherwise than the others."""
+"""The trainer, whose last of three ranks differs from the others."""
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, run_trainer: Callable[..., object]) -> str:
-    """The digest of the undisturbed run on one rank."""
+    """Returns the digest of the weights of the undisturbed run on one rank."""
     folder = tmp_path_factory.mktemp("reference") / "run"
     run_trainer(*OPTIONS, "--run-dir", str(folder))
     return str(result_of(folder)["weights_sha256"])
@@ -78,11 +78,11 @@ def test_every_number_of_ranks_gives_the_same_bits(
         ("weights", "DesyncError", "the ranks' weights differ at step 45: rank 2 differs from the others;"),
     ],
 )
-def test_a_rank_that_is_not_like_the_others_is_named_on_the_terminal_and_on_disk(
+def test_a_rank_that_differs_from_the_others_is_named_on_the_terminal_and_on_disk(
     what: str, kind: str, message: str, tmp_path: Path, trainer_command: Callable[..., list[str]]
 ) -> None:
-    script, folder = tmp_path / "odd_one.py", tmp_path / "run"
-    script.write_text(ODD_ONE)
+    script, folder = tmp_path / "differing_rank.py", tmp_path / "run"
+    script.write_text(DIFFERING_RANK)
     command = trainer_command("--epochs", "2", "--run-dir", str(folder), ranks=3)
     main = command.index(str(ROOT / "trainer" / "main.py"))
     command[main : main + 1] = [str(script), what]
@@ -110,7 +110,7 @@ def test_after_a_kill_another_number_of_ranks_gives_the_same_bits(
     assert result_of(tmp_path / "run")["weights_sha256"] == reference
 
 
-def test_torchrun_starts_the_ranks_again_when_one_is_killed(
+def test_torchrun_restarts_the_ranks_when_one_is_killed(
     tmp_path: Path, reference: str, trainer_command: Callable[..., list[str]]
 ) -> None:
     command = trainer_command(*OPTIONS, *OFTEN, "--run-dir", str(tmp_path / "run"), ranks=2)
@@ -130,7 +130,7 @@ def test_torchrun_starts_the_ranks_again_when_one_is_killed(
     assert result_of(tmp_path / "run")["weights_sha256"] == reference
 
 
-def test_a_rank_that_is_stopped_in_mid_training_is_named(
+def test_a_rank_that_is_stopped_during_training_is_named(
     tmp_path: Path, trainer_command: Callable[..., list[str]]
 ) -> None:
     options = ("--epochs", "1000", "--precision", "float32", "--run-dir", str(tmp_path / "run"))
@@ -150,7 +150,7 @@ def test_a_rank_that_is_stopped_in_mid_training_is_named(
 
 @pytest.fixture(scope="module")
 def eight_shards(tmp_path_factory: pytest.TempPathFactory, run_trainer: Callable[..., object]) -> Callable[[int], str]:
-    """The digest of a run of eight shards, by its number of ranks."""
+    """Returns a function from a number of ranks to the digest of the weights of their run with eight shards."""
 
     @functools.cache
     def digest(ranks: int) -> str:

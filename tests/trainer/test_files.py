@@ -1,4 +1,4 @@
-"""Whole or not at all."""
+"""Files are written completely or not at all; locks have one holder."""
 
 import errno
 import fcntl
@@ -22,7 +22,7 @@ from trainer.files import (
 )
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_completely(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     write_json(path, {"b": "ü"})
@@ -44,10 +44,10 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_lock_has_one_holder_and_who_comes_second_is_told_once_and_waits(tmp_path: Path) -> None:
+def test_a_lock_has_one_holder_and_another_process_gets_one_message_and_waits(tmp_path: Path) -> None:
     path, said = tmp_path / "lock", list[str]()
-    with locked(path, said.append, "waiting") as keeps_out:
-        assert keeps_out
+    with locked(path, said.append, "waiting") as has_locks:
+        assert has_locks
         assert said == []
         second = locked(path, said.append, "waiting", say_after_s=0.1, timeout_s=0.1)
         with pytest.raises(TimeoutError, match="lock is locked"), second:
@@ -57,7 +57,7 @@ def test_a_lock_has_one_holder_and_who_comes_second_is_told_once_and_waits(tmp_p
         assert said == ["waiting"]
 
 
-def test_the_kernel_gives_back_the_lock_of_who_is_killed(tmp_path: Path) -> None:
+def test_the_kernel_releases_the_lock_of_a_killed_process(tmp_path: Path) -> None:
     holds = "import os, sys, trainer.files as f\nwith f.locked(f.Path('lock'), print, ''):\n    os.kill(os.getpid(), 9)"
     command = [sys.executable, "-c", holds]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
@@ -66,16 +66,16 @@ def test_the_kernel_gives_back_the_lock_of_who_is_killed(tmp_path: Path) -> None
         pass
 
 
-def test_where_there_are_no_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(tmp_path / "lock", pytest.fail, "waiting") as keeps_out:
-        assert not keeps_out
+    with locked(tmp_path / "lock", pytest.fail, "waiting") as has_locks:
+        assert not has_locks
 
 
-def test_what_a_kill_leaves_is_known_as_temporary(tmp_path: Path) -> None:
+def test_the_file_of_a_killed_writer_is_temporary(tmp_path: Path) -> None:
     killed = (
         "import os, trainer.files as f; os.fsync = lambda fd: os.kill(os.getpid(), 9); f.write_json(f.Path('a'), 1)"
     )
@@ -86,7 +86,7 @@ def test_what_a_kill_leaves_is_known_as_temporary(tmp_path: Path) -> None:
     assert not is_temporary(tmp_path / "a")
 
 
-def test_a_line_that_does_not_fit_leaves_those_before_it(tmp_path: Path) -> None:
+def test_a_line_that_does_not_fit_leaves_the_lines_before_it(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     assert read_lines(path) == []
     append_line(path, "ä")
@@ -97,7 +97,7 @@ def test_a_line_that_does_not_fit_leaves_those_before_it(tmp_path: Path) -> None
     assert read_lines(path) == ["ä", "b"]
 
 
-def test_what_a_kill_left_of_a_line_is_no_line(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_ignored_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes("a\nä".encode()[:-1])
     assert read_lines(path) == ["a"]
@@ -105,7 +105,7 @@ def test_what_a_kill_left_of_a_line_is_no_line(tmp_path: Path) -> None:
     assert path.read_text() == "a\nb\n"
 
 
-def test_a_whole_line_needs_no_newline(tmp_path: Path) -> None:
+def test_a_complete_last_line_needs_no_newline(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_text('{"a": 1}\n{"b": 2}')
     assert read_lines(path) == ['{"a": 1}', '{"b": 2}']

@@ -1,4 +1,4 @@
-"""Memory that stays; what is written about the machine."""
+"""Reuse of memory, and the description of the machine."""
 
 import subprocess
 import sys
@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from convoy.cpus import num_available_cpus
+from convoy.cpus import available_memory, num_available_cpus
 from trainer.hardware import describe
 
-# The first convolution makes more than 32 MB, which glibc maps afresh each time; with less, that is a matter of chance.
+# The first convolution allocates more than 32 MB, which glibc always maps afresh; for less, it depends.
 COUNT_FAULTS = """
 import resource, sys, torch
 from trainer.hardware import keep_freed_memory
@@ -39,5 +39,6 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
 def test_the_machine_is_described() -> None:
     described = describe(torch.device("cpu"))
     assert described["cpus"] == num_available_cpus()
+    assert described["memory_bytes"] == available_memory()
     assert described["torch"] == torch.__version__
     assert described["device"]
