@@ -16,9 +16,16 @@ from trainer.records.run_folder import RunFolder
 
 
 def make_run(
-    runs: Path, seed: int, num_errors: int, *, dataset: str = "d" * 64, ranks: int = 1, **recipe: float | str
+    runs: Path,
+    seed: int,
+    num_errors: int,
+    *,
+    dataset: str = "d" * 64,
+    ranks: int = 1,
+    with_views: int | None = None,
+    **recipe: float | str,
 ) -> Path:
-    """A finished run. `ranks` decides its weights, but is not part of its setting."""
+    """A finished run. `ranks` decides its weights, but is not part of its setting; `with_views` are errors."""
     recipe = {"name": "mnist", "lr": 0.1} | recipe
     folder = runs / f"lr{recipe['lr']}-s{seed}-{dataset[0]}-{ranks}"
     folder.mkdir(parents=True)
@@ -36,6 +43,8 @@ def make_run(
             accuracy=1 - num_errors / 1000,
             num_errors=num_errors,
             num_images=1000,
+            num_errors_with_views=with_views,
+            accuracy_with_views=None if with_views is None else 1 - with_views / 1000,
         )
     )
     result = make_result(
@@ -45,6 +54,8 @@ def make_run(
         test_errors=num_errors,
         num_test=1000,
         test_accuracy=1 - num_errors / 1000,
+        test_errors_with_views=with_views,
+        test_accuracy_with_views=None if with_views is None else 1 - with_views / 1000,
         test_look=recorded.number,
         num_test_looks=recorded.num_evaluations,
     )
@@ -63,11 +74,38 @@ def test_the_table_has_a_row_for_each_setting(tmp_path: Path) -> None:
     assert lines[3].endswith("(95 % over all evaluations)")
 
 
-def test_a_row_says_how_many_views_of_each_image_are_averaged(tmp_path: Path) -> None:
-    run = make_run(tmp_path, 0, 10, test_time_views="shifted")
-    header, row, _ = compare_runs([run])
+def test_a_recipe_with_views_has_a_row_for_one_view_and_one_for_all(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, seed, 20 + seed, with_views=10 + seed, test_time_views="shifted") for seed in (0, 2)]
+    header, one_view, with_views, _ = compare_runs(runs)
     assert header.split()[:3] == ["setting", "views", "runs"]
-    assert row.split()[2:4] == ["5", "1"]
+    assert one_view.split()[2:7] == ["1", "2", "97.80", "97.90", "98.00"]
+    assert with_views.split()[2:7] == ["5", "2", "98.80", "98.90", "99.00"]
+
+
+def test_runs_of_version_0_1_have_the_accuracy_of_their_views_alone(tmp_path: Path) -> None:
+    views = {"test_time_views": "shifted"}
+    old, new = make_run(tmp_path, 0, 10, **views), make_run(tmp_path, 1, 20, with_views=12, **views)
+    _, one_view, with_views, note, _ = compare_runs([old, new])
+    assert one_view.split()[2:5] == ["1", "1", "98.00"]
+    assert with_views.split()[2:6] == ["5", "2", "98.80", "98.90"]
+    assert note.startswith(f"{old}: evaluated by version 0.1, with 5 views alone")
+    assert note.endswith(f"convoy evaluate {old} --split test")
+    # That command records an evaluation of one view, and the result stays as it was.
+    ledger = Ledger(RunFolder.read(old).ledger_path)
+    first = ledger.all_entries()[0]
+    again = replace(first, num_errors=25, accuracy=0.975, num_errors_with_views=10, accuracy_with_views=0.99)
+    assert ledger.record(again).number == 3
+    _, one_view, with_views, _ = compare_runs([old, new])
+    assert one_view.split()[2:5] == ["1", "2", "97.50"]
+    assert with_views.split()[2:6] == ["5", "2", "98.80", "98.90"]
+
+
+def test_runs_that_ended_with_a_warning_are_named(tmp_path: Path) -> None:
+    good, bad = make_run(tmp_path, 0, 10), make_run(tmp_path, 1, 900)
+    result = json.loads((bad / "result.json").read_text())
+    (bad / "result.json").write_text(json.dumps(result | {"warnings": ["it predicts one class"]}))
+    lines = compare_runs([good, bad])
+    assert [line for line in lines if "warning" in line] == [f"warning: {bad}: it predicts one class"]
 
 
 def test_the_best_of_several_seeds_alone_is_refused(tmp_path: Path) -> None:

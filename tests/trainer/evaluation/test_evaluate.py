@@ -67,6 +67,26 @@ def test_only_the_images_at_the_indices_are_evaluated() -> None:
     assert torch.equal(seen.predicted, _first_pixels(images.images[indices]).argmax(dim=1))
 
 
+@given(num_images=st.sampled_from([1, CHUNK_SIZE + 1]))
+def test_views_are_a_second_figure_of_the_same_images(num_images: int) -> None:
+    images = _labelled(num_images)
+    seen = evaluate(_first_pixels, images, None, ALONE, predict_with_views=lambda pixels: -_first_pixels(pixels))
+    alone = evaluate(_first_pixels, images, None, ALONE)
+    assert torch.equal(seen.predicted, alone.predicted)
+    assert (seen.loss, seen.num_errors) == (alone.loss, alone.num_errors)
+    wrong = _first_pixels(images.images).argmin(dim=1) != images.labels
+    assert seen.num_errors_with_views == int(wrong.sum())
+    assert seen.accuracy_with_views == pytest.approx(1 - wrong.double().mean().item())
+    assert alone.num_errors_with_views is alone.accuracy_with_views is None
+
+
+def test_the_recall_of_a_class_is_the_share_of_its_own_images() -> None:
+    labels, predicted = torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 2, 0])
+    ones = torch.ones(4)
+    seen = Evaluation(labels=labels, predicted=predicted, confidence=ones, label_probability=ones, loss=0.0)
+    assert seen.recall_by_class(("a", "b", "c")) == {"a": 2 / 3, "c": 0.0}  # b has no images
+
+
 def test_the_confusion_matrix_has_labels_in_rows() -> None:
     labels, predicted = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0])
     ones = torch.ones(4)

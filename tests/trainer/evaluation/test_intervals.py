@@ -34,10 +34,6 @@ def test_the_intervals_of_all_evaluations_share_five_percent() -> None:
     ("options", "text"),
     [
         ({}, "99.00 % (100 of 10,000 wrong; 95 % interval 98.79 to 99.18 %)"),
-        (
-            {"num_views": 5},
-            "99.00 % (100 of 10,000 wrong, mean of 5 views of each image; 95 % interval 98.79 to 99.18 %)",
-        ),
         ({"number": 10}, "99.00 % (100 of 10,000 wrong; interval 98.57 to 99.30 %, 95 % over all evaluations)"),
     ],
 )

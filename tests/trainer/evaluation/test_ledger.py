@@ -47,14 +47,48 @@ def test_the_same_weights_count_again_after_a_correction_of_labels(tmp_path: Pat
 
 def test_find_returns_a_recorded_evaluation(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    assert ledger.find("d1", "a") is None
+    assert ledger.find("d1", "a", "one") is None
     ledger.record(entry("a"))
-    found = ledger.find("d1", "a")
+    found = ledger.find("d1", "a", "one")
     assert found is not None
     assert (found.accuracy, found.num_errors, found.is_repeated) == (0.9, 10, True)
-    text = found.describe(ledger.path, num_views=1)
+    text = found.describe(ledger.path, views="one", recall_by_class={"a": 0.95, "b": 0.5})
     assert text.startswith("90.00 % (10 of 100 wrong; interval 81.")
-    assert text.endswith(f"95 % over all evaluations), evaluation 1 of 1 on this test set in {ledger.path}")
+    assert text.endswith(
+        "95 % over all evaluations), balanced accuracy 72.50 % (worst class: 'b', recall 50.00 %), "
+        f"evaluation 1 of 1 on this test set in {ledger.path}"
+    )
+
+
+def test_both_figures_of_a_recipe_with_views_are_one_entry(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    both = entry("a", num_errors_with_views=8, accuracy_with_views=0.92)
+    assert ledger.record(both).number == 1
+    assert ledger.record(both).is_repeated
+    assert ledger.entries("d1") == [both]
+    found = ledger.find("d1", "a", "shifted")
+    assert found is not None
+    assert (found.num_errors, found.num_errors_with_views) == (10, 8)
+    assert "), 92.00 % with 5 views of each image (8 wrong), evaluation 1 of 1" in found.describe(
+        ledger.path, views="shifted", recall_by_class={}
+    )
+
+
+def test_an_average_over_views_of_version_0_1_is_no_evaluation_of_one_view(tmp_path: Path) -> None:
+    """The same weights may be evaluated on one view too, which is a further evaluation, and from then on counts."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    old = entry("a", num_errors=8, accuracy=0.92, setting_sha256="s")
+    ledger.record(old)
+    assert ledger.find("d1", "a", "shifted") is None
+    assert ledger.find("d1", "a", "one") is not None
+    assert ledger.of_setting("s") == [old]
+    new = entry("a", num_errors_with_views=8, accuracy_with_views=0.92, setting_sha256="s")
+    assert ledger.record(new).number == 2
+    found = ledger.find("d1", "a", "shifted")
+    assert found is not None
+    assert (found.number, found.num_errors) == (2, 10)
+    assert ledger.of_setting("s") == [new]
+    assert len(ledger.entries("d1")) == 2
 
 
 def test_a_changed_line_is_named(tmp_path: Path) -> None:
@@ -107,7 +141,7 @@ def test_ledgers_merge_by_concatenation(tmp_path: Path, two_ledgers: tuple[str, 
     assert [each.weights_sha256 for each in merged.entries("d1")] == ["a", "b", "both", "c", "d"]
     assert [each.weights_sha256 for each in merged.of_setting("s")] == ["a", "b", "both", "c", "d"]
     assert merged.counts_by_dataset() == {"pets d1": 4, "pets d2": 1}
-    both = merged.find("d1", "both")
+    both = merged.find("d1", "both", "one")
     assert both is not None
     assert (both.number, both.num_evaluations) == (3, 5)
     assert merged.record(timed("d", 7)).is_repeated
@@ -142,7 +176,7 @@ def test_evaluations_on_the_same_test_images_count_through_every_data_set(tmp_pa
     assert ledger.record(entry("c", "d2", test_sha256="t")).number == 3
     assert ledger.record(entry("d", "d3", test_sha256="u")).number == 1
     assert len(ledger.entries("d1")) == len(ledger.entries("d2")) == 3
-    found = ledger.find("d2", "a")
+    found = ledger.find("d2", "a", "one")
     assert found is not None
     assert found.num_evaluations == 3
 

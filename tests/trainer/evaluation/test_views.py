@@ -3,7 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from trainer.evaluation.views import NUM_VIEWS, TestTimeViews, average_views
+from trainer.evaluation.views import (
+    NUM_VIEWS,
+    TestTimeViews,
+    average_views,
+    describe_with_views,
+    is_headline_averaged,
+)
 
 
 def _first_pixels(pixels: torch.Tensor) -> torch.Tensor:
@@ -38,3 +44,15 @@ def test_the_number_of_views_is_that_of_the_models_calls() -> None:
 
         average_views(model, pixels, views)
         assert len(calls) == NUM_VIEWS[views], views
+
+
+def test_the_figure_with_views_is_named_so() -> None:
+    assert describe_with_views(37, 10_000, "shifted") == ", 99.63 % with 5 views of each image (37 wrong)"
+    assert describe_with_views(None, 10_000, "one") == describe_with_views(0, 0, "mirrored") == ""
+
+
+def test_a_headline_without_the_second_figure_averages_the_views_of_its_recipe() -> None:
+    """As version 0.1 wrote it."""
+    assert is_headline_averaged("shifted", None)
+    assert not is_headline_averaged("shifted", 0)
+    assert not is_headline_averaged("one", None)

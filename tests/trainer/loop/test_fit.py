@@ -1,6 +1,7 @@
 """The training loop in one process: golden losses, exact step counts, and exact continuation."""
 
 import json
+import re
 import signal
 import time
 from dataclasses import replace
@@ -12,8 +13,9 @@ import torch
 
 from tests.conftest import ROOT, fill
 from tests.trainer.loop.runs import ALONE, SHORT, losses, make_run
-from trainer.data import Dataset
+from trainer.data import Dataset, ImageSet
 from trainer.errors import Interrupted
+from trainer.evaluation.baseline import Baseline, TrainingWarning
 from trainer.loop.fit import fit
 from trainer.loop.learner import Learner
 from trainer.loop.run import restore
@@ -21,12 +23,18 @@ from trainer.loop.saving import SaveEvery
 from trainer.progress import Progress
 from trainer.ranks.failure import FailureContext
 from trainer.ranks.watchdog import SLOW_PHASE_TIMEOUT_S, Watchdog
-from trainer.recipes import Augment
+from trainer.recipes import RECIPES, Augment, Recipe
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.metrics import read_metrics
 from trainer.signals import StopRequest
 
 GOLDEN = ROOT / "tests" / "assets" / "mnist-mini-seed0-losses.json"
+
+
+@pytest.fixture
+def few(mini: Dataset) -> Dataset:
+    """The first 200 training images of `mini`."""
+    return replace(mini, train=ImageSet(mini.train.images[:200], mini.train.labels[:200]))
 
 
 def epoch_lines(folder: Path) -> list[dict[str, Any]]:
@@ -64,6 +72,61 @@ def test_equal_seeds_give_equal_weights_and_different_seeds_different_ones(mini:
             fit(run, stop)
         digests.append(weights_sha256(run.learner.model))
     assert digests[0] == digests[1] != digests[2]
+
+
+def frozen(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with learning rates of 0, which learns nothing."""
+    groups = {kind: replace(group, lr=0.0) for kind, group in recipe.param_groups.items()}
+    return replace(recipe, param_groups=groups, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "epoch"),
+    [({"epochs": 3}, 2), ({"epochs": 1}, 1), ({"epochs": 2, "label_smoothing": 0.2}, 2)],
+)
+def test_a_training_that_learns_nothing_is_warned_about_once(
+    few: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], epoch: int
+) -> None:
+    run = make_run(frozen(SHORT, **changes), few, tmp_path / "run")
+    run.progress = Progress(is_main=True)
+    with StopRequest() as stop:
+        fit(run, stop)
+    lines = capsys.readouterr().out.splitlines()
+    warned = [number for number, line in enumerate(lines) if "no better than the class frequencies" in line]
+    assert [lines[number].split("the network")[0] for number in warned] == [f"warning: epoch {epoch}: "]
+    assert lines[warned[0] - 1].startswith(f"epoch {epoch}/")
+
+
+def test_a_warning_is_repeated_only_if_it_changes(
+    few: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_gain = TrainingWarning(kind="no-gain", text="no gain")
+    one_class = TrainingWarning(kind="one-class", text="one class")
+    found = iter([[no_gain], [no_gain], [no_gain, one_class], [one_class], [], [], [no_gain]])
+    monkeypatch.setattr(Baseline, "check", lambda *_: next(found))
+    run = make_run(frozen(SHORT, epochs=8), few, tmp_path / "run")
+    run.progress = Progress(is_main=True)
+    with StopRequest() as stop:
+        fit(run, stop)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not re.match(r"epoch \d+/", line)] == [
+        "warning: epoch 2: no gain",
+        "warning: epoch 4: one class",
+        "epoch 6: the earlier warning about this training no longer holds",
+        "warning: epoch 8: no gain",
+    ]
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist-fast", "cifar10-small"])
+def test_a_healthy_training_is_not_warned_about(
+    name: str, mini: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One epoch of few steps is the hardest case: its mean loss is that of the beginning."""
+    run = make_run(replace(RECIPES[name], epochs=1), mini, tmp_path / "run")
+    run.progress = Progress(is_main=True)
+    with StopRequest() as stop:
+        fit(run, stop)
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_validation_images_are_never_trained_on(mini: Dataset, tmp_path: Path) -> None:
@@ -146,7 +209,7 @@ def test_the_hang_timeout_follows_the_steps_and_is_short_from_the_second_epoch_o
     """The longest of the recent steps decides it, also in the first step of an epoch."""
     world = replace(ALONE, watchdog=Watchdog(FailureContext(), hang_timeout_s=0.5))
     run = make_run(replace(SHORT, global_batch_size=2250), mini, tmp_path / "run", world=world)  # two steps per epoch
-    watchdog, step, look = run.world.watchdog, run.learner.step, run.learner.predict_one_view
+    watchdog, step, look = run.world.watchdog, run.learner.step, run.learner.predict
     in_steps, in_validations = [], []
 
     def slow(batch: Any) -> torch.Tensor:
@@ -159,7 +222,7 @@ def test_the_hang_timeout_follows_the_steps_and_is_short_from_the_second_epoch_o
         return look(pixels)
 
     run.learner = replace(run.learner, step=slow)
-    monkeypatch.setattr(Learner, "predict_one_view", lambda learner, pixels: watched(pixels))
+    monkeypatch.setattr(Learner, "predict", lambda learner, pixels: watched(pixels))
     with StopRequest() as stop:
         fit(run, stop)
     first, *others = in_steps

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.loop.runs import SHORT, make_run
+from tests.trainer.loop.runs import ALONE, SHORT, make_run
 from trainer.data import Dataset
 from trainer.data.augment import draw_params
 from trainer.data.order import dropout_seeds
@@ -51,14 +51,21 @@ def test_each_kind_of_parameter_has_its_group(mini: Dataset, tmp_path: Path) -> 
         assert changed == {name for name, p in model.named_parameters() if p.ndim == ndim}
 
 
-def test_predict_averages_the_recipes_test_time_views(mini: Dataset, tmp_path: Path) -> None:
+def test_the_recipes_test_time_views_are_a_second_figure(mini: Dataset, tmp_path: Path) -> None:
     recipe = replace(SHORT, test_time_views="mirrored")
     learner = make_run(recipe, mini, tmp_path / "run").learner
     pixels = mini.train.images[:10]
     with torch.no_grad():
         expected = (learner.model(pixels) + learner.model(pixels.flip(-1))) / 2
-        assert torch.allclose(learner.predict(pixels), expected, atol=1e-6)
-        assert torch.allclose(learner.predict_one_view(pixels), learner.model(pixels), atol=1e-6)
+        one_view = learner.model(pixels)
+    assert torch.allclose(learner.predict_with_views(pixels), expected, atol=1e-6)
+    assert torch.allclose(learner.predict(pixels), one_view, atol=1e-6)
+    seen = learner.evaluate(mini.train, torch.arange(10), ALONE)
+    assert torch.equal(seen.predicted, one_view.argmax(dim=1))
+    assert seen.predicted_with_views is not None
+    assert torch.equal(seen.predicted_with_views, expected.argmax(dim=1))
+    learner = replace(learner, recipe=SHORT)
+    assert learner.evaluate(mini.train, torch.arange(10), ALONE).predicted_with_views is None
 
 
 # The families learn too slowly for a dozen steps, and some take minutes: tests/trainer/models has steps of each.

@@ -12,10 +12,20 @@ from trainer.records.result import Result
 KEYS = (
     "recipe dataset dataset_sha256 dataset_notes test_sha256 model num_parameters world_size virtual_shards device "
     "precision seed epochs steps global_batch_size train_seconds images_per_second val_accuracy test_accuracy "
-    "test_errors num_test test_interval test_look num_test_looks test_accuracy_of_seeds looks_by_dataset "
+    "test_errors num_test test_interval balanced_accuracy recall_by_class warnings test_look num_test_looks "
+    "test_accuracy_of_seeds looks_by_dataset "
     "weights_sha256 exported machine"
 )
-ADDED_LATER = ("num_test_looks", "test_accuracy_of_seeds", "looks_by_dataset", "virtual_shards", "dataset_notes")
+ADDED_LATER = (
+    "num_test_looks",
+    "test_accuracy_of_seeds",
+    "looks_by_dataset",
+    "virtual_shards",
+    "dataset_notes",
+    "balanced_accuracy",
+    "recall_by_class",
+    "warnings",
+)
 
 
 def test_the_file_has_the_fields_in_their_order(tmp_path: Path) -> None:
@@ -33,10 +43,20 @@ def test_a_member_of_a_study_has_no_accuracies_of_other_seeds() -> None:
     assert Result.from_json(member.to_json()) == member
 
 
+def test_the_figures_with_views_are_there_where_the_recipe_has_views() -> None:
+    views = {"val_accuracy_with_views": 0.91, "test_accuracy_with_views": 0.92, "test_errors_with_views": 80}
+    result = make_result(**views, warnings=("it predicts one class",), num_averaged_seeds=2)
+    written = result.to_json()
+    assert set(written) == {*KEYS.split(), *views, "num_averaged_seeds"}
+    assert Result.from_json(json.loads(json.dumps(written))) == result
+
+
 def test_files_of_older_and_of_later_versions_are_read() -> None:
     values = {name: value for name, value in RESULT.to_json().items() if name not in ADDED_LATER} | {"of_later": 1}
     old = Result.from_json(values)
     assert (old.test_accuracy, old.num_test_looks, old.dataset_notes) == (0.91, None, ())
+    assert (old.balanced_accuracy, old.recall_by_class, old.warnings) == (None, None, ())
+    assert old.test_errors_with_views is None
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"recipe": "mnist"}'])

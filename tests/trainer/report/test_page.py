@@ -16,6 +16,7 @@ from PIL import Image
 from trainer.data import ImageSet
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import simultaneous_interval, wilson_interval
+from trainer.evaluation.recall import balanced_accuracy
 from trainer.recipes import RECIPES
 from trainer.records.fingerprint import Fingerprint
 from trainer.records.result import Result
@@ -206,17 +207,60 @@ def test_all_seeds_and_all_test_sets_in_the_ledger_are_shown(tmp_path: Path) -> 
     assert "by data set: mnist d36a8ecd: 3, cifar10 b42696ed: 1." in text
 
 
-def test_the_headline_says_how_many_views_of_each_image_it_averages(tmp_path: Path) -> None:
+def test_the_figure_with_views_stands_beside_the_headline_of_one_view(tmp_path: Path) -> None:
     seen = some_mistakes(num_images=1200)
     assert " views of each image" not in report(tmp_path / "run", ("a", "b", "c"), seen).text
     config = json.loads((tmp_path / "run/config.json").read_text())
     config["fingerprint"]["recipe"]["test_time_views"] = "mirrored-and-shifted"
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     images = ImageSet(torch.zeros(seen.num_images, 1, 8, 8, dtype=torch.uint8), seen.labels)
-    write_report(tmp_path / "run", result_of(seen, 3), ("a", "b", "c"), images, seen)
-    text = Page((tmp_path / "run/report.html").read_text(encoding="utf-8")).text
-    assert "300 of 1,200 images wrong, mean of 6 views of each image" in text
-    assert "outputs over 6 views of each image (mirrored-and-shifted)" in text
+
+    def text_of(result: Result) -> str:
+        write_report(tmp_path / "run", result, ("a", "b", "c"), images, seen)
+        return Page((tmp_path / "run/report.html").read_text(encoding="utf-8")).text
+
+    views = {"test_errors_with_views": 276, "test_accuracy_with_views": 0.77, "val_accuracy_with_views": 0.9}
+    text = text_of(
+        replace(result_of(seen, 3), **views, num_averaged_seeds=1, test_accuracy_of_seeds={0: [0.9], 1: [0.8]})
+    )
+    assert "75.00 % test accuracy: 300 of 1,200 images wrong with 6 views of each image 77.00 %: 276 wrong" in text
+    assert (
+        "6 views (mirrored-and-shifted) gives a test accuracy of 77.00 % and a validation accuracy of 90.00 %" in text
+    )
+    assert "Version 0.1 took 1 of these accuracies, with 6 views of each image." in text
+    # A result of version 0.1 has one figure, which averages the views.
+    old = text_of(result_of(seen, 3))
+    assert "300 of 1,200 images wrong, mean of 6 views of each image" in old
+    assert "outputs over 6 views of each image (mirrored-and-shifted)" in old
+
+
+def test_a_training_that_is_no_good_is_told_before_everything_else(tmp_path: Path) -> None:
+    seen = some_mistakes(num_images=1200)
+    page = report(tmp_path / "run", ("a", "b", "c"), seen, changes={"warnings": ("it is <no> good", "one class")})
+    assert page.text.startswith(
+        "mnist on folder:pets: 75.00 % mnist on folder:pets Warning: it is <no> good. Warning: one class. 75.00 %"
+    )
+    assert "Warning" not in report(tmp_path / "other", ("a", "b", "c"), seen).text
+
+
+def balanced(folder: Path, labels: list[int], predicted: list[int]) -> str:
+    """The part of the report with the headline, for the classes `many` and `few`."""
+    seen, classes = evaluation(labels, predicted), ("many", "few")
+    recalls = seen.recall_by_class(classes)
+    changes = {"recall_by_class": recalls, "balanced_accuracy": balanced_accuracy(recalls)}
+    return report(folder, classes, seen, changes=changes).text.split("Validation accuracy")[0]
+
+
+def test_unbalanced_classes_have_their_balanced_accuracy_beside_the_headline(tmp_path: Path) -> None:
+    few_wrong = balanced(tmp_path / "few", [0] * 400 + [1] * 6, [0] * 406)
+    assert "98.52 % test accuracy: 6 of 406 images wrong balanced accuracy 50.00 %, the mean recall" in few_wrong
+    assert "worst: few, 0.00 %" in few_wrong
+    # Three images against two are 1.5 times as many: not unbalanced, unless the figures differ.
+    equal = balanced(tmp_path / "equal", [0] * 90 + [1] * 60, [0] * 90 + [1] * 60)
+    assert "balanced" not in equal
+    assert "balanced accuracy 100.00 %" in balanced(tmp_path / "ratio", [0] * 91 + [1] * 60, [0] * 91 + [1] * 60)
+    different = balanced(tmp_path / "different", [0] * 90 + [1] * 60, [0] * 90 + [1] * 50 + [0] * 10)
+    assert "balanced accuracy 91.67 %" in different  # 93.33 % of all images
 
 
 @pytest.mark.parametrize(
@@ -278,7 +322,7 @@ def test_matrix_has_a_heading_for_each_row_and_column(tmp_path: Path) -> None:
     seen = evaluation([0, 0, 1, 1, 1], [0, 1, 1, 1, 0])
     report(tmp_path / "run", ("cat", "dog"), seen)
     html = (tmp_path / "run/report.html").read_text()
-    table = html[html.index('<table class="matrix') : html.index("Accuracy by class, worst first")]
+    table = html[html.index('<table class="matrix') : html.index("Recall by class, worst first")]
     assert re.findall(r'<th scope="row">(\w+)</th>', table) == ["cat", "dog"]
     assert re.findall(r"<td[^>]*>(\d+)</td>", table) == ["1", "1", "1", "2"]
 
@@ -289,7 +333,7 @@ def test_many_classes_have_their_worst_pairs_listed(tmp_path: Path) -> None:
     page = report(tmp_path / "run", names, evaluation(labels, [8] * 7 + [5] * 3 + [*range(1, 101)]))
     html = (tmp_path / "run/report.html").read_text()
     assert 'class="matrix' not in html
-    pairs = html[html.index("Most confused pairs") : html.index("Accuracy by class, worst first")]
+    pairs = html[html.index("Most confused pairs") : html.index("Recall by class, worst first")]
     assert pairs.count('<th scope="row">') == NUM_PAIRS
     assert "class 5 class 8 7 63.6 %" in page.text  # 7 of the 11 images labelled 5
     assert "The other 970 classes" in page.text

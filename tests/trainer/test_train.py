@@ -1,0 +1,147 @@
+"""Whole runs in one process: what the headline is of, and what the report and the result say of a bad training."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.compare import compare_runs
+from trainer.config import EvaluateConfig, TrainConfig
+from trainer.data.store import open_decoded
+from trainer.loop.run import restore
+from trainer.prepare import load
+from trainer.progress import Progress
+from trainer.ranks.world import World
+from trainer.recipes import RECIPES
+from trainer.records.run_folder import RunFolder
+from trainer.reopen import evaluate_run
+from trainer.train import setup, train
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=2)
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+def predictions(folder: Path, data_dir: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The exported network's predictions, of one view, for the test images, and their labels."""
+    read = RunFolder.read(folder)
+    recipe = read.fingerprint.recipe
+    dataset = load(recipe, None, data_dir, ALONE, print)
+    run = setup(recipe, dataset, read, ALONE, Progress(is_main=False))
+    assert restore(run)
+    assert dataset.path is not None
+    test = open_decoded(dataset.path, expected_sha256=dataset.sha256, verify=False).content.test
+    model = run.learner.model.eval()
+    with torch.inference_mode(), run.learner.autocast():
+        return torch.cat([model(chunk).argmax(dim=1) for chunk in test.images.split(500)]), test.labels
+
+
+def test_the_headline_is_of_one_view_and_the_views_stand_beside_it(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, ledger = tmp_path / "runs/views", tmp_path / "runs/ledger.jsonl"
+    known = {"data_dir": data_dir, "device": "cpu"}
+    config = TrainConfig(
+        recipe="mnist-fast",
+        dataset="mnist-mini",
+        epochs=1,
+        run_dir=folder,
+        export=False,
+        **known,  # type: ignore[arg-type]
+    )
+    train(config)
+    last = capsys.readouterr().out.splitlines()[-2]
+    result = result_of(folder)
+    predicted, labels = predictions(folder, data_dir)
+    errors, with_views = int((predicted != labels).sum()), result["test_errors_with_views"]
+    assert result["test_errors"] == errors != with_views
+    assert result["test_accuracy"] == pytest.approx(1 - errors / 1000)
+    assert result["val_accuracy"] == read_validation(folder) != result["val_accuracy_with_views"]
+    figures = rf"test accuracy \d+\.\d+ % \({errors} of 1,000 wrong; .*\), \d+\.\d+ % with 5 views of each image "
+    assert re.match(rf"{figures}\({with_views} wrong\), evaluation 1 of 1", last)
+    (line,) = ledger.read_text().splitlines()
+    entry = json.loads(line)
+    assert (entry["num_errors"], entry["num_errors_with_views"]) == (errors, with_views)
+    evaluate = EvaluateConfig(run=folder, split="test", **known)  # type: ignore[arg-type]
+    evaluate_run(evaluate)
+    assert f"{last}, recorded earlier" in capsys.readouterr().out
+    evaluate_run(replace(evaluate, split="validation"))
+    assert "of 500 wrong; 95 % interval" in (validation := capsys.readouterr().out)
+    assert "with 5 views of each image" in validation
+
+    # As version 0.1 left it: the figures with views alone.
+    of_views = {"accuracy": 1 - with_views / 1000, "num_errors": with_views}
+    old = {name: value for name, value in entry.items() if not name.endswith("_with_views") and name != "sha256"}
+    ledger.write_text(json.dumps(old | of_views) + "\n")
+    old_result = {name: value for name, value in result.items() if not name.endswith("_with_views")}
+    headline = {"test_accuracy": of_views["accuracy"], "test_errors": with_views}
+    (folder / "result.json").write_text(json.dumps(old_result | headline))
+    assert "evaluated by version 0.1, with 5 views alone" in "\n".join(compare_runs([folder]))
+    evaluate_run(evaluate)
+    assert f"({errors} of 1,000 wrong" in (again := capsys.readouterr().out)
+    assert "evaluation 2 of 2" in again
+    evaluate_run(evaluate)
+    assert "evaluation 2 of 2" in (again := capsys.readouterr().out)
+    assert "recorded earlier" in again
+    assert [row.split()[2:5] for row in compare_runs([folder])[1:3]] == [
+        ["1", "1", f"{100 - errors / 10:.2f}"],
+        ["5", "1", f"{100 - with_views / 10:.2f}"],
+    ]
+
+
+def read_validation(folder: Path) -> float:
+    """The accuracy of the last epoch's validation, which is of one view."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return float(next(line for line in reversed(lines) if line["kind"] == "epoch")["val_accuracy"])
+
+
+def test_a_constant_predictor_for_unbalanced_classes_is_told_as_such(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve images against 160: such a set "reached" 94 %."""
+    random = np.random.default_rng(0)
+    for part, few, many in (("train", 8, 120), ("test", 4, 40)):
+        for name, number in (("few", few), ("many", many)):
+            (tmp_path / "set" / part / name).mkdir(parents=True)
+            for index in range(number):
+                pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "set" / part / name / f"{index}.png")
+    recipe = RECIPES["mnist-resnet18"]
+    groups = {kind: replace(group, lr=1e-9) for kind, group in recipe.param_groups.items()}
+    constant = replace(recipe, name="constant", network="lenet5", param_groups=groups, epochs=2, precision="float32")
+    monkeypatch.setitem(RECIPES, "constant", constant)
+    folder = tmp_path / "runs/constant"
+    train(
+        TrainConfig(
+            recipe="constant",
+            dataset=f"folder:{tmp_path / 'set'}",
+            image_size=32,
+            data_dir=data_dir,
+            run_dir=folder,
+            device="cpu",
+            export=False,
+        )
+    )
+    output, result = capsys.readouterr().out, result_of(folder)
+    recalls = result["recall_by_class"]
+    assert result["balanced_accuracy"] == pytest.approx((recalls["few"] + recalls["many"]) / 2)
+    worst = min(recalls, key=lambda name: float(recalls[name]))
+    assert f"balanced accuracy {100 * result['balanced_accuracy']:.2f} % (worst class: {worst!r}, recall" in output
+    assert [text.split(":")[0][:35] for text in result["warnings"]] == [
+        "the network predicts no better than",
+        "the network predicts the class 'few",
+    ]
+    page = " ".join((folder / "report.html").read_text().split())
+    for text in result["warnings"]:
+        assert f"warning: epoch 2: {text}" in output
+        assert text.replace("'", "&#39;") in page
+    assert page.index("Warning:") < page.index("test accuracy")
