@@ -100,7 +100,7 @@ class Recipe:
     precision: Precision = "float32"
     """`bfloat16`: autocast, where the hardware computes it faster than float32."""
     test_time_views: TestTimeViews = "one"
-    """Views of an image whose logits are averaged in evaluation."""
+    """Views of an image whose logits are averaged for a second figure beside that of one view."""
     num_validation: int = 5000
     """Training images set aside, stratified; at most a tenth of a smaller set."""
 

@@ -39,6 +39,9 @@ def test_the_study_measures_each_runtime_once(
             epochs=30 if seed else 5,
         )
         finished.write(folder / "result.json")
+    averaged = make_result(dataset="cifar10", recipe="cifar10-small", model="airbench", epochs=8)  # of version 0.1
+    (tmp_path / "runs/old").mkdir()
+    averaged.write(tmp_path / "runs/old/result.json")
     whole_study = {"study": "seeds", "dataset": "cifar10", "recipe": "cifar10-small"}
     (tmp_path / "runs/study-seeds/result.json").write_text(json.dumps(whole_study))
     study_zoo(config)
@@ -53,6 +56,7 @@ def test_the_study_measures_each_runtime_once(
         "num_parameters": 62_006,
         "multiply_adds": 651_720,
     }
+    assert result["small"]["cifar10-small"]["epochs"] == "8, 6 views averaged"
     times = result["milliseconds_an_image"]
     wanted = {f"small lenet5 {kind} {batch}" for kind in ("eager", "torchscript", "onnxruntime") for batch in (1, 3)}
     assert set(times) == wanted
