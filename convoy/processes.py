@@ -10,6 +10,16 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+STOP_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,  # the terminal has closed
+    signal.SIGUSR1,  # schedulers send this one and the next before they end a job: Slurm by --signal, LSF, SGE
+    signal.SIGUSR2,
+    signal.SIGXCPU,  # the limit of CPU time is near
+)
+"""Signals that ask a process to save and end."""
+
 
 @contextmanager
 def exit_on_broken_pipe() -> Iterator[None]:
@@ -60,8 +70,8 @@ def exit_immediately(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def ignore_signals() -> Iterator[None]:
-    """Ignores SIGTERM and SIGINT inside the context, and restores their handlers at its end."""
-    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Ignores `STOP_SIGNALS` inside the context, and restores their handlers at its end."""
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import trainer.ranks.launcher  # noqa: F401 (records the parent process before torch is imported, which takes seconds)
 from convoy.processes import restore_ctrl_c
 from convoy.verbs import Verb, run_verb
-from trainer.errors import Interrupted, PeerError, TrainerError
+from trainer.errors import ConfigError, Interrupted, PeerError, TrainerError
+from trainer.ranks.environment import RankEnvironment
 from trainer.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -123,14 +124,15 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str) -> T:
 
     A faulty command line, or `--help`, ends the process. Under torchrun only rank 0 prints.
     """
+    is_main = _environment().is_main
     import tyro
 
-    silence = contextlib.nullcontext() if _is_rank_0() else contextlib.redirect_stdout(io.StringIO())
+    silence = contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO())
     try:
-        with silence, contextlib.redirect_stderr(sys.stderr if _is_rank_0() else io.StringIO()):
+        with silence, contextlib.redirect_stderr(sys.stderr if is_main else io.StringIO()):
             return tyro.cli(kind, args=arguments, prog=prog)
     except SystemExit:
-        if not _is_rank_0():
+        if not is_main:
             time.sleep(LINGER_S)
         raise
 
@@ -140,11 +142,12 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
 
     Under torchrun every rank runs the same command, and only the rank that failed first reports.
     """
+    environment = _environment()
     restore_ctrl_c()
     try:
         _exit(command() or 0)
     except Interrupted as error:
-        if _is_rank_0():
+        if environment.is_main:
             print(error, file=sys.stderr)
         _exit(128 + error.signal_number)
     except PeerError as error:
@@ -158,7 +161,8 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         raise  # standard output cannot be written: `exit_on_broken_pipe` handles it
     except Exception as error:
-        _record_for_torchrun(error)
+        if environment.has_error_file:
+            _record_for_torchrun(error)
         traceback.print_exc()
         _exit(1)
 
@@ -171,18 +175,25 @@ def _exit(code: int) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _environment().world_size > 1:
         os._exit(code)
     sys.exit(code)
 
 
-def _is_rank_0() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+def _environment() -> RankEnvironment:
+    """Returns which rank this process is; ends a process whose variables contradict each other.
+
+    That process reports it itself: it may be any rank, or none.
+    """
+    try:
+        return RankEnvironment.read()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def _record_for_torchrun(error: Exception) -> None:
     """Writes the error where torchrun reads it, so that torchrun's summary names it."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-        get_error_handler().record_exception(error)
+    get_error_handler().record_exception(error)

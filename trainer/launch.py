@@ -1,11 +1,13 @@
 """torchrun for hosts that may fail: `python -m trainer.launch OPTIONS SCRIPT …`, with torchrun's options and `PET_…`.
 
-Three differences from torchrun:
+Differences from torchrun:
 
 - It exits with the exit code of the first rank that failed, where torchrun always exits with 1. So Kubernetes or Slurm
   can tell a mistake in the configuration, which no retry repairs, from a lost host.
 - Hosts with a fixed node rank first meet in a lobby. Otherwise a host that is replaced before the others notice joins
   the store of a run that is about to end, and each then waits for minutes for a host that has left.
+- While hosts wait for others, they say for which ones, and where.
+- It passes on the signals that Slurm and other schedulers send before they end a job, and `nohup` holds.
 - In every round of an elastic run, the hosts hear where the store is. torchrun announces it in the first round only,
   so that a host that joins later waits in vain, and after a minute all hosts give up (seen with torch 2.15).
 """
@@ -22,6 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, NoReturn
 
 from convoy.processes import exit_immediately, exit_on_ctrl_c, restore_ctrl_c
+from trainer.ranks.environment import warn_of_separate_tasks
+from trainer.ranks.waiting import announced, name_numbers
+from trainer.signals import handled_signals
 
 if __name__ == "__main__":
     exit_on_ctrl_c()  # importing torch takes seconds
@@ -41,9 +46,12 @@ from torch.distributed.run import config_from_args, get_rdzv_endpoint, parse_arg
 
 DEFAULT_PORT = 29500
 """torchrun's."""
+SIGNALS_BY_DEFAULT = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
+"""torchrun's."""
 LOBBY_TIMEOUT_S = 900
 """How long hosts wait for each other, unless `--rdzv-conf timeout=…` is given: longer than ranks wait for a host that
 vanished without a word (`SLOW_PHASE_TIMEOUT_S` in trainer/ranks/watchdog.py)."""
+POLL_EVERY_S = 0.05
 STORE_INFO = "_bootstrap_store_info"
 """The private attribute in which torchrun keeps where the store of the first round is."""
 
@@ -69,6 +77,10 @@ def main(arguments: Sequence[str]) -> NoReturn:
         lobby = find_lobby(args)
     except OptionError as error:
         _exit(str(error), code=2)
+    warning = warn_of_separate_tasks() if is_alone(args) else ""
+    if warning:
+        print(warning, file=sys.stderr, flush=True)
+    pass_on_signals(args)
     # Without a handler the kernel hides SIGTERM from the first process of a container; torchrun sets one later.
     signal.signal(signal.SIGTERM, exit_immediately)
     try:
@@ -118,6 +130,21 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def is_alone(args: argparse.Namespace) -> bool:
+    """Whether all ranks of the run are on this host."""
+    _, max_nodes = parse_min_max_nnodes(args.nnodes)
+    return bool(args.standalone) or max_nodes == 1
+
+
+def pass_on_signals(args: argparse.Namespace) -> None:
+    """Makes torchrun pass on every signal that the ranks handle, unless the user chose the signals.
+
+    torchrun on its own would die of SIGUSR1, and of SIGHUP under `nohup`.
+    """
+    if args.signals_to_handle == SIGNALS_BY_DEFAULT:
+        args.signals_to_handle = ",".join(number.name for number in (*handled_signals(), signal.SIGQUIT))
+
+
 def find_lobby(args: argparse.Namespace) -> Lobby | None:
     """Returns the lobby of torchrun's static rendezvous of several hosts; None for any other.
 
@@ -127,7 +154,7 @@ def find_lobby(args: argparse.Namespace) -> Lobby | None:
         OptionError: an option has an impossible value.
     """
     _, num_nodes = parse_min_max_nnodes(args.nnodes)
-    if args.rdzv_backend != "static" or args.standalone or num_nodes == 1:
+    if args.rdzv_backend != "static" or is_alone(args):
         return None
     if not 0 <= args.node_rank < num_nodes:
         raise OptionError(f"--node-rank {args.node_rank}: with --nnodes {args.nnodes} it must be 0 to {num_nodes - 1}")
@@ -165,25 +192,38 @@ def meet(lobby: Lobby) -> None:
 def _enter(lobby: Lobby, *, timeout_s: float) -> None:
     timeout = datetime.timedelta(seconds=timeout_s)
     is_host = lobby.node_rank == 0
-    store = TCPStore(lobby.address, lobby.port, is_master=is_host, timeout=timeout, wait_for_workers=False)
-    guests = range(1, lobby.num_nodes)
-    if is_host:
-        store.wait([f"here/{node}" for node in guests])
-        store.set("go", "")
-        store.wait([f"gone/{node}" for node in guests])
-    else:
-        store.set(f"here/{lobby.node_rank}", "")
-        store.wait(["go"])
-        store.set(f"gone/{lobby.node_rank}", "")
+    missing = list(range(1, lobby.num_nodes)) if is_host else [0]
+
+    def describe() -> str:
+        hosts = name_numbers("host", missing)
+        where = f"{lobby.address}:{lobby.port}"
+        return f"host {lobby.node_rank} waits for {hosts} of {lobby.num_nodes} at {where}" if missing else ""
+
+    with announced(describe):
+        store = TCPStore(lobby.address, lobby.port, is_master=is_host, timeout=timeout, wait_for_workers=False)
+        if is_host:
+            until = time.monotonic() + timeout_s
+            while missing:
+                if time.monotonic() > until:
+                    raise dist.DistStoreError(f"{describe()}, and {timeout_s:.0f} s are over")
+                missing[:] = [node for node in missing if not store.check([f"here/{node}"])]
+                time.sleep(POLL_EVERY_S)
+            store.set("go", "")
+            store.wait([f"gone/{node}" for node in range(1, lobby.num_nodes)])
+        else:
+            missing.clear()  # host 0 tells the user whom they all wait for
+            store.set(f"here/{lobby.node_rank}", "")
+            store.wait(["go"])
+            store.set(f"gone/{lobby.node_rank}", "")
 
 
 def announce_every_store(args: argparse.Namespace) -> None:
     """Makes rank 0's host of an elastic run create a store and announce it in every round, not only in the first.
 
-    Changes torch: it forgets the store of the last round. Prints a warning if torch has changed so that it cannot.
+    Changes torch: it forgets the store of the last round, and tells the user that it waits for hosts. Prints a warning
+    if torch has changed so that it cannot.
     """
-    _, max_nodes = parse_min_max_nnodes(args.nnodes)
-    if args.standalone or args.rdzv_backend == "static" or max_nodes == 1:
+    if is_alone(args) or args.rdzv_backend == "static":
         return
     if not remembers_store():
         print(
@@ -196,7 +236,8 @@ def announce_every_store(args: argparse.Namespace) -> None:
 
     def next_rendezvous_with_new_store(self: DynamicRendezvousHandler) -> RendezvousInfo:
         setattr(self, STORE_INFO, None)
-        return next_rendezvous(self)
+        with announced(lambda: f"this host waits for the others of {args.nnodes} hosts at {args.rdzv_endpoint}"):
+            return next_rendezvous(self)
 
     DynamicRendezvousHandler.next_rendezvous = next_rendezvous_with_new_store  # type: ignore[method-assign]
 

@@ -15,6 +15,7 @@ from trainer.cli import parse, run_command
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.paths import FOLDER_PREFIX
+from trainer.ranks.environment import RankEnvironment
 from trainer.recipes import RECIPES, find_recipe
 
 FOLDER_RECIPE = "cifar10-small"
@@ -50,9 +51,10 @@ def _train(config: LocalTrainConfig, given: Collection[str]) -> None:
     run.resolve()  # a faulty command line must not wait for several processes to start
     if choice:
         print(choice, flush=True)
-    num_ranks = 1 if "RANK" in os.environ else config.nproc or _num_gpus(run)  # under torchrun, one of its ranks
-    if num_ranks > 1:
-        _become_torchrun(num_ranks, run)
+    if not RankEnvironment.read().is_launched:  # else this is one of torchrun's ranks
+        num_ranks = config.nproc or _num_gpus(run)
+        if num_ranks > 1:
+            _become_torchrun(num_ranks, run)
     from trainer.train import train
 
     train(run)

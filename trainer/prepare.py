@@ -68,10 +68,10 @@ def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, s
         )
     is_first = world.local_rank == 0
     if not is_first:
-        world.untimed_barrier("data")
+        world.untimed_barrier("data", what="load the data set")
     dataset = load_dataset(recipe.dataset, data_dir, image_size=image_size, log=say, verify=is_first)
     if is_first:  # on other hosts this may take longer than a collective waits
-        world.untimed_barrier("data")
+        world.untimed_barrier("data", what="load the data set")
     return dataset
 
 

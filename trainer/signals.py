@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C during a run: they end it at once, or at the end of a training step."""
+"""Signals that ask a run to end, such as SIGTERM and Ctrl-C: at once, or at the end of a training step."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
+from convoy.processes import STOP_SIGNALS
 from trainer.errors import Interrupted
 
 GRACE_PERIOD_S = 8.0
@@ -18,8 +19,14 @@ REPEAT_WITHIN_S = 2.0
 """A second signal within this time is the first one again: torchrun forwards what the terminal has already sent."""
 
 
+def handled_signals() -> list[signal.Signals]:
+    """Returns the signals that ask a run to end: without SIGHUP where `nohup` has set it to be ignored."""
+    is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not (is_nohup and number == signal.SIGHUP)]
+
+
 class StopRequest:
-    """Context in which SIGTERM and SIGINT raise `Interrupted`; the old handlers come back at its end.
+    """Context in which `handled_signals` raise `Interrupted`; the old handlers come back at its end.
 
     A rank that waits in a collective for a rank that is gone never returns to Python code or to the training loop. Even
     then the C-level signal handler writes to the wake-up socket, and a thread that reads it ends the process, unless
@@ -40,7 +47,7 @@ class StopRequest:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._old_wakeup = signal.set_wakeup_fd(self._writer.fileno())
-        self._old = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._old = {number: signal.signal(number, self._handle) for number in handled_signals()}
         threading.Thread(target=self._watch, name="signal-watch", daemon=True).start()
         return self
 

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -42,7 +42,7 @@ class FailureContext:
     world_size: int = 1
     folder: Path | None = None
     step: int = 0
-    attempt: int = field(default_factory=lambda: int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    attempt: int = 0
 
 
 class FailureLock:

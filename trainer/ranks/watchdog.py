@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from trainer.ranks import detector
@@ -33,6 +33,8 @@ SLOW_PHASE_TIMEOUT_S = 600.0
 """How long ranks wait for one that fetches data, writes a report or runs its first step."""
 LEAVE_S = 3.0
 """How long a store that does not answer may keep a rank from leaving."""
+MOST_NAMED = 8
+"""Ranks or hosts that a line for the user names."""
 EXIT_S = 9.0
 """A rank that has been told to exit and has not is ended after this long."""
 
@@ -146,6 +148,28 @@ class Watchdog:
             if lost:
                 return {rank: detector.describe(rank, peers.get(rank)) for rank in sorted(lost)}
         return {}
+
+    def describe(self, ranks: Sequence[int]) -> str:
+        """Returns the ranks with their processes and hosts, as far as heartbeats have named them."""
+        peers = self._heartbeats.peers if self._heartbeats else {}
+        names = [detector.describe(rank, peers.get(rank)) for rank in ranks[:MOST_NAMED]]
+        more = [f"{len(ranks) - MOST_NAMED} more"] if len(ranks) > MOST_NAMED else []
+        return " and ".join([*names, *more])
+
+    def describe_wait(self) -> str:
+        """Returns whom this rank waits for in its collective, or "" if a lower rank waits, too, and tells the user."""
+        peers = self._heartbeats.peers if self._heartbeats else {}
+        rank, size = self._context.rank, self._context.world_size
+        late = [other for other in range(size) if other != rank and not self._has_entered(peers.get(other))]
+        if any(other < rank and other not in late for other in range(size)):
+            return ""
+        if late:
+            return f"rank {rank} waits for {self.describe(late)}"
+        hosts = sorted({peer.host for peer in peers.values()} | {socket.gethostname()})
+        return f"all {size} ranks wait for their connections to each other, on {', '.join(hosts[:MOST_NAMED])}"
+
+    def _has_entered(self, peer: Heartbeat | None) -> bool:
+        return peer is not None and peer.num_collectives >= self._num_collectives
 
     def _heartbeat(self) -> Heartbeat:
         since = self._waiting_since
