@@ -38,7 +38,7 @@ class Token:
             logger.warning("token file %s can be read by every user of this machine", path)
 
     def accepts(self, header: str | None) -> bool:
-        """Whether the value of an `authorization` header holds the token. Compares in constant time."""
+        """Returns whether the value of an `authorization` header holds the token. Compares in constant time."""
         if header is None:
             return False
         scheme, _, credentials = header.partition(" ")

@@ -47,7 +47,7 @@ def _check_tensors(side: str, declared: Sequence[TensorSpec], actual: Sequence[M
 
 
 def _accepts(declared: Shape, actual: Shape) -> bool:
-    """Whether the model accepts every shape that the configuration allows."""
+    """Returns whether the model accepts every shape that the configuration allows."""
     return len(declared) == len(actual) and all(have in (-1, want) for want, have in zip(declared, actual, strict=True))
 
 

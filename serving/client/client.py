@@ -169,11 +169,11 @@ class Client:
     # ---- The server and its models -----------------------------------------------------------------------------------
 
     def is_live(self) -> bool:
-        """Whether the server is live."""
+        """Returns whether the server is live."""
         return self._call("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse).live
 
     def is_ready(self, model: str = "", version: str = "") -> bool:
-        """Whether the server, or one model, is ready for inference."""
+        """Returns whether the server, or one model, is ready for inference."""
         if not model:
             return self._call("ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse).ready
         return self._call("ModelReady", pb.ModelReadyRequest(name=model, version=version), pb.ModelReadyResponse).ready

@@ -241,7 +241,7 @@ def parse_target(target: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether the address is on this machine, and no HTTP proxy from the environment may be used."""
+    """Returns whether the address is on this machine; then no HTTP proxy from the environment may be used."""
     if address.startswith("unix"):
         return True
     host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")

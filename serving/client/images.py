@@ -1,4 +1,4 @@
-"""Makes the pixels that a model takes out of image files, Pillow images and arrays.
+"""Converts image files, Pillow images and arrays to the pixels that a model takes.
 
 `convoy.images` does the preprocessing, the same as for a training on a folder of images, so that the model sees a file
 as it saw it in training. This module knows no network.
@@ -136,7 +136,7 @@ def iter_sources(images: ImageSource | Sequence[ImageSource], shape: tuple[int, 
 
 
 def is_inverted(pixels: Pixels) -> bool:
-    """Tells whether a grey image shows something dark on a light background.
+    """Returns whether a grey image shows something dark on a light background.
 
     The background is the median of the outermost pixels. It is light if it is nearer to the lightest pixels than to the
     darkest (the 99th and the 1st percentile: a speck decides nothing, and a photograph of paper in the shade still

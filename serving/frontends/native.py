@@ -178,7 +178,7 @@ class NativeFrontend:
             logger.exception("%s failed", INFER)
 
     def _handle_event(self, kind: int, call_id: int, method: int, payload: bytes, details: CallDetails) -> None:
-        """Handles a new call, or the end of one whose client has gone or whose deadline has passed."""
+        """Handles a new call, or the end of one whose client has disconnected or whose deadline has passed."""
         if kind != EVENT_CALL:
             ended = self._calls.get(call_id)
             if ended is not None:
@@ -273,7 +273,7 @@ class _NativeCall:
         self._front.fail(self.call_id, grpc_code(error), status_details(error), trailers)
 
     def end(self) -> None:
-        """Handles a call that ended without a response: its client has gone, or its deadline has passed."""
+        """Handles a call that ended without a response: its client has disconnected, or its deadline has passed."""
         self._calls.pop(self.call_id, None)
         self.cancel_request()
 

@@ -1,7 +1,7 @@
 """The dynamic batcher of one model version: queues requests, runs them in batches, distributes the results.
 
 A batch is bounded by rows, not by requests. A free instance takes all queued requests at once, up to the target batch
-size; a timer runs only if the model's configuration sets a delay. A full queue refuses requests at once and tells when
+size; a timer runs only if the model's configuration sets a delay. A full queue refuses requests at once and says when
 to retry. Requests that are cancelled or past their deadline before their batch starts are not computed.
 
 Knows no protocol: a `QueuedRequest` knows how to respond.
@@ -344,7 +344,7 @@ class Batcher:
 
 
 def _fit_together(one: tuple[Shape, ...], other: tuple[Shape, ...]) -> bool:
-    """Whether requests with these shapes can share a batch."""
+    """Returns whether requests with these shapes can share a batch."""
     return one is other or all(a[1:] == b[1:] for a, b in zip(one, other, strict=True))
 
 

@@ -101,7 +101,7 @@ class InferenceService:
             deadline: on the clock of `time.monotonic`; None for none.
 
         Returns:
-            the request in flight; None if `sink` has been called already.
+            The request in flight; None if `sink` has been called already.
         """
         try:
             cached = self._plans.find(payload)

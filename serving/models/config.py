@@ -116,7 +116,7 @@ def check_supported(config: ModelConfig) -> list[str]:
 
 
 def _is_set(message: Any, path: str) -> bool:
-    """Whether a field is set; in a repeated message, whether any element sets it."""
+    """Returns whether a field is set; in a repeated message, whether any element sets it."""
     name, _, rest = path.partition(".")
     value = getattr(message, name)
     field = message.DESCRIPTOR.fields_by_name[name]

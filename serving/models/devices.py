@@ -1,4 +1,4 @@
-"""Which device each instance of a model runs on, and with how many CPU threads. Imports no inference library."""
+"""Assigns devices and CPU threads to the instances of a model. Imports no inference library."""
 
 import ctypes
 from collections.abc import Sequence

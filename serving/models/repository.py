@@ -242,7 +242,7 @@ class Repository:
                         logger.exception("model '%s' could not be polled", name)
 
     def _poll_model(self, name: str) -> None:
-        """Updates one model, whose folder may be new or gone."""
+        """Updates one model, whose folder may be new or have been removed."""
         versions = self._models.setdefault(name, self._versions_of(name))
         versions.update(stable=False)
         if not versions.ready() and not has_model(self._path, name):

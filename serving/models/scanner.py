@@ -49,7 +49,7 @@ def check_repository(path: Path) -> None:
 
 
 def check_name(name: str) -> None:
-    """Checks that a name can only refer to a direct, visible child of the repository. Looks at the name alone.
+    """Checks that a name can only refer to a direct, visible child of the repository. Checks nothing else.
 
     Raises:
         InvalidArgument: the name is empty, hidden or could be a path.
@@ -64,7 +64,7 @@ def model_names(repository: Path) -> list[str]:
 
 
 def has_model(repository: Path, name: str) -> bool:
-    """Whether a model of this name exists. The name must have passed `check_name`."""
+    """Returns whether a model of this name exists. The name must have passed `check_name`."""
     return (repository / name).is_dir() and _looks_like_model(repository / name)
 
 

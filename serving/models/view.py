@@ -1,4 +1,4 @@
-"""What readers of the repository see: an immutable view of all models at one moment."""
+"""The state of the repository for its readers: an immutable view of all models at one moment."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field

@@ -69,11 +69,11 @@ class AdminService:
         return True
 
     def is_ready(self) -> bool:
-        """Whether every model asked for is ready and the server is not shutting down."""
+        """Returns whether every model that should be served is ready and the server is not shutting down."""
         return self.health.check("readiness") == health_pb2.HealthCheckResponse.SERVING
 
     def is_model_ready(self, name: str, version: str) -> bool:
-        """Whether a version of a model is ready; any version if `version` is empty.
+        """Returns whether a version of a model is ready; any version if `version` is empty.
 
         Raises:
             NotFound: the model or version does not exist.

@@ -143,7 +143,7 @@ class ResponseEncoder:
         return b"".join(parts)
 
     def _head(self, outputs: Outputs) -> bytes:
-        """Returns the part of a response that tells the model and the outputs' names, types and shapes."""
+        """Returns the part of a response that names the model and the outputs' names, types and shapes."""
         spec = self.plan.model.spec
         head = ModelInferResponse(model_name=spec.name, model_version=self.plan.model.version)
         for index, top_k in self.plan.requested:

@@ -61,7 +61,7 @@ _REQUEST_DECODER = msgspec.json.Decoder(_Request)
 
 @dataclass(slots=True)
 class OutputForm:
-    """Which outputs the client wants as bytes after the JSON; the others go into the JSON.
+    """The outputs that the client requests as bytes after the JSON; the others go into the JSON.
 
     Args:
         binary: for outputs that `by_name` does not contain.

@@ -23,7 +23,7 @@ def requested_output(name: str, parameters: Mapping[str, Any]) -> RequestedOutpu
 
     Raises:
         InvalidArgument: `classification` is not a positive whole number.
-        Unsupported: the client wants the output in shared memory.
+        Unsupported: the client requests the output in shared memory.
     """
     if "shared_memory_region" in parameters:
         raise Unsupported(f"output {quote(name)} is requested in shared memory, which this server does not write")

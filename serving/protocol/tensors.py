@@ -75,7 +75,7 @@ class TensorSpec:
     shape: Shape
 
     def accepts(self, shape: Shape) -> bool:
-        """Whether a tensor may have this shape."""
+        """Returns whether a tensor may have this shape."""
         return len(shape) == len(self.shape) and all(
             want in (-1, have) for want, have in zip(self.shape, shape, strict=True)
         )

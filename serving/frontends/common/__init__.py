@@ -1,1 +1,1 @@
-"""What all front ends share: addresses, authentication, limits and status details."""
+"""Shared by all front ends: addresses, authentication, limits and status details."""

@@ -1,4 +1,4 @@
-"""How calls end: the details of a status, and the status of calls that get no response."""
+"""The status with which a call ends: its details, and its code for calls that get no response."""
 
 import time
 

@@ -2,7 +2,7 @@
 
 grpcio's server gives each RPC to a thread, which waits for the message and then for the batch. Here one thread takes
 the events of all calls from gRPC's core and hands their messages to the service; the thread that computed a response
-sends it. grpcio itself works this way in `grpc._cython`, which is not public: docs/decisions/0007 tells what it saves,
+sends it. grpcio itself works this way in `grpc._cython`, which is not public: docs/decisions/0007 says what it saves,
 and `attach` checks that the interface is still the one that this module uses.
 """
 

@@ -36,7 +36,7 @@ class InferStream:
                 call.start(self._service, payload, self._deadline)
             self.is_complete = True
         except grpc.RpcError:
-            pass  # the client has gone; grpcio calls `cancel` too
+            pass  # the client has disconnected; grpcio calls `cancel` too
         finally:
             self.end()
 
@@ -60,7 +60,7 @@ class InferStream:
             self._changed.notify_all()
 
     def cancel(self) -> None:
-        """Stops reading and drops all inferences: the client has gone."""
+        """Stops reading and drops all inferences: the client has disconnected."""
         self.end()
         with self._changed:
             calls = list(self._calls)

@@ -23,7 +23,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, max_bytes:
 
     Raises:
         HTTPException: 400, 408, 413 or 415, with a message for the client.
-        ClientDisconnect: the client has gone.
+        ClientDisconnect: the client has disconnected.
     """
     encoding = headers.get(b"content-encoding", b"identity").lower()
     if encoding not in (b"identity", b"gzip", b"deflate"):

@@ -22,7 +22,7 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 
 def error_response(error: ServingError) -> Response:
-    """Returns an error with its status code, and the headers that tell what to do about it."""
+    """Returns an error with its status code, and the headers that say what to do about it."""
     headers = {}
     if isinstance(error, ResourceExhausted) and error.retry_after_ms is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_ms / 1000))
@@ -45,7 +45,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def on_disconnect(request: Request, error: Exception) -> Response:
-    """Handles a client that has gone: the status is for the access log."""
+    """Handles a client that has disconnected: the status is for the access log."""
     return Response(status_code=499)
 
 
