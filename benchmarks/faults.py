@@ -1,14 +1,17 @@
-"""Kill training runs at random moments and see that each ends in the weights of the undisturbed one.
+"""Kills training runs at random moments, and checks that each ends with the weights of an undisturbed run.
 
     python benchmarks/faults.py --runs 100
 
-Three faults, in turn. `rank`: one rank is killed, and torchrun starts the ranks again. `launcher`: torchrun is killed,
-and the same command is given again at once, while the orphaned ranks are still there. `all`: every process is killed,
-and the same command is given again. After the last two the number of ranks is another one. SIGKILL, always: nothing
-can be tidied up. In every second run the moment is drawn evenly from the time that an undisturbed run takes, start-up
-included; in the others it is when a step that was drawn has been saved.
+The runs take turns among three faults, all of them SIGKILL, after which a process cannot clean up:
 
-A run ends with the checkpoint of its last step; evaluation and report are not waited for. On CPUs, `mnist-mini`.
+- `rank`: one rank is killed, and torchrun restarts the ranks.
+- `launcher`: torchrun is killed, and the same command starts again at once, while the orphaned ranks still run.
+- `all`: every process is killed, and the same command starts again.
+
+After the last two faults the run continues with another number of ranks. In every second run the moment of the fault is
+uniformly random within the duration of an undisturbed run, start-up included; in the others it follows the checkpoint
+of a random step. A run ends with the checkpoint of its last step, before evaluation and report. The runs train
+`mnist-mini` on CPUs.
 """
 
 import argparse
@@ -24,9 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -47,12 +51,12 @@ class Outcome:
     """One run with one fault.
 
     Args:
-        delay_s: from the start to the fault, at most.
-        after_step: the fault comes when a step from here on has been saved; None for `delay_s` alone.
-        killed_at_step: of the newest checkpoint at that moment.
-        notice_s: from the kill to `failure.json`, where a rank was left to write it.
-        again_s: from the kill to the first checkpoint of the ranks that were started again.
-        right: whether the weights are the undisturbed ones.
+        delay_s: longest time from the start to the fault.
+        after_step: the fault follows the first checkpoint of this or a later step; None for `delay_s` alone.
+        killed_at_step: step of the newest checkpoint at the fault.
+        notice_s: from the fault to `failure.json`, if a rank wrote it.
+        again_s: from the fault to the first checkpoint of the restarted ranks.
+        right: whether the final weights equal those of an undisturbed run.
     """
 
     kind: Kind
@@ -67,7 +71,7 @@ class Outcome:
 
 
 class Job:
-    """A training run in a folder: torchrun and its ranks, in a session of their own."""
+    """A training run in a folder: torchrun and its ranks, in their own session."""
 
     def __init__(self, folder: Path, data_dir: Path, ranks: int) -> None:
         self.folder = folder
@@ -84,13 +88,13 @@ class Job:
         self._known: set[tuple[int, str]] = set()
 
     def ranks(self) -> list[int]:
-        """The ranks' process ids, as far as they have been started and not ended."""
+        """Returns the process ids of the running ranks."""
         found = [(pid, began) for pid, parent, began in _processes() if parent == self.process.pid]
         self._known.update(found)
         return sorted(pid for pid, _ in found)
 
     def orphans(self) -> list[int]:
-        """Ranks seen by `ranks` that are still there. Numbers come round again, and are then of somebody else."""
+        """Returns the running ranks that `ranks` has seen. Compares start times, as process ids are reused."""
         return [pid for pid, _, began in _processes() if (pid, began) in self._known]
 
     def kill_all(self) -> None:
@@ -101,23 +105,27 @@ class Job:
 
 
 def _processes() -> list[tuple[int, int, str]]:
-    """Process id, parent and time of start of all that is not a zombie."""
-    pairs = []
+    """Returns process id, parent and start time of every process that is not a zombie."""
+    found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()
             if fields[0] not in "ZX":
-                pairs.append((int(stat.parent.name), int(fields[1]), fields[19]))
-    return pairs
+                found.append((int(stat.parent.name), int(fields[1]), fields[19]))
+    return found
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest checkpoint, 0 if there is none."""
+    """Returns the step of the newest checkpoint; 0 if there is none."""
     return max((int(path.parent.name[5:]) for path in folder.glob("run/checkpoints/step-*/manifest.json")), default=0)
 
 
-def wait_for(condition: Any, what: str) -> float:
-    """When the condition became true, in `time.time`."""
+def wait_for(condition: Callable[[], object], what: str) -> float:
+    """Waits until the condition is true. Returns the time, as `time.time` does.
+
+    Raises:
+        TimeoutError: `what`, after `LIMIT_S`.
+    """
     deadline = time.monotonic() + LIMIT_S
     while not condition():
         if time.monotonic() > deadline:
@@ -127,13 +135,13 @@ def wait_for(condition: Any, what: str) -> float:
 
 
 def digest(folder: Path) -> str:
-    """weights_sha256 of the last step's checkpoint."""
+    """Returns the weights_sha256 of the last step's checkpoint."""
     path = folder / "run" / "checkpoints" / f"step-{LAST_STEP:08d}" / "state.pt"
     return state_sha256(torch.load(path, weights_only=True)["model"])
 
 
-def undisturbed(folder: Path, data_dir: Path, ranks: int) -> tuple[str, float]:
-    """The digest, and the seconds that it took."""
+def run_undisturbed(folder: Path, data_dir: Path, ranks: int) -> tuple[str, float]:
+    """Runs without a fault. Returns the digest of the weights, and the seconds until the last checkpoint."""
     folder.mkdir()
     began = time.time()
     job = Job(folder, data_dir, ranks)
@@ -145,8 +153,8 @@ def undisturbed(folder: Path, data_dir: Path, ranks: int) -> tuple[str, float]:
     return digest(folder), ended - began
 
 
-def disturb(outcome: Outcome, folder: Path, data_dir: Path, chance: random.Random) -> None:
-    """One run, one fault, and all until the last step; fills in the outcome."""
+def run_with_fault(outcome: Outcome, folder: Path, data_dir: Path, generator: random.Random) -> None:
+    """Runs with one fault until the last step, and fills in the outcome."""
     folder.mkdir()
     job = Job(folder, data_dir, outcome.ranks)
     jobs = [job]
@@ -161,17 +169,17 @@ def disturb(outcome: Outcome, folder: Path, data_dir: Path, chance: random.Rando
         killed_at = time.time()
         if outcome.kind == "rank":
             with contextlib.suppress(ProcessLookupError):
-                os.kill(chance.choice(job.ranks()), signal.SIGKILL)
+                os.kill(generator.choice(job.ranks()), signal.SIGKILL)
         else:
             job.process.kill() if outcome.kind == "launcher" else job.kill_all()
             jobs.append(Job(folder, data_dir, outcome.ranks_after))
         if outcome.killed_at_step < LAST_STEP:
-            # Orphans who have come to the last step before they left have left nothing to save.
+            # If orphans saved the last step before they exited, the restarted ranks save nothing.
             again = lambda: saved_since(folder, killed_at, job.orphans() if len(jobs) > 1 else [])  # noqa: E731
-            wait_for(lambda: again() or jobs[-1].process.poll() is not None, "training again")
+            wait_for(lambda: again() or jobs[-1].process.poll() is not None, "a checkpoint of the restarted ranks")
             outcome.again_s = time.time() - killed_at if again() else None
         wait_for(lambda: newest_step(folder) == LAST_STEP, "the last step")
-        outcome.notice_s = noticed(folder, killed_at)
+        outcome.notice_s = seconds_to_report(folder, killed_at)
     finally:
         for each in jobs:
             each.ranks()
@@ -179,13 +187,13 @@ def disturb(outcome: Outcome, folder: Path, data_dir: Path, chance: random.Rando
 
 
 def saved_since(folder: Path, killed_at: float, orphans: list[int]) -> bool:
-    """Whether those who were started again have saved. What orphans save does not count."""
+    """Returns whether the restarted ranks have saved a checkpoint. Those of orphans do not count."""
     saved = (path.stat().st_mtime for path in folder.glob("run/checkpoints/step-*/manifest.json"))
     return not orphans and any(at > killed_at + 2 for at in saved)
 
 
-def noticed(folder: Path, killed_at: float) -> float | None:
-    """Seconds from the kill to `failure.json`, if one was written."""
+def seconds_to_report(folder: Path, killed_at: float) -> float | None:
+    """Returns the seconds from the fault to `failure.json`; None if there is none."""
     try:
         return (folder / "run" / "failure.json").stat().st_mtime - killed_at
     except FileNotFoundError:
@@ -193,17 +201,18 @@ def noticed(folder: Path, killed_at: float) -> float | None:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    lines = ["| fault | runs | in mid-training | right weights | noticed | after (median, largest) | again after |"]
+    lines = ["| fault | runs | during training | same weights | reported | after (median, largest) | next checkpoint |"]
     lines += ["|---|---|---|---|---|---|---|"]
-    for kind in (*KINDS, "together"):
-        of_kind = [outcome for outcome in outcomes if kind in (outcome.kind, "together")]
+    for kind in (*KINDS, "all faults"):
+        of_kind = [outcome for outcome in outcomes if kind in (outcome.kind, "all faults")]
         notice = [o.notice_s for o in of_kind if o.notice_s is not None and o.kind == "rank"]
         again = [o.again_s for o in of_kind if o.again_s is not None]
         right = sum(outcome.right for outcome in of_kind)
-        amid = sum(0 < outcome.killed_at_step < LAST_STEP for outcome in of_kind)
-        num_to_notice = sum(outcome.kind == "rank" for outcome in of_kind)  # after the others nobody is left to write
-        seen = f"{len(notice)} of {num_to_notice} | {_spread(notice)}" if num_to_notice else "|"
-        lines += [f"| {kind} | {len(of_kind)} | {amid} | {right} | {seen} | {_spread(again)} |"]
+        during = sum(0 < outcome.killed_at_step < LAST_STEP for outcome in of_kind)
+        # The other faults leave no rank that could report.
+        num_ranks_killed = sum(outcome.kind == "rank" for outcome in of_kind)
+        reported = f"{len(notice)} of {num_ranks_killed} | {_spread(notice)}" if num_ranks_killed else "|"
+        lines += [f"| {kind} | {len(of_kind)} | {during} | {right} | {reported} | {_spread(again)} |"]
     return "\n".join(lines)
 
 
@@ -221,11 +230,11 @@ def write(outcomes: list[Outcome], reference: str, out: Path) -> None:
     out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     _, _, about = (__doc__ or "").partition("--runs 100\n\n")
     machine = describe(torch.device("cpu"))
-    text = f"""# Runs with a fault, {out.name[-10:]}
+    text = f"""# Training runs with a fault, {out.name[-10:]}
 
-By `python benchmarks/faults.py`. {about}
-{machine["device"]}, {machine["cpus"]} CPUs shared with much other work: the seconds say more about its load than about
-Convoy. A rank that is killed before the ranks have met leaves nobody who could write `failure.json`: torchrun notices.
+`python benchmarks/faults.py`. {about}
+Measured on {machine["device"]}, {machine["cpus"]} CPUs; other load on the machine lengthens the times.
+If a rank is killed before the ranks' rendezvous, no rank writes `failure.json`, and torchrun alone reports it.
 
 {table(outcomes)}
 """
@@ -238,36 +247,36 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / f"faults-{date.today()}")
     arguments = parser.parse_args()
-    chance = random.Random(arguments.seed)
+    generator = random.Random(arguments.seed)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        reference, seconds = undisturbed(folder / "undisturbed", folder / "data", 2)
+        reference, seconds = run_undisturbed(folder / "undisturbed", folder / "data", 2)
         print(f"undisturbed: {reference} after {seconds:.1f} s", flush=True)
         for number in range(arguments.runs):
-            ranks, after = chance.choice([(2, 1), (2, 4), (4, 2), (1, 2)] if number % 5 == 0 else [(2, 1), (1, 2)])
+            ranks, after = generator.choice([(2, 1), (2, 4), (4, 2), (1, 2)] if number % 5 == 0 else [(2, 1), (1, 2)])
             kind = KINDS[number % len(KINDS)]
             outcome = Outcome(
                 kind=kind,
                 ranks=max(2, ranks) if kind == "rank" else ranks,
                 ranks_after=max(2, ranks) if kind == "rank" else after,
-                delay_s=LIMIT_S if number % 2 else chance.uniform(0, seconds),
-                after_step=chance.randrange(5, LAST_STEP - 5) if number % 2 else None,
+                delay_s=LIMIT_S if number % 2 else generator.uniform(0, seconds),
+                after_step=generator.randrange(5, LAST_STEP - 5) if number % 2 else None,
             )
             run = folder / str(number)
             try:
-                disturb(outcome, run, folder / "data", chance)
+                run_with_fault(outcome, run, folder / "data", generator)
                 outcome.right = digest(run) == reference
             except TimeoutError as error:
-                print(f"no {error}:\n{(run / 'log').read_text()}", flush=True)
+                print(f"timed out waiting for {error}:\n{(run / 'log').read_text()}", flush=True)
             if not outcome.right:
-                print(f"WRONG\n{(run / 'log').read_text()}", flush=True)
+                print(f"wrong weights:\n{(run / 'log').read_text()}", flush=True)
             print(number, outcome, flush=True)
             outcomes.append(outcome)
             write(outcomes, reference, arguments.out)
             shutil.rmtree(run)
     if not all(outcome.right for outcome in outcomes):
-        sys.exit("error: not every run ended in the undisturbed weights")
+        sys.exit("error: not every run ended with the weights of the undisturbed run")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Start processes that only send heartbeats, and measure what the store of the run has to do.
+"""Measures the load of the run's store with processes that only send heartbeats.
 
     python benchmarks/heartbeats.py --ranks 8 16 32 64
 

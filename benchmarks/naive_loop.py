@@ -19,7 +19,7 @@ from torchvision import datasets, transforms
 
 
 class Net(nn.Module):
-    """The lecture's net, as on its page 42."""
+    """The net on page 42 of the lecture."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -199,7 +199,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def summarise(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Returns rows of (question, ratio, the numbers behind it)."""
+    """Returns rows of (measurement, ratio or value, the numbers that it is computed from)."""
     rows = measured["rows"]
     median = {name: statistics.median(values) for name, values in rows.items()}
 
@@ -235,8 +235,8 @@ def summarise(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
         for shards in (2, 4, 8):
             sharded = f"images/s, {ranks} ranks, {shards} shards"
             if sharded in median:
-                what = f"{shards} virtual shards on {ranks} ranks over plain DDP on the same"
-                table.append((what, ratio(sharded, ddp), f"{spread(sharded)} over {spread(ddp)}"))
+                name = f"{shards} virtual shards on {ranks} ranks over plain DDP on the same"
+                table.append((name, ratio(sharded, ddp), f"{spread(sharded)} over {spread(ddp)}"))
     table.append(("pause of the training for a checkpoint, median", f"{median['stall of a save, ms']:.2f} ms", ""))
     share = 100 * median["comparison of weights, ms"] * median["images/s, 2 processes, batch 100"] / 1000 / (50 * 100)
     compare = f"{spread('comparison of weights, ms')} ms, every 50 steps of 2 ranks"
@@ -286,9 +286,9 @@ def main() -> None:
         f"in brackets the smallest and the largest. The plain loop is `benchmarks/naive_loop.py` with "
         f"{measured['best_workers']} workers, its best of {sorted(measured['workers'])}.",
         "",
-        "| what | ratio | behind it |",
+        "| measurement | result | computed from |",
         "|---|---|---|",
-        *(f"| {what} | {found} | {behind} |" for what, found, behind in summarise(measured)),
+        *(f"| {name} | {result} | {numbers} |" for name, result, numbers in summarise(measured)),
     ]
     write_results("training", "Training on the CPU", machine, measured, lines)
 
