@@ -21,7 +21,7 @@ ONE_CLASS_SHARE = 0.999
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingWarning:
-    """A sign that a training is no good.
+    """A sign that the network learns nothing useful.
 
     Args:
         kind: `no-gain`: the losses are those of the constant predictor. `one-class`: the predictions are of one class.
@@ -74,7 +74,7 @@ class Baseline:
         return _cross_entropy(counts / counts.sum(), self.prediction)
 
     def check(self, train_loss: float | None, validation: Evaluation) -> list[TrainingWarning]:
-        """Returns the signs that a training is no good after an epoch.
+        """Returns the signs, after an epoch, that the network learns nothing useful.
 
         Args:
             train_loss: mean over the epoch; None if it is unknown.

@@ -54,7 +54,7 @@ class LedgerEntry:
 
     @property
     def result(self) -> tuple[str, int, int, int | None]:
-        """Entries of one test set that agree in this are one evaluation, recorded twice or on two machines."""
+        """Identifies the evaluation: entries of one test set with equal results are duplicates."""
         return self.weights_sha256, self.num_errors, self.num_images, self.num_errors_with_views
 
     def to_line(self) -> str:

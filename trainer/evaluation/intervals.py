@@ -1,4 +1,4 @@
-"""Confidence intervals of accuracies, and the line that tells a user an accuracy."""
+"""Confidence intervals of accuracies, and the text that reports an accuracy."""
 
 import math
 from statistics import NormalDist
@@ -18,7 +18,7 @@ def confidence_level(number: int) -> float:
     """Returns the confidence level of the interval of the n-th evaluation on a test set: 1 - 0.05 * 6 / (pi * n)^2.
 
     The error rates of all evaluations, however many there will be, add up to 5 %. So all intervals hold together with
-    95 % confidence (the union bound), whichever of the evaluations somebody picks, and whenever.
+    95 % confidence (the union bound), whichever evaluation a reader picks, at any time.
 
     Args:
         number: n, counted from 1.

@@ -139,7 +139,7 @@ class TrainingLoop:
         self._set_timeout(3 * self._longest_step_s)
 
     def _warn(self, epoch: int, warnings: list[TrainingWarning]) -> None:
-        """Warns about a training that is no good, and again only when what is wrong with it changes."""
+        """Warns if the network learns nothing useful, and again only if the kinds of warnings change."""
         kinds: set[str] = {warning.kind for warning in warnings}
         for warning in warnings:
             if warning.kind not in self._warned_of:

@@ -56,7 +56,7 @@ def build_pretrained(name: str, *, num_channels: int, image_size: int, num_class
     """
     if num_channels != 3:
         raise ConfigError(
-            f"fine-tuning takes colour images: these have {num_channels} channel, and {name} was taught 3"
+            f"fine-tuning takes colour images: these have {num_channels} channel, and {name} was trained on 3"
         )
     check_image_size(f"fine-tuning of {name}", image_size, MIN_IMAGE_SIZE)
     network = build_original(name, num_classes=num_classes)

@@ -34,7 +34,7 @@ class Result:
         test_interval: Wilson interval at the level of `test_look`.
         balanced_accuracy: mean recall over the classes that have test images.
         recall_by_class: of the test images of each class; classes without any are left out.
-        warnings: signs that the training is no good, as `evaluation.baseline` finds them at its end.
+        warnings: signs that the network learns nothing useful, as `evaluation.baseline` finds them at its end.
         test_look: the number of this evaluation among those on this test set in the workspace, counted from 1.
         num_test_looks: evaluations on this test set in the workspace at the end of the run.
         test_accuracy_of_seeds: for each seed of this setting in the ledger, the test accuracy of each of its weights;

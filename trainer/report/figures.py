@@ -1,6 +1,6 @@
 """Draws a report's figures with matplotlib, without pyplot: it needs no display and changes no global state.
 
-The same numbers give the same bytes: no dates, no random ids. Nothing here knows files or HTML.
+The same numbers give the same bytes: no dates, no random ids. This module knows neither files nor HTML.
 """
 
 import io

@@ -2,7 +2,7 @@
 
 It shows the test accuracy with its interval, warnings about the training, the learning curves, the confusion matrix,
 the most confident mistakes, and what is needed to reproduce the run. `figures` draws, `report.html.j2` lays out.
-Nothing here knows how to train.
+This module does not know how a run is trained.
 """
 
 import base64
@@ -153,10 +153,10 @@ def _curves(run: RunFolder, result: Result) -> Curves:
 
 def _panel(curves: Curves, name: str) -> dict[str, str]:
     """Returns one column of the learning curves for light and for dark pages, as data URIs."""
-    return shades(figures.draw_curves(curves, name))
+    return both_color_schemes(figures.draw_curves(curves, name))
 
 
-def shades(figure: Figure) -> dict[str, str]:
+def both_color_schemes(figure: Figure) -> dict[str, str]:
     """Returns a drawing for light and for dark pages, as data URIs."""
     svg = figures.to_svg(figure, transparent=True)
     drawings = {"light": svg, "dark": figures.to_dark(svg)}
@@ -188,7 +188,7 @@ def _write_cifar10_years(folder: Path, result: Result) -> dict[str, str]:
     year = today.year + (today.timetuple().tm_yday - 1) / 365
     drawing = draw_cifar10_years(result.test_accuracy, year, result.recipe)
     write_figure(folder / "cifar10-years", drawing)
-    return shades(drawing)
+    return both_color_schemes(drawing)
 
 
 def _seeds(result: Result) -> dict[str, Any] | None:
@@ -213,7 +213,7 @@ def _worst_mistakes(images: ImageSet, evaluation: Evaluation, names: tuple[str, 
     return [
         Mistake(
             index=index,
-            pixels=_small_picture(images.images[index]),
+            pixels=_thumbnail(images.images[index]),
             label=names[int(evaluation.labels[index])],
             predicted=names[int(evaluation.predicted[index])],
             confidence=float(evaluation.confidence[index]),
@@ -223,7 +223,7 @@ def _worst_mistakes(images: ImageSet, evaluation: Evaluation, names: tuple[str, 
     ]
 
 
-def _small_picture(pixels: torch.Tensor) -> npt.NDArray[np.uint8]:
+def _thumbnail(pixels: torch.Tensor) -> npt.NDArray[np.uint8]:
     """Returns uint8 `[C, H, W]` as `[H, W]` or `[H, W, 3]`, scaled down if it is larger than a tile needs."""
     array = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
     if max(array.shape[:2]) <= _LARGEST_SIDE:

@@ -117,7 +117,7 @@ def _about_polynomials(train: torch.Tensor, test: torch.Tensor) -> str:
 
 
 def _about_networks(networks: NetworkErrors, label_noise: float) -> str:
-    """Says what these widths show, and no more: after few epochs, no network has memorised its labels."""
+    """Describes these widths only: after few epochs, no network has memorised its labels."""
     train, test, widths = networks.train.mean(dim=1), networks.test.mean(dim=1), networks.widths
     best = int(test.argmin())
     memorizes = float(train[-1]) < label_noise / 2

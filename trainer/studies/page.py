@@ -1,4 +1,4 @@
-"""Writes what a study leaves for people: figures and tables as files, and one self-contained HTML page."""
+"""Writes the output of a study: figures and tables as files, and one self-contained HTML page."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from trainer.errors import writing
 from trainer.files import write_atomically, write_json
 from trainer.report import figures
-from trainer.report.page import groups, shades, write_figure
+from trainer.report.page import both_color_schemes, groups, write_figure
 from trainer.studies.folder import StudyFolder
 
 Cell = str | float | int | None
@@ -99,7 +99,7 @@ def _write_figure(folder: StudyFolder, figure: CaptionedFigure) -> dict[str, dic
     (folder.path / "figures").mkdir(exist_ok=True)
     wide = figure.draw(narrow=False)
     write_figure(folder.path / "figures" / figure.name, wide)
-    return {"wide": shades(wide), "narrow": shades(figure.draw(narrow=True))}
+    return {"wide": both_color_schemes(wide), "narrow": both_color_schemes(figure.draw(narrow=True))}
 
 
 def _to_html(folder: StudyFolder, page: Page, drawings: list[tuple[CaptionedFigure, dict[str, dict[str, str]]]]) -> str:
@@ -130,7 +130,7 @@ def _write_result(folder: StudyFolder, page: Page) -> None:
 
 
 def format_cell(value: Cell, decimals: int) -> str:
-    """Formats a cell for people: numbers with fixed decimals and separators of thousands, as in `12,345.60`.
+    """Formats a cell for display: numbers with fixed decimals and separators of thousands, as in `12,345.60`.
 
     A number that would round to zero becomes `<0.01`, and None becomes a dash.
     """

@@ -26,7 +26,7 @@ from trainer.train import setup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialContext:
-    """What the trials of a study share on one rank.
+    """The objects that all trials of a study share on one rank.
 
     Args:
         world: all ranks of the study.

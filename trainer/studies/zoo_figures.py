@@ -64,7 +64,7 @@ class ZooEntry:
 
 
 def label(name: str) -> str:
-    """Returns a network's name as people write it."""
+    """Returns a network's usual name, such as ResNet-18."""
     return _LABELS.get(name, name.replace("resnet", "ResNet-"))
 
 
