@@ -53,3 +53,11 @@ def test_make_help_lists_every_target() -> None:
     (targets,) = re.findall(r"^\.PHONY: help (.+)$", makefile, flags=re.MULTILINE)
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(re.findall(r"^make (\S+)", done.stdout, flags=re.MULTILINE)) == set(targets.split())
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "results" not in page.parts], ids=lambda page: page.name)
+def test_paths_exist(page: Path) -> None:
+    named = re.findall(
+        r"[`/(]((?:convoy|trainer|serving|protos|deploy|tests|benchmarks|examples|docs)/[\w./-]+)`", page.read_text()
+    )
+    assert [path for path in named if not (ROOT / path).exists()] == []
