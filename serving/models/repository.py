@@ -1,6 +1,6 @@
 """The model repository: all models of a folder, for any number of readers and one writer at a time.
 
-Readers see an immutable `View`, which each change replaces in one assignment; they never wait for a change.
+Readers see an immutable `RepositorySnapshot`. Each change replaces it in one assignment; readers never wait.
 `serving.models.versions` decides which versions of a model are served, `serving.models.loader` loads them.
 """
 
@@ -15,8 +15,8 @@ from serving.models.config import parse_json
 from serving.models.devices import count_gpus
 from serving.models.loader import LoadSettings, Model
 from serving.models.scanner import check_name, check_repository, has_model, model_names
+from serving.models.snapshot import RepositorySnapshot, join_names
 from serving.models.versions import IndexEntry, ModelVersions
-from serving.models.view import View, join_names
 
 __all__ = ["IndexEntry", "Model", "Repository"]
 
@@ -56,7 +56,7 @@ class Repository:
         self._write_lock = threading.Lock()
         self._models: dict[str, ModelVersions] = {}
         self._required: set[str] | None = None
-        self._view = View()
+        self._snapshot = RepositorySnapshot()
         self._was_ready = False
         self._listeners: list[Callable[[], None]] = []
         self._closing = threading.Event()
@@ -86,8 +86,8 @@ class Repository:
             InvalidArgument: the version is not a number.
             Unavailable: the version is not ready, a version is loading, or the server is shutting down.
         """
-        view = self._view
-        return view.serving.get((name, version)) or view.find(name, version, is_closing=self._closing.is_set())
+        snapshot = self._snapshot
+        return snapshot.serving.get((name, version)) or snapshot.find(name, version, is_closing=self._closing.is_set())
 
     def versions(self, name: str) -> list[str]:
         """Returns the ready versions of a model, lowest number first.
@@ -95,20 +95,20 @@ class Repository:
         Raises:
             NotFound: the model does not exist.
         """
-        return self._view.versions(name)
+        return self._snapshot.versions(name)
 
     def ready_models(self) -> list[Model]:
         """Returns all ready versions, sorted by name and number."""
-        return self._view.ready_models()
+        return self._snapshot.ready_models()
 
     def is_ready(self) -> bool:
         """Whether every model that was to be loaded at the start, and was not unloaded or removed since, is ready."""
-        required, serving = self._required, self._view.serving
+        required, serving = self._required, self._snapshot.serving
         return required is not None and all((name, "") in serving for name in required)
 
     def index(self, ready_only: bool) -> list[IndexEntry]:
         """Returns the repository index, sorted by name and number."""
-        return [entry for entry in self._view.index if not ready_only or entry.state == "READY"]
+        return [entry for entry in self._snapshot.index if not ready_only or entry.state == "READY"]
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Calls the listener after every change, on the thread that made it. A listener must not load or unload."""
@@ -252,17 +252,17 @@ class Repository:
             self._publish()
 
     def _publish(self) -> None:
-        """Replaces the view of the readers and notifies the listeners if it differs."""
+        """Replaces the snapshot of the readers and notifies the listeners if it differs."""
         serving = {}
         index: list[IndexEntry] = []
         for name, versions in sorted(self._models.items()):
             index += versions.entries()
             for version, model in sorted(versions.ready().items()):
                 serving[name, str(version)] = serving[name, ""] = model
-        before, was_ready = self._view, self._was_ready
-        self._view = View(serving, tuple(index))
+        before, was_ready = self._snapshot, self._was_ready
+        self._snapshot = RepositorySnapshot(serving, tuple(index))
         self._was_ready = self.is_ready()
-        if (self._view, self._was_ready) == (before, was_ready):
+        if (self._snapshot, self._was_ready) == (before, was_ready):
             return
         self.generation += 1
         for listener in self._listeners:

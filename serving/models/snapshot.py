@@ -1,4 +1,4 @@
-"""The state of the repository for its readers: an immutable view of all models at one moment."""
+"""The state of the repository for its readers: an immutable snapshot of all models."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from serving.models.versions import IndexEntry
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class RepositorySnapshot:
     """The ready versions and the index.
 
     Args:
