@@ -13,7 +13,7 @@ from trainer.config import TrainConfig
 from trainer.train import train
 
 
-def one(recipe: str, seed: int, folder: Path) -> dict[str, float]:
+def train_once(recipe: str, seed: int, folder: Path) -> dict[str, float]:
     """Trains once; returns the seconds of the steps and of the whole run, and the test accuracy."""
     began = time.perf_counter()
     train(TrainConfig(recipe=recipe, seed=seed, run_dir=folder / f"s{seed}", export=False))
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps([one(args.recipe, seed, Path(folder)) for seed in args.seeds]))
+        print(json.dumps([train_once(args.recipe, seed, Path(folder)) for seed in args.seeds]))
 
 
 if __name__ == "__main__":

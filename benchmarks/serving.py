@@ -82,7 +82,7 @@ def servers(repository: Path, model: Path, peers: Path | None) -> dict[str, Serv
 
 
 @contextlib.contextmanager
-def started(server: Server, extra: tuple[str, ...] = ()) -> Iterator[tuple[int, int, float]]:
+def running(server: Server, extra: tuple[str, ...] = ()) -> Iterator[tuple[int, int, float]]:
     """Runs a server. Yields its port, its process id and the seconds from start to the first response."""
     port = free_port()
     command = [str(port) if part == "PORT" else part for part in (*server.command, *extra)]
@@ -114,7 +114,7 @@ def wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
             sys.exit(f"error: a server has ended: {process.args}")
         with contextlib.suppress(OSError, grpc.RpcError):
             socket.create_connection(("127.0.0.1", port), 1).close()
-            ask(port, REQUEST)
+            send_request(port, REQUEST)
             return
         time.sleep(0.02)
     sys.exit(f"error: a server does not respond: {process.args}")
@@ -123,7 +123,7 @@ def wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
 REQUEST = b""
 
 
-def ask(port: int, payload: bytes) -> pb.ModelInferResponse:
+def send_request(port: int, payload: bytes) -> pb.ModelInferResponse:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         response: pb.ModelInferResponse = pb.ModelInferResponse.FromString(
             channel.unary_unary(INFER)(payload, timeout=5)
@@ -138,7 +138,7 @@ def request(images: np.ndarray) -> bytes:
     return message.SerializeToString()
 
 
-def framed(payload: bytes, folder: Path, name: str) -> Path:
+def write_framed(payload: bytes, folder: Path, name: str) -> Path:
     """Writes a message to a file in the form that h2load sends; returns the file."""
     path = folder / name
     path.write_bytes(b"\0" + struct.pack(">I", len(payload)) + payload)
@@ -173,7 +173,9 @@ def resident_mb(pid: int) -> float:
     return total / 1024
 
 
-def load(port: int, pid: int, payload: Path, seconds: float, concurrency: int, per_second: float | None = None) -> Load:
+def measure_load(
+    port: int, pid: int, payload: Path, seconds: float, concurrency: int, per_second: float | None = None
+) -> Load:
     """Keeps `concurrency` requests in flight for `seconds`, at most `per_second` requests in total per second."""
     connections = min(concurrency, 4)
     log = payload.with_suffix(".log")
@@ -230,10 +232,10 @@ def measure_round(
     """Measures each server in turn under each kind of load."""
     seen: dict[str, Any] = {}
     for name, server in found.items():
-        with started(server) as (port, pid, ready_s):
+        with running(server) as (port, pid, ready_s):
             idle_mb = resident_mb(pid)
-            loads = {f"c={c}": load(port, pid, one, seconds, c) for c in (1, 32, 128)}
-            loads["64 images, c=8"] = load(port, pid, many, seconds, 8)
+            loads = {f"c={c}": measure_load(port, pid, one, seconds, c) for c in (1, 32, 128)}
+            loads["64 images, c=8"] = measure_load(port, pid, many, seconds, 8)
             seen[name] = {
                 "ready_s": ready_s,
                 "resident_mb_idle": idle_mb,
@@ -252,14 +254,14 @@ def measure_round(
     return seen
 
 
-def overload(server: Server, many: Path, seconds: float) -> dict[str, float]:
+def measure_overload(server: Server, many: Path, seconds: float) -> dict[str, float]:
     """Measures responses per second at capacity and at six times the load, and the time of refusals."""
-    with started(server, ("--max-queue-size", "32")) as (port, pid, _):
-        best = load(port, pid, many, seconds, 16).requests_per_second
+    with running(server, ("--max-queue-size", "32")) as (port, pid, _):
+        best = measure_load(port, pid, many, seconds, 16).requests_per_second
         before = successes(port)
         refusals = Refusals(port)
         began = time.monotonic()
-        overloaded = load(port, pid, many, seconds, 512, per_second=6 * best)
+        overloaded = measure_load(port, pid, many, seconds, 512, per_second=6 * best)
         good = (successes(port) - before) / (time.monotonic() - began)
         times = refusals.stop()
     return {
@@ -285,11 +287,11 @@ class Refusals:
         self._port = port
         self._times: list[float] = []
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(8)]
+        self._threads = [threading.Thread(target=self._send_requests, daemon=True) for _ in range(8)]
         for thread in self._threads:
             thread.start()
 
-    def _ask(self) -> None:
+    def _send_requests(self) -> None:
         with grpc.insecure_channel(f"127.0.0.1:{self._port}") as channel:
             call = channel.unary_unary(INFER)
             while not self._over.wait(0.02):
@@ -385,7 +387,7 @@ def main() -> None:
         )
         images = np.random.default_rng(0).integers(0, 256, (64, *shape)).astype(np.uint8)
         REQUEST = request(images[:1])
-        one, many = framed(REQUEST, folder, "one"), framed(request(images), folder, "many")
+        one, many = write_framed(REQUEST, folder, "one"), write_framed(request(images), folder, "many")
         (folder / "models" / "peer" / "1").mkdir(parents=True)
         shutil.copy(options.model, folder / "models" / "peer" / "1" / "model.onnx")
         found = servers(folder / "models", options.model, options.peers)
@@ -395,7 +397,7 @@ def main() -> None:
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", flush=True)
             rounds.append(measure_round(found, one, many, options.model, images, options.seconds))
-        overloaded = overload(found["convoy native"], many, options.seconds)
+        overloaded = measure_overload(found["convoy native"], many, options.seconds)
     text = "\n".join([*heading(), *table(rounds, found, overloaded), ""])
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Compares training with a plain PyTorch loop, in one run on one machine: `make bench`.
 
-Measurements alternate (ours, theirs, ours, theirs, ...) and are compared as ratios of medians, because the speed of a
+Measurements alternate (ours, theirs, ours, theirs, …) and are compared as ratios of medians, because the speed of a
 shared machine changes by the minute. Writes `benchmarks/results/training-DATE.json` and a table in Markdown.
 """
 
@@ -46,7 +46,7 @@ def launcher(ranks: int) -> list[str]:
     return [sys.executable, *torchrun]
 
 
-def naive(root: Path, workers: int, *, max_steps: int = 10**9) -> dict[str, Any]:
+def run_naive_loop(root: Path, workers: int, *, max_steps: int = 10**9) -> dict[str, Any]:
     """Runs one epoch of the plain loop in one process with all threads."""
     arguments = ["--root", str(root), "--workers", str(workers), "--threads", str(num_threads())]
     arguments += ["--num-images", str(NUM_IMAGES), "--max-steps", str(max_steps)]
@@ -62,7 +62,7 @@ def num_threads() -> int:
     return num_available_cpus()
 
 
-def ours(*arguments: str, ranks: int | None = None) -> dict[str, Any]:
+def run_trainer(*arguments: str, ranks: int | None = None) -> dict[str, Any]:
     """Runs the trainer; returns its result, and the seconds from the command to the first step.
 
     Args:
@@ -127,7 +127,7 @@ def write_idx(root: Path) -> None:
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, len(labels)) + labels.tobytes())
 
 
-def one_copy_of_the_data() -> dict[str, float]:
+def measure_shared_data() -> dict[str, float]:
     """Measures the data file in the memory of four ranks: resident size of all, and proportional set size."""
     folder = Path(tempfile.mkdtemp(prefix="convoy-bench-")) / "run"
     command = [*launcher(4), "trainer/main.py", "--no-export", "--run-dir", str(folder), "--epochs", "100"]
@@ -156,46 +156,46 @@ def measure(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_idx(root)
-        workers = {count: naive(root, count, max_steps=220)["images_per_second"] for count in (0, 1, 2, 4)}
+        workers = {count: run_naive_loop(root, count, max_steps=220)["images_per_second"] for count in (0, 1, 2, 4)}
         best = max(workers, key=lambda count: workers[count])
         print(f"DataLoader workers: {workers}; taking {best}", flush=True)
         rows: dict[str, list[float]] = {}
 
-        def note(name: str, value: float) -> None:
+        def add(name: str, value: float) -> None:
             rows.setdefault(name, []).append(value)
             print(f"{name}: {value:.4g}", flush=True)
 
         for _ in range(rounds):
-            theirs = naive(root, best)
-            note("naive images/s", theirs["images_per_second"])
-            note("naive first epoch, s", theirs["seconds"])
-            note("naive command to end of first epoch, s", theirs["command_seconds"])
-            alone = ours("--epochs", "2")
-            note("mnist images/s", alone["steady_images_per_second"])
-            exact = ours("--epochs", "2", "--precision", "float32")
-            note("mnist in float32, images/s", exact["steady_images_per_second"])
-            note("mm 2048, GFLOP/s", mm_gflops())
-            note("import torch, torchvision, s", import_seconds())
-            note("first step after, s", alone["first_step_seconds"])
+            theirs = run_naive_loop(root, best)
+            add("naive images/s", theirs["images_per_second"])
+            add("naive first epoch, s", theirs["seconds"])
+            add("naive command to end of first epoch, s", theirs["command_seconds"])
+            alone = run_trainer("--epochs", "2")
+            add("mnist images/s", alone["steady_images_per_second"])
+            exact = run_trainer("--epochs", "2", "--precision", "float32")
+            add("mnist in float32, images/s", exact["steady_images_per_second"])
+            add("mm 2048, GFLOP/s", mm_gflops())
+            add("import torch, torchvision, s", import_seconds())
+            add("first step after, s", alone["first_step_seconds"])
             for batch in (100, 1000):
                 size = ("--epochs", "2", "--global-batch-size", str(batch))
-                note(f"images/s, 1 process, batch {batch}", ours(*size)["steady_images_per_second"])
-                note(f"images/s, 2 processes, batch {batch}", ours(*size, ranks=2)["steady_images_per_second"])
+                add(f"images/s, 1 process, batch {batch}", run_trainer(*size)["steady_images_per_second"])
+                add(f"images/s, 2 processes, batch {batch}", run_trainer(*size, ranks=2)["steady_images_per_second"])
             for ranks in (2, 4):
                 ddp = run_json([*launcher(ranks), "benchmarks/ddp_loop.py"])
-                note(f"images/s, {ranks} ranks, DDP", ddp["images_per_second"])
+                add(f"images/s, {ranks} ranks, DDP", ddp["images_per_second"])
                 for shards in (2, 4, 8):
                     if shards >= ranks:
-                        sharded = ours("--epochs", "2", "--virtual-shards", str(shards), ranks=ranks)
-                        note(f"images/s, {ranks} ranks, {shards} shards", sharded["steady_images_per_second"])
+                        sharded = run_trainer("--epochs", "2", "--virtual-shards", str(shards), ranks=ranks)
+                        add(f"images/s, {ranks} ranks, {shards} shards", sharded["steady_images_per_second"])
             costs = run_json([*launcher(2), "benchmarks/overheads.py"])
-            note("stall of a save, ms", costs["stall_ms"])
-            note("comparison of weights, ms", costs["compare_ms"])
-            fast = ours("--recipe", "mnist-fast")
-            note("mnist-fast training, s", fast["train_seconds"])
-            note("mnist-fast whole command, s", fast["wall_seconds"])
-            note("mnist-fast under torchrun, s", ours("--recipe", "mnist-fast", ranks=1)["wall_seconds"])
-    return {"workers": workers, "best_workers": best, "rows": rows, "memory": one_copy_of_the_data()}
+            add("stall of a save, ms", costs["stall_ms"])
+            add("comparison of weights, ms", costs["compare_ms"])
+            fast = run_trainer("--recipe", "mnist-fast")
+            add("mnist-fast training, s", fast["train_seconds"])
+            add("mnist-fast whole command, s", fast["wall_seconds"])
+            add("mnist-fast under torchrun, s", run_trainer("--recipe", "mnist-fast", ranks=1)["wall_seconds"])
+    return {"workers": workers, "best_workers": best, "rows": rows, "memory": measure_shared_data()}
 
 
 def summarise(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
