@@ -1,52 +1,49 @@
 """Reads and prepares images: one preprocessing for training, evaluation and the client of the server.
 
-`prepare_image` applies the EXIF orientation, keeps the upper 8 of 16 bits, composites transparency on white, converts
+`prepare_image` applies the EXIF orientation, composites transparency on white, scales 16-bit values to 8 bits, converts
 to grey or RGB, resizes the shorter side with antialiasing and crops the centre. Of an animation it takes the first
 frame. Pillow is imported by the first call, so that a command that reads no image starts without it.
 """
 
-import struct
-import zlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from convoy.metadata import without_metadata
+
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Transpose
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
+Result = TypeVar("Result")
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 """File name extensions, in lower case, that mark an image in a folder."""
 
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow raises on bad bytes, besides DecompressionBombError."""
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+"""Numbers of significant bits that 16-bit files are known to hold: a camera or a scanner may use fewer than 16."""
+
+_MAX_UNCROPPED_PIXELS = 1 << 22
+_MAX_UNCROPPED_RATIO = 16
 
 
 class ImageError(ValueError):
     """An image cannot be opened or decoded; the message gives the reason in one line, without the path."""
 
 
-def read_image(path: Path, shape: tuple[int, int, int]) -> Pixels:
+def read_image(path: Path, shape: tuple[int, int, int], *, significant_bits: int = 16) -> Pixels:
     """Decodes and prepares an image file.
 
     Args:
         path: the file; its content decides its format, whatever its extension.
         shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB.
+        significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
 
     Returns:
         Pixels, uint8 [C, H, W].
@@ -54,41 +51,116 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Pixels:
     Raises:
         ImageError: the file cannot be opened or decoded.
     """
+    return use_image(path, lambda image: prepare_image(image, shape, significant_bits=significant_bits))
+
+
+def use_image(path: Path, use: Callable[["Image"], Result]) -> Result:
+    """Opens an image file and calls `use`. Where that fails, tries again without the file's metadata, and warns.
+
+    Args:
+        path: the file.
+        use: gets the opened image, of which only the header has been read.
+
+    Returns:
+        What `use` returns.
+
+    Raises:
+        ImageError: the file cannot be opened, or `use` fails.
+    """
     from PIL import Image
 
-    with explain_decode_errors(path), Image.open(path) as image:
-        return prepare_image(image, shape)
+    with explain_decode_errors(path):
+        try:
+            with Image.open(path) as image:
+                return use(image)
+        except Exception as error:
+            try:
+                with Image.open(BytesIO(without_metadata(path.read_bytes()) or b"")) as image:
+                    result = use(image)
+            except Exception:
+                raise error from None
+            warnings.warn("its metadata are damaged and not used", stacklevel=2)
+            return result
 
 
-def prepare_image(image: "Image", shape: tuple[int, int, int]) -> Pixels:
+def prepare_image(image: "Image", shape: tuple[int, int, int], *, significant_bits: int = 16) -> Pixels:
     """Prepares an opened image.
 
     Args:
         image: a Pillow image of any mode and size.
         shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB.
+        significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
 
     Returns:
         Pixels, uint8 [C, H, W].
 
     Raises:
-        ValueError: the pixels are floating-point numbers.
+        ValueError: the pixels are floating-point numbers, or integers outside of 0 to 65535.
     """
-    from PIL import Image, ImageOps
+    return fit_image(upright_and_opaque(image), shape, significant_bits=significant_bits)
 
+
+def upright_and_opaque(image: "Image") -> "Image":
+    """Applies the EXIF orientation and composites transparency on white.
+
+    Args:
+        image: a Pillow image of any mode and size.
+
+    Returns:
+        An image of the same size or turned, without transparency; grey with 16 bits stays so.
+
+    Raises:
+        ValueError: the pixels are floating-point numbers, or integers outside of 0 to 65535.
+    """
+    image.load()
+    method = _transposition(image)
+    if method is not None:
+        image = image.transpose(method)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if is_grey_of_sixteen_bits(image):
+        low, high = image.getextrema()
+        if low < 0 or high > 65535:  # type: ignore[operator]  # of an image with one band
+            raise ValueError(f"its values, {low} to {high}, are not within 0 to 65535: convert it to 8 or 16 bits")
+        return image
+    return _on_white(image)
+
+
+def fit_image(image: "Image", shape: tuple[int, int, int], *, significant_bits: int = 16) -> Pixels:
+    """Converts what `upright_and_opaque` returns to 8 bits and the channels of `shape`, resizes and crops it.
+
+    Args:
+        image: an image without transparency.
+        shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB.
+        significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
+
+    Returns:
+        Pixels, uint8 [C, H, W].
+    """
     num_channels, height, width = shape
-    image = _on_white(_to_eight_bits(ImageOps.exif_transpose(image))).convert("L" if num_channels == 1 else "RGB")
+    image = _with_mode(_to_eight_bits(image, significant_bits), "L" if num_channels == 1 else "RGB")
     if image.size != (width, height):
-        scale = max(width / image.width, height / image.height)
-        size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-        left, top = (size[0] - width) // 2, (size[1] - height) // 2
-        image = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
+        image = _resize_and_crop(image, width, height)
     pixels = np.asarray(image)
     return pixels[None] if num_channels == 1 else pixels.transpose(2, 0, 1)
 
 
+def is_grey_of_sixteen_bits(image: "Image") -> bool:
+    """Tells whether an image is grey with more than 8 bits; Pillow reads all of them."""
+    return image.mode.startswith("I")
+
+
+def has_sixteen_bits(image: "Image") -> bool:
+    """Tells whether an opened file, before loading, has 16 bits in each channel, grey or colour.
+
+    Pillow reads all of them for grey images, and the upper 8 for colour images.
+    """
+    return is_grey_of_sixteen_bits(image) or any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))
+
+
 @contextmanager
 def explain_decode_errors(path: Path) -> Iterator[None]:
-    """Raises ImageError in place of whatever Pillow raises for the file at `path`."""
+    """Raises ImageError in place of any exception about the file at `path`: decoders raise exceptions of every kind."""
     from PIL import Image
 
     try:
@@ -96,20 +168,42 @@ def explain_decode_errors(path: Path) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ImageError(f"it has more than {limit:.0f} million pixels: scale it down") from error
-    except _DECODE_ERRORS as error:
+    except MemoryError as error:
+        raise ImageError("it does not fit in memory: scale it down") from error
+    except Exception as error:
         reason = " ".join(str(error).replace(str(path), "it").split())
         raise ImageError(reason or type(error).__name__) from error
 
 
-def _to_eight_bits(image: "Image") -> "Image":
-    """Keeps the upper byte of 16-bit grey pixels, which Pillow's own conversion would clip at 255."""
+def _transposition(image: "Image") -> "Transpose | None":
+    """Returns how the EXIF orientation turns the image. Pillow's `exif_transpose` fails on damaged EXIF data."""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = image.getexif().get(0x0112)
+    except Exception as error:
+        warnings.warn(f"its EXIF data are damaged, and not used to turn it: {error}", stacklevel=2)
+        return None
+    methods: dict[object, Transpose] = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return methods.get(orientation)
+
+
+def _to_eight_bits(image: "Image", significant_bits: int) -> "Image":
+    """Keeps the upper 8 of the significant bits of 16-bit grey pixels; Pillow's own conversion would clip at 255."""
     from PIL import Image
 
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range")
-    if not image.mode.startswith("I"):
+    if not is_grey_of_sixteen_bits(image):
         return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    values = np.asarray(image).clip(0, (1 << significant_bits) - 1)
+    return Image.fromarray((values >> (significant_bits - 8)).astype(np.uint8))
 
 
 def _on_white(image: "Image") -> "Image":
@@ -118,5 +212,30 @@ def _on_white(image: "Image") -> "Image":
     if not image.has_transparency_data:
         return image
     white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image.convert("RGBA"))
+    white.alpha_composite(_with_mode(image, "RGBA"))
     return white
+
+
+def _with_mode(image: "Image", mode: str) -> "Image":
+    """Converts the image; unlike Pillow's `convert`, makes no copy of one that has the mode."""
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _resize_and_crop(image: "Image", width: int, height: int) -> "Image":
+    """Resizes the shorter side and crops the centre.
+
+    A strip of 1 x 20,000 pixels would be resized to 224 x 4,480,000 pixels, which are 4 GB. So of a long strip only the
+    centre is resized. This is not done for other images: Pillow takes the box in 32-bit floating-point numbers, which
+    changes about half of all images in single pixels, by 1 of 255.
+    """
+    from PIL import Image
+
+    scale = max(width / image.width, height / image.height)
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    box = left, top, left + width, top + height
+    if size[0] * size[1] <= max(_MAX_UNCROPPED_PIXELS, _MAX_UNCROPPED_RATIO * width * height):
+        return image.resize(size, Image.Resampling.BILINEAR).crop(box)
+    across, down = image.width / size[0], image.height / size[1]
+    source = box[0] * across, box[1] * down, min(box[2] * across, image.width), min(box[3] * down, image.height)
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=source)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from convoy.cpus import num_available_cpus
+from convoy.cpus import available_memory, num_available_cpus
 
 _BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>, the same on every glibc
@@ -44,6 +44,7 @@ def describe(device: torch.device) -> dict[str, str | int]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
         "cpus": num_available_cpus(),
+        "memory_bytes": available_memory(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),

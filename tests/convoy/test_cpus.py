@@ -74,7 +74,34 @@ def test_without_cgroups_the_affinity_mask_counts(tmp_path):
         ("nothing", "", MEMORY),
     ],
 )
-def test_the_memory_limit_of_both_cgroup_versions(name: str, limit: str, expected: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", ["0::/\n4:memory:/\n", None])
+def test_the_memory_limit_of_both_cgroup_versions(
+    name: str, limit: str, expected: int, own: str | None, tmp_path: Path
+) -> None:
     (tmp_path / "memory").mkdir()
     (tmp_path / name).write_text(limit)
-    assert available_memory(tmp_path) == expected
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    assert available_memory(tmp_path, tmp_path / "own") == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "expected"),
+    [
+        ("0::/slurm/job_7/step_0\n", {"slurm/job_7/memory.max": "2000000"}, 2_000_000),
+        ("0::/a/b\n", {"a/memory.max": "3000000", "a/b/memory.max": "max"}, 3_000_000),
+        ("0::/a/b\n", {"a/memory.max": "max", "a/b/memory.max": "4000000", "memory.max": "5000000"}, 4_000_000),
+        ("5:memory:/user/7\n4:cpu:/\n", {"memory/user/7/memory.limit_in_bytes": "6000000"}, 6_000_000),
+        ("0::/a\n", {"other/memory.max": "1000000"}, MEMORY),
+        ("4:cpu:/a\n", {"memory/a/memory.limit_in_bytes": "1000000"}, MEMORY),
+        ("\nnonsense\n0::/a\n", {"a/memory.max": "7000000"}, 7_000_000),
+    ],
+)
+def test_the_memory_limits_of_the_own_cgroup_and_its_parents_count(
+    own: str, limits: dict[str, str], expected: int, tmp_path: Path
+) -> None:
+    (tmp_path / "own").write_text(own)
+    for name, limit in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(limit)
+    assert available_memory(tmp_path, tmp_path / "own") == expected

@@ -1,7 +1,11 @@
 """The one preprocessing: orientation, bit depth, transparency, channels, resizing and cropping."""
 
+import io
+import random
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from PIL import Image
 from convoy.images import EXTENSIONS, ImageError, Pixels, prepare_image, read_image
 
 Read = Callable[..., Pixels]
+NEEDS_AVIF = pytest.mark.skipif(".avif" not in Image.registered_extensions(), reason="this Pillow reads no AVIF")
 
 
 @pytest.fixture
@@ -54,6 +59,31 @@ def test_transparent_colour_of_a_palette_becomes_white(read: Read) -> None:
 def test_the_upper_eight_of_sixteen_bits_are_kept(read: Read) -> None:
     image = Image.fromarray(np.full((8, 8), 0x80FF, np.uint16))
     assert set(read(image, (1, 8, 8)).flat) == {0x80}
+
+
+@pytest.mark.parametrize(
+    ("significant_bits", "values", "expected"),
+    [
+        (8, [0, 128, 255, 300], [0, 128, 255, 255]),
+        (10, [3, 4, 512, 1023], [0, 1, 128, 255]),
+        (12, [15, 16, 4095, 65535], [0, 1, 255, 255]),
+        (14, [63, 64, 8192, 16383], [0, 1, 128, 255]),
+        (16, [255, 256, 32768, 65535], [0, 1, 128, 255]),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_the_largest_value_of_the_significant_bits_becomes_white(
+    significant_bits: int, values: list[int], expected: list[int], kind: type
+) -> None:
+    image = Image.fromarray(np.array([values] * 4).astype(kind))
+    assert prepare_image(image, (1, 4, 4), significant_bits=significant_bits)[0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("outside", [-1, 65536])
+def test_values_that_are_not_of_16_bits_are_refused(tmp_path: Path, outside: int) -> None:
+    Image.fromarray(np.array([[0, outside]] * 2).astype(np.int32)).save(tmp_path / "x.tif")
+    with pytest.raises(ImageError, match="are not within 0 to 65535: convert it to 8 or 16 bits"):
+        read_image(tmp_path / "x.tif", (1, 2, 2))
 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
@@ -130,6 +160,181 @@ def test_bad_bytes_have_a_reason_of_one_line_without_the_path(tmp_path: Path, co
         read_image(path, (1, 8, 8))
     assert str(path) not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# ---- Memory ----------------------------------------------------------------------------------------------------------
+
+
+def resize_then_crop(image: Image.Image, side: int) -> Pixels:
+    scale = side / min(image.size)
+    width, height = max(side, round(image.width * scale)), max(side, round(image.height * scale))
+    left, top = (width - side) // 2, (height - side) // 2
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(640, 480), (33, 67), (8, 150), (500, 499), (1000, 16), (1, 60), (3, 3)])
+@pytest.mark.parametrize("side", [8, 32, 224])
+def test_an_image_is_cropped_after_it_is_resized(size: tuple[int, int], side: int) -> None:
+    image = noise(*size)
+    np.testing.assert_array_equal(prepare_image(image, (1, side, side))[0], resize_then_crop(image, side))
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (9000, 3), (2, 7001)])
+def test_of_a_long_strip_only_the_centre_is_resized(size: tuple[int, int]) -> None:
+    """The whole strip would be resized to up to 64 x 1,280,000 pixels. Pixels may differ by rounding."""
+    image = noise(*size)
+    pixels = prepare_image(image, (1, 64, 64))[0].astype(int)
+    assert np.abs(pixels - resize_then_crop(image, 64)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1_000_000, 1), (1, 3_000_000)])
+def test_a_strip_of_a_million_pixels_takes_no_gigabytes(size: tuple[int, int]) -> None:
+    script = (
+        "import resource, sys; from PIL import Image; from convoy.images import prepare_image; "
+        f"image = Image.new('RGB', {size}); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "prepare_image(image, (3, 224, 224)); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert int(output) < 50_000  # kB
+
+
+# ---- Damaged files ---------------------------------------------------------------------------------------------------
+
+
+def encoded(kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse.repeat(4, axis=0).repeat(4, axis=1)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+KINDS = ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", pytest.param("AVIF", marks=NEEDS_AVIF)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_bytes_are_an_image_or_one_line(tmp_path: Path, kind: str) -> None:
+    whole, generator, reasons = encoded(kind), random.Random(0), []
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(generator.choice([1, 1, 4])):
+            data[generator.randrange(len(data))] = generator.choice([0, 255, generator.randrange(256)])
+        (tmp_path / "x").write_bytes(data[: generator.choice([len(data), len(data), generator.randrange(len(data))])])
+        try:
+            read_image(tmp_path / "x", (3, 8, 8))
+        except ImageError as error:
+            reasons.append(str(error))
+    assert reasons
+    assert all(reason and "\n" not in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("codec"), MemoryError(), AssertionError(), OverflowError("too large")])
+def test_any_exception_of_a_decoder_is_an_image_error(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: Image.Image) -> None:
+        raise error
+
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(ImageError) as caught:
+        read_image(tmp_path / "x.png", (1, 8, 8))
+    assert str(caught.value) in ("codec", "it does not fit in memory: scale it down", "AssertionError", "too large")
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6  # to be turned by 90 degrees clockwise
+EXIF[0x010E] = "a description"
+
+
+def png_with(name: bytes, content: bytes, *, checksum_is_right: bool = True) -> bytes:
+    """Returns a PNG with one more chunk behind its header."""
+    data = encoded("PNG")
+    checksum = zlib.crc32(name + content) ^ (0 if checksum_is_right else 1)
+    return data[:33] + struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum) + data[33:]
+
+
+def overwritten(data: bytes, old: bytes, new: bytes) -> bytes:
+    assert old in data
+    assert len(old) == len(new)
+    return data.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "checksum_is_right"),
+    [
+        (b"tEXt", b"Comment\0hello", False),
+        (b"zTXt", b"Comment\0\1", True),  # an unknown compression
+        (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(5_000_000)), True),  # more than Pillow accepts
+        (b"iCCP", b"icc\0\5", True),
+        (b"iCCP", b"icc\0\0" + b"nonsense", False),
+        (b"pHYs", b"12", True),
+        (b"eXIf", b"nonsense", False),
+        (b"gAMA", b"", True),
+    ],
+)
+def test_damaged_chunks_of_a_png_leave_its_pixels_readable(
+    tmp_path: Path, name: bytes, content: bytes, checksum_is_right: bool
+) -> None:
+    (tmp_path / "x.png").write_bytes(png_with(name, content, checksum_is_right=checksum_is_right))
+    with pytest.warns(UserWarning, match="its metadata are damaged and not used"):
+        pixels = read_image(tmp_path / "x.png", (3, 24, 24))
+    np.testing.assert_array_equal(pixels, prepare_image(Image.open(io.BytesIO(encoded("PNG"))), (3, 24, 24)))
+
+
+def test_damaged_text_of_a_png_leaves_its_orientation(tmp_path: Path) -> None:
+    good = encoded("PNG", exif=EXIF)
+    chunk = b"Comment\0hello"
+    bad = good[:33] + struct.pack(">I", len(chunk)) + b"tEXt" + chunk + bytes(4) + good[33:]
+    (tmp_path / "good.png").write_bytes(good)
+    (tmp_path / "bad.png").write_bytes(bad)
+    with pytest.warns(UserWarning, match="its metadata are damaged"):
+        pixels = read_image(tmp_path / "bad.png", (3, 24, 24))
+    np.testing.assert_array_equal(pixels, read_image(tmp_path / "good.png", (3, 24, 24)))
+
+
+def test_damaged_pixels_of_a_png_stay_unreadable(tmp_path: Path) -> None:
+    data = bytearray(png_with(b"tEXt", b"Comment\0hello", checksum_is_right=False))
+    data[-20] ^= 255  # in the pixels' checksum or before
+    (tmp_path / "x.png").write_bytes(data)
+    with pytest.raises(ImageError):
+        read_image(tmp_path / "x.png", (3, 24, 24))
+
+
+@pytest.mark.filterwarnings("ignore:its EXIF data are damaged")  # not told for JPEG, whose EXIF data Pillow skips
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("damaged", [b"XX\0*", b"MM\0\0"])
+def test_damaged_exif_data_leave_the_pixels_readable(tmp_path: Path, kind: str, damaged: bytes) -> None:
+    exif = overwritten(EXIF.tobytes(), b"MM\0*", damaged)
+    (tmp_path / "x").write_bytes(encoded(kind, exif=exif))
+    pixels = read_image(tmp_path / "x", (3, 24, 24))
+    np.testing.assert_array_equal(pixels, prepare_image(Image.open(io.BytesIO(encoded(kind))), (3, 24, 24)))
+
+
+@NEEDS_AVIF
+def test_damaged_exif_data_of_an_avif_leave_the_pixels_readable(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    (tmp_path / "x").write_bytes(overwritten(encoded("AVIF", exif=exif), b"MM\0*", b"XX\0*"))
+    with pytest.warns(UserWarning, match="its metadata are damaged"):
+        pixels = read_image(tmp_path / "x", (3, 24, 24))
+    np.testing.assert_array_equal(pixels, prepare_image(Image.open(io.BytesIO(encoded("AVIF"))), (3, 24, 24)))
+
+
+@pytest.mark.parametrize("place", [0xFF787718, 0x7FFFFFFF])
+def test_a_damaged_description_of_a_tiff_leaves_the_pixels_readable(tmp_path: Path, place: int) -> None:
+    good = encoded("TIFF", description="what it shows")
+    entry = good.index(struct.pack("<HHI", 270, 2, 14))
+    bad = good[: entry + 8] + struct.pack("<I", place) + good[entry + 12 :]
+    (tmp_path / "x.tif").write_bytes(bad)
+    with pytest.warns(UserWarning, match="its metadata are damaged"):
+        pixels = read_image(tmp_path / "x.tif", (3, 24, 24))
+    np.testing.assert_array_equal(pixels, prepare_image(Image.open(io.BytesIO(good)), (3, 24, 24)))
 
 
 def test_a_missing_file_and_a_folder_are_told_by_their_cause(tmp_path: Path) -> None:
