@@ -12,7 +12,7 @@ help:
 	@echo "make test       run the test suite, on two cores"
 	@echo "make test-all   run it, and then the tests that install the images' packages (9 GB, some minutes)"
 	@echo "make lint       run ruff, mypy --strict and import-linter"
-	@echo "make bench      measure training beside the loop a user would write, and serving (benchmarks/results)"
+	@echo "make bench      compare training with a plain PyTorch loop, and measure serving (benchmarks/results)"
 	@echo "make setup      create .venv from requirements.lock, or update it after the lock changed"
 	@echo "make lock       choose new versions for requirements.lock"
 
@@ -38,7 +38,7 @@ serve: setup
 	$(BIN)/python -m serving --model-repository models --model-control-mode poll
 
 # Half of the suite waits for servers, signals and hosts, so two processes share it, file by file, long ones first. Idle
-# OpenMP threads must not spin meanwhile.
+# OpenMP threads must not spin.
 test: setup
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
