@@ -10,7 +10,7 @@ _NO_CONNECTION = (
     "errors resolving",
     "DNS resolution failed",
 )
-"""How gRPC's core begins the details of an UNAVAILABLE that no server sent."""
+"""First words of the details of an UNAVAILABLE that gRPC's core raises because it has no connection."""
 _CLIENT_DEADLINE = "Deadline Exceeded"
 """The details of a DEADLINE_EXCEEDED that the client's own gRPC core raises."""
 

@@ -64,7 +64,7 @@ class InferResponse:
 
 
 class ResponseSink(Protocol):
-    """Where the response to a ModelInfer call goes.
+    """Receives the response to a ModelInfer call.
 
     Exactly one of the methods is called, once, from any thread; neither may block. After `RequestHandle.cancel` at most
     one late call may arrive, which a front end ignores.

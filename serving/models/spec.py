@@ -13,7 +13,7 @@ from serving.protocol.tensors import DATATYPES, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class VersionPolicy:
-    """Which versions of a model are served.
+    """Selects the versions of a model to serve.
 
     Args:
         num_versions: how many of the newest; None for no limit.

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Reason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
-"""Why a request failed, in Triton's words.
+"""The reason why a request failed, in Triton's words.
 
 REJECTED: the queue was full, or the request's deadline had passed when its turn came. CANCELED: the client cancelled
 the call, or its gRPC deadline passed while the request waited. BACKEND: the model failed. OTHER: any other error.
 """
 
 BatchTrigger = Literal["full", "idle", "delay"]
-"""Why a batch was closed: no more rows fit, an instance was idle, or the queue delay was over."""
+"""The reason why a batch was closed: no more rows fit, an instance was idle, or the queue delay was over."""
 
 LATENCY_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 

@@ -42,7 +42,7 @@ class Fingerprint:
 
     @property
     def recipe(self) -> Recipe:
-        """What the run computes, whatever the recipe of that name is by now."""
+        """The recipe as the run computes it, even if the recipe of that name has changed since."""
         return _read_recipe(self.values["recipe"])
 
     @property

@@ -1,4 +1,4 @@
-"""Where a run or a study started: code, number of ranks and machine."""
+"""The origin of a run or a study: code, number of ranks and machine."""
 
 import subprocess
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run found, as one record: `result.json`."""
+"""The results of a run as one record: `result.json`."""
 
 import json
 from dataclasses import MISSING, asdict, dataclass, fields

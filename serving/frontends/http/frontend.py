@@ -32,7 +32,7 @@ _POLL_S = 0.005
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAddress:
-    """Where to listen. Port 0 takes any free port."""
+    """A host and port to listen on. Port 0 takes any free port."""
 
     host: str
     port: int
