@@ -26,7 +26,7 @@ _LR, _MOMENTUM = 0.03, 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapacityConfig:
-    """Fit polynomials of degree 0 to 9 to noisy points, and networks of rising width to images with wrong labels."""
+    """Fits polynomials of degree 0 to 9 to noisy points, and networks of rising width to images with wrong labels."""
 
     num_points: int = 14
     """Points that a polynomial is fitted to."""

@@ -22,7 +22,7 @@ _PEAK_LR = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegressionConfig:
-    """Fit a line to generated ages and blood pressures, in closed form and by stochastic gradient descent."""
+    """Fits a line to generated ages and blood pressures, in closed form and by stochastic gradient descent."""
 
     num_people: int = 60
     """Number of points."""

@@ -44,10 +44,10 @@ _PROBE_STEPS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedsConfig:
-    """Run one recipe from many seeds; report worst, median and best with intervals. The ranks share the seeds."""
+    """Runs one recipe from many seeds; reports worst, median and best with intervals. The ranks share the seeds."""
 
     recipe: str = "mnist"
-    """What to run."""
+    """The recipe; `convoy recipes` lists them all."""
     runs: int = 100
     """Number of seeds, counted from --first-seed."""
     first_seed: int = 0
@@ -55,9 +55,9 @@ class SeedsConfig:
     dataset: str | None = None
     """Data set instead of the recipe's, as for a training run."""
     image_size: int | None = None
-    """For folder:PATH."""
+    """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
     epochs: int | None = None
-    """Instead of the recipe's."""
+    """Number of epochs, instead of the recipe's."""
     stack: int = 0
     """Seeds trained together as one network; 1: one after another; 0: measure and use the fastest."""
     data_dir: Path = field(default_factory=default_data_dir)

@@ -32,7 +32,7 @@ from trainer.studies.trials import TrialContext, explain_interruption, train_tri
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
-    """Try values of a recipe's fields and rank them by validation accuracy. The ranks share the candidates."""
+    """Tries values of a recipe's fields and ranks them by validation accuracy. The ranks share the candidates."""
 
     recipe: str = "mnist"
     """The recipe to change."""
@@ -45,9 +45,9 @@ class SweepConfig:
     dataset: str | None = None
     """Data set instead of the recipe's, as for a training run."""
     image_size: int | None = None
-    """For folder:PATH."""
+    """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
     epochs: int | None = None
-    """Instead of the recipe's."""
+    """Number of epochs, instead of the recipe's."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Where data sets are kept."""
     run_dir: Path | None = None

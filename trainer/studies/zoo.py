@@ -67,7 +67,7 @@ _ORIGINAL_SIZES = {"inception_v3": 299}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZooConfig:
-    """Show accuracy by multiply-adds and parameters, and measure the time per image by batch size and runtime."""
+    """Shows accuracy by multiply-adds and parameters, and measures the time per image by batch size and runtime."""
 
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     """Images per forward pass."""
