@@ -31,8 +31,8 @@ from trainer.ranks.watchdog import HANG_TIMEOUT_S, Watchdog
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT_S = 600.0
 """After this long a collective of torch's fails by itself. The watchdog ends most runs that hang much sooner."""
-NO_TIMEOUT_S = 30 * 86400.0
-"""Its timeout when ranks may wait for one for ever, as for one in a debugger; torch has no infinite one."""
+NO_TIMEOUT_S = 20 * 86400.0
+"""Its timeout if ranks may wait for ever, for example for a debugger: 31 bits of milliseconds end after 24 days."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,7 @@ class World:
         virtual_shards: number of shards of a global batch, if the user chose it to get the same bits with any world
             size. None: one shard for each rank.
         failure_context: what a failure report says, for the run to keep up to date.
+        on_leave: closed when this rank leaves the run, however it ends.
     """
 
     rank: int
@@ -60,6 +61,7 @@ class World:
     virtual_shards: int | None = None
     failure_context: FailureContext = field(default_factory=FailureContext, repr=False)
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(FailureContext()), repr=False)
+    on_leave: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -118,7 +120,7 @@ class World:
             round_name = meet(shared_store, environment)
             watchdog.watch_peers(watchdog_store, round_name)
             store, lock = PrefixStore(f"convoy/{round_name}", shared_store), FailureLock(shared_store, round_name, rank)
-        with ExitStack() as links, _leaving(watchdog), report_failure(context, lock, watchdog):
+        with ExitStack() as on_leave, _leaving(watchdog), report_failure(context, lock, watchdog):
             _check_shards(virtual_shards, size, is_elastic=environment.max_restarts > 0)
             device = choose_device(choice, local_rank, local_size)
             control, shared_memory = None, None
@@ -127,7 +129,8 @@ class World:
                     timeout_s = max(COLLECTIVE_TIMEOUT_S, hang_timeout_s) if hang_timeout_s else NO_TIMEOUT_S
                     control = _init_process_group(store, rank, size, device, timeout_s)
                     if size == local_size and device.type == "cpu" and sys.platform == "linux":
-                        shared_memory = links.enter_context(closing(SharedMemoryReducer.join(round_name, rank, size)))
+                        shared_memory = SharedMemoryReducer.join(round_name, rank, size)
+                        on_leave.enter_context(closing(shared_memory))
             yield cls(
                 rank=rank,
                 size=size,
@@ -140,6 +143,7 @@ class World:
                 virtual_shards=virtual_shards,
                 failure_context=context,
                 watchdog=watchdog,
+                on_leave=on_leave,
             )
 
     def broadcast(self, tensors: list[torch.Tensor]) -> None:
