@@ -50,10 +50,10 @@ class Pod:
 
     @property
     def text(self) -> str:
-        """All that it has said, over its restarts."""
+        """The log of all its restarts."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def said(self, words: str) -> bool:
+    def has_logged(self, words: str) -> bool:
         return words in self.text
 
     def _place(self, word: str) -> str:
@@ -85,23 +85,23 @@ class JobController:
             self.processes[pod.index] = pod.start()
 
     def run(self, timeout_s: float = PATIENCE_S) -> str:
-        """Replace what fails until all have succeeded ("Complete") or a rule or the limit says "Failed"."""
+        """Replaces failed pods until all have succeeded ("Complete"), or a rule or limit ends the Job ("Failed")."""
         until = time.monotonic() + timeout_s
         while self.processes and not self.has_failed:
             assert time.monotonic() < until, f"the Job is not done after {timeout_s:.0f} s: {self.codes}"
-            self.tend()
+            self.reconcile()
             time.sleep(0.05)
         return "Failed" if self.has_failed else "Complete"
 
-    def tend(self) -> int:
-        """Replace what has failed by now. Returns how many pods have ended so far."""
+    def reconcile(self) -> int:
+        """Replaces pods that have failed. Returns how many pods have ended so far."""
         for index, process in list(self.processes.items()):
             code = process.poll()
             if code is not None:
-                self._settle(index, 128 - code if code < 0 else code)
+                self._handle_exit(index, 128 - code if code < 0 else code)
         return len(self.codes)
 
-    def _settle(self, index: int, code: int) -> None:
+    def _handle_exit(self, index: int, code: int) -> None:
         self.codes.append(code)
         del self.processes[index]
         if code == 0:

@@ -59,7 +59,7 @@ def _render(folders: Sequence[str]) -> tuple[Object, ...]:
     parts = {folder: _fields(folder)["kind"] for folder in folders}
     for field, kind in (("components", "Component"), ("resources", "Kustomization")):
         fields[field] = [*(folder for folder, its in parts.items() if its == kind), *fields[field]]
-    return lay(fields)
+    return render_fields(fields)
 
 
 def _fields(folder: str) -> Object:
@@ -68,7 +68,7 @@ def _fields(folder: str) -> Object:
     return fields | {name: [os.path.normpath(f"{folder}/{path}") for path in fields.get(name, ())] for name in PATHS}
 
 
-def lay(fields: Object) -> tuple[Object, ...]:
+def render_fields(fields: Object) -> tuple[Object, ...]:
     """Renders a kustomization with these fields; paths are relative to DEPLOY."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch).resolve()

@@ -31,28 +31,28 @@ class Rollout:
         self._ready: list[Pod] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def bring(self, pods: Sequence[Pod]) -> None:
-        """Start pods, and put each into DNS when its readiness probe says so."""
+    def start_pods(self, pods: Sequence[Pod]) -> None:
+        """Starts pods, and adds each to DNS when its readiness probe succeeds."""
         for pod in pods:
             self._processes[pod.host.name] = pod.start()
         for pod in pods:
-            self._await(pod)
+            self._wait_until_ready(pod)
             self._publish([*self._ready, pod])
 
-    def _await(self, pod: Pod) -> None:
-        """The kubelet's probes, in their order."""
+    def _wait_until_ready(self, pod: Pod) -> None:
+        """Waits for the probes in the order in which the kubelet runs them."""
         process = self._processes[pod.host.name]
         for probe in ("startup", "liveness", "readiness"):
             what = f"{pod.host.name}'s {probe} probe"
             wait_for(what, partial(answers, pod, probe), lambda: process.poll() is not None)
 
     def replace(self, old: Pod, new: Pod) -> subprocess.Popen[bytes]:
-        """maxSurge 1, maxUnavailable 0: the new pod is ready before the old one has to go."""
-        self.bring([new])
-        return self.retire(old)
+        """Starts the new pod, then ends the old one: maxSurge 1, maxUnavailable 0."""
+        self.start_pods([new])
+        return self.remove(old)
 
-    def retire(self, pod: Pod) -> subprocess.Popen[bytes]:
-        """Take a pod out of DNS and end it; its end is not awaited."""
+    def remove(self, pod: Pod) -> subprocess.Popen[bytes]:
+        """Removes a pod from DNS and ends it, without waiting for the end."""
         self._publish([other for other in self._ready if other is not pod])
         terminate(pod, self._processes[pod.host.name])
         return self._processes[pod.host.name]

@@ -32,10 +32,10 @@ kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.
 
 def schema_problems(objects: Sequence[Object]) -> list[str]:
     """Returns a line for each error in the objects."""
-    return [f"{name_of(item)}: {problem}" for item in objects for problem in _judge(item)(item)]
+    return [f"{name_of(item)}: {problem}" for item in objects for problem in _validator_of(item)(item)]
 
 
-def _judge(item: Object) -> Callable[[Object], Iterator[str]]:
+def _validator_of(item: Object) -> Callable[[Object], Iterator[str]]:
     if (item["apiVersion"], item["kind"]) in MODELS:
         return _by_model
     return _by_own_schema if (SCHEMAS / f"{item['kind']}.json").exists() else _by_kubernetes

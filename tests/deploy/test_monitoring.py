@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from serving.observability.metrics import NAMES
-from tests.deploy.manifests import DEPLOY, Object, find, lay, render
+from tests.deploy.manifests import DEPLOY, Object, find, render, render_fields
 from tests.deploy.policy import policy_problems
 
 RULES = yaml.safe_load((DEPLOY / "monitoring/prometheusrule.yaml").read_text())["spec"]
@@ -81,7 +81,7 @@ def test_the_dashboards_variables_are_known() -> None:
 
 
 def test_a_cells_queries_use_its_own_namespace() -> None:
-    objects = lay(
+    objects = render_fields(
         {
             "namespace": "cell-2",
             "resources": ["overlays/prod-gpu"],

@@ -56,18 +56,18 @@ def test_four_hosts_train_although_dns_is_late(has_namespaces: bool, tmp_path: P
         job = build_job("train-cpu", hosts, tmp_path, "--epochs=1", "--no-export")
         # torch then logs each failed lookup of a name; all pods share the container.
         job.pods[0].container["env"].append({"name": "TORCH_CPP_LOG_LEVEL", "value": "WARNING"})
-        everyone = service_names(hosts)
+        addresses = service_names(hosts)
         # No host, rank 0's included, can resolve rank 0's name. (Without namespaces no DNS can be late.)
-        late = {name: at for name, at in everyone.items() if "trainer-0" not in name}
+        late = {name: at for name, at in addresses.items() if "trainer-0" not in name}
         for host in hosts:
-            host.set_names(late if has_namespaces else everyone)
+            host.set_names(late if has_namespaces else addresses)
         job.start()
         if has_namespaces:
             for pod in job.pods[1:]:
-                wait_for("a host to look in vain", lambda pod=pod: pod.said("trainer-0.trainer"))
+                wait_for("a host that cannot resolve the name", lambda pod=pod: pod.has_logged("trainer-0.trainer"))
             assert all(process.poll() is None for process in job.processes.values())
             for host in hosts:
-                host.set_names(everyone)
+                host.set_names(addresses)
         trained = Trained.by(job, tmp_path)
     assert trained.outcome == "Complete", trained.logs
     assert trained.codes == [0] * 4, trained.logs
@@ -106,27 +106,27 @@ def test_no_request_fails_while_all_pods_are_replaced_and_a_version_is_published
     with network([*names, "client"], namespaces=has_namespaces) as (*hosts, client):
         rollout = Rollout(overlay, hosts, client, models, tmp_path)
         first, second = rollout.pods[:NUM_PODS], rollout.pods[NUM_PODS:]
-        rollout.bring(first)
+        rollout.start_pods(first)
         load = client.start(
             [sys.executable, str(Path(__file__).parent / "load.py"), rollout.target], {}, tmp_path / "load.log"
         )
         for pod in first:
             wait_for(f"a request to {pod.host.name}", lambda pod=pod: requests_of(pod) > 10)
         began = time.monotonic()
-        rollout.bring(second[:1])
+        rollout.start_pods(second[:1])
         publish(models)
         for pod in [*first[1:], second[0]]:
-            wait_for(f"version 2 on {pod.host.name}", lambda pod=pod: pod.said("mnist version 2 ready"))
-        wait_for("the client to be free to look at DNS", lambda: time.monotonic() > began + DNS_S)
-        ended = [rollout.retire(first[0])]
+            wait_for(f"version 2 on {pod.host.name}", lambda pod=pod: pod.has_logged("mnist version 2 ready"))
+        wait_for("the client's next DNS lookup", lambda: time.monotonic() > began + DNS_S)
+        ended = [rollout.remove(first[0])]
         ended += [rollout.replace(old, new) for old, new in zip(first[1:], second[1:], strict=True)]
         codes = [process.wait(120) for process in ended]
         for pod in second:
             wait_for(f"a request to {pod.host.name}", lambda pod=pod: requests_of(pod) > 10)
         load.stdin.close()
         assert load.wait(60) == 0
-    told = json.loads((tmp_path / "load.log").read_text().splitlines()[-1])
-    assert told["failed"] == []
+    summary = json.loads((tmp_path / "load.log").read_text().splitlines()[-1])
+    assert summary["failed"] == []
     assert codes == [0, 0, 0], [pod.text for pod in first]
-    assert set(told["answered"]) == {"1", "2"}
-    assert min(told["answered"].values()) > 10
+    assert set(summary["answered"]) == {"1", "2"}
+    assert min(summary["answered"].values()) > 10

@@ -81,9 +81,9 @@ def train_through_losses(folder: Path, *, namespaces: bool) -> Trained:
             host.set_names(service_names(hosts))
         job.start()
         main = job.pods[0]
-        wait_for("the first epoch", lambda: main.said("epoch 1/"), give_up=lambda: job.tend() > 0)
+        wait_for("the first epoch", lambda: main.has_logged("epoch 1/"), give_up=lambda: job.reconcile() > 0)
         job.processes[1].send_signal(signal.SIGTERM)
-        wait_for("both to leave", lambda: job.tend() >= 2)
-        wait_for("the run to go on", lambda: main.said(", saved in"))
+        wait_for("the end of both pods", lambda: job.reconcile() >= 2)
+        wait_for("a resumed run", lambda: main.has_logged(", saved in"))
         hosts[1].kill()
         return Trained.by(job, folder)
