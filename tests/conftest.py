@@ -1,4 +1,4 @@
-"""What the tests share: a small real data set on disk, and ways to start the trainer as a user does."""
+"""Fixtures and helpers of all tests: a small real data set on disk, and ways to start the trainer as a user does."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ import pytest
 from tests.hosts import why_no_namespaces
 from trainer.data import Dataset, load_dataset
 
-# A shell without job control has background commands ignore Ctrl-C, and what the tests start would inherit that.
+# In a shell without job control, background commands ignore Ctrl-C, and the processes of the tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -53,7 +53,7 @@ def trainer_command(data_dir: Path) -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def run_trainer(trainer_command: Callable[..., list[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run it to its end and return what it printed."""
+    """A function that runs the trainer to its end and returns the completed process."""
 
     def run(*arguments: str, ranks: int = 1, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -71,7 +71,7 @@ def run_trainer(trainer_command: Callable[..., list[str]]) -> Callable[..., subp
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 2 MB, where a test may make one."""
+    """A real file system of 2 MB; the test is skipped where none may be mounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid() != 0 or shutil.which("mount") is None:
@@ -84,27 +84,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def has_namespaces() -> bool:
-    """Whether hosts are network namespaces; the end of the test report says."""
+    """Whether hosts are network namespaces; the end of the test report shows it."""
     return not why_no_namespaces()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Write on a test's report, which travels from a process of pytest-xdist to the terminal, what its hosts are."""
+    """Records the kind of hosts in the test's report, which pytest-xdist sends from the worker to the terminal."""
     if isinstance(item, pytest.Function) and "has_namespaces" in item.fixturenames:
         item.user_properties.append(("hosts", why_no_namespaces()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what hosts were: tests may have run with less than they are meant to."""
+    """Prints the kind of hosts, because addresses test less than network namespaces do."""
     reports = itertools.chain.from_iterable(terminalreporter.stats.values())
-    told = [dict(report.user_properties) for report in reports if isinstance(report, pytest.TestReport)]
-    for why in {properties["hosts"] for properties in told if "hosts" in properties}:
+    properties_of_tests = [dict(report.user_properties) for report in reports if isinstance(report, pytest.TestReport)]
+    for why in {properties["hosts"] for properties in properties_of_tests if "hosts" in properties}:
         less = f"addresses of 127.0.0.0/8, without names and DNS, and not network namespaces: {why}"
         terminalreporter.write_line(f"hosts were {less if why else 'network namespaces'}")
 
 
 def fill(disk: Path) -> Path:
-    """Take all that is left; there is room again when the file is gone."""
+    """Fills the disk with one file, which the test can remove to make room again."""
     filler = disk / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
@@ -114,7 +114,7 @@ def fill(disk: Path) -> Path:
 
 @contextmanager
 def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """The kernel lets no file of this process become larger: what does not fit any more is cut short, then refused."""
+    """Context that limits the size of this process's files: a write over the limit is cut short, the next one fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -124,13 +124,13 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what pytest or a launcher may have put there."""
+    """Returns this process's environment without the variables of pytest and of launchers."""
     mine = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTEST_CURRENT_TEST")
     return {name: value for name, value in os.environ.items() if name not in mine}
 
 
 def free_port() -> int:
-    """A port whose successor is free as well: for the lobby of trainer/launch.py."""
+    """Returns a free port whose successor is free, too: for the lobby of trainer/launch.py."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as first:
             port: int = first.getsockname()[1]
@@ -142,7 +142,7 @@ def free_port() -> int:
 
 
 def wait_for(what: str, holds: Callable[[], bool], give_up: Callable[[], bool] = lambda: False) -> None:
-    """Look until it holds; fail with `what` when it does not in time, or cannot any more."""
+    """Waits until `holds` returns True. Fails, with `what`, after `PATIENCE_S` or when `give_up` returns True."""
     until = time.monotonic() + PATIENCE_S
     while not holds():
         assert not give_up(), f"there will be no {what}"

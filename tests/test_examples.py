@@ -35,7 +35,7 @@ def run(data_dir: Path, *command: str | Path, cwd: Path = ROOT) -> str:
 
 @pytest.fixture(scope="module")
 def folder_of_images(mini: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Zeros and ones of mnist-mini, as somebody's own images."""
+    """Zeros and ones of mnist-mini, in place of a user's own images."""
     folder = tmp_path_factory.mktemp("images")
     for digit in range(CLASSES):
         (folder / str(digit)).mkdir()

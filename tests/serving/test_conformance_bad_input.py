@@ -1,6 +1,6 @@
 """Malformed requests on both gRPC front ends.
 
-Each gets a status and one line that tells what was expected and what the client sent. The server continues to serve.
+Each gets a status and one line that says what was expected and what the client sent. The server continues to serve.
 """
 
 import contextlib

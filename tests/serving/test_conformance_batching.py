@@ -205,7 +205,7 @@ def test_the_parameter_timeout(served: Served, slow: Model) -> None:
     assert response(first) == [BUSY]
 
 
-def test_a_full_queue_refuses_at_once_and_tells_when_to_retry(served: Served, slow: Model) -> None:
+def test_a_full_queue_refuses_at_once_and_says_when_to_retry(served: Served, slow: Model) -> None:
     before = counts_at_rest(slow)
     first = occupy(served, slow)
     waiting = [ask(served, "slow", "loops", np.array([[number]])) for number in (1, 2)]

@@ -29,10 +29,10 @@ X = np.arange(12, dtype=np.float32).reshape(3, 4)
 def test_the_server(client: triton.InferenceServerClient) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
-    told = client.get_server_metadata()
-    assert told.name == "convoy"
-    assert told.version
-    assert {"classification", "model_repository", "statistics"} <= set(told.extensions)
+    metadata = client.get_server_metadata()
+    assert metadata.name == "convoy"
+    assert metadata.version
+    assert {"classification", "model_repository", "statistics"} <= set(metadata.extensions)
 
 
 def test_whether_a_model_is_ready(client: triton.InferenceServerClient) -> None:
@@ -45,13 +45,13 @@ def test_whether_a_model_is_ready(client: triton.InferenceServerClient) -> None:
 
 
 def test_metadata(client: triton.InferenceServerClient) -> None:
-    told = client.get_model_metadata("pair")
-    assert (told.name, list(told.versions), told.platform) == ("pair", ["1"], "onnxruntime_onnx")
-    assert [(i.name, i.datatype, list(i.shape)) for i in told.inputs] == [
+    metadata = client.get_model_metadata("pair")
+    assert (metadata.name, list(metadata.versions), metadata.platform) == ("pair", ["1"], "onnxruntime_onnx")
+    assert [(i.name, i.datatype, list(i.shape)) for i in metadata.inputs] == [
         ("a", "FP32", [-1, 2]),
         ("b", "INT64", [-1, 1]),
     ]
-    assert [(o.name, o.datatype, list(o.shape)) for o in told.outputs] == [
+    assert [(o.name, o.datatype, list(o.shape)) for o in metadata.outputs] == [
         ("sum", "FP32", [-1, 2]),
         ("twice", "INT64", [-1, 1]),
     ]
@@ -70,7 +70,7 @@ def test_configuration(client: triton.InferenceServerClient) -> None:
 
 
 def test_statistics_count_what_was_sent(client: triton.InferenceServerClient) -> None:
-    def told() -> Any:
+    def current() -> Any:
         return client.get_inference_statistics("counted").model_stats[0]
 
     def ask(rows: int) -> None:
@@ -78,17 +78,17 @@ def test_statistics_count_what_was_sent(client: triton.InferenceServerClient) ->
             "counted", [tensor("a", np.ones((rows, 2), np.float32)), tensor("b", np.ones((rows, 1), np.int64))]
         )
 
-    before = told()
+    before = current()
     began_ms = time.time() * 1000
     for rows in (3, 3, 5):
         ask(rows)
     with pytest.raises(InferenceServerException):
         ask(9)  # too large: refused before it is counted
 
-    after = told()
+    after = current()
     while after.execution_count < before.execution_count + 3:  # counted just after the response is sent
         assert time.time() * 1000 < began_ms + 60_000
-        after = told()
+        after = current()
 
     assert (after.name, after.version) == ("counted", "1")
     assert after.inference_count - before.inference_count == 11
@@ -102,22 +102,22 @@ def test_statistics_count_what_was_sent(client: triton.InferenceServerClient) ->
     assert began_ms - 1 <= after.last_inference <= time.time() * 1000 + 1
 
 
-def batch_counts(told: Any) -> Counter[int]:
-    return Counter({batch.batch_size: batch.compute_infer.count for batch in told.batch_stats})
+def batch_counts(statistics: Any) -> Counter[int]:
+    return Counter({batch.batch_size: batch.compute_infer.count for batch in statistics.batch_stats})
 
 
 def test_statistics_of_all(client: triton.InferenceServerClient) -> None:
-    told = {(each.name, each.version) for each in client.get_inference_statistics().model_stats}
-    assert {(name, "1") for name in LOADED} | {("versions", "2")} <= told
+    versions = {(each.name, each.version) for each in client.get_inference_statistics().model_stats}
+    assert {(name, "1") for name in LOADED} | {("versions", "2")} <= versions
     only = client.get_inference_statistics("versions", "1").model_stats
     assert [(each.name, each.version) for each in only] == [("versions", "1")]
 
 
 def test_the_index(client: triton.InferenceServerClient) -> None:
-    told = [(model.name, model.version, model.state) for model in client.get_model_repository_index().models]
-    assert told == sorted(told)
-    assert ("versions", "2", "READY") in told
-    assert {state for name, _, state in told if name == "spare"} == {"UNAVAILABLE"}
+    entries = [(model.name, model.version, model.state) for model in client.get_model_repository_index().models]
+    assert entries == sorted(entries)
+    assert ("versions", "2", "READY") in entries
+    assert {state for name, _, state in entries if name == "spare"} == {"UNAVAILABLE"}
 
 
 def test_load_and_unload(client: triton.InferenceServerClient) -> None:
@@ -218,11 +218,11 @@ def test_health_of_ready_services(served: Served, service: str) -> None:
 
 def test_health_of_other_services(served: Served) -> None:
     assert health(served, "spare") == health_pb2.HealthCheckResponse.NOT_SERVING
-    for unknown, said in (("nothing", "'nothing'"), ("ü" * 20_000, f"'{'ü' * 64}…'")):
+    for unknown, quoted in (("nothing", "'nothing'"), ("ü" * 20_000, f"'{'ü' * 64}…'")):
         with pytest.raises(grpc.RpcError) as caught:
             health(served, unknown)
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-        assert said in caught.value.details()
+        assert quoted in caught.value.details()
 
 
 def test_watch_follows_a_model(served: Served, client: triton.InferenceServerClient) -> None:
@@ -245,9 +245,9 @@ def test_watch_follows_a_model(served: Served, client: triton.InferenceServerCli
 
 def test_reflection_is_enough_to_infer(served: Served) -> None:
     """Uses only what the server describes by reflection."""
-    told = ProtoReflectionDescriptorDatabase(served.channel)
-    assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= set(told.get_services())
-    service = DescriptorPool(told).FindServiceByName("inference.GRPCInferenceService")
+    database = ProtoReflectionDescriptorDatabase(served.channel)
+    assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= set(database.get_services())
+    service = DescriptorPool(database).FindServiceByName("inference.GRPCInferenceService")
     assert len(service.methods) == 20
     method = service.methods_by_name["ModelInfer"]
     request = message_factory.GetMessageClass(method.input_type)(model_name="rows")

@@ -194,7 +194,7 @@ WRONG: dict[str, tuple[bytes, grpc.StatusCode, str]] = {
         INVALID,
         "input 'x' of model 'rows': data-type is 'FP64', but the model expects 'FP32'",
     ),
-    "type that nobody knows": (
+    "unknown type": (
         changed(good(), set_input("datatype", "FP8")),
         INVALID,
         ".*'FP8'.*",

@@ -54,10 +54,10 @@ def test_a_rank_that_failed_after_another_is_silent(
 
 
 def test_a_defect_prints_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    code, said = leave_with(ZeroDivisionError("boom"), capsys)
+    code, printed = leave_with(ZeroDivisionError("boom"), capsys)
     assert code == 1
-    assert "Traceback" in said
-    assert "ZeroDivisionError: boom" in said
+    assert "Traceback" in printed
+    assert "ZeroDivisionError: boom" in printed
 
 
 def test_a_commands_return_value_is_the_exit_code() -> None:
@@ -144,5 +144,5 @@ def test_ctrl_c_while_torch_is_imported_is_quiet(command: list[str], tmp_path: P
         assert process.stdout is not None
         assert process.stdout.readline() == b"importing\n"
         process.send_signal(signal.SIGINT)
-        said, errors = process.communicate(timeout=60)
-    assert (process.returncode, said, errors) == (130, b"", b"")
+        printed, errors = process.communicate(timeout=60)
+    assert (process.returncode, printed, errors) == (130, b"", b"")

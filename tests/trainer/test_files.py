@@ -45,16 +45,16 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypa
 
 
 def test_a_lock_has_one_holder_and_another_process_gets_one_message_and_waits(tmp_path: Path) -> None:
-    path, said = tmp_path / "lock", list[str]()
-    with locked(path, said.append, "waiting") as has_locks:
+    path, printed = tmp_path / "lock", list[str]()
+    with locked(path, printed.append, "waiting") as has_locks:
         assert has_locks
-        assert said == []
-        second = locked(path, said.append, "waiting", say_after_s=0.1, timeout_s=0.1)
+        assert printed == []
+        second = locked(path, printed.append, "waiting", say_after_s=0.1, timeout_s=0.1)
         with pytest.raises(TimeoutError, match="lock is locked"), second:
             pass
-    assert said == ["waiting"]
-    with locked(path, said.append, "waiting"):
-        assert said == ["waiting"]
+    assert printed == ["waiting"]
+    with locked(path, printed.append, "waiting"):
+        assert printed == ["waiting"]
 
 
 def test_the_kernel_releases_the_lock_of_a_killed_process(tmp_path: Path) -> None:

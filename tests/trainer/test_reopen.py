@@ -52,7 +52,7 @@ def test_validation_is_the_same_number_for_every_world_size(ranks: int, run_fold
 
 
 @pytest.mark.slow
-def test_a_second_look_at_the_test_set_is_read_from_the_ledger(run_folder: Path, data_dir: Path) -> None:
+def test_a_second_evaluation_on_the_test_set_is_read_from_the_ledger(run_folder: Path, data_dir: Path) -> None:
     ledger = run_folder.parent / "ledger.jsonl"
     before = ledger.read_text()
     done = evaluate(run_folder, data_dir, "--split", "test")

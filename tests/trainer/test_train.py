@@ -1,4 +1,4 @@
-"""Whole runs in one process: what the headline is of, and what the report and the result say of a bad training."""
+"""Whole runs in one process: the headline's view, and the warnings about a bad training in report and result."""
 
 import json
 import re
@@ -104,7 +104,7 @@ def read_validation(folder: Path) -> float:
     return float(next(line for line in reversed(lines) if line["kind"] == "epoch")["val_accuracy"])
 
 
-def test_a_constant_predictor_for_unbalanced_classes_is_told_as_such(
+def test_a_constant_predictor_for_unbalanced_classes_is_reported(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Twelve images against 160: such a set "reached" 94 %."""

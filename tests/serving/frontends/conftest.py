@@ -26,7 +26,7 @@ def services() -> FakeServices:
 
 @pytest.fixture(params=FRONTENDS)
 def kind(request: pytest.FixtureRequest) -> Any:
-    """Which front end; grpcio with its completion queue, and with threads as if its private interface had changed."""
+    """The kind of front end; grpcio with its completion queue, and with threads, as after a change of its interface."""
     return request.param
 
 

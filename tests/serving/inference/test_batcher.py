@@ -161,7 +161,7 @@ def test_a_model_without_a_batch_dimension_runs_one_request_at_a_time(harness) -
     assert made.backends[0].batches == [1, 1, 1]
 
 
-def test_a_full_queue_refuses_at_once_and_tells_when_to_retry(harness) -> None:
+def test_a_full_queue_refuses_at_once_and_says_when_to_retry(harness) -> None:
     made = harness(Doubler(held=True), max_queue_size=2)
     made.occupy()
     made.submit(1)

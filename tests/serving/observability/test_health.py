@@ -35,48 +35,48 @@ def test_an_unknown_service_is_named() -> None:
 
 
 def test_an_unloaded_model_becomes_unknown() -> None:
-    health, heard = Health(), list[int]()
+    health, seen = Health(), list[int]()
     health.update(True, {"mnist": True})
-    health.watch("mnist", heard.append)
+    health.watch("mnist", seen.append)
     health.update(True, {})
     with pytest.raises(NotFound):
         health.check("mnist")
-    assert heard == [SERVING, SERVICE_UNKNOWN]
+    assert seen == [SERVING, SERVICE_UNKNOWN]
 
 
 def test_a_listener_gets_the_current_state_and_changes_only() -> None:
-    health, heard = Health(), list[int]()
-    health.watch("", heard.append)
+    health, seen = Health(), list[int]()
+    health.watch("", seen.append)
     health.update(True, {})
     health.update(True, {"mnist": True})
     health.update(False, {"mnist": False})
-    assert heard == [NOT_SERVING, SERVING, NOT_SERVING]
+    assert seen == [NOT_SERVING, SERVING, NOT_SERVING]
 
 
 def test_a_listener_of_an_unknown_service_is_called_once_it_is_known() -> None:
-    health, heard = Health(), list[int]()
-    health.watch("mnist", heard.append)
+    health, seen = Health(), list[int]()
+    health.watch("mnist", seen.append)
     health.update(False, {"mnist": False})
     health.update(True, {"mnist": True})
-    assert heard == [SERVICE_UNKNOWN, NOT_SERVING, SERVING]
+    assert seen == [SERVICE_UNKNOWN, NOT_SERVING, SERVING]
 
 
 def test_unsubscribing_ends_the_calls_of_one_listener_only() -> None:
-    health, gone, stays = Health(), list[int](), list[int]()
-    unsubscribe = health.watch("", gone.append)
-    health.watch("", stays.append)
+    health, unsubscribed, subscribed = Health(), list[int](), list[int]()
+    unsubscribe = health.watch("", unsubscribed.append)
+    health.watch("", subscribed.append)
     unsubscribe()
     unsubscribe()
     health.update(True, {})
-    assert (gone, stays) == ([NOT_SERVING], [NOT_SERVING, SERVING])
+    assert (unsubscribed, subscribed) == ([NOT_SERVING], [NOT_SERVING, SERVING])
 
 
 def test_a_listener_may_unsubscribe_while_it_is_called() -> None:
-    health, heard = Health(), list[int]()
+    health, seen = Health(), list[int]()
     unsubscribers: list[Callable[[], None]] = []
 
     def once(state: int) -> None:
-        heard.append(state)
+        seen.append(state)
         for unsubscribe in unsubscribers:
             unsubscribe()
 
@@ -85,19 +85,19 @@ def test_a_listener_may_unsubscribe_while_it_is_called() -> None:
     health.watch("", later.append)
     health.update(True, {})
     health.update(False, {})
-    assert heard == [NOT_SERVING, SERVING]
+    assert seen == [NOT_SERVING, SERVING]
     assert later == [NOT_SERVING, SERVING, NOT_SERVING]
 
 
 def test_a_draining_server_stays_live_and_never_serves_again() -> None:
-    health, heard = Health(), list[int]()
+    health, seen = Health(), list[int]()
     health.update(True, {"mnist": True})
-    health.watch("mnist", heard.append)
+    health.watch("mnist", seen.append)
     health.drain()
     health.update(True, {"mnist": True, "late": True})
     assert states(health, *SERVER, "mnist", "late") == [NOT_SERVING] * 5
     assert health.check("liveness") == SERVING
-    assert heard == [SERVING, NOT_SERVING]
+    assert seen == [SERVING, NOT_SERVING]
 
 
 def test_a_model_cannot_replace_the_server_s_services() -> None:
@@ -108,7 +108,7 @@ def test_a_model_cannot_replace_the_server_s_services() -> None:
 
 def test_listeners_added_during_changes_end_with_the_last_state() -> None:
     health = Health()
-    heard: list[list[int]] = [[] for _ in range(200)]
+    seen: list[list[int]] = [[] for _ in range(200)]
     begun = threading.Event()
 
     def flap() -> None:
@@ -120,9 +120,9 @@ def test_listeners_added_during_changes_end_with_the_last_state() -> None:
     flapping = threading.Thread(target=flap)
     flapping.start()
     begun.wait()
-    for states_heard in heard:
-        health.watch("", states_heard.append)
+    for states_seen in seen:
+        health.watch("", states_seen.append)
     flapping.join()
-    assert {states_heard[-1] for states_heard in heard} == {SERVING}
-    for states_heard in heard:
-        assert all(one != next_one for one, next_one in itertools.pairwise(states_heard))
+    assert {states_seen[-1] for states_seen in seen} == {SERVING}
+    for states_seen in seen:
+        assert all(one != next_one for one, next_one in itertools.pairwise(states_seen))

@@ -72,7 +72,7 @@ MIXED = [number // 10 % 10 for number in range(500)]
         (None, 2.303, MIXED, ["no-gain"]),  # the training loss is unknown
         (0.4, 4.0, [3] * 500, ["one-class"]),  # it learned, but not what validation shows: faulty statistics of norms
         (0.4, 4.0, [3] * 499 + [4], []),  # 99.8 %
-        (1.5, 2.4, MIXED, []),  # overfitting is told by the curves
+        (1.5, 2.4, MIXED, []),  # the curves show overfitting
         (2.303, 1.1, LABELS, []),  # the mean of a first epoch says little
         (2.30, 2.29, LABELS[:200] + MIXED[200:], []),  # tiny logits, which classify well
         (0.1, 0.1, LABELS, []),

@@ -120,7 +120,7 @@ def timed(weights: str, hour: int, **changes: Any) -> LedgerEntry:
 
 @pytest.fixture
 def two_ledgers(tmp_path: Path) -> tuple[str, str]:
-    """What two machines recorded: `both` has the same weights on each; the second knows the set by other images too."""
+    """The ledgers of two machines: `both` has the same weights on each; the second knows other training images, too."""
     contents = []
     for name, entries in (
         ("one", [timed("a", 1), timed("both", 3), timed("c", 5)]),

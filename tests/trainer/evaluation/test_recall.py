@@ -1,4 +1,4 @@
-"""The balanced accuracy, and when it is told."""
+"""The balanced accuracy, and when the text about an accuracy names it."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_a_class_of_few_images_counts_as_much_as_a_large_one() -> None:
 
 
 @pytest.mark.parametrize("recalls", [{}, {"a": 0.9, "b": 0.9}, {"a": 0.91, "b": 0.86}])
-def test_close_figures_are_not_told_apart(recalls: dict[str, float]) -> None:
+def test_close_figures_add_no_text(recalls: dict[str, float]) -> None:
     assert describe_balance(0.9, recalls) == ""
 
 

@@ -242,7 +242,7 @@ def test_a_replayed_graph_equals_the_eager_step(mini: Dataset, tmp_path: Path, m
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as in `World.join` on a GPU
     device = torch.device("cuda", 0)
     world = World(rank=0, size=1, local_rank=0, device=device, num_threads=1)
-    digests, said = [], []
+    digests, is_captured = [], []
     for graphed in (False, True):
         run = make_run(SHORT, mini, tmp_path / "run", world=world)
         step = run.learner.step
@@ -253,11 +253,11 @@ def test_a_replayed_graph_equals_the_eager_step(mini: Dataset, tmp_path: Path, m
         for number in range(30):
             size = 60 if number % 10 == 9 else 100  # the odd size runs eagerly in between
             chosen(batch_of(torch.arange(number * 100, number * 100 + size), device))
-        said.append(getattr(step, "_graph", None) is not None)
+        is_captured.append(getattr(step, "_graph", None) is not None)
         step.release()
         chosen(batch_of(torch.arange(100), device))
         digests.append(weights_sha256(run.learner.model))
-    assert said == [False, True]
+    assert is_captured == [False, True]
     assert digests[0] == digests[1]
 
 

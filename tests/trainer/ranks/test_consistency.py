@@ -90,7 +90,7 @@ def test_weights_that_swap_places_change_the_digest() -> None:
     assert not torch.equal(digest_of([torch.tensor([1.0, 2.0])]), digest_of([torch.tensor([2.0, 1.0])]))
 
 
-def test_the_name_of_the_processor_tells_how_it_computes_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kind_of_processor_names_its_bfloat16_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     names = set()
     for flags in ("fpu", "fpu avx512_bf16", "fpu avx512_bf16 amx_bf16"):

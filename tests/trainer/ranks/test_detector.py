@@ -1,4 +1,4 @@
-"""Which rank is named, from what the heartbeats say. What real processes do is in test_world.py."""
+"""The failure detector names the right rank for given heartbeats. test_world.py has real processes."""
 
 import math
 from typing import Any

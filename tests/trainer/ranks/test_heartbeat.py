@@ -67,7 +67,7 @@ def state(beat: int, num_collectives: int = 0) -> Heartbeat:
 
 
 class Ranks:
-    """The exchanges of all ranks of a round, on a clock that stands still."""
+    """The exchanges of all ranks of a round, on a clock that the test advances."""
 
     def __init__(self, server: dist.TCPStore, name: str, size: int) -> None:
         self.now = 0.0
@@ -107,7 +107,7 @@ def test_a_rank_that_sends_no_heartbeat_is_silent_and_one_that_left_is_not(serve
 
 
 def test_if_the_monitor_is_silent_the_others_suspect_only_the_monitor(server: dist.TCPStore) -> None:
-    """Without a new table they do not hear of each other."""
+    """Without a new table they get no heartbeats of each other."""
     ranks = Ranks(server, "no monitor", 3)
     for ranks.now in (1.0, 2.0, 3.0):
         ranks.beat(1, 2)

@@ -1,4 +1,4 @@
-"""How long ranks may wait for each other. What they notice, in real processes, is in test_world.py."""
+"""Time limits for ranks that wait for each other. test_world.py has real processes."""
 
 import math
 

@@ -79,18 +79,18 @@ def body(world):
     largest = world.all_reduce_max(world.rank * 10)
     main = world.broadcast_object({"rank": world.rank})
     agreed = []
-    for way in (world, dataclasses.replace(world, shared_memory=None)):  # in shared memory, and through gloo
-        consensus = StopConsensus(way)
+    for reducer in (world, dataclasses.replace(world, shared_memory=None)):  # in shared memory, and through gloo
+        consensus = StopConsensus(reducer)
         for step in range(5):
-            assert way.all_reduce(torch.tensor([float(world.rank + 1), 0.5])).tolist() == [3.0, 1.0]
+            assert reducer.all_reduce(torch.tensor([float(world.rank + 1), 0.5])).tolist() == [3.0, 1.0]
             agreed.append(consensus.poll(world.rank == 1 and step == 2))
         consensus.close()
     copied = [torch.full((2,), float(world.rank + 7))]
     world.broadcast(copied)
     ranks = [box.item() for box in world.all_gather(torch.tensor(world.rank))]
-    everybody = [world.all_gather_object(f"rank {world.rank}"), ranks]
-    told = [agreed, copied[0].tolist(), everybody, torch.get_num_threads()]
-    show([world.rank, ints.tolist(), largest, main, *told])
+    gathered = [world.all_gather_object(f"rank {world.rank}"), ranks]
+    results = [agreed, copied[0].tolist(), gathered, torch.get_num_threads()]
+    show([world.rank, ints.tolist(), largest, main, *results])
 """
     done = run_ranks(body, 2, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -98,14 +98,14 @@ def body(world):
     assert isinstance(first, list)
     assert isinstance(second, list)
     assert first[1:] == second[1:]
-    ints, largest, main, agreed, copied, everybody, num_threads = first[1:]
+    ints, largest, main, agreed, copied, gathered, num_threads = first[1:]
     assert ints == [3, 2**54 + 1]
     assert largest == 10
     assert main == {"rank": 0}
     # All ranks agree on a step's request at the next step.
     assert agreed == 2 * [False, False, False, True, False]
     assert copied == [7.0, 7.0]
-    assert everybody == [["rank 0", "rank 1"], [0, 1]]
+    assert gathered == [["rank 0", "rank 1"], [0, 1]]
     assert num_threads >= 1
 
 
@@ -357,9 +357,9 @@ def body(world):
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    said = process.stderr.read()
-    assert "torchrun is gone" in said
-    assert "frame #0" not in said  # torch's warnings are C++ stacks
+    printed = process.stderr.read()
+    assert "torchrun is gone" in printed
+    assert "frame #0" not in printed  # torch's warnings are C++ stacks
     process.stdout.close()
     process.stderr.close()
 

@@ -22,13 +22,13 @@ def state(step: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def printed() -> list[str]:
     return []
 
 
 @pytest.fixture
-def checkpoints(tmp_path: Path, said: list[str]) -> Checkpoints:
-    return Checkpoints(tmp_path / "checkpoints", said.append)
+def checkpoints(tmp_path: Path, printed: list[str]) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints", printed.append)
 
 
 def test_the_newest_is_loaded_and_the_last_three_are_kept(checkpoints: Checkpoints, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_newest_is_loaded_and_the_last_three_are_kept(checkpoints: Checkpoin
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no manifest", "no state", "manifest is not JSON"])
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(
-    damage: str, checkpoints: Checkpoints, tmp_path: Path, said: list[str]
+    damage: str, checkpoints: Checkpoints, tmp_path: Path, printed: list[str]
 ) -> None:
     checkpoints.save(1, state(1))
     checkpoints.save(2, state(2))
@@ -67,8 +67,8 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     loaded = checkpoints.load_newest()
     assert loaded is not None
     assert loaded["step"] == 1
-    assert len(said) == 1
-    assert "step-00000002 is damaged and skipped" in said[0]
+    assert len(printed) == 1
+    assert "step-00000002 is damaged and skipped" in printed[0]
 
 
 def test_half_written_checkpoints_are_ignored_and_removed(checkpoints: Checkpoints, tmp_path: Path) -> None:

@@ -67,13 +67,13 @@ def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_warning_and_buffered_lines_are_written_once_there_is_room(small_disk: Path) -> None:
-    said: list[str] = []
-    log = MetricsLog(small_disk, from_step=0, say=said.append)
+    printed: list[str] = []
+    log = MetricsLog(small_disk, from_step=0, say=printed.append)
     log.write("step", step=1, epoch=1, loss=1.0)
     filler = fill(small_disk)
     for step in range(2, 400):
         log.write("step", step=step, epoch=1, loss=1.0)
-    (warning,) = said
+    (warning,) = printed
     assert "cannot write the metrics" in warning
     assert "No space left on device; the training continues" in warning
     filler.unlink()
@@ -89,9 +89,9 @@ def test_a_full_disk_is_one_warning_and_buffered_lines_are_written_once_there_is
 
 
 def test_close_does_not_fail_on_a_full_disk(small_disk: Path) -> None:
-    said: list[str] = []
-    log = MetricsLog(small_disk, from_step=0, say=said.append)
+    printed: list[str] = []
+    log = MetricsLog(small_disk, from_step=0, say=printed.append)
     fill(small_disk)
     log.write("step", step=1, epoch=1, loss=1.0)
     log.close()
-    assert len(said) == 1
+    assert len(printed) == 1

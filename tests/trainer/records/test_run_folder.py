@@ -113,18 +113,18 @@ def test_a_second_process_waits_for_the_folder_and_then_gives_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.records.run_folder.LOCK_TIMEOUT_S", 0.1)
-    said: list[str] = []
+    printed: list[str] = []
     is_in_use = f"{tmp_path} is in use by another process: "
-    with in_use(tmp_path, ALONE, said.append):
-        assert said == []
+    with in_use(tmp_path, ALONE, printed.append):
+        assert printed == []
         with (
             pytest.raises(ConfigError, match=f"^--run-dir {is_in_use}stop that process"),
-            in_use(tmp_path, ALONE, said.append),
+            in_use(tmp_path, ALONE, printed.append),
         ):
             pass
-    assert said == [f"{is_in_use}waiting up to 0 s for it to leave"]
-    with in_use(tmp_path, ALONE, said.append):
-        assert len(said) == 1
+    assert printed == [f"{is_in_use}waiting up to 0 s for it to leave"]
+    with in_use(tmp_path, ALONE, printed.append):
+        assert len(printed) == 1
 
 
 def test_no_failure_is_written_beside_other_files(mini: Dataset, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_the_numbers_of_the_result_are_shown(tmp_path: Path) -> None:
         assert text in page.text
 
 
-def test_the_first_evaluation_on_a_test_set_is_told_from_later_ones(tmp_path: Path) -> None:
+def test_the_first_evaluation_on_a_test_set_is_distinguished_from_later_ones(tmp_path: Path) -> None:
     seen = some_mistakes()
     first = report(tmp_path / "first", ("a", "b", "c"), seen).text
     assert "This was the first evaluation on this test set" in first
@@ -234,7 +234,7 @@ def test_the_figure_with_views_stands_beside_the_headline_of_one_view(tmp_path: 
     assert "outputs over 6 views of each image (mirrored-and-shifted)" in old
 
 
-def test_a_training_that_is_no_good_is_told_before_everything_else(tmp_path: Path) -> None:
+def test_warnings_about_the_training_come_first(tmp_path: Path) -> None:
     seen = some_mistakes(num_images=1200)
     page = report(tmp_path / "run", ("a", "b", "c"), seen, changes={"warnings": ("it is <no> good", "one class")})
     assert page.text.startswith(

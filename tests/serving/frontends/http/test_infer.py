@@ -290,7 +290,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def test_a_full_queue_refuses_at_once_and_tells_when_to_retry(
+def test_a_full_queue_refuses_at_once_and_says_when_to_retry(
     http: httpx.Client, repository: FakeRepository, held: BlockingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batcher = repository.get("twice").batcher
