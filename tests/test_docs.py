@@ -61,3 +61,23 @@ def test_paths_exist(page: Path) -> None:
         r"[`/(]((?:convoy|trainer|serving|protos|deploy|tests|benchmarks|examples|docs)/[\w./-]+)`", page.read_text()
     )
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def names_something(dotted: str) -> bool:
+    """Returns whether `trainer.x.y` is a module, a package, or a name that occurs in one."""
+    path, *names = ROOT, *dotted.split(".")
+    while names and (path / names[0]).is_dir():
+        path /= names.pop(0)
+    if names and (path / names[0]).with_suffix(".py").exists():
+        path = (path / names.pop(0)).with_suffix(".py")
+    source = path if path.is_file() else path / "__init__.py"
+    return path != ROOT and (not names or re.search(rf"\b{names[0]}\b", source.read_text()) is not None)
+
+
+def test_modules_named_in_text_exist() -> None:
+    packages = ("convoy", "protos", "serving", "trainer")
+    texts = [*PAGES, *(source for package in packages for source in (ROOT / package).rglob("*.py"))]
+    pattern = re.compile(rf"`((?:{'|'.join(packages)})(?:\.[A-Za-z_]\w*)+)`")
+    named = {name for text in texts if "results" not in text.parts for name in pattern.findall(text.read_text())}
+    assert [name for name in sorted(named) if not names_something(name)] == []
+    assert not names_something("trainer.no_such_module")
