@@ -100,7 +100,7 @@ def test_a_study_continues_with_another_path_of_its_folder(tmp_path: Path) -> No
     put_images(tmp_path / "images", NUM_TRAIN, seed=0)
     known = ["--recipe", "cifar10-lenet5", "--image-size", "32", "--runs", "1", "--epochs", "1", "--device", "cpu"]
     known += ["--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "study")]
-    for dataset, said in (("folder:images", "1 of 1"), (f"folder:{tmp_path}/images/", "1 of 1 seeds are done already")):
+    for dataset, line in (("folder:images", "1 of 1"), (f"folder:{tmp_path}/images/", "1 of 1 seeds are done already")):
         done = start("-m", "trainer", "study", "seeds", "--dataset", dataset, *known, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert said in done.stdout
+        assert line in done.stdout

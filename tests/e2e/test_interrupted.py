@@ -64,9 +64,9 @@ def test_ctrl_c_ends_a_stalled_download(ranks: int, tmp_path: Path, trainer_comm
             with connection:
                 connection.recv(1)
                 os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to torchrun and all ranks
-                said, code = rest_of(process)
-    assert said.count("SIGINT: stopped") == 1
-    assert "error:" not in said
+                printed, code = rest_of(process)
+    assert printed.count("SIGINT: stopped") == 1
+    assert "error:" not in printed
     assert code == 130 if ranks == 1 else code != 0  # torchrun has its own code
     assert not run_dir.exists()
     assert [path.name for path in data_dir.rglob("*") if path.is_file()] == ["mnist.lock"]
@@ -84,9 +84,9 @@ def test_sigterm_ends_a_slow_report(
     with started(with_script(trainer_command(*arguments, ranks=ranks), SLOW_REPORT, tmp_path)) as process:
         wait_for_line(process, "reporting")
         process.send_signal(signal.SIGTERM)
-        said, code = rest_of(process)
-    assert said.count("SIGTERM: stopped") == 1
-    assert "error:" not in said
+        printed, code = rest_of(process)
+    assert printed.count("SIGTERM: stopped") == 1
+    assert "error:" not in printed
     assert code == 143 if ranks == 1 else code != 0
     assert not (run_dir / "result.json").exists()
     again = run_trainer(*arguments, ranks=ranks)
@@ -109,10 +109,11 @@ def test_closed_output_ends_a_training_that_is_continued_later(
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        said = process.stderr.read()
+        printed = process.stderr.read()
         code = process.wait(timeout=60)
-    assert said.count("SIGPIPE: saved at step ") == 1
-    assert said.count("\n") == 1 if ranks == 1 else "BrokenPipeError" not in said  # torchrun prints lines of its own
+    assert printed.count("SIGPIPE: saved at step ") == 1
+    # torchrun prints lines of its own.
+    assert printed.count("\n") == 1 if ranks == 1 else "BrokenPipeError" not in printed
     assert code == 141 if ranks == 1 else code != 0
     again = run_trainer(*arguments, ranks=ranks)
     assert again.returncode == 0, again.stderr
