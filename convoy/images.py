@@ -146,12 +146,12 @@ def fit_image(image: "Image", shape: tuple[int, int, int], *, significant_bits: 
 
 
 def is_grey_of_sixteen_bits(image: "Image") -> bool:
-    """Tells whether an image is grey with more than 8 bits; Pillow reads all of them."""
+    """Returns whether an image is grey with more than 8 bits; Pillow reads all of them."""
     return image.mode.startswith("I")
 
 
 def has_sixteen_bits(image: "Image") -> bool:
-    """Tells whether an opened file, before loading, has 16 bits in each channel, grey or colour.
+    """Returns whether an opened file, before loading, has 16 bits in each channel, grey or colour.
 
     Pillow reads all of them for grey images, and the upper 8 for colour images.
     """

@@ -28,7 +28,7 @@ def keep_freed_memory() -> None:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions are faster than float32 ones on this device, rather than emulated."""
+    """Returns whether bfloat16 convolutions are faster than float32 ones on this device, rather than emulated."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(bfloat16_instructions())

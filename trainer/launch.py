@@ -131,7 +131,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def is_alone(args: argparse.Namespace) -> bool:
-    """Whether all ranks of the run are on this host."""
+    """Returns whether all ranks of the run are on this host."""
     _, max_nodes = parse_min_max_nnodes(args.nnodes)
     return bool(args.standalone) or max_nodes == 1
 
@@ -243,7 +243,7 @@ def announce_every_store(args: argparse.Namespace) -> None:
 
 
 def remembers_store() -> bool:
-    """Whether this version of torch remembers the store of the first round where `announce_every_store` expects it."""
+    """Returns whether this torch keeps the first round's store where `announce_every_store` expects it."""
     return STORE_INFO in DynamicRendezvousHandler.next_rendezvous.__code__.co_names
 
 

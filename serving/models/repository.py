@@ -102,7 +102,7 @@ class Repository:
         return self._snapshot.ready_models()
 
     def is_ready(self) -> bool:
-        """Whether every model that was to be loaded at the start, and was not unloaded or removed since, is ready."""
+        """Returns whether every model to be loaded at the start, and not unloaded or removed since, is ready."""
         required, serving = self._required, self._snapshot.serving
         return required is not None and all((name, "") in serving for name in required)
 

@@ -172,7 +172,7 @@ def _is_acquired(lock: FailureLock, within_s: float) -> bool:
 
 
 def _is_lost_connection(error: Exception, *, in_collective: bool) -> bool:
-    """Whether a healthy rank gets this error when a peer is gone.
+    """Returns whether a healthy rank gets this error when a peer is gone.
 
     NCCL reports a lost peer wherever the code waits for the GPU. Outside of collectives, other lost connections are
     not connections between ranks.

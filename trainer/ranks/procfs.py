@@ -31,7 +31,7 @@ class IdleClock:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process has ended; a zombie has."""
+    """Returns whether a process has ended; a zombie has."""
     return _state_and_parent(pid)[0] in "ZX"
 
 
