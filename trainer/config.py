@@ -37,7 +37,15 @@ class TrainConfig:
     epochs: Annotated[int | None, option("INT", "the recipe's")] = None
     """Number of epochs."""
     global_batch_size: Annotated[int | None, option("INT", "the recipe's")] = None
-    """Images per step, over all ranks together."""
+    """Images per step, over all ranks together. The recipe's learning rates are scaled with it."""
+    mirror: Annotated[bool | None, tyro.conf.DisallowNone, option("", "the recipe's")] = None
+    """Mirror images at random. --no-mirror where left and right matter, as in letters, arrows and faces of clocks."""
+    shift: Annotated[int | None, option("INT", "the recipe's")] = None
+    """Largest shift of a training image, in pixels. 0 where the position of things matters."""
+    rotate_degrees: Annotated[float | None, option("FLOAT", "the recipe's")] = None
+    """Largest rotation of a training image, both ways. 0 where the direction of things matters, as in gauges."""
+    scale: Annotated[float | None, option("FLOAT", "the recipe's")] = None
+    """Largest relative change of a training image's width and height, such as 0.1. 0 where sizes matter."""
     lr_scale: float = 1.0
     """Factor of every learning rate of the recipe."""
     precision: Annotated[Precision | None, option("{float32,bfloat16}", "the recipe's")] = None
@@ -75,23 +83,38 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{_flag(name)} {value}: must be at least 1")
+        self._check_augmentation()
         if not 0 < self.lr_scale < float("inf"):
             raise ConfigError(f"--lr-scale {self.lr_scale}: must be a positive number")
         if not self.save_every_s > 0:
             raise ConfigError(f"--save-every-s {self.save_every_s}: must be a positive number")
         if not 0 <= self.hang_timeout_s < float("inf"):
             raise ConfigError(f"--hang-timeout-s {self.hang_timeout_s}: must be a positive number, or 0 for never")
-        recipe = find_recipe(self.recipe)
-        _check_virtual_shards(self.virtual_shards, self.global_batch_size or recipe.global_batch_size)
+        recipe = find_recipe(self.recipe).with_augmentation(
+            mirror=self.mirror, shift=self.shift, rotate_degrees=self.rotate_degrees, scale=self.scale
+        )
+        if self.global_batch_size is not None:
+            recipe = recipe.with_global_batch_size(self.global_batch_size)
+        _check_virtual_shards(self.virtual_shards, recipe.global_batch_size)
         groups = {kind: replace(group, lr=group.lr * self.lr_scale) for kind, group in recipe.param_groups.items()}
         return replace(
             recipe,
             dataset=full_name(self.dataset or recipe.dataset),
             epochs=self.epochs or recipe.epochs,
-            global_batch_size=self.global_batch_size or recipe.global_batch_size,
             param_groups=groups,
             precision=self.precision or recipe.precision,
         )
+
+    def _check_augmentation(self) -> None:
+        limits = {
+            "shift": (float("inf"), "0 or more pixels"),
+            "rotate_degrees": (180, "0 to 180"),
+            "scale": (0.9, "0 to 0.9"),
+        }
+        for name, (most, range_in_words) in limits.items():
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                raise ConfigError(f"{_flag(name)} {value}: must be {range_in_words}")
 
     def options_of_result(self) -> dict[str, str]:
         """Returns the options that decide the run's result, which must be the same on all ranks."""

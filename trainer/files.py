@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -74,6 +75,23 @@ def _lock(file: IO[bytes], timeout_s: float) -> bool:
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
             return False
+
+
+def create_folder(parent: Path, name: str) -> Path:
+    """Creates a folder that no other process has: `name`, or the first of `name-2`, `name-3`, … that does not exist.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError
 
 
 def is_temporary(path: Path) -> bool:

@@ -11,17 +11,16 @@ from typing import Annotated, NoReturn
 import tyro
 
 from convoy.options import option
+from trainer.advice import fit_to, has_few_steps
 from trainer.cli import parse, run_command
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
-from trainer.paths import FOLDER_PREFIX
+from trainer.paths import FOLDER_PREFIX, image_folder
 from trainer.ranks.environment import RankEnvironment
 from trainer.recipes import RECIPES, find_recipe
 
 FOLDER_RECIPE = "cifar10-small"
 FOLDER_IMAGE_SIZE = 64
-MIN_FOLDER_STEPS = 60
-"""A folder with few images has few steps in an epoch: the recipe's own epochs would be too short a training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,24 +92,33 @@ def _resolve_folder(run: TrainConfig, given: Collection[str]) -> tuple[TrainConf
         run = replace(run, image_size=FOLDER_IMAGE_SIZE)
     if "--recipe" not in given:
         run = replace(run, recipe=FOLDER_RECIPE)
-        if "--epochs" not in given:
-            run = replace(run, epochs=_epochs_for(run))
+    if run.epochs is None:
+        run = _fit_to_folder(run)
     recipe, size = run.resolve(), run.image_size
     return run, (
-        f"{recipe.dataset}: recipe {recipe.name}, {recipe.epochs} epochs, images of {size} x {size} pixels "
-        "(--recipe, --epochs and --image-size choose others)"
+        f"{recipe.dataset}: recipe {recipe.name}, {recipe.epochs} epochs, {recipe.global_batch_size} images per step, "
+        f"images of {size} x {size} pixels (--recipe, --epochs, --global-batch-size and --image-size choose others)"
     )
 
 
-def _epochs_for(run: TrainConfig) -> int:
-    from trainer.data.folder.listing import list_folder
-    from trainer.paths import image_folder
+def _fit_to_folder(run: TrainConfig) -> TrainConfig:
+    """Returns the run with a global batch and epochs that suit the folder, if it is too small for the recipe's."""
+    recipe, num_images = run.resolve(), _estimate_training_images(run)
+    if not has_few_steps(recipe, num_images):
+        return run
+    batch_size, epochs = fit_to(find_recipe(run.recipe), num_images, batch_size=run.global_batch_size)
+    return replace(run, global_batch_size=max(batch_size, run.virtual_shards or 1), epochs=epochs)
 
-    recipe = run.resolve()
-    root = image_folder(recipe.dataset)
+
+def _estimate_training_images(run: TrainConfig) -> int:
+    """Returns how many of a folder's images will be trained on: about a tenth is held out for each missing part."""
+    from trainer.data.folder.listing import list_folder
+
+    root = image_folder(run.resolve().dataset)
     assert root is not None
-    steps_per_epoch = math.ceil(len(list_folder(root).splits["train"]) / recipe.global_batch_size)
-    return max(recipe.epochs, math.ceil(MIN_FOLDER_STEPS / steps_per_epoch))
+    splits = list_folder(root).splits
+    num_missing = 2 - ("validation" in splits) - ("test" in splits)
+    return math.ceil(len(splits["train"]) * 0.9**num_missing)
 
 
 def as_arguments(config: TrainConfig) -> Iterator[str]:

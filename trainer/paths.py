@@ -19,7 +19,7 @@ def image_folder(name: str) -> Path | None:
         return None
     if name == FOLDER_PREFIX:
         raise ConfigError("folder: needs a path, as in folder:/data/birds")
-    return Path(os.path.abspath(Path(name.removeprefix(FOLDER_PREFIX)).expanduser()))
+    return Path(os.path.abspath(os.path.expanduser(name.removeprefix(FOLDER_PREFIX))))
 
 
 def full_name(name: str) -> str:
@@ -29,6 +29,22 @@ def full_name(name: str) -> str:
 
 
 def default_data_dir() -> Path:
-    """Returns `$XDG_CACHE_HOME/convoy`, or `~/.cache/convoy`."""
+    """Returns `$XDG_CACHE_HOME/convoy`, or `~/.cache/convoy`, as it is if the user has no home directory."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "convoy"
+    return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")) / "convoy"
+
+
+def expand_home(data_dir: Path) -> Path:
+    """Replaces `~` at the start of a path. Called when the path is used: help needs no home directory.
+
+    Raises:
+        ConfigError: the user has no home directory, as in some containers.
+    """
+    if data_dir.parts[:1] != ("~",):
+        return data_dir
+    try:
+        return data_dir.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{data_dir} is the folder for data sets, but this user has no home directory: give --data-dir"
+        ) from error

@@ -3,7 +3,10 @@
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -40,15 +43,24 @@ class Progress:
         """
         if not self._is_main:
             return
-        if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-            return
+        with self._stopping_if_closed():
+            if self._bar is not None:
+                self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, flush=True)
+
+    @contextmanager
+    def _stopping_if_closed(self) -> Iterator[None]:
+        """Context for output. If it is closed, asks the run to stop and discards all later output."""
         try:
-            print(line, flush=True)
+            yield
         except BrokenPipeError as error:
             if self._stop is None:
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards this line and later ones
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            bar, self._bar = self._bar, None
+            if bar is not None:
+                bar.stop()
             self._stop.request(signal.SIGPIPE, describe_output_error(error))
 
     def __enter__(self) -> Self:
@@ -65,7 +77,8 @@ class Progress:
         if self._is_main and sys.stdout.isatty():
             self._bar = _make_bar()
             self._bar.add_task("", total=num_steps, completed=step, epoch="", loss=0.0, accuracy=0.0, rate=0.0)
-            self._bar.start()
+            with self._stopping_if_closed():
+                self._bar.start()
 
     def is_due(self) -> bool:
         """Returns whether it is time for an `update`, whose values may cost a synchronisation with the device."""
@@ -81,9 +94,10 @@ class Progress:
         """
         self._shown_at = time.monotonic()
         if self._bar is not None:
-            self._bar.update(
-                self._bar.task_ids[0], completed=step, epoch=epoch, loss=loss, accuracy=100 * accuracy, rate=rate
-            )
+            with self._stopping_if_closed():
+                self._bar.update(
+                    self._bar.task_ids[0], completed=step, epoch=epoch, loss=loss, accuracy=100 * accuracy, rate=rate
+                )
         elif self._started is not None:
             since, first = self._started
             left = (time.monotonic() - since) / max(1, step - first) * (num_steps - step)
@@ -95,12 +109,20 @@ class Progress:
     def stop(self) -> None:
         """Removes the bar; later lines are printed without one."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._stopping_if_closed():
+                self._bar.stop()
             self._bar = None
 
 
 def _make_bar() -> "rich.progress.Progress":
-    from rich import progress  # slow to import, and only needed on a terminal
+    from rich import console, progress  # slow to import, and only needed on a terminal
+
+    class Console(console.Console):
+        def on_broken_pipe(self) -> None:
+            """Raises the BrokenPipeError, where rich would end the process without saving; not in the bar's thread."""
+            if threading.current_thread() is threading.main_thread():
+                raise
+            raise SystemExit
 
     return progress.Progress(
         progress.TextColumn("epoch {task.fields[epoch]}"),
@@ -110,6 +132,7 @@ def _make_bar() -> "rich.progress.Progress":
         progress.TextColumn("accuracy {task.fields[accuracy]:.2f} %"),
         progress.TextColumn("{task.fields[rate]:,.0f} images/s"),
         progress.TimeRemainingColumn(),
+        console=Console(),
         transient=True,
         refresh_per_second=8,
     )

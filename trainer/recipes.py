@@ -16,6 +16,9 @@ Precision = Literal["float32", "bfloat16"]
 ParameterKind = Literal["stem", "filters", "matrices", "vectors"]
 TestTimeViews = Literal["one", "shifted", "mirrored", "mirrored-and-shifted"]
 
+_WITHOUT_MIRRORED: dict[TestTimeViews, TestTimeViews] = {"mirrored": "one", "mirrored-and-shifted": "shifted"}
+_WITHOUT_SHIFTED: dict[TestTimeViews, TestTimeViews] = {"shifted": "one", "mirrored-and-shifted": "mirrored"}
+
 PRETRAINED_PREFIX = "pretrained:"
 """Before a name of `PRETRAINED`: torchvision's network with its published weights."""
 PRETRAINED = ("alexnet", "vgg16", "vgg19", "googlenet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -103,6 +106,45 @@ class Recipe:
     """Views of an image whose logits are averaged for a second figure beside that of one view."""
     num_validation: int = 5000
     """Training images set aside, stratified; at most a tenth of a smaller set."""
+
+    def with_augmentation(
+        self,
+        *,
+        mirror: bool | None = None,
+        shift: int | None = None,
+        rotate_degrees: float | None = None,
+        scale: float | None = None,
+    ) -> "Recipe":
+        """Returns the recipe with another augmentation, without the test-time views that it rules out.
+
+        Args:
+            mirror: whether to mirror images; None keeps the recipe's, as for the others.
+            shift: see `Augment`, as for the others.
+        """
+        old = self.augment
+        augment = replace(
+            old,
+            flip=old.flip if mirror is None else "alternating" if mirror else "none",
+            shift=old.shift if shift is None else shift,
+            rotate_degrees=old.rotate_degrees if rotate_degrees is None else rotate_degrees,
+            scale=old.scale if scale is None else scale,
+        )
+        views = self.test_time_views
+        if mirror is False:
+            views = _WITHOUT_MIRRORED.get(views, views)
+        if shift == 0:
+            views = _WITHOUT_SHIFTED.get(views, views)
+        return replace(self, augment=augment, test_time_views=views)
+
+    def with_global_batch_size(self, size: int) -> "Recipe":
+        """Returns the recipe with another global batch, and with learning rates for it.
+
+        The rates grow with the square root of the batch, which keeps the variance of a step's update (Krizhevsky,
+        arXiv 1404.5997). Rates in proportion to the batch were tried: they are worse for small sets, and diverge.
+        """
+        factor = (size / self.global_batch_size) ** 0.5
+        groups = {kind: replace(group, lr=group.lr * factor) for kind, group in self.param_groups.items()}
+        return replace(self, global_batch_size=size, param_groups=groups)
 
     def as_computed_on(self, device: "torch.device") -> "Recipe":
         """Returns the recipe with the precision that it gets on this device, which decides the result."""

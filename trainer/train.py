@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from trainer.advice import SetSize, advise, describe_batch
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, split_validation, without_test_images
 from trainer.data.augment import check_shift
@@ -26,6 +27,7 @@ from trainer.loop.learner import build_learner
 from trainer.loop.run import Position, Run, restore
 from trainer.loop.saving import SaveEvery
 from trainer.models import num_parameters
+from trainer.paths import image_folder
 from trainer.prepare import check_complete, prepare
 from trainer.progress import Progress
 from trainer.ranks.world import World
@@ -63,6 +65,9 @@ def train(config: TrainConfig) -> None:
                 return
             if restore(run):
                 progress.say(f"continuing at step {run.position.step} of {run.num_steps}, saved in {folder.path}")
+            else:
+                for line in advise(run.recipe, set_size(run), is_mirroring_chosen=config.mirror is not None):
+                    progress.say(line)
             fit(run, stop, SaveEvery(seconds=config.save_every_s, steps=config.save_every_steps))
             validation = run.learner.evaluate(run.validation_images, run.validation_indices, world)
             test_images, test, recorded = evaluate_on_test_set(run, dataset)
@@ -118,14 +123,25 @@ def announce(run: Run) -> None:
     )
     say(
         f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {world.num_threads} "
-        f"thread{'s' if world.num_threads > 1 else ''} each; {recipe.global_batch_size} images per step; "
-        f"run folder {run.folder.path}"
+        f"thread{'s' if world.num_threads > 1 else ''} each; {describe_batch(recipe)}; run folder {run.folder.path}"
     )
     if world.num_computing < world.size:
         say(
             f"{world.size} ranks do not divide {world.virtual_shards} virtual shards: {world.num_computing} compute, "
             f"{world.size - world.num_computing} are spares"
         )
+
+
+def set_size(run: Run) -> SetSize:
+    """Returns the size of the run's data set, as advice on its recipe needs it."""
+    labels, classes = run.dataset.train.labels[run.train_indices], run.dataset.classes
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    return SetSize(
+        is_folder=image_folder(run.recipe.dataset) is not None,
+        num_channels=run.dataset.train.images.size(1),
+        num_training_by_class=dict(zip(classes, counts, strict=True)),
+        num_validation=len(run.validation_indices),
+    )
 
 
 def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluation, RecordedEvaluation | None]:

@@ -5,13 +5,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
 
 from trainer.config import CompareConfig, EvaluateConfig, ExportConfig, TrainConfig
 from trainer.errors import ConfigError
-from trainer.recipes import RECIPES
+from trainer.local import as_arguments
+from trainer.recipes import RECIPES, Augment
+from trainer.records.fingerprint import Fingerprint
 
 
 @pytest.mark.parametrize("config", [TrainConfig, EvaluateConfig, ExportConfig, CompareConfig])
@@ -33,6 +36,10 @@ def test_ranks_compare_the_options_that_decide_the_result() -> None:
         ("--seed", "0"),
         ("--epochs", "3"),
         ("--global-batch-size", "None"),
+        ("--mirror", "None"),
+        ("--shift", "None"),
+        ("--rotate-degrees", "None"),
+        ("--scale", "None"),
         ("--lr-scale", "1.0"),
         ("--precision", "None"),
         ("--virtual-shards", "None"),
@@ -51,8 +58,28 @@ def test_the_command_line_changes_the_recipe() -> None:
     arguments = ["--epochs", "3", "--dataset", "mnist-mini", "--global-batch-size", "50", "--lr-scale", "0.5"]
     recipe = tyro.cli(TrainConfig, args=arguments).resolve()
     assert (recipe.epochs, recipe.dataset, recipe.global_batch_size) == (3, "mnist-mini", 50)
-    assert recipe.param_groups["filters"].lr == pytest.approx(0.05)
+    assert recipe.param_groups["filters"].lr == pytest.approx(0.1 * 0.5 * 0.5**0.5)
     assert TrainConfig().resolve() == RECIPES["mnist"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "augment"),
+    [
+        ([], Augment(shift=2, rotate_degrees=10, scale=0.1)),
+        (["--mirror"], Augment(flip="alternating", shift=2, rotate_degrees=10, scale=0.1)),
+        (["--no-mirror", "--shift", "0"], Augment(rotate_degrees=10, scale=0.1)),
+        (["--rotate-degrees", "0", "--scale=0.2"], Augment(shift=2, scale=0.2)),
+    ],
+)
+def test_the_command_line_changes_the_augmentation(arguments: list[str], augment: Augment) -> None:
+    """The fingerprint records it, and is the same without an option as if there were none."""
+    config = tyro.cli(TrainConfig, args=["--recipe", "mnist-fast", *arguments])
+    recipe = config.resolve()
+    assert recipe.augment == augment
+    assert list(as_arguments(config))[2:] == [part for argument in arguments for part in argument.split("=")]
+    known: dict[str, Any] = {"seed": 0, "image_size": None, "dataset_sha256": "", "virtual_shards": None}
+    of_recipe = Fingerprint.of(RECIPES["mnist-fast"], **known)
+    assert (Fingerprint.of(recipe, **known).sha256 == of_recipe.sha256) == (not arguments)
 
 
 @pytest.mark.parametrize("spelling", ["photos", "./photos/", "sub/../photos"])
@@ -69,6 +96,10 @@ def test_a_folder_is_named_for_every_working_directory(spelling: str) -> None:
         (TrainConfig(global_batch_size=-1), "--global-batch-size -1"),
         (TrainConfig(image_size=0), "--image-size 0"),
         (TrainConfig(lr_scale=0), "--lr-scale 0"),
+        (TrainConfig(shift=-1), "--shift -1: must be 0 or more pixels"),
+        (TrainConfig(rotate_degrees=200), "--rotate-degrees 200: must be 0 to 180"),
+        (TrainConfig(rotate_degrees=float("nan")), "--rotate-degrees nan"),
+        (TrainConfig(scale=1), "--scale 1: must be 0 to 0.9"),
         (TrainConfig(lr_scale=float("nan")), "--lr-scale nan"),
         (TrainConfig(hang_timeout_s=-1.0), "--hang-timeout-s -1"),
         (TrainConfig(recipe="cifar"), "did you mean cifar10"),

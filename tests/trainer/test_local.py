@@ -26,28 +26,61 @@ def test_a_recipes_name_is_the_recipe() -> None:
     assert resolved("cifar10-small", "--seed", "3") == (TrainConfig(recipe="cifar10-small", seed=3), "")
 
 
-@pytest.mark.parametrize(("num_images", "epochs"), [(300, 60), (900, 30), (5000, 8)])
-def test_a_folder_is_the_data_set_with_a_recipe_for_small_images(num_images: int, epochs: int, tmp_path: Path) -> None:
-    for number in range(num_images):
-        path = tmp_path / "photos" / ("cat" if number % 2 else "dog") / f"{number}.png"
+def put_images(folder: Path, number: int) -> None:
+    for each in range(number):
+        path = folder / ("cat" if each % 2 else "dog") / f"{each}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "epochs"), [(10, 16, 500), (300, 16, 32), (700, 32, 28), (3000, 128, 25)]
+)
+def test_a_folder_gets_a_recipe_for_small_images_and_enough_steps(
+    num_images: int, batch_size: int, epochs: int, tmp_path: Path
+) -> None:
+    put_images(tmp_path / "photos", num_images)
     run, line = resolved(str(tmp_path / "photos"))
     dataset = f"folder:{tmp_path}/photos"
-    assert run == TrainConfig(recipe="cifar10-small", dataset=dataset, image_size=64, epochs=epochs)
+    assert run == TrainConfig(
+        recipe="cifar10-small", dataset=dataset, image_size=64, epochs=epochs, global_batch_size=batch_size
+    )
     assert line == (
-        f"{dataset}: recipe cifar10-small, {epochs} epochs, images of 64 x 64 pixels "
-        "(--recipe, --epochs and --image-size choose others)"
+        f"{dataset}: recipe cifar10-small, {epochs} epochs, {batch_size} images per step, images of 64 x 64 pixels "
+        "(--recipe, --epochs, --global-batch-size and --image-size choose others)"
     )
 
 
+def test_a_large_folder_is_trained_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_images(tmp_path, 10)
+    monkeypatch.setattr("trainer.local._estimate_training_images", lambda _: 30_000)
+    run, line = resolved(str(tmp_path))
+    assert (run.epochs, run.global_batch_size) == (None, None)
+    assert "recipe cifar10-small, 8 epochs, 500 images per step" in line
+
+
 def test_options_override_the_choice_for_a_folder(tmp_path: Path) -> None:
-    run, _ = resolved(str(tmp_path), "--recipe=mnist", "--image-size", "28")
-    assert run == TrainConfig(recipe="mnist", dataset=f"folder:{tmp_path}", image_size=28)
+    put_images(tmp_path, 700)
+
+    def chosen(*options: str) -> tuple[str, int | None, int | None, int | None]:
+        run, _ = resolved(str(tmp_path), *options)
+        return run.recipe, run.image_size, run.epochs, run.global_batch_size
+
+    assert chosen("--recipe=mnist", "--image-size", "28") == ("mnist", 28, 28, 32)
+    assert chosen("--epochs", "5") == ("cifar10-small", 64, 5, None)
+    assert chosen("--global-batch-size", "100") == ("cifar10-small", 64, 84, 100)
+    assert chosen("--virtual-shards", "64") == ("cifar10-small", 64, 28, 64)
+    assert chosen("--recipe=finetune-resnet18", "--image-size=224") == ("finetune-resnet18", 224, 28, 32)
+
+
+def test_parts_of_a_folder_count_as_they_are(tmp_path: Path) -> None:
+    for part, number in (("train", 700), ("val", 4), ("test", 4)):
+        put_images(tmp_path / part, number)
+    assert resolved(str(tmp_path))[0].epochs == 23  # 22 steps of 32 images each
 
 
 def test_a_recipe_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mnist").mkdir()
+    put_images(tmp_path / "mnist", 4)
     monkeypatch.chdir(tmp_path)
     assert resolved("mnist")[0].dataset is None
     assert resolved("./mnist", "--epochs", "1")[0].dataset == "folder:./mnist"
@@ -79,6 +112,8 @@ def test_ranks_get_a_command_line_that_gives_the_same_run(tmp_path: Path) -> Non
         virtual_shards=4,
         precision="float32",
         export=False,
+        mirror=False,
+        shift=0,
     )
     assert parse(TrainConfig, list(as_arguments(run)), prog="") == run
     assert list(as_arguments(TrainConfig())) == []

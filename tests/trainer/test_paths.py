@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.paths import default_data_dir, full_name, image_folder
+from trainer.paths import default_data_dir, expand_home, full_name, image_folder
 
 
 def test_the_default_folder_follows_the_desktop_convention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -14,6 +14,21 @@ def test_the_default_folder_follows_the_desktop_convention(monkeypatch: pytest.M
     monkeypatch.setenv("XDG_CACHE_HOME", "relative, so not valid")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_data_dir() == tmp_path / ".cache" / "convoy"
+
+
+def test_without_a_home_directory_only_the_use_of_the_default_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # a user id without an entry
+    assert default_data_dir() == Path("~/.cache/convoy")
+    assert expand_home(tmp_path) == tmp_path
+    with pytest.raises(ConfigError, match="this user has no home directory: give --data-dir"):
+        expand_home(default_data_dir())
+    assert image_folder("folder:~/pets") == Path.cwd() / "~/pets"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_home(Path("~/data")) == tmp_path / "data"
 
 
 def test_a_folder_has_a_path_and_other_names_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

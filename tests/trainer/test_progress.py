@@ -6,9 +6,7 @@ from trainer import progress as module
 from trainer.progress import Progress
 
 
-def test_plain_lines_show_the_state(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plain_lines_show_the_state(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PLAIN_LINE_INTERVAL_S", 0.0)
     with Progress(is_main=True) as progress:
         progress.start(step=0, num_steps=100)

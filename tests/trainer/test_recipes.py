@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from trainer.data import dataset_names
+from trainer.data.augment import augment_batch, draw_params
 from trainer.errors import ConfigError
+from trainer.evaluation.views import average_views
 from trainer.models import build_network
 from trainer.recipes import PRETRAINED, PRETRAINED_PREFIX, RECIPES, Recipe, Schedule, find_recipe
 
@@ -31,6 +33,51 @@ def test_bfloat16_is_used_only_where_the_hardware_is_fast_in_it(monkeypatch: pyt
     assert recipe.as_computed_on(cpu) is recipe
     monkeypatch.setattr("trainer.hardware._cpuinfo", lambda field: "fpu avx512f")
     assert recipe.as_computed_on(cpu) == dataclasses.replace(recipe, precision="float32")
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_all_that_a_recipe_does_to_images_can_be_turned_off(recipe: Recipe) -> None:
+    """Nothing moves any more, in training and in test-time views: what only a place or a side tells is kept."""
+    images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
+    changed = recipe.with_augmentation(mirror=False, shift=0, rotate_degrees=0.0, scale=0.0)
+    params = draw_params(changed.augment, len(images), seed=0, epoch=1)
+    assert torch.equal(augment_batch(changed.augment, images, torch.arange(4), params), images)
+    assert (changed.test_time_views, changed.param_groups) == ("one", recipe.param_groups)
+    assert recipe.with_augmentation() == recipe
+
+
+def test_test_time_views_follow_the_augmentation() -> None:
+    small, digits = RECIPES["cifar10-small"], RECIPES["mnist-fast"]
+    pixels = torch.randint(256, (1, 1, 8, 8), dtype=torch.uint8)
+
+    def views(recipe: Recipe, **chosen: bool | int) -> list[torch.Tensor]:
+        """Returns what the network is shown of an image."""
+        seen: list[torch.Tensor] = []
+        recipe = recipe.with_augmentation(**chosen)  # type: ignore[arg-type]
+        average_views(lambda shown: (seen.append(shown.float()), shown)[1], pixels, recipe.test_time_views)
+        return seen
+
+    def is_shown(picture: torch.Tensor, seen: list[torch.Tensor]) -> bool:
+        return any(torch.equal(view, picture.float()) for view in seen)
+
+    assert is_shown(pixels.flip(-1), views(small))
+    assert not is_shown(pixels.flip(-1), views(small, mirror=False))
+    assert len(views(small, mirror=False)) == 5
+    assert [len(views(small, **chosen)) for chosen in ({"shift": 0}, {"shift": 1}, {"shift": 0, "mirror": False})] == [
+        2,
+        6,
+        1,
+    ]
+    assert [len(views(digits, **chosen)) for chosen in ({}, {"shift": 0}, {"mirror": False})] == [5, 1, 5]
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_learning_rates_follow_the_batch(recipe: Recipe) -> None:
+    assert recipe.with_global_batch_size(recipe.global_batch_size) == recipe
+    quarter = recipe.with_global_batch_size(recipe.global_batch_size // 4)
+    for kind, group in quarter.param_groups.items():
+        assert dataclasses.replace(group, lr=0.0) == dataclasses.replace(recipe.param_groups[kind], lr=0.0)
+        assert group.lr == pytest.approx(recipe.param_groups[kind].lr / 2, rel=0.01)
 
 
 def test_an_unknown_recipe_offers_the_nearest_names() -> None:

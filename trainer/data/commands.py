@@ -1,8 +1,9 @@
 """`python -m trainer data list|fetch|verify|import`: manages the data sets on this machine."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from trainer.data.published.progress import download_progress
 from trainer.data.staging import explain_disk_errors, file_lock, remove_stale
 from trainer.data.store import DamagedFileError, DecodedDataset, check_digest, open_decoded, write_decoded
 from trainer.errors import ConfigError, DataError
-from trainer.paths import FOLDER_PREFIX, default_data_dir, full_name, image_folder
+from trainer.paths import FOLDER_PREFIX, default_data_dir, expand_home, full_name, image_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,7 @@ def run(arguments: Sequence[str], prog: str = "python -m trainer data") -> int:
     command: ListDatasets | FetchDatasets | VerifyDatasets | ImportDataset = tyro.cli(
         Command, args=arguments, prog=prog, description="Lists, downloads, verifies and imports data sets."
     )
+    command = replace(command, data_dir=expand_home(command.data_dir))
     match command:
         case ListDatasets():
             list_datasets(command)
@@ -174,7 +176,7 @@ def import_files(command: ImportDataset) -> None:
     info = dataset_info(command.name)
     if info.generate is not None:
         raise ConfigError(f"{info.name} comes with the package: there is nothing to import")
-    if not command.path.exists():
+    if not os.path.exists(command.path):  # False, too, for a path that may not be read
         raise ConfigError(f"{command.path} does not exist")
     path = decoded_path(info, command.data_dir)
     with explain_disk_errors(path.parent):

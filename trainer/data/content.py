@@ -28,6 +28,9 @@ class DatasetContent:
     validation: ImageSet | None = None
     notes: tuple[str, ...] = ()
     """Lines that every user of the data set should read: files that were skipped, images that are in two splits."""
+    significant_bits: int | None = None
+    """How many bits of 16-bit files were used: the largest number that they hold became white. None without such files.
+    """
 
     def splits(self) -> dict[str, ImageSet]:
         """Returns the splits by name, in the order in which they are hashed; `validation` only where there is one."""

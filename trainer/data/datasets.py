@@ -21,7 +21,7 @@ from trainer.data.published.info import DatasetInfo
 from trainer.data.split import stratified_split
 from trainer.data.store import DecodedDataset, open_or_create
 from trainer.errors import ConfigError, unknown_name
-from trainer.paths import FOLDER_PREFIX, image_folder
+from trainer.paths import FOLDER_PREFIX, expand_home, image_folder
 
 _MINI_FILE = Path(__file__).parent / "published" / "mnist_mini.npz"
 
@@ -66,6 +66,9 @@ class Dataset:
     """Standard deviation, likewise."""
     notes: tuple[str, ...] = ()
     """Lines logged when the folder was opened: files that were skipped, images that are in two splits."""
+    significant_bits: int | None = None
+    """How many bits of 16-bit files were used: the largest number that they hold became white. None without such files.
+    """
 
 
 def load_dataset(
@@ -88,10 +91,11 @@ def load_dataset(
         log: receives each line for the user.
 
     Raises:
-        ConfigError: there is no such data set, or it has no images of that size.
+        ConfigError: there is no such data set, it has no images of that size, or the data folder is `~` and the user
+            has no home directory.
         DataError: data are missing, damaged or unreadable.
     """
-    root = image_folder(name)
+    root, data_dir = image_folder(name), expand_home(data_dir)
     if root is not None:
         from trainer.data.folder.image_folder import load_image_folder
 
@@ -110,6 +114,7 @@ def load_dataset(
         mean=decoded.mean,
         std=decoded.std,
         notes=content.notes,
+        significant_bits=content.significant_bits,
     )
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -63,6 +62,7 @@ def write_decoded(content: DatasetContent, path: Path) -> None:
         "sha256": content_digest(content),
         "pixel_statistics": pixel_statistics(content.train.images),
         "notes": list(content.notes),
+        "significant_bits": content.significant_bits,
     }
     for name, split in content.splits().items():
         payload[f"{name}_images"] = _compact(split.images)
@@ -89,17 +89,13 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
     Raises:
         FileNotFoundError: there is no such file.
         DamagedFileError: the file is not what was written, or records another digest.
-        DataError: the file may not be read.
+        DataError: the file cannot be opened or mapped.
     """
+    payload = _load(path)
     try:
-        payload = torch.load(path, mmap=True, weights_only=True)
         content, recorded = _content_of(payload)
         mean, std = (tuple(map(float, values)) for values in payload["pixel_statistics"])
-    except FileNotFoundError:
-        raise
-    except PermissionError as error:
-        raise DataError(f"{path} may not be read: {error.strerror}") from error
-    except (RuntimeError, UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} is damaged (not a decoded data set)") from error
     if expected_sha256 is not None and recorded != expected_sha256:
         raise DamagedFileError(f"{path} is damaged (its digest is not the published one)")
@@ -184,7 +180,46 @@ def _share_lock(path: Path, images: torch.Tensor) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
+def _load(path: Path) -> Any:
+    """Maps the file. Opens it itself: torch opens no path that is not UTF-8, and does not tell why it cannot open one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: it is not a file of torch.
+        DataError: it cannot be opened or mapped.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise
+    except NotADirectoryError as error:
+        raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened: {error.strerror or error}") from error
+    with file:
+        try:
+            return torch.load(path if _is_utf8(path) else f"/dev/fd/{file.fileno()}", mmap=True, weights_only=True)
+        except Exception as error:
+            if "unable to mmap" in str(error):  # too little address space, or a file system that maps no files
+                reason = " ".join(str(error).partition("\n")[0].split())
+                raise DataError(f"{path} cannot be mapped into memory: {reason}") from error
+            raise DamagedFileError(f"{path} is damaged (not a decoded data set)") from error
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _content_of(payload: Any) -> tuple[DatasetContent, str]:
+    """Returns the content and its recorded digest.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: the payload is not that of a decoded file.
+    """
     if payload["layout"] != _LAYOUT:
         raise ValueError(f"layout {payload['layout']}, not {_LAYOUT}")
     splits = {
@@ -199,8 +234,19 @@ def _content_of(payload: Any) -> tuple[DatasetContent, str]:
         test=splits["test"],
         validation=splits.get("validation"),
         notes=tuple(map(str, payload.get("notes", ()))),
+        significant_bits=payload.get("significant_bits"),
     )
+    for split in content.splits().values():
+        _check_tensors(split, len(content.classes))
     return content, payload["sha256"]
+
+
+def _check_tensors(split: ImageSet, num_classes: int) -> None:
+    images, labels = split.images, split.labels
+    if (images.dtype, images.ndim) != (torch.uint8, 4) or (labels.dtype, labels.ndim) != (torch.int64, 1):
+        raise ValueError("tensors of other types or shapes")
+    if len(images) != len(labels) or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes):
+        raise ValueError("labels that do not fit")
 
 
 def _compact(tensor: torch.Tensor) -> torch.Tensor:

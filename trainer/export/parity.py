@@ -21,7 +21,9 @@ from trainer.export.stages import Show
 
 BATCH_SIZES = (MAX_BATCH_SIZE, 17, 3, 2, 1)
 TOLERANCE = 1e-4
-"""Largest accepted difference of a logit or a probability."""
+"""Largest accepted difference of a logit or a probability, where no logit is larger than `USUAL_LOGIT`."""
+USUAL_LOGIT = 25.0
+"""Up to this size float32 rounds well below the tolerance. A logit of 3,000 is rounded by 0.0001 alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +119,14 @@ class ParityCheck:
     Args:
         reference: logits of the trained model for the first images of the sample, float32 `[N, classes]`.
         show: tells the user which file is being computed.
+        tolerance: largest accepted difference of a logit or a probability.
     """
 
     sample: Sample
     reference: FloatArray
     plan: ParityPlan
     show: Show
-    tolerance: float = TOLERANCE
+    tolerance: float
 
     def run(
         self, name: str, predict: Predictor, largest: tuple[FloatArray, FloatArray] | None = None

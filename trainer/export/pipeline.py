@@ -10,7 +10,7 @@ from trainer.evaluation.views import NUM_VIEWS
 from trainer.export.formats import FloatArray, convert, convert_to_onnx, load_predictor
 from trainer.export.golden import golden_file
 from trainer.export.manifest import Checked, build_manifest, metrics_section, parity_section
-from trainer.export.parity import QUICK, THOROUGH, TOLERANCE, ParityCheck, ParityPlan, ParityResult, torch_threads
+from trainer.export.parity import QUICK, THOROUGH, ParityCheck, ParityPlan, ParityResult, torch_threads
 from trainer.export.plan import ExportOptions
 from trainer.export.quality import Answers, Decision, QualityError, decide, only_class
 from trainer.export.reference import ReferenceModel, largest_difference
@@ -45,7 +45,7 @@ def export(run: Run, model: RepositoryModel, result: Result | None, options: Exp
     with torch_threads(num_available_cpus()):  # the other ranks are idle
         reference = _reference(run, result, plan, options, show)
         files = convert(*reference.export_module())
-        check = ParityCheck(sample=reference.sample, reference=reference.logits, plan=plan, show=show)
+        check = _parity_check(reference, plan, show)
         served, logits = _check_served(check, files[ONNX], reference, options)
         answers, decision = _check_quality(reference, model, logits, options)
         others = {name: check.run(name, load_predictor(name, files[name])) for name in files if name != ONNX}
@@ -53,11 +53,11 @@ def export(run: Run, model: RepositoryModel, result: Result | None, options: Exp
     run.progress.say(_summary(results))
     checked = Checked(
         precision="float32",
-        golden_tolerance=TOLERANCE,
+        golden_tolerance=reference.tolerance,
         metrics=metrics_section(reference, answers),
         validation=answers.to_json(),
-        quality=decision.to_json(promote=options.promote),
-        parity=parity_section(reference, plan, results, TOLERANCE),
+        quality=decision.to_json(answers, promote=options.promote),
+        parity=parity_section(reference, plan, results, reference.tolerance),
     )
     return _publish(reference, model, files, checked)
 
@@ -90,7 +90,7 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
         calibration = reference.calibration_images(NUM_CALIBRATION_IMAGES)
         files = {ONNX: quantize(float32, calibration.split(CALIBRATION_BATCH_SIZE))}
         predict = load_predictor(ONNX, files[ONNX])
-        check = ParityCheck(sample=reference.sample, reference=reference.logits, plan=plan, show=show)
+        check = _parity_check(reference, plan, show)
         outputs = check.compute(ONNX, predict, MAX_BATCH_SIZE, len(reference.logits), plan.served_s)
         logits = outputs[0]
         before = _answers(reference, reference.logits[: len(logits)])
@@ -102,10 +102,10 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
         golden_difference = largest_difference(predict(golden.numpy())[0], golden_logits)
     checked = Checked(
         precision="int8",
-        golden_tolerance=max(TOLERANCE, TOLERANCE_FACTOR * golden_difference),
+        golden_tolerance=max(reference.tolerance, TOLERANCE_FACTOR * golden_difference),
         metrics=metrics_section(reference, answers) | {"float32": metrics_section(reference, before)},
         validation=answers.to_json(),
-        quality=decision.to_json(promote=options.promote),
+        quality=decision.to_json(answers, promote=options.promote),
         parity=parity_section(reference, plan, results, tolerance),
     )
     return _publish(reference, model, files, checked)
@@ -124,6 +124,12 @@ def _describe_views(run: Run, options: ExportOptions) -> str:
 def _reference(run: Run, result: Result | None, plan: ParityPlan, options: ExportOptions, show: Show) -> ReferenceModel:
     views = run.recipe.test_time_views if options.export_views else "one"
     return ReferenceModel.from_run(run, result, plan, views, show)
+
+
+def _parity_check(reference: ReferenceModel, plan: ParityPlan, show: Show) -> ParityCheck:
+    return ParityCheck(
+        sample=reference.sample, reference=reference.logits, plan=plan, show=show, tolerance=reference.tolerance
+    )
 
 
 def _check_served(

@@ -10,7 +10,7 @@ from trainer.evaluation.views import average_views
 from trainer.export.folding import ExportModule, fold
 from trainer.export.formats import FloatArray, without_tf32
 from trainer.export.golden import golden_images
-from trainer.export.parity import ParityPlan, reference_logits
+from trainer.export.parity import TOLERANCE, USUAL_LOGIT, ParityPlan, reference_logits
 from trainer.export.repository import MAX_BATCH_SIZE
 from trainer.export.sample import Sample
 from trainer.export.stages import Show
@@ -75,6 +75,12 @@ class ReferenceModel:
                 )
         except torch.OutOfMemoryError:
             return None
+
+    @property
+    def tolerance(self) -> float:
+        """Largest accepted difference of a logit or a probability. The rounding of large logits is in proportion."""
+        largest = max(float(np.abs(logits).max()) for logits in (self.logits, self.golden[1]))
+        return TOLERANCE * max(1.0, largest / USUAL_LOGIT)
 
     def export_module(self) -> tuple[ExportModule, torch.Tensor]:
         """Returns the module to convert, and an example of its input."""

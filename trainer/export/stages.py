@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from time import monotonic
 
-INTERVAL_S = 3.0
+INTERVAL_S = 5.0
 Show = Callable[[str], None]
 """Shows a line, or leaves it out because the last one is recent."""
 

@@ -18,8 +18,9 @@ from trainer.loop.optim import Optimizer
 from trainer.loop.step import Batch, GraphedStep, TrainStep
 from trainer.models import Classifier, build_network
 from trainer.models.airbench import AirbenchNet
+from trainer.models.originals import published_normalization
 from trainer.ranks.world import World
-from trainer.recipes import ParameterKind, ParamGroup, Recipe, TestTimeViews
+from trainer.recipes import PRETRAINED_PREFIX, ParameterKind, ParamGroup, Recipe, TestTimeViews
 
 NUM_WHITENING_IMAGES = 5000
 
@@ -154,9 +155,11 @@ def initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor,
             num_classes=len(dataset.classes),
             widths=recipe.widths,
         )
+    mean, std = dataset.mean, dataset.std
+    if recipe.network.startswith(PRETRAINED_PREFIX):
+        mean, std = published_normalization(recipe.network.removeprefix(PRETRAINED_PREFIX))
     # A channel with a single value would be divided by 0.
-    std = torch.tensor(dataset.std).clamp(min=1e-6)
-    model = Classifier(network, torch.tensor(dataset.mean), std)
+    model = Classifier(network, torch.tensor(mean), torch.tensor(std).clamp(min=1e-6))
     if isinstance(network, AirbenchNet):
         network.init_whitening(model.normalize(dataset.train.images[train_indices[:NUM_WHITENING_IMAGES]]))
     return model

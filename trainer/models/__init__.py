@@ -94,7 +94,7 @@ class Classifier(nn.Module):
         return logits
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns float32 `[B, C, H, W]`, channels last, of mean 0 and standard deviation 1 over the training set."""
+        """Returns float32 `[B, C, H, W]`, channels last: `(pixels - mean) / std`."""
         images = (pixels.float() - self.mean) / self.deviation
         return images.contiguous(memory_format=torch.channels_last)
 

@@ -6,13 +6,13 @@ hand where there is no network. torchvision is imported by the first call.
 """
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.errors import ConfigError, DataError
+from trainer.files import sha256_of_file
 from trainer.models.layers import Dropout, check_image_size
 
 MIN_IMAGE_SIZE = 64
@@ -52,7 +52,7 @@ def build_pretrained(name: str, *, num_channels: int, image_size: int, num_class
 
     Raises:
         ConfigError: the images are grey or too small.
-        DataError: the weights cannot be downloaded, or are damaged.
+        DataError: the weights cannot be downloaded, or the file is not the published one.
     """
     if num_channels != 3:
         raise ConfigError(
@@ -65,11 +65,29 @@ def build_pretrained(name: str, *, num_channels: int, image_size: int, num_class
     mine = network.state_dict()
     # Our network has no auxiliary heads, and the last layer has other classes.
     kept = {key: value for key, value in weights.items() if key in mine and not key.startswith(f"{head}.")}
-    missing = sorted(key for key in mine if key not in kept and not key.startswith(f"{head}."))
-    if missing:
-        raise DataError(f"the published weights of {name} lack {missing[0]}: this torchvision has changed its layers")
+    inherited = [key for key in mine if not key.startswith(f"{head}.")]
+    unlike = sorted(key for key in inherited if key not in kept or kept[key].shape != mine[key].shape)
+    if unlike:
+        raise DataError(f"the published weights of {name} have no such {unlike[0]}: torchvision has changed its layers")
     network.load_state_dict({**mine, **kept})
     return network
+
+
+def published_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the mean and the standard deviation with which the published weights were trained.
+
+    Args:
+        name: torchvision's name of the network.
+
+    Returns:
+        Of each channel, in pixel units (0 to 255).
+    """
+    from torchvision import models
+
+    if name == "googlenet":  # ported from TensorFlow: torchvision's own network has its pixels from -1 to 1
+        return (127.5,) * 3, (127.5,) * 3
+    preset = models.get_model_weights(name)["IMAGENET1K_V1"].transforms()
+    return tuple(255 * value for value in preset.mean), tuple(255 * value for value in preset.std)
 
 
 def _published_weights(name: str) -> dict[str, torch.Tensor]:
@@ -77,15 +95,46 @@ def _published_weights(name: str) -> dict[str, torch.Tensor]:
 
     url = models.get_model_weights(name)["IMAGENET1K_V1"].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.parts[0] == "~":
+        raise DataError(
+            "torch keeps published weights in ~/.cache, but this user has no home directory: set TORCH_HOME"
+        )
     try:
         _fetch_once(url, path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except UnpicklingError as error:
-        raise DataError(f"{path} is damaged: remove it to fetch it again, or place the file there by hand") from error
     except (DataError, OSError, RuntimeError) as error:
         raise DataError(
             f"cannot fetch the published weights of {name} from {url} ({error}): place the file at {path} by hand"
         ) from error
+    return _read_weights(path)
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Reads a file of weights, downloaded or placed by hand.
+
+    Raises:
+        DataError: it cannot be read, or is not the published file.
+    """
+    try:
+        found = sha256_of_file(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    published = _sha256_prefix(path)
+    if not found.startswith(published):
+        raise DataError(
+            f"{path} is not the published file (sha256 {found[: len(published)]}, not {published}): remove it to fetch "
+            "it again, or place the published file there"
+        )
+    try:
+        with path.open("rb") as file:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+        return {str(name): weights[name] for name in weights if isinstance(weights[name], torch.Tensor)}
+    except Exception as error:
+        raise DataError(f"{path} does not hold weights: {' '.join(str(error).split())[:100]}") from error
+
+
+def _sha256_prefix(path: Path) -> str:
+    """Returns the first digits of a file's SHA-256, which torchvision makes part of its name."""
+    return path.stem.rpartition("-")[2]
 
 
 def _fetch_once(url: str, path: Path) -> None:
@@ -102,7 +151,7 @@ def _fetch_once(url: str, path: Path) -> None:
                 max_bytes=_MAX_BYTES,
                 limits=DownloadLimits(min_bytes_per_s=0),  # there is no other source
                 progress=LineProgress(print),
-                sha256_prefix=path.stem.rpartition("-")[2],  # part of every file name
+                sha256_prefix=_sha256_prefix(path),
             )
 
 

@@ -3,14 +3,14 @@
 import datetime
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trainer.config import Resume, TrainConfig
 from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError, TrainerError, writing
-from trainer.files import is_temporary, locked, write_json
+from trainer.files import create_folder, is_temporary, locked, write_json
 from trainer.paths import image_folder
 from trainer.ranks.failure import FAILURE_FILE
 from trainer.ranks.world import World
@@ -45,8 +45,14 @@ class RunFolder:
 
     @classmethod
     def plan(cls, config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> "RunFolder":
-        """Returns where the run will be, the same on all ranks. Writes nothing."""
-        path = config.run_dir or RUNS / _default_name(recipe.name, config.seed)
+        """Returns where the run will be, the same on all ranks.
+
+        A run without `--run-dir` gets a new folder. If it is still empty when the rank leaves the run, it is removed.
+
+        Raises:
+            CheckpointError: the new folder cannot be created.
+        """
+        path = config.run_dir or _new_folder(recipe.name, config.seed, world)
         fingerprint = Fingerprint.of(
             recipe,
             seed=config.seed,
@@ -222,8 +228,27 @@ def in_use(folder: Path, world: World, say: Callable[[str], None]) -> Iterator[N
         yield
 
 
-def _default_name(recipe: str, seed: int) -> str:
-    return f"{recipe}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-s{seed}"
+def create_in_runs(kind: str, suffix: str = "") -> Path:
+    """Creates a folder in `runs/` with the time in its name, which no other run or study has.
+
+    Raises:
+        CheckpointError: it cannot be created.
+    """
+    with writing(RUNS):
+        return create_folder(RUNS, f"{kind}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}{suffix}")
+
+
+def _new_folder(recipe: str, seed: int, world: World) -> Path:
+    if not world.is_main:
+        return RUNS
+    path = create_in_runs(recipe, f"-s{seed}")
+    world.on_leave.callback(_remove_if_empty, path)
+    return path
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _with_known_folder(fingerprint: Fingerprint, path: Path) -> Fingerprint:

@@ -1,6 +1,5 @@
 """The folder of a study: its options, its results so far, and from both where to continue."""
 
-import datetime
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from trainer.files import append_line, is_temporary, read_lines, write_json
 from trainer.hardware import describe
 from trainer.ranks.world import World
 from trainer.records.origin import Origin
-from trainer.records.run_folder import LOCK_FILE, RUNS, STUDY_FILE, in_use
+from trainer.records.run_folder import LOCK_FILE, RUNS, STUDY_FILE, create_in_runs, in_use
 
 _FREE_OPTIONS = {"run_dir", "data_dir", "device", "runs"}
 """Options that may change when a study is continued: where it runs or how many runs it has, not what each computes."""
@@ -45,8 +44,7 @@ class StudyFolder:
             ConfigError: the folder holds something else.
             CheckpointError: the folder cannot be written.
         """
-        now = datetime.datetime.now(datetime.UTC)
-        path = world.broadcast_object(run_dir or RUNS / f"study-{name}-{now:%Y%m%dT%H%M%SZ}")
+        path = world.broadcast_object(run_dir or (create_in_runs(f"study-{name}") if world.is_main else RUNS))
         folder = cls(path, name)
         if world.is_main:
             options = {field: value for field, value in asdict(config).items() if field not in _FREE_OPTIONS}

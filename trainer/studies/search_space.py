@@ -44,7 +44,7 @@ def make_candidates(grid: tuple[str, ...], num_random: int) -> list[Candidate]:
 
 
 def apply_candidate(recipe: Recipe, candidate: Candidate) -> Recipe:
-    """Returns the recipe with a candidate's values.
+    """Returns the recipe with a candidate's values; another global batch scales the learning rates, too.
 
     Raises:
         ConfigError: a field does not exist, cannot be swept, or cannot have this value.
@@ -55,6 +55,9 @@ def apply_candidate(recipe: Recipe, candidate: Candidate) -> Recipe:
                 raise ConfigError(f"--grid lr_scale={value}: must be a positive number")
             groups = {kind: replace(group, lr=group.lr * value) for kind, group in recipe.param_groups.items()}
             recipe = replace(recipe, param_groups=groups)
+        elif name == "global_batch_size":
+            size = _replace_field(recipe, name, name, value).global_batch_size
+            recipe = recipe.with_global_batch_size(size)
         else:
             recipe = _replace_field(recipe, name, name, value)
     return recipe

@@ -91,7 +91,7 @@ def test_a_file_is_seen_as_in_training(tmp_path: Path, name: str, given: ImageIn
 
     seen = given.prepare(tmp_path / name)
 
-    trained = decode_images([tmp_path / name], channels, size, log=lambda line: None)[0].numpy()
+    trained = decode_images([tmp_path / name], channels, size, log=lambda line: None).images[0].numpy()
     assert seen.pixels.dtype == np.uint8
     np.testing.assert_array_equal(seen.pixels, trained)
     assert seen.pixels.std() > 0

@@ -8,7 +8,9 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +97,65 @@ def test_other_files(decoded_path: Path) -> None:
     decoded_path.write_text("<html>")
     with pytest.raises(DamagedFileError):
         open_decoded(decoded_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train_images": [1, 2]},
+        {"train_images": torch.zeros(40, 8, 8, dtype=torch.uint8)},
+        {"train_labels": torch.zeros(39, dtype=torch.int64)},
+        {"test_labels": torch.full((20,), 2)},
+        {"test_images": torch.zeros(20, 1, 8, 8)},
+        {"pixel_statistics": 7},
+    ],
+    ids=lambda change: str(*change),
+)
+def test_a_file_placed_by_hand_must_hold_images_and_labels(decoded_path: Path, change: dict[str, Any]) -> None:
+    torch.save(torch.load(decoded_path, weights_only=True) | change, decoded_path)
+    for verify in (True, False):
+        with pytest.raises(DamagedFileError, match="is damaged"):
+            open_decoded(decoded_path, verify=verify)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff\xfe", "tr\u00e4ge".encode("latin-1")])
+def test_paths_need_not_be_utf8(tmp_path: Path, name: bytes, logged: list[str]) -> None:
+    path = tmp_path / os.fsdecode(name) / f"{os.fsdecode(name)}.pt"
+    for _ in range(2):
+        assert open_tiny(path, logged) == content_digest(CONTENT)
+    assert logged == []
+
+
+def test_only_content_is_damaged_never_a_path(tmp_path: Path, decoded_path: Path, logged: list[str]) -> None:
+    folder = tmp_path / "folder.pt"
+    folder.mkdir()
+    for path in (folder, tmp_path / ("x" * 256)):
+        with pytest.raises(DataError, match=r"cannot be opened: (Is a directory|File name too long)") as caught:
+            open_decoded(path)
+        assert not isinstance(caught.value, DamagedFileError)
+    with pytest.raises(DataError, match="cannot be opened: Is a directory"):
+        open_tiny(folder, logged)
+    assert logged == []
+
+
+def test_a_file_that_cannot_be_mapped_is_not_damaged(decoded_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(f"unable to mmap 99 bytes from file <{decoded_path}>: Cannot allocate memory (12)\nmore")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(DataError, match=r"cannot be mapped into memory: .* memory \(12\)$") as caught:
+        open_decoded(decoded_path)
+    assert not isinstance(caught.value, DamagedFileError)
+
+
+def test_the_significant_bits_are_kept_and_older_files_have_none(decoded_path: Path) -> None:
+    assert open_decoded(decoded_path).content.significant_bits is None
+    write_decoded(replace(CONTENT, significant_bits=12), decoded_path)
+    assert open_decoded(decoded_path).content.significant_bits == 12
+    payload = torch.load(decoded_path, weights_only=True)
+    del payload["significant_bits"]
+    torch.save(payload, decoded_path)
+    assert open_decoded(decoded_path).content.significant_bits is None
 
 
 def test_another_digest_than_the_published_one(decoded_path: Path) -> None:

@@ -13,10 +13,11 @@ from trainer.data import ImageSet
 from trainer.errors import ExportError
 from trainer.export.folding import fold
 from trainer.export.formats import FloatArray, Predictor, convert_to_onnx, load_predictor
-from trainer.export.parity import QUICK, THOROUGH, ParityCheck, ParityPlan, ParityResult, reference_logits
+from trainer.export.parity import QUICK, THOROUGH, TOLERANCE, ParityCheck, ParityPlan, ParityResult, reference_logits
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import MAX_BATCH_SIZE, ONNX
 from trainer.export.sample import Sample
+from trainer.export.stages import Show
 
 
 def logits_of(images: torch.Tensor) -> torch.Tensor:
@@ -24,10 +25,16 @@ def logits_of(images: torch.Tensor) -> torch.Tensor:
     return images[:, 0, :10].float().sum(dim=2) / 1000
 
 
+def make_check(
+    sample: Sample, expected: FloatArray, plan: ParityPlan = QUICK, show: Show = lambda line: None
+) -> ParityCheck:
+    return ParityCheck(sample=sample, reference=expected, plan=plan, show=show, tolerance=TOLERANCE)
+
+
 def check_parity(
     name: str, predict: Predictor, sample: Sample, expected: FloatArray, plan: ParityPlan = QUICK
 ) -> list[ParityResult]:
-    return ParityCheck(sample=sample, reference=expected, plan=plan, show=lambda line: None).run(name, predict)
+    return make_check(sample, expected, plan).run(name, predict)
 
 
 def make_predictor(change: Callable[[FloatArray], FloatArray | None]) -> Predictor:
@@ -123,7 +130,7 @@ def test_the_trained_model_and_the_largest_batch_stop_at_the_time_limit(monkeypa
     batches = many.batches(MAX_BATCH_SIZE, 600)
     assert len(reference_logits(logits_of, batches, -1.0)) == MAX_BATCH_SIZE  # at least one batch
     hurried = replace(QUICK, largest_s=-1.0)
-    check = ParityCheck(sample=many, reference=np.zeros((600, 10), np.float32), plan=hurried, show=lambda line: None)
+    check = make_check(many, np.zeros((600, 10), np.float32), hurried)
     assert check.run("model.pt", make_predictor(lambda logits: None))[0].num_images == MAX_BATCH_SIZE
     # The file that is served may compute more images than the trained model has.
     check = replace(check, reference=check.reference[:300])
@@ -134,9 +141,7 @@ def test_the_trained_model_and_the_largest_batch_stop_at_the_time_limit(monkeypa
 
 def test_progress_names_the_file_the_batch_size_and_the_images(sample: Sample, expected: FloatArray) -> None:
     shown: list[str] = []
-    ParityCheck(sample=sample, reference=expected, plan=QUICK, show=shown.append).run(
-        "model.pt", make_predictor(lambda logits: None)
-    )
+    make_check(sample, expected, show=shown.append).run("model.pt", make_predictor(lambda logits: None))
     assert shown[:3] == [
         "checking model.pt at batch size 256: 0 of up to 45 images",
         "checking model.pt at batch size 17: 0 of up to 45 images",

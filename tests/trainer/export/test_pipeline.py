@@ -290,10 +290,22 @@ def test_a_clearly_worse_model_is_published_only_by_promote(run: Run, model: Rep
 
 
 @pytest.mark.usefixtures("onnx_alone")
+def test_large_logits_have_a_tolerance_of_their_size(run: Run, model: RepositoryModel) -> None:
+    """A float32 of a thousand has a resolution of 6e-5, and a network adds up many."""
+    large = spoilt(run, 0.0)
+    large.learner.model.get_parameter("network.fc2.weight").data.mul_(1000)
+    manifest = json.loads((export(large, model, None, OPTIONS) / "manifest.json").read_text())
+    differences = [result["largest_difference"] for result in manifest["parity"]["formats"]["model.onnx"]]
+    assert 1e-4 < max(differences) <= manifest["parity"]["tolerance"]
+    golden = np.load(model.path / "1" / "golden.npz")["logits"]
+    assert 4e-6 * np.abs(golden).max() <= manifest["golden_tolerance"] < 8e-6 * np.abs(golden).max()
+
+
+@pytest.mark.usefixtures("onnx_alone")
 def test_a_model_that_predicts_one_class_is_published_only_by_promote(run: Run, model: RepositoryModel) -> None:
     """Also as the first version, with nothing to compare it with."""
     constant = spoilt(run, np.inf)
-    with pytest.raises(QualityError, match=r"assigns every image to the class '2', so \d+\.\d+ % of 150 validation"):
+    with pytest.raises(QualityError, match=r"assigns every image to the class '2', which gets \d+\.\d+ % of 150 "):
         export(constant, model, None, OPTIONS)
     assert not model.path.exists()
     quality = quality_of(export(constant, model, None, replace(OPTIONS, promote=True)))

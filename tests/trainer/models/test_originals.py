@@ -2,10 +2,12 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -50,10 +52,21 @@ def build(name: str = "resnet18", *, num_channels: int = 3, image_size: int = 64
     return build_network(f"pretrained:{name}", **shape, widths=())  # type: ignore[arg-type]
 
 
-def test_published_weights_are_kept_but_for_the_last_layer(torch_home: Path) -> None:
+def place(content: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Saves a file and makes torchvision name it, with its right digest, as the weights of every network."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path = folder / f"weights-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
+    path.write_bytes(buffer.getvalue())
+    weights = {"IMAGENET1K_V1": SimpleNamespace(url=f"http://127.0.0.1:9/{path.name}")}
+    monkeypatch.setattr("torchvision.models.get_model_weights", lambda _name: weights)
+    return path
+
+
+def test_published_weights_are_kept_but_for_the_last_layer(torch_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     published = build_original("resnet18").state_dict()
-    torch.save(published, torch_home / "resnet18-f37072fd.pth")
+    place(published, torch_home, monkeypatch)
     network = build()
     mine = network.state_dict()
     assert mine["fc.weight"].shape == (4, 512)
@@ -96,9 +109,45 @@ def test_weights_with_another_digest_are_refused(
     assert not list(torch_home.glob("*.pth"))
 
 
-def test_damaged_weights_are_one_line(torch_home: Path) -> None:
-    (torch_home / "resnet18-f37072fd.pth").write_bytes(b"not a checkpoint")
-    with pytest.raises(DataError, match=r"resnet18-f37072fd.pth is damaged: remove it"):
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\3\4 and nothing else"])
+def test_a_file_placed_by_hand_must_be_the_published_one(torch_home: Path, content: bytes) -> None:
+    """The last rule also refuses the weights of another network of the same shapes."""
+    (torch_home / "resnet18-f37072fd.pth").write_bytes(content)
+    found = hashlib.sha256(content).hexdigest()[:8]
+    with pytest.raises(DataError, match=rf"is not the published file \(sha256 {found}, not f37072fd\): remove it"):
+        build()
+
+
+def test_a_folder_in_place_of_the_weights_is_named(torch_home: Path) -> None:
+    (torch_home / "resnet18-f37072fd.pth").mkdir()
+    with pytest.raises(DataError, match=r"resnet18-f37072fd\.pth cannot be read: Is a directory"):
+        build()
+
+
+@pytest.mark.parametrize("content", [[1, 2], 7, {}, {"fc.weight": torch.zeros(1)}, {"conv1.weight": torch.zeros(1)}])
+def test_a_published_file_with_other_content_is_one_line(
+    torch_home: Path, content: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(content, torch_home, monkeypatch)
+    with pytest.raises(DataError, match=r"does not hold weights: |the published weights of resnet18 have no such "):
+        build()
+
+
+def test_a_path_that_is_not_utf8_holds_weights(
+    torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9") / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_HOME", str(folder.parent.parent))
+    place(build_original("resnet18").state_dict(), folder, monkeypatch)
+    assert build().fc.weight.shape == (4, 512)  # type: ignore[union-attr]
+
+
+def test_without_a_home_directory_the_message_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(DataError, match="no home directory: set TORCH_HOME"):
         build()
 
 

@@ -443,10 +443,11 @@ def body(world):
 
 @pytest.mark.slow
 def test_data_may_be_prepared_for_longer_than_a_collective_or_the_watchdog_waits(tmp_path: Path) -> None:
-    """As on two hosts: local rank 0 of each prepares the data, one for longer than the other."""
+    """As on two hosts: local rank 0 of each prepares the data, one for longer than the other. Rank 0 says so."""
     body = """
 import dataclasses, types
-import trainer.prepare, trainer.ranks.world
+import trainer.prepare, trainer.ranks.waiting, trainer.ranks.world
+trainer.ranks.waiting.FIRST_S = 1.0
 trainer.ranks.world.COLLECTIVE_TIMEOUT_S = 1.0
 
 def prepare(*arguments, verify, **options):
@@ -467,6 +468,11 @@ def body(world):
     done = run_ranks(body, 3, tmp_path, join='"cpu", hang_timeout_s=0.5')
     assert done.returncode == 0, done.stderr
     assert sorted(values_of(done), key=str) == [[rank, rank % 2 == 0, [0, 1, 2]] for rank in range(3)]
+    told = re.findall("^rank .* waits .*", done.stderr, re.MULTILINE)
+    assert re.fullmatch(
+        r"rank 0 waits for rank 2 \(process \d+ on .*\) to load the data set \(\d+ s so far\)", told[-1]
+    )
+    assert all(line.startswith("rank 0 waits for") for line in told)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.recipes import RECIPES
 from trainer.studies.search_space import apply_candidate, make_candidates
@@ -37,6 +38,11 @@ def test_a_candidate_changes_the_recipe() -> None:
     assert changed.label_smoothing == 0.0
     assert changed.precision == "bfloat16"
     assert MNIST.augment.shift == 0
+
+
+def test_another_batch_scales_the_learning_rates_as_in_a_training() -> None:
+    changed = apply_candidate(MNIST, {"global_batch_size": 50, "lr_scale": 3})
+    assert changed == TrainConfig(global_batch_size=50, lr_scale=3).resolve()
 
 
 @pytest.mark.parametrize(

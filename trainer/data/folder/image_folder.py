@@ -1,24 +1,28 @@
 """Opens a folder of images, `folder:PATH`, which is decoded once into one file.
 
-Without a test folder, the content of each image decides whether it is a test image. The name of the decoded file
+Without a test folder, the picture in each file decides whether it is a test image. The name of the decoded file
 contains a hash of the listing, so that a folder that has changed is decoded again.
 """
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from trainer.data.content import DatasetContent, ImageSet
-from trainer.data.folder.decode import decode_images, digest_files, probe_images
+from trainer.data.folder.decode import decode_images
 from trainer.data.folder.duplicates import describe_duplicates
-from trainer.data.folder.listing import ImageFile, Listing, list_folder
+from trainer.data.folder.listing import Listing, list_folder
+from trainer.data.folder.probe import BitDepth, Headers, find_bit_depth, probe_images
 from trainer.data.split import hash_split
 from trainer.data.store import DecodedDataset, discard, open_or_create
 from trainer.errors import ConfigError, DataError
 from trainer.paths import FOLDER_PREFIX
+
+_MAX_NAME_BYTES = 200
+"""Of a folder's name, in the name of the folder for its decoded files: file systems allow 255 bytes in all."""
 
 
 def load_image_folder(
@@ -53,7 +57,7 @@ def load_image_folder(
     decoded = open_or_create(
         folder / f"{size}-{listing.key()}.pt",
         create,
-        lock_path=folder.with_suffix(".lock"),
+        lock_path=folder.with_name(f"{folder.name}.lock"),
         expected_sha256=None,
         verify=verify,
         log=log,
@@ -65,44 +69,83 @@ def load_image_folder(
 
 def decoded_folder(root: Path, data_dir: Path) -> Path:
     """Returns the folder with the decoded files of a folder of images, one for each image size; it may not exist."""
-    return data_dir / "folders" / f"{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
+    own_name = os.fsencode(root.name)[:_MAX_NAME_BYTES].decode(errors="ignore")  # torch opens UTF-8 paths only
+    return data_dir / "folders" / f"{own_name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
 def _decode(listing: Listing, image_size: int | None, log: Callable[[str], None]) -> DatasetContent:
     name = f"{FOLDER_PREFIX}{listing.root}"
-    notes = [f"{name}: {note}" for note in listing.notes]
-    splits = dict(listing.splits)
-    all_paths = [file.path for files in splits.values() for file in files]
-    num_channels, native_size = probe_images(all_paths, size_given=image_size is not None)
-    if "test" not in splits:
-        splits["train"], splits["test"] = _hold_out_test(listing)
+    files = [file for own in listing.splits.values() for file in own]
+    headers = probe_images([file.path for file in files], size_given=image_size is not None)
+    bit_depth = _find_bit_depth(listing, headers)
+    decoded = decode_images(
+        [file.path for file in files],
+        headers.num_channels,
+        image_size or headers.side,
+        lambda line: log(f"{name}: {line}"),
+        significant_bits=16 if bit_depth is None else bit_depth.significant_bits,
+        max_pixels=headers.max_pixels,
+    )
+    notes = [f"{name}: {note}" for note in listing.notes] + list(_describe_bit_depth(name, bit_depth))
+    sizes = [len(own) for own in listing.splits.values()]
+    positions = dict(zip(listing.splits, torch.arange(len(files)).split(sizes), strict=True))
+    if "test" not in positions:
+        positions |= _hold_out_test(listing, decoded.digests)
         notes.append(
-            f"{name}: no test folder: {len(splits['test'])} of {len(all_paths)} images are held out as test set, "
+            f"{name}: no test folder: {len(positions['test'])} of {len(files)} images are held out as test set, "
             "by their content"
         )
-    files = [file for files in splits.values() for file in files]
-    images = decode_images(
-        [file.path for file in files], num_channels, image_size or native_size, lambda line: log(f"{name}: {line}")
-    )
     labels = torch.tensor([file.label for file in files], dtype=torch.int64)
-    sizes = [len(files) for files in splits.values()]
-    sets = dict(zip(splits, map(ImageSet, images.split(sizes), labels.split(sizes)), strict=True))
-    notes += [f"warning: {name}: {line}" for line in describe_duplicates(sets)]
-    return DatasetContent(name, listing.classes, sets["train"], sets["test"], sets.get("validation"), tuple(notes))
+    sets = {split: ImageSet(decoded.images[own], labels[own]) for split, own in positions.items()}
+    paths = {split: [files[position].path for position in own.tolist()] for split, own in positions.items()}
+    notes += [f"warning: {name}: {line}" for line in describe_duplicates(sets, paths)]
+    return DatasetContent(
+        name,
+        listing.classes,
+        sets["train"],
+        sets["test"],
+        sets.get("validation"),
+        tuple(notes),
+        significant_bits=None if bit_depth is None else bit_depth.significant_bits,
+    )
 
 
-def _hold_out_test(listing: Listing) -> tuple[list[ImageFile], list[ImageFile]]:
-    """Returns the training and the test images.
+def _find_bit_depth(listing: Listing, headers: Headers) -> BitDepth | None:
+    """Returns how much the training images use of 16 bits, or else other images; None if no image has 16 bits."""
+    of_training = [file.path for file in listing.splits["train"] if file.path in headers.of_sixteen_bits]
+    paths = of_training or sorted(headers.of_sixteen_bits)
+    return find_bit_depth(paths) if paths else None
+
+
+def _describe_bit_depth(name: str, bit_depth: BitDepth | None) -> Iterator[str]:
+    if bit_depth is None:
+        return
+    bits, number = bit_depth.significant_bits, bit_depth.num_images
+    if bits < 16:
+        yield f"{name}: {number} training images have 16 bits and use {bits} of them: {2**bits - 1} is white"
+    if bit_depth.num_dark > number / 2:
+        yield (
+            f"warning: {name}: {bit_depth.num_dark} of {number} 16-bit images are nearly black: they use less than a "
+            f"sixteenth of the {bits} bits of the brightest one; convert them to 8 bits to use their contrast"
+        )
+
+
+def _hold_out_test(listing: Listing, digests: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Returns the positions of the training and of the test images.
 
     They are in the order of their content, so that renamed files make the same data set, with the same test set in the
     ledger.
+
+    Args:
+        listing: the folder; its training images come first.
+        digests: `picture_digest` of each image.
     """
-    files = listing.splits["train"]
-    digests = digest_files([file.path for file in files])
-    held_out = hash_split(digests, [file.label for file in files])
+    labels = [file.label for file in listing.splits["train"]]
+    held_out = hash_split(digests[: len(labels)], labels)
     if not held_out:
         raise DataError(f"{listing.root} has no class of two different images: too few to hold any out as test set")
-    train_and_test: tuple[list[ImageFile], list[ImageFile]] = [], []
-    for digest, file in sorted(zip(digests, files, strict=True), key=lambda pair: (pair[1].label, pair[0])):
-        train_and_test[digest in held_out].append(file)
-    return train_and_test
+    by_content = sorted(range(len(labels)), key=lambda position: (labels[position], digests[position]))
+    return {
+        "train": torch.tensor([position for position in by_content if digests[position] not in held_out]),
+        "test": torch.tensor([position for position in by_content if digests[position] in held_out]),
+    }

@@ -1,13 +1,14 @@
 """Lists the classes and image files of a folder in torchvision's ImageFolder layout, without opening an image.
 
 The layout is PATH/<class>/*.png, or PATH/train/<class>/* with, optionally, PATH/val (or valid, validation) and
-PATH/test.
+PATH/test. Hidden folders and those that systems make are passed over at every level.
 """
 
 import hashlib
 import json
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +21,23 @@ _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "valida
 """The split by the name of its folder, in lower case."""
 _UNSUPPORTED_SPLITS = ("training", "dev", "testing")
 """Folder names that probably mean splits, but are not accepted as such."""
+SYSTEM_FOLDERS = frozenset(
+    name.casefold()
+    for name in (
+        *("@eaDir", "#recycle", "#snapshot", "@tmp", "@sharebin"),  # Synology: thumbnails, deleted files
+        *("@Recycle", "@Recently-Snapshot", ".@__thumb"),  # QNAP
+        *("$RECYCLE.BIN", "System Volume Information", "found.000", "Config.Msi"),  # Windows
+        *("__MACOSX", ".AppleDouble", ".Trashes", ".fseventsd", ".Spotlight-V100", ".TemporaryItems"),  # macOS
+        *("Network Trash Folder", "Temporary Items", "TheVolumeSettingsFolder"),
+        *("lost+found", ".Trash", ".Trash-1000", ".thumbnails", ".snapshot", "~snapshot", ".snapshots"),  # file systems
+        *("_gsdata_", ".dropbox.cache", ".stfolder", ".stversions", ".sync", ".tmp.drivedownload"),  # synchronization
+        *("_vti_cnf", "_vti_pvt", "_notes", ".picasaoriginals"),  # web and picture editors
+        *("__pycache__", ".ipynb_checkpoints", ".git", ".svn"),  # programming
+    )
+)
+"""Names, in lower case, of folders that operating systems, file servers and programs make inside the user's own."""
 _NUM_LISTED = 5
-_VERSION = 3
+_VERSION = 4
 """Version of the rules that put images into splits and write notes. A new one decodes every folder again."""
 
 
@@ -67,13 +83,13 @@ def list_folder(root: Path) -> Listing:
     """
     try:
         folders = _split_folders(root)
-        classes = tuple(_class_names(folders["train"]))
+        classes = tuple(_classes(folders["train"]))
         if not classes:
             raise ConfigError(f"{root} has no class folders: images belong in {root.name}/<class>/")
         if len(classes) < 2:
             raise DataError(f"{folders['train']} has one class only ({classes[0]}): at least two are needed")
-        skipped: Counter[str] = Counter()
-        splits = {split: list(_image_files(folder, classes, skipped)) for split, folder in folders.items()}
+        skipped, passed_over = Counter[str](), set[Path]()
+        splits = {split: list(_image_files(folder, classes, skipped, passed_over)) for split, folder in folders.items()}
         for split, files in splits.items():
             if not files:  # as in the unlabeled test set of a competition
                 raise DataError(
@@ -88,7 +104,10 @@ def list_folder(root: Path) -> Listing:
         raise ConfigError(f"{error.filename} may not be read: {error.strerror}") from error
     unused = [] if folders["train"] == root else [name for name in _class_names(root) if name.lower() not in _SPLITS]
     notes = [f"{name} is not used: images are in {folders['train'].name}" for name in unused]
-    notes += [_describe_files(skipped, "skipped ")] if skipped else []
+    notes += [_describe(skipped, "file", " skipped")] if skipped else []
+    passed_over |= {path for folder in {root, *folders.values()} for path in _system_folders(folder)}
+    names = Counter(path.name for path in passed_over)
+    notes += [_describe(names, "folder", " of systems passed over")] if names else []
     return Listing(root, classes, splits, tuple(notes))
 
 
@@ -121,18 +140,51 @@ def _holds_only_folders(folder: Path) -> bool:
 
 def _class_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if entry.is_dir() and not _is_passed_over(entry.name))
 
 
-def _image_files(folder: Path, classes: tuple[str, ...], skipped: Counter[str]) -> Iterator[ImageFile]:
-    """Yields the images of a split, and counts other files in `skipped` by their extension."""
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """Returns the folders of each class, in order. Names that differ in their Unicode form alone are one class.
+
+    macOS writes an accented letter as a letter and an accent (NFD), most other systems as one character (NFC).
+    """
+    found: dict[str, list[Path]] = {}
     for name in _class_names(folder):
+        found.setdefault(unicodedata.normalize("NFC", name), []).append(folder / name)
+    return dict(sorted(found.items()))
+
+
+def _is_passed_over(name: str) -> bool:
+    return name.startswith(".") or _is_of_a_system(name)
+
+
+def _is_of_a_system(name: str) -> bool:
+    return name.casefold() in SYSTEM_FOLDERS
+
+
+def _system_folders(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        yield from (Path(entry.path) for entry in entries if entry.is_dir() and _is_of_a_system(entry.name))
+
+
+def _image_files(
+    folder: Path, classes: tuple[str, ...], skipped: Counter[str], passed_over: set[Path]
+) -> Iterator[ImageFile]:
+    """Yields the images of a split.
+
+    Args:
+        folder: the split's folder.
+        classes: the names of the classes.
+        skipped: counts other files by their extension.
+        passed_over: gets the folders of systems.
+    """
+    for name, own in _classes(folder).items():
         if name not in classes:
-            raise DataError(f"{folder / name} is a class that the training images do not have")
+            raise DataError(f"{own[0]} is a class that the training images do not have")
         label = classes.index(name)
         images: list[ImageFile] = []
         others: Counter[str] = Counter()
-        for path in sorted(_files_under(folder / name)):
+        for path in sorted(path for each in own for path in _files_under(each, passed_over)):
             extension = path.suffix.lower()
             if extension not in EXTENSIONS:
                 others[extension or "no extension"] += 1
@@ -141,24 +193,24 @@ def _image_files(folder: Path, classes: tuple[str, ...], skipped: Counter[str]) 
             else:  # reading a pipe would block
                 others["not a regular file"] += 1
         if not images:
-            only = f", only {_describe_files(others)}" if others else ""
+            only = f", only {_describe(others, 'file')}" if others else ""
             extensions = ", ".join(EXTENSIONS)
-            raise DataError(f"{folder / name} is an empty class: no image in it{only}; images are {extensions}")
+            raise DataError(f"{own[0]} is an empty class: no image in it{only}; images are {extensions}")
         skipped += others
         yield from images
 
 
-def _describe_files(files: Counter[str], what: str = "") -> str:
-    number, kinds = files.total(), [kind for kind, _ in files.most_common(_NUM_LISTED)]
-    more = ", …" if len(files) > len(kinds) else ""
-    return f"{number} file{'s' if number > 1 else ''} {what}({', '.join(kinds)}{more})"
+def _describe(counts: Counter[str], noun: str, what: str = "") -> str:
+    number, kinds = counts.total(), [kind for kind, _ in counts.most_common(_NUM_LISTED)]
+    more = ", …" if len(counts) > len(kinds) else ""
+    return f"{number} {noun}{'s' if number > 1 else ''}{what} ({', '.join(kinds)}{more})"
 
 
-def _files_under(folder: Path) -> Iterator[Path]:
+def _files_under(folder: Path, passed_over: set[Path]) -> Iterator[Path]:
     """Yields the files under `folder`, through links, but each real folder once: a link may lead back up.
 
-    Hidden files and folders are left out: copies in `.ipynb_checkpoints` or `.thumbnails` would get into both the
-    training and the test split.
+    Hidden files and folders and the folders of systems are left out: copies in `.ipynb_checkpoints` or thumbnails in
+    `@eaDir` would get into both the training and the test split.
     """
     seen: set[str] = set()
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
@@ -167,7 +219,8 @@ def _files_under(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))  # the first of several links wins
+        passed_over.update(Path(where, name) for name in folders if _is_of_a_system(name))
+        folders[:] = sorted(name for name in folders if not _is_passed_over(name))  # the first of several links wins
         yield from (Path(where, name) for name in files if not name.startswith("."))
 
 

@@ -6,11 +6,9 @@ continues after a file with another digest.
 
 import gzip
 import hashlib
-import lzma
 import os
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,7 +19,6 @@ from trainer.data.staging import TEMPORARY_PREFIX
 
 _TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
 _CHUNK_BYTES = 1 << 20
-_READ_ERRORS = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,7 @@ def _candidates(root: Path, names: Collection[str], problems: list[str]) -> Iter
             elif (name := path.name.removesuffix(".gz")) in names:
                 with path.open("rb") as stream:
                     yield name, str(path), stream
-        except _READ_ERRORS as error:
+        except Exception as error:  # of every kind, for a damaged or an encrypted archive
             problems.append(f"{path} cannot be read ({error})")
 
 
@@ -89,7 +86,7 @@ def _files_under(root: Path) -> Iterator[Path]:
     """Yields all files except our own unfinished ones, in case `root` is the data folder."""
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(TEMPORARY_PREFIX)]
-        yield from (Path(folder, name) for name in files)
+        yield from (path for name in files if not (path := Path(folder, name)).is_fifo())  # reading a pipe would block
 
 
 def _in_tar(path: Path, names: Collection[str]) -> Iterator[tuple[str, str, IO[bytes]]]:
@@ -134,5 +131,5 @@ def _uncompressed_chunks(stream: IO[bytes]) -> Iterator[bytes]:
         source = gzip.GzipFile(fileobj=stream) if head == b"\x1f\x8b" else stream
         while chunk := source.read(_CHUNK_BYTES):
             yield chunk
-    except _READ_ERRORS as error:
+    except Exception as error:
         raise SourceError(f"cannot be read ({error})") from error

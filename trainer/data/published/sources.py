@@ -1,5 +1,6 @@
 """Places that may have the files of a data set: web servers, packages, and the data folder itself."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -108,7 +109,7 @@ class LocalFiles:
 
     def fetch(self, into: Path, options: FetchOptions) -> list[Path]:
         candidates = [options.data_dir / path for path in self.paths]
-        present = [path for path in candidates if path.exists()]
+        present = [path for path in candidates if os.path.exists(path)]
         if not present:
             raise MissingFilesError("nothing there")
         return present

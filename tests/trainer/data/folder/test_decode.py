@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.trainer.data.folder.image_files import Load, put, put_class
-from trainer.data.folder.decode import probe_images
+from trainer.data.folder.probe import probe_images
 from trainer.errors import ConfigError, DataError
 
 NEEDS_AVIF = pytest.mark.skipif(".avif" not in Image.registered_extensions(), reason="this Pillow reads no AVIF")
@@ -102,5 +102,5 @@ def test_a_palette_of_greys_is_grey(tmp_path: Path) -> None:
     grey.putpalette([0, 0, 0, 90, 90, 90])
     coloured.save(tmp_path / "coloured.png")
     grey.save(tmp_path / "grey.png")
-    assert probe_images([tmp_path / "grey.png"], size_given=False) == (1, 8)
-    assert probe_images([tmp_path / "grey.png", tmp_path / "coloured.png"], size_given=False) == (3, 8)
+    grey, both = [tmp_path / "grey.png"], [tmp_path / "grey.png", tmp_path / "coloured.png"]
+    assert [probe_images(paths, size_given=False).num_channels for paths in (grey, both)] == [1, 3]

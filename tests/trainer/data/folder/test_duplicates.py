@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.trainer.data.folder.image_files import Load, put_class
 
 
@@ -11,7 +13,7 @@ def test_images_in_two_splits_are_logged_at_each_use(tmp_path: Path, load: Load,
         for name in "ab":
             put_class(tmp_path / "x" / part / name, count)
     for index in range(2, 4):
-        shutil.copy(tmp_path / "x" / "train" / "a" / f"00{index}.png", tmp_path / "x" / "test" / "b" / f"{index}.png")
+        shutil.copy(tmp_path / "x" / "train" / "a" / f"00{index}.png", tmp_path / "x" / "test" / "a" / f"{index}.png")
     for index in range(2):
         shutil.copy(tmp_path / "x" / "train" / "a" / f"00{index}.png", tmp_path / "x" / "val" / "a" / f"{index}.png")
     shutil.copy(tmp_path / "x" / "val" / "b" / "001.png", tmp_path / "x" / "test" / "b" / "chosen-by.png")
@@ -29,6 +31,33 @@ def test_images_in_two_splits_are_logged_at_each_use(tmp_path: Path, load: Load,
                 ),
             )
         ]
+
+
+@pytest.mark.parametrize("parts", [("train", "train"), ("train", "test"), ("val", "test")])
+def test_a_picture_in_two_classes_is_a_contradiction_not_a_copy(
+    tmp_path: Path, load: Load, logged: list[str], parts: tuple[str, str]
+) -> None:
+    for part in ("train", "val", "test"):
+        for name in "ab":
+            put_class(tmp_path / "x" / part / name, 4)
+    one, other = tmp_path / "x" / parts[0] / "a" / "001.png", tmp_path / "x" / parts[1] / "b" / "other.png"
+    shutil.copy(one, other)
+    load(tmp_path / "x")
+    assert logged == [
+        f"warning: folder:{tmp_path / 'x'}: 1 image contradicts another one of another class, pixel for pixel: "
+        f"{one} and {other}; no model can be right about both: remove the wrong one"
+    ]
+
+
+def test_many_contradictions_are_counted_and_some_are_named(root: Path, load: Load, logged: list[str]) -> None:
+    for path in sorted((root / "cat").iterdir())[:5]:
+        shutil.copy(path, root / "dog" / f"also-{path.name}")
+    load(root)
+    assert len(logged) == 2
+    assert "5 images contradict another one of another class" in logged[1]
+    assert f"{root}/cat/" in logged[1]
+    assert logged[1].count("also-") == 3
+    assert "; and 2 more; no model" in logged[1]
 
 
 def test_duplicates_among_training_images_are_logged(root: Path, load: Load, logged: list[str]) -> None:

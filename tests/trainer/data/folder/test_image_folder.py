@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from tests.trainer.data.folder.image_files import Load, put
+from tests.trainer.data.folder.image_files import Load, put, put_class
 from trainer.data.test_set import load_test_set
 from trainer.errors import DataError
 
@@ -59,9 +60,68 @@ def test_an_image_stays_in_its_split(tmp_path: Path, load: Load) -> None:
     for path in sorted((tmp_path / "x").glob("*/*.bmp"))[::3]:
         shutil.copy(path, path.with_name(f"copy-of-{path.name}"))
     assert test_images() == after
-    for path in sorted((tmp_path / "x").glob("*/*.bmp"))[::4]:
+    for path in sorted((tmp_path / "x").glob("*/*.bmp"))[1::4]:
         path.unlink()
     assert test_images() <= after
+
+
+def save_in_many_ways(folder: Path, pixels: np.ndarray) -> None:
+    """Saves a picture in files that differ in format, metadata, palette, transparency and orientation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image, name = Image.fromarray(pixels), f"{pixels.tobytes()[:6].hex()}"
+    note, turned = PngInfo(), Image.Exif()
+    note.add_text("Comment", name)
+    turned[0x0112] = 8
+    image.save(folder / f"{name}.png")
+    image.save(folder / f"{name}-note.png", pnginfo=note, dpi=(300, 300))
+    image.save(folder / f"{name}.bmp")
+    image.save(folder / f"{name}.tif", compression="tiff_lzw")
+    image.convert("RGBA").save(folder / f"{name}.webp", lossless=True)
+    image.transpose(Image.Transpose.ROTATE_270).save(folder / f"{name}-turned.png", exif=turned)
+
+
+def test_equal_pictures_are_on_one_side_whatever_their_files(tmp_path: Path, load: Load, logged: list[str]) -> None:
+    pixels = np.random.RandomState(0).randint(0, 256, (16, 12, 12, 3)).astype(np.uint8)
+    for number, each in enumerate(pixels):
+        save_in_many_ways(tmp_path / "x" / "ab"[number % 2], each)
+    for size in (12, 4):
+        logged.clear()
+        dataset = load(tmp_path / "x", size)
+        assert dataset.num_test % 6 == 0
+        assert len(dataset.train) + dataset.num_test == 96
+        assert not any("test images are training images" in line for line in logged)
+
+
+def test_the_side_of_a_picture_does_not_depend_on_the_image_size(tmp_path: Path, load: Load) -> None:
+    """The name of each file is its grey level, which no size changes."""
+    for level in range(0, 240, 4):
+        put(tmp_path / "x" / "ab"[level % 8 // 4] / f"{level}.png", (level,) * 3, (20 + level, 30))
+    sides = [sorted(load_test_set(load(tmp_path / "x", size)).images[:, 0, 0, 0].tolist()) for size in (4, 16)]
+    assert sides[0] == sides[1]
+    assert 2 <= len(sides[0]) < 20
+
+
+def test_the_name_of_a_folder_may_be_long_and_not_utf8(
+    tmp_path: Path, load: Load, root: Path, logged: list[str]
+) -> None:
+    expected = load(root).sha256
+    for name in (b"caf\xe9", b"x" * 255, "\u00e9".encode() * 127, b"\xff" * 255, b"a.b c"):
+        moved = tmp_path / os.fsdecode(name)
+        root.rename(moved)
+        logged.clear()
+        datasets = [load(moved) for _ in range(2)]
+        assert {dataset.sha256 for dataset in datasets} == {expected}
+        assert {dataset.name for dataset in datasets} == {f"folder:{moved}"}
+        assert len(logged) == 2, logged  # about the test images; nothing is damaged
+        root = moved
+
+
+def test_names_of_classes_and_files_may_be_long_and_not_utf8(tmp_path: Path, load: Load) -> None:
+    for name in (b"caf\xe9", b"y" * 255):
+        put_class(tmp_path / "x" / os.fsdecode(name), 5)
+    put(tmp_path / "x" / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xff" * 251 + b".png"))
+    assert load(tmp_path / "x").classes == (os.fsdecode(b"caf\xe9"), "y" * 255)
+    assert load(tmp_path / "x").classes == (os.fsdecode(b"caf\xe9"), "y" * 255)
 
 
 def test_too_few_images_to_hold_any_out(tmp_path: Path, load: Load) -> None:

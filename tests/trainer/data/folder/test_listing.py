@@ -1,6 +1,8 @@
 """Layouts of folders, and everything that can be wrong with them."""
 
 import os
+import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -75,7 +77,7 @@ def test_links_are_followed_once(root: Path, load: Load) -> None:
 def test_other_files_are_skipped_and_counted(root: Path, load: Load, logged: list[str]) -> None:
     for name in (".hidden.png", "notes.txt", "Thumbs.db"):
         (root / "cat" / name).write_text("x")
-    for folder in (".git", "cat/.ipynb_checkpoints", "cat/sub/.thumbnails", ".hidden/sub"):
+    for folder in (".cache", "cat/sub/.copies", ".hidden/sub"):
         put(root / folder / "copy.png")
     (root / "dog" / "LICENSE").write_text("x")
     (root / "dog" / "more.TXT").write_text("x")
@@ -84,6 +86,58 @@ def test_other_files_are_skipped_and_counted(root: Path, load: Load, logged: lis
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.train) + dataset.num_test == 20
     assert logged[0] == f"folder:{root}: 5 files skipped (.txt, .db, no extension, not a regular file)"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("@eaDir", "#recycle", "@Recycle", ".@__thumb"),
+        *("$RECYCLE.BIN", "$Recycle.Bin", "System Volume Information"),
+        *("__MACOSX", ".AppleDouble", ".Trashes", "lost+found", ".Trash-1000"),
+        *("_gsdata_", ".ipynb_checkpoints", "~snapshot"),
+    ],
+)
+def test_folders_of_systems_are_passed_over_and_counted(root: Path, load: Load, logged: list[str], name: str) -> None:
+    (root / name).mkdir()
+    for place in ("cat", "dog/sub", f"dog/{name}", f"cat/sub/{name}"):
+        put(root / place / "000.png", 77)
+        put(root / place / name / "000.png" / "thumbnail.png", 99)
+    dataset = load(root)
+    assert dataset.classes == ("cat", "dog")
+    assert len(dataset.train) + dataset.num_test == 21
+    assert logged[0] == f"folder:{root}: 4 folders of systems passed over ({name})"
+
+
+def test_folders_of_systems_are_no_splits_and_no_classes(tmp_path: Path, load: Load, logged: list[str]) -> None:
+    for part in ("train", "test"):
+        for name in ("a", "b", "@eaDir", "lost+found"):
+            put_class(tmp_path / "x" / part / name, 2)
+    put_class(tmp_path / "x" / "__MACOSX" / "train" / "c", 2)
+    dataset = load(tmp_path / "x")
+    assert dataset.classes == ("a", "b")
+    assert logged == [f"folder:{tmp_path / 'x'}: 5 folders of systems passed over (@eaDir, lost+found, __MACOSX)"]
+
+
+NFC, NFD = unicodedata.normalize("NFC", "caf\u00e9"), unicodedata.normalize("NFD", "caf\u00e9")
+
+
+def test_class_names_of_two_unicode_forms_are_one_class(tmp_path: Path, load: Load) -> None:
+    for place in (f"train/{NFC}", "train/tea", f"test/{NFD}", "test/tea", f"val/{NFD}", f"val/{NFC}", "val/tea"):
+        put_class(tmp_path / "x" / place, 2)
+    dataset = load(tmp_path / "x")
+    assert dataset.classes == (NFC, "tea")
+    assert load_test_set(dataset).labels.tolist() == [0, 0, 1, 1]
+    assert dataset.validation is not None
+    assert dataset.validation.labels.tolist() == [0] * 4 + [1] * 2
+
+
+def test_two_folders_of_one_class_side_by_side(tmp_path: Path, load: Load) -> None:
+    for name in (NFC, NFD, "tea"):
+        put_class(tmp_path / "x" / name, 5)
+    assert load(tmp_path / "x").classes == (NFC, "tea")
+    shutil.rmtree(tmp_path / "x" / "tea")
+    with pytest.raises(DataError, match="one class only"):
+        load(tmp_path / "x")
 
 
 def test_a_broken_link_is_named(root: Path, load: Load) -> None:

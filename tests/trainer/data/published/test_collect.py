@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -112,6 +113,28 @@ def test_truncated_or_corrupt_tar_is_named(tmp_path: Path, kind: str, keep: int)
         path.write_bytes(damaged)
         with pytest.raises(SourceError, match=r"x\.tar\..* (cannot be read|has the wrong digest)"):
             collect(tmp_path / str(number), path)
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, 1), (8, 99), (8, 14)])  # encrypted, an unknown compression, no LZMA
+def test_a_zip_that_cannot_be_unpacked_is_named(tmp_path: Path, place: int, value: int) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in FILES.items():
+            archive.writestr(name, data)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"PK\1\2")
+    data[start + place + 2 : start + place + 4] = value.to_bytes(2, "little")
+    data[place : place + 2] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=r"x\.zip.* cannot be read"):
+        collect(tmp_path, path)
+
+
+def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    folder = put(tmp_path / "a", {name: FILES[name] for name in NAMES[:3]})
+    os.mkfifo(folder / NAMES[3])
+    with pytest.raises(MissingFilesError, match=f"{NAMES[3]} not there"):
+        collect(tmp_path, folder)
 
 
 def test_a_broken_link_is_named(tmp_path: Path) -> None:

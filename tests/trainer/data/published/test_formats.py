@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,7 +87,17 @@ class Evil:
         return Path.touch, (Path("touched-by-a-pickle"),)
 
 
-@pytest.mark.parametrize("data", [pickle.dumps(Evil(), 2), pickle.dumps({}, 2), b"", b"rubbish", pickle.dumps([1], 2)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pickle.dumps(Evil(), 2),
+        pickle.dumps({}, 2),
+        b"",
+        b"rubbish",
+        pickle.dumps([1], 2),
+        b"\x80\2J\xff\xff\xff\x7f]Q.",
+    ],
+)
 def test_a_file_that_is_no_batch_is_named_and_runs_no_code(
     tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +152,9 @@ def test_a_file_that_is_no_npz_or_holds_objects_is_named(tmp_path: Path) -> None
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 rubbish")
     np.savez(tmp_path / "b.npz", x_train=np.array([{}], dtype=object))
     np.savez(tmp_path / "c.npz", x=np.zeros(1))
-    for name in ("a.npz", "b.npz", "c.npz", "missing.npz"):
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (4000000000, 1000000, 28), }"
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("x_train.npy", b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
+    for name in ("a.npz", "b.npz", "c.npz", "huge.npz", "missing.npz"):
         with pytest.raises(DataError, match=name):
             formats.decode_npz(tmp_path / name)

@@ -1,0 +1,159 @@
+"""What a recipe assumes about a data set: lines before a training, options against it, and values for small sets."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.advice import (
+    MIN_BATCH_SIZE,
+    NUM_TRAINING_IMAGES,
+    SetSize,
+    advise,
+    describe_batch,
+    fit_to,
+    has_few_steps,
+    usual_steps,
+)
+from trainer.config import TrainConfig
+from trainer.data.datasets import DATASETS
+from trainer.recipes import RECIPES, Recipe
+from trainer.train import train
+
+SMALL = RECIPES["cifar10-small"]
+MIRRORING = [name for name in RECIPES if name.startswith(("cifar10", "finetune-", "fashion-mnist"))]
+
+
+def size(by_class: dict[str, int] | int, **others: Any) -> SetSize:
+    counts = by_class if isinstance(by_class, dict) else {"cat": by_class // 2, "dog": by_class - by_class // 2}
+    known = {"is_folder": True, "num_channels": 3, "num_validation": 500, **others}
+    return SetSize(num_training_by_class=counts, **known)
+
+
+def advice(recipe: str | Recipe, known: SetSize, *, is_mirroring_chosen: bool = True) -> list[str]:
+    recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    return advise(recipe, known, is_mirroring_chosen=is_mirroring_chosen)
+
+
+def test_recipes_suit_the_sets_that_they_were_chosen_on() -> None:
+    for name, number in NUM_TRAINING_IMAGES.items():
+        assert DATASETS[name].num_train - SMALL.num_validation == number
+    assert [usual_steps(RECIPES[name]) for name in ("mnist", "cifar10-small", "cifar10")] == [5500, 720, 276]
+    for recipe in RECIPES.values():
+        own = size(NUM_TRAINING_IMAGES[recipe.dataset], is_folder=False)
+        assert advice(recipe, own, is_mirroring_chosen=False) == []
+        assert advice(replace(recipe, epochs=1), own, is_mirroring_chosen=False) == []  # the user wants a short one
+
+
+def test_a_recipe_that_mirrors_says_so_of_a_folder() -> None:
+    for name in RECIPES:
+        lines = advice(name, size(100_000), is_mirroring_chosen=False)
+        line = f"{name} mirrors images at random; if left and right matter (letters, arrows, faces of clocks), "
+        assert lines == [line + "use --no-mirror"] * (name in MIRRORING)
+        assert advice(name, size(100_000)) == []
+
+
+def test_too_few_steps_are_told_with_what_suits_the_set() -> None:
+    assert advice(SMALL, size(560)) == [
+        "16 steps in all are few for cifar10-small (720 on cifar10): try --global-batch-size 32 --epochs 28"
+    ]
+    assert advice(SMALL.with_global_batch_size(32), size(560)) == [
+        "144 steps in all are few for cifar10-small (720 on cifar10): try --global-batch-size 32 --epochs 28"
+    ]
+    assert advice("finetune-resnet18", size(560)) == [
+        "45 steps in all are few for finetune-resnet18: try --global-batch-size 32 --epochs 28"
+    ]
+    assert advice("cifar10", size(10_000)) == [
+        "60 steps in all are few for cifar10 (276 on cifar10): try --global-batch-size 512 --epochs 14"
+    ]
+    assert advice(replace(SMALL, epochs=150), size(560)) == []
+
+
+@pytest.mark.parametrize("num_images", [2, 9, 60, 560, 3000, 8000, 40_000, 1_000_000])
+def test_what_is_suggested_suffices(num_images: int) -> None:
+    for recipe in RECIPES.values():
+        batch_size, epochs = fit_to(recipe, num_images)
+        assert MIN_BATCH_SIZE <= batch_size <= recipe.global_batch_size
+        assert recipe.epochs <= epochs
+        assert epochs <= max(recipe.epochs, 42) or batch_size == MIN_BATCH_SIZE
+        fitted = replace(recipe.with_global_batch_size(batch_size), epochs=epochs)
+        for real in (num_images, num_images * 8 // 10):  # the number is an estimate, before images are held out
+            assert not has_few_steps(fitted, real)
+        assert fit_to(recipe, num_images, batch_size=100)[0] == 100
+
+
+def test_small_parts_of_a_set_are_told() -> None:
+    classes = {"cat": 900, "dog": 900, "okapi": 7, "saola": 12}
+    assert advice(replace(SMALL, epochs=100), size(classes, num_validation=12)) == [
+        "2 of 4 classes have fewer than 20 training images ('okapi' has 7): expect errors there; add images, or try "
+        "--recipe finetune-resnet18 --image-size 224",
+        "12 validation images: their accuracy may be off by 28 points; more images, or more of them in a val folder, "
+        "make it surer",
+    ]
+    grey, long = size(classes, num_channels=1), {"epochs": 100}
+    for lines in (
+        advice(replace(SMALL, **long), grey),
+        advice(replace(RECIPES["finetune-vgg16"], **long), size(classes)),
+    ):
+        assert [line.rpartition("; ")[2] for line in lines] == ["add images"]
+    assert advice("mnist", size(100_000, num_validation=1))[0].startswith("1 validation image: their accuracy")
+
+
+def test_more_classes_than_images_in_a_step_are_told() -> None:
+    many = size({str(number): 50 for number in range(200)})
+    assert advice("finetune-resnet18", many) == [
+        "200 classes are more than the 64 images of a step: --global-batch-size 256 makes the steps more alike"
+    ]
+    assert advice(SMALL.with_global_batch_size(256), replace(many)) == []
+    assert advice("cifar10-resnet18", size({str(number): 1000 for number in range(128)})) == []
+
+
+def test_there_are_three_lines_at_most() -> None:
+    lines = advice(SMALL, size(10, num_validation=1), is_mirroring_chosen=False)
+    assert [line.split()[1] for line in lines] == ["mirrors", "steps", "of"]
+
+
+def test_another_batch_is_told_with_its_learning_rates() -> None:
+    assert describe_batch(SMALL) == "500 images per step"
+    assert describe_batch(SMALL.with_global_batch_size(32)) == (
+        "32 images per step (the recipe: 500; learning rates are scaled by 0.253)"
+    )
+    assert describe_batch(RECIPES["mnist"].with_global_batch_size(50)) == (
+        "50 images per step (the recipe: 100; learning rates are scaled by 0.707)"
+    )
+
+
+def test_letters_that_are_mirror_images_are_learned_without_mirroring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = np.random.default_rng(0)
+    for letter, bowl in (("b", slice(17, 26)), ("d", slice(6, 15))):
+        folder = tmp_path / "images" / letter
+        folder.mkdir(parents=True)
+        for number in range(60):
+            picture = stream.integers(0, 60, (32, 32)).astype(np.uint8)
+            picture[6:26, 15:17] = picture[16:26, bowl] = 250
+            Image.fromarray(picture).save(folder / f"{number}.png")
+    config = TrainConfig(
+        recipe="cifar10-lenet5",
+        dataset=f"folder:{tmp_path / 'images'}",
+        data_dir=tmp_path / "data",
+        device="cpu",
+        epochs=20,
+        global_batch_size=16,
+        export=False,
+    )
+    accuracies = []
+    for number, chosen in enumerate((config, replace(config, mirror=False))):
+        train(replace(chosen, run_dir=tmp_path / f"runs/{number}"))
+        said = capsys.readouterr().out
+        assert ("cifar10-lenet5 mirrors images at random" in said) == (chosen.mirror is None)
+        assert "16 images per step (the recipe: 128; learning rates are scaled by 0.354)" in said
+        accuracies += re.findall(r"^test accuracy ([\d.]+)", said, re.MULTILINE)
+    hidden, learned = map(float, accuracies)
+    assert learned == 100
+    assert hidden < 80

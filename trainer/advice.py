@@ -1,0 +1,146 @@
+"""How well a recipe suits a data set: what to choose for a small one, and lines before a training that say so.
+
+Knows nothing of what computes; imports no torch.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from trainer.recipes import PRETRAINED_PREFIX, RECIPES, Recipe
+
+GOOD_STEPS = 500
+"""BiT (arXiv 1912.11370) fine-tunes on any set of fewer than 20,000 images for as many."""
+FEW_STEPS = 0.6
+"""Share of the good number of steps below which a training ends before the network has learned what it can."""
+STEPS_PER_EPOCH = 16
+"""Chosen for a small set, with a batch of at least MIN_BATCH_SIZE images."""
+MIN_BATCH_SIZE = 16
+MAX_SUGGESTED_BATCH_SIZE = 256
+"""A batch need not have an image of every class; larger ones may not fit in the memory of a GPU."""
+MIN_IMAGES_PER_CLASS = 20
+MIN_VALIDATION_IMAGES = 50
+MAX_LINES = 3
+NUM_TRAINING_IMAGES = {"mnist": 55_000, "fashion-mnist": 55_000, "cifar10": 45_000}
+"""Training images, without those for validation, of the data sets that recipes were chosen on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetSize:
+    """The size of a data set as one run divides it."""
+
+    is_folder: bool
+    num_channels: int
+    num_training_by_class: Mapping[str, int]
+    num_validation: int
+
+    @property
+    def num_training(self) -> int:
+        return sum(self.num_training_by_class.values())
+
+
+def usual_steps(recipe: Recipe) -> int | None:
+    """Returns the steps of a recipe on its own data set; None for fine-tuning, which has none."""
+    if recipe.network.startswith(PRETRAINED_PREFIX):
+        return None
+    return _num_steps(recipe, NUM_TRAINING_IMAGES[recipe.dataset])
+
+
+def has_few_steps(recipe: Recipe, num_images: int) -> bool:
+    """Returns whether the set is too small for the recipe: too few steps, even if not for fewer epochs than usual."""
+    usual = RECIPES[recipe.name]
+    longest = replace(recipe, epochs=max(recipe.epochs, usual.epochs))
+    return _num_steps(longest, num_images) < FEW_STEPS * _good_steps(usual)
+
+
+def fit_to(recipe: Recipe, num_images: int, *, batch_size: int | None = None) -> tuple[int, int]:
+    """Chooses a global batch and epochs that give a small set enough steps.
+
+    Args:
+        recipe: one of `RECIPES`, unchanged.
+        num_images: training images.
+        batch_size: a global batch that is already chosen.
+
+    Returns:
+        The global batch and the epochs.
+    """
+    if batch_size is None:
+        power_of_two = 2 ** max(0, round(math.log2(num_images / STEPS_PER_EPOCH)))
+        batch_size = min(recipe.global_batch_size, max(MIN_BATCH_SIZE, power_of_two))
+    return batch_size, max(recipe.epochs, math.ceil(_good_steps(recipe) / math.ceil(num_images / batch_size)))
+
+
+def describe_batch(recipe: Recipe) -> str:
+    """Returns the global batch, and how it changes the learning rates if it is not the recipe's own."""
+    usual = RECIPES.get(recipe.name, recipe).global_batch_size
+    text = f"{recipe.global_batch_size} images per step"
+    if recipe.global_batch_size == usual:
+        return text
+    factor = (recipe.global_batch_size / usual) ** 0.5
+    return f"{text} (the recipe: {usual}; learning rates are scaled by {factor:.3g})"
+
+
+def advise(recipe: Recipe, size: SetSize, *, is_mirroring_chosen: bool) -> list[str]:
+    """Returns lines about what the recipe assumes and the set may lack, the most important first; `MAX_LINES` at most.
+
+    Args:
+        recipe: as it is about to be trained, with a name of `RECIPES`.
+        size: the data set's.
+        is_mirroring_chosen: whether the command line says if images are mirrored.
+    """
+    lines: list[str] = []
+    if size.is_folder and recipe.augment.flip != "none" and not is_mirroring_chosen:
+        lines.append(
+            f"{recipe.name} mirrors images at random; if left and right matter (letters, arrows, faces of clocks), "
+            "use --no-mirror"
+        )
+    lines += _on_steps(recipe, size)
+    lines += _on_images(recipe, size)
+    return lines[:MAX_LINES]
+
+
+def _on_steps(recipe: Recipe, size: SetSize) -> Iterator[str]:
+    usual, num_classes = RECIPES[recipe.name], len(size.num_training_by_class)
+    batch_size, epochs = fit_to(usual, size.num_training)
+    if has_few_steps(recipe, size.num_training):
+        on_own = usual_steps(usual)
+        comparison = f" ({on_own:,} on {usual.dataset})" if on_own else ""
+        yield (
+            f"{_num_steps(recipe, size.num_training):,} steps in all are few for {recipe.name}{comparison}: "
+            f"try --global-batch-size {batch_size} --epochs {epochs}"
+        )
+    elif recipe.global_batch_size < min(num_classes, MAX_SUGGESTED_BATCH_SIZE, size.num_training // 2):
+        larger = min(MAX_SUGGESTED_BATCH_SIZE, 2 ** math.ceil(math.log2(num_classes)))
+        yield (
+            f"{num_classes:,} classes are more than the {recipe.global_batch_size} images of a step: "
+            f"--global-batch-size {larger} makes the steps more alike"
+        )
+
+
+def _on_images(recipe: Recipe, size: SetSize) -> Iterator[str]:
+    rare = {name: count for name, count in size.num_training_by_class.items() if count < MIN_IMAGES_PER_CLASS}
+    if rare:
+        rarest = min(rare, key=lambda name: rare[name])
+        is_fine_tuned = recipe.network.startswith(PRETRAINED_PREFIX)
+        other = (
+            "" if is_fine_tuned or size.num_channels != 3 else ", or try --recipe finetune-resnet18 --image-size 224"
+        )
+        yield (
+            f"{len(rare):,} of {len(size.num_training_by_class):,} classes have fewer than {MIN_IMAGES_PER_CLASS} "
+            f"training images ({rarest!r} has {rare[rarest]}): expect errors there; add images{other}"
+        )
+    if size.num_validation < MIN_VALIDATION_IMAGES:
+        points = 98 / max(1, size.num_validation) ** 0.5  # half of the widest 95 % interval
+        plural = "s" if size.num_validation != 1 else ""
+        yield (
+            f"{size.num_validation} validation image{plural}: their accuracy may be off by {min(points, 100):.0f} "
+            "points; more images, or more of them in a val folder, make it surer"
+        )
+
+
+def _good_steps(recipe: Recipe) -> int:
+    return min(GOOD_STEPS, usual_steps(recipe) or GOOD_STEPS)
+
+
+def _num_steps(recipe: Recipe, num_images: int) -> int:
+    return recipe.epochs * math.ceil(num_images / recipe.global_batch_size)
