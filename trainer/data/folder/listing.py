@@ -106,7 +106,7 @@ def list_folder(root: Path) -> Listing:
     notes = [f"{name} is not used: images are in {folders['train'].name}" for name in unused]
     notes += [_describe(skipped, "file", " skipped")] if skipped else []
     passed_over |= {path for folder in {root, *folders.values()} for path in _system_folders(folder)}
-    names = Counter(path.name for path in passed_over)
+    names = Counter(path.name for path in sorted(passed_over))
     notes += [_describe(names, "folder", " of systems passed over")] if names else []
     return Listing(root, classes, splits, tuple(notes))
 

@@ -1,5 +1,6 @@
 """Writes folders of images for tests."""
 
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ def put(path: Path, colour: int | tuple[int, ...] = 100, size: tuple[int, int] =
     """Writes a PNG whose bytes differ from those of any other path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     note = PngInfo()
-    note.add_text("Comment", f"{path.parent.name}/{path.name}")
+    note.add_text("Comment", os.fsencode(f"{path.parent.name}/{path.name}"))
     Image.new(mode, size, colour).save(path, pnginfo=note)
     return path
 
@@ -27,6 +28,6 @@ def put_class(folder: Path, count: int, colour: int = 100, mode: str = "RGB") ->
     for index in range(count):
         path = put(folder / f"{index:03d}.png", colour if mode == "L" else (colour,) * 3, mode=mode)
         with Image.open(path) as image:
-            own = zlib.crc32("/".join(path.parts[-3:]).encode())
+            own = zlib.crc32(os.fsencode("/".join(path.parts[-3:])))
             image.putpixel((7, 7), own % 256 if mode == "L" else tuple(own.to_bytes(4, "little")[:3]))
             image.save(path)

@@ -105,7 +105,7 @@ def test_folders_of_systems_are_passed_over_and_counted(root: Path, load: Load, 
     dataset = load(root)
     assert dataset.classes == ("cat", "dog")
     assert len(dataset.train) + dataset.num_test == 21
-    assert logged[0] == f"folder:{root}: 4 folders of systems passed over ({name})"
+    assert logged[0] == f"folder:{root}: 5 folders of systems passed over ({name})"
 
 
 def test_folders_of_systems_are_no_splits_and_no_classes(tmp_path: Path, load: Load, logged: list[str]) -> None:
