@@ -34,10 +34,12 @@ class DecodedImages:
     Args:
         images: uint8 [N, C, size, size].
         digests: `picture_digest` of each image.
+        warnings: what Pillow, or `convoy.images`, warns of.
     """
 
     images: torch.Tensor
     digests: list[str]
+    warnings: list[ImageProblem]
 
 
 def decode_images(
@@ -49,7 +51,7 @@ def decode_images(
     significant_bits: int = 16,
     max_pixels: int = 1,
 ) -> DecodedImages:
-    """Decodes and prepares images. Logs the progress and warnings about files.
+    """Decodes and prepares images. Logs the progress.
 
     Args:
         paths: image files.
@@ -95,9 +97,7 @@ def decode_images(
                 log(f"decoded {num_done} of {len(paths)} images")
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(paths)} images cannot be read: {list_some(unreadable)}")
-    if warned:
-        log(f"Pillow warns about {len(warned)} of {len(paths)} images: {list_some(list(warned.values()))}")
-    return DecodedImages(images, digests)
+    return DecodedImages(images, digests, list(warned.values()))
 
 
 def picture_digest(image: "Image") -> str:

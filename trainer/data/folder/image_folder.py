@@ -16,6 +16,7 @@ from trainer.data.folder.decode import decode_images
 from trainer.data.folder.duplicates import describe_duplicates
 from trainer.data.folder.listing import Listing, list_folder
 from trainer.data.folder.probe import BitDepth, Headers, find_bit_depth, probe_images
+from trainer.data.folder.workers import list_some
 from trainer.data.split import hash_split
 from trainer.data.store import DecodedDataset, discard, open_or_create
 from trainer.errors import ConfigError, DataError
@@ -86,6 +87,9 @@ def _decode(listing: Listing, image_size: int | None, log: Callable[[str], None]
         significant_bits=16 if bit_depth is None else bit_depth.significant_bits,
         max_pixels=headers.max_pixels,
     )
+    if decoded.warnings:
+        listed = list_some(decoded.warnings)
+        log(f"warning: {name}: Pillow warns about {len(decoded.warnings)} of {len(files)} images: {listed}")
     notes = [f"{name}: {note}" for note in listing.notes] + list(_describe_bit_depth(name, bit_depth))
     sizes = [len(own) for own in listing.splits.values()]
     positions = dict(zip(listing.splits, torch.arange(len(files)).split(sizes), strict=True))

@@ -1,5 +1,8 @@
 """Channels and sizes of decoded images, and images that cannot be decoded."""
 
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.trainer.data.folder.image_files import Load, put, put_class
+from trainer.data.folder.decode import decode_images
 from trainer.data.folder.probe import probe_images
+from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DataError
 
 NEEDS_AVIF = pytest.mark.skipif(".avif" not in Image.registered_extensions(), reason="this Pillow reads no AVIF")
@@ -79,7 +84,9 @@ def test_warnings_of_pillow_name_the_file(root: Path, load: Load, logged: list[s
     Image.new("RGB", (8, 8)).save(damaged, exif=exif.tobytes()[:-6])
     load(root)
     assert len(logged) == 2
-    assert logged[0].startswith(f"folder:{root}: Pillow warns about 1 of 21 images: {damaged} (Corrupt EXIF data")
+    assert logged[0].startswith(
+        f"warning: folder:{root}: Pillow warns about 1 of 21 images: {damaged} (Corrupt EXIF data"
+    )
 
 
 def test_very_large_images_are_named(
@@ -104,3 +111,133 @@ def test_a_palette_of_greys_is_grey(tmp_path: Path) -> None:
     grey.save(tmp_path / "grey.png")
     grey, both = [tmp_path / "grey.png"], [tmp_path / "grey.png", tmp_path / "coloured.png"]
     assert [probe_images(paths, size_given=False).num_channels for paths in (grey, both)] == [1, 3]
+
+
+# ---- 16 bits ---------------------------------------------------------------------------------------------------------
+
+
+def put_sixteen_bits(folder: Path, number: int, largest: int, name: str = "x") -> None:
+    """Writes 16-bit images of 8 x 8 pixels with values from 0 to `largest`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(number):
+        seed = zlib.crc32(f"{folder.parent.name}/{folder.name}/{name}{index}".encode())
+        pixels = np.random.RandomState(seed).randint(0, largest + 1, (8, 8)).astype(np.uint16)
+        pixels[0, 0], pixels[0, 1] = largest, 0
+        Image.fromarray(pixels).save(folder / f"{name}{index}.{'png' if index % 2 else 'tif'}")
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(100, 8), (256, 10), (1023, 10), (3000, 12), (4095, 12), (16383, 14)])
+def test_the_bits_that_16_bit_files_use_are_found_and_told(
+    tmp_path: Path, load: Load, logged: list[str], largest: int, bits: int
+) -> None:
+    for name in "ab":
+        put_sixteen_bits(tmp_path / "x" / name, 6, largest)
+    for _ in range(2):  # told at each use
+        logged.clear()
+        dataset = load(tmp_path / "x")
+        assert dataset.significant_bits == bits
+        assert dataset.train.images[:, 0, 0, 0].tolist() == [largest >> (bits - 8)] * len(dataset.train)
+        told = (
+            f"folder:{tmp_path / 'x'}: 12 training images have 16 bits and use {bits} of them: {2**bits - 1} is white"
+        )
+        assert logged[0] == told
+
+
+def test_files_that_use_all_16_bits_keep_the_upper_8(tmp_path: Path, load: Load, logged: list[str]) -> None:
+    for name in "ab":
+        put_sixteen_bits(tmp_path / "x" / name, 6, 65535)
+    dataset = load(tmp_path / "x")
+    assert dataset.significant_bits == 16
+    assert dataset.train.images[:, 0, 0, 0].unique().tolist() == [255]
+    assert len(logged) == 1, logged
+
+
+def test_the_training_images_decide_and_brighter_test_images_are_white(tmp_path: Path, load: Load) -> None:
+    for name in "ab":
+        put_sixteen_bits(tmp_path / "x" / "train" / name, 4, 1023)
+        put_sixteen_bits(tmp_path / "x" / "test" / name, 2, 4000)
+        put_class(tmp_path / "x" / "train" / name, 2, 200, mode="L")  # 8 bits, which stay as they are
+    dataset = load(tmp_path / "x")
+    assert dataset.significant_bits == 10
+    assert dataset.train.images[:, 0, 0, 0].unique().tolist() == [200, 255]
+    assert load_test_set(dataset).images[:, 0, 0, 0].unique().tolist() == [255]
+
+
+def test_images_without_16_bits_have_no_significant_bits(root: Path, load: Load) -> None:
+    assert load(root).significant_bits is None
+
+
+def test_a_few_bright_images_that_leave_the_others_black_are_told(
+    tmp_path: Path, load: Load, logged: list[str]
+) -> None:
+    for name in "ab":
+        put_sixteen_bits(tmp_path / "x" / name, 6, 1023)
+    put_sixteen_bits(tmp_path / "x" / "a", 1, 65535, name="glare")
+    load(tmp_path / "x")
+    assert logged[0].startswith(f"warning: folder:{tmp_path / 'x'}: 12 of 13 16-bit images are nearly black")
+
+
+@pytest.mark.parametrize(("largest", "is_refused"), [(4095, True), (1000, True), (65535, False)])
+def test_colour_images_that_use_the_lower_bits_are_refused(
+    tmp_path: Path, load: Load, largest: int, is_refused: bool
+) -> None:
+    """Pillow has the upper 8 bits only."""
+    for number in range(12):
+        path = tmp_path / "x" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.RandomState(number).randint(0, largest + 1, (8, 8, 3))
+        path.write_bytes(png_of_sixteen_bits(pixels))
+    if is_refused:
+        with pytest.raises(DataError, match=r"12 colour images, such as .*, have 16 bits .*: convert the images"):
+            load(tmp_path / "x")
+    else:
+        assert load(tmp_path / "x").train.images.float().std() > 60
+
+
+def png_of_sixteen_bits(pixels: np.ndarray) -> bytes:
+    """Returns a PNG with 16 bits in each of 3 channels, which Pillow cannot write."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    framed = (
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+# ---- Decoders --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError("codec"), MemoryError(), ZeroDivisionError("division by zero")])
+def test_any_exception_of_a_decoder_names_the_file(
+    root: Path, load: Load, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: Image.Image) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(DataError, match=rf"20 of 20 images cannot be read: {root}/cat/000.png \(.+\), .* and 17 more$"):
+        load(root)
+
+
+def test_a_long_strip_among_the_images_is_one_of_them(root: Path, load: Load) -> None:
+    put(root / "cat" / "strip.png", size=(20_000, 1))
+    assert len(load(root, 32).train) >= 18
+
+
+def test_large_images_are_decoded_by_fewer_threads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def remember(max_workers: int) -> ThreadPoolExecutor:
+        asked.append(max_workers)
+        return ThreadPoolExecutor(max_workers)
+
+    monkeypatch.setattr("trainer.data.folder.workers.ThreadPoolExecutor", remember)
+    monkeypatch.setattr("trainer.data.folder.workers.num_available_cpus", lambda: 6)
+    monkeypatch.setattr("trainer.data.folder.decode.available_memory", lambda: 4_000_000_000)
+    paths = sorted(root.glob("*/*.png"))
+    for max_pixels in (64, 100_000_000, 400_000_000):
+        decode_images(paths, 3, 8, log=print, max_pixels=max_pixels)
+    assert asked == [6, 3, 1]
