@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version as installed_version
 from typing import Any
 
+from convoy.images import SIGNIFICANT_BITS
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.export.parity import ParityPlan, ParityResult
 from trainer.export.quality import Answers
@@ -102,6 +103,11 @@ def build_manifest(
         "files": {name: _digest(content) for name, content in files.items()},
         "inputs": [_tensor(INPUT, "UINT8", *model.image_shape)],
         "outputs": [_tensor(name, "FP32", len(model.labels)) for name in (LOGITS, PROBABILITIES)],
+        "preprocessing": {
+            "resize": "shorter side, bilinear, antialiased",
+            "crop": "center",
+            SIGNIFICANT_BITS: model.significant_bits or 16,
+        },
         "normalization": {
             "inside_the_model": True,
             "mean": classifier.mean.flatten().tolist(),

@@ -71,6 +71,7 @@ def repository_model(run: Run, repository: Path, name: str) -> RepositoryModel:
         name=name,
         image_shape=(num_channels, height, width),
         labels=tuple(printable(label) for label in run.dataset.classes),
+        significant_bits=run.dataset.significant_bits,
     )
 
 

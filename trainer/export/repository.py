@@ -20,6 +20,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
+from convoy.images import SIGNIFICANT_BITS
 from protos.model_config_pb2 import TYPE_FP32, TYPE_UINT8, DataType, ModelConfig, ModelInput, ModelOutput
 from trainer.errors import ConfigError, ExportError
 from trainer.files import flush_to_disk
@@ -39,6 +40,7 @@ class RepositoryModel:
         name: letters, digits, `_`, `-` and `.`.
         image_shape: channels, height, width.
         labels: the classes in order.
+        significant_bits: how many bits the 16-bit files of the training used; None without such files.
 
     Raises:
         ConfigError: the name is not valid.
@@ -48,6 +50,7 @@ class RepositoryModel:
     name: str
     image_shape: tuple[int, int, int]
     labels: tuple[str, ...]
+    significant_bits: int | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
@@ -76,6 +79,8 @@ class RepositoryModel:
             ],
         )
         config.dynamic_batching.SetInParent()
+        if self.significant_bits not in (None, 16):
+            config.parameters[SIGNIFICANT_BITS].string_value = str(self.significant_bits)
         return config
 
     def check(self) -> None:
@@ -164,6 +169,11 @@ class RepositoryModel:
         ):
             if (there := _describe_tensors(theirs)) != (here := _describe_tensors(ours)):
                 self._raise_incompatible(f"{path} has {kind} {there}, the new version {here}")
+        bits = known.parameters[SIGNIFICANT_BITS].string_value if SIGNIFICANT_BITS in known.parameters else "16"
+        if self.significant_bits is not None and bits != str(self.significant_bits):
+            self._raise_incompatible(
+                f"16-bit images have {bits} {SIGNIFICANT_BITS} in {path} and {self.significant_bits} in the new version"
+            )
 
     def _raise_incompatible(self, difference: str) -> None:
         raise ConfigError(

@@ -99,6 +99,11 @@ def test_the_manifest_tells_the_contract(manifest: dict[str, Any]) -> None:
         {"name": name, "datatype": "FP32", "shape": [-1, 10]} for name in ("logits", "probabilities")
     ]
     assert manifest["labels"] == [str(digit) for digit in range(10)]
+    assert manifest["preprocessing"] == {
+        "resize": "shorter side, bilinear, antialiased",
+        "crop": "center",
+        "significant_bits": 16,
+    }
     assert manifest["normalization"]["inside_the_model"] is True
     assert manifest["normalization"]["mean"] == pytest.approx([33.3], abs=1)
     assert manifest["normalization"]["deviation"] == pytest.approx([78.6], abs=1)

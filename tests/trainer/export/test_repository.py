@@ -46,6 +46,17 @@ def test_triton_reads_the_configuration(model: RepositoryModel) -> None:
     ]
 
 
+@pytest.mark.parametrize(("bits", "expected"), [(None, []), (16, []), (12, ["12"]), (8, ["8"])])
+def test_the_configuration_tells_clients_how_to_scale_16_bit_files(
+    model: RepositoryModel, bits: int | None, expected: list[str]
+) -> None:
+    for _ in range(2):  # the second version is compatible with the first
+        publish(replace(model, significant_bits=bits))
+    publish(replace(model, significant_bits=None))  # so is one that was trained on files of 8 bits
+    config = text_format.Parse((model.path / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    assert [parameter.string_value for parameter in config.parameters.values()] == expected
+
+
 def test_the_next_version_follows_the_highest(model: RepositoryModel) -> None:
     publish(model)
     for name in ("41", "notes", ".staging-left-behind", "-5"):
@@ -91,6 +102,7 @@ def test_an_edited_configuration_is_kept(model: RepositoryModel) -> None:
 DIFFERENT = {
     "another shape": ({"image_shape": (3, 28, 28)}, r"input images TYPE_UINT8 \[1, 28, 28\], the new version images "),
     "more classes": ({"labels": tuple("0123456789A")}, r"labels\.txt has 10 classes, the new version 11"),
+    "other bits": ({"significant_bits": 12}, r"have 16 significant_bits in .*config\.pbtxt and 12 in the new version"),
     "another class": ({"labels": tuple("012345678X")}, r"class 9 is '9' in .*labels\.txt and 'X' in the new version"),
 }
 
