@@ -125,7 +125,8 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
 
 def clean_environment() -> dict[str, str]:
     """Returns this process's environment without the variables of pytest and of launchers."""
-    mine = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTEST_CURRENT_TEST")
+    mine = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    mine |= {"PYTEST_CURRENT_TEST", "TORCH_CPP_LOG_LEVEL"}  # importing trainer/cli.py sets the latter
     return {name: value for name, value in os.environ.items() if name not in mine}
 
 

@@ -1,6 +1,7 @@
 """Runs that are ended while they download or report, or whose output is closed: the same command completes them."""
 
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -119,6 +120,24 @@ def test_closed_output_ends_a_training_that_is_continued_later(
     assert again.returncode == 0, again.stderr
     assert "at step " in again.stdout
     assert result_of(tmp_path / "run")["steps"] == 180
+
+
+def test_a_terminal_that_closes_ends_a_training_that_is_saved(tmp_path: Path, trainer_command: Command) -> None:
+    """It sends SIGHUP, and the progress bar cannot be written any more."""
+    command = trainer_command("--epochs", "300", "--run-dir", str(tmp_path / "run"), "--save-every-s", "600")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvpe(command[0], command, clean_environment())
+    try:
+        printed = b""
+        while b"epoch 1/300:" not in printed:
+            printed += os.read(terminal, 4096)
+    finally:
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    steps = [int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert max(steps) >= 45  # the first epoch's
 
 
 def test_a_full_disk_under_the_log_ends_a_training_that_is_continued_later(

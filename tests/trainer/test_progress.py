@@ -1,9 +1,16 @@
 """Plain lines in a pipe, nothing from other ranks. tests/e2e shows the bar on a terminal."""
 
+import os
+import signal
+import sys
+
 import pytest
 
+from convoy.processes import _Output
 from trainer import progress as module
+from trainer.errors import Interrupted
 from trainer.progress import Progress
+from trainer.signals import StopRequest
 
 
 def test_plain_lines_show_the_state(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +32,25 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
         progress.say("no")
         assert not progress.is_due()
     assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_that_closes_under_the_bar_asks_the_run_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich itself would end the process, without saving."""
+    terminal, descriptor = os.openpty()
+    with open(descriptor, "w") as file, StopRequest() as stop:
+        stdout = _Output.instead_of(file)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        progress = Progress(is_main=True, stop=stop)
+
+        def work() -> None:
+            with stop.deferred():
+                progress.start(step=0, num_steps=10)
+                os.close(terminal)
+                progress.say("epoch 1")
+                assert stop.signal_number == signal.SIGPIPE
+                progress.say("discarded")
+                progress.stop()
+
+        with pytest.raises(Interrupted, match=r"cannot write the output \(Input/output error\)"):
+            work()
+        assert sys.stdout is stdout  # not rich's any more

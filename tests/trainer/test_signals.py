@@ -12,7 +12,7 @@ import pytest
 
 from trainer import signals
 from trainer.errors import Interrupted
-from trainer.signals import StopRequest
+from trainer.signals import StopRequest, handled_signals
 
 
 def send(number: signal.Signals) -> None:
@@ -31,6 +31,30 @@ def test_a_signal_ends_the_run_at_once_and_the_old_handler_comes_back() -> None:
     error = interrupted(lambda stop: send(signal.SIGTERM))
     assert (str(error), error.signal_number) == ("SIGTERM: stopped", signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU])
+def test_a_closed_terminal_and_schedulers_end_the_run_as_sigterm_does(number: signal.Signals) -> None:
+    def work(stop: StopRequest) -> None:
+        with stop.deferred():
+            send(number)
+            assert stop.signal_number == number
+
+    error = interrupted(work)
+    assert (str(error), error.signal_number) == (f"{number.name}: stopped", number)
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_nohup_keeps_the_run_from_ending_with_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            send(signal.SIGHUP)
+            assert stop.signal_number is None
+        assert signal.SIGHUP not in handled_signals()
+        assert signal.SIGTERM in handled_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_deferred_signal_raises_at_the_end() -> None:
