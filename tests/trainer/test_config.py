@@ -68,7 +68,7 @@ def test_the_command_line_changes_the_recipe() -> None:
         ([], Augment(shift=2, rotate_degrees=10, scale=0.1)),
         (["--mirror"], Augment(flip="alternating", shift=2, rotate_degrees=10, scale=0.1)),
         (["--no-mirror", "--shift", "0"], Augment(rotate_degrees=10, scale=0.1)),
-        (["--rotate-degrees", "0", "--scale=0.2"], Augment(shift=2, scale=0.2)),
+        (["--rotate-degrees", "0.0", "--scale=0.2"], Augment(shift=2, scale=0.2)),
     ],
 )
 def test_the_command_line_changes_the_augmentation(arguments: list[str], augment: Augment) -> None:

@@ -34,7 +34,7 @@ def put_images(folder: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_images", "batch_size", "epochs"), [(10, 16, 500), (300, 16, 32), (700, 32, 28), (3000, 128, 25)]
+    ("num_images", "batch_size", "epochs"), [(10, 16, 500), (300, 16, 32), (700, 32, 28), (3000, 128, 27)]
 )
 def test_a_folder_gets_a_recipe_for_small_images_and_enough_steps(
     num_images: int, batch_size: int, epochs: int, tmp_path: Path

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.trainer.loop.runs import ALONE, SHORT, make_run
-from trainer.data import Dataset
+from trainer.data import Dataset, ImageSet
 from trainer.data.augment import draw_params
 from trainer.data.order import dropout_seeds
+from trainer.loop.learner import initial_model
 from trainer.loop.step import Batch
 from trainer.recipes import RECIPES, ParamGroup, Recipe
 from trainer.records.checkpoint import weights_sha256
@@ -21,6 +22,20 @@ def test_pixels_are_normalised_inside_the_model(mini: Dataset, tmp_path: Path) -
     assert images.mean().item() == pytest.approx(0, abs=1e-4)
     assert images.std().item() == pytest.approx(1, abs=1e-4)
     assert {"mean", "deviation"} <= set(model.state_dict())
+
+
+def test_fine_tuning_normalises_as_the_published_weights_were_trained(
+    mini: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ImageNet's values, whatever the images at hand look like; every other recipe takes those of its images."""
+    monkeypatch.setattr("trainer.loop.learner.build_network", lambda *_, **__: torch.nn.Identity())
+    colour = replace(mini, train=ImageSet(mini.train.images[:4].expand(-1, 3, -1, -1), mini.train.labels[:4]))
+    for name, recipe in RECIPES.items():
+        model = initial_model(recipe, colour, torch.arange(4), seed=0)
+        expected = torch.tensor(mini.mean).expand(3)
+        if name.startswith("finetune-"):
+            expected = 255 * torch.tensor([0.5] * 3 if name.endswith("googlenet") else [0.485, 0.456, 0.406])
+        assert torch.allclose(model.mean.flatten(), expected), name
 
 
 def test_the_seed_alone_decides_the_initial_weights(mini: Dataset, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import torch
 
 from tests.trainer.data.faulty_server import FaultyServer, whole
 from trainer.errors import ConfigError, DataError
-from trainer.models import build_network
+from trainer.models import Classifier, build_network
 from trainer.models.cost import count_cost
 from trainer.models.layers import dropout_layers
-from trainer.models.originals import build_original
+from trainer.models.originals import build_original, published_normalization
 from trainer.recipes import PRETRAINED
 
 
@@ -72,6 +72,19 @@ def test_published_weights_are_kept_but_for_the_last_layer(torch_home: Path, mon
     assert mine["fc.weight"].shape == (4, 512)
     assert all(torch.equal(mine[name], published[name]) for name in mine if not name.startswith("fc."))
     assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_pixels_are_normalised_as_those_that_the_weights_were_trained_on(name: str) -> None:
+    from torchvision import models
+
+    preset = models.get_model_weights(name)["IMAGENET1K_V1"].transforms(crop_size=8, resize_size=8)
+    pixels = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8)
+    expected = preset(pixels)
+    if name == "googlenet":  # torchvision's network converts its pixels if it has the published weights
+        expected = models.GoogLeNet._transform_input(SimpleNamespace(transform_input=True), expected)
+    mean, std = (torch.tensor(values) for values in published_normalization(name))
+    assert torch.allclose(Classifier(torch.nn.Identity(), mean, std)(pixels), expected, atol=1e-5)
 
 
 @pytest.fixture
