@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from tests.conftest import ROOT, files_of_at_most
 from trainer.files import (
     append_line,
+    create_folder,
     is_temporary,
     locked,
     read_lines,
@@ -116,3 +118,18 @@ def test_a_complete_last_line_needs_no_newline(tmp_path: Path) -> None:
 def test_the_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_name_that_another_process_has_gets_a_number(tmp_path: Path) -> None:
+    """Several processes at the same moment get a folder each."""
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: create_folder(tmp_path / "runs", "mnist-s0"), range(8)))
+    assert {folder.name for folder in folders} == {"mnist-s0", *(f"mnist-s0-{number}" for number in range(2, 9))}
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_file_of_that_name_counts_and_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    assert create_folder(tmp_path, "a").name == "a-2"
+    with pytest.raises(OSError, match="Not a directory"):
+        create_folder(tmp_path / "a" / "runs", "b")

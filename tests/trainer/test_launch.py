@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
 from tests.conftest import clean_environment, free_port, wait_for
+from trainer import launch as module
 from trainer.launch import (
     Lobby,
     OptionError,
@@ -25,8 +26,10 @@ from trainer.launch import (
     main,
     meet,
     parse_options,
+    pass_on_signals,
     remembers_store,
 )
+from trainer.ranks import waiting
 
 COMMAND = [sys.executable, "-m", "trainer.launch", "--standalone", "--nproc-per-node=2"]
 
@@ -59,12 +62,14 @@ def test_it_exits_with_the_code_of_the_rank_that_failed_first(tmp_path: Path, co
     assert "Traceback" not in done.stderr
 
 
-def test_sigterm_reaches_the_ranks(tmp_path: Path) -> None:
+# torchrun itself would die of SIGUSR1, which Slurm sends by --signal.
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_the_ranks(number: signal.Signals, tmp_path: Path) -> None:
     text = (
         "import os, pathlib, signal, sys, time\n"
         "rank = os.environ['RANK']\n"
-        "def leave(*_):\n    pathlib.Path(sys.argv[1] + rank).touch()\n    sys.exit(143)\n"
-        "signal.signal(signal.SIGTERM, leave)\n"
+        "def leave(*_):\n    pathlib.Path(sys.argv[1] + rank).touch()\n    sys.exit(1)\n"
+        f"signal.signal({number:d}, leave)\n"
         "pathlib.Path(sys.argv[1] + 'up' + rank).touch()\n"
         "time.sleep(120)\n"
     )
@@ -76,12 +81,27 @@ def test_sigterm_reaches_the_ranks(tmp_path: Path) -> None:
             assert process.poll() is None
             assert time.monotonic() < until
             time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
     finally:
         process.kill()
         process.wait()
     assert all(os.path.exists(f"{mark}{rank}") for rank in (0, 1))
+
+
+def test_nohup_holds_and_the_users_own_choice_of_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    def signals(*options: str) -> str:
+        args = parse_options([*options, "script.py"])
+        pass_on_signals(args)
+        return str(args.signals_to_handle)
+
+    assert signals() == "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2,SIGXCPU,SIGQUIT"
+    assert signals("--signals-to-handle=SIGTERM") == "SIGTERM"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signals() == "SIGTERM,SIGINT,SIGUSR1,SIGUSR2,SIGXCPU,SIGQUIT"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_hosts_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
@@ -120,9 +140,9 @@ def lobby(*options: str) -> Lobby | None:
     return find_lobby(parse_options([*options, "script.py"]))
 
 
-def enter(node: int, port: int) -> threading.Thread:
-    """Starts a thread for one of two hosts, which ends when that host has passed the lobby."""
-    host = threading.Thread(target=meet, args=(Lobby("127.0.0.1", port + 1, node, num_nodes=2, timeout_s=60),))
+def enter(node: int, port: int, *, num_nodes: int = 2) -> threading.Thread:
+    """Starts a thread for one of the hosts, which ends when that host has passed the lobby."""
+    host = threading.Thread(target=meet, args=(Lobby("127.0.0.1", port + 1, node, num_nodes, timeout_s=60),))
     host.start()
     return host
 
@@ -136,6 +156,27 @@ def test_hosts_pass_the_lobby_only_together() -> None:
     for thread in (guest, host):
         thread.join(60)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("here", "names"), [([0, 2], "host 0 waits for hosts 1, 3 of 4"), ([2], "host 2 waits for host 0 of 4")]
+)
+def test_hosts_that_wait_say_for_which_others_and_where(
+    here: list[int], names: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "FIRST_S", 0.2)
+    port, printed = free_port(), [""]
+    hosts = [enter(node, port, num_nodes=4) for node in here]
+
+    def is_told() -> bool:
+        printed[0] += capfd.readouterr().err
+        return f"{names} at 127.0.0.1:{port + 1} (" in printed[0]
+
+    wait_for(names, is_told)
+    hosts += [enter(node, port, num_nodes=4) for node in {0, 1, 2, 3} - {*here}]
+    for host in hosts:
+        host.join(60)
+        assert not host.is_alive()
 
 
 def test_a_guest_waits_for_the_replacement_of_host_0() -> None:
@@ -255,7 +296,7 @@ def test_without_options_it_runs_one_rank(tmp_path: Path) -> None:
 
 
 def test_a_host_whose_peers_do_not_come_fails() -> None:
-    with pytest.raises(dist.DistError):
+    with pytest.raises(dist.DistError, match=r"host 0 waits for host 1 of 2 at .*, and 1 s are over"):
         meet(Lobby("127.0.0.1", free_port(), node_rank=0, num_nodes=2, timeout_s=1))
 
 
@@ -271,3 +312,21 @@ def test_another_torch_is_a_warning(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         announce_every_store(parse_options([*options, "script.py"]))
     assert DynamicRendezvousHandler.next_rendezvous is before
     assert re.fullmatch("warning: trainer.launch does not know torch .*: a host that .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("options", "is_warned"), [([], True), (["--standalone"], True), (["--nnodes=2"], False)])
+def test_one_launcher_in_each_task_of_srun_is_a_warning(
+    options: list[str], is_warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With several hosts, one launcher in each task is right."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setattr(module, "run", lambda args: None)
+    monkeypatch.setattr(module, "meet", lambda lobby: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as exit:
+            main([*options, "script.py"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert exit.value.code == 0
+    assert capsys.readouterr().err.startswith("warning: srun has started 2 tasks") == is_warned

@@ -1,8 +1,11 @@
 """A run's folder: which run it holds, and who may use it."""
 
+import datetime
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Self
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from trainer.errors import CheckpointError, ConfigError
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES, Precision, Recipe
 from trainer.records.run_folder import RunFolder, in_use
+from trainer.studies.folder import StudyFolder
+from trainer.studies.sweep import SweepConfig
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
 RECIPE = replace(RECIPES["mnist"], dataset="mnist-mini")
@@ -33,6 +38,40 @@ def test_the_default_name_has_recipe_time_and_seed(
     assert folder.path.match("mnist-????????T??????Z-s7")
     assert folder.ledger_path == tmp_path / "runs" / "ledger.jsonl"
     assert RunFolder.read(folder.path).fingerprint.seed == 7
+
+
+def test_runs_and_studies_that_begin_in_the_same_second_get_a_folder_each(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Self:
+            return cls(2026, 11, 26, 12, tzinfo=tz)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trainer.records.run_folder.datetime", SimpleNamespace(datetime=Clock, UTC=datetime.UTC))
+    first, second = (RunFolder.plan(TrainConfig(epochs=epochs), RECIPE, mini, ALONE) for epochs in (1, 2))
+    assert first.path.name == "mnist-20261126T120000Z-s0"
+    assert second.path.name == "mnist-20261126T120000Z-s0-2"
+    enter(TrainConfig(run_dir=first.path), RECIPE, mini, ALONE)
+    study = SweepConfig()
+    for name in ("study-sweep-20261126T120000Z", "study-sweep-20261126T120000Z-2"):
+        with StudyFolder.open("sweep", study, None, ALONE) as folder:
+            assert folder.path == Path("runs") / name
+
+
+def test_a_run_that_fails_before_it_begins_leaves_no_folder(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with World.join("cpu") as world:
+        failed = RunFolder.plan(TrainConfig(), RECIPE, mini, world)
+        begun = enter(TrainConfig(), RECIPE, mini, world)
+        given = RunFolder.plan(TrainConfig(run_dir=tmp_path / "given"), RECIPE, mini, world)
+        assert failed.path.is_dir()
+        assert not given.path.exists()
+    assert not failed.path.exists()
+    assert begun.config_path.exists()
 
 
 def test_the_same_run_may_enter_again(mini: Dataset, tmp_path: Path) -> None:
