@@ -29,6 +29,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp"
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 """Numbers of significant bits that 16-bit files are known to hold: a camera or a scanner may use fewer than 16."""
 
+SIGNIFICANT_BITS = "significant_bits"
+"""The parameter of a served model's configuration that tells clients how 16-bit files were scaled in training."""
+
 _MAX_UNCROPPED_PIXELS = 1 << 22
 _MAX_UNCROPPED_RATIO = 16
 
@@ -159,8 +162,12 @@ def has_sixteen_bits(image: "Image") -> bool:
 
 
 @contextmanager
-def explain_decode_errors(path: Path) -> Iterator[None]:
-    """Raises ImageError in place of any exception about the file at `path`: decoders raise exceptions of every kind."""
+def explain_decode_errors(path: Path | None = None) -> Iterator[None]:
+    """Raises ImageError in place of any exception about an image: decoders raise exceptions of every kind.
+
+    Args:
+        path: the file, whose path the message leaves out; None for an image that comes from no file.
+    """
     from PIL import Image
 
     try:
@@ -171,7 +178,7 @@ def explain_decode_errors(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise ImageError("it does not fit in memory: scale it down") from error
     except Exception as error:
-        reason = " ".join(str(error).replace(str(path), "it").split())
+        reason = " ".join((str(error) if path is None else str(error).replace(str(path), "it")).split())
         raise ImageError(reason or type(error).__name__) from error
 
 

@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from convoy.images import ImageError, Pixels, prepare_image, read_image
+from convoy.images import (
+    BIT_DEPTHS,
+    SIGNIFICANT_BITS,
+    ImageError,
+    Pixels,
+    explain_decode_errors,
+    prepare_image,
+    read_image,
+)
 from protos import model_config_pb2
 from serving.client.errors import invalid_argument
 
@@ -50,18 +58,20 @@ class ImageInput:
         name: name of the tensor.
         shape: (C, H, W); C is 1 for grey or 3 for RGB.
         max_batch_size: largest number of images in a request; 0 for one image without a batch dimension.
+        significant_bits: how many bits the 16-bit grey files of the training used; it scales such files alike.
     """
 
     name: str
     shape: tuple[int, int, int]
     max_batch_size: int
+    significant_bits: int = 16
 
     @classmethod
     def from_config(cls, config: "model_config_pb2.ModelConfig") -> "ImageInput":
         """Reads the input from a model's configuration.
 
         Raises:
-            ClientError: the model takes something else than images.
+            ClientError: the model takes something else than images, or its number of significant bits is not one.
         """
         inputs = ", ".join(f"{i.name} {_type_name(i.data_type)} {list(i.dims)}" for i in config.input)
         if len(config.input) != 1 or config.input[0].data_type != model_config_pb2.TYPE_UINT8:
@@ -72,7 +82,10 @@ class ImageInput:
                 f"model {config.name!r} takes {inputs}, not images of a fixed size, [1 or 3, height, width]"
             )
         channels, height, width = only.dims
-        return cls(only.name, (channels, height, width), config.max_batch_size)
+        bits = config.parameters[SIGNIFICANT_BITS].string_value if SIGNIFICANT_BITS in config.parameters else "16"
+        if bits not in map(str, BIT_DEPTHS):
+            raise invalid_argument(f"model {config.name!r} has the parameter {SIGNIFICANT_BITS} {bits!r}, no bit depth")
+        return cls(only.name, (channels, height, width), config.max_batch_size, int(bits))
 
     def prepare(self, source: ImageSource, *, name: str = "image", invert: bool = False) -> PreparedImage:
         """Prepares one image.
@@ -84,7 +97,8 @@ class ImageInput:
             invert: whether to take the negative.
 
         Raises:
-            ClientError: the file does not exist or is no image, or the array has another type or shape.
+            ClientError: the file does not exist, it or the Pillow image cannot be decoded, or the array has another
+                type or shape.
         """
         if isinstance(source, PreparedImage):
             return source
@@ -101,10 +115,11 @@ class ImageInput:
             if source.dtype != np.uint8:
                 raise invalid_argument(f"{name}: pixels are uint8, 0 to 255, and these are {source.dtype}")
             return source if source.shape == self.shape else prepare_image(_from_array(source, name), self.shape)
-        if isinstance(source, Image.Image):
-            return prepare_image(source, self.shape)
         try:
-            return read_image(Path(source), self.shape)
+            if isinstance(source, Image.Image):
+                with explain_decode_errors():
+                    return prepare_image(source, self.shape, significant_bits=self.significant_bits)
+            return read_image(Path(source), self.shape, significant_bits=self.significant_bits)
         except ImageError as error:
             match error.__cause__:
                 case FileNotFoundError():

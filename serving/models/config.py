@@ -10,6 +10,7 @@ from typing import Any
 
 from google.protobuf import json_format, text_format
 
+from convoy.images import SIGNIFICANT_BITS
 from protos.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from serving.errors import InvalidArgument, LoadError
 
@@ -112,7 +113,10 @@ def check_supported(config: ModelConfig) -> list[str]:
             raise LoadError(f"'{path}' in the configuration is not supported: {reason}")
     if any(group.kind == ModelInstanceGroup.KIND_MODEL for group in config.instance_group):
         raise LoadError("KIND_MODEL in 'instance_group' is not supported: use KIND_CPU or KIND_GPU")
-    return [f"'{path}' has no effect: {reason}" for path, reason in _IGNORED.items() if _is_set(config, path)]
+    ignored = dict(_IGNORED)
+    if set(config.parameters) == {SIGNIFICANT_BITS}:  # for clients
+        del ignored["parameters"]
+    return [f"'{path}' has no effect: {reason}" for path, reason in ignored.items() if _is_set(config, path)]
 
 
 def _is_set(message: Any, path: str) -> bool:

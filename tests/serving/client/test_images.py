@@ -98,6 +98,31 @@ def test_a_file_is_seen_as_in_training(tmp_path: Path, name: str, given: ImageIn
     assert seen.name == str(tmp_path / name)
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_a_16_bit_file_is_scaled_as_in_training(tmp_path: Path, bits: int) -> None:
+    pixels = scene(40, 64).astype(np.uint16) << (bits - 8)
+    Image.fromarray(pixels).save(tmp_path / "deep.png")
+    config = mc.ModelConfig(input=[mc.ModelInput(name="images", data_type=mc.TYPE_UINT8, dims=[1, 28, 28])])
+    if bits != 16:
+        config.parameters["significant_bits"].string_value = str(bits)
+    given = ImageInput.from_config(config)
+
+    seen = given.prepare(tmp_path / "deep.png").pixels
+
+    trained = decode_images([tmp_path / "deep.png"], 1, 28, log=print, significant_bits=bits).images[0].numpy()
+    np.testing.assert_array_equal(seen, trained)
+    with Image.open(tmp_path / "deep.png") as image:
+        np.testing.assert_array_equal(given.prepare(image).pixels, seen)
+    assert seen.max() > 200
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (3, 9000), (400, 399)])
+def test_a_strip_is_seen_as_in_training(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / "strip.png")
+    trained = decode_images([tmp_path / "strip.png"], 3, 32, log=print).images[0].numpy()
+    np.testing.assert_array_equal(RGB.prepare(tmp_path / "strip.png").pixels, trained)
+
+
 def test_a_model_need_not_be_square() -> None:
     wide = ImageInput("images", (1, 10, 40), 4)
     left_to_right = np.tile(np.arange(200, dtype=np.uint8), (200, 1))
@@ -196,6 +221,28 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         GREY.prepare(tmp_path / "a.png")
     with pytest.raises(ClientError, match="a folder, not an image"):
         GREY.prepare(tmp_path)
+
+
+@pytest.mark.parametrize("bits", ["", "11", "many", "-8"])
+def test_a_number_of_bits_that_is_none_is_named(bits: str) -> None:
+    config = mc.ModelConfig(name="m", input=[mc.ModelInput(name="a", data_type=mc.TYPE_UINT8, dims=[1, 28, 28])])
+    config.parameters["significant_bits"].string_value = bits
+    with pytest.raises(ClientError, match=f"the parameter significant_bits '{bits}', no bit depth"):
+        ImageInput.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (Image.fromarray(np.zeros((8, 8), np.float32)), "floating-point pixels have no agreed range"),
+        (Image.fromarray(np.full((8, 8), -5, np.int32)), "its values, -5 to -5, are not within 0 to 65535"),
+        (Image.new("RGB", (0, 8)), "."),
+    ],
+    ids=["float", "negative", "empty"],
+)
+def test_a_pillow_image_that_cannot_be_used_is_named(image: Image.Image, reason: str) -> None:
+    with pytest.raises(ClientError, match=f"^.*picture: cannot be read as an image: {reason}"):
+        RGB.prepare(image, name="picture")
 
 
 def test_a_model_of_several_inputs_takes_no_images() -> None:

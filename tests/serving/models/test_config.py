@@ -111,6 +111,7 @@ def test_a_field_without_effect_is_named_in_a_warning(text, field):
         "dynamic_batching { default_queue_policy { timeout_action: REJECT max_queue_size: 4 } }",
         "input { format: FORMAT_NCHW }",
         "instance_group { kind: KIND_GPU gpus: [ 0 ] count: 2 }",
+        'parameters { key: "significant_bits" value { string_value: "12" } }',
     ],
 )
 def test_supported_fields_give_no_warning(text):
