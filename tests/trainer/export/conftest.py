@@ -1,5 +1,6 @@
 """A trained run and its exported files, made once because each takes seconds."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet
+from trainer.export import pipeline
 from trainer.export.formats import convert
 from trainer.export.parity import QUICK
 from trainer.export.reference import ReferenceModel
@@ -22,6 +24,8 @@ from trainer.records.run_folder import RunFolder
 from trainer.signals import StopRequest
 from trainer.train import setup
 
+PATIENT = replace(QUICK, reference_s=None, served_s=None, largest_s=None, small_s=60.0)
+"""The default plan, for a machine that may stand still for seconds: the number of images is always the same."""
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
 
 
@@ -39,9 +43,17 @@ def run(mini: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+@pytest.fixture(scope="module", autouse=True)
+def patient() -> Iterator[None]:
+    """Exports without time limits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "QUICK", PATIENT)
+        yield
+
+
 @pytest.fixture(scope="session")
 def reference(run: Run) -> ReferenceModel:
-    return ReferenceModel.from_run(run, None, QUICK, "one", lambda line: None)
+    return ReferenceModel.from_run(run, None, PATIENT, "one", lambda line: None)
 
 
 @pytest.fixture(scope="session")

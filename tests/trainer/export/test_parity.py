@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from tests.trainer.export.conftest import PATIENT
 from trainer.data import ImageSet
 from trainer.errors import ExportError
 from trainer.export.folding import fold
@@ -26,13 +27,13 @@ def logits_of(images: torch.Tensor) -> torch.Tensor:
 
 
 def make_check(
-    sample: Sample, expected: FloatArray, plan: ParityPlan = QUICK, show: Show = lambda line: None
+    sample: Sample, expected: FloatArray, plan: ParityPlan = PATIENT, show: Show = lambda line: None
 ) -> ParityCheck:
     return ParityCheck(sample=sample, reference=expected, plan=plan, show=show, tolerance=TOLERANCE)
 
 
 def check_parity(
-    name: str, predict: Predictor, sample: Sample, expected: FloatArray, plan: ParityPlan = QUICK
+    name: str, predict: Predictor, sample: Sample, expected: FloatArray, plan: ParityPlan = PATIENT
 ) -> list[ParityResult]:
     return make_check(sample, expected, plan).run(name, predict)
 
@@ -118,8 +119,15 @@ def test_small_batches_stop_at_the_time_limit(plan: ParityPlan, sample: Sample, 
     assert {result.batch_size: result.num_images for result in found} == {256: 45, 17: 17, 3: 3, 2: 2, 1: 1}
 
 
+def test_the_default_plan_leaves_time_to_convert_within_a_minute() -> None:
+    limits = (QUICK.reference_s, QUICK.served_s, QUICK.largest_s)
+    assert all(limit is not None for limit in limits)
+    reference_s, served_s, largest_s = (limit or 0.0 for limit in limits)
+    assert reference_s + served_s + 2 * largest_s + 3 * 4 * QUICK.small_s <= 35
+
+
 def test_small_batches_compute_as_many_images_as_planned(sample: Sample, expected: FloatArray) -> None:
-    few = replace(QUICK, num_images_of_small_batches=20)
+    few = replace(PATIENT, num_images_of_small_batches=20)
     found = check_parity("model.pt", make_predictor(lambda logits: None), sample, expected, few)
     assert {result.batch_size: result.num_images for result in found} == {256: 45, 17: 20, 3: 20, 2: 20, 1: 20}
 
@@ -129,7 +137,7 @@ def test_the_trained_model_and_the_largest_batch_stop_at_the_time_limit(monkeypa
     many = Sample((images, torch.arange(600)), (images, torch.arange(0)), 0)
     batches = many.batches(MAX_BATCH_SIZE, 600)
     assert len(reference_logits(logits_of, batches, -1.0)) == MAX_BATCH_SIZE  # at least one batch
-    hurried = replace(QUICK, largest_s=-1.0)
+    hurried = replace(PATIENT, largest_s=-1.0)
     check = make_check(many, np.zeros((600, 10), np.float32), hurried)
     assert check.run("model.pt", make_predictor(lambda logits: None))[0].num_images == MAX_BATCH_SIZE
     # The file that is served may compute more images than the trained model has.

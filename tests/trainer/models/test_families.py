@@ -13,7 +13,7 @@ from trainer.data import ImageSet
 from trainer.errors import ConfigError
 from trainer.export.folding import fold
 from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, load_predictor
-from trainer.export.parity import QUICK, TOLERANCE, ParityCheck, reference_logits
+from trainer.export.parity import THOROUGH, TOLERANCE, ParityCheck, reference_logits
 from trainer.export.repository import MAX_BATCH_SIZE, ONNX
 from trainer.export.sample import Sample
 from trainer.models import Classifier, build_network
@@ -193,7 +193,7 @@ def test_folded_networks_pass_the_parity_check(name: str) -> None:
     images = ImageSet(pixels(20), torch.arange(20) % 10)
     sample = Sample((images, torch.arange(20)), (images, torch.arange(0)), 0)
     reference = reference_logits(model, sample.batches(MAX_BATCH_SIZE, len(sample)))
-    check = ParityCheck(sample=sample, reference=reference, plan=QUICK, show=lambda line: None, tolerance=TOLERANCE)
+    check = ParityCheck(sample=sample, reference=reference, plan=THOROUGH, show=lambda line: None, tolerance=TOLERANCE)
     files = convert(fold(model), pixels(2))
     assert set(files) == {TORCHSCRIPT, ONNX, EXPORTED_PROGRAM}
     for file, content in files.items():
