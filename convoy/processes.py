@@ -87,6 +87,8 @@ class _Output(io.TextIOWrapper):
         if stream is None:  # closed before Python started
             return open(os.devnull, "w")
         options = {name: getattr(stream, name) for name in ("encoding", "errors", "line_buffering", "write_through")}
+        if options["errors"] == "strict":  # a file name that is not UTF-8 must not end a command
+            options["errors"] = "backslashreplace"
         return cls(stream.buffer, **options)
 
     def write(self, text: str) -> int:

@@ -15,9 +15,11 @@ from PIL import Image
 
 from tests.conftest import ROOT, clean_environment, wait_for
 from tests.trainer.data.faulty_server import FaultyServer, stalled
+from tests.trainer.data.folder.image_files import put_class
 from tests.trainer.data.tiny_dataset import idx_files, make_content, make_dataset_info
 from trainer.data import commands, datasets
 from trainer.errors import ConfigError, DataError
+from trainer.paths import default_data_dir
 
 CONTENT = make_content()
 
@@ -221,3 +223,33 @@ def test_an_interrupted_fetch_prints_a_line_and_leaves_nothing(
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (code, f"{number.name}: stopped\n".encode())
     assert list((tmp_path / "tiny").iterdir()) == []
+
+
+def test_without_a_home_directory_help_works_and_the_default_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # a user id without an entry
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run("list", "--help")
+    assert ended.value.code == 0
+    for arguments in (["list"], ["fetch", "synthetic"], ["verify"], ["import", "tiny", "."]):
+        with pytest.raises(ConfigError, match="this user has no home directory: give --data-dir"):
+            run(*arguments)
+    assert run("list", "--data-dir", tmp_path / "data") == 0
+    with pytest.raises(ConfigError, match="no home directory: give --data-dir"):
+        datasets.load_dataset("synthetic", default_data_dir(), log=print)
+    assert list(tmp_path.iterdir()) == [], "no folder named ~"
+
+
+def test_paths_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, data = tmp_path / os.fsdecode(b"caf\xe9"), tmp_path / os.fsdecode(b"d\xe4ta")
+    for name in (b"t\xe9a", b"dog"):
+        put_class(images / os.fsdecode(name), 5)
+    for arguments in (["fetch", f"folder:{images}"], ["list"], ["verify"], ["verify", f"folder:{images}"]):
+        assert run(*arguments, "--data-dir", data) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(f"folder:{images}: good, sha256 ") == 2
+    assert "amaged" not in printed
