@@ -15,7 +15,7 @@ from trainer.recipes import Augment
 def check_shift(augment: Augment, image_size: int) -> None:
     """Raises ConfigError if the largest shift would move an image of `image_size` pixels out of itself."""
     if augment.shift >= image_size:
-        raise ConfigError(f"images of {image_size} pixels cannot be shifted by {augment.shift}: the shift must be less")
+        raise ConfigError(f"images of {image_size} pixels cannot be shifted by {augment.shift}: give a smaller --shift")
 
 
 def draw_params(augment: Augment, num_samples: int, seed: int, epoch: int) -> torch.Tensor:
