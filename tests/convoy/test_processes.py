@@ -55,12 +55,10 @@ def test_a_full_disk_is_reported_in_one_line() -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_names_that_cannot_be_encoded_are_written_with_escapes(encoding: str) -> None:
-    script = r"""
-import os
-from convoy.processes import exit_on_broken_pipe
-with exit_on_broken_pipe():
-    print(os.fsdecode(b"caf\xe9"))
-"""
-    environment = clean_environment() | {"PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "1"}
+    script = (
+        "import os; from convoy.processes import exit_on_broken_pipe\n"
+        "with exit_on_broken_pipe(): print(os.fsdecode(b'caf\\xe9'))"
+    )
+    environment = clean_environment() | {"PYTHONIOENCODING": f"{encoding}:strict"}
     output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, check=True)
     assert output.stdout == b"caf\\udce9\n"

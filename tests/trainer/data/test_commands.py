@@ -1,12 +1,13 @@
 """`python -m trainer data`: output and exit codes."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import tarfile
 import threading
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
@@ -244,12 +245,13 @@ def test_without_a_home_directory_help_works_and_the_default_folder_is_one_line(
     assert list(tmp_path.iterdir()) == [], "no folder named ~"
 
 
-def test_paths_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paths_that_are_not_utf8(tmp_path: Path) -> None:
     images, data = tmp_path / os.fsdecode(b"caf\xe9"), tmp_path / os.fsdecode(b"d\xe4ta")
     for name in (b"t\xe9a", b"dog"):
         put_class(images / os.fsdecode(name), 5)
-    for arguments in (["fetch", f"folder:{images}"], ["list"], ["verify"], ["verify", f"folder:{images}"]):
-        assert run(*arguments, "--data-dir", data) == 0
-    printed = capsys.readouterr().out
+    with redirect_stdout(io.StringIO()) as output:
+        for arguments in (["fetch", f"folder:{images}"], ["list"], ["verify"], ["verify", f"folder:{images}"]):
+            assert run(*arguments, "--data-dir", data) == 0
+    printed = output.getvalue()
     assert printed.count(f"folder:{images}: good, sha256 ") == 2
     assert "amaged" not in printed
