@@ -125,3 +125,22 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Context for code that reads a file and interprets its content; keeps apart which of the two failed.
+
+    Raises:
+        CheckpointError: it cannot be read, or its content is damaged.
+    """
+    try:
+        yield
+    except (OSError, UnicodeEncodeError) as error:  # the latter: some libraries take no path that is not UTF-8
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)

@@ -15,10 +15,13 @@ from typing import IO, Any, BinaryIO, cast
 
 import torch
 
+MAX_NAME_BYTES = 255
+"""The longest name of a file or folder that Linux's file systems take."""
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes to a temporary name, flushes to the disk and renames. A failure leaves the old file and nothing else."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -92,6 +95,12 @@ def create_folder(parent: Path, name: str) -> Path:
         except FileExistsError:
             continue
     raise AssertionError
+
+
+def temporary_name(name: str) -> str:
+    """Returns a name that this process alone uses and `is_temporary` knows; a long name is cut to fit a file system."""
+    end = f".{os.getpid()}.tmp"
+    return "." + os.fsdecode(os.fsencode(name)[: MAX_NAME_BYTES - len(end) - 1]) + end
 
 
 def is_temporary(path: Path) -> bool:

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import tyro
@@ -73,7 +72,7 @@ def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConf
         raise ConfigError(f"--nproc {config.nproc}: must be at least 1")
     if what is None:
         return run, ""
-    if what in RECIPES or not Path(what).is_dir():
+    if what in RECIPES or not os.path.isdir(what):
         if "--recipe" in given:
             raise ConfigError(f"{what} and --recipe {run.recipe}: give one recipe")
         if os.sep in what:

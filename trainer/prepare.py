@@ -7,7 +7,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
-from trainer.errors import ConfigError, MismatchError, writing
+from trainer.errors import ConfigError, MismatchError
 from trainer.evaluation.ledger import Ledger
 from trainer.ranks.consistency import check_same, code_sha256, processor
 from trainer.ranks.world import World
@@ -34,8 +34,7 @@ def prepare(config: TrainConfig, world: World, say: Callable[[str], None]) -> tu
         raise
     folder.check(config.resume, world)
     if world.is_main:
-        with writing(folder.ledger_path):
-            Ledger(folder.ledger_path).all_entries()  # a damaged ledger is an error now, not after the training
+        Ledger(folder.ledger_path).all_entries()  # a damaged ledger is an error now, not after the training
     return recipe, dataset, folder
 
 

@@ -1,5 +1,6 @@
 """A run opened again: its newest weights, evaluated or exported."""
 
+import os
 from dataclasses import replace
 
 from trainer.config import EvaluateConfig, ExportConfig
@@ -90,7 +91,7 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
     recipe = folder.fingerprint.recipe
     recipe = replace(recipe, dataset=config.dataset or recipe.dataset)
     root = image_folder(recipe.dataset)
-    if root is not None and not root.exists():
+    if root is not None and not os.path.exists(root):
         raise ConfigError(f"{root} does not exist: name the place of the run's images with --dataset folder:PATH")
     dataset = load(recipe, folder.fingerprint.image_size, config.data_dir, world, progress.say)
     if dataset.sha256 != folder.fingerprint.dataset_sha256:

@@ -19,6 +19,7 @@ from trainer.files import (
     locked,
     read_lines,
     sha256_of_file,
+    temporary_name,
     write_atomically,
     write_json,
 )
@@ -86,6 +87,17 @@ def test_the_file_of_a_killed_writer_is_temporary(tmp_path: Path) -> None:
     (left,) = tmp_path.iterdir()
     assert is_temporary(left)
     assert not is_temporary(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", [b"n" * 255, b"\xe9" * 255, "é".encode() * 127, b"caf\xe9"])
+def test_names_may_be_as_long_as_the_file_system_allows_and_need_not_be_utf_8(name: bytes, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(name)
+    write_json(path, {"name": path.name})
+    assert os.listdir(os.fsencode(tmp_path)) == [name]
+    assert json.loads(path.read_text()) == {"name": path.name}
+    temporary = temporary_name(path.name)
+    assert len(os.fsencode(temporary)) <= 255
+    assert is_temporary(tmp_path / temporary)
 
 
 def test_a_line_that_does_not_fit_leaves_the_lines_before_it(tmp_path: Path) -> None:

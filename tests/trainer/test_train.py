@@ -1,6 +1,8 @@
 """Whole runs in one process: the headline's view, and the warnings about a bad training in report and result."""
 
+import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from trainer.ranks.world import World
 from trainer.recipes import RECIPES
 from trainer.records.run_folder import RunFolder
 from trainer.reopen import evaluate_run
+from trainer.studies.seeds import SeedsConfig, study_seeds
 from trainer.train import setup, train
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=2)
@@ -145,3 +148,27 @@ def test_a_constant_predictor_for_unbalanced_classes_is_reported(
         assert f"warning: epoch 2: {text}" in output
         assert text.replace("'", "&#39;") in page
     assert page.index("Warning:") < page.index("test accuracy")
+
+
+def test_names_of_255_bytes_that_are_not_utf_8_go_through_every_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Linux's file systems allow them: an archive from another system, or a server with Latin-1 names."""
+    runs, data_dir, name = (tmp_path / os.fsdecode(kind + 254 * b"\xe9") for kind in (b"r", b"d", b"n"))
+    folder = runs / name.name
+    written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")  # as convoy.processes does
+    monkeypatch.setattr("sys.stdout", written)
+    known = {"data_dir": data_dir, "device": "cpu"}
+    train(TrainConfig(dataset="mnist-mini", epochs=1, run_dir=folder, export=False, **known))  # type: ignore[arg-type]
+    assert result_of(folder)["test_look"] == 1
+    assert next((folder / "tensorboard").iterdir()).stat().st_size > 0
+    assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert json.loads((runs / "ledger.jsonl").read_text())["run"] == name.name
+    evaluate_run(EvaluateConfig(run=folder, split="test", **known))  # type: ignore[arg-type]
+    assert len(compare_runs([folder])) == 3
+    study_seeds(
+        SeedsConfig(dataset="mnist-mini", runs=1, epochs=1, run_dir=runs / f"s{name.name[1:]}", **known)  # type: ignore[arg-type]
+    )
+    assert len((runs / "ledger.jsonl").read_text().splitlines()) == 1  # the study has the same weights
+    written.flush()
+    assert b"recorded earlier" in written.buffer.getvalue()  # type: ignore[attr-defined]

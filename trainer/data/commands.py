@@ -115,7 +115,7 @@ def list_datasets(command: ListDatasets) -> None:
     for info in DATASETS.values():
         path = decoded_path(info, command.data_dir)
         shape = "x".join(map(str, info.image_shape))
-        where = str(path) if path.exists() else "made at first use" if info.generate else "not fetched"
+        where = str(path) if os.path.exists(path) else "made at first use" if info.generate else "not fetched"
         counts = (str(len(info.classes)), str(info.num_train), str(info.num_test))
         rows.append((info.name, *counts, shape, f"{info.size_bytes / 1e6:.1f} MB", where))
     rows.extend(_folder_row(path) for path in _decoded_folder_files(command.data_dir))
@@ -194,7 +194,7 @@ def _to_verify(command: VerifyDatasets) -> Iterator[tuple[str, Path, str | None]
     """Yields the name, the decoded file and the published digest of each data set to verify."""
     if not command.names:
         for info in DATASETS.values():
-            if (path := decoded_path(info, command.data_dir)).exists():
+            if os.path.exists(path := decoded_path(info, command.data_dir)):
                 yield info.name, path, info.sha256
         yield from ((_folder_name(path), path, None) for path in _decoded_folder_files(command.data_dir))
     for name in command.names:

@@ -24,7 +24,7 @@ import torch
 from trainer.data import Dataset, ImageSet
 from trainer.data.folder.duplicates import image_digests
 from trainer.data.test_set import load_test_set
-from trainer.errors import CheckpointError, writing
+from trainer.errors import CheckpointError, reading, writing
 from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import describe_accuracy
@@ -95,9 +95,10 @@ class Ledger:
         """Returns all entries, oldest first, without a last line that a kill has cut short. Duplicates are not removed.
 
         Raises:
-            CheckpointError: a line is damaged or was changed.
+            CheckpointError: the file cannot be read, or a line is damaged or was changed.
         """
-        lines = enumerate(read_lines(self.path), start=1)
+        with reading(self.path):
+            lines = enumerate(read_lines(self.path), start=1)
         entries = [_parse(line, f"{self.path}, line {number},") for number, line in lines if line.strip()]
         return sorted(entries, key=lambda entry: entry.time or "")
 

@@ -96,7 +96,7 @@ class HeartbeatExchange:
             for rank, row in enumerate(rows)
             if rank != self._rank and row != _GOODBYE
         }
-        self._monitor = min(self._rank, *self._received)
+        self._monitor = min([self._rank, *self._received])
         self._answered_at = now
 
     def leave(self) -> None:

@@ -8,6 +8,7 @@ thread writes it (`CheckpointWriter`). The temporary name is unique to the proce
 still write after the run has been started again.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,8 @@ from trainer.errors import CheckpointError
 from trainer.files import flush_to_disk, save_tensors, sha256_of_file, write_json
 
 NUM_KEPT = 3
+_DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+"""Errors that say something about the checkpoint itself: a file is missing or a folder, or the disk is bad."""
 
 
 class Checkpoints:
@@ -73,7 +76,11 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def load_newest(self) -> dict[str, Any] | None:
-        """Returns the newest good state, or None if there is none. Skips damaged ones with a warning."""
+        """Returns the newest good state, or None if there is none. Skips damaged ones with a warning.
+
+        Raises:
+            CheckpointError: one cannot be read, although it may be good; going on without it would replace it.
+        """
         for path in reversed(self._complete()):
             try:
                 manifest = json.loads((path / "manifest.json").read_text())
@@ -82,7 +89,13 @@ class Checkpoints:
                 state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
                 self.newest_good_step = int(state["step"])
                 return state
-            except (OSError, ValueError, KeyError, RuntimeError) as error:
+            except OSError as error:
+                if error.errno not in _DAMAGED:
+                    raise CheckpointError(
+                        f"cannot read checkpoint {path}: {error.strerror or error}; make it readable, or move it away"
+                    ) from error
+                self._say(f"warning: checkpoint {path} is damaged and skipped: {error}")
+            except (ValueError, KeyError, RuntimeError) as error:
                 self._say(f"warning: checkpoint {path} is damaged and skipped: {error}")
         return None
 
@@ -91,7 +104,13 @@ class Checkpoints:
         return next(reversed(self._complete()), None)
 
     def _complete(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("step-*") if path.is_dir())
+        try:
+            paths = list(self._folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self._folder}: {error.strerror or error}") from error
+        return sorted(path for path in paths if path.name.startswith("step-") and path.is_dir())
 
 
 class CheckpointWriter:

@@ -104,7 +104,7 @@ class _EventFile:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Returns the lines of a run's `metrics.jsonl`, without a last line that a crash cut short."""
     try:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
     except FileNotFoundError:
         return []
     metrics = []

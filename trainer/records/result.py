@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from trainer.errors import CheckpointError
+from trainer.errors import reading
 from trainer.files import write_json
 
 _LEFT_OUT_IF_NONE = (
@@ -122,11 +122,10 @@ class Result:
         """Returns the result in a file, or None if there is no file.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file cannot be read, or is damaged.
         """
-        try:
-            return cls.from_json(json.loads(path.read_text()))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
+        with reading(path):
+            try:
+                return cls.from_json(json.loads(path.read_text()))
+            except (FileNotFoundError, NotADirectoryError):
+                return None

@@ -1,6 +1,7 @@
 """The folder of a run: which run it holds, where its files are, and whether the run is complete."""
 
 import datetime
+import errno
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from trainer.config import Resume, TrainConfig
 from trainer.data import Dataset
-from trainer.errors import CheckpointError, ConfigError, TrainerError, writing
+from trainer.errors import CheckpointError, ConfigError, TrainerError, reading, writing
 from trainer.files import create_folder, is_temporary, locked, write_json
 from trainer.paths import image_folder
 from trainer.ranks.failure import FAILURE_FILE
@@ -70,14 +71,15 @@ class RunFolder:
 
         Raises:
             ConfigError: the folder holds no run.
-            CheckpointError: its `config.json` is damaged.
+            CheckpointError: its `config.json` cannot be read, or is damaged.
         """
-        try:
-            return cls(path, Fingerprint(json.loads((path / "config.json").read_text())["fingerprint"]))
-        except OSError as error:
-            raise ConfigError(f"{path} holds no run: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path / 'config.json'} is damaged: {error}") from error
+        with reading(path / "config.json"):
+            try:
+                return cls(path, Fingerprint(json.loads((path / "config.json").read_text())["fingerprint"]))
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                    raise ConfigError(f"{path} holds no run: {error.strerror}") from error
+                raise
 
     def check(self, resume: Resume, world: World) -> None:
         """Refuses a folder that `enter` would refuse, before the work that comes first. Writes nothing.
@@ -152,18 +154,16 @@ class RunFolder:
         """Where the run started.
 
         Raises:
-            CheckpointError: `config.json` is damaged.
+            CheckpointError: `config.json` cannot be read, or is damaged.
         """
-        try:
+        with reading(self.config_path):
             return Origin(**json.loads(self.config_path.read_text())["started_with"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{self.config_path} is damaged: {error}") from error
 
     def result(self) -> Result | None:
         """Returns what the run found, or None if it is not complete.
 
         Raises:
-            CheckpointError: `result.json` is damaged.
+            CheckpointError: `result.json` cannot be read, or is damaged.
         """
         return Result.read(self.result_path)
 

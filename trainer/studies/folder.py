@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import CheckpointError, ConfigError, writing
+from trainer.errors import ConfigError, reading, writing
 from trainer.files import append_line, is_temporary, read_lines, write_json
 from trainer.hardware import describe
 from trainer.ranks.world import World
@@ -82,25 +82,21 @@ class StudyFolder:
         `continued_on` holds the other machines that the study ran on, if there are any.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file cannot be read, or is damaged.
         """
-        try:
+        with reading(self.path / STUDY_FILE):
             known: dict[str, Any] = json.loads((self.path / STUDY_FILE).read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{self.path / STUDY_FILE} is damaged: {error}") from error
         return known
 
     def results(self) -> dict[str, Any]:
         """Returns the results so far by key, without a last line that a crash cut short.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file cannot be read, or is damaged.
         """
-        try:
+        with reading(self._results_path):
             entries = [json.loads(line) for line in read_lines(self._results_path)]
-        except ValueError as error:
-            raise CheckpointError(f"{self._results_path} is damaged: {error}") from error
-        return {entry["key"]: entry["value"] for entry in entries}
+            return {entry["key"]: entry["value"] for entry in entries}
 
     def add_result(self, key: str, value: Any) -> None:
         """Appends a result. Only the main rank does.

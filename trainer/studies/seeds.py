@@ -4,6 +4,7 @@ Each seed is a whole run, evaluated on the test set once, which the workspace's 
 them, together with the runs of the same setting that were evaluated outside the study.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ _MIN_SPEEDUP = 1.1
 """Stacking is used only if it is this much faster: smaller differences may be noise."""
 _MEASURE_S = 4.0
 """About how long each stack size is measured."""
+_MAX_LISTED = 200
+"""Characters of seeds in the name of a folder, which file systems limit to 255 bytes."""
 _PROBE_STEPS = 3
 """Steps from which the number of steps to measure is estimated."""
 
@@ -171,13 +174,21 @@ def _train_stacked(group: list[int], recipe: Recipe, context: TrialContext, fold
     untrained = {run.seed: run for run in runs if run.position.step == 0}
     if len(untrained) < 2:
         return {}
-    checkpoints = Checkpoints(folder.path / f"stack-{'-'.join(map(str, untrained))}", print)
+    checkpoints = Checkpoints(folder.path / _stack_name(list(untrained)), print)
     try:
         train_stacked(list(untrained.values()), checkpoints)
     except DivergenceError as error:
         print(f"{error}; the seeds {', '.join(map(str, untrained))} are trained one after another", flush=True)
         return {}
     return untrained
+
+
+def _stack_name(seeds: list[int]) -> str:
+    """Returns the name of the folder with the checkpoints of these seeds; with a digest if their list is too long."""
+    listed = "-".join(map(str, seeds))
+    if len(listed) > _MAX_LISTED:
+        listed = f"{seeds[0]}-to-{seeds[-1]}-{hashlib.sha256(listed.encode()).hexdigest()[:12]}"
+    return f"stack-{listed}"
 
 
 def _train_alone(seed: int, recipe: Recipe, context: TrialContext, folder: StudyFolder) -> Run | None:

@@ -114,6 +114,15 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
         ledger.record(entry("b"))
 
 
+def test_bytes_that_are_no_text_are_damage_and_a_folder_is_not(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\n")
+    with pytest.raises(CheckpointError, match="bytes is damaged: 'utf-8' codec"):
+        Ledger(tmp_path / "bytes").all_entries()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(CheckpointError, match=r"cannot read .*folder: Is a directory"):
+        Ledger(tmp_path / "folder").all_entries()
+
+
 def timed(weights: str, hour: int, **changes: Any) -> LedgerEntry:
     return replace(entry(weights), time=f"2026-11-26T{hour:02}:00:00.000000+00:00", test_sha256="t", **changes)
 

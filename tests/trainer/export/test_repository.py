@@ -29,6 +29,15 @@ def test_a_version_holds_its_files_and_a_manifest_with_its_number(model: Reposit
     assert (model.path / "labels.txt").read_text() == "0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n"
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xe9" * 255, b"n" * 255])
+def test_the_repository_may_have_any_name_that_the_file_system_takes(
+    name: bytes, model: RepositoryModel, tmp_path: Path
+) -> None:
+    version = publish(replace(model, repository=tmp_path / os.fsdecode(name)))
+    assert version.parent.parent.name == os.fsdecode(name)
+    assert (version / "manifest.json").read_bytes() == b'{"version": 1}'
+
+
 def test_triton_reads_the_configuration(model: RepositoryModel) -> None:
     """Parses it with the messages of Triton's own client."""
     publish(model)

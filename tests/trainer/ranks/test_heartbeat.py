@@ -123,6 +123,15 @@ def test_the_next_rank_is_the_monitor_when_the_first_has_left(server: dist.TCPSt
     assert ranks[1].peers == {2: state(4, num_collectives=2)}
 
 
+def test_the_last_rank_goes_on_alone(server: dist.TCPStore) -> None:
+    ranks = Ranks(server, "last", 2)
+    ranks[0].leave()
+    for _ in range(3):
+        ranks.beat(1)
+    assert ranks[1].peers == {}
+    ranks[1].leave()
+
+
 def test_after_a_pause_of_this_process_the_others_are_not_silent(server: dist.TCPStore) -> None:
     """The whole machine may have been paused."""
     ranks = Ranks(server, "pause", 2)

@@ -1,5 +1,6 @@
 """Checkpoints: complete or absent, verified before use."""
 
+import errno
 import multiprocessing
 import os
 import resource
@@ -69,6 +70,27 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     assert loaded["step"] == 1
     assert len(printed) == 1
     assert "step-00000002 is damaged and skipped" in printed[0]
+
+
+def test_an_unreadable_checkpoint_is_not_called_damaged_nor_replaced(
+    checkpoints: Checkpoints, printed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    checkpoints.save(1, state(1))
+    checkpoints.save(2, state(2))
+    monkeypatch.setattr("trainer.records.checkpoint.sha256_of_file", deny)
+    with pytest.raises(CheckpointError, match=r"cannot read checkpoint .*step-00000002: Permission denied"):
+        checkpoints.load_newest()
+    assert printed == []
+
+
+def test_an_unreadable_folder_is_not_an_empty_one(tmp_path: Path, printed: list[str]) -> None:
+    """With an empty one, the training would begin anew."""
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(CheckpointError, match=r"cannot read .*checkpoints: Not a directory"):
+        Checkpoints(tmp_path / "checkpoints", printed.append).load_newest()
 
 
 def test_half_written_checkpoints_are_ignored_and_removed(checkpoints: Checkpoints, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from trainer.errors import ConfigError, DivergenceError
 from trainer.loop.run import Run
 from trainer.recipes import RECIPES, Recipe
 from trainer.report.figures import style
-from trainer.studies.seeds import SeedsConfig, study_seeds
+from trainer.studies.seeds import SeedsConfig, _stack_name, study_seeds
 from trainer.studies.seeds_page import SeedResults, make_page
 from trainer.studies.trials import TrialContext, open_trial, train_trial
 from trainer.train import train
@@ -224,3 +224,11 @@ def test_labels_overlap_neither_each_other_nor_the_lines(shift: int, narrow: boo
     others = labels + [line.get_window_extent() for line in axes.lines]
     for number, label in enumerate(labels):
         assert not any(label.overlaps(other) for other in others[number + 1 :])
+
+
+def test_the_folder_of_a_stack_has_a_name_that_fits() -> None:
+    assert _stack_name([0, 1, 12]) == "stack-0-1-12"
+    names = {_stack_name(list(range(first, first + 100))) for first in (0, 10**9)}
+    names.add(_stack_name([*range(50), *range(51, 100)]))
+    assert len(names) == 3
+    assert max(map(len, names)) < 255

@@ -78,7 +78,7 @@ def list_folder(root: Path) -> Listing:
         root: the absolute path of the folder.
 
     Raises:
-        ConfigError: there is no such folder, it may not be read, or it is no folder of images.
+        ConfigError: there is no such folder, it cannot be read, or it is no folder of images.
         DataError: a class or a split has no images, or there are fewer than two classes.
     """
     try:
@@ -100,8 +100,8 @@ def list_folder(root: Path) -> Listing:
         raise ConfigError(f"{error.filename} does not exist") from error
     except NotADirectoryError as error:
         raise ConfigError(f"{error.filename} is a file, not a folder of images") from error
-    except PermissionError as error:
-        raise ConfigError(f"{error.filename} may not be read: {error.strerror}") from error
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
     unused = [] if folders["train"] == root else [name for name in _class_names(root) if name.lower() not in _SPLITS]
     notes = [f"{name} is not used: images are in {folders['train'].name}" for name in unused]
     notes += [_describe(skipped, "file", " skipped")] if skipped else []

@@ -1,0 +1,36 @@
+"""A file that cannot be read is not called damaged, and the other way round."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import CheckpointError, ConfigError, reading
+
+CONFIG = Path("run") / "config.json"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot read run/config.json: Permission denied"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory"), "cannot read run/config.json: Is a directory"),
+        (OSError("a file system without error numbers"), "cannot read run/config.json: a file system without error"),
+        (
+            UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed"),
+            "cannot read run/config.json: '",
+        ),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "run/config.json is damaged: 'utf-8' codec"),
+        (ValueError("no JSON"), "run/config.json is damaged: no JSON"),
+        (KeyError("fingerprint"), "run/config.json is damaged: 'fingerprint'"),
+    ],
+)
+def test_an_unreadable_file_and_a_damaged_one_are_told_apart(error: Exception, message: str) -> None:
+    with pytest.raises(CheckpointError) as raised, reading(CONFIG):
+        raise error
+    assert str(raised.value).startswith(message)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(ConfigError, match="no run"), reading(CONFIG):
+        raise ConfigError("no run")
