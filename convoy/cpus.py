@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -26,13 +27,16 @@ def num_available_cpus(cgroup: Path = _CGROUP, own: Path = _OWN_CGROUPS) -> int:
 
 
 def available_memory(cgroup: Path = _CGROUP, own: Path = _OWN_CGROUPS) -> int:
-    """Returns the memory that this process may use, in bytes: the machine's, limited by its cgroups.
+    """Returns the memory that this process may use, in bytes: the machine's, limited by its cgroups and `ulimit -v`.
 
     Args:
         cgroup: mount point of the cgroup file system, version 2 or 1.
         own: file that lists this process's cgroups, as for `num_available_cpus`.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        memory = min(memory, address_space)
     return min([memory, *_limits("memory", _memory_v2, _memory_v1, cgroup, own)])
 
 

@@ -34,6 +34,7 @@ SIGNIFICANT_BITS = "significant_bits"
 
 _MAX_UNCROPPED_PIXELS = 1 << 22
 _MAX_UNCROPPED_RATIO = 16
+_MAX_RETRIED_BYTES = 1 << 28
 
 
 class ImageError(ValueError):
@@ -78,7 +79,8 @@ def use_image(path: Path, use: Callable[["Image"], Result]) -> Result:
                 return use(image)
         except Exception as error:
             try:
-                with Image.open(BytesIO(without_metadata(path.read_bytes()) or b"")) as image:
+                data = path.read_bytes() if path.stat().st_size <= _MAX_RETRIED_BYTES else b""
+                with Image.open(BytesIO(without_metadata(data) or b"")) as image:
                     result = use(image)
             except Exception:
                 raise error from None

@@ -20,8 +20,9 @@ from convoy.images import (
     ImageError,
     Pixels,
     explain_decode_errors,
+    has_sixteen_bits,
     prepare_image,
-    read_image,
+    use_image,
 )
 from protos import model_config_pb2
 from serving.client.errors import invalid_argument
@@ -29,7 +30,11 @@ from serving.client.errors import invalid_argument
 INVERTED_WARNING = "looks inverted: dark on a light ground, and MNIST and its like are light on dark"
 """For grey models only; the server does not tell on which images a model was trained."""
 
+DARK_WARNING = "is nearly black: a file of 16 bits that uses few of them must be scaled to 8 bits first"
+"""For files of 16 bits whose model was trained on files of 8 bits, or on ones that use more bits."""
+
 _MIN_CONTRAST = 32
+_MIN_BRIGHTNESS = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,22 +109,30 @@ class ImageInput:
             return source
         if isinstance(source, str | os.PathLike):
             name = os.fspath(source)
-        pixels = self._pixels(source, name)
+        pixels, is_deep = self._pixels(source, name)
         if invert:
             pixels = 255 - pixels
-        inverted = len(pixels) == 1 and is_inverted(pixels[0])
-        return PreparedImage(name, pixels, INVERTED_WARNING if inverted else None)
+        warning = None
+        if len(pixels) == 1 and is_inverted(pixels[0]):
+            warning = INVERTED_WARNING
+        elif is_deep and pixels.max() < _MIN_BRIGHTNESS:
+            warning = DARK_WARNING
+        return PreparedImage(name, pixels, warning)
 
-    def _pixels(self, source: str | os.PathLike[str] | Image.Image | npt.NDArray[Any], name: str) -> Pixels:
+    def _pixels(
+        self, source: str | os.PathLike[str] | Image.Image | npt.NDArray[Any], name: str
+    ) -> tuple[Pixels, bool]:
+        """Returns the pixels, and whether they come from 16 bits."""
         if isinstance(source, np.ndarray):
             if source.dtype != np.uint8:
                 raise invalid_argument(f"{name}: pixels are uint8, 0 to 255, and these are {source.dtype}")
-            return source if source.shape == self.shape else prepare_image(_from_array(source, name), self.shape)
+            own = source.shape == self.shape
+            return source if own else prepare_image(_from_array(source, name), self.shape), False
         try:
             if isinstance(source, Image.Image):
                 with explain_decode_errors():
-                    return prepare_image(source, self.shape, significant_bits=self.significant_bits)
-            return read_image(Path(source), self.shape, significant_bits=self.significant_bits)
+                    return self._prepare(source)
+            return use_image(Path(source), self._prepare)
         except ImageError as error:
             match error.__cause__:
                 case FileNotFoundError():
@@ -129,6 +142,10 @@ class ImageInput:
                 case _:
                     reason = f"cannot be read as an image: {error}"
             raise invalid_argument(f"{name}: {reason}") from error
+
+    def _prepare(self, image: Image.Image) -> tuple[Pixels, bool]:
+        is_deep = has_sixteen_bits(image)  # which loading forgets
+        return prepare_image(image, self.shape, significant_bits=self.significant_bits), is_deep
 
 
 def iter_sources(images: ImageSource | Sequence[ImageSource], shape: tuple[int, int, int]) -> Iterator[ImageSource]:

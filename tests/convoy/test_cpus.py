@@ -85,6 +85,11 @@ def test_the_memory_limit_of_both_cgroup_versions(
     assert available_memory(tmp_path, tmp_path / "own") == expected
 
 
+def test_the_limit_on_the_address_space_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (3_000_000, -1))
+    assert available_memory(tmp_path, tmp_path / "none") == 3_000_000
+
+
 @pytest.mark.parametrize(
     ("own", "limits", "expected"),
     [

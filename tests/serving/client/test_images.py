@@ -174,6 +174,13 @@ def test_one_image_or_a_sequence() -> None:
     assert list(iter_sources([Path("a.png"), "b.png"], (1, 28, 28))) == [Path("a.png"), "b.png"]
 
 
+@pytest.mark.parametrize(("highest", "is_dark"), [(1023, True), (3000, True), (65535, False)])
+def test_a_16_bit_file_that_uses_few_bits_has_a_warning(tmp_path: Path, highest: int, is_dark: bool) -> None:
+    pixels = np.linspace(0, highest, 28 * 28).reshape(28, 28).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "deep.tif")
+    assert ("nearly black" in (RGB.prepare(tmp_path / "deep.tif").warning or "")) is is_dark
+
+
 # ---- Unusable images ------------------------------------------------------------------------------------------------
 
 

@@ -67,12 +67,7 @@ def decode_images(
     """
     shape = (len(paths), num_channels, size, size)
     required, available = _COPIES * math.prod(shape), available_memory()
-    if required > available:  # the kernel would grant the memory now and kill the process later
-        raise ConfigError(
-            f"{len(paths)} images of {size}x{size} take {required / 1e9:.1f} GB to decode and this machine, or its "
-            f"container, has {available / 1e9:.1f} GB: give a smaller --image-size"
-        )
-    images = torch.empty(shape, dtype=torch.uint8)
+    images = _allocate(shape, required, available)
     target = images.numpy()
 
     def decode(image: "Image", index: int) -> str:
@@ -98,6 +93,18 @@ def decode_images(
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(paths)} images cannot be read: {list_some(unreadable)}")
     return DecodedImages(images, digests, list(warned.values()))
+
+
+def _allocate(shape: tuple[int, ...], required: int, available: int) -> torch.Tensor:
+    try:
+        if required <= available:  # otherwise the kernel would grant the memory now and kill the process later
+            return torch.empty(shape, dtype=torch.uint8)
+    except RuntimeError:  # torch's error for memory that the kernel does not grant
+        pass
+    raise ConfigError(
+        f"{shape[0]} images of {shape[2]}x{shape[3]} take {required / 1e9:.1f} GB to decode and this machine, or its "
+        f"container, has {available / 1e9:.1f} GB: give a smaller --image-size"
+    )
 
 
 def picture_digest(image: "Image") -> str:

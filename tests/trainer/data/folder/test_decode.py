@@ -41,6 +41,15 @@ def test_images_that_do_not_fit_in_memory_are_refused_before_decoding(root: Path
         load(root, 900_000)
 
 
+@pytest.mark.parametrize("limit", [3000, 50_000])
+def test_a_memory_limit_counts_with_the_copy_that_is_written(
+    root: Path, load: Load, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.data.folder.decode.available_memory", lambda: limit)
+    with pytest.raises(ConfigError, match=r"20 images of 32x32 take .* GB: give a smaller --image-size"):
+        load(root, 32)  # 61,440 bytes, twice
+
+
 @pytest.mark.parametrize("kind", ["gif", "jfif", "JPG", pytest.param("avif", marks=NEEDS_AVIF)])
 def test_a_class_may_have_images_of_any_format(root: Path, load: Load, kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), (shade, shade, shade)) for shade in (90, 255)]
