@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 import zipfile
 
 import numpy as np
@@ -64,3 +65,14 @@ def test_the_same_weights_give_the_same_bytes(files: dict[str, bytes], reference
     again = convert(*reference.export_module())
     assert again[ONNX] == files[ONNX]
     assert again[EXPORTED_PROGRAM] == files[EXPORTED_PROGRAM]
+
+
+def test_torchscript_computes_convolutions_in_float32_on_gpus(files: dict[str, bytes]) -> None:
+    """A traced convolution keeps `allow_tf32` of the moment, as its last input."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(io.BytesIO(files[TORCHSCRIPT]))
+    graph = module.inlined_graph
+    convolutions = graph.findAllNodes("aten::_convolution")
+    assert [list(node.inputs())[-1].toIValue() for node in convolutions] == [False, False]
+    assert torch.backends.cudnn.allow_tf32 is True  # as before
