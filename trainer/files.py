@@ -136,7 +136,7 @@ def read_lines(path: Path) -> list[str]:
     """Returns the lines that `append_line` wrote, without an incomplete last one; none if there is no file."""
     try:
         lines = _complete_lines(path.read_bytes()).decode()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return lines.removesuffix("\n").split("\n") if lines else []
 
