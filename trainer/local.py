@@ -47,9 +47,10 @@ def local_train_command(arguments: Sequence[str]) -> NoReturn:
 def _train(config: LocalTrainConfig, given: Collection[str]) -> None:
     run, choice = resolve(config, given)
     run.resolve()  # a faulty command line must not wait for several processes to start
-    if choice:
+    environment = RankEnvironment.read()
+    if choice and environment.is_main:
         print(choice, flush=True)
-    if not RankEnvironment.read().is_launched:  # else this is one of torchrun's ranks
+    if not environment.is_launched:  # else this is one of torchrun's ranks
         num_ranks = config.nproc or _num_gpus(run)
         if num_ranks > 1:
             _become_torchrun(num_ranks, run)

@@ -67,12 +67,17 @@ def test_the_same_weights_give_the_same_bytes(files: dict[str, bytes], reference
     assert again[EXPORTED_PROGRAM] == files[EXPORTED_PROGRAM]
 
 
-def test_torchscript_computes_convolutions_in_float32_on_gpus(files: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("allow_tf32", [True, False])
+def test_torchscript_computes_convolutions_in_float32_on_gpus(
+    allow_tf32: bool, reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A traced convolution keeps `allow_tf32` of the moment, as its last input."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allow_tf32)
+    file = convert(*reference.export_module())[TORCHSCRIPT]
+    assert torch.backends.cudnn.allow_tf32 is allow_tf32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = torch.jit.load(io.BytesIO(files[TORCHSCRIPT]))
-    graph = module.inlined_graph
+        module = torch.jit.load(io.BytesIO(file))
+    graph = module.inlined_graph  # owns its nodes
     convolutions = graph.findAllNodes("aten::_convolution")
     assert [list(node.inputs())[-1].toIValue() for node in convolutions] == [False, False]
-    assert torch.backends.cudnn.allow_tf32 is True  # as before
