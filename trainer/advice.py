@@ -1,6 +1,6 @@
-"""How well a recipe suits a data set: what to choose for a small one, and lines before a training that say so.
+"""Advice on a recipe for a data set: values that suit a small one, and lines that warn before a training.
 
-Knows nothing of what computes; imports no torch.
+Knows nothing about models and hardware; imports no torch.
 """
 
 import math
@@ -86,7 +86,7 @@ def advise(recipe: Recipe, size: SetSize, *, is_mirroring_chosen: bool) -> list[
     Args:
         recipe: as it is about to be trained, with a name of `RECIPES`.
         size: the data set's.
-        is_mirroring_chosen: whether the command line says if images are mirrored.
+        is_mirroring_chosen: the command line has --mirror or --no-mirror.
     """
     lines: list[str] = []
     if size.is_folder and recipe.augment.flip != "none" and not is_mirroring_chosen:

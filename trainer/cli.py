@@ -26,8 +26,8 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 T = TypeVar("T")
 
 LINGER_S = 1.5
-"""How long a silent rank waits before it exits: torchrun kills all ranks when the first one exits, and the rank that
-prints the cause needs time to do so."""
+"""Wait of a silent rank before it exits: torchrun kills all ranks when the first one exits, and the rank that prints
+the cause needs time to do so."""
 
 
 def train_command(arguments: Sequence[str], prog: str = "trainer/main.py") -> NoReturn:

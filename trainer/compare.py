@@ -14,7 +14,7 @@ from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
 
 _MOST_NAMED = 5
-"""How many missing runs the error names."""
+"""Missing runs that the error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def compare_runs(paths: list[Path]) -> list[str]:
 
     Raises:
         ConfigError: A run is not complete, the runs have different test images, the ledger has runs of a setting that
-            `paths` leaves out (the best of a choice says nothing), or entries of the ledger are missing.
+            `paths` leaves out (the best of several chosen runs is no estimate), or entries of the ledger are missing.
     """
     if not paths:
         raise ConfigError("name the folders of the runs to compare")

@@ -1,6 +1,6 @@
 """The command lines of the trainer as values, and the recipe that a training run's command line resolves to.
 
-Knows nothing of what computes; imports no torch.
+Knows nothing about models and hardware; imports no torch.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -136,7 +136,7 @@ _DECIDE_NO_RESULT = {
     "thorough",
     "export_views",
 }
-"""Options of a training run that may differ between ranks: they change where and how it runs, not what it computes."""
+"""Options of a training run that may differ between ranks: they change where and how it runs, not its computation."""
 
 
 def _flag(name: str) -> str:
@@ -163,7 +163,7 @@ class EvaluateConfig:
     split: Literal["validation", "test"] = "validation"
     """Images to evaluate on. The ledger records each evaluation on test images; the same weights are evaluated once."""
     dataset: Annotated[str | None, option("folder:PATH", "where they were in training")] = None
-    """Where the run's folder of images is now, if it was moved."""
+    """The run's folder of images, if it was moved."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder in which data sets are kept."""
     device: DeviceChoice = "auto"
@@ -191,7 +191,7 @@ class ExportConfig:
     device: DeviceChoice = "auto"
     """Computes the validation accuracy. auto: a GPU if there is one. Exported files are checked on the CPU."""
     dataset: Annotated[str | None, option("folder:PATH", "where they were in training")] = None
-    """Where the run's folder of images is now, if it was moved."""
+    """The run's folder of images, if it was moved."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder in which data sets are kept."""
 

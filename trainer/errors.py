@@ -96,7 +96,7 @@ class Interrupted(BaseException):
 
     Args:
         cause: the signal's name, or another reason to end as if by that signal.
-        outcome: what became of the command, and how to continue it.
+        outcome: the state that the command leaves, and how to continue it.
     """
 
     def __init__(self, cause: str, outcome: str, signal_number: int) -> None:

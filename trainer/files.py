@@ -104,7 +104,7 @@ def temporary_name(name: str) -> str:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a process that was killed in `write_atomically` left this file."""
+    """Returns whether a process that was killed in `write_atomically` left this file."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 

@@ -4,12 +4,12 @@ Differences from torchrun:
 
 - It exits with the exit code of the first rank that failed, where torchrun always exits with 1. So Kubernetes or Slurm
   can tell a mistake in the configuration, which no retry repairs, from a lost host.
-- Hosts with a fixed node rank first meet in a lobby. Otherwise a host that is replaced before the others notice joins
-  the store of a run that is about to end, and each then waits for minutes for a host that has left.
-- While hosts wait for others, they say for which ones, and where.
+- Hosts with a fixed node rank first wait for each other at a barrier. Otherwise a host that is replaced before the
+  others notice joins the store of a run that is about to end, and each then waits minutes for a host that has left.
+- Hosts that wait for others print which ones, and the address.
 - It passes on the signals that Slurm and other schedulers send before they end a job, and `nohup` holds.
-- In every round of an elastic run, the hosts hear where the store is. torchrun announces it in the first round only,
-  so that a host that joins later waits in vain, and after a minute all hosts give up (seen with torch 2.15).
+- In every round of an elastic run, the host of rank 0 publishes the address of the store. torchrun publishes it in the
+  first round only, so that a host that joins later never finds it, and after a minute all hosts give up (torch 2.15).
 """
 
 import argparse
@@ -49,11 +49,11 @@ DEFAULT_PORT = 29500
 SIGNALS_BY_DEFAULT = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 """torchrun's."""
 LOBBY_TIMEOUT_S = 900
-"""How long hosts wait for each other, unless `--rdzv-conf timeout=…` is given: longer than ranks wait for a host that
-vanished without a word (`SLOW_PHASE_TIMEOUT_S` in trainer/ranks/watchdog.py)."""
+"""Longest wait of hosts for each other, unless `--rdzv-conf timeout=…` is given. It is longer than ranks wait for a
+host that no longer answers (`SLOW_PHASE_TIMEOUT_S` in trainer/ranks/watchdog.py)."""
 POLL_EVERY_S = 0.05
 STORE_INFO = "_bootstrap_store_info"
-"""The private attribute in which torchrun keeps where the store of the first round is."""
+"""The private attribute in which torchrun keeps the address of the first round's store."""
 
 
 class OptionError(Exception):
@@ -61,7 +61,7 @@ class OptionError(Exception):
 
 
 class Lobby(NamedTuple):
-    """Where and how long the hosts of a run with fixed node ranks wait for each other."""
+    """The barrier at which the hosts of a run with fixed node ranks wait for each other."""
 
     address: str
     port: int
@@ -211,17 +211,17 @@ def _enter(lobby: Lobby, *, timeout_s: float) -> None:
             store.set("go", "")
             store.wait([f"gone/{node}" for node in range(1, lobby.num_nodes)])
         else:
-            missing.clear()  # host 0 tells the user whom they all wait for
+            missing.clear()  # host 0 tells the user which hosts are missing
             store.set(f"here/{lobby.node_rank}", "")
             store.wait(["go"])
             store.set(f"gone/{lobby.node_rank}", "")
 
 
 def announce_every_store(args: argparse.Namespace) -> None:
-    """Makes rank 0's host of an elastic run create a store and announce it in every round, not only in the first.
+    """Makes rank 0's host of an elastic run create a store and publish its address in every round.
 
-    Changes torch: it forgets the store of the last round, and tells the user that it waits for hosts. Prints a warning
-    if torch has changed so that it cannot.
+    Patches torch, which then forgets the store of the last round. Also tells the user that this host waits for others.
+    Prints a warning if torch has changed so that the patch does not fit.
     """
     if is_alone(args) or args.rdzv_backend == "static":
         return

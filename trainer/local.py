@@ -60,10 +60,10 @@ def _train(config: LocalTrainConfig, given: Collection[str]) -> None:
 
 
 def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConfig, str]:
-    """Returns the run that the command line asks for, and a line that names what Convoy chose, or "".
+    """Returns the run that the command line asks for, and a line with the values that Convoy chose, or "".
 
     Args:
-        given: the options on the command line, such as `--recipe`.
+        given: the names of the options on the command line, such as `--recipe`.
 
     Raises:
         ConfigError: the positional argument is neither a folder nor a recipe, or an option contradicts it.
@@ -111,7 +111,7 @@ def _fit_to_folder(run: TrainConfig) -> TrainConfig:
 
 
 def _estimate_training_images(run: TrainConfig) -> int:
-    """Returns how many of a folder's images will be trained on: about a tenth is held out for each missing part."""
+    """Returns the number of training images of a folder: about a tenth is held out for each missing split."""
     from trainer.data.folder.listing import list_folder
 
     root = image_folder(run.resolve().dataset)

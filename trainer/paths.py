@@ -1,4 +1,4 @@
-"""Paths that a data set's name and the environment stand for."""
+"""Paths from the names of data sets and from the environment."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The first phase of a run: what it needs, checked on all ranks before anything is built or written."""
+"""The first phase of a run: resolves the command line and checks it on all ranks before anything is built."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from trainer.records.run_folder import RunFolder
 
 
 def prepare(config: TrainConfig, world: World, say: Callable[[str], None]) -> tuple[Recipe, Dataset, RunFolder]:
-    """Resolves what to run and checks all that can be checked before anything is built or written.
+    """Resolves recipe, data set and folder, and checks all that can be checked before anything is built or written.
 
     Returns:
         The recipe as this hardware computes it, the data set with its test images, and the folder of the run.
@@ -39,7 +39,7 @@ def prepare(config: TrainConfig, world: World, say: Callable[[str], None]) -> tu
 
 
 def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> dict[str, str]:
-    """Returns what must be the same on every rank, by the names that error messages use.
+    """Returns the values that must be the same on every rank, by the names that error messages use.
 
     Takes this rank's own recipe and data set: the fingerprint in the folder's record is rank 0's on every rank.
     """
@@ -75,7 +75,7 @@ def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, s
 
 
 def check_complete(folder: RunFolder, world: World, say: Callable[[str], None]) -> bool:
-    """Returns whether the run is complete, and says so. All ranks call this."""
+    """Returns whether the run is complete, and logs that. All ranks call this."""
     is_complete = folder.is_complete(world)
     if is_complete:
         report = f" Its report: {folder.report_path}" if folder.report_path.exists() else ""  # a study has its own

@@ -1,4 +1,4 @@
-"""Shows the user how a run goes on: a progress bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ class Progress:
     """Prints messages and progress on the main rank, nothing on the others.
 
     Args:
-        is_main: whether this is the main rank.
+        is_main: this is the main rank.
         stop: takes a stop request if the output is closed, as for SIGPIPE; if None, `say` raises BrokenPipeError.
     """
 

@@ -1,7 +1,7 @@
-"""Recipes: everything that decides what a run computes, as named, frozen values.
+"""Recipes: everything that decides the computation of a run, as named, frozen values.
 
 A run is a recipe, a data set, a seed and nothing else. The hyper-parameters were chosen on validation images only.
-Knows nothing of what computes; imports no torch.
+Knows nothing about models and hardware; imports no torch.
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ PRETRAINED = ("alexnet", "vgg16", "vgg19", "googlenet", "resnet18", "resnet34", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParamGroup:
-    """How one group of parameters learns.
+    """The optimizer settings of one group of parameters.
 
     `lr` is multiplied by the schedule's factor. `weight_decay` is decoupled and relative to `lr`: each step shrinks
     the weights by lr · weight_decay.
@@ -61,14 +61,14 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    """What may be done to a training image. The default does nothing."""
+    """The augmentation of training images. The default changes nothing."""
 
     flip: Literal["none", "alternating"] = "none"
     """`alternating`: mirrored at random in epoch 0, then every image in turn (airbench, arXiv 2404.00498)."""
     shift: int = 0
     """Largest translation in pixels, both ways."""
     fill: Literal["reflect", "zero"] = "reflect"
-    """What a shift brings in at the border."""
+    """Content of the border that a shift uncovers."""
     rotate_degrees: float = 0.0
     """Largest rotation, both ways. Rotation, scaling and their translation fill with zero, bilinear."""
     scale: float = 0.0
@@ -81,7 +81,7 @@ class Augment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What a run computes, whatever it runs on."""
+    """The computation of a run, whatever hardware it runs on."""
 
     name: str
     summary: str
@@ -95,15 +95,15 @@ class Recipe:
     """Images per step, over all ranks together."""
     epochs: int
     param_groups: dict[ParameterKind, ParamGroup]
-    """How the network's parameters learn: the filters of its stem, the other filters, the matrices of fully connected
-    layers, and the vectors (biases, norms)."""
+    """The optimizer settings of the filters of the stem, the other filters, the matrices of fully connected layers, and
+    the vectors (biases, norms)."""
     schedule: Schedule = field(default_factory=Schedule)
     augment: Augment = field(default_factory=Augment)
     label_smoothing: float = 0.0
     precision: Precision = "float32"
     """`bfloat16`: autocast, where the hardware computes it faster than float32."""
     test_time_views: TestTimeViews = "one"
-    """Views of an image whose logits are averaged for a second figure beside that of one view."""
+    """Views of an image whose logits are averaged for a second figure; the headline is of one view."""
     num_validation: int = 5000
     """Training images set aside, stratified; at most a tenth of a smaller set."""
 
@@ -118,7 +118,7 @@ class Recipe:
         """Returns the recipe with another augmentation, without the test-time views that it rules out.
 
         Args:
-            mirror: whether to mirror images; None keeps the recipe's, as for the others.
+            mirror: mirrors images or does not; None keeps the recipe's, as for the others.
             shift: see `Augment`, as for the others.
         """
         old = self.augment
@@ -251,7 +251,7 @@ _FAMILIES = {
     "resnet101": ("ResNet-101 of 2015", 0.1),
     "resnet152": ("ResNet-152 of 2015", 0.1),
 }
-"""The lecture's families: what each is, and its peak learning rate for batches of 128 images."""
+"""The lecture's families: a description of each, and its peak learning rate for batches of 128 images."""
 
 _ONE_CYCLE = Schedule(points=((0.0, 0.04), (0.3, 1.0), (1.0, 0.0)))
 

@@ -1,4 +1,4 @@
-"""A run opened again: its newest weights, evaluated or exported."""
+"""Opens a run again and evaluates or exports its newest weights."""
 
 import os
 from dataclasses import replace

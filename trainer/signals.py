@@ -26,7 +26,7 @@ def handled_signals() -> list[signal.Signals]:
 
 
 class StopRequest:
-    """Context in which `handled_signals` raise `Interrupted`; the old handlers come back at its end.
+    """Context in which `handled_signals` raise `Interrupted`; its end restores the old handlers.
 
     A rank that waits in a collective for a rank that is gone never returns to Python code or to the training loop. Even
     then the C-level signal handler writes to the wake-up socket, and a thread that reads it ends the process, unless
@@ -37,7 +37,7 @@ class StopRequest:
         self.signal_number: int | None = None
         """The signal that was received, if any."""
         self.grace_period_s = GRACE_PERIOD_S
-        """How long a training step may take to end after a signal; at least `GRACE_PERIOD_S`."""
+        """Time that a training step may take to end after a signal; at least `GRACE_PERIOD_S`."""
         self._cause = ""
         self._received_at = 0.0
         self._is_deferred = False
@@ -79,7 +79,7 @@ class StopRequest:
         """Acts as if that signal had been received, unless one was.
 
         Args:
-            cause: what the user sees in place of the signal's name.
+            cause: text for the user in place of the signal's name.
         """
         if self.signal_number is None:
             self._cause = cause

@@ -2,7 +2,7 @@
 
     prepare -> setup -> restore -> fit -> evaluate -> export -> report
 
-`loop.step` has what a step computes, `ranks.world` what a rank is, `data` where images come from.
+`loop.step` computes a step, `ranks.world` connects the ranks, and `data` loads images.
 """
 
 from dataclasses import replace
@@ -43,7 +43,7 @@ SPLIT_SEED = 0
 
 
 def train(config: TrainConfig) -> None:
-    """Trains a run to its end; all that it leaves behind is in the run folder and the model repository.
+    """Trains a run to its end. Writes to the run folder, the ledger and the model repository only.
 
     Raises:
         TrainerError: see `trainer.errors`.
@@ -114,7 +114,7 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
 
 
 def announce(run: Run) -> None:
-    """Tells the user what is about to be trained, and on what."""
+    """Logs the data set, the network, the ranks and the run folder."""
     recipe, dataset, world, say = run.recipe, run.dataset, run.world, run.progress.say
     say(
         f"{recipe.name} on {dataset.name}: {len(dataset.classes):,} classes; {len(run.train_indices):,} training, "
@@ -172,7 +172,7 @@ def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluati
 
 
 def summarize(run: Run, validation: Evaluation, test: Evaluation, recorded: RecordedEvaluation) -> Result:
-    """Returns what `result.json` will hold, as long as nothing is exported."""
+    """Returns the content of `result.json`, before an export."""
     ledger = Ledger(run.folder.ledger_path)
     num_right = recorded.num_images - recorded.num_errors
     recall_by_class = test.recall_by_class(run.dataset.classes)

@@ -1,4 +1,4 @@
-"""What a data set holds: images and labels of its splits, and their digest."""
+"""The content of a data set: images and labels of its splits, and their digest."""
 
 import hashlib
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class DatasetContent:
     notes: tuple[str, ...] = ()
     """Lines that every user of the data set should read: files that were skipped, images that are in two splits."""
     significant_bits: int | None = None
-    """How many bits of 16-bit files were used: the largest number that they hold became white. None without such files.
-    """
+    """Bits of 16-bit files that the training images use: the largest number of so many bits became white. None without
+    such files."""
 
     def splits(self) -> dict[str, ImageSet]:
         """Returns the splits by name, in the order in which they are hashed; `validation` only where there is one."""

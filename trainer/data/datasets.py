@@ -67,8 +67,8 @@ class Dataset:
     notes: tuple[str, ...] = ()
     """Lines logged when the folder was opened: files that were skipped, images that are in two splits."""
     significant_bits: int | None = None
-    """How many bits of 16-bit files were used: the largest number that they hold became white. None without such files.
-    """
+    """Bits of 16-bit files that the training images use: the largest number of so many bits became white. None without
+    such files."""
 
 
 def load_dataset(
@@ -83,10 +83,10 @@ def load_dataset(
 
     Args:
         name: one of `dataset_names()`, or folder:PATH.
-        data_dir: where data sets are kept.
+        data_dir: folder in which data sets are kept.
         image_size: width and height to which the images of a folder are resized; None if they all are squares of one
             size.
-        verify: whether to hash the decoded file, at about 1.4 GB/s. One process of a host is enough; the others should
+        verify: hashes the decoded file, at about 1.4 GB/s. One process of a host is enough; the others should
             load after it, so that none keeps a damaged file that the first one replaces.
         log: receives each line for the user.
 
@@ -133,7 +133,7 @@ def split_validation(images: ImageSet, num_validation: int, seed: int) -> tuple[
 
     Args:
         images: the training images.
-        num_validation: how many of them to set aside.
+        num_validation: number of them to set aside.
         seed: chooses the split.
 
     Returns:
@@ -176,8 +176,8 @@ def open_or_fetch(
 
     Args:
         info: the data set.
-        data_dir: where data sets are kept.
-        verify: whether to hash a file that is there.
+        data_dir: folder in which data sets are kept.
+        verify: hashes a file that is there.
         log: receives each line for the user.
         progress: receives the progress of downloads; None to log a line every ten seconds.
 

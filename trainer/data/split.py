@@ -20,7 +20,7 @@ def stratified_split(labels: torch.Tensor, num_held_out: int, seed: int) -> tupl
 
     Args:
         labels: int64 [N].
-        num_held_out: how many samples to hold out.
+        num_held_out: number of samples to hold out.
         seed: chooses the samples.
 
     Returns:

@@ -56,7 +56,7 @@ def explain_disk_errors(folder: Path, required_bytes: int | None = None) -> Iter
 
     Args:
         folder: the folder in which the context writes.
-        required_bytes: how much it writes, where known.
+        required_bytes: bytes that it writes, where known.
 
     Raises:
         DataError: the disk is full.

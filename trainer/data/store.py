@@ -84,7 +84,7 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
     Args:
         path: the file.
         expected_sha256: the digest that the file must record; None for any.
-        verify: whether to hash the content, at about 1.4 GB/s, and compare it with the recorded digest.
+        verify: hashes the content, at about 1.4 GB/s, and compares it with the recorded digest.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -138,7 +138,7 @@ def open_or_create(
         create: makes the content.
         lock_path: the lock file for creating it.
         expected_sha256: the published digest of the content; None where there is none.
-        verify: whether to hash a file that is there.
+        verify: hashes a file that is there.
         log: receives each line for the user.
 
     Raises:

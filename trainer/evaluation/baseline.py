@@ -25,7 +25,7 @@ class TrainingWarning:
 
     Args:
         kind: `no-gain`: the losses are those of the constant predictor. `one-class`: the predictions are of one class.
-        text: what is wrong and what to do, in one line without a full stop.
+        text: the fault and a remedy, in one line without a full stop.
     """
 
     kind: Literal["no-gain", "one-class"]

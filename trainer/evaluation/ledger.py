@@ -40,7 +40,7 @@ class RecordedEvaluation:
 
     Args:
         number: counted from 1, by time.
-        num_evaluations: how many the ledger holds for this test set.
+        num_evaluations: evaluations that the ledger holds for this test set.
         accuracy: of one view of each image, as are `num_errors`.
         num_errors_with_views: by the mean over the recipe's views; None where it has one view.
         test_sha256: of the test images; of the data set where an old ledger has no digest of the images.

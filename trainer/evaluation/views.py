@@ -1,4 +1,4 @@
-"""Test-time views: the logits of several shifted or mirrored copies of an image, averaged.
+"""Test-time views: shifted or mirrored copies of an image, whose logits are averaged.
 
 A headline accuracy is of one view, as the exported model computes it. A recipe with several views has a second figure.
 """
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from trainer.recipes import TestTimeViews
 
 NUM_VIEWS: dict[TestTimeViews, int] = {"one": 1, "shifted": 5, "mirrored": 2, "mirrored-and-shifted": 6}
-"""How many copies of an image each kind of `TestTimeViews` averages."""
+"""The number of views that each kind of `TestTimeViews` averages."""
 
 
 def is_headline_averaged(views: TestTimeViews, with_views: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""Builds `manifest.json`: a version's files, its inputs and outputs, how good it is and where it comes from."""
+"""Builds `manifest.json`: a version's files, inputs and outputs, accuracy, checks and origin."""
 
 import datetime
 import hashlib
@@ -25,7 +25,7 @@ _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What the checks found. The manifest has these fields at its top level.
+    """The results of the checks. The manifest has these fields at its top level.
 
     Args:
         precision: `float32` or `int8`.
@@ -45,7 +45,7 @@ class Checked:
 
 
 def metrics_section(reference: ReferenceModel, answers: Answers) -> dict[str, Any]:
-    """Returns the validation accuracy of an exported model beside the figures of its run."""
+    """Returns the validation accuracy of an exported model, and the figures of its run."""
     return {
         "val_accuracy": answers.accuracy,
         "val_errors": answers.num_images - answers.num_right,
@@ -71,7 +71,7 @@ def _run_section(result: Result, views: TestTimeViews) -> dict[str, Any]:
 def parity_section(
     reference: ReferenceModel, plan: ParityPlan, results: dict[str, list[ParityResult]], tolerance: float
 ) -> dict[str, Any]:
-    """Returns what the parity check compared and what it found.
+    """Returns the plan and the results of the parity check.
 
     Args:
         results: by file name.

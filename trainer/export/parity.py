@@ -28,7 +28,7 @@ USUAL_LOGIT = 25.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityPlan:
-    """How many images the check compares, and for how long. No batch begins after the time limit of its stage.
+    """Numbers of images and time limits of the parity check. No batch begins after the time limit of its stage.
 
     Args:
         name: as in the manifest.
@@ -135,7 +135,7 @@ class ParityCheck:
 
         Args:
             name: the file's name, for the error message.
-            largest: what `compute` has returned for the largest batch size, if it has been called.
+            largest: the result of `compute` for the largest batch size, if it has been called.
 
         Raises:
             ExportError: an output differs by more than the tolerance. The message names the file, the batch size, the

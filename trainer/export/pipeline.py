@@ -29,7 +29,7 @@ def export(run: Run, model: RepositoryModel, result: Result | None, options: Exp
     """Publishes a run's weights as the next version of a model, in ONNX, TorchScript and torch.export.
 
     Args:
-        result: what `result.json` holds or will hold; None if the run has no result yet.
+        result: the content of `result.json`; None if the run has no result yet.
 
     Returns:
         The version's folder.
@@ -66,7 +66,7 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
     """Publishes a run's weights in int8, in ONNX alone, as the next version of a model.
 
     Args:
-        result: what `result.json` holds or will hold; None if the run has no result yet.
+        result: the content of `result.json`; None if the run has no result yet.
 
     Returns:
         The version's folder.
@@ -112,7 +112,7 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
 
 
 def _describe_views(run: Run, options: ExportOptions) -> str:
-    """Returns how the exported model looks at an image, if that was asked for."""
+    """Returns text about the views that the exported model averages, or "" without `--export-views`."""
     if not options.export_views:
         return ""
     views = run.recipe.test_time_views

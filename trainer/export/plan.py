@@ -1,4 +1,4 @@
-"""Decides before training what a run will publish and where, so that an export that cannot succeed fails at once."""
+"""Plans a run's export before the training, so that an export that cannot succeed fails at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from trainer.records.result import Result
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """How a model is checked and exported; the first three are options of the command line.
+    """Options of an export; the first three are options of the command line.
 
     Args:
         device: computes the outputs for validation images, if it is a GPU; files are checked on the CPU.
@@ -29,14 +29,14 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportPlan:
-    """The model that a run will publish, and how."""
+    """The model that a run will publish, and the options of its export."""
 
     model: RepositoryModel
     options: ExportOptions
 
 
 def plan_export(run: Run, config: TrainConfig) -> ExportPlan | None:
-    """Returns what the run will publish, or None with `--no-export`.
+    """Returns the plan of the run's export, or None with `--no-export`.
 
     Raises:
         ConfigError: a model with this name exists and has other classes, inputs or outputs.

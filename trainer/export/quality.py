@@ -1,8 +1,8 @@
 """The quality check: a version that is clearly worse than the newest one in the repository is not published.
 
-Each manifest keeps for every validation image whether the answer was right. So two versions that were validated on the
-same images are compared image by image, without running the earlier one (McNemar, Psychometrika 12, 1947). On other
-images, and with versions of before these records, the intervals of the two accuracies are compared.
+Each manifest records for every validation image whether the model classified it correctly. So two versions that were
+validated on the same images are compared image by image, without running the earlier one (McNemar, Psychometrika 12,
+1947). On other images, and with versions of Convoy 0.1, the intervals of the two accuracies are compared.
 """
 
 import base64
@@ -22,7 +22,7 @@ ALPHA = 0.05
 MCNEMAR = "McNemar's exact test on the same images, one-sided, alpha 0.05"
 INTERVALS = "Wilson intervals of 95 % on other images"
 MIN_IMAGES_OF_CONSTANT = 20
-"""A network with a single answer for so many images of several classes has learned nothing."""
+"""A network that predicts one class for so many images of several classes has learned nothing."""
 
 
 class QualityError(ExportError):
@@ -31,14 +31,14 @@ class QualityError(ExportError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answers:
-    """How a version answered validation images.
+    """The validation images that a version classifies correctly.
 
     Args:
-        num_right: right answers.
-        num_images: images that it was asked about.
-        right: bool `[num_images]`, in the order of the images' digests; None in manifests of before these records.
-        sha256: of all validation images with their labels; None in manifests of before these records.
-        num_validation: validation images that there are; more than `num_images` if the time limit came first.
+        num_right: images that it classifies correctly.
+        num_images: images that it has classified.
+        right: bool `[num_images]`, in the order of the images' digests; None for a manifest of version 0.1.
+        sha256: of all validation images with their labels; None for a manifest of version 0.1.
+        num_validation: all validation images; more than `num_images` if the time limit came first.
     """
 
     num_right: int
@@ -97,14 +97,14 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A new version beside an earlier one.
+    """A new version compared with an earlier one.
 
     Args:
         test: `MCNEMAR` or `INTERVALS`.
         p: of McNemar's test.
         num_images: images that the test rests on.
         accuracy: of the new version on these images; `earlier_accuracy` of the earlier one, on its images.
-        became_wrong: images that only the earlier version answers right; `became_right` only the new one.
+        became_wrong: images that only the earlier version classifies correctly; `became_right`: only the new one.
     """
 
     test: str
@@ -127,11 +127,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Whether a new version may be published, and the figures that this rests on.
+    """The outcome of the quality check: an objection to a new version, or none, and the figures that it rests on.
 
     Args:
         compared_with: the number of the newest version, None if there is none or it has no figures.
-        objection: why the version must not be published; None if it may.
+        objection: the reason not to publish the version; None if there is none.
         line: for the user, if there is no objection.
     """
 
@@ -179,7 +179,7 @@ def decide(model: RepositoryModel, answers: Answers, constant: str | None) -> De
 
 
 def newest_version(model: RepositoryModel) -> tuple[int | None, Answers | str]:
-    """Returns the number of a model's newest version, None if it has none, and its answers or why there are none."""
+    """Returns the number of a model's newest version, None if it has none, and its record or the reason why not."""
     version = model.newest()
     if version is None:
         return None, "there is none"
@@ -198,7 +198,7 @@ def newest_version(model: RepositoryModel) -> tuple[int | None, Answers | str]:
 
 
 def compare(new: Answers, earlier: Answers) -> Comparison:
-    """Compares two versions on the images that both answered, if they were validated on the same ones."""
+    """Compares two versions on the images that both have classified, if they were validated on the same ones."""
     if new.right is None or earlier.right is None or new.sha256 != earlier.sha256:
         return Comparison(
             test=INTERVALS,
@@ -226,9 +226,9 @@ def compare(new: Answers, earlier: Answers) -> Comparison:
 def mcnemar(became_wrong: int, became_right: int) -> float:
     """Returns the p of McNemar's exact test against the alternative that the new version is worse.
 
-    It is the probability that a fair coin, thrown once for each image that only one of the two versions answers right,
-    falls against the new version at least as often. Two equal versions are refused once in twenty times or less; a
-    two-sided test would halve that, and would need six validation images instead of five to refuse anything.
+    It is the probability that a fair coin, tossed once for each image that only one of the two versions classifies
+    correctly, falls against the new version at least as often. Two equal versions are refused once in twenty times or
+    less; a two-sided test would halve that, and would need six validation images instead of five to refuse anything.
     """
     number = became_wrong + became_right
     outcomes = tail = math.comb(number, became_wrong)
@@ -244,7 +244,7 @@ def only_class(predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], 
     Args:
         predicted: of the sample, validation images first. Where these are few, training images count, too.
         labels: of the sample.
-        num_validation: how many of the images are for validation.
+        num_validation: number of images for validation.
     """
     num_images = max(num_validation, MIN_IMAGES_OF_CONSTANT)
     predicted, labels = predicted[:num_images], labels[: min(num_images, len(predicted))]

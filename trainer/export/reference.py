@@ -29,7 +29,7 @@ class ReferenceModel:
         views: the views of each image that the exported model averages.
         logits: float32 `[N, classes]`, for the first images of the sample.
         golden: images uint8 `[G, C, H, W]`, and logits float32 `[G, classes]` for them.
-        result: what `result.json` holds or will hold; None if the run has no result yet.
+        result: the content of `result.json`; None if the run has no result yet.
     """
 
     run: Run

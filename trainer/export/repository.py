@@ -4,7 +4,7 @@
     <name>/labels.txt          the classes, one a line
     <name>/<version>/          complete as soon as it appears, by one rename
 
-This module does not know how a model is made or what it computes.
+This module knows nothing about training and conversion.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ MAX_BATCH_SIZE = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepositoryModel:
-    """A model of the repository: what all its versions have in common.
+    """A model of the repository: the properties that all its versions share.
 
     Args:
         repository: the folder; created when the first version is published.
         name: letters, digits, `_`, `-` and `.`.
         image_shape: channels, height, width.
         labels: the classes in order.
-        significant_bits: how many bits the 16-bit files of the training used; None without such files.
+        significant_bits: bits that the 16-bit files of the training used; None without such files.
 
     Raises:
         ConfigError: the name is not valid.

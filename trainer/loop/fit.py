@@ -1,4 +1,4 @@
-"""The training loop: steps, validation, log lines, checkpoints, and the ways to leave early."""
+"""The training loop: steps, validation, log lines, checkpoints, and the ends of a run: done, diverged, interrupted."""
 
 import math
 import time
@@ -18,7 +18,7 @@ from trainer.records.metrics import MetricsLog
 from trainer.signals import StopRequest
 
 VALIDATION_TIMEOUT_S = 60.0
-"""How long ranks wait for each other in a validation, at least."""
+"""Least time that ranks wait for each other in a validation."""
 
 
 def fit(run: Run, stop: StopRequest, save_every: SaveEvery | None = None) -> None:
@@ -48,7 +48,7 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery | None = None) -> Non
 
 
 class TrainingLoop:
-    """One session of a run: all that the loop remembers between steps and no checkpoint needs."""
+    """One session of a run: the state between steps that no checkpoint holds."""
 
     def __init__(self, run: Run, stop: StopRequest, save_every: SaveEvery) -> None:
         self._run = run
@@ -157,7 +157,7 @@ class TrainingLoop:
             raise self._save_and_interrupt()
 
     def _save_and_interrupt(self) -> Interrupted:
-        """Saves, and returns what ends the run on every rank and tells the user how to continue."""
+        """Saves, and returns the exception that ends the run on every rank and tells the user how to continue."""
         run = self._run
         with run.world.watchdog.slow_phase():
             self._stop.acknowledge()
@@ -172,7 +172,7 @@ class TrainingLoop:
         )
 
     def _set_timeout(self, seconds: float) -> None:
-        """Sets how long ranks wait for each other, and a signal for a step; both have a minimum of their own."""
+        """Sets the hang timeout and the grace period after a signal; both have a minimum of their own."""
         self._run.world.watchdog.timeout_s = self._stop.grace_period_s = seconds
 
     def _check_weights(self) -> None:

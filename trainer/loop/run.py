@@ -1,4 +1,4 @@
-"""A run: what its phases share, where it stands, and how it continues from a checkpoint."""
+"""A run: the objects that its phases share, its training state, and restoring from a checkpoint."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from trainer.records.run_folder import RunFolder
 
 @dataclass(slots=True, kw_only=True)
 class Position:
-    """Where a run stands: all that a checkpoint holds besides weights and momenta.
+    """The progress of a run: all that a checkpoint holds besides weights and momenta.
 
     Args:
         step: steps done.
@@ -33,7 +33,7 @@ class Position:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """What the phases of a run share.
+    """The objects that the phases of a run share.
 
     Args:
         dataset: without its test images.

@@ -42,7 +42,7 @@ class EpochSamples:
         """Returns this rank's share of a global batch.
 
         Args:
-            start: where the global batch begins in the epoch's order.
+            start: position of the global batch in the epoch's order.
             batch_size: images of the global batch; the epoch's last one may have fewer.
         """
         num_images = min(batch_size, len(self.indices) - start)

@@ -1,4 +1,4 @@
-"""When a run is saved while it trains, and what its checkpoints hold."""
+"""Saves a run while it trains: intervals, the content of a checkpoint, and a thread that writes it."""
 
 import time
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ FIRST_SAVE_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveEvery:
-    """How often a checkpoint is saved: after so many seconds, and after so many steps if that is not None."""
+    """The interval between checkpoints: in seconds, and also in steps if that is not None."""
 
     seconds: float = 20.0
     steps: int | None = None

@@ -1,9 +1,9 @@
 """The failure detector: decides from the heartbeats which rank hangs or is gone.
 
-A rank hangs if it has entered fewer collectives than a rank that has waited too long. If it can, it suspects itself
-first, because it knows the stack that it hangs in; the others name it `GRACE_S` later. How long is too long depends on
-the phase: a download or a first step may take minutes, but a process that should compute must not be idle. A rank that
-sends no heartbeats is gone, whatever it was doing.
+A rank hangs if it has entered fewer collectives than a rank that has waited for longer than the timeout. If it can, it
+suspects itself first, because it knows the stack that it hangs in; the others name it `GRACE_S` later. The timeout
+depends on the phase: a download or a first step may take minutes, but a process that should compute must not be idle. A
+rank that sends no heartbeats is gone, whatever its phase.
 
 Starts no threads, makes no calls to the store.
 """
@@ -20,22 +20,22 @@ STALE_AFTER_S = 4.0
 STORE_TIMEOUT_S = 4.0
 """A store that has not answered for this long does not answer any more."""
 GRACE_S = 1.5
-"""How much later the others name a rank than it would itself."""
+"""Delay after which the others name a rank that has not named itself."""
 
 
 class Suspicion(NamedTuple):
-    """A failure, and the ranks that are at fault; none if nobody knows."""
+    """A failure, and the ranks that are at fault; none if they are unknown."""
 
     ranks: list[int]
     message: str
 
 
 class View(NamedTuple):
-    """What one rank knows.
+    """One rank's heartbeat, the heartbeats that it has received, and their age.
 
     Args:
-        rank: the rank whose view this is.
-        own: its state.
+        rank: the rank that observes.
+        own: its own heartbeat.
         peers: the last heartbeats of the others.
         silent: the others that have sent none for `SILENT_AFTER_S`.
         stale: the others that have sent none for `STALE_AFTER_S`.
@@ -51,11 +51,11 @@ class View(NamedTuple):
 
 
 def suspect_self(view: View, *, idle_s: float, idle_timeout_s: float) -> Suspicion | None:
-    """Decides whether this rank hangs.
+    """Returns the suspicion that this rank hangs, or None.
 
     Args:
-        idle_s: how long this process has been idle in compute-only code.
-        idle_timeout_s: how long it may be, if others wait for it.
+        idle_s: seconds for which this process has been idle in compute-only code.
+        idle_timeout_s: seconds for which it may be idle while others wait for it.
     """
     own = view.own
     if own.waited_s is not None:
@@ -68,7 +68,7 @@ def suspect_self(view: View, *, idle_s: float, idle_timeout_s: float) -> Suspici
 
 
 def suspect_peers(view: View) -> Suspicion | None:
-    """Decides whether another rank hangs or is gone, or the network is."""
+    """Returns the suspicion that another rank hangs or is gone, or that the network is cut; else None."""
     own, waited_s = view.own, view.own.waited_s
     if view.silent:
         return _suspicion(view, view.silent, f"sent no heartbeat for {SILENT_AFTER_S:.0f} s")

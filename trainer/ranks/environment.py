@@ -1,4 +1,4 @@
-"""What the launcher of this process says about it: the variables of torchrun, read and checked in one place.
+"""The rank environment: the variables that torchrun sets for this process, read and checked in one place.
 
 Imports no torch, so that a mistake is an error before that import, which takes seconds.
 """
@@ -32,13 +32,13 @@ class RankEnvironment:
         is_launched: a launcher has started this process as one of the ranks.
         local_rank: the rank among the ranks of this host.
         local_world_size: number of ranks on this host.
-        master_addr: name or address of the host where the ranks meet; empty if there is one rank.
+        master_addr: name or address of the host that serves the run's store; empty if there is one rank.
         master_port: the port there; 0 if there is one rank.
         is_torchrun: the launcher is torchrun.
         has_agent_store: torchrun serves the store at that port, so that rank 0 must not.
-        has_error_file: torchrun reads from a file why this rank failed.
-        max_restarts: how often torchrun may restart the ranks.
-        num_restarts: how often it has.
+        has_error_file: torchrun reads the error of a failed rank from a file.
+        max_restarts: number of times that torchrun may restart the ranks.
+        num_restarts: number of times that it has.
     """
 
     is_launched: bool = False
@@ -56,7 +56,7 @@ class RankEnvironment:
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> Self:
-        """Returns what the variables say.
+        """Reads and checks the variables.
 
         Raises:
             ConfigError: one of them is no number, or they contradict each other.
@@ -146,7 +146,7 @@ def _local(variables: Mapping[str, str], rank: int, size: int) -> tuple[int, int
 
 
 def _master(variables: Mapping[str, str], size: int) -> tuple[str, int]:
-    """Returns where the ranks meet."""
+    """Returns the address and the port of the run's store."""
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not variables.get(name, "").strip():
             raise ConfigError(f"WORLD_SIZE is {size}, but {name} is not set: {_HOW_TO_START}")

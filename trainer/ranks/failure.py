@@ -1,4 +1,4 @@
-"""Failures: which rank reports one, on the terminal and in `failure.json`, and what the report says.
+"""Reports a failure once, on the terminal and in `failure.json`: the rank that fails first does.
 
 When a rank fails, the others fail a moment later, because they lose their peer. The first rank that acquires the
 failure lock in the run's store reports; the others exit without a message. See docs/decisions/0004-one-report.md.
@@ -30,12 +30,12 @@ LOCK_WAIT_S = 1.0
 
 @dataclass(slots=True, kw_only=True)
 class FailureContext:
-    """What a failure report says besides the failure, kept up to date during the run.
+    """The context of a failure report, kept up to date during the run.
 
     Args:
         folder: of the run; None, and then no report is written, until this rank has entered it.
         step: steps done.
-        attempt: how often torchrun has restarted the ranks.
+        attempt: number of times that torchrun has restarted the ranks.
     """
 
     rank: int = 0
@@ -46,7 +46,7 @@ class FailureContext:
 
 
 class FailureLock:
-    """A lock in the store that one rank of a round acquires when the round fails, and that nobody releases."""
+    """A lock in the store that one rank of a round acquires when the round fails, and never releases."""
 
     def __init__(self, store: Store, round_name: str, rank: int) -> None:
         self._store = store
@@ -70,7 +70,7 @@ class FailureLock:
 
 
 class Peers(Protocol):
-    """What the watchdog knows about the other ranks."""
+    """The part of the watchdog that a failure report needs."""
 
     collective_error: Exception | None
 
@@ -81,7 +81,7 @@ def write_failure(context: FailureContext, message: str, *, kind: str, trace: st
     """Writes `failure.json` into the run folder, and replaces that of an earlier failure.
 
     Args:
-        message: what the user sees.
+        message: the line that the user sees.
         kind: the class of the error.
         trace: the stack of the rank that failed, if known.
         ranks: the ranks at fault.

@@ -1,8 +1,8 @@
-"""Heartbeats: four times a second each rank tells the others, through the store, what it is doing.
+"""Heartbeats: four times a second each rank sends the others its state, through the store.
 
 Each rank makes two calls to the store a beat, whatever the number of ranks: it writes its own heartbeat and reads one
 table of all. The monitor, the lowest rank that has not left, makes three: it writes its own, reads all in one call, and
-writes the table (docs/decisions/0015-heartbeats.md). What the heartbeats mean is for the failure detector to decide.
+writes the table (docs/decisions/0015-heartbeats.md). `detector` decides from the heartbeats which rank has failed.
 """
 
 import json
@@ -14,9 +14,9 @@ from typing import NamedTuple
 from trainer.ranks.rendezvous import Store, heartbeat_key, table_key
 
 FRESH_S = 2.0
-"""A rank that has had no answer from the store for longer knows nothing about the others."""
+"""After this long without an answer from the store, a rank does not judge the others."""
 _GOODBYE = b"goodbye"
-"""The last heartbeat of a rank that leaves in good order."""
+"""The last heartbeat of a rank that leaves the run without a failure."""
 
 
 class Heartbeat(NamedTuple):
@@ -40,7 +40,7 @@ class Heartbeat(NamedTuple):
 
 
 class HeartbeatExchange:
-    """One rank's side of the exchange. `exchange` and `leave` belong to one thread; others may read.
+    """One rank's side of the exchange. One thread calls `exchange` and `leave`; others may read.
 
     Args:
         store: a connection of its own, because calls on it may block.
@@ -73,7 +73,7 @@ class HeartbeatExchange:
         """Returns the ranks that have sent no new heartbeat for so long; only the monitor, if it is one of them."""
         now = self._clock()
         silent = [rank for rank, (_, changed_at) in self._received.items() if now - changed_at > after_s]
-        if self.age_s > FRESH_S:  # it is this rank that hears nothing
+        if self.age_s > FRESH_S:  # this rank itself receives nothing
             return []
         return [self._monitor] if self._monitor in silent else silent
 
@@ -100,7 +100,7 @@ class HeartbeatExchange:
         self._answered_at = now
 
     def leave(self) -> None:
-        """Tells the others that this rank leaves in good order.
+        """Tells the others that this rank leaves the run without a failure.
 
         Raises:
             RuntimeError: the store is gone.

@@ -1,4 +1,4 @@
-"""Agreement of the ranks that start together on a name for their round.
+"""The rendezvous: all ranks that start together wait for each other and agree on a name for their round.
 
 torchrun keeps one store while it restarts the ranks again and again: after a failure, and when a host joins or leaves.
 Keys of earlier rounds stay in it, torch's own too, and those name sockets of processes that have ended. So rank 0 gives
@@ -19,7 +19,7 @@ from trainer.ranks.waiting import announced, name_numbers
 
 POLL_EVERY_S = 0.01
 MEET_TIMEOUT_S = 1800.0
-"""How long ranks wait for those that have not started."""
+"""Longest wait for ranks that have not started."""
 
 
 class Store(Protocol):
@@ -44,14 +44,14 @@ def table_key(round_name: str) -> str:
 
 
 def connect(environment: RankEnvironment, *, timeout_s: float = MEET_TIMEOUT_S) -> Any:
-    """Connects to the run's store, which rank 0 serves unless torchrun does. Tells the user what it waits for.
+    """Connects to the run's store, which rank 0 serves unless torchrun does. Tells the user about a long wait.
 
     Returns:
         A `TCPStore`.
 
     Raises:
         ConfigError: rank 0 cannot open the port.
-        TrainerError: nobody serves a store there in time.
+        TrainerError: no store answers there in time.
     """
     where, is_server = environment.meeting_point, environment.is_main and not environment.has_agent_store
     server = "torchrun" if environment.has_agent_store else "rank 0"

@@ -1,9 +1,9 @@
 """Sums of vectors over the ranks of one host, through memory that all of them map.
 
 gloo sends a vector through the loopback device, which costs a millisecond for the lecture's net: a third of a step.
-Here each rank writes its vector beside the others', adds up one slice of all of them, and reads the slices that the
-others have added up. Additions follow one binary tree over the ranks, so that the bits are the same on every rank, and
-equal to those of ranks on several hosts that add up in pairs (`World.all_reduce`).
+Here each rank writes its vector into the shared memory, adds up one slice of all vectors, and reads the slices that
+the others have added up. Additions follow one binary tree over the ranks, so that the bits are the same on every rank,
+and equal to those of ranks on several hosts that add up in pairs (`World.all_reduce`).
 
 Does not use torch.distributed. Linux only.
 """
@@ -21,9 +21,9 @@ import torch
 CHUNK_SIZE = 1 << 20
 """Numbers (float32) of each rank that are added up at a time."""
 CONNECT_TIMEOUT_S = 60.0
-"""How long a rank waits for the other ranks of its host to connect."""
+"""Longest wait of a rank for the other ranks of its host to connect."""
 HANDSHAKE_TIMEOUT_S = 5.0
-"""How long a process that connects may take to send its rank."""
+"""Longest wait for a process that has connected to send its rank."""
 
 
 class SharedMemoryReducer:
@@ -47,7 +47,7 @@ class SharedMemoryReducer:
         self.stop_requested = False
         """The stop flag of this rank, sent along with the next sum's barrier tokens."""
         self.stop_agreed = False
-        """Whether any rank had set its stop flag at the last sum; the same on all ranks."""
+        """True if any rank had set its stop flag at the last sum; the same on all ranks."""
 
     @classmethod
     def join(cls, name: str, rank: int, size: int) -> Self:

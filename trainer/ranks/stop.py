@@ -9,7 +9,7 @@ from trainer.ranks.world import World
 class StopConsensus:
     """Makes all ranks stop at the same step if any received a signal.
 
-    The ranks agree on one step's requests while they compute the next step, so that nobody waits. Ranks that add up in
+    The ranks agree on one step's requests while they compute the next step, so that no rank waits. Ranks that add up in
     shared memory send the requests along with the next step's sum.
     """
 

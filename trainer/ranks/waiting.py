@@ -1,4 +1,4 @@
-"""Tells the user what a process waits for, if it waits for longer than a few seconds."""
+"""Tells the user which process this one waits for, if a wait takes longer than a few seconds."""
 
 import itertools
 import sys
@@ -13,10 +13,10 @@ FIRST_S = 5.0
 
 @contextmanager
 def announced(describe: Callable[[], str]) -> Iterator[None]:
-    """Context for code that waits for another process, also in a call that holds up all Python code of its thread.
+    """Context for code that waits for another process, also in a call that blocks its thread in C.
 
     Args:
-        describe: returns what this process waits for, or "" if another process tells the user. A thread calls it.
+        describe: returns a description of the wait, or "" if another process tells the user. A thread calls it.
     """
     ended = threading.Event()
     threading.Thread(target=_announce, args=(describe, ended), name="waiting", daemon=True).start()

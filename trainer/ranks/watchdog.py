@@ -1,10 +1,10 @@
 """The watchdog: ends this process when a rank hangs or is gone, or its launcher is, and reports why.
 
-A rank that waits in a collective cannot help itself: the call returns when the others come, or after minutes. So two
-threads stand beside the training. One exchanges heartbeats. The other runs the failure detector, and calls the store
-only to end the process, so that a store that does not answer cannot stop it.
+A collective returns when all ranks have entered it, or fails after minutes. So two threads watch the training. One
+exchanges heartbeats. The other runs the failure detector, and calls the store only to end the process, so that a store
+that does not answer cannot stop it.
 
-Not noticed: a GPU kernel that does not end, because NCCL does not watch collectives in a CUDA graph.
+It does not notice a GPU kernel that does not end, because NCCL does not watch collectives in a CUDA graph.
 """
 
 import math
@@ -28,15 +28,15 @@ from trainer.ranks.rendezvous import Store
 BEAT_EVERY_S = 0.25
 DETECT_EVERY_S = 0.5
 HANG_TIMEOUT_S = 5.0
-"""How long ranks wait for one between training steps, at least, and how long one that should compute may be idle."""
+"""Least time that ranks wait for one between training steps, and longest time that one that computes may be idle."""
 SLOW_PHASE_TIMEOUT_S = 600.0
-"""How long ranks wait for one that fetches data, writes a report or runs its first step."""
+"""Time that ranks wait for one that fetches data, writes a report or runs its first step."""
 LEAVE_S = 3.0
-"""How long a store that does not answer may keep a rank from leaving."""
+"""Longest time that a store that does not answer keeps a rank from leaving."""
 MOST_NAMED = 8
 """Ranks or hosts that a line for the user names."""
 EXIT_S = 9.0
-"""A rank that has been told to exit and has not is ended after this long."""
+"""Time that a rank has to exit after a signal; then the watchdog ends it."""
 
 
 class Watchdog:
@@ -59,7 +59,7 @@ class Watchdog:
         self._idle_clock = IdleClock()
         self.timeout_s = SLOW_PHASE_TIMEOUT_S
         self.collective_error: Exception | None = None
-        """What the last collective that failed raised."""
+        """The exception of the last collective that failed."""
 
     @property
     def timeout_s(self) -> float:
@@ -157,7 +157,7 @@ class Watchdog:
         return " and ".join([*names, *more])
 
     def describe_wait(self) -> str:
-        """Returns whom this rank waits for in its collective, or "" if a lower rank waits, too, and tells the user."""
+        """Returns which ranks this one waits for in its collective; "" if a lower rank waits and tells the user."""
         peers = self._heartbeats.peers if self._heartbeats else {}
         rank, size = self._context.rank, self._context.world_size
         late = [other for other in range(size) if other != rank and not self._has_entered(peers.get(other))]
@@ -223,11 +223,11 @@ class Watchdog:
             self._report(suspicion, trace)
             _kill_siblings(view.peers[rank] for rank in suspicion.ranks if rank in view.peers)
         else:
-            time.sleep(detector.GRACE_S)  # the holder of the lock speaks first
-        os._exit(1)  # the main thread cannot
+            time.sleep(detector.GRACE_S)  # leaves the holder of the lock time to report
+        os._exit(1)  # from this thread, as the main thread may hang
 
     def _follow_launcher(self) -> None:
-        """Ends this rank as SIGTERM does, because nobody is left to restart or stop it."""
+        """Ends this rank as SIGTERM does, because without its launcher nothing can restart or stop it."""
         _print_error("torchrun is gone; this rank saves and exits")
         os.kill(os.getpid(), signal.SIGTERM)
         if not self._stopped.wait(EXIT_S):
@@ -257,5 +257,5 @@ def _stack_of_main_thread() -> str | None:
 
 
 def _print_error(message: str) -> None:
-    with suppress(OSError):  # the reader of the output may be gone, and this thread must go on
+    with suppress(OSError):  # the reader of the output may be gone, and this thread must continue
         print(f"error: {message}", file=sys.stderr, flush=True)

@@ -46,7 +46,7 @@ class World:
         shared_memory: adds up vectors if all ranks compute on the CPUs of one host; None elsewhere.
         virtual_shards: number of shards of a global batch, if the user chose it to get the same bits with any world
             size. None: one shard for each rank.
-        failure_context: what a failure report says, for the run to keep up to date.
+        failure_context: the context of a failure report, which the run keeps up to date.
         on_leave: closed when this rank leaves the run, however it ends.
     """
 
@@ -92,7 +92,7 @@ class World:
         """Joins the run that the launcher's variables describe, or becomes its only rank; leaves it at the end.
 
         Args:
-            hang_timeout_s: how long the ranks wait for one that hangs, at least (see `Watchdog`); 0 for ever.
+            hang_timeout_s: least time that the ranks wait for one that hangs (see `Watchdog`); 0 for ever.
 
         Raises:
             ConfigError: the variables contradict each other, there are more ranks than GPUs on this host, CUDA where
@@ -241,8 +241,7 @@ class World:
 
         Args:
             name: unique within the run.
-            what: what the missing ranks do meanwhile, for a line that tells the user whom the others wait for; "" for
-                no such line.
+            what: the work of the missing ranks, for a line that tells the user about the wait; "" for no such line.
 
         Raises:
             PeerError: the launcher is gone.
@@ -253,7 +252,7 @@ class World:
 
         def describe() -> str:
             arrived = [rank for rank in range(self.size) if store.check([f"{name}/arrived/{rank}"])]
-            if not what or arrived[0] != self.rank:  # one of the waiting ranks speaks
+            if not what or arrived[0] != self.rank:  # the lowest rank that waits tells the user
                 return ""
             missing = [rank for rank in range(self.size) if rank not in arrived]
             return f"rank {self.rank} waits for {self.watchdog.describe(missing)} to {what}" if missing else ""

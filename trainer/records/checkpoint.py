@@ -27,7 +27,7 @@ from trainer.files import flush_to_disk, save_tensors, sha256_of_file, write_jso
 
 NUM_KEPT = 3
 _DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
-"""Errors that say something about the checkpoint itself: a file is missing or a folder, or the disk is bad."""
+"""Errors of the checkpoint itself: a file is missing or is a folder, or the disk is bad."""
 
 
 class Checkpoints:
@@ -79,7 +79,7 @@ class Checkpoints:
         """Returns the newest good state, or None if there is none. Skips damaged ones with a warning.
 
         Raises:
-            CheckpointError: one cannot be read, although it may be good; going on without it would replace it.
+            CheckpointError: one cannot be read, although it may be good; a run without it would replace it.
         """
         for path in reversed(self._complete()):
             try:
@@ -123,11 +123,11 @@ class CheckpointWriter:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a checkpoint is being written; then `begin` must not be called."""
+        """True while a checkpoint is being written; then `begin` must not be called."""
         return self._writing is not None and not self._writing.done()
 
     def begin(self, step: int, state: dict[str, Any]) -> None:
-        """Copies `state` and starts to write it. `finish` tells whether that succeeded."""
+        """Copies `state` and starts to write it. `finish` raises the error if that fails."""
         assert self._writing is None
         self._writing = self._pool.submit(self._checkpoints.save, step, _copy(state))
 

@@ -15,7 +15,7 @@ class Origin:
 
     Args:
         git_commit: see `git_commit`.
-        machine: what `hardware.describe` returns.
+        machine: from `hardware.describe`.
     """
 
     git_commit: str | None

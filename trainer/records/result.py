@@ -39,11 +39,11 @@ class Result:
         num_test_looks: evaluations on this test set in the workspace at the end of the run.
         test_accuracy_of_seeds: for each seed of this setting in the ledger, the test accuracy of each of its weights;
             None in a member of a study of seeds, whose page has them.
-        num_averaged_seeds: how many of these accuracies version 0.1 took as means over views; None if none.
+        num_averaged_seeds: number of these accuracies that version 0.1 took as means over views; None if none.
         looks_by_dataset: evaluations on the test set of each data set in the workspace.
         exported: folder of the version in the model repository.
-        machine: what `hardware.describe` returns.
-        stacked: how many members of a study of seeds were trained together; None elsewhere.
+        machine: from `hardware.describe`.
+        stacked: number of members of a study of seeds that were trained together; None elsewhere.
     """
 
     recipe: str

@@ -1,4 +1,4 @@
-"""The folder of a run: which run it holds, where its files are, and whether the run is complete."""
+"""The folder of a run: the identity of its run, the paths of its files, and whether the run is complete."""
 
 import datetime
 import errno
@@ -25,7 +25,7 @@ STUDY_FILE = "study.json"
 """In a study's folder, and nowhere else."""
 LOCK_FILE = ".in-use"
 LOCK_TIMEOUT_S = 120.0
-"""How long to wait for another process to leave a folder: an NFS server notices after 90 s that a host is gone."""
+"""Longest wait for another process to leave a folder: an NFS server notices after 90 s that a host is gone."""
 _TO_KEEP_PRECISION = {
     "float32": "continue with --precision float32",
     "bfloat16": "continue with --precision bfloat16 on the same kind of machine, or start anew with float32",
@@ -46,7 +46,7 @@ class RunFolder:
 
     @classmethod
     def plan(cls, config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World) -> "RunFolder":
-        """Returns where the run will be, the same on all ranks.
+        """Returns the folder that the run will have, the same on all ranks.
 
         A run without `--run-dir` gets a new folder. If it is still empty when the rank leaves the run, it is removed.
 
@@ -82,7 +82,7 @@ class RunFolder:
                 raise
 
     def check(self, resume: Resume, world: World) -> None:
-        """Refuses a folder that `enter` would refuse, before the work that comes first. Writes nothing.
+        """Refuses a folder that `enter` would refuse, so that the user knows before the work. Writes nothing.
 
         Raises:
             ConfigError, CheckpointError: as in `enter`.
@@ -145,13 +145,13 @@ class RunFolder:
 
     @property
     def ledger_path(self) -> Path:
-        """The workspace's ledger: beside the run folders, and beside a study, whose runs are one level deeper."""
+        """The workspace's ledger, in the folder of the run folders and studies; a study's runs are one level deeper."""
         workspace = self.path.absolute().parent
         return (workspace.parent if (workspace / STUDY_FILE).exists() else workspace) / "ledger.jsonl"
 
     @property
     def origin(self) -> Origin:
-        """Where the run started.
+        """The code and the machine that the run started with.
 
         Raises:
             CheckpointError: `config.json` cannot be read, or is damaged.
@@ -160,7 +160,7 @@ class RunFolder:
             return Origin(**json.loads(self.config_path.read_text())["started_with"])
 
     def result(self) -> Result | None:
-        """Returns what the run found, or None if it is not complete.
+        """Returns the result of the run, or None if it is not complete.
 
         Raises:
             CheckpointError: `result.json` cannot be read, or is damaged.

@@ -35,7 +35,7 @@ from trainer.report.timeline import draw_cifar10_years
 
 NUM_MISTAKES = 24
 NUM_PAIRS = 20
-"""How many of the most confused pairs are listed, where there are too many classes for a matrix."""
+"""Number of most confused pairs that are listed, where there are too many classes for a matrix."""
 MIN_POINT_IMAGES = 100
 """With fewer test images the headline is the interval: 6 of 6 images right are not 100 %."""
 MAX_CLASS_RATIO = 1.5
@@ -54,7 +54,7 @@ def write_report(
     """Writes `report.html` and `figures/` into a run folder.
 
     Args:
-        result: what `result.json` will hold.
+        result: the content of `result.json`.
         test_images: the evaluated images, in the same order as in `evaluation`.
     """
     run = RunFolder.read(folder)

@@ -47,7 +47,7 @@ class CapacityConfig:
     epochs: int = 120
     """Epochs of a network's training."""
     data_dir: Path = field(default_factory=default_data_dir)
-    """Where data sets are kept."""
+    """Folder in which data sets are kept."""
     run_dir: Path | None = None
     """Folder of this study; an existing one is continued. [default: runs/study-capacity-TIME]"""
 

@@ -1,4 +1,4 @@
-"""The folder of a study: its options, its results so far, and from both where to continue."""
+"""The folder of a study: its options and its results so far, from which it continues."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from trainer.records.origin import Origin
 from trainer.records.run_folder import LOCK_FILE, RUNS, STUDY_FILE, create_in_runs, in_use
 
 _FREE_OPTIONS = {"run_dir", "data_dir", "device", "runs"}
-"""Options that may change when a study is continued: where it runs or how many runs it has, not what each computes."""
+"""Options that may change when a study is continued: those of its place and of its number of runs."""
 
 
 @dataclass(frozen=True, slots=True)

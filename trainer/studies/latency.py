@@ -36,7 +36,7 @@ def measure(work: Callable[[], object], seconds: float) -> float:
 
     Args:
         work: the call to measure.
-        seconds: how long to measure. There are at least 3 and at most 50 calls.
+        seconds: time to measure. There are at least 3 and at most 50 calls.
     """
     began = time.perf_counter()
     for _ in range(_MAX_WARM_UPS):

@@ -39,7 +39,7 @@ def use_log_scale(axes: Axes, name: Literal["x", "y"], ticks: list[float] | None
     matplotlib labels logarithmic axes with formulas, which our style does not parse and would print as they are.
 
     Args:
-        ticks: where to label the axis; by default at the powers of ten, and where there is room at 2 and 5 times them.
+        ticks: values to label; by default the powers of ten, and 2 and 5 times them where there is room.
     """
     axes.set(**{f"{name}scale": "log"})
     axis: Axis = axes.xaxis if name == "x" else axes.yaxis

@@ -25,7 +25,7 @@ def make_candidates(grid: tuple[str, ...], num_random: int) -> list[Candidate]:
 
     Args:
         grid: entries such as `lr_scale=0.5,1,2`.
-        num_random: how many combinations to draw at random (with a fixed seed); 0 for all.
+        num_random: number of combinations to draw at random (with a fixed seed); 0 for all.
 
     Raises:
         ConfigError: an entry is not FIELD=VALUE,VALUE….

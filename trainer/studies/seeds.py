@@ -64,7 +64,7 @@ class SeedsConfig:
     stack: int = 0
     """Seeds trained together as one network; 1: one after another; 0: measure and use the fastest."""
     data_dir: Path = field(default_factory=default_data_dir)
-    """Where data sets are kept."""
+    """Folder in which data sets are kept."""
     run_dir: Path | None = None
     """Folder of this study; an existing one is continued. [default: runs/study-seeds-TIME]"""
     device: DeviceChoice = "auto"

@@ -49,7 +49,7 @@ class SweepConfig:
     epochs: int | None = None
     """Number of epochs, instead of the recipe's."""
     data_dir: Path = field(default_factory=default_data_dir)
-    """Where data sets are kept."""
+    """Folder in which data sets are kept."""
     run_dir: Path | None = None
     """Folder of this study; an existing one is continued. [default: runs/study-sweep-TIME]"""
     device: DeviceChoice = "auto"

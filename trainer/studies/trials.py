@@ -1,6 +1,6 @@
 """Trials: the training runs inside a study, each trained by one rank alone in a folder below the study's.
 
-This module trains and continues trials. Whether test images are used, and what the results mean, is up to each study.
+This module trains and continues trials. Each study decides whether it uses test images, and interprets the results.
 """
 
 import signal

@@ -1,8 +1,8 @@
 """The cost of accuracy (page 37 of the lecture, after Canziani et al. 2016): multiply-adds, parameters, time.
 
 Accuracies of the ImageNet-size networks are those that torchvision publishes, read from its metadata without a
-download. Those of our small-image networks come from the finished runs beside this study. Times are measured here, with
-random weights, which take the same time.
+download. Those of our small-image networks come from the finished runs in the same folder of runs. The study measures
+times on this machine with random weights, which take the same time.
 """
 
 import json
@@ -78,7 +78,7 @@ class ZooConfig:
     small: tuple[str, ...] = _SMALL
     """Our networks for 32x32 images to measure."""
     seconds: float = 1.0
-    """How long to measure each; at least three passes."""
+    """Seconds to measure each; at least three passes."""
     limit_s: float = 15.0
     """Leave out batch sizes whose pass would take longer than this."""
     runs: Path = Path("runs")

@@ -34,7 +34,7 @@ class DecodedImages:
     Args:
         images: uint8 [N, C, size, size].
         digests: `picture_digest` of each image.
-        warnings: what Pillow, or `convoy.images`, warns of.
+        warnings: of Pillow and of `convoy.images`.
     """
 
     images: torch.Tensor
@@ -76,7 +76,7 @@ def decode_images(
         return picture_digest(upright)
 
     max_threads = (available - required) // (_BYTES_PER_PIXEL * max_pixels)
-    log_every = max(100, len(paths) // 10)  # a small folder is decoded before anybody reads a line
+    log_every = max(100, len(paths) // 10)  # a small folder is decoded too soon for a line
     digests: list[str] = []
     unreadable: list[ImageProblem] = []
     with collect_warnings() as warned:
@@ -113,7 +113,7 @@ def picture_digest(image: "Image") -> str:
     Two files have the same digest if they show the same picture, whatever their format, metadata and orientation.
 
     Args:
-        image: what `upright_and_opaque` returns.
+        image: from `upright_and_opaque`.
     """
     image = image if is_grey_of_sixteen_bits(image) or image.mode == "RGB" else image.convert("RGB")
     pixels = np.ascontiguousarray(image)

@@ -21,9 +21,7 @@ _OVERLAPS = (
         "validation images, too, pixel for pixel: a model chosen by validation accuracy is chosen by them, too",
     ),
 )
-"""A split, another one, and what it means if they have images in common."""
-
-
+"""A split, another one, and the consequence of images that both have."""
 _NUM_LISTED = 3
 
 

@@ -33,9 +33,9 @@ def load_image_folder(
 
     Args:
         root: the absolute path of the folder.
-        data_dir: where data sets are kept.
+        data_dir: folder in which data sets are kept.
         image_size: width and height to which the images are resized; None if they all are squares of one size.
-        verify: whether to hash a decoded file that is there.
+        verify: hashes a decoded file that is there.
         log: receives each line for the user.
 
     Raises:
@@ -115,7 +115,7 @@ def _decode(listing: Listing, image_size: int | None, log: Callable[[str], None]
 
 
 def _find_bit_depth(listing: Listing, headers: Headers) -> BitDepth | None:
-    """Returns how much the training images use of 16 bits, or else other images; None if no image has 16 bits."""
+    """Returns the bit depth of the training images, or else of other images; None if no image has 16 bits."""
     of_training = [file.path for file in listing.splits["train"] if file.path in headers.of_sixteen_bits]
     paths = of_training or sorted(headers.of_sixteen_bits)
     return find_bit_depth(paths) if paths else None

@@ -134,7 +134,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _holds_only_folders(folder: Path) -> bool:
-    """Tells whether there are folders in it, and no images beside them."""
+    """Returns whether a folder has folders and no images."""
     return bool(_class_names(folder)) and not any(path.suffix.lower() in EXTENSIONS for path in folder.iterdir())
 
 

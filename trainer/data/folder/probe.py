@@ -1,4 +1,4 @@
-"""Reads the headers of image files: channels, sizes, and which of them have 16 bits; and how many bits those use."""
+"""Reads the headers of image files: channels, sizes and bit depth; and finds the bits that 16-bit files use."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def probe_images(paths: Sequence[Path], *, size_given: bool) -> Headers:
 
     Args:
         paths: image files.
-        size_given: whether the images will be resized. Otherwise they must be squares of one size.
+        size_given: the images will be resized. Otherwise they must be squares of one size.
 
     Raises:
         ConfigError: no size is given, and the images are not squares of one size.
@@ -66,7 +66,7 @@ def probe_images(paths: Sequence[Path], *, size_given: bool) -> Headers:
 
 @dataclass(frozen=True, slots=True)
 class BitDepth:
-    """How much of their 16 bits image files use.
+    """The bits that 16-bit image files use.
 
     Args:
         significant_bits: the smallest of `BIT_DEPTHS` that holds all values.

@@ -1,4 +1,4 @@
-"""Reads many image files in threads, because Pillow releases the GIL, and collects what is wrong with them."""
+"""Reads many image files in threads, because Pillow releases the GIL, and collects errors and warnings by file."""
 
 import threading
 import warnings
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ImageProblem:
-    """Why a file cannot be read, or a warning about it."""
+    """The reason why a file cannot be read, or a warning about it."""
 
     path: Path
     reason: str

@@ -29,7 +29,7 @@ _HEADERS = {"User-Agent": "convoy", "Accept-Encoding": "identity"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadLimits:
-    """When to give up on a server."""
+    """Limits beyond which a download gives up on a server."""
 
     connect_s: float = 5.0
     """Longest time until a server answers: name resolution, connection, redirects and headers together. Also the
@@ -59,7 +59,7 @@ def download(
         url: an HTTP or HTTPS address; proxies are those of the environment.
         target: a file in an existing folder.
         max_bytes: largest size that the file can have.
-        limits: when to give up.
+        limits: beyond which the download fails.
         progress: receives the progress.
         sha256_prefix: first hexadecimal digits of the file's SHA-256, where known.
 

