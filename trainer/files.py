@@ -36,7 +36,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def locked(
-    path: Path, say: Callable[[str], None], message: str, *, say_after_s: float = 1.0, timeout_s: float = math.inf
+    path: Path, log: Callable[[str], None], message: str, *, log_after_s: float = 1.0, timeout_s: float = math.inf
 ) -> Iterator[bool]:
     """Context that holds the lock file `path`, after any other process has released it.
 
@@ -44,7 +44,7 @@ def locked(
     processes are not kept out.
 
     Args:
-        message: what `say` gets, once, if this process has to wait for longer than `say_after_s`.
+        message: the line to log, once, if this process has to wait for longer than `log_after_s`.
 
     Raises:
         TimeoutError: another process has held the lock for longer than `timeout_s` since then.
@@ -52,9 +52,9 @@ def locked(
     """
     with path.open("ab") as file:  # closing it releases the lock
         try:
-            has_locks = _lock(file, say_after_s)
+            has_locks = _lock(file, log_after_s)
         except TimeoutError:
-            say(message)
+            log(message)
             has_locks = _lock(file, timeout_s)
         yield has_locks
 

@@ -15,7 +15,7 @@ from trainer.recipes import Recipe
 from trainer.records.run_folder import RunFolder
 
 
-def prepare(config: TrainConfig, world: World, say: Callable[[str], None]) -> tuple[Recipe, Dataset, RunFolder]:
+def prepare(config: TrainConfig, world: World, log: Callable[[str], None]) -> tuple[Recipe, Dataset, RunFolder]:
     """Resolves recipe, data set and folder, and checks all that can be checked before anything is built or written.
 
     Returns:
@@ -25,7 +25,7 @@ def prepare(config: TrainConfig, world: World, say: Callable[[str], None]) -> tu
         TrainerError: the run cannot start.
     """
     recipe = config.resolve().as_computed_on(world.device)
-    dataset = load(recipe, config.image_size, config.data_dir, world, say)
+    dataset = load(recipe, config.image_size, config.data_dir, world, log)
     folder = RunFolder.plan(config, recipe, dataset, world)
     try:
         check_same(world.all_gather_object(identity(config, recipe, dataset, world)))
@@ -53,7 +53,7 @@ def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World
     }
 
 
-def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, say: Callable[[str], None]) -> Dataset:
+def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, log: Callable[[str], None]) -> Dataset:
     """Loads the data set; one process per host fetches and verifies it before the others map it.
 
     Raises:
@@ -68,16 +68,16 @@ def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, s
     is_first = world.local_rank == 0
     if not is_first:
         world.untimed_barrier("data", what="load the data set")
-    dataset = load_dataset(recipe.dataset, data_dir, image_size=image_size, log=say, verify=is_first)
+    dataset = load_dataset(recipe.dataset, data_dir, image_size=image_size, log=log, verify=is_first)
     if is_first:  # on other hosts this may take longer than a collective waits
         world.untimed_barrier("data", what="load the data set")
     return dataset
 
 
-def check_complete(folder: RunFolder, world: World, say: Callable[[str], None]) -> bool:
+def check_complete(folder: RunFolder, world: World, log: Callable[[str], None]) -> bool:
     """Returns whether the run is complete, and logs that. All ranks call this."""
     is_complete = folder.is_complete(world)
     if is_complete:
         report = f" Its report: {folder.report_path}" if folder.report_path.exists() else ""  # a study has its own
-        say(f"{folder.path} is complete; nothing to do.{report}")
+        log(f"{folder.path} is complete; nothing to do.{report}")
     return is_complete

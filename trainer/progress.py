@@ -25,7 +25,7 @@ class Progress:
 
     Args:
         is_main: this is the main rank.
-        stop: takes a stop request if the output is closed, as for SIGPIPE; if None, `say` raises BrokenPipeError.
+        stop: takes a stop request if the output is closed, as for SIGPIPE; if None, `log` raises BrokenPipeError.
     """
 
     def __init__(self, *, is_main: bool, stop: StopRequest | None = None) -> None:
@@ -35,7 +35,7 @@ class Progress:
         self._shown_at = 0.0
         self._started: tuple[float, int] | None = None
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Prints a line, above the bar if there is one.
 
         Raises:
@@ -101,7 +101,7 @@ class Progress:
         elif self._started is not None:
             since, first = self._started
             left = (time.monotonic() - since) / max(1, step - first) * (num_steps - step)
-            self.say(
+            self.log(
                 f"epoch {epoch}  step {step}/{num_steps}  loss {loss:.4f}  accuracy {100 * accuracy:.2f} %  "
                 f"{rate:,.0f} images/s  {left:.0f} s left"
             )

@@ -35,10 +35,10 @@ def evaluate_run(config: EvaluateConfig) -> None:
     with World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
         run, dataset = open_run(config, world, progress)
         ranks = f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}"
-        progress.say(f"{describe(run)}; {run.learner.precision}, {ranks}")
+        progress.log(f"{describe(run)}; {run.learner.precision}, {ranks}")
         if config.split == "validation":
             validation = run.learner.evaluate(run.validation_images, run.validation_indices, world)
-            progress.say(f"validation accuracy {describe_evaluation(run, validation)}")
+            progress.log(f"validation accuracy {describe_evaluation(run, validation)}")
             return
         ledger, views = Ledger(run.folder.ledger_path), run.recipe.test_time_views
         recorded = ledger.find(run.dataset.sha256, weights_sha256(run.learner.model), views)
@@ -49,7 +49,7 @@ def evaluate_run(config: EvaluateConfig) -> None:
             recall_by_class = test.recall_by_class(run.dataset.classes)
         if recorded is not None:  # on the main rank
             accuracy = recorded.describe(ledger.path, views=views, recall_by_class=recall_by_class)
-            progress.say(f"test accuracy {accuracy}{', recorded earlier' if recorded.is_repeated else ''}")
+            progress.log(f"test accuracy {accuracy}{', recorded earlier' if recorded.is_repeated else ''}")
 
 
 def export_run(config: ExportConfig) -> None:
@@ -65,7 +65,7 @@ def export_run(config: ExportConfig) -> None:
     with World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
         run, _ = open_run(config, world, progress)
         if world.is_main:
-            progress.say(describe(run))
+            progress.log(describe(run))
             name = config.name or run.recipe.name + ("-int8" if config.int8 else "")
             publish = export_int8 if config.int8 else export
             options = ExportOptions(
@@ -93,7 +93,7 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
     root = image_folder(recipe.dataset)
     if root is not None and not os.path.exists(root):
         raise ConfigError(f"{root} does not exist: name the place of the run's images with --dataset folder:PATH")
-    dataset = load(recipe, folder.fingerprint.image_size, config.data_dir, world, progress.say)
+    dataset = load(recipe, folder.fingerprint.image_size, config.data_dir, world, progress.log)
     if dataset.sha256 != folder.fingerprint.dataset_sha256:
         raise ConfigError(
             f"{dataset.name} is not what {folder.path} was trained on: its images, or its division into training and "
@@ -105,7 +105,7 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
     result = folder.result()
     if result is not None and result.weights_sha256 != weights_sha256(run.learner.model):
         raise CheckpointError(
-            f"{folder.path} ended with other weights than those of step {run.position.step}: its last checkpoint is "
+            f"{folder.path} ended with other weights than those of step {run.state.step}: its last checkpoint is "
             "damaged or gone; restore it, or train anew in another folder"
         )
     return run, dataset
@@ -124,6 +124,6 @@ def describe_evaluation(run: Run, evaluation: Evaluation) -> str:
 def describe(run: Run) -> str:
     """Returns which weights of which run are evaluated or exported, for the user."""
     return (
-        f"{run.folder.path} at step {run.position.step} of {run.num_steps}: {run.recipe.name} on {run.dataset.name}, "
+        f"{run.folder.path} at step {run.state.step} of {run.num_steps}: {run.recipe.name} on {run.dataset.name}, "
         f"{num_parameters(run.learner.model):,} parameters"
     )

@@ -24,7 +24,7 @@ from trainer.export.plan import ExportPlan, export_trained, plan_export
 from trainer.hardware import describe, keep_freed_memory
 from trainer.loop.fit import fit
 from trainer.loop.learner import build_learner
-from trainer.loop.run import Position, Run, restore
+from trainer.loop.run import Run, TrainState, restore
 from trainer.loop.saving import SaveEvery
 from trainer.models import num_parameters
 from trainer.paths import image_folder
@@ -54,20 +54,20 @@ def train(config: TrainConfig) -> None:
         World.join(config.device, config.virtual_shards, hang_timeout_s=config.hang_timeout_s) as world,
         Progress(is_main=world.is_main, stop=stop) as progress,
     ):
-        recipe, dataset, folder = prepare(config, world, progress.say)
-        if check_complete(folder, world, progress.say):
+        recipe, dataset, folder = prepare(config, world, progress.log)
+        if check_complete(folder, world, progress.log):
             return
         run = setup(recipe, without_test_images(dataset), folder, world, progress)
         announce(run)
         planned = plan_export(run, config)
-        with folder.entered(config.resume, world, progress.say):
-            if check_complete(folder, world, progress.say):  # the process that used the folder before completed the run
+        with folder.entered(config.resume, world, progress.log):
+            if check_complete(folder, world, progress.log):  # the process that used the folder before completed the run
                 return
             if restore(run):
-                progress.say(f"continuing at step {run.position.step} of {run.num_steps}, saved in {folder.path}")
+                progress.log(f"continuing at step {run.state.step} of {run.num_steps}, saved in {folder.path}")
             else:
                 for line in advise(run.recipe, set_size(run), is_mirroring_chosen=config.mirror is not None):
-                    progress.say(line)
+                    progress.log(line)
             fit(run, stop, SaveEvery(seconds=config.save_every_s, steps=config.save_every_steps))
             validation = run.learner.evaluate(run.validation_images, run.validation_indices, world)
             test_images, test, recorded = evaluate_on_test_set(run, dataset)
@@ -104,29 +104,29 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
         train_indices=train_indices,
         validation_images=validation_images,
         validation_indices=validation_indices,
-        learner=build_learner(recipe, dataset, train_indices, seed, world, progress.say),
+        learner=build_learner(recipe, dataset, train_indices, seed, world, progress.log),
         folder=folder,
-        checkpoints=Checkpoints(folder.path / "checkpoints", progress.say),
+        checkpoints=Checkpoints(folder.path / "checkpoints", progress.log),
         world=world,
         progress=progress,
-        position=Position(totals=torch.zeros(2, dtype=torch.float64, device=world.device)),
+        state=TrainState(totals=torch.zeros(2, dtype=torch.float64, device=world.device)),
     )
 
 
 def announce(run: Run) -> None:
     """Logs the data set, the network, the ranks and the run folder."""
-    recipe, dataset, world, say = run.recipe, run.dataset, run.world, run.progress.say
-    say(
+    recipe, dataset, world, log = run.recipe, run.dataset, run.world, run.progress.log
+    log(
         f"{recipe.name} on {dataset.name}: {len(dataset.classes):,} classes; {len(run.train_indices):,} training, "
         f"{len(run.validation_indices):,} validation and {dataset.num_test:,} test images; "
         f"{num_parameters(run.learner.model):,} parameters, {run.learner.precision}"
     )
-    say(
+    log(
         f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {world.num_threads} "
         f"thread{'s' if world.num_threads > 1 else ''} each; {describe_batch(recipe)}; run folder {run.folder.path}"
     )
     if world.num_computing < world.size:
-        say(
+        log(
             f"{world.size} ranks do not divide {world.virtual_shards} virtual shards: {world.num_computing} compute, "
             f"{world.size - world.num_computing} are spares"
         )
@@ -195,8 +195,8 @@ def summarize(run: Run, validation: Evaluation, test: Evaluation, recorded: Reco
         epochs=run.recipe.epochs,
         steps=run.num_steps,
         global_batch_size=run.recipe.global_batch_size,
-        train_seconds=run.position.seconds,
-        images_per_second=run.recipe.epochs * len(run.train_indices) / run.position.seconds,
+        train_seconds=run.state.seconds,
+        images_per_second=run.recipe.epochs * len(run.train_indices) / run.state.seconds,
         val_accuracy=validation.accuracy,
         val_accuracy_with_views=validation.accuracy_with_views,
         test_accuracy=recorded.accuracy,
@@ -261,5 +261,5 @@ def report(run: Run, result: Result, test_images: ImageSet, test: Evaluation, re
     accuracy = recorded.describe(
         run.folder.ledger_path, views=run.recipe.test_time_views, recall_by_class=result.recall_by_class or {}
     )
-    run.progress.say(f"test accuracy {accuracy}")
-    run.progress.say(f"report: {run.folder.report_path}")
+    run.progress.log(f"test accuracy {accuracy}")
+    run.progress.log(f"report: {run.folder.report_path}")

@@ -39,7 +39,7 @@ if sys.argv[1] == "weights" and is_different:
 
     def flip(loop):
         save_or_stop(loop)
-        if loop._run.position.step == 20:
+        if loop._run.state.step == 20:
             next(loop._run.learner.model.parameters()).detach().view(torch.int32)[0, 0, 0, 0] ^= 1 << 12
 
     TrainingLoop.save_or_stop = flip

@@ -52,7 +52,7 @@ def test_a_lock_has_one_holder_and_another_process_gets_one_message_and_waits(tm
     with locked(path, printed.append, "waiting") as has_locks:
         assert has_locks
         assert printed == []
-        second = locked(path, printed.append, "waiting", say_after_s=0.1, timeout_s=0.1)
+        second = locked(path, printed.append, "waiting", log_after_s=0.1, timeout_s=0.1)
         with pytest.raises(TimeoutError, match="lock is locked"), second:
             pass
     assert printed == ["waiting"]

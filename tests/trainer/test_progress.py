@@ -19,7 +19,7 @@ def test_plain_lines_show_the_state(capsys: pytest.CaptureFixture[str], monkeypa
         progress.start(step=0, num_steps=100)
         assert progress.is_due()
         progress.update(step=50, num_steps=100, epoch="1/2", loss=0.5, accuracy=0.875, rate=12345.6)
-        progress.say("done")
+        progress.log("done")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("epoch 1/2  step 50/100  loss 0.5000  accuracy 87.50 %  12,346 images/s  ")
     assert lines[0].endswith("s left")
@@ -29,7 +29,7 @@ def test_plain_lines_show_the_state(capsys: pytest.CaptureFixture[str], monkeypa
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(is_main=False) as progress:
         progress.start(step=0, num_steps=10)
-        progress.say("no")
+        progress.log("no")
         assert not progress.is_due()
     assert capsys.readouterr().out == ""
 
@@ -46,9 +46,9 @@ def test_a_terminal_that_closes_under_the_bar_asks_the_run_to_stop(monkeypatch: 
             with stop.deferred():
                 progress.start(step=0, num_steps=10)
                 os.close(terminal)
-                progress.say("epoch 1")
+                progress.log("epoch 1")
                 assert stop.signal_number == signal.SIGPIPE
-                progress.say("discarded")
+                progress.log("discarded")
                 progress.stop()
 
         with pytest.raises(Interrupted, match=r"cannot write the output \(Input/output error\)"):

@@ -30,7 +30,7 @@ def file_lock(path: Path, log: Callable[[str], None], *, log_after_s: float = 3.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     waiting = f"waiting for another process that is preparing {path.stem}"
-    return locked(path, log, waiting, say_after_s=log_after_s)
+    return locked(path, log, waiting, log_after_s=log_after_s)
 
 
 @contextmanager

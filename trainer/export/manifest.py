@@ -131,7 +131,7 @@ def _tensor(name: str, datatype: str, *dims: int) -> dict[str, Any]:
 def _origin(run: Run) -> dict[str, Any]:
     return {
         "run": run.folder.path.absolute().name,
-        "step": run.position.step,
+        "step": run.state.step,
         "weights_sha256": weights_sha256(run.learner.model),
         "dataset": run.dataset.name,
         "dataset_sha256": run.dataset.sha256,

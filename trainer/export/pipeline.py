@@ -40,8 +40,8 @@ def export(run: Run, model: RepositoryModel, result: Result | None, options: Exp
         ExportError: the outputs of a format differ from the trained model's, or the repository cannot be written.
     """
     model.check()
-    run.progress.say(f"exporting {model.name}: ONNX, TorchScript, torch.export{_describe_views(run, options)}")
-    show, plan = show_stages(run.progress.say), THOROUGH if options.thorough else QUICK
+    run.progress.log(f"exporting {model.name}: ONNX, TorchScript, torch.export{_describe_views(run, options)}")
+    show, plan = show_stages(run.progress.log), THOROUGH if options.thorough else QUICK
     with torch_threads(num_available_cpus()):  # the other ranks are idle
         reference = _reference(run, result, plan, options, show)
         files = convert(*reference.export_module())
@@ -50,7 +50,7 @@ def export(run: Run, model: RepositoryModel, result: Result | None, options: Exp
         answers, decision = _check_quality(reference, model, logits, options)
         others = {name: check.run(name, load_predictor(name, files[name])) for name in files if name != ONNX}
     results = {ONNX: served, **others}
-    run.progress.say(_summary(results))
+    run.progress.log(_summary(results))
     checked = Checked(
         precision="float32",
         golden_tolerance=reference.tolerance,
@@ -79,10 +79,10 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
     from trainer.export.quantize import CALIBRATION_BATCH_SIZE, NUM_CALIBRATION_IMAGES, quantize
 
     model.check()
-    run.progress.say(
+    run.progress.log(
         f"exporting {model.name}: ONNX in int8, calibrated on training images{_describe_views(run, options)}"
     )
-    show, plan = show_stages(run.progress.say), THOROUGH if options.thorough else QUICK
+    show, plan = show_stages(run.progress.log), THOROUGH if options.thorough else QUICK
     plan = replace(plan, reference_s=plan.served_s)  # there is one file to check, and float32's accuracy counts, too
     with torch_threads(num_available_cpus()):
         reference = _reference(run, result, plan, options, show)
@@ -94,7 +94,7 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
         outputs = check.compute(ONNX, predict, MAX_BATCH_SIZE, len(reference.logits), plan.served_s)
         logits = outputs[0]
         before = _answers(reference, reference.logits[: len(logits)])
-        run.progress.say(_check_accuracy_loss(before, _answers(reference, logits), model.name))
+        run.progress.log(_check_accuracy_loss(before, _answers(reference, logits), model.name))
         answers, decision = _check_quality(reference, model, logits, options)
         tolerance = TOLERANCE_FACTOR * largest_difference(logits, reference.logits[: len(logits)])
         results = {ONNX: replace(check, tolerance=tolerance).run(ONNX, predict, outputs)}
@@ -174,9 +174,9 @@ def _check_quality(
     constant = only_class(logits.argmax(axis=1), labels[: len(logits)], answers.num_images)
     decision = decide(model, answers, None if constant is None else model.labels[constant])
     if decision.objection is None:
-        reference.run.progress.say(decision.line)
+        reference.run.progress.log(decision.line)
     elif options.promote:
-        reference.run.progress.say(f"warning: --promote publishes {model.name}, although {decision.objection}")
+        reference.run.progress.log(f"warning: --promote publishes {model.name}, although {decision.objection}")
     else:
         raise QualityError(f"{model.name} is not published: {decision.objection}; --promote publishes it all the same")
     return answers, decision
@@ -187,7 +187,7 @@ def _publish(reference: ReferenceModel, model: RepositoryModel, files: dict[str,
     files = files | {GOLDEN: golden_file(*reference.golden)}
     manifest = partial(build_manifest, model=model, reference=reference, files=files, checked=checked)
     version = model.publish(files, manifest)
-    reference.run.progress.say(
+    reference.run.progress.log(
         f"exported to {version}; serve it: python -m serving --model-repository {model.repository}"
     )
     return version

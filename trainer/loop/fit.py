@@ -31,10 +31,10 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery | None = None) -> Non
         Interrupted: a signal came. The state is saved, unless a second signal asked to leave at once.
     """
     loop = TrainingLoop(run, stop, save_every or SaveEvery())
-    run.progress.start(step=run.position.step, num_steps=run.num_steps)
+    run.progress.start(step=run.state.step, num_steps=run.num_steps)
     with stop.deferred():
         try:
-            while run.position.step < run.num_steps:
+            while run.state.step < run.num_steps:
                 with run.world.watchdog.computing():
                     loop.train_epoch()
                 loop.end_epoch()
@@ -55,20 +55,20 @@ class TrainingLoop:
         self._stop = stop
         self._saver = BackgroundSaver(run, save_every)
         self._stop_consensus = StopConsensus(run.world)
-        self._stopwatch = Stopwatch(run.position.seconds, run.world.device)
-        self._results = StepResults(run.world.device, run.position.seconds)
-        self._lr_factors = run.lr_factors(run.position.step // run.steps_per_epoch)
+        self._stopwatch = Stopwatch(run.state.seconds, run.world.device)
+        self._results = StepResults(run.world.device, run.state.seconds)
+        self._lr_factors = run.lr_factors(run.state.step // run.steps_per_epoch)
         self._longest_step_s = 0.0  # of the recent steps: a step counts a tenth less with each one after it
         self._baseline = run.baseline
         self._warned_of: set[str] = set()
-        self._log: MetricsLog | None = None
+        self._metrics: MetricsLog | None = None
         if run.world.is_main:
-            self._log = MetricsLog(run.folder.path, from_step=run.position.step, say=run.progress.say)
+            self._metrics = MetricsLog(run.folder.path, from_step=run.state.step, log=run.progress.log)
 
     def close(self) -> None:
         self._saver.close()
-        if self._log is not None:
-            self._log.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
     def save_and_wait(self) -> None:
         self._saver.save_and_wait()
@@ -76,7 +76,7 @@ class TrainingLoop:
     def train_epoch(self) -> None:
         """Trains the steps that the current epoch still has."""
         run, batch_size = self._run, self._run.recipe.global_batch_size
-        epoch, first = divmod(run.position.step, run.steps_per_epoch)
+        epoch, first = divmod(run.state.step, run.steps_per_epoch)
         samples = EpochSamples.draw(run, epoch)
         self._lr_factors = run.lr_factors(epoch)
         run.learner.model.train()
@@ -90,52 +90,52 @@ class TrainingLoop:
             self._longest_step_s = max(step_s, 0.9 * self._longest_step_s)
             self._set_timeout(3 * self._longest_step_s)
             self._log_if_due(epoch)
-            if run.position.step % run.steps_per_epoch:  # a checkpoint at the epoch's end follows its validation
+            if run.state.step % run.steps_per_epoch:  # a checkpoint at the epoch's end follows its validation
                 self.save_or_stop()
-        run.position.seconds = self._stopwatch.stop()
+        run.state.seconds = self._stopwatch.stop()
 
     def _train_step(self, samples: EpochSamples, start: int) -> None:
         run = self._run
-        lr_factor = self._lr_factors[run.position.step % run.steps_per_epoch]
+        lr_factor = self._lr_factors[run.state.step % run.steps_per_epoch]
         batch = samples.batch(start, run.recipe.global_batch_size, lr_factor, run.world)
         result = run.learner.step(batch)
-        run.position.totals += result
-        self._results.add(run.position.step, result, batch.num_images)
-        run.position.step += 1
-        run.world.failure_context.step = run.position.step
+        run.state.totals += result
+        self._results.add(run.state.step, result, batch.num_images)
+        run.state.step += 1
+        run.world.failure_context.step = run.state.step
         if run.world.device.type == "cpu" and not math.isfinite(result[0]):
             self._check_finite()
 
     def end_epoch(self) -> None:
         """Validates, writes the epoch's line, and begins the sums of the next epoch."""
         run = self._run
-        epoch = run.position.step // run.steps_per_epoch
+        epoch = run.state.step // run.steps_per_epoch
         self._check_finite()
-        loss, accuracy = (run.position.totals / len(run.train_indices)).tolist()
+        loss, accuracy = (run.state.totals / len(run.train_indices)).tolist()
         # A rank may have a chunk of images more than another; to classify a chunk takes no longer than to train on it.
         share = run.recipe.global_batch_size / run.world.num_computing
         self._set_timeout(max(VALIDATION_TIMEOUT_S, 3 * self._longest_step_s * CHUNK_SIZE / share))
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
         if not math.isfinite(validation.loss):  # the last step's loss was that of the weights before it
             raise run.diverged(f"the validation loss is {validation.loss} after epoch {epoch}")
-        if self._log is not None:
-            self._log.write(
+        if self._metrics is not None:
+            self._metrics.write(
                 "epoch",
-                step=run.position.step,
+                step=run.state.step,
                 epoch=epoch,
                 train_loss=loss,
                 train_accuracy=accuracy,
                 val_loss=validation.loss,
                 val_accuracy=validation.accuracy,
-                seconds=run.position.seconds,
+                seconds=run.state.seconds,
             )
-        run.progress.say(
+        run.progress.log(
             f"epoch {epoch}/{run.recipe.epochs}: train loss {loss:.4f}, accuracy {100 * accuracy:.2f} %; validation "
-            f"loss {validation.loss:.4f}, accuracy {100 * validation.accuracy:.2f} %; {run.position.seconds:.1f} s"
+            f"loss {validation.loss:.4f}, accuracy {100 * validation.accuracy:.2f} %; {run.state.seconds:.1f} s"
         )
         if epoch > 1 or run.recipe.epochs == 1:
             self._warn(epoch, self._baseline.check(loss, validation))
-        run.position.totals.zero_()
+        run.state.totals.zero_()
         self._set_timeout(3 * self._longest_step_s)
 
     def _warn(self, epoch: int, warnings: list[TrainingWarning]) -> None:
@@ -143,17 +143,17 @@ class TrainingLoop:
         kinds: set[str] = {warning.kind for warning in warnings}
         for warning in warnings:
             if warning.kind not in self._warned_of:
-                self._run.progress.say(f"warning: epoch {epoch}: {warning.text}")
+                self._run.progress.log(f"warning: epoch {epoch}: {warning.text}")
         if self._warned_of and not kinds:
-            self._run.progress.say(f"epoch {epoch}: the earlier warning about this training no longer holds")
+            self._run.progress.log(f"epoch {epoch}: the earlier warning about this training no longer holds")
         self._warned_of = kinds
 
     def save_or_stop(self) -> None:
         """Between two steps: begins a checkpoint if one is due, and ends the run if any rank was asked to stop."""
-        self._run.position.seconds = self._stopwatch.read()
+        self._run.state.seconds = self._stopwatch.read()
         self._saver.save_if_due()
         if self._stop_consensus.poll(self._stop.signal_number is not None):
-            self._run.position.seconds = self._stopwatch.stop()
+            self._run.state.seconds = self._stopwatch.stop()
             raise self._save_and_interrupt()
 
     def _save_and_interrupt(self) -> Interrupted:
@@ -166,7 +166,7 @@ class TrainingLoop:
             run.world.barrier()
             number = run.world.all_reduce_max(self._stop.signal_number or 0)
         return self._stop.interruption(
-            f"saved at step {run.position.step} of {run.num_steps}; "
+            f"saved at step {run.state.step} of {run.num_steps}; "
             f"continue with the same command and --run-dir {run.folder.path}",
             number,
         )
@@ -181,17 +181,17 @@ class TrainingLoop:
         if world.size > 1:
             digest = digest_of(list(self._run.learner.model.state_dict().values())).cpu()
             digests = [tuple(theirs.tolist()) for theirs in world.all_gather(digest)]
-            check_weights(digests, self._run.position.step)
+            check_weights(digests, self._run.state.step)
 
     def _check_finite(self) -> None:
-        bad = self._results.find_not_finite(self._run.position.step - 1)
+        bad = self._results.find_not_finite(self._run.state.step - 1)
         if bad is not None:
             step, loss = bad
             raise self._run.diverged(f"the loss is {loss} at step {step}")
 
     def _log_if_due(self, epoch: int) -> None:
         run = self._run
-        if run.position.step % LOG_EVERY_STEPS == 0:
+        if run.state.step % LOG_EVERY_STEPS == 0:
             self._check_weights()
             with run.world.watchdog.slow_phase():
                 self._write_step_line(epoch)
@@ -204,28 +204,28 @@ class TrainingLoop:
         self._check_finite()
         now = self._stopwatch.read()
         loss, accuracy, images_per_second = self._results.means(now)
-        if self._log is not None:
-            self._log.write(
+        if self._metrics is not None:
+            self._metrics.write(
                 "step",
-                step=run.position.step,
+                step=run.state.step,
                 epoch=epoch + 1,
                 loss=loss,
                 accuracy=accuracy,
-                lr_factor=self._lr_factors[(run.position.step - 1) % run.steps_per_epoch].item(),
+                lr_factor=self._lr_factors[(run.state.step - 1) % run.steps_per_epoch].item(),
                 images_per_second=images_per_second,
             )
         self._results.clear(now)
 
     def _show_progress(self, epoch: int) -> None:
         run = self._run
-        steps_in_epoch = run.position.step - epoch * run.steps_per_epoch
-        loss, correct = run.position.totals.tolist()
+        steps_in_epoch = run.state.step - epoch * run.steps_per_epoch
+        loss, correct = run.state.totals.tolist()
         num_images = min(steps_in_epoch * run.recipe.global_batch_size, len(run.train_indices))
         run.progress.update(
-            step=run.position.step,
+            step=run.state.step,
             num_steps=run.num_steps,
             epoch=f"{epoch + 1}/{run.recipe.epochs}",
             loss=loss / num_images,
             accuracy=correct / num_images,
-            rate=run.position.step * run.recipe.global_batch_size / self._stopwatch.read(),
+            rate=run.state.step * run.recipe.global_batch_size / self._stopwatch.read(),
         )

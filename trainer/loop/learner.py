@@ -97,13 +97,13 @@ class Learner:
 
 
 def build_learner(
-    recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int, world: World, say: Callable[[str], None]
+    recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int, world: World, log: Callable[[str], None]
 ) -> Learner:
     """Builds the recipe's learner. The initial weights depend on the seed and the training images alone.
 
     Args:
         train_indices: int64, the images that are trained on.
-        say: prints one line for the user.
+        log: prints one line for the user.
 
     Raises:
         ConfigError: the network cannot take images of this size, or normalises over single values.
@@ -136,7 +136,7 @@ def build_learner(
     return Learner(
         model=model,
         optimizer=optimizer,
-        step=GraphedStep(step, say) if world.device.type == "cuda" else step,
+        step=GraphedStep(step, log) if world.device.type == "cuda" else step,
         autocast=autocast,
         recipe=recipe,
         data=data,

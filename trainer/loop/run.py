@@ -17,7 +17,7 @@ from trainer.records.run_folder import RunFolder
 
 
 @dataclass(slots=True, kw_only=True)
-class Position:
+class TrainState:
     """The progress of a run: all that a checkpoint holds besides weights and momenta.
 
     Args:
@@ -52,7 +52,7 @@ class Run:
     checkpoints: Checkpoints
     world: World
     progress: Progress
-    position: Position
+    state: TrainState
 
     @property
     def baseline(self) -> Baseline:
@@ -90,19 +90,19 @@ def restore(run: Run) -> bool:
     Raises:
         CheckpointError: the checkpoint is of another network than this version of Convoy builds for the recipe.
     """
-    state = run.world.broadcast_object(run.checkpoints.load_newest() if run.world.is_main else None)
-    if state is None:
+    checkpoint = run.world.broadcast_object(run.checkpoints.load_newest() if run.world.is_main else None)
+    if checkpoint is None:
         return False
-    saved, built = (_shapes(weights) for weights in (state["model"], run.learner.model.state_dict()))
+    saved, built = (_shapes(weights) for weights in (checkpoint["model"], run.learner.model.state_dict()))
     if saved != built:
         example = min(name for name, _ in saved ^ built)
         raise CheckpointError(
             f"the checkpoints in {run.folder.path} are of another network than {run.recipe.network} is now (see "
             f"{example}): another version of Convoy saved them; use that version, or train anew in another folder"
         )
-    run.learner.load_state_dict(state)
-    run.position.step, run.position.seconds = state["step"], state["seconds"]
-    run.position.totals.copy_(state["totals"])
+    run.learner.load_state_dict(checkpoint)
+    run.state.step, run.state.seconds = checkpoint["step"], checkpoint["seconds"]
+    run.state.totals.copy_(checkpoint["totals"])
     return True
 
 

@@ -33,8 +33,8 @@ def save(run: Run) -> None:
         CheckpointError: it cannot be written.
         DivergenceError: the weights are not finite.
     """
-    if run.world.is_main and run.checkpoints.newest_good_step != run.position.step:
-        run.checkpoints.save(run.position.step, _state(run))
+    if run.world.is_main and run.checkpoints.newest_good_step != run.state.step:
+        run.checkpoints.save(run.state.step, _checkpoint_content(run))
 
 
 class BackgroundSaver:
@@ -61,8 +61,8 @@ class BackgroundSaver:
             return
         self._finish()
         since_s = time.monotonic() - (self._last_save_at or 0.0)
-        if self._save_every.is_due(run.position.step, since_s, self._num_saved):
-            self._writer.begin(run.position.step, _state(run))
+        if self._save_every.is_due(run.state.step, since_s, self._num_saved):
+            self._writer.begin(run.state.step, _checkpoint_content(run))
             self._last_save_at, self._num_saved = time.monotonic(), self._num_saved + 1
 
     def save_and_wait(self) -> None:
@@ -81,13 +81,12 @@ class BackgroundSaver:
         try:
             self._writer.finish()
         except CheckpointError as error:
-            self._run.progress.say(f"warning: {error}; the training continues, and the next save tries again")
+            self._run.progress.log(f"warning: {error}; the training continues, and the next save tries again")
 
 
-def _state(run: Run) -> dict[str, Any]:
+def _checkpoint_content(run: Run) -> dict[str, Any]:
     """Returns all that a checkpoint holds, not copied."""
     if not all(bool(tensor.isfinite().all()) for tensor in run.learner.model.state_dict().values()):
         raise run.diverged("the weights are not finite")
-    position = run.position
-    about = {"step": position.step, "seconds": position.seconds, "totals": position.totals}
-    return {**about, **run.learner.state_dict()}
+    progress = {"step": run.state.step, "seconds": run.state.seconds, "totals": run.state.totals}
+    return {**progress, **run.learner.state_dict()}

@@ -114,12 +114,12 @@ class GraphedStep:
 
     The first steps run eagerly on a side stream. Then a step is captured, which computes nothing, and from then on
     batches of the same size are replayed. A batch of another size (an epoch's last one) runs eagerly. If the capture
-    fails, all steps stay eager, and `say` prints why.
+    fails, all steps stay eager, and `log` prints why.
     """
 
-    def __init__(self, step: TrainStep, say: Callable[[str], None]) -> None:
+    def __init__(self, step: TrainStep, log: Callable[[str], None]) -> None:
         self._step = step
-        self._say = say
+        self._log = log
         self._stream = torch.cuda.Stream()
         self._num_eager_left = NUM_EAGER_STEPS
         self._largest = 0
@@ -171,7 +171,7 @@ class GraphedStep:
         except RuntimeError as error:
             self._result = None
             cause = str(_root_cause(error)).splitlines()[0]
-            self._say(f"warning: no CUDA graph, the steps run one kernel at a time: {cause}")
+            self._log(f"warning: no CUDA graph, the steps run one kernel at a time: {cause}")
             return
         self._graph, self._batch = graph, static
 

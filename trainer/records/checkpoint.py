@@ -35,12 +35,12 @@ class Checkpoints:
 
     Args:
         folder: created with the first checkpoint.
-        say: prints one line for the user.
+        log: prints one line for the user.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
         self._folder = folder
-        self._say = say
+        self._log = log
         self.newest_good_step: int | None = None
         """The step of the checkpoint that was saved or loaded last."""
 
@@ -94,9 +94,9 @@ class Checkpoints:
                     raise CheckpointError(
                         f"cannot read checkpoint {path}: {error.strerror or error}; make it readable, or move it away"
                     ) from error
-                self._say(f"warning: checkpoint {path} is damaged and skipped: {error}")
+                self._log(f"warning: checkpoint {path} is damaged and skipped: {error}")
             except (ValueError, KeyError, RuntimeError) as error:
-                self._say(f"warning: checkpoint {path} is damaged and skipped: {error}")
+                self._log(f"warning: checkpoint {path} is damaged and skipped: {error}")
         return None
 
     def newest(self) -> Path | None:

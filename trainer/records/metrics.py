@@ -22,16 +22,16 @@ class MetricsLog:
     Args:
         folder: the run folder.
         from_step: the step of the checkpoint from which the run continues; lines of later steps are removed.
-        say: prints one line for the user.
+        log: prints one line for the user.
 
     Raises:
         CheckpointError: the existing metrics cannot be read, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, *, from_step: int, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, *, from_step: int, log: Callable[[str], None]) -> None:
         self._folder = folder
         self._from_step = from_step
-        self._say = say
+        self._log = log
         self._has_warned = False
         self._events: _EventFile | None = None
         path = folder / "metrics.jsonl"
@@ -63,7 +63,7 @@ class MetricsLog:
             yield
         except OSError as error:
             if not self._has_warned:
-                self._say(
+                self._log(
                     f"warning: cannot write the metrics in {self._folder}: {error.strerror or error}; "
                     "the training continues, and the next write tries again"
                 )

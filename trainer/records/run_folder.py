@@ -92,13 +92,13 @@ class RunFolder:
                 self._holds_this_run(resume)
 
     @contextmanager
-    def entered(self, resume: Resume, world: World, say: Callable[[str], None]) -> Iterator[None]:
+    def entered(self, resume: Resume, world: World, log: Callable[[str], None]) -> Iterator[None]:
         """Context in which the folder is this run's and in use by no other process. All ranks call this.
 
         Raises:
             ConfigError, CheckpointError: as in `enter` and `in_use`.
         """
-        with in_use(self.path, world, say):
+        with in_use(self.path, world, log):
             self.enter(resume, world)
             world.failure_context.folder = self.path
             yield
@@ -201,11 +201,11 @@ class RunFolder:
 
 
 @contextmanager
-def in_use(folder: Path, world: World, say: Callable[[str], None]) -> Iterator[None]:
+def in_use(folder: Path, world: World, log: Callable[[str], None]) -> Iterator[None]:
     """Context in which no other process uses the folder of a run or a study. Creates the folder. All ranks call this.
 
     Args:
-        say: prints a line for the user if another process uses the folder and this one waits for it.
+        log: prints a line for the user if another process uses the folder and this one waits for it.
 
     Raises:
         ConfigError: another process still uses the folder after `LOCK_TIMEOUT_S`.
@@ -217,7 +217,7 @@ def in_use(folder: Path, world: World, say: Callable[[str], None]) -> Iterator[N
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 waiting = f"{is_in_use}: waiting up to {LOCK_TIMEOUT_S:.0f} s for it to leave"
-                stack.enter_context(locked(folder / LOCK_FILE, say, waiting, timeout_s=LOCK_TIMEOUT_S))
+                stack.enter_context(locked(folder / LOCK_FILE, log, waiting, timeout_s=LOCK_TIMEOUT_S))
             except TimeoutError:
                 raise ConfigError(f"--run-dir {is_in_use}: stop that process, or choose another folder") from None
             except BrokenPipeError:  # the reader of our output is gone

@@ -85,7 +85,7 @@ def study_seeds(config: SeedsConfig) -> None:
         config = replace(config, dataset=config.dataset and recipe.dataset)
         if config.stack > 1 and not can_stack(recipe):
             raise ConfigError(f"--stack {config.stack}: {recipe.name} uses Muon, which cannot train stacked seeds")
-        dataset = load(recipe, config.image_size, config.data_dir, world, progress.say)
+        dataset = load(recipe, config.image_size, config.data_dir, world, progress.log)
         context = TrialContext(
             world=world, dataset=dataset, image_size=config.image_size, progress=Progress(is_main=False), stop=stop
         )
@@ -171,7 +171,7 @@ def _train_group(
 def _train_stacked(group: list[int], recipe: Recipe, context: TrialContext, folder: StudyFolder) -> dict[int, Run]:
     """Trains the untrained seeds of a group together; returns their runs by seed, or none if they diverge."""
     runs = [open_trial(context, recipe, seed, _trial_path(folder, seed)) for seed in group]
-    untrained = {run.seed: run for run in runs if run.position.step == 0}
+    untrained = {run.seed: run for run in runs if run.state.step == 0}
     if len(untrained) < 2:
         return {}
     checkpoints = Checkpoints(folder.path / _stack_name(list(untrained)), print)

@@ -179,7 +179,7 @@ def train_stacked(runs: list[Run], checkpoints: Checkpoints) -> None:
         print(f"{seeds}, epoch {epoch + 1}/{runs[0].recipe.epochs}: {seconds:.1f} s", flush=True)
     trainer.copy_to_runs()
     for run in runs:
-        run.position.step, run.position.seconds = trainer.step, seconds / len(runs)
+        run.state.step, run.state.seconds = trainer.step, seconds / len(runs)
         save(run)  # for `evaluate` and `export`
 
 

@@ -74,7 +74,7 @@ def study_sweep(config: SweepConfig) -> None:
         config = replace(config, dataset=config.dataset and base.dataset)
         candidates = make_candidates(config.grid, config.random)
         recipes = [apply_candidate(base, candidate) for candidate in candidates]
-        dataset = without_test_images(load(base, config.image_size, config.data_dir, world, progress.say))
+        dataset = without_test_images(load(base, config.image_size, config.data_dir, world, progress.log))
         for recipe in recipes:
             check_shift(recipe.augment, dataset.train.images.size(2))
         context = TrialContext(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
@@ -98,7 +98,7 @@ def _run_trial(context: TrialContext, recipe: Recipe, candidate: Candidate, seed
     try:
         run = train_trial(context, recipe, seed, path)
         found = evaluate(run.learner.predict, run.validation_images, run.validation_indices, context.single_rank)
-        result |= {"val_accuracy": found.accuracy, "val_loss": found.loss, "train_seconds": run.position.seconds}
+        result |= {"val_accuracy": found.accuracy, "val_loss": found.loss, "train_seconds": run.state.seconds}
         outcome = f"validation accuracy {100 * found.accuracy:.2f} %"
     except DivergenceError as error:
         seconds = time.monotonic() - began

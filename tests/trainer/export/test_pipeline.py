@@ -58,7 +58,7 @@ class RecordingProgress(Progress):
         super().__init__(is_main=True)
         self._lines = lines
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self._lines.append(line)
 
 

@@ -58,7 +58,7 @@ def test_steps_log_lines_and_checkpoints_are_counted_exactly(mini: Dataset, tmp_
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if line["kind"] == "step"] == [50, 100]
     assert [line["step"] for line in lines if line["kind"] == "epoch"] == [71, 142]
-    assert run.position.step == run.num_steps == 142
+    assert run.state.step == run.num_steps == 142
     assert all(0 <= line["accuracy"] <= 1 for line in lines if line["kind"] == "step")
     assert run.checkpoints.newest() == tmp_path / "run" / "checkpoints" / "step-00000142"
 
@@ -154,7 +154,7 @@ def test_a_full_disk_does_not_end_the_training(
     filler, step = fill(small_disk), run.learner.step
 
     def with_room_later(batch: Any) -> torch.Tensor:
-        if run.position.step == 60:
+        if run.state.step == 60:
             filler.unlink()
         return step(batch)
 
@@ -177,7 +177,7 @@ def test_a_run_continues_from_the_end_of_an_epoch(mini: Dataset, tmp_path: Path)
     losses(first, 50, SaveEvery(steps=45))
     second = make_run(SHORT, mini, tmp_path / "parts")
     assert restore(second)
-    assert second.position.step == 45
+    assert second.state.step == 45
     with StopRequest() as stop:
         fit(second, stop)
     assert epoch_lines(tmp_path / "parts") == epoch_lines(tmp_path / "whole")
@@ -189,7 +189,7 @@ def test_a_run_that_is_stopped_in_its_last_step_is_trained_to_the_end(mini: Data
         step = run.learner.step
 
         def watched(batch: Any) -> torch.Tensor:
-            if run.position.step == 89:
+            if run.state.step == 89:
                 stop.request(signal.SIGTERM, "")
             return step(batch)
 

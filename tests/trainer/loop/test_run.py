@@ -32,5 +32,5 @@ def test_a_run_continues_in_the_middle_of_an_epoch(mini: Dataset, tmp_path: Path
     save(first)
     second = make_run(SHORT, mini, tmp_path / "parts")
     assert restore(second)
-    assert second.position.step == first.position.step
-    assert torch.equal(second.position.totals, first.position.totals)
+    assert second.state.step == first.state.step
+    assert torch.equal(second.state.totals, first.state.totals)

@@ -45,7 +45,7 @@ def test_a_save_that_fails_does_not_end_the_training(
     with StopRequest() as stop:
         fit(run, stop, SaveEvery(steps=1))
     assert capsys.readouterr().out.count("warning: no room; the training continues") == 2
-    assert run.position.step == run.num_steps
+    assert run.state.step == run.num_steps
     assert run.checkpoints.newest() == tmp_path / "run" / "checkpoints" / "step-00000045"
 
 

@@ -13,7 +13,7 @@ from trainer.records.metrics import MetricsLog, read_metrics
 
 
 def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, from_step=0, say=pytest.fail)
+    log = MetricsLog(tmp_path, from_step=0, log=pytest.fail)
     log.write("step", step=1, epoch=1, loss=2.5)
     (line,) = read_metrics(tmp_path)
     assert abs(line.pop("time") - time.time()) < 60
@@ -22,11 +22,11 @@ def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_removes_lines_after_its_checkpoint(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, from_step=0, say=pytest.fail)
+    log = MetricsLog(tmp_path, from_step=0, log=pytest.fail)
     for step in (50, 100, 150):
         log.write("step", step=step, epoch=1, loss=float(step))
     log.close()
-    log = MetricsLog(tmp_path, from_step=100, say=pytest.fail)
+    log = MetricsLog(tmp_path, from_step=100, log=pytest.fail)
     log.write("step", step=150, epoch=1, loss=-1.0)
     log.close()
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(50, 50.0), (100, 100.0), (150, -1.0)]
@@ -40,7 +40,7 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
 
 
 def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, from_step=0, say=pytest.fail)
+    log = MetricsLog(tmp_path, from_step=0, log=pytest.fail)
     log.write("epoch", step=45, epoch=1, val_accuracy=0.5)
     log.write("epoch", step=90, epoch=2, val_accuracy=0.75)
     log.close()
@@ -51,7 +51,7 @@ def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
 
 def test_tensorboard_ignores_lines_that_a_resumed_run_removed(tmp_path: Path) -> None:
     for from_step, loss in ((0, 1.0), (100, -1.0)):
-        log = MetricsLog(tmp_path, from_step=from_step, say=pytest.fail)
+        log = MetricsLog(tmp_path, from_step=from_step, log=pytest.fail)
         for step in (from_step + 50, from_step + 100, from_step + 150):
             log.write("step", step=step, epoch=1, loss=loss)
         log.close()
@@ -63,12 +63,12 @@ def test_tensorboard_ignores_lines_that_a_resumed_run_removed(tmp_path: Path) ->
 
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot write .*/run/metrics\.jsonl: No such file"):
-        MetricsLog(tmp_path / "run", from_step=0, say=pytest.fail)
+        MetricsLog(tmp_path / "run", from_step=0, log=pytest.fail)
 
 
 def test_a_full_disk_is_one_warning_and_buffered_lines_are_written_once_there_is_room(small_disk: Path) -> None:
     printed: list[str] = []
-    log = MetricsLog(small_disk, from_step=0, say=printed.append)
+    log = MetricsLog(small_disk, from_step=0, log=printed.append)
     log.write("step", step=1, epoch=1, loss=1.0)
     filler = fill(small_disk)
     for step in range(2, 400):
@@ -90,7 +90,7 @@ def test_a_full_disk_is_one_warning_and_buffered_lines_are_written_once_there_is
 
 def test_close_does_not_fail_on_a_full_disk(small_disk: Path) -> None:
     printed: list[str] = []
-    log = MetricsLog(small_disk, from_step=0, say=printed.append)
+    log = MetricsLog(small_disk, from_step=0, log=printed.append)
     fill(small_disk)
     log.write("step", step=1, epoch=1, loss=1.0)
     log.close()

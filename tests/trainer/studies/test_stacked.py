@@ -103,7 +103,7 @@ def test_stacked_training_continues_after_its_last_epoch(mini: Dataset, tmp_path
     for one, other in zip(whole, stopped, strict=True):
         mine, theirs = one.learner.model.state_dict(), other.learner.model.state_dict()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-        assert one.position.step == one.num_steps
+        assert one.state.step == one.num_steps
 
 
 def test_a_seed_that_diverges_is_named(mini: Dataset, tmp_path: Path) -> None:
