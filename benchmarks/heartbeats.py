@@ -50,7 +50,7 @@ class CountingStore:
 
 def send_heartbeats(rank: int, size: int, seconds: float, pipe: Connection) -> None:
     """Runs one rank, and sends its calls, bytes and processor seconds per second through the pipe."""
-    trainer.ranks.watchdog.PARENT = os.getppid()  # a fork has imported it before
+    trainer.ranks.watchdog.LAUNCHER_PID = os.getppid()  # a fork has imported it before
     store = dist.TCPStore("127.0.0.1", pipe.recv(), is_master=False, wait_for_workers=False)
     counting = CountingStore(store.clone())
     name = rendezvous(store, rank, size)

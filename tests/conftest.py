@@ -131,7 +131,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Returns a free port whose successor is free, too: for the lobby of trainer/launch.py."""
+    """Returns a free port whose successor is free, too: for the host barrier of trainer/launch.py."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as first:
             port: int = first.getsockname()[1]

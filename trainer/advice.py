@@ -26,7 +26,7 @@ NUM_TRAINING_IMAGES = {"mnist": 55_000, "fashion-mnist": 55_000, "cifar10": 45_0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SetSize:
+class DatasetSize:
     """The size of a data set as one run divides it."""
 
     is_folder: bool
@@ -53,7 +53,7 @@ def has_few_steps(recipe: Recipe, num_images: int) -> bool:
     return _num_steps(longest, num_images) < FEW_STEPS * _good_steps(usual)
 
 
-def fit_to(recipe: Recipe, num_images: int, *, batch_size: int | None = None) -> tuple[int, int]:
+def choose_batch_and_epochs(recipe: Recipe, num_images: int, *, batch_size: int | None = None) -> tuple[int, int]:
     """Chooses a global batch and epochs that give a small set enough steps.
 
     Args:
@@ -80,7 +80,7 @@ def describe_batch(recipe: Recipe) -> str:
     return f"{text} (the recipe: {usual}; learning rates are scaled by {factor:.3g})"
 
 
-def advise(recipe: Recipe, size: SetSize, *, is_mirroring_chosen: bool) -> list[str]:
+def advise(recipe: Recipe, size: DatasetSize, *, is_mirroring_chosen: bool) -> list[str]:
     """Returns lines about what the recipe assumes and the set may lack, the most important first; `MAX_LINES` at most.
 
     Args:
@@ -99,9 +99,9 @@ def advise(recipe: Recipe, size: SetSize, *, is_mirroring_chosen: bool) -> list[
     return lines[:MAX_LINES]
 
 
-def _on_steps(recipe: Recipe, size: SetSize) -> Iterator[str]:
+def _on_steps(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
     usual, num_classes = RECIPES[recipe.name], len(size.num_training_by_class)
-    batch_size, epochs = fit_to(usual, size.num_training)
+    batch_size, epochs = choose_batch_and_epochs(usual, size.num_training)
     if has_few_steps(recipe, size.num_training):
         on_own = usual_steps(usual)
         comparison = f" ({on_own:,} on {usual.dataset})" if on_own else ""
@@ -117,7 +117,7 @@ def _on_steps(recipe: Recipe, size: SetSize) -> Iterator[str]:
         )
 
 
-def _on_images(recipe: Recipe, size: SetSize) -> Iterator[str]:
+def _on_images(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
     rare = {name: count for name, count in size.num_training_by_class.items() if count < MIN_IMAGES_PER_CLASS}
     if rare:
         rarest = min(rare, key=lambda name: rare[name])

@@ -18,7 +18,7 @@ _MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _ComparedRun:
     folder: RunFolder
     result: Result
 
@@ -69,7 +69,7 @@ def compare_runs(paths: list[Path]) -> list[str]:
     ledgers = sorted({run.folder.ledger_path for run in runs})
     for ledger in ledgers:
         _check_ledger(ledger, [run for run in runs if run.folder.ledger_path == ledger])
-    settings: dict[str, list[_Run]] = {}
+    settings: dict[str, list[_ComparedRun]] = {}
     for run in runs:
         settings.setdefault(run.setting, []).append(run)
     header = f"{'setting':24s}  views  runs  worst    median   best     mean     std    test accuracy, %"
@@ -81,22 +81,22 @@ def compare_runs(paths: list[Path]) -> list[str]:
     return [header, *rows, *notes, *(_describe_ledger(ledger, runs) for ledger in ledgers)]
 
 
-def _read(path: Path) -> _Run:
+def _read(path: Path) -> _ComparedRun:
     folder = RunFolder.read(path)
     result = folder.result()
     if result is None:
         raise ConfigError(f"{path} has no result yet: let the run end first")
-    return _Run(folder, result)
+    return _ComparedRun(folder, result)
 
 
-def _check_same_test_set(runs: list[_Run]) -> None:
+def _check_same_test_set(runs: list[_ComparedRun]) -> None:
     test_sets = {run.test_set: run.result.dataset for run in runs}
     if len(test_sets) > 1:
         names = " and ".join(f"{name} ({digest[:8]})" for digest, name in test_sets.items())
         raise ConfigError(f"the runs were tested on different images, {names}: compare runs on one data set")
 
 
-def _check_ledger(path: Path, runs: list[_Run]) -> None:
+def _check_ledger(path: Path, runs: list[_ComparedRun]) -> None:
     """Raises ConfigError if the ledger holds fewer evaluations than a run counted when it ended."""
     for run in runs:
         held = len(Ledger(path).entries(run.result.dataset_sha256, run.result.test_sha256))
@@ -109,7 +109,7 @@ def _check_ledger(path: Path, runs: list[_Run]) -> None:
             )
 
 
-def _all_accuracies(setting: str, members: list[_Run]) -> dict[str, _Accuracies]:
+def _all_accuracies(setting: str, members: list[_ComparedRun]) -> dict[str, _Accuracies]:
     """Returns the test accuracies of all evaluated weights of a setting, by the digest of the weights.
 
     A run that was also evaluated before its end has several.
@@ -141,13 +141,13 @@ def _all_accuracies(setting: str, members: list[_Run]) -> dict[str, _Accuracies]
     return accuracies
 
 
-def _rows(run: _Run, accuracies: list[_Accuracies]) -> list[str]:
+def _rows(run: _ComparedRun, accuracies: list[_Accuracies]) -> list[str]:
     one_view = [found.one_view for found in accuracies if found.one_view is not None]
     with_views = [found.with_views for found in accuracies if found.with_views is not None]
     return [_row(run, n, found) for n, found in ((1, one_view), (NUM_VIEWS[run.views], with_views)) if found]
 
 
-def _row(run: _Run, num_views: int, accuracies: list[float]) -> str:
+def _row(run: _ComparedRun, num_views: int, accuracies: list[float]) -> str:
     percents = [100 * accuracy for accuracy in accuracies]
     std = f"{statistics.stdev(percents):6.3f}" if len(percents) > 1 else "     –"
     summary = (min(percents), statistics.median(percents), max(percents), statistics.mean(percents))
@@ -155,7 +155,7 @@ def _row(run: _Run, num_views: int, accuracies: list[float]) -> str:
     return f"{run.result.recipe[:15]:15s} {run.setting[:8]} {num_views:6d} {len(percents):5d}{columns}  {std}"
 
 
-def _note_averaged(members: list[_Run], accuracies: dict[str, _Accuracies]) -> list[str]:
+def _note_averaged(members: list[_ComparedRun], accuracies: dict[str, _Accuracies]) -> list[str]:
     """Returns which runs have no accuracy of one view, and how to get it."""
     runs = [run for run in members if accuracies[run.result.weights_sha256].one_view is None]
     if not runs:
@@ -167,11 +167,11 @@ def _note_averaged(members: list[_Run], accuracies: dict[str, _Accuracies]) -> l
     ]
 
 
-def _note_warnings(members: list[_Run]) -> list[str]:
+def _note_warnings(members: list[_ComparedRun]) -> list[str]:
     return [f"warning: {run.folder.path}: {text}" for run in members for text in run.result.warnings]
 
 
-def _describe_ledger(path: Path, runs: list[_Run]) -> str:
+def _describe_ledger(path: Path, runs: list[_ComparedRun]) -> str:
     result = runs[0].result
     count = len(Ledger(path).entries(result.dataset_sha256))
     typical = statistics.median(run.result.test_accuracy for run in runs)

@@ -48,7 +48,7 @@ DEFAULT_PORT = 29500
 """torchrun's."""
 SIGNALS_BY_DEFAULT = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 """torchrun's."""
-LOBBY_TIMEOUT_S = 900
+BARRIER_TIMEOUT_S = 900
 """Longest wait of hosts for each other, unless `--rdzv-conf timeout=…` is given. It is longer than ranks wait for a
 host that no longer answers (`SLOW_PHASE_TIMEOUT_S` in trainer/ranks/watchdog.py)."""
 POLL_EVERY_S = 0.05
@@ -60,7 +60,7 @@ class OptionError(Exception):
     """An option of torchrun has an impossible value."""
 
 
-class Lobby(NamedTuple):
+class HostBarrier(NamedTuple):
     """The barrier at which the hosts of a run with fixed node ranks wait for each other."""
 
     address: str
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Runs the ranks of this host to their end, and exits with the code of the first rank that failed."""
     try:
         args = parse_options(arguments)
-        lobby = find_lobby(args)
+        barrier = find_host_barrier(args)
     except OptionError as error:
         _exit(str(error), code=2)
     warning = warn_of_separate_tasks() if is_alone(args) else ""
@@ -84,9 +84,9 @@ def main(arguments: Sequence[str]) -> NoReturn:
     # Without a handler the kernel hides SIGTERM from the first process of a container; torchrun sets one later.
     signal.signal(signal.SIGTERM, exit_immediately)
     try:
-        if lobby:
+        if barrier:
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(meet, lobby).result()  # in a thread: torch ignores Ctrl-C while it waits
+                pool.submit(wait_for_hosts, barrier).result()  # in a thread: torch ignores Ctrl-C while it waits
         restore_ctrl_c()
         announce_every_store(args)
         run(args)
@@ -145,10 +145,10 @@ def pass_on_signals(args: argparse.Namespace) -> None:
         args.signals_to_handle = ",".join(number.name for number in (*handled_signals(), signal.SIGQUIT))
 
 
-def find_lobby(args: argparse.Namespace) -> Lobby | None:
-    """Returns the lobby of torchrun's static rendezvous of several hosts; None for any other.
+def find_host_barrier(args: argparse.Namespace) -> HostBarrier | None:
+    """Returns the barrier before torchrun's static rendezvous of several hosts; None for any other rendezvous.
 
-    The lobby is a store beside torchrun's own, at the next port, and open only while hosts gather.
+    The barrier is a store of its own, at the port after torchrun's, which closes when all hosts have passed.
 
     Raises:
         OptionError: an option has an impossible value.
@@ -167,40 +167,40 @@ def find_lobby(args: argparse.Namespace) -> Lobby | None:
     if not 0 < port < 65535:
         raise OptionError(f"port {port}: must be 1 to 65534; the hosts meet at the next port, and then at this one")
     settings = dict(pair.strip().partition("=")[::2] for pair in args.rdzv_conf.split(","))
-    timeout = settings.get("timeout", str(LOBBY_TIMEOUT_S))
+    timeout = settings.get("timeout", str(BARRIER_TIMEOUT_S))
     if not timeout.isdecimal():
         raise OptionError(f"--rdzv-conf timeout={timeout}: must be a whole number of seconds")
-    return Lobby(address, port + 1, args.node_rank, num_nodes, int(timeout))
+    return HostBarrier(address, port + 1, args.node_rank, num_nodes, int(timeout))
 
 
-def meet(lobby: Lobby) -> None:
-    """Returns when all hosts are in the lobby, and none has started its ranks.
+def wait_for_hosts(barrier: HostBarrier) -> None:
+    """Returns when all hosts are at the barrier, and none has started its ranks.
 
     Raises:
-        DistError: they did not come in time.
+        DistError: hosts are missing after the timeout.
     """
-    until = time.monotonic() + lobby.timeout_s
+    until = time.monotonic() + barrier.timeout_s
     while True:
         try:
-            _enter(lobby, timeout_s=max(1.0, until - time.monotonic()))
+            _enter_barrier(barrier, timeout_s=max(1.0, until - time.monotonic()))
             return
-        except dist.DistError:  # host 0 left while this one waited: its replacement opens another lobby
+        except dist.DistError:  # host 0 left while this one waited: its replacement opens another barrier
             if time.monotonic() >= until:
                 raise
 
 
-def _enter(lobby: Lobby, *, timeout_s: float) -> None:
+def _enter_barrier(barrier: HostBarrier, *, timeout_s: float) -> None:
     timeout = datetime.timedelta(seconds=timeout_s)
-    is_host = lobby.node_rank == 0
-    missing = list(range(1, lobby.num_nodes)) if is_host else [0]
+    is_host = barrier.node_rank == 0
+    missing = list(range(1, barrier.num_nodes)) if is_host else [0]
 
     def describe() -> str:
         hosts = name_numbers("host", missing)
-        where = f"{lobby.address}:{lobby.port}"
-        return f"host {lobby.node_rank} waits for {hosts} of {lobby.num_nodes} at {where}" if missing else ""
+        where = f"{barrier.address}:{barrier.port}"
+        return f"host {barrier.node_rank} waits for {hosts} of {barrier.num_nodes} at {where}" if missing else ""
 
     with announced(describe):
-        store = TCPStore(lobby.address, lobby.port, is_master=is_host, timeout=timeout, wait_for_workers=False)
+        store = TCPStore(barrier.address, barrier.port, is_master=is_host, timeout=timeout, wait_for_workers=False)
         if is_host:
             until = time.monotonic() + timeout_s
             while missing:
@@ -209,12 +209,12 @@ def _enter(lobby: Lobby, *, timeout_s: float) -> None:
                 missing[:] = [node for node in missing if not store.check([f"here/{node}"])]
                 time.sleep(POLL_EVERY_S)
             store.set("go", "")
-            store.wait([f"gone/{node}" for node in range(1, lobby.num_nodes)])
+            store.wait([f"gone/{node}" for node in range(1, barrier.num_nodes)])
         else:
             missing.clear()  # host 0 tells the user which hosts are missing
-            store.set(f"here/{lobby.node_rank}", "")
+            store.set(f"here/{barrier.node_rank}", "")
             store.wait(["go"])
-            store.set(f"gone/{lobby.node_rank}", "")
+            store.set(f"gone/{barrier.node_rank}", "")
 
 
 def announce_every_store(args: argparse.Namespace) -> None:

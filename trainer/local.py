@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from convoy.options import option
-from trainer.advice import fit_to, has_few_steps
+from trainer.advice import choose_batch_and_epochs, has_few_steps
 from trainer.cli import parse, run_command
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
@@ -26,7 +26,7 @@ FOLDER_IMAGE_SIZE = 64
 class LocalTrainConfig:
     """Trains on this machine, with one process for each GPU, or one process for all CPUs."""
 
-    what: Annotated[
+    path_or_recipe: Annotated[
         str | None,
         tyro.conf.Positional,
         option("[PATH-OR-RECIPE]", "the recipe mnist"),
@@ -53,7 +53,7 @@ def _train(config: LocalTrainConfig, given: Collection[str]) -> None:
     if not environment.is_launched:  # else this is one of torchrun's ranks
         num_ranks = config.nproc or _num_gpus(run)
         if num_ranks > 1:
-            _become_torchrun(num_ranks, run)
+            _exec_torchrun(num_ranks, run)
     from trainer.train import train
 
     train(run)
@@ -68,23 +68,23 @@ def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConf
     Raises:
         ConfigError: the positional argument is neither a folder nor a recipe, or an option contradicts it.
     """
-    what, run = config.what, config.run
+    path_or_recipe, run = config.path_or_recipe, config.run
     if config.nproc is not None and config.nproc < 1:
         raise ConfigError(f"--nproc {config.nproc}: must be at least 1")
-    if what is None:
+    if path_or_recipe is None:
         return run, ""
-    if what in RECIPES or not os.path.isdir(what):
+    if path_or_recipe in RECIPES or not os.path.isdir(path_or_recipe):
         if "--recipe" in given:
-            raise ConfigError(f"{what} and --recipe {run.recipe}: give one recipe")
-        if os.sep in what:
-            raise ConfigError(f"{what}: no such folder")
+            raise ConfigError(f"{path_or_recipe} and --recipe {run.recipe}: give one recipe")
+        if os.sep in path_or_recipe:
+            raise ConfigError(f"{path_or_recipe}: no such folder")
         try:
-            return replace(run, recipe=find_recipe(what).name), ""
+            return replace(run, recipe=find_recipe(path_or_recipe).name), ""
         except ConfigError as error:
             raise ConfigError(f"no such folder, and {error}") from None
     if "--dataset" in given:
-        raise ConfigError(f"{what} and --dataset {run.dataset}: give one data set")
-    return _resolve_folder(replace(run, dataset=f"{FOLDER_PREFIX}{what}"), given)
+        raise ConfigError(f"{path_or_recipe} and --dataset {run.dataset}: give one data set")
+    return _resolve_folder(replace(run, dataset=f"{FOLDER_PREFIX}{path_or_recipe}"), given)
 
 
 def _resolve_folder(run: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, str]:
@@ -106,7 +106,7 @@ def _fit_to_folder(run: TrainConfig) -> TrainConfig:
     recipe, num_images = run.resolve(), _estimate_training_images(run)
     if not has_few_steps(recipe, num_images):
         return run
-    batch_size, epochs = fit_to(find_recipe(run.recipe), num_images, batch_size=run.global_batch_size)
+    batch_size, epochs = choose_batch_and_epochs(find_recipe(run.recipe), num_images, batch_size=run.global_batch_size)
     return replace(run, global_batch_size=max(batch_size, run.virtual_shards or 1), epochs=epochs)
 
 
@@ -143,7 +143,7 @@ def _num_gpus(run: TrainConfig) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _become_torchrun(num_ranks: int, run: TrainConfig) -> NoReturn:
+def _exec_torchrun(num_ranks: int, run: TrainConfig) -> NoReturn:
     launcher = ["-m", "trainer.launch", "--standalone", f"--nproc-per-node={num_ranks}", "-m", "trainer.main"]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # only silences torchrun's warning: each rank sets its own threads
     os.execv(sys.executable, [sys.executable, *launcher, *as_arguments(run)])

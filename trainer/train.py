@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from trainer.advice import SetSize, advise, describe_batch
+from trainer.advice import DatasetSize, advise, describe_batch
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet, split_validation, without_test_images
 from trainer.data.augment import check_shift
@@ -25,7 +25,7 @@ from trainer.hardware import describe, keep_freed_memory
 from trainer.loop.fit import fit
 from trainer.loop.learner import build_learner
 from trainer.loop.run import Run, TrainState, restore
-from trainer.loop.saving import SaveEvery
+from trainer.loop.saving import SaveInterval
 from trainer.models import num_parameters
 from trainer.paths import image_folder
 from trainer.prepare import check_complete, prepare
@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> None:
         if check_complete(folder, world, progress.log):
             return
         run = setup(recipe, without_test_images(dataset), folder, world, progress)
-        announce(run)
+        log_setup(run)
         planned = plan_export(run, config)
         with folder.entered(config.resume, world, progress.log):
             if check_complete(folder, world, progress.log):  # the process that used the folder before completed the run
@@ -66,9 +66,9 @@ def train(config: TrainConfig) -> None:
             if restore(run):
                 progress.log(f"continuing at step {run.state.step} of {run.num_steps}, saved in {folder.path}")
             else:
-                for line in advise(run.recipe, set_size(run), is_mirroring_chosen=config.mirror is not None):
+                for line in advise(run.recipe, dataset_size(run), is_mirroring_chosen=config.mirror is not None):
                     progress.log(line)
-            fit(run, stop, SaveEvery(seconds=config.save_every_s, steps=config.save_every_steps))
+            fit(run, stop, SaveInterval(seconds=config.save_every_s, steps=config.save_every_steps))
             validation = run.learner.evaluate(run.validation_images, run.validation_indices, world)
             test_images, test, recorded = evaluate_on_test_set(run, dataset)
             if recorded is not None:  # on the main rank
@@ -113,7 +113,7 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
     )
 
 
-def announce(run: Run) -> None:
+def log_setup(run: Run) -> None:
     """Logs the data set, the network, the ranks and the run folder."""
     recipe, dataset, world, log = run.recipe, run.dataset, run.world, run.progress.log
     log(
@@ -132,11 +132,11 @@ def announce(run: Run) -> None:
         )
 
 
-def set_size(run: Run) -> SetSize:
+def dataset_size(run: Run) -> DatasetSize:
     """Returns the size of the run's data set, as advice on its recipe needs it."""
     labels, classes = run.dataset.train.labels[run.train_indices], run.dataset.classes
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
-    return SetSize(
+    return DatasetSize(
         is_folder=image_folder(run.recipe.dataset) is not None,
         num_channels=run.dataset.train.images.size(1),
         num_training_by_class=dict(zip(classes, counts, strict=True)),

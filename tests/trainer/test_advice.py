@@ -12,10 +12,10 @@ from PIL import Image
 from trainer.advice import (
     MIN_BATCH_SIZE,
     NUM_TRAINING_IMAGES,
-    SetSize,
+    DatasetSize,
     advise,
+    choose_batch_and_epochs,
     describe_batch,
-    fit_to,
     has_few_steps,
     usual_steps,
 )
@@ -28,13 +28,13 @@ SMALL = RECIPES["cifar10-small"]
 MIRRORING = [name for name in RECIPES if name.startswith(("cifar10", "finetune-", "fashion-mnist"))]
 
 
-def size(by_class: dict[str, int] | int, **others: Any) -> SetSize:
+def size(by_class: dict[str, int] | int, **others: Any) -> DatasetSize:
     counts = by_class if isinstance(by_class, dict) else {"cat": by_class // 2, "dog": by_class - by_class // 2}
     known = {"is_folder": True, "num_channels": 3, "num_validation": 500, **others}
-    return SetSize(num_training_by_class=counts, **known)
+    return DatasetSize(num_training_by_class=counts, **known)
 
 
-def advice(recipe: str | Recipe, known: SetSize, *, is_mirroring_chosen: bool = True) -> list[str]:
+def advice(recipe: str | Recipe, known: DatasetSize, *, is_mirroring_chosen: bool = True) -> list[str]:
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
     return advise(recipe, known, is_mirroring_chosen=is_mirroring_chosen)
 
@@ -76,14 +76,14 @@ def test_too_few_steps_are_told_with_what_suits_the_set() -> None:
 @pytest.mark.parametrize("num_images", [2, 9, 60, 560, 3000, 8000, 40_000, 1_000_000])
 def test_what_is_suggested_suffices(num_images: int) -> None:
     for recipe in RECIPES.values():
-        batch_size, epochs = fit_to(recipe, num_images)
+        batch_size, epochs = choose_batch_and_epochs(recipe, num_images)
         assert MIN_BATCH_SIZE <= batch_size <= recipe.global_batch_size
         assert recipe.epochs <= epochs
         assert epochs <= max(recipe.epochs, 42) or batch_size == MIN_BATCH_SIZE
         fitted = replace(recipe.with_global_batch_size(batch_size), epochs=epochs)
         for real in (num_images, num_images * 8 // 10):  # the number is an estimate, before images are held out
             assert not has_few_steps(fitted, real)
-        assert fit_to(recipe, num_images, batch_size=100)[0] == 100
+        assert choose_batch_and_epochs(recipe, num_images, batch_size=100)[0] == 100
 
 
 def test_small_parts_of_a_set_are_told() -> None:

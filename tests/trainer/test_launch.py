@@ -1,4 +1,4 @@
-"""torchrun with the ranks' exit codes, a lobby for hosts, and errors of one line."""
+"""Tests of the launcher: the ranks' exit codes, the barrier for hosts, and errors of one line."""
 
 import contextlib
 import os
@@ -19,15 +19,15 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 from tests.conftest import clean_environment, free_port, wait_for
 from trainer import launch as module
 from trainer.launch import (
-    Lobby,
+    HostBarrier,
     OptionError,
     announce_every_store,
-    find_lobby,
+    find_host_barrier,
     main,
-    meet,
     parse_options,
     pass_on_signals,
     remembers_store,
+    wait_for_hosts,
 )
 from trainer.ranks import waiting
 
@@ -123,7 +123,7 @@ def test_a_signal_among_hosts_that_wait_is_quiet(tmp_path: Path, node: int, numb
             store = TCPStore("127.0.0.1", port + 1, is_master=True, wait_for_workers=False)
         process = stack.enter_context(subprocess.Popen(command, env=clean_environment(), stderr=subprocess.PIPE))
         if node == 0:
-            wait_for("lobby", lambda: not is_free(port + 1), give_up=lambda: process.poll() is not None)
+            wait_for("barrier", lambda: not is_free(port + 1), give_up=lambda: process.poll() is not None)
         else:
             store.wait(["here/1"])
         process.send_signal(number)
@@ -136,18 +136,20 @@ def is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def lobby(*options: str) -> Lobby | None:
-    return find_lobby(parse_options([*options, "script.py"]))
+def barrier(*options: str) -> HostBarrier | None:
+    return find_host_barrier(parse_options([*options, "script.py"]))
 
 
 def enter(node: int, port: int, *, num_nodes: int = 2) -> threading.Thread:
-    """Starts a thread for one of the hosts, which ends when that host has passed the lobby."""
-    host = threading.Thread(target=meet, args=(Lobby("127.0.0.1", port + 1, node, num_nodes, timeout_s=60),))
+    """Starts a thread for one of the hosts, which ends when that host has passed the barrier."""
+    host = threading.Thread(
+        target=wait_for_hosts, args=(HostBarrier("127.0.0.1", port + 1, node, num_nodes, timeout_s=60),)
+    )
     host.start()
     return host
 
 
-def test_hosts_pass_the_lobby_only_together() -> None:
+def test_hosts_pass_the_barrier_only_together() -> None:
     port = free_port()
     guest = enter(1, port)
     guest.join(0.5)
@@ -191,8 +193,8 @@ def test_a_guest_waits_for_the_replacement_of_host_0() -> None:
         assert not thread.is_alive()
 
 
-def test_the_store_of_a_run_that_is_about_to_end_is_no_lobby() -> None:
-    """torchrun's own store is at the port before; a host that comes back early must not take it for the lobby."""
+def test_the_store_of_a_run_that_is_about_to_end_is_not_the_barrier() -> None:
+    """torchrun's own store is at the port before; a host that returns early must not wait there."""
     port = free_port()
     old = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     guest = enter(1, port)
@@ -234,8 +236,8 @@ def test_a_host_that_joins_an_elastic_run_later_finds_the_others(tmp_path: Path)
         ["--nnodes=1:4", "--rdzv-backend=c10d", "--rdzv-endpoint=host:7"],
     ],
 )
-def test_one_host_and_an_elastic_run_need_no_lobby(options: list[str]) -> None:
-    assert lobby(*options) is None
+def test_one_host_and_an_elastic_run_need_no_barrier(options: list[str]) -> None:
+    assert barrier(*options) is None
 
 
 @pytest.mark.parametrize(
@@ -247,20 +249,20 @@ def test_one_host_and_an_elastic_run_need_no_lobby(options: list[str]) -> None:
         (["--nnodes=2", "--rdzv_endpoint=[::1]:7"], ("::1", 8)),
     ],
 )
-def test_the_lobby_is_one_port_after_torchruns_store(options: list[str], address: tuple[str, int]) -> None:
-    assert lobby(*options) == Lobby(*address, node_rank=0, num_nodes=2, timeout_s=900)
+def test_the_barrier_is_one_port_after_torchruns_store(options: list[str], address: tuple[str, int]) -> None:
+    assert barrier(*options) == HostBarrier(*address, node_rank=0, num_nodes=2, timeout_s=900)
 
 
 def test_variables_are_options(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "host", "MASTER_PORT": "7", "RDZV_CONF": "a=b,timeout=5"}
     for name, value in values.items():
         monkeypatch.setenv(f"PET_{name}", value)
-    assert lobby() == Lobby("host", 8, node_rank=2, num_nodes=3, timeout_s=5)
+    assert barrier() == HostBarrier("host", 8, node_rank=2, num_nodes=3, timeout_s=5)
     monkeypatch.setenv("PET_STANDALONE", "1")
-    assert lobby() is None
+    assert barrier() is None
     monkeypatch.setenv("PET_STANDALONE", "yes")
     with pytest.raises(OptionError, match="PET_STANDALONE and other variables for flags must be 0 or 1"):
-        lobby()
+        barrier()
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_variables_are_options(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_impossible_options_are_refused(options: list[str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        lobby(*options)
+        barrier(*options)
 
 
 def test_an_impossible_option_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,7 +299,7 @@ def test_without_options_it_runs_one_rank(tmp_path: Path) -> None:
 
 def test_a_host_whose_peers_do_not_come_fails() -> None:
     with pytest.raises(dist.DistError, match=r"host 0 waits for host 1 of 2 at .*, and 1 s are over"):
-        meet(Lobby("127.0.0.1", free_port(), node_rank=0, num_nodes=2, timeout_s=1))
+        wait_for_hosts(HostBarrier("127.0.0.1", free_port(), node_rank=0, num_nodes=2, timeout_s=1))
 
 
 def test_torch_still_remembers_the_store_of_the_first_round() -> None:
@@ -321,7 +323,7 @@ def test_one_launcher_in_each_task_of_srun_is_a_warning(
     """With several hosts, one launcher in each task is right."""
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setattr(module, "run", lambda args: None)
-    monkeypatch.setattr(module, "meet", lambda lobby: None)
+    monkeypatch.setattr(module, "wait_for_hosts", lambda barrier: None)
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as exit:

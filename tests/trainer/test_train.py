@@ -15,7 +15,7 @@ from PIL import Image
 
 from trainer.compare import compare_runs
 from trainer.config import EvaluateConfig, TrainConfig
-from trainer.data.store import open_decoded
+from trainer.data.decoded_file import open_decoded
 from trainer.loop.run import restore
 from trainer.prepare import load
 from trainer.progress import Progress

@@ -13,13 +13,13 @@ import torch
 
 from trainer.data import synthetic
 from trainer.data.content import ImageSet as ImageSet  # imported from here by other packages
+from trainer.data.decoded_file import DecodedDataset, open_or_create
 from trainer.data.published.catalog import CIFAR10, FASHION_MNIST, MNIST
 from trainer.data.published.download import DownloadProgress
 from trainer.data.published.fetch import fetch_dataset
 from trainer.data.published.formats import decode_npz
 from trainer.data.published.info import DatasetInfo
 from trainer.data.split import stratified_split
-from trainer.data.store import DecodedDataset, open_or_create
 from trainer.errors import ConfigError, unknown_name
 from trainer.paths import FOLDER_PREFIX, expand_home, image_folder
 

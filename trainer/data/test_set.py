@@ -2,7 +2,7 @@
 
 from trainer.data.content import ImageSet
 from trainer.data.datasets import Dataset
-from trainer.data.store import open_decoded
+from trainer.data.decoded_file import open_decoded
 from trainer.errors import ConfigError, DataError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from convoy.images import SIGNIFICANT_BITS
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.export.parity import ParityPlan, ParityResult
-from trainer.export.quality import Answers
+from trainer.export.quality import Correctness
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import INPUT, LOGITS, PROBABILITIES, RepositoryModel
 from trainer.loop.run import Run
@@ -24,14 +24,14 @@ _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class CheckResults:
     """The results of the checks. The manifest has these fields at its top level.
 
     Args:
         precision: `float32` or `int8`.
         golden_tolerance: largest difference from the golden logits that a server should accept.
         metrics: from `metrics_section`.
-        validation: from `Answers.to_json`.
+        validation: from `Correctness.to_json`.
         quality: from `Decision.to_json`.
         parity: from `parity_section`.
     """
@@ -44,13 +44,13 @@ class Checked:
     parity: dict[str, Any]
 
 
-def metrics_section(reference: ReferenceModel, answers: Answers) -> dict[str, Any]:
+def metrics_section(reference: ReferenceModel, correctness: Correctness) -> dict[str, Any]:
     """Returns the validation accuracy of an exported model, and the figures of its run."""
     return {
-        "val_accuracy": answers.accuracy,
-        "val_errors": answers.num_images - answers.num_right,
-        "num_val": answers.num_images,
-        "val_interval": answers.interval,
+        "val_accuracy": correctness.accuracy,
+        "val_errors": correctness.num_images - correctness.num_right,
+        "num_val": correctness.num_images,
+        "val_interval": correctness.interval,
         "test_time_views": reference.views,
         "num_views": NUM_VIEWS[reference.views],
         "run": _run_section(reference.result, reference.run.recipe.test_time_views) if reference.result else None,
@@ -76,7 +76,7 @@ def parity_section(
     Args:
         results: by file name.
     """
-    num_validation = min(reference.sample.num_validation, len(reference.logits))
+    num_validation = min(reference.parity_images.num_validation, len(reference.logits))
     return {
         "reference": "the trained model, eager, float32, on the CPU",
         "tolerance": tolerance,
@@ -88,7 +88,12 @@ def parity_section(
 
 
 def build_manifest(
-    version: int, *, model: RepositoryModel, reference: ReferenceModel, files: dict[str, bytes], checked: Checked
+    version: int,
+    *,
+    model: RepositoryModel,
+    reference: ReferenceModel,
+    files: dict[str, bytes],
+    check_results: CheckResults,
 ) -> bytes:
     """Returns the content of `manifest.json`.
 
@@ -114,7 +119,7 @@ def build_manifest(
             "deviation": classifier.deviation.flatten().tolist(),
         },
         "labels": model.labels,
-        **asdict(checked),
+        **asdict(check_results),
         "origin": _origin(reference.run),
     }
     return (json.dumps(document, indent=2) + "\n").encode()

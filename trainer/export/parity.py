@@ -15,9 +15,8 @@ import torch
 from convoy.cpus import num_available_cpus
 from trainer.errors import ExportError
 from trainer.export.formats import FloatArray, Predictor
+from trainer.export.parity_images import ParityImages
 from trainer.export.repository import MAX_BATCH_SIZE
-from trainer.export.sample import Sample
-from trainer.export.stages import Show
 
 BATCH_SIZES = (MAX_BATCH_SIZE, 17, 3, 2, 1)
 TOLERANCE = 1e-4
@@ -32,8 +31,8 @@ class ParityPlan:
 
     Args:
         name: as in the manifest.
-        sample_size: all validation images are in the sample, and training images up to this number in all.
-        num_images_of_small_batches: images of the sample at the batch sizes below the largest; None for all.
+        sample_size: number of parity images; all validation images are among them.
+        num_images_of_small_batches: parity images at the batch sizes below the largest; None for all.
         reference_s: limit for the trained model; None for no limit, here and below.
         served_s: limit for the file that is served, at the largest batch size: it computes the accuracy.
         largest_s: limit for each other file at the largest batch size.
@@ -117,15 +116,15 @@ class ParityCheck:
     """Compares exported files with the trained model.
 
     Args:
-        reference: logits of the trained model for the first images of the sample, float32 `[N, classes]`.
-        show: tells the user which file is being computed.
+        reference: logits of the trained model for the first of these images, float32 `[N, classes]`.
+        log: prints a line for the user with the file that is being checked.
         tolerance: largest accepted difference of a logit or a probability.
     """
 
-    sample: Sample
+    images: ParityImages
     reference: FloatArray
     plan: ParityPlan
-    show: Show
+    log: Callable[[str], None]
     tolerance: float
 
     def run(
@@ -153,7 +152,7 @@ class ParityCheck:
     def compute(
         self, name: str, predict: Predictor, batch_size: int, num_images: int, limit_s: float | None
     ) -> tuple[FloatArray, FloatArray]:
-        """Returns a file's logits and probabilities for the first images of the sample, both `[N, classes]`.
+        """Returns a file's logits and probabilities for the first parity images, both `[N, classes]`.
 
         N is `num_images`, or fewer if the time limit comes first.
 
@@ -165,8 +164,8 @@ class ParityCheck:
         done = 0
         # For small batches a layer takes microseconds, and synchronising threads after each costs more than it saves.
         with torch_threads(num_available_cpus() if batch_size == MAX_BATCH_SIZE else 1):
-            for images in _within(limit_s, self.sample.batches(batch_size, num_images)):
-                self.show(f"checking {subject}: {done:,} of up to {num_images:,} images")
+            for images in _within(limit_s, self.images.batches(batch_size, num_images)):
+                self.log(f"checking {subject}: {done:,} of up to {num_images:,} images")
                 outputs.append(self._predict(subject, predict, images))
                 done += len(images)
         logits, probabilities = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
@@ -189,7 +188,7 @@ class ParityCheck:
         """Compares a file's outputs with the reference, as far as there are both."""
         num_images = min(len(outputs[0]), len(self.reference))
         logits, probabilities, reference = (values[:num_images] for values in (*outputs, self.reference))
-        comparison = _Comparison(f"{name} at batch size {batch_size}", self.sample, self.tolerance)
+        comparison = _OutputComparison(f"{name} at batch size {batch_size}", self.images, self.tolerance)
         near_ties = comparison.check_classes(logits, reference)
         differences = (
             comparison.check_values("logit", logits, reference),
@@ -210,7 +209,7 @@ def _within(limit_s: float | None, batches: Iterable[torch.Tensor]) -> Iterator[
 
 
 @dataclass(frozen=True, slots=True)
-class _Comparison:
+class _OutputComparison:
     """Compares outputs with the reference.
 
     Args:
@@ -218,7 +217,7 @@ class _Comparison:
     """
 
     subject: str
-    sample: Sample
+    images: ParityImages
     tolerance: float
 
     def check_classes(self, logits: FloatArray, reference: FloatArray) -> int:
@@ -229,7 +228,7 @@ class _Comparison:
         for image in differing[~(first - second <= self.tolerance)][:1]:
             a, b = expected[image], predicted[image]
             raise ExportError(
-                f"{self.subject} assigns {self.sample.describe(image)} to class {b} (logits {b} and {a}: "
+                f"{self.subject} assigns {self.images.describe(image)} to class {b} (logits {b} and {a}: "
                 f"{logits[image, b]:.6g} and {logits[image, a]:.6g}), the trained model to class {a} "
                 f"({reference[image, b]:.6g} and {reference[image, a]:.6g})"
             )
@@ -241,7 +240,7 @@ class _Comparison:
         for image, column in np.argwhere(~(difference <= self.tolerance))[:1]:  # not `>`, which is false for NaN
             raise ExportError(
                 f"{self.subject} returns {kind} {column} = {values[image, column]:.6g} for "
-                f"{self.sample.describe(image)}, the trained model {expected[image, column]:.6g}: they differ by more "
+                f"{self.images.describe(image)}, the trained model {expected[image, column]:.6g}: they differ by more "
                 f"than {self.tolerance:.2g}"
             )
         return float(difference.max())

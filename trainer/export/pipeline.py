@@ -1,5 +1,6 @@
 """The steps of an export: compute the reference, convert, check parity and quality, publish."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,13 +10,13 @@ from trainer.errors import ExportError
 from trainer.evaluation.views import NUM_VIEWS
 from trainer.export.formats import FloatArray, convert, convert_to_onnx, load_predictor
 from trainer.export.golden import golden_file
-from trainer.export.manifest import Checked, build_manifest, metrics_section, parity_section
+from trainer.export.manifest import CheckResults, build_manifest, metrics_section, parity_section
 from trainer.export.parity import QUICK, THOROUGH, ParityCheck, ParityPlan, ParityResult, torch_threads
 from trainer.export.plan import ExportOptions
-from trainer.export.quality import Answers, Decision, QualityError, decide, only_class
+from trainer.export.quality import Correctness, Decision, QualityError, decide, only_class
 from trainer.export.reference import ReferenceModel, largest_difference
 from trainer.export.repository import GOLDEN, MAX_BATCH_SIZE, ONNX, RepositoryModel
-from trainer.export.stages import Show, show_stages
+from trainer.export.throttle import throttled
 from trainer.loop.run import Run
 from trainer.records.result import Result
 
@@ -41,25 +42,25 @@ def export(run: Run, model: RepositoryModel, result: Result | None, options: Exp
     """
     model.check()
     run.progress.log(f"exporting {model.name}: ONNX, TorchScript, torch.export{_describe_views(run, options)}")
-    show, plan = show_stages(run.progress.log), THOROUGH if options.thorough else QUICK
+    log, plan = throttled(run.progress.log), THOROUGH if options.thorough else QUICK
     with torch_threads(num_available_cpus()):  # the other ranks are idle
-        reference = _reference(run, result, plan, options, show)
+        reference = _reference(run, result, plan, options, log)
         files = convert(*reference.export_module())
-        check = _parity_check(reference, plan, show)
+        check = _parity_check(reference, plan, log)
         served, logits = _check_served(check, files[ONNX], reference, options)
-        answers, decision = _check_quality(reference, model, logits, options)
+        correctness, decision = _check_quality(reference, model, logits, options)
         others = {name: check.run(name, load_predictor(name, files[name])) for name in files if name != ONNX}
     results = {ONNX: served, **others}
     run.progress.log(_summary(results))
-    checked = Checked(
+    check_results = CheckResults(
         precision="float32",
         golden_tolerance=reference.tolerance,
-        metrics=metrics_section(reference, answers),
-        validation=answers.to_json(),
-        quality=decision.to_json(answers, promote=options.promote),
+        metrics=metrics_section(reference, correctness),
+        validation=correctness.to_json(),
+        quality=decision.to_json(correctness, promote=options.promote),
         parity=parity_section(reference, plan, results, reference.tolerance),
     )
-    return _publish(reference, model, files, checked)
+    return _publish(reference, model, files, check_results)
 
 
 def export_int8(run: Run, model: RepositoryModel, result: Result | None, options: ExportOptions) -> Path:
@@ -82,33 +83,33 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
     run.progress.log(
         f"exporting {model.name}: ONNX in int8, calibrated on training images{_describe_views(run, options)}"
     )
-    show, plan = show_stages(run.progress.log), THOROUGH if options.thorough else QUICK
+    log, plan = throttled(run.progress.log), THOROUGH if options.thorough else QUICK
     plan = replace(plan, reference_s=plan.served_s)  # there is one file to check, and float32's accuracy counts, too
     with torch_threads(num_available_cpus()):
-        reference = _reference(run, result, plan, options, show)
+        reference = _reference(run, result, plan, options, log)
         float32 = convert_to_onnx(*reference.export_module())
         calibration = reference.calibration_images(NUM_CALIBRATION_IMAGES)
         files = {ONNX: quantize(float32, calibration.split(CALIBRATION_BATCH_SIZE))}
         predict = load_predictor(ONNX, files[ONNX])
-        check = _parity_check(reference, plan, show)
+        check = _parity_check(reference, plan, log)
         outputs = check.compute(ONNX, predict, MAX_BATCH_SIZE, len(reference.logits), plan.served_s)
         logits = outputs[0]
-        before = _answers(reference, reference.logits[: len(logits)])
-        run.progress.log(_check_accuracy_loss(before, _answers(reference, logits), model.name))
-        answers, decision = _check_quality(reference, model, logits, options)
+        before = _correctness(reference, reference.logits[: len(logits)])
+        run.progress.log(_check_accuracy_loss(before, _correctness(reference, logits), model.name))
+        correctness, decision = _check_quality(reference, model, logits, options)
         tolerance = TOLERANCE_FACTOR * largest_difference(logits, reference.logits[: len(logits)])
         results = {ONNX: replace(check, tolerance=tolerance).run(ONNX, predict, outputs)}
         golden, golden_logits = reference.golden
         golden_difference = largest_difference(predict(golden.numpy())[0], golden_logits)
-    checked = Checked(
+    check_results = CheckResults(
         precision="int8",
         golden_tolerance=max(reference.tolerance, TOLERANCE_FACTOR * golden_difference),
-        metrics=metrics_section(reference, answers) | {"float32": metrics_section(reference, before)},
-        validation=answers.to_json(),
-        quality=decision.to_json(answers, promote=options.promote),
+        metrics=metrics_section(reference, correctness) | {"float32": metrics_section(reference, before)},
+        validation=correctness.to_json(),
+        quality=decision.to_json(correctness, promote=options.promote),
         parity=parity_section(reference, plan, results, tolerance),
     )
-    return _publish(reference, model, files, checked)
+    return _publish(reference, model, files, check_results)
 
 
 def _describe_views(run: Run, options: ExportOptions) -> str:
@@ -121,71 +122,75 @@ def _describe_views(run: Run, options: ExportOptions) -> str:
     return f"; each output is the mean of {NUM_VIEWS[views]} views ({views}), which takes that many times as long"
 
 
-def _reference(run: Run, result: Result | None, plan: ParityPlan, options: ExportOptions, show: Show) -> ReferenceModel:
+def _reference(
+    run: Run, result: Result | None, plan: ParityPlan, options: ExportOptions, log: Callable[[str], None]
+) -> ReferenceModel:
     views = run.recipe.test_time_views if options.export_views else "one"
-    return ReferenceModel.from_run(run, result, plan, views, show)
+    return ReferenceModel.from_run(run, result, plan, views, log)
 
 
-def _parity_check(reference: ReferenceModel, plan: ParityPlan, show: Show) -> ParityCheck:
+def _parity_check(reference: ReferenceModel, plan: ParityPlan, log: Callable[[str], None]) -> ParityCheck:
     return ParityCheck(
-        sample=reference.sample, reference=reference.logits, plan=plan, show=show, tolerance=reference.tolerance
+        images=reference.parity_images, reference=reference.logits, plan=plan, log=log, tolerance=reference.tolerance
     )
 
 
 def _check_served(
     check: ParityCheck, content: bytes, reference: ReferenceModel, options: ExportOptions
 ) -> tuple[list[ParityResult], FloatArray]:
-    """Checks the ONNX file, and returns its logits for the sample, or for as much of it as there is time for.
+    """Checks the ONNX file, and returns its logits for as many parity images as there is time for.
 
-    On a GPU the trained model, which the file equals, computes the logits for the whole sample.
+    On a GPU the trained model, which the file equals, computes the logits for all parity images.
     """
     plan, predict = check.plan, load_predictor(ONNX, content)
     on_gpu = reference.logits_on_gpu(options.device) if options.device.type == "cuda" else None
     if on_gpu is not None:
         return check.run(ONNX, predict), on_gpu
-    outputs = check.compute(ONNX, predict, MAX_BATCH_SIZE, len(reference.sample), plan.served_s)
+    outputs = check.compute(ONNX, predict, MAX_BATCH_SIZE, len(reference.parity_images), plan.served_s)
     return check.run(ONNX, predict, outputs), outputs[0]
 
 
-def _answers(reference: ReferenceModel, logits: FloatArray) -> Answers:
-    """Returns which validation images are answered right.
+def _correctness(reference: ReferenceModel, logits: FloatArray) -> Correctness:
+    """Returns which validation images the logits classify correctly.
 
     Args:
-        logits: for the first images of the sample, `[N, classes]`.
+        logits: for the first parity images, `[N, classes]`.
     """
-    sample = reference.sample
-    num_images = min(len(logits), sample.num_validation)
-    right = logits[:num_images].argmax(axis=1) == sample.labels[:num_images]
-    return Answers.of(right, sample.validation_sha256, sample.num_validation)
+    images = reference.parity_images
+    num_images = min(len(logits), images.num_validation)
+    right = logits[:num_images].argmax(axis=1) == images.labels[:num_images]
+    return Correctness.of(right, images.validation_sha256, images.num_validation)
 
 
 def _check_quality(
     reference: ReferenceModel, model: RepositoryModel, logits: FloatArray, options: ExportOptions
-) -> tuple[Answers, Decision]:
+) -> tuple[Correctness, Decision]:
     """Compares the exported model with the newest version, and tells the user.
 
     Args:
-        logits: for the first images of the sample, `[N, classes]`.
+        logits: for the first parity images, `[N, classes]`.
 
     Raises:
         QualityError: the model must not be published, unless `--promote` says so.
     """
-    answers, labels = _answers(reference, logits), reference.sample.labels
-    constant = only_class(logits.argmax(axis=1), labels[: len(logits)], answers.num_images)
-    decision = decide(model, answers, None if constant is None else model.labels[constant])
+    correctness, labels = _correctness(reference, logits), reference.parity_images.labels
+    constant = only_class(logits.argmax(axis=1), labels[: len(logits)], correctness.num_images)
+    decision = decide(model, correctness, None if constant is None else model.labels[constant])
     if decision.objection is None:
         reference.run.progress.log(decision.line)
     elif options.promote:
         reference.run.progress.log(f"warning: --promote publishes {model.name}, although {decision.objection}")
     else:
         raise QualityError(f"{model.name} is not published: {decision.objection}; --promote publishes it all the same")
-    return answers, decision
+    return correctness, decision
 
 
-def _publish(reference: ReferenceModel, model: RepositoryModel, files: dict[str, bytes], checked: Checked) -> Path:
+def _publish(
+    reference: ReferenceModel, model: RepositoryModel, files: dict[str, bytes], check_results: CheckResults
+) -> Path:
     """Adds the golden batch and the manifest, and publishes all files as the model's next version."""
     files = files | {GOLDEN: golden_file(*reference.golden)}
-    manifest = partial(build_manifest, model=model, reference=reference, files=files, checked=checked)
+    manifest = partial(build_manifest, model=model, reference=reference, files=files, check_results=check_results)
     version = model.publish(files, manifest)
     reference.run.progress.log(
         f"exported to {version}; serve it: python -m serving --model-repository {model.repository}"
@@ -203,7 +208,7 @@ def _summary(results: dict[str, list[ParityResult]]) -> str:
     )
 
 
-def _check_accuracy_loss(float32: Answers, int8: Answers, name: str) -> str:
+def _check_accuracy_loss(float32: Correctness, int8: Correctness, name: str) -> str:
     """Compares int8 with float32 on validation images.
 
     Returns:
@@ -212,7 +217,7 @@ def _check_accuracy_loss(float32: Answers, int8: Answers, name: str) -> str:
     Raises:
         ExportError: int8 loses too much.
     """
-    before, after = (answers.num_images - answers.num_right for answers in (float32, int8))
+    before, after = (correctness.num_images - correctness.num_right for correctness in (float32, int8))
     summary = f"{after:,} of {int8.num_images:,} validation images wrong in int8, {before:,} in float32"
     if after - before > MAX_ACCURACY_LOSS * int8.num_images:
         raise ExportError(f"{name} is not published: {summary}; the limit is {100 * MAX_ACCURACY_LOSS:g} points")

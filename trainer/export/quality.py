@@ -30,8 +30,8 @@ class QualityError(ExportError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answers:
-    """The validation images that a version classifies correctly.
+class Correctness:
+    """The correctness of a version on the validation images, image by image.
 
     Args:
         num_right: images that it classifies correctly.
@@ -48,7 +48,7 @@ class Answers:
     num_validation: int | None = None
 
     @classmethod
-    def of(cls, right: npt.NDArray[np.bool_], sha256: str, num_validation: int) -> "Answers":
+    def of(cls, right: npt.NDArray[np.bool_], sha256: str, num_validation: int) -> "Correctness":
         return cls(
             num_right=int(right.sum()),
             num_images=len(right),
@@ -58,7 +58,7 @@ class Answers:
         )
 
     @classmethod
-    def from_manifest(cls, manifest: dict[str, Any]) -> "Answers":
+    def from_manifest(cls, manifest: dict[str, Any]) -> "Correctness":
         """Returns what a manifest of any version of Convoy records.
 
         Raises:
@@ -67,13 +67,13 @@ class Answers:
         num_images, num_errors = int(manifest["metrics"]["num_val"]), int(manifest["metrics"]["val_errors"])
         if not 0 <= num_errors <= num_images or num_images == 0:
             raise ValueError(f"{num_errors} errors of {num_images} images")
-        answers = cls(num_right=num_images - num_errors, num_images=num_images)
+        correctness = cls(num_right=num_images - num_errors, num_images=num_images)
         if "validation" not in manifest:
-            return answers
+            return correctness
         validation = manifest["validation"]
         packed = np.frombuffer(base64.b64decode(validation["right"], validate=True), dtype=np.uint8)
         right = np.unpackbits(packed)[:num_images].astype(bool)
-        if len(right) != num_images or int(right.sum()) != answers.num_right:
+        if len(right) != num_images or int(right.sum()) != correctness.num_right:
             raise ValueError("its figures contradict each other")
         return cls.of(right, str(validation["sha256"]), int(validation["num_images"]))
 
@@ -96,7 +96,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class VersionComparison:
     """A new version compared with an earlier one.
 
     Args:
@@ -136,13 +136,13 @@ class Decision:
     """
 
     compared_with: int | None = None
-    comparison: Comparison | None = None
+    comparison: VersionComparison | None = None
     objection: str | None = None
     line: str
 
-    def to_json(self, answers: Answers, *, promote: bool) -> dict[str, Any]:
+    def to_json(self, correctness: Correctness, *, promote: bool) -> dict[str, Any]:
         """Returns the manifest's section `quality`; `promoted` if only `--promote` lets the version out."""
-        alone = {"num_images": answers.num_images, "accuracy": answers.accuracy}
+        alone = {"num_images": correctness.num_images, "accuracy": correctness.accuracy}
         return {
             "compared_with": self.compared_with,
             **(asdict(self.comparison) if self.comparison else alone),
@@ -151,13 +151,13 @@ class Decision:
         }
 
 
-def decide(model: RepositoryModel, answers: Answers, constant: str | None) -> Decision:
+def decide(model: RepositoryModel, correctness: Correctness, constant: str | None) -> Decision:
     """Compares a new version with the newest one in the repository.
 
     Args:
         constant: the only class that the new version predicts, None if it predicts several.
     """
-    line = f"{100 * answers.accuracy:.2f} % of {answers.num_images:,} validation images right"
+    line = f"{100 * correctness.accuracy:.2f} % of {correctness.num_images:,} validation images right"
     objection = None
     if constant is not None:
         objection = f"it assigns every image to the class {constant!r}, which gets {line}: it has learned nothing"
@@ -167,7 +167,7 @@ def decide(model: RepositoryModel, answers: Answers, constant: str | None) -> De
     if isinstance(earlier, str):
         line = f"warning: {line}, but version {version} of {model.name} cannot be compared: {earlier}"
         return Decision(line=line, objection=objection)
-    comparison = compare(answers, earlier)
+    comparison = compare(correctness, earlier)
     of_earlier = f"version {version} of {model.name} {100 * comparison.earlier_accuracy:.2f} %"
     if comparison.is_clearly_worse and objection is None:
         objection = (
@@ -178,7 +178,7 @@ def decide(model: RepositoryModel, answers: Answers, constant: str | None) -> De
     return Decision(compared_with=version, comparison=comparison, objection=objection, line=line)
 
 
-def newest_version(model: RepositoryModel) -> tuple[int | None, Answers | str]:
+def newest_version(model: RepositoryModel) -> tuple[int | None, Correctness | str]:
     """Returns the number of a model's newest version, None if it has none, and its record or the reason why not."""
     version = model.newest()
     if version is None:
@@ -190,17 +190,17 @@ def newest_version(model: RepositoryModel) -> tuple[int | None, Answers | str]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         if tuple(manifest["labels"]) != model.labels:
             return version, "its classes are others"
-        return version, Answers.from_manifest(manifest)
+        return version, Correctness.from_manifest(manifest)
     except OSError as error:
         return version, f"its {MANIFEST} cannot be read ({error.strerror or error})"
     except (KeyError, TypeError, ValueError):
         return version, f"its {MANIFEST} has no figures"
 
 
-def compare(new: Answers, earlier: Answers) -> Comparison:
+def compare(new: Correctness, earlier: Correctness) -> VersionComparison:
     """Compares two versions on the images that both have classified, if they were validated on the same ones."""
     if new.right is None or earlier.right is None or new.sha256 != earlier.sha256:
-        return Comparison(
+        return VersionComparison(
             test=INTERVALS,
             num_images=new.num_images,
             accuracy=new.accuracy,
@@ -211,7 +211,7 @@ def compare(new: Answers, earlier: Answers) -> Comparison:
     ours, theirs = new.right[:num_images], earlier.right[:num_images]
     became_wrong, became_right = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
     p = mcnemar(became_wrong, became_right)
-    return Comparison(
+    return VersionComparison(
         test=MCNEMAR,
         p=p,
         num_images=num_images,
@@ -242,8 +242,8 @@ def only_class(predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], 
     """Returns the class that a model predicts for all images, or None if it predicts several or the images have one.
 
     Args:
-        predicted: of the sample, validation images first. Where these are few, training images count, too.
-        labels: of the sample.
+        predicted: of the parity images, validation images first. Where these are few, training images count, too.
+        labels: of the same images.
         num_validation: number of images for validation.
     """
     num_images = max(num_validation, MIN_IMAGES_OF_CONSTANT)

@@ -1,6 +1,7 @@
 """The trained model that exported files are compared with, and its outputs."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,8 @@ from trainer.export.folding import ExportModule, fold
 from trainer.export.formats import FloatArray, without_tf32
 from trainer.export.golden import golden_images
 from trainer.export.parity import TOLERANCE, USUAL_LOGIT, ParityPlan, reference_logits
+from trainer.export.parity_images import ParityImages
 from trainer.export.repository import MAX_BATCH_SIZE
-from trainer.export.sample import Sample
-from trainer.export.stages import Show
 from trainer.loop.run import Run
 from trainer.models import Classifier
 from trainer.recipes import TestTimeViews
@@ -22,12 +22,12 @@ from trainer.records.result import Result
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceModel:
-    """A run's trained model on the CPU, with its outputs for the sample and for the golden batch.
+    """A run's trained model on the CPU, with its outputs for the parity images and for the golden batch.
 
     Args:
         classifier: a copy of the run's, on the CPU, float32, in evaluation mode.
         views: the views of each image that the exported model averages.
-        logits: float32 `[N, classes]`, for the first images of the sample.
+        logits: float32 `[N, classes]`, for the first parity images.
         golden: images uint8 `[G, C, H, W]`, and logits float32 `[G, classes]` for them.
         result: the content of `result.json`; None if the run has no result yet.
     """
@@ -35,43 +35,45 @@ class ReferenceModel:
     run: Run
     classifier: Classifier
     views: TestTimeViews
-    sample: Sample
+    parity_images: ParityImages
     logits: FloatArray
     golden: tuple[torch.Tensor, FloatArray]
     result: Result | None
 
     @classmethod
     def from_run(
-        cls, run: Run, result: Result | None, plan: ParityPlan, views: TestTimeViews, show: Show
+        cls, run: Run, result: Result | None, plan: ParityPlan, views: TestTimeViews, log: Callable[[str], None]
     ) -> "ReferenceModel":
         """Copies a run's model to the CPU and computes its outputs, within the plan's time."""
         classifier: Classifier = copy.deepcopy(run.learner.model).cpu().float().eval()
         validation, training = (run.validation_images, run.validation_indices), (run.dataset.train, run.train_indices)
-        sample = Sample(validation, training, plan.sample_size)
+        parity_images = ParityImages(validation, training, plan.sample_size)
         golden = golden_images(run.dataset.train, run.train_indices)
 
         def predict(images: torch.Tensor) -> torch.Tensor:
-            show("computing the outputs of the trained model")
+            log("computing the outputs of the trained model")
             return average_views(classifier, images, views)
 
         return cls(
             run=run,
             classifier=classifier,
             views=views,
-            sample=sample,
-            logits=reference_logits(predict, sample.batches(MAX_BATCH_SIZE, len(sample)), plan.reference_s),
+            parity_images=parity_images,
+            logits=reference_logits(
+                predict, parity_images.batches(MAX_BATCH_SIZE, len(parity_images)), plan.reference_s
+            ),
             golden=(golden, reference_logits(predict, [golden])),
             result=result,
         )
 
     def logits_on_gpu(self, device: torch.device) -> FloatArray | None:
-        """Returns the logits of the whole sample, or None if the GPU has too little memory left."""
+        """Returns the logits of all parity images, or None if the GPU has too little memory left."""
         try:
             with without_tf32():
                 classifier = copy.deepcopy(self.classifier).to(device)
                 return reference_logits(
                     lambda images: average_views(classifier, images.to(device), self.views),
-                    self.sample.batches(MAX_BATCH_SIZE, len(self.sample)),
+                    self.parity_images.batches(MAX_BATCH_SIZE, len(self.parity_images)),
                 )
         except torch.OutOfMemoryError:
             return None

@@ -8,7 +8,7 @@ from trainer.evaluation.baseline import TrainingWarning
 from trainer.evaluation.evaluate import CHUNK_SIZE, evaluate
 from trainer.loop.run import Run
 from trainer.loop.samples import EpochSamples
-from trainer.loop.saving import BackgroundSaver, SaveEvery
+from trainer.loop.saving import BackgroundSaver, SaveInterval
 from trainer.loop.step_results import LOG_EVERY_STEPS, StepResults
 from trainer.loop.stopwatch import Stopwatch
 from trainer.ranks.consistency import check_weights, digest_of
@@ -21,7 +21,7 @@ VALIDATION_TIMEOUT_S = 60.0
 """Least time that ranks wait for each other in a validation."""
 
 
-def fit(run: Run, stop: StopRequest, save_every: SaveEvery | None = None) -> None:
+def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None) -> None:
     """Trains to the last step and saves the final weights. All ranks call this.
 
     Raises:
@@ -30,7 +30,7 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery | None = None) -> Non
         CheckpointError: the run folder cannot be written, or the final weights cannot be saved.
         Interrupted: a signal came. The state is saved, unless a second signal asked to leave at once.
     """
-    loop = TrainingLoop(run, stop, save_every or SaveEvery())
+    loop = TrainingLoop(run, stop, save_every or SaveInterval())
     run.progress.start(step=run.state.step, num_steps=run.num_steps)
     with stop.deferred():
         try:
@@ -50,7 +50,7 @@ def fit(run: Run, stop: StopRequest, save_every: SaveEvery | None = None) -> Non
 class TrainingLoop:
     """One session of a run: the state between steps that no checkpoint holds."""
 
-    def __init__(self, run: Run, stop: StopRequest, save_every: SaveEvery) -> None:
+    def __init__(self, run: Run, stop: StopRequest, save_every: SaveInterval) -> None:
         self._run = run
         self._stop = stop
         self._saver = BackgroundSaver(run, save_every)

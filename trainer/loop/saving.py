@@ -13,7 +13,7 @@ FIRST_SAVE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SaveEvery:
+class SaveInterval:
     """The interval between checkpoints: in seconds, and also in steps if that is not None."""
 
     seconds: float = 20.0
@@ -43,7 +43,7 @@ class BackgroundSaver:
     For the main rank; on others it does nothing.
     """
 
-    def __init__(self, run: Run, save_every: SaveEvery) -> None:
+    def __init__(self, run: Run, save_every: SaveInterval) -> None:
         self._run = run
         self._save_every = save_every
         self._writer = CheckpointWriter(run.checkpoints)

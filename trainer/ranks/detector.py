@@ -30,7 +30,7 @@ class Suspicion(NamedTuple):
     message: str
 
 
-class View(NamedTuple):
+class RankObservations(NamedTuple):
     """One rank's heartbeat, the heartbeats that it has received, and their age.
 
     Args:
@@ -50,40 +50,42 @@ class View(NamedTuple):
     store_age_s: float
 
 
-def suspect_self(view: View, *, idle_s: float, idle_timeout_s: float) -> Suspicion | None:
+def suspect_self(observed: RankObservations, *, idle_s: float, idle_timeout_s: float) -> Suspicion | None:
     """Returns the suspicion that this rank hangs, or None.
 
     Args:
         idle_s: seconds for which this process has been idle in compute-only code.
         idle_timeout_s: seconds for which it may be idle while others wait for it.
     """
-    own = view.own
+    own = observed.own
     if own.waited_s is not None:
         return None
-    for peer in view.peers.values():
+    for peer in observed.peers.values():
         waited_s = peer.waited_s or 0.0 if peer.num_collectives > own.num_collectives else 0.0
         if waited_s > max(peer.timeout_s, own.timeout_s) or min(waited_s, idle_s) > idle_timeout_s:
-            return Suspicion([view.rank], f"rank {view.rank} hangs: the others have waited {waited_s:.0f} s for it")
+            return Suspicion(
+                [observed.rank], f"rank {observed.rank} hangs: the others have waited {waited_s:.0f} s for it"
+            )
     return None
 
 
-def suspect_peers(view: View) -> Suspicion | None:
+def suspect_peers(observed: RankObservations) -> Suspicion | None:
     """Returns the suspicion that another rank hangs or is gone, or that the network is cut; else None."""
-    own, waited_s = view.own, view.own.waited_s
-    if view.silent:
-        return _suspicion(view, view.silent, f"sent no heartbeat for {SILENT_AFTER_S:.0f} s")
+    own, waited_s = observed.own, observed.own.waited_s
+    if observed.silent:
+        return _suspicion(observed, observed.silent, f"sent no heartbeat for {SILENT_AFTER_S:.0f} s")
     if waited_s is None or waited_s < own.timeout_s + GRACE_S:
         return None
-    if view.store_age_s > STORE_TIMEOUT_S:
-        name = describe(view.rank, own)
+    if observed.store_age_s > STORE_TIMEOUT_S:
+        name = describe(observed.rank, own)
         return Suspicion([], f"{name} has waited {waited_s:.0f} s, and the run's store does not answer")
-    if view.stale:
+    if observed.stale:
         what = f"sent no heartbeat for {STALE_AFTER_S:.0f} s, and the others wait for it"
-        return _suspicion(view, view.stale, what)
-    late = [rank for rank, peer in view.peers.items() if peer.num_collectives < own.num_collectives]
-    if late and all(waited_s > view.peers[rank].timeout_s + GRACE_S for rank in late):
+        return _suspicion(observed, observed.stale, what)
+    late = [rank for rank, peer in observed.peers.items() if peer.num_collectives < own.num_collectives]
+    if late and all(waited_s > observed.peers[rank].timeout_s + GRACE_S for rank in late):
         what = f"has not joined the collective in which the others have waited for {waited_s:.0f} s"
-        return _suspicion(view, late, what)
+        return _suspicion(observed, late, what)
     if not late and waited_s > own.timeout_s + 2 * GRACE_S:
         return Suspicion([], f"all ranks have waited {waited_s:.0f} s for each other: the network may be cut")
     return None
@@ -94,6 +96,6 @@ def describe(rank: int, heartbeat: Heartbeat | None) -> str:
     return f"rank {rank} (process {heartbeat.pid} on {heartbeat.host})" if heartbeat else f"rank {rank}"
 
 
-def _suspicion(view: View, ranks: Sequence[int], what: str) -> Suspicion:
-    names = " and ".join(describe(rank, view.peers.get(rank)) for rank in ranks)
+def _suspicion(observed: RankObservations, ranks: Sequence[int], what: str) -> Suspicion:
+    names = " and ".join(describe(rank, observed.peers.get(rank)) for rank in ranks)
     return Suspicion(list(ranks), f"{names} {what}")

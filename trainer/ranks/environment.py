@@ -85,7 +85,7 @@ class RankEnvironment:
         return self.rank == 0
 
     @property
-    def meeting_point(self) -> str:
+    def master_endpoint(self) -> str:
         """The address where the ranks meet, as messages name it."""
         host = f"[{self.master_addr}]" if ":" in self.master_addr else self.master_addr
         return f"{host}:{self.master_port}"

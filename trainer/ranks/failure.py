@@ -69,7 +69,7 @@ class FailureLock:
         return int(self._store.get(self._key)) if self._store.check([self._key]) else None
 
 
-class Peers(Protocol):
+class PeerMonitor(Protocol):
     """The part of the watchdog that a failure report needs."""
 
     collective_error: Exception | None
@@ -110,7 +110,7 @@ def write_error(context: FailureContext, error: Exception, ranks: list[int]) -> 
 
 
 @contextmanager
-def report_failure(context: FailureContext, lock: FailureLock | None, peers: Peers) -> Iterator[None]:
+def report_failure(context: FailureContext, lock: FailureLock | None, peers: PeerMonitor) -> Iterator[None]:
     """Context for a rank's whole part in a run: writes the report of an exception, if this rank is to report it.
 
     Args:
@@ -135,7 +135,7 @@ def report_failure(context: FailureContext, lock: FailureLock | None, peers: Pee
         raise
 
 
-def _acquire_or_leave(error: Exception, context: FailureContext, lock: FailureLock, peers: Peers) -> None:
+def _acquire_or_leave(error: Exception, context: FailureContext, lock: FailureLock, peers: PeerMonitor) -> None:
     """Returns if this rank is to report its own error.
 
     Raises:

@@ -6,5 +6,5 @@ imports nothing else, so that importing it takes no time.
 
 import os
 
-PARENT = os.getppid()
+LAUNCHER_PID = os.getppid()
 """Process id of the launcher: this process's parent when it began. A different parent later means that it has died."""

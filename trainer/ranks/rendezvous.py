@@ -18,7 +18,7 @@ from trainer.ranks.environment import RankEnvironment
 from trainer.ranks.waiting import announced, name_numbers
 
 POLL_EVERY_S = 0.01
-MEET_TIMEOUT_S = 1800.0
+JOIN_TIMEOUT_S = 1800.0
 """Longest wait for ranks that have not started."""
 
 
@@ -43,7 +43,7 @@ def table_key(round_name: str) -> str:
     return f"convoy/heartbeat/{round_name}/all"
 
 
-def connect(environment: RankEnvironment, *, timeout_s: float = MEET_TIMEOUT_S) -> Any:
+def connect(environment: RankEnvironment, *, timeout_s: float = JOIN_TIMEOUT_S) -> Any:
     """Connects to the run's store, which rank 0 serves unless torchrun does. Tells the user about a long wait.
 
     Returns:
@@ -53,7 +53,7 @@ def connect(environment: RankEnvironment, *, timeout_s: float = MEET_TIMEOUT_S) 
         ConfigError: rank 0 cannot open the port.
         TrainerError: no store answers there in time.
     """
-    where, is_server = environment.meeting_point, environment.is_main and not environment.has_agent_store
+    where, is_server = environment.master_endpoint, environment.is_main and not environment.has_agent_store
     server = "torchrun" if environment.has_agent_store else "rank 0"
     try:
         with announced(lambda: f"rank {environment.rank} waits for {server} at {where}{_remedy(environment)}"):
@@ -71,13 +71,13 @@ def connect(environment: RankEnvironment, *, timeout_s: float = MEET_TIMEOUT_S) 
         raise TrainerError(f"rank {environment.rank} found no store at {where}: {_first_line(error)}") from error
 
 
-def meet(store: Store, environment: RankEnvironment) -> str:
+def join_round(store: Store, environment: RankEnvironment) -> str:
     """Calls `rendezvous`, and tells the user which ranks it waits for.
 
     Raises:
         TrainerError: ranks are missing for too long, or the store is gone.
     """
-    rank, size, where = environment.rank, environment.world_size, environment.meeting_point
+    rank, size, where = environment.rank, environment.world_size, environment.master_endpoint
     missing = list(range(1, size)) if environment.is_main else [0]
 
     def describe() -> str:
@@ -105,7 +105,7 @@ def rendezvous(store: Store, rank: int, size: int, missing: list[int] | None = N
 
     Raises:
         RuntimeError: the store is gone, or ranks are missing for longer than its timeout.
-        TimeoutError: ranks are missing for longer than `MEET_TIMEOUT_S`.
+        TimeoutError: ranks are missing for longer than `JOIN_TIMEOUT_S`.
     """
     my_id = uuid.uuid4().hex
     missing = [] if missing is None else missing
@@ -121,10 +121,10 @@ def rendezvous(store: Store, rank: int, size: int, missing: list[int] | None = N
     round_name = my_id
     answered: dict[int, str] = {}
     missing[:] = range(1, size)
-    until = time.monotonic() + MEET_TIMEOUT_S
+    until = time.monotonic() + JOIN_TIMEOUT_S
     while missing:
         if time.monotonic() > until:
-            raise TimeoutError(f"they did not start within {MEET_TIMEOUT_S:.0f} s")
+            raise TimeoutError(f"they did not start within {JOIN_TIMEOUT_S:.0f} s")
         for other in missing:
             if not store.check([f"convoy/hello/{other}"]):
                 continue

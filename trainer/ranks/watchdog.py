@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from trainer.ranks import detector
 from trainer.ranks.failure import FailureContext, FailureLock, write_failure
 from trainer.ranks.heartbeat import Heartbeat, HeartbeatExchange
-from trainer.ranks.launcher import PARENT
+from trainer.ranks.launcher import LAUNCHER_PID
 from trainer.ranks.procfs import IdleClock, has_ended, parent_pid
 from trainer.ranks.rendezvous import Store
 
@@ -179,7 +179,7 @@ class Watchdog:
             waited_s=None if since is None else time.monotonic() - since,
             timeout_s=self.timeout_s,
             pid=os.getpid(),
-            launcher_pid=PARENT,
+            launcher_pid=LAUNCHER_PID,
             host=socket.gethostname(),
         )
 
@@ -198,14 +198,14 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(DETECT_EVERY_S):
-            if os.getppid() != PARENT:
+            if os.getppid() != LAUNCHER_PID:
                 self._follow_launcher()
             self._idle_clock.sample()
             if self._heartbeats is not None and self._lock is not None:
                 self._detect(self._heartbeats, self._lock)
 
     def _detect(self, heartbeats: HeartbeatExchange, lock: FailureLock) -> None:
-        view = detector.View(
+        observed = detector.RankObservations(
             rank=self._context.rank,
             own=self._heartbeat(),
             peers=heartbeats.peers,
@@ -214,14 +214,14 @@ class Watchdog:
             store_age_s=heartbeats.age_s,
         )
         idle_s = self._idle_clock.idle_s if self._is_computing else 0.0
-        suspicion = detector.suspect_self(view, idle_s=idle_s, idle_timeout_s=self._hang_timeout_s)
+        suspicion = detector.suspect_self(observed, idle_s=idle_s, idle_timeout_s=self._hang_timeout_s)
         trace = _stack_of_main_thread() if suspicion else None
-        suspicion = suspicion or detector.suspect_peers(view)
+        suspicion = suspicion or detector.suspect_peers(observed)
         if suspicion is None:
             return
-        if view.store_age_s > detector.STORE_TIMEOUT_S or lock.acquire() == view.rank:
+        if observed.store_age_s > detector.STORE_TIMEOUT_S or lock.acquire() == observed.rank:
             self._report(suspicion, trace)
-            _kill_siblings(view.peers[rank] for rank in suspicion.ranks if rank in view.peers)
+            _kill_siblings(observed.peers[rank] for rank in suspicion.ranks if rank in observed.peers)
         else:
             time.sleep(detector.GRACE_S)  # leaves the holder of the lock time to report
         os._exit(1)  # from this thread, as the main thread may hang
@@ -242,13 +242,13 @@ class Watchdog:
 def _kill_siblings(peers: Iterable[Heartbeat]) -> None:
     """Kills ranks of this launcher: torchrun's SIGTERM does not reach one that hangs, and SIGKILL comes 30 s later."""
     for peer in peers:
-        if _is_sibling(peer) and parent_pid(peer.pid) == PARENT:  # else another process has its pid now
+        if _is_sibling(peer) and parent_pid(peer.pid) == LAUNCHER_PID:  # else another process has its pid now
             with suppress(ProcessLookupError):
                 os.kill(peer.pid, signal.SIGKILL)
 
 
 def _is_sibling(peer: Heartbeat) -> bool:
-    return peer.host == socket.gethostname() and peer.launcher_pid == PARENT and peer.pid != os.getpid()
+    return peer.host == socket.gethostname() and peer.launcher_pid == LAUNCHER_PID and peer.pid != os.getpid()
 
 
 def _stack_of_main_thread() -> str | None:

@@ -23,7 +23,7 @@ from trainer.errors import ConfigError, PeerError
 from trainer.ranks.device import choose_device
 from trainer.ranks.environment import RankEnvironment, warn_of_separate_tasks
 from trainer.ranks.failure import FailureContext, FailureLock, report_failure
-from trainer.ranks.rendezvous import connect, meet
+from trainer.ranks.rendezvous import connect, join_round
 from trainer.ranks.shared_memory import SharedMemoryReducer
 from trainer.ranks.waiting import announced
 from trainer.ranks.watchdog import HANG_TIMEOUT_S, Watchdog
@@ -117,7 +117,7 @@ class World:
         if size > 1:
             shared_store = connect(environment)
             watchdog_store = shared_store.clone()  # may take seconds, in which the others would miss heartbeats
-            round_name = meet(shared_store, environment)
+            round_name = join_round(shared_store, environment)
             watchdog.watch_peers(watchdog_store, round_name)
             store, lock = PrefixStore(f"convoy/{round_name}", shared_store), FailureLock(shared_store, round_name, rank)
         with ExitStack() as on_leave, _leaving(watchdog), report_failure(context, lock, watchdog):

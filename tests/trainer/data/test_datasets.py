@@ -16,7 +16,7 @@ from trainer.data import (
 )
 from trainer.data.content import content_digest
 from trainer.data.datasets import DATASETS
-from trainer.data.store import open_decoded
+from trainer.data.decoded_file import open_decoded
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError
 from trainer.paths import default_data_dir

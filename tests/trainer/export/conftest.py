@@ -12,9 +12,9 @@ from trainer.data import Dataset, ImageSet
 from trainer.export import pipeline
 from trainer.export.formats import convert
 from trainer.export.parity import QUICK
+from trainer.export.parity_images import ParityImages
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import RepositoryModel
-from trainer.export.sample import Sample
 from trainer.loop.fit import fit
 from trainer.loop.run import Run
 from trainer.progress import Progress
@@ -70,10 +70,10 @@ def model(tmp_path: Path) -> RepositoryModel:
 
 
 @pytest.fixture
-def sample() -> Sample:
+def images() -> ParityImages:
     """Random images, 40 for validation and 5 for training."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (100, 1, 28, 28), dtype=torch.uint8, generator=generator)
     labels = torch.arange(100) % 10
     everything = ImageSet(images, labels)
-    return Sample((everything, torch.arange(10, 50)), (everything, torch.arange(60, 65)), 100)
+    return ParityImages((everything, torch.arange(10, 50)), (everything, torch.arange(60, 65)), 100)

@@ -25,7 +25,7 @@ from trainer.export.manifest import metrics_section
 from trainer.export.parity import reference_logits
 from trainer.export.pipeline import export, export_int8
 from trainer.export.plan import ExportOptions
-from trainer.export.quality import MCNEMAR, Answers, QualityError
+from trainer.export.quality import MCNEMAR, Correctness, QualityError
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import ONNX, RepositoryModel
 from trainer.loop.run import Run
@@ -47,7 +47,7 @@ OPTIONS = ExportOptions(device=torch.device("cpu"))
 
 def count_errors(reference: ReferenceModel) -> int:
     """Returns how many validation images the trained model gets wrong."""
-    labels = reference.sample.labels[: reference.sample.num_validation]
+    labels = reference.parity_images.labels[: reference.parity_images.num_validation]
     return int((reference.logits[: len(labels)].argmax(axis=1) != labels).sum())
 
 
@@ -168,7 +168,9 @@ def test_each_step_is_printed(version: Path, printed: list[str]) -> None:
 def test_a_run_without_a_result_has_no_figures_in_the_manifest(reference: ReferenceModel) -> None:
     assert reference.result is None
     right = np.ones(150, dtype=bool)
-    assert metrics_section(reference, Answers.of(right, reference.sample.validation_sha256, 150))["run"] is None
+    assert (
+        metrics_section(reference, Correctness.of(right, reference.parity_images.validation_sha256, 150))["run"] is None
+    )
 
 
 def test_a_format_with_other_outputs_is_not_published(
@@ -320,7 +322,7 @@ def test_a_model_that_predicts_one_class_is_published_only_by_promote(run: Run, 
 @pytest.mark.usefixtures("converted_to_onnx")
 def test_int8_is_compared_with_int8(run: Run, model: RepositoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "MAX_ACCURACY_LOSS", 1.0)
-    perfect = Answers.of(np.ones(1000, dtype=bool), "other images", 1000)
+    perfect = Correctness.of(np.ones(1000, dtype=bool), "other images", 1000)
     old = {"labels": model.labels, "metrics": {"num_val": 1000, "val_errors": 0}, "validation": perfect.to_json()}
     model.publish({ONNX: b""}, lambda version: json.dumps(old).encode())
     with pytest.raises(QualityError, match=r"digits is not published: it is clearly worse: .* % of 150 .*intervals"):
@@ -331,9 +333,9 @@ def test_int8_is_compared_with_int8(run: Run, model: RepositoryModel, monkeypatc
 
 def test_the_manifest_records_each_answer(manifest: dict[str, Any], reference: ReferenceModel) -> None:
     validation = manifest["validation"]
-    assert (validation["sha256"], validation["num_images"]) == (reference.sample.validation_sha256, 150)
+    assert (validation["sha256"], validation["num_images"]) == (reference.parity_images.validation_sha256, 150)
     right = np.unpackbits(np.frombuffer(base64.b64decode(validation["right"]), np.uint8))[:150]
-    expected = reference.logits[:150].argmax(axis=1) == reference.sample.labels[:150]
+    expected = reference.logits[:150].argmax(axis=1) == reference.parity_images.labels[:150]
     np.testing.assert_array_equal(right, expected)
 
 
@@ -359,10 +361,10 @@ def test_exported_views_are_averaged_in_every_format(
     assert manifest["metrics"]["run"]["test_time_views"] == "one"
     assert manifest["metrics"]["run"]["views"] == views
     assert manifest["metrics"]["run"]["test_errors_with_views"] == 120
-    sample = reference.sample
+    chosen = reference.parity_images
     with torch.inference_mode():
-        predicted = average_views(reference.classifier, next(sample.batches(150, 150)), views).argmax(dim=1)
-    assert manifest["metrics"]["val_errors"] == int((predicted.numpy() != sample.labels[:150]).sum())
+        predicted = average_views(reference.classifier, next(chosen.batches(150, 150)), views).argmax(dim=1)
+    assert manifest["metrics"]["val_errors"] == int((predicted.numpy() != chosen.labels[:150]).sum())
     golden = np.load(version / "golden.npz")
     with torch.inference_mode():
         expected = average_views(reference.classifier, torch.from_numpy(golden["images"]), views)
@@ -379,7 +381,7 @@ def test_a_recipe_without_views_says_so(run: Run, model: RepositoryModel) -> Non
         replace(OPTIONS, export_views=True, thorough=True),
     )
     assert lines[0].endswith("; recipe mnist has no test-time views to export")
-    # `thorough` computes the whole sample at every batch size.
+    # `thorough` compares all parity images at every batch size.
     parity = json.loads((version / "manifest.json").read_text())["parity"]
     assert parity["plan"]["name"] == "thorough"
     assert (parity["num_validation_images"], parity["num_training_images"]) == (150, 1350)  # the whole data set
@@ -396,7 +398,9 @@ def test_a_gpu_computes_the_accuracy_and_the_cpu_where_its_memory_is_full(
 
     def logits_on_gpu(self: ReferenceModel, device: torch.device) -> FloatArray | None:
         asked.append(device)
-        return None if len(asked) > 1 else reference_logits(self.classifier, self.sample.batches(256, 1000)) * 0 - 1
+        return (
+            None if len(asked) > 1 else reference_logits(self.classifier, self.parity_images.batches(256, 1000)) * 0 - 1
+        )
 
     monkeypatch.setattr(ReferenceModel, "logits_on_gpu", logits_on_gpu)
     with pytest.raises(QualityError, match="assigns every image to the class '0'"):

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.export.quality import INTERVALS, MCNEMAR, Answers, compare, decide, mcnemar, only_class
+from trainer.export.quality import INTERVALS, MCNEMAR, Correctness, compare, decide, mcnemar, only_class
 from trainer.export.repository import RepositoryModel
 
 
-def answers(right: int, wrong: int, sha256: str = "a") -> Answers:
-    """Answers that are right first, then wrong."""
-    return Answers.of(np.arange(right + wrong) < right, sha256, right + wrong)
+def answers(right: int, wrong: int, sha256: str = "a") -> Correctness:
+    """Correctness that are right first, then wrong."""
+    return Correctness.of(np.arange(right + wrong) < right, sha256, right + wrong)
 
 
 def put_version(model: RepositoryModel, manifest: object, name: str = "manifest.json") -> Path:
@@ -25,7 +25,7 @@ def put_version(model: RepositoryModel, manifest: object, name: str = "manifest.
     return version
 
 
-def manifest_of(model: RepositoryModel, of: Answers) -> dict[str, Any]:
+def manifest_of(model: RepositoryModel, of: Correctness) -> dict[str, Any]:
     metrics = {"num_val": of.num_images, "val_errors": of.num_images - of.num_right}
     return {"labels": model.labels, "metrics": metrics, "validation": of.to_json()}
 
@@ -52,7 +52,7 @@ def test_the_same_images_are_compared_one_by_one(became_wrong: int, became_right
     new = earlier.copy()
     new[:became_wrong] = False
     earlier[200 : 200 + became_right] = False
-    found = compare(Answers.of(new, "a", 1000), Answers.of(earlier, "a", 1000))
+    found = compare(Correctness.of(new, "a", 1000), Correctness.of(earlier, "a", 1000))
     assert (found.test, found.num_images) == (MCNEMAR, 1000)
     assert (found.became_wrong, found.became_right) == (became_wrong, became_right)
     assert found.p == mcnemar(became_wrong, became_right)
@@ -61,8 +61,8 @@ def test_the_same_images_are_compared_one_by_one(became_wrong: int, became_right
 
 def test_images_that_only_one_version_had_time_for_do_not_count() -> None:
     found = compare(
-        Answers.of(np.arange(300) >= 100, "a", 500),
-        Answers.of(np.arange(200) >= 0, "a", 500),
+        Correctness.of(np.arange(300) >= 100, "a", 500),
+        Correctness.of(np.arange(200) >= 0, "a", 500),
     )
     assert (found.num_images, found.became_wrong, found.accuracy, found.earlier_accuracy) == (200, 100, 0.5, 1.0)
 
@@ -75,10 +75,10 @@ def test_images_that_only_one_version_had_time_for_do_not_count() -> None:
         (answers(880, 120), answers(900, 100, "other images"), False),  # the intervals overlap
         (answers(5, 5), answers(900, 100, "other images"), True),
         (answers(7, 3), answers(900, 100, "other images"), False),  # ten images are few
-        (answers(500, 500), Answers(num_right=900, num_images=1000), True),  # an older manifest
+        (answers(500, 500), Correctness(num_right=900, num_images=1000), True),  # an older manifest
     ],
 )
-def test_other_images_are_compared_by_intervals(new: Answers, earlier: Answers, is_clearly_worse: bool) -> None:
+def test_other_images_are_compared_by_intervals(new: Correctness, earlier: Correctness, is_clearly_worse: bool) -> None:
     found = compare(new, earlier)
     assert (found.test, found.p, found.became_wrong) == (INTERVALS, None, None)
     assert found.is_clearly_worse is is_clearly_worse
@@ -87,8 +87,8 @@ def test_other_images_are_compared_by_intervals(new: Answers, earlier: Answers, 
 @pytest.mark.parametrize("num_images", [1, 7, 8, 9, 5000])
 def test_a_manifest_keeps_the_answers(num_images: int, model: RepositoryModel) -> None:
     right = np.random.default_rng(0).random(num_images) < 0.5
-    known = Answers.of(right, "a", 6000)
-    found = Answers.from_manifest(json.loads(json.dumps(manifest_of(model, known))))
+    known = Correctness.of(right, "a", 6000)
+    found = Correctness.from_manifest(json.loads(json.dumps(manifest_of(model, known))))
     assert found.right is not None
     np.testing.assert_array_equal(found.right, right)
     assert (found.sha256, found.num_right, found.num_images, found.num_validation) == (

@@ -11,7 +11,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.loop.fit import fit
 from trainer.loop.run import Run
-from trainer.loop.saving import SaveEvery
+from trainer.loop.saving import SaveInterval
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES, Recipe
@@ -31,7 +31,7 @@ def make_run(recipe: Recipe, dataset: Dataset, folder: Path, *, world: World = A
     return setup(recipe, dataset, run_folder, world, Progress(is_main=False))
 
 
-def losses(run: Run, num_steps: int, save_every: SaveEvery | None = None) -> list[float]:
+def losses(run: Run, num_steps: int, save_every: SaveInterval | None = None) -> list[float]:
     """Trains that many steps and returns the mean loss of each. The last one is not counted by the run."""
     seen: list[float] = []
     step = run.learner.step
@@ -45,5 +45,5 @@ def losses(run: Run, num_steps: int, save_every: SaveEvery | None = None) -> lis
 
     run.learner = replace(run.learner, step=watched)
     with StopRequest() as stop, pytest.raises(StopIteration):
-        fit(run, stop, save_every or SaveEvery())
+        fit(run, stop, save_every or SaveInterval())
     return seen

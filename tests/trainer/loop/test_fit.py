@@ -19,7 +19,7 @@ from trainer.evaluation.baseline import Baseline, TrainingWarning
 from trainer.loop.fit import fit
 from trainer.loop.learner import Learner
 from trainer.loop.run import restore
-from trainer.loop.saving import SaveEvery
+from trainer.loop.saving import SaveInterval
 from trainer.progress import Progress
 from trainer.ranks.failure import FailureContext
 from trainer.ranks.watchdog import SLOW_PHASE_TIMEOUT_S, Watchdog
@@ -160,7 +160,7 @@ def test_a_full_disk_does_not_end_the_training(
 
     run.learner = replace(run.learner, step=with_room_later)
     with StopRequest() as stop:
-        fit(run, stop, SaveEvery(steps=10))
+        fit(run, stop, SaveInterval(steps=10))
     output = capsys.readouterr().out
     assert output.count("warning: cannot write the metrics") == 1
     assert "warning: cannot save a checkpoint" in output
@@ -174,7 +174,7 @@ def test_a_run_continues_from_the_end_of_an_epoch(mini: Dataset, tmp_path: Path)
     whole, first = (make_run(SHORT, mini, tmp_path / name) for name in ("whole", "parts"))
     with StopRequest() as stop:
         fit(whole, stop)
-    losses(first, 50, SaveEvery(steps=45))
+    losses(first, 50, SaveInterval(steps=45))
     second = make_run(SHORT, mini, tmp_path / "parts")
     assert restore(second)
     assert second.state.step == 45

@@ -11,7 +11,7 @@ from trainer.data import Dataset
 from trainer.errors import CheckpointError
 from trainer.loop.fit import fit
 from trainer.loop.run import restore
-from trainer.loop.saving import SaveEvery
+from trainer.loop.saving import SaveInterval
 from trainer.progress import Progress
 from trainer.recipes import RECIPES
 from trainer.records.checkpoint import weights_sha256
@@ -19,12 +19,12 @@ from trainer.signals import StopRequest
 
 
 def test_when_a_checkpoint_is_due() -> None:
-    every = SaveEvery(seconds=10, steps=7)
+    every = SaveInterval(seconds=10, steps=7)
     assert [step for step in range(1, 22) if every.is_due(step, 0.0, 0)] == [7, 14, 21]
     # The first checkpoints of a session follow sooner, so that little is lost at its start.
     times = [next(t / 10 for t in range(1000) if every.is_due(1, t / 10, saved)) for saved in range(6)]
     assert times == [2, 4, 8, 10, 10, 10]
-    assert not SaveEvery(seconds=10).is_due(7, 0.9, 0)
+    assert not SaveInterval(seconds=10).is_due(7, 0.9, 0)
 
 
 def test_a_save_that_fails_does_not_end_the_training(
@@ -43,7 +43,7 @@ def test_a_save_that_fails_does_not_end_the_training(
 
     monkeypatch.setattr(run.checkpoints, "save", sometimes)
     with StopRequest() as stop:
-        fit(run, stop, SaveEvery(steps=1))
+        fit(run, stop, SaveInterval(steps=1))
     assert capsys.readouterr().out.count("warning: no room; the training continues") == 2
     assert run.state.step == run.num_steps
     assert run.checkpoints.newest() == tmp_path / "run" / "checkpoints" / "step-00000045"
@@ -53,7 +53,7 @@ def test_a_saved_step_is_not_saved_again(mini: Dataset, tmp_path: Path) -> None:
     """A kill between removing and renaming would leave no checkpoint of the step."""
     run = make_run(replace(SHORT, epochs=1), mini, tmp_path / "run")
     with StopRequest() as stop:
-        fit(run, stop, SaveEvery(steps=45))
+        fit(run, stop, SaveInterval(steps=45))
     manifest = tmp_path / "run" / "checkpoints" / "step-00000045" / "manifest.json"
     before = manifest.stat().st_ino
     again = make_run(replace(SHORT, epochs=1), mini, tmp_path / "run")
@@ -65,7 +65,7 @@ def test_a_saved_step_is_not_saved_again(mini: Dataset, tmp_path: Path) -> None:
 
 def test_saving_at_every_step_does_not_change_the_weights(mini: Dataset, tmp_path: Path) -> None:
     digests = []
-    for number, every in enumerate((SaveEvery(), SaveEvery(steps=1))):
+    for number, every in enumerate((SaveInterval(), SaveInterval(steps=1))):
         run = make_run(replace(RECIPES["mnist-fast"], epochs=1), mini, tmp_path / str(number))
         with StopRequest() as stop:
             fit(run, stop, every)

@@ -14,8 +14,8 @@ from trainer.errors import ConfigError
 from trainer.export.folding import fold
 from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, load_predictor
 from trainer.export.parity import THOROUGH, TOLERANCE, ParityCheck, reference_logits
+from trainer.export.parity_images import ParityImages
 from trainer.export.repository import MAX_BATCH_SIZE, ONNX
-from trainer.export.sample import Sample
 from trainer.models import Classifier, build_network
 from trainer.models.cost import count_cost
 from trainer.models.layers import dropout_layers, use_dropout_seeds
@@ -191,9 +191,11 @@ def test_onnx_matches_eager_at_every_batch_size(name: str, tmp_path: Path) -> No
 def test_folded_networks_pass_the_parity_check(name: str) -> None:
     model = calibrated(name, 3, 32)
     images = ImageSet(pixels(20), torch.arange(20) % 10)
-    sample = Sample((images, torch.arange(20)), (images, torch.arange(0)), 0)
-    reference = reference_logits(model, sample.batches(MAX_BATCH_SIZE, len(sample)))
-    check = ParityCheck(sample=sample, reference=reference, plan=THOROUGH, show=lambda line: None, tolerance=TOLERANCE)
+    parity_images = ParityImages((images, torch.arange(20)), (images, torch.arange(0)), 0)
+    reference = reference_logits(model, parity_images.batches(MAX_BATCH_SIZE, len(parity_images)))
+    check = ParityCheck(
+        images=parity_images, reference=reference, plan=THOROUGH, log=lambda line: None, tolerance=TOLERANCE
+    )
     files = convert(fold(model), pixels(2))
     assert set(files) == {TORCHSCRIPT, ONNX, EXPORTED_PROGRAM}
     for file, content in files.items():

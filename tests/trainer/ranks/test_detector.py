@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainer.ranks.detector import GRACE_S, Suspicion, View, suspect_peers, suspect_self
+from trainer.ranks.detector import GRACE_S, RankObservations, Suspicion, suspect_peers, suspect_self
 from trainer.ranks.heartbeat import Heartbeat
 
 TIMEOUT_S = 5.0
@@ -16,57 +16,57 @@ def state(num_collectives: int, waited_s: float | None = None, *, timeout_s: flo
     return Heartbeat(1, num_collectives, waited_s, timeout_s, pid=7, launcher_pid=1, host="x")
 
 
-def view(own: Heartbeat, *peers: Heartbeat, **more: Any) -> View:
-    """Returns rank 0's view; the peers are ranks 1, 2, …"""
+def observed(own: Heartbeat, *peers: Heartbeat, **more: Any) -> RankObservations:
+    """Returns rank 0's observed; the peers are ranks 1, 2, …"""
     known = {"silent": [], "stale": [], "store_age_s": 0.0} | more
-    return View(rank=0, own=own, peers=dict(enumerate(peers, start=1)), **known)
+    return RankObservations(rank=0, own=own, peers=dict(enumerate(peers, start=1)), **known)
 
 
-def hangs(seen: View, *, idle_s: float = 0.0, idle_timeout_s: float = TIMEOUT_S) -> bool:
+def hangs(seen: RankObservations, *, idle_s: float = 0.0, idle_timeout_s: float = TIMEOUT_S) -> bool:
     return suspect_self(seen, idle_s=idle_s, idle_timeout_s=idle_timeout_s) is not None
 
 
 def test_a_rank_hangs_when_another_has_waited_too_long_for_it() -> None:
-    assert suspect_self(view(state(3), state(4, 5.4)), idle_s=0.0, idle_timeout_s=5.0) == Suspicion(
+    assert suspect_self(observed(state(3), state(4, 5.4)), idle_s=0.0, idle_timeout_s=5.0) == Suspicion(
         [0], "rank 0 hangs: the others have waited 5 s for it"
     )
-    assert not hangs(view(state(3), state(4, 4.9)))
-    assert not hangs(view(state(3, timeout_s=600.0), state(4, 5.4)))  # it is in a slow phase
-    assert not hangs(view(state(3), state(4, 5.4, timeout_s=600.0)))
-    assert not hangs(view(state(4), state(4, 5.4)))  # the other waits for a third rank
-    assert not hangs(view(state(3, 5.0), state(4, 5.4)))  # this one waits itself
-    assert not hangs(view(state(3), state(4)))
+    assert not hangs(observed(state(3), state(4, 4.9)))
+    assert not hangs(observed(state(3, timeout_s=600.0), state(4, 5.4)))  # it is in a slow phase
+    assert not hangs(observed(state(3), state(4, 5.4, timeout_s=600.0)))
+    assert not hangs(observed(state(4), state(4, 5.4)))  # the other waits for a third rank
+    assert not hangs(observed(state(3, 5.0), state(4, 5.4)))  # this one waits itself
+    assert not hangs(observed(state(3), state(4)))
 
 
 def test_a_rank_that_should_compute_hangs_when_it_is_idle() -> None:
-    waiting = view(state(3, timeout_s=600.0), state(4, 6.0, timeout_s=600.0))
+    waiting = observed(state(3, timeout_s=600.0), state(4, 6.0, timeout_s=600.0))
     assert hangs(waiting, idle_s=5.1)
     assert not hangs(waiting, idle_s=4.9)
-    assert not hangs(view(state(3), state(4)), idle_s=60.0)  # nobody waits for it
+    assert not hangs(observed(state(3), state(4)), idle_s=60.0)  # nobody waits for it
 
 
 def test_without_a_timeout_no_rank_hangs() -> None:
     own, other = state(3, timeout_s=math.inf), state(4, 1e6, timeout_s=math.inf)
-    assert not hangs(view(own, other), idle_s=1e6, idle_timeout_s=math.inf)
-    assert suspect_peers(view(other, own)) is None
+    assert not hangs(observed(own, other), idle_s=1e6, idle_timeout_s=math.inf)
+    assert suspect_peers(observed(other, own)) is None
 
 
 def test_a_silent_rank_is_named_whatever_it_does() -> None:
-    assert suspect_peers(view(state(3), state(9, timeout_s=math.inf), state(3), silent=[1])) == Suspicion(
+    assert suspect_peers(observed(state(3), state(9, timeout_s=math.inf), state(3), silent=[1])) == Suspicion(
         [1], "rank 1 (process 7 on x) sent no heartbeat for 7 s"
     )
 
 
 def test_a_stale_rank_is_named_if_others_wait_for_it() -> None:
-    assert suspect_peers(view(state(4, LATE_S), state(3), state(2), stale=[1])) == Suspicion(
+    assert suspect_peers(observed(state(4, LATE_S), state(3), state(2), stale=[1])) == Suspicion(
         [1], "rank 1 (process 7 on x) sent no heartbeat for 4 s, and the others wait for it"
     )
-    assert suspect_peers(view(state(4), state(3), stale=[1])) is None
+    assert suspect_peers(observed(state(4), state(3), stale=[1])) is None
 
 
 @pytest.mark.parametrize(("waited_s", "is_named"), [(LATE_S, True), (TIMEOUT_S + 0.1, False)])
 def test_late_ranks_are_named_after_they_could_have_named_themselves(waited_s: float, is_named: bool) -> None:
-    suspicion = suspect_peers(view(state(4, waited_s), state(3), state(4, waited_s), state(2)))
+    suspicion = suspect_peers(observed(state(4, waited_s), state(3), state(4, waited_s), state(2)))
     assert (suspicion is not None) is is_named
     if suspicion:
         assert suspicion.ranks == [1, 3]
@@ -74,17 +74,17 @@ def test_late_ranks_are_named_after_they_could_have_named_themselves(waited_s: f
 
 
 def test_a_late_rank_in_a_slow_phase_is_not_named() -> None:
-    assert suspect_peers(view(state(4, LATE_S), state(3, timeout_s=600.0))) is None
+    assert suspect_peers(observed(state(4, LATE_S), state(3, timeout_s=600.0))) is None
 
 
 def test_ranks_that_wait_for_each_other_name_nobody() -> None:
     waited_s = LATE_S + GRACE_S
-    suspicion = suspect_peers(view(state(4, waited_s), state(4, waited_s)))
+    suspicion = suspect_peers(observed(state(4, waited_s), state(4, waited_s)))
     assert suspicion == Suspicion([], "all ranks have waited 8 s for each other: the network may be cut")
-    assert suspect_peers(view(state(4, LATE_S), state(4, LATE_S))) is None
+    assert suspect_peers(observed(state(4, LATE_S), state(4, LATE_S))) is None
 
 
 def test_a_store_that_does_not_answer_ends_a_rank_that_waits() -> None:
-    suspicion = suspect_peers(view(state(4, LATE_S), state(3), store_age_s=4.1))
+    suspicion = suspect_peers(observed(state(4, LATE_S), state(3), store_age_s=4.1))
     assert suspicion == Suspicion([], "rank 0 (process 7 on x) has waited 7 s, and the run's store does not answer")
-    assert suspect_peers(view(state(4), state(3), store_age_s=60.0)) is None
+    assert suspect_peers(observed(state(4), state(3), store_age_s=60.0)) is None

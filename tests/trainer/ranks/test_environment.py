@@ -52,7 +52,7 @@ def test_ranks_without_local_ones_have_a_host_each_or_one_for_all() -> None:
 
 @pytest.mark.parametrize("address", ["fe80::1", "node-3"])
 def test_the_meeting_point_is_an_address_with_a_port(address: str) -> None:
-    point = read("RANK=0 WORLD_SIZE=2", **HERE | {"MASTER_ADDR": address}).meeting_point
+    point = read("RANK=0 WORLD_SIZE=2", **HERE | {"MASTER_ADDR": address}).master_endpoint
     assert point == {"fe80::1": "[fe80::1]:29500", "node-3": "node-3:29500"}[address]
 
 

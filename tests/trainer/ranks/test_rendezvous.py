@@ -11,7 +11,7 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.ranks import rendezvous as module
 from trainer.ranks import waiting
 from trainer.ranks.environment import RankEnvironment
-from trainer.ranks.rendezvous import connect, meet, rendezvous
+from trainer.ranks.rendezvous import connect, join_round, rendezvous
 
 
 def names_of_round(server: dist.TCPStore, size: int) -> list[str]:
@@ -52,7 +52,7 @@ def start(rank: int, size: int, port: int) -> threading.Thread:
 
     def join() -> None:
         here = environment(rank, size, port)
-        meet(connect(here), here)
+        join_round(connect(here), here)
 
     thread = threading.Thread(target=join, daemon=True)
     thread.start()
@@ -97,10 +97,10 @@ def test_every_rank_says_that_rank_0_is_missing(
 
 
 def test_ranks_that_do_not_come_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MEET_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(module, "JOIN_TIMEOUT_S", 0.1)
     here = environment(0, 3, free_port())
     with pytest.raises(TrainerError, match=r"rank 0 waited for ranks 1, 2 of 3 at 127\.0\.0\.1:"):
-        meet(connect(here), here)
+        join_round(connect(here), here)
 
 
 def test_a_port_that_another_program_uses_is_a_mistake() -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from trainer.data.content import DatasetContent, ImageSet
+from trainer.data.decoded_file import DecodedDataset, discard, open_or_create
 from trainer.data.folder.decode import decode_images
 from trainer.data.folder.duplicates import describe_duplicates
 from trainer.data.folder.listing import Listing, list_folder
 from trainer.data.folder.probe import BitDepth, Headers, find_bit_depth, probe_images
 from trainer.data.folder.workers import list_some
 from trainer.data.split import hash_split
-from trainer.data.store import DecodedDataset, discard, open_or_create
 from trainer.errors import ConfigError, DataError
 from trainer.paths import FOLDER_PREFIX
 

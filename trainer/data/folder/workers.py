@@ -15,7 +15,7 @@ from convoy.images import ImageError
 _MAX_THREADS = 8
 _NUM_LISTED = 3
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ _current_file = _CurrentFile()
 
 
 def map_in_threads(
-    work: Callable[[int, Path], Result], paths: Sequence[Path], max_threads: int = _MAX_THREADS
-) -> Iterator[Result | ImageProblem]:
+    work: Callable[[int, Path], T], paths: Sequence[Path], max_threads: int = _MAX_THREADS
+) -> Iterator[T | ImageProblem]:
     """Yields `work(index, path)` for each path, in order; an ImageProblem in place of an ImageError."""
 
-    def run(index: int, path: Path) -> Result | ImageProblem:
+    def run(index: int, path: Path) -> T | ImageProblem:
         _current_file.path = path
         try:
             return work(index, path)

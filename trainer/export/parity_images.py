@@ -1,4 +1,4 @@
-"""The images on which exported files are checked, in an order that any cut-off leaves representative."""
+"""The images of the parity check: those on which exported files are compared with the trained model."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from trainer.data.folder.duplicates import image_digests
 _CHUNK_SIZE = 256
 
 
-class Sample:
+class ParityImages:
     """All validation images, then training images up to a number in all.
 
-    It holds no test images, and reads images a batch at a time. The first N images are a fair sample for every N:
-    validation images are in the order of their digests, whatever their files are called, and training images are
-    shuffled. Folders of images are sorted by class.
+    It holds no test images, and reads images a batch at a time. The first N images are a random sample for every N,
+    although folders of images are sorted by class: validation images are in the order of their digests, and training
+    images are shuffled.
 
     Args:
         validation: the images, and the indices of those that are set aside for validation.
         training: the images, and the indices of those that the model was trained on.
-        size: training images fill the sample up to this number.
+        size: number of images in all; more if there are more validation images.
     """
 
     def __init__(

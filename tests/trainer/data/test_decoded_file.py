@@ -17,7 +17,7 @@ import torch
 
 from tests.trainer.data.tiny_dataset import make_content
 from trainer.data.content import content_digest
-from trainer.data.store import (
+from trainer.data.decoded_file import (
     DamagedFileError,
     open_decoded,
     open_or_create,
@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, logged: lis
 SHARING = """
 import json, os, sys
 from pathlib import Path
-from trainer.data.store import open_decoded
+from trainer.data.decoded_file import open_decoded
 
 def private_kb(path):
     private, here = 0, False
