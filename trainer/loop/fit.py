@@ -139,14 +139,16 @@ class TrainingLoop:
         self._set_timeout(3 * self._longest_step_s)
 
     def _warn(self, epoch: int, warnings: list[TrainingWarning]) -> None:
-        """Warns if the network learns nothing useful, and again only if the kinds of warnings change."""
-        kinds: set[str] = {warning.kind for warning in warnings}
+        """Warns once of each kind if the network learns nothing useful; the last epoch tells if that has changed.
+
+        A loss near the threshold may cross it several times.
+        """
         for warning in warnings:
             if warning.kind not in self._warned_of:
+                self._warned_of.add(warning.kind)
                 self._run.progress.log(f"warning: epoch {epoch}: {warning.text}")
-        if self._warned_of and not kinds:
+        if self._warned_of and not warnings and epoch == self._run.recipe.epochs:
             self._run.progress.log(f"epoch {epoch}: the earlier warning about this training no longer holds")
-        self._warned_of = kinds
 
     def save_or_stop(self) -> None:
         """Between two steps: begins a checkpoint if one is due, and ends the run if any rank was asked to stop."""

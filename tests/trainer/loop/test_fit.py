@@ -97,12 +97,24 @@ def test_a_training_that_learns_nothing_is_warned_about_once(
     assert lines[warned[0] - 1].startswith(f"epoch {epoch}/")
 
 
-def test_a_warning_is_repeated_only_if_it_changes(
-    few: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+NO_GAIN = TrainingWarning(kind="no-gain", text="no gain")
+ONE_CLASS = TrainingWarning(kind="one-class", text="one class")
+
+
+@pytest.mark.parametrize(
+    ("last", "retraction"),
+    [([], ["epoch 8: the earlier warning about this training no longer holds"]), ([NO_GAIN], [])],
+)
+def test_each_kind_of_warning_is_logged_once_and_retracted_by_the_last_epoch_alone(
+    few: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    last: list[TrainingWarning],
+    retraction: list[str],
 ) -> None:
-    no_gain = TrainingWarning(kind="no-gain", text="no gain")
-    one_class = TrainingWarning(kind="one-class", text="one class")
-    found = iter([[no_gain], [no_gain], [no_gain, one_class], [one_class], [], [], [no_gain]])
+    """The loss crosses the threshold of a warning several times."""
+    found = iter([[NO_GAIN], [], [NO_GAIN, ONE_CLASS], [], [NO_GAIN], [], last])
     monkeypatch.setattr(Baseline, "check", lambda *_: next(found))
     run = make_run(frozen(SHORT, epochs=8), few, tmp_path / "run")
     run.progress = Progress(is_main=True)
@@ -112,8 +124,7 @@ def test_a_warning_is_repeated_only_if_it_changes(
     assert [line for line in lines if not re.match(r"epoch \d+/", line)] == [
         "warning: epoch 2: no gain",
         "warning: epoch 4: one class",
-        "epoch 6: the earlier warning about this training no longer holds",
-        "warning: epoch 8: no gain",
+        *retraction,
     ]
 
 
