@@ -1,4 +1,4 @@
-"""The one preprocessing: orientation, bit depth, transparency, channels, resizing and cropping."""
+"""Tests of the preprocessing: orientation, bit depth, transparency, channels, resizing and cropping."""
 
 import io
 import random
@@ -40,7 +40,7 @@ def test_colours_of_a_palette(read: Read) -> None:
     assert read(image)[:, 0, 0].tolist() == [10, 200, 30]
 
 
-def test_grey_and_colour_as_the_shape_says(read: Read) -> None:
+def test_the_shape_decides_between_grey_and_colour(read: Read) -> None:
     assert read(Image.new("L", (8, 8), 90))[:, 0, 0].tolist() == [90] * 3
     assert read(Image.new("RGB", (8, 8), (90, 90, 90)), (1, 8, 8))[:, 0, 0].tolist() == [90]
 
@@ -186,7 +186,7 @@ def test_an_image_is_cropped_after_it_is_resized(size: tuple[int, int], side: in
 
 @pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (9000, 3), (2, 7001)])
 def test_of_a_long_strip_only_the_centre_is_resized(size: tuple[int, int]) -> None:
-    """The whole strip would be resized to up to 64 x 1,280,000 pixels. Pixels may differ by rounding."""
+    """Without a crop, the strip would become up to 64 x 1,280,000 pixels. Pixels may differ by rounding."""
     image = noise(*size)
     pixels = prepare_image(image, (1, 64, 64))[0].astype(int)
     assert np.abs(pixels - resize_then_crop(image, 64)).max() <= 1
@@ -253,7 +253,7 @@ EXIF[0x010E] = "a description"
 
 
 def png_with(name: bytes, content: bytes, *, checksum_is_right: bool = True) -> bytes:
-    """Returns a PNG with one more chunk behind its header."""
+    """Returns a PNG with one more chunk after its header."""
     data = encoded("PNG")
     checksum = zlib.crc32(name + content) ^ (0 if checksum_is_right else 1)
     return data[:33] + struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum) + data[33:]
@@ -306,7 +306,7 @@ def test_damaged_pixels_of_a_png_stay_unreadable(tmp_path: Path) -> None:
         read_image(tmp_path / "x.png", (3, 24, 24))
 
 
-@pytest.mark.filterwarnings("ignore:its EXIF data are damaged")  # not told for JPEG, whose EXIF data Pillow skips
+@pytest.mark.filterwarnings("ignore:its EXIF data are damaged")  # Pillow skips those of a JPEG without a warning
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("damaged", [b"XX\0*", b"MM\0\0"])
 def test_damaged_exif_data_leave_the_pixels_readable(tmp_path: Path, kind: str, damaged: bytes) -> None:
@@ -338,7 +338,7 @@ def test_a_damaged_description_of_a_tiff_leaves_the_pixels_readable(tmp_path: Pa
     np.testing.assert_array_equal(pixels, prepare_image(Image.open(io.BytesIO(good)), (3, 24, 24)))
 
 
-def test_a_missing_file_and_a_folder_are_told_by_their_cause(tmp_path: Path) -> None:
+def test_the_errors_of_a_missing_file_and_of_a_folder_have_their_cause(tmp_path: Path) -> None:
     for path, cause in ((tmp_path / "x.png", FileNotFoundError), (tmp_path, IsADirectoryError)):
         with pytest.raises(ImageError) as caught:
             read_image(path, (1, 8, 8))

@@ -46,7 +46,7 @@ def ledger_entries(runs: Path) -> list[dict[str, Any]]:
 
 
 def is_widened(result: dict[str, Any], number: int) -> bool:
-    """Whether the interval is that of this evaluation."""
+    """Returns whether the interval is that of this evaluation."""
     num_right = result["num_test"] - result["test_errors"]
     return result["test_interval"] == pytest.approx(simultaneous_interval(num_right, result["num_test"], number))
 
@@ -116,7 +116,7 @@ def test_over_tuning_of_meta_parameters(train: Callable[..., Path], tmp_path: Pa
 
 
 def test_data_set_selection(train: Callable[..., Path], runs: Path) -> None:
-    """Try several data sets, report the kindest: every report names all evaluated test sets."""
+    """Try several data sets, report the best figure: every report names all evaluated test sets."""
     other = train("made-up", "--dataset", "synthetic")
     assert sorted(name.split()[0] for name in result_of(other)["looks_by_dataset"]) == ["mnist-mini", "synthetic"]
     assert "mnist-mini 06549f7d: 3" in page_of(other)

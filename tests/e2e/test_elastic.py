@@ -50,7 +50,7 @@ class Agents:
         return "\n".join(path.read_text() for path in sorted(self._folder.glob("host-*.log")))
 
 
-def test_a_host_is_cut_off_and_comes_back(
+def test_a_host_is_cut_off_and_returns(
     has_namespaces: bool, tmp_path: Path, data_dir: Path, run_trainer: Callable[..., "subprocess.CompletedProcess[str]"]
 ) -> None:
     # The run must be long enough for the fault: namespaces have a slow network, loopback needs more work.

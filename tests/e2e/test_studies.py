@@ -72,7 +72,7 @@ def test_a_signal_ends_a_study_and_the_same_command_continues_it(tmp_path: Path,
     assert len(result_of(folder)["test_errors_percent"]) == 3
 
 
-def test_a_study_whose_output_is_closed_says_how_to_continue(tmp_path: Path, data_dir: Path) -> None:
+def test_a_study_whose_output_is_closed_names_the_command_to_continue(tmp_path: Path, data_dir: Path) -> None:
     folder = tmp_path / "runs" / "study"
     arguments = ["seeds", "--runs", "3", "--epochs", "1", "--stack", "1", *small(data_dir, folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

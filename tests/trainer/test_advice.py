@@ -1,4 +1,4 @@
-"""What a recipe assumes about a data set: lines before a training, options against it, and values for small sets."""
+"""Advice on a recipe for a data set: lines before a training, and a batch and epochs for small sets."""
 
 import re
 from dataclasses import replace
@@ -49,7 +49,7 @@ def test_recipes_suit_the_sets_that_they_were_chosen_on() -> None:
         assert advice(replace(recipe, epochs=1), own, is_mirroring_chosen=False) == []  # the user wants a short one
 
 
-def test_a_recipe_that_mirrors_says_so_of_a_folder() -> None:
+def test_a_recipe_that_mirrors_images_of_a_folder_gives_a_line() -> None:
     for name in RECIPES:
         lines = advice(name, size(100_000), is_mirroring_chosen=False)
         line = f"{name} mirrors images at random; if left and right matter (letters, arrows, faces of clocks), "
@@ -57,7 +57,7 @@ def test_a_recipe_that_mirrors_says_so_of_a_folder() -> None:
         assert advice(name, size(100_000)) == []
 
 
-def test_too_few_steps_are_told_with_what_suits_the_set() -> None:
+def test_too_few_steps_give_a_line_with_a_batch_and_epochs_that_suit_the_set() -> None:
     assert advice(SMALL, size(560)) == [
         "16 steps in all are few for cifar10-small (720 on cifar10): try --global-batch-size 32 --epochs 28"
     ]
@@ -74,7 +74,7 @@ def test_too_few_steps_are_told_with_what_suits_the_set() -> None:
 
 
 @pytest.mark.parametrize("num_images", [2, 9, 60, 560, 3000, 8000, 40_000, 1_000_000])
-def test_what_is_suggested_suffices(num_images: int) -> None:
+def test_the_suggested_batch_and_epochs_give_enough_steps(num_images: int) -> None:
     for recipe in RECIPES.values():
         batch_size, epochs = choose_batch_and_epochs(recipe, num_images)
         assert MIN_BATCH_SIZE <= batch_size <= recipe.global_batch_size
@@ -86,7 +86,7 @@ def test_what_is_suggested_suffices(num_images: int) -> None:
         assert choose_batch_and_epochs(recipe, num_images, batch_size=100)[0] == 100
 
 
-def test_small_parts_of_a_set_are_told() -> None:
+def test_rare_classes_and_few_validation_images_give_a_line() -> None:
     classes = {"cat": 900, "dog": 900, "okapi": 7, "saola": 12}
     assert advice(replace(SMALL, epochs=100), size(classes, num_validation=12)) == [
         "2 of 4 classes have fewer than 20 training images ('okapi' has 7): expect errors there; add images, or try "
@@ -103,7 +103,7 @@ def test_small_parts_of_a_set_are_told() -> None:
     assert advice("mnist", size(100_000, num_validation=1))[0].startswith("1 validation image: their accuracy")
 
 
-def test_more_classes_than_images_in_a_step_are_told() -> None:
+def test_more_classes_than_images_in_a_step_give_a_line() -> None:
     many = size({str(number): 50 for number in range(200)})
     assert advice("finetune-resnet18", many) == [
         "200 classes are more than the 64 images of a step: --global-batch-size 256 makes the steps more alike"
@@ -117,7 +117,7 @@ def test_there_are_three_lines_at_most() -> None:
     assert [line.split()[1] for line in lines] == ["mirrors", "steps", "of"]
 
 
-def test_another_batch_is_told_with_its_learning_rates() -> None:
+def test_another_batch_is_described_with_its_learning_rates() -> None:
     assert describe_batch(SMALL) == "500 images per step"
     assert describe_batch(SMALL.with_global_batch_size(32)) == (
         "32 images per step (the recipe: 500; learning rates are scaled by 0.253)"

@@ -25,12 +25,12 @@ CONFIG = Path("run") / "config.json"
         (KeyError("fingerprint"), "run/config.json is damaged: 'fingerprint'"),
     ],
 )
-def test_an_unreadable_file_and_a_damaged_one_are_told_apart(error: Exception, message: str) -> None:
+def test_an_unreadable_file_and_a_damaged_one_have_errors_of_their_own(error: Exception, message: str) -> None:
     with pytest.raises(CheckpointError) as raised, reading(CONFIG):
         raise error
     assert str(raised.value).startswith(message)
 
 
-def test_other_errors_stay_what_they_are() -> None:
+def test_other_errors_are_not_converted() -> None:
     with pytest.raises(ConfigError, match="no run"), reading(CONFIG):
         raise ConfigError("no run")

@@ -163,7 +163,7 @@ def test_hosts_pass_the_barrier_only_together() -> None:
 @pytest.mark.parametrize(
     ("here", "names"), [([0, 2], "host 0 waits for hosts 1, 3 of 4"), ([2], "host 2 waits for host 0 of 4")]
 )
-def test_hosts_that_wait_say_for_which_others_and_where(
+def test_hosts_that_wait_print_which_others_and_the_address(
     here: list[int], names: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "FIRST_S", 0.2)
@@ -297,13 +297,13 @@ def test_without_options_it_runs_one_rank(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
-def test_a_host_whose_peers_do_not_come_fails() -> None:
+def test_a_host_whose_peers_do_not_start_fails() -> None:
     with pytest.raises(dist.DistError, match=r"host 0 waits for host 1 of 2 at .*, and 1 s are over"):
         wait_for_hosts(HostBarrier("127.0.0.1", free_port(), node_rank=0, num_nodes=2, timeout_s=1))
 
 
 def test_torch_still_remembers_the_store_of_the_first_round() -> None:
-    """If this fails, torch has changed what `announce_every_store` changes: see whether it is still needed."""
+    """If this fails, torch has changed the code that `announce_every_store` patches; it may no longer be needed."""
     assert remembers_store()
 
 

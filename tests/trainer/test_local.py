@@ -120,7 +120,7 @@ def test_ranks_get_a_command_line_that_gives_the_same_run(tmp_path: Path) -> Non
 
 
 def test_several_ranks_train_and_exit_with_a_ranks_code(data_dir: Path, tmp_path: Path) -> None:
-    """Without torchrun's warning of OMP_NUM_THREADS, and without torchrun's own exit code, 1."""
+    """The output has no warning about OMP_NUM_THREADS, and the exit code is not torchrun's 1."""
     options = ["--nproc", "2", "--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu", "--no-export"]
     command = [sys.executable, "-m", "convoy", "train", "mnist", *options, "--lr-scale", "1e30"]
     environment = {name: value for name, value in clean_environment().items() if name != "OMP_NUM_THREADS"}

@@ -37,7 +37,7 @@ def test_bfloat16_is_used_only_where_the_hardware_is_fast_in_it(monkeypatch: pyt
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
 def test_all_that_a_recipe_does_to_images_can_be_turned_off(recipe: Recipe) -> None:
-    """Nothing moves any more, in training and in test-time views: what only a place or a side tells is kept."""
+    """Training images and test-time views keep every pixel in its place, so that places and sides can be learned."""
     images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
     changed = recipe.with_augmentation(mirror=False, shift=0, rotate_degrees=0.0, scale=0.0)
     params = draw_params(changed.augment, len(images), seed=0, epoch=1)

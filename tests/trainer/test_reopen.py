@@ -64,7 +64,7 @@ def test_a_second_evaluation_on_the_test_set_is_read_from_the_ledger(run_folder:
 
 
 @pytest.mark.slow
-def test_what_is_no_run_is_one_line(tmp_path: Path, data_dir: Path) -> None:
+def test_a_folder_without_a_run_is_one_line(tmp_path: Path, data_dir: Path) -> None:
     done = evaluate(tmp_path, data_dir)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

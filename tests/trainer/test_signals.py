@@ -26,7 +26,7 @@ def interrupted(work: Callable[[StopRequest], None]) -> Interrupted:
     return raised.value
 
 
-def test_a_signal_ends_the_run_at_once_and_the_old_handler_comes_back() -> None:
+def test_a_signal_ends_the_run_at_once_and_the_old_handler_is_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     error = interrupted(lambda stop: send(signal.SIGTERM))
     assert (str(error), error.signal_number) == ("SIGTERM: stopped", signal.SIGTERM)

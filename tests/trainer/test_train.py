@@ -1,4 +1,4 @@
-"""Whole runs in one process: the headline's view, and the warnings about a bad training in report and result."""
+"""Whole runs in one process: the view of the headline, and warnings about a bad training in report and result."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def predictions(folder: Path, data_dir: Path) -> tuple[torch.Tensor, torch.Tenso
         return torch.cat([model(chunk).argmax(dim=1) for chunk in test.images.split(500)]), test.labels
 
 
-def test_the_headline_is_of_one_view_and_the_views_stand_beside_it(
+def test_the_headline_is_of_one_view_and_the_figure_with_views_follows_it(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, ledger = tmp_path / "runs/views", tmp_path / "runs/ledger.jsonl"
@@ -153,7 +153,7 @@ def test_a_constant_predictor_for_unbalanced_classes_is_reported(
 def test_names_of_255_bytes_that_are_not_utf_8_go_through_every_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Linux's file systems allow them: an archive from another system, or a server with Latin-1 names."""
+    """Linux allows such names; they come from archives of other systems and servers with Latin-1 names."""
     runs, data_dir, name = (tmp_path / os.fsdecode(kind + 254 * b"\xe9") for kind in (b"r", b"d", b"n"))
     folder = runs / name.name
     written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")  # as convoy.processes does

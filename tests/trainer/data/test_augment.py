@@ -59,7 +59,7 @@ def test_alternating_flip_shows_every_image_both_ways_in_two_epochs() -> None:
     assert 400 < first.sum() < 600
 
 
-def test_a_sample_looks_the_same_in_every_batch(images: torch.Tensor) -> None:
+def test_a_sample_is_augmented_the_same_in_every_batch(images: torch.Tensor) -> None:
     augment = Augment(flip="alternating", shift=2, rotate_degrees=10, scale=0.1)
     augment_params = draw_params(augment, 50, seed=0, epoch=1)
     alone = augment_batch(augment, images, torch.tensor([7]), augment_params[[7]])

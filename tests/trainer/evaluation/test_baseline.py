@@ -125,7 +125,7 @@ def test_nearly_all_predictions_of_one_class() -> None:
 
 
 @pytest.mark.parametrize("labels", [[0], [1, 1, 1]])
-def test_validation_images_of_one_class_say_nothing(labels: list[int]) -> None:
+def test_validation_images_of_one_class_give_no_warning(labels: list[int]) -> None:
     baseline = Baseline.of(torch.tensor([0, 1, 2]), ABC, 0.0)
     assert baseline.check(1.1, validation(labels, labels, 1.1)) == []
 

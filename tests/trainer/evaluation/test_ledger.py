@@ -144,7 +144,7 @@ def two_ledgers(tmp_path: Path) -> tuple[str, str]:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (0, 1, 0), (1, 1, 0)])
 def test_ledgers_merge_by_concatenation(tmp_path: Path, two_ledgers: tuple[str, str], order: tuple[int, ...]) -> None:
-    """In any order and more than once: entries are sorted by time, and duplicates count once."""
+    """The order of the files and repetitions do not matter: entries are sorted by time, and duplicates count once."""
     merged = Ledger(tmp_path / "merged.jsonl")
     merged.path.write_text("".join(two_ledgers[number] for number in order))
     assert [each.weights_sha256 for each in merged.entries("d1")] == ["a", "b", "both", "c", "d"]
@@ -163,7 +163,7 @@ def test_blank_lines_between_merged_ledgers_are_ignored(tmp_path: Path, two_ledg
     assert len(merged.entries("d1")) == 5
 
 
-def test_a_ledger_with_a_chain_and_a_head_file_goes_on(tmp_path: Path) -> None:
+def test_a_ledger_with_a_chain_and_a_head_file_is_continued(tmp_path: Path) -> None:
     """Ledgers of 0.1 link each line to the one before and have the last digest in `ledger.head`; older ones do not."""
     ledger, head = Ledger(tmp_path / "ledger.jsonl"), tmp_path / "ledger.head"
     seen = {"dataset_sha256": "d1", "accuracy": 0.9, "num_errors": 10, "num_images": 100}

@@ -52,7 +52,7 @@ def test_the_figure_with_views_is_named_so() -> None:
 
 
 def test_a_headline_without_the_second_figure_averages_the_views_of_its_recipe() -> None:
-    """As version 0.1 wrote it."""
+    """Version 0.1 recorded the average over views alone."""
     assert is_headline_averaged("shifted", None)
     assert not is_headline_averaged("shifted", 0)
     assert not is_headline_averaged("one", None)

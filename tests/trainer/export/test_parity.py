@@ -98,7 +98,7 @@ def test_another_class_is_refused_with_both_classes(images: ParityImages, expect
     )
 
 
-def test_a_near_tie_may_fall_to_another_class_and_is_counted(images: ParityImages, expected: FloatArray) -> None:
+def test_a_near_tie_may_get_another_class_and_is_counted(images: ParityImages, expected: FloatArray) -> None:
     expected[5] = 0.0
     expected[5, 3], expected[5, 4] = 2.0, 2.0 - 4e-5
 

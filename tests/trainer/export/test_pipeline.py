@@ -1,4 +1,4 @@
-"""Tests of whole exports of a real run: what is published, and that a failed check publishes nothing."""
+"""Tests of whole exports of a real run: the published files, and that a failed check publishes nothing."""
 
 import base64
 import copy
@@ -52,7 +52,7 @@ def count_errors(reference: ReferenceModel) -> int:
 
 
 class RecordingProgress(Progress):
-    """Keeps the printed lines."""
+    """Records the lines instead of printing them."""
 
     def __init__(self, lines: list[str]) -> None:
         super().__init__(is_main=True)
@@ -92,7 +92,7 @@ def test_a_version_holds_every_format_and_its_digest(version: Path, manifest: di
         assert known == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
-def test_the_manifest_tells_the_contract(manifest: dict[str, Any]) -> None:
+def test_the_manifest_describes_inputs_outputs_and_preprocessing(manifest: dict[str, Any]) -> None:
     assert (manifest["format_version"], manifest["name"], manifest["version"]) == (1, "digits", 1)
     assert manifest["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 1, 28, 28]}]
     assert manifest["outputs"] == [
@@ -157,7 +157,7 @@ def test_the_golden_batch_has_training_images_of_every_class(
     np.testing.assert_allclose(logits, golden["logits"], atol=1e-4)
 
 
-def test_each_step_is_printed(version: Path, printed: list[str]) -> None:
+def test_each_step_is_logged(version: Path, printed: list[str]) -> None:
     first, second, third, fourth = (line for line in printed if not line.startswith("checking "))
     assert first == "exporting digits: ONNX, TorchScript, torch.export"
     assert second.endswith(" % of 150 validation images right; digits has no earlier version")
@@ -176,7 +176,7 @@ def test_a_run_without_a_result_has_no_figures_in_the_manifest(reference: Refere
 def test_a_format_with_other_outputs_is_not_published(
     run: Run, model: RepositoryModel, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Changes one number of a real file: the bias of the third class."""
+    """The test changes one number of a real file: the bias of the third class."""
     changed = onnx.load_from_string(files[ONNX])
     (bias,) = (tensor for tensor in changed.graph.initializer if tensor.name == "network.fc2.bias")
     values = numpy_helper.to_array(bias).copy()
@@ -228,7 +228,7 @@ def test_int8_that_loses_too_much_is_not_published(
 
 
 def spoilt(run: Run, amount: float, lines: list[str] | None = None) -> Run:
-    """Returns a run whose last layer has random numbers added; with an infinite amount, it prefers one class always."""
+    """Returns a run with random numbers added to its last layer; with an infinite amount, it predicts one class."""
     model = copy.deepcopy(run.learner.model)
     last = model.get_submodule("network.fc2")
     assert isinstance(last, torch.nn.Linear)
@@ -259,7 +259,7 @@ def quality_of(version: Path) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("onnx_alone")
-def test_a_clearly_worse_model_is_published_only_by_promote(run: Run, model: RepositoryModel) -> None:
+def test_only_promote_publishes_a_clearly_worse_model(run: Run, model: RepositoryModel) -> None:
     assert quality_of(export(run, model, None, OPTIONS))["compared_with"] is None
     lines: list[str] = []
     worse = spoilt(run, 1.0, lines)
@@ -296,7 +296,7 @@ def test_a_clearly_worse_model_is_published_only_by_promote(run: Run, model: Rep
 
 
 @pytest.mark.usefixtures("onnx_alone")
-def test_large_logits_have_a_tolerance_of_their_size(run: Run, model: RepositoryModel) -> None:
+def test_the_tolerance_grows_with_the_logits(run: Run, model: RepositoryModel) -> None:
     """A float32 of a thousand has a resolution of 6e-5, and a network adds up many."""
     large = spoilt(run, 0.0)
     large.learner.model.get_parameter("network.fc2.weight").data.mul_(1000)
@@ -308,8 +308,8 @@ def test_large_logits_have_a_tolerance_of_their_size(run: Run, model: Repository
 
 
 @pytest.mark.usefixtures("onnx_alone")
-def test_a_model_that_predicts_one_class_is_published_only_by_promote(run: Run, model: RepositoryModel) -> None:
-    """Also as the first version, with nothing to compare it with."""
+def test_only_promote_publishes_a_model_that_predicts_one_class(run: Run, model: RepositoryModel) -> None:
+    """The first version of a model has none to be compared with."""
     constant = spoilt(run, np.inf)
     with pytest.raises(QualityError, match=r"assigns every image to the class '2', which gets \d+\.\d+ % of 150 "):
         export(constant, model, None, OPTIONS)
@@ -331,7 +331,9 @@ def test_int8_is_compared_with_int8(run: Run, model: RepositoryModel, monkeypatc
     assert quality_of(version)["promoted"] is True
 
 
-def test_the_manifest_records_each_answer(manifest: dict[str, Any], reference: ReferenceModel) -> None:
+def test_the_manifest_records_the_correctness_of_each_validation_image(
+    manifest: dict[str, Any], reference: ReferenceModel
+) -> None:
     validation = manifest["validation"]
     assert (validation["sha256"], validation["num_images"]) == (reference.parity_images.validation_sha256, 150)
     right = np.unpackbits(np.frombuffer(base64.b64decode(validation["right"]), np.uint8))[:150]
@@ -372,7 +374,7 @@ def test_exported_views_are_averaged_in_every_format(
 
 
 @pytest.mark.usefixtures("converted")
-def test_a_recipe_without_views_says_so(run: Run, model: RepositoryModel) -> None:
+def test_the_log_says_that_a_recipe_has_no_views_to_export(run: Run, model: RepositoryModel) -> None:
     lines: list[str] = []
     version = export(
         replace(run, progress=RecordingProgress(lines)),
@@ -389,10 +391,10 @@ def test_a_recipe_without_views_says_so(run: Run, model: RepositoryModel) -> Non
 
 
 @pytest.mark.usefixtures("converted")
-def test_a_gpu_computes_the_accuracy_and_the_cpu_where_its_memory_is_full(
+def test_a_gpu_computes_the_accuracy_and_the_cpu_does_if_the_memory_of_the_gpu_is_full(
     run: Run, model: RepositoryModel, reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a GPU: the trained model's outputs stand for those of a GPU."""
+    """Needs no GPU: the test replaces the function that computes on one."""
     on_gpu = replace(OPTIONS, device=torch.device("cuda"))
     asked: list[torch.device] = []
 
@@ -410,7 +412,7 @@ def test_a_gpu_computes_the_accuracy_and_the_cpu_where_its_memory_is_full(
     assert asked == [torch.device("cuda")] * 2
 
 
-def test_a_full_gpu_is_no_error(reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_on_a_full_gpu_are_none(reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

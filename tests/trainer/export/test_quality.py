@@ -1,4 +1,4 @@
-"""Tests of the decision whether a version may be published, and of the figures that it rests on."""
+"""Tests of the quality check: the comparison of two versions, and the objections to a new one."""
 
 import itertools
 import json
@@ -12,8 +12,8 @@ from trainer.export.quality import INTERVALS, MCNEMAR, Correctness, compare, dec
 from trainer.export.repository import RepositoryModel
 
 
-def answers(right: int, wrong: int, sha256: str = "a") -> Correctness:
-    """Correctness that are right first, then wrong."""
+def correctness(right: int, wrong: int, sha256: str = "a") -> Correctness:
+    """Returns the correctness of a version that classifies the first images correctly, the others not."""
     return Correctness.of(np.arange(right + wrong) < right, sha256, right + wrong)
 
 
@@ -31,7 +31,7 @@ def manifest_of(model: RepositoryModel, of: Correctness) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (1, 1), (4, 0), (5, 0), (0, 6), (10, 2), (7, 4), (4, 7)])
-def test_mcnemar_is_how_often_a_fair_coin_falls_as_badly(counts: tuple[int, int]) -> None:
+def test_mcnemar_is_the_probability_of_so_many_heads_or_more(counts: tuple[int, int]) -> None:
     throws = list(itertools.product((0, 1), repeat=sum(counts)))
     as_bad = sum(sum(throw) >= counts[0] for throw in throws)
     assert mcnemar(*counts) == pytest.approx(as_bad / len(throws))
@@ -47,7 +47,9 @@ def test_mcnemar_of_thousands_of_images() -> None:
     ("became_wrong", "became_right", "is_clearly_worse"),
     [(0, 0, False), (4, 0, False), (5, 0, True), (0, 5, False), (12, 6, False), (40, 15, True), (15, 40, False)],
 )
-def test_the_same_images_are_compared_one_by_one(became_wrong: int, became_right: int, is_clearly_worse: bool) -> None:
+def test_the_same_validation_images_are_compared_one_by_one(
+    became_wrong: int, became_right: int, is_clearly_worse: bool
+) -> None:
     earlier = np.ones(1000, dtype=bool)
     new = earlier.copy()
     new[:became_wrong] = False
@@ -59,7 +61,7 @@ def test_the_same_images_are_compared_one_by_one(became_wrong: int, became_right
     assert found.is_clearly_worse is is_clearly_worse
 
 
-def test_images_that_only_one_version_had_time_for_do_not_count() -> None:
+def test_images_that_only_one_version_has_classified_do_not_count() -> None:
     found = compare(
         Correctness.of(np.arange(300) >= 100, "a", 500),
         Correctness.of(np.arange(200) >= 0, "a", 500),
@@ -70,22 +72,24 @@ def test_images_that_only_one_version_had_time_for_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("new", "earlier", "is_clearly_worse"),
     [
-        (answers(500, 500), answers(900, 100, "other images"), True),
-        (answers(900, 100), answers(500, 500, "other images"), False),
-        (answers(880, 120), answers(900, 100, "other images"), False),  # the intervals overlap
-        (answers(5, 5), answers(900, 100, "other images"), True),
-        (answers(7, 3), answers(900, 100, "other images"), False),  # ten images are few
-        (answers(500, 500), Correctness(num_right=900, num_images=1000), True),  # an older manifest
+        (correctness(500, 500), correctness(900, 100, "other images"), True),
+        (correctness(900, 100), correctness(500, 500, "other images"), False),
+        (correctness(880, 120), correctness(900, 100, "other images"), False),  # the intervals overlap
+        (correctness(5, 5), correctness(900, 100, "other images"), True),
+        (correctness(7, 3), correctness(900, 100, "other images"), False),  # ten images are few
+        (correctness(500, 500), Correctness(num_right=900, num_images=1000), True),  # an older manifest
     ],
 )
-def test_other_images_are_compared_by_intervals(new: Correctness, earlier: Correctness, is_clearly_worse: bool) -> None:
+def test_other_validation_images_are_compared_by_intervals(
+    new: Correctness, earlier: Correctness, is_clearly_worse: bool
+) -> None:
     found = compare(new, earlier)
     assert (found.test, found.p, found.became_wrong) == (INTERVALS, None, None)
     assert found.is_clearly_worse is is_clearly_worse
 
 
 @pytest.mark.parametrize("num_images", [1, 7, 8, 9, 5000])
-def test_a_manifest_keeps_the_answers(num_images: int, model: RepositoryModel) -> None:
+def test_a_manifest_keeps_the_correctness_of_each_image(num_images: int, model: RepositoryModel) -> None:
     right = np.random.default_rng(0).random(num_images) < 0.5
     known = Correctness.of(right, "a", 6000)
     found = Correctness.from_manifest(json.loads(json.dumps(manifest_of(model, known))))
@@ -97,10 +101,10 @@ def test_a_manifest_keeps_the_answers(num_images: int, model: RepositoryModel) -
     )
 
 
-def test_the_newest_version_counts(model: RepositoryModel) -> None:
-    put_version(model, manifest_of(model, answers(100, 0)))
-    put_version(model, manifest_of(model, answers(50, 50)))
-    decision = decide(model, answers(50, 50), None)
+def test_a_new_version_is_compared_with_the_newest(model: RepositoryModel) -> None:
+    put_version(model, manifest_of(model, correctness(100, 0)))
+    put_version(model, manifest_of(model, correctness(50, 50)))
+    decision = decide(model, correctness(50, 50), None)
     assert (decision.compared_with, decision.objection) == (2, None)
     assert decision.line == (
         "50.00 % of 100 validation images right, version 2 of digits 50.00 %: not clearly worse (0 of 100 images "
@@ -108,11 +112,11 @@ def test_the_newest_version_counts(model: RepositoryModel) -> None:
     )
 
 
-def test_a_version_of_before_these_records_is_compared_by_intervals(model: RepositoryModel) -> None:
-    """As version 0.1 wrote it."""
+def test_a_version_of_convoy_0_1_is_compared_by_intervals(model: RepositoryModel) -> None:
+    """Its manifest has numbers of images and errors, and no record of each image."""
     put_version(model, {"labels": model.labels, "metrics": {"num_val": 5000, "val_errors": 40}})
-    assert decide(model, answers(4950, 50), None).objection is None
-    decision = decide(model, answers(4500, 500), None)
+    assert decide(model, correctness(4950, 50), None).objection is None
+    decision = decide(model, correctness(4500, 500), None)
     assert decision.objection == (
         "it is clearly worse: 90.00 % of 5,000 validation images right, version 1 of digits 99.20 % "
         "(Wilson intervals of 95 % on other images)"
@@ -131,7 +135,7 @@ INCOMPARABLE: dict[str, tuple[object, str]] = {
         {
             "labels": list("0123456789"),
             "metrics": {"num_val": 100, "val_errors": 1},
-            "validation": answers(50, 50).to_json(),
+            "validation": correctness(50, 50).to_json(),
         },
         "its manifest.json has no figures",
     ),
@@ -143,34 +147,34 @@ INCOMPARABLE: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize(("manifest", "reason"), INCOMPARABLE.values(), ids=list(INCOMPARABLE))
-def test_a_version_without_figures_is_told_and_no_obstacle(
+def test_a_version_without_figures_gives_a_warning_and_no_objection(
     manifest: object, reason: str, model: RepositoryModel
 ) -> None:
     put_version(model, manifest)
-    decision = decide(model, answers(50, 50), None)
+    decision = decide(model, correctness(50, 50), None)
     assert (decision.compared_with, decision.comparison, decision.objection) == (None, None, None)
     assert decision.line == (
         "warning: 50.00 % of 100 validation images right, but version 1 of digits cannot be compared: " + reason
     )
 
 
-def test_a_version_by_other_software_is_told_and_no_obstacle(model: RepositoryModel) -> None:
+def test_a_version_of_other_software_gives_a_warning_and_no_objection(model: RepositoryModel) -> None:
     version = put_version(model, "{}", name="notes.txt")
-    assert decide(model, answers(5, 5), None).line.endswith(
+    assert decide(model, correctness(5, 5), None).line.endswith(
         "cannot be compared: its manifest.json cannot be read (No such file or directory)"
     )
     (version / "model.onnx").unlink()
-    assert decide(model, answers(5, 5), None).line.endswith("cannot be compared: it has no model.onnx")
+    assert decide(model, correctness(5, 5), None).line.endswith("cannot be compared: it has no model.onnx")
 
 
-def test_a_single_predicted_class_is_an_objection_whatever_there_is_to_compare(model: RepositoryModel) -> None:
+def test_a_single_predicted_class_is_an_objection_with_and_without_an_earlier_version(model: RepositoryModel) -> None:
     for _ in range(2):
-        objection = decide(model, answers(2, 4), "red").objection
+        objection = decide(model, correctness(2, 4), "red").objection
         assert objection == (
             "it assigns every image to the class 'red', which gets 33.33 % of 6 validation images right: it has "
             "learned nothing"
         )
-        put_version(model, manifest_of(model, answers(2, 4)))
+        put_version(model, manifest_of(model, correctness(2, 4)))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,7 @@ def test_a_single_predicted_class_is_an_objection_whatever_there_is_to_compare(m
         ([0, 0, 0], [0, 1, 1], 2, 0),  # there are no more
     ],
 )
-def test_a_constant_prediction_is_found(
+def test_a_constant_prediction_is_recognised(
     predicted: list[int], labels: list[int], num_validation: int, expected: int | None
 ) -> None:
     assert only_class(np.array(predicted), np.array(labels), num_validation) == expected

@@ -56,7 +56,7 @@ def test_triton_reads_the_configuration(model: RepositoryModel) -> None:
 
 
 @pytest.mark.parametrize(("bits", "expected"), [(None, []), (16, []), (12, ["12"]), (8, ["8"])])
-def test_the_configuration_tells_clients_how_to_scale_16_bit_files(
+def test_the_configuration_has_the_significant_bits_of_16_bit_files(
     model: RepositoryModel, bits: int | None, expected: list[str]
 ) -> None:
     for _ in range(2):  # the second version is compatible with the first

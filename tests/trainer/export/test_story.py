@@ -1,4 +1,4 @@
-"""The story of a bad model, with the real command line: it does not replace a good one, and its run is complete."""
+"""Trains a good and then a bad model by the command line: the bad one does not replace the good one."""
 
 import json
 import subprocess

@@ -195,7 +195,7 @@ def run_steps(step: GraphedStep, sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("sizes", [[10, 10, 10, 4, 10, 4, 10], [4, 10, 10, 4, 10, 4, 10]])
 def test_the_full_batch_is_captured(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if the epoch's last, smaller batch is due for the capture, or is the first of a continued run."""
+    """The epoch's last, smaller batch is not, even if it is due for the capture or is the first of a continued run."""
     step = FakeGraphedStep(monkeypatch)
     run_steps(step, sizes)
     assert step.calls == [*(f"eager {size}" for size in sizes[:4]), "capture 10", "replay", "eager 4", "replay"]
@@ -219,7 +219,7 @@ def test_a_failed_capture_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_failed_capture_prints_its_first_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the way out, our own clean-up fails first, and then the end of the capture."""
+    """Two more errors follow: that of our own clean-up, and that of the end of the capture."""
 
     def fail(batch: Batch) -> torch.Tensor:
         try:

@@ -77,7 +77,7 @@ def test_a_late_rank_in_a_slow_phase_is_not_named() -> None:
     assert suspect_peers(observed(state(4, LATE_S), state(3, timeout_s=600.0))) is None
 
 
-def test_ranks_that_wait_for_each_other_name_nobody() -> None:
+def test_ranks_that_wait_for_each_other_suspect_no_rank() -> None:
     waited_s = LATE_S + GRACE_S
     suspicion = suspect_peers(observed(state(4, waited_s), state(4, waited_s)))
     assert suspicion == Suspicion([], "all ranks have waited 8 s for each other: the network may be cut")

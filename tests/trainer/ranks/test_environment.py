@@ -1,4 +1,4 @@
-"""The launcher's variables: checked once, and a mistake is one line of the process that has it."""
+"""Tests that the launcher's variables are checked once, and that a mistake is one line."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def test_without_a_launcher_it_is_the_only_rank() -> None:
     assert read("MASTER_PORT=tcp://10.3.0.1:80 MASTER_ADDR=") == RankEnvironment()
 
 
-def test_what_torchrun_sets() -> None:
+def test_the_variables_of_torchrun_are_read() -> None:
     torchrun = "TORCHELASTIC_RUN_ID=x TORCHELASTIC_USE_AGENT_STORE=True TORCHELASTIC_ERROR_FILE=/tmp/e "
     torchrun += "TORCHELASTIC_MAX_RESTARTS=3 TORCHELASTIC_RESTART_COUNT=2 "
     assert read(torchrun + "RANK=5 WORLD_SIZE=8 LOCAL_RANK=1 LOCAL_WORLD_SIZE=4", **HERE) == RankEnvironment(
@@ -51,7 +51,7 @@ def test_ranks_without_local_ones_have_a_host_each_or_one_for_all() -> None:
 
 
 @pytest.mark.parametrize("address", ["fe80::1", "node-3"])
-def test_the_meeting_point_is_an_address_with_a_port(address: str) -> None:
+def test_the_master_endpoint_is_an_address_with_a_port(address: str) -> None:
     point = read("RANK=0 WORLD_SIZE=2", **HERE | {"MASTER_ADDR": address}).master_endpoint
     assert point == {"fe80::1": "[fe80::1]:29500", "node-3": "node-3:29500"}[address]
 
@@ -96,7 +96,7 @@ def test_a_contradiction_is_refused(variables: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-# A fake torch, so that importing it fails: the mistake must be told before that.
+# With a fake torch, whose import fails: the error must come before that import.
 @pytest.mark.parametrize(
     "command",
     [
@@ -106,7 +106,7 @@ def test_a_contradiction_is_refused(variables: str, message: str) -> None:
         ["-m", "trainer", "evaluate", "x"],
     ],
 )
-def test_the_process_with_the_mistake_says_so_in_one_line(command: list[str], tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_of_the_process_that_has_it(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     environment = clean_environment() | {"RANK": "1", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
@@ -126,7 +126,7 @@ def test_the_process_with_the_mistake_says_so_in_one_line(command: list[str], tm
         ({"FLUX_JOB_SIZE": "2"}, "flux run has started 2 tasks"),
     ],
 )
-def test_tasks_of_another_launcher_are_warned_of(variables: dict[str, str], begins: str) -> None:
+def test_several_tasks_of_another_launcher_give_a_warning(variables: dict[str, str], begins: str) -> None:
     warning = warn_of_separate_tasks(variables)
     assert warning.startswith(f"warning: {begins}")
     assert "torchrun" in warning
@@ -142,5 +142,5 @@ def test_tasks_of_another_launcher_are_warned_of(variables: dict[str, str], begi
         {"PMI_SIZE": "many"},
     ],
 )
-def test_a_single_task_is_not(variables: dict[str, str]) -> None:
+def test_a_single_task_gives_no_warning(variables: dict[str, str]) -> None:
     assert warn_of_separate_tasks(variables) == ""

@@ -123,7 +123,7 @@ def test_the_next_rank_is_the_monitor_when_the_first_has_left(server: dist.TCPSt
     assert ranks[1].peers == {2: state(4, num_collectives=2)}
 
 
-def test_the_last_rank_goes_on_alone(server: dist.TCPStore) -> None:
+def test_the_last_rank_continues_alone(server: dist.TCPStore) -> None:
     ranks = Ranks(server, "last", 2)
     ranks[0].leave()
     for _ in range(3):

@@ -83,7 +83,7 @@ def test_rank_0_names_the_missing_ranks_and_the_address(
         assert not thread.is_alive()
 
 
-def test_every_rank_says_that_rank_0_is_missing(
+def test_every_rank_logs_that_rank_0_is_missing(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "FIRST_S", 0.2)
@@ -96,7 +96,7 @@ def test_every_rank_says_that_rank_0_is_missing(
         assert not thread.is_alive()
 
 
-def test_ranks_that_do_not_come_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_do_not_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "JOIN_TIMEOUT_S", 0.1)
     here = environment(0, 3, free_port())
     with pytest.raises(TrainerError, match=r"rank 0 waited for ranks 1, 2 of 3 at 127\.0\.0\.1:"):
@@ -110,6 +110,6 @@ def test_a_port_that_another_program_uses_is_a_mistake() -> None:
             connect(environment(0, 2, port))
 
 
-def test_an_address_where_nobody_answers_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_address_without_a_store_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TrainerError, match=r"rank 1 found no store at 127\.0\.0\.1:"):
         connect(environment(1, 2, free_port()), timeout_s=0.2)

@@ -1,4 +1,4 @@
-"""A wait is told after a few seconds, and then less and less often."""
+"""Tests that a wait is logged after a few seconds, and then less and less often."""
 
 import re
 import time
@@ -12,7 +12,7 @@ from trainer.ranks.waiting import announced, name_numbers
 def lines_of(
     descriptions: list[str], wait_s: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
-    """Waits, with each description in turn; an empty one stands for a process that leaves it to another."""
+    """Waits, with each description in turn, and returns the lines; an empty description is not logged."""
     monkeypatch.setattr(waiting, "FIRST_S", 0.05)
     left = list(descriptions)
     with announced(lambda: left.pop(0) if len(left) > 1 else left[0]):
@@ -27,11 +27,11 @@ def test_the_intervals_grow(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert all(re.fullmatch(r"rank 0 waits for rank 1 \(0 s so far\)", line) for line in lines)
 
 
-def test_a_short_wait_is_not_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_wait_is_not_logged(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines_of(["rank 0 waits"], 0.0, capsys, monkeypatch) == []
 
 
-def test_one_process_speaks_for_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_logs_the_wait_of_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines_of([""], 0.3, capsys, monkeypatch) == []
     assert lines_of(["", "rank 1 waits for rank 0"], 0.4, capsys, monkeypatch)[0].startswith(
         "rank 1 waits for rank 0 ("

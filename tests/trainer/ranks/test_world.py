@@ -228,7 +228,7 @@ def body(world):
 
 @pytest.mark.slow
 def test_an_idle_rank_that_should_compute_is_named_in_spite_of_a_long_timeout(tmp_path: Path) -> None:
-    """For example in a first step. The others wait longer for a rank that uses a processor."""
+    """The timeout is long in a first step, for example, for ranks that use a processor."""
     body = """
 def body(world):
     world.all_reduce_sum(torch.zeros(1))
@@ -276,8 +276,8 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_ranks_that_were_paused_together_name_nobody(tmp_path: Path) -> None:
-    """As on a machine that was paused."""
+def test_ranks_that_were_paused_together_suspect_no_rank(tmp_path: Path) -> None:
+    """The whole machine may have been paused."""
     body = """
 import subprocess
 import trainer.ranks.detector
@@ -443,7 +443,7 @@ def body(world):
 
 @pytest.mark.slow
 def test_data_may_be_prepared_for_longer_than_a_collective_or_the_watchdog_waits(tmp_path: Path) -> None:
-    """As on two hosts: local rank 0 of each prepares the data, one for longer than the other. Rank 0 says so."""
+    """On two hosts, local rank 0 of each prepares the data, one for longer than the other. Rank 0 logs the wait."""
     body = """
 import dataclasses, types
 import trainer.prepare, trainer.ranks.waiting, trainer.ranks.world
@@ -491,7 +491,7 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_ranks_that_wait_for_each_other_name_nobody(tmp_path: Path) -> None:
+def test_ranks_that_wait_for_each_other_suspect_no_rank(tmp_path: Path) -> None:
     """All ranks are in the same collective, as far as they know, and it does not end."""
     body = """
 import pathlib

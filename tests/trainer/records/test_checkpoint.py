@@ -87,7 +87,7 @@ def test_an_unreadable_checkpoint_is_not_called_damaged_nor_replaced(
 
 
 def test_an_unreadable_folder_is_not_an_empty_one(tmp_path: Path, printed: list[str]) -> None:
-    """With an empty one, the training would begin anew."""
+    """If it counted as empty, the training would start from the beginning."""
     (tmp_path / "checkpoints").touch()
     with pytest.raises(CheckpointError, match=r"cannot read .*checkpoints: Not a directory"):
         Checkpoints(tmp_path / "checkpoints", printed.append).load_newest()

@@ -166,7 +166,7 @@ def test_a_second_process_waits_for_the_folder_and_then_gives_up(
         assert len(printed) == 1
 
 
-def test_no_failure_is_written_beside_other_files(mini: Dataset, tmp_path: Path) -> None:
+def test_no_failure_is_written_into_a_folder_of_other_files(mini: Dataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     for path in (tmp_path, tmp_path / "thesis.tex" / "run"):
         assert RunFolder.plan(TrainConfig(run_dir=path), RECIPE, mini, ALONE).create_for_failure() is None

@@ -207,7 +207,7 @@ def test_all_seeds_and_all_test_sets_in_the_ledger_are_shown(tmp_path: Path) -> 
     assert "by data set: mnist d36a8ecd: 3, cifar10 b42696ed: 1." in text
 
 
-def test_the_figure_with_views_stands_beside_the_headline_of_one_view(tmp_path: Path) -> None:
+def test_the_figure_with_views_follows_the_headline_of_one_view(tmp_path: Path) -> None:
     seen = some_mistakes(num_images=1200)
     assert " views of each image" not in report(tmp_path / "run", ("a", "b", "c"), seen).text
     config = json.loads((tmp_path / "run/config.json").read_text())
@@ -251,7 +251,7 @@ def balanced(folder: Path, labels: list[int], predicted: list[int]) -> str:
     return report(folder, classes, seen, changes=changes).text.split("Validation accuracy")[0]
 
 
-def test_unbalanced_classes_have_their_balanced_accuracy_beside_the_headline(tmp_path: Path) -> None:
+def test_the_balanced_accuracy_of_unbalanced_classes_follows_the_headline(tmp_path: Path) -> None:
     few_wrong = balanced(tmp_path / "few", [0] * 400 + [1] * 6, [0] * 406)
     assert "98.52 % test accuracy: 6 of 406 images wrong balanced accuracy 50.00 %, the mean recall" in few_wrong
     assert "worst: few, 0.00 %" in few_wrong

@@ -175,7 +175,7 @@ def some_seeds(num: int, *, stacked: int = 1, precision: str = "float32") -> See
     return SeedResults(results=results, diverged=[], others=[], num_evaluations=num)
 
 
-def test_the_page_says_how_close_stacked_seeds_are_to_single_runs() -> None:
+def test_the_page_states_how_close_stacked_seeds_are_to_single_runs() -> None:
     exact = make_page(RECIPES["mnist"], some_seeds(2, stacked=2), {2: 0.0})
     coarse = make_page(RECIPES["mnist"], some_seeds(2, stacked=2, precision="bfloat16"), {2: 0.0})
     assert "1e-6 after some steps in float32." in " ".join(exact.findings)

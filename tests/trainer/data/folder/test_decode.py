@@ -136,7 +136,7 @@ def put_sixteen_bits(folder: Path, number: int, largest: int, name: str = "x") -
 
 
 @pytest.mark.parametrize(("largest", "bits"), [(100, 8), (256, 10), (1023, 10), (3000, 12), (4095, 12), (16383, 14)])
-def test_the_bits_that_16_bit_files_use_are_found_and_told(
+def test_the_bits_that_16_bit_files_use_are_found_and_logged(
     tmp_path: Path, load: Load, logged: list[str], largest: int, bits: int
 ) -> None:
     for name in "ab":
@@ -176,7 +176,7 @@ def test_images_without_16_bits_have_no_significant_bits(root: Path, load: Load)
     assert load(root).significant_bits is None
 
 
-def test_a_few_bright_images_that_leave_the_others_black_are_told(
+def test_a_few_bright_images_that_leave_the_others_black_are_logged(
     tmp_path: Path, load: Load, logged: list[str]
 ) -> None:
     for name in "ab":

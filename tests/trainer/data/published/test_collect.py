@@ -75,7 +75,7 @@ def test_in_a_zip_with_gzipped_members(tmp_path: Path) -> None:
     assert collect(tmp_path, path) == FILES
 
 
-def test_files_of_the_same_name_are_told_apart_by_digest(tmp_path: Path) -> None:
+def test_files_of_the_same_name_are_distinguished_by_digest(tmp_path: Path) -> None:
     put(tmp_path / "root/AnotherSet/raw", OTHER_FILES)
     put(tmp_path / "root/TheSet/raw", FILES)
     assert collect(tmp_path, tmp_path / "root") == FILES

@@ -37,7 +37,7 @@ def same(found: DatasetContent) -> bool:
 
 
 @pytest.mark.parametrize(("place", "gzipped"), [("tiny", False), ("tiny", True), ("Tiny/raw", True)])
-def test_files_placed_by_hand_come_first(
+def test_files_placed_by_hand_are_used_first(
     server: FaultyServer, tmp_path: Path, logged: list[str], place: str, gzipped: bool
 ) -> None:
     (tmp_path / place).mkdir(parents=True)
