@@ -35,13 +35,13 @@ def start(*command: str, cwd: Path | None = None) -> "subprocess.CompletedProces
 
 
 def train(
-    tmp_path: Path, name: str, *arguments: str, dataset: str | None = None, cwd: Path | None = None
+    tmp_path: Path, name: str, *arguments: str, epochs: int = 1, dataset: str | None = None, cwd: Path | None = None
 ) -> dict[str, Any]:
     """Trains with the recipe of LeNet-5, and returns the result."""
     folder = tmp_path / "runs" / name
     dataset = dataset or f"folder:{tmp_path / 'images'}"
     known = ["--recipe", "cifar10-lenet5", "--dataset", dataset, "--image-size", "32", "--run-dir", str(folder)]
-    known += ["--epochs", "1", "--global-batch-size", "8", "--lr-scale", "4"]  # the rates of the recipe's own batch
+    known += ["--epochs", str(epochs), "--global-batch-size", "8", "--lr-scale", "2"]
     known += ["--device", "cpu", "--data-dir", str(tmp_path / "data")]
     done = start(str(ROOT / "trainer/main.py"), *known, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
@@ -52,9 +52,8 @@ def train(
 def test_a_network_learns_a_folder_of_images_and_is_published(tmp_path: Path) -> None:
     put_images(tmp_path / "images/train", NUM_TRAIN, seed=0)
     put_images(tmp_path / "images/test", NUM_TEST, seed=1)
-    # Long enough to learn: a network with one answer to everything is not published.
-    learn = ("--epochs", "6", "--lr-scale", "2")
-    result = train(tmp_path, "first", "--model-repository", str(tmp_path / "models"), *learn)
+    # Six epochs are enough to learn: a network that predicts one class is not published.
+    result = train(tmp_path, "first", "--model-repository", str(tmp_path / "models"), epochs=6)
     assert (result["num_test"], result["test_look"]) == (2 * NUM_TEST, 1)
     version = tmp_path / "models/cifar10-lenet5/1"
     assert result["exported"] == str(version)

@@ -1,13 +1,9 @@
 """Advice on a recipe for a data set: lines before a training, and a batch and epochs for small sets."""
 
-import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from trainer.advice import (
     MIN_BATCH_SIZE,
@@ -19,10 +15,8 @@ from trainer.advice import (
     has_few_steps,
     usual_steps,
 )
-from trainer.config import TrainConfig
 from trainer.data.datasets import DATASETS
 from trainer.recipes import RECIPES, Recipe
-from trainer.train import train
 
 SMALL = RECIPES["cifar10-small"]
 MIRRORING = [name for name in RECIPES if name.startswith(("cifar10", "finetune-", "fashion-mnist"))]
@@ -125,35 +119,3 @@ def test_another_batch_is_described_with_its_learning_rates() -> None:
     assert describe_batch(RECIPES["mnist"].with_global_batch_size(50)) == (
         "50 images per step (the recipe: 100; learning rates are scaled by 0.707)"
     )
-
-
-def test_letters_that_are_mirror_images_are_learned_without_mirroring(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stream = np.random.default_rng(0)
-    for letter, bowl in (("b", slice(17, 26)), ("d", slice(6, 15))):
-        folder = tmp_path / "images" / letter
-        folder.mkdir(parents=True)
-        for number in range(60):
-            picture = stream.integers(0, 60, (32, 32)).astype(np.uint8)
-            picture[6:26, 15:17] = picture[16:26, bowl] = 250
-            Image.fromarray(picture).save(folder / f"{number}.png")
-    config = TrainConfig(
-        recipe="cifar10-lenet5",
-        dataset=f"folder:{tmp_path / 'images'}",
-        data_dir=tmp_path / "data",
-        device="cpu",
-        epochs=20,
-        global_batch_size=16,
-        export=False,
-    )
-    accuracies = []
-    for number, chosen in enumerate((config, replace(config, mirror=False))):
-        train(replace(chosen, run_dir=tmp_path / f"runs/{number}"))
-        said = capsys.readouterr().out
-        assert ("cifar10-lenet5 mirrors images at random" in said) == (chosen.mirror is None)
-        assert "16 images per step (the recipe: 128; learning rates are scaled by 0.354)" in said
-        accuracies += re.findall(r"^test accuracy ([\d.]+)", said, re.MULTILINE)
-    hidden, learned = map(float, accuracies)
-    assert learned == 100
-    assert hidden < 80

@@ -1,16 +1,21 @@
 """Recipes are complete, frozen and found by name."""
 
 import dataclasses
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from trainer.data import dataset_names
+from tests.trainer.loop.runs import make_run
+from trainer.data import Dataset, ImageSet, dataset_names
 from trainer.data.augment import augment_batch, draw_params
 from trainer.errors import ConfigError
 from trainer.evaluation.views import average_views
+from trainer.loop.fit import fit
 from trainer.models import build_network
 from trainer.recipes import PRETRAINED, PRETRAINED_PREFIX, RECIPES, Recipe, Schedule, find_recipe
+from trainer.signals import StopRequest
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
@@ -32,7 +37,7 @@ def test_bfloat16_is_used_only_where_the_hardware_is_fast_in_it(monkeypatch: pyt
     monkeypatch.setattr("trainer.hardware._cpuinfo", lambda field: "fpu avx512f amx_bf16")
     assert recipe.as_computed_on(cpu) is recipe
     monkeypatch.setattr("trainer.hardware._cpuinfo", lambda field: "fpu avx512f")
-    assert recipe.as_computed_on(cpu) == dataclasses.replace(recipe, precision="float32")
+    assert recipe.as_computed_on(cpu) == replace(recipe, precision="float32")
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
@@ -44,6 +49,53 @@ def test_all_that_a_recipe_does_to_images_can_be_turned_off(recipe: Recipe) -> N
     assert torch.equal(augment_batch(changed.augment, images, torch.arange(4), params), images)
     assert (changed.test_time_views, changed.param_groups) == ("one", recipe.param_groups)
     assert recipe.with_augmentation() == recipe
+
+
+def draw_letters(number: int, seed: int) -> ImageSet:
+    """Returns noisy images of b and d, each the mirror image of the other."""
+    images = torch.randint(60, (number, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    labels = torch.arange(number) % 2
+    images[:, :, 6:26, 15:17] = 250
+    images[labels == 0, :, 16:26, 17:26] = 250
+    images[labels == 1, :, 16:26, 6:15] = 250
+    return ImageSet(images, labels)
+
+
+@pytest.mark.parametrize(("mirror", "is_learned"), [(None, False), (False, True)])
+def test_letters_that_are_mirror_images_are_learned_without_mirroring_alone(
+    mini: Dataset, tmp_path: Path, mirror: bool | None, is_learned: bool
+) -> None:
+    letters = replace(mini, classes=("b", "d"), train=draw_letters(100, seed=0), mean=(60.0,), std=(70.0,))
+    recipe = RECIPES["cifar10-lenet5"].with_augmentation(mirror=mirror).with_global_batch_size(16)
+    run = make_run(replace(recipe, epochs=12, precision="float32"), letters, tmp_path / "run")
+    with StopRequest() as stop:
+        fit(run, stop)
+    accuracy = run.learner.evaluate(draw_letters(60, seed=1), None, run.world).accuracy
+    assert accuracy == 1 if is_learned else accuracy < 0.8
+
+
+ROWS_AND_COLUMNS = {
+    "an arrow": [(slice(5, 6), slice(2, 10)), (slice(3, 8), slice(8, 9))],
+    "the face of a clock": [(slice(2, 6), slice(6, 7)), (slice(6, 7), slice(6, 10))],
+    "a spot on one side": [(slice(4, 8), slice(1, 4))],
+}
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES.values() if r.augment.flip != "none"], ids=lambda r: r.name)
+@pytest.mark.parametrize("parts", ROWS_AND_COLUMNS.values(), ids=list(ROWS_AND_COLUMNS))
+def test_mirroring_gives_two_mirrored_classes_the_same_images(recipe: Recipe, parts: list[tuple[slice, slice]]) -> None:
+    """No network can tell them apart then; without mirroring no image of one class is one of the other."""
+    one = torch.randint(60, (4, 1, 12, 12), dtype=torch.uint8)
+    for rows, columns in parts:
+        one[:, :, rows, columns] = 255
+    for mirror in (None, False):
+        augment = recipe.with_augmentation(mirror=mirror, shift=0).augment
+        seen: list[set[bytes]] = [set(), set()]
+        for images, found in zip((one, one.flip(-1)), seen, strict=True):
+            for epoch in range(2):
+                batch = augment_batch(augment, images, torch.arange(4), draw_params(augment, 4, seed=0, epoch=epoch))
+                found.update(image.numpy().tobytes() for image in batch)
+        assert (seen[0] == seen[1], seen[0].isdisjoint(seen[1])) == (mirror is None, mirror is False)
 
 
 def test_test_time_views_follow_the_augmentation() -> None:
@@ -76,7 +128,7 @@ def test_learning_rates_follow_the_batch(recipe: Recipe) -> None:
     assert recipe.with_global_batch_size(recipe.global_batch_size) == recipe
     quarter = recipe.with_global_batch_size(recipe.global_batch_size // 4)
     for kind, group in quarter.param_groups.items():
-        assert dataclasses.replace(group, lr=0.0) == dataclasses.replace(recipe.param_groups[kind], lr=0.0)
+        assert dataclasses.replace(group, lr=0.0) == replace(recipe.param_groups[kind], lr=0.0)
         assert group.lr == pytest.approx(recipe.param_groups[kind].lr / 2, rel=0.01)
 
 

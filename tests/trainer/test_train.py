@@ -20,7 +20,7 @@ from trainer.loop.run import restore
 from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.world import World
-from trainer.recipes import RECIPES
+from trainer.recipes import RECIPES, Augment
 from trainer.records.run_folder import RunFolder
 from trainer.reopen import evaluate_run
 from trainer.studies.seeds import SeedsConfig, study_seeds
@@ -121,6 +121,7 @@ def test_a_constant_predictor_for_unbalanced_classes_is_reported(
     recipe = RECIPES["mnist-resnet18"]
     groups = {kind: replace(group, lr=1e-9) for kind, group in recipe.param_groups.items()}
     constant = replace(recipe, name="constant", network="lenet5", param_groups=groups, epochs=2, precision="float32")
+    constant = replace(constant, augment=Augment(flip="alternating"))
     monkeypatch.setitem(RECIPES, "constant", constant)
     folder = tmp_path / "runs/constant"
     train(
@@ -135,6 +136,11 @@ def test_a_constant_predictor_for_unbalanced_classes_is_reported(
         )
     )
     output, result = capsys.readouterr().out, result_of(folder)
+    advice, epochs = (
+        output.index("\nconstant mirrors images at random; if left and right matter"),
+        output.index("\nepoch 1/2"),
+    )
+    assert advice < output.index("steps in all are few for constant") < epochs
     recalls = result["recall_by_class"]
     assert result["balanced_accuracy"] == pytest.approx((recalls["few"] + recalls["many"]) / 2)
     worst = min(recalls, key=lambda name: float(recalls[name]))
