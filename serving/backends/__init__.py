@@ -7,8 +7,13 @@ from serving.protocol.tensors import Array, TensorSpec
 
 
 class Backend(Protocol):
-    """One instance of one model version on one device. Not thread-safe."""
+    """One instance of one model version on one device. Not thread-safe.
 
+    Attributes:
+        uses_gpu: whether `run` waits for a GPU, which would idle while the same thread does something else.
+    """
+
+    uses_gpu: bool
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

@@ -44,6 +44,7 @@ class OnnxBackend:
     """
 
     def __init__(self, session: ort.InferenceSession, spec: ModelSpec) -> None:
+        self.uses_gpu = "CUDAExecutionProvider" in session.get_providers()
         self.inputs = spec.inputs
         self.outputs = spec.outputs
         self._session: ort.InferenceSession | None = session

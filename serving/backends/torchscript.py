@@ -32,6 +32,7 @@ class TorchScriptBackend:
         order: Sequence[int],
         select: Callable[[Any], list[torch.Tensor]],
     ) -> None:
+        self.uses_gpu = device.type == "cuda"
         self.inputs = spec.inputs
         self.outputs = spec.outputs
         self._module: torch.jit.ScriptModule | None = module

@@ -4,31 +4,35 @@ A batch is bounded by rows, not by requests. A free instance takes all queued re
 size; a timer runs only if the model's configuration sets a delay. A full queue refuses requests at once and says when
 to retry. Requests that are cancelled or past their deadline before their batch starts are not computed.
 
-Knows no protocol: a `QueuedRequest` knows how to respond.
+A batch that takes longer than its time limit makes its instance unhealthy until the backend returns. Its requests get
+an error, and the other instances serve on; without any, the batcher is unhealthy and refuses requests.
 """
 
 import logging
 import math
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from serving.backends import Backend
-from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError
+from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError, Unavailable
+from serving.inference.batch import ComputedBatch, QueuedRequest, fit_together
+from serving.inference.instance import Instance, RunOverdue
+from serving.inference.outputs import Outputs
+from serving.inference.responder import Responder
+from serving.inference.watchdog import Watchdog
 from serving.observability.statistics import BatchTrigger, Reason, Statistics
-from serving.protocol.tensors import Array, Buffer, Datatype, Shape, to_array, to_bytes
+
+__all__ = ["BatchLimits", "Batcher", "BatcherClosed", "Outputs", "QueuedRequest"]
 
 logger = logging.getLogger(__name__)
 
 MAX_QUEUED_BYTES = 256 << 20
 """Input bytes that may wait for one model version. One request may exceed it, so that every size is accepted."""
 
-_MAX_ERROR_CHARACTERS = 400
+_JOIN_S = 0.05
 
 
 class BatcherClosed(Exception):
@@ -46,6 +50,7 @@ class BatchLimits:
         max_queue_delay_us: how long the oldest request may wait for others while an instance is free.
         max_queue_size: number of requests that may wait.
         timeout_us: how long a request may wait; 0 for no limit.
+        batch_timeout_s: how long a batch may be computed until its instance counts as hung; 0 for no limit.
     """
 
     max_batch_size: int
@@ -53,82 +58,20 @@ class BatchLimits:
     max_queue_delay_us: int = 0
     max_queue_size: int = 1024
     timeout_us: int = 0
-
-
-class Outputs:
-    """The outputs of a batch. Converts each tensor to bytes once, however many requests share it.
-
-    Args:
-        rows: size of the batch dimension; None for a model without one, whose outputs belong to a single request.
-
-    Attributes:
-        row_shapes: the outputs' shapes without the batch dimension.
-    """
-
-    __slots__ = ("_bytes", "_rows", "arrays", "row_shapes")
-
-    def __init__(self, arrays: Sequence[Array], rows: int | None) -> None:
-        self.arrays = arrays
-        self.row_shapes = [array.shape if rows is None else array.shape[1:] for array in arrays]
-        self._rows = rows or 1
-        self._bytes: list[bytes | None] = [None] * len(arrays)
-
-    def slice(self, index: int, first_row: int, rows: int) -> Array:
-        """Returns some rows of an output."""
-        return self.arrays[index] if rows == self._rows else self.arrays[index][first_row : first_row + rows]
-
-    def data(self, index: int, first_row: int, rows: int) -> bytes:
-        """Returns the bytes of some rows of an output, as in `serving.protocol.tensors`."""
-        whole = self._bytes[index]
-        if whole is None:
-            array = self.arrays[index]
-            if array.dtype == object:
-                return to_bytes(self.slice(index, first_row, rows))
-            whole = self._bytes[index] = array.tobytes()
-        if rows == self._rows:
-            return whole
-        row_size = len(whole) // self._rows
-        return whole[first_row * row_size : (first_row + rows) * row_size]
-
-
-class QueuedRequest(ABC):
-    """A request from its arrival to its response: one call of `finish` or `fail`, or none after a cancellation.
-
-    Args:
-        buffers: the input tensors in the model's order; their lengths have been checked.
-        shapes: the tensors' shapes.
-        rows: size of the batch dimension; 1 for a model without one.
-        deadline: on the clock of `time.monotonic`; None for none.
-    """
-
-    __slots__ = ("arrived_ns", "buffers", "deadline", "num_bytes", "rows", "shapes")
-
-    def __init__(
-        self, buffers: tuple[Buffer, ...], shapes: tuple[Shape, ...], rows: int, deadline: float | None
-    ) -> None:
-        self.buffers = buffers
-        self.shapes = shapes
-        self.rows = rows
-        self.deadline = deadline
-        self.arrived_ns = time.monotonic_ns()
-        self.num_bytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
-
-    @abstractmethod
-    def finish(self, outputs: Outputs, first_row: int) -> None:
-        """Responds with this request's rows of the outputs."""
-
-    @abstractmethod
-    def fail(self, error: ServingError) -> None:
-        """Responds with an error."""
+    batch_timeout_s: float = 0
 
 
 class Batcher:
-    """Runs one model version, with one thread for each instance."""
+    """Runs one model version, with one thread for each instance.
+
+    Attributes:
+        on_health_change: called after every change of `is_healthy`, on any thread.
+    """
 
     def __init__(self, name: str, backends: Sequence[Backend], limits: BatchLimits, statistics: Statistics) -> None:
+        self.on_health_change: Callable[[], None] = lambda: None
         self._name = name
         self._backends = backends
-        self._datatypes = tuple(spec.datatype for spec in backends[0].inputs)
         self._limits = limits
         self._max_rows = limits.target_batch_size or max(1, limits.max_batch_size)
         self._statistics = statistics
@@ -140,10 +83,14 @@ class Batcher:
         self._num_idle = 0
         self._num_running = 0
         self._is_closing = False
+        self._is_open = True  # neither closing nor unhealthy
         self._ns_per_row = 0.0
+        self._instances = [Instance(name, backend, limits.max_batch_size > 0) for backend in backends]
+        self._responder, self._watchdog = self._make_responder(), self._make_watchdog()
+        self._respond = self._answer if self._responder is None else self._responder.hand_over
         self._threads = [
-            threading.Thread(target=self._work, args=(backend,), name=f"{name}-{index}", daemon=True)
-            for index, backend in enumerate(backends)
+            threading.Thread(target=self._work, args=(instance,), name=f"{name}-{index}", daemon=True)
+            for index, instance in enumerate(self._instances)
         ]
         for thread in self._threads:
             thread.start()
@@ -163,6 +110,16 @@ class Batcher:
         """Number of requests whose batch is being computed."""
         return self._num_running
 
+    @property
+    def num_hung(self) -> int:
+        """Number of instances whose batch has exceeded its time limit."""
+        return sum(instance.is_hung for instance in self._instances)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether an instance is left that does not hang."""
+        return self.num_hung < len(self._instances)
+
     def oldest_age_s(self) -> float:
         """Returns how long the oldest queued request has waited; 0 if the queue is empty."""
         with self._lock:
@@ -173,21 +130,23 @@ class Batcher:
 
         Raises:
             ResourceExhausted: the queue is full.
+            Unavailable: all instances hang.
             BatcherClosed: `close` has been called.
         """
         with self._lock:
-            if self._is_closing:
-                raise BatcherClosed
-            if len(self._queue) < self._limits.max_queue_size and self._queued_bytes <= MAX_QUEUED_BYTES:
+            has_room = len(self._queue) < self._limits.max_queue_size and self._queued_bytes <= MAX_QUEUED_BYTES
+            if has_room and self._is_open:
                 self._queue.append(request)
                 self._queued_rows += request.rows
                 self._queued_bytes += request.num_bytes
                 if self._num_idle:
                     self._changed.notify()
                 return
-            waiting, retry_after_ms = len(self._queue), self._retry_after_ms()
+            if self._is_closing:
+                raise BatcherClosed
+            error = self._refusal()
         self._statistics.record_failure("REJECTED")
-        raise ResourceExhausted(f"the queue of model '{self._name}' is full: {waiting} requests wait", retry_after_ms)
+        raise error
 
     def cancel(self, request: QueuedRequest) -> None:
         """Removes a request from the queue. Does nothing if its batch has started."""
@@ -200,48 +159,40 @@ class Batcher:
         self._statistics.record_failure("CANCELED", 1, time.monotonic_ns() - request.arrived_ns)
 
     def close(self) -> None:
-        """Finishes all queued requests, then ends the threads and closes the backends."""
-        with self._lock:
-            self._is_closing = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-        for backend in self._backends:
-            backend.close()
+        """Finishes all queued requests, then ends the threads and closes the backends.
 
-    def _retry_after_ms(self) -> int:
-        """Estimates when half of the queue will be done; 100 ms before the first batch."""
-        seconds = self._ns_per_row * 1e-9 * self._queued_rows / len(self._backends)
-        return min(1000, max(1, math.ceil(500 * seconds))) if seconds else 100
+        An instance that hangs is left behind: its thread ends when its backend returns.
+        """
+        with self._lock:
+            self._is_closing, self._is_open = True, False
+            self._changed.notify_all()
+        for instance, thread in zip(self._instances, self._threads, strict=True):
+            while thread.is_alive() and not instance.is_hung:
+                thread.join(_JOIN_S)
+        if num_hung := self.num_hung:
+            logger.error("model '%s': %d instances hang and keep their threads and memory", self._name, num_hung)
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        if self._responder is not None:
+            self._responder.close()
+
+    # ---- The queue. `_lock` is held ---------------------------------------------------------------------------------
+
+    def _refusal(self) -> ServingError:
+        """Returns why a request cannot be queued, with an estimate of when half of the queue will be done."""
+        if not self._is_open:
+            return self._hung_error()
+        seconds = self._ns_per_row * 1e-9 * self._queued_rows / len(self._instances)
+        retry_after_ms = min(1000, max(1, math.ceil(500 * seconds))) if seconds else 100
+        waiting = len(self._queue)
+        return ResourceExhausted(f"the queue of model '{self._name}' is full: {waiting} requests wait", retry_after_ms)
+
+    def _hung_error(self) -> Unavailable:
+        return Unavailable(f"model '{self._name}' hangs: no instance finished its batch in time")
 
     def _uncount(self, request: QueuedRequest) -> None:
         self._queued_rows -= request.rows
         self._queued_bytes -= request.num_bytes
-
-    def _work(self, backend: Backend) -> None:
-        while True:
-            with self._lock:
-                trigger = self._wait_for_batch()
-                if trigger is None:
-                    return
-                requests, expired = self._take_batch()
-                self._num_running += len(requests)
-                if self._queue:
-                    trigger = "full"
-                    if self._num_idle:
-                        self._changed.notify()
-            self._refuse_expired(expired)
-            if requests:
-                self._run(backend, requests, trigger)
-                with self._lock:
-                    self._num_running -= len(requests)
-            del requests, expired  # else their messages stay in memory until the next batch
-
-    def _refuse_expired(self, expired: list[QueuedRequest]) -> None:
-        for request in expired:
-            self._fail(request, DeadlineExceeded(f"too late for model '{self._name}': {_waited(request)}"), "REJECTED")
-
-    # `_work` holds the lock when it calls the next two.
 
     def _wait_for_batch(self) -> BatchTrigger | None:
         """Waits until a batch may start. Returns why, or None if the batcher is closed and empty."""
@@ -272,7 +223,7 @@ class Batcher:
             request = queue[0]
             if (request.deadline is not None and request.deadline <= now) or request.arrived_ns < oldest_ns:
                 expired.append(request)
-            elif requests and (request.rows > room or not _fit_together(requests[0].shapes, request.shapes)):
+            elif requests and (request.rows > room or not fit_together(requests[0].shapes, request.shapes)):
                 break
             else:
                 room -= request.rows
@@ -281,77 +232,112 @@ class Batcher:
             self._uncount(request)
         return requests, expired
 
-    def _run(self, backend: Backend, requests: list[QueuedRequest], trigger: BatchTrigger) -> None:
-        began = time.monotonic_ns()
-        rows = sum(request.rows for request in requests)
-        try:
-            inputs = [self._gather(index, datatype, requests, rows) for index, datatype in enumerate(self._datatypes)]
-            assembled = time.monotonic_ns()
-            arrays = backend.run(inputs)
-            self._check_rows(arrays, rows)
-        except Exception as error:  # a backend may raise anything; only this batch fails
-            logger.exception("model '%s' failed on a batch of %d rows", self._name, rows)
-            failure = Internal(f"model '{self._name}' failed: {_last_line(error)}")
-            for request in requests:
-                self._fail(request, failure, "BACKEND")
-            return
-        computed = time.monotonic_ns()
-        arrivals = self._respond(requests, Outputs(arrays, rows if self._limits.max_batch_size else None))
-        responded = time.monotonic_ns()
-        if arrivals:
-            self._statistics.record_batch(arrivals, rows, (began, assembled, computed, responded), trigger)
-        self._ns_per_row += 0.1 * ((responded - began) / rows - self._ns_per_row)
+    # ---- The threads -------------------------------------------------------------------------------------------------
 
-    def _gather(self, index: int, datatype: Datatype, requests: list[QueuedRequest], rows: int) -> Array:
-        """Returns one input of a batch: a view of a single request's bytes, or one copy of the bytes of several."""
-        first = requests[0].shapes[index]
-        if len(requests) == 1:
-            return to_array(datatype, first, requests[0].buffers[index])
-        if not datatype.size:
-            return np.concatenate(
-                [to_array(datatype, request.shapes[index], request.buffers[index]) for request in requests]
-            )
-        return to_array(datatype, (rows, *first[1:]), b"".join([request.buffers[index] for request in requests]))
+    def _work(self, instance: Instance) -> None:
+        is_closed = False
+        while not is_closed:
+            try:
+                is_closed = not self._run_next_batch(instance)
+            except RunOverdue:
+                self._recover(instance)
+            except BaseException:  # a bug: the thread must live on
+                logger.exception("model '%s': a batch was lost", self._name)
+        instance.close()
 
-    def _check_rows(self, arrays: Sequence[Array], rows: int) -> None:
-        if self._limits.max_batch_size:
-            for array in arrays:
-                if array.shape[:1] != (rows,):
-                    raise ValueError(f"an output has shape {list(array.shape)} for a batch of {rows} rows")
+    def _run_next_batch(self, instance: Instance) -> bool:
+        """Waits for a batch, computes it and responds. Returns False if the batcher is closed and empty."""
+        with self._lock:
+            trigger = self._wait_for_batch()
+            if trigger is None:
+                return False
+            requests, expired = self._take_batch()
+            self._num_running += len(requests)
+            if self._queue:
+                trigger = "full"
+                if self._num_idle:
+                    self._changed.notify()
+        for request in expired:
+            self._fail(request, DeadlineExceeded(f"too late for model '{self._name}': {_waited(request)}"), "REJECTED")
+        if requests:
+            for result in instance.run_batch(requests, trigger):
+                if isinstance(result, ComputedBatch):
+                    self._respond(result)
+                else:
+                    self._fail_batch(result.requests, result.error)
+        return True
 
-    def _respond(self, requests: list[QueuedRequest], outputs: Outputs) -> list[int]:
-        """Gives each request its rows. Returns the arrival times of those that got a response."""
+    def _answer(self, batch: ComputedBatch) -> None:
+        """Gives each request its rows, and records the batch."""
         arrivals = []
         row = 0
-        for request in requests:
+        for request in batch.requests:
             try:
-                request.finish(outputs, row)
+                request.finish(batch.outputs, row)
                 arrivals.append(request.arrived_ns)
             except ServingError as error:
                 self._fail(request, error, "OTHER")
-            except Exception:
+            except BaseException:
                 logger.exception("model '%s': a response could not be built", self._name)
                 self._fail(request, Internal("the response could not be built; the server's log says why"), "OTHER")
             row += request.rows
-        return arrivals
+        answered_ns = time.monotonic_ns()
+        if arrivals:
+            self._statistics.record_batch(arrivals, batch.rows, (*batch.times_ns, answered_ns), batch.trigger)
+        self._ns_per_row += 0.1 * ((answered_ns - batch.times_ns[0]) / batch.rows - self._ns_per_row)
+        with self._lock:
+            self._num_running -= len(batch.requests)
+
+    def _fail_batch(self, requests: Sequence[QueuedRequest], error: ServingError) -> None:
+        for request in requests:
+            self._fail(request, error, "BACKEND")
+        with self._lock:
+            self._num_running -= len(requests)
 
     def _fail(self, request: QueuedRequest, error: ServingError, reason: Reason) -> None:
         self._statistics.record_failure(reason, 1, time.monotonic_ns() - request.arrived_ns)
         try:
             request.fail(error)
-        except Exception:
+        except BaseException:
             logger.exception("model '%s': an error could not be sent", self._name)
 
+    # ---- Instances that hang -----------------------------------------------------------------------------------------
 
-def _fit_together(one: tuple[Shape, ...], other: tuple[Shape, ...]) -> bool:
-    """Returns whether requests with these shapes can share a batch."""
-    return one is other or all(a[1:] == b[1:] for a, b in zip(one, other, strict=True))
+    def _make_watchdog(self) -> Watchdog | None:
+        limit_s = self._limits.batch_timeout_s
+        return Watchdog(self._name, self._instances, limit_s, self._lock, self._abandon) if limit_s else None
 
+    def _make_responder(self) -> Responder | None:
+        if not any(backend.uses_gpu for backend in self._backends):
+            return None
+        return Responder(self._name, self._answer, 2 * len(self._backends))
 
-def _last_line(error: Exception) -> str:
-    """Returns the last line of a backend's error. The lines before are a traceback, which the log has."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip()[:_MAX_ERROR_CHARACTERS] if lines else type(error).__name__
+    def _abandon(self, instance: Instance, requests: Sequence[QueuedRequest]) -> None:
+        """Answers for an instance that hangs, and for the queue if it was the last one."""
+        limit_s = self._limits.batch_timeout_s
+        logger.error("model '%s': an instance hangs: its batch takes longer than %g s", self._name, limit_s)
+        error = DeadlineExceeded(f"model '{self._name}' did not finish the batch within {limit_s:g} s")
+        self._fail_batch(requests, error)
+        with self._lock:
+            if self.is_healthy:
+                return
+            self._is_open = False
+            waiting = list(self._queue)
+            self._queue.clear()
+            self._queued_rows = self._queued_bytes = 0
+        for request in waiting:
+            self._fail(request, self._hung_error(), "REJECTED")
+        self.on_health_change()
+
+    def _recover(self, instance: Instance) -> None:
+        """Takes an instance back whose backend has returned after its time limit."""
+        with self._lock:
+            was_healthy = self.is_healthy
+            instance.is_hung = False
+            self._is_open = not self._is_closing
+        logger.warning("model '%s': an instance that hung has finished its batch and serves again", self._name)
+        if not was_healthy:
+            self.on_health_change()
 
 
 def _waited(request: QueuedRequest) -> str:

@@ -31,6 +31,7 @@ class BlockingBackend:
     """Runs a numpy function. While `free` is cleared, each batch waits until the test sets it."""
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], function: Function) -> None:
+        self.uses_gpu = False
         self.inputs, self.outputs = inputs, outputs
         self.function = function
         self.began = threading.Semaphore(0)

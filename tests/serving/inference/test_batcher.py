@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -21,10 +21,14 @@ TIMEOUT_S = 30
 class Doubler:
     """A backend that doubles its input. Each batch waits until the test releases `gate`."""
 
-    inputs = (TensorSpec("x", UINT8, (-1, 2)),)
-    outputs = (TensorSpec("y", UINT8, (-1, 2)),)
+    uses_gpu = False
+    inputs = (TensorSpec("x", UINT8, (-1, -1)),)
+    outputs = (TensorSpec("y", UINT8, (-1, -1)),)
 
-    def __init__(self, *, held: bool = False, fails: str = "") -> None:
+    def __init__(
+        self, *, held: bool = False, fails: str = "", function: Callable[[Array], object] = lambda batch: [batch * 2]
+    ) -> None:
+        self.function = function
         self.batches: list[int] = []
         self.began = threading.Semaphore(0)
         self.gate = threading.Semaphore(0 if held else 1000)
@@ -37,7 +41,7 @@ class Doubler:
         assert self.gate.acquire(timeout=TIMEOUT_S)
         if self.fails:
             raise RuntimeError(self.fails)
-        return [inputs[0] * 2]
+        return self.function(inputs[0])  # type: ignore[return-value]
 
     def close(self) -> None:
         self.is_closed = True
@@ -235,6 +239,144 @@ def test_a_backend_error_fails_only_its_batch(harness, caplog: pytest.LogCapture
 @pytest.mark.parametrize(("error", "message"), [("\n \n", "RuntimeError"), ("x" * 10_000, "x" * 400)])
 def test_a_backend_error_is_one_short_line(harness, error: str, message: str) -> None:
     assert str(harness(Doubler(fails=error)).submit(1).wait()) == f"model 'm' failed: {message}"
+
+
+def poisoned(batch: Array) -> list[Array]:
+    """Fails on a batch that contains a row of 99."""
+    if (batch == 99).any():
+        raise IndexError("99 is out of range")
+    return [batch * 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "most_runs"),
+    [
+        ([99, 1], 3),
+        ([1, 2, 99], 4),
+        ([1] * 32 + [99] + [2] * 31, 17),
+        ([99, *[1] * 7] * 8, 73),  # one in each group
+        ([99] * 8 + [1] * 56, 17),  # one group of nothing else
+        ([1, 99] * 32, 73),
+    ],
+)
+def test_requests_that_cannot_be_computed_fail_alone(harness, rows: list[int], most_runs: int) -> None:
+    made = harness(Doubler(held=True, function=poisoned), max_batch_size=64)
+    made.occupy()
+    requests = [made.submit(row) for row in rows]
+    made.backends[0].gate.release(1000)
+    for row, request in zip(rows, requests, strict=True):
+        result = request.wait()
+        if row == 99:
+            assert str(result) == "model 'm' failed: 99 is out of range"
+        else:
+            assert result == [[2 * row] * 2]
+    assert made.backends[0].batches[1] == len(rows)
+    assert len(made.backends[0].batches) - 1 <= most_runs
+    made.batcher.close()
+    assert made.batcher.num_running == 0
+    assert made.statistics.snapshot().failures["BACKEND"] == rows.count(99)
+    assert made.statistics.snapshot().success.count == len(rows) - rows.count(99) + 1
+
+
+def test_requests_of_several_rows_are_isolated_whole(harness) -> None:
+    made = harness(Doubler(held=True, function=poisoned), max_batch_size=64)
+    made.occupy()
+    requests = [made.submit(1, 2), made.submit(3, 99), made.submit(4, 5, 6)]
+    made.backends[0].gate.release(1000)
+    assert requests[0].wait() == [[2, 2], [4, 4]]
+    assert isinstance(requests[1].wait(), Internal)
+    assert requests[2].wait() == [[8, 8], [10, 10], [12, 12]]
+
+
+def test_a_model_that_fails_on_everything_fails_fast(harness) -> None:
+    """Retries that rescue nothing take a second in advance: here the first batch. The second one runs once."""
+
+    def broken(batch: Array) -> list[Array]:
+        if len(batch) == 4:
+            time.sleep(0.6)
+        raise RuntimeError("broken")
+
+    made = harness(Doubler(held=True, function=broken), max_batch_size=16)
+    made.occupy()
+    requests = [made.submit(1) for _ in range(32)]
+    made.backends[0].gate.release(1000)
+    assert {str(request.wait()) for request in requests} == {"model 'm' failed: broken"}
+    assert made.backends[0].batches == [1, 16, *[4, 1, 1, 1, 1] * 4, 16]
+
+
+ODD_ANSWERS = {
+    "nothing": (lambda x: None, "expected a list of 1 arrays, got NoneType"),
+    "no outputs": (lambda x: [], "expected a list of 1 arrays, got list of 0"),
+    "two outputs": (lambda x: [x, x], "expected a list of 1 arrays, got list of 2"),
+    "a generator": (lambda x: (x for _ in range(1)), "expected a list of 1 arrays, got generator"),
+    "a list of lists": (lambda x: [x.tolist()], "output 'y' is list of 1, but the configuration says UINT8"),
+    "an object without shape": (lambda x: [object()], "output 'y' is object, but the configuration says UINT8"),
+    "no batch dimension": (lambda x: [x[0]], "output 'y' is uint8 of shape [2], but the configuration says UINT8 of"),
+    "a scalar": (lambda x: [x.sum()], "output 'y' is uint64, but"),
+    "a third dimension": (lambda x: [x[..., None]], "output 'y' is uint8 of shape [1, 2, 1]"),
+    "too many rows": (lambda x: [np.concatenate([x, x])], "is uint8 of shape [2, 2], but the configuration says UINT8"),
+    "doubles": (lambda x: [x.astype(np.float64)], "is float64 of shape [1, 2], but the configuration says UINT8 of"),
+    "swapped bytes": (lambda x: [x.astype(">u2")], "is >u2"),
+}
+
+
+@pytest.mark.parametrize(("function", "message"), ODD_ANSWERS.values(), ids=ODD_ANSWERS)
+def test_an_odd_answer_fails_its_request_and_no_other(harness, function, message: str) -> None:
+    backend = Doubler(function=function)
+    made = harness(backend)
+    failure = made.submit(1).wait()
+    assert isinstance(failure, Internal)
+    assert message in str(failure)
+    backend.function = poisoned
+    assert made.submit(2).wait() == [[4, 4]]
+    assert made.batcher.num_queued == 0
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), MemoryError(), Unprintable()])
+def test_no_exception_of_a_backend_ends_its_thread(harness, error: BaseException) -> None:
+    def fails(batch: Array) -> list[Array]:
+        raise error
+
+    backend = Doubler(function=fails)
+    made = harness(backend)
+    failure = made.submit(1).wait()
+    assert isinstance(failure, Internal)
+    assert str(failure).startswith("model 'm' failed: ")
+    backend.function = poisoned
+    assert made.submit(2).wait() == [[4, 4]]
+
+
+class OddRequest(Request):
+    """A request whose own code raises."""
+
+    __slots__ = ()
+
+    def finish(self, outputs: Outputs, first_row: int) -> None:
+        raise SystemExit
+
+    def fail(self, error: ServingError) -> None:
+        super().fail(error)
+        raise SystemExit
+
+
+def test_an_odd_request_does_not_end_the_thread(harness) -> None:
+    made = harness(Doubler())
+    odd = OddRequest()
+    made.batcher.submit(odd)
+    assert isinstance(odd.wait(), Internal)
+    assert made.submit(2).wait() == [[4, 4]]
+
+
+def test_a_flood_of_failures_logs_one_traceback(harness, caplog: pytest.LogCaptureFixture) -> None:
+    made = harness(Doubler(function=lambda x: [x[:0]]))
+    for _ in range(50):
+        made.submit(1).wait()
+    assert caplog.text.count("Traceback") == 1
 
 
 def test_the_queue_delay_fills_batches_and_ends(harness) -> None:

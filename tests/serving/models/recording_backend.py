@@ -13,6 +13,7 @@ class RecordingBackend:
     """A backend that runs a function and records the shapes of its first input."""
 
     def __init__(self, spec: ModelSpec, function: Callable[..., Sequence[Array]]) -> None:
+        self.uses_gpu = False
         self.inputs, self.outputs = spec.inputs, spec.outputs
         self.shapes: list[tuple[int, ...]] = []
         self._function = function

