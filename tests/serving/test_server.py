@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -21,80 +20,19 @@ import pytest
 from protos import grpc_service_pb2 as pb
 from protos import health_pb2
 from tests.serving.model_files import scale
+from tests.serving.server_process import READY, ServerProcess
 
 PATIENCE_S = 120
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-READY = re.compile(r"serving on grpc (\S+) \((\w+)\), http \S+:(\d+), metrics \S+:(\d+): (.*)")
-
-
-class Process:
-    """A server process and its log."""
-
-    def __init__(self, *arguments: str, prefix: Sequence[str] = ()) -> None:
-        command = [
-            *prefix,
-            sys.executable,
-            "-m",
-            "serving",
-            "--grpc-port",
-            "0",
-            "--http-port",
-            "0",
-            "--metrics-port",
-            "0",
-        ]
-        self.process = subprocess.Popen(
-            [*command, "--num-threads", "1", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        )
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._changed:
-                self.lines.append(line)
-                self._changed.notify_all()
-
-    def wait_for(self, pattern: "str | re.Pattern[str]") -> re.Match[str]:
-        """Waits for a log line with this pattern. Returns the first match."""
-
-        def found() -> re.Match[str] | None:
-            return next((match for line in self.lines if (match := re.search(pattern, line))), None)
-
-        with self._changed:
-            assert self._changed.wait_for(lambda: found() is not None, PATIENCE_S), "".join(self.lines)
-        match = found()
-        assert match is not None
-        return match
-
-    def target(self) -> str:
-        """Returns the address of gRPC once the server is ready."""
-        return self.wait_for(READY)[1]
-
-    def wait(self) -> int:
-        """Waits for the process to exit. Returns its exit code."""
-        code = self.process.wait(PATIENCE_S)
-        self._reader.join(PATIENCE_S)
-        return code
-
-    def close(self) -> None:
-        """Kills the process if it still runs."""
-        self.process.kill()
-        self.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Process]]:
+def start() -> Iterator[Callable[..., ServerProcess]]:
     """Starts servers that are killed at the end of the test."""
     with contextlib.ExitStack() as undo:
 
-        def begin(*arguments: str, prefix: Sequence[str] = ()) -> Process:
-            started = Process(*arguments, prefix=prefix)
+        def begin(*arguments: str, prefix: Sequence[str] = ()) -> ServerProcess:
+            started = ServerProcess(*arguments, prefix=prefix)
             undo.callback(started.close)
             return started
 
