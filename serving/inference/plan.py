@@ -4,13 +4,15 @@ A plan is made from a request's names, data types and shapes, and checks them ag
 request's data, and so serves all requests of the same form. Knows no protocol.
 """
 
+import time
 from collections.abc import Sequence
 
 from serving.errors import InvalidArgument, quote
 from serving.inference.batcher import Outputs
 from serving.inference.classification import classify
-from serving.inference.request import InferInput, InferOutput, InferRequest, InferResponse
+from serving.inference.request import InferInput, InferOutput, InferRequest, InferResponse, RequestContext
 from serving.models.loader import Model
+from serving.protocol.parameters import check_parameters, timeout_of
 from serving.protocol.tensors import Buffer, Elements, Shape, TensorSpec, num_elements, to_array, to_bytes
 
 
@@ -23,11 +25,11 @@ class Plan:
     Attributes:
         shapes: of the inputs, in the model's order.
         rows: size of the batch dimension; 1 for a model without one.
-        has_strings: whether an input's size in bytes depends on its content.
         requested: index of each requested output, and how many classes of it (0 for the tensor itself).
+        timeout_s: how long a request may take; None for no limit.
     """
 
-    __slots__ = ("_order", "_sizes", "has_strings", "model", "requested", "rows", "shapes")
+    __slots__ = ("_only_size", "_order", "_sizes", "model", "requested", "rows", "shapes", "timeout_s")
 
     def __init__(self, model: Model, request: InferRequest) -> None:
         """Checks everything about a request except its data.
@@ -43,11 +45,20 @@ class Plan:
             _check_input(model, spec, given)
         self.shapes = tuple(given.shape for given in inputs)
         self.rows = _num_rows(model, self.shapes)
-        self.has_strings = any(spec.datatype.size == 0 for spec in specs)
         self._sizes = [
             num_elements(given.shape) * spec.datatype.size for spec, given in zip(specs, inputs, strict=True)
         ]
+        self._only_size = self._sizes[0] if len(specs) == 1 and specs[0].datatype.size else None
         self.requested = _requested_outputs(model, request)
+        check_parameters(request.parameters)
+        self.timeout_s = timeout_of(request.parameters)
+
+    def deadline(self, context: RequestContext) -> float | None:
+        """Returns when the request must be answered, by its call's deadline and its own time-out."""
+        if self.timeout_s is None:
+            return context.deadline
+        expires = time.monotonic() + self.timeout_s
+        return expires if context.deadline is None else min(context.deadline, expires)
 
     def bind_inputs(self, data: Sequence[Buffer | Elements]) -> tuple[Buffer, ...]:
         """Returns the inputs' bytes in the model's order.
@@ -59,6 +70,12 @@ class Plan:
             InvalidArgument: a tensor's number of bytes or elements does not match its shape, or an element does not
                 fit its data type.
         """
+        if len(data) == 1 == len(self._sizes) and type(data[0]) is memoryview and len(data[0]) == self._only_size:
+            return (data[0],)  # the most frequent form, without the loop
+        if len(data) != len(self._order):
+            raise InvalidArgument(
+                f"expected one entry of raw_input_contents for each of the {len(self._order)} inputs, got {len(data)}"
+            )
         bound: list[Buffer] = []
         for spec, shape, size, place in zip(self.model.spec.inputs, self.shapes, self._sizes, self._order, strict=True):
             given = data[place]
@@ -91,14 +108,24 @@ class Plan:
         rows = outputs.slice(index, first_row, self.rows).reshape(self.rows, -1)
         return to_bytes(classify(rows, top_k, self.model.labels.get(self.model.spec.outputs[index].name, [])))
 
-    def build_response(self, outputs: Outputs, first_row: int, request_id: str) -> InferResponse:
-        """Returns this plan's rows of a batch as values."""
+
+class ValueEncoder:
+    """Makes the responses of one plan as values."""
+
+    __slots__ = ("plan",)
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def encode(self, outputs: Outputs, first_row: int, request_id: str) -> InferResponse:
+        """Returns the response for the plan's rows of a batch."""
+        plan = self.plan
         tensors = []
-        for index, top_k in self.requested:
-            datatype, shape = self.output_type(outputs, index, top_k)
-            data = self.output_data(outputs, index, top_k, first_row)
-            tensors.append(InferOutput(self.model.spec.outputs[index].name, datatype, shape, data))
-        return InferResponse(self.model.spec.name, self.model.version, request_id, tensors)
+        for index, top_k in plan.requested:
+            datatype, shape = plan.output_type(outputs, index, top_k)
+            data = plan.output_data(outputs, index, top_k, first_row)
+            tensors.append(InferOutput(plan.model.spec.outputs[index].name, datatype, shape, data))
+        return InferResponse(plan.model.spec.name, plan.model.version, request_id, tensors)
 
 
 def _input(model: Model, spec: TensorSpec) -> str:
@@ -153,6 +180,9 @@ def _requested_outputs(model: Model, request: InferRequest) -> tuple[tuple[int, 
     if not request.outputs:
         return tuple((index, 0) for index in range(len(specs)))
     indices = {spec.name: index for index, spec in enumerate(specs)}
+    names = {output.name for output in request.outputs}
+    if len(names) != len(request.outputs):
+        raise InvalidArgument(f"an output is requested twice: expected each of {_names(sorted(indices))} once at most")
     for output in request.outputs:
         if output.name not in indices:
             raise InvalidArgument(

@@ -1,80 +1,58 @@
-"""Finds the plan of a request that differs from an earlier one only in the bytes of its tensor.
+"""Plans of recent requests, by what the requests have in common: everything but their tensors' bytes and their ids."""
 
-Comparing a request's first bytes with a cached prefix replaces parsing and checking it.
-"""
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
 
-from google.protobuf.message import DecodeError
-
-from protos.grpc_service_pb2 import ModelInferRequest
 from serving.models.repository import Repository
-from serving.protocol.grpc_codec import ResponseEncoder, raw_input_tag
 
-_MAX_LENGTHS = 256
-_MAX_PLANS_PER_LENGTH = 4
-"""Clients whose requests have the same length but different prefixes do not evict each other."""
+MAX_PLANS = 256
+"""Each holds a reference to its model version, and a key of a few kilobytes at most."""
 
-
-class CachedPlan:
-    """A plan, and the bytes that its requests have in common: everything before the tensor's own."""
-
-    __slots__ = ("encoder", "prefix")
-
-    def __init__(self, prefix: bytes, encoder: ResponseEncoder) -> None:
-        self.prefix = prefix
-        self.encoder = encoder
-
-    @classmethod
-    def from_request(cls, payload: bytes, message: ModelInferRequest, encoder: ResponseEncoder) -> "CachedPlan | None":
-        """Returns the plan of a request whose bytes end with its only raw tensor, as all known clients write them.
-
-        Returns:
-            None if the request has another form.
-        """
-        if len(message.raw_input_contents) != 1:
-            return None
-        size = len(message.raw_input_contents[0])
-        prefix = payload[: len(payload) - size]
-        tag = raw_input_tag(size)
-        rest = ModelInferRequest()
-        rest.CopyFrom(message)
-        rest.ClearField("raw_input_contents")
-        try:
-            matches = prefix.endswith(tag) and ModelInferRequest.FromString(prefix[: -len(tag)]) == rest
-        except DecodeError:
-            return None
-        return cls(prefix, encoder) if matches else None
-
-    def tensor(self, payload: bytes) -> memoryview:
-        """Returns the tensor's bytes in a request with this prefix, without a copy."""
-        return memoryview(payload)[len(self.prefix) :]
+P = TypeVar("P")
 
 
-class PlanCache:
-    """Plans of recent requests, by the requests' length and prefix. Empties itself when a model version changes."""
+class PlanCache(Generic[P]):
+    """The most recently used plans. Thread-safe. Holds none whose model version may have been replaced."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
+        self._lock = threading.Lock()
         self._generation = repository.generation
-        self._plans: dict[int, tuple[CachedPlan, ...]] = {}
+        self._plans: OrderedDict[Hashable, P] = OrderedDict()
 
-    def find(self, payload: bytes) -> CachedPlan | None:
-        """Returns the plan of a serialised ModelInferRequest, if it is cached."""
-        if self._generation != self._repository.generation:
-            self._generation = self._repository.generation
-            self._plans.clear()
-        for cached in self._plans.get(len(payload), ()):
-            if payload.startswith(cached.prefix):
-                return cached
-        return None
+    def find(self, key: Hashable | None) -> P | None:
+        """Returns the plan of the requests with this key, if it is cached and the repository has not changed."""
+        with self._lock:
+            if self._generation != self._repository.generation:
+                self._empty()
+                return None
+            plan = self._plans.get(key)
+            if plan is not None:
+                self._plans.move_to_end(key)
+            return plan
 
-    def add(self, payload: bytes, message: ModelInferRequest, encoder: ResponseEncoder) -> None:
-        """Caches the plan of a parsed request, if the request's form allows it."""
-        cached = CachedPlan.from_request(payload, message, encoder)
-        if cached is not None:
-            if len(self._plans) >= _MAX_LENGTHS:
-                self._plans.clear()
-            others = self._plans.get(len(payload), ())
-            self._plans[len(payload)] = (cached, *others[: _MAX_PLANS_PER_LENGTH - 1])
+    def add(self, key: Hashable | None, plan: P, generation: int) -> None:
+        """Caches a plan, unless the repository has changed.
+
+        Args:
+            key: None for a plan that is not kept.
+            generation: of the repository, read before the plan's model version was looked up.
+        """
+        with self._lock:
+            if self._generation != self._repository.generation:
+                self._empty()
+            if key is not None and generation == self._generation:
+                self._plans[key] = plan
+                if len(self._plans) > MAX_PLANS:
+                    self._plans.popitem(last=False)
 
     def clear(self) -> None:
+        """Forgets all plans, and with them their model versions."""
+        with self._lock:
+            self._empty()
+
+    def _empty(self) -> None:
+        self._generation = self._repository.generation  # first: a change in between is seen by the next call
         self._plans.clear()

@@ -1,11 +1,32 @@
 """Inference requests and responses as plain values: the form that gRPC and HTTP share."""
 
-from collections.abc import Callable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from convoy.auth import Principal
 from serving.errors import ServingError
 from serving.protocol.tensors import Buffer, Elements, Shape
+
+_MAX_KEPT = 64
+"""Parameters, and characters of each, in a form that is kept."""
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """The circumstances of a request, known before its content is read.
+
+    Args:
+        deadline: on the clock of `time.monotonic`; None for none.
+        principal: to whom the client's token belongs; None for a server without tokens.
+    """
+
+    deadline: float | None = None
+    principal: Principal | None = None
+
+
+NO_CONTEXT = RequestContext()
+"""Of a request without a deadline, on a server without tokens."""
 
 
 @dataclass(slots=True)
@@ -42,6 +63,34 @@ class InferRequest:
     outputs: list[RequestedOutput] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def key(self) -> Hashable | None:
+        """Everything that a plan depends on; None if it is too large to be kept.
+
+        A plan is made only if names and shapes fit its model, which bounds them; the rest is bounded here.
+        """
+        if len(self.model_version) > _MAX_KEPT or len(self.parameters) > _MAX_KEPT:
+            return None
+        if any(len(text) > _MAX_KEPT for pair in self.parameters.items() for text in pair if type(text) is str):
+            return None
+        return (
+            self.model_name,
+            self.model_version,
+            tuple([(given.name, given.datatype, given.shape) for given in self.inputs]),
+            tuple([(output.name, output.classification) for output in self.outputs]),
+            tuple(self.parameters.items()),
+        )
+
+    @property
+    def request_id(self) -> str:
+        """The client's id; empty for none."""
+        return self.id
+
+    @property
+    def tensors(self) -> list[Buffer | Elements]:
+        """The data of the inputs."""
+        return [given.data for given in self.inputs]
+
 
 @dataclass(slots=True)
 class InferOutput:
@@ -63,15 +112,34 @@ class InferResponse:
     outputs: list[InferOutput]
 
 
-class ResponseSink(Protocol):
-    """Receives the response to a ModelInfer call.
+class EncodedRequest(Protocol):
+    """A request as its front end received it, split but not checked."""
+
+    @property
+    def key(self) -> Hashable | None:
+        """Everything that a plan depends on: requests with equal keys share one. None for a plan that is not kept."""
+
+    @property
+    def request_id(self) -> str:
+        """The client's id; empty for none."""
+
+    @property
+    def tensors(self) -> Sequence[Buffer | Elements]:
+        """The data of the inputs, for a plan that is kept."""
+
+
+R = TypeVar("R", contravariant=True)
+
+
+class ResponseSink(Protocol[R]):
+    """Receives the response to an inference: serialised for gRPC, as values for HTTP.
 
     Exactly one of the methods is called, once, from any thread; neither may block. After `RequestHandle.cancel` at most
     one late call may arrive, which a front end ignores.
     """
 
-    def succeed(self, payload: bytes) -> None:
-        """Sends a serialised ModelInferResponse."""
+    def succeed(self, response: R, /) -> None:
+        """Sends the response."""
 
     def fail(self, error: ServingError) -> None:
         """Sends an error."""
@@ -82,7 +150,3 @@ class RequestHandle(Protocol):
 
     def cancel(self) -> None:
         """Drops the request unless its batch has started. Safe to call from any thread, and repeatedly."""
-
-
-Done = Callable[[InferResponse | ServingError], None]
-"""Called once with the response, on the thread that computed it; must not block."""

@@ -1,118 +1,125 @@
 """ModelInfer: checks requests and hands them to the batcher of their model version.
 
-gRPC front ends call `infer` with serialised messages, HTTP calls `submit` with values. Knows no front end; all other
-RPCs are in `serving.protocol.admin`.
+All front ends take the same path: split the message within a budget, find or make its plan, submit, encode the
+response. gRPC front ends call `infer` with serialised messages, HTTP calls `submit` with values. Knows no front end;
+all other RPCs are in `serving.protocol.admin`.
 """
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from protos.grpc_service_pb2 import ModelInferRequest
 from serving.errors import Internal, ServingError, Unavailable
 from serving.inference.batcher import BatcherClosed, Outputs, QueuedRequest
-from serving.inference.plan import Plan
+from serving.inference.parser_pool import ParserPool
+from serving.inference.plan import Plan, ValueEncoder
 from serving.inference.plan_cache import PlanCache
-from serving.inference.request import Done, InferRequest, RequestHandle, ResponseSink
+from serving.inference.request import (
+    EncodedRequest,
+    InferRequest,
+    InferResponse,
+    RequestContext,
+    RequestHandle,
+    ResponseSink,
+)
 from serving.models.repository import Repository
-from serving.protocol.grpc_codec import ResponseEncoder, decode, encode_id, parse_request
-from serving.protocol.parameters import earliest_deadline
+from serving.observability.refusals import Refusals
+from serving.protocol.grpc_codec import ResponseEncoder, parse_request
 from serving.protocol.tensors import Buffer
+from serving.protocol.wire_format import SplitRequest
 
 logger = logging.getLogger(__name__)
+
+MAX_QUICK_BYTES = 64 << 10
+"""Of a message's header that the caller's thread parses, which receives all other calls too."""
 
 _MAX_SWAPS = 8
 """Of the model version while a request is being queued."""
 
+S = TypeVar("S", bound=EncodedRequest)
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
 
-class PlannedRequest(QueuedRequest):
+
+class Encoder(Protocol[R_co]):
+    """Makes the responses of a plan."""
+
+    plan: Plan
+
+    def encode(self, outputs: Outputs, first_row: int, request_id: str) -> R_co:
+        """Returns the response for the plan's rows of a batch."""
+
+
+class InferenceRequest(QueuedRequest, Generic[R]):
     """A queued request that its client may cancel; a `RequestHandle`."""
 
-    __slots__ = ("plan",)
-
-    def __init__(self, plan: Plan, buffers: tuple[Buffer, ...], deadline: float | None) -> None:
-        super().__init__(buffers, plan.shapes, plan.rows, deadline)
-        self.plan = plan
-
-    def cancel(self) -> None:
-        self.plan.model.batcher.cancel(self)
-
-
-class GrpcRequest(PlannedRequest):
-    """Responds with a serialised message."""
-
-    __slots__ = ("_id_field", "_sink", "encoder")
+    __slots__ = ("_encoder", "_id", "_sink")
 
     def __init__(
         self,
-        encoder: ResponseEncoder,
+        encoder: Encoder[R],
         buffers: tuple[Buffer, ...],
-        id_field: bytes,
-        sink: ResponseSink,
-        deadline: float | None,
+        request_id: str,
+        context: RequestContext,
+        sink: ResponseSink[R],
     ) -> None:
-        super().__init__(encoder.plan, buffers, deadline)
-        self.encoder = encoder
-        self._id_field = id_field
+        plan = encoder.plan
+        deadline = context.deadline if plan.timeout_s is None else plan.deadline(context)
+        super().__init__(buffers, plan.shapes, plan.rows, deadline)
+        self._encoder = encoder
+        self._id = request_id
         self._sink = sink
 
     def finish(self, outputs: Outputs, first_row: int) -> None:
-        self._sink.succeed(self.encoder.encode(outputs, first_row, self._id_field))
+        self._sink.succeed(self._encoder.encode(outputs, first_row, self._id))
         del self._sink  # it refers to this request: the cycle would keep the message until the garbage collector runs
 
     def fail(self, error: ServingError) -> None:
         self._sink.fail(error)
         del self._sink
 
+    def cancel(self) -> None:
+        """Drops the request unless its batch has started."""
+        self._encoder.plan.model.batcher.cancel(self)
 
-class HttpRequest(PlannedRequest):
-    """Responds with values."""
 
-    __slots__ = ("_done", "_id")
+class _Path(Generic[S, R]):
+    """The path of the requests of one protocol, from its form of a request to its form of a response.
+
+    Args:
+        parse: returns the values in a request.
+        make_encoder: returns what makes a plan's responses.
+    """
 
     def __init__(
-        self, plan: Plan, buffers: tuple[Buffer, ...], request_id: str, done: Done, deadline: float | None
+        self,
+        repository: Repository,
+        refusals: Refusals,
+        parse: Callable[[S], InferRequest],
+        make_encoder: Callable[[Plan], Encoder[R]],
     ) -> None:
-        super().__init__(plan, buffers, deadline)
-        self._id = request_id
-        self._done = done
+        self._repository = repository
+        self._refusals = refusals
+        self._parse = parse
+        self._make_encoder = make_encoder
+        self._encoders: PlanCache[Encoder[R]] = PlanCache(repository)
 
-    def finish(self, outputs: Outputs, first_row: int) -> None:
-        self._done(self.plan.build_response(outputs, first_row, self._id))
-
-    def fail(self, error: ServingError) -> None:
-        self._done(error)
-
-
-R = TypeVar("R", bound=PlannedRequest)
-
-
-class InferenceService:
-    """Inference over the models of a repository."""
-
-    def __init__(self, repository: Repository) -> None:
-        self.repository = repository
-        self._plans = PlanCache(repository)
-
-    def infer(self, payload: bytes, sink: ResponseSink, deadline: float | None) -> RequestHandle | None:
-        """Runs a serialised ModelInferRequest. The response or the error goes to `sink`.
-
-        Args:
-            deadline: on the clock of `time.monotonic`; None for none.
+    def run(self, encoded: S, context: RequestContext, sink: ResponseSink[R]) -> RequestHandle | None:
+        """Runs a request. The response or the error goes to `sink`.
 
         Returns:
             The request in flight; None if `sink` has been called already.
         """
         try:
-            cached = self._plans.find(payload)
-            if cached is not None:
-                request = GrpcRequest(cached.encoder, (cached.tensor(payload),), b"", sink, deadline)
+            for _ in range(_MAX_SWAPS):
+                encoder, buffers = self._bind(encoded)
+                queued = InferenceRequest(encoder, buffers, encoded.request_id, context, sink)
                 try:
-                    request.plan.model.batcher.submit(request)
-                    return request
-                except BatcherClosed:
-                    self._plans.clear()
-            return self._infer_uncached(payload, sink, deadline)
+                    encoder.plan.model.batcher.submit(queued)
+                    return queued
+                except BatcherClosed:  # the version was replaced after it was found: the repository has a newer one
+                    self._encoders.clear()
+            raise Unavailable("the model is being replaced")
         except ServingError as error:
             sink.fail(error)
         except Exception:
@@ -120,39 +127,57 @@ class InferenceService:
             sink.fail(Internal("the request could not be run; the server's log says why"))
         return None
 
-    def submit(self, request: InferRequest, done: Done, deadline: float | None) -> RequestHandle | None:
-        """Runs a request given as values. Like `infer`, but the response or the error goes to `done`."""
+    def _bind(self, encoded: S) -> tuple[Encoder[R], tuple[Buffer, ...]]:
+        """Returns the encoder of a request's plan, and its inputs in the model's order."""
+        encoder = self._encoders.find(encoded.key)
+        name = ""
         try:
-            until = earliest_deadline(deadline, request.parameters)
-            return self._queue(request, lambda plan, buffers: HttpRequest(plan, buffers, request.id, done, until))
+            if encoder is not None:
+                return encoder, encoder.plan.bind_inputs(encoded.tensors)
+            generation = self._repository.generation
+            request = self._parse(encoded)
+            model = self._repository.get(request.model_name, request.model_version)
+            name = model.spec.name
+            encoder = self._make_encoder(Plan(model, request))
+            buffers = encoder.plan.bind_inputs(request.tensors)
+            self._encoders.add(encoded.key, encoder, generation)
+            return encoder, buffers
         except ServingError as error:
-            done(error)
-        return None
+            self._refusals.count_error(error, name or (encoder.plan.model.spec.name if encoder else ""))
+            raise
 
-    def _infer_uncached(self, payload: bytes, sink: ResponseSink, deadline: float | None) -> RequestHandle:
-        generation = self.repository.generation
-        message = decode(ModelInferRequest, payload)
-        request = parse_request(message)
-        until = earliest_deadline(deadline, request.parameters)
-        id_field = encode_id(request.id)
 
-        def make(plan: Plan, buffers: tuple[Buffer, ...]) -> GrpcRequest:
-            return GrpcRequest(ResponseEncoder(plan), buffers, id_field, sink, until)
+class InferenceService:
+    """Inference over the models of a repository."""
 
-        queued = self._queue(request, make)
-        is_cacheable = not request.id and not request.parameters and not queued.plan.has_strings
-        if is_cacheable and generation == self.repository.generation:  # else the plan's version may be unloaded
-            self._plans.add(payload, message, queued.encoder)
-        return queued
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+        self.refusals = Refusals()
+        """Of requests that no batcher has counted, by all front ends."""
+        self._messages: _Path[SplitRequest, bytes] = _Path(repository, self.refusals, parse_request, ResponseEncoder)
+        self._values: _Path[InferRequest, InferResponse] = _Path(
+            repository, self.refusals, lambda request: request, ValueEncoder
+        )
+        self._parsers = ParserPool()
 
-    def _queue(self, request: InferRequest, make: Callable[[Plan, tuple[Buffer, ...]], R]) -> R:
-        """Plans a request and submits it to its model's batcher."""
-        for _ in range(_MAX_SWAPS):
-            plan = Plan(self.repository.get(request.model_name, request.model_version), request)
-            queued = make(plan, plan.bind_inputs([given.data for given in request.inputs]))
-            try:
-                plan.model.batcher.submit(queued)
-                return queued
-            except BatcherClosed:
-                continue  # the version was replaced after `get`: the repository has a newer one
-        raise Unavailable(f"model '{request.model_name}' is being replaced")
+    def infer(self, payload: bytes, context: RequestContext, sink: ResponseSink[bytes]) -> RequestHandle | None:
+        """Runs a serialised ModelInferRequest. A serialised ModelInferResponse or the error goes to `sink`.
+
+        Returns:
+            The request in flight; None if `sink` has been called already.
+        """
+        try:
+            split = SplitRequest(payload)
+            if len(split.header) > MAX_QUICK_BYTES:
+                return self._parsers.submit(len(payload), lambda: self._messages.run(split, context, sink))
+        except ServingError as error:
+            self.refusals.count_error(error)
+            sink.fail(error)
+            return None
+        return self._messages.run(split, context, sink)
+
+    def submit(
+        self, request: InferRequest, context: RequestContext, sink: ResponseSink[InferResponse]
+    ) -> RequestHandle | None:
+        """Runs a request given as values. Like `infer`."""
+        return self._values.run(request, context, sink)

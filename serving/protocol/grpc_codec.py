@@ -21,14 +21,14 @@ from serving.inference.batcher import Outputs
 from serving.inference.plan import Plan
 from serving.inference.request import InferInput, InferRequest
 from serving.protocol.parameters import check_input_parameters, requested_output
-from serving.protocol.tensors import DATATYPES, Elements, Shape, num_elements
+from serving.protocol.tensors import DATATYPES, MAX_RANK, Elements, Shape, num_elements
+from serving.protocol.wire_format import SplitRequest, check_budget
 
 M = TypeVar("M", bound=Message)
 
 # The first byte of a length-delimited field: its number, shifted by 3, and wire type 2.
 _ID = b"\x1a"  # ModelInferResponse.id, field 3
 _RAW_OUTPUT = b"\x32"  # ModelInferResponse.raw_output_contents, field 6
-_RAW_INPUT = b"\x3a"  # ModelInferRequest.raw_input_contents, field 7
 _INFER_RESPONSE = b"\x12"  # ModelStreamInferResponse.infer_response, field 2
 
 
@@ -48,37 +48,39 @@ def decode(kind: type[M], payload: bytes) -> M:
     return message
 
 
-def parse_request(message: ModelInferRequest) -> InferRequest:
+def parse_request(split: SplitRequest) -> InferRequest:
     """Returns the values in a message.
 
     Raises:
-        InvalidArgument: the message contradicts itself.
+        InvalidArgument: the bytes are not a message, contradict each other, or have too many fields.
         Unsupported: the message refers to shared memory.
     """
-    raw = message.raw_input_contents
+    check_budget(split.header)
+    message = decode(ModelInferRequest, split.header)
+    raw = split.tensors
     typed = [tensor.name for tensor in message.inputs if tensor.HasField("contents")]
     if raw and typed:
         raise InvalidArgument(
             f"contents of input {quote(typed[0])} and raw_input_contents are both given: "
             "expected one form for all inputs"
         )
-    inputs = [
-        InferInput(tensor.name, tensor.datatype, tuple(tensor.shape), b"" if raw else _elements(tensor))
-        for tensor in message.inputs
-    ]
-    for tensor in message.inputs:
-        check_input_parameters(tensor.name, tensor.parameters)
-    if raw:
-        if len(raw) != len(inputs):
+    if raw and len(raw) != len(message.inputs):
+        raise InvalidArgument(
+            f"expected one entry of raw_input_contents for each of the {len(message.inputs)} inputs, got {len(raw)}"
+        )
+    inputs = []
+    for place, tensor in enumerate(message.inputs):
+        if len(tensor.shape) > MAX_RANK:
             raise InvalidArgument(
-                f"expected one entry of raw_input_contents for each of the {len(inputs)} inputs, got {len(raw)}"
+                f"input {quote(tensor.name)} has {len(tensor.shape)} dimensions, not up to {MAX_RANK}"
             )
-        for given, data in zip(inputs, raw, strict=True):
-            given.data = data
+        check_input_parameters(tensor.name, tensor.parameters)
+        data = raw[place] if raw else _elements(tensor)
+        inputs.append(InferInput(tensor.name, tensor.datatype, tuple(tensor.shape), data))
     return InferRequest(
         model_name=message.model_name,
         model_version=message.model_version,
-        id=message.id,
+        id=split.request_id,
         inputs=inputs,
         outputs=[requested_output(output.name, parameter_values(output.parameters)) for output in message.outputs],
         parameters=parameter_values(message.parameters),
@@ -123,17 +125,13 @@ class ResponseEncoder:
         # The row shapes, and the head and fields for them, as one value: threads of all instances read and replace it.
         self._shared: tuple[list[Shape], bytes, list[tuple[int, int, bytes]]] = ([], b"", [])
 
-    def encode(self, outputs: Outputs, first_row: int, id_field: bytes) -> bytes:
-        """Returns the response for the plan's rows of a batch.
-
-        Args:
-            id_field: `encode_id` of the request's id.
-        """
+    def encode(self, outputs: Outputs, first_row: int, request_id: str) -> bytes:
+        """Returns the response for the plan's rows of a batch."""
         shapes, head, fields = self._shared
         if outputs.row_shapes != shapes:
             head, fields = self._head(outputs), self._fields(outputs)
             self._shared = outputs.row_shapes, head, fields
-        parts = [head, id_field]
+        parts = [head, encode_id(request_id)] if request_id else [head]
         for index, top_k, field in fields:
             if field:
                 parts += (field, outputs.data(index, first_row, self.plan.rows))
@@ -178,11 +176,6 @@ def encode_stream_error(error: ServingError) -> bytes:
     """Returns an error as a message of ModelStreamInfer, which does not end the stream."""
     message: bytes = ModelStreamInferResponse(error_message=str(error)).SerializeToString()
     return message
-
-
-def raw_input_tag(size: int) -> bytes:
-    """Returns the bytes that come before a tensor of `size` bytes in a ModelInferRequest."""
-    return _RAW_INPUT + varint(size)
 
 
 def varint(number: int) -> bytes:

@@ -1,11 +1,13 @@
 """Checks of request parameters that gRPC and HTTP share."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from serving.errors import InvalidArgument, Unsupported, quote
 from serving.inference.request import RequestedOutput
+
+_TRITON_PARAMETERS = frozenset({"triton_enable_empty_final_response", "triton_grpc_error"})
+"""Reserved keys that Triton's clients send, and that change nothing for requests with one response each."""
 
 
 def check_input_parameters(name: str, parameters: Mapping[str, Any]) -> None:
@@ -35,22 +37,29 @@ def requested_output(name: str, parameters: Mapping[str, Any]) -> RequestedOutpu
     return RequestedOutput(name, count)
 
 
-def earliest_deadline(deadline: float | None, parameters: Mapping[str, Any]) -> float | None:
-    """Returns the deadline, or the time at which the parameter `timeout` expires if that is sooner.
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Checks that a request's parameters ask for nothing that this server would ignore in silence.
 
-    Args:
-        deadline: on the clock of `time.monotonic`; None for none.
-        parameters: of a request. `timeout` counts microseconds from now; 0 means none.
+    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_parameters.md
+
+    Raises:
+        InvalidArgument: a key is reserved.
+        Unsupported: the request belongs to a sequence.
+    """
+    for key, value in parameters.items():
+        if key == "headers" or (key.startswith("triton_") and key not in _TRITON_PARAMETERS):
+            raise InvalidArgument(f"parameter {quote(key)} is reserved: choose another name")
+        if key == "sequence_id" and value:
+            raise Unsupported("parameter 'sequence_id': the server does not keep the requests of a sequence together")
+
+
+def timeout_of(parameters: Mapping[str, Any]) -> float | None:
+    """Returns the seconds that a request may take by its parameter `timeout`, in microseconds; None for no limit.
 
     Raises:
         InvalidArgument: `timeout` is not a whole number, or is negative.
     """
-    timeout = parameters.get("timeout")
-    if timeout is None:
-        return deadline
+    timeout = parameters.get("timeout", 0)
     if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
         raise InvalidArgument(f"parameter 'timeout' must be a whole number of microseconds, got {quote(timeout)}")
-    if timeout == 0:
-        return deadline
-    expires = time.monotonic() + timeout * 1e-6
-    return expires if deadline is None else min(deadline, expires)
+    return timeout * 1e-6 if timeout else None

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from protos import health_pb2
 from serving import errors
-from serving.inference.request import RequestHandle, ResponseSink
+from serving.inference.request import RequestContext, RequestHandle, ResponseSink
+from serving.models.changes import Caller
 from serving.observability.health import Health
+from serving.observability.refusals import Refusals
 from serving.protocol.methods import HEALTH_CHECK, INFERENCE_SERVICE
 
 ERRORS: dict[bytes, errors.ServingError] = {
@@ -28,10 +30,10 @@ ERRORS: dict[bytes, errors.ServingError] = {
 class HeldRequest:
     """An inference that the test completes; a `RequestHandle`."""
 
-    def __init__(self, payload: bytes, sink: ResponseSink, deadline: float | None) -> None:
+    def __init__(self, payload: bytes, context: RequestContext, sink: ResponseSink[bytes]) -> None:
         self.payload = payload
         self.sink = sink
-        self.deadline = deadline
+        self.deadline = context.deadline
         self.is_cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -45,14 +47,16 @@ class FakeInference:
 
     Attributes:
         held: the inferences that wait.
+        refusals: calls that were refused before they came here.
     """
 
     def __init__(self) -> None:
         self.held: queue.Queue[HeldRequest] = queue.Queue()
+        self.refusals = Refusals()
 
-    def infer(self, payload: bytes, sink: ResponseSink, deadline: float | None) -> RequestHandle | None:
+    def infer(self, payload: bytes, context: RequestContext, sink: ResponseSink[bytes]) -> RequestHandle | None:
         if payload.startswith(b"hold"):
-            held = HeldRequest(payload, sink, deadline)
+            held = HeldRequest(payload, context, sink)
             self.held.put(held)
             return held
         if payload in ERRORS:
@@ -69,17 +73,22 @@ class FakeAdmin:
 
     Attributes:
         gate: RepositoryModelLoad waits for it.
+        callers: of RepositoryModelLoad.
+        loaded: the payloads of the calls that have loaded.
     """
 
     def __init__(self) -> None:
         self.health = Health()
         self.gate = threading.Event()
+        self.callers: queue.Queue[Caller] = queue.Queue()
+        self.loaded: list[bytes] = []
         self.unary: Mapping[str, Callable[[bytes], bytes]] = {
             f"/{INFERENCE_SERVICE}/ServerLive": self._echo,
-            f"/{INFERENCE_SERVICE}/RepositoryModelLoad": self._load,
             HEALTH_CHECK: self._check,
         }
-        self.blocking = frozenset({f"/{INFERENCE_SERVICE}/RepositoryModelLoad"})
+        self.blocking: Mapping[str, Callable[[bytes, Caller], bytes]] = {
+            f"/{INFERENCE_SERVICE}/RepositoryModelLoad": self._load
+        }
 
     def _echo(self, payload: bytes) -> bytes:
         if payload in ERRORS:
@@ -88,8 +97,11 @@ class FakeAdmin:
             raise ZeroDivisionError("no one expects this")
         return payload
 
-    def _load(self, payload: bytes) -> bytes:
+    def _load(self, payload: bytes, caller: Caller) -> bytes:
+        self.callers.put(caller)
         self.gate.wait()
+        caller.check("mnist")
+        self.loaded.append(payload)
         return payload
 
     def _check(self, payload: bytes) -> bytes:

@@ -11,6 +11,7 @@ from serving.inference.plan import Plan
 from serving.inference.request import InferInput, InferRequest
 from serving.protocol.grpc_codec import parse_request
 from serving.protocol.tensors import DATATYPES, Elements
+from serving.protocol.wire_format import SplitRequest
 from tests.serving.fake_repository import FakeRepository, add_without_batch
 
 
@@ -24,7 +25,7 @@ class Unreadable(list[int]):
 def test_typed_contents_are_counted_before_they_are_converted() -> None:
     message = ModelInferRequest()
     message.inputs.add(name="a", datatype="INT64", shape=[2]).contents.int64_contents.extend([1, 2])
-    parsed = parse_request(message).inputs[0].data
+    parsed = parse_request(SplitRequest(message.SerializeToString())).inputs[0].data
     assert isinstance(parsed, Elements)
 
     repository = FakeRepository(add_without_batch())

@@ -9,9 +9,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import ServingError
-from serving.inference.request import InferInput, InferRequest, InferResponse
+from serving.inference.request import NO_CONTEXT, InferInput, InferRequest, InferResponse
 from serving.inference.service import InferenceService
 from serving.observability.metrics import MODEL_METRICS, NAMES, Metrics
+from serving.observability.refusals import Refusals
 from tests.serving.fake_repository import PATIENCE_S, Entry, FakeRepository, backend_of, echo, make_service, twice
 
 MINE = {"model": "twice", "version": "1"}
@@ -31,7 +32,7 @@ def service(repository: FakeRepository) -> InferenceService:
 
 @pytest.fixture
 def metrics(service: InferenceService) -> Metrics:
-    return Metrics(service.repository)
+    return Metrics(service.repository, service.refusals)
 
 
 class Scrape:
@@ -56,11 +57,16 @@ def ask(service: InferenceService, rows: int = 1, timeout: int = 0) -> "tuple[th
     data = np.ones((rows, 3), np.float32).tobytes()
     request = InferRequest("twice", [InferInput("numbers", "FP32", (rows, 3), data)], parameters={"timeout": timeout})
 
-    def done(answer: InferResponse | ServingError) -> None:
-        answers.append(answer)
-        over.set()
+    class Sink:
+        def succeed(self, response: InferResponse, /) -> None:
+            answers.append(response)
+            over.set()
 
-    service.submit(request, done, None)
+        def fail(self, error: ServingError) -> None:
+            answers.append(error)
+            over.set()
+
+    service.submit(request, NO_CONTEXT, Sink())
     return over, answers
 
 
@@ -201,6 +207,6 @@ def test_scrapes_during_a_swap(service: InferenceService, metrics: Metrics, repo
 
 def test_a_server_without_models() -> None:
     repository = FakeRepository()
-    scrape = Scrape(Metrics(make_service(repository).repository))
+    scrape = Scrape(Metrics(make_service(repository).repository, Refusals()))
     assert scrape.families["convoy_model_ready"].samples == []
     assert "process_cpu_seconds" in scrape.families

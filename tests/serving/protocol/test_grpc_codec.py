@@ -8,7 +8,7 @@ from google.protobuf.internal.decoder import _DecodeVarint  # type: ignore[attr-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protos.grpc_service_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+from protos.grpc_service_pb2 import ModelInferResponse, ModelStreamInferResponse
 from serving.errors import NotFound
 from serving.inference.batcher import Outputs
 from serving.inference.plan import Plan
@@ -18,7 +18,6 @@ from serving.protocol.grpc_codec import (
     encode_id,
     encode_stream_error,
     encode_stream_response,
-    raw_input_tag,
     varint,
 )
 from serving.protocol.tensors import Shape
@@ -34,12 +33,6 @@ def test_varints_are_protobufs(number: int) -> None:
 @pytest.mark.parametrize("request_id", ["", "7", "é" * 100])
 def test_ids_are_a_field_of_the_response(request_id: str) -> None:
     assert encode_id(request_id) == ModelInferResponse(id=request_id).SerializeToString()
-
-
-@pytest.mark.parametrize("size", [0, 1, 200, 70_000])
-def test_tensors_are_a_field_of_the_request(size: int) -> None:
-    request = ModelInferRequest(raw_input_contents=[bytes(size)])
-    assert raw_input_tag(size) + bytes(size) == request.SerializeToString()
 
 
 def test_stream_messages_are_protobufs() -> None:
@@ -68,10 +61,10 @@ def test_threads_that_share_an_encoder_do_not_mix_up_shapes() -> None:
     request = InferRequest("add", [InferInput(name, "INT64", (2,), bytes(16)) for name in "ab"])
     encoder = ResponseEncoder(Plan(repository.get("add"), request))
     short, long = (Outputs([np.arange(length)], None) for length in (2, 5))
-    encoder.encode(short, 0, b"")
-    short.row_shapes = Interrupted(short.row_shapes, lambda: encoder.encode(long, 0, b""))
+    encoder.encode(short, 0, "")
+    short.row_shapes = Interrupted(short.row_shapes, lambda: encoder.encode(long, 0, ""))
 
-    response = ModelInferResponse.FromString(encoder.encode(short, 0, b""))
+    response = ModelInferResponse.FromString(encoder.encode(short, 0, ""))
 
     assert list(response.outputs[0].shape) == [2]
     assert np.frombuffer(response.raw_output_contents[0], np.int64).tolist() == [0, 1]
