@@ -18,6 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 import trainer.ranks.watchdog
+from trainer.ranks.activity import Activity
 from trainer.ranks.failure import FailureContext
 from trainer.ranks.rendezvous import rendezvous
 from trainer.ranks.watchdog import Watchdog
@@ -54,7 +55,7 @@ def send_heartbeats(rank: int, size: int, seconds: float, pipe: Connection) -> N
     store = dist.TCPStore("127.0.0.1", pipe.recv(), is_master=False, wait_for_workers=False)
     counting = CountingStore(store.clone())
     name = rendezvous(store, rank, size)
-    watchdog = Watchdog(FailureContext(rank=rank, world_size=size))
+    watchdog = Watchdog(FailureContext(rank=rank, world_size=size), Activity())
     watchdog.watch_peers(counting, name)
     watchdog.watch_launcher()  # starts the failure detector
     pipe.send("ready")

@@ -50,7 +50,7 @@ SIGNALS_BY_DEFAULT = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 """torchrun's."""
 BARRIER_TIMEOUT_S = 900
 """Longest wait of hosts for each other, unless `--rdzv-conf timeout=…` is given. It is longer than ranks wait for a
-host that no longer answers (`SLOW_PHASE_TIMEOUT_S` in trainer/ranks/watchdog.py)."""
+host that no longer answers (`SLOW_PHASE_TIMEOUT_S` in trainer/ranks/activity.py)."""
 POLL_EVERY_S = 0.05
 STORE_INFO = "_bootstrap_store_info"
 """The private attribute in which torchrun keeps the address of the first round's store."""

@@ -102,7 +102,7 @@ def evaluate(
     # Columns: predicted, confidence, label's probability, loss, predicted with views. float64 holds each exactly, so
     # that adding the zeros of the other ranks changes nothing.
     table = torch.zeros(len(indices), 5, dtype=torch.float64)
-    with world.watchdog.computing():
+    with world.activity.computing():
         for start in range(world.rank * CHUNK_SIZE, len(indices), world.size * CHUNK_SIZE):
             chunk = indices[start : start + CHUNK_SIZE]
             pixels, labels = images.images[chunk].to(world.device), images.labels[chunk].to(world.device)

@@ -11,9 +11,9 @@ from trainer.loop.samples import EpochSamples
 from trainer.loop.saving import BackgroundSaver, SaveInterval
 from trainer.loop.step_results import LOG_EVERY_STEPS, StepResults
 from trainer.loop.stopwatch import Stopwatch
+from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S
 from trainer.ranks.consistency import check_weights, digest_of
 from trainer.ranks.stop import StopConsensus
-from trainer.ranks.watchdog import SLOW_PHASE_TIMEOUT_S
 from trainer.records.metrics import MetricsLog
 from trainer.signals import StopRequest
 
@@ -35,13 +35,13 @@ def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None) -> 
     with stop.deferred():
         try:
             while run.state.step < run.num_steps:
-                with run.world.watchdog.computing():
+                with run.world.activity.computing():
                     loop.train_epoch()
                 loop.end_epoch()
                 loop.save_or_stop()
             loop.save_and_wait()
         finally:
-            run.world.watchdog.timeout_s = SLOW_PHASE_TIMEOUT_S
+            run.world.activity.timeout_s = SLOW_PHASE_TIMEOUT_S
             run.progress.stop()
             run.learner.release()
             loop.close()
@@ -161,7 +161,7 @@ class TrainingLoop:
     def _save_and_interrupt(self) -> Interrupted:
         """Saves, and returns the exception that ends the run on every rank and tells the user how to continue."""
         run = self._run
-        with run.world.watchdog.slow_phase():
+        with run.world.activity.slow_phase():
             self._stop.acknowledge()
             self._stop_consensus.close()
             self.save_and_wait()
@@ -175,7 +175,7 @@ class TrainingLoop:
 
     def _set_timeout(self, seconds: float) -> None:
         """Sets the hang timeout and the grace period after a signal; both have a minimum of their own."""
-        self._run.world.watchdog.timeout_s = self._stop.grace_period_s = seconds
+        self._run.world.activity.timeout_s = self._stop.grace_period_s = seconds
 
     def _check_weights(self) -> None:
         """Compares the ranks' weights: one faulty chip is enough to change them."""
@@ -195,10 +195,10 @@ class TrainingLoop:
         run = self._run
         if run.state.step % LOG_EVERY_STEPS == 0:
             self._check_weights()
-            with run.world.watchdog.slow_phase():
+            with run.world.activity.slow_phase():
                 self._write_step_line(epoch)
         if run.progress.is_due():
-            with run.world.watchdog.slow_phase():
+            with run.world.activity.slow_phase():
                 self._show_progress(epoch)
 
     def _write_step_line(self, epoch: int) -> None:

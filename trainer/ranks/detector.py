@@ -1,4 +1,4 @@
-"""The failure detector: decides from the heartbeats which rank hangs or is gone.
+"""The failure detector: decides from the heartbeats which rank hangs, is gone or is late.
 
 A rank hangs if it has entered fewer collectives than a rank that has waited for longer than the timeout. If it can, it
 suspects itself first, because it knows the stack that it hangs in; the others name it `GRACE_S` later. The timeout
@@ -19,6 +19,8 @@ STALE_AFTER_S = 4.0
 """The same if others wait for it."""
 STORE_TIMEOUT_S = 4.0
 """A store that has not answered for this long does not answer any more."""
+MAX_NAMED = 8
+"""Ranks or hosts that a line for the user names."""
 GRACE_S = 1.5
 """Delay after which the others name a rank that has not named itself."""
 
@@ -94,6 +96,28 @@ def suspect_peers(observed: RankObservations) -> Suspicion | None:
 def describe(rank: int, heartbeat: Heartbeat | None) -> str:
     """Returns `rank 2 (process 123 on host x)`."""
     return f"rank {rank} (process {heartbeat.pid} on {heartbeat.host})" if heartbeat else f"rank {rank}"
+
+
+def describe_ranks(ranks: Sequence[int], peers: Mapping[int, Heartbeat]) -> str:
+    """Returns the first of these ranks with their processes and hosts, and the number of the others."""
+    names = [describe(rank, peers.get(rank)) for rank in ranks[:MAX_NAMED]]
+    more = [f"{len(ranks) - MAX_NAMED} more"] if len(ranks) > MAX_NAMED else []
+    return " and ".join([*names, *more])
+
+
+def describe_wait(rank: int, size: int, own: Heartbeat, peers: Mapping[int, Heartbeat]) -> str:
+    """Returns which ranks this one waits for in its collective; "" if a lower rank waits and tells the user.
+
+    Args:
+        own: this rank's heartbeat; `peers` has those of the others, by rank.
+    """
+    entered = {other for other, peer in peers.items() if peer.num_collectives >= own.num_collectives}
+    if min(entered, default=size) < rank:
+        return ""
+    if late := [other for other in range(size) if other not in entered | {rank}]:
+        return f"rank {rank} waits for {describe_ranks(late, peers)}"
+    hosts = sorted({heartbeat.host for heartbeat in (own, *peers.values())})
+    return f"all {size} ranks wait for their connections to each other, on {', '.join(hosts[:MAX_NAMED])}"
 
 
 def _suspicion(observed: RankObservations, ranks: Sequence[int], what: str) -> Suspicion:

@@ -72,8 +72,8 @@ class FailureLock:
 class PeerMonitor(Protocol):
     """The part of the watchdog that a failure report needs."""
 
-    collective_error: Exception | None
-
+    @property
+    def collective_error(self) -> Exception | None: ...
     def lost_peers(self) -> dict[int, str]: ...
 
 

@@ -32,7 +32,7 @@ class StopConsensus:
             return shared_memory.stop_agreed
         agreed = self._collect()
         self._flag[0] = int(stop_requested)
-        with self._world.watchdog.collective():
+        with self._world.activity.collective():
             self._pending = dist.all_reduce(self._flag, group=self._world.control, async_op=True)
         return agreed
 
@@ -43,7 +43,7 @@ class StopConsensus:
     def _collect(self) -> bool:
         if self._pending is None:
             return False
-        with self._world.watchdog.collective():
+        with self._world.activity.collective():
             self._pending.wait()
         self._pending = None
         return bool(self._flag[0])

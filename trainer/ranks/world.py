@@ -20,13 +20,14 @@ from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 from convoy.cpus import num_available_cpus
 from trainer.config import DeviceChoice
 from trainer.errors import ConfigError, PeerError
+from trainer.ranks.activity import HANG_TIMEOUT_S, Activity
 from trainer.ranks.device import choose_device
 from trainer.ranks.environment import RankEnvironment, warn_of_separate_tasks
 from trainer.ranks.failure import FailureContext, FailureLock, report_failure
 from trainer.ranks.rendezvous import connect, join_round
 from trainer.ranks.shared_memory import SharedMemoryReducer
 from trainer.ranks.waiting import announced
-from trainer.ranks.watchdog import HANG_TIMEOUT_S, Watchdog
+from trainer.ranks.watchdog import Watchdog
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT_S = 600.0
@@ -47,6 +48,7 @@ class World:
         virtual_shards: number of shards of a global batch, if the user chose it to get the same bits with any world
             size. None: one shard for each rank.
         failure_context: the context of a failure report, which the run keeps up to date.
+        activity: reports what this rank is doing, for the watchdogs of all ranks.
         on_leave: closed when this rank leaves the run, however it ends.
     """
 
@@ -60,7 +62,8 @@ class World:
     shared_memory: SharedMemoryReducer | None = field(default=None, repr=False)
     virtual_shards: int | None = None
     failure_context: FailureContext = field(default_factory=FailureContext, repr=False)
-    watchdog: Watchdog = field(default_factory=lambda: Watchdog(FailureContext()), repr=False)
+    activity: Activity = field(default_factory=Activity, repr=False)
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(FailureContext(), Activity()), repr=False)
     on_leave: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
@@ -92,7 +95,7 @@ class World:
         """Joins the run that the launcher's variables describe, or becomes its only rank; leaves it at the end.
 
         Args:
-            hang_timeout_s: least time that the ranks wait for one that hangs (see `Watchdog`); 0 for ever.
+            hang_timeout_s: least time that the ranks wait for one that hangs (see `Activity`); 0 for ever.
 
         Raises:
             ConfigError: the variables contradict each other, there are more ranks than GPUs on this host, CUDA where
@@ -110,7 +113,8 @@ class World:
         if choice != "cpu" and torch.cuda.is_available():
             torch.cuda.init()  # takes seconds in which no thread sends heartbeats: before others expect them
         context = FailureContext(rank=rank, world_size=size, attempt=environment.num_restarts)
-        watchdog = Watchdog(context, hang_timeout_s)
+        activity = Activity(hang_timeout_s)
+        watchdog = Watchdog(context, activity)
         if environment.is_torchrun:
             watchdog.watch_launcher()
         store, lock, round_name = None, None, ""
@@ -125,7 +129,7 @@ class World:
             device = choose_device(choice, local_rank, local_size)
             control, shared_memory = None, None
             if store is not None:
-                with watchdog.collective(), announced(watchdog.describe_wait):
+                with activity.collective(), announced(watchdog.describe_wait):
                     timeout_s = max(COLLECTIVE_TIMEOUT_S, hang_timeout_s) if hang_timeout_s else NO_TIMEOUT_S
                     control = _init_process_group(store, rank, size, device, timeout_s)
                     if size == local_size and device.type == "cpu" and sys.platform == "linux":
@@ -142,6 +146,7 @@ class World:
                 shared_memory=shared_memory,
                 virtual_shards=virtual_shards,
                 failure_context=context,
+                activity=activity,
                 watchdog=watchdog,
                 on_leave=on_leave,
             )
@@ -150,7 +155,7 @@ class World:
         """Copies rank 0's tensors to every rank, in place."""
         if self.size == 1:
             return
-        with self.watchdog.collective():
+        with self.activity.collective():
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
@@ -162,7 +167,7 @@ class World:
         """
         if self.size == 1:
             return sums
-        with self.watchdog.collective():
+        with self.activity.collective():
             if self.shared_memory is not None:
                 self.shared_memory.all_reduce(sums, self.num_computing)
             elif self.virtual_shards is None:
@@ -189,7 +194,7 @@ class World:
         if self.size == 1:
             return [numbers]
         gathered = [torch.empty_like(numbers) for _ in range(self.size)]
-        with self.watchdog.collective():
+        with self.activity.collective():
             dist.all_gather(gathered, numbers, group=self.control)
         return gathered
 
@@ -198,14 +203,14 @@ class World:
         if self.size == 1:
             return [value]
         gathered = [value] * self.size
-        with self.watchdog.collective():
+        with self.activity.collective():
             dist.all_gather_object(gathered, value, group=self.control)
         return gathered
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returns the element-wise sum of every rank's `tensor`, in place; exact for integers."""
         if self.size > 1:
-            with self.watchdog.collective():
+            with self.activity.collective():
                 dist.all_reduce(tensor)
         return tensor
 
@@ -214,7 +219,7 @@ class World:
         if self.size == 1:
             return value
         tensor = torch.tensor(value)
-        with self.watchdog.collective():
+        with self.activity.collective():
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
         return int(tensor)
 
@@ -223,14 +228,14 @@ class World:
         if self.size == 1:
             return value
         objects = [value]
-        with self.watchdog.collective():
+        with self.activity.collective():
             dist.broadcast_object_list(objects, src=0, group=self.control)
         return objects[0]
 
     def barrier(self) -> None:
         """Returns when every rank has called this."""
         if self.size > 1:
-            with self.watchdog.collective():
+            with self.activity.collective():
                 dist.barrier(group=self.control)
 
     def untimed_barrier(self, name: str, *, what: str = "") -> None:

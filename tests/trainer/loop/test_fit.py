@@ -21,8 +21,7 @@ from trainer.loop.learner import Learner
 from trainer.loop.run import restore
 from trainer.loop.saving import SaveInterval
 from trainer.progress import Progress
-from trainer.ranks.failure import FailureContext
-from trainer.ranks.watchdog import SLOW_PHASE_TIMEOUT_S, Watchdog
+from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S, Activity
 from trainer.recipes import RECIPES, Augment, Recipe
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.metrics import read_metrics
@@ -218,18 +217,18 @@ def test_the_hang_timeout_follows_the_steps_and_is_short_from_the_second_epoch_o
     mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The longest of the recent steps decides it, also in the first step of an epoch."""
-    world = replace(ALONE, watchdog=Watchdog(FailureContext(), hang_timeout_s=0.5))
+    world = replace(ALONE, activity=Activity(hang_timeout_s=0.5))
     run = make_run(replace(SHORT, global_batch_size=2250), mini, tmp_path / "run", world=world)  # two steps per epoch
-    watchdog, step, look = run.world.watchdog, run.learner.step, run.learner.predict
+    activity, step, look = run.world.activity, run.learner.step, run.learner.predict
     in_steps, in_validations = [], []
 
     def slow(batch: Any) -> torch.Tensor:
-        in_steps.append(watchdog.timeout_s)
+        in_steps.append(activity.timeout_s)
         time.sleep(1.0)
         return step(batch)
 
     def watched(pixels: torch.Tensor) -> torch.Tensor:
-        in_validations.append(watchdog.timeout_s)
+        in_validations.append(activity.timeout_s)
         return look(pixels)
 
     run.learner = replace(run.learner, step=slow)
@@ -237,7 +236,7 @@ def test_the_hang_timeout_follows_the_steps_and_is_short_from_the_second_epoch_o
     with StopRequest() as stop:
         fit(run, stop)
     first, *others = in_steps
-    assert first == watchdog.timeout_s == SLOW_PHASE_TIMEOUT_S
+    assert first == activity.timeout_s == SLOW_PHASE_TIMEOUT_S
     assert len(others) == 3
     assert all(3.0 <= timeout_s < 60 for timeout_s in others)
     assert in_validations == [60.0, 60.0]

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from trainer.ranks.detector import GRACE_S, RankObservations, Suspicion, suspect_peers, suspect_self
+from trainer.ranks.detector import (
+    GRACE_S,
+    RankObservations,
+    Suspicion,
+    describe_ranks,
+    describe_wait,
+    suspect_peers,
+    suspect_self,
+)
 from trainer.ranks.heartbeat import Heartbeat
 
 TIMEOUT_S = 5.0
@@ -17,7 +25,7 @@ def state(num_collectives: int, waited_s: float | None = None, *, timeout_s: flo
 
 
 def observed(own: Heartbeat, *peers: Heartbeat, **more: Any) -> RankObservations:
-    """Returns rank 0's observed; the peers are ranks 1, 2, …"""
+    """Returns rank 0's observations; the peers are ranks 1, 2, …"""
     known = {"silent": [], "stale": [], "store_age_s": 0.0} | more
     return RankObservations(rank=0, own=own, peers=dict(enumerate(peers, start=1)), **known)
 
@@ -88,3 +96,26 @@ def test_a_store_that_does_not_answer_ends_a_rank_that_waits() -> None:
     suspicion = suspect_peers(observed(state(4, LATE_S), state(3), store_age_s=4.1))
     assert suspicion == Suspicion([], "rank 0 (process 7 on x) has waited 7 s, and the run's store does not answer")
     assert suspect_peers(observed(state(4), state(3), store_age_s=60.0)) is None
+
+
+def on(host: str, num_collectives: int) -> Heartbeat:
+    return state(num_collectives, 0.0)._replace(host=host)
+
+
+@pytest.mark.parametrize(
+    ("rank", "peers", "text"),
+    [
+        (0, {1: on("a", 1), 2: on("b", 0)}, "rank 0 waits for rank 2 (process 7 on b)"),
+        (0, {2: on("b", 1)}, "rank 0 waits for rank 1"),  # it has sent no heartbeat yet
+        (1, {0: on("a", 1)}, ""),  # rank 0 waits, too, and tells the user
+        (1, {0: on("a", 0), 2: on("a", 1)}, "rank 1 waits for rank 0 (process 7 on a)"),
+        (2, {0: on("a", 0)}, "rank 2 waits for rank 0 (process 7 on a) and rank 1"),
+        (0, {1: on("b", 1), 2: on("a", 2)}, "all 3 ranks wait for their connections to each other, on a, b, x"),
+    ],
+)
+def test_the_lowest_rank_that_waits_names_the_others(rank: int, peers: dict[int, Heartbeat], text: str) -> None:
+    assert describe_wait(rank, 3, state(1, 0.0), peers) == text
+
+
+def test_of_many_ranks_a_few_are_named() -> None:
+    assert describe_ranks(range(1, 100), {}).endswith("rank 8 and 91 more")

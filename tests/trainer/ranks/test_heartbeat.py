@@ -10,6 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from trainer.ranks import watchdog
+from trainer.ranks.activity import Activity
 from trainer.ranks.failure import FailureContext
 from trainer.ranks.heartbeat import Heartbeat, HeartbeatExchange
 from trainer.ranks.rendezvous import heartbeat_key, table_key
@@ -151,7 +152,7 @@ def beating(server: dist.TCPStore, size: int) -> Iterator[tuple[list[Watchdog], 
     create_keys(server, name, size)
     connections = [server.clone() for _ in range(4)]  # a look-up of the host name may make one of them slow
     stores = [CountingStore(connections[rank % 4]) for rank in range(size)]
-    watchdogs = [Watchdog(FailureContext(rank=rank, world_size=size)) for rank in range(size)]
+    watchdogs = [Watchdog(FailureContext(rank=rank, world_size=size), Activity()) for rank in range(size)]
     for each, store in zip(watchdogs, stores, strict=True):
         each.watch_peers(store, name)
     try:

@@ -187,7 +187,7 @@ def test_a_rank_that_hangs_reports_its_stack(tmp_path: Path) -> None:
     body = """
 def body(world):
     world.failure_context.folder = pathlib.Path(FOLDER)
-    world.watchdog.timeout_s = 1.0
+    world.activity.timeout_s = 1.0
     while True:
         if world.rank == 1:
             def sleep_for_long():
@@ -212,7 +212,7 @@ def body(world):
 def test_the_others_name_a_rank_that_is_stopped(tmp_path: Path) -> None:
     body = """
 def body(world):
-    world.watchdog.timeout_s = 1.0
+    world.activity.timeout_s = 1.0
     world.all_reduce_sum(torch.zeros(1))
     time.sleep(2)
     if world.rank == 1:
@@ -232,7 +232,7 @@ def test_an_idle_rank_that_should_compute_is_named_in_spite_of_a_long_timeout(tm
     body = """
 def body(world):
     world.all_reduce_sum(torch.zeros(1))
-    with world.watchdog.computing():
+    with world.activity.computing():
         if world.rank == 1:
             until = time.monotonic() + 4
             while time.monotonic() < until:
@@ -458,11 +458,11 @@ def prepare(*arguments, verify, **options):
 def body(world):
     global world_here
     world_here = dataclasses.replace(world, local_rank=world.rank % 2)
-    world.watchdog.timeout_s = 0.5
+    world.activity.timeout_s = 0.5
     trainer.prepare.load_dataset = prepare
     recipe = types.SimpleNamespace(dataset="mnist", global_batch_size=100)
     prepared = trainer.prepare.load(recipe, None, None, world_here, print)
-    world.watchdog.timeout_s = 600
+    world.activity.timeout_s = 600
     show([world.rank, prepared, world.all_gather_object(world.rank)])
 """
     done = run_ranks(body, 3, tmp_path, join='"cpu", hang_timeout_s=0.5')
@@ -499,8 +499,8 @@ import pathlib
 def body(world):
     world.failure_context.folder = pathlib.Path(FOLDER)
     world.barrier()
-    world.watchdog.timeout_s = 1.0
-    with world.watchdog.collective():
+    world.activity.timeout_s = 1.0
+    with world.activity.collective():
         time.sleep(60)
 """
     began = time.monotonic()
@@ -516,12 +516,12 @@ def body(world):
 def test_without_a_hang_timeout_a_debugger_may_stop_a_rank(tmp_path: Path) -> None:
     body = """
 import trainer.ranks.watchdog, trainer.ranks.world
-trainer.ranks.watchdog.SLOW_PHASE_TIMEOUT_S = trainer.ranks.world.COLLECTIVE_TIMEOUT_S = 0.5
+trainer.ranks.activity.SLOW_PHASE_TIMEOUT_S = trainer.ranks.world.COLLECTIVE_TIMEOUT_S = 0.5
 
 def body(world):
-    world.watchdog.timeout_s = 0.5
+    world.activity.timeout_s = 0.5
     world.barrier()
-    with world.watchdog.computing():
+    with world.activity.computing():
         if world.rank == 1:
             print("stopped", flush=True)
             breakpoint()
