@@ -15,27 +15,26 @@ Where one of these matters, use `serving.frontends.grpcio`.
 """
 
 import logging
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from pygrpc_native import EVENT_CALL, STREAM_FULL, NativeGrpcFront
 
-from convoy.auth import Token
+from convoy.auth import Principal, TokenFile
 from protos.health_pb2 import HealthCheckRequest
 from serving.errors import Internal, ResourceExhausted, ServingError, StartupError
 from serving.frontends.common import limits
-from serving.frontends.common.address import UNIX, check_address
-from serving.frontends.common.auth import check_token
+from serving.frontends.common.address import UNIX, check_address, private_address, raise_backlog, socket_path
+from serving.frontends.common.auth import check_method, check_quota, check_token
+from serving.frontends.common.limits import OpenCalls
 from serving.frontends.common.services import Services
 from serving.frontends.common.status import code_without_response, shutting_down, status_details
 from serving.frontends.grpcio import GrpcioFrontend
-from serving.inference.request import RequestHandle
-from serving.observability.logging import AccessLog
+from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
+from serving.models.changes import Caller
+from serving.observability.logging import AccessLog, AccessLogEntry
 from serving.protocol.admin import health_response
 from serving.protocol.grpc_codec import decode
 from serving.protocol.methods import HEALTH_WATCH, INFER
@@ -65,7 +64,7 @@ class NativeFrontend:
     Args:
         address: `host:port` or `unix:/path`.
         max_message_bytes: size of the largest request that is accepted.
-        token: that clients must send; None for no authentication.
+        tokens: of which clients must send one; None for no authentication.
         access_log: gets an entry when a call ends.
     """
 
@@ -75,22 +74,25 @@ class NativeFrontend:
         *,
         address: str,
         max_message_bytes: int,
-        token: Token | None = None,
+        tokens: TokenFile | None = None,
         access_log: AccessLog | None = None,
     ) -> None:
         self.port = 0
         self._services = services
         self._address = address
         self._max_message_bytes = max_message_bytes
-        self._token = token
+        self._tokens = tokens
         self._access_log = access_log
-        self._methods = [(path, False) for path in (INFER, *services.admin.unary)] + [(HEALTH_WATCH, True)]
+        unary = (INFER, *services.admin.unary, *services.admin.blocking)
+        self._methods = [(path, False) for path in unary] + [(HEALTH_WATCH, True)]
         self._paths = [path for path, _ in self._methods]
         self._calls: dict[int, _NativeCall] = {}
         self._watches: dict[_NativeCall, Callable[[], None]] = {}
+        self._open_watches = OpenCalls("Watch calls", limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
         self._is_stopping = False
-        self._blocking = ThreadPoolExecutor(1, thread_name_prefix="native-blocking")
-        self._folder: Path | None = None
+        self._blocking = ThreadPoolExecutor(limits.MAX_BLOCKING, thread_name_prefix="native-blocking")
+        self._free_threads = threading.BoundedSemaphore(limits.MAX_BLOCKING)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Starts to listen.
@@ -99,6 +101,16 @@ class NativeFrontend:
             StartupError: the address is not available.
         """
         check_address(self._address)
+        private = private_address(self._address)
+        self._streams = GrpcioFrontend(
+            self._services,
+            address=private,
+            max_message_bytes=self._max_message_bytes,
+            tokens=self._tokens,
+            tls=None,
+            access_log=self._access_log,
+        )
+        self._streams.start()
         try:
             self._front = NativeGrpcFront(
                 self._address,
@@ -109,27 +121,19 @@ class NativeFrontend:
                 keepalive_timeout_ms=1000 * limits.KEEPALIVE_TIMEOUT_S,
             )
         except (OSError, ValueError, RuntimeError) as error:
+            self._streams.stop(0)
             raise StartupError(f"cannot listen on {self._address}: {error}") from error
-        self._folder = Path(tempfile.mkdtemp(prefix="convoy-"))
-        fallback = self._folder / "streams.sock"
-        self._streams = GrpcioFrontend(
-            self._services,
-            address=f"unix:{fallback}",
-            max_message_bytes=self._max_message_bytes,
-            token=self._token,
-            tls=None,
-            access_log=self._access_log,
-        )
-        self._streams.start()
-        self._front.set_fallback(str(fallback))
+        is_path = self._address.startswith(UNIX)
+        raise_backlog(socket_path(self._address) if is_path else self._front.bound_port)
+        self._front.set_fallback(socket_path(private))
         self._front.start()
-        self.port = 0 if self._address.startswith(UNIX) else self._front.bound_port
+        self.port = 0 if is_path else self._front.bound_port
         self._thread = threading.Thread(target=self._receive, name="native", daemon=True)
         self._thread.start()
 
     def stop(self, grace_s: float) -> None:
         """Refuses new calls, finishes those in flight within `grace_s`, then closes all connections."""
-        if self._folder is None:
+        if self._thread is None:
             return  # it never started
         self._is_stopping = True
         until = time.monotonic() + grace_s
@@ -145,14 +149,13 @@ class NativeFrontend:
         self._front.close()
         self._thread.join()
         self._blocking.shutdown(wait=False, cancel_futures=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:
         """Handles events until pygrpc-native is closed."""
         limit = self._max_message_bytes
-        if self._token is None and self._access_log is None:
+        if self._tokens is None and self._access_log is None:
             while (events := self._front.recv_batch(MAX_EVENTS)) is not None:
-                for kind, call_id, method, payload, _ in events:
+                for kind, call_id, method, payload, peer in events:
                     # The most frequent kind of event takes the shortest path.
                     if (
                         kind == EVENT_CALL
@@ -161,9 +164,9 @@ class NativeFrontend:
                         and len(payload) <= limit
                         and not self._is_stopping
                     ):
-                        self._infer(_NativeCall(self._front, self._calls, call_id), payload)
+                        self._infer(_NativeCall(self._front, self._calls, call_id), payload, NO_CONTEXT)
                     else:
-                        self._handle_event(kind, call_id, method, payload or b"", _NO_DETAILS)
+                        self._handle_event(kind, call_id, method, payload or b"", ((), str(peer), None))
                 events = payload = None  # else their messages stay in memory until the next ones arrive
             return
         while (detailed := self._front.recv_batch_details(MAX_EVENTS)) is not None:
@@ -171,9 +174,9 @@ class NativeFrontend:
                 self._handle_event(kind, call_id, method, payload or b"", details or _NO_DETAILS)
             detailed = payload = None
 
-    def _infer(self, call: "_NativeCall", payload: bytes) -> None:
+    def _infer(self, call: "_NativeCall", payload: bytes, context: RequestContext) -> None:
         try:
-            call.request = self._services.inference.infer(payload, call, None)
+            call.request = self._services.inference.infer(payload, context, call)
         except Exception:  # a defect must not end the thread that receives all calls
             logger.exception("%s failed", INFER)
 
@@ -190,10 +193,11 @@ class NativeFrontend:
         try:
             self._dispatch(call, path, payload, details)
         except ServingError as error:
+            if path == INFER:  # the service has not seen it
+                self._services.inference.refusals.count_error(error)
             call.fail(error)
         except Exception:
-            logger.exception("%s failed", path)
-            call.fail(Internal("the server failed; its log says why"))
+            call.fail(_log_failure(path))
 
     def _begin(self, call_id: int, path: str, details: CallDetails) -> "_NativeCall":
         if self._access_log is None:
@@ -203,48 +207,73 @@ class NativeFrontend:
         return _LoggedCall(self._front, self._calls, call_id, self._access_log.begin(path, peer), deadline)
 
     def _dispatch(self, call: "_NativeCall", path: str, payload: bytes, details: CallDetails) -> None:
-        check_token(self._token, path, details[0])
+        principal = check_token(self._tokens, path, details[0])
+        call.set_principal(principal)
+        check_method(principal, path)
         if len(payload) > self._max_message_bytes:
             # The wording of gRPC's core, by which clients recognise that a retry is pointless.
             raise ResourceExhausted(f"Received message larger than max ({len(payload)} vs. {self._max_message_bytes})")
         if self._is_stopping:
             raise shutting_down()
+        check_quota(principal, len(payload))
         if path == INFER:
-            self._infer(call, payload)
+            self._infer(call, payload, RequestContext(principal=principal))
         elif path == HEALTH_WATCH:
-            self._watch(call, payload)
+            self._watch(call, payload, details[1])
         elif path in self._services.admin.blocking:
-            self._blocking.submit(self._respond, call, path, payload)
+            self._start_change(call, path, payload, details[2])
         else:
-            self._respond(call, path, payload)
-
-    def _respond(self, call: "_NativeCall", path: str, payload: bytes) -> None:
-        try:
             call.succeed(self._services.admin.unary[path](payload))
-        except ServingError as error:
-            call.fail(error)
 
-    def _watch(self, call: "_NativeCall", payload: bytes) -> None:
+    def _start_change(self, call: "_NativeCall", path: str, payload: bytes, remaining_s: float | None) -> None:
+        """Loads or unloads a model on another thread, unless the call has ended before its turn."""
+        if not self._free_threads.acquire(blocking=False):
+            raise limits.too_many_changes()
+        deadline = None if remaining_s is None else time.monotonic() + remaining_s
+        caller = Caller(deadline, lambda: call.call_id not in self._calls)
+
+        def change() -> None:
+            try:
+                call.succeed(self._services.admin.blocking[path](payload, caller))
+            except ServingError as error:
+                call.fail(error)
+            except Exception:
+                call.fail(_log_failure(path))
+
+        self._blocking.submit(change).add_done_callback(lambda _: self._free_threads.release())
+
+    def _watch(self, call: "_NativeCall", payload: bytes, peer: str) -> None:
         name = decode(HealthCheckRequest, payload).service
-        if len(self._watches) >= limits.MAX_STREAMS:
-            raise limits.too_many_streams(limits.MAX_STREAMS)
+        self._open_watches.open(peer)
 
         def send(state: int) -> None:
             message = health_response(state).SerializeToString()
             if self._front.stream_try_send(call.call_id, message) == STREAM_FULL:
                 self._end_watch(call, ResourceExhausted("the client does not read the health updates"))
 
-        self._watches[call] = self._services.admin.health.watch(name, send)
+        unsubscribe = self._services.admin.health.watch(name, send)
+
+        def end() -> None:
+            unsubscribe()
+            self._open_watches.close(peer)
+
+        self._watches[call] = end
         if self._is_stopping:  # since the check in `_dispatch`
             self._end_watch(call, shutting_down())
 
     def _end_watch(self, call: "_NativeCall", error: ServingError | None = None) -> None:
         """Ends a health subscription, if the call is one; with an error if its client is still connected."""
-        unsubscribe = self._watches.pop(call, None)
-        if unsubscribe is not None:
-            unsubscribe()
+        end = self._watches.pop(call, None)
+        if end is not None:
+            end()
             if error is not None:
                 call.fail(error)
+
+
+def _log_failure(path: str) -> Internal:
+    """Logs the exception that is being handled. Returns the error for the client."""
+    logger.exception("%s failed", path)
+    return Internal("the server failed; its log says why")
 
 
 class _NativeCall:
@@ -262,6 +291,9 @@ class _NativeCall:
         self.call_id = call_id
         self.request: RequestHandle | None = None
         calls[call_id] = self
+
+    def set_principal(self, principal: Principal | None) -> None:
+        """Sets the caller, for the access log."""
 
     def succeed(self, payload: bytes) -> None:
         self._calls.pop(self.call_id, None)
@@ -287,38 +319,41 @@ class _LoggedCall(_NativeCall):
     """A call with an access log entry, written by the thread that removes it from the open calls.
 
     Args:
-        log_end: writes the entry; takes a gRPC status code.
+        entry: is written when the call ends.
         deadline: on the clock of `time.monotonic`; None for none.
     """
 
-    __slots__ = ("_deadline", "_log_end")
+    __slots__ = ("_deadline", "_entry")
 
     def __init__(
         self,
         front: NativeGrpcFront,
         calls: "dict[int, _NativeCall]",
         call_id: int,
-        log_end: Callable[[int], None],
+        entry: AccessLogEntry,
         deadline: float | None,
     ) -> None:
         super().__init__(front, calls, call_id)
-        self._log_end = log_end
+        self._entry = entry
         self._deadline = deadline
+
+    def set_principal(self, principal: Principal | None) -> None:
+        self._entry.principal = principal
 
     def succeed(self, payload: bytes) -> None:
         is_open = self._calls.pop(self.call_id, None)
         super().succeed(payload)
         if is_open:
-            self._log_end(OK)
+            self._entry.end(OK)
 
     def fail(self, error: ServingError) -> None:
         is_open = self._calls.pop(self.call_id, None)
         super().fail(error)
         if is_open:
-            self._log_end(grpc_code(error))
+            self._entry.end(grpc_code(error))
 
     def end(self) -> None:
         is_open = self._calls.pop(self.call_id, None)
         super().end()
         if is_open:
-            self._log_end(code_without_response(self._deadline))
+            self._entry.end(code_without_response(self._deadline))

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from protos import grpc_service_pb2 as pb
 from protos import health_pb2
 from serving.errors import Internal, InvalidArgument, ServingError, Unavailable, Unsupported, quote
+from serving.models.changes import ANYONE, Caller
 from serving.models.repository import Model, Repository
 from serving.observability.health import Health
 from serving.observability.statistics import Duration
@@ -52,7 +53,7 @@ class AdminService:
     Attributes:
         unary: handlers by full method path. Each takes a serialised request, returns a serialised response, and raises
             a ServingError.
-        blocking: paths in `unary` that may take seconds.
+        blocking: the same for methods that may take seconds; these take their caller, too.
     """
 
     def __init__(self, repository: Repository, health: Health, *, version: str) -> None:
@@ -60,13 +61,16 @@ class AdminService:
         self.health = health
         self._version = version
         self.unary: Mapping[str, Callable[[bytes], bytes]] = self._handlers()
-        self.blocking = frozenset(f"/{INFERENCE_SERVICE}/RepositoryModel{verb}" for verb in ("Load", "Unload"))
+        self.blocking: Mapping[str, Callable[[bytes, Caller], bytes]] = {
+            f"/{INFERENCE_SERVICE}/RepositoryModelLoad": self._load,
+            f"/{INFERENCE_SERVICE}/RepositoryModelUnload": self._unload,
+        }
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def is_live(self) -> bool:
-        """Returns True: the server answers."""
-        return True
+        """Returns whether the server answers and no model hangs, which only a restart is sure to end."""
+        return self.health.check("liveness") == health_pb2.HealthCheckResponse.SERVING
 
     def is_ready(self) -> bool:
         """Returns whether every model that should be served is ready and the server is not shutting down."""
@@ -120,7 +124,7 @@ class AdminService:
             response.models.add(name=entry.name, version=entry.version, state=entry.state, reason=entry.reason)
         return response
 
-    def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+    def load(self, name: str, parameters: Mapping[str, Any], caller: Caller = ANYONE) -> None:
         """Loads or reloads a model. Blocks until the model is ready or has failed.
 
         Args:
@@ -131,13 +135,13 @@ class AdminService:
         config = parameters.get("config")
         if config is not None and not isinstance(config, str):
             raise InvalidArgument("load parameter 'config' must be a string of JSON")
-        self.repository.load(name, config)
+        self.repository.load(name, config, caller)
 
-    def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+    def unload(self, name: str, parameters: Mapping[str, Any], caller: Caller = ANYONE) -> None:
         """Unloads a model. Blocks until its queued requests are answered."""
         for parameter in parameters.keys() - {"unload_dependents"}:
             raise Unsupported(f"unload parameter {quote(parameter)} is not supported")
-        self.repository.unload(name)
+        self.repository.unload(name, caller)
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
@@ -154,8 +158,6 @@ class AdminService:
             "ModelConfig": (pb.ModelConfigRequest, lambda r: self.model_config(r.name, r.version)),
             "ModelStatistics": (pb.ModelStatisticsRequest, lambda r: self.model_statistics(r.name, r.version)),
             "RepositoryIndex": (pb.RepositoryIndexRequest, lambda r: self.repository_index(r.ready)),
-            "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
-            "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self._unload),
         }
         handlers = {f"/{INFERENCE_SERVICE}/{name}": _handler(*method) for name, method in methods.items()}
         handlers |= {f"/{INFERENCE_SERVICE}/{name}": _refusal(name, part) for name, part in _UNSUPPORTED_RPCS.items()}
@@ -164,13 +166,19 @@ class AdminService:
         )
         return handlers
 
-    def _load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
-        self.load(request.model_name, parameter_values(request.parameters))
-        return pb.RepositoryModelLoadResponse()
+    def _load(self, payload: bytes, caller: Caller) -> bytes:
+        def load(request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
+            self.load(request.model_name, parameter_values(request.parameters), caller)
+            return pb.RepositoryModelLoadResponse()
 
-    def _unload(self, request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
-        self.unload(request.model_name, parameter_values(request.parameters))
-        return pb.RepositoryModelUnloadResponse()
+        return _handler(pb.RepositoryModelLoadRequest, load)(payload)
+
+    def _unload(self, payload: bytes, caller: Caller) -> bytes:
+        def unload(request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
+            self.unload(request.model_name, parameter_values(request.parameters), caller)
+            return pb.RepositoryModelUnloadResponse()
+
+        return _handler(pb.RepositoryModelUnloadRequest, unload)(payload)
 
 
 def health_response(state: int) -> health_pb2.HealthCheckResponse:

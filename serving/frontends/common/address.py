@@ -1,22 +1,36 @@
-"""Checks an address before gRPC binds it: gRPC's core writes lines of its own to standard error when it fails."""
+"""Addresses of gRPC servers: checked before gRPC binds them, private ones, and the backlog of those that listen.
 
+gRPC's core writes lines of its own to standard error when it cannot bind an address.
+"""
+
+import os
+import secrets
 import socket
 import stat
+import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from serving.errors import StartupError
+from serving.frontends.common.limits import BACKLOG
 
 UNIX = "unix:"
+ABSTRACT = "unix-abstract:"
+"""Linux: a Unix socket without a file."""
+
 _PROBE_TIMEOUT_S = 1.0
 _MAX_PORT = 65535
 
 
 def check_address(address: str) -> None:
-    """Checks that `host:port` or `unix:/path` is free.
+    """Checks that `host:port` or `unix:/path` is free. An abstract address is not checked.
 
     Raises:
         StartupError: the address is malformed, in use, or not of this host.
     """
+    if address.startswith(ABSTRACT):
+        return
     try:
         if address.startswith(UNIX):
             _check_path(Path(address.removeprefix(UNIX)))
@@ -25,6 +39,49 @@ def check_address(address: str) -> None:
     except (OSError, OverflowError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise StartupError(f"cannot listen on {address}: {reason[:1].lower()}{reason[1:]}") from error
+
+
+def private_address(address: str) -> str:
+    """Returns an address for the calls that a front end forwards to another one of the same process.
+
+    Beside a Unix socket it is a second one in the same folder, open to the same users. Otherwise it is abstract, if the
+    system has that: then it needs no temporary folder, nothing can remove it, and it ends with the process. Every user
+    of the machine can connect to it, as to a port on loopback.
+
+    Args:
+        address: of the front end that forwards.
+    """
+    if address.startswith(UNIX):
+        return f"{address}.streams"
+    name = f"convoy-{secrets.token_hex(16)}"
+    return f"{ABSTRACT}{name}" if sys.platform == "linux" else f"{UNIX}{tempfile.gettempdir()}/{name}"
+
+
+def socket_path(address: str) -> str:
+    """Returns the path of a Unix socket; that of an abstract one begins with a null character, as in `socket.bind`."""
+    return f"\0{address.removeprefix(ABSTRACT)}" if address.startswith(ABSTRACT) else address.removeprefix(UNIX)
+
+
+def raise_backlog(place: int | str) -> None:
+    """Lets more connections wait to be accepted: `listen` may be called again on a socket that listens.
+
+    Args:
+        place: the port or the path on which sockets of this process listen.
+    """
+    with suppress(OSError):  # systems without /dev/fd keep the backlog that they have
+        for number in map(int, os.listdir("/dev/fd")):
+            with suppress(OSError):  # closed since, or not a socket
+                if stat.S_ISSOCK(os.fstat(number).st_mode):
+                    _raise_backlog(number, place)
+
+
+def _raise_backlog(number: int, place: int | str) -> None:
+    """Raises the backlog of one socket, by its file descriptor, if it listens on `place`."""
+    with socket.socket(fileno=os.dup(number)) as found:
+        name = found.getsockname()
+        is_there = place == (name[1] if isinstance(name, tuple) else name)
+        if is_there and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            found.listen(BACKLOG)
 
 
 def _check_port(address: str) -> None:

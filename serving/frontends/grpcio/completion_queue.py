@@ -14,12 +14,12 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc
 
-from convoy.auth import Token
-from serving.errors import InvalidArgument, ServingError, Unauthenticated
-from serving.frontends.common.auth import check_token
+from convoy.auth import Principal, TokenFile
+from serving.errors import InvalidArgument, ResourceExhausted, ServingError
+from serving.frontends.common.auth import check_method, check_quota, check_token
 from serving.frontends.common.status import code_without_response, status_details
 from serving.frontends.grpcio.rpc import deadline_after
-from serving.inference.request import RequestHandle
+from serving.inference.request import RequestContext, RequestHandle
 from serving.inference.service import InferenceService
 from serving.observability.logging import AccessLog
 from serving.protocol.methods import INFER
@@ -42,10 +42,16 @@ class InferCompletionQueue:
     """
 
     def __init__(
-        self, core: Any, events: Any, service: InferenceService, *, token: Token | None, access_log: AccessLog | None
+        self,
+        core: Any,
+        events: Any,
+        service: InferenceService,
+        *,
+        tokens: TokenFile | None,
+        access_log: AccessLog | None,
     ) -> None:
         self.service = service
-        self.token = token
+        self.tokens = tokens
         self.access_log = access_log
         self._core = core
         self._events = events
@@ -99,13 +105,14 @@ class InferCompletionQueue:
 class _InferCall:
     """One ModelInfer call; a `ResponseSink`. Other threads call only `succeed` and `fail`."""
 
-    __slots__ = ("_call", "_code", "_deadline", "_has_ended", "_log_end", "_queue", "_request")
+    __slots__ = ("_call", "_code", "_deadline", "_entry", "_has_ended", "_principal", "_queue", "_request")
 
     def __init__(self, queue: InferCompletionQueue, event: Any) -> None:
         self._queue = queue
         self._call = event.call
         self._deadline = deadline_after(event.call_details.deadline - time.time())
-        self._log_end = None if queue.access_log is None else queue.access_log.begin(INFER, event.call.peer().decode())
+        self._entry = None if queue.access_log is None else queue.access_log.begin(INFER, event.call.peer().decode())
+        self._principal: Principal | None = None
         self._request: RequestHandle | None = None
         self._has_ended = False
         self._code: int | None = None
@@ -114,9 +121,12 @@ class _InferCall:
         """Asks gRPC's core for the message, and for an event when the call ends."""
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
         try:
-            check_token(self._queue.token, INFER, metadata)
-        except Unauthenticated as error:
-            self.fail(error)
+            self._principal = check_token(self._queue.tokens, INFER, metadata)
+            if self._entry is not None:
+                self._entry.principal = self._principal
+            check_method(self._principal, INFER)
+        except ServingError as error:
+            self._refuse(error)
         else:
             self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
 
@@ -125,6 +135,11 @@ class _InferCall:
 
     def fail(self, error: ServingError) -> None:
         self._send((), grpc_code(error), status_details(error), trailing_metadata(error))
+
+    def _refuse(self, error: ServingError) -> None:
+        """Refuses a call that the service does not see."""
+        self._queue.service.refusals.count_error(error)
+        self.fail(error)
 
     def _send(self, message: tuple[Any, ...], code: int, details: str, trailers: tuple[tuple[str, str], ...]) -> None:
         if self._has_ended:
@@ -138,9 +153,16 @@ class _InferCall:
         payload = event.batch_operations[0].message()
         if payload is None:
             # The client sent none, or one over the limit, which the core has refused itself.
-            self.fail(InvalidArgument("ModelInfer expects one message, got none"))
+            self._refuse(InvalidArgument("ModelInfer expects one message, got none"))
         elif not self._has_ended:
-            self._request = self._queue.service.infer(payload, self, self._deadline)
+            try:
+                check_quota(self._principal, len(payload))
+            except ResourceExhausted as error:
+                self._refuse(error)
+            else:
+                self._request = self._queue.service.infer(
+                    payload, RequestContext(self._deadline, self._principal), self
+                )
 
     def _on_close(self, event: Any) -> None:
         """Handles the end of the call: by a response, or by cancellation, deadline or a lost connection."""
@@ -150,13 +172,13 @@ class _InferCall:
         request, self._request = self._request, None  # it refers to this call: the cycle would keep both in memory
         if is_cancelled and request is not None:
             request.cancel()
-        if self._log_end is not None:
+        if self._entry is not None:
             responded = not is_cancelled and self._code is not None
-            self._log_end(self._code or OK if responded else code_without_response(self._deadline))
+            self._entry.end(self._code or OK if responded else code_without_response(self._deadline))
 
 
 def attach(
-    server: grpc.Server, service: InferenceService, *, token: Token | None, access_log: AccessLog | None
+    server: grpc.Server, service: InferenceService, *, tokens: TokenFile | None, access_log: AccessLog | None
 ) -> InferCompletionQueue | None:
     """Routes ModelInfer to a completion queue, past the server's own handlers. Call it before the server starts.
 
@@ -180,7 +202,7 @@ def attach(
             error,
         )
         return None
-    return InferCompletionQueue(core, events, service, token=token, access_log=access_log)
+    return InferCompletionQueue(core, events, service, tokens=tokens, access_log=access_log)
 
 
 def _ignore(event: Any) -> None:

@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from convoy.auth import Certificates, TlsFiles, Token
+from convoy.auth import TokenFile
+from convoy.tls import Certificates, TlsFiles
 from serving.errors import StartupError
 from serving.frontends.common import limits
-from serving.frontends.common.address import UNIX, check_address
+from serving.frontends.common.address import ABSTRACT, UNIX, check_address
 from serving.frontends.common.services import Services
 from serving.frontends.grpcio.completion_queue import attach
 from serving.frontends.grpcio.handlers import Handlers
@@ -16,9 +17,11 @@ from serving.observability.logging import AccessLog
 
 NUM_SPARE_THREADS = 64
 """For unary RPCs, beside one thread for each open stream. Threads start when they are needed."""
-MIN_PING_INTERVAL_S = 5
-"""How often clients may ping, with or without calls. gRPC's default of 5 minutes closes the connections of clients that
-ping every 10 or 30 s, as many are configured to do."""
+MAX_PING_STRIKES = 0
+"""Clients may ping as often as they like. By default gRPC closes the connection, with all its calls, at the third ping
+within 10 minutes, and many clients are configured to ping every 10 or 30 s."""
+HANDSHAKE_TIMEOUT_S = 20
+"""Time that a new connection has for TLS and HTTP/2's first frame."""
 MAX_CONNECTION_AGE_S = 1800
 """Age at which a connection is asked to renew, so that clients find new pods. Open calls and streams are not cut."""
 
@@ -31,7 +34,7 @@ class GrpcioFrontend:
     Args:
         address: `host:port` or `unix:/path`.
         max_message_bytes: size of the largest request; gRPC's core refuses larger ones while they arrive.
-        token: that clients must send, except for health checks; None for no authentication.
+        tokens: of which clients must send one, except for health checks; None for no authentication.
         tls: None for plain text.
         access_log: gets an entry when an RPC ends.
     """
@@ -42,21 +45,22 @@ class GrpcioFrontend:
         *,
         address: str,
         max_message_bytes: int,
-        token: Token | None = None,
+        tokens: TokenFile | None = None,
         tls: TlsFiles | None = None,
         access_log: AccessLog | None = None,
     ) -> None:
         self.port = 0
         self._address = address
         self._tls = tls
-        self._streams = OpenStreams(limits.MAX_STREAMS)
-        self._threads = ThreadPoolExecutor(limits.MAX_STREAMS + NUM_SPARE_THREADS, thread_name_prefix="grpcio")
+        self._streams = OpenStreams()
+        num_streams = limits.MAX_STREAMS + limits.MAX_WATCHES + limits.MAX_REFLECTIONS
+        self._threads = ThreadPoolExecutor(num_streams + NUM_SPARE_THREADS, thread_name_prefix="grpcio")
         self._server = grpc.server(
             self._threads,
-            handlers=(Handlers(services, self._streams, token=token, access_log=access_log),),
+            handlers=(Handlers(services, self._streams, tokens=tokens, access_log=access_log),),
             options=_options(max_message_bytes),
         )
-        self._infer_queue = attach(self._server, services.inference, token=token, access_log=access_log)
+        self._infer_queue = attach(self._server, services.inference, tokens=tokens, access_log=access_log)
 
     def start(self) -> None:
         """Starts to listen.
@@ -72,7 +76,7 @@ class GrpcioFrontend:
                 port = self._server.add_secure_port(self._address, _credentials(self._tls))
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {self._address}: {error}") from error
-        self.port = 0 if self._address.startswith(UNIX) else port
+        self.port = 0 if self._address.startswith((UNIX, ABSTRACT)) else port
         self._server.start()
         if self._infer_queue is not None:
             self._infer_queue.start()
@@ -94,9 +98,11 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 1000 * limits.KEEPALIVE_S),
         ("grpc.keepalive_timeout_ms", 1000 * limits.KEEPALIVE_TIMEOUT_S),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 1000 * MIN_PING_INTERVAL_S),
+        ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_connection_age_ms", 1000 * MAX_CONNECTION_AGE_S),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections()),
+        ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_TIMEOUT_S),
     ]
 
 

@@ -6,23 +6,30 @@ from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 
-from convoy.auth import Token
-from serving.errors import Cancelled, Internal, ResourceExhausted, ServingError, Unauthenticated, Unsupported, quote
-from serving.frontends.common.auth import check_token
+from convoy.auth import TokenFile
+from serving.errors import (
+    Cancelled,
+    Internal,
+    PermissionDenied,
+    ServingError,
+    Unauthenticated,
+    Unsupported,
+    quote,
+)
+from serving.frontends.common import limits
+from serving.frontends.common.auth import check_method, check_token
 from serving.frontends.common.services import Services
 from serving.frontends.grpcio.infer_stream import InferStream
-from serving.frontends.grpcio.rpc import abort, deadline_after, logged, on_termination
+from serving.frontends.grpcio.rpc import abort, deadline_after, logged, metered, on_termination
 from serving.frontends.grpcio.streams import OpenStreams, reflect, stream_infer, watch
 from serving.inference.service import InferenceService
+from serving.models.changes import Caller
 from serving.observability.logging import AccessLog
 from serving.protocol.methods import HEALTH_WATCH, INFER, STREAM_INFER
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[bytes], bytes]
-
-MAX_BLOCKING = 16
-"""Calls that load or unload a model at the same time."""
 
 REFLECTION = tuple(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha"))
 """The two versions differ only in their names."""
@@ -32,42 +39,49 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no t
     """Finds the handler of an RPC, checks its token, and adds the access log."""
 
     def __init__(
-        self, services: Services, streams: OpenStreams, *, token: Token | None, access_log: AccessLog | None
+        self, services: Services, streams: OpenStreams, *, tokens: TokenFile | None, access_log: AccessLog | None
     ) -> None:
-        self._token = token
+        self._tokens = tokens
         self._access_log = access_log
-        self._handlers = _make_handlers(services, streams)
+        self._handlers = _make_handlers(services, streams, tokens)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         """Returns the handler of an RPC. grpcio calls it for each RPC, on one thread."""
-        path = details.method
+        path, principal = details.method, None
         try:
-            check_token(self._token, path, details.invocation_metadata)
+            principal = check_token(self._tokens, path, details.invocation_metadata)
+            check_method(principal, path)
             handler = self._handlers.get(path) or _refusal(
                 Unsupported(f"unknown RPC {quote(path)}: use reflection to list the RPCs of this server")
             )
-        except Unauthenticated as error:
+            if principal is not None and principal.quota is not None and handler.unary_unary is not None:
+                handler = metered(handler, principal)
+        except (Unauthenticated, PermissionDenied) as error:
             handler = _refusal(error)
-        return handler if self._access_log is None else logged(handler, path, self._access_log)
+        return handler if self._access_log is None else logged(handler, path, self._access_log, principal)
 
 
-def _make_handlers(services: Services, streams: OpenStreams) -> Mapping[str, grpc.RpcMethodHandler]:
+def _make_handlers(
+    services: Services, streams: OpenStreams, tokens: TokenFile | None
+) -> Mapping[str, grpc.RpcMethodHandler]:
     admin = services.admin
-    slots = threading.BoundedSemaphore(MAX_BLOCKING)
-    handlers = {
-        path: _unary(path, _limited(handler, slots) if path in admin.blocking else handler)
-        for path, handler in admin.unary.items()
-    }
+    free = threading.BoundedSemaphore(limits.MAX_BLOCKING)
+    handlers = {path: _unary(path, handler) for path, handler in admin.unary.items()}
+    handlers |= {path: _change(path, handler, free) for path, handler in admin.blocking.items()}
     handlers[INFER] = _infer(services.inference)
-    handlers[STREAM_INFER] = stream_infer(services.inference, streams)
+    handlers[STREAM_INFER] = stream_infer(services.inference, streams, tokens)
     handlers[HEALTH_WATCH] = watch(admin.health, streams)
     return handlers | dict.fromkeys(REFLECTION, reflect(streams))
 
 
 def _unary(path: str, handler: Handler) -> grpc.RpcMethodHandler:
+    return _unary_with_context(path, lambda payload, context: handler(payload))
+
+
+def _unary_with_context(path: str, handler: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
     def handle(payload: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            return handler(payload)
+            return handler(payload, context)
         except ServingError as error:
             abort(context, error)
         except Exception:
@@ -77,16 +91,20 @@ def _unary(path: str, handler: Handler) -> grpc.RpcMethodHandler:
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def _limited(handler: Handler, slots: threading.BoundedSemaphore) -> Handler:
-    def handle(payload: bytes) -> bytes:
-        if not slots.acquire(blocking=False):
-            raise ResourceExhausted(f"{MAX_BLOCKING} models are being loaded or unloaded already")
-        try:
-            return handler(payload)
-        finally:
-            slots.release()
+def _change(
+    path: str, handler: Callable[[bytes, Caller], bytes], free: threading.BoundedSemaphore
+) -> grpc.RpcMethodHandler:
+    """Returns the handler of an RPC that loads or unloads a model, unless the call has ended before its turn."""
 
-    return handle
+    def handle(payload: bytes, context: grpc.ServicerContext) -> bytes:
+        if not free.acquire(blocking=False):
+            raise limits.too_many_changes()
+        try:
+            return handler(payload, Caller(deadline_after(context.time_remaining()), lambda: not context.is_active()))
+        finally:
+            free.release()
+
+    return _unary_with_context(path, handle)
 
 
 def _infer(service: InferenceService) -> grpc.RpcMethodHandler:

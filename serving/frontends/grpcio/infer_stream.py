@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 
 import grpc
 
-from serving.errors import Cancelled, ServingError
-from serving.inference.request import RequestHandle
+from convoy.auth import Principal
+from serving.errors import Cancelled, ResourceExhausted, ServingError
+from serving.frontends.common.auth import check_quota
+from serving.inference.request import RequestContext, RequestHandle
 from serving.inference.service import InferenceService
 
 MAX_IN_FLIGHT = 128
@@ -17,9 +19,10 @@ MAX_IN_FLIGHT = 128
 class InferStream:
     """One ModelStreamInfer: requests run at the same time, responses keep the order of the requests."""
 
-    def __init__(self, service: InferenceService, deadline: float | None) -> None:
+    def __init__(self, service: InferenceService, deadline: float | None, principal: Principal | None = None) -> None:
         self._service = service
-        self._deadline = deadline
+        self._context = RequestContext(deadline, principal)
+        self._principal = principal
         self._changed = threading.Condition()
         self._calls: deque[_StreamedCall] = deque()
         self._has_ended = False
@@ -33,7 +36,13 @@ class InferStream:
                 call = self._next_call()
                 if call is None:
                     return
-                call.start(self._service, payload, self._deadline)
+                try:
+                    check_quota(self._principal, len(payload))
+                except ResourceExhausted as error:
+                    self._service.refusals.count_error(error)
+                    call.fail(error)
+                else:
+                    call.start(self._service, payload, self._context)
             self.is_complete = True
         except grpc.RpcError:
             pass  # the client has disconnected; grpcio calls `cancel` too
@@ -87,8 +96,8 @@ class _StreamedCall:
         self._result: bytes | ServingError = Cancelled("the client has cancelled the call")
         self._request: RequestHandle | None = None
 
-    def start(self, service: InferenceService, payload: bytes, deadline: float | None) -> None:
-        self._request = service.infer(payload, self, deadline)
+    def start(self, service: InferenceService, payload: bytes, context: RequestContext) -> None:
+        self._request = service.infer(payload, context, self)
         if self._is_done.is_set() and self._request is not None:
             self._request.cancel()  # `cancel` may have run before `_request` was set; after a response it does nothing
 

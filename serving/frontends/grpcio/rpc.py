@@ -7,7 +7,9 @@ from typing import Any, NoReturn
 
 import grpc
 
-from serving.errors import ServingError
+from convoy.auth import Principal
+from serving.errors import ResourceExhausted, ServingError
+from serving.frontends.common.auth import check_quota
 from serving.frontends.common.status import code_without_response, status_details
 from serving.observability.logging import AccessLog
 from serving.protocol.status import OK, grpc_code, trailing_metadata
@@ -34,20 +36,36 @@ def on_termination(context: grpc.ServicerContext, callback: Callable[[], None]) 
         callback()
 
 
-def logged(handler: grpc.RpcMethodHandler, path: str, log: AccessLog) -> grpc.RpcMethodHandler:
+def metered(handler: grpc.RpcMethodHandler, principal: Principal) -> grpc.RpcMethodHandler:
+    """Returns the same handler of a unary RPC, which takes each message out of its caller's quotas first."""
+
+    def unary(payload: bytes, context: grpc.ServicerContext) -> Any:
+        try:
+            check_quota(principal, len(payload))
+        except ResourceExhausted as error:
+            abort(context, error)
+        return handler.unary_unary(payload, context)
+
+    return grpc.unary_unary_rpc_method_handler(unary)
+
+
+def logged(
+    handler: grpc.RpcMethodHandler, path: str, log: AccessLog, principal: Principal | None
+) -> grpc.RpcMethodHandler:
     """Returns the same handler, with an entry in the access log when the RPC ends."""
 
     def begin(context: grpc.ServicerContext) -> threading.Event:
-        log_end = log.begin(path, context.peer())
+        entry = log.begin(path, context.peer())
+        entry.principal = principal
         deadline = deadline_after(context.time_remaining())
         has_responded = threading.Event()
 
         def write_entry() -> None:
             code = context.code()
             if code is not None:
-                log_end(code.value[0])
+                entry.end(code.value[0])
             else:
-                log_end(OK if has_responded.is_set() else code_without_response(deadline))
+                entry.end(OK if has_responded.is_set() else code_without_response(deadline))
 
         on_termination(context, write_entry)
         return has_responded

@@ -1,7 +1,8 @@
 """The RPCs that stay open: ModelStreamInfer, the health service's Watch, and reflection.
 
-On grpcio each of them occupies a thread while it is open, and ModelStreamInfer two; therefore their number is limited.
-When the server stops it asks them to end, because grpcio waits for them.
+On grpcio each of them occupies a thread while it is open, and ModelStreamInfer two; therefore their number is limited,
+for each kind by itself, so that those that need no token cannot shut out the others. When the server stops it asks them
+to end, because grpcio waits for them.
 """
 
 import queue
@@ -13,10 +14,13 @@ from typing import Any
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from convoy.auth import TokenFile
 from protos import health_pb2
 from protos.pool import POOL
 from serving.errors import ServingError
-from serving.frontends.common.limits import too_many_streams
+from serving.frontends.common import limits
+from serving.frontends.common.auth import check_token
+from serving.frontends.common.limits import OpenCalls
 from serving.frontends.common.status import shutting_down
 from serving.frontends.grpcio.infer_stream import InferStream
 from serving.frontends.grpcio.rpc import abort, deadline_after, on_termination
@@ -24,41 +28,42 @@ from serving.inference.service import InferenceService
 from serving.observability.health import Health
 from serving.protocol.admin import health_response
 from serving.protocol.grpc_codec import decode, encode_stream_error, encode_stream_response
-from serving.protocol.methods import HEALTH_SERVICE, INFERENCE_SERVICE
+from serving.protocol.methods import HEALTH_SERVICE, INFERENCE_SERVICE, STREAM_INFER
 
 
 class OpenStreams:
     """All open streams. Thread-safe."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._end_callbacks: dict[object, Callable[[], None]] = {}
         self.is_ending = False
 
     @contextmanager
-    def register(self, end: Callable[[], None]) -> Iterator[None]:
+    def register(self, calls: OpenCalls, peer: str, end: Callable[[], None]) -> Iterator[None]:
         """Context that counts a stream as open.
 
         Args:
+            calls: counts the streams of its kind.
+            peer: its client's address.
             end: makes the stream end soon; called from another thread when the server stops.
 
         Raises:
-            ResourceExhausted: too many streams are open.
+            ResourceExhausted: too many streams of its kind are open.
             Unavailable: the server is shutting down.
         """
         key = object()
         with self._lock:
             if self.is_ending:
                 raise shutting_down()
-            if len(self._end_callbacks) >= self._limit:
-                raise too_many_streams(self._limit)
+            calls.open(peer)
             self._end_callbacks[key] = end
         try:
             yield
         finally:
             with self._lock:
                 self._end_callbacks.pop(key, None)
+                calls.close(peer)
 
     def end(self) -> None:
         """Asks all streams to end, and refuses new ones."""
@@ -69,19 +74,25 @@ class OpenStreams:
             callback()
 
 
-def stream_infer(service: InferenceService, streams: OpenStreams) -> grpc.RpcMethodHandler:
+def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenFile | None) -> grpc.RpcMethodHandler:
     """Returns the handler of ModelStreamInfer.
 
     Responses keep the order of the requests. As in Triton, an error is a message of the stream, or ends the stream if
     the client sends the metadata `triton_grpc_error: true`.
     """
 
+    calls = OpenCalls("ModelStreamInfer calls", limits.MAX_STREAMS)
+
     def handle(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         ends_on_error = ("triton_grpc_error", "true") in list(context.invocation_metadata())
-        stream = InferStream(service, deadline_after(context.time_remaining()))
+        try:
+            principal = check_token(tokens, STREAM_INFER, context.invocation_metadata())
+        except ServingError as error:
+            abort(context, error)
+        stream = InferStream(service, deadline_after(context.time_remaining()), principal)
         on_termination(context, stream.cancel)
         try:
-            with streams.register(stream.end):
+            with streams.register(calls, context.peer(), stream.end):
                 threading.Thread(target=stream.read, args=(requests,), name="infer-stream", daemon=True).start()
                 for response in stream.responses():
                     if isinstance(response, bytes):
@@ -102,12 +113,14 @@ def stream_infer(service: InferenceService, streams: OpenStreams) -> grpc.RpcMet
 def watch(health: Health, streams: OpenStreams) -> grpc.RpcMethodHandler:
     """Returns the handler of Watch: sends a service's state, then each change, until the client or server ends it."""
 
+    calls = OpenCalls("Watch calls", limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
+
     def handle(payload: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         states: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         on_termination(context, lambda: states.put(None))
         try:
             name = decode(health_pb2.HealthCheckRequest, payload).service
-            with streams.register(lambda: states.put(None)):
+            with streams.register(calls, context.peer(), lambda: states.put(None)):
                 unsubscribe = health.watch(name, states.put)
                 try:
                     while (state := states.get()) is not None:
@@ -124,10 +137,11 @@ def watch(health: Health, streams: OpenStreams) -> grpc.RpcMethodHandler:
 def reflect(streams: OpenStreams) -> grpc.RpcMethodHandler:
     """Returns the handler of reflection, which describes messages and RPCs to tools such as grpcurl."""
     servicer = reflection.ReflectionServicer((INFERENCE_SERVICE, HEALTH_SERVICE), pool=POOL)
+    calls = OpenCalls("reflection calls", limits.MAX_REFLECTIONS, limits.MAX_REFLECTIONS_PER_HOST)
 
     def handle(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         try:
-            with streams.register(context.cancel):
+            with streams.register(calls, context.peer(), context.cancel):
                 yield from servicer.ServerReflectionInfo(requests, context)
         except ServingError as error:
             abort(context, error)

@@ -7,10 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
 
 from protos import grpc_service_pb2 as pb
 from protos import health_pb2
 from serving.frontends import Frontend
+from serving.frontends.grpcio.handlers import REFLECTION
 from serving.protocol.methods import HEALTH_WATCH, INFER, STREAM_INFER
 from tests.serving.frontends.fake_service import FakeServices, HeldRequest
 
@@ -48,6 +50,15 @@ def watch(channel: grpc.Channel, service: str) -> Any:
         health_pb2.HealthCheckResponse.FromString,
     )
     return call(health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S)
+
+
+def reflection(channel: grpc.Channel) -> Any:
+    """Returns a reflection call that stays open after its first response, until it is cancelled."""
+    requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    requests.put(reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString())
+    call = channel.stream_stream(REFLECTION[0])(iter(requests.get, None), timeout=WAIT_S)
+    call.add_done_callback(lambda _: requests.put(None))
+    return call
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

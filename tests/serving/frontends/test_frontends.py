@@ -11,13 +11,15 @@ from pathlib import Path
 
 import grpc
 import pytest
-from grpc_reflection.v1alpha import reflection_pb2
 
-from convoy.auth import Token
+from convoy.auth import TokenFile
 from protos import health_pb2
 from serving.errors import StartupError
 from serving.frontends import Frontend
 from serving.frontends.common import limits
+from serving.frontends.common.auth import SCOPES
+from serving.frontends.common.auth import SCOPES
+from serving.frontends.common.limits import MAX_BLOCKING
 from serving.frontends.common.status import code_without_response
 from serving.frontends.grpcio.handlers import REFLECTION
 from serving.observability.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING
@@ -33,6 +35,7 @@ from tests.serving.frontends.callers import (
     bearer,
     held,
     is_refused,
+    reflection,
     refusal,
     response,
     unary,
@@ -40,6 +43,8 @@ from tests.serving.frontends.callers import (
     watch,
 )
 from tests.serving.frontends.fake_service import ERRORS, FakeServices
+
+LOAD = "/inference.GRPCInferenceService/RepositoryModelLoad"
 
 Make = Callable[..., Frontend]
 
@@ -166,6 +171,43 @@ class TestCancellation:
             assert services.inference.held.get().is_cancelled.wait(WAIT_S)
 
 
+class TestChanges:
+    """Calls that load or unload models."""
+
+    def test_are_limited_and_do_not_block_others(self, channel: grpc.Channel, services: FakeServices) -> None:
+        loads = [unary(channel, LOAD).future(b"%d" % number, timeout=WAIT_S) for number in range(MAX_BLOCKING + 1)]
+        done: queue.Queue[grpc.Call] = queue.Queue()
+        for load in loads:
+            load.add_done_callback(done.put)
+        refused = done.get(timeout=WAIT_S)
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "16 models are being loaded or unloaded already" in refused.details()
+        assert ask(channel, LIVE, b"still here") == b"still here"
+        services.admin.gate.set()
+        assert len([load for load in loads if load.code() is grpc.StatusCode.OK]) == MAX_BLOCKING
+
+    def test_whose_callers_have_gone_are_not_made(self, channel: grpc.Channel, services: FakeServices) -> None:
+        load = unary(channel, LOAD)
+        cancelled, late, stays = load.future(b"1"), load.future(b"2", timeout=0.5), load.future(b"3", timeout=WAIT_S)
+        callers = [services.admin.callers.get(timeout=WAIT_S) for _ in range(3)]
+        assert not any(caller.is_cancelled() for caller in callers)
+        cancelled.cancel()
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        wait_until(lambda: [caller.is_cancelled() for caller in callers].count(True) == 2)
+        services.admin.gate.set()
+        assert stays.result() == b"3"
+        assert services.admin.loaded == [b"3"]
+
+    def test_that_crash_are_answered(
+        self, channel: grpc.Channel, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        services.admin.gate.set()
+        monkeypatch.setattr(services.admin, "loaded", None)
+        error = refusal(lambda: ask(channel, LOAD, b"1"))
+        assert error.code() is grpc.StatusCode.INTERNAL
+        assert "its log says why" in error.details()
+
+
 class TestHealth:
     def test_check(self, channel: grpc.Channel, services: FakeServices) -> None:
         services.admin.health.update(True, {"mnist": False})
@@ -193,19 +235,51 @@ class TestHealth:
     def test_the_number_of_watches_is_limited(
         self, serve: Serve, services: FakeServices, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "MAX_STREAMS", 2)
+        monkeypatch.setattr(limits, "MAX_WATCHES", 2)
         with grpc.insecure_channel(f"127.0.0.1:{serve().port}") as channel:
             one, two = watch(channel, "mnist"), watch(channel, "")
             assert [next(states).status for states in (one, two)] == [SERVICE_UNKNOWN, NOT_SERVING]
             error = refusal(lambda: next(watch(channel, "")))
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert error.details() == "this server serves at most 2 streams at a time"
+            assert error.details() == "this server serves at most 2 Watch calls at a time"
             one.cancel()
             wait_until(lambda: list(services.admin.health._listeners) == [""])
             three = watch(channel, "mnist")
             assert next(three).status == SERVICE_UNKNOWN
             for states in (two, three):
                 states.cancel()
+
+    def test_the_number_of_watches_of_one_host_is_limited(self, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "MAX_WATCHES_PER_HOST", 1)
+        target = f"127.0.0.1:{serve().port}"
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(target, options) as one, grpc.insecure_channel(target) as two:
+            states = watch(one, "")
+            assert next(states).status == NOT_SERVING
+            error = refusal(lambda: next(watch(two, "")))
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert error.details() == "this server serves at most 1 Watch calls of one host"
+            states.cancel()
+
+    def test_watches_and_reflection_leave_room_for_inference(
+        self, serve: Serve, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("MAX_STREAMS", "MAX_WATCHES", "MAX_REFLECTIONS"):
+            monkeypatch.setattr(limits, name, 1)
+        with grpc.insecure_channel(f"127.0.0.1:{serve().port}") as channel:
+            states, tool = watch(channel, ""), reflection(channel)
+            assert next(states).status == NOT_SERVING
+            next(tool)
+            stream = Stream(channel)
+            stream.send(b"")
+            assert stream.next() == response("")
+            for refused in (watch(channel, ""), reflection(channel), Stream(channel).call):
+                error = refusal(functools.partial(next, refused))
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "at most 1 " in error.details()
+            stream.close()
+            states.cancel()
+            tool.cancel()
 
     def test_a_malformed_message_is_refused(self, channel: grpc.Channel) -> None:
         call = channel.unary_stream(HEALTH_WATCH)(b"\xff\xff", timeout=WAIT_S)
@@ -222,7 +296,7 @@ class TestToken:
 
     @pytest.fixture
     def channel(self, serve: Serve, token_file: Path) -> Iterator[grpc.Channel]:
-        with grpc.insecure_channel(f"127.0.0.1:{serve(token=Token(token_file)).port}") as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{serve(tokens=TokenFile(token_file, SCOPES)).port}") as channel:
             yield channel
 
     @pytest.mark.parametrize("path", [INFER, LIVE])
@@ -364,9 +438,7 @@ class TestStop:
         idle = Stream(channel)
         idle.send(b"NotFound")
         idle.next()
-        requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        requests.put(reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString())
-        tool = channel.stream_stream(REFLECTION[0])(iter(requests.get, None), timeout=WAIT_S)
+        tool = reflection(channel)
         next(tool)
         began = time.monotonic()
         server.stop(2 * WAIT_S)
@@ -375,7 +447,6 @@ class TestStop:
         assert refusal(idle.next).code() is grpc.StatusCode.UNAVAILABLE
         assert refusal(lambda: next(tool)).code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
         idle.close()
-        requests.put(None)
 
     def test_a_server_that_never_started_stops(self, make: Make) -> None:
         make().stop(WAIT_S)

@@ -12,10 +12,11 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from convoy.auth import TlsFiles
+from convoy.tls import TlsFiles
 from serving.errors import ResourceExhausted, Unavailable
+from serving.frontends.common.limits import OpenCalls
 from serving.frontends.grpcio import GrpcioFrontend, frontend
-from serving.frontends.grpcio.handlers import MAX_BLOCKING, REFLECTION
+from serving.frontends.grpcio.handlers import REFLECTION
 from serving.frontends.grpcio.infer_stream import MAX_IN_FLIGHT
 from serving.frontends.grpcio.streams import OpenStreams
 from serving.observability.health import NOT_SERVING, SERVING
@@ -37,32 +38,12 @@ from tests.serving.frontends.callers import (
 )
 from tests.serving.frontends.fake_service import FakeServices
 
-LOAD = "/inference.GRPCInferenceService/RepositoryModelLoad"
-
-
 ONCE = pytest.mark.parametrize("kind", ["grpcio"])
 
 
 @pytest.fixture(params=["grpcio", "grpcio-threads"])
 def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-class TestUnary:
-    def test_slow_rpcs_are_limited_and_do_not_block_others(self, channel: grpc.Channel, services: FakeServices) -> None:
-        loads = [unary(channel, LOAD).future(b"%d" % number, timeout=WAIT_S) for number in range(MAX_BLOCKING + 1)]
-        refused = {grpc.StatusCode.RESOURCE_EXHAUSTED}
-        assert {next_done(loads).code()} == refused
-        assert ask(channel, LIVE, b"still here") == b"still here"
-        services.admin.gate.set()
-        assert len([load for load in loads if load.code() is grpc.StatusCode.OK]) == MAX_BLOCKING
-
-
-def next_done(calls: list[Any]) -> Any:
-    done: queue.Queue[Any] = queue.Queue()
-    for call in calls:
-        call.add_done_callback(done.put)
-    return done.get(timeout=WAIT_S)
 
 
 class TestDeadlinesAndCancellation:
@@ -153,22 +134,22 @@ class TestModelStreamInfer:
 
 class TestOpenStreams:
     def test_their_number_is_limited(self) -> None:
-        streams = OpenStreams(1)
+        streams, calls = OpenStreams(), OpenCalls("calls", 1)
         with (
-            streams.register(lambda: None),
-            pytest.raises(ResourceExhausted, match="at most 1 streams"),
-            streams.register(lambda: None),
+            streams.register(calls, "unix:", lambda: None),
+            pytest.raises(ResourceExhausted, match="at most 1 calls"),
+            streams.register(calls, "unix:", lambda: None),
         ):
             pass
-        with streams.register(lambda: None):
+        with streams.register(calls, "unix:", lambda: None):
             pass
 
     def test_end_asks_them_to_end_and_refuses_new_ones(self) -> None:
-        streams, asked = OpenStreams(2), []
-        with streams.register(lambda: asked.append(1)):
+        streams, calls, asked = OpenStreams(), OpenCalls("calls", 2), []
+        with streams.register(calls, "unix:", lambda: asked.append(1)):
             streams.end()
         assert asked == [1]
-        with pytest.raises(Unavailable), streams.register(lambda: None):
+        with pytest.raises(Unavailable), streams.register(calls, "unix:", lambda: None):
             pass
 
 
@@ -279,11 +260,11 @@ class TestAccessLog:
 
 @ONCE
 @pytest.mark.slow
-@pytest.mark.parametrize(("min_ping_interval_s", "is_kept"), [(1, True), (300, False)])  # 300 s is gRPC's default
-def test_clients_that_ping_within_the_limit_keep_their_connection(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, min_ping_interval_s: int, is_kept: bool
+@pytest.mark.parametrize(("max_ping_strikes", "is_kept"), [(0, True), (2, False)])  # 2 is gRPC's default
+def test_clients_that_ping_often_keep_their_connection(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, max_ping_strikes: int, is_kept: bool
 ) -> None:
-    monkeypatch.setattr(frontend, "MIN_PING_INTERVAL_S", min_ping_interval_s)
+    monkeypatch.setattr(frontend, "MAX_PING_STRIKES", max_ping_strikes)
     options = [("grpc.keepalive_time_ms", 1300), ("grpc.keepalive_permit_without_calls", 1)]
     options += [("grpc.http2.max_pings_without_data", 0)]
     with grpc.insecure_channel(f"127.0.0.1:{serve().port}", options) as channel:
