@@ -1,7 +1,7 @@
 """The Prometheus metrics: all names in one table, all values read at the time of the scrape.
 
-Nothing is counted here: a scrape copies the statistics of the batchers. Metrics of our own are named `convoy_...` and
-end with their unit. Triton's are exposed under Triton's names (`nv_...`), for dashboards and tools made for Triton
+Nothing is counted here: a scrape copies the statistics of the batchers and the counts of refused requests. Metrics of
+our own are named `convoy_...` and end with their unit. Triton's are exposed under Triton's names (`nv_...`), for dashboards and tools made for Triton
 (https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metrics.md). The counters of a model
 version that is loaded again start at zero, as after a restart.
 """
@@ -18,6 +18,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from serving.models.repository import Model, Repository
+from serving.observability.refusals import Refusals
 from serving.observability.statistics import LATENCY_BOUNDS_S, Snapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -167,8 +168,9 @@ MODEL_METRICS = (
 
 SERVER_READY = "convoy_server_ready"
 MODEL_READY = "convoy_model_ready"
+REFUSED = "convoy_refused_requests_total"
 
-NAMES = frozenset({SERVER_READY, MODEL_READY, *(metric.name for metric in MODEL_METRICS)})
+NAMES = frozenset({SERVER_READY, MODEL_READY, REFUSED, *(metric.name for metric in MODEL_METRICS)})
 """All names but prometheus_client's `process_...`. The samples of a histogram add `_bucket`, `_sum` and `_count`."""
 
 _TRITON_HEADER = re.compile(rb"^(# (?:HELP|TYPE) nv_\w+)_total ", re.MULTILINE)
@@ -177,8 +179,9 @@ _TRITON_HEADER = re.compile(rb"^(# (?:HELP|TYPE) nv_\w+)_total ", re.MULTILINE)
 class Metrics(Collector):
     """The metrics of a server's models and of its process."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, refusals: Refusals) -> None:
         self._repository = repository
+        self._refusals = refusals
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._registry.register(self)
@@ -203,6 +206,16 @@ class Metrics(Collector):
             labels = {"model": entry.name, "version": entry.version}
             ready.add_sample(MODEL_READY, labels, int(entry.state == "READY"))
         yield ready
+        refused = Metric(
+            REFUSED.removesuffix("_total"),
+            "Requests that were refused before they reached a model's queue, by reason: the status in lower case, "
+            "malformed (no HTTP), timeout (the client sent too slowly) or connections (all were in use). The model is "
+            "empty where the request names none that exists.",
+            "counter",
+        )
+        for (reason, model), count in self._refusals.snapshot().items():
+            refused.add_sample(REFUSED, {"reason": reason, "model": model}, count)
+        yield refused
         snapshots = [ModelSnapshot(model, model.statistics.snapshot()) for model in self._repository.ready_models()]
         for metric in MODEL_METRICS:
             family = Metric(metric.name.removesuffix("_total"), metric.documentation, metric.kind)

@@ -1,4 +1,4 @@
-"""Converts bodies of HTTP's infer endpoint to and from the plain values of `serving.inference.request`.
+"""Converts request bodies of HTTP's infer endpoint to the plain values of `serving.inference.request`.
 
 The Open Inference Protocol has two forms: tensors as lists in the JSON, and Triton's binary tensor extension, where the
 tensors' bytes follow the JSON in the order in which it names them
@@ -6,31 +6,53 @@ tensors' bytes follow the JSON in the order in which it names them
 """
 
 import json
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
 from serving.errors import InvalidArgument, quote
-from serving.inference.request import InferInput, InferOutput, InferRequest, InferResponse, RequestedOutput
+from serving.inference.request import InferInput, InferRequest, RequestedOutput
+from serving.protocol.json_responses import OutputForm
 from serving.protocol.parameters import check_input_parameters, requested_output
-from serving.protocol.tensors import DATATYPES, Buffer, Datatype, Shape, from_elements, num_elements, to_array
+from serving.protocol.tensors import (
+    DATATYPES,
+    MAX_RANK,
+    Buffer,
+    Datatype,
+    Shape,
+    from_elements,
+    num_elements,
+)
 
 T = TypeVar("T")
-
-MAX_RANK = 32
-"""Of a shape. No model comes near, and multiplying a million dimensions takes minutes."""
 
 MAX_JSON_BYTES = 4 << 20
 MAX_JSON_LISTS = 100_000
 """Lists and objects. Parsing holds the GIL, and a list takes thirty times its size in JSON."""
 
+MAX_TENSORS = 1024
+"""Inputs, or outputs, of one request."""
+MAX_PARAMETERS = 256
+MAX_KEY_CHARS = 256
+MAX_VALUE_CHARS = 64 << 10
+"""Of a request, an input or an output."""
+
 _MAX_INT64 = (1 << 63) - 1
 
-# msgspec checks these types strictly: 1.7 and 1.0 are no integers, true is no number, "1" is no number.
-_Parameters = dict[str, str | bool | Annotated[int, Meta(ge=-_MAX_INT64 - 1, le=_MAX_INT64)] | float]
+# msgspec checks these types strictly: 1.7 and 1.0 are no integers, true is no number, "1" is no number. A field that
+# may be absent may be null.
+_Parameters = Annotated[
+    dict[
+        Annotated[str, Meta(max_length=MAX_KEY_CHARS)],
+        Annotated[str, Meta(max_length=MAX_VALUE_CHARS)]
+        | bool
+        | Annotated[int, Meta(ge=-_MAX_INT64 - 1, le=_MAX_INT64)]
+        | float,
+    ],
+    Meta(max_length=MAX_PARAMETERS),
+]
 _Dimension = Annotated[int, Meta(ge=0, le=_MAX_INT64)]
 _ELEMENTS: dict[str, Any] = {"b": list[bool], "i": list[int], "u": list[int], "f": list[float], "O": list[str]}
 """JSON elements by the kind of the tensor's numpy data type."""
@@ -40,38 +62,23 @@ class _Input(msgspec.Struct):
     name: str
     datatype: str
     shape: Annotated[list[_Dimension], Meta(max_length=MAX_RANK)]
-    data: list[Any] | UnsetType = UNSET
-    parameters: _Parameters = {}
+    data: list[Any] | None = None
+    parameters: _Parameters | None = None
 
 
 class _Output(msgspec.Struct):
     name: str
-    parameters: _Parameters = {}
+    parameters: _Parameters | None = None
 
 
 class _Request(msgspec.Struct):
-    inputs: list[_Input]
-    outputs: list[_Output] = []
-    id: str = ""
-    parameters: _Parameters = {}
+    inputs: Annotated[list[_Input], Meta(max_length=MAX_TENSORS)]
+    outputs: Annotated[list[_Output], Meta(max_length=MAX_TENSORS)] | None = None
+    id: str | None = None
+    parameters: _Parameters | None = None
 
 
 _REQUEST_DECODER = msgspec.json.Decoder(_Request)
-
-
-@dataclass(slots=True)
-class OutputForm:
-    """The outputs that the client requests as bytes after the JSON; the others go into the JSON.
-
-    Args:
-        binary: for outputs that `by_name` does not contain.
-    """
-
-    binary: bool = False
-    by_name: dict[str, bool] = field(default_factory=dict)
-
-
-# ---- Requests --------------------------------------------------------------------------------------------------------
 
 
 def decode(body: Buffer, decoder: msgspec.json.Decoder[T]) -> T:
@@ -124,15 +131,16 @@ def parse_request(
         message, tail = decode(view[:header_length], _REQUEST_DECODER), view[header_length:]
     else:
         raise InvalidArgument(f"the JSON is said to have {header_length} bytes, but the whole body has {len(body)}")
-    binary = _flag(message.parameters.pop("binary_data_output", False), "parameter 'binary_data_output'")
-    outputs, form = _parse_outputs(message.outputs, binary)
+    parameters = message.parameters or {}
+    binary = _flag(parameters.pop("binary_data_output", False), "parameter 'binary_data_output'")
+    outputs, form = _parse_outputs(message.outputs or [], binary)
     request = InferRequest(
         model_name=model_name,
         model_version=model_version,
-        id=message.id,
+        id=message.id or "",
         inputs=_parse_inputs(message.inputs, tail),
         outputs=outputs,
-        parameters=message.parameters,
+        parameters=parameters,
     )
     return request, form
 
@@ -140,11 +148,10 @@ def parse_request(
 def _parse_outputs(outputs: list[_Output], binary: bool) -> tuple[list[RequestedOutput], OutputForm]:
     form = OutputForm(binary)
     for output in outputs:
-        if "binary_data" in output.parameters:
-            form.by_name[output.name] = _flag(
-                output.parameters["binary_data"], f"binary_data of output {quote(output.name)}"
-            )
-    return [requested_output(output.name, output.parameters) for output in outputs], form
+        flag = (output.parameters or {}).get("binary_data")
+        if flag is not None:
+            form.by_name[output.name] = _flag(flag, f"binary_data of output {quote(output.name)}")
+    return [requested_output(output.name, output.parameters or {}) for output in outputs], form
 
 
 def _flag(value: object, name: str) -> bool:
@@ -162,7 +169,7 @@ def _parse_inputs(inputs: list[_Input], tail: memoryview | None) -> list[InferIn
     parsed = []
     start = 0
     for given in inputs:
-        check_input_parameters(given.name, given.parameters)
+        check_input_parameters(given.name, given.parameters or {})
         shape = tuple(given.shape)
         if num_elements(shape) > _MAX_INT64:
             raise InvalidArgument(f"shape of input {quote(given.name)} has more elements than 64 bits can count")
@@ -186,14 +193,14 @@ def _parse_inputs(inputs: list[_Input], tail: memoryview | None) -> list[InferIn
 
 
 def _binary_size(given: _Input) -> int | None:
-    size = given.parameters.get("binary_data_size")
+    size = (given.parameters or {}).get("binary_data_size")
     if size is None:
         return None
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise InvalidArgument(
             f"binary_data_size of input {quote(given.name)} must be a whole number from 0, got {quote(size)}"
         )
-    if given.data is not UNSET:
+    if given.data is not None:
         raise InvalidArgument(f"input {quote(given.name)} has both data and a binary_data_size: expected one of them")
     return size
 
@@ -205,7 +212,7 @@ def _to_bytes(given: _Input, shape: Shape) -> bytes:
         raise InvalidArgument(f"input {quote(given.name)}: unknown data-type {quote(given.datatype)}")
     if datatype.name == "FP16":
         raise InvalidArgument(f"input {quote(given.name)}: FP16 is only accepted as binary data")
-    if given.data is UNSET:
+    if given.data is None:
         raise InvalidArgument(f"input {quote(given.name)} has neither data nor a binary_data_size")
     elements = _flatten(given.data, given.name)
     if len(elements) != num_elements(shape):
@@ -230,47 +237,3 @@ def _encode_elements(datatype: Datatype, elements: list[Any], name: str) -> byte
         return from_elements(datatype, msgspec.convert(elements, _ELEMENTS[datatype.dtype.kind]))
     except (msgspec.ValidationError, InvalidArgument, UnicodeEncodeError) as error:
         raise InvalidArgument(f"data of input {quote(name)} must be of {datatype.name}: {error}") from error
-
-
-# ---- Responses -------------------------------------------------------------------------------------------------------
-
-
-def render_response(response: InferResponse, form: OutputForm) -> tuple[bytes, int | None]:
-    """Returns the body of a response, and the number of bytes of JSON in it (None if all of it is JSON).
-
-    Raises:
-        InvalidArgument: JSON cannot hold an output.
-    """
-    outputs: list[dict[str, Any]] = []
-    tail: list[Buffer] = []
-    for output in response.outputs:
-        rendered: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
-        if form.by_name.get(output.name, form.binary):
-            rendered["parameters"] = {"binary_data_size": len(output.data)}
-            tail.append(output.data)
-        else:
-            rendered["data"] = _elements(output)
-        outputs.append(rendered)
-    message: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
-    if response.id:
-        message["id"] = response.id
-    message["outputs"] = outputs
-    # msgspec.json would change the bytes: 1e-9 for 1e-09, null for NaN, UTF-8 for \u escapes.
-    header = json.dumps(message, separators=(",", ":")).encode()
-    return (b"".join([header, *tail]), len(header)) if tail else (header, None)
-
-
-def _elements(output: InferOutput) -> list[Any]:
-    """Returns a tensor as a flat list for JSON."""
-    if output.datatype == "FP16":
-        raise InvalidArgument(f"output '{output.name}' is FP16, which JSON cannot hold: request binary data")
-    flat = to_array(DATATYPES[output.datatype], output.shape, output.data).ravel()
-    elements: list[Any] = flat.tolist()
-    if output.datatype != "BYTES":
-        return elements
-    try:
-        return [str(element, "utf-8") for element in elements]
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(
-            f"output '{output.name}' holds bytes that are not UTF-8, which JSON cannot hold: request binary data"
-        ) from error

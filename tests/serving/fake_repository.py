@@ -15,6 +15,7 @@ from serving.errors import Internal, NotFound
 from serving.frontends.common.services import Services
 from serving.inference.batcher import Batcher, BatchLimits
 from serving.inference.service import InferenceService
+from serving.models.changes import ANYONE, Caller
 from serving.models.repository import Model, Repository
 from serving.models.spec import ModelSpec, VersionPolicy
 from serving.observability.health import Health
@@ -179,13 +180,13 @@ class FakeRepository:
         ready = [Entry(name, version, "READY") for name, version in list(self.models)]
         return ready if ready_only else ready + self.broken
 
-    def load(self, name: str, config: str | None = None) -> None:
+    def load(self, name: str, config: str | None = None, caller: Caller = ANYONE) -> None:
         if name not in self.loadable:
             raise Internal(f"failed to load '{name}', no such model in the repository")
         self.configs.append(config)
         self.replace(self.loadable[name]())
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str, caller: Caller = ANYONE) -> None:
         for version in self.versions(name):
             self.models.pop((name, version)).batcher.close()
         self.generation += 1

@@ -1,7 +1,8 @@
 """HTTP: the REST API on one port, metrics and health on another.
 
-`frontend` is the server, `app` its routes, `infer` the infer endpoint, `admin` all other endpoints, `body` reads
-request bodies, `middleware` wraps all requests, `protocol` bounds their heads, `responses` writes JSON and errors.
+`frontend` has both servers, `server` runs one, `protocol` is one connection and `connections` all of a port, with their
+limits. `app` has the routes, `middleware` and `auth` wrap all requests, `infer` is the infer endpoint, `admin` all others.
+`body` reads request bodies, `executor` runs what would hold up the event loop, `responses` writes JSON and errors.
 """
 
 from serving.frontends.http.frontend import HttpAddress, HttpFrontend

@@ -1,18 +1,20 @@
 """The endpoints of the REST API except inference."""
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.errors import InvalidArgument, Unsupported
 from serving.frontends.http.body import read_body
+from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
 from serving.frontends.http.responses import json_response
+from serving.models.changes import Caller
 from serving.protocol.admin import AdminService
 from serving.protocol.json_codec import decode
 from serving.protocol.json_messages import to_json
@@ -24,12 +26,20 @@ _OBJECT_DECODER = msgspec.json.Decoder(dict[str, Any])
 
 
 class AdminEndpoints:
-    """Endpoints for the server and its models."""
+    """Endpoints for the server and its models.
 
-    def __init__(self, admin: AdminService, max_body_bytes: int) -> None:
+    Args:
+        changes: loads and unloads models.
+        bodies: parses large bodies.
+    """
+
+    def __init__(
+        self, admin: AdminService, changes: BoundedExecutor, bodies: BoundedExecutor, max_body_bytes: int
+    ) -> None:
         self._admin = admin
+        self._changes = changes
+        self._bodies = bodies
         self._max_body_bytes = max_body_bytes
-        self._blocking = ThreadPoolExecutor(1, thread_name_prefix="http-blocking")
 
     async def model_ready(self, request: Request) -> Response:
         name, version = _model(request)
@@ -64,18 +74,31 @@ class AdminEndpoints:
     async def unsupported(self, request: Request) -> Response:
         raise Unsupported(f"{request.url.path}: this server does not support this part of Triton's API")
 
-    async def _change(self, request: Request, change: Callable[[str, dict[str, Any]], None]) -> Response:
-        """Loads or unloads a model, which may take seconds, outside the event loop."""
+    async def _change(self, request: Request, change: Callable[[str, dict[str, Any], Caller], None]) -> Response:
+        """Loads or unloads a model, which may take seconds, outside the event loop, unless its caller leaves before."""
         message = await self._json(request)
-        parameters = message.get("parameters", {})
+        parameters = message.get("parameters")
+        parameters = {} if parameters is None else parameters
         if not isinstance(parameters, dict):
             raise InvalidArgument("'parameters' must be an object")
-        await asyncio.get_running_loop().run_in_executor(self._blocking, change, _model(request)[0], parameters)
+        has_gone = threading.Event()
+        caller = Caller(is_cancelled=has_gone.is_set)
+        changing = asyncio.ensure_future(self._changes.run(change, _model(request)[0], parameters, caller))
+        disconnecting = asyncio.ensure_future(request.receive())
+        await asyncio.wait((changing, disconnecting), return_when=asyncio.FIRST_COMPLETED)
+        if not changing.done():
+            has_gone.set()
+            changing.cancel()
+            raise ClientDisconnect
+        disconnecting.cancel()
+        changing.result()
         return json_response({})
 
     async def _json(self, request: Request) -> dict[str, Any]:
         """Returns the object in the body; an empty one if there is no body."""
-        body = await read_body(dict(request.scope["headers"]), request.receive, self._max_body_bytes)
+        body = await read_body(dict(request.scope["headers"]), request.receive, self._max_body_bytes, self._bodies)
+        if len(body) > MAX_INLINE_BYTES:
+            return await self._bodies.run(decode, body, _OBJECT_DECODER)
         return decode(body, _OBJECT_DECODER) if body else {}
 
 

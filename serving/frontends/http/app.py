@@ -9,12 +9,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from convoy.auth import Token
+from convoy.auth import TokenFile
 from serving.frontends.common.services import Services
 from serving.frontends.http.admin import AdminEndpoints, health_routes
 from serving.frontends.http.infer import InferEndpoint, LoopBridge
-from serving.frontends.http.middleware import build_middleware
-from serving.frontends.http.responses import EXCEPTION_HANDLERS
+from serving.frontends.http.middleware import build_middleware, metrics_middleware
+from serving.frontends.http.responses import ErrorHandlers
+from serving.frontends.http.server import HttpServer
 from serving.observability.logging import AccessLog
 from serving.protocol.admin import AdminService
 
@@ -30,10 +31,19 @@ _UNSUPPORTED_PATHS = (
 """Paths of Triton's API that this server does not support."""
 
 
-def build_app(services: Services, *, max_body_bytes: int, token: Token | None, access_log: AccessLog | None) -> ASGIApp:
+def build_app(
+    services: Services,
+    server: HttpServer,
+    *,
+    max_body_bytes: int,
+    tokens: TokenFile | None,
+    access_log: AccessLog | None,
+) -> ASGIApp:
     """Returns the API, for the running event loop."""
-    infer = InferEndpoint(services.inference, LoopBridge(asyncio.get_running_loop()), max_body_bytes)
-    endpoints = AdminEndpoints(services.admin, max_body_bytes)
+    executor = server.executor("http-body", "large bodies are being read", num_threads=2, max_pending=64)
+    infer = InferEndpoint(services.inference, LoopBridge(asyncio.get_running_loop()), executor, max_body_bytes)
+    changes = server.executor("http-blocking", "models are being loaded or unloaded", num_threads=16, max_pending=16)
+    endpoints = AdminEndpoints(services.admin, changes, executor, max_body_bytes)
     model = "/v2/models/{model}"
     version = "/v2/models/{model}/versions/{version}"
     app = Starlette(
@@ -52,18 +62,20 @@ def build_app(services: Services, *, max_body_bytes: int, token: Token | None, a
             Route("/v2/repository/models/{model}/unload", endpoints.unload, methods=["POST"]),
             *(Route(path, endpoints.unsupported, methods=["GET", "POST"]) for path in _UNSUPPORTED_PATHS),
         ],
-        middleware=build_middleware(services.admin.health, token, access_log),
-        exception_handlers=EXCEPTION_HANDLERS,
+        middleware=build_middleware(services, server, tokens, access_log),
+        exception_handlers=ErrorHandlers(services.inference.refusals, services.inference.repository).by_exception,
     )
     app.router.redirect_slashes = False
     return app
 
 
-def build_metrics_app(admin: AdminService, render: Callable[[], bytes], content_type: str) -> ASGIApp:
+def build_metrics_app(
+    admin: AdminService, render: Callable[[], bytes], content_type: str, tokens: TokenFile | None
+) -> ASGIApp:
     """Returns `GET /metrics`, and health for probes that have no client certificate."""
 
     async def metrics(request: Request) -> Response:
         return Response(render(), media_type=content_type)
 
     routes = [Route("/metrics", metrics), *health_routes(admin)]
-    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
+    return Starlette(routes=routes, middleware=metrics_middleware(tokens), exception_handlers=ErrorHandlers().by_exception)

@@ -1,6 +1,5 @@
-"""Reads request bodies, within limits of size and time. Does not interpret them."""
+"""Reads request bodies, within limits of size; `protocol` limits their time. Does not interpret them."""
 
-import asyncio
 import zlib
 from collections.abc import Mapping
 
@@ -8,40 +7,58 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-IDLE_TIMEOUT_S = 30.0
-"""How long a client may pause in the middle of a body."""
+from serving.frontends.http.executor import BoundedExecutor
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # zlib detects the format; HTTP's "deflate" is zlib's (RFC 9110, 8.4.1.2)
 
 
-async def read_body(headers: Mapping[bytes, bytes], receive: Receive, max_bytes: int) -> bytes:
+async def read_body(
+    headers: Mapping[bytes, bytes], receive: Receive, max_bytes: int, executor: BoundedExecutor
+) -> bytes:
     """Returns the whole body of a request, decompressed.
 
     Args:
         headers: of the request, with names in lower case.
         max_bytes: of the body, both as sent and decompressed. A longer body is refused as early as possible.
+        executor: decompresses.
 
     Raises:
-        HTTPException: 400, 408, 413 or 415, with a message for the client.
+        HTTPException: 400, 413, 415 or 501, with a message for the client.
+        ResourceExhausted: too many bodies wait to be decompressed.
         ClientDisconnect: the client has disconnected.
     """
-    encoding = headers.get(b"content-encoding", b"identity").lower()
-    if encoding not in (b"identity", b"gzip", b"deflate"):
-        raise HTTPException(
-            415, f"content encoding '{encoding.decode('latin-1')}' is not supported: expected gzip, deflate or none"
-        )
+    coding = headers.get(b"transfer-encoding", b"chunked").lower()
+    if coding != b"chunked":
+        raise HTTPException(501, f"transfer encoding '{coding.decode('latin-1')}' is not supported: expected chunked")
+    is_compressed = _is_compressed(headers.get(b"content-encoding", b""))
     declared = headers.get(b"content-length", b"")
     if declared and int(declared) > max_bytes:  # httptools has checked that it is a number
         raise _too_large(f"of {int(declared)} bytes", max_bytes)
     body = await _read(receive, max_bytes)
-    return body if encoding == b"identity" else await asyncio.to_thread(_decompress, body, max_bytes)
+    return await executor.run(_decompress, body, max_bytes) if is_compressed else body
+
+
+def _is_compressed(header: bytes) -> bool:
+    """Returns whether a body is compressed, by its header Content-Encoding.
+
+    Raises:
+        HTTPException: in another form than gzip or deflate, or more than once.
+    """
+    codings = [coding.strip().lower() for coding in header.split(b",")]
+    codings = [coding for coding in codings if coding not in (b"", b"identity")]
+    if not codings:
+        return False
+    if len(codings) > 1 or codings[0] not in (b"gzip", b"x-gzip", b"deflate"):
+        got = header.decode("latin-1")
+        raise HTTPException(415, f"content encoding '{got}' is not supported: expected gzip, deflate or none")
+    return True
 
 
 async def _read(receive: Receive, max_bytes: int) -> bytes:
-    message = await receive()
     chunks: list[bytes] = []
     size = 0
     while True:
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunks.append(message.get("body", b""))
@@ -50,13 +67,6 @@ async def _read(receive: Receive, max_bytes: int) -> bytes:
             raise _too_large("so far", max_bytes)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        try:
-            async with asyncio.timeout(IDLE_TIMEOUT_S):
-                message = await receive()
-        except TimeoutError:
-            raise HTTPException(
-                408, f"the client sent nothing for {IDLE_TIMEOUT_S:g} s in the middle of the body"
-            ) from None
 
 
 def _decompress(body: bytes, max_bytes: int) -> bytes:

@@ -10,14 +10,37 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serving.errors import DeadlineExceeded, InvalidArgument, ServingError
 from serving.frontends.common.status import shutting_down
+from serving.frontends.http.auth import PRINCIPAL
 from serving.frontends.http.body import read_body
-from serving.inference.request import InferRequest, InferResponse
+from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
+from serving.frontends.http.responses import SUBMITTED
+from serving.inference.request import InferRequest, InferResponse, RequestContext
 from serving.inference.service import InferenceService
-from serving.protocol.json_codec import parse_request, render_response
+from serving.protocol.json_codec import parse_request
+from serving.protocol.json_responses import render_response
+
+MAX_INLINE_OUTPUT_BYTES = 8 << 10
+"""Of tensors that the event loop itself renders as JSON, in about a millisecond."""
 
 HEADER_LENGTH = b"inference-header-content-length"
 
 _Result = InferResponse | ServingError
+
+
+class _ResultSink:
+    """A `ResponseSink` that resolves a future of the event loop."""
+
+    __slots__ = ("_bridge", "_future")
+
+    def __init__(self, bridge: "LoopBridge", future: asyncio.Future[_Result]) -> None:
+        self._bridge = bridge
+        self._future = future
+
+    def succeed(self, response: InferResponse, /) -> None:
+        self._bridge.set_result(self._future, response)
+
+    def fail(self, error: ServingError) -> None:
+        self._bridge.set_result(self._future, error)
 
 
 class LoopBridge:
@@ -50,24 +73,36 @@ class LoopBridge:
 class InferEndpoint:
     """`POST v2/models/M[/versions/V]/infer`. An ASGI application, which saves Starlette's objects for each request."""
 
-    def __init__(self, service: InferenceService, bridge: LoopBridge, max_body_bytes: int) -> None:
+    def __init__(
+        self, service: InferenceService, bridge: LoopBridge, executor: BoundedExecutor, max_body_bytes: int
+    ) -> None:
         self._service = service
         self._bridge = bridge
+        self._executor = executor
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
-        body = await read_body(headers, receive, self._max_body_bytes)
+        body = await read_body(headers, receive, self._max_body_bytes, self._executor)
         path = scope["path_params"]
         model, version = path["model"], path.get("version", "")
         self._service.repository.get(model, version)  # fails early: do not parse tensors for an unknown model
-        request, form = parse_request(body, _header_length(headers), model, version)
-        payload, header_length = render_response(await self._infer(request, receive), form)
+        length = _header_length(headers)
+        if (len(body) if length is None else length) > MAX_INLINE_BYTES:
+            request, form = await self._executor.run(parse_request, body, length, model, version)
+        else:
+            request, form = parse_request(body, length, model, version)
+        scope[SUBMITTED] = True
+        response = await self._infer(request, RequestContext(principal=scope.get(PRINCIPAL)), receive)
+        if form.size_in_json(response) > MAX_INLINE_OUTPUT_BYTES:
+            payload, header_length = await self._executor.run(render_response, response, form, self._max_body_bytes)
+        else:
+            payload, header_length = render_response(response, form, self._max_body_bytes)
         await _send(send, payload, header_length)
 
-    async def _infer(self, request: InferRequest, receive: Receive) -> InferResponse:
+    async def _infer(self, request: InferRequest, context: RequestContext, receive: Receive) -> InferResponse:
         future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
-        handle = self._service.submit(request, partial(self._bridge.set_result, future), None)
+        handle = self._service.submit(request, context, _ResultSink(self._bridge, future))
         # `receive` returns when the client disconnects or the response has been sent: the task ends by itself.
         disconnect: asyncio.Task[Message] = asyncio.create_task(_receive(receive))
         disconnect.add_done_callback(partial(_fail_if_pending, future))

@@ -1,27 +1,38 @@
 """ASGI middleware around all requests to the API: access log, closing of connections, authentication."""
 
+import asyncio
+from contextlib import suppress
+
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from convoy.auth import Token
-from serving.errors import Unauthenticated
+from convoy.auth import TokenFile
+from serving.frontends.common.services import Services
+from serving.frontends.common.status import shutting_down
+from serving.frontends.http.auth import OPEN_PATHS, PRINCIPAL, AuthMiddleware, api_scopes, metrics_scopes
 from serving.frontends.http.responses import error_response
+from serving.frontends.http.server import HttpServer
 from serving.observability.health import Health
 from serving.observability.logging import AccessLog
 
-OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
-"""Paths that need no token: Kubernetes' probes have none."""
 
-
-def build_middleware(health: Health, token: Token | None, access_log: AccessLog | None) -> list[Middleware]:
+def build_middleware(
+    services: Services, server: HttpServer, tokens: TokenFile | None, access_log: AccessLog | None
+) -> list[Middleware]:
     """Returns the middleware, outermost first: the log has refused requests too, and refusals close connections too."""
-    middleware = [Middleware(DrainMiddleware, health=health)]
+    middleware = [Middleware(DrainMiddleware, health=services.admin.health, server=server)]
     if access_log is not None:
         middleware.insert(0, Middleware(AccessLogMiddleware, access_log=access_log))
-    if token is not None:
-        middleware.append(Middleware(AuthMiddleware, token=token))
+    if tokens is not None:
+        refusals = services.inference.refusals
+        middleware.append(Middleware(AuthMiddleware, tokens=tokens, permitting=api_scopes, refusals=refusals))
     return middleware
+
+
+def metrics_middleware(tokens: TokenFile | None) -> list[Middleware]:
+    """Returns the middleware of the metrics' port."""
+    return [] if tokens is None else [Middleware(AuthMiddleware, tokens=tokens, permitting=metrics_scopes(tokens))]
 
 
 class AccessLogMiddleware:
@@ -34,7 +45,7 @@ class AccessLogMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         host, port = scope["client"] or ("", 0)
         path = scope["raw_path"].decode("latin-1")  # not decoded further: it might hold a line break
-        log_end = self._access_log.begin(f"{scope['method']} {path}", f"{host}:{port}")
+        entry = self._access_log.begin(f"{scope['method']} {path}", f"{host}:{port}")
         status = 0
 
         async def send_and_log(message: Message) -> None:
@@ -42,17 +53,22 @@ class AccessLogMiddleware:
             status = message.get("status", status)
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
-                log_end(status)
+                entry.principal = scope.get(PRINCIPAL)
+                entry.end(status)
 
         await self._app(scope, receive, send_and_log)
 
 
 class DrainMiddleware:
-    """Closes each connection after its next response while the server drains, so that clients move to another one."""
+    """Closes each connection after its next response while the server drains, so that clients move to another one.
 
-    def __init__(self, app: ASGIApp, health: Health) -> None:
+    Once the server stops, it refuses new requests, except for health checks, and those that the grace period cuts off.
+    """
+
+    def __init__(self, app: ASGIApp, health: Health, server: HttpServer) -> None:
         self._app = app
         self._health = health
+        self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_and_close(message: Message) -> None:
@@ -60,24 +76,11 @@ class DrainMiddleware:
                 MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
-        await self._app(scope, receive, send_and_close if self._health.is_draining else send)
-
-
-class AuthMiddleware:
-    """Refuses requests without the server's token."""
-
-    def __init__(self, app: ASGIApp, token: Token) -> None:
-        self._app = app
-        self._token = token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in OPEN_PATHS or self._token.accepts(_authorization(scope)):
-            await self._app(scope, receive, send)
-        else:
-            error = Unauthenticated("expected header 'Authorization: Bearer TOKEN' with this server's token")
-            await error_response(error)(scope, receive, send)
-
-
-def _authorization(scope: Scope) -> str | None:
-    value = dict(scope["headers"]).get(b"authorization")
-    return None if value is None else value.decode("latin-1")
+        if self._server.is_stopping and scope["path"] not in OPEN_PATHS:
+            await error_response(shutting_down())(scope, receive, send_and_close)
+            return
+        try:
+            await self._app(scope, receive, send_and_close if self._health.is_draining else send)
+        except asyncio.CancelledError:  # by uvicorn, when the grace period is over
+            with suppress(RuntimeError):  # the response has begun
+                await error_response(shutting_down())(scope, receive, send_and_close)

@@ -1,26 +1,74 @@
-"""HTTP/1.1 by httptools, with bounded request heads."""
+"""HTTP/1.1 by httptools, with bounds on the size of request heads and on the time that clients may take."""
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import json
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from serving.frontends.http import connections
+from serving.frontends.http.connections import Connections, RateWindow
+from serving.observability.refusals import Refusals
 
 MAX_HEAD_BYTES = 64 << 10
 """Of an incomplete request line with headers, or of trailers; the same limit as uvicorn sets for h11."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """One connection. Refuses a head or trailers over the limit: httptools would collect them without end."""
+    """One connection. Refuses what httptools and uvicorn would wait for or collect without end.
 
-    _num_pending_bytes = 0
-    """Bytes received since the last complete head, piece of a body, or request."""
+    Args:
+        peers: all connections of the port.
+        refusals: counts requests that are refused here, before the application sees them.
+    """
+
+    def __init__(self, *args: Any, peers: Connections, refusals: Refusals, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._peers = peers
+        self._refusals = refusals
+        self._num_pending_bytes = 0  # since the last complete head, piece of a body, or request
+        self._num_received = 0
+        self._has_served = False
+        self._is_receiving = False  # a request has begun, and not ended
+        self._is_in_head = False
+        self._reading, self._writing = RateWindow(), RateWindow()
+        self._num_unsent = 0
+        self.waits_since = 0.0
+
+    # ---- uvicorn's and httptools' callbacks --------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.waits_since = self.loop.time()
+        if not self._peers.add(self):
+            self._refuse(503, "all connections of this server are in use: retry later", "connections")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._peers.discard(self)
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._num_pending_bytes += len(data)
+        self._num_received += len(data)
         super().data_received(data)
         if self._num_pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
+            self.send_400_response(f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_receiving = True
+        self.waits_since = self.loop.time()
+        self._is_in_head = True
 
     def on_headers_complete(self) -> None:
         self._num_pending_bytes = 0
+        self._is_in_head = False
+        self._reading.start(self.loop.time(), self._num_received)
         super().on_headers_complete()
+        if self.scope["raw_path"].endswith(b"/"):
+            self.scope["path"] = self.scope["path"].rstrip("/") or "/"
+        if self.scope["http_version"] == "1.0" and self.parser.should_keep_alive():
+            self.cycle.keep_alive = True
+            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"keep-alive")]
 
     def on_body(self, body: bytes) -> None:
         self._num_pending_bytes = 0
@@ -28,4 +76,77 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._num_pending_bytes = 0
+        self._is_receiving = False
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._has_served = True
+        self.waits_since = self.loop.time()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg, "malformed")
+
+    def shutdown(self) -> None:
+        """Ends the connection: at once if it is idle, else after its response."""
+        super().shutdown()
+        if self.transport.is_closing():  # with TLS, it would wait for the client's goodbye
+            self.loop.call_later(connections.SWEEP_S, self.transport.abort)
+
+    # ---- time limits -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_waiting(self) -> bool:
+        return not self.pipeline and (self.cycle is None or self.cycle.response_complete or self.cycle.more_body)
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def check(self, now: float) -> None:
+        """Closes the connection if its client is too slow to send a request or to read a response."""
+        if self._does_not_read(now):
+            self.abort()
+        elif self.transport.is_closing() or not self.is_waiting:
+            return
+        elif self._is_receiving:
+            self._check_request(now)
+        else:
+            limit = connections.KEEP_ALIVE_S if self._has_served else connections.FIRST_BYTE_S
+            if now - self.waits_since >= limit:
+                self.transport.close()
+
+    def _check_request(self, now: float) -> None:
+        """Closes the connection if its request takes too long to arrive."""
+        waited = now - self.waits_since
+        if self._is_in_head:
+            if waited >= connections.HEAD_S:
+                self._refuse(408, f"the request's head took longer than {connections.HEAD_S:g} s", "timeout")
+        elif self.flow.read_paused:  # by uvicorn: the client cannot go on
+            self._reading.start(now, self._num_received)
+        elif waited >= connections.REQUEST_S or self._reading.is_too_slow(now, self._num_received):
+            if self.cycle.response_complete:  # refused before its body had arrived
+                self.transport.close()
+                return
+            rate = connections.MIN_WINDOW_BYTES / connections.WINDOW_S / 1024
+            self._refuse(408, f"the request's body arrived at less than {rate:g} KiB/s", "timeout")
+
+    def _does_not_read(self, now: float) -> bool:
+        """Returns whether the client leaves a response unread."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or self._num_unsent == 0 or unsent > self._num_unsent:
+            self._writing.start(now, -unsent)
+        self._num_unsent = unsent
+        return unsent > 0 and self._writing.is_too_slow(now, -unsent)
+
+    def _refuse(self, status: int, message: str, reason: str) -> None:
+        """Sends an error that the application knows nothing of, and closes the connection."""
+        self._refusals.count(reason)
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.abort()  # in the middle of another response
+            return
+        body = json.dumps({"error": message}).encode()
+        headers = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+        if status == 503:
+            headers += b"retry-after: 1\r\n"
+        self.transport.write(STATUS_LINE[status] + headers + b"\r\n" + body)
+        self.transport.close()

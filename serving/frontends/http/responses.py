@@ -9,9 +9,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from serving.errors import ResourceExhausted, ServingError, Unauthenticated
-from serving.protocol.status import http_status
+from serving.errors import ResourceExhausted, ServingError, Unauthenticated, Unavailable
+from serving.models.repository import Repository
+from serving.observability.refusals import Refusals
+from serving.protocol.status import NAMES, grpc_code, http_status
 
+SUBMITTED = "convoy.submitted"
+"""Key of a scope: the service has the request, and counts what becomes of it."""
+
+_REASONS = {404: "not_found", 405: "unimplemented", 413: "resource_exhausted", 415: "unimplemented"}
+"""Of `serving.observability.refusals`, by status."""
 _MESSAGES = {404: "not found: {path}", 405: "{path} does not support {method}"}
 
 
@@ -26,37 +33,60 @@ def error_response(error: ServingError) -> Response:
     headers = {}
     if isinstance(error, ResourceExhausted) and error.retry_after_ms is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_ms / 1000))
+    elif isinstance(error, Unavailable):
+        headers["retry-after"] = "1"
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     return json_response({"error": str(error)}, http_status(error), headers)
 
 
-async def on_serving_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServingError)
-    return error_response(error)
+class ErrorHandlers:
+    """Turns exceptions into responses, and counts the requests that they refuse.
+
+    Args:
+        refusals: counts requests that the service has not seen; None to count nothing.
+        repository: whose models may be named in a count.
+    """
+
+    def __init__(self, refusals: Refusals | None = None, repository: Repository | None = None) -> None:
+        self._refusals = refusals
+        self._repository = repository
+        self.by_exception: Mapping[Any, Any] = {
+            ServingError: self._on_serving_error,
+            HTTPException: self._on_http_error,
+            ClientDisconnect: _on_disconnect,
+            Exception: _on_defect,
+        }
+
+    async def _on_serving_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServingError)
+        self._count(request, NAMES[grpc_code(error)].lower())
+        return error_response(error)
+
+    async def _on_http_error(self, request: Request, error: Exception) -> Response:
+        """Handles unknown paths, unsupported methods and unreadable bodies."""
+        assert isinstance(error, HTTPException)
+        self._count(request, _REASONS.get(error.status_code, "invalid_argument"))
+        template = _MESSAGES.get(error.status_code)
+        message = template.format(path=request.url.path, method=request.method) if template else error.detail
+        return json_response({"error": message}, error.status_code, error.headers)
+
+    def _count(self, request: Request, reason: str) -> None:
+        if self._refusals is None or self._repository is None or request.scope.get(SUBMITTED):
+            return
+        model = request.path_params.get("model", "")
+        try:
+            self._repository.versions(model)
+        except ServingError:
+            model = ""
+        self._refusals.count(reason, model)
 
 
-async def on_http_error(request: Request, error: Exception) -> Response:
-    """Handles unknown paths, unsupported methods and unreadable bodies."""
-    assert isinstance(error, HTTPException)
-    template = _MESSAGES.get(error.status_code)
-    message = template.format(path=request.url.path, method=request.method) if template else error.detail
-    return json_response({"error": message}, error.status_code, error.headers)
-
-
-async def on_disconnect(request: Request, error: Exception) -> Response:
+async def _on_disconnect(request: Request, error: Exception) -> Response:
     """Handles a client that has disconnected: the status is for the access log."""
     return Response(status_code=499)
 
 
-async def on_defect(request: Request, error: Exception) -> Response:
+async def _on_defect(request: Request, error: Exception) -> Response:
     """Handles a defect. Starlette re-raises the error after this response, and uvicorn logs its traceback."""
     return json_response({"error": "the server failed; its log says why"}, 500)
-
-
-EXCEPTION_HANDLERS = {
-    ServingError: on_serving_error,
-    HTTPException: on_http_error,
-    ClientDisconnect: on_disconnect,
-    Exception: on_defect,
-}

@@ -11,9 +11,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from serving.errors import InvalidArgument, ServingError, Unsupported
-from serving.inference.request import InferOutput, InferRequest, InferResponse
-from serving.protocol.json_codec import MAX_JSON_BYTES, MAX_JSON_LISTS, OutputForm, parse_request, render_response
+from serving.inference.request import InferOutput, InferRequest, InferResponse, RequestedOutput
+from serving.protocol.json_codec import (
+    MAX_JSON_BYTES,
+    MAX_JSON_LISTS,
+    MAX_KEY_CHARS,
+    MAX_PARAMETERS,
+    MAX_TENSORS,
+    MAX_VALUE_CHARS,
+    parse_request,
+)
+from serving.protocol.json_responses import OutputForm, render_response
 from serving.protocol.tensors import DATATYPES
+
+LIMIT = 1 << 20
 
 
 def parse(message: Any, tail: bytes | None = None) -> tuple[InferRequest, OutputForm]:
@@ -108,7 +119,7 @@ class TestParseJson:
             ({"data": [[1.5], 2]}, "ragged"),
             ({"data": [[1.5], [2, 3]]}, "ragged"),
             ({"data": [1.5, [2]]}, "must be of FP32: Expected `float`, got `array`"),
-            ({"data": {"0": 1}}, r"Expected `array`, got `object` - at `\$.inputs\[0\].data`"),
+            ({"data": {"0": 1}}, r"Expected `array \| null`, got `object` - at `\$.inputs\[0\].data`"),
             ({"data": [{"0": 1}, 2]}, "must be of FP32: Expected `float`, got `object`"),
             ({"shape": [1, -2]}, r"Expected `int` >= 0 - at `\$.inputs\[0\].shape\[1\]`"),
             ({"shape": [1, 2.0]}, "Expected `int`, got `float`"),
@@ -119,7 +130,7 @@ class TestParseJson:
             ({"shape": "1, 2"}, "Expected `array`, got `str`"),
             ({"name": 5}, r"Expected `str`, got `int` - at `\$.inputs\[0\].name`"),
             ({"name": None}, "Expected `str`, got `null`"),
-            ({"parameters": []}, r"Expected `object`, got `array` - at `\$.inputs\[0\].parameters`"),
+            ({"parameters": []}, r"Expected `object \| null`, got `array` - at `\$.inputs\[0\].parameters`"),
             ({"parameters": {"binary_data_size": 8}}, "both data and a binary_data_size"),
             ({"parameters": {"binary_data_size": "8"}}, "must be a whole number from 0, got '8'"),
             ({"parameters": {"binary_data_size": -8}}, "must be a whole number from 0, got -8"),
@@ -139,13 +150,13 @@ class TestParseJson:
             ({}, "Object missing required field `inputs`"),
             ({"inputs": [5]}, r"Expected `object`, got `int` - at `\$.inputs\[0\]`"),
             ({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32"}]}, "neither data nor a binary_data_size"),
-            (one_input() | {"id": 7}, r"Expected `str`, got `int` - at `\$.id`"),
-            (one_input() | {"parameters": 7}, r"Expected `object`, got `int` - at `\$.parameters`"),
+            (one_input() | {"id": 7}, r"Expected `str \| null`, got `int` - at `\$.id`"),
+            (one_input() | {"parameters": 7}, r"Expected `object \| null`, got `int` - at `\$.parameters`"),
             (one_input() | {"parameters": {"timeout": [7]}}, "Expected `bool | int | float | str`, got `array`"),
             (one_input() | {"parameters": {"timeout": None}}, "Expected `bool | int | float | str`, got `null`"),
             (one_input() | {"parameters": {"timeout": 10**30}}, "Expected `int` <= 9223372036854775807"),
             (one_input() | {"parameters": {"binary_data_output": 1}}, "must be true or false, got 1"),
-            (one_input() | {"outputs": {}}, r"Expected `array`, got `object` - at `\$.outputs`"),
+            (one_input() | {"outputs": {}}, r"Expected `array \| null`, got `object` - at `\$.outputs`"),
             (one_input() | {"outputs": [{}]}, r"Object missing required field `name` - at `\$.outputs\[0\]`"),
             (one_input() | {"outputs": [{"name": "y", "parameters": {"binary_data": "yes"}}]}, "must be true or false"),
             (one_input() | {"outputs": [{"name": "y", "parameters": {"classification": -1}}]}, "positive whole number"),
@@ -153,6 +164,31 @@ class TestParseJson:
     )
     def test_a_bad_request(self, message: Any, complaint: str) -> None:
         with pytest.raises(InvalidArgument, match=complaint):
+            parse(message)
+
+    def test_null_is_the_same_as_an_absent_field(self) -> None:
+        nothing = {"id": None, "outputs": None, "parameters": None}
+        request, form = parse(one_input(parameters=None) | nothing)
+        assert (request.id, request.outputs, request.parameters, form) == ("", [], {}, OutputForm())
+        request, _ = parse({"inputs": [binary_input("a", 3) | {"data": None}]}, b"123")
+        assert bytes(request.inputs[0].data) == b"123"  # type: ignore[arg-type]
+        request, _ = parse(one_input() | {"outputs": [{"name": "y", "parameters": None}]})
+        assert request.outputs == [RequestedOutput("y")]
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            {"inputs": one_input()["inputs"] * (MAX_TENSORS + 1)},
+            one_input() | {"outputs": [{"name": "y"}] * (MAX_TENSORS + 1)},
+            one_input() | {"parameters": {str(at): 1 for at in range(MAX_PARAMETERS + 1)}},
+            one_input(parameters={str(at): 1 for at in range(MAX_PARAMETERS + 1)}),
+            one_input() | {"parameters": {"a": "b" * (MAX_VALUE_CHARS + 1)}},
+            one_input() | {"parameters": {"a" * (MAX_KEY_CHARS + 1): 1}},
+        ],
+        ids=["inputs", "outputs", "parameters", "an input's parameters", "a value", "a key"],
+    )
+    def test_counts_and_sizes_are_bounded(self, message: Any) -> None:
+        with pytest.raises(InvalidArgument, match=r"the request does not fit the protocol: Expected .* of length <= "):
             parse(message)
 
     @pytest.mark.parametrize(
@@ -222,21 +258,62 @@ class TestRender:
             InferOutput("y", "FP32", (1, 2), np.array([1.5, np.inf], np.float32).tobytes()),
             InferOutput("s", "BYTES", (1,), b"\x02\0\0\0\xc3\xa9"),
         ]
-        body, header_length = render_response(InferResponse("m", "2", "", outputs), OutputForm())
+        body, header_length = render_response(InferResponse("m", "2", "", outputs), OutputForm(), LIMIT)
         assert header_length is None
         assert json.loads(body) == {
             "model_name": "m",
             "model_version": "2",
             "outputs": [
-                {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1.5, float("inf")]},
+                {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1.5, None]},
                 {"name": "s", "datatype": "BYTES", "shape": [1], "data": ["é"]},
             ],
         }
 
+    @pytest.mark.parametrize(
+        ("datatype", "values"),
+        [
+            ("INT64", [-(2**63), 2**63 - 1, 2**53 + 1]),
+            ("UINT64", [2**64 - 1]),
+            ("FP32", [-0.0, 1e-45, 3.4028234663852886e38]),
+            ("FP64", [-0.0, 5e-324, 1e16, 0.1]),
+            ("BOOL", [True, False]),
+        ],
+    )
+    def test_numbers_stay_numbers_and_exact(self, datatype: str, values: list[Any]) -> None:
+        dtype = DATATYPES[datatype].dtype
+        output = InferOutput("y", datatype, (len(values),), np.array(values, dtype).tobytes())
+        body, _ = render_response(InferResponse("m", "2", "", [output]), OutputForm(), LIMIT)
+        data = json.loads(body)["outputs"][0]["data"]
+        assert np.array(data, dtype).tobytes() == output.data
+        assert [str(value) for value in data] == [str(value) for value in np.array(values, dtype).tolist()]
+
+    @pytest.mark.parametrize("datatype", ["FP32", "FP64"])
+    def test_what_json_has_no_number_for_is_null(self, datatype: str) -> None:
+        values = np.array([np.nan, np.inf, -np.inf, 0], DATATYPES[datatype].dtype)
+        output = InferOutput("y", datatype, (4,), values.tobytes())
+        body, _ = render_response(InferResponse("m", "2", "", [output]), OutputForm(), LIMIT)
+        assert body.endswith(b'"data":[null,null,null,0.0]}]}')
+
+    def test_large_outputs_are_rendered_in_parts(self) -> None:
+        numbers = np.arange(100_000, dtype=np.int64)
+        output = InferOutput("y", "INT64", numbers.shape, numbers.tobytes())
+        body, _ = render_response(InferResponse("m", "2", "", [output]), OutputForm(), LIMIT)
+        assert json.loads(body)["outputs"][0]["data"] == numbers.tolist()
+
+    @pytest.mark.parametrize("form", [OutputForm(), OutputForm(binary=True), OutputForm(by_name={"y": True})])
+    @pytest.mark.parametrize("size", [LIMIT // 4 + 1, LIMIT // 2 + 1])
+    def test_the_size_of_a_response_is_bounded(self, form: OutputForm, size: int) -> None:
+        outputs = [InferOutput(name, "UINT8", (size,), bytes([200]) * size) for name in "yz"]
+        if form.is_binary("z") and size < LIMIT // 2:
+            assert len(render_response(InferResponse("m", "2", "", outputs), form, LIMIT)[0]) > 2 * size
+            return
+        with pytest.raises(InvalidArgument, match=f"the response is larger than {LIMIT} bytes: request binary data"):
+            render_response(InferResponse("m", "2", "", outputs), form, LIMIT)
+
     def test_some_outputs_binary(self) -> None:
         outputs = [InferOutput(name, "UINT8", (2,), name.encode() * 2) for name in "abc"]
         body, header_length = render_response(
-            InferResponse("m", "2", "\ud800", outputs), OutputForm(True, {"b": False})
+            InferResponse("m", "2", "\ud800", outputs), OutputForm(True, {"b": False}), LIMIT
         )
         assert body[header_length:] == b"aacc"
         message = json.loads(body[:header_length])
@@ -254,8 +331,8 @@ class TestRender:
     def test_outputs_that_json_cannot_hold(self, output: InferOutput) -> None:
         response = InferResponse("m", "2", "", [output])
         with pytest.raises(InvalidArgument, match="request binary data"):
-            render_response(response, OutputForm())
-        assert render_response(response, OutputForm(binary=True))[0].endswith(bytes(output.data))
+            render_response(response, OutputForm(), LIMIT)
+        assert render_response(response, OutputForm(binary=True), LIMIT)[0].endswith(bytes(output.data))
 
 
 @given(npst.arrays(np.float32, npst.array_shapes(max_dims=4)))
@@ -263,9 +340,12 @@ def test_a_tensor_survives_json_both_ways(array: np.ndarray[Any, np.dtype[np.flo
     message = one_input(shape=list(array.shape), data=array.tolist())
     request, form = parse(message)
     given = request.inputs[0]
-    body, _ = render_response(InferResponse("m", "1", "", [InferOutput("y", "FP32", given.shape, given.data)]), form)
-    (output,) = json.loads(body)["outputs"]
-    np.testing.assert_array_equal(np.array(output["data"], np.float32).reshape(output["shape"]), array)
+    body, _ = render_response(
+        InferResponse("m", "1", "", [InferOutput("y", "FP32", given.shape, given.data)]), form, LIMIT
+    )
+    (output,) = json.loads(body, parse_constant=pytest.fail)["outputs"]
+    expected = np.where(np.isfinite(array), array, np.nan)
+    np.testing.assert_array_equal(np.array(output["data"], np.float32).reshape(output["shape"]), expected)
 
 
 values = st.recursive(

@@ -194,7 +194,7 @@ def test_the_asynchronous_client(own: HttpFrontend, own_repository: FakeReposito
     ("method", "path", "status"),
     [
         ("GET", "/", 404),
-        ("GET", "/v2/", 404),
+        ("GET", "/v2/nothing/", 404),
         ("GET", "/v2/models", 404),
         ("GET", "/v2/models/a%2Fb", 404),
         ("GET", "/v2/models/nothing", 404),

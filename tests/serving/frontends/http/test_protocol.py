@@ -1,5 +1,7 @@
-"""Request heads and trailers are bounded: httptools itself would collect them without end."""
+"""HTTP itself: bounded heads, forms of requests that clients send, and what ends a connection."""
 
+import gzip
+import json
 import socket
 from collections.abc import Iterator
 
@@ -60,3 +62,89 @@ def test_pipelined_requests_of_any_total_size_are_served(connection: socket.sock
     while received.count(b"HTTP/1.1 200 ") < count:
         received += connection.recv(1 << 16)
         assert b"HTTP/1.1 400 " not in received
+
+
+def exchange(connection: socket.socket, request: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
+    """Sends a request. Returns the status, the headers and the body of the response."""
+    connection.sendall(request)
+    received = b""
+    while b"\r\n\r\n" not in received:
+        piece = connection.recv(1 << 16)
+        assert piece, received
+        received += piece
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    headers = dict(line.lower().split(b": ", 1) for line in lines)
+    while len(body) < int(headers[b"content-length"]):
+        body += connection.recv(1 << 16)
+    return int(status.split()[1]), headers, body
+
+
+class TestFormsOfRequests:
+    def test_http_1_0_closes_the_connection(self, connection: socket.socket) -> None:
+        status, headers, _ = exchange(connection, b"GET /v2 HTTP/1.0\r\n\r\n")
+        assert (status, headers[b"connection"]) == (200, b"close")
+        assert connection.recv(1) == b""
+
+    def test_http_1_0_keeps_the_connection_where_the_client_asks_for_it(self, connection: socket.socket) -> None:
+        for _ in range(2):  # as ApacheBench does
+            status, headers, _ = exchange(connection, b"GET /v2 HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
+            assert (status, headers[b"connection"]) == (200, b"keep-alive")
+
+    @pytest.mark.parametrize(
+        "target",
+        [b"http://x/v2", b"http://user@x:8000/v2?a=b", b"/v2/", b"/v2//", b"http://x/v2/", b"/v2?", b"/%76%32"],
+    )
+    def test_targets_of_the_same_resource(self, connection: socket.socket, target: bytes) -> None:
+        status, _, body = exchange(connection, b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        assert (status, b"convoy" in body) == (200, True)
+
+    @pytest.mark.parametrize(
+        ("target", "status"), [(b"/v2/models/twice%2F", 404), (b"//v2", 404), (b"*", 404), (b"http://x", 400)]
+    )
+    def test_targets_of_no_resource(self, connection: socket.socket, target: bytes, status: int) -> None:
+        assert exchange(connection, b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)[0] == status
+
+    @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "X-GZIP", "gzip, identity", "identity,gzip"])
+    def test_names_of_gzip(self, http: httpx.Client, encoding: str) -> None:
+        body = gzip.compress(b'{"ready": true}')
+        assert (
+            http.post("/v2/repository/index", content=body, headers={"Content-Encoding": encoding}).status_code == 200
+        )
+
+    def test_expect(self, connection: socket.socket) -> None:
+        head = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-Continue\r\n\r\n"
+        connection.sendall(head)
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert exchange(connection, b"{}")[0] == 200
+
+    def test_head_and_options(self, http: httpx.Client) -> None:
+        response = http.head("/v2")
+        assert (response.status_code, response.content) == (200, b"")
+        assert http.options("/v2").status_code == 405
+        assert set(http.options("/v2").headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            b"Content-Length: 2\r\nTransfer-Encoding: chunked",
+            b"Content-Length: 2\r\nContent-Length: 2",
+            b"Content-Length: 2, 2",
+            b"Content-Length: -2",
+            b"Content-Length: 99999999999999999999999",
+            b"Content-Length : 2",
+        ],
+    )
+    def test_ambiguous_lengths_are_refused(self, connection: socket.socket, headers: bytes) -> None:
+        request = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n{}" % headers
+        status, answered, body = exchange(connection, request)
+        assert (status, answered[b"connection"]) == (400, b"close")
+        assert list(json.loads(body)) == ["error"]
+
+    def test_transfer_encodings_other_than_chunked_are_refused(self, connection: socket.socket) -> None:
+        head = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"
+        assert exchange(connection, head + b"0\r\n\r\n")[0] == 501
+
+    def test_an_empty_body(self, http: httpx.Client) -> None:
+        assert http.post("/v2/repository/index").status_code == 200
+        assert http.post("/v2/models/twice/infer").status_code == 400

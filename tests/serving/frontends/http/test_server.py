@@ -16,8 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from convoy.auth import TlsFiles, Token
+from convoy.auth import TokenFile
+from convoy.tls import TlsFiles
 from serving.errors import StartupError
+from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.services import Services
 from serving.frontends.http import HttpAddress, HttpFrontend
 from serving.observability.logging import AccessLog
@@ -76,7 +78,7 @@ class TestListening:
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
-            (served,) = server._servers[0].server_state.connections
+            (served,) = server._api._server.server_state.connections
             assert type(served.transport).__module__.startswith(loop)
             accepted = served.transport.get_extra_info("socket")
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
@@ -121,14 +123,14 @@ class TestListening:
 
 class TestToken:
     @pytest.fixture
-    def token(self, tmp_path: Path) -> Token:
+    def token(self, tmp_path: Path) -> TokenFile:
         path = tmp_path / "token"
         path.write_text("secret")
         path.chmod(0o600)
-        return Token(path)
+        return TokenFile(path, SCOPES)
 
-    def test_everything_except_health_and_metrics_needs_it(self, start: Start, token: Token) -> None:
-        server = start(token=token)
+    def test_everything_except_health_and_metrics_needs_it(self, start: Start, token: TokenFile) -> None:
+        server = start(tokens=token)
         paths = ("/v2", INFER, "/v2/models/twice", "/v2/models/twice/ready", "/nothing", "//v2/health/live")
         with httpx.Client() as client:
             for path, shown in itertools.product(paths, (None, b"Bearer wrong", b"Bearer s\xe9cret", b"secret")):
@@ -141,8 +143,8 @@ class TestToken:
         assert httpx.get(url(server, "/v2/health/ready")).status_code == 200
         assert httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics").status_code == 200
 
-    def test_requests_with_it_are_served(self, start: Start, token: Token) -> None:
-        response = httpx.post(url(start(token=token), INFER), json=REQUEST, headers={"Authorization": "Bearer secret"})
+    def test_requests_with_it_are_served(self, start: Start, token: TokenFile) -> None:
+        response = httpx.post(url(start(tokens=token), INFER), json=REQUEST, headers={"Authorization": "Bearer secret"})
         assert response.json()["outputs"][1]["data"] == [6]
 
 

@@ -1,0 +1,37 @@
+"""Counts the requests that are refused before they reach a model's queue. `statistics` has those that queues refuse."""
+
+import threading
+from collections import Counter
+
+from serving.errors import ServingError
+from serving.protocol.status import NAMES, grpc_code
+
+
+class Refusals:
+    """Numbers of refused requests by reason and model. Thread-safe.
+
+    Reasons are the names of gRPC's status codes in lower case, and what HTTP alone refuses: `malformed` (no HTTP),
+    `timeout` (the client was too slow) and `connections` (there are too many).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def count(self, reason: str, model: str = "") -> None:
+        """Counts a request.
+
+        Args:
+            model: a name that is in the repository, so that clients cannot make up label values; else empty.
+        """
+        with self._lock:
+            self._counts[reason, model] += 1
+
+    def count_error(self, error: ServingError, model: str = "") -> None:
+        """Counts a request that is refused with this error."""
+        self.count(NAMES[grpc_code(error)].lower(), model)
+
+    def snapshot(self) -> dict[tuple[str, str], int]:
+        """Returns the number of refused requests by reason and model."""
+        with self._lock:
+            return dict(self._counts)

@@ -1,0 +1,120 @@
+"""Renders responses of HTTP's infer endpoint: the plain values of `serving.inference.request` as JSON and bytes.
+
+Both forms of the Open Inference Protocol are described in `serving.protocol.json_codec`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from serving.errors import InvalidArgument
+from serving.inference.request import InferOutput, InferResponse
+from serving.protocol.tensors import DATATYPES, Array, Buffer, to_array
+
+_CHUNK = 8192
+"""Elements that are rendered at a time: rendering holds the GIL, for some milliseconds each."""
+_MIN_ELEMENT_BYTES = 2
+"""Of JSON: a digit and a comma."""
+
+
+# msgspec.json would change the bytes: 1e-9 for 1e-09, UTF-8 for \u escapes.
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclass(slots=True)
+class OutputForm:
+    """The outputs that the client requests as bytes after the JSON; the others go into the JSON.
+
+    Args:
+        binary: for outputs that `by_name` does not contain.
+    """
+
+    binary: bool = False
+    by_name: dict[str, bool] = field(default_factory=dict)
+
+    def is_binary(self, name: str) -> bool:
+        """Returns whether an output goes after the JSON."""
+        return self.by_name.get(name, self.binary)
+
+    def size_in_json(self, response: InferResponse) -> int:
+        """Returns the bytes of those tensors that go into the JSON."""
+        return sum(len(output.data) for output in response.outputs if not self.is_binary(output.name))
+
+
+def render_response(response: InferResponse, form: OutputForm, max_bytes: int) -> tuple[bytes, int | None]:
+    """Returns the body of a response, and the number of bytes of JSON in it (None if all of it is JSON).
+
+    Args:
+        max_bytes: of the body.
+
+    Raises:
+        InvalidArgument: JSON cannot hold an output, or the body would be too large.
+    """
+    room = max_bytes - sum(len(output.data) for output in response.outputs if form.is_binary(output.name))
+    outputs: list[str] = []
+    tail: list[Buffer] = []
+    for output in response.outputs:
+        described: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+        if form.is_binary(output.name):
+            outputs.append(_encode(described | {"parameters": {"binary_data_size": len(output.data)}}))
+            tail.append(output.data)
+        else:
+            data = _render_data(output, room, max_bytes)
+            room -= len(data)
+            outputs.append(f'{_encode(described)[:-1]},"data":[{data}]}}')
+        if room < 0:
+            raise _response_too_large(max_bytes)
+    message = {"model_name": response.model_name, "model_version": response.model_version}
+    if response.id:
+        message["id"] = response.id
+    header = f'{_encode(message)[:-1]},"outputs":[{",".join(outputs)}]}}'.encode()
+    return (b"".join([header, *tail]), len(header)) if tail else (header, None)
+
+
+def _response_too_large(max_bytes: int) -> InvalidArgument:
+    return InvalidArgument(
+        f"the response is larger than {max_bytes} bytes: request binary data, or fewer rows or outputs"
+    )
+
+
+def _render_data(output: InferOutput, room: int, max_bytes: int) -> str:
+    """Returns the elements of a tensor as JSON, without the brackets of the list.
+
+    Args:
+        room: bytes that are left of `max_bytes`.
+
+    Raises:
+        InvalidArgument: JSON cannot hold the tensor, or takes more than `room`.
+    """
+    if output.datatype == "FP16":
+        raise InvalidArgument(f"output '{output.name}' is FP16, which JSON cannot hold: request binary data")
+    flat = to_array(DATATYPES[output.datatype], output.shape, output.data).ravel()
+    if _MIN_ELEMENT_BYTES * len(flat) > room:
+        raise _response_too_large(max_bytes)
+    chunks: list[str] = []
+    size = 0
+    for start in range(0, len(flat), _CHUNK):
+        chunks.append(_encode(_elements(flat[start : start + _CHUNK], output.name))[1:-1])
+        size += len(chunks[-1])
+        if size > room:
+            raise _response_too_large(max_bytes)
+    return ",".join(chunks)
+
+
+def _elements(flat: Array, name: str) -> list[Any]:
+    """Returns elements as values for JSON: null for NaN and infinity, as JavaScript and most encoders write them."""
+    if flat.dtype.kind == "f":
+        is_finite = np.isfinite(flat)
+        if not is_finite.all():
+            return [element if finite else None for element, finite in zip(flat.tolist(), is_finite, strict=True)]
+    elements: list[Any] = flat.tolist()
+    if flat.dtype != object:
+        return elements
+    try:
+        return [str(element, "utf-8") for element in elements]
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"output '{name}' holds bytes that are not UTF-8, which JSON cannot hold: request binary data"
+        ) from error
