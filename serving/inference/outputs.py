@@ -31,11 +31,11 @@ class OutputChecker:
             raise OutputMismatch(f"expected a list of {len(self._expected)} arrays, got {_describe(arrays)}")
         for (spec, dtype, row_shape), array in zip(self._expected, arrays, strict=True):
             if not isinstance(array, np.ndarray) or array.dtype != dtype:
-                raise OutputMismatch(_mismatch(spec, array, rows))
+                raise OutputMismatch(f"the model's output {describe_mismatch(spec, array, rows)}")
             shape = array.shape
             fits = spec.accepts(shape) if rows is None else shape[:1] == (rows,)
             if not fits or (shape[1:] != row_shape and not spec.accepts(shape)):
-                raise OutputMismatch(_mismatch(spec, array, rows))
+                raise OutputMismatch(f"the model's output {describe_mismatch(spec, array, rows)}")
 
 
 class Outputs:
@@ -74,11 +74,11 @@ class Outputs:
         return whole[first_row * row_size : (first_row + rows) * row_size]
 
 
-def _mismatch(spec: TensorSpec, array: object, rows: int | None) -> str:
+def describe_mismatch(spec: TensorSpec, array: object, rows: int | None) -> str:
+    """Returns how an array differs from a tensor's configuration."""
     shape = spec.shape if rows is None else (rows, *spec.shape[1:])
     return (
-        f"the model's output '{spec.name}' is {_describe(array)}, but the configuration says {spec.datatype.name} of "
-        f"shape {list(shape)}"
+        f"'{spec.name}' is {_describe(array)}, but the configuration says {spec.datatype.name} of shape {list(shape)}"
     )
 
 

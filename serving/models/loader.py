@@ -22,10 +22,16 @@ from serving.models.devices import CudaUnavailable, Device, assign_devices, thre
 from serving.models.golden import check_golden, read_golden
 from serving.models.manifest import Manifest, read_manifest, verify_digests
 from serving.models.spec import ModelSpec, to_spec
-from serving.models.warmup import warm_up
+from serving.models.time_limit import call_with_limit
+from serving.models.warmup import Measured, warm_up
 from serving.observability.statistics import Statistics
 
 logger = logging.getLogger(__name__)
+
+_FIRST_RUN_FACTOR = 10
+"""By which a batch may exceed the time limit while a version is checked: first runs compile and allocate."""
+_SLOWEST_FACTOR = 10
+"""How many times the time of the slowest batch of warm-up any batch may take, if the time limit is below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +42,13 @@ class LoadSettings:
         device: which devices may be used.
         num_threads: CPU threads of each model version; None for all CPUs that this process may use.
         max_queue_size: requests, for models whose configuration sets none.
+        batch_timeout_s: how long a batch may be computed until its instance counts as hung; 0 for no limit.
     """
 
     device: Device = "auto"
     num_threads: int | None = None
     max_queue_size: int = 1024
+    batch_timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,12 +88,17 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     golden = read_golden(version_folder)
     with ExitStack() as close_on_error:
         backends = _open_instances(version_folder, spec, settings, close_on_error)
-        measured_batch_size = min(warm_up(backend, spec, golden) for backend in backends)
-        for backend in backends:
-            check_golden(backend, spec, golden, manifest.golden_tolerance)
+
+        def check(timed: Sequence[Backend]) -> list[Measured]:
+            measured = [warm_up(backend, spec, golden) for backend in timed]
+            for backend in timed:
+                check_golden(backend, spec, golden, manifest.golden_tolerance)
+            return measured
+
+        measured = call_with_limit(check, backends, _FIRST_RUN_FACTOR * settings.batch_timeout_s)
         close_on_error.pop_all()
     statistics = Statistics()
-    limits = _batch_limits(spec, version, measured_batch_size, settings)
+    limits = _batch_limits(spec, version, measured, settings)
     return Model(
         spec=spec,
         version=str(version),
@@ -115,8 +128,9 @@ def resolve_config(config: ModelConfig, version_folder: Path, manifest: Manifest
     return to_spec(completed)
 
 
-def _batch_limits(spec: ModelSpec, version: int, measured_batch_size: int, settings: LoadSettings) -> BatchLimits:
-    target_batch_size = spec.preferred_batch_size or measured_batch_size
+def _batch_limits(spec: ModelSpec, version: int, measured: Sequence[Measured], settings: LoadSettings) -> BatchLimits:
+    target_batch_size = spec.preferred_batch_size or min(each.batch_size for each in measured)
+    slowest_s = max(each.slowest_s for each in measured)
     if spec.max_batch_size:
         source = "preferred_batch_size" if spec.preferred_batch_size else "measured"
         logger.info("%s version %d: target batch size %d (%s)", spec.name, version, target_batch_size, source)
@@ -126,6 +140,7 @@ def _batch_limits(spec: ModelSpec, version: int, measured_batch_size: int, setti
         max_queue_delay_us=spec.max_queue_delay_us,
         max_queue_size=spec.max_queue_size or settings.max_queue_size,
         timeout_us=spec.timeout_us,
+        batch_timeout_s=settings.batch_timeout_s and max(settings.batch_timeout_s, _SLOWEST_FACTOR * slowest_s),
     )
 
 

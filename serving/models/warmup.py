@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from serving.backends import Backend
 from serving.errors import LoadError
+from serving.inference.outputs import OutputChecker, OutputMismatch, describe_mismatch
 from serving.models.spec import ModelSpec
 from serving.protocol.tensors import Array, TensorSpec
 
@@ -14,7 +16,21 @@ _LONG_RUN_S = 0.1
 """Other load on the machine changes the time of such a run by little, so that fewer repetitions suffice."""
 
 
-def warm_up(backend: Backend, spec: ModelSpec, golden: Mapping[str, Array]) -> int:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What warm-up measured.
+
+    Args:
+        batch_size: the largest batch size whose cost per row is at most 5 % above the cheapest; on CPUs, larger batches
+            no longer fit into the caches. The maximum batch size if nothing was measured.
+        slowest_s: the time of the slowest batch size; 0 if nothing was measured.
+    """
+
+    batch_size: int
+    slowest_s: float
+
+
+def warm_up(backend: Backend, spec: ModelSpec, golden: Mapping[str, Array]) -> Measured:
     """Runs the largest batch size and every power of two below it: the first run of a size is the slow one.
 
     The largest size runs first, so that memory pools allocate all that they will need at once. Each size runs several
@@ -25,20 +41,17 @@ def warm_up(backend: Backend, spec: ModelSpec, golden: Mapping[str, Array]) -> i
     Args:
         golden: the golden batch by tensor name; may be empty.
 
-    Returns:
-        The largest batch size whose cost per row is at most 5 % above the cheapest; on CPUs, larger batches no longer
-        fit into the caches. The maximum batch size if nothing was measured.
-
     Raises:
         LoadError: the model fails, or its outputs differ from the configuration in shape or data type.
     """
     if not all(tensor.name in golden or _has_fixed_size(tensor, spec) for tensor in spec.inputs):
-        return spec.max_batch_size
+        return Measured(spec.max_batch_size, 0.0)
     row_s: dict[int, float] = {}
     for rows in _batch_sizes(spec.max_batch_size):
         inputs = [_warmup_input(tensor, golden.get(tensor.name), rows) for tensor in spec.inputs]
         row_s[rows or 0] = _fastest_s(backend, spec, inputs, rows) / (rows or 1)
-    return max(rows for rows, seconds in row_s.items() if seconds <= 1.05 * min(row_s.values()))
+    best = max(rows for rows, seconds in row_s.items() if seconds <= 1.05 * min(row_s.values()))
+    return Measured(best, max(seconds * (rows or 1) for rows, seconds in row_s.items()))
 
 
 def run_checked(backend: Backend, spec: ModelSpec, inputs: Sequence[Array], rows: int | None) -> list[Array]:
@@ -51,14 +64,15 @@ def run_checked(backend: Backend, spec: ModelSpec, inputs: Sequence[Array], rows
         LoadError: the model fails, or an array differs from the configuration.
     """
     for tensor, array in zip(spec.inputs, inputs, strict=True):
-        _check_array("the golden input", tensor, array, rows)
+        _check_input(tensor, array, rows)
     try:
         outputs = backend.run(inputs)
-    except Exception as error:  # backends raise errors of any class
+        OutputChecker(spec.outputs).check(outputs, rows)
+    except OutputMismatch as error:
+        raise LoadError(str(error)) from error
+    except BaseException as error:  # backends raise errors of any class
         of_rows = "" if rows is None else f" on a batch of {rows} rows"
         raise LoadError(f"the model fails{of_rows}: {str(error).strip().partition(chr(10))[0]}") from error
-    for tensor, array in zip(spec.outputs, outputs, strict=True):
-        _check_array("the model's output", tensor, array, rows)
     return outputs
 
 
@@ -90,11 +104,8 @@ def _fastest_s(backend: Backend, spec: ModelSpec, inputs: Sequence[Array], rows:
     return min(runs_s)
 
 
-def _check_array(name: str, tensor: TensorSpec, array: Array, rows: int | None) -> None:
+def _check_input(tensor: TensorSpec, array: Array, rows: int | None) -> None:
     shape = tensor.shape if rows is None else (rows, *tensor.shape[1:])
     expected = TensorSpec(tensor.name, tensor.datatype, shape)
     if array.dtype != tensor.datatype.dtype or not expected.accepts(array.shape):
-        raise LoadError(
-            f"{name} '{tensor.name}' is {array.dtype} of shape {list(array.shape)}, but the configuration says "
-            f"{tensor.datatype.name} of shape {list(shape)}"
-        )
+        raise LoadError(f"the golden input {describe_mismatch(tensor, array, rows)}")

@@ -34,18 +34,22 @@ class Health:
         self.is_draining = False
         self._states = _states(False, {})
 
-    def update(self, ready: bool, models: Mapping[str, bool]) -> None:
-        """Sets the state of the server and of all models; a model that is no longer listed becomes unknown."""
+    def update(self, ready: bool, models: Mapping[str, bool], *, live: bool = True) -> None:
+        """Sets the state of the server and of all models; a model that is no longer listed becomes unknown.
+
+        Args:
+            live: False if the process must be restarted.
+        """
         with self._lock:
             if self.is_draining:
                 ready, models = False, dict.fromkeys(models, False)
-            self._replace(_states(ready, models))
+            self._replace(_states(ready, models, live=live))
 
     def drain(self) -> None:
         """Makes every service but `liveness` NOT_SERVING for good, whatever `update` sets later."""
         with self._lock:
             self.is_draining = True
-            self._replace(dict.fromkeys(self._states, NOT_SERVING) | {LIVENESS: SERVING})
+            self._replace(dict.fromkeys(self._states, NOT_SERVING) | {LIVENESS: self._states[LIVENESS]})
 
     def check(self, service: str) -> int:
         """Returns the current state.
@@ -89,8 +93,8 @@ class Health:
                     listener(state)
 
 
-def _states(ready: bool, models: Mapping[str, bool]) -> dict[str, int]:
+def _states(ready: bool, models: Mapping[str, bool], *, live: bool = True) -> dict[str, int]:
     states = {name: SERVING if is_ready else NOT_SERVING for name, is_ready in models.items()}
     states |= dict.fromkeys(SERVER_SERVICES, SERVING if ready else NOT_SERVING)
-    states[LIVENESS] = SERVING
+    states[LIVENESS] = SERVING if live else NOT_SERVING
     return states

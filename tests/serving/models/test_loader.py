@@ -159,7 +159,7 @@ def test_the_instances_of_a_version_share_the_threads(tmp_path, load, caplog):
     write_version(tmp_path / "m", 1, scale(3))
     before = threading.active_count()
     load(settings=LoadSettings(num_threads=5))
-    assert threading.active_count() == before + 2
+    assert threading.active_count() == before + 3, "two instances and their watchdog"
     assert "m version 1 on CPU: instances 2, CPU threads of each 2" in caplog.text
 
 

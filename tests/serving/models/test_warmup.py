@@ -1,5 +1,6 @@
 """Warm-up runs every batch size and measures the best one."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,6 +58,10 @@ def raises(x: Array) -> list[Array]:
         (lambda x: [x.astype(np.float64)], r"output 'y' is float64 of shape \[6, 2\].* says FP32 of shape \[6, 2\]"),
         (lambda x: [x[:, :1]], r"output 'y' is float32 of shape \[6, 1\]"),
         (lambda x: [x[:1]], r"output 'y' is float32 of shape \[1, 2\]"),
+        (lambda x: [], "expected a list of 1 arrays, got list of 0"),
+        (lambda x: [x, x], "expected a list of 1 arrays, got list of 2"),
+        (lambda x: [None], "output 'y' is NoneType"),
+        (lambda x: sys.exit(3), "^the model fails on a batch of 6 rows: 3$"),
     ],
 )
 def test_a_model_that_fails_or_differs_from_the_configuration_is_rejected(function, reason):
@@ -79,5 +84,5 @@ def test_slow_runs_do_not_change_the_measured_batch_size(monkeypatch, unit_s):
 
     monkeypatch.setattr("serving.models.warmup.time", SimpleNamespace(perf_counter=lambda: now_s))
     backend = RecordingBackend(spec, busy)
-    assert warm_up(backend, spec, {}) == 4
+    assert warm_up(backend, spec, {}).batch_size == 4
     assert backend.shapes.count((8, 2)) == (5 if unit_s < 0.01 else 3)
