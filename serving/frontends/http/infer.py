@@ -2,11 +2,9 @@
 
 import asyncio
 from collections import deque
-from functools import partial
-from typing import Any
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from serving.errors import DeadlineExceeded, InvalidArgument, ServingError
 from serving.frontends.common.status import shutting_down
@@ -21,6 +19,9 @@ from serving.protocol.json_responses import render_response
 
 MAX_INLINE_OUTPUT_BYTES = 8 << 10
 """Of tensors that the event loop itself renders as JSON, in about a millisecond."""
+
+WATCH_AFTER_S = 0.01
+"""When to begin to watch for a client that disconnects. Most responses come sooner, and a task costs as much as one."""
 
 HEADER_LENGTH = b"inference-header-content-length"
 
@@ -103,13 +104,13 @@ class InferEndpoint:
     async def _infer(self, request: InferRequest, context: RequestContext, receive: Receive) -> InferResponse:
         future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         handle = self._service.submit(request, context, _ResultSink(self._bridge, future))
-        # `receive` returns when the client disconnects or the response has been sent: the task ends by itself.
-        disconnect: asyncio.Task[Message] = asyncio.create_task(_receive(receive))
-        disconnect.add_done_callback(partial(_fail_if_pending, future))
+        watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, _fail_on_disconnect, future, receive)
         timeout_us = request.parameters.get("timeout")
-        seconds = timeout_us * 1e-6 if type(timeout_us) is int and timeout_us > 0 else None
         try:
-            async with asyncio.timeout(seconds):
+            if type(timeout_us) is int and timeout_us > 0:
+                async with asyncio.timeout(timeout_us * 1e-6):
+                    result = await future
+            else:
                 result = await future
         except (TimeoutError, ClientDisconnect, asyncio.CancelledError) as error:
             if handle is not None:
@@ -119,18 +120,27 @@ class InferEndpoint:
             if isinstance(error, asyncio.CancelledError):  # by uvicorn, when the grace period is over
                 raise shutting_down() from None
             raise
+        finally:
+            watch.cancel()
         if isinstance(result, ServingError):
             raise result
         return result
 
 
-async def _receive(receive: Receive) -> Message:
-    return await receive()
+def _fail_on_disconnect(future: asyncio.Future[_Result], receive: Receive) -> None:
+    """Ends the wait for a result when the client disconnects."""
+
+    async def wait_for_disconnect() -> None:
+        await receive()  # returns when the client disconnects or the response has been sent
+        if not future.done():
+            future.set_exception(ClientDisconnect())
+
+    _watches.add(task := asyncio.create_task(wait_for_disconnect()))
+    task.add_done_callback(_watches.discard)
 
 
-def _fail_if_pending(future: asyncio.Future[_Result], disconnect: asyncio.Task[Any]) -> None:
-    if not future.done():
-        future.set_exception(ClientDisconnect())
+_watches: set[asyncio.Task[None]] = set()
+"""Asyncio itself keeps no reference to a running task."""
 
 
 def _header_length(headers: dict[bytes, bytes]) -> int | None:

@@ -7,6 +7,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.frontends.http import connections
 from serving.frontends.http.connections import Connections, RateWindow
+from serving.frontends.http.transport import CoalescingTransport
 from serving.observability.refusals import Refusals
 
 MAX_HEAD_BYTES = 64 << 10
@@ -37,7 +38,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     # ---- uvicorn's and httptools' callbacks --------------------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]
         self.waits_since = self.loop.time()
         if not self._peers.add(self):
             self._refuse(503, "all connections of this server are in use: retry later", "connections")

@@ -79,7 +79,7 @@ class TestListening:
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
             (served,) = server._api._server.server_state.connections
-            assert type(served.transport).__module__.startswith(loop)
+            assert type(served.loop).__module__.startswith(loop)
             accepted = served.transport.get_extra_info("socket")
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
