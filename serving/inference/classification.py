@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serving.errors import InvalidArgument
 from serving.protocol.tensors import Array
+
+MAX_CLASSES = 1 << 16
+"""Strings in one output of a response: they are made one by one, in about 40 ms."""
 
 
 def classify(rows: Array, top_k: int, labels: Sequence[str]) -> Array:
@@ -19,12 +23,31 @@ def classify(rows: Array, top_k: int, labels: Sequence[str]) -> Array:
 
     Returns:
         bytes objects, shape (N, min(top_k, M)), largest value first; of equal values, the lowest index first.
+
+    Raises:
+        InvalidArgument: the result would have too many strings.
     """
     top_k = min(top_k, rows.shape[1])
-    largest = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :top_k]
-    strings = np.empty(largest.shape, object)
-    for place, column in np.ndenumerate(largest):
-        index = int(column)
-        label = f":{labels[index]}" if index < len(labels) else ""
-        strings[place] = f"{rows[place[0], index]:f}:{index}{label}".encode()
+    if len(rows) * top_k > MAX_CLASSES:
+        raise InvalidArgument(
+            f"classification: expected at most {MAX_CLASSES} classes in a response, got {top_k} for each of "
+            f"{len(rows)} rows"
+        )
+    strings = np.empty((len(rows), top_k), object)
+    for place, row in enumerate(rows):
+        largest = _largest(row, top_k)
+        values = row[largest].astype(np.float64).tolist()
+        for column, (value, index) in enumerate(zip(values, largest.tolist(), strict=True)):
+            label = f":{labels[index]}" if index < len(labels) else ""
+            strings[place, column] = f"{value:f}:{index}{label}".encode()
     return strings
+
+
+def _largest(row: Array, top_k: int) -> Array:
+    """Returns the indices of the largest values, in linear time where few are asked for."""
+    ascending = -row if row.dtype.kind == "f" else ~row  # without overflow, also for unsigned integers
+    if 4 * top_k >= len(row):
+        return np.argsort(ascending, kind="stable")[:top_k]
+    last = np.partition(ascending, top_k - 1)[top_k - 1]
+    candidates = np.flatnonzero(~(ascending > last))  # also NaN, which is sorted to the end
+    return candidates[np.argsort(ascending[candidates], kind="stable")[:top_k]]
