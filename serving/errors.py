@@ -4,14 +4,16 @@
     ├── InvalidArgument     the request is invalid; retrying it unchanged is pointless
     ├── NotFound            the model, version or RPC does not exist, or no version of the model is ready
     ├── Unauthenticated     the token is missing or wrong
+    ├── PermissionDenied    the token does not permit the call
     ├── Unsupported         the request needs something that this server does not support
     ├── Unavailable         temporarily unavailable: a model is loading, or the server is shutting down; retry later
-    ├── ResourceExhausted   the queue is full, or the message too large
+    ├── ResourceExhausted   the queue is full, a quota used up, or the message too large
     ├── DeadlineExceeded    the client's deadline, or the model's queue time-out, has passed
     ├── Cancelled           the client has cancelled the request
     └── Internal            the model or the server failed
     StartupError            the server cannot start: one line for the operator
     LoadError               a model version cannot be loaded: one sentence for the repository's index
+    └── TransientLoadError  it may work later with the same files
 
 A message is one sentence that names the expected and the received value. Any other exception that reaches a front end
 is a bug: it is logged with its traceback, and the client gets Internal.
@@ -45,6 +47,10 @@ class Unauthenticated(ServingError):
     """The token is missing or wrong."""
 
 
+class PermissionDenied(ServingError):
+    """The token does not permit the call."""
+
+
 class Unsupported(ServingError):
     """The request needs a part of the protocol that this server does not support."""
 
@@ -54,7 +60,7 @@ class Unavailable(ServingError):
 
 
 class ResourceExhausted(ServingError):
-    """The queue is full, or the message is too large.
+    """The queue is full, a quota is used up, or the message is too large.
 
     Args:
         retry_after_ms: when to retry, in milliseconds; None if retrying is pointless.
@@ -83,3 +89,7 @@ class StartupError(Exception):
 
 class LoadError(Exception):
     """A model version cannot be loaded. The message is one sentence, which the repository's index shows."""
+
+
+class TransientLoadError(LoadError):
+    """A model version cannot be loaded now; it may work later with the same files: memory, a disk, a device."""

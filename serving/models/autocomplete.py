@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from protos.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
-from serving.errors import LoadError
+from serving.errors import LoadError, TransientLoadError
+from serving.models.files import describe, is_file
 from serving.models.spec import check_inside
 from serving.protocol.tensors import TensorSpec
 
@@ -33,6 +34,7 @@ def complete_backend(config: ModelConfig, version_folder: Path) -> None:
     """Fills in backend, platform and file name, from each other and from the files in the folder.
 
     Raises:
+        TransientLoadError: the file cannot be looked at.
         LoadError: the backend is unknown, backend and platform contradict each other, or the file is missing.
     """
     backend = _configured_backend(config) or _backend_of_files(config, version_folder)
@@ -40,7 +42,7 @@ def complete_backend(config: ModelConfig, version_folder: Path) -> None:
     config.platform = _BACKENDS[backend].platform
     config.default_model_filename = config.default_model_filename or _BACKENDS[backend].filename
     check_inside("default_model_filename", config.default_model_filename)
-    if not (version_folder / config.default_model_filename).is_file():
+    if not _has_file(version_folder, config.default_model_filename):
         raise LoadError(f"there is no file '{config.default_model_filename}' in version {version_folder.name}")
 
 
@@ -80,10 +82,17 @@ def _configured_backend(config: ModelConfig) -> str | None:
 def _backend_of_files(config: ModelConfig, version_folder: Path) -> str:
     for backend, names in _BACKENDS.items():
         filename = config.default_model_filename or names.filename
-        if Path(filename).suffix == Path(names.filename).suffix and (version_folder / filename).is_file():
+        if Path(filename).suffix == Path(names.filename).suffix and _has_file(version_folder, filename):
             return backend
     expected = config.default_model_filename or " or ".join(names.filename for names in _BACKENDS.values())
     raise LoadError(f"there is no {expected} in version {version_folder.name}")
+
+
+def _has_file(folder: Path, name: str) -> bool:
+    try:
+        return is_file(folder / name)
+    except OSError as error:
+        raise TransientLoadError(f"{name} in version {folder.name} cannot be read: {describe(error)}") from error
 
 
 def _tensor_fields(config: ModelConfig, spec: TensorSpec) -> dict[str, Any]:

@@ -12,25 +12,30 @@ from google.protobuf import json_format, text_format
 
 from convoy.images import SIGNIFICANT_BITS
 from protos.model_config_pb2 import ModelConfig, ModelInstanceGroup
-from serving.errors import InvalidArgument, LoadError
+from serving.errors import InvalidArgument, LoadError, TransientLoadError
+from serving.models.files import describe, read_text
 
 CONFIG_FILE = "config.pbtxt"
+
+MAX_JSON_CHARACTERS = 256 * 1024
+"""Of a configuration that a client sends."""
 
 
 def read_config(folder: Path) -> ModelConfig:
     """Returns the model's `config.pbtxt`, or an empty configuration if there is none.
 
     Raises:
-        LoadError: the file cannot be read or parsed, or names another model.
+        TransientLoadError: the file cannot be read.
+        LoadError: the file cannot be parsed, or names another model.
     """
     config = ModelConfig()
     try:
-        text_format.Parse((folder / CONFIG_FILE).read_text(), config)
-    except FileNotFoundError:
-        pass
+        text_format.Parse(read_text(folder / CONFIG_FILE) or "", config)
+    except OSError as error:
+        raise TransientLoadError(f"{folder.name}/{CONFIG_FILE} cannot be read: {describe(error)}") from error
     except text_format.ParseError as error:
         raise LoadError(f"{folder.name}/{CONFIG_FILE}:{error}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise LoadError(f"{folder.name}/{CONFIG_FILE} cannot be read: {error}") from error
     return _with_name(config, folder.name)
 
@@ -39,9 +44,13 @@ def parse_json(text: str, name: str) -> ModelConfig:
     """Returns the configuration that a client sends with a load request, in protobuf's JSON form.
 
     Raises:
-        InvalidArgument: the text is not the JSON of a ModelConfig.
+        InvalidArgument: the text is not the JSON of a ModelConfig, or too long.
         LoadError: it names another model.
     """
+    if len(text) > MAX_JSON_CHARACTERS:
+        raise InvalidArgument(
+            f"parameter 'config' has {len(text)} characters: at most {MAX_JSON_CHARACTERS} are allowed"
+        )
     try:
         document = json.loads(text)
         if not isinstance(document, dict):

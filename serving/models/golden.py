@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from serving.backends import Backend
-from serving.errors import LoadError
+from serving.errors import LoadError, TransientLoadError
+from serving.models.files import describe, is_file
 from serving.models.spec import ModelSpec
 from serving.models.warmup import run_checked
 from serving.protocol.tensors import Array
@@ -22,14 +23,17 @@ def read_golden(folder: Path) -> dict[str, Array]:
     """Returns the golden inputs and outputs by tensor name; empty if there is no golden batch.
 
     Raises:
-        LoadError: the file cannot be read.
+        TransientLoadError: the file cannot be read.
+        LoadError: its content is damaged.
     """
     try:
+        if not is_file(folder / GOLDEN_FILE):
+            return {}
         with (folder / GOLDEN_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise TransientLoadError(f"{GOLDEN_FILE} cannot be read: {describe(error)}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise LoadError(f"{GOLDEN_FILE} cannot be read: {error}") from error
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving.errors import LoadError
+from serving.errors import LoadError, TransientLoadError
+from serving.models.files import describe, read_text
 from serving.protocol.tensors import DATATYPES, TensorSpec
 
 MANIFEST_FILE = "manifest.json"
@@ -37,19 +38,23 @@ def read_manifest(folder: Path) -> Manifest:
     """Returns the version's manifest, or an empty one if there is none.
 
     Raises:
-        LoadError: the file cannot be read, or is not a valid manifest.
+        TransientLoadError: the file cannot be read.
+        LoadError: it is not a valid manifest.
     """
     try:
-        document = json.loads((folder / MANIFEST_FILE).read_bytes())
+        text = read_text(folder / MANIFEST_FILE)
+        if text is None:
+            return Manifest()
+        document = json.loads(text)
         return Manifest(
             digests={_checked_name(name): entry["sha256"] for name, entry in document.get("files", {}).items()},
             inputs=[_tensor(entry) for entry in document.get("inputs", [])],
             outputs=[_tensor(entry) for entry in document.get("outputs", [])],
             golden_tolerance=float(document.get("golden_tolerance", DEFAULT_TOLERANCE)),
         )
-    except FileNotFoundError:
-        return Manifest()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise TransientLoadError(f"{MANIFEST_FILE} cannot be read: {describe(error)}") from error
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(f"{MANIFEST_FILE} cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -57,6 +62,7 @@ def verify_digests(folder: Path, manifest: Manifest) -> None:
     """Reads every file that the manifest names and compares its digest.
 
     Raises:
+        TransientLoadError: a file cannot be read.
         LoadError: a file is missing, or its content differs: it is damaged, or still being copied.
     """
     for name, digest in manifest.digests.items():
@@ -64,7 +70,8 @@ def verify_digests(folder: Path, manifest: Manifest) -> None:
             with (folder / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise LoadError(f"{MANIFEST_FILE} names {name}, which cannot be read: {error.strerror}") from error
+            kind = LoadError if isinstance(error, FileNotFoundError) else TransientLoadError
+            raise kind(f"{MANIFEST_FILE} names {name}, which cannot be read: {describe(error)}") from error
         if found != digest:
             raise LoadError(f"{name} is damaged: its SHA-256 is {found[:12]}…, {MANIFEST_FILE} says {digest[:12]}…")
 

@@ -1,28 +1,49 @@
-"""The model repository: all models of a folder, for any number of readers and one writer at a time.
+"""The model repository: all models of a folder, for any number of readers and one change of each model at a time.
 
 Readers see an immutable `RepositorySnapshot`. Each change replaces it in one assignment; readers never wait.
-`serving.models.versions` decides which versions of a model are served, `serving.models.loader` loads them.
+`serving.models.versions` decides which versions of a model are served, `serving.models.loader` loads them,
+`serving.models.changes` gives each change a thread: a model whose backend hangs holds up no other.
 """
 
 import logging
 import threading
 from collections.abc import Callable, Collection
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 
 from serving.config import ControlMode, ServeConfig
-from serving.errors import Internal, InvalidArgument, LoadError, NotFound, StartupError, Unavailable, quote
+from serving.errors import (
+    Internal,
+    InvalidArgument,
+    LoadError,
+    NotFound,
+    ServingError,
+    StartupError,
+    Unavailable,
+    quote,
+)
+from serving.models.changes import ANYONE, Caller, Changes, LoadTurn
 from serving.models.config import parse_json
 from serving.models.devices import count_gpus
+from serving.models.files import describe
+from serving.models.folder import RepositoryFolder
 from serving.models.loader import LoadSettings, Model
-from serving.models.scanner import check_name, check_repository, has_model, model_names
+from serving.models.scanner import RepositoryFolders, check_name, check_repository, has_model
+from serving.models.slot import IndexEntry
 from serving.models.snapshot import RepositorySnapshot, join_names
-from serving.models.versions import IndexEntry, ModelVersions
+from serving.models.versions import ModelVersions
 
 __all__ = ["IndexEntry", "Model", "Repository"]
 
 logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 3.0
+"""For models that are loading."""
+_UNLOAD_TIMEOUT_S = 60.0
+"""For requests that are being computed."""
+_POLL_PATIENCE_S = 30.0
+"""After which polling goes on without a model that is loading."""
 _SHUTTING_DOWN = "the server is shutting down"
 _UNLOADED = "unloaded"
 
@@ -49,13 +70,17 @@ class Repository:
         self.generation = 0
         """Grows with every change that readers can see."""
         self._path = path
+        self._folder = RepositoryFolder(path, self._publish)
         self._settings = settings
         self._mode = mode
         self._initial_models = models
         self._poll_interval_s = poll_interval_s
-        self._write_lock = threading.Lock()
+        self._changes = Changes()
+        self._turn = LoadTurn()
+        self._lock = threading.Lock()
+        """For the attributes below; never held while a model is loaded or a folder is read."""
         self._models: dict[str, ModelVersions] = {}
-        self._required: set[str] | None = None
+        self._required: frozenset[str] | None = None
         self._snapshot = RepositorySnapshot()
         self._was_ready = False
         self._listeners: list[Callable[[], None]] = []
@@ -66,7 +91,10 @@ class Repository:
     def from_config(cls, config: ServeConfig) -> "Repository":
         """Creates the repository that the command line describes. Opens nothing yet."""
         settings = LoadSettings(
-            device=config.device, num_threads=config.num_threads, max_queue_size=config.max_queue_size
+            device=config.device,
+            num_threads=config.num_threads,
+            max_queue_size=config.max_queue_size,
+            batch_timeout_s=config.batch_timeout_s,
         )
         return cls(
             config.model_repository,
@@ -106,12 +134,16 @@ class Repository:
         required, serving = self._required, self._snapshot.serving
         return required is not None and all((name, "") in serving for name in required)
 
+    def is_hung(self) -> bool:
+        """Returns whether a loaded version hangs in all its instances: only a new process can be sure to end that."""
+        return bool(self._snapshot.hung)
+
     def index(self, ready_only: bool) -> list[IndexEntry]:
         """Returns the repository index, sorted by name and number."""
         return [entry for entry in self._snapshot.index if not ready_only or entry.state == "READY"]
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Calls the listener after every change, on the thread that made it. A listener must not load or unload."""
+        """Calls the listener after every change, one call at a time. A listener must neither block nor load."""
         self._listeners.append(listener)
 
     # -- start and end -----------------------------------------------------------------------------------------------
@@ -125,64 +157,74 @@ class Repository:
         """
         if self._settings.device == "cuda" and not count_gpus():
             raise StartupError("--device cuda, but there is no CUDA device: use --device auto or cpu")
-        check_repository(self._path)
-        names = model_names(self._path)
-        if not names and self._mode == "none":
+        folders = check_repository(self._path)
+        names = folders.models
+        if not names and not folders.unreadable and self._mode == "none":
             raise StartupError(f"no model in {self._path}: a model is a folder with folders named 1, 2, … in it")
         if not names and self._mode == "poll":
             logger.warning("no model in %s yet: the server reports ready without models", self._path)
         for name in self._initial_models:
-            if name not in names:
+            if name not in names and name not in folders.unreadable:
                 raise StartupError(f"no model {quote(name)} in {self._path}, which has {join_names(names)}")
 
     def start(self) -> None:
-        """Loads the initial models one after the other, then starts polling if the mode is "poll".
+        """Loads the initial models one after the other. If the mode is "poll", starts polling.
 
-        Blocks until all are loaded. A failure is logged and shown in the index, and raises nothing.
+        Blocks until all are loaded. A failure is logged and shown in the index, and raises nothing. A folder that
+        cannot be read is among the models to load: it may be one.
         """
-        with self._write_lock:
-            self._models = {name: self._versions_of(name) for name in model_names(self._path)}
-            wanted = [name for name in self._models if self._mode != "explicit" or name in self._initial_models]
+        folders = self._scan_until_readable()
+        if folders is None:
+            return
+        names = sorted({*folders.models, *folders.unreadable})
+        wanted = [name for name in names if self._mode != "explicit" or name in self._initial_models]
+        with self._lock:
+            self._models = {name: self._versions_of(name) for name in names}
             for name in wanted:
                 self._models[name].mark_loading()
-            self._publish()
-            for name in wanted:
-                if not self._closing.is_set():
-                    self._models[name].update(stable=True)
-            self._required = set(wanted)
-            self._publish()
-        if self._mode == "poll" and not self._closing.is_set():
+            self._required = frozenset(wanted)
+        self._publish()
+        loads = [self._changes.submit(name, partial(self._load_first, name)) for name in wanted]
+        if self._mode == "poll":
             self._poller = threading.Thread(target=self._poll, name="repository", daemon=True)
             self._poller.start()
+        wait(loads)
+        self._publish()
 
     def close(self) -> None:
         """Finishes all requests and frees the models. Waits 3 seconds at most for a model that is loading."""
         self._closing.set()
-        if not self._write_lock.acquire(timeout=_CLOSE_TIMEOUT_S):
-            logger.warning("shutting down while a model is loading")
-            return
-        try:
+        with self._lock:
             self._required = None
-            for versions in self._models.values():
-                versions.unload(_SHUTTING_DOWN)
-        finally:
-            self._write_lock.release()
+            models = list(self._models.values())
+        loading = {each.name for each in models if self._changes.is_busy(each.name)}
+        unloads = {each.name: self._changes.submit(each.name, partial(each.unload, _SHUTTING_DOWN)) for each in models}
+        self._wait_for_close([unloads[name] for name in loading], "loading", _CLOSE_TIMEOUT_S)
+        self._wait_for_close([unloads[name] for name in unloads.keys() - loading], "computing", _UNLOAD_TIMEOUT_S)
         if self._poller is not None:
-            self._poller.join()
+            self._poller.join(_CLOSE_TIMEOUT_S)
+
+    def _wait_for_close(self, unloads: Collection[Future[None]], doing: str, timeout_s: float) -> None:
+        if wait(unloads, timeout_s).not_done:
+            logger.warning("shutting down while a model is %s", doing)
 
     # -- loading and unloading ---------------------------------------------------------------------------------------
 
-    def load(self, name: str, config: str | None = None) -> None:
+    def load(self, name: str, config: str | None = None, caller: Caller = ANYONE) -> None:
         """Loads a model, or updates it to the state of its folder. If that fails, the serving versions keep serving.
 
         Args:
             config: a ModelConfig as JSON, in place of the model's `config.pbtxt` until the next load.
+            caller: is waited for no longer than its deadline. If it has gone, the load is not started.
 
         Raises:
-            InvalidArgument: the name or the JSON is invalid.
+            InvalidArgument: the name or the JSON is invalid, or the configuration asks for too much.
             NotFound: the model does not exist.
-            Unavailable: the mode does not allow it, or the server is shutting down.
+            Unavailable: the mode does not allow it, the repository cannot be read, or the server is shutting down.
             Internal: a version that should be served could not be loaded.
+            ResourceExhausted: too many loads run or wait.
+            DeadlineExceeded: the deadline has passed; a load that has started goes on.
+            Cancelled: the caller has gone.
         """
         self._check_change(name)
         if config is not None:
@@ -190,28 +232,39 @@ class Repository:
                 parse_json(config, name)
             except LoadError as error:
                 raise InvalidArgument(str(error)) from error
-        with self._write_lock:
+
+        def change() -> list[str]:
             versions = self._get_or_add(name)
             versions.mark_loading()
             versions.retry_failed()
-            failures = versions.update(stable=True, override=config)
+            return self._update(versions, stable=True, override=config)
+
+        failures = self._changes.call(name, change, caller)
         if failures:
             raise Internal(f"failed to load '{name}', {'; '.join(failures)}")
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str, caller: Caller = ANYONE) -> None:
         """Takes all versions of a model out of service. Blocks until their requests are finished.
+
+        Args:
+            caller: as for `load`.
 
         Raises:
             InvalidArgument: the name is invalid.
             NotFound: the model does not exist.
-            Unavailable: the mode does not allow it, or the server is shutting down.
+            Unavailable: the mode does not allow it, the repository cannot be read, or the server is shutting down.
+            ResourceExhausted: too many changes run or wait.
+            DeadlineExceeded: the deadline has passed; a change that has started goes on.
+            Cancelled: the caller has gone.
         """
         self._check_change(name)
-        with self._write_lock:
+
+        def change() -> None:
             versions = self._get_or_add(name)
-            if self._required is not None:
-                self._required.discard(name)
+            self._require_no_more(name)
             versions.unload(_UNLOADED)
+
+        self._changes.call(name, change, caller)
 
     def _check_change(self, name: str) -> None:
         check_name(name)
@@ -221,52 +274,96 @@ class Repository:
             raise Unavailable(_SHUTTING_DOWN)
 
     def _get_or_add(self, name: str) -> ModelVersions:
+        """Returns a model that a client names, which may be new in the folder."""
+        if self._closing.is_set():
+            raise Unavailable(_SHUTTING_DOWN)
         if name not in self._models:
-            if not has_model(self._path, name):
+            try:
+                exists = has_model(self._path, name)
+            except OSError as error:
+                raise Unavailable(f"model {quote(name)} cannot be read in the repository: {describe(error)}") from error
+            if not exists:
                 raise NotFound(f"there is no model {quote(name)} in the repository")
-            self._models[name] = self._versions_of(name)
-        return self._models[name]
+        return self._add(name)
+
+    def _add(self, name: str) -> ModelVersions:
+        with self._lock:
+            return self._models.setdefault(name, self._versions_of(name))
 
     def _versions_of(self, name: str) -> ModelVersions:
-        return ModelVersions(self._path / name, self._settings, self._publish)
+        retry_s = self._poll_interval_s if self._mode == "poll" else None
+        return ModelVersions(self._path / name, self._settings, self._publish, turn=self._turn, retry_s=retry_s)
+
+    def _require_no_more(self, name: str) -> None:
+        with self._lock:
+            if self._required is not None:
+                self._required -= {name}
+
+    def _load_first(self, name: str) -> None:
+        if not self._closing.is_set():
+            self._update(self._models[name], stable=True)
+
+    def _update(self, versions: ModelVersions, *, stable: bool, override: str | None = None) -> list[str]:
+        try:
+            return versions.update(stable=stable, override=override)
+        except ServingError:
+            raise
+        except Exception:
+            logger.exception("model '%s' could not be updated", versions.name)
+            return versions.keep("the server failed while it updated the model; its log says why")
+
+    # -- polling -----------------------------------------------------------------------------------------------------
 
     def _poll(self) -> None:
         while not self._closing.wait(self._poll_interval_s):
-            with self._write_lock:
-                for name in sorted({*model_names(self._path), *self._models}):
-                    if self._closing.is_set():
-                        return
-                    try:
-                        self._poll_model(name)
-                    except Exception:
-                        logger.exception("model '%s' could not be polled", name)
+            folders = self._folder.scan()
+            if folders is None:
+                continue
+            for name in sorted({*folders.models, *folders.unreadable, *self._models}):
+                if self._closing.is_set():
+                    return
+                if not self._changes.is_busy(name):
+                    wait([self._changes.submit(name, partial(self._poll_model, name))], _POLL_PATIENCE_S)
 
     def _poll_model(self, name: str) -> None:
         """Updates one model, whose folder may be new or have been removed."""
-        versions = self._models.setdefault(name, self._versions_of(name))
-        versions.update(stable=False)
-        if not versions.ready() and not has_model(self._path, name):
-            del self._models[name]
-            if self._required is not None:
-                self._required.discard(name)
+        if self._closing.is_set():
+            return
+        versions = self._add(name)
+        self._update(versions, stable=False)
+        try:
+            is_gone = not versions.ready() and not has_model(self._path, name)
+        except OSError:
+            return
+        if is_gone:
+            with self._lock:
+                del self._models[name]
+            self._require_no_more(name)
             self._publish()
 
+    def _scan_until_readable(self) -> RepositoryFolders | None:
+        """Returns the folders as soon as the repository can be read; None if it is closed before."""
+        while (folders := self._folder.scan()) is None:
+            if self._closing.wait(self._poll_interval_s):
+                return None
+        return folders
+
     def _publish(self) -> None:
-        """Replaces the snapshot of the readers and notifies the listeners if it differs."""
-        serving = {}
-        index: list[IndexEntry] = []
-        for name, versions in sorted(self._models.items()):
-            index += versions.entries()
-            for version, model in sorted(versions.ready().items()):
-                serving[name, str(version)] = serving[name, ""] = model
-        before, was_ready = self._snapshot, self._was_ready
-        self._snapshot = RepositorySnapshot(serving, tuple(index))
-        self._was_ready = self.is_ready()
-        if (self._snapshot, self._was_ready) == (before, was_ready):
-            return
-        self.generation += 1
-        for listener in self._listeners:
-            try:
-                listener()
-            except Exception:
-                logger.exception("a listener of the repository failed")
+        """Replaces the snapshot of the readers and notifies the listeners if it differs.
+
+        The generation grows after the snapshot is replaced: whoever reads it before the snapshot has seen the older
+        state, and can tell so later.
+        """
+        with self._lock:
+            views = {name: versions.view for name, versions in sorted(self._models.items())}
+            before, was_ready = self._snapshot, self._was_ready
+            self._snapshot = RepositorySnapshot.of(views, self._folder.unreadable)
+            self._was_ready = self.is_ready()
+            if (self._snapshot, self._was_ready) == (before, was_ready):
+                return
+            self.generation += 1
+            for listener in self._listeners:
+                try:
+                    listener()
+                except Exception:
+                    logger.exception("a listener of the repository failed")

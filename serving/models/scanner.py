@@ -1,17 +1,48 @@
-"""Scans a model repository: which models and versions exist, and whether their files changed. Reads no contents."""
+"""Scans a model repository: which models and versions exist, and whether their files changed. Reads no contents.
 
+What cannot be looked at is not taken for absent: the scan raises OSError, or lists it as unreadable.
+"""
+
+import errno
 import logging
 import os
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from serving.errors import InvalidArgument, StartupError, quote
+from serving.models.config import CONFIG_FILE
+from serving.models.files import check_link, describe
 
 logger = logging.getLogger(__name__)
 
 FileStats = tuple[tuple[str, int, int, int], ...]
 """Path, size in bytes, modification time in ns and inode of each file. Differs whenever a file may have changed."""
+
+_LINK_TO_NOTHING = -1
+"""The size of a link to nothing in `FileStats`."""
+
+_SYSTEM_FOLDERS = frozenset({"lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+_TEMPORARY = re.compile(r"\..*|.*~|~\$.*|#.*#|.*\.(swp|tmp|part|crdownload)|4913|Thumbs\.db|desktop\.ini", re.I | re.S)
+"""Hidden files, and those that editors, copying programs and file managers leave for a while. Vim writes 4913."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryFolders:
+    """The folders of a repository, as one scan found them.
+
+    Args:
+        models: names of the folders that hold a configuration or a version, sorted.
+        unreadable: why each other folder could not be read, by name: it may be a model.
+        device: number of the file system that the repository is on.
+    """
+
+    models: tuple[str, ...]
+    unreadable: dict[str, str]
+    device: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,31 +52,36 @@ class ModelFiles:
     Args:
         own: the files beside the versions: configuration and labels.
         versions: the files of each version.
+        unreadable: why each other version could not be read, by number.
+        device: number of the file system that the model is on.
     """
 
     own: FileStats
     versions: dict[int, FileStats]
+    unreadable: dict[int, str]
+    device: int
 
 
-def check_repository(path: Path) -> None:
-    """Checks that a folder can be a model repository. Warns of folders in it that cannot be read and are skipped.
+def check_repository(path: Path) -> RepositoryFolders:
+    """Checks that a folder can be a model repository, and returns its folders. Warns of those that cannot be read.
 
     Raises:
         StartupError: the folder does not exist, cannot be read, or is a single model.
     """
     try:
-        folders = [entry.path for entry in os.scandir(path) if _is_name(entry.name) and entry.is_dir()]
+        folders = scan_repository(path)
+        is_model = not folders.models and _looks_like_model(path)
     except FileNotFoundError as error:
         raise StartupError(f"there is no model repository {path}") from error
     except NotADirectoryError as error:
         raise StartupError(f"the model repository {path} is not a folder") from error
     except OSError as error:
-        raise StartupError(f"the model repository {path} cannot be read: {error.strerror}") from error
-    for folder in folders:
-        if not os.access(folder, os.R_OK | os.X_OK):
-            logger.warning("no permission to read %s: skipped", folder)
-    if _looks_like_model(path) and not model_names(path):
+        raise StartupError(f"the model repository {path} cannot be read: {describe(error)}") from error
+    for name, reason in folders.unreadable.items():
+        logger.warning("%s cannot be read, so that it is not known whether it is a model: %s", path / name, reason)
+    if is_model:
         raise StartupError(f"{path} is a model, not a repository of models: use its parent folder")
+    return folders
 
 
 def check_name(name: str) -> None:
@@ -58,32 +94,80 @@ def check_name(name: str) -> None:
         raise InvalidArgument(f"{quote(name)} is not a valid model name")
 
 
-def model_names(repository: Path) -> list[str]:
-    """Returns the folders that hold a configuration or a version, sorted; none if the repository cannot be read."""
-    return sorted(entry.name for entry in _folders(repository) if _looks_like_model(Path(entry.path)))
+def scan_repository(path: Path) -> RepositoryFolders:
+    """Returns the models of a repository. Skips links to nothing.
+
+    Raises:
+        OSError: the repository itself cannot be read, or is gone.
+    """
+    models: list[str] = []
+    unreadable: dict[str, str] = {}
+    for entry in _entries(path):
+        if _is_name(entry.name) and entry.name not in _SYSTEM_FOLDERS:
+            try:
+                if _kind(entry) == "folder" and _looks_like_model(Path(entry.path)):
+                    models.append(entry.name)
+            except FileNotFoundError:
+                pass  # removed during the scan
+            except OSError as error:
+                unreadable[entry.name] = describe(error)
+    return RepositoryFolders(tuple(sorted(models)), dict(sorted(unreadable.items())), os.stat(path).st_dev)
 
 
 def has_model(repository: Path, name: str) -> bool:
-    """Returns whether a model of this name exists. The name must have passed `check_name`."""
-    return (repository / name).is_dir() and _looks_like_model(repository / name)
+    """Returns whether a model of this name exists. The name must have passed `check_name`.
+
+    Raises:
+        OSError: that is unknown, because the folder or the repository cannot be read.
+    """
+    try:
+        return _looks_like_model(repository / name)
+    except (FileNotFoundError, NotADirectoryError):
+        check_link(repository / name)
+        os.stat(repository)
+        return False
 
 
 def scan_model(folder: Path) -> ModelFiles | None:
-    """Returns the model's files, or None if it does not exist. Skips versions that vanish during the scan."""
-    if not _looks_like_model(folder):
+    """Returns the model's files, or None if its folder is gone. Skips versions that vanish during the scan.
+
+    Raises:
+        OSError: the folder or a file beside the versions cannot be looked at; or the repository is gone as well.
+    """
+    own: list[tuple[str, int, int, int]] = []
+    versions: dict[int, FileStats] = {}
+    unreadable: dict[int, str] = {}
+    try:
+        entries = _entries(folder)
+        device = os.stat(folder).st_dev
+    except (FileNotFoundError, NotADirectoryError):
+        check_link(folder)
+        os.stat(folder.parent)
         return None
-    versions = {}
-    for entry in _folders(folder):
+    for entry in entries:
         if number := _version(entry.name):
-            stats = scan_version(Path(entry.path))
-            if stats:
-                versions[number] = stats
-    return ModelFiles(_file_stats(folder, recursive=False), versions)
+            try:
+                if stats := _version_stats(entry):
+                    versions[number] = stats
+            except OSError as error:
+                unreadable[number] = describe(error)
+        elif not _TEMPORARY.fullmatch(entry.name) and _kind(entry) != "folder":
+            own += _file_stats(entry, "")
+    return ModelFiles(tuple(sorted(own)), versions, unreadable, device)
 
 
 def scan_version(folder: Path) -> FileStats:
-    """Returns the files of a version's folder, those of subfolders included; empty if it does not exist."""
-    return _file_stats(folder, recursive=True)
+    """Returns the files of a version's folder, those of subfolders included; empty if the folder is gone.
+
+    Links to nothing are listed as such. Hidden and temporary files are left out.
+
+    Raises:
+        OSError: a file or folder cannot be looked at.
+    """
+    try:
+        return tuple(sorted(_walk(folder, "", set())))
+    except FileNotFoundError:
+        return ()
 
 
 def _version(name: str) -> int:
@@ -92,37 +176,74 @@ def _version(name: str) -> int:
 
 
 def _is_name(name: str) -> bool:
-    return bool(name) and not name.startswith(".") and not set(name) & {"/", "\\", "\0"} and len(name) < 256
+    """Returns whether a name is visible, no path, and UTF-8, as the protocol requires."""
+    return (
+        bool(name)
+        and not name.startswith(".")
+        and not set(name) & {"/", "\\", "\0"}
+        and len(name) < 256
+        and not any("\ud800" <= character <= "\udfff" for character in name)
+    )
 
 
 def _looks_like_model(folder: Path) -> bool:
-    return os.path.isfile(folder / "config.pbtxt") or any(_version(entry.name) for entry in _folders(folder))
+    for entry in _entries(folder):
+        kind = _kind(entry)
+        if (entry.name == CONFIG_FILE and kind != "folder") or (_version(entry.name) and kind != "file"):
+            return True
+    return False
 
 
-def _folders(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Visible folders, including symbolic links to folders."""
-    try:
-        with os.scandir(folder) as entries:
-            yield from (entry for entry in entries if _is_name(entry.name) and entry.is_dir())
-    except OSError:
-        return
-
-
-def _file_stats(folder: Path, *, recursive: bool) -> FileStats:
-    try:
-        return tuple(sorted(_walk(folder, "", recursive)))
-    except FileNotFoundError:
-        return ()  # a file was removed during the scan: the next scan sees the result
-    except OSError as error:
-        return ((f"unreadable: {error.strerror}", 0, 0, 0),)  # loading reports the error
-
-
-def _walk(folder: Path, prefix: str, recursive: bool) -> Iterator[tuple[str, int, int, int]]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                if recursive:
-                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", recursive)
-            else:
-                status = entry.stat()
-                yield f"{prefix}{entry.name}", status.st_size, status.st_mtime_ns, status.st_ino
+        return list(entries)
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "nothing"]:
+    """Returns what an entry is, or what a link leads to."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_symlink():
+            entry.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            return "nothing"
+        raise
+    return "file"
+
+
+def _version_stats(entry: os.DirEntry[str]) -> FileStats:
+    kind = _kind(entry)
+    if kind == "nothing":
+        raise OSError(errno.ENOENT, "a link to nothing")
+    return scan_version(Path(entry.path)) if kind == "folder" else ()
+
+
+def _walk(folder: Path, prefix: str, visited: set[tuple[int, int]]) -> Iterator[tuple[str, int, int, int]]:
+    """Visits each folder once: links may lead back to a folder above."""
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in visited:
+        return
+    visited.add((status.st_dev, status.st_ino))
+    for entry in _entries(folder):
+        if _TEMPORARY.fullmatch(entry.name) or entry.name in _SYSTEM_FOLDERS:
+            continue
+        if _kind(entry) == "folder":
+            with suppress(FileNotFoundError):  # removed during the scan
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", visited)
+        else:
+            yield from _file_stats(entry, prefix)
+
+
+def _file_stats(entry: os.DirEntry[str], prefix: str) -> FileStats:
+    """Returns the line of one file; none if it was removed during the scan."""
+    try:
+        if _kind(entry) == "nothing":
+            status, size = entry.stat(follow_symlinks=False), _LINK_TO_NOTHING
+        else:
+            status = entry.stat()
+            size = status.st_size
+    except FileNotFoundError:
+        return ()
+    return ((f"{prefix}{entry.name}", size, status.st_mtime_ns, status.st_ino),)

@@ -1,11 +1,13 @@
 """The state of the repository for its readers: an immutable snapshot of all models."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from serving.errors import InvalidArgument, NotFound, Unavailable, quote
 from serving.models.loader import Model
-from serving.models.versions import IndexEntry
+from serving.models.slot import IndexEntry, ModelView
+
+_HANGS = "the model hangs: no instance has finished its batch in time (--batch-timeout-s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +17,37 @@ class RepositorySnapshot:
     Args:
         serving: each ready version by (name, version), and the newest of each model also by (name, "").
         index: sorted by name and number.
+        hung: the models with a version that is loaded but hangs in all its instances; such a version is not ready.
     """
 
     serving: Mapping[tuple[str, str], Model] = field(default_factory=dict)
     index: tuple[IndexEntry, ...] = ()
+    hung: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, views: Mapping[str, ModelView], unreadable: str = "") -> "RepositorySnapshot":
+        """Puts together the views of all models.
+
+        Args:
+            views: by name, sorted.
+            unreadable: why the whole repository cannot be read; empty if it can.
+        """
+        serving = {}
+        index: list[IndexEntry] = []
+        hung = {
+            name for name, view in views.items() if not all(model.batcher.is_healthy for model in view.ready.values())
+        }
+        for name, view in views.items():
+            if name in hung:
+                view = _without_hung(view)
+            index += (
+                [replace(entry, cause=unreadable, retry_at=None) for entry in view.entries]
+                if unreadable
+                else view.entries
+            )
+            for version, model in sorted(view.ready.items()):
+                serving[name, str(version)] = serving[name, ""] = model
+        return cls(serving, tuple(index), frozenset(hung))
 
     def find(self, name: str, version: str, *, is_closing: bool) -> Model:
         """Finds a version by another spelling of its number, such as "01", or explains why it is not in `serving`.
@@ -33,7 +62,7 @@ class RepositorySnapshot:
         """
         entries = self._entries(name)
         if not version:
-            if is_closing or any(entry.state == "LOADING" for entry in entries):
+            if is_closing or name in self.hung or any(entry.state == "LOADING" for entry in entries):
                 raise Unavailable(f"model '{name}' is not ready: {_reason(entries)}")
             # Triton's words and status code.
             raise NotFound(f"model '{name}' has no available versions: {_reason(entries)}")
@@ -81,3 +110,14 @@ def _reason(entries: Collection[IndexEntry]) -> str:
     newest = max(entries, key=lambda entry: int(entry.version or 0))
     entry = next((entry for entry in entries if entry.state == "LOADING"), newest)
     return entry.reason or entry.state.lower()
+
+
+def _without_hung(view: ModelView) -> ModelView:
+    """Returns the view of a model in which versions that hang are not ready."""
+    ready = {version: model for version, model in view.ready.items() if model.batcher.is_healthy}
+    hung = {str(version) for version in view.ready.keys() - ready.keys()}
+    entries = (
+        replace(entry, state="UNAVAILABLE", cause=_HANGS, retry_at=None) if entry.version in hung else entry
+        for entry in view.entries
+    )
+    return ModelView(ready, tuple(entries))

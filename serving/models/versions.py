@@ -3,99 +3,69 @@
 A new version is loaded, warmed up and checked beside the serving one and then replaces it; the old one finishes its
 requests and is freed. A version that fails to load never replaces one that works. The version policy `latest` counts
 versions that load: a broken version 3 leaves version 2 in service, also after a restart.
+
+What cannot be read is not taken for absent: the versions that serve keep serving, and the index says why.
 """
 
 import logging
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Literal
 
 from protos.model_config_pb2 import ModelConfig
-from serving.errors import LoadError
+from serving.errors import LoadError, TransientLoadError
+from serving.models.changes import LoadTurn
 from serving.models.config import check_supported, parse_json, read_config
+from serving.models.files import describe
 from serving.models.loader import LoadSettings, Model, load_version
-from serving.models.manifest import MANIFEST_FILE
-from serving.models.scanner import FileStats, scan_model, scan_version
+from serving.models.scanner import ModelFiles, scan_model, scan_version
+from serving.models.slot import Fingerprint, IndexEntry, ModelView, Slot, State
 from serving.models.spec import VersionPolicy, version_policy
 
 logger = logging.getLogger(__name__)
 
-State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
-
 _BEING_WRITTEN = "its files are still being written"
+_GONE = "its folder is gone"
 _NO_FOLDER = "the version policy lists it, but it has no folder"
+_NO_VERSION = "its folder contains no version"
 _NOT_SELECTED = "the version policy selects other versions"
 
-
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """One entry of the repository index.
-
-    Args:
-        version: empty if no version of the model is known.
-        reason: why the version is not ready, or why its newer files were not loaded.
-    """
-
-    name: str
-    version: str
-    state: State
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Fingerprint:
-    """Everything that a version is loaded from; equal if loading again would change nothing.
-
-    Args:
-        override: the configuration that a client sent, as JSON.
-        model_files: the files beside the versions.
-        version_files: the version's own files.
-    """
-
-    override: str | None
-    model_files: FileStats
-    version_files: FileStats
-
-    @property
-    def has_manifest(self) -> bool:
-        return any(file[0] == MANIFEST_FILE for file in self.version_files)
-
-
-@dataclass(slots=True)
-class _Slot:
-    """The state of one version that is, was or should be served.
-
-    Args:
-        reason: why the version is not ready, or why its newer files were not loaded.
-        attempted: the files of the last attempt to load it, successful or not.
-        is_missing: the last scan found no folder.
-    """
-
-    state: State = "UNAVAILABLE"
-    reason: str = ""
-    model: Model | None = None
-    attempted: _Fingerprint | None = None
-    is_missing: bool = False
+_CLOSE_PATIENCE_S = 60.0
+"""How long a version that is taken out of service may take to finish its requests before it is left behind."""
 
 
 class ModelVersions:
-    """The versions of one model. Not thread-safe.
+    """The versions of one model. Not thread-safe, except `view`.
 
     Args:
-        publish: called after every change of `ready` or `entries`.
+        publish: called after every change of `view`.
+        turn: taken while a version is loaded.
+        retry_s: the pause after a first failure that may pass; None for no further attempt.
     """
 
-    def __init__(self, folder: Path, settings: LoadSettings, publish: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: LoadSettings,
+        publish: Callable[[], None],
+        *,
+        turn: LoadTurn | None = None,
+        retry_s: float | None = None,
+    ) -> None:
         self.name = folder.name
         self._folder = folder
         self._settings = settings
         self._publish = publish
-        self._slots: dict[int, _Slot] = {}
-        self._last_scan: dict[int, _Fingerprint] = {}
+        self._turn = turn or LoadTurn()
+        self._retry_s = retry_s
+        self._slots: dict[int, Slot] = {}
+        self._last_scan: dict[int, Fingerprint] = {}
+        self._device: int | None = None
         self._state: State = "UNAVAILABLE"
         self._reason = "not loaded"
+        self._unreadable = ""
         self._warned: set[str] = set()
+        self.view = self._build_view()
 
     def ready(self) -> dict[int, Model]:
         """Returns the versions that serve, by number."""
@@ -104,13 +74,13 @@ class ModelVersions:
     def entries(self) -> list[IndexEntry]:
         """Returns the model's entries of the repository index, at least one."""
         if not self._slots:
-            return [IndexEntry(self.name, "", self._state, self._reason)]
-        slots = sorted(self._slots.items())
-        return [IndexEntry(self.name, str(version), slot.state, slot.reason) for version, slot in slots]
+            return [IndexEntry(self.name, "", self._state, self._unreadable or self._reason)]
+        return [slot.entry(self.name, version, self._unreadable) for version, slot in sorted(self._slots.items())]
 
     def mark_loading(self) -> None:
-        """Shows the state LOADING until the first version is known."""
+        """Shows the state LOADING until the first version is known. Publishes nothing."""
         self._state, self._reason = "LOADING", ""
+        self.view = self._build_view()
 
     def retry_failed(self) -> None:
         """Makes the next update load failed versions again even if their files have not changed."""
@@ -130,56 +100,111 @@ class ModelVersions:
         Returns:
             One sentence for each version that should be served and was not loaded as it is in the folder.
         """
-        found = self._scan(override, stable)
+        try:
+            files = self._scan()
+        except OSError as error:
+            return self.keep(f"its folder cannot be read: {describe(error)}")
         config = self._read_config(override)
-        policy = self._policy(config, found)
-        candidates = policy.candidates(found)
+        if isinstance(config, TransientLoadError):
+            return self.keep(str(config))
+        if stable and self.ready() and not (files and (files.versions or files.unreadable)):
+            return self.keep(_NO_VERSION if files else _GONE)
+        if self._unreadable:
+            logger.info("%s: its folder can be read again", self.name)
+            self._unreadable = ""
+        failures = self._apply(files or ModelFiles((), {}, {}, 0), config, override, stable)
+        if not self._slots:
+            self._state = "UNAVAILABLE"
+            self._reason = str(config) if isinstance(config, LoadError) else _NO_VERSION if files else _GONE
+            failures.append(self._reason)
+        self._change()
+        return failures
+
+    def keep(self, reason: str) -> list[str]:
+        """Keeps what serves, because it is unknown what should serve. Returns the reason as a list."""
+        if reason != self._unreadable:
+            serving = ", ".join(map(str, sorted(self.ready())))
+            logger.warning(
+                "%s: %s; %s", self.name, reason, f"still serving version {serving}" if serving else "not loaded"
+            )
+        self._unreadable = reason
+        if not self._slots:
+            self._state = "UNAVAILABLE"
+        for slot in self._slots.values():
+            slot.is_missing = False
+        self._change()
+        return [reason]
+
+    def unload(self, reason: str) -> None:
+        """Takes all versions out of service. Blocks until their requests are finished."""
+        self._unload(dict.fromkeys(self.ready(), reason))
+        if not self._slots:
+            self._state, self._reason = "UNAVAILABLE", reason
+        self._change()
+
+    def _change(self) -> None:
+        self.view = self._build_view()
+        self._publish()
+
+    def _build_view(self) -> ModelView:
+        return ModelView(self.ready(), tuple(self.entries()))
+
+    def _scan(self) -> ModelFiles | None:
+        """Returns the files; None if the folder is gone.
+
+        Raises:
+            OSError: it cannot be read, or the file system that it was on is not mounted.
+        """
+        files = scan_model(self._folder)
+        if files is None:
+            return None
+        if files.versions:
+            self._device = files.device
+        elif self._device not in (None, files.device):
+            raise OSError("its file system is not mounted")
+        return files
+
+    def _apply(
+        self, files: ModelFiles, config: ModelConfig | LoadError, override: str | None, stable: bool
+    ) -> list[str]:
+        """Loads and unloads versions. Returns one sentence for each version that was not loaded."""
+        found = self._present(files, override, stable)
+        present = found.keys() | files.unreadable.keys()
+        policy = self._policy(config, present)
+        candidates = policy.candidates(present)
         serving: list[int] = []
         failures = []
         for position, version in enumerate(candidates):
             if len(serving) == policy.num_versions:
                 candidates = candidates[:position]
                 break
-            slot = self._slots.setdefault(version, _Slot())
-            self._load_if_changed(version, slot, found.get(version), config, stable)
+            slot = self._slots.setdefault(version, Slot())
+            self._note_unreadable(version, slot, files.unreadable.get(version))
+            if not slot.unreadable:
+                self._load_if_changed(version, slot, found.get(version), config, stable)
             serving += [version] if slot.model is not None else []
-            failures += [f"version {version}: {slot.reason}"] if slot.reason else []
-        self.unload(_NOT_SELECTED, keep=serving)
-        self._remove_slots(candidates, found)
+            failures += [f"version {version}: {reason}"] if (reason := slot.unreadable or slot.reason) else []
+        not_selected = self.ready().keys() - set(serving)
+        self._unload({version: _NOT_SELECTED if version in present else _GONE for version in not_selected})
+        self._remove_slots(candidates, present)
         self._last_scan = found
-        if not candidates:
-            self._state = "UNAVAILABLE"
-            self._reason = str(config) if isinstance(config, LoadError) else "its folder contains no version"
-            failures.append(self._reason)
-            self._publish()
         return failures
 
-    def unload(self, reason: str, keep: Collection[int] = ()) -> None:
-        """Takes versions out of service. Blocks until their requests are finished."""
-        unloading = {v: slot for v, slot in self._slots.items() if slot.model is not None and v not in keep}
-        models = [slot.model for slot in unloading.values()]
-        for slot in unloading.values():
-            slot.state, slot.reason, slot.model, slot.attempted = "UNLOADING", "", None, None
-        if not unloading:
-            return
-        self._publish()
-        for model in models:
-            assert model is not None
-            model.batcher.close()
-            logger.info("%s version %s unloaded: %s", self.name, model.version, reason)
-        for slot in unloading.values():
-            slot.state, slot.reason = "UNAVAILABLE", reason
-        self._publish()
-
-    def _scan(self, override: str | None, stable: bool) -> dict[int, _Fingerprint]:
+    def _present(self, files: ModelFiles, override: str | None, stable: bool) -> dict[int, Fingerprint]:
         """Returns the versions in the folder, and serving versions that only this scan missed."""
-        files = scan_model(self._folder)
-        found = {} if files is None else {v: _Fingerprint(override, files.own, f) for v, f in files.versions.items()}
+        found = {version: Fingerprint(override, files.own, own) for version, own in files.versions.items()}
         for version, slot in self._slots.items():
-            was_missing, slot.is_missing = slot.is_missing, version not in found
+            was_missing, slot.is_missing = slot.is_missing, version not in found and version not in files.unreadable
             if slot.is_missing and slot.model is not None and slot.attempted and not (stable or was_missing):
                 found[version] = slot.attempted
         return found
+
+    def _note_unreadable(self, version: int, slot: Slot, reason: str | None) -> None:
+        """Shows why a version's folder cannot be read, and logs it when that changes."""
+        unreadable = f"its folder cannot be read: {reason}" if reason else ""
+        if unreadable != slot.unreadable:
+            logger.warning("%s version %d: %s", self.name, version, unreadable or "its folder can be read again")
+        slot.unreadable = unreadable
 
     def _read_config(self, override: str | None) -> ModelConfig | LoadError:
         try:
@@ -202,41 +227,46 @@ class ModelVersions:
     def _load_if_changed(
         self,
         version: int,
-        slot: _Slot,
-        found: _Fingerprint | None,
+        slot: Slot,
+        found: Fingerprint | None,
         config: ModelConfig | LoadError,
         stable: bool,
     ) -> None:
         """Loads a version unless these files were already attempted or may be incomplete."""
         if found is None:
             slot.reason = _NO_FOLDER
-        elif slot.attempted == found:
+        elif slot.attempted == found and not slot.is_due():
             return
-        elif stable or self._last_scan.get(version) == found or (found.has_manifest and slot.attempted is None):
-            slot.attempted = found
+        elif (
+            stable
+            or slot.attempted == found
+            or self._last_scan.get(version) == found
+            or (found.has_manifest and slot.attempted is None)
+        ):
             self._load(version, slot, found, config)
         elif slot.model is None:
-            slot.reason = _BEING_WRITTEN
+            slot.reason, slot.retry_at = _BEING_WRITTEN, None
 
-    def _load(self, version: int, slot: _Slot, found: _Fingerprint, config: ModelConfig | LoadError) -> None:
+    def _load(self, version: int, slot: Slot, found: Fingerprint, config: ModelConfig | LoadError) -> None:
         old = slot.model
-        if old is None:
-            slot.state, slot.reason = "LOADING", ""
-            self._publish()
+        slot.begin(found)
+        self._change()
         try:
             model = self._load_model(version, found, config)
         except LoadError as error:
-            slot.state, slot.reason = "UNAVAILABLE" if old is None else "READY", str(error)
-            self._publish()
-            logger.warning("%s version %d not loaded: %s", self.name, version, error)
+            slot.fail(error, self._retry_s)
+            self._change()
+            reason = slot.entry(self.name, version).reason
+            logger.warning("%s version %d not loaded: %s", self.name, version, reason)
             return
-        slot.state, slot.reason, slot.model = "READY", "", model
-        self._publish()
+        model.batcher.on_health_change = self._publish
+        slot.succeed(model)
+        self._change()
         logger.info("%s version %d ready, loaded in %.2f s", self.name, version, model.load_s)
         if old is not None:
-            old.batcher.close()
+            self._close(old)
 
-    def _load_model(self, version: int, found: _Fingerprint, config: ModelConfig | LoadError) -> Model:
+    def _load_model(self, version: int, found: Fingerprint, config: ModelConfig | LoadError) -> Model:
         """Loads the version, and checks that its files have not changed meanwhile.
 
         Raises:
@@ -245,23 +275,63 @@ class ModelVersions:
         if isinstance(config, LoadError):
             raise config
         try:
-            model = load_version(self._folder, version, config, self._settings)
+            with self._turn.take(f"{self.name} version {version}"):
+                model = load_version(self._folder, version, config, self._settings)
         except LoadError:
             raise
         except Exception as error:  # from a backend, or a bug: other versions and models must not suffer
             logger.exception("%s version %d could not be loaded", self.name, version)
-            raise LoadError(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
-        if scan_version(self._folder / str(version)) != found.version_files:
-            model.batcher.close()
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            raise TransientLoadError(reason) from error
+        try:
+            has_changed = scan_version(self._folder / str(version)) != found.version_files
+        except OSError as error:
+            self._close(model)
+            raise TransientLoadError(f"its folder cannot be read: {describe(error)}") from error
+        if has_changed:
+            self._close(model)
             raise LoadError("its files changed while it was being loaded")
         return model
+
+    def _unload(self, reasons: Mapping[int, str]) -> None:
+        """Takes versions out of service, each for its reason."""
+        models = []
+        for version in reasons:
+            slot = self._slots[version]
+            models.append(slot.model)
+            slot.remove("UNLOADING", "")
+        if not models:
+            return
+        self._change()
+        for model in models:
+            assert model is not None
+            self._close(model)
+            logger.info("%s version %s unloaded: %s", self.name, model.version, reasons[int(model.version)])
+        for version, reason in reasons.items():
+            self._slots[version].remove("UNAVAILABLE", reason)
+
+    def _close(self, model: Model) -> None:
+        """Finishes the requests of a version that serves no longer, and frees it. Leaves behind one that hangs."""
+        name = f"{self.name} version {model.version}"
+        closing = threading.Thread(target=_close_batcher, args=(model, name), name=f"close-{self.name}", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_PATIENCE_S)
+        if closing.is_alive():
+            logger.warning("%s has not finished its requests after %g s: left behind", name, _CLOSE_PATIENCE_S)
 
     def _remove_slots(self, candidates: Collection[int], found: Collection[int]) -> None:
         """Keeps versions that the policy does not select in the index while their folders exist."""
         for version, slot in list(self._slots.items()):
             if version not in candidates and slot.model is None:
                 if version in found:
-                    slot.state, slot.reason, slot.attempted = "UNAVAILABLE", _NOT_SELECTED, None
+                    slot.remove("UNAVAILABLE", _NOT_SELECTED)
+                    slot.unreadable = ""
                 else:
                     del self._slots[version]
-        self._publish()
+
+
+def _close_batcher(model: Model, name: str) -> None:
+    try:
+        model.batcher.close()
+    except Exception:
+        logger.exception("%s could not be closed", name)

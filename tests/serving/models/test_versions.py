@@ -1,11 +1,18 @@
 """The versions of one model are loaded and unloaded, one scan at a time."""
 
+import errno
+import os
 import shutil
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from serving.errors import TransientLoadError
 from serving.inference.batcher import BatcherClosed
+from serving.models import slot as slot_module
 from serving.models import versions as versions_module
 from serving.models.loader import LoadSettings, load_version
 from serving.models.versions import ModelVersions
@@ -243,7 +250,7 @@ def test_a_removed_model_has_no_ready_version(model):
     model.scan()
     model.scan()
     assert model.ready == []
-    assert model.entries == [("", "UNAVAILABLE", "its folder contains no version")]
+    assert model.entries == [("", "UNAVAILABLE", "its folder is gone")]
 
 
 def test_a_changed_configuration_reloads_the_model(model, attempts):
@@ -330,3 +337,190 @@ def test_the_index_shows_loading(model):
     model.start()
     assert model.views[0] == ([], ["LOADING"])
     assert model.views[-1] == ([1], ["READY"])
+
+
+# ---- what cannot be read is not taken for absent ---------------------------------------------------------------------
+
+
+def test_an_unreadable_model_keeps_serving(model, broken, caplog):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    broken[model.folder] = errno.ESTALE
+    for _ in range(4):
+        assert model.scan() == ["its folder cannot be read: Stale file handle"]
+    assert (model.ready, model.factor(1)) == ([1], 1)
+    assert model.entries == [("1", "READY", "its folder cannot be read: Stale file handle")]
+    assert caplog.text.count("m: its folder cannot be read: Stale file handle; still serving version 1") == 1
+    broken.clear()
+    with caplog.at_level("INFO"):
+        assert model.scan() == []
+    assert model.entries == [("1", "READY", "")]
+    assert "its folder can be read again" in caplog.text
+
+
+def test_an_unreadable_version_keeps_serving_and_others_change(model, broken, caplog):
+    write_config(model.folder, SCALE_CONFIG + "version_policy { all { } }")
+    for version in (1, 2):
+        write_version(model.folder, version, scale(version))
+    model.start()
+    broken[model.folder / "2"] = errno.EACCES
+    write_version(model.folder, 3, scale(3), manifest={})
+    for _ in range(3):
+        model.scan()
+    assert model.ready == [1, 2, 3]
+    assert model.entries[1] == ("2", "READY", "its folder cannot be read: Permission denied")
+    assert caplog.text.count("version 2: its folder cannot be read: Permission denied") == 1
+
+
+def test_an_unreadable_new_version_leaves_the_old_one_and_is_loaded_later(model, broken):
+    for version in (1, 2):
+        write_version(model.folder, version, scale(version))
+    broken[model.folder / "2"] = errno.EIO
+    assert model.start() == ["version 2: its folder cannot be read: Input/output error"]
+    assert (model.ready, model.entries[1][1]) == ([1], "UNAVAILABLE")
+    broken.clear()
+    model.scan()
+    model.scan()
+    assert model.ready == [2]
+
+
+@pytest.mark.parametrize("what", ["config.pbtxt", "1/model.onnx"])
+def test_an_unreadable_file_keeps_the_model(model, broken, what):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    broken[model.folder / what] = errno.EIO
+    if what == "config.pbtxt":  # a directory entry answers `stat` itself
+        assert model.scan() == ["m/config.pbtxt cannot be read: Input/output error"]
+    for _ in range(3):
+        model.scan()
+    assert (model.ready, model.factor(1)) == ([1], 1)
+
+
+def test_a_dangling_link_keeps_the_model_and_its_configuration(model):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    os.symlink("user@host.4711:1", model.folder / "1/.#manifest.json")
+    os.symlink("nowhere", model.folder / "1/notes.txt")
+    for _ in range(4):
+        assert model.scan() == []
+    assert (model.ready, model.factor(1)) == ([1], 1)
+    (model.folder / "config.pbtxt").unlink()
+    os.symlink("nowhere", model.folder / "config.pbtxt")
+    for _ in range(4):
+        assert model.scan() == ["m/config.pbtxt cannot be read: a link to nothing"]
+    assert model.versions.ready()[1].spec.max_batch_size == 4
+
+
+@pytest.mark.parametrize("what", ["model.onnx", "manifest.json", "golden.npz"])
+def test_a_link_to_nothing_in_place_of_a_file_is_named(model, what):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    (model.folder / "1" / what).unlink(missing_ok=True)
+    os.symlink("nowhere", model.folder / "1" / what)
+    for _ in range(3):
+        model.scan()
+    ((_, state, reason),) = model.entries
+    assert (model.ready, state) == ([1], "READY")
+    assert what in reason
+    assert "a link to nothing" in reason
+
+
+def test_an_unmounted_file_system_is_not_empty(model, monkeypatch):
+    folder = write_version(model.folder, 1, scale(1))
+    model.start()
+    folder.rename(model.folder.parent / "away")
+    real = versions_module.scan_model
+    monkeypatch.setattr(versions_module, "scan_model", lambda path: replace(real(path), device=-1))
+    for _ in range(3):
+        assert model.scan() == ["its folder cannot be read: its file system is not mounted"]
+    assert model.ready == [1]
+
+
+def test_loading_a_model_whose_folder_is_gone_keeps_what_serves(model):
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    model.folder.rename(model.folder.parent / "away")
+    assert model.start() == ["its folder is gone"]
+    assert model.ready == [1]
+
+
+def test_the_log_gives_the_true_reason_of_an_unload(model, caplog):
+    for version in (1, 2):
+        write_version(model.folder, version, scale(version))
+    model.start()
+    with caplog.at_level("INFO"):
+        shutil.rmtree(model.folder / "2")
+        model.scan()
+        model.scan()
+        write_version(model.folder, 3, scale(3), manifest={})
+        model.scan()
+    assert "m version 2 unloaded: its folder is gone" in caplog.text
+    assert "m version 1 unloaded: the version policy selects other versions" in caplog.text
+
+
+# ---- failures that may pass are tried again --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test moves: `clock.now`."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(slot_module.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room"), OSError("the disk is gone"), TransientLoadError("CUDA out of memory")]
+)
+def test_a_failure_that_may_pass_is_tried_again_with_growing_pauses(tmp_path, monkeypatch, clock, error):
+    write_config(tmp_path / "m", SCALE_CONFIG)
+    write_version(tmp_path / "m", 1, scale(1))
+    attempts = []
+
+    def fail(*arguments):
+        attempts.append(clock.now)
+        raise error
+
+    monkeypatch.setattr(versions_module, "load_version", fail)
+    versions = ModelVersions(tmp_path / "m", LoadSettings(device="cpu", num_threads=1), lambda: None, retry_s=2.0)
+    versions.update(stable=True)
+    assert versions.entries()[0].reason.endswith("; retry in 2 s")
+    for _ in range(1000):
+        clock.now += 1
+        versions.update(stable=False)
+    pauses = np.diff(attempts).tolist()
+    assert pauses[:8] == [2, 4, 8, 16, 32, 64, 128, 256]
+    assert set(pauses[8:]) == {300}
+    monkeypatch.setattr(versions_module, "load_version", load_version)
+    clock.now += 300
+    assert versions.update(stable=False) == []
+    assert [(entry.state, entry.reason) for entry in versions.entries()] == [("READY", "")]
+    versions.unload("the test is over")
+
+
+def test_a_failure_that_cannot_pass_is_not_tried_again(tmp_path, monkeypatch, clock):
+    write_config(tmp_path / "m", SCALE_CONFIG.replace('"x"', '"z"'))
+    write_version(tmp_path / "m", 1, scale(1))
+    versions = ModelVersions(tmp_path / "m", LoadSettings(device="cpu", num_threads=1), lambda: None, retry_s=2.0)
+    versions.update(stable=True)
+    monkeypatch.setattr(versions_module, "load_version", None)
+    clock.now += 10_000
+    (failure,) = versions.update(stable=False)
+    assert failure == "version 1: the configuration has input 'z', but the model has 'x'"
+
+
+# ---- closing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_version_that_hangs_while_it_closes_is_left_behind(model, monkeypatch, caplog):
+    monkeypatch.setattr(versions_module, "_CLOSE_PATIENCE_S", 0.1)
+    write_version(model.folder, 1, scale(1))
+    model.start()
+    released = threading.Event()
+    close = model.versions.ready()[1].batcher.close
+    monkeypatch.setattr(model.versions.ready()[1].batcher, "close", lambda: (released.wait(60), close()))
+    write_version(model.folder, 2, scale(2), manifest={})
+    model.scan()
+    assert (model.ready, model.factor(2)) == ([2], 2)
+    assert "m version 1 has not finished its requests after 0.1 s: left behind" in caplog.text
+    released.set()

@@ -1,0 +1,138 @@
+"""The state of one version of a model, its entry in the repository index, and the view of a model for its readers."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from serving.errors import LoadError, TransientLoadError
+from serving.models.loader import Model
+from serving.models.manifest import MANIFEST_FILE
+from serving.models.scanner import FileStats
+
+State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+
+_MAX_PAUSE_S = 300.0
+"""Between two attempts to load a version after a failure that may pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One entry of the repository index.
+
+    Args:
+        version: empty if no version of the model is known.
+        cause: why the version is not ready, why its newer files were not loaded, or why they are not known.
+        retry_at: when it is loaded again, on the clock of `time.monotonic`; None for not before its files change.
+    """
+
+    name: str
+    version: str
+    state: State
+    cause: str = ""
+    retry_at: float | None = None
+
+    @property
+    def reason(self) -> str:
+        """The cause, and the time until the next attempt."""
+        if self.retry_at is None:
+            return self.cause
+        return f"{self.cause}; retry in {max(0, math.ceil(self.retry_at - time.monotonic()))} s"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """The state of a model for its readers.
+
+    Args:
+        ready: the versions that serve, by number.
+        entries: the model's entries of the repository index, at least one.
+    """
+
+    ready: Mapping[int, Model] = field(default_factory=dict)
+    entries: tuple[IndexEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Everything that a version is loaded from; equal if loading again would change nothing.
+
+    Args:
+        override: the configuration that a client sent, as JSON.
+        model_files: the files beside the versions.
+        version_files: the version's own files.
+    """
+
+    override: str | None
+    model_files: FileStats
+    version_files: FileStats
+
+    @property
+    def has_manifest(self) -> bool:
+        return any(file[0] == MANIFEST_FILE for file in self.version_files)
+
+
+@dataclass(slots=True)
+class Slot:
+    """The state of one version that is, was or should be served.
+
+    Args:
+        reason: why the version is not ready, or why its newer files were not loaded.
+        model: what serves; None for nothing.
+        attempted: the files of the last attempt to load it, successful or not.
+        is_missing: the last scan found no folder.
+        unreadable: why the last scan could not read its folder; empty if it could.
+        retry_at: when to load the same files again; None for never.
+        pause_s: between the last failure and `retry_at`.
+    """
+
+    state: State = "UNAVAILABLE"
+    reason: str = ""
+    model: Model | None = None
+    attempted: Fingerprint | None = None
+    is_missing: bool = False
+    unreadable: str = ""
+    retry_at: float | None = None
+    pause_s: float = 0.0
+
+    def entry(self, name: str, version: int, unreadable: str = "") -> IndexEntry:
+        """Returns the version's entry of the repository index.
+
+        Args:
+            unreadable: why the model's folder could not be read; empty if it could.
+        """
+        if cause := unreadable or self.unreadable:
+            return IndexEntry(name, str(version), self.state, cause)
+        return IndexEntry(name, str(version), self.state, self.reason, self.retry_at)
+
+    def is_due(self) -> bool:
+        """Returns whether the time has come to load the same files again."""
+        return self.retry_at is not None and time.monotonic() >= self.retry_at
+
+    def begin(self, found: Fingerprint) -> None:
+        """Notes an attempt to load the version. After a change of files, pauses begin anew."""
+        if self.attempted != found:
+            self.pause_s = 0.0
+        self.attempted, self.retry_at = found, None
+        if self.model is None:
+            self.state, self.reason = "LOADING", ""
+
+    def fail(self, error: LoadError, first_pause_s: float | None) -> None:
+        """Notes that the attempt failed. If that may pass, the next one is due after a pause that doubles each time.
+
+        Args:
+            first_pause_s: None for no further attempt before the files change.
+        """
+        self.state, self.reason = "UNAVAILABLE" if self.model is None else "READY", str(error)
+        if first_pause_s is not None and isinstance(error, TransientLoadError):
+            self.pause_s = min(2 * self.pause_s or first_pause_s, _MAX_PAUSE_S)
+            self.retry_at = time.monotonic() + self.pause_s
+
+    def succeed(self, model: Model) -> None:
+        """Notes that the version serves."""
+        self.state, self.reason, self.model, self.pause_s = "READY", "", model, 0.0
+
+    def remove(self, state: State, reason: str) -> None:
+        """Notes that the version does not serve. Its files are loaded anew when it should serve again."""
+        self.state, self.reason, self.model, self.attempted, self.retry_at = state, reason, None, None, None
