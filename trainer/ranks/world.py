@@ -119,11 +119,7 @@ class World:
             watchdog.watch_launcher()
         store, lock, round_name = None, None, ""
         if size > 1:
-            shared_store = connect(environment)
-            watchdog_store = shared_store.clone()  # may take seconds, in which the others would miss heartbeats
-            round_name = join_round(shared_store, environment)
-            watchdog.watch_peers(watchdog_store, round_name)
-            store, lock = PrefixStore(f"convoy/{round_name}", shared_store), FailureLock(shared_store, round_name, rank)
+            store, lock, round_name = _join_round(environment, watchdog)
         with ExitStack() as on_leave, _leaving(watchdog), report_failure(context, lock, watchdog):
             _check_shards(virtual_shards, size, is_elastic=environment.max_restarts > 0)
             device = choose_device(choice, local_rank, local_size)
@@ -271,6 +267,19 @@ class World:
                     time.sleep(0.05)
         except RuntimeError as error:
             raise PeerError("the launcher is gone") from error
+
+
+def _join_round(environment: RankEnvironment, watchdog: Watchdog) -> tuple[Store, FailureLock, str]:
+    """Connects to the run's store, waits for all ranks and starts to watch them.
+
+    Returns:
+        The store under the round's prefix, the round's failure lock, and its name.
+    """
+    shared_store = connect(environment)
+    watchdog_store = shared_store.clone()  # may take seconds, in which the others would miss heartbeats
+    name = join_round(shared_store, environment)
+    watchdog.watch_peers(watchdog_store, name)
+    return PrefixStore(f"convoy/{name}", shared_store), FailureLock(shared_store, name, environment.rank), name
 
 
 def _init_process_group(
