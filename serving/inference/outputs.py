@@ -1,11 +1,15 @@
 """The outputs of a batch: checked against the model's configuration, and converted to bytes once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from serving.errors import ResourceExhausted
 from serving.protocol.tensors import Array, TensorSpec, to_bytes
+
+MAX_RESPONSE_BYTES = 2**31 - 1 - (1 << 20)
+"""Bytes of the tensors in one response: the limit of Protocol Buffers, less a megabyte for names and shapes."""
 
 
 class OutputMismatch(Exception):
@@ -46,15 +50,30 @@ class Outputs:
 
     Attributes:
         row_shapes: the outputs' shapes without the batch dimension.
+        is_large: whether a response may be too large, so that `check_size` must be called.
     """
 
-    __slots__ = ("_bytes", "_rows", "arrays", "row_shapes")
+    __slots__ = ("_bytes", "_rows", "arrays", "is_large", "row_shapes")
 
     def __init__(self, arrays: Sequence[Array], rows: int | None) -> None:
         self.arrays = arrays
         self.row_shapes = [array.shape if rows is None else array.shape[1:] for array in arrays]
         self._rows = rows or 1
+        self.is_large = sum([array.nbytes for array in arrays]) > MAX_RESPONSE_BYTES
         self._bytes: list[bytes | None] = [None] * len(arrays)
+
+    def check_size(self, indices: Iterable[int], rows: int) -> None:
+        """Checks that these outputs fit into one response. Strings are counted as pointers.
+
+        Raises:
+            ResourceExhausted: they do not.
+        """
+        size = sum(self.arrays[index].nbytes for index in indices) // self._rows * rows
+        if size > MAX_RESPONSE_BYTES:
+            raise ResourceExhausted(
+                f"the response would have {size} bytes, but at most {MAX_RESPONSE_BYTES} fit into a message: "
+                "send fewer rows, or request fewer outputs"
+            )
 
     def slice(self, index: int, first_row: int, rows: int) -> Array:
         """Returns some rows of an output."""

@@ -120,6 +120,8 @@ class ValueEncoder:
     def encode(self, outputs: Outputs, first_row: int, request_id: str) -> InferResponse:
         """Returns the response for the plan's rows of a batch."""
         plan = self.plan
+        if outputs.is_large:
+            outputs.check_size([index for index, top_k in plan.requested if not top_k], plan.rows)
         tensors = []
         for index, top_k in plan.requested:
             datatype, shape = plan.output_type(outputs, index, top_k)

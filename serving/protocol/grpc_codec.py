@@ -127,6 +127,8 @@ class ResponseEncoder:
 
     def encode(self, outputs: Outputs, first_row: int, request_id: str) -> bytes:
         """Returns the response for the plan's rows of a batch."""
+        if outputs.is_large:
+            outputs.check_size([index for index, top_k in self.plan.requested if not top_k], self.plan.rows)
         shapes, head, fields = self._shared
         if outputs.row_shapes != shapes:
             head, fields = self._head(outputs), self._fields(outputs)
