@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from protos import grpc_service_pb2 as pb
 from protos import health_pb2
-from serving.errors import Internal, InvalidArgument, ServingError, Unavailable, Unsupported, quote
+from serving.errors import Internal, InvalidArgument, NotFound, ServingError, Unavailable, Unsupported, quote
 from serving.models.changes import ANYONE, Caller
 from serving.models.repository import Model, Repository
 from serving.observability.health import Health
@@ -79,14 +79,14 @@ class AdminService:
     def is_model_ready(self, name: str, version: str) -> bool:
         """Returns whether a version of a model is ready; any version if `version` is empty.
 
+        A model that does not exist is not ready, as in Triton: clients wait in loops for a model that is to come.
+
         Raises:
-            NotFound: the model or version does not exist.
+            InvalidArgument: the version is not a number.
         """
-        if not version:
-            return bool(self.repository.versions(name))
         try:
             self.repository.get(name, version)
-        except Unavailable:
+        except (NotFound, Unavailable):
             return False
         return True
 
@@ -114,8 +114,8 @@ class AdminService:
         """
         models = self.repository.ready_models()
         if name:
-            self.repository.get(name, version)
-            models = [model for model in models if model.spec.name == name and version in ("", model.version)]
+            number = self.repository.get(name, version).version
+            models = [model for model in models if model.spec.name == name and (not version or model.version == number)]
         return pb.ModelStatisticsResponse(model_stats=[_statistics(model) for model in models])
 
     def repository_index(self, ready_only: bool) -> pb.RepositoryIndexResponse:

@@ -38,10 +38,22 @@ def test_the_server(client: triton.InferenceServerClient) -> None:
 def test_whether_a_model_is_ready(client: triton.InferenceServerClient) -> None:
     assert client.is_model_ready("rows")
     assert client.is_model_ready("versions", "1")
-    assert not client.is_model_ready("spare")
-    with pytest.raises(InferenceServerException, match="unknown model 'nothing'") as caught:
-        client.is_model_ready("nothing")
-    assert caught.value.status() == "StatusCode.NOT_FOUND"
+    for name, version in (("spare", ""), ("nothing", ""), ("versions", "3"), ("spare", "1")):
+        assert not client.is_model_ready(name, version)
+    with pytest.raises(InferenceServerException, match="is not a number") as caught:
+        client.is_model_ready("versions", "latest")
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("version", ["2", "02", "0002"])
+def test_a_version_is_a_number(client: triton.InferenceServerClient, version: str) -> None:
+    assert client.is_model_ready("versions", version)
+    assert list(client.get_model_metadata("versions", version).versions) == ["1", "2"]
+    assert client.get_model_config("versions", version).config.name == "versions"
+    only = client.get_inference_statistics("versions", version).model_stats
+    assert [(each.name, each.version) for each in only] == [("versions", "2")]
+    answer = client.infer("versions", [tensor("x", np.ones((1, 1), np.float32))], model_version=version)
+    assert (answer.get_response().model_version, answer.as_numpy("y").item()) == ("2", 3)
 
 
 def test_metadata(client: triton.InferenceServerClient) -> None:

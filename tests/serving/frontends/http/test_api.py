@@ -54,7 +54,8 @@ def test_health(triton: tritonclient.http.InferenceServerClient, http: httpx.Cli
     assert not triton.is_model_ready("nothing")
     assert http.get("/v2/health/live").json() == {"live": True}
     assert http.get("/v2/models/twice/ready").json() == {"name": "twice", "ready": True}
-    assert http.get("/v2/models/nothing/ready").status_code == 404
+    unknown = http.get("/v2/models/nothing/ready")
+    assert (unknown.status_code, unknown.json()) == (400, {"name": "nothing", "ready": False}), "as in Triton"
     assert http.head("/v2/health/ready").status_code == 200
 
 
