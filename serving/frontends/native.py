@@ -18,16 +18,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from pygrpc_native import EVENT_CALL, STREAM_FULL, NativeGrpcFront
 
 from convoy.auth import Principal, TokenFile
 from protos.health_pb2 import HealthCheckRequest
-from serving.errors import Internal, ResourceExhausted, ServingError, StartupError
+from serving.errors import ResourceExhausted, ServingError, StartupError
 from serving.frontends.common import limits
 from serving.frontends.common.address import UNIX, check_address, private_address, raise_backlog, socket_path
 from serving.frontends.common.auth import check_method, check_quota, check_token
+from serving.frontends.common.calls import ChangeThreads, log_failure
 from serving.frontends.common.limits import OpenCalls
 from serving.frontends.common.services import Services
 from serving.frontends.common.status import code_without_response, shutting_down, status_details
@@ -90,8 +90,7 @@ class NativeFrontend:
         self._watches: dict[_NativeCall, Callable[[], None]] = {}
         self._open_watches = OpenCalls("Watch calls", limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
         self._is_stopping = False
-        self._blocking = ThreadPoolExecutor(limits.MAX_BLOCKING, thread_name_prefix="native-blocking")
-        self._free_threads = threading.BoundedSemaphore(limits.MAX_BLOCKING)
+        self._changes = ChangeThreads(services.admin.blocking)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -148,7 +147,7 @@ class NativeFrontend:
         time.sleep(min(LINGER_S, grace_s))
         self._front.close()
         self._thread.join()
-        self._blocking.shutdown(wait=False, cancel_futures=True)
+        self._changes.close()
 
     def _receive(self) -> None:
         """Handles events until pygrpc-native is closed."""
@@ -178,7 +177,7 @@ class NativeFrontend:
         try:
             call.request = self._services.inference.infer(payload, context, call)
         except Exception:  # a defect must not end the thread that receives all calls
-            logger.exception("%s failed", INFER)
+            call.fail(log_failure(INFER))
 
     def _handle_event(self, kind: int, call_id: int, method: int, payload: bytes, details: CallDetails) -> None:
         """Handles a new call, or the end of one whose client has disconnected or whose deadline has passed."""
@@ -197,7 +196,7 @@ class NativeFrontend:
                 self._services.inference.refusals.count_error(error)
             call.fail(error)
         except Exception:
-            call.fail(_log_failure(path))
+            call.fail(log_failure(path))
 
     def _begin(self, call_id: int, path: str, details: CallDetails) -> "_NativeCall":
         if self._access_log is None:
@@ -221,26 +220,10 @@ class NativeFrontend:
         elif path == HEALTH_WATCH:
             self._watch(call, payload, details[1])
         elif path in self._services.admin.blocking:
-            self._start_change(call, path, payload, details[2])
+            deadline = None if details[2] is None else time.monotonic() + details[2]
+            self._changes.start(call, path, payload, Caller(deadline, lambda: call.call_id not in self._calls))
         else:
             call.succeed(self._services.admin.unary[path](payload))
-
-    def _start_change(self, call: "_NativeCall", path: str, payload: bytes, remaining_s: float | None) -> None:
-        """Loads or unloads a model on another thread, unless the call has ended before its turn."""
-        if not self._free_threads.acquire(blocking=False):
-            raise limits.too_many_changes()
-        deadline = None if remaining_s is None else time.monotonic() + remaining_s
-        caller = Caller(deadline, lambda: call.call_id not in self._calls)
-
-        def change() -> None:
-            try:
-                call.succeed(self._services.admin.blocking[path](payload, caller))
-            except ServingError as error:
-                call.fail(error)
-            except Exception:
-                call.fail(_log_failure(path))
-
-        self._blocking.submit(change).add_done_callback(lambda _: self._free_threads.release())
 
     def _watch(self, call: "_NativeCall", payload: bytes, peer: str) -> None:
         name = decode(HealthCheckRequest, payload).service
@@ -268,12 +251,6 @@ class NativeFrontend:
             end()
             if error is not None:
                 call.fail(error)
-
-
-def _log_failure(path: str) -> Internal:
-    """Logs the exception that is being handled. Returns the error for the client."""
-    logger.exception("%s failed", path)
-    return Internal("the server failed; its log says why")
 
 
 class _NativeCall:

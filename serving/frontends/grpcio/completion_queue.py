@@ -1,200 +1,160 @@
-"""ModelInfer without a thread for each call: a second completion queue beside the one that grpcio's server reads.
+"""Calls without a thread for each: a second completion queue beside the one that grpcio's server reads.
 
-grpcio's server gives each RPC to a thread, which waits for the message and then for the batch. Here one thread takes
-the events of all calls from gRPC's core and hands their messages to the service; the thread that computed a response
-sends it. grpcio itself works this way in `grpc._cython`, which is not public: docs/decisions/0007 says what it saves,
-and `attach` checks that the interface is still the one that this module uses.
+grpcio's server gives each RPC to a thread, which waits for the message, however long the client takes, and then for the
+response: clients that send none would occupy all threads. Here one thread takes the events of all calls from gRPC's
+core and hands their messages to the services; for ModelInfer, the thread that computed a response sends it. grpcio
+itself works this way in `grpc._cython`, which is not public: docs/decisions/0007 says what it saves, and `attach`
+checks that the interface is still the one that this module uses.
 """
 
 import logging
 import threading
-import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import grpc
 from grpc._cython import cygrpc
 
-from convoy.auth import Principal, TokenFile
-from serving.errors import InvalidArgument, ResourceExhausted, ServingError
-from serving.frontends.common.auth import check_method, check_quota, check_token
-from serving.frontends.common.status import code_without_response, status_details
-from serving.frontends.grpcio.rpc import deadline_after
-from serving.inference.request import RequestContext, RequestHandle
-from serving.inference.service import InferenceService
+from convoy.auth import TokenFile
+from serving.frontends.common import limits
+from serving.frontends.common.calls import ChangeThreads
+from serving.frontends.common.limits import OpenCalls
+from serving.frontends.common.services import Services
+from serving.frontends.common.status import shutting_down
+from serving.frontends.grpcio.calls import Call, Method, WatchCall
+from serving.inference.request import RequestContext
+from serving.models.changes import Caller
 from serving.observability.logging import AccessLog
-from serving.protocol.methods import INFER
-from serving.protocol.status import OK, grpc_code, trailing_metadata
+from serving.protocol.methods import HEALTH_WATCH, INFER
 
 logger = logging.getLogger(__name__)
 
-NUM_REQUESTED = 32
-"""Calls that gRPC's core may deliver before it is asked for more."""
+NUM_REQUESTED = {INFER: 32}
+"""Calls of a method that gRPC's core may deliver before it is asked for more."""
+_NUM_REQUESTED = 2
+"""Of all other methods."""
 
 _NO_FLAGS = 0
 
 
-class InferCompletionQueue:
-    """The ModelInfer calls of one server. `attach` creates it.
+class CompletionQueue:
+    """The unary and Watch calls of one server. `attach` creates it.
 
     Args:
         core: the server of gRPC's core.
         events: the completion queue, registered with `core`.
+
+    Attributes:
+        watches: the open Watch calls.
+        is_stopping: whether new Watch calls end at once.
     """
 
     def __init__(
-        self,
-        core: Any,
-        events: Any,
-        service: InferenceService,
-        *,
-        tokens: TokenFile | None,
-        access_log: AccessLog | None,
+        self, core: Any, events: Any, services: Services, *, tokens: TokenFile | None, access_log: AccessLog | None
     ) -> None:
-        self.service = service
         self.tokens = tokens
         self.access_log = access_log
+        self.watches: set[WatchCall] = set()
+        self.is_stopping = False
         self._core = core
         self._events = events
+        self._services = services
+        self._changes = ChangeThreads(services.admin.blocking)
+        self._open_watches = OpenCalls("Watch calls", limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
         self._num_requested = 0
         self._num_open = 0
-        self._thread = threading.Thread(target=self._take_events, name="grpcio-infer", daemon=True)
+        self._thread = threading.Thread(target=self._take_events, name="grpcio-calls", daemon=True)
 
     def start(self) -> None:
         """Starts to take calls. Call it after the server has started."""
-        for _ in range(NUM_REQUESTED):
-            self._request_call()
+        for method in self._methods():
+            for _ in range(NUM_REQUESTED.get(method.path, _NUM_REQUESTED)):
+                self._request_call(method)
         self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the Watch calls. Call it while the server stops."""
+        self.is_stopping = True
+        for call in list(self.watches):
+            call.fail(shutting_down())
 
     def join(self, timeout_s: float) -> None:
         """Waits until the last call has ended. Call it while the server stops."""
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+        self._changes.close()
 
     def call_ended(self) -> None:
         """Counts a call that has ended. Runs on the thread that takes events."""
         self._num_open -= 1
 
-    def _request_call(self) -> None:
+    def _methods(self) -> Iterator[Method]:
+        yield Method(INFER, Call, self._infer, self._services.inference.refusals.count_error)
+        yield Method(HEALTH_WATCH, WatchCall, self._watch)
+        for path, handler in self._services.admin.unary.items():
+            yield Method(path, Call, partial(_respond, handler))
+        for path in self._services.admin.blocking:
+            yield Method(path, Call, partial(self._start_change, path))
+
+    def _infer(self, call: Call, payload: bytes) -> None:
+        call.request = self._services.inference.infer(payload, RequestContext(call.deadline, call.principal), call)
+
+    def _watch(self, call: WatchCall, payload: bytes) -> None:
+        call.watch(payload, self._services.admin.health, self._open_watches)
+
+    def _start_change(self, path: str, call: Call, payload: bytes) -> None:
+        self._changes.start(call, path, payload, Caller(call.deadline, lambda: call.has_ended))
+
+    def _request_call(self, method: Method) -> None:
         try:
-            self._core.request_registered_call(self._events, self._events, INFER, None)
+            self._core.request_registered_call(self._events, self._events, method.path, partial(self._begin, method))
         except ValueError:
             return  # the server is stopping
         self._num_requested += 1
 
-    def _take_events(self) -> None:
-        """Handles events until the server has stopped and every call has ended.
+    def _begin(self, method: Method, event: Any) -> None:
+        """Handles the event of a new call, or of the server's end."""
+        self._num_requested -= 1
+        if event.success:
+            self._request_call(method)
+            self._num_open += 1
+            method.make_call(self, method, event).receive(event.invocation_metadata)
 
-        An event's tag is the function that handles it; the event of a new call has none.
-        """
+    def _take_events(self) -> None:
+        """Handles events until the server has stopped and all calls have ended. An event's tag is its handler."""
         while self._num_requested or self._num_open:
             event = self._events.poll()
             try:
-                if event.tag is not None:
-                    event.tag(event)
-                else:
-                    self._num_requested -= 1
-                    if event.success:
-                        self._request_call()
-                        self._num_open += 1
-                        _InferCall(self, event).receive(event.invocation_metadata)
+                event.tag(event)
             except Exception:
-                logger.exception("an event of %s could not be handled", INFER)
+                logger.exception("an event of a call could not be handled")
             del event  # else it keeps the call, and memory of gRPC's core, until the next event arrives
 
 
-class _InferCall:
-    """One ModelInfer call; a `ResponseSink`. Other threads call only `succeed` and `fail`."""
-
-    __slots__ = ("_call", "_code", "_deadline", "_entry", "_has_ended", "_principal", "_queue", "_request")
-
-    def __init__(self, queue: InferCompletionQueue, event: Any) -> None:
-        self._queue = queue
-        self._call = event.call
-        self._deadline = deadline_after(event.call_details.deadline - time.time())
-        self._entry = None if queue.access_log is None else queue.access_log.begin(INFER, event.call.peer().decode())
-        self._principal: Principal | None = None
-        self._request: RequestHandle | None = None
-        self._has_ended = False
-        self._code: int | None = None
-
-    def receive(self, metadata: tuple[Any, ...]) -> None:
-        """Asks gRPC's core for the message, and for an event when the call ends."""
-        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
-        try:
-            self._principal = check_token(self._queue.tokens, INFER, metadata)
-            if self._entry is not None:
-                self._entry.principal = self._principal
-            check_method(self._principal, INFER)
-        except ServingError as error:
-            self._refuse(error)
-        else:
-            self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
-
-    def succeed(self, payload: bytes) -> None:
-        self._send((cygrpc.SendMessageOperation(payload, _NO_FLAGS),), OK, "", ())
-
-    def fail(self, error: ServingError) -> None:
-        self._send((), grpc_code(error), status_details(error), trailing_metadata(error))
-
-    def _refuse(self, error: ServingError) -> None:
-        """Refuses a call that the service does not see."""
-        self._queue.service.refusals.count_error(error)
-        self.fail(error)
-
-    def _send(self, message: tuple[Any, ...], code: int, details: str, trailers: tuple[tuple[str, str], ...]) -> None:
-        if self._has_ended:
-            return
-        self._code = code
-        metadata = cygrpc.SendInitialMetadataOperation((), _NO_FLAGS)
-        status = cygrpc.SendStatusFromServerOperation(trailers, code, details, _NO_FLAGS)
-        self._call.start_server_batch((metadata, *message, status), _ignore)
-
-    def _on_message(self, event: Any) -> None:
-        payload = event.batch_operations[0].message()
-        if payload is None:
-            # The client sent none, or one over the limit, which the core has refused itself.
-            self._refuse(InvalidArgument("ModelInfer expects one message, got none"))
-        elif not self._has_ended:
-            try:
-                check_quota(self._principal, len(payload))
-            except ResourceExhausted as error:
-                self._refuse(error)
-            else:
-                self._request = self._queue.service.infer(
-                    payload, RequestContext(self._deadline, self._principal), self
-                )
-
-    def _on_close(self, event: Any) -> None:
-        """Handles the end of the call: by a response, or by cancellation, deadline or a lost connection."""
-        self._has_ended = True
-        self._queue.call_ended()
-        is_cancelled = event.batch_operations[0].cancelled()
-        request, self._request = self._request, None  # it refers to this call: the cycle would keep both in memory
-        if is_cancelled and request is not None:
-            request.cancel()
-        if self._entry is not None:
-            responded = not is_cancelled and self._code is not None
-            self._entry.end(self._code or OK if responded else code_without_response(self._deadline))
+def _respond(handler: Callable[[bytes], bytes], call: Call, payload: bytes) -> None:
+    call.succeed(handler(payload))
 
 
 def attach(
-    server: grpc.Server, service: InferenceService, *, tokens: TokenFile | None, access_log: AccessLog | None
-) -> InferCompletionQueue | None:
-    """Routes ModelInfer to a completion queue, past the server's own handlers. Call it before the server starts.
+    server: grpc.Server, services: Services, *, tokens: TokenFile | None, access_log: AccessLog | None
+) -> CompletionQueue | None:
+    """Routes unary and Watch calls to a completion queue, past the server's own handlers, before the server starts.
 
     Returns:
-        None, after a warning in the log, if grpcio's private interface has changed: then the server's handler runs
-        ModelInfer.
+        None, after a warning in the log, if grpcio's private interface has changed: then the server's handlers run
+        all calls.
     """
     try:
         core = server._cy_server
         _ = core.register_completion_queue, core.register_method, core.request_registered_call
         _ = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS), cygrpc.ReceiveMessageOperation(_NO_FLAGS)
         _ = cygrpc.SendInitialMetadataOperation((), _NO_FLAGS), cygrpc.SendMessageOperation(b"", _NO_FLAGS)
-        _ = cygrpc.SendStatusFromServerOperation((), OK, "", _NO_FLAGS)
+        _ = cygrpc.SendStatusFromServerOperation((), 0, "", _NO_FLAGS)
         events = cygrpc.CompletionQueue()
         core.register_completion_queue(events)
-        core.register_method(INFER)
+        for path in (INFER, HEALTH_WATCH, *services.admin.unary, *services.admin.blocking):
+            core.register_method(path)
     except (AttributeError, TypeError) as error:
         logger.warning(
             "grpcio %s has another private interface (%s): ModelInfer takes several times the CPU",
@@ -202,8 +162,4 @@ def attach(
             error,
         )
         return None
-    return InferCompletionQueue(core, events, service, tokens=tokens, access_log=access_log)
-
-
-def _ignore(event: Any) -> None:
-    """Ignores the event of a response that was sent or dropped: `_on_close` handles both."""
+    return CompletionQueue(core, events, services, tokens=tokens, access_log=access_log)

@@ -60,7 +60,7 @@ class GrpcioFrontend:
             handlers=(Handlers(services, self._streams, tokens=tokens, access_log=access_log),),
             options=_options(max_message_bytes),
         )
-        self._infer_queue = attach(self._server, services.inference, tokens=tokens, access_log=access_log)
+        self._queue = attach(self._server, services, tokens=tokens, access_log=access_log)
 
     def start(self) -> None:
         """Starts to listen.
@@ -78,16 +78,18 @@ class GrpcioFrontend:
             raise StartupError(f"cannot listen on {self._address}: {error}") from error
         self.port = 0 if self._address.startswith((UNIX, ABSTRACT)) else port
         self._server.start()
-        if self._infer_queue is not None:
-            self._infer_queue.start()
+        if self._queue is not None:
+            self._queue.start()
 
     def stop(self, grace_s: float) -> None:
         """Refuses new RPCs, finishes those in flight within `grace_s`, then closes all connections."""
         stopped = self._server.stop(grace_s)
         self._streams.end()
+        if self._queue is not None:
+            self._queue.stop()
         stopped.wait()
-        if self._infer_queue is not None:
-            self._infer_queue.join(_JOIN_TIMEOUT_S)
+        if self._queue is not None:
+            self._queue.join(_JOIN_TIMEOUT_S)
         self._threads.shutdown(wait=False)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from convoy import credentials
 from serving.frontends import Frontend
 from serving.frontends.grpcio import GrpcioFrontend, completion_queue
 from serving.frontends.native import NativeFrontend
@@ -17,6 +18,12 @@ from tests.serving.frontends.callers import LIMIT, Serve, wait_until
 from tests.serving.frontends.fake_service import FakeServices
 
 FRONTENDS = {"native": NativeFrontend, "grpcio": GrpcioFrontend, "grpcio-threads": GrpcioFrontend}
+
+
+@pytest.fixture(autouse=True)
+def _look_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of credentials are looked at each time, not once a second."""
+    monkeypatch.setattr(credentials, "CHECK_INTERVAL_S", 0.0)
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def make(services: FakeServices, kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     def make(**options: Any) -> Frontend:
         options = {"address": "127.0.0.1:0", "max_message_bytes": LIMIT} | options
         made: Frontend = FRONTENDS[kind](services, **options)
-        assert (getattr(made, "_infer_queue", None) is not None) == (kind == "grpcio")
+        assert (getattr(made, "_queue", None) is not None) == (kind == "grpcio")
         return made
 
     return make
@@ -59,7 +66,7 @@ def serve(make: Callable[..., Frontend]) -> Iterator[Serve]:
 
         yield start
     left = set(threading.enumerate()) - before
-    assert [thread.name for thread in left if thread.name in ("native", "grpcio-infer")] == []
+    assert [thread.name for thread in left if thread.name in ("native", "grpcio-calls")] == []
 
 
 @pytest.fixture
