@@ -46,6 +46,8 @@ class ServeConfig:
     """Port of the REST API (Open Inference Protocol v2)."""
     metrics_port: int = 8002
     """Port of /metrics for Prometheus, and of /v2/health/live and /v2/health/ready for probes; always without TLS."""
+    metrics_host: Annotated[str | None, option("HOST", "the same as --host")] = None
+    """Address to listen on for the port of metrics."""
 
     device: DeviceChoice = "auto"
     """auto: GPUs if there are any, else CPUs. cpu: CPUs only. cuda: GPUs; the server does not start without one."""
@@ -53,6 +55,9 @@ class ServeConfig:
     """CPU threads of each model version, shared among its instances. Different versions do not share them."""
     max_queue_size: int = 1024
     """Requests that may wait for one model, unless its configuration sets another number."""
+    batch_timeout_s: float = 60.0
+    """Seconds that a batch may be computed until its instance counts as hung; ten times the slowest batch of warm-up if
+    that is longer. 0 for no limit."""
     max_message_bytes: int = 64 << 20
     """Size of the largest request, in bytes."""
 
@@ -68,7 +73,8 @@ class ServeConfig:
     tls_client_ca: Annotated[Path | None, option("PATH", "clients need no certificate")] = None
     """Certificates of the authority that signs client certificates, PEM. Requires clients to use one (mutual TLS)."""
     token_file: Annotated[Path | None, option("PATH", "clients need no token")] = None
-    """File with a token that clients must send as `authorization: Bearer TOKEN`. Health and metrics need no token."""
+    """File with the tokens of which clients must send one as `authorization: Bearer TOKEN`. One a line: alone, or with
+    its name, scopes and quotas. Health needs no token, and metrics only if a line has the scope metrics."""
 
     log_format: LogFormat = "text"
     """text: one plain line per event. json: one JSON object per line."""
@@ -87,7 +93,7 @@ class ServeConfig:
             self._require(name, "must be positive", getattr(self, name) > 0)
         in_range = 0 < self.max_message_bytes <= MAX_MESSAGE_BYTES
         self._require("max_message_bytes", f"must be between 1 and {MAX_MESSAGE_BYTES}", in_range)
-        for name in ("drain_delay_s", "grace_s"):
+        for name in ("batch_timeout_s", "drain_delay_s", "grace_s"):
             self._require(name, "must not be negative", 0 <= getattr(self, name) < float("inf"))
         self._require("num_threads", "must be positive", self.num_threads is None or self.num_threads > 0)
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -109,6 +115,11 @@ class ServeConfig:
         if self.grpc_socket is not None:
             return f"unix:{self.grpc_socket.absolute()}"
         return f"[{self.host}]:{self.grpc_port}" if ":" in self.host else f"{self.host}:{self.grpc_port}"
+
+    @property
+    def sends_tokens_in_plain_text(self) -> bool:
+        """Whether tokens travel unencrypted over a network."""
+        return self.token_file is not None and self.tls_cert is None and not _is_loopback(self.host)
 
     def choose_transport(self) -> tuple[Literal["native", "grpcio"], str]:
         """Returns the transport and the reason for it."""

@@ -14,10 +14,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 
-from convoy.auth import CredentialError, TlsFiles, Token
+from convoy.auth import TokenFile
+from convoy.credentials import CredentialError
+from convoy.tls import TlsFiles
 from serving.config import ServeConfig
 from serving.errors import StartupError
 from serving.frontends import Frontend
+from serving.frontends.common.auth import SCOPES
+from serving.frontends.common.limits import raise_file_limit
 from serving.frontends.common.services import Services
 from serving.frontends.http import HttpAddress, HttpFrontend
 from serving.inference.service import InferenceService
@@ -40,6 +44,7 @@ def serve(config: ServeConfig) -> None:
         StartupError: an option is invalid, or a file, port or device that it names is not available.
     """
     config.check()
+    raise_file_limit()
     with stop_event() as stop:
         server = build_server(config)
         server.start()
@@ -56,6 +61,7 @@ def _exit_after(seconds: float) -> None:
 
     def exit_now() -> None:
         logger.warning("the grace period is over: exiting with unfinished requests")
+        logging.shutdown()
         os._exit(EXIT_UNFINISHED)
 
     timer = threading.Timer(seconds, exit_now)
@@ -87,6 +93,12 @@ class Server:
             self.http.start()
             stop_on_error.pop_all()
         logger.info("gRPC transport %s (%s)", *self._config.choose_transport())
+        if self._config.sends_tokens_in_plain_text:
+            logger.warning(
+                "--token-file without TLS on %s: whoever is on the network can read the tokens; set --tls-cert and "
+                "--tls-key, or let a service mesh encrypt",
+                self._config.host,
+            )
 
     def load(self) -> None:
         """Loads the models. The server is ready once all are loaded."""
@@ -121,7 +133,7 @@ class Server:
         grpc = config.grpc_address if config.grpc_socket is not None else f"{config.host}:{self.grpc.port}"
         return (
             f"serving on grpc {grpc} ({transport}), http {config.host}:{self.http.port}, "
-            f"metrics {config.host}:{self.http.metrics_port}"
+            f"metrics {config.metrics_host or config.host}:{self.http.metrics_port}"
         )
 
     def _update_health(self) -> None:
@@ -134,7 +146,7 @@ def build_server(config: ServeConfig) -> Server:
     """Builds the parts of the server. Opens no port and no model.
 
     Raises:
-        StartupError: the repository, a certificate or the token cannot be read.
+        StartupError: the repository, a certificate or the token file cannot be read.
     """
     repository = Repository.from_config(config)
     repository.check()
@@ -143,37 +155,46 @@ def build_server(config: ServeConfig) -> Server:
         inference=InferenceService(repository),
         admin=AdminService(repository, health, version=version("convoy-vision")),
     )
-    token, tls = _read_credentials(config)
+    tokens, tls = _read_credentials(config)
     access_log = AccessLog() if config.access_log else None
     http = HttpFrontend(
         services,
-        HttpAddress(host=config.host, port=config.http_port, metrics_port=config.metrics_port),
+        HttpAddress(
+            host=config.host,
+            port=config.http_port,
+            metrics_port=config.metrics_port,
+            metrics_host=config.metrics_host,
+        ),
         max_message_bytes=config.max_message_bytes,
-        token=token,
+        tokens=tokens,
         tls=tls,
         access_log=access_log,
     )
-    grpc = _build_grpc(config, services, token, tls, access_log)
+    grpc = _build_grpc(config, services, tokens, tls, access_log)
     return Server(config, repository=repository, health=health, grpc=grpc, http=http)
 
 
-def _read_credentials(config: ServeConfig) -> tuple[Token | None, TlsFiles | None]:
-    """Reads the files of the token and of the certificates, if the options name any.
+def _read_credentials(config: ServeConfig) -> tuple[TokenFile | None, TlsFiles | None]:
+    """Reads the files of the tokens and of the certificates, if the options name any.
 
     Raises:
         StartupError: a file cannot be read or is invalid.
     """
     try:
-        token = None if config.token_file is None else Token(config.token_file)
+        tokens = None if config.token_file is None else TokenFile(config.token_file, SCOPES)
         if config.tls_cert is None or config.tls_key is None:
-            return token, None
-        return token, TlsFiles(config.tls_cert, config.tls_key, config.tls_client_ca)
+            return tokens, None
+        return tokens, TlsFiles(config.tls_cert, config.tls_key, config.tls_client_ca)
     except CredentialError as error:
         raise StartupError(str(error)) from error
 
 
 def _build_grpc(
-    config: ServeConfig, services: Services, token: Token | None, tls: TlsFiles | None, access_log: AccessLog | None
+    config: ServeConfig,
+    services: Services,
+    tokens: TokenFile | None,
+    tls: TlsFiles | None,
+    access_log: AccessLog | None,
 ) -> Frontend:
     """Builds the front end for the transport that the options choose, and imports only that one."""
     if config.choose_transport()[0] == "native":
@@ -183,7 +204,7 @@ def _build_grpc(
             services,
             address=config.grpc_address,
             max_message_bytes=config.max_message_bytes,
-            token=token,
+            tokens=tokens,
             access_log=access_log,
         )
     from serving.frontends.grpcio import GrpcioFrontend
@@ -192,7 +213,7 @@ def _build_grpc(
         services,
         address=config.grpc_address,
         max_message_bytes=config.max_message_bytes,
-        token=token,
+        tokens=tokens,
         tls=tls,
         access_log=access_log,
     )

@@ -70,8 +70,8 @@ class ConnectConfig:
             token = self.token_file.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise invalid_argument(f"cannot read a token from {self.token_file}: {error}") from error
-        if not token:
-            raise invalid_argument(f"token file {self.token_file} is empty")
+        if len(token.split()) != 1:
+            raise invalid_argument(f"token file {self.token_file} must hold one token and nothing else")
         return token
 
 

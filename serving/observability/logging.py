@@ -4,9 +4,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, Literal
 
+from convoy.auth import Principal
 from serving.protocol.status import NAMES
 
 LogFormat = Literal["text", "json"]
@@ -24,23 +24,38 @@ def set_up_logging(log_format: LogFormat) -> None:
 
 
 class AccessLog:
-    """Logs one line for each finished RPC: method, status, duration, peer."""
+    """Logs one line for each finished RPC: method, status, duration, peer, principal."""
 
-    def begin(self, method: str, peer: str) -> Callable[[int], None]:
-        """Starts the clock of an RPC. The caller passes the RPC's status code to the returned function when it ends."""
-        began = time.monotonic()
+    def begin(self, method: str, peer: str) -> "AccessLogEntry":
+        """Starts the clock of an RPC."""
+        return AccessLogEntry(method, peer)
 
-        def end(code: int) -> None:
-            seconds = time.monotonic() - began
-            fields = {
-                "method": method,
-                "status": NAMES.get(code, str(code)),
-                "seconds": round(seconds, 6),
-                "peer": peer,
-            }
-            _access.info("%s %s %.1f ms %s", method, fields["status"], 1000 * seconds, peer, extra={"fields": fields})
 
-        return end
+class AccessLogEntry:
+    """The entry of one RPC.
+
+    Attributes:
+        principal: the caller; None if it has shown no valid token, or needs none.
+    """
+
+    __slots__ = ("_began", "_method", "_peer", "principal")
+
+    def __init__(self, method: str, peer: str) -> None:
+        self.principal: Principal | None = None
+        self._method = method
+        self._peer = peer
+        self._began = time.monotonic()
+
+    def end(self, code: int) -> None:
+        """Writes the entry, with the RPC's status code."""
+        seconds = time.monotonic() - self._began
+        status = NAMES.get(code, str(code))
+        fields = {"method": self._method, "status": status, "seconds": round(seconds, 6), "peer": self._peer}
+        caller = self._peer
+        if self.principal is not None:
+            fields["principal"] = self.principal.name
+            caller = f"{self._peer} {self.principal.name}"
+        _access.info("%s %s %.1f ms %s", self._method, status, 1000 * seconds, caller, extra={"fields": fields})
 
 
 _TEXT = "%(asctime)s %(levelname).1s %(message)s"

@@ -1,24 +1,27 @@
-"""Tokens and certificates in files are reloaded when they change; an invalid change keeps the old ones."""
+"""The principals of tokens: rotation, deletion, scopes, and quotas that outlive a reload."""
 
+import gc
 import logging
-import os
-import socket
-import ssl
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization as form
 
-from convoy.auth import CredentialError, TlsFiles, Token
-from tests.serving.certificates import Authority, Signed, write
+from convoy import credentials
+from convoy.auth import Principal, TokenFile
+from convoy.credentials import CredentialError
+
+SCOPES = ("infer", "admin", "metrics")
+
+
+@pytest.fixture(autouse=True)
+def _look_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "CHECK_INTERVAL_S", 0.0)
 
 
 @pytest.fixture
-def token_file(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens"
     path.write_text("secret-1\n")
     path.chmod(0o600)
     return path
@@ -30,241 +33,142 @@ def replace(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-class TestToken:
-    def test_only_the_token_is_accepted(self, token_file: Path) -> None:
-        token = Token(token_file)
-        assert token.accepts("Bearer secret-1")
-        assert token.accepts("bearer  secret-1 ")
-        for wrong in (
-            None,
-            "",
-            "Bearer",
-            "Bearer ",
-            "Bearer secret-2",
-            "Basic secret-1",
-            "secret-1",
-            "Bearer sécret-1",
-        ):
-            assert not token.accepts(wrong)
-
-    def test_invalid_unicode_is_rejected(self, token_file: Path) -> None:
-        assert not Token(token_file).accepts("Bearer \udcff")
-
-    def test_a_new_token_replaces_the_old_one(self, token_file: Path) -> None:
-        token = Token(token_file)
-        replace(token_file, "secret-2")
-        assert token.accepts("Bearer secret-2")
-        assert not token.accepts("Bearer secret-1")
-
-    def test_a_swapped_symbolic_link_is_noticed(self, tmp_path: Path) -> None:
-        for number in (1, 2):
-            (tmp_path / f"data-{number}").mkdir()
-            (tmp_path / f"data-{number}" / "token").write_text(f"secret-{number}")
-        link = tmp_path / "data"
-        link.symlink_to("data-1")
-        token = Token(link / "token")
-        assert token.accepts("Bearer secret-1")
-        (tmp_path / "link").symlink_to("data-2")
-        os.replace(tmp_path / "link", link)
-        assert token.accepts("Bearer secret-2")
-
-    @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: replace(path, ""), lambda path: replace(path, "a b")])
-    def test_an_invalid_file_keeps_the_old_token_and_warns_once(
-        self, token_file: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
-    ) -> None:
-        token = Token(token_file)
-        spoil(token_file)
-        assert token.accepts("Bearer secret-1")
-        assert token.accepts("Bearer secret-1")
-        assert len(caplog.messages) == 1
-        assert "the previous content stays in use" in caplog.messages[0]
-        replace(token_file, "secret-2")
-        assert token.accepts("Bearer secret-2")
-
-    @pytest.mark.parametrize(("content", "complaint"), [("", "is empty"), ("\n", "is empty"), ("a\nb", "one line")])
-    def test_a_file_without_token_is_an_error_at_the_start(self, tmp_path: Path, content: str, complaint: str) -> None:
-        (tmp_path / "token").write_text(content)
-        with pytest.raises(CredentialError, match=complaint):
-            Token(tmp_path / "token")
-
-    def test_a_missing_file_is_an_error_at_the_start(self, tmp_path: Path) -> None:
-        with pytest.raises(CredentialError, match=r"cannot read .*/token: No such file or directory"):
-            Token(tmp_path / "token")
-
-    def test_a_world_readable_file_is_warned_of(self, token_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-        Token(token_file)
-        assert caplog.messages == []
-        token_file.chmod(0o644)
-        Token(token_file)
-        assert "can be read by every user of this machine" in caplog.text
-
-    def test_threads_always_see_the_old_or_the_new_token(self, token_file: Path) -> None:
-        token = Token(token_file)
-        failures = []
-
-        def ask() -> None:
-            for _ in range(500):
-                if not (token.accepts("Bearer secret-1") or token.accepts("Bearer secret-2")):
-                    failures.append("neither")
-                    break
-
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        replace(token_file, "secret-2")
-        for thread in threads:
-            thread.join()
-        assert failures == []
+def name_of(tokens: TokenFile, header: str | None) -> str | None:
+    principal = tokens.find(header)
+    return None if principal is None else principal.name
 
 
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
+def test_a_token_alone_is_the_default_principal_with_all_scopes(path: Path) -> None:
+    tokens = TokenFile(path, SCOPES)
+    assert tokens.find("Bearer secret-1") == Principal("default", frozenset(SCOPES))
+    assert tokens.find("bearer  secret-1 ") == Principal("default", frozenset(SCOPES))
+    assert not tokens.lists("metrics")
 
 
-def handshake(context: ssl.SSLContext, client: ssl.SSLContext, *, name: str | None = "localhost") -> int:
-    """Makes one TLS handshake over a socket pair. Returns the serial number of the certificate that the client saw."""
-    ours, theirs = socket.socketpair()
-    errors: list[Exception] = []
-
-    def serve() -> None:
-        try:
-            with context.wrap_socket(ours, server_side=True) as connection:
-                connection.sendall(b"!")
-        except (OSError, ssl.SSLError) as error:
-            errors.append(error)
-
-    serving = threading.Thread(target=serve)
-    serving.start()
-    try:
-        with client.wrap_socket(theirs, server_hostname=name) as connection:
-            assert connection.recv(1) == b"!"
-            seen = connection.getpeercert(binary_form=True)
-    finally:
-        serving.join()
-    assert seen is not None
-    return x509.load_der_x509_certificate(seen).serial_number
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer secret-2",
+        "Basic secret-1",
+        "secret-1",
+        "Bearer sécret-1",
+        "Bearer \udcff",
+    ],
+)
+def test_everything_else_is_refused(path: Path, header: str | None) -> None:
+    assert TokenFile(path, SCOPES).find(header) is None
 
 
-def client_context(authority: Authority) -> ssl.SSLContext:
-    return ssl.create_default_context(cadata=authority.certificate.decode())
+def test_tokens_overlap_during_a_rotation(path: Path) -> None:
+    tokens = TokenFile(path, SCOPES)
+    replace(path, "secret-1 name=alice scopes=infer\nsecret-2 name=alice scopes=infer\nx name=bob scopes=admin,metrics")
+    assert [name_of(tokens, f"Bearer {token}") for token in ("secret-1", "secret-2", "x")] == ["alice", "alice", "bob"]
+    bob = tokens.find("Bearer x")
+    assert bob is not None
+    assert bob.scopes == {"admin", "metrics"}
+    assert tokens.lists("metrics")
+    replace(path, "secret-2 name=alice scopes=infer\n")
+    assert [name_of(tokens, f"Bearer {token}") for token in ("secret-1", "secret-2", "x")] == [None, "alice", None]
 
 
-def serial(signed: Signed) -> int:
-    return x509.load_pem_x509_certificate(signed.certificate).serial_number
+def test_a_deleted_file_ends_its_tokens(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_text("secret-1 name=a scopes=infer,metrics")
+    tokens = TokenFile(path, SCOPES)
+    path.unlink()
+    assert tokens.find("Bearer secret-1") is None
+    assert tokens.lists("metrics")  # what was guarded stays so
+    assert "is no longer accepted" in caplog.text
+    replace(path, "secret-2")
+    assert name_of(tokens, "Bearer secret-2") == "default"
 
 
-class TestTlsFiles:
-    def test_current_returns_the_contents_of_the_files(self, tmp_path: Path, authority: Authority) -> None:
-        signed = authority.issue()
-        files = TlsFiles(*write(tmp_path, signed))
-        now = files.current()
-        assert (now.chain, now.key, now.client_ca) == (signed.certificate, signed.key, None)
-        assert files.current() is now
-        assert not files.requires_client_certificate
-
-    def test_changed_files_are_reloaded(self, tmp_path: Path, authority: Authority) -> None:
-        files = TlsFiles(*write(tmp_path, authority.issue()))
-        signed = authority.issue()
-        write(tmp_path, signed)
-        assert (files.current().chain, files.current().key) == (signed.certificate, signed.key)
-
-    def test_a_half_finished_change_keeps_the_old_pair(
-        self, tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        certificate, key = write(tmp_path, authority.issue())
-        files = TlsFiles(certificate, key)
-        before = files.current()
-        signed = authority.issue()
-        certificate.write_bytes(signed.certificate)
-        assert files.current() is before
-        assert files.current() is before
-        assert [record.levelno for record in caplog.records] == [logging.WARNING]
-        assert f"{key} is not the key of certificate {certificate}" in caplog.text
-        key.write_bytes(signed.key)
-        assert files.current().key == signed.key
-
-    def test_handshakes_use_the_current_certificate(self, tmp_path: Path, authority: Authority) -> None:
-        first, second = authority.issue(), authority.issue()
-        context = TlsFiles(*write(tmp_path, first)).server_context()
-        client = client_context(authority)
-        assert handshake(context, client) == serial(first)
-        write(tmp_path, second)
-        assert handshake(context, client) == serial(second)
-
-    def test_clients_that_name_no_server_get_the_new_certificate(self, tmp_path: Path, authority: Authority) -> None:
-        context = TlsFiles(*write(tmp_path, authority.issue())).server_context()
-        second = authority.issue()
-        write(tmp_path, second)
-        client = client_context(authority)
-        client.check_hostname = False
-        assert handshake(context, client, name=None) == serial(second)
-
-    def test_clients_without_a_certificate_are_rejected(self, tmp_path: Path, authority: Authority) -> None:
-        context, _ = self.mutual(tmp_path, authority)
-        with pytest.raises((ssl.SSLError, ConnectionError), match=r"(?i)certificate required|reset"):
-            handshake(context, client_context(authority))
-
-    def test_clients_with_a_certificate_are_accepted(self, tmp_path: Path, authority: Authority) -> None:
-        context, _ = self.mutual(tmp_path, authority)
-        assert handshake(context, self.caller(tmp_path, authority, authority))
-
-    def test_a_new_client_authority_replaces_the_old_one(self, tmp_path: Path, authority: Authority) -> None:
-        context, authority_file = self.mutual(tmp_path, authority)
-        known = self.caller(tmp_path, authority, authority)
-        assert handshake(context, known)
-        other = Authority("another authority")
-        authority_file.write_bytes(other.certificate)
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            handshake(context, known)
-        assert handshake(context, self.caller(tmp_path, authority, other))
-
-    def mutual(self, tmp_path: Path, authority: Authority) -> tuple[ssl.SSLContext, Path]:
-        authority_file = tmp_path / "ca.crt"
-        authority_file.write_bytes(authority.certificate)
-        files = TlsFiles(*write(tmp_path, authority.issue()), authority_file)
-        assert files.requires_client_certificate
-        return files.server_context(), authority_file
-
-    def caller(self, tmp_path: Path, servers: Authority, callers: Authority) -> ssl.SSLContext:
-        folder = tmp_path / "caller"
-        folder.mkdir(exist_ok=True)
-        context = client_context(servers)
-        context.load_cert_chain(*write(folder, callers.issue("caller")))
-        return context
-
-    def test_a_key_of_another_certificate_is_an_error_at_the_start(self, tmp_path: Path, authority: Authority) -> None:
-        certificate, key = write(tmp_path, authority.issue())
-        key.write_bytes(authority.issue().key)
-        with pytest.raises(CredentialError, match=r"tls\.key is not the key of certificate .*tls\.crt$"):
-            TlsFiles(certificate, key)
-
-    @pytest.mark.parametrize("which", ["tls.crt", "tls.key", "ca.crt"])
-    @pytest.mark.parametrize("content", [b"", b"no PEM", b"\xff\x00"])
-    def test_an_invalid_file_is_named_at_the_start(
-        self, tmp_path: Path, authority: Authority, which: str, content: bytes
-    ) -> None:
-        certificate, key = write(tmp_path, authority.issue())
-        (tmp_path / "ca.crt").write_bytes(authority.certificate)
-        (tmp_path / which).write_bytes(content)
-        with pytest.raises(CredentialError, match=rf"{which} does not hold an? .*in PEM form$"):
-            TlsFiles(certificate, key, tmp_path / "ca.crt")
-
-    def test_an_encrypted_key_is_rejected_without_a_prompt(self, tmp_path: Path, authority: Authority) -> None:
-        certificate, key = write(tmp_path, authority.issue())
-        key.write_bytes(encrypted(key.read_bytes()))
-        with pytest.raises(CredentialError, match="does not hold an unencrypted private key"):
-            TlsFiles(certificate, key)
-
-    def test_a_missing_file_is_named_at_the_start(self, tmp_path: Path, authority: Authority) -> None:
-        certificate, key = write(tmp_path, authority.issue())
-        key.unlink()
-        with pytest.raises(CredentialError, match=r"cannot read .*tls\.key: No such file or directory"):
-            TlsFiles(certificate, key)
+def test_an_invalid_change_keeps_the_tokens_for_a_while(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = TokenFile(path, SCOPES)
+    for content in ("", "secret-2 nam=alice"):
+        replace(path, content)
+        assert name_of(tokens, "Bearer secret-1") == "default"
+    assert caplog.messages == [
+        f"token file {path}: it is empty: expected a line with a token; the previous content stays in use for 300 s "
+        "at most",
+        f"token file {path}: line 1: after the token, expected name=…, scopes=…, requests_per_second=…, "
+        "bytes_per_second=…, each once; the previous content stays in use for 300 s at most",
+    ]
 
 
-def encrypted(key: bytes) -> bytes:
-    secret = form.load_pem_private_key(key, None)
-    return secret.private_bytes(
-        form.Encoding.PEM, form.PrivateFormat.PKCS8, form.BestAvailableEncryption(b"passphrase")
+def test_quotas_belong_to_the_name_and_outlive_a_reload(path: Path) -> None:
+    quota = "requests_per_second=1000 bytes_per_second=10M"
+    path.write_text(
+        f"one name=a scopes=infer {quota}\ntwo name=a scopes=admin {quota}\nthree name=b scopes=infer {quota}"
     )
+    tokens = TokenFile(path, SCOPES)
+    one, two, three = (tokens.find(f"Bearer {token}") for token in ("one", "two", "three"))
+    assert one is not None
+    assert two is not None
+    assert three is not None
+    assert one.quota is two.quota is not None
+    assert one.quota is not three.quota
+    replace(path, f"new name=a scopes=infer {quota}\nthree name=b scopes=infer requests_per_second=1")
+    new, other = tokens.find("Bearer new"), tokens.find("Bearer three")
+    assert new is not None
+    assert new.quota is one.quota
+    assert other is not None
+    assert other.quota is not three.quota
+
+
+def test_memory_and_logs_hold_no_token(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    token = "".join(("very-", "private-", "token"))
+    path.write_text(f"{token} name=a scopes=infer")
+    tokens = TokenFile(path, SCOPES)
+    principal = tokens.find("Bearer " + token)
+    gc.collect()
+    assert token not in repr(principal) + repr(tokens) + caplog.text
+    seen, waiting = set[int](), [tokens]
+    while waiting:
+        found = waiting.pop()
+        if id(found) not in seen and not isinstance(found, type):
+            seen.add(id(found))
+            assert not (isinstance(found, str) and token in found)
+            assert not (isinstance(found, bytes) and token.encode() in found)
+            if type(found).__module__.startswith("convoy") or isinstance(found, dict | list | tuple | frozenset):
+                waiting += gc.get_referents(found)
+
+
+def test_an_invalid_file_is_an_error_at_the_start(path: Path) -> None:
+    path.write_text("a b")
+    with pytest.raises(CredentialError, match=rf"^token file {path}: line 1: after the token, expected name="):
+        TokenFile(path, SCOPES)
+    path.unlink()
+    with pytest.raises(CredentialError, match=rf"^cannot read {path}: No such file or directory$"):
+        TokenFile(path, SCOPES)
+
+
+def test_a_world_readable_file_is_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    TokenFile(path, SCOPES)
+    assert caplog.messages == []
+    path.chmod(0o644)
+    TokenFile(path, SCOPES)
+    assert "can be read by every user of this machine" in caplog.text
+
+
+def test_threads_always_see_the_old_or_the_new_token(path: Path) -> None:
+    tokens = TokenFile(path, SCOPES)
+    failures = []
+
+    def ask() -> None:
+        for _ in range(500):
+            if not (tokens.find("Bearer secret-1") or tokens.find("Bearer secret-2")):
+                failures.append("neither")
+                break
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    replace(path, "secret-2")
+    for thread in threads:
+        thread.join()
+    assert failures == []

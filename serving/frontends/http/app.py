@@ -78,4 +78,6 @@ def build_metrics_app(
         return Response(render(), media_type=content_type)
 
     routes = [Route("/metrics", metrics), *health_routes(admin)]
-    return Starlette(routes=routes, middleware=metrics_middleware(tokens), exception_handlers=ErrorHandlers().by_exception)
+    return Starlette(
+        routes=routes, middleware=metrics_middleware(tokens), exception_handlers=ErrorHandlers().by_exception
+    )
