@@ -94,12 +94,12 @@ def advise(recipe: Recipe, size: DatasetSize, *, is_mirroring_chosen: bool) -> l
             f"{recipe.name} mirrors images at random; if left and right matter (letters, arrows, faces of clocks), "
             "use --no-mirror"
         )
-    lines += _on_steps(recipe, size)
-    lines += _on_images(recipe, size)
+    lines += _advise_on_steps(recipe, size)
+    lines += _advise_on_images(recipe, size)
     return lines[:MAX_LINES]
 
 
-def _on_steps(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
+def _advise_on_steps(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
     usual, num_classes = RECIPES[recipe.name], len(size.num_training_by_class)
     batch_size, epochs = choose_batch_and_epochs(usual, size.num_training)
     if has_few_steps(recipe, size.num_training):
@@ -117,7 +117,7 @@ def _on_steps(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
         )
 
 
-def _on_images(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
+def _advise_on_images(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
     rare = {name: count for name, count in size.num_training_by_class.items() if count < MIN_IMAGES_PER_CLASS}
     if rare:
         rarest = min(rare, key=lambda name: rare[name])

@@ -13,7 +13,7 @@ from trainer.export.golden import golden_file
 from trainer.export.manifest import CheckResults, build_manifest, metrics_section, parity_section
 from trainer.export.parity import QUICK, THOROUGH, ParityCheck, ParityPlan, ParityResult, torch_threads
 from trainer.export.plan import ExportOptions
-from trainer.export.quality import Correctness, Decision, QualityError, decide, only_class
+from trainer.export.quality import Correctness, Decision, QualityError, constant_class, decide
 from trainer.export.reference import ReferenceModel, largest_difference
 from trainer.export.repository import GOLDEN, MAX_BATCH_SIZE, ONNX, RepositoryModel
 from trainer.export.throttle import throttled
@@ -174,7 +174,7 @@ def _check_quality(
         QualityError: the model must not be published, unless `--promote` says so.
     """
     correctness, labels = _correctness(reference, logits), reference.parity_images.labels
-    constant = only_class(logits.argmax(axis=1), labels[: len(logits)], correctness.num_images)
+    constant = constant_class(logits.argmax(axis=1), labels[: len(logits)], correctness.num_images)
     decision = decide(model, correctness, None if constant is None else model.labels[constant])
     if decision.objection is None:
         reference.run.progress.log(decision.line)

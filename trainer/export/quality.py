@@ -238,7 +238,7 @@ def mcnemar(became_wrong: int, became_right: int) -> float:
     return tail / (1 << number)
 
 
-def only_class(predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], num_validation: int) -> int | None:
+def constant_class(predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], num_validation: int) -> int | None:
     """Returns the class that a model predicts for all images, or None if it predicts several or the images have one.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.export.quality import INTERVALS, MCNEMAR, Correctness, compare, decide, mcnemar, only_class
+from trainer.export.quality import INTERVALS, MCNEMAR, Correctness, compare, constant_class, decide, mcnemar
 from trainer.export.repository import RepositoryModel
 
 
@@ -192,4 +192,4 @@ def test_a_single_predicted_class_is_an_objection_with_and_without_an_earlier_ve
 def test_a_constant_prediction_is_recognised(
     predicted: list[int], labels: list[int], num_validation: int, expected: int | None
 ) -> None:
-    assert only_class(np.array(predicted), np.array(labels), num_validation) == expected
+    assert constant_class(np.array(predicted), np.array(labels), num_validation) == expected
