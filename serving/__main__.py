@@ -1,6 +1,7 @@
 """The command line of the server: `python -m serving --model-repository models`."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,8 @@ def main(arguments: Sequence[str], *, prog: str = "python -m serving") -> int:
         The exit code: 0 after a drain, 2 if the server cannot start; it then prints one line. If requests are still
         running when the grace period is over, the process exits with code 1 before this returns.
     """
+    # As process 1 of a container, a process ignores signals that it does not handle. There is nothing to drain yet.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     import tyro
 
     from serving.config import ServeConfig
@@ -26,14 +29,15 @@ def main(arguments: Sequence[str], *, prog: str = "python -m serving") -> int:
     # OpenMP reads this once, too. Its threads would spin between two batches and take CPU time from the front ends.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     config = tyro.cli(ServeConfig, args=arguments, prog=prog)
+    from serving.observability.logging import report_startup_error, set_up_logging
+
+    set_up_logging(config.log_format)
     try:
-        from serving.observability.logging import set_up_logging
         from serving.server import serve
 
-        set_up_logging(config.log_format)
         serve(config)
     except StartupError as error:
-        print(f"error: {error}", file=sys.stderr)
+        report_startup_error(error, config.log_format)
         return EXIT_CANNOT_START
     return 0
 

@@ -7,20 +7,36 @@ import time
 from typing import Any, Literal
 
 from convoy.auth import Principal
+from serving.errors import StartupError
+from serving.observability.log_output import OutputHandler, RateLimit, log_uncaught_exceptions
 from serving.protocol.status import NAMES
 
 LogFormat = Literal["text", "json"]
+
+STANDARD_ERROR = 2
 
 _access = logging.getLogger("serving.access")
 
 
 def set_up_logging(log_format: LogFormat) -> None:
-    """Sends the server's log, and the warnings and errors of libraries, to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Sends the server's log, and the warnings, errors and uncaught exceptions of libraries, to standard error."""
+    handler = OutputHandler(STANDARD_ERROR)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
+    handler.addFilter(RateLimit())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("serving").setLevel(logging.INFO)
     logging.captureWarnings(True)
+    log_uncaught_exceptions()
+
+
+def report_startup_error(error: StartupError, log_format: LogFormat) -> None:
+    """Prints why the server cannot start: one line, after all others."""
+    if log_format == "json":
+        logging.getLogger("serving").critical("%s", error)
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    if log_format == "text":
+        print(f"error: {error}", file=sys.stderr)
 
 
 class AccessLog:

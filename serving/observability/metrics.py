@@ -1,7 +1,8 @@
 """The Prometheus metrics: all names in one table, all values read at the time of the scrape.
 
 Nothing is counted here: a scrape copies the statistics of the batchers and the counts of refused requests. Metrics of
-our own are named `convoy_...` and end with their unit. Triton's are exposed under Triton's names (`nv_...`), for dashboards and tools made for Triton
+our own are named `convoy_...` and end with their unit. Triton's are exposed under Triton's names (`nv_...`), for
+dashboards and tools made for Triton
 (https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metrics.md). The counters of a model
 version that is loaded again start at zero, as after a restart.
 """
