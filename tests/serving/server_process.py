@@ -22,6 +22,7 @@ class ServerProcess:
         command = [*prefix, sys.executable, "-m", "serving", *free, "--num-threads", "1", *arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         self.lines: list[str] = []
+        self._has_ended = False
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -32,6 +33,9 @@ class ServerProcess:
             with self._changed:
                 self.lines.append(line)
                 self._changed.notify_all()
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
 
     def wait_for(self, pattern: "str | re.Pattern[str]") -> re.Match[str]:
         """Waits for a log line with this pattern. Returns the first match."""
@@ -40,9 +44,9 @@ class ServerProcess:
             return next((match for line in self.lines if (match := re.search(pattern, line))), None)
 
         with self._changed:
-            assert self._changed.wait_for(lambda: found() is not None, PATIENCE_S), "".join(self.lines)
+            self._changed.wait_for(lambda: found() is not None or self._has_ended, PATIENCE_S)
         match = found()
-        assert match is not None
+        assert match is not None, "".join(self.lines)
         return match
 
     def target(self) -> str:

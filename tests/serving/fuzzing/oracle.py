@@ -16,6 +16,7 @@ OK, INVALID, DEADLINE, NOT_FOUND, EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE = 0, 3, 
 MANY = 64
 """Inputs, outputs or parameters: the server may refuse more than these for their number alone."""
 RESERVED = ("sequence_id", "sequence_start", "sequence_end", "priority", "headers", "binary_data_output")
+MAX_RANK = 32
 MAX_SIZE = 1 << 24
 """Of a dimension or a whole tensor: no message here is as long."""
 SHORT_TIMEOUT_US = 30_000_000
@@ -171,6 +172,8 @@ def _doubts(asked: Asked) -> set[int]:
         codes.add(DEADLINE)
     if any(key in RESERVED or key.startswith("triton_") for key in asked.parameters):
         codes |= {INVALID, UNIMPLEMENTED}
+    if any(len(given.shape) > MAX_RANK for given in asked.inputs):
+        codes.add(INVALID)
     if max(len(asked.inputs), len(asked.outputs), len(asked.parameters)) > MANY:
         codes |= {INVALID, EXHAUSTED}
     if len({name for name, _ in asked.outputs}) < len(asked.outputs):
