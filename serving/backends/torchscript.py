@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from serving.errors import LoadError
+from serving.errors import LoadError, TransientLoadError
 from serving.models.devices import CudaUnavailable
 from serving.models.spec import ModelSpec
 from serving.protocol.tensors import Array, TensorSpec
@@ -18,6 +19,10 @@ _BY_INDEX = re.compile(r".*__(\d+)")
 
 class TorchScriptBackend:
     """One module on one device.
+
+    On a GPU, each instance has a stream of its own, so that one instance copies while another computes, and copies go
+    through page-locked memory, which the GPU reads and writes by itself
+    (https://docs.pytorch.org/docs/stable/notes/cuda.html#use-pinned-memory-buffers).
 
     Args:
         order: index of the input for each argument of the module.
@@ -37,21 +42,46 @@ class TorchScriptBackend:
         self.outputs = spec.outputs
         self._module: torch.jit.ScriptModule | None = module
         self._device = device
+        self._stream = torch.cuda.Stream(device) if self.uses_gpu else None
+        self._dtypes = [torch.from_numpy(np.empty(0, tensor.datatype.dtype)).dtype for tensor in spec.inputs]
         self._order = order
         self._select = select
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         assert self._module is not None, "the backend is closed"
+        if self._stream is not None:
+            return self._run_on_gpu(self._module, self._stream, inputs)
         with torch.inference_mode():
-            result = self._module(*(self._to_device(inputs[index]) for index in self._order))
-            return [tensor.contiguous().cpu().numpy() for tensor in self._select(result)]
+            result = self._module(*(_from_numpy(inputs[index]) for index in self._order))
+            return [tensor.contiguous().numpy() for tensor in self._select(result)]
 
     def close(self) -> None:
         self._module = None
 
-    def _to_device(self, array: Array) -> torch.Tensor:
-        # torch has no read-only tensors and warns about such arrays.
-        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self._device)
+    def _run_on_gpu(
+        self, module: torch.jit.ScriptModule, stream: torch.cuda.Stream, inputs: Sequence[Array]
+    ) -> list[Array]:
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            result = module(*(self._upload(inputs[index], self._dtypes[index]) for index in self._order))
+            outputs = [_download(tensor) for tensor in self._select(result)]
+            stream.synchronize()
+            return [tensor.numpy() for tensor in outputs]
+
+    def _upload(self, array: Array, dtype: torch.dtype) -> torch.Tensor:
+        # torch keeps freed page-locked memory for the next batch, once the copy from it has ended.
+        staging = torch.empty(array.shape, dtype=dtype, pin_memory=True)
+        staging.numpy()[...] = array
+        return staging.to(self._device, non_blocking=True)
+
+
+def _from_numpy(array: Array) -> torch.Tensor:
+    # torch has no read-only tensors and warns about such arrays.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _download(tensor: torch.Tensor) -> torch.Tensor:
+    """Begins to copy a tensor to the CPU. The copy is complete once the stream is synchronised."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> TorchScriptBackend:
@@ -64,6 +94,7 @@ def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> Torc
 
     Raises:
         CudaUnavailable: torch cannot use the GPU.
+        TransientLoadError: memory, a device or the disk are lacking now.
         LoadError: torch cannot load the file, or its arguments do not match the configuration's inputs.
     """
     if gpu is not None and not torch.cuda.is_available():
@@ -76,9 +107,13 @@ def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> Torc
             warnings.simplefilter("ignore")  # TorchScript is deprecated, which the operator cannot change
             module = torch.jit.load(file, map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
-        raise LoadError(f"torch cannot load {file.name}: {str(error).partition(chr(10))[0]}") from error
+        may_pass = isinstance(error, torch.OutOfMemoryError | OSError) or "CUDA" in str(error)
+        kind = TransientLoadError if may_pass else LoadError
+        raise kind(f"torch cannot load {file.name}: {str(error).partition(chr(10))[0]}") from error
     if strings := [tensor.name for tensor in (*spec.inputs, *spec.outputs) if tensor.datatype.size == 0]:
         raise LoadError(f"TorchScript models have no strings, but '{strings[0]}' is TYPE_STRING in the configuration")
+    if gpu is not None:
+        torch.cuda.synchronize(device)  # instances run on streams of their own, which do not wait for the weights
     arguments = [argument.name for argument in module.forward.schema.arguments[1:]]
     return TorchScriptBackend(
         module, spec, device, _order_of_inputs(spec.inputs, arguments), _output_selector(spec.outputs)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +88,39 @@ def test_an_error_of_the_model_is_raised_and_the_next_batch_runs(model_file):
     with pytest.raises(Exception, match="invalid dimensions"):
         backend.run([np.ones((1, 4), np.float32)])
     assert backend.run([np.ones((1, 3), np.float32)])[0].tolist() == [[2.0] * 3]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_bound_inputs_and_outputs_give_the_same_outputs(model_file, rows):
+    """IOBinding, which instances on GPUs use, also for read-only inputs and batches of different sizes."""
+    plain = load(model_file(classifier()))
+    bound = onnx.OnnxBackend(plain._session, SimpleNamespace(inputs=plain.inputs, outputs=plain.outputs), binds=True)
+    images = np.frombuffer(bytes(range(4 * rows)), np.uint8).reshape(rows, 1, 2, 2)
+    answers = bound.run([images])
+    for ours, expected in zip(answers, plain.run([images]), strict=True):
+        assert (ours.dtype, ours.tolist()) == (expected.dtype, expected.tolist())
+        assert ours.flags.c_contiguous
+    before = [answer.copy() for answer in answers]
+    bound.run([images[::-1].copy()])
+    assert [answer.tolist() for answer in answers] == [answer.tolist() for answer in before], "the caller may keep them"
+
+
+def test_a_failed_batch_of_bound_inputs_raises(model_file):
+    plain = load(model_file(scale(2)))
+    bound = onnx.OnnxBackend(plain._session, SimpleNamespace(inputs=plain.inputs, outputs=plain.outputs), binds=True)
+    with pytest.raises(Exception, match="invalid dimensions"):
+        bound.run([np.ones((1, 4), np.float32)])
+    assert bound.run([np.ones((1, 3), np.float32)])[0].tolist() == [[2.0] * 3]
+
+
+def test_strings_are_not_bound(model_file):
+    plain = load(model_file(echo_strings()))
+    bound = onnx.OnnxBackend(plain._session, SimpleNamespace(inputs=plain.inputs, outputs=plain.outputs), binds=True)
+    assert bound.run([np.array([[b"a", b"\xff"]], object)])[0].tolist() == [["a", "\N{REPLACEMENT CHARACTER}"]]
+
+
+def test_onnx_runtime_does_not_change_the_device_by_itself(model_file):
+    assert not onnx._open(model_file(scale(2)), None, 1)._enable_fallback
 
 
 def test_describe_returns_minus_one_for_open_sizes(model_file):

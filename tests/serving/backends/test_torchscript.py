@@ -1,7 +1,9 @@
 """TorchScript models: inputs are matched to arguments, results to outputs."""
 
+import contextlib
 import warnings
 from collections import namedtuple
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from google.protobuf import text_format
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import torchscript
 from serving.errors import LoadError
-from serving.models.devices import CudaUnavailable
+from serving.models.devices import CudaUnavailable, count_gpus
 from serving.models.spec import to_spec
 
 
@@ -124,6 +126,61 @@ def test_missing_results_are_named_by_the_first_run(load, module, outputs, reaso
     backend = load(module, config("x", outputs))
     with pytest.raises(ValueError, match=reason):
         backend.run([A])
+
+
+@pytest.fixture
+def pretend_gpu(monkeypatch):
+    """Lets a backend on the CPU take the path of a GPU, without page-locked memory. Lists when it synchronises."""
+    synchronised = []
+    empty = torch.empty
+
+    def unpinned(*shape, pin_memory=False, **options):
+        assert pin_memory
+        return empty(*shape, **options)
+
+    def pretend(backend):
+        backend._stream = SimpleNamespace(synchronize=lambda: synchronised.append(True))
+        return synchronised
+
+    monkeypatch.setattr(torch, "empty", unpinned)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "outputs", "given"),
+    [
+        (Two(), "b a", "sum difference", [B, A]),
+        (PairOf(), "x", "second first", [A]),
+        (Named(), "x", "negative", [np.frombuffer(A.tobytes(), np.float32).reshape(1, 2)]),
+    ],
+)
+def test_the_path_of_a_gpu_gives_the_same_outputs(load, pretend_gpu, module, inputs, outputs, given):
+    backend = load(module, config(inputs, outputs))
+    expected = backend.run(given)
+    synchronised = pretend_gpu(backend)
+    answers = backend.run(given)
+    assert [answer.tolist() for answer in answers] == [answer.tolist() for answer in expected]
+    assert [answer.dtype for answer in answers] == [answer.dtype for answer in expected]
+    assert all(answer.flags.c_contiguous for answer in answers)
+    assert synchronised == [True]
+    before = [answer.copy() for answer in answers]
+    backend.run([array + 1 for array in given])
+    assert [answer.tolist() for answer in answers] == [answer.tolist() for answer in before], "the caller may keep them"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(count_gpus() == 0, reason="needs a CUDA device")
+def test_the_instances_of_a_gpu_have_streams_of_their_own(tmp_path):
+    file = tmp_path / "model.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Two()).save(file)
+    spec = to_spec(text_format.Parse(config("a b", "sum difference"), ModelConfig()))
+    one, other = (torchscript.load(file, spec, 0, 1) for _ in range(2))
+    assert one._stream != other._stream != torch.cuda.default_stream()
+    assert [answer.tolist() for answer in one.run([A, B])] == [[[11, 22]], [[9, 18]]]
+    assert [answer.tolist() for answer in other.run([B, A])] == [[[11, 22]], [[-9, -18]]]
 
 
 def test_strings_are_rejected(load):
