@@ -48,9 +48,8 @@ def parse_json(text: str, name: str) -> ModelConfig:
         LoadError: it names another model.
     """
     if len(text) > MAX_JSON_CHARACTERS:
-        raise InvalidArgument(
-            f"parameter 'config' has {len(text)} characters: at most {MAX_JSON_CHARACTERS} are allowed"
-        )
+        expected = f"parameter 'config' must have at most {MAX_JSON_CHARACTERS} characters"
+        raise InvalidArgument(f"{expected}, got {len(text)}")
     try:
         document = json.loads(text)
         if not isinstance(document, dict):

@@ -20,6 +20,7 @@ from serving.inference.batcher import Batcher, BatchLimits
 from serving.models.autocomplete import complete_backend, complete_tensors
 from serving.models.devices import CudaUnavailable, Device, assign_devices, threads_per_instance
 from serving.models.golden import check_golden, read_golden
+from serving.models.labels import read_labels
 from serving.models.manifest import Manifest, read_manifest, verify_digests
 from serving.models.spec import ModelSpec, to_spec
 from serving.models.time_limit import call_with_limit
@@ -84,7 +85,7 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     manifest = read_manifest(version_folder)
     verify_digests(version_folder, manifest)
     spec = resolve_config(config, version_folder, manifest)
-    labels = {output: _read_labels(folder / filename) for output, filename in spec.label_files.items()}
+    labels = read_labels(folder, spec)
     golden = read_golden(version_folder)
     with ExitStack() as close_on_error:
         backends = _open_instances(version_folder, spec, settings, close_on_error)
@@ -142,13 +143,6 @@ def _batch_limits(spec: ModelSpec, version: int, measured: Sequence[Measured], s
         timeout_us=spec.timeout_us,
         batch_timeout_s=settings.batch_timeout_s and max(settings.batch_timeout_s, _SLOWEST_FACTOR * slowest_s),
     )
-
-
-def _read_labels(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"the labels in {file.name} cannot be read: {error}") from error
 
 
 def _import_backend(name: str) -> ModuleType:

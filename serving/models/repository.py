@@ -235,6 +235,8 @@ class Repository:
 
         def change() -> list[str]:
             versions = self._get_or_add(name)
+            if config is not None:
+                versions.check_override(config)
             versions.mark_loading()
             versions.retry_failed()
             return self._update(versions, stable=True, override=config)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from protos.model_config_pb2 import ModelConfig
 from serving.errors import LoadError, TransientLoadError
+from serving.models.bounds import Bounds
 from serving.models.changes import LoadTurn
 from serving.models.config import check_supported, parse_json, read_config
 from serving.models.files import describe
@@ -56,6 +57,7 @@ class ModelVersions:
         self._folder = folder
         self._settings = settings
         self._publish = publish
+        self._bounds = Bounds(settings.max_queue_size)
         self._turn = turn or LoadTurn()
         self._retry_s = retry_s
         self._slots: dict[int, Slot] = {}
@@ -86,6 +88,18 @@ class ModelVersions:
         """Makes the next update load failed versions again even if their files have not changed."""
         for slot in self._slots.values():
             slot.attempted = None if slot.reason else slot.attempted
+
+    def check_override(self, override: str) -> None:
+        """Checks that a configuration that a client sends does not ask for too much.
+
+        Raises:
+            InvalidArgument: it does.
+        """
+        try:
+            own = read_config(self._folder)
+        except LoadError:  # the bounds hold as they are
+            own = ModelConfig()
+        self._bounds.check(parse_json(override, self.name), own)
 
     def update(self, *, stable: bool, override: str | None = None) -> list[str]:
         """Loads and unloads versions as the folder and the version policy demand.
@@ -209,7 +223,7 @@ class ModelVersions:
     def _read_config(self, override: str | None) -> ModelConfig | LoadError:
         try:
             config = read_config(self._folder) if override is None else parse_json(override, self.name)
-            for warning in check_supported(config):
+            for warning in check_supported(config) + ([] if override else self._bounds.warnings(config)):
                 if warning not in self._warned:
                     self._warned.add(warning)
                     logger.warning("%s: %s", self.name, warning)

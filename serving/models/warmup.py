@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.backends import Backend
-from serving.errors import LoadError
+from serving.errors import LoadError, TransientLoadError
 from serving.inference.outputs import OutputChecker, OutputMismatch, describe_mismatch
 from serving.models.spec import ModelSpec
 from serving.protocol.tensors import Array, TensorSpec
@@ -42,7 +42,8 @@ def warm_up(backend: Backend, spec: ModelSpec, golden: Mapping[str, Array]) -> M
         golden: the golden batch by tensor name; may be empty.
 
     Raises:
-        LoadError: the model fails, or its outputs differ from the configuration in shape or data type.
+        TransientLoadError: the model fails.
+        LoadError: its outputs differ from the configuration in shape or data type.
     """
     if not all(tensor.name in golden or _has_fixed_size(tensor, spec) for tensor in spec.inputs):
         return Measured(spec.max_batch_size, 0.0)
@@ -61,7 +62,8 @@ def run_checked(backend: Backend, spec: ModelSpec, inputs: Sequence[Array], rows
         rows: None for a model without a batch dimension.
 
     Raises:
-        LoadError: the model fails, or an array differs from the configuration.
+        TransientLoadError: the model fails.
+        LoadError: an array differs from the configuration.
     """
     for tensor, array in zip(spec.inputs, inputs, strict=True):
         _check_input(tensor, array, rows)
@@ -72,7 +74,7 @@ def run_checked(backend: Backend, spec: ModelSpec, inputs: Sequence[Array], rows
         raise LoadError(str(error)) from error
     except BaseException as error:  # backends raise errors of any class
         of_rows = "" if rows is None else f" on a batch of {rows} rows"
-        raise LoadError(f"the model fails{of_rows}: {str(error).strip().partition(chr(10))[0]}") from error
+        raise TransientLoadError(f"the model fails{of_rows}: {str(error).strip().partition(chr(10))[0]}") from error
     return outputs
 
 

@@ -1,10 +1,13 @@
 """Configurations are read from files and from JSON; unsupported fields are rejected by name."""
 
+import errno
+import os
+
 import pytest
 from google.protobuf import text_format
 
 from protos.model_config_pb2 import ModelConfig
-from serving.errors import InvalidArgument, LoadError
+from serving.errors import InvalidArgument, LoadError, TransientLoadError
 from serving.models.config import check_supported, parse_json, read_config
 from tests.serving.model_files import SCALE_CONFIG, write_config
 
@@ -23,6 +26,35 @@ def test_a_syntax_error_names_file_and_line(tmp_path):
     with pytest.raises(LoadError, match=r"^mnist/config\.pbtxt:2:\d+ .*max_batch") as caught:
         read_config(tmp_path / "mnist")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", pytest.param("utf-16", id="as PowerShell's `>` writes it")])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_files_of_other_systems_are_read(tmp_path, encoding, end):
+    text = end.join(["# größe", "max_batch_size: 4 # rows", 'default_model_filename: "größe.onnx"', ""])
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist/config.pbtxt").write_bytes(text.encode(encoding))
+    expected = ModelConfig(name="mnist", max_batch_size=4, default_model_filename="größe.onnx")
+    assert read_config(tmp_path / "mnist") == expected
+
+
+def test_a_file_that_cannot_be_read_is_not_absent(tmp_path, broken):
+    write_config(tmp_path / "mnist", "max_batch_size: 4")
+    broken[tmp_path / "mnist/config.pbtxt"] = errno.EACCES
+    with pytest.raises(TransientLoadError, match=r"mnist/config\.pbtxt cannot be read: Permission denied"):
+        read_config(tmp_path / "mnist")
+
+
+def test_a_link_to_nothing_is_not_absent(tmp_path):
+    (tmp_path / "mnist").mkdir()
+    os.symlink("nowhere", tmp_path / "mnist/config.pbtxt")
+    with pytest.raises(TransientLoadError, match=r"mnist/config\.pbtxt cannot be read: a link to nothing"):
+        read_config(tmp_path / "mnist")
+
+
+def test_json_is_bounded():
+    with pytest.raises(InvalidArgument, match="parameter 'config' must have at most 262144 characters, got 262145"):
+        parse_json("{}" + " " * (256 * 1024 - 1), "m")
 
 
 def test_a_binary_file_is_rejected(tmp_path):

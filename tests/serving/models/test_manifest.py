@@ -1,9 +1,12 @@
 """Manifests are read and compared with the files beside them."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 
-from serving.errors import LoadError
+from serving.errors import LoadError, TransientLoadError
 from serving.models.manifest import DEFAULT_TOLERANCE, Manifest, read_manifest, verify_digests
 from serving.protocol.tensors import DATATYPES, TensorSpec
 from tests.serving.model_files import write_version
@@ -29,6 +32,28 @@ def test_all_fields_of_a_manifest(tmp_path):
     assert manifest.inputs == [TensorSpec("images", DATATYPES["UINT8"], (-1, 1, 28, 28))]
     assert manifest.outputs == [TensorSpec("logits", DATATYPES["FP32"], (-1, 10))]
     assert manifest.golden_tolerance == 0.5
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_manifest_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "manifest.json").write_bytes('{\r\n"golden_tolerance": 0.5\r\n}'.encode(encoding))
+    assert read_manifest(tmp_path).golden_tolerance == 0.5
+
+
+def test_what_cannot_be_read_is_not_absent(tmp_path, broken):
+    folder = write_version(tmp_path, 1, b"content", manifest={})
+    manifest = read_manifest(folder)
+    broken[folder / "model.onnx"] = errno.EIO
+    with pytest.raises(TransientLoadError, match=r"names model\.onnx, which cannot be read: Input/output error"):
+        verify_digests(folder, manifest)
+    broken[folder / "manifest.json"] = errno.EIO
+    with pytest.raises(TransientLoadError, match=r"manifest\.json cannot be read: Input/output error"):
+        read_manifest(folder)
+    broken.clear()
+    (folder / "manifest.json").unlink()
+    os.symlink("nowhere", folder / "manifest.json")
+    with pytest.raises(TransientLoadError, match=r"manifest\.json cannot be read: a link to nothing"):
+        read_manifest(folder)
 
 
 def test_the_tolerance_has_a_default(tmp_path):

@@ -1,0 +1,98 @@
+"""What a configuration may ask for: memory and threads for a model, whose amounts a client must not choose freely.
+
+A configuration that a client sends is refused beyond these bounds, unless the model's own `config.pbtxt` asks for as
+much. That file is the operator's: it is followed, with a warning.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from convoy.cpus import num_available_cpus
+from protos.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
+from serving.errors import InvalidArgument
+from serving.models.devices import count_gpus
+from serving.protocol.tensors import DATATYPES
+
+_MAX_BATCH_SIZE = 1024
+_MAX_BATCH_BYTES = 1 << 30
+_MAX_QUEUE_DELAY_US = 1_000_000
+_MAX_INSTANCES = 8
+_MAX_VERSIONS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The bounds of this server.
+
+    Args:
+        max_queue_size: the operator's, for models whose configuration sets none.
+    """
+
+    max_queue_size: int
+
+    def check(self, config: ModelConfig, own: ModelConfig) -> None:
+        """Checks the configuration that a client sends.
+
+        Args:
+            own: the model's `config.pbtxt`.
+
+        Raises:
+            InvalidArgument: it asks for more than the bounds and `own` allow; the message names the field.
+        """
+        allowed = _demands(own)
+        for field, value in _demands(config).items():
+            bound = max(self._bounds()[field], allowed[field])
+            if value > bound:
+                asked = f"parameter 'config' asks for {value} as {field}"
+                raise InvalidArgument(f"{asked}: at most {bound} is allowed, or what the model's config.pbtxt has")
+
+    def warnings(self, own: ModelConfig) -> list[str]:
+        """Returns a warning for each bound that a `config.pbtxt` exceeds. Its queue may have any size."""
+        bounds = {**self._bounds(), "max_queue_size": 2**32}
+        demands = _demands(own).items()
+        return [f"config.pbtxt asks for {value} as {field}" for field, value in demands if value > bounds[field]]
+
+    def _bounds(self) -> Mapping[str, int]:
+        return {
+            "max_batch_size": _MAX_BATCH_SIZE,
+            "bytes of the largest batch": _MAX_BATCH_BYTES,
+            "max_queue_delay_microseconds": _MAX_QUEUE_DELAY_US,
+            "max_queue_size": self.max_queue_size,
+            "instances on one device": max(_MAX_INSTANCES, num_available_cpus()),
+            "number of versions": _MAX_VERSIONS,
+        }
+
+
+def _demands(config: ModelConfig) -> dict[str, int]:
+    """Returns what a configuration asks for, by the names of the bounds."""
+    batching = config.dynamic_batching
+    return {
+        "max_batch_size": config.max_batch_size,
+        "bytes of the largest batch": max(1, config.max_batch_size) * _bytes_per_row(config),
+        "max_queue_delay_microseconds": batching.max_queue_delay_microseconds,
+        "max_queue_size": batching.default_queue_policy.max_queue_size,
+        "instances on one device": _instances_on_one_device(config),
+        "number of versions": len(config.version_policy.specific.versions),
+    }
+
+
+def _bytes_per_row(config: ModelConfig) -> int:
+    """Counts an open size as 1."""
+    sizes = {datatype.config_name: max(1, datatype.size) for datatype in DATATYPES.values()}
+    names = dict(zip(DataType.values(), DataType.keys(), strict=True))
+    return sum(
+        sizes.get(names.get(tensor.data_type, ""), 1) * math.prod(max(1, dim) for dim in tensor.dims)
+        for tensor in (*config.input, *config.output)
+    )
+
+
+def _instances_on_one_device(config: ModelConfig) -> int:
+    """Returns the largest number of instances on one device, without making a list of them."""
+    instances: Counter[int | None] = Counter()
+    for group in config.instance_group:
+        on_cpu = group.kind == ModelInstanceGroup.KIND_CPU or not count_gpus()
+        for device in [None] if on_cpu else group.gpus or range(count_gpus()):
+            instances[device] += max(1, group.count)
+    return max(instances.values(), default=1)
