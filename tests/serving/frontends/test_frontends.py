@@ -18,13 +18,14 @@ from serving.errors import StartupError
 from serving.frontends import Frontend
 from serving.frontends.common import limits
 from serving.frontends.common.auth import SCOPES
-from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.limits import MAX_BLOCKING
 from serving.frontends.common.status import code_without_response
+from serving.frontends.grpcio import frontend
 from serving.frontends.grpcio.handlers import REFLECTION
 from serving.observability.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING
 from serving.observability.logging import AccessLog
 from serving.protocol.methods import HEALTH_CHECK, HEALTH_WATCH, INFER, STREAM_INFER
+from tests.serving.frontends import raw_http2
 from tests.serving.frontends.callers import (
     LIMIT,
     LIVE,
@@ -43,6 +44,7 @@ from tests.serving.frontends.callers import (
     watch,
 )
 from tests.serving.frontends.fake_service import ERRORS, FakeServices
+from tests.serving.frontends.raw_http2 import EMPTY_MESSAGE
 
 LOAD = "/inference.GRPCInferenceService/RepositoryModelLoad"
 
@@ -113,6 +115,58 @@ class TestUnary:
         for one in waiting:
             one.sink.succeed(b"for " + one.payload)
         assert [call.result() for call in calls] == [b"for hold-%d" % number for number in range(100)]
+
+
+class TestOddCalls:
+    """Calls as only faulty or hostile clients make them. They harm nobody else."""
+
+    @pytest.mark.parametrize("kind", ["native", "grpcio"])  # with threads, they occupy those
+    @pytest.mark.parametrize("path", [INFER, LIVE, HEALTH_CHECK, HEALTH_WATCH, LOAD])
+    def test_without_their_messages_occupy_no_thread(
+        self, serve: Serve, monkeypatch: pytest.MonkeyPatch, path: str
+    ) -> None:
+        for name in ("MAX_STREAMS", "MAX_WATCHES", "MAX_REFLECTIONS"):
+            monkeypatch.setattr(limits, name, 1)
+        monkeypatch.setattr(frontend, "NUM_SPARE_THREADS", 1)
+        with grpc.insecure_channel(f"127.0.0.1:{serve().port}") as channel:
+            requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+            silent = [channel.stream_stream(path)(iter(requests.get, b"end"), timeout=WAIT_S) for _ in range(8)]
+            assert ask(channel, LIVE, b"1") == b"1"
+            assert len(ask(channel, HEALTH_CHECK)) > 0
+            stream = Stream(channel)
+            stream.send(b"")
+            assert stream.next() == response("")
+            stream.close()
+            for call in silent:
+                call.cancel()
+                requests.put(b"end")
+
+    @pytest.mark.parametrize("value", [b"\xff\xfe", b"\x80", "größe".encode("latin-1")])
+    @pytest.mark.parametrize("name", [b"x-odd", b"authorization"])
+    def test_with_metadata_that_are_not_unicode(self, server: Frontend, name: bytes, value: bytes) -> None:
+        assert raw_http2.call(server.port, (name, value)) >= len(EMPTY_MESSAGE)
+
+    @pytest.mark.parametrize("timeout", [b"0m", b"99999999H", b"999999999H", b"-1S", b"abc"])
+    def test_with_an_odd_timeout(self, server: Frontend, channel: grpc.Channel, timeout: bytes) -> None:
+        raw_http2.call(server.port, (b"grpc-timeout", timeout))
+        assert ask(channel, LIVE, b"1") == b"1"
+
+    @pytest.mark.parametrize(
+        "body", [b"", EMPTY_MESSAGE * 2, EMPTY_MESSAGE + b"more", b"\0\0\0\0\x05ab", b"\x01\0\0\0\0", b"\xff" * 5]
+    )
+    def test_with_an_odd_body(self, server: Frontend, channel: grpc.Channel, body: bytes) -> None:
+        raw_http2.call(server.port, body=body)
+        assert ask(channel, LIVE, b"1") == b"1"
+
+    def test_compressed_ones_count_with_their_size(self, channel: grpc.Channel, kind: str) -> None:
+        for method in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+            if (kind, method) == ("native", grpc.Compression.Deflate):
+                expected = grpc.StatusCode.UNIMPLEMENTED  # pygrpc-native has gzip only: docs/serving.md
+            else:
+                assert ask(channel, LIVE, b"abc", compression=method) == b"abc"
+                expected = grpc.StatusCode.RESOURCE_EXHAUSTED
+            error = refusal(functools.partial(ask, channel, LIVE, b"x" * 4 * LIMIT, compression=method))
+            assert error.code() is expected
 
 
 class TestCancellation:
@@ -280,6 +334,16 @@ class TestHealth:
             stream.close()
             states.cancel()
             tool.cancel()
+
+    @pytest.mark.parametrize("kind", ["grpcio", "grpcio-threads"])  # native ends the call of a client that is behind
+    def test_a_slow_client_gets_the_newest_state(self, channel: grpc.Channel, services: FakeServices) -> None:
+        states = watch(channel, "mnist")
+        assert next(states).status == SERVICE_UNKNOWN
+        for number in range(1000):
+            services.admin.health.update(True, {"mnist": number % 2 == 0})
+        services.admin.health.update(True, {})
+        assert next(state for state in states if state.status == SERVICE_UNKNOWN)
+        states.cancel()
 
     def test_a_malformed_message_is_refused(self, channel: grpc.Channel) -> None:
         call = channel.unary_stream(HEALTH_WATCH)(b"\xff\xff", timeout=WAIT_S)
