@@ -13,7 +13,6 @@ from serving.frontends.common.status import shutting_down
 from serving.frontends.http.auth import OPEN_PATHS, PRINCIPAL, AuthMiddleware, api_scopes, metrics_scopes
 from serving.frontends.http.responses import error_response
 from serving.frontends.http.server import HttpServer
-from serving.observability.health import Health
 from serving.observability.logging import AccessLog
 
 
@@ -21,7 +20,7 @@ def build_middleware(
     services: Services, server: HttpServer, tokens: TokenFile | None, access_log: AccessLog | None
 ) -> list[Middleware]:
     """Returns the middleware, outermost first: the log has refused requests too, and refusals close connections too."""
-    middleware = [Middleware(DrainMiddleware, health=services.admin.health, server=server)]
+    middleware = [Middleware(DrainMiddleware, services=services, server=server)]
     if access_log is not None:
         middleware.insert(0, Middleware(AccessLogMiddleware, access_log=access_log))
     if tokens is not None:
@@ -65,9 +64,10 @@ class DrainMiddleware:
     Once the server stops, it refuses new requests, except for health checks, and those that the grace period cuts off.
     """
 
-    def __init__(self, app: ASGIApp, health: Health, server: HttpServer) -> None:
+    def __init__(self, app: ASGIApp, services: Services, server: HttpServer) -> None:
         self._app = app
-        self._health = health
+        self._health = services.admin.health
+        self._refusals = services.inference.refusals
         self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +77,9 @@ class DrainMiddleware:
             await send(message)
 
         if self._server.is_stopping and scope["path"] not in OPEN_PATHS:
-            await error_response(shutting_down())(scope, receive, send_and_close)
+            error = shutting_down()
+            self._refusals.count_error(error)
+            await error_response(error)(scope, receive, send_and_close)
             return
         try:
             await self._app(scope, receive, send_and_close if self._health.is_draining else send)

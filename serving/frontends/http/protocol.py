@@ -89,10 +89,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._refuse(400, msg, "malformed")
 
     def shutdown(self) -> None:
-        """Ends the connection: at once if it is idle, else after its response."""
-        super().shutdown()
+        """Ends the connection soon: after its response, or once its client has sent nothing for a moment."""
+        if self.is_waiting:
+            self.loop.call_later(connections.GOODBYE_S, self._close_if_waiting)
+        else:
+            super().shutdown()
+
+    def _close_if_waiting(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
         if self.transport.is_closing():  # with TLS, it would wait for the client's goodbye
-            self.loop.call_later(connections.SWEEP_S, self.transport.abort)
+            self.loop.call_later(connections.GOODBYE_S, self.transport.abort)
 
     # ---- time limits -------------------------------------------------------------------------------------------------
 

@@ -93,9 +93,11 @@ class HttpServer:
         Args:
             linger_s: how long to accept connections and answer that the server stops, before it closes the port.
         """
-        assert self._server is not None, "the server was not started"
+        if self._server is None or not self._thread.is_alive():
+            return
         self.is_stopping = True
         time.sleep(linger_s)
+        self._listener.listen(0)  # the kernel resets the connections that wait to be accepted when the port closes
         self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
         self._server.should_exit = True
         self._thread.join()

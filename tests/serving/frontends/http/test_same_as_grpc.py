@@ -9,9 +9,10 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 from google.protobuf import json_format
+from tritonclient.utils import InferenceServerException
 
 from serving.protocol.tensors import DATATYPES
-from tests.serving.conftest import Served
+from tests.serving.conftest import MAX_MESSAGE_BYTES, Served
 from tests.serving.onnx_models import LABELS, NUMBERS
 
 MODELS = ("rows", "digits", "types", "whole", "versions")
@@ -93,3 +94,34 @@ def test_metrics_of_all_models(served: Served) -> None:
     # Its version is known once a test has tried to load it.
     assert re.search(r'^convoy_model_ready\{model="broken",version="1?"\} 0\.0$', text, re.MULTILINE)
     assert 'convoy_model_ready{model="digits",version="1"} 1.0\n' in text
+
+
+def test_refused_requests_are_counted_alike(
+    served: Served,
+    grpc_client: tritonclient.grpc.InferenceServerClient,
+    http_client: tritonclient.http.InferenceServerClient,
+) -> None:
+    def refused() -> dict[tuple[str, str], int]:
+        text = httpx.get(f"http://127.0.0.1:{served.server.http.metrics_port}/metrics").text
+        found = re.findall(
+            r'^convoy_refused_requests_total\{model="(.*)",reason="(.*)"\} (\d+)\.0$', text, re.MULTILINE
+        )
+        return {(reason, model): int(count) for model, reason, count in found}
+
+    before = refused()
+    for client, kind in ((grpc_client, tritonclient.grpc), (http_client, tritonclient.http)):
+        tensor = kind.InferInput("rows", [1, 3], "FP64")
+        tensor.set_data_from_numpy(np.ones((1, 3)))
+        for name in ("rows", "made_up"):
+            with pytest.raises(InferenceServerException):
+                client.infer(name, [tensor])
+        with pytest.raises(InferenceServerException):
+            client.infer("rows", [tensor], model_version="9")
+    url = f"http://127.0.0.1:{served.server.http.port}/v2/models"
+    assert httpx.post(f"{url}/rows/infer", content=b" " * (MAX_MESSAGE_BYTES + 1)).status_code == 413
+    assert httpx.post(f"{url}/rows/infer", content=b"{").status_code == 400
+    assert httpx.get(f"{url}/rows/infer").status_code == 405
+    assert httpx.get(f"{url}/also_made_up").status_code == 404
+    counted = {key: count - before.get(key, 0) for key, count in refused().items() if count != before.get(key, 0)}
+    assert counted.pop(("not_found", "")) + counted.pop(("not_found", "rows"), 0) == 5
+    assert counted == {("invalid_argument", "rows"): 3, ("resource_exhausted", "rows"): 1, ("unimplemented", "rows"): 1}

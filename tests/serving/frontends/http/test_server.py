@@ -1,14 +1,18 @@
 """The HTTP front end: ports, certificates, tokens, the access log, and graceful shutdown."""
 
 import contextlib
+import http.client
 import itertools
+import json
 import logging
 import socket
 import ssl
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +22,14 @@ import pytest
 
 from convoy.auth import TokenFile
 from convoy.tls import TlsFiles
-from serving.errors import StartupError
+from serving.errors import InvalidArgument, StartupError
 from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.services import Services
 from serving.frontends.http import HttpAddress, HttpFrontend
+from serving.frontends.http.executor import MAX_INLINE_BYTES
 from serving.observability.logging import AccessLog
+from serving.protocol.json_codec import parse_request
+from serving.protocol.json_responses import render_response
 from tests.serving.certificates import Authority, write
 from tests.serving.fake_repository import PATIENCE_S, FakeRepository, backend_of, make_services, twice
 from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
@@ -197,6 +204,92 @@ class TestTls:
         assert httpx.get(f"{health}/ready").status_code == 400
 
 
+class TestEventLoops:
+    """What takes time holds up neither small requests nor probes."""
+
+    LARGE = REQUEST | {"id": "x" * MAX_INLINE_BYTES}
+
+    @pytest.fixture
+    def blocked(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Semaphore, threading.Event]]:
+        """Large requests wait: counts those that are being parsed, until an event."""
+        parsing, go_on = threading.Semaphore(0), threading.Event()
+
+        def parse(body: bytes, *arguments: Any) -> Any:
+            if len(body) > MAX_INLINE_BYTES:
+                parsing.release()
+                assert go_on.wait(PATIENCE_S)
+            return parse_request(body, *arguments)
+
+        monkeypatch.setattr("serving.frontends.http.infer.parse_request", parse)
+        yield parsing, go_on
+        go_on.set()
+
+    def test_large_json_is_parsed_elsewhere(
+        self, start: Start, blocked: tuple[threading.Semaphore, threading.Event]
+    ) -> None:
+        server = start()
+        parsing, go_on = blocked
+        with ThreadPoolExecutor(1) as pool:
+            large = pool.submit(httpx.post, url(server, INFER), json=self.LARGE, timeout=60)
+            assert parsing.acquire(timeout=PATIENCE_S)
+            assert httpx.post(url(server, INFER), json=REQUEST).status_code == 200
+            go_on.set()
+            assert large.result().json()["id"] == self.LARGE["id"]
+
+    def test_the_number_of_large_requests_is_bounded(
+        self, start: Start, blocked: tuple[threading.Semaphore, threading.Event]
+    ) -> None:
+        server = start()
+        _, go_on = blocked
+        limits = httpx.Limits(max_connections=80)
+        with httpx.Client(limits=limits, timeout=60) as client, ThreadPoolExecutor(80) as pool:
+            calls = [pool.submit(client.post, url(server, INFER), json=self.LARGE) for _ in range(80)]
+            refused = next(call.result() for call in as_completed(calls))
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert httpx.post(url(server, INFER), json=REQUEST).status_code == 200
+            go_on.set()
+            statuses = Counter(call.result().status_code for call in calls)
+        assert set(statuses) == {200, 429}
+        assert statuses[200] >= 64
+
+    def test_metrics_and_probes_have_their_own(
+        self, start: Start, own_services: Services, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = start()
+        began, go_on = threading.Event(), threading.Event()
+
+        def hold_up() -> Any:
+            began.set()
+            assert go_on.wait(PATIENCE_S)
+            raise InvalidArgument("over")
+
+        monkeypatch.setattr(own_services.admin, "server_metadata", hold_up)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(httpx.get, url(server, "/v2"), timeout=60)
+            assert began.wait(PATIENCE_S)
+            for path in ("/metrics", "/v2/health/live", "/v2/health/ready"):
+                assert httpx.get(f"http://127.0.0.1:{server.metrics_port}{path}").status_code == 200
+            go_on.set()
+            assert waiting.result().status_code == 400
+
+    def test_large_json_is_rendered_elsewhere(
+        self, start: Start, own_services: Services, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        threads = set()
+
+        def render(*arguments: Any) -> Any:
+            threads.add(threading.current_thread().name.split("_")[0])
+            return render_response(*arguments)
+
+        monkeypatch.setattr("serving.frontends.http.infer.render_response", render)
+        server = start()
+        for limit, thread in ((0, "http-body"), (1 << 20, "http")):
+            monkeypatch.setattr("serving.frontends.http.infer.MAX_INLINE_OUTPUT_BYTES", limit)
+            threads.clear()
+            assert httpx.post(url(server, INFER), json=REQUEST).json()["outputs"][1]["data"] == [6]
+            assert threads == {thread}
+
+
 class TestAccessLog:
     def test_has_an_entry_for_each_request(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "serving.access")
@@ -243,6 +336,88 @@ class TestStop:
         backend.free.set()  # its response comes after the server has stopped
         with pytest.raises(httpx.ConnectError):
             httpx.get(url(server, "/v2"))
+
+    def test_callers_are_refused_in_plain_words(self, own_services: Services) -> None:
+        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
+        server.start()
+        outcomes: set[tuple[object, ...]] = set()
+        served = threading.Barrier(17)
+
+        def call() -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
+            for number in itertools.count():
+                try:
+                    connection.request("POST", INFER, json.dumps(REQUEST))
+                    response = connection.getresponse()
+                    response.read()
+                except ConnectionRefusedError:
+                    return
+                except OSError as error:
+                    outcomes.add((repr(error),))
+                    return
+                outcomes.add((response.status, response.getheader("connection"), response.getheader("retry-after")))
+                if number == 3:
+                    served.wait()
+
+        with ThreadPoolExecutor(16) as pool:
+            calls = [pool.submit(call) for _ in range(16)]
+            served.wait()
+            server.stop(PATIENCE_S)
+            for done in calls:
+                done.result(timeout=PATIENCE_S)
+        assert outcomes == {(200, None, None), (503, "close", "1")}
+
+    def test_a_request_on_an_idle_connection_is_refused(self, own_services: Services) -> None:
+        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
+        server.start()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            stopping = threading.Thread(target=server.stop, args=(PATIENCE_S,))
+            stopping.start()
+            _wait_until_refused(server.port)
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+            stopping.join()
+
+    @pytest.mark.parametrize("start", [b"", b"GET", b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"])
+    def test_connections_that_say_nothing_do_not_delay_it(self, own_services: Services, start: bytes) -> None:
+        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
+        server.start()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
+            connection.sendall(start)
+            assert httpx.get(url(server, "/v2")).status_code == 200
+            began = time.monotonic()
+            server.stop(PATIENCE_S)
+            assert time.monotonic() - began < PATIENCE_S / 3
+
+    def test_a_tls_connection_that_says_nothing_does_not_delay_it(self, own_services: Services, tmp_path: Path) -> None:
+        authority = Authority()
+        files = TlsFiles(*write(tmp_path, authority.issue()))
+        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY, tls=files)
+        server.start()
+        context = ssl.create_default_context(cadata=authority.certificate.decode())
+        plain = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+            began = time.monotonic()
+            server.stop(PATIENCE_S)
+            assert time.monotonic() - began < PATIENCE_S / 3
+
+    def test_a_body_that_does_not_arrive_is_cut_off(
+        self, own_services: Services, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
+        server.start()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
+            connection.sendall(b"POST /v2/models/twice/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            time.sleep(0.1)
+            server.stop(0)
+            received = connection.recv(1 << 16)
+        assert received.startswith(b"HTTP/1.1 503 ")
+        assert b"connection: close" in received
+        assert "Traceback" not in caplog.text
 
     def test_connections_stay_open_while_a_model_is_not_ready(self, start: Start, own_services: Services) -> None:
         server = start()
