@@ -22,7 +22,6 @@ class InferStream:
     def __init__(self, service: InferenceService, deadline: float | None, principal: Principal | None = None) -> None:
         self._service = service
         self._context = RequestContext(deadline, principal)
-        self._principal = principal
         self._changed = threading.Condition()
         self._calls: deque[_StreamedCall] = deque()
         self._has_ended = False
@@ -37,7 +36,7 @@ class InferStream:
                 if call is None:
                     return
                 try:
-                    check_quota(self._principal, len(payload))
+                    check_quota(self._context.principal, len(payload))
                 except ResourceExhausted as error:
                     self._service.refusals.count_error(error)
                     call.fail(error)
