@@ -1,20 +1,26 @@
 """The repository as its readers see it: what is ready, what is not and why. No request is lost during a change."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from serving.config import ServeConfig
-from serving.errors import Internal, InvalidArgument, NotFound, StartupError, Unavailable
+from serving.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, NotFound, StartupError, Unavailable
 from serving.inference.batcher import BatcherClosed
+from serving.models import changes as changes_module
+from serving.models import folder as folder_module
 from serving.models import repository as repository_module
-from serving.models.loader import LoadSettings
+from serving.models import versions as versions_module
+from serving.models.changes import Caller
+from serving.models.loader import LoadSettings, load_version
 from serving.models.repository import IndexEntry, Repository
 from tests.serving.model_files import SCALE_CONFIG, scale, write_config, write_version
 from tests.serving.models.one_row import OneRow
@@ -207,7 +213,184 @@ def test_close_stops_the_loading_of_further_models(models):
     assert repository.ready_models() == []
 
 
+# ---- models that hang ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hang(monkeypatch):
+    """Makes the loading of a model hang until the end of the test."""
+    free = threading.Event()
+
+    def hang_of(name):
+        began = threading.Event()
+
+        def load(folder, version, config, settings):
+            if folder.name == name:
+                began.set()
+                free.wait(TIMEOUT_S)
+            return load_version(folder, version, config, settings)
+
+        monkeypatch.setattr(versions_module, "load_version", load)
+        return began
+
+    monkeypatch.setattr(repository_module, "_CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(repository_module, "_POLL_PATIENCE_S", 0.1)
+    patient = changes_module.LoadTurn
+    monkeypatch.setattr(repository_module, "LoadTurn", lambda: patient(patience_s=0.1))
+    yield hang_of
+    free.set()
+
+
+def test_a_model_that_hangs_at_the_start_holds_up_no_other(models, hang):
+    hang("a")
+    repository = Repository(models, LoadSettings(device="cpu", num_threads=1), mode="poll", poll_interval_s=0.02)
+    starting = threading.Thread(target=repository.start, daemon=True)
+    starting.start()
+    eventually(lambda: repository.index(ready_only=True) == [IndexEntry("b", "2", "READY", "")])
+    assert (ask(repository, "b"), repository.is_ready()) == (2, False)
+    write_version(models / "b", 3, scale(3), manifest={})
+    eventually(lambda: ask(repository, "b") == 3)
+    began = time.monotonic()
+    repository.close()
+    assert time.monotonic() - began < 10
+    assert repository.ready_models() == []
+
+
+def test_a_load_that_hangs_holds_up_no_other(models, open_repository, hang):
+    repository = open_repository(models, mode="explicit")
+    began = hang("a")
+    errors = []
+
+    def load():
+        try:
+            repository.load("a", caller=within(1))
+        except DeadlineExceeded as error:
+            errors.append(str(error))
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    assert began.wait(TIMEOUT_S)
+    repository.load("b")
+    assert ask(repository, "b") == 2
+    repository.unload("b")
+    with pytest.raises(DeadlineExceeded, match="the change of model 'a' waits for another change"):
+        repository.load("a", caller=within(0.1))
+    loading.join(TIMEOUT_S)
+    assert errors == ["the deadline has passed: the change of model 'a' goes on; the index will show its result"]
+    with pytest.raises(Unavailable, match="model 'a' is not ready: loading"):
+        repository.get("a")
+
+
+def within(seconds):
+    return Caller(deadline=time.monotonic() + seconds)
+
+
+def test_a_load_whose_caller_has_gone_is_not_made(models, open_repository):
+    repository = open_repository(models, mode="explicit")
+    with pytest.raises(Cancelled, match="the caller has gone: the change of model 'a' was not started"):
+        repository.load("a", caller=Caller(is_cancelled=lambda: True))
+    assert repository.index(False)[0] == IndexEntry("a", "", "UNAVAILABLE", "not loaded")
+
+
+# ---- what cannot be read is not taken for absent ---------------------------------------------------------------------
+
+
+def test_an_unreadable_repository_keeps_serving(models, open_repository, broken, caplog):
+    caplog.set_level("INFO")
+    repository = open_repository(models, mode="poll", poll_interval_s=0.01)
+    reason = "the repository cannot be read: Stale file handle"
+    broken[models] = errno.ESTALE
+    eventually(lambda: repository.index(False)[0].reason == reason)
+    broken[models] = errno.ESTALE
+    time.sleep(0.1)
+    assert (ask(repository, "a"), ask(repository, "b"), repository.is_ready()) == (1, 2, True)
+    assert [(entry.state, entry.reason) for entry in repository.index(False)] == [("READY", reason)] * 2
+    broken.clear()
+    eventually(lambda: repository.index(False)[0].reason == "")
+    write_version(models / "a", 2, scale(2), manifest={})
+    eventually(lambda: ask(repository, "a") == 2)
+    assert caplog.text.count(f"{reason}; the models that serve keep serving") == 1
+    assert caplog.text.count("the repository can be read again") == 1
+
+
+@pytest.mark.parametrize("fault", ["gone", "file", "link to nothing", "another file system"])
+def test_a_repository_that_goes_away_keeps_serving(models, open_repository, monkeypatch, fault):
+    repository = open_repository(models, mode="poll", poll_interval_s=0.01)
+    models.rename(models.parent / "away")
+    if fault == "file":
+        models.touch()
+    elif fault == "link to nothing":
+        os.symlink("nowhere", models)
+    elif fault == "another file system":  # what is left of a mount
+        models.mkdir()
+        real = folder_module.scan_repository
+        monkeypatch.setattr(folder_module, "scan_repository", lambda path: replace(real(path), device=-1))
+    eventually(lambda: "the repository cannot be read" in repository.index(False)[0].reason)
+    time.sleep(0.1)
+    assert (ask(repository, "a"), repository.is_ready(), len(repository.ready_models())) == (1, True, 2)
+
+
+def test_an_unreadable_model_is_required_and_loaded_later(models, open_repository, broken):
+    broken[models / "a"] = errno.EACCES
+    repository = open_repository(models, mode="poll", poll_interval_s=0.02)
+    assert not repository.is_ready()
+    assert repository.index(False)[0].reason == "its folder cannot be read: Permission denied"
+    assert ask(repository, "b") == 2
+    time.sleep(0.1)
+    assert not repository.is_ready(), "what is unknown is not removed from what readiness asks for"
+    broken.clear()
+    eventually(repository.is_ready)
+    assert ask(repository, "a") == 1
+
+
+def test_an_unreadable_model_cannot_be_loaded_but_is_not_unknown(models, open_repository, broken):
+    repository = open_repository(models, mode="explicit", models=("a",))
+    broken[models / "a"] = errno.EIO
+    with pytest.raises(Internal, match="failed to load 'a', its folder cannot be read: Input/output error"):
+        repository.load("a")
+    assert (ask(repository, "a"), repository.is_ready()) == (1, True)
+    write_version(models / "new", 1, scale(1))
+    broken[models / "new"] = errno.EIO
+    with pytest.raises(Unavailable, match="model 'new' cannot be read in the repository: Input/output error"):
+        repository.load("new")
+    models.rename(models.parent / "away")
+    with pytest.raises(Unavailable, match="model 'newer' cannot be read in the repository: No such file"):
+        repository.load("newer")
+
+
+def test_an_editor_s_lock_hides_no_change_of_the_configuration(models, open_repository):
+    os.symlink("user@host.4711:1", models / "a/.#config.pbtxt")
+    os.symlink("nowhere", models / "a/link.txt")
+    repository = open_repository(models, mode="explicit", models=("a",))
+    write_config(models / "a", SCALE_CONFIG.replace("max_batch_size: 4", "max_batch_size: 2"))
+    repository.load("a")
+    assert repository.get("a").spec.max_batch_size == 2
+
+
 # ---- explicit --------------------------------------------------------------------------------------------------------
+
+
+def test_unloading_a_model_that_failed_changes_readiness_and_tells(models, open_repository):
+    write_version(models / "broken", 1, b"no model")
+    repository = open_repository(models, mode="explicit", models=("a", "broken"))
+    seen = []
+    repository.subscribe(lambda: seen.append((repository.generation, repository.is_ready())))
+    generation = repository.generation
+    repository.unload("broken")
+    assert repository.generation > generation
+    assert seen[-1] == (repository.generation, True), "the generation has grown when listeners are called"
+
+
+def test_a_client_s_configuration_is_bounded(models, open_repository):
+    repository = open_repository(models, mode="explicit", models=("a",))
+    before, index = repository.get("a"), repository.index(False)
+    for name in ("a", "b"):
+        with pytest.raises(InvalidArgument, match="'config' asks for 10000 as instances on one device: at most"):
+            repository.load(name, '{"instance_group": [{"count": 10000}]}')
+    assert (repository.get("a"), repository.index(False)) == (before, index)
+    write_config(models / "a", SCALE_CONFIG.replace("max_batch_size: 4", "max_batch_size: 5000"))
+    repository.load("a", '{"max_batch_size": 5000}')
+    assert repository.get("a").spec.max_batch_size == 5000, "the operator's file allows as much"
 
 
 def test_explicit_loads_only_the_initial_models(models, open_repository):
