@@ -65,7 +65,7 @@ def http_message(seed: int, number: int) -> HttpMessage:
     if rng.random() < 0.1:
         return admin.http_message(rng, number)
     request = random_request(rng)
-    value, tail = _http_value(rng, request)
+    value, tail = http_value(rng, request, rng.choice(["json", "binary", "mixed"]))
     text, changes = JsonMutator(rng, WORDS).mutate(value, num_changes(rng))
     model, version = request.model, request.version
     if rng.random() < 0.03:
@@ -88,9 +88,12 @@ def http_message(seed: int, number: int) -> HttpMessage:
     return message
 
 
-def _http_value(rng: random.Random, request: Request) -> tuple[dict[str, Any], bytes]:
-    """Returns the JSON of a request, and the bytes that follow it."""
-    style = rng.choice(["json", "binary", "mixed"])
+def http_value(rng: random.Random, request: Request, style: str) -> tuple[dict[str, Any], bytes]:
+    """Returns the JSON of a request, and the bytes that follow it.
+
+    Args:
+        style: "json", "binary" or "mixed"; FP16, and strings that are not UTF-8, are binary in any case.
+    """
     datatypes = {tensor.name: tensor.datatype for tensor in MODELS[request.model].inputs}
     inputs, tail = [], []
     for name, array in request.arrays.items():
