@@ -16,7 +16,7 @@ from convoy.images import EXTENSIONS
 from convoy.options import option
 from convoy.verbs import Verb, run_verb
 from serving.client.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Client
-from serving.client.connection import Tls
+from serving.client.connection import Tls, is_loopback, parse_target
 from serving.client.display import Row, json_line, show_table
 from serving.client.errors import ClientError, invalid_argument
 from serving.client.images import ImageInput, PreparedImage
@@ -61,17 +61,20 @@ class ConnectConfig:
         uses_tls = self.tls or tls != Tls()
         if not self.timeout_s > 0:
             raise invalid_argument(f"--timeout-s {self.timeout_s:g}: must be positive")
-        return Client(self.target, timeout_s=self.timeout_s, token=self._token(), tls=tls if uses_tls else None)
+        token = self._token()
+        if token is not None and not uses_tls and not is_loopback(parse_target(self.target)):
+            print(f"warning: the token travels to {self.target} in plain text; --tls encrypts it", file=sys.stderr)
+        return Client(self.target, timeout_s=self.timeout_s, token=token, tls=tls if uses_tls else None)
 
     def _token(self) -> str | None:
         if self.token_file is None:
             return None
         try:
-            token = self.token_file.read_text(encoding="ascii").strip()
+            token = self.token_file.read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise invalid_argument(f"cannot read a token from {self.token_file}: {error}") from error
-        if len(token.split()) != 1:
-            raise invalid_argument(f"token file {self.token_file} must hold one token and nothing else")
+        if len(token.split()) != 1 or not token.isascii():
+            raise invalid_argument(f"token file {self.token_file} must hold one token in ASCII and nothing else")
         return token
 
 

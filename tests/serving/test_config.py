@@ -54,6 +54,23 @@ def test_invalid_options_are_rejected_by_name(options: dict, message: str) -> No
         ServeConfig(model_repository=Path(), **options).check()
 
 
+@pytest.mark.parametrize(
+    ("options", "is_plain"),
+    [
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "::"}, True),
+        ({"host": "serving.example.org"}, True),
+        ({"host": "0.0.0.0", "grpc_socket": Path("s")}, True),  # HTTP has no socket
+        ({"host": "0.0.0.0", "tls_cert": FILE, "tls_key": FILE}, False),
+        ({"host": "127.0.0.1"}, False),
+        ({"host": "::1", "grpc_socket": Path("s")}, False),
+    ],
+)
+def test_tokens_travel_in_plain_text_over_a_network_without_tls(options: dict, is_plain: bool) -> None:
+    assert ServeConfig(model_repository=Path(), token_file=FILE, **options).sends_tokens_in_plain_text == is_plain
+    assert not ServeConfig(model_repository=Path(), **options).sends_tokens_in_plain_text
+
+
 def test_addresses() -> None:
     assert ServeConfig(model_repository=Path(), host="::1").grpc_address == "[::1]:8001"
     assert ServeConfig(model_repository=Path(), grpc_port=0).grpc_address == "127.0.0.1:0"

@@ -1,6 +1,9 @@
 """What each token permits, on every front end: scopes, rotation, deletion, and quotas."""
 
 import contextlib
+import gzip
+import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from protos import grpc_service_pb2 as pb
 from serving.client import Client, ClientError
 from serving.config import ServeConfig
 from serving.protocol.methods import INFER, STREAM_INFER
+from serving.server import build_server
 from tests.serving.conftest import SERVICE, Served, serve
 
 TOKENS = """
@@ -70,13 +74,14 @@ def guarded(
         num_threads=1,
         access_log=True,
     )
-    for served in serve(config):
-        yield Guarded(served, path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(credentials, "CHECK_INTERVAL_S", 0.0)
+        for served in serve(config):
+            yield Guarded(served, path)
 
 
 @pytest.fixture(autouse=True)
-def _restored(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(credentials, "CHECK_INTERVAL_S", 0.0)
+def _restored(guarded: Guarded) -> Iterator[None]:
     yield
     guarded.rewrite(TOKENS)
 
@@ -272,6 +277,16 @@ def test_a_quota_of_bytes_counts_every_front_end(guarded: Guarded) -> None:
     assert http_call(guarded, "GET", "/v2", "few-bytes").status_code == 429
 
 
+def test_a_compressed_body_counts_with_all_its_bytes(guarded: Guarded) -> None:
+    guarded.rewrite("own name=own scopes=infer,admin bytes_per_second=10k")
+    body = gzip.compress(json.dumps(INFER_JSON | {"id": "x" * 40_000}).encode())
+    assert len(body) < 1000
+    headers = {"Authorization": "Bearer own", "Content-Encoding": "gzip"}
+    url = f"{guarded.http}/v2/models/rows/infer"
+    assert httpx.post(url, headers=headers, content=body).status_code == 200
+    assert httpx.post(url, headers=headers, content=body).headers["retry-after"] in ("3", "4")
+
+
 def test_our_client_waits_for_its_quota(guarded: Guarded) -> None:
     guarded.rewrite("own name=own scopes=infer requests_per_second=20")
     with Client(guarded.served.target, token="own") as client:
@@ -324,6 +339,35 @@ def test_the_access_log_names_the_principal(guarded: Guarded, caplog: pytest.Log
         ("ServerLive", "OK", "bob"),
     ]
     assert "alices" not in caplog.text
+
+
+@pytest.mark.parametrize(("host", "warns"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_tokens_over_plain_text_are_warned_of_at_the_start(
+    model_repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, host: str, warns: bool
+) -> None:
+    (tmp_path / "tokens").write_text("sesame")
+    (tmp_path / "tokens").chmod(0o600)
+    config = ServeConfig(
+        model_repository=model_repository,
+        token_file=tmp_path / "tokens",
+        host=host,
+        metrics_host="127.0.0.1",
+        grpc_port=0,
+        http_port=0,
+        metrics_port=0,
+    )
+    server = build_server(config)
+    server.start()
+    try:
+        found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(found) == warns
+        assert all(text.startswith("--token-file without TLS on 0.0.0.0: ") and "--tls-cert" in text for text in found)
+        with socket.create_connection(("127.0.0.1", server.http.metrics_port)):
+            pass
+        with pytest.raises(ConnectionRefusedError):  # unlike --host, which may be all addresses
+            socket.create_connection(("127.0.0.2", server.http.metrics_port))
+    finally:
+        server.stop()
 
 
 def entries(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, str | None]]:

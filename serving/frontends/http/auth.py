@@ -102,6 +102,16 @@ def metrics_scopes(tokens: TokenFile) -> Callable[[str, str], frozenset[str] | N
     return scopes
 
 
+def count_decompressed(scope: Scope, body: bytes) -> None:
+    """Takes a body that was compressed out of its caller's quota, which only its bytes as sent have been."""
+    principal = scope.get(PRINCIPAL)
+    if principal is None or principal.quota is None:
+        return
+    headers = dict(scope["headers"])
+    if b"content-encoding" in headers:
+        principal.quota.take_more(max(0, len(body) - int(headers.get(b"content-length", 0))))
+
+
 def _counted(receive: Receive, quota: Quota) -> Receive:
     """Takes a body without a declared length out of a quota, as it arrives."""
 

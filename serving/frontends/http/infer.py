@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.errors import DeadlineExceeded, InvalidArgument, ServingError
 from serving.frontends.common.status import shutting_down
-from serving.frontends.http.auth import PRINCIPAL
+from serving.frontends.http.auth import PRINCIPAL, count_decompressed
 from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
 from serving.frontends.http.responses import SUBMITTED
@@ -85,6 +85,7 @@ class InferEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         body = await read_body(headers, receive, self._max_body_bytes, self._executor)
+        count_decompressed(scope, body)
         path = scope["path_params"]
         model, version = path["model"], path.get("version", "")
         self._service.repository.get(model, version)  # fails early: do not parse tensors for an unknown model

@@ -126,6 +126,15 @@ def test_the_token_is_read_from_a_file(server: FakeServer, tmp_path: Path, capsy
     capsys.readouterr()
 
 
+def test_a_token_over_plain_text_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "token").write_bytes(b"\xef\xbb\xbfsesame\r\n")
+    for target, options in (("serving.example.org", {}), ("serving.example.org", {"tls": True}), ("127.0.0.1:1", {})):
+        ConnectConfig(target=target, token_file=tmp_path / "token", **options).client().close()
+    ConnectConfig(target="serving.example.org").client().close()
+    warning = "warning: the token travels to serving.example.org in plain text; --tls encrypts it\n"
+    assert capsys.readouterr().err == warning
+
+
 def one_error(capsys: pytest.CaptureFixture[str]) -> str:
     captured = capsys.readouterr()
     assert not captured.out
@@ -134,7 +143,7 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err.removeprefix("error: ").strip()
 
 
-@pytest.mark.parametrize("content", [None, "", "grün\n"])
+@pytest.mark.parametrize("content", [None, "", "grün\n", "a b\n", "old name=a scopes=infer\nnew name=a scopes=infer\n"])
 def test_an_invalid_token_file_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
 ) -> None:
