@@ -139,7 +139,7 @@ class Server:
     def _update_health(self) -> None:
         ready = {entry.name: False for entry in self.repository.index(ready_only=False)}
         ready |= {model.spec.name: True for model in self.repository.ready_models()}
-        self.health.update(self.repository.is_ready(), ready)
+        self.health.update(self.repository.is_ready(), ready, live=not self.repository.is_hung())
 
 
 def build_server(config: ServeConfig) -> Server:
