@@ -39,6 +39,9 @@ MAX_KEY_CHARS = 256
 MAX_VALUE_CHARS = 64 << 10
 """Of a request, an input or an output."""
 
+_CHUNK = 64 << 10
+"""Elements that are converted at a time: each step holds the GIL, for a millisecond."""
+
 _MAX_INT64 = (1 << 63) - 1
 
 # msgspec checks these types strictly: 1.7 and 1.0 are no integers, true is no number, "1" is no number. A field that
@@ -233,7 +236,13 @@ def _flatten(data: list[Any], name: str) -> list[Any]:
 
 
 def _encode_elements(datatype: Datatype, elements: list[Any], name: str) -> bytes:
+    kind = _ELEMENTS[datatype.dtype.kind]
+    parts = []
+    start = 0
     try:
-        return from_elements(datatype, msgspec.convert(elements, _ELEMENTS[datatype.dtype.kind]))
+        for start in range(0, len(elements), _CHUNK):
+            parts.append(from_elements(datatype, msgspec.convert(elements[start : start + _CHUNK], kind)))
     except (msgspec.ValidationError, InvalidArgument, UnicodeEncodeError) as error:
-        raise InvalidArgument(f"data of input {quote(name)} must be of {datatype.name}: {error}") from error
+        where = f", counted from element {start}" if start else ""
+        raise InvalidArgument(f"data of input {quote(name)} must be of {datatype.name}: {error}{where}") from error
+    return parts[0] if len(parts) == 1 else b"".join(parts)

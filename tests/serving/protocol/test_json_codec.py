@@ -80,6 +80,15 @@ class TestParseJson:
     def test_nested_lists_are_row_major(self) -> None:
         assert data_of("UINT8", [[[1, 2], [3, 4]], [[5, 6], [7, 8]]], [2, 2, 2]) == [1, 2, 3, 4, 5, 6, 7, 8]
 
+    @pytest.mark.parametrize("number", [65536, 65537, 200_000])
+    def test_many_elements(self, number: int) -> None:
+        values = list(range(number))
+        assert data_of("INT64", values, [number]) == values
+
+    def test_a_bad_element_among_many_is_named(self) -> None:
+        with pytest.raises(InvalidArgument, match=r"got `str` - at `\$\[9\]`, counted from element 65536$"):
+            data_of("INT64", [*range(65545), "x", *range(10)], [65556])
+
     def test_nan_and_infinity_are_accepted_as_in_triton(self) -> None:
         request, _ = parse(one_input(data=[float("inf"), float("nan")]))
         values = np.frombuffer(request.inputs[0].data, np.float32)
