@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import queue
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -234,6 +235,21 @@ def test_rotation_and_deletion(guarded: Guarded, front_end: str) -> None:
     assert [infer(guarded, token) for token in ("alices", "alices-next", "everything")] == [refused] * 3
     guarded.rewrite("alices name=alice scopes=infer")
     assert [infer(guarded, token) for token in ("alices", "alices-next")] == [served, refused]
+
+
+def test_a_revoked_token_ends_the_service_of_open_streams(guarded: Guarded) -> None:
+    messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    responses = guarded.served.channel.stream_stream(STREAM_INFER, None, pb.ModelStreamInferResponse.FromString)(
+        iter(messages.get, None), timeout=WAIT_S, metadata=[("authorization", "Bearer alices")]
+    )
+    payload = infer_request().SerializeToString()
+    messages.put(payload)
+    assert next(responses).error_message == ""
+    guarded.rewrite("everything")
+    messages.put(payload)
+    assert next(responses).error_message.startswith("expected metadata 'authorization: Bearer TOKEN'")
+    messages.put(None)
+    assert list(responses) == []
 
 
 def test_a_quota_of_requests_is_refused_with_a_hint_and_recovers(guarded: Guarded) -> None:

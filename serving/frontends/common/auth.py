@@ -58,6 +58,22 @@ def check_method(principal: Principal | None, method: str) -> None:
         check_scope(principal, _METHODS.get(method, READS), method.rpartition("/")[2])
 
 
+def admit(
+    tokens: TokenFile | None, method: str, metadata: Iterable[tuple[str, str | bytes]], num_bytes: int
+) -> Principal | None:
+    """Makes all checks of a message. Returns its caller; None if it needs no token.
+
+    Raises:
+        Unauthenticated: the metadata have no token, or a wrong one.
+        PermissionDenied: its token does not permit the method.
+        ResourceExhausted: a quota is used up.
+    """
+    principal = check_token(tokens, method, metadata)
+    check_method(principal, method)
+    check_quota(principal, num_bytes)
+    return principal
+
+
 def check_scope(principal: Principal, permitting: frozenset[str], what: str) -> None:
     """Checks that a principal has one of the scopes that permit a call.
 

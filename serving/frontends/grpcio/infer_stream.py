@@ -2,26 +2,35 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import grpc
 
 from convoy.auth import Principal
-from serving.errors import Cancelled, ResourceExhausted, ServingError
-from serving.frontends.common.auth import check_quota
+from serving.errors import Cancelled, ServingError
 from serving.inference.request import RequestContext, RequestHandle
 from serving.inference.service import InferenceService
 
 MAX_IN_FLIGHT = 128
 """Inferences of one stream at the same time. HTTP/2's flow control keeps further requests at the client."""
 
+Admit = Callable[[int], Principal | None]
+
 
 class InferStream:
-    """One ModelStreamInfer: requests run at the same time, responses keep the order of the requests."""
+    """One ModelStreamInfer: requests run at the same time, responses keep the order of the requests.
 
-    def __init__(self, service: InferenceService, deadline: float | None, principal: Principal | None = None) -> None:
+    Args:
+        deadline: on the clock of `time.monotonic`; None for none.
+        admit: takes a message's number of bytes, and returns its caller; raises a ServingError to refuse the message.
+    """
+
+    def __init__(
+        self, service: InferenceService, deadline: float | None, admit: Admit = lambda num_bytes: None
+    ) -> None:
         self._service = service
-        self._context = RequestContext(deadline, principal)
+        self._deadline = deadline
+        self._admit = admit
         self._changed = threading.Condition()
         self._calls: deque[_StreamedCall] = deque()
         self._has_ended = False
@@ -36,12 +45,12 @@ class InferStream:
                 if call is None:
                     return
                 try:
-                    check_quota(self._context.principal, len(payload))
-                except ResourceExhausted as error:
+                    principal = self._admit(len(payload))
+                except ServingError as error:
                     self._service.refusals.count_error(error)
                     call.fail(error)
                 else:
-                    call.start(self._service, payload, self._context)
+                    call.start(self._service, payload, RequestContext(self._deadline, principal))
             self.is_complete = True
         except grpc.RpcError:
             pass  # the client has disconnected; grpcio calls `cancel` too

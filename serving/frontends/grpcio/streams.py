@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from protos import health_pb2
 from protos.pool import POOL
 from serving.errors import ServingError
 from serving.frontends.common import limits
-from serving.frontends.common.auth import check_token
+from serving.frontends.common.auth import admit
 from serving.frontends.common.limits import OpenCalls
 from serving.frontends.common.status import shutting_down
 from serving.frontends.grpcio.infer_stream import InferStream
@@ -85,11 +86,9 @@ def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenF
 
     def handle(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         ends_on_error = ("triton_grpc_error", "true") in list(context.invocation_metadata())
-        try:
-            principal = check_token(tokens, STREAM_INFER, context.invocation_metadata())
-        except ServingError as error:
-            abort(context, error)
-        stream = InferStream(service, deadline_after(context.time_remaining()), principal)
+        # For each message: its token may be revoked while the stream is open.
+        admit_message = partial(admit, tokens, STREAM_INFER, context.invocation_metadata())
+        stream = InferStream(service, deadline_after(context.time_remaining()), admit_message)
         on_termination(context, stream.cancel)
         try:
             with streams.register(calls, context.peer(), stream.end):
