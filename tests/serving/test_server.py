@@ -1,6 +1,7 @@
 """Server processes start, serve, follow their repository, drain and exit."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -301,3 +302,57 @@ def test_a_repository_without_permission_is_reported_in_one_line(start, models: 
     server = start("--model-repository", str(models), prefix=unprivileged)
     assert server.wait() == 2
     assert "permission denied" in server.lines[-1].lower()
+
+
+def test_sigterm_during_the_imports_ends_the_process(tmp_path: Path) -> None:
+    """As process 1 of a container, it would ignore a signal that it does not handle."""
+    code = """
+import os, signal, sys
+from serving.__main__ import main
+class Finder:
+    def find_spec(self, name, *anything):
+        if name == "tyro":
+            os.kill(os.getpid(), signal.SIGTERM)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.meta_path.insert(0, Finder())
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", code, "--model-repository", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_sigterm_while_models_load(start, models: Path) -> None:
+    server = start("--model-repository", str(models))
+    server.wait_for("gRPC transport")
+    server.process.terminate()
+    assert server.wait() == 0
+    server.wait_for("stopped")
+
+
+def test_standard_error_that_nobody_reads_holds_up_nothing(models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    options = ["--access-log", "--log-format", "json", "--http-port", str(port), "--num-threads", "1"]
+    ports = ["--grpc-port", "0", "--metrics-port", "0", "--model-repository", str(models)]
+    with subprocess.Popen([sys.executable, "-m", "serving", *options, *ports], stderr=write_end) as process:
+        try:
+            os.close(write_end)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
+                until = time.monotonic() + PATIENCE_S
+                while True:
+                    assert time.monotonic() < until
+                    with contextlib.suppress(httpx.ConnectError):
+                        if client.get("/v2/health/ready").status_code == 200:
+                            break
+                    time.sleep(0.02)
+                for _ in range(200):
+                    assert client.get("/v2/models/scale").status_code == 200
+                    assert client.get("/v2/models/none").status_code == 404
+            process.terminate()
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+            os.close(read_end)

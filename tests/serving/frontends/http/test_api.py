@@ -1,7 +1,9 @@
 """All endpoints except inference, with Triton's client; and paths that do not exist."""
 
 import asyncio
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +15,7 @@ import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
 from serving.frontends.http import HttpFrontend
+from serving.models.changes import Caller
 from tests.serving.fake_repository import PATIENCE_S, Entry, FakeRepository, make_services, twice
 from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
 
@@ -158,6 +161,34 @@ class TestRepository:
             go_on.set()
             assert (loading.result().status_code, loading.result().json()) == (200, {})
         assert httpx.get(f"{url}/models/twice").json()["versions"] == ["1", "2"]
+
+    def test_a_change_learns_that_its_caller_has_gone(
+        self, own: HttpFrontend, own_repository: FakeRepository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        began, noticed = threading.Event(), threading.Event()
+
+        def load(name: str, config: str | None, caller: Caller) -> None:
+            assert not caller.is_cancelled()
+            began.set()
+            until = time.monotonic() + PATIENCE_S
+            while not caller.is_cancelled() and time.monotonic() < until:
+                time.sleep(0.005)
+            if caller.is_cancelled():
+                noticed.set()
+
+        monkeypatch.setattr(own_repository, "load", load)
+        with socket.create_connection(("127.0.0.1", own.port)) as connection:
+            connection.sendall(
+                b"POST /v2/repository/models/twice/load HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+            )
+            assert began.wait(PATIENCE_S)
+        assert noticed.wait(PATIENCE_S)
+
+    def test_null_parameters(self, own: HttpFrontend, own_repository: FakeRepository) -> None:
+        own_repository.loadable["twice"] = lambda: twice(version="2")
+        url = f"http://127.0.0.1:{own.port}/v2/repository"
+        assert httpx.post(f"{url}/models/twice/load", json={"parameters": None}).status_code == 200
+        assert httpx.post(f"{url}/index", json={"ready": None}).status_code == 200
 
     @pytest.mark.parametrize("body", [b"[]", b"{", b'{"parameters": []}', b'{"parameters": {"config": {}}}'])
     def test_bad_bodies(self, http: httpx.Client, body: bytes) -> None:
