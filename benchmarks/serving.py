@@ -5,22 +5,22 @@
 FOLDER holds `triton.sh` and `mlserver.sh`. Each takes the path of an ONNX model and a port, and serves the model as
 `peer`. All servers compute with ONNX Runtime on one thread. They take turns (A B C A B C), because the speed of a
 shared machine changes by the minute; the results are medians over the rounds, and ratios within the run. h2load
-generates the load. CPU time includes all children of a server, from /proc. Writes
+generates the load: as much as is answered, with 1, 32 and 128 requests at a time, and then at fixed rates from 10 % to
+95 % of that, for a curve of latency against load. CPU time includes all children of a server, from /proc. Writes
 `benchmarks/results/serving-DATE.json`, and a table of it in Markdown.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
 import platform
-import re
 import shutil
 import signal
 import socket
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -38,10 +38,16 @@ import onnxruntime
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.h2load import (  # noqa: E402
+    INFER,
+    SHARES,
+    measure_curve,
+    measure_load,
+    resident_mb,
+    write_framed,
+)
 from protos import grpc_service_pb2 as pb  # noqa: E402
 
-INFER = "/inference.GRPCInferenceService/ModelInfer"
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 TIMEOUT_S = 120
 
 
@@ -52,17 +58,6 @@ class Server:
     name: str
     command: list[str]
     http: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """The result of one period of load."""
-
-    requests_per_second: float
-    cpu_us_per_request: float
-    fastest_us: float
-    median_us: float
-    p99_us: float
 
 
 def servers(repository: Path, model: Path, peers: Path | None) -> dict[str, Server]:
@@ -138,79 +133,6 @@ def request(images: np.ndarray) -> bytes:
     return message.SerializeToString()
 
 
-def write_framed(payload: bytes, folder: Path, name: str) -> Path:
-    """Writes a message to a file in the form that h2load sends; returns the file."""
-    path = folder / name
-    path.write_bytes(b"\0" + struct.pack(">I", len(payload)) + payload)
-    return path
-
-
-def process_tree(pid: int) -> list[int]:
-    found = [pid]
-    for parent in found:
-        with contextlib.suppress(OSError):
-            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-            found += [int(child) for child in children]
-    return found
-
-
-def cpu_seconds(pid: int) -> float:
-    """Returns the user and system time of a process and its children."""
-    total = 0
-    for member in process_tree(pid):
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-    return total * TICK_S
-
-
-def resident_mb(pid: int) -> float:
-    total = 0
-    for member in process_tree(pid):
-        with contextlib.suppress(OSError):
-            status = Path(f"/proc/{member}/status").read_text()
-            total += int(re.search(r"VmRSS:\s+(\d+)", status)[1])  # type: ignore[index]
-    return total / 1024
-
-
-def measure_load(
-    port: int, pid: int, payload: Path, seconds: float, concurrency: int, per_second: float | None = None
-) -> Load:
-    """Keeps `concurrency` requests in flight for `seconds`, at most `per_second` requests in total per second."""
-    connections = min(concurrency, 4)
-    log = payload.with_suffix(".log")
-    log.unlink(missing_ok=True)
-    # The first second warms up; neither the counts nor the CPU time include it.
-    rate = [] if per_second is None else [f"--rps={per_second / connections:.0f}"]
-    run_h2load(port, payload, 1, connections, concurrency, rate)
-    before = cpu_seconds(pid)
-    report = run_h2load(port, payload, seconds, connections, concurrency, [*rate, f"--log-file={log}"])
-    spent = cpu_seconds(pid) - before
-    done = int(re.search(r"(\d+) succeeded", report)[1])  # type: ignore[index]
-    if not done:
-        sys.exit(f"error: no request succeeded:\n{report}")
-    latencies = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
-    return Load(
-        requests_per_second=done / seconds,
-        cpu_us_per_request=spent * 1e6 / done,
-        fastest_us=latencies[0],
-        median_us=statistics.median(latencies),
-        p99_us=latencies[int(0.99 * len(latencies))],
-    )
-
-
-def run_h2load(port: int, payload: Path, seconds: float, connections: int, concurrency: int, extra: list[str]) -> str:
-    command = [
-        "h2load", "-t1", "-c", str(connections), "-m", str(concurrency // connections), "-D", str(round(seconds)),
-        "-H", "content-type: application/grpc", "-H", "te: trailers", "-d", str(payload),
-        *extra, f"http://127.0.0.1:{port}{INFER}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode or "succeeded" not in done.stdout:
-        sys.exit(f"error: h2load failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
 def bare_cpu_us(model: Path, images: np.ndarray, seconds: float) -> float:
     """Measures the CPU time of `InferenceSession.run` on these images, in a separate process with one thread."""
     script = f"""
@@ -236,11 +158,14 @@ def measure_round(
             idle_mb = resident_mb(pid)
             loads = {f"c={c}": measure_load(port, pid, one, seconds, c) for c in (1, 32, 128)}
             loads["64 images, c=8"] = measure_load(port, pid, many, seconds, 8)
+            capacity = max(loads[key].requests_per_second for key in ("c=32", "c=128"))
+            curve = measure_curve(port, pid, one, seconds, capacity)
             seen[name] = {
                 "ready_s": ready_s,
                 "resident_mb_idle": idle_mb,
                 "resident_mb_after": resident_mb(pid),
-                "loads": {key: {slot: getattr(value, slot) for slot in Load.__slots__} for key, value in loads.items()},
+                "loads": {key: dataclasses.asdict(value) for key, value in loads.items()},
+                "curve": {share: dataclasses.asdict(value) for share, value in curve.items()},
             }
         print(
             f"  {name}: "
@@ -351,6 +276,7 @@ def table(rounds: list[dict[str, Any]], found: dict[str, Server], overloaded: di
             lines.append(
                 f"{name} spends {ratios[0]:.1f} (c=32) and {ratios[1]:.1f} (c=128) times native's CPU a request."
             )
+    lines += ["", *curve_table(rounds, found), ""]
     times_asked = overloaded["asked_per_second"] / overloaded["best_per_second"]
     kept = 100 * overloaded["good_per_second"] / overloaded["best_per_second"]
     lines += [
@@ -361,6 +287,27 @@ def table(rounds: list[dict[str, Any]], found: dict[str, Server], overloaded: di
         f"median refusal {overloaded['refusal_median_ms']:.1f} ms "
         f"({overloaded['num_refusals_timed']:.0f} timed).",
     ]
+    return lines
+
+
+def curve_table(rounds: list[dict[str, Any]], found: dict[str, Server]) -> list[str]:
+    """Returns the latencies at fixed rates, as shares of what each server gave at c=32 or c=128."""
+    shares = [f"{share:.0%}" for share in SHARES]
+    lines = [
+        "Median / p99 in µs of single images at fixed rates, which wait for no answers: shares of each server's own "
+        "most requests/s (c=32 or c=128), and in brackets the requests/s that it gave:",
+        "",
+        f"| server | {' | '.join(shares)} |",
+        "|---" * (len(shares) + 1) + "|",
+    ]
+    for name in found:
+        cells = []
+        for share in shares:
+            median, p99, rate = (
+                median_of(rounds, name, "curve", share, key) for key in ("median_us", "p99_us", "requests_per_second")
+            )
+            cells.append(f"{median:,.0f} / {p99:,.0f} ({rate:,.0f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from h2load import cpu_seconds
 
 import serving as bench  # benchmarks/serving.py
 
@@ -66,7 +67,7 @@ def measure_server(checkout: str, transport: str, repository: Path, bodies: dict
     path = environment(checkout)["PYTHONPATH"]
     command = ["env", "-C", folder_of(checkout), f"PYTHONPATH={path}", sys.executable, "-m", "serving", *options]
     with bench.running(bench.Server(checkout, command)) as (port, pid, ready_s):
-        row = {"start to first response, s": ready_s, "start, CPU s": bench.cpu_seconds(pid)}
+        row = {"start to first response, s": ready_s, "start, CPU s": cpu_seconds(pid)}
         row["memory, MB"] = bench.resident_mb(pid)
         for concurrency in (32, 128):
             load = bench.measure_load(port, pid, bodies["grpc"], seconds, concurrency)
@@ -86,9 +87,9 @@ def http_cpu_us(port: int, pid: int, body: Path, seconds: float) -> float:
     extra = ["-H", f"inference-header-content-length: {header.read_text()}"] if header.exists() else []
     url = f"http://127.0.0.1:{port}/v2/models/peer/infer"
     command = ["h2load", "--h1", "-t1", "-c32", f"-D{round(seconds)}", "-d", str(body), *extra, url]
-    before = bench.cpu_seconds(pid)
+    before = cpu_seconds(pid)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    spent = bench.cpu_seconds(pid) - before
+    spent = cpu_seconds(pid) - before
     status = next(line for line in done.stdout.splitlines() if line.startswith("status codes:"))
     succeeded = int(status.split()[2])
     if not succeeded or " 0 4xx, 0 5xx" not in status:
