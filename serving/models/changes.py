@@ -24,6 +24,9 @@ MAX_CHANGES = 16
 _MAX_WAIT_S = 600.0
 """How long a caller without a deadline waits."""
 
+LOAD_PATIENCE_S = 60.0
+"""After which the others no longer wait for a model that is loading."""
+
 _RETRY_AFTER_MS = 1000
 
 T = TypeVar("T")
@@ -72,15 +75,24 @@ class Changes:
         return name in self._queues
 
     def submit(self, name: str, work: Callable[[], T]) -> Future[T]:
-        """Starts a change, after those of the same model that run or wait."""
+        """Starts a change, after those of the same model that run or wait.
+
+        Raises:
+            Unavailable: the process has no more threads.
+        """
         future: Future[T] = Future()
         change = _Change(future, work)
         with self._lock:
             if name in self._queues:
                 self._queues[name].append(change)
             else:
+                thread = threading.Thread(target=self._work, args=(name,), name=f"change-{name}", daemon=True)
                 self._queues[name] = deque([change])
-                threading.Thread(target=self._work, args=(name,), name=f"change-{name}", daemon=True).start()
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    del self._queues[name]
+                    raise Unavailable(f"the change of model '{name}' was not started: {error}") from error
         return future
 
     def call(self, name: str, work: Callable[[], T], caller: Caller) -> T:
@@ -90,7 +102,7 @@ class Changes:
             ResourceExhausted: too many changes run or wait already.
             DeadlineExceeded: the deadline has passed. A change that has started goes on.
             Cancelled: the caller has gone before the change was started.
-            Unavailable: the change takes too long for a caller without a deadline, and goes on.
+            Unavailable: the change takes too long for a caller without a deadline, and goes on; or there is no thread.
         """
         with self._lock:
             if self._num_called >= MAX_CHANGES:
@@ -102,7 +114,11 @@ class Changes:
             caller.check(name)
             return work()
 
-        future = self.submit(name, run)
+        try:
+            future = self.submit(name, run)
+        except Unavailable:
+            self._forget(name)
+            raise
         future.add_done_callback(lambda _: self._forget(name))
         left_s = _MAX_WAIT_S if caller.deadline is None else max(0.0, caller.deadline - time.monotonic())
         finished, _ = wait([future], left_s)
@@ -151,7 +167,7 @@ class LoadTurn:
         patience_s: after which the others no longer wait for a model that is loading.
     """
 
-    def __init__(self, patience_s: float = 60.0) -> None:
+    def __init__(self, patience_s: float = LOAD_PATIENCE_S) -> None:
         self._patience_s = patience_s
         self._changed = threading.Condition()
         self._holder = ""

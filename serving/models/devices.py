@@ -1,6 +1,7 @@
 """Assigns devices and CPU threads to the instances of a model. Imports no inference library."""
 
 import ctypes
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -8,6 +9,10 @@ from typing import Literal
 
 from convoy.cpus import num_available_cpus
 from serving.errors import LoadError
+
+logger = logging.getLogger(__name__)
+
+_CUDA_ERROR_NO_DEVICE = 100
 
 Device = Literal["auto", "cpu", "cuda"]
 """The devices that the operator allows: GPUs if there are any, CPUs only, or GPUs only."""
@@ -76,12 +81,16 @@ def threads_per_instance(num_instances: int, num_threads: int | None = None) -> 
 
 @cache
 def count_gpus() -> int:
-    """Returns the number of CUDA devices visible to this process, as the driver reports them."""
+    """Returns the number of CUDA devices visible to this process, as the driver reports them.
+
+    Warns if there is a driver and it fails, because the devices are unknown then rather than absent.
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return 0
     count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+    error = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if error not in (0, _CUDA_ERROR_NO_DEVICE):
+        logger.warning("the CUDA driver fails with error %d: models run on the CPU", error)
+    return 0 if error else count.value

@@ -5,6 +5,7 @@ It is optional: a model repository made for Triton has none.
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def _checked_name(name: str) -> str:
     """Rejects paths: a manifest must not make the server read files outside the version's folder."""
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise ValueError(f"'{name}' is not the name of a file in the version's folder")
+    os.fsencode(name)  # raises a ValueError if no file can have the name
     return name
 
 

@@ -23,7 +23,7 @@ from serving.errors import (
     Unavailable,
     quote,
 )
-from serving.models.changes import ANYONE, Caller, Changes, LoadTurn
+from serving.models.changes import ANYONE, LOAD_PATIENCE_S, Caller, Changes, LoadTurn
 from serving.models.config import parse_json
 from serving.models.devices import count_gpus
 from serving.models.files import describe
@@ -76,7 +76,7 @@ class Repository:
         self._initial_models = models
         self._poll_interval_s = poll_interval_s
         self._changes = Changes()
-        self._turn = LoadTurn()
+        self._turn = LoadTurn(LOAD_PATIENCE_S)
         self._lock = threading.Lock()
         """For the attributes below; never held while a model is loaded or a folder is read."""
         self._models: dict[str, ModelVersions] = {}
@@ -184,8 +184,11 @@ class Repository:
                 self._models[name].mark_loading()
             self._required = frozenset(wanted)
         self._publish()
-        loads = [self._changes.submit(name, partial(self._load_first, name)) for name in wanted]
-        if self._mode == "poll":
+        loads = []
+        for name in wanted:
+            loads.append(self._changes.submit(name, partial(self._load_first, name)))
+            wait(loads[-1:], LOAD_PATIENCE_S)
+        if self._mode == "poll" and not self._closing.is_set():
             self._poller = threading.Thread(target=self._poll, name="repository", daemon=True)
             self._poller.start()
         wait(loads)
@@ -318,14 +321,20 @@ class Repository:
 
     def _poll(self) -> None:
         while not self._closing.wait(self._poll_interval_s):
-            folders = self._folder.scan()
-            if folders is None:
-                continue
-            for name in sorted({*folders.models, *folders.unreadable, *self._models}):
-                if self._closing.is_set():
-                    return
-                if not self._changes.is_busy(name):
-                    wait([self._changes.submit(name, partial(self._poll_model, name))], _POLL_PATIENCE_S)
+            try:
+                self._poll_once()
+            except Exception:  # a bug, or no more threads: polling goes on
+                logger.exception("the repository could not be polled")
+
+    def _poll_once(self) -> None:
+        folders = self._folder.scan()
+        if folders is None:
+            return
+        for name in sorted({*folders.models, *folders.unreadable, *self._models}):
+            if self._closing.is_set():
+                return
+            if not self._changes.is_busy(name):
+                wait([self._changes.submit(name, partial(self._poll_model, name))], _POLL_PATIENCE_S)
 
     def _poll_model(self, name: str) -> None:
         """Updates one model, whose folder may be new or have been removed."""

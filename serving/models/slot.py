@@ -124,7 +124,7 @@ class Slot:
         Args:
             first_pause_s: None for no further attempt before the files change.
         """
-        self.state, self.reason = "UNAVAILABLE" if self.model is None else "READY", str(error)
+        self.state, self.reason = "UNAVAILABLE" if self.model is None else "READY", to_utf8(str(error))
         if first_pause_s is not None and isinstance(error, TransientLoadError):
             self.pause_s = min(2 * self.pause_s or first_pause_s, _MAX_PAUSE_S)
             self.retry_at = time.monotonic() + self.pause_s
@@ -136,3 +136,8 @@ class Slot:
     def remove(self, state: State, reason: str) -> None:
         """Notes that the version does not serve. Its files are loaded anew when it should serve again."""
         self.state, self.reason, self.model, self.attempted, self.retry_at = state, reason, None, None, None
+
+
+def to_utf8(reason: str) -> str:
+    """Returns a reason that every protocol can send: names of files, and JSON, may hold what UTF-8 has not."""
+    return reason.encode("utf-8", "replace").decode()

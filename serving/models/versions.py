@@ -20,7 +20,7 @@ from serving.models.config import check_supported, parse_json, read_config
 from serving.models.files import describe
 from serving.models.loader import LoadSettings, Model, load_version
 from serving.models.scanner import ModelFiles, scan_model, scan_version
-from serving.models.slot import Fingerprint, IndexEntry, ModelView, Slot, State
+from serving.models.slot import Fingerprint, IndexEntry, ModelView, Slot, State, to_utf8
 from serving.models.spec import VersionPolicy, version_policy
 
 logger = logging.getLogger(__name__)
@@ -129,13 +129,14 @@ class ModelVersions:
         failures = self._apply(files or ModelFiles((), {}, {}, 0), config, override, stable)
         if not self._slots:
             self._state = "UNAVAILABLE"
-            self._reason = str(config) if isinstance(config, LoadError) else _NO_VERSION if files else _GONE
+            self._reason = to_utf8(str(config)) if isinstance(config, LoadError) else _NO_VERSION if files else _GONE
             failures.append(self._reason)
         self._change()
         return failures
 
     def keep(self, reason: str) -> list[str]:
         """Keeps what serves, because it is unknown what should serve. Returns the reason as a list."""
+        reason = to_utf8(reason)
         if reason != self._unreadable:
             serving = ", ".join(map(str, sorted(self.ready())))
             logger.warning(

@@ -66,11 +66,11 @@ def test_a_change_that_hangs_holds_up_its_own_model_only(changes, free):
 
 def test_a_caller_leaves_a_change_that_has_started(changes, free):
     with pytest.raises(DeadlineExceeded, match="goes on; the index will show its result"):
-        changes.call("m", lambda: free.wait(TIMEOUT_S), soon(0.05))
+        changes.call("m", lambda: free.wait(TIMEOUT_S), soon(1))
 
 
 def test_a_caller_without_a_deadline_does_not_wait_for_ever(changes, free, monkeypatch):
-    monkeypatch.setattr(changes_module, "_MAX_WAIT_S", 0.05)
+    monkeypatch.setattr(changes_module, "_MAX_WAIT_S", 1.0)
     with pytest.raises(Unavailable, match="goes on; the index will show its result"):
         changes.call("m", lambda: free.wait(TIMEOUT_S), ANYONE)
 
@@ -150,3 +150,15 @@ def test_the_turn_passes_on_from_a_load_that_hangs(free, caplog):
         hanging.join(TIMEOUT_S)
         assert turn._since is not None, "the end of the load that hung does not end the turn of the other"
     assert turn._since is None
+
+
+def test_a_process_without_threads_refuses_changes_and_recovers(changes, monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    for _ in range(2 * MAX_CHANGES):
+        with pytest.raises(Unavailable, match="the change of model 'm' was not started: can't start new thread"):
+            changes.call("m", lambda: 7, ANYONE)
+    monkeypatch.undo()
+    assert changes.call("m", lambda: 7, ANYONE) == 7

@@ -1,5 +1,7 @@
 """Devices and threads of instances, from the configuration and the operator's settings."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from convoy.cpus import num_available_cpus
@@ -60,3 +62,11 @@ def test_by_default_all_available_cpus_are_shared():
 
 def test_counting_gpus_needs_no_library():
     assert devices.count_gpus() >= 0
+
+
+@pytest.mark.parametrize(("error", "warned"), [(0, False), (100, False), (999, True)])
+def test_a_driver_that_fails_is_warned_of(monkeypatch, caplog, error, warned):
+    driver = SimpleNamespace(cuInit=lambda flags: error, cuDeviceGetCount=lambda count: 0)
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: driver)
+    assert devices.count_gpus.__wrapped__() == 0
+    assert ("the CUDA driver fails with error 999: models run on the CPU" in caplog.text) is warned

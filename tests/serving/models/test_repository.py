@@ -15,7 +15,6 @@ import pytest
 from serving.config import ServeConfig
 from serving.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, NotFound, StartupError, Unavailable
 from serving.inference.batcher import BatcherClosed
-from serving.models import changes as changes_module
 from serving.models import folder as folder_module
 from serving.models import repository as repository_module
 from serving.models import versions as versions_module
@@ -235,8 +234,7 @@ def hang(monkeypatch):
 
     monkeypatch.setattr(repository_module, "_CLOSE_TIMEOUT_S", 0.1)
     monkeypatch.setattr(repository_module, "_POLL_PATIENCE_S", 0.1)
-    patient = changes_module.LoadTurn
-    monkeypatch.setattr(repository_module, "LoadTurn", lambda: patient(patience_s=0.1))
+    monkeypatch.setattr(repository_module, "LOAD_PATIENCE_S", 0.1)
     yield hang_of
     free.set()
 
@@ -356,6 +354,23 @@ def test_an_unreadable_model_cannot_be_loaded_but_is_not_unknown(models, open_re
     models.rename(models.parent / "away")
     with pytest.raises(Unavailable, match="model 'newer' cannot be read in the repository: No such file"):
         repository.load("newer")
+
+
+@pytest.mark.parametrize("name", ["\\udc80", "\\ud800"])
+def test_a_reason_can_be_sent_whatever_a_file_contains(models, open_repository, name):
+    (models / "a/1/manifest.json").write_text(f'{{"files": {{"{name}": {{"sha256": "0"}}}}}}')
+    repository = open_repository(models)
+    (reason,) = [entry.reason for entry in repository.index(False) if entry.name == "a"]
+    assert reason.encode().startswith(b"manifest.json")
+
+
+def test_an_error_while_polling_does_not_end_it(models, open_repository, monkeypatch, caplog):
+    repository = open_repository(models, mode="poll", poll_interval_s=0.01)
+    monkeypatch.setattr(repository._folder, "scan", lambda: 1 / 0)
+    eventually(lambda: "the repository could not be polled" in caplog.text)
+    monkeypatch.undo()
+    write_version(models / "a", 2, scale(2), manifest={})
+    eventually(lambda: ask(repository, "a") == 2)
 
 
 def test_an_editor_s_lock_hides_no_change_of_the_configuration(models, open_repository):
