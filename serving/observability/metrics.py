@@ -123,6 +123,12 @@ MODEL_METRICS = (
         lambda m: m.model.batcher.num_queued + m.model.batcher.num_running,
     ),
     ModelMetric(
+        "convoy_hung_instances",
+        "gauge",
+        "Instances whose batch has exceeded its time limit; a version without any other is not ready.",
+        lambda m: m.model.batcher.num_hung,
+    ),
+    ModelMetric(
         "convoy_model_load_seconds", "gauge", "Time it took to load and warm up the version.", lambda m: m.model.load_s
     ),
     # Triton's. Durations are sums over all requests, in microseconds.

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.errors import ServingError
+from serving.errors import DeadlineExceeded, ServingError
+from serving.inference.batcher import BatchLimits
 from serving.inference.request import NO_CONTEXT, InferInput, InferRequest, InferResponse
 from serving.inference.service import InferenceService
 from serving.observability.metrics import MODEL_METRICS, NAMES, Metrics
@@ -154,6 +155,19 @@ def test_queued_and_failed_requests_are_counted(
     assert scrape("nv_inference_request_failure_total", reason="REJECTED") == 1
     assert scrape("nv_inference_request_failure_total", reason="BACKEND") == 1
     assert scrape("nv_inference_request_failure_total", reason="CANCELED") == 0
+
+
+def test_instances_that_hang_are_counted() -> None:
+    repository = FakeRepository(twice(limits=BatchLimits(max_batch_size=8, batch_timeout_s=0.1)))
+    service = make_service(repository)
+    metrics = Metrics(service.repository, service.refusals)
+    assert Scrape(metrics)("convoy_hung_instances") == 0
+    backend_of(repository.get("twice")).free.clear()
+    over, answers = ask(service)
+    assert over.wait(PATIENCE_S)
+    assert isinstance(answers[0], DeadlineExceeded)
+    assert Scrape(metrics)("convoy_hung_instances") == 1
+    repository.close()
 
 
 def test_every_name_is_exposed_as_in_the_table_and_with_its_type(metrics: Metrics) -> None:
