@@ -35,7 +35,7 @@ class ServeConfig:
     """Seconds between two scans of the folder, with --model-control-mode poll."""
 
     transport: TransportChoice = "auto"
-    """gRPC server. native: fast, no TLS, trusted network, deadlines over 50 ms. grpcio: any. auto: native on loopback."""
+    """gRPC server. native: faster, no TLS, trusted network, deadlines over 50 ms. grpcio: any. auto: by address."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 or :: for all interfaces."""
     grpc_port: int = 8001
