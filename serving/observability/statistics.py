@@ -15,8 +15,9 @@ from typing import Literal
 Reason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
 """The reason why a request failed, in Triton's words.
 
-REJECTED: the queue was full, or the request's deadline had passed when its turn came. CANCELED: the client cancelled
-the call, or its gRPC deadline passed while the request waited. BACKEND: the model failed. OTHER: any other error.
+REJECTED: the queue was full, the request's deadline had passed when its turn came, or all instances hang. CANCELED: the
+client cancelled the call, or its gRPC deadline passed while the request waited. BACKEND: the model failed or hangs.
+OTHER: any other error. `serving.observability.refusals` counts what never reaches a queue.
 """
 
 BatchTrigger = Literal["full", "idle", "delay"]
