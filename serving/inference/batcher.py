@@ -12,15 +12,14 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from serving.backends import Backend
 from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError, Unavailable
-from serving.inference.batch import ComputedBatch, QueuedRequest, fit_together
+from serving.inference.batch import ComputedBatch, QueuedRequest
 from serving.inference.instance import Instance, RunOverdue
 from serving.inference.outputs import Outputs
+from serving.inference.request_queue import BatchLimits, RequestQueue
 from serving.inference.responder import Responder
 from serving.inference.watchdog import Watchdog
 from serving.observability.statistics import BatchTrigger, Reason, Statistics
@@ -29,36 +28,11 @@ __all__ = ["BatchLimits", "Batcher", "BatcherClosed", "Outputs", "QueuedRequest"
 
 logger = logging.getLogger(__name__)
 
-MAX_QUEUED_BYTES = 256 << 20
-"""Input bytes that may wait for one model version. One request may exceed it, so that every size is accepted."""
-
 _JOIN_S = 0.05
 
 
 class BatcherClosed(Exception):
     """The batcher takes no more requests: its version is being replaced or unloaded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchLimits:
-    """Sizes of batches and of the queue.
-
-    Args:
-        max_batch_size: rows; 0 for a model without a batch dimension, which computes one request at a time.
-        target_batch_size: rows up to which a batch is filled; a larger request forms a batch of its own. 0 for
-            `max_batch_size`.
-        max_queue_delay_us: how long the oldest request may wait for others while an instance is free.
-        max_queue_size: number of requests that may wait.
-        timeout_us: how long a request may wait; 0 for no limit.
-        batch_timeout_s: how long a batch may be computed until its instance counts as hung; 0 for no limit.
-    """
-
-    max_batch_size: int
-    target_batch_size: int = 0
-    max_queue_delay_us: int = 0
-    max_queue_size: int = 1024
-    timeout_us: int = 0
-    batch_timeout_s: float = 0
 
 
 class Batcher:
@@ -73,13 +47,10 @@ class Batcher:
         self._name = name
         self._backends = backends
         self._limits = limits
-        self._max_rows = limits.target_batch_size or max(1, limits.max_batch_size)
         self._statistics = statistics
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._queue: deque[QueuedRequest] = deque()
-        self._queued_rows = 0
-        self._queued_bytes = 0
+        self._queue = RequestQueue(limits)
         self._num_idle = 0
         self._num_running = 0
         self._is_closing = False
@@ -98,12 +69,12 @@ class Batcher:
     @property
     def num_queued(self) -> int:
         """Number of requests that wait."""
-        return len(self._queue)
+        return len(self._queue.requests)
 
     @property
     def num_queued_rows(self) -> int:
         """Number of rows of the requests that wait."""
-        return self._queued_rows
+        return self._queue.num_rows
 
     @property
     def num_running(self) -> int:
@@ -123,7 +94,8 @@ class Batcher:
     def oldest_age_s(self) -> float:
         """Returns how long the oldest queued request has waited; 0 if the queue is empty."""
         with self._lock:
-            return (time.monotonic_ns() - self._queue[0].arrived_ns) * 1e-9 if self._queue else 0.0
+            waiting = self._queue.requests
+            return (time.monotonic_ns() - waiting[0].arrived_ns) * 1e-9 if waiting else 0.0
 
     def submit(self, request: QueuedRequest) -> None:
         """Queues a request.
@@ -134,11 +106,7 @@ class Batcher:
             BatcherClosed: `close` has been called.
         """
         with self._lock:
-            has_room = len(self._queue) < self._limits.max_queue_size and self._queued_bytes <= MAX_QUEUED_BYTES
-            if has_room and self._is_open:
-                self._queue.append(request)
-                self._queued_rows += request.rows
-                self._queued_bytes += request.num_bytes
+            if self._is_open and self._queue.add(request):
                 if self._num_idle:
                     self._changed.notify()
                 return
@@ -151,11 +119,8 @@ class Batcher:
     def cancel(self, request: QueuedRequest) -> None:
         """Removes a request from the queue. Does nothing if its batch has started."""
         with self._lock:
-            try:
-                self._queue.remove(request)
-            except ValueError:
+            if not self._queue.remove(request):
                 return
-            self._uncount(request)
         self._statistics.record_failure("CANCELED", 1, time.monotonic_ns() - request.arrived_ns)
 
     def close(self) -> None:
@@ -182,55 +147,33 @@ class Batcher:
         """Returns why a request cannot be queued, with an estimate of when half of the queue will be done."""
         if not self._is_open:
             return self._hung_error()
-        seconds = self._ns_per_row * 1e-9 * self._queued_rows / len(self._instances)
+        seconds = self._ns_per_row * 1e-9 * self._queue.num_rows / len(self._instances)
         retry_after_ms = min(1000, max(1, math.ceil(500 * seconds))) if seconds else 100
-        waiting = len(self._queue)
+        waiting = len(self._queue.requests)
         return ResourceExhausted(f"the queue of model '{self._name}' is full: {waiting} requests wait", retry_after_ms)
 
     def _hung_error(self) -> Unavailable:
         return Unavailable(f"model '{self._name}' hangs: no instance finished its batch in time")
 
-    def _uncount(self, request: QueuedRequest) -> None:
-        self._queued_rows -= request.rows
-        self._queued_bytes -= request.num_bytes
-
     def _wait_for_batch(self) -> BatchTrigger | None:
         """Waits until a batch may start. Returns why, or None if the batcher is closed and empty."""
+        queue = self._queue
         self._num_idle += 1
         try:
-            while not self._queue:
+            while not queue.requests:
                 if self._is_closing:
                     return None
                 self._changed.wait()
             if not self._limits.max_queue_delay_us:
                 return "idle"
-            while self._queue and self._queued_rows < self._max_rows and not self._is_closing:
-                left = self._queue[0].arrived_ns + 1000 * self._limits.max_queue_delay_us - time.monotonic_ns()
+            while queue.requests and queue.num_rows < queue.max_rows and not self._is_closing:
+                left = queue.requests[0].arrived_ns + 1000 * self._limits.max_queue_delay_us - time.monotonic_ns()
                 if left <= 0:
                     return "delay"
                 self._changed.wait(left * 1e-9)
             return "full"
         finally:
             self._num_idle -= 1
-
-    def _take_batch(self) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
-        """Takes from the queue the next batch, and the requests whose time is up."""
-        requests: list[QueuedRequest] = []
-        expired: list[QueuedRequest] = []
-        queue, room, now = self._queue, self._max_rows, time.monotonic()
-        oldest_ns = time.monotonic_ns() - 1000 * self._limits.timeout_us if self._limits.timeout_us else 0
-        while queue and room > 0:
-            request = queue[0]
-            if (request.deadline is not None and request.deadline <= now) or request.arrived_ns < oldest_ns:
-                expired.append(request)
-            elif requests and (request.rows > room or not fit_together(requests[0].shapes, request.shapes)):
-                break
-            else:
-                room -= request.rows
-                requests.append(request)
-            queue.popleft()
-            self._uncount(request)
-        return requests, expired
 
     # ---- The threads -------------------------------------------------------------------------------------------------
 
@@ -251,9 +194,9 @@ class Batcher:
             trigger = self._wait_for_batch()
             if trigger is None:
                 return False
-            requests, expired = self._take_batch()
+            requests, expired = self._queue.take_batch()
             self._num_running += len(requests)
-            if self._queue:
+            if self._queue.requests:
                 trigger = "full"
                 if self._num_idle:
                     self._changed.notify()
@@ -322,9 +265,7 @@ class Batcher:
             if self.is_healthy:
                 return
             self._is_open = False
-            waiting = list(self._queue)
-            self._queue.clear()
-            self._queued_rows = self._queued_bytes = 0
+            waiting = self._queue.clear()
         for request in waiting:
             self._fail(request, self._hung_error(), "REJECTED")
         self.on_health_change()

@@ -295,7 +295,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_retry(
     http: httpx.Client, repository: FakeRepository, held: BlockingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batcher = repository.get("twice").batcher
-    monkeypatch.setattr("serving.inference.batcher.MAX_QUEUED_BYTES", 0)
+    monkeypatch.setattr("serving.inference.request_queue.MAX_QUEUED_BYTES", 0)
     with ThreadPoolExecutor(3) as pool:
         first = in_background(http, pool)
         assert held.began.acquire(timeout=PATIENCE_S)
