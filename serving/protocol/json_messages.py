@@ -1,5 +1,6 @@
 """Converts protobuf messages to JSON in the form of Triton's HTTP server. Works for every message type."""
 
+import math
 from base64 import b64encode
 from typing import Any
 
@@ -35,4 +36,6 @@ def _value(field: FieldDescriptor, value: Any) -> Any:
         return to_json(value)
     if field.enum_type is not None:
         return field.enum_type.values_by_number[value].name
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no number for it
     return b64encode(value).decode() if isinstance(value, bytes) else value

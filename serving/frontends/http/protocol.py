@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.frontends.http import connections
@@ -50,9 +51,29 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._num_pending_bytes += len(data)
         self._num_received += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self._num_pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("the request is not HTTP/1.1")
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Parses a request again as if it did not offer another protocol: httptools takes its body for that protocol.
+
+        Java's HttpClient offers HTTP/2 in each first request. A server may ignore it (RFC 9110, section 7.8).
+        """
+        lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+        lines += [b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
+        self._feed(b"\r\n".join([*lines, b"", b""]) + rest)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -61,6 +82,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_in_head = True
 
     def on_headers_complete(self) -> None:
+        if self._offers_upgrade():
+            return
         self._num_pending_bytes = 0
         self._is_in_head = False
         self._reading.start(self.loop.time(), self._num_received)
@@ -76,9 +99,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._offers_upgrade():
+            return
         self._num_pending_bytes = 0
         self._is_receiving = False
         super().on_message_complete()
+
+    def _offers_upgrade(self) -> bool:
+        upgrades: bool = self.parser.should_upgrade()
+        return upgrades and self.parser.get_method() != b"CONNECT"
 
     def on_response_complete(self) -> None:
         self._has_served = True

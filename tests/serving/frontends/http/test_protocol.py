@@ -3,6 +3,7 @@
 import gzip
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -148,3 +149,40 @@ class TestFormsOfRequests:
     def test_an_empty_body(self, http: httpx.Client) -> None:
         assert http.post("/v2/repository/index").status_code == 200
         assert http.post("/v2/models/twice/infer").status_code == 400
+
+    @pytest.mark.parametrize("upgrade", [b"h2c", b"websocket", b"HTTP/2.0, IRC/6.9"])
+    @pytest.mark.parametrize("pieces", [1, 2, 50])
+    def test_offers_of_another_protocol_are_ignored(
+        self, connection: socket.socket, upgrade: bytes, pieces: int
+    ) -> None:
+        """Java's HttpClient sends them with the body of its first request."""
+        tensor = {"name": "numbers", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        lines = [
+            b"POST /v2/models/twice/infer HTTP/1.1",
+            b"Host: x",
+            b"Connection: Upgrade, HTTP2-Settings",
+            b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+            b"Upgrade: " + upgrade,
+            b"Content-Length: %d" % len(body),
+        ]
+        request = b"\r\n".join([*lines, b"", b""]) + body + REQUEST + b"\r\n"
+        size = -(-len(request) // pieces)
+        for start in range(0, len(request), size):
+            connection.sendall(request[start : start + size])
+            time.sleep(0.002)
+        received = b""
+        while received.count(b"HTTP/1.1 200 OK") < 2:
+            piece = connection.recv(1 << 16)
+            assert piece, received
+            received += piece
+        assert b'"data":[6.0]' in received
+        assert b"binary_tensor_data" in received
+
+    @pytest.mark.parametrize(
+        "request_", [b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+    )
+    def test_what_is_not_http_1_is_refused(self, connection: socket.socket, request_: bytes) -> None:
+        status, headers, body = exchange(connection, request_)
+        assert (status, headers[b"connection"]) == (400, b"close")
+        assert json.loads(body) == {"error": "the request is not HTTP/1.1"}
