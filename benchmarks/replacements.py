@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,8 +102,7 @@ def grpc_call(client: Client) -> Call:
     return call
 
 
-def http_call(port: int) -> Call:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+def http_call(connection: http.client.HTTPConnection) -> Call:
     body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": X.ravel().tolist()}]})
 
     def call() -> tuple[float, float]:
@@ -152,8 +151,9 @@ def swap(transport: str, repository: Path, swaps: int) -> Outcome:
     arguments += ["--model-control-mode", "poll", "--poll-interval-s", str(POLL_S)]
     server = ServerProcess(*arguments)
     try:
-        with Client(server.target()) as client:
-            calls = [grpc_call(client) for _ in range(NUM_CALLERS - 1)] + [http_call(server.http_port())]
+        over_http = http.client.HTTPConnection("127.0.0.1", server.http_port(), timeout=20)
+        with Client(server.target()) as client, closing(over_http):
+            calls = [grpc_call(client) for _ in range(NUM_CALLERS - 1)] + [http_call(over_http)]
             began = time.monotonic()
             with Load(calls).running() as load:
                 time.sleep(SETTLE_S)

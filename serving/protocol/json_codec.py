@@ -98,6 +98,8 @@ def decode(body: Buffer, decoder: msgspec.json.Decoder[T]) -> T:
     if body.count(b"[") + body.count(b"{") > MAX_JSON_LISTS:
         raise InvalidArgument(f"JSON with more than {MAX_JSON_LISTS} lists and objects: send tensors as binary data")
     try:
+        if not body.isascii():
+            str(body, "utf-8")  # msgspec does not look at the text that it skips
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise InvalidArgument(f"the request does not fit the protocol: {error}") from error

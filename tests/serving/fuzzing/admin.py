@@ -13,6 +13,7 @@ from tests.serving.fuzzing.json_mutations import JsonMutator
 from tests.serving.fuzzing.message import GrpcMessage, HttpMessage
 from tests.serving.fuzzing.oracle import (
     EXHAUSTED,
+    INTERNAL,
     INVALID,
     NOT_FOUND,
     OK,
@@ -114,6 +115,8 @@ def _change(rng: random.Random) -> _Choice:
     if name == "RepositoryModelLoad" and rng.random() < 0.7:
         message.parameters["config"].string_param = rng.choice(CONFIGS)
     right = {OK, INVALID, UNIMPLEMENTED, UNAVAILABLE, EXHAUSTED}
+    if name == "RepositoryModelLoad":  # as in Triton, whatever the reason for which a model cannot be loaded
+        right.add(INTERNAL)
     return (
         _path(name),
         message,
@@ -149,7 +152,7 @@ def http_message(rng: random.Random, number: int) -> HttpMessage:
         method, target = "POST", "/v2/repository/index"
     elif kind == 3:
         method, target = "POST", f"/v2/repository/models/{SPARE}/{rng.choice(['load', 'unload'])}"
-        statuses |= {429, 503}
+        statuses |= {429, 500, 503}
     else:
         method = rng.choice(["GET", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"])
         target = rng.choice(

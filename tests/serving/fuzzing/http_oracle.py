@@ -129,20 +129,16 @@ class _Reader:
             self.binary = {tensor.name for model in MODELS.values() for tensor in model.outputs}
         if self._tail is not None and self._at != len(self._tail):
             self._wrong.add(INVALID)
-        name = _typed(value.get("id", ""), str)
+        name = "" if value.get("id") is None else _typed(value["id"], str)
         return Asked(self._model, self._version, name, inputs, outputs, parameters, self._wrong, self._doubtful)
 
     def _list(self, value: dict[str, Any], key: str) -> list[Any]:
-        if value.get(key, ()) is None:
-            self._doubtful.add(INVALID)
-            return []
-        return _typed(value.get(key, []), list)
+        return [] if value.get(key) is None else _typed(value[key], list)
 
     def _parameters(self, value: dict[str, Any]) -> dict[str, Any]:
-        if value.get("parameters", ()) is None:
-            self._doubtful.add(INVALID)
+        if value.get("parameters") is None:
             return {}
-        parameters = dict(_typed(value.get("parameters", {}), dict))
+        parameters = dict(_typed(value["parameters"], dict))
         for parameter in parameters.values():
             if not isinstance(parameter, str | int | float):
                 raise _Wrong
@@ -170,7 +166,7 @@ class _Reader:
             self._wrong.add(UNIMPLEMENTED)
         size = parameters.get("binary_data_size")
         if size is not None:
-            if type(size) is not int or size < 0 or "data" in value or self._tail is None:
+            if type(size) is not int or size < 0 or value.get("data") is not None or self._tail is None:
                 raise _Wrong
             given.data = self._tail[self._at : self._at + size]
             self._at += size

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from protos import grpc_service_pb2 as pb
 from serving.protocol.tensors import DATATYPES, Array
 from tests.serving.fuzzing.requests import MODELS, VARIABLE, Model, Tensor
+from tests.serving.fuzzing.wire import GROUP
 
-OK, INVALID, DEADLINE, NOT_FOUND, EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE = 0, 3, 4, 5, 8, 12, 14
+OK, INVALID, DEADLINE, NOT_FOUND, EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 0, 3, 4, 5, 8, 12, 13, 14
 
 MANY = 64
 """Inputs, outputs or parameters: the server may refuse more than these for their number alone."""
@@ -100,9 +103,32 @@ def expect_infer(payload: bytes) -> Expected:
     except Exception:  # DecodeError, which is all that protobuf promises
         return Expected(frozenset({INVALID, EXHAUSTED} if len(payload) > 10_000 else {INVALID}))
     asked = _asked(message)
-    if len(payload) > 10_000:
+    if len(payload) > 10_000 or has_groups(message):
         asked.doubtful |= {INVALID, EXHAUSTED}
     return judge(asked)
+
+
+def has_groups(message: Message) -> bool:
+    """Returns whether there is an unknown group anywhere. proto3 has no groups, and a server may refuse them."""
+    without = type(message)()
+    without.CopyFrom(message)
+    without.DiscardUnknownFields()
+    return without.ByteSize() != message.ByteSize() and _has_group(message)
+
+
+def _has_group(message: Message) -> bool:
+    if any(unknown.wire_type == GROUP for unknown in UnknownFieldSet(message)):
+        return True
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is None:
+            continue
+        if descriptor.message_type.GetOptions().map_entry:
+            inner = value.values()
+        else:
+            inner = value if descriptor.is_repeated else [value]
+        if any(map(_has_group, inner)):
+            return True
+    return False
 
 
 def judge(asked: Asked) -> Expected:

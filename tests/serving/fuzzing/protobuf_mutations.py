@@ -23,7 +23,7 @@ from tests.serving.fuzzing.wire import (
 NUMBERS = (0, 1, 2, 3, 127, 128, 255, 256, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 BAD_TEXT = (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"ok\x80")
 ODD_TEXT = ("", "\0", "é", "٣", "\U0001f40d", "a" * 70, "x\n", "../x", "%s", "{0}")
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18
 """Of repeated fields."""
 
 

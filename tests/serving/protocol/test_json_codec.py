@@ -202,7 +202,16 @@ class TestParseJson:
 
     @pytest.mark.parametrize(
         "body",
-        [b"", b"{", b"\xff", b"\xff\xfe{\0}\0", b"[" * 90_000, b'{"id": ' + b"9" * 5000 + b"}", b'"\\ud800"'],
+        [
+            b"",
+            b"{",
+            b"\xff",
+            b"\xff\xfe{\0}\0",
+            b"[" * 90_000,
+            b'{"id": ' + b"9" * 5000 + b"}",
+            b'"\\ud800"',
+            b'{"\xff": 1}',
+        ],
     )
     def test_a_body_that_is_not_json(self, body: bytes) -> None:
         with pytest.raises(InvalidArgument, match="the request"):
