@@ -4,7 +4,6 @@ A configuration that a client sends is refused beyond these bounds, unless the m
 much. That file is the operator's: it is followed, with a warning.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ _MAX_BATCH_BYTES = 1 << 30
 _MAX_QUEUE_DELAY_US = 1_000_000
 _MAX_INSTANCES = 8
 _MAX_VERSIONS = 64
+_UNBOUNDED = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Bounds:
 
     def warnings(self, own: ModelConfig) -> list[str]:
         """Returns a warning for each bound that a `config.pbtxt` exceeds. Its queue may have any size."""
-        bounds = {**self._bounds(), "max_queue_size": 2**32}
+        bounds = {**self._bounds(), "max_queue_size": _UNBOUNDED}
         demands = _demands(own).items()
         return [f"config.pbtxt asks for {value} as {field}" for field, value in demands if value > bounds[field]]
 
@@ -79,13 +79,18 @@ def _demands(config: ModelConfig) -> dict[str, int]:
 
 
 def _bytes_per_row(config: ModelConfig) -> int:
-    """Counts an open size as 1."""
+    """Counts an open size as 1. Counts no further than any bound."""
     sizes = {datatype.config_name: max(1, datatype.size) for datatype in DATATYPES.values()}
     names = dict(zip(DataType.values(), DataType.keys(), strict=True))
-    return sum(
-        sizes.get(names.get(tensor.data_type, ""), 1) * math.prod(max(1, dim) for dim in tensor.dims)
-        for tensor in (*config.input, *config.output)
-    )
+    total = 0
+    for tensor in (*config.input, *config.output):
+        size = sizes.get(names.get(tensor.data_type, ""), 1)
+        for dim in tensor.dims:
+            size *= max(1, dim)
+            if size > _UNBOUNDED:
+                return _UNBOUNDED
+        total += size
+    return total
 
 
 def _instances_on_one_device(config: ModelConfig) -> int:

@@ -15,8 +15,6 @@ from pathlib import Path
 from serving.config import ControlMode, ServeConfig
 from serving.errors import (
     Internal,
-    InvalidArgument,
-    LoadError,
     NotFound,
     ServingError,
     StartupError,
@@ -24,7 +22,6 @@ from serving.errors import (
     quote,
 )
 from serving.models.changes import ANYONE, LOAD_PATIENCE_S, Caller, Changes, LoadTurn
-from serving.models.config import parse_json
 from serving.models.devices import count_gpus
 from serving.models.files import describe
 from serving.models.folder import RepositoryFolder
@@ -171,12 +168,12 @@ class Repository:
         """Loads the initial models one after the other. If the mode is "poll", starts polling.
 
         Blocks until all are loaded. A failure is logged and shown in the index, and raises nothing. A folder that
-        cannot be read is among the models to load: it may be one.
+        cannot be read, or is gone by now, is among the models that readiness requires.
         """
         folders = self._scan_until_readable()
         if folders is None:
             return
-        names = sorted({*folders.models, *folders.unreadable})
+        names = sorted({*folders.models, *folders.unreadable, *self._initial_models})
         wanted = [name for name in names if self._mode != "explicit" or name in self._initial_models]
         with self._lock:
             self._models = {name: self._versions_of(name) for name in names}
@@ -230,11 +227,6 @@ class Repository:
             Cancelled: the caller has gone.
         """
         self._check_change(name)
-        if config is not None:
-            try:
-                parse_json(config, name)
-            except LoadError as error:
-                raise InvalidArgument(str(error)) from error
 
         def change() -> list[str]:
             versions = self._get_or_add(name)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from protos.model_config_pb2 import ModelConfig
-from serving.errors import LoadError, TransientLoadError
+from serving.errors import InvalidArgument, LoadError, TransientLoadError
 from serving.models.bounds import Bounds
 from serving.models.changes import LoadTurn
 from serving.models.config import check_supported, parse_json, read_config
@@ -90,16 +90,20 @@ class ModelVersions:
             slot.attempted = None if slot.reason else slot.attempted
 
     def check_override(self, override: str) -> None:
-        """Checks that a configuration that a client sends does not ask for too much.
+        """Checks a configuration that a client sends, before anything changes.
 
         Raises:
-            InvalidArgument: it does.
+            InvalidArgument: it is invalid, or asks for too much.
         """
+        try:
+            config = parse_json(override, self.name)
+        except LoadError as error:
+            raise InvalidArgument(str(error)) from error
         try:
             own = read_config(self._folder)
         except LoadError:  # the bounds hold as they are
             own = ModelConfig()
-        self._bounds.check(parse_json(override, self.name), own)
+        self._bounds.check(config, own)
 
     def update(self, *, stable: bool, override: str | None = None) -> list[str]:
         """Loads and unloads versions as the folder and the version policy demand.

@@ -341,6 +341,16 @@ def test_an_unreadable_model_is_required_and_loaded_later(models, open_repositor
     assert ask(repository, "a") == 1
 
 
+def test_a_model_that_vanishes_before_the_start_is_still_required(models):
+    repository = Repository(models, LoadSettings(device="cpu", num_threads=1), mode="explicit", models=("a", "b"))
+    repository.check()
+    (models / "b").rename(models.parent / "away")
+    repository.start()
+    assert (ask(repository, "a"), repository.is_ready()) == (1, False)
+    assert repository.index(False)[1] == IndexEntry("b", "", "UNAVAILABLE", "its folder is gone")
+    repository.close()
+
+
 def test_an_unreadable_model_cannot_be_loaded_but_is_not_unknown(models, open_repository, broken):
     repository = open_repository(models, mode="explicit", models=("a",))
     broken[models / "a"] = errno.EIO
