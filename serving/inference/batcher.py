@@ -276,7 +276,8 @@ class Batcher:
             was_healthy = self.is_healthy
             instance.is_hung = False
             self._is_open = not self._is_closing
-        logger.warning("model '%s': an instance that hung has finished its batch and serves again", self._name)
+        then = "and is freed" if self._is_closing else "and serves again"
+        logger.warning("model '%s': an instance that hung has finished its batch %s", self._name, then)
         if not was_healthy:
             self.on_health_change()
 

@@ -42,6 +42,8 @@ def test_auto_selects_native_only_where_it_is_safe(options: dict, transport: str
         ({"max_message_bytes": 2**31}, "--max-message-bytes 2147483648: must be between 1 and 2147483647"),
         ({"max_message_bytes": 0}, "--max-message-bytes 0: must be between 1 and 2147483647"),
         ({"num_threads": -1}, "--num-threads -1: must be positive"),
+        ({"batch_timeout_s": -1.0}, "--batch-timeout-s -1.0: must not be negative"),
+        ({"batch_timeout_s": float("inf")}, "--batch-timeout-s inf: must not be negative"),
         ({"drain_delay_s": float("nan")}, "--drain-delay-s nan: must not be negative"),
         ({"tls_cert": FILE}, "--tls-cert and --tls-key must be set together"),
         ({"tls_client_ca": FILE}, "--tls-client-ca needs --tls-cert and --tls-key"),
