@@ -529,6 +529,27 @@ def test_a_broken_newcomer_does_not_make_the_server_unready(models, open_reposit
     assert ask(repository, "a") == 1
 
 
+@pytest.mark.parametrize("mode", ["poll", "none"])
+def test_only_polling_tries_again_what_may_pass(models, open_repository, monkeypatch, mode):
+    attempts = []
+
+    def load(folder, version, config, settings):
+        attempts.append(folder.name)
+        if attempts.count("a") < 4 and folder.name == "a":
+            raise MemoryError("no room")
+        return load_version(folder, version, config, settings)
+
+    monkeypatch.setattr(versions_module, "load_version", load)
+    repository = open_repository(models, mode=mode, poll_interval_s=0.01)
+    if mode == "poll":
+        eventually(repository.is_ready)
+        assert attempts.count("a") == 4
+    else:
+        time.sleep(0.1)
+        assert attempts.count("a") == 1
+        assert [entry.reason for entry in repository.index(False)] == ["MemoryError: no room", ""]
+
+
 def test_polling_without_changes_changes_nothing(models, open_repository):
     repository = open_repository(models, mode="poll", poll_interval_s=0.01)
     scans = []
