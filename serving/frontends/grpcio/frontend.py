@@ -20,6 +20,9 @@ NUM_SPARE_THREADS = 64
 MAX_PING_STRIKES = 0
 """Clients may ping as often as they like. By default gRPC closes the connection, with all its calls, at the third ping
 within 10 minutes, and many clients are configured to ping every 10 or 30 s."""
+MAX_PENDING = 16_384
+"""Calls that may wait inside gRPC's core for the thread that takes them. By default the core cancels calls at random when
+1,000 wait, which a busy server reaches within 0.1 s."""
 HANDSHAKE_TIMEOUT_S = 20
 """Time that a new connection has for TLS and HTTP/2's first frame."""
 MAX_CONNECTION_AGE_S = 1800
@@ -104,6 +107,8 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_connection_age_ms", 1000 * MAX_CONNECTION_AGE_S),
         ("grpc.max_allowed_incoming_connections", limits.max_connections()),
+        ("grpc.server.max_pending_requests", MAX_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
         ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_TIMEOUT_S),
     ]
 

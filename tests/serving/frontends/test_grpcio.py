@@ -1,6 +1,7 @@
 """The grpcio front end, called by grpcio's own client over real sockets."""
 
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,24 @@ class TestDeadlinesAndCancellation:
         assert one.deadline is None
         one.sink.succeed(b"")
         assert call.result() == b""
+
+
+@ONCE
+def test_calls_wait_for_a_busy_thread(
+    channel: grpc.Channel, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default gRPC's core cancels calls at random when more than 1,000 wait, and all beyond 3,000."""
+    goes_on, infer = threading.Event(), services.inference.infer
+
+    def wait_then_infer(*arguments: Any) -> Any:
+        goes_on.wait(WAIT_S)
+        return infer(*arguments)
+
+    monkeypatch.setattr(services.inference, "infer", wait_then_infer)
+    calls = [unary(channel).future(b"abc", timeout=2 * WAIT_S) for _ in range(3500)]
+    time.sleep(0.2)  # most have reached the server by then
+    goes_on.set()
+    assert {call.code() for call in calls} == {grpc.StatusCode.OK}
 
 
 @pytest.fixture
