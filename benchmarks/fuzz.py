@@ -115,8 +115,7 @@ class Watcher:
 
 
 def start_server(front: str, repository: Path) -> ServerProcess:
-    names = [*MODELS, "spare"]
-    arguments = ["--model-repository", str(repository), "--model-control-mode", "explicit", "--load-model", *names]
+    arguments = ["--model-repository", str(repository), "--model-control-mode", "explicit", "--load-model", *MODELS]
     return ServerProcess(*arguments, "--device", "cpu", "--transport", "native" if front == "http" else front)
 
 

@@ -1,6 +1,7 @@
 """Reads an HTTP body as the protocol says, so that `oracle` can say which responses to it are right."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -81,13 +82,18 @@ def _load(text: bytes) -> tuple[Any, bool]:
         repeated = repeated or len(value) < len(items)
         return value
 
+    def number(digits: str) -> float:
+        if math.isinf(value := float(digits)):
+            raise _Doubtful
+        return value
+
     try:
-        value = json.loads(text.decode(), object_pairs_hook=pairs)
+        value = json.loads(text.decode(), object_pairs_hook=pairs, parse_float=number)
     except RecursionError:
         raise _Doubtful from None
     except ValueError:
         raise _Wrong from None
-    if _depth(value) > MAX_DEPTH or b"1e400" in text or b"\\ud8" in text or b"000000000000000000000000" in text:
+    if _depth(value) > MAX_DEPTH or b"\\ud8" in text or b"000000000000000000000000" in text:
         raise _Doubtful
     return value, repeated
 

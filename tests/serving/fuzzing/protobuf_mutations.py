@@ -143,8 +143,11 @@ class Mutator:
     def nest_messages(self, fields: list[Field]) -> None:
         """Wraps a message's bytes in its own field again and again."""
         if field := self._choose(fields, lambda field: field.wire == BYTES and isinstance(field.value, list)):
+            assert isinstance(field.value, list)
+            body = encode(field.value)
             for _ in range(self._rng.choice([1, 2, 5, 120])):
-                field.value = [Field(field.number, BYTES, field.value)]
+                body = encode([Field(field.number, BYTES, body)])
+            field.value = [Field(0, VERBATIM, body)]
 
     def change_number(self, fields: list[Field]) -> None:
         """Changes a varint, or removes and adds packed ones."""
