@@ -60,18 +60,32 @@ class OutputHandler(logging.Handler):
 
     def _write_all(self) -> None:
         while True:
-            item = self._items.get()
-            if isinstance(item, threading.Event):
-                item.set()
-                continue
-            self._write(item)
-            if self._num_dropped:
-                number, self._num_dropped = self._num_dropped, 0
-                message = f"{number} log lines were dropped: nobody read standard error"
-                self._write(self.format(_record(logging.WARNING, message)))
+            lines, flush = self._take()
+            if lines:
+                self._write("\n".join([*lines, ""]))
+            if flush is not None:
+                flush.set()
 
-    def _write(self, line: str) -> None:
-        rest = f"{line}\n".encode(errors="backslashreplace")
+    def _take(self) -> tuple[list[str], threading.Event | None]:
+        """Waits for lines, and returns all that are there: each write may have to wait for the GIL afterwards.
+
+        Returns:
+            The lines, up to a flush if one is asked for, and the flush.
+        """
+        lines: list[str] = []
+        item = self._items.get()
+        while isinstance(item, str):
+            lines.append(item)
+            if self._items.empty():
+                break
+            item = self._items.get()
+        if self._num_dropped:
+            number, self._num_dropped = self._num_dropped, 0
+            lines.append(self.format(_record(logging.WARNING, f"{number} log lines were dropped: too many at once")))
+        return lines, None if isinstance(item, str) else item
+
+    def _write(self, text: str) -> None:
+        rest = text.encode(errors="backslashreplace")
         try:
             while rest:
                 try:

@@ -80,7 +80,7 @@ def test_an_unread_output_holds_up_nobody(pipe: tuple[int, int], monkeypatch: py
     monkeypatch.setattr(log_output, "FLUSH_S", 0.05)
     read_end, write_end = pipe
     handler = OutputHandler(write_end)
-    number = MAX_LINES + 1000
+    number = 3 * MAX_LINES
     began = time.monotonic()
     for at in range(number):
         handler.handle(record("%06d " + 100 * "x", at))
@@ -130,6 +130,35 @@ def test_lines_are_complete_and_in_order(pipe: tuple[int, int], non_blocking: bo
     handler.close()
     reader.join(PATIENCE_S)
     assert found.decode().splitlines() == [f"{at} {'y' * 500}" for at in range(1000)]
+
+
+def test_a_busy_interpreter_loses_no_line(pipe: tuple[int, int]) -> None:
+    """A thread gets the GIL back only after milliseconds where others compute: each write takes all lines."""
+    read_end, write_end = pipe
+    handler = OutputHandler(write_end)
+    over, found = threading.Event(), bytearray()
+    number = 2 * MAX_LINES
+
+    def compute() -> None:
+        while not over.is_set():
+            sum(range(1000))
+
+    def read() -> None:
+        while found.count(b"\n") < number:
+            found.extend(os.read(read_end, 1 << 20))
+
+    threads = [threading.Thread(target=target) for target in (compute, compute, read)]
+    for thread in threads:
+        thread.start()
+    for at in range(number):
+        handler.handle(record("%d", at))
+        if at % 100 == 99:
+            time.sleep(0.02)  # 5,000 lines a second
+    handler.flush()
+    over.set()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert found.decode().splitlines() == [str(at) for at in range(number)]
 
 
 def test_a_closed_output_ends_nothing() -> None:
