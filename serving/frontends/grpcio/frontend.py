@@ -21,8 +21,8 @@ MAX_PING_STRIKES = 0
 """Clients may ping as often as they like. By default gRPC closes the connection, with all its calls, at the third ping
 within 10 minutes, and many clients are configured to ping every 10 or 30 s."""
 MAX_PENDING = 16_384
-"""Calls that may wait inside gRPC's core for the thread that takes them. By default the core cancels calls at random when
-1,000 wait, which a busy server reaches within 0.1 s."""
+"""Calls that may wait inside gRPC's core for the thread that takes them. By default the core cancels calls at random
+when 1,000 wait, which a busy server reaches within 0.1 s."""
 HANDSHAKE_TIMEOUT_S = 20
 """Time that a new connection has for TLS and HTTP/2's first frame."""
 MAX_CONNECTION_AGE_S = 1800
