@@ -72,7 +72,7 @@ def parse_request(split: SplitRequest) -> InferRequest:
     for place, tensor in enumerate(message.inputs):
         if len(tensor.shape) > MAX_RANK:
             raise InvalidArgument(
-                f"input {quote(tensor.name)} has {len(tensor.shape)} dimensions, not up to {MAX_RANK}"
+                f"input {quote(tensor.name)} has {len(tensor.shape)} dimensions: at most {MAX_RANK} are accepted"
             )
         check_input_parameters(tensor.name, tensor.parameters)
         data = raw[place] if raw else _elements(tensor)

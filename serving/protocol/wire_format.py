@@ -6,6 +6,7 @@ tiny fields would otherwise cost a hundred times its size in objects
 """
 
 from serving.errors import InvalidArgument
+from serving.protocol.tensors import MAX_RANK
 
 MAX_FIELDS = 4096
 """Of a request's message and of the messages in it, beside elements of typed contents: tensors, parameters, …"""
@@ -13,12 +14,9 @@ MAX_UNPACKED_ELEMENTS = 100_000
 """Of typed contents: strings, and numbers that the client has not packed. Raw contents have no such limit."""
 MAX_KEY_BYTES = 4096
 """Of a header that may be kept. Parameters can make one longer."""
-MAX_SHAPE_BYTES = 320
-"""Of one shape: 32 dimensions of 10 bytes."""
 
 # The first byte of a length-delimited field: its number, shifted by 3, and wire type 2.
 _ID = 3 << 3 | 2
-_PARAMETERS = 4 << 3 | 2
 _INPUT = 5 << 3 | 2
 _OUTPUT = 6 << 3 | 2
 _RAW_INPUT = 7 << 3 | 2
@@ -91,8 +89,8 @@ def check_budget(header: bytes) -> None:
             for inner, inner_start, inner_end in budget.fields(start, end):
                 if inner == _CONTENTS:
                     budget.count_elements(inner_start, inner_end)
-                elif inner == _SHAPE and inner_end - inner_start > MAX_SHAPE_BYTES:
-                    raise InvalidArgument(f"a shape of {inner_end - inner_start} bytes is too long")
+                elif inner == _SHAPE and inner_end - inner_start > MAX_RANK * _MAX_VARINT_BYTES:
+                    raise InvalidArgument(f"a shape has more dimensions than the {MAX_RANK} that are accepted")
         elif tag == _OUTPUT:
             budget.count(start, end)
 
