@@ -174,4 +174,4 @@ def _too_many_fields() -> InvalidArgument:
 
 
 def _malformed(message: bytes) -> InvalidArgument:
-    return InvalidArgument(f"the {len(message)} bytes received are not a ModelInferRequest")
+    return InvalidArgument(f"the {len(message)} bytes received are not a ModelInferRequest: a field is malformed")
