@@ -17,7 +17,6 @@ import multiprocessing
 import resource
 import socket
 import statistics
-import struct
 import sys
 import tempfile
 import threading
@@ -35,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.fuzz import machine  # noqa: E402
+from benchmarks.open_loop import PREFACE, frame, request_frames, request_head  # noqa: E402
 from protos import grpc_service_pb2 as pb  # noqa: E402
 from serving.protocol.methods import INFER  # noqa: E402
 from tests.serving.onnx_models import write_repository  # noqa: E402
@@ -49,16 +49,10 @@ DRIP_S = 1.0
 MODEL = "spare"
 """Of `tests.serving.onnx_models`: one that waits for no other requests."""
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Returns an HTTP/2 frame (RFC 9113, 4.1)."""
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-GREETING = _PREFACE + frame(4, 0, 0, b"")
+GREETING = PREFACE + frame(4, 0, 0, b"")
 """The client's preface and empty settings."""
 
 
@@ -66,16 +60,6 @@ def grpc_payload() -> bytes:
     message = pb.ModelInferRequest(model_name=MODEL, raw_input_contents=[X.tobytes()])
     message.inputs.add(name="x", datatype="FP32", shape=X.shape)
     return message.SerializeToString()
-
-
-def grpc_request() -> bytes:
-    """Returns the frames of a whole ModelInfer call, headers as literals without Huffman coding (RFC 7541, 6.2.2)."""
-    headers = [(":method", "POST"), (":scheme", "http"), (":path", INFER), (":authority", "localhost")]
-    headers += [("content-type", "application/grpc"), ("te", "trailers")]
-    block = b"".join(b"\0" + b"".join(bytes([len(part)]) + part.encode() for part in pair) for pair in headers)
-    payload = grpc_payload()
-    data = b"\0" + struct.pack(">I", len(payload)) + payload
-    return frame(1, 4, 1, block) + frame(0, 1, 1, data)
 
 
 def http_body() -> bytes:
@@ -249,7 +233,9 @@ def measure_callers(front: str, port: int, seconds: float) -> tuple[list[float],
 def measure(front: str, port: int, *, idle: int, slow: int, seconds: float) -> dict[str, float]:
     """Measures the good callers without and with the others."""
     alone, failed_alone = measure_callers(front, port, seconds)
-    greeting, request = (b"", http_request()) if front == "http" else (GREETING, grpc_request())
+    greeting, request = b"", http_request()
+    if front != "http":
+        greeting, request = GREETING, request_frames(1, request_head(INFER), grpc_payload())
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     crowd = spawn.Process(target=hold_crowd, args=(port, (greeting, request), idle, slow, theirs), daemon=True)

@@ -12,8 +12,6 @@ from pathlib import Path
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-"""Of a server's capacity: the rates of the curve of latency against load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +58,6 @@ def resident_mb(pid: int) -> float:
             status = Path(f"/proc/{member}/status").read_text()
             total += int(re.search(r"VmRSS:\s+(\d+)", status)[1])  # type: ignore[index]
     return total / 1024
-
-
-def measure_curve(port: int, pid: int, payload: Path, seconds: float, capacity: float) -> dict[str, Load]:
-    """Sends requests at fixed rates, whether or not earlier ones were answered. Returns the results by share."""
-    return {f"{share:.0%}": measure_load(port, pid, payload, seconds, 512, share * capacity) for share in SHARES}
 
 
 def measure_load(
