@@ -311,8 +311,8 @@ def curve_table(rounds: list[dict[str, Any]], found: dict[str, Server]) -> list[
     shares = [f"{share:.0%}" for share in SHARES]
     lines = [
         "Median / p99 in µs of single images that arrive at random times (Poisson), whether or not earlier ones were "
-        "answered; the rates are shares of each server's most requests/s (c=32 or c=128), in brackets what it gave. From "
-        "about 15,000 requests/s the client, in Python on the same two cores, adds to these times:",
+        "answered; the rates are shares of each server's most requests/s (c=32 or c=128), in brackets what it gave. "
+        "From about 15,000 requests/s the client, in Python on the same two cores, adds to these times:",
         "",
         f"| server | {' | '.join(shares)} |",
         "|---" * (len(shares) + 1) + "|",
