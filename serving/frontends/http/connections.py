@@ -19,6 +19,8 @@ WINDOW_S = 30.0
 MIN_WINDOW_BYTES = 30 << 10
 """What must move in each `WINDOW_S`, of a request's body or of a response: 1 KiB/s, the rate of GPRS."""
 SWEEP_S = 1.0
+LINGER_S = 2.0
+"""How long a connection stays open after an error, for what its client still sends."""
 GOODBYE_S = 0.25
 """How long a stopping server waits for a request that is on its way, and for a TLS client to close."""
 

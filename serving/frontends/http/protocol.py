@@ -32,6 +32,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._has_served = False
         self._is_receiving = False  # a request has begun, and not ended
         self._is_in_head = False
+        self._is_refused = False  # an error has been sent, and the connection is about to close
         self._reading, self._writing = RateWindow(), RateWindow()
         self._num_unsent = 0
         self.waits_since = 0.0
@@ -49,6 +50,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         self._num_pending_bytes += len(data)
         self._num_received += len(data)
         self._unset_keepalive_if_required()
@@ -143,7 +146,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Closes the connection if its client is too slow to send a request or to read a response."""
         if self._does_not_read(now):
             self.abort()
-        elif self.transport.is_closing() or not self.is_waiting:
+        elif self._is_refused or self.transport.is_closing() or not self.is_waiting:
             return
         elif self._is_receiving:
             self._check_request(now)
@@ -186,4 +189,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if status == 503:
             headers += b"retry-after: 1\r\n"
         self.transport.write(STATUS_LINE[status] + headers + b"\r\n" + body)
-        self.transport.close()
+        self._close_after_reading()
+
+    def _close_after_reading(self) -> None:
+        """Ends the response, and passes over what the client still sends.
+
+        A connection that is closed with unread data is reset, and its client may lose the response.
+        """
+        self._is_refused = True
+        if self.transport.can_write_eof():  # not with TLS
+            self.transport.write_eof()
+            self.loop.call_later(connections.LINGER_S, self.transport.abort)
+        else:
+            self.transport.close()

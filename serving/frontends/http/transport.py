@@ -26,6 +26,11 @@ class CoalescingTransport:
             self._loop.call_soon(self._flush)
         self._parts.append(data)
 
+    def write_eof(self) -> None:
+        """Sends what has been written, and the end of the stream."""
+        self._flush()
+        self._transport.write_eof()
+
     def close(self) -> None:
         """Sends what has been written, and closes the connection."""
         self._flush()
