@@ -83,6 +83,7 @@ class Call:
         except ServingError as error:
             self._refuse(error)
         else:
+            self._queue.silent.add(self)
             self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
 
     def succeed(self, payload: bytes) -> None:
@@ -104,6 +105,7 @@ class Call:
         self._call.start_server_batch((metadata, *message, status), _ignore)
 
     def _on_message(self, event: Any) -> None:
+        self._queue.silent.discard(self)
         payload = event.batch_operations[0].message()
         if payload is None:
             # The client sent none, or one over the limit, which the core has refused itself.

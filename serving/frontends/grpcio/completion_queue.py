@@ -46,6 +46,8 @@ class CompletionQueue:
         events: the completion queue, registered with `core`.
 
     Attributes:
+        num_open: the number of open calls.
+        silent: the calls whose messages have not arrived.
         watches: the open Watch calls.
         is_stopping: whether new Watch calls end at once.
     """
@@ -55,6 +57,8 @@ class CompletionQueue:
     ) -> None:
         self.tokens = tokens
         self.access_log = access_log
+        self.num_open = 0
+        self.silent: set[Call] = set()
         self.watches: set[WatchCall] = set()
         self.is_stopping = False
         self._core = core
@@ -63,7 +67,6 @@ class CompletionQueue:
         self._changes = ChangeThreads(services.admin.blocking)
         self._open_watches = OpenCalls("Watch calls", limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
         self._num_requested = 0
-        self._num_open = 0
         self._thread = threading.Thread(target=self._take_events, name="grpcio-calls", daemon=True)
 
     def start(self) -> None:
@@ -79,6 +82,11 @@ class CompletionQueue:
         for call in list(self.watches):
             call.fail(shutting_down())
 
+    def refuse_silent(self) -> None:
+        """Ends the calls whose messages have not arrived."""
+        for call in list(self.silent):
+            call.fail(shutting_down())
+
     def join(self, timeout_s: float) -> None:
         """Waits until the last call has ended. Call it while the server stops."""
         if self._thread.is_alive():
@@ -87,7 +95,7 @@ class CompletionQueue:
 
     def call_ended(self) -> None:
         """Counts a call that has ended. Runs on the thread that takes events."""
-        self._num_open -= 1
+        self.num_open -= 1
 
     def _methods(self) -> Iterator[Method]:
         yield Method(INFER, Call, self._infer, self._services.inference.refusals.count_error)
@@ -118,12 +126,12 @@ class CompletionQueue:
         self._num_requested -= 1
         if event.success:
             self._request_call(method)
-            self._num_open += 1
+            self.num_open += 1
             method.make_call(self, method, event).receive(event.invocation_metadata)
 
     def _take_events(self) -> None:
         """Handles events until the server has stopped and all calls have ended. An event's tag is its handler."""
-        while self._num_requested or self._num_open:
+        while self._num_requested or self.num_open:
             event = self._events.poll()
             try:
                 event.tag(event)

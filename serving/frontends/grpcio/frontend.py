@@ -28,6 +28,10 @@ HANDSHAKE_TIMEOUT_S = 20
 MAX_CONNECTION_AGE_S = 1800
 """Age at which a connection is asked to renew, so that clients find new pods. Open calls and streams are not cut."""
 
+MESSAGE_GRACE_S = 5.0
+"""Time that calls have to send their messages while the server stops."""
+
+_POLL_S = 0.05
 _JOIN_TIMEOUT_S = 5.0
 
 
@@ -90,8 +94,14 @@ class GrpcioFrontend:
         self._streams.end()
         if self._queue is not None:
             self._queue.stop()
-        stopped.wait()
-        if self._queue is not None:
+        if self._queue is None:
+            stopped.wait()
+        else:
+            if not stopped.wait(min(grace_s, MESSAGE_GRACE_S)):
+                self._queue.refuse_silent()
+            # Without calls, the core waits for the handshakes of silent connections only.
+            while not stopped.wait(_POLL_S) and (self._queue.num_open or self._streams.num_open):
+                pass
             self._queue.join(_JOIN_TIMEOUT_S)
         self._threads.shutdown(wait=False)
 

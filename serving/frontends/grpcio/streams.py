@@ -66,6 +66,10 @@ class OpenStreams:
                 self._end_callbacks.pop(key, None)
                 calls.close(peer)
 
+    @property
+    def num_open(self) -> int:
+        return len(self._end_callbacks)
+
     def end(self) -> None:
         """Asks all streams to end, and refuses new ones."""
         with self._lock:

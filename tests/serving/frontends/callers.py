@@ -1,8 +1,9 @@
 """Helpers of the front ends' tests: calls by grpcio's own client over real sockets."""
 
+import contextlib
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -59,6 +60,18 @@ def reflection(channel: grpc.Channel) -> Any:
     call = channel.stream_stream(REFLECTION[0])(iter(requests.get, None), timeout=WAIT_S)
     call.add_done_callback(lambda _: requests.put(None))
     return call
+
+
+@contextlib.contextmanager
+def silent_calls(channel: grpc.Channel, *paths: str) -> Iterator[list[Any]]:
+    """Opens calls that send no message, and cancels them at the end of the context."""
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    calls = [channel.stream_stream(path)(iter(requests.get, b"end"), timeout=WAIT_S) for path in paths]
+    ask(channel, LIVE)  # the server has seen them before this one
+    yield calls
+    for call in calls:
+        call.cancel()
+        requests.put(b"end")
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

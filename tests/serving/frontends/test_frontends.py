@@ -39,6 +39,7 @@ from tests.serving.frontends.callers import (
     reflection,
     refusal,
     response,
+    silent_calls,
     unary,
     wait_until,
     watch,
@@ -128,18 +129,13 @@ class TestOddCalls:
         for name in ("MAX_STREAMS", "MAX_WATCHES", "MAX_REFLECTIONS"):
             monkeypatch.setattr(limits, name, 1)
         monkeypatch.setattr(frontend, "NUM_SPARE_THREADS", 1)
-        with grpc.insecure_channel(f"127.0.0.1:{serve().port}") as channel:
-            requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-            silent = [channel.stream_stream(path)(iter(requests.get, b"end"), timeout=WAIT_S) for _ in range(8)]
+        with grpc.insecure_channel(f"127.0.0.1:{serve().port}") as channel, silent_calls(channel, *[path] * 8):
             assert ask(channel, LIVE, b"1") == b"1"
             assert len(ask(channel, HEALTH_CHECK)) > 0
             stream = Stream(channel)
             stream.send(b"")
             assert stream.next() == response("")
             stream.close()
-            for call in silent:
-                call.cancel()
-                requests.put(b"end")
 
     @pytest.mark.parametrize("value", [b"\xff\xfe", b"\x80", "größe".encode("latin-1")])
     @pytest.mark.parametrize("name", [b"x-odd", b"authorization"])
@@ -511,6 +507,19 @@ class TestStop:
         assert refusal(idle.next).code() is grpc.StatusCode.UNAVAILABLE
         assert refusal(lambda: next(tool)).code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
         idle.close()
+
+    @pytest.mark.parametrize("kind", ["native", "grpcio"])  # with threads, calls wait for the grace period
+    def test_silent_clients_do_not_delay_it(
+        self, server: Frontend, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A connection without a byte, one without a call, and calls without a message."""
+        monkeypatch.setattr(frontend, "MESSAGE_GRACE_S", 0.1)
+        with socket.create_connection(("127.0.0.1", server.port)), silent_calls(channel, INFER, HEALTH_WATCH) as calls:
+            began = time.monotonic()
+            server.stop(2 * WAIT_S)
+            assert time.monotonic() - began < WAIT_S
+            for call in calls:
+                assert refusal(functools.partial(next, call)).code() is grpc.StatusCode.UNAVAILABLE
 
     def test_a_server_that_never_started_stops(self, make: Make) -> None:
         make().stop(WAIT_S)

@@ -1,6 +1,8 @@
 """The grpcio front end, called by grpcio's own client over real sockets."""
 
+import contextlib
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from convoy.tls import TlsFiles
 from serving.errors import ResourceExhausted, Unavailable
+from serving.frontends.common import limits
 from serving.frontends.common.limits import OpenCalls
 from serving.frontends.grpcio import GrpcioFrontend, frontend
 from serving.frontends.grpcio.handlers import REFLECTION
@@ -62,6 +65,27 @@ class TestDeadlinesAndCancellation:
         assert one.deadline is None
         one.sink.succeed(b"")
         assert call.result() == b""
+
+
+@ONCE
+def test_the_number_of_connections_is_limited(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "max_connections", lambda: 2)
+    port = serve().port
+    with contextlib.ExitStack() as stack:
+        one, two, refused = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)) for _ in range(3)
+        ]
+        while refused.recv(1000):
+            pass
+        assert one.recv(9)[3] == two.recv(9)[3] == 4  # HTTP/2's SETTINGS
+
+
+@ONCE
+def test_silent_connections_are_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontend, "HANDSHAKE_TIMEOUT_S", 1)
+    with socket.create_connection(("127.0.0.1", serve().port), timeout=WAIT_S) as connection:
+        while connection.recv(1000):
+            pass
 
 
 @ONCE
