@@ -18,7 +18,8 @@ OK, INVALID, DEADLINE, NOT_FOUND, EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABL
 
 MANY = 64
 """Inputs, outputs or parameters: the server may refuse more than these for their number alone."""
-RESERVED = ("sequence_id", "sequence_start", "sequence_end", "priority", "headers", "binary_data_output")
+TRITON_PARAMETERS = ("triton_enable_empty_final_response", "triton_grpc_error")
+"""Reserved keys that Triton's clients send."""
 MAX_RANK = 32
 MAX_SIZE = 1 << 24
 """Of a dimension or a whole tensor: no message here is as long."""
@@ -180,15 +181,21 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _is_reserved(key: str) -> bool:
+    return key == "headers" or (key.startswith("triton_") and key not in TRITON_PARAMETERS)
+
+
 def _form_errors(asked: Asked) -> set[int]:
     """Returns the codes of errors that do not depend on the model."""
     is_wrong = not _is_whole(asked.parameters.get("timeout", 0))
     is_wrong |= not all(_is_whole(classes) for _, classes in asked.outputs)
+    is_wrong |= any(_is_reserved(key) for key in asked.parameters)
     for given in asked.inputs:
         if given.data is None:
             kind = DATATYPES.get(given.datatype)
             is_wrong |= kind is None or kind.contents is None or not given.elements.keys() <= {kind.contents}
-    return {INVALID} if is_wrong else set()
+    codes = {UNIMPLEMENTED} if asked.parameters.get("sequence_id") else set()
+    return codes | {INVALID} if is_wrong else codes
 
 
 def _doubts(asked: Asked) -> set[int]:
@@ -196,14 +203,10 @@ def _doubts(asked: Asked) -> set[int]:
     timeout = asked.parameters.get("timeout", 0)
     if _is_whole(timeout) and 0 < timeout < SHORT_TIMEOUT_US:
         codes.add(DEADLINE)
-    if any(key in RESERVED or key.startswith("triton_") for key in asked.parameters):
-        codes |= {INVALID, UNIMPLEMENTED}
     if any(len(given.shape) > MAX_RANK for given in asked.inputs):
         codes.add(INVALID)
     if max(len(asked.inputs), len(asked.outputs), len(asked.parameters)) > MANY:
         codes |= {INVALID, EXHAUSTED}
-    if len({name for name, _ in asked.outputs}) < len(asked.outputs):
-        codes.add(INVALID)
     return codes
 
 
@@ -284,6 +287,8 @@ def split_strings(data: bytes) -> list[bytes] | None:
 
 def _output_errors(model: Model, outputs: Sequence[tuple[str, Any]]) -> set[int]:
     datatypes = {tensor.name: tensor.datatype for tensor in model.outputs}
+    if len({name for name, _ in outputs}) < len(outputs):
+        return {INVALID}
     for name, classes in outputs:
         if name not in datatypes or (classes and datatypes[name] == "BYTES"):
             return {INVALID}

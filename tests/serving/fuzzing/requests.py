@@ -125,7 +125,17 @@ WORDS = (
     *DATATYPES,
     "BF16",
     *("0", "1", "2", "3", "01", "-1", "+1", " 1", "1.0", "9" * 30),
-    *("timeout", "priority", "classification", "shared_memory_region", "binary_data", "sequence_id", "triton_x"),
+    *(
+        "timeout",
+        "priority",
+        "classification",
+        "shared_memory_region",
+        "binary_data",
+        "headers",
+        "triton_x",
+        "sequence_id",
+        "triton_grpc_error",
+    ),
 )
 """Strings that mean something to the server. Without models that change or whose requests take long."""
 
