@@ -8,9 +8,10 @@ requests are unfinished. A second signal ends the process at once.
 import gc
 import logging
 import os
+import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 
@@ -45,12 +46,12 @@ def serve(config: ServeConfig) -> None:
     """
     config.check()
     raise_file_limit()
-    with stop_event() as stop:
+    with stop_signals() as wait_for_signal:
         server = build_server(config)
         server.start()
         loader = threading.Thread(target=server.load, name="loader", daemon=True)
         loader.start()
-        stop.wait()
+        wait_for_signal()
         server.drain()
         _exit_after(config.grace_s + CLEAN_UP_S)
         server.stop()
@@ -220,18 +221,24 @@ def _build_grpc(
 
 
 @contextmanager
-def stop_event() -> Iterator[threading.Event]:
-    """Yields an event that the first SIGTERM or SIGINT sets. The second one ends the process at once."""
-    event = threading.Event()
+def stop_signals() -> Iterator[Callable[[], int]]:
+    """Yields a function that waits for the first SIGTERM or SIGINT. The second one ends the process at once.
+
+    A handler may not set a `threading.Event`: it runs on the thread that waits, which may hold the event's lock.
+    """
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    has_arrived = False
 
     def handle(number: int, frame: object) -> None:
-        if event.is_set():
+        nonlocal has_arrived
+        if has_arrived:
             os._exit(128 + number)
-        event.set()
+        has_arrived = True
+        signals.put(number)
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield event
+        yield signals.get
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
