@@ -76,9 +76,7 @@ def test_the_health_tells_and_the_rest_of_the_server_works(hanging: Served, free
     http = f"http://127.0.0.1:{hanging.server.http.port}/v2"
     with triton.InferenceServerClient(hanging.target) as client:
         assert client.is_server_live()
-        with pytest.raises(
-            InferenceServerException, match=r"did not finish the batch within 0\.5 s"
-        ) as error:
+        with pytest.raises(InferenceServerException, match=r"did not finish the batch within 0\.5 s") as error:
             infer(client, "a", HANGS)
         assert error.value.status() == str(grpc.StatusCode.DEADLINE_EXCEEDED)
         wait_until(lambda: not client.is_model_ready("a"))

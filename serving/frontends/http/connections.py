@@ -19,8 +19,6 @@ WINDOW_S = 30.0
 MIN_WINDOW_BYTES = 30 << 10
 """What must move in each `WINDOW_S`, of a request's body or of a response: 1 KiB/s, the rate of GPRS."""
 SWEEP_S = 1.0
-LINGER_S = 2.0
-"""How long a connection stays open after an error, for what its client still sends."""
 GOODBYE_S = 0.25
 """How long a stopping server waits for a request that is on its way, and for a TLS client to close."""
 
@@ -69,6 +67,9 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._open
+
     def add(self, connection: Connection) -> bool:
         """Adds a connection. At the limit, it closes those that have waited longest for their clients.
 
@@ -84,6 +85,11 @@ class Connections:
 
     def discard(self, connection: Connection) -> None:
         self._open.discard(connection)
+
+    def abort(self) -> None:
+        """Closes all connections at once."""
+        for connection in list(self._open):
+            connection.abort()
 
     def sweep(self, now: float) -> None:
         """Closes the connections whose clients are too slow."""

@@ -8,7 +8,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.frontends.http import connections
 from serving.frontends.http.connections import Connections, RateWindow
-from serving.frontends.http.transport import CoalescingTransport
+from serving.frontends.http.transport import GentleTransport
 from serving.observability.refusals import Refusals
 
 MAX_HEAD_BYTES = 64 << 10
@@ -23,6 +23,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         refusals: counts requests that are refused here, before the application sees them.
     """
 
+    transport: Any  # a GentleTransport
+
     def __init__(self, *args: Any, peers: Connections, refusals: Refusals, **options: Any) -> None:
         super().__init__(*args, **options)
         self._peers = peers
@@ -32,7 +34,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._has_served = False
         self._is_receiving = False  # a request has begun, and not ended
         self._is_in_head = False
-        self._is_refused = False  # an error has been sent, and the connection is about to close
         self._reading, self._writing = RateWindow(), RateWindow()
         self._num_unsent = 0
         self.waits_since = 0.0
@@ -40,7 +41,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     # ---- uvicorn's and httptools' callbacks --------------------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(CoalescingTransport(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(GentleTransport(transport, self.loop, lambda: self._is_receiving))  # type: ignore[arg-type]
         self.waits_since = self.loop.time()
         if not self._peers.add(self):
             self._refuse(503, "all connections of this server are in use: retry later", "connections")
@@ -50,7 +51,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
+        if self.transport.is_closing():
             return
         self._num_pending_bytes += len(data)
         self._num_received += len(data)
@@ -146,7 +147,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Closes the connection if its client is too slow to send a request or to read a response."""
         if self._does_not_read(now):
             self.abort()
-        elif self._is_refused or self.transport.is_closing() or not self.is_waiting:
+        elif self.transport.is_closing() or not self.is_waiting:
             return
         elif self._is_receiving:
             self._check_request(now)
@@ -189,16 +190,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if status == 503:
             headers += b"retry-after: 1\r\n"
         self.transport.write(STATUS_LINE[status] + headers + b"\r\n" + body)
-        self._close_after_reading()
-
-    def _close_after_reading(self) -> None:
-        """Ends the response, and passes over what the client still sends.
-
-        A connection that is closed with unread data is reset, and its client may lose the response.
-        """
-        self._is_refused = True
-        if self.transport.can_write_eof():  # not with TLS
-            self.transport.write_eof()
-            self.loop.call_later(connections.LINGER_S, self.transport.abort)
-        else:
+        if self in self._peers:
+            self.transport.linger()
+        else:  # over the limit of connections, which lingering would exceed further
             self.transport.close()

@@ -122,6 +122,8 @@ class HttpServer:
         sweeping = asyncio.create_task(_sweep(peers))
         await serving
         sweeping.cancel()
+        peers.abort()  # those that linger: uvloop does not close while they are open
+        await asyncio.sleep(0)
 
 
 async def _sweep(peers: Connections) -> None:
