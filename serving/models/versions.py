@@ -203,6 +203,9 @@ class ModelVersions:
                 self._load_if_changed(version, slot, found.get(version), config, stable)
             serving += [version] if slot.model is not None else []
             failures += [f"version {version}: {reason}"] if (reason := slot.unreadable or slot.reason) else []
+        if override is not None and not serving and self.ready():  # a client's configuration that serves nothing
+            self._remove_slots(self.ready(), present)
+            return failures or [_NO_VERSION]
         not_selected = self.ready().keys() - set(serving)
         self._unload({version: _NOT_SELECTED if version in present else _GONE for version in not_selected})
         self._remove_slots(candidates, present)

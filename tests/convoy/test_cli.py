@@ -67,7 +67,10 @@ def test_verbs_have_the_trainers_summaries() -> None:
         (["status", "--target", "127.0.0.1:1"], 3, "error: "),
     ],
 )
-def test_every_verb_is_reached(arguments: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_is_reached(
+    arguments: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.observability.logging.set_up_logging", lambda log_format: None)  # of this process
     try:
         returned = cli.run(arguments)
     except SystemExit as left:

@@ -614,3 +614,13 @@ def test_unload_under_load_answers_every_accepted_request(models, open_repositor
         thread.join(TIMEOUT_S)
     assert refused.is_set()
     assert all(job.answered.is_set() and job.outputs == [[[1, 1, 1]]] for job in taken)
+
+
+def test_a_load_whose_versions_do_not_exist_keeps_what_serves(models, open_repository):
+    repository = open_repository(models, mode="explicit", models=["b"])
+    override = '{"version_policy": {"specific": {"versions": [7]}}}'
+    with pytest.raises(Internal, match=r"^failed to load 'b', version 7: .* no folder$"):
+        repository.load("b", override)
+    assert ask(repository, "b") == 2
+    assert repository.is_ready()
+    assert [entry.version for entry in repository.index(ready_only=False) if entry.name == "b"] == ["2"]

@@ -127,7 +127,7 @@ def test_each_kind_of_warning_is_logged_once_and_retracted_by_the_last_epoch_alo
     ]
 
 
-@pytest.mark.parametrize("name", ["mnist", "mnist-fast", "cifar10-small"])
+@pytest.mark.parametrize("name", ["mnist", "mnist-fast"])
 def test_a_healthy_training_is_not_warned_about(
     name: str, mini: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
