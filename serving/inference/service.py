@@ -129,7 +129,8 @@ class _Path(Generic[S, R]):
 
     def _bind(self, encoded: S) -> tuple[Encoder[R], tuple[Buffer, ...]]:
         """Returns the encoder of a request's plan, and its inputs in the model's order."""
-        encoder = self._encoders.find(encoded.key)
+        key = encoded.key
+        encoder = self._encoders.find(key)
         name = ""
         try:
             if encoder is not None:
@@ -140,7 +141,7 @@ class _Path(Generic[S, R]):
             name = model.spec.name
             encoder = self._make_encoder(Plan(model, request))
             buffers = encoder.plan.bind_inputs(request.tensors)
-            self._encoders.add(encoded.key, encoder, generation)
+            self._encoders.add(key, encoder, generation)
             return encoder, buffers
         except ServingError as error:
             self._refusals.count_error(error, name or (encoder.plan.model.spec.name if encoder else ""))

@@ -92,7 +92,7 @@ def check_budget(header: bytes) -> None:
                 elif inner == _SHAPE and inner_end - inner_start > MAX_RANK * _MAX_VARINT_BYTES:
                     raise InvalidArgument(f"a shape has more dimensions than the {MAX_RANK} that are accepted")
         elif tag == _OUTPUT:
-            budget.count(start, end)
+            budget.fields(start, end)
 
 
 class _Budget:
@@ -104,16 +104,12 @@ class _Budget:
         self._num_elements_left = MAX_UNPACKED_ELEMENTS
 
     def fields(self, start: int, end: int) -> "list[tuple[int, int, int]]":
-        """Returns the tag, start and end of the value of each field in a range of the message."""
+        """Counts the fields in a range of the message. Returns the tag, start and end of the value of each."""
         found = _fields(self._message, start, end, self._num_left)
         if found is None:
             raise _too_many_fields()
         self._num_left -= len(found)
         return found
-
-    def count(self, start: int, end: int) -> None:
-        """Counts the fields in a range."""
-        self.fields(start, end)
 
     def count_elements(self, start: int, end: int) -> None:
         """Counts the fields of an InferTensorContents."""
