@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -224,21 +225,28 @@ def _build_grpc(
 def stop_signals() -> Iterator[Callable[[], int]]:
     """Yields a function that waits for the first SIGTERM or SIGINT. The second one ends the process at once.
 
-    A handler may not set a `threading.Event`: it runs on the thread that waits, which may hold the event's lock.
+    The interpreter's C-level handler writes a signal's number to a socket, which a thread reads. A Python handler runs
+    only when the main thread executes bytecode: if a signal arrives just before that thread begins to wait for a lock,
+    the handler runs after the wait, which may never end.
     """
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    has_arrived = False
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
 
-    def handle(number: int, frame: object) -> None:
-        nonlocal has_arrived
-        if has_arrived:
-            os._exit(128 + number)
-        has_arrived = True
-        signals.put(number)
+    def watch() -> None:
+        with reader:
+            if first := reader.recv(1):
+                signals.put(first[0])
+            if second := reader.recv(1):
+                os._exit(128 + second[0])
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous_wakeup = signal.set_wakeup_fd(writer.fileno())
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    threading.Thread(target=watch, name="signal-watch", daemon=True).start()
     try:
         yield signals.get
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_wakeup)
+        writer.close()

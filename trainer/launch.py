@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple, NoReturn
 
 from convoy.processes import exit_immediately, exit_on_ctrl_c, restore_ctrl_c
@@ -86,7 +86,11 @@ def main(arguments: Sequence[str]) -> NoReturn:
     try:
         if barrier:
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(wait_for_hosts, barrier).result()  # in a thread: torch ignores Ctrl-C while it waits
+                arrival = pool.submit(wait_for_hosts, barrier)  # in a thread: torch ignores Ctrl-C while it waits
+                # In steps: a signal that arrives just before a wait is handled at the end of that wait.
+                while not wait([arrival], timeout=POLL_EVERY_S).done:
+                    pass
+                arrival.result()
         restore_ctrl_c()
         announce_every_store(args)
         run(args)

@@ -322,6 +322,19 @@ main(sys.argv[1:])
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_signal_that_does_not_wake_the_main_thread_ends_the_wait() -> None:
+    """Another thread receives the signal here: as when it arrives just before the main thread begins to wait."""
+    code = """
+import os, signal, threading, time
+from serving.server import stop_signals
+with stop_signals() as wait:
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    assert wait() == signal.SIGTERM
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_S, check=True)
+
+
 def test_sigterm_while_models_load(start, models: Path) -> None:
     server = start("--model-repository", str(models))
     server.wait_for("gRPC transport")
