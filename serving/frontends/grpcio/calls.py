@@ -75,6 +75,12 @@ class Call:
     def receive(self, metadata: tuple[Any, ...]) -> None:
         """Asks gRPC's core for the message, and for an event when the call ends."""
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
+        if self._queue.tokens is None or self._authenticate(metadata):
+            self._queue.silent.add(self)
+            self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
+
+    def _authenticate(self, metadata: tuple[Any, ...]) -> bool:
+        """Returns whether the call may go on; refuses it otherwise."""
         try:
             self.principal = check_token(self._queue.tokens, self._method.path, metadata)
             if self._entry is not None:
@@ -82,9 +88,8 @@ class Call:
             check_method(self.principal, self._method.path)
         except ServingError as error:
             self._refuse(error)
-        else:
-            self._queue.silent.add(self)
-            self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
+            return False
+        return True
 
     def succeed(self, payload: bytes) -> None:
         self._send((cygrpc.SendMessageOperation(payload, _NO_FLAGS),), OK, "", ())
@@ -111,21 +116,22 @@ class Call:
             # The client sent none, or one over the limit, which the core has refused itself.
             name = self._method.path.rpartition("/")[2]
             self._refuse(InvalidArgument(f"{name} expects one message, got none"))
-        elif not self.has_ended:
+        elif not self.has_ended and (self.principal is None or self._has_quota(len(payload))):
             try:
-                check_quota(self.principal, len(payload))
+                self._method.handle(self, payload)
             except ServingError as error:
-                self._refuse(error)
-            else:
-                self._handle(payload)
+                self.fail(error)
+            except Exception:
+                self.fail(log_failure(self._method.path))
 
-    def _handle(self, payload: bytes) -> None:
+    def _has_quota(self, num_bytes: int) -> bool:
+        """Returns whether the caller may send so many bytes now; refuses the call otherwise."""
         try:
-            self._method.handle(self, payload)
+            check_quota(self.principal, num_bytes)
         except ServingError as error:
-            self.fail(error)
-        except Exception:
-            self.fail(log_failure(self._method.path))
+            self._refuse(error)
+            return False
+        return True
 
     def _on_close(self, event: Any) -> None:
         """Handles the end of the call: by a response, or by cancellation, deadline or a lost connection."""
