@@ -127,9 +127,9 @@ def send_request(port: int, payload: bytes) -> pb.ModelInferResponse:
         return response
 
 
-def request(images: np.ndarray) -> bytes:
+def request(images: np.ndarray, request_id: str = "") -> bytes:
     """Returns a serialised ModelInferRequest with these images for the model `peer`."""
-    message = pb.ModelInferRequest(model_name="peer", raw_input_contents=[images.tobytes()])
+    message = pb.ModelInferRequest(model_name="peer", id=request_id, raw_input_contents=[images.tobytes()])
     message.inputs.add(name="images", datatype="UINT8", shape=images.shape)
     return message.SerializeToString()
 

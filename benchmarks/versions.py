@@ -6,7 +6,7 @@
 The two take turns (A B A B), because the speed of a shared machine changes by the minute; the table gives medians, and
 the median ratio of the rounds with its range. Both run with this Python's packages. A checkout may be followed by
 further folders for PYTHONPATH, after colons. h2load generates the load on the servers. Writes
-`benchmarks/results/versions-DATE.md`.
+`benchmarks/results/versions-DATE.md`; with `--serving-only`, which trains nothing, `versions-serving-DATE.md`.
 """
 
 import argparse
@@ -74,6 +74,8 @@ def measure_server(checkout: str, transport: str, repository: Path, bodies: dict
             row[f"CPU a request, c={concurrency}, µs"] = load.cpu_us_per_request
             if concurrency == 32:
                 row["requests/s, c=32"] = load.requests_per_second
+        load = bench.measure_load(port, pid, bodies["grpc with id"], seconds, 32)
+        row["CPU a request with an id, c=32, µs"] = load.cpu_us_per_request
         if transport == "native":
             row["CPU an HTTP JSON request, c=32, µs"] = http_cpu_us(http_port, pid, bodies["json"], seconds)
             row["CPU an HTTP binary request, c=32, µs"] = http_cpu_us(http_port, pid, bodies["binary"], seconds)
@@ -102,6 +104,7 @@ def write_bodies(folder: Path) -> dict[str, Path]:
     image = np.random.default_rng(0).integers(0, 256, (1, 1, 28, 28)).astype(np.uint8)
     bench.REQUEST = bench.request(image)
     tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 1, 28, 28]}
+    with_id = bench.request(image, "request-1")
     in_json = json.dumps({"inputs": [{**tensor, "data": image.ravel().tolist()}]}).encode()
     header = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": 784}}]}).encode()
     (folder / "json").write_bytes(in_json)
@@ -109,6 +112,7 @@ def write_bodies(folder: Path) -> dict[str, Path]:
     (folder / "binary.header").write_text(str(len(header)))
     return {
         "grpc": bench.write_framed(bench.REQUEST, folder, "grpc"),
+        "grpc with id": bench.write_framed(with_id, folder, "grpc-with-id"),
         "json": folder / "json",
         "binary": folder / "binary",
     }
@@ -124,7 +128,8 @@ def environment(checkout: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": ":".join(folders), "OMP_NUM_THREADS": str(os.cpu_count())}
 
 
-def measure_round(checkout: str, model: Path, seconds: float) -> tuple[dict[str, Row], list[str]]:
+def measure_trainings(checkout: str) -> tuple[dict[str, Row], list[str]]:
+    """Returns the rows of some trainings, and the digests of their weights."""
     rows: dict[str, Row] = {}
     digests = []
     trainings = {
@@ -136,14 +141,25 @@ def measure_round(checkout: str, model: Path, seconds: float) -> tuple[dict[str,
     for name, (arguments, ranks) in trainings.items():
         rows[name], digest = run_training(checkout, *arguments, ranks=ranks)
         digests.append(f"{name}: `{digest[:16]}`")
+    return rows, digests
+
+
+def measure_servers(checkout: str, model: Path, seconds: float) -> dict[str, Row]:
+    """Returns the rows of a server of each transport."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "models/peer/1").mkdir(parents=True)
         shutil.copy(model, folder / "models/peer/1/model.onnx")
         bodies = write_bodies(folder)
-        for transport in ("native", "grpcio"):
-            rows[transport] = measure_server(checkout, transport, folder / "models", bodies, seconds)
-    return rows, digests
+        return {
+            transport: measure_server(checkout, transport, folder / "models", bodies, seconds)
+            for transport in ("native", "grpcio")
+        }
+
+
+def measure_round(checkout: str, options: argparse.Namespace) -> tuple[dict[str, Row], list[str]]:
+    rows, digests = ({}, []) if options.serving_only else measure_trainings(checkout)
+    return rows | measure_servers(checkout, options.model, options.seconds), digests
 
 
 def main() -> None:
@@ -151,14 +167,15 @@ def main() -> None:
     parser.add_argument("before", help="a checkout")
     parser.add_argument("after", help="another one")
     parser.add_argument("--model", type=Path, required=True, help="an MNIST model.onnx of `make train`")
+    parser.add_argument("--serving-only", action="store_true", help="train nothing")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="duration of each load")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     rounds: list[tuple[dict[str, Row], dict[str, Row]]] = []
     for number in range(options.rounds):
-        before, digests_before = measure_round(options.before, options.model, options.seconds)
-        after, digests_after = measure_round(options.after, options.model, options.seconds)
+        before, digests_before = measure_round(options.before, options)
+        after, digests_after = measure_round(options.after, options)
         rounds.append((before, after))
         print(f"round {number + 1} of {options.rounds} done", flush=True)
     commits = [
@@ -183,12 +200,14 @@ def main() -> None:
             lines.append(
                 f"| {name} | {what} | {statistics.median(old):,.4g} | {statistics.median(new):,.4g} | {spread} |"
             )
-    same = digests_before == digests_after
-    lines += ["", f"`weights_sha256` of the trainings, {'the same in both' if same else 'NOT the same'}:", ""]
-    lines += [f"- {digest}" for digest in (digests_after if same else digests_before + digests_after)]
+    if digests_after:
+        same = digests_before == digests_after
+        lines += ["", f"`weights_sha256` of the trainings, {'the same in both' if same else 'NOT the same'}:", ""]
+        lines += [f"- {digest}" for digest in (digests_after if same else digests_before + digests_after)]
     text = "\n".join([*lines, ""])
     print(text)
-    (options.out / f"versions-{date}.md").write_text(text)
+    kind = "versions-serving" if options.serving_only else "versions"
+    (options.out / f"{kind}-{date}.md").write_text(text)
 
 
 if __name__ == "__main__":
