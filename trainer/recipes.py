@@ -106,6 +106,9 @@ class Recipe:
     """Views of an image whose logits are averaged for a second figure; the headline is of one view."""
     num_validation: int = 5000
     """Training images set aside, stratified; at most a tenth of a smaller set."""
+    file_sha256: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the user's files that decide the computation, by what they hold: `recipe`, `network`, `weights`. The
+    trainer fills it in."""
 
     def with_augmentation(
         self,

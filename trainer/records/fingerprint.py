@@ -5,10 +5,36 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import types
+import typing
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Self
 
-from trainer.recipes import Augment, ParamGroup, Recipe, Schedule, TestTimeViews
+from trainer.recipes import Recipe, TestTimeViews
+
+_ALWAYS_WRITTEN = {
+    "Recipe": {
+        "name",
+        "summary",
+        "dataset",
+        "network",
+        "widths",
+        "global_batch_size",
+        "epochs",
+        "param_groups",
+        "schedule",
+        "augment",
+        "label_smoothing",
+        "precision",
+        "test_time_views",
+        "num_validation",
+    },
+    "ParamGroup": {"lr", "momentum", "weight_decay", "muon"},
+    "Schedule": {"points"},
+    "Augment": {"flip", "shift", "fill", "rotate_degrees", "scale"},
+}
+"""The fields of version 0.1. All others are left out where they have their default, so that a new field, whose default
+changes nothing, keeps the digests of runs from before it. Add none here."""
 
 _NAMES_ON_DISK = {"param_groups": "rules", "muon": "orthogonalize"}
 """Fields of a recipe and of its parameter groups that files know by an older name. The digests are over these names:
@@ -32,7 +58,7 @@ class Fingerprint:
     ) -> Self:
         """Returns the fingerprint of a run that is about to begin."""
         values = {
-            "recipe": asdict(recipe, dict_factory=_to_disk),
+            "recipe": _to_disk(recipe),
             "seed": seed,
             "image_size": image_size,
             "dataset_sha256": dataset_sha256,
@@ -43,7 +69,8 @@ class Fingerprint:
     @property
     def recipe(self) -> Recipe:
         """The recipe as the run computes it, even if the recipe of that name has changed since."""
-        return _read_recipe(self.values["recipe"])
+        recipe: Recipe = _from_disk(Recipe, self.values["recipe"])
+        return recipe
 
     @property
     def seed(self) -> int:
@@ -88,22 +115,55 @@ class Fingerprint:
         return _differences("", self.values, other.values)
 
 
-def _to_disk(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {_NAMES_ON_DISK.get(name, name): value for name, value in fields}
+def _to_disk(value: Any) -> Any:
+    """Returns a dataclass of numbers, texts, tuples, dicts and other dataclasses as JSON has it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        written = (field for field in fields(value) if _is_written(field, value))
+        return {_NAMES_ON_DISK.get(field.name, field.name): _to_disk(getattr(value, field.name)) for field in written}
+    if isinstance(value, dict):
+        return {key: _to_disk(item) for key, item in value.items()}
+    return [_to_disk(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _from_disk(values: dict[str, Any]) -> dict[str, Any]:
-    known = {on_disk: name for name, on_disk in _NAMES_ON_DISK.items()}
-    return {known.get(name, name): value for name, value in values.items()}
+def _is_written(field: "Field[Any]", value: Any) -> bool:
+    if field.name in _ALWAYS_WRITTEN.get(type(value).__name__, ()):
+        return True
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return default is MISSING or bool(getattr(value, field.name) != default)
 
 
-def _read_recipe(values: dict[str, Any]) -> Recipe:
-    fields = _from_disk(values)
-    fields["widths"] = tuple(fields["widths"])
-    fields["param_groups"] = {kind: ParamGroup(**_from_disk(group)) for kind, group in fields["param_groups"].items()}
-    fields["schedule"] = Schedule(points=tuple((at, factor) for at, factor in fields["schedule"]["points"]))
-    fields["augment"] = Augment(**fields["augment"])
-    return Recipe(**fields)
+def _from_disk(kind: Any, value: Any) -> Any:
+    """Returns a value of the type `kind` from its JSON. Numbers stay as they are: an int may stand for a float."""
+    arguments = typing.get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        known = {on_disk: name for name, on_disk in _NAMES_ON_DISK.items()}
+        hints = typing.get_type_hints(kind)
+        named = {known.get(name, name): item for name, item in value.items()}
+        if unknown := sorted(named.keys() - hints.keys()):
+            raise ValueError(f"{kind.__name__} has no {', '.join(unknown)} in this version")
+        return kind(**{name: _from_disk(hints[name], item) for name, item in named.items()})
+    match typing.get_origin(kind):
+        case origin if origin is dict:
+            return {key: _from_disk(arguments[1], item) for key, item in value.items()}
+        case origin if origin is list:
+            return [_from_disk(arguments[0], item) for item in value]
+        case origin if origin is tuple:
+            kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+            return tuple(_from_disk(*pair) for pair in zip(kinds, value, strict=True))
+        case typing.Union | types.UnionType if value is not None:
+            return _from_disk(next(kind for kind in arguments if _fits(kind, value)), value)
+        case typing.Annotated:
+            return _from_disk(arguments[0], value)
+    return value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Returns whether one of a union's types may hold what JSON has; a union's containers are of different kinds."""
+    if isinstance(value, dict):
+        return is_dataclass(kind) or typing.get_origin(kind) is dict
+    if isinstance(value, list):
+        return typing.get_origin(kind) in (list, tuple)
+    return kind is not types.NoneType
 
 
 def _digest(values: Any) -> str:

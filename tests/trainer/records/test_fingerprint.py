@@ -1,8 +1,12 @@
 """The record of what decides a run: its digests never change, and it becomes a recipe again."""
 
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
 import pytest
 
-from trainer.recipes import RECIPES, Recipe
+from trainer.recipes import RECIPES, Augment, Recipe
+from trainer.records import fingerprint as fingerprint_module
 from trainer.records.fingerprint import Fingerprint
 
 
@@ -37,3 +41,59 @@ def test_differences_have_dotted_names() -> None:
     mnist, other = fingerprint_of(RECIPES["mnist"]), fingerprint_of(RECIPES["mnist-lenet5"])
     assert ("recipe.rules.vectors.lr", 0.1, 0.05) in mnist.differences(other)
     assert mnist.differences(mnist.with_dataset("cifar10")) == [("recipe.dataset", "mnist", "cifar10")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Average:
+    decay: float = 0.999
+    warmup: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Later:
+    """Fields as a later version may add them."""
+
+    required: int
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    weights: str | None = None
+    clip: float | None = 1.0
+    is_nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    stages: tuple[int, ...] = ()
+    average: _Average | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+    averages: dict[str, _Average] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("value", "on_disk"),
+    [
+        (_Later(required=1), {"required": 1}),
+        (_Later(required=1, average=_Average()), {"required": 1, "average": {}}),
+        (_Later(required=0, clip=None, is_nesterov=True), {"required": 0, "clip": None, "is_nesterov": True}),
+        (
+            _Later(required=1, weights="a.pth", stages=(1, 2), betas=(0.8, 0.9), average=_Average(decay=0.9)),
+            {"required": 1, "weights": "a.pth", "stages": [1, 2], "betas": [0.8, 0.9], "average": {"decay": 0.9}},
+        ),
+        (
+            _Later(required=1, rates={"head": 0.5}, averages={"head": _Average(warmup=True)}),
+            {"required": 1, "rates": {"head": 0.5}, "averages": {"head": {"warmup": True}}},
+        ),
+    ],
+)
+def test_new_fields_are_written_only_where_they_are_not_at_their_default(value: _Later, on_disk: Any) -> None:
+    assert fingerprint_module._to_disk(value) == on_disk
+    assert fingerprint_module._from_disk(_Later, on_disk) == value
+
+
+def test_a_field_of_version_0_1_is_written_even_at_its_default() -> None:
+    recipe = replace(RECIPES["mnist"], augment=Augment(), label_smoothing=0.0)
+    written = fingerprint_of(recipe).values["recipe"]
+    assert written["label_smoothing"] == 0.0
+    assert set(written["augment"]) == {"flip", "shift", "fill", "rotate_degrees", "scale"}
+
+
+def test_a_field_of_a_later_version_is_named() -> None:
+    values = fingerprint_of(RECIPES["mnist"]).values
+    with pytest.raises(ValueError, match="Augment has no blur, fog in this version"):
+        _ = Fingerprint({"recipe": {**values["recipe"], "augment": {"fog": 1, "blur": 2}}}).recipe

@@ -1,0 +1,104 @@
+"""Loads objects from Python files that the user names on the command line, such as `my_net.py:MyNet`.
+
+The file is run, as `python my_net.py` would run it; modules beside it can be imported. Imports no torch.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError, TrainerError, unknown_name
+
+
+def is_reference(text: str) -> bool:
+    """Returns whether a text names a Python file, with or without an object of it: `my_net.py:MyNet`, `my_net.py`."""
+    return text.endswith(".py") or ".py:" in text
+
+
+def load_object(reference: str) -> tuple[Any, str]:
+    """Loads an object from a Python file. The same content is run only once.
+
+    Args:
+        reference: FILE.py:NAME; NAME may have dots.
+
+    Returns:
+        The object, and the SHA-256 of the file, which belongs to the identity of a run.
+
+    Raises:
+        ConfigError: there is no such file or object, or the file cannot be run; the message names file and line.
+    """
+    path, name = _split(reference)
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{reference}: cannot read {path}: {error.strerror or error}") from None
+    sha256 = hashlib.sha256(source).hexdigest()
+    found: Any = _run_file(path.absolute(), source, sha256)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
+            raise ConfigError(f"{path}: {unknown_name('object', part, public)}")
+        found = getattr(found, part)
+    return found, sha256
+
+
+@contextmanager
+def user_errors(reference: str) -> Iterator[None]:
+    """Context for calls of what `load_object` returned: an error becomes lines that name the user's file and line.
+
+    Raises:
+        ConfigError: the user's code failed.
+    """
+    path, _ = _split(reference)
+    try:
+        yield
+    except TrainerError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(_describe(path.absolute(), error)) from error
+
+
+def _split(reference: str) -> tuple[Path, str]:
+    path, _, name = reference.rpartition(":")
+    if not path.endswith(".py") or not name:
+        example = reference if reference.endswith(".py") else "my_file.py"
+        raise ConfigError(f"{reference}: name a file and an object of it, such as {example}:NAME")
+    return Path(path).expanduser(), name
+
+
+@functools.cache
+def _run_file(path: Path, source: bytes, sha256: str) -> Any:
+    """Returns the module that a file's content defines. Later imports find it by its name, as pickle and others do."""
+    name = f"{path.stem}_{sha256[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # last, so that no file beside it hides a module of ours
+    sys.modules[name] = module
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)  # these bytes: the file may change after the digest
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise ConfigError(_describe(path, error)) from error
+    return module
+
+
+def _describe(path: Path, error: BaseException) -> str:
+    """Returns an error of the user's code: what it is, and the lines of the user's file that led to it."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{path}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    text = " ".join("".join(traceback.format_exception_only(error)).split())
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if not frames:
+        return f"{path}: {text}"
+    calls = "".join(f"\n  {path}, line {frame.lineno}, in {frame.name}: {frame.line}" for frame in frames[:-1][-2:])
+    return f"{path}, line {frames[-1].lineno}, in {frames[-1].name}: {text}\n  {frames[-1].line}" + (
+        f"\ncalled from{calls}" if calls else ""
+    )
