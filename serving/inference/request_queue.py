@@ -62,7 +62,8 @@ class RequestQueue:
             self.requests.remove(request)
         except ValueError:
             return False
-        self._uncount(request)
+        self.num_rows -= request.rows
+        self._num_bytes -= request.num_bytes
         return True
 
     def clear(self) -> list[QueuedRequest]:
@@ -77,6 +78,7 @@ class RequestQueue:
         requests: list[QueuedRequest] = []
         expired: list[QueuedRequest] = []
         queue, room, now = self.requests, self.max_rows, time.monotonic()
+        num_rows = num_bytes = 0
         oldest_ns = time.monotonic_ns() - 1000 * self._limits.timeout_us if self._limits.timeout_us else 0
         while queue and room > 0:
             request = queue[0]
@@ -88,9 +90,8 @@ class RequestQueue:
                 room -= request.rows
                 requests.append(request)
             queue.popleft()
-            self._uncount(request)
+            num_rows += request.rows
+            num_bytes += request.num_bytes
+        self.num_rows -= num_rows
+        self._num_bytes -= num_bytes
         return requests, expired
-
-    def _uncount(self, request: QueuedRequest) -> None:
-        self.num_rows -= request.rows
-        self._num_bytes -= request.num_bytes

@@ -23,7 +23,7 @@ from serving.frontends.common.limits import OpenCalls
 from serving.frontends.common.services import Services
 from serving.frontends.common.status import shutting_down
 from serving.frontends.grpcio.calls import Call, Method, WatchCall
-from serving.inference.request import RequestContext
+from serving.inference.request import NO_CONTEXT, RequestContext
 from serving.models.changes import Caller
 from serving.observability.logging import AccessLog
 from serving.protocol.methods import HEALTH_WATCH, INFER
@@ -106,7 +106,9 @@ class CompletionQueue:
             yield Method(path, Call, partial(self._start_change, path))
 
     def _infer(self, call: Call, payload: bytes) -> None:
-        call.request = self._services.inference.infer(payload, RequestContext(call.deadline, call.principal), call)
+        is_plain = call.deadline is None and call.principal is None
+        context = NO_CONTEXT if is_plain else RequestContext(call.deadline, call.principal)
+        call.request = self._services.inference.infer(payload, context, call)
 
     def _watch(self, call: WatchCall, payload: bytes) -> None:
         call.watch(payload, self._services.admin.health, self._open_watches)
