@@ -11,7 +11,7 @@ import torch
 
 from trainer.advice import DatasetSize, advise, describe_batch
 from trainer.config import TrainConfig
-from trainer.data import Dataset, ImageSet, split_validation, without_test_images
+from trainer.data import Dataset, Images, split_validation, without_test_images
 from trainer.data.augment import check_shift
 from trainer.errors import writing
 from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
@@ -88,7 +88,7 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
     Raises:
         ConfigError: the recipe is not for images of this size.
     """
-    check_shift(recipe.augment, dataset.train.images.size(2))
+    check_shift(recipe.augment, dataset.train.shape[1])
     train_indices = torch.arange(len(dataset.train))
     if dataset.validation is not None:
         validation_images, validation_indices = dataset.validation, torch.arange(len(dataset.validation))
@@ -138,13 +138,13 @@ def dataset_size(run: Run) -> DatasetSize:
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
     return DatasetSize(
         is_folder=image_folder(run.recipe.dataset) is not None,
-        num_channels=run.dataset.train.images.size(1),
+        num_channels=run.dataset.train.shape[0],
         num_training_by_class=dict(zip(classes, counts, strict=True)),
         num_validation=len(run.validation_indices),
     )
 
 
-def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[ImageSet, Evaluation, RecordedEvaluation | None]:
+def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[Images, Evaluation, RecordedEvaluation | None]:
     """Evaluates on the test images and records it in the ledger. All ranks call this.
 
     Args:
@@ -247,7 +247,7 @@ def export(run: Run, planned: ExportPlan | None, result: Result) -> Result:
     return result if planned is None else replace(result, exported=export_trained(run, planned, result))
 
 
-def report(run: Run, result: Result, test_images: ImageSet, test: Evaluation, recorded: RecordedEvaluation) -> None:
+def report(run: Run, result: Result, test_images: Images, test: Evaluation, recorded: RecordedEvaluation) -> None:
     """Writes `report.html` and then `result.json`, which completes the run, and tells the user.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from trainer.data.datasets import (
     Dataset,
+    Images,
     ImageSet,
     dataset_names,
     load_dataset,
@@ -12,6 +13,7 @@ from trainer.data.datasets import (
 __all__ = [
     "Dataset",
     "ImageSet",
+    "Images",
     "dataset_names",
     "load_dataset",
     "split_validation",

@@ -1,20 +1,76 @@
 """The content of a data set: images and labels of its splits, and their digest."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+
+_CHUNK_SIZE = 256
+
+
+class Images(Protocol):
+    """Labelled images of one size, in memory or decoded when they are taken."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Int64 [N], on the CPU."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of each image."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: torch.Tensor) -> torch.Tensor:
+        """Returns images, uint8 [B, C, H, W] on the CPU.
+
+        Args:
+            indices: int64 [B].
+
+        Raises:
+            DataError: a file has changed or is gone since the data set was opened.
+        """
+
+    def chunks(self, indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+        """Yields the images in order, `size` at a time; the last chunk may be smaller.
+
+        Where images are decoded, the next chunk is decoded while the caller works.
+
+        Args:
+            indices: int64 [N].
+            size: number of images of a chunk.
+        """
+
+    def digests(self, indices: torch.Tensor) -> list[bytes]:
+        """Returns a SHA-256 for each image, by which the ledger recognises a test set."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """Images, uint8 [N, C, H, W], and labels, int64 [N]."""
+    """Images, uint8 [N, C, H, W], in memory or mapped from a file, and labels, int64 [N]; implements `Images`."""
 
     images: torch.Tensor
     labels: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        num_channels, height, width = self.images.shape[1:]
+        return num_channels, height, width
+
+    def take(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.images[indices]
+
+    def chunks(self, indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+        for start in range(0, len(indices), size):
+            yield self.take(indices[start : start + size])
+
+    def digests(self, indices: torch.Tensor) -> list[bytes]:
+        return [digest for chunk in self.chunks(indices, _CHUNK_SIZE) for digest in image_digests(chunk)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +92,15 @@ class DatasetContent:
         """Returns the splits by name, in the order in which they are hashed; `validation` only where there is one."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
+
+
+def image_digests(images: torch.Tensor) -> list[bytes]:
+    """Returns the SHA-256 of each image's pixels.
+
+    Args:
+        images: uint8 `[N, C, H, W]`.
+    """
+    return [hashlib.sha256(image.contiguous().numpy().data).digest() for image in images]
 
 
 def content_digest(content: DatasetContent) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from trainer.data import synthetic
-from trainer.data.content import ImageSet as ImageSet  # imported from here by other packages
+from trainer.data.content import Images as Images  # imported from here by other packages
+from trainer.data.content import ImageSet as ImageSet
 from trainer.data.decoded_file import DecodedDataset, open_or_create
 from trainer.data.published.catalog import CIFAR10, FASHION_MNIST, MNIST
 from trainer.data.published.download import DownloadProgress
@@ -48,14 +49,14 @@ DATASETS = {info.name: info for info in (MNIST, FASHION_MNIST, CIFAR10, MNIST_MI
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Everything about a data set except its test images. The tensors are mapped from `path`: do not write to them."""
+    """Everything about a data set except its test images. Tensors may be mapped from `path`: do not write to them."""
 
     name: str
     classes: tuple[str, ...]
     sha256: str
     """Of the decoded content, test images included."""
-    train: ImageSet
-    validation: ImageSet | None
+    train: Images
+    validation: Images | None
     """For a folder that has validation images; for the others `split_validation` takes some of `train`."""
     num_test: int
     path: Path | None
@@ -128,7 +129,7 @@ def dataset_names() -> list[str]:
     return list(DATASETS)
 
 
-def split_validation(images: ImageSet, num_validation: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def split_validation(images: Images, num_validation: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Splits images by class share; a pure function of labels, number and seed.
 
     Args:

@@ -1,12 +1,12 @@
 """Opens test images. Only `trainer.evaluation.ledger`, which records each use, may import this module."""
 
-from trainer.data.content import ImageSet
+from trainer.data.content import Images
 from trainer.data.datasets import Dataset
 from trainer.data.decoded_file import open_decoded
 from trainer.errors import ConfigError, DataError
 
 
-def load_test_set(dataset: Dataset) -> ImageSet:
+def load_test_set(dataset: Dataset) -> Images:
     """Maps the test images. They are not part of `Dataset`, so that no use goes unrecorded.
 
     Raises:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from trainer.data import ImageSet
+from trainer.data import Images
 from trainer.ranks.world import World
 
 CHUNK_SIZE = 500
-"""Images a forward pass: few enough for the CPU's caches, enough for a GPU."""
+"""Images a forward pass, if they are small: few enough for the CPU's caches, enough for a GPU."""
+MAX_CHUNK_PIXELS = 64 * 224 * 224
+"""Pixels a forward pass: larger images come in smaller chunks, so that what fits in training fits here."""
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 """Logits float32 `[B, classes]` of pixels uint8 `[B, C, H, W]` on the model's device."""
@@ -82,9 +84,14 @@ class Evaluation:
         return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
+def chunk_size(shape: tuple[int, int, int]) -> int:
+    """Returns the number of images a forward pass, for images of that shape, (C, H, W)."""
+    return max(1, min(CHUNK_SIZE, MAX_CHUNK_PIXELS // (shape[1] * shape[2])))
+
+
 def evaluate(
     predict: Predict,
-    images: ImageSet,
+    images: Images,
     indices: torch.Tensor | None,
     world: World,
     *,
@@ -102,10 +109,14 @@ def evaluate(
     # Columns: predicted, confidence, label's probability, loss, predicted with views. float64 holds each exactly, so
     # that adding the zeros of the other ranks changes nothing.
     table = torch.zeros(len(indices), 5, dtype=torch.float64)
+    size = chunk_size(images.shape)
+    positions = range(world.rank * size, len(indices), world.size * size)
+    mine = torch.cat([indices[:0], *(indices[start : start + size] for start in positions)])
     with world.activity.computing():
-        for start in range(world.rank * CHUNK_SIZE, len(indices), world.size * CHUNK_SIZE):
-            chunk = indices[start : start + CHUNK_SIZE]
-            pixels, labels = images.images[chunk].to(world.device), images.labels[chunk].to(world.device)
+        # Of all chunks only the last one may be smaller, so that the chunks of `mine` begin at these positions.
+        for start, decoded in zip(positions, images.chunks(mine, size), strict=True):
+            chunk = indices[start : start + size]
+            pixels, labels = decoded.to(world.device), images.labels[chunk].to(world.device)
             logits = predict(pixels).float()
             log_probabilities = F.log_softmax(logits, dim=1)
             best, predicted = log_probabilities.max(dim=1)

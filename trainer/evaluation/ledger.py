@@ -21,8 +21,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.data import Dataset, ImageSet
-from trainer.data.folder.duplicates import image_digests
+from trainer.data import Dataset, Images
 from trainer.data.test_set import load_test_set
 from trainer.errors import CheckpointError, reading, writing
 from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
@@ -160,10 +159,10 @@ def evaluate_and_record(
     ledger: Ledger,
     dataset: Dataset,
     weights: EvaluatedWeights,
-    evaluate_images: Callable[[ImageSet], Evaluation],
+    evaluate_images: Callable[[Images], Evaluation],
     *,
     is_main: bool,
-) -> tuple[ImageSet, Evaluation, RecordedEvaluation | None]:
+) -> tuple[Images, Evaluation, RecordedEvaluation | None]:
     """Evaluates on the test set and records it in the ledger. All ranks call this; only the main one writes.
 
     Args:
@@ -181,7 +180,7 @@ def evaluate_and_record(
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         dataset=dataset.name,
         dataset_sha256=dataset.sha256,
-        test_sha256=images_sha256(images.images),
+        test_sha256=images_sha256(images),
         **asdict(weights),
         accuracy=evaluation.accuracy,
         num_errors=evaluation.num_errors,
@@ -192,10 +191,10 @@ def evaluate_and_record(
     return images, evaluation, ledger.record(entry)
 
 
-def images_sha256(images: torch.Tensor) -> str:
-    """Returns the SHA-256 of the shape and pixels of images uint8 `[N, C, H, W]`, the same for every order of them."""
-    digest = hashlib.sha256(str(list(images.shape)).encode())
-    for each in sorted(image_digests(images)):
+def images_sha256(images: Images) -> str:
+    """Returns the SHA-256 of the number, shape and digests of images, the same for every order of them."""
+    digest = hashlib.sha256(str([len(images), *images.shape]).encode())
+    for each in sorted(images.digests(torch.arange(len(images)))):
         digest.update(each)
     return digest.hexdigest()
 

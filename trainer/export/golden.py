@@ -5,13 +5,13 @@ import io
 import numpy as np
 import torch
 
-from trainer.data import ImageSet
+from trainer.data import Images
 from trainer.export.formats import FloatArray
 
 MIN_GOLDEN, MAX_GOLDEN = 16, 64
 
 
-def golden_images(training: ImageSet, indices: torch.Tensor) -> torch.Tensor:
+def golden_images(training: Images, indices: torch.Tensor) -> torch.Tensor:
     """Returns one training image of each class (of the first 64 classes), and others to make up 16.
 
     Args:
@@ -24,7 +24,7 @@ def golden_images(training: ImageSet, indices: torch.Tensor) -> torch.Tensor:
     _, first_of_class = np.unique(labels, return_index=True)
     others = np.setdiff1d(np.arange(len(labels))[: MIN_GOLDEN + len(first_of_class)], first_of_class)
     chosen = np.concatenate([first_of_class[:MAX_GOLDEN], others[: max(0, MIN_GOLDEN - len(first_of_class))]])
-    return training.images[indices[torch.from_numpy(chosen)]]
+    return training.take(indices[torch.from_numpy(chosen)])
 
 
 def golden_file(images: torch.Tensor, logits: FloatArray) -> bytes:

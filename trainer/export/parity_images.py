@@ -5,10 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from trainer.data import ImageSet
-from trainer.data.folder.duplicates import image_digests
-
-_CHUNK_SIZE = 256
+from trainer.data import Images
 
 
 class ParityImages:
@@ -25,7 +22,7 @@ class ParityImages:
     """
 
     def __init__(
-        self, validation: tuple[ImageSet, torch.Tensor], training: tuple[ImageSet, torch.Tensor], size: int
+        self, validation: tuple[Images, torch.Tensor], training: tuple[Images, torch.Tensor], size: int
     ) -> None:
         validation_indices, self.validation_sha256 = _ordered(*validation)
         training_indices = _spread(training[1], size - len(validation_indices))
@@ -52,16 +49,16 @@ class ParityImages:
 
     def _slices(self, start: int, stop: int) -> Iterator[torch.Tensor]:
         for _, images, indices in self._parts:
-            yield images.images[indices[max(0, start) : max(0, stop)]]
+            yield images.take(indices[max(0, start) : max(0, stop)])
             start, stop = start - len(indices), stop - len(indices)
 
 
-def _ordered(images: ImageSet, indices: torch.Tensor) -> tuple[torch.Tensor, str]:
+def _ordered(images: Images, indices: torch.Tensor) -> tuple[torch.Tensor, str]:
     """Returns the indices in the order of their images' digests, and a SHA-256 of these images with their labels."""
-    digests = [each for chunk in indices.split(_CHUNK_SIZE) for each in image_digests(images.images[chunk])]
+    digests = images.digests(indices)
     labels = images.labels[indices].tolist()
     order = sorted(range(len(digests)), key=lambda position: (digests[position], labels[position]))
-    digest = hashlib.sha256(str(list(images.images.shape[1:])).encode())
+    digest = hashlib.sha256(str(list(images.shape)).encode())
     for position in order:
         digest.update(digests[position] + labels[position].to_bytes(8, "little"))
     return indices[torch.tensor(order, dtype=torch.long)], digest.hexdigest()

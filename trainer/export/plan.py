@@ -65,11 +65,10 @@ def repository_model(run: Run, repository: Path, name: str) -> RepositoryModel:
     Raises:
         ConfigError: the name is not valid.
     """
-    _, num_channels, height, width = run.dataset.train.images.shape
     return RepositoryModel(
         repository=repository,
         name=name,
-        image_shape=(num_channels, height, width),
+        image_shape=run.dataset.train.shape,
         labels=tuple(printable(label) for label in run.dataset.classes),
         significant_bits=run.dataset.significant_bits,
     )

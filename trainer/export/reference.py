@@ -92,7 +92,7 @@ class ReferenceModel:
         """Returns evenly spread training images, uint8 `[num_images, C, H, W]`, or all if there are fewer."""
         indices = self.run.train_indices
         spread = torch.linspace(0, len(indices) - 1, min(num_images, len(indices)))
-        return self.run.dataset.train.images[indices[spread.long()]]
+        return self.run.dataset.train.take(indices[spread.long()])
 
 
 def largest_difference(a: FloatArray, b: FloatArray) -> float:

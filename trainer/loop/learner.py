@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from trainer.data import Dataset, ImageSet
+from trainer.data import Dataset, Images, ImageSet
 from trainer.data.order import generator
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluate import Evaluation, evaluate
@@ -69,7 +69,7 @@ class Learner:
         """Returns the mean of the logits over the recipe's test-time views, for the same arguments."""
         return self._predict(pixels, self.recipe.test_time_views)
 
-    def evaluate(self, images: ImageSet, indices: torch.Tensor | None, world: World) -> Evaluation:
+    def evaluate(self, images: Images, indices: torch.Tensor | None, world: World) -> Evaluation:
         """Evaluates images as `evaluate` does, with the recipe's test-time views as a second figure if it has several.
 
         All ranks call this.
@@ -109,7 +109,8 @@ def build_learner(
         ConfigError: the network cannot take images of this size, or normalises over single values.
     """
     model = initial_model(recipe, dataset, train_indices, seed)
-    if recipe.global_batch_size <= world.num_shards and has_single_values(model, dataset.train.images):
+    first = dataset.train.take(train_indices[:1])
+    if recipe.global_batch_size <= world.num_shards and has_single_values(model, first):
         raise ConfigError(
             f"a batch norm of {recipe.network} would get one value per channel, as each shard of the batch has one "
             f"image: use a larger --global-batch-size, fewer shards or ranks, or larger images"
@@ -145,7 +146,7 @@ def build_learner(
 
 def initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int) -> Classifier:
     """Returns the recipe's network before the first step, on the CPU."""
-    _, num_channels, image_size, _ = dataset.train.images.shape
+    num_channels, image_size, _ = dataset.train.shape
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator("weights", seed).get_state())
         network = build_network(
@@ -161,7 +162,7 @@ def initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor,
     # A channel with a single value would be divided by 0.
     model = Classifier(network, torch.tensor(mean), torch.tensor(std).clamp(min=1e-6))
     if isinstance(network, AirbenchNet):
-        network.init_whitening(model.normalize(dataset.train.images[train_indices[:NUM_WHITENING_IMAGES]]))
+        network.init_whitening(model.normalize(dataset.train.take(train_indices[:NUM_WHITENING_IMAGES])))
     return model
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.data import Dataset, ImageSet
+from trainer.data import Dataset, Images
 from trainer.data.order import num_steps_per_epoch
 from trainer.errors import CheckpointError, DivergenceError
 from trainer.evaluation.baseline import Baseline
@@ -45,7 +45,7 @@ class Run:
     seed: int
     dataset: Dataset
     train_indices: torch.Tensor
-    validation_images: ImageSet
+    validation_images: Images
     validation_indices: torch.Tensor
     learner: Learner
     folder: RunFolder

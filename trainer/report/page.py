@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
-from trainer.data import ImageSet
+from trainer.data import Images
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import confidence_level, wilson_interval
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
@@ -49,7 +49,7 @@ _LARGEST_SIDE = 192
 
 
 def write_report(
-    folder: Path, result: Result, classes: tuple[str, ...], test_images: ImageSet, evaluation: Evaluation
+    folder: Path, result: Result, classes: tuple[str, ...], test_images: Images, evaluation: Evaluation
 ) -> None:
     """Writes `report.html` and `figures/` into a run folder.
 
@@ -87,7 +87,7 @@ def write_report(
         "pairs": _pairs(confusion, names),
         "classes": _class_rows(confusion, names),
         "tiles": [(mistake, _data_uri(mistake.pixels)) for mistake in mistakes],
-        "is_pixelated": max(test_images.images.shape[-2:]) <= _PIXELATED_SIDE,
+        "is_pixelated": max(test_images.shape[1:]) <= _PIXELATED_SIDE,
         "settings": groups(run.fingerprint.values),
         "origin": _origin(result, run.origin),
     }
@@ -206,20 +206,21 @@ def _seeds(result: Result) -> dict[str, Any] | None:
     }
 
 
-def _worst_mistakes(images: ImageSet, evaluation: Evaluation, names: tuple[str, ...]) -> list[Mistake]:
+def _worst_mistakes(images: Images, evaluation: Evaluation, names: tuple[str, ...]) -> list[Mistake]:
     """Returns the mistakes with the highest confidence, highest first."""
     wrong = torch.nonzero(evaluation.predicted != evaluation.labels)[:, 0]
     order = torch.argsort(evaluation.confidence[wrong], descending=True, stable=True)
+    worst = wrong[order[:NUM_MISTAKES]]
     return [
         Mistake(
             index=index,
-            pixels=_thumbnail(images.images[index]),
+            pixels=_thumbnail(pixels),
             label=names[int(evaluation.labels[index])],
             predicted=names[int(evaluation.predicted[index])],
             confidence=float(evaluation.confidence[index]),
             label_probability=float(evaluation.label_probability[index]),
         )
-        for index in wrong[order[:NUM_MISTAKES]].tolist()
+        for index, pixels in zip(worst.tolist(), images.take(worst), strict=True)
     ]
 
 

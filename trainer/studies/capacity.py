@@ -132,8 +132,8 @@ def _train_networks(config: CapacityConfig, folder: StudyFolder, world: World) -
         raise ConfigError(f"--num-images {config.num_images}: mnist-mini has at most {len(rest)} for this study")
     chosen = rest[torch.randperm(len(rest), generator=generator("capacity-images", config.seed))[: config.num_images]]
     labels = _randomize_labels(dataset.train.labels[chosen], config.label_noise, config.seed)
-    train = ImageSet(_standardize(dataset.train.images[chosen]), labels)
-    test = ImageSet(_standardize(dataset.train.images[held_out]), dataset.train.labels[held_out])
+    train = ImageSet(_standardize(dataset.train.take(chosen)), labels)
+    test = ImageSet(_standardize(dataset.train.take(held_out)), dataset.train.labels[held_out])
     known = world.broadcast_object(folder.results() if world.is_main else {})
     jobs = {
         f"width {width}, repeat {repeat}": (width, repeat)

@@ -76,7 +76,7 @@ def study_sweep(config: SweepConfig) -> None:
         recipes = [apply_candidate(base, candidate) for candidate in candidates]
         dataset = without_test_images(load(base, config.image_size, config.data_dir, world, progress.log))
         for recipe in recipes:
-            check_shift(recipe.augment, dataset.train.images.size(2))
+            check_shift(recipe.augment, dataset.train.shape[1])
         context = TrialContext(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
         trials = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
         with StudyFolder.open("sweep", config, config.run_dir, world) as folder, explain_interruption(folder):

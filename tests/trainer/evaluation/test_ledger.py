@@ -277,6 +277,7 @@ def test_an_evaluation_is_recorded_with_the_digest_of_the_test_images(mini: Data
 
     ledger = Ledger(tmp_path / "ledger.jsonl")
     images, _, recorded = evaluate_and_record(ledger, mini, WEIGHTS, all_zeros, is_main=True)
+    assert isinstance(images, ImageSet)
     assert len(images.labels) == 1000
     assert recorded is not None
     assert recorded.num_errors == int((images.labels != 0).sum())
@@ -284,7 +285,9 @@ def test_an_evaluation_is_recorded_with_the_digest_of_the_test_images(mini: Data
     assert asdict(written).items() >= {**asdict(WEIGHTS), "dataset": "mnist-mini", "num_images": 1000}.items()
     assert written.time is not None
     assert written.time.endswith("+00:00")
-    assert written.test_sha256 == images_sha256(images.images) != images_sha256(images.images[:-1])
-    assert written.test_sha256 == images_sha256(images.images.flip(0))  # the order of the files does not matter
+    fewer = ImageSet(images.images[:-1], images.labels[:-1])
+    assert written.test_sha256 == images_sha256(images) != images_sha256(fewer)
+    turned = ImageSet(images.images.flip(0), images.labels.flip(0))
+    assert written.test_sha256 == images_sha256(turned)  # the order of the files does not matter
     _, _, recorded = evaluate_and_record(ledger, mini, WEIGHTS, all_zeros, is_main=False)
     assert recorded is None

@@ -4,13 +4,10 @@ A model that memorizes a training image classifies its duplicate correctly, so t
 image that is in two classes it gets at least one wrong.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
-from trainer.data.content import ImageSet
+from trainer.data.content import ImageSet, image_digests
 
 _OVERLAPS = (
     ("validation", "train", "training images, too, pixel for pixel: validation accuracy will be too high"),
@@ -66,12 +63,3 @@ def _find_contradictions(
             if label != first_label:
                 found.setdefault(digest, (first_path, path))
     return found
-
-
-def image_digests(images: torch.Tensor) -> list[bytes]:
-    """Returns the SHA-256 of each image's pixels.
-
-    Args:
-        images: uint8 `[N, C, H, W]`.
-    """
-    return [hashlib.sha256(image.contiguous().numpy().data).digest() for image in images]

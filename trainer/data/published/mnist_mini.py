@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.content import ImageSet
+from trainer.data.content import Images, ImageSet
 from trainer.data.datasets import load_dataset
 from trainer.data.split import stratified_split
 from trainer.data.test_set import load_test_set
@@ -26,9 +26,9 @@ def write_mnist_mini(target: Path, data_dir: Path) -> None:
     )
 
 
-def _draw(images: ImageSet, num_images: int) -> ImageSet:
+def _draw(images: Images, num_images: int) -> ImageSet:
     _, drawn = stratified_split(images.labels, num_images, _SEED)
-    return ImageSet(images.images[drawn], images.labels[drawn])
+    return ImageSet(images.take(drawn), images.labels[drawn])
 
 
 if __name__ == "__main__":
