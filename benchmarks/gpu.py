@@ -20,9 +20,8 @@ from training import ROOT, run_json, write_results
 from trainer.config import TrainConfig
 from trainer.data import load_dataset, without_test_images
 from trainer.hardware import describe
-from trainer.loop.run import Run
-from trainer.loop.samples import EpochSamples
-from trainer.loop.step import Batch, GraphedStep
+from trainer.loop.sources import ResidentSource
+from trainer.loop.step import GraphedStep
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.records.run_folder import RunFolder
@@ -48,7 +47,7 @@ def microseconds_per_step(config: TrainConfig) -> dict[str, float]:
         plan = RunFolder.plan(TrainConfig(run_dir=Path(folder) / "run"), recipe, dataset, world)
         run = setup(recipe, dataset, plan, world, Progress(is_main=False))
         run.learner.model.train()
-        batch = _first_batch(run)
+        batch = ResidentSource(run).batch(0)
         step = run.learner.step
         ways = {"kernel by kernel": step._step, "one graph": step} if isinstance(step, GraphedStep) else {"eager": step}
         found = {}
@@ -62,11 +61,6 @@ def microseconds_per_step(config: TrainConfig) -> dict[str, float]:
             _wait_for(world.device)
             found[name] = 1e6 * (time.perf_counter() - began) / NUM_STEPS
         return found
-
-
-def _first_batch(run: Run) -> Batch:
-    lr_factor = torch.tensor(1.0, device=run.world.device)
-    return EpochSamples.draw(run, epoch=0).batch(0, run.recipe.global_batch_size, lr_factor, run.world)
 
 
 def _wait_for(device: torch.device) -> None:

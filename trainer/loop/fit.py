@@ -1,14 +1,18 @@
 """The training loop: steps, validation, log lines, checkpoints, and the ends of a run: done, diverged, interrupted."""
 
+import itertools
 import math
 import time
+
+import torch
 
 from trainer.errors import Interrupted
 from trainer.evaluation.baseline import TrainingWarning
 from trainer.evaluation.evaluate import CHUNK_SIZE, evaluate
 from trainer.loop.run import Run
-from trainer.loop.samples import EpochSamples
 from trainer.loop.saving import BackgroundSaver, SaveInterval
+from trainer.loop.sources import open_source
+from trainer.loop.step import Batch
 from trainer.loop.step_results import LOG_EVERY_STEPS, StepResults
 from trainer.loop.stopwatch import Stopwatch
 from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S
@@ -53,11 +57,12 @@ class TrainingLoop:
     def __init__(self, run: Run, stop: StopRequest, save_every: SaveInterval) -> None:
         self._run = run
         self._stop = stop
+        self._source = open_source(run)
         self._saver = BackgroundSaver(run, save_every)
         self._stop_consensus = StopConsensus(run.world)
         self._stopwatch = Stopwatch(run.state.seconds, run.world.device)
         self._results = StepResults(run.world.device, run.state.seconds)
-        self._lr_factors = run.lr_factors(run.state.step // run.steps_per_epoch)
+        self._lr_factor = torch.zeros(())  # of the last step
         self._longest_step_s = 0.0  # of the recent steps: a step counts a tenth less with each one after it
         self._baseline = run.baseline
         self._warned_of: set[str] = set()
@@ -66,6 +71,7 @@ class TrainingLoop:
             self._metrics = MetricsLog(run.folder.path, from_step=run.state.step, log=run.progress.log)
 
     def close(self) -> None:
+        self._source.close()
         self._saver.close()
         if self._metrics is not None:
             self._metrics.close()
@@ -75,17 +81,17 @@ class TrainingLoop:
 
     def train_epoch(self) -> None:
         """Trains the steps that the current epoch still has."""
-        run, batch_size = self._run, self._run.recipe.global_batch_size
-        epoch, first = divmod(run.state.step, run.steps_per_epoch)
-        samples = EpochSamples.draw(run, epoch)
-        self._lr_factors = run.lr_factors(epoch)
+        run = self._run
+        epoch = run.state.step // run.steps_per_epoch
+        first = self._source.batch(run.state.step)  # before the clock starts: the epoch's samples are drawn
         run.learner.model.train()
         self._check_weights()
         self._saver.start_clock()
         self._stopwatch.start()
         step_ended_at = time.monotonic()
-        for start in range(first * batch_size, len(samples.indices), batch_size):
-            self._train_step(samples, start)
+        others = map(self._source.batch, range(run.state.step + 1, (epoch + 1) * run.steps_per_epoch))
+        for batch in itertools.chain([first], others):
+            self._train_step(batch)
             step_ended_at, step_s = time.monotonic(), time.monotonic() - step_ended_at
             self._longest_step_s = max(step_s, 0.9 * self._longest_step_s)
             self._set_timeout(3 * self._longest_step_s)
@@ -94,10 +100,8 @@ class TrainingLoop:
                 self.save_or_stop()
         run.state.seconds = self._stopwatch.stop()
 
-    def _train_step(self, samples: EpochSamples, start: int) -> None:
-        run = self._run
-        lr_factor = self._lr_factors[run.state.step % run.steps_per_epoch]
-        batch = samples.batch(start, run.recipe.global_batch_size, lr_factor, run.world)
+    def _train_step(self, batch: Batch) -> None:
+        run, self._lr_factor = self._run, batch.lr_factor
         result = run.learner.step(batch)
         run.state.totals += result
         self._results.add(run.state.step, result, batch.num_images)
@@ -213,7 +217,7 @@ class TrainingLoop:
                 epoch=epoch + 1,
                 loss=loss,
                 accuracy=accuracy,
-                lr_factor=self._lr_factors[(run.state.step - 1) % run.steps_per_epoch].item(),
+                lr_factor=self._lr_factor.item(),
                 images_per_second=images_per_second,
             )
         self._results.clear(now)

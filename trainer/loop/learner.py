@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from trainer.data import Dataset, Images, ImageSet
+from trainer.data import Dataset, Images
 from trainer.data.order import generator
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluate import Evaluation, evaluate
@@ -38,7 +38,7 @@ class Learner:
         step: updates the model by a batch; returns float32 `[2]`, the sum of losses and the number of correct answers
             over all ranks.
         autocast: makes the context of the forward pass's precision.
-        data: the training images, on the device.
+        device: the rank's device.
     """
 
     model: Classifier
@@ -46,13 +46,13 @@ class Learner:
     step: Step
     autocast: Callable[[], torch.autocast]
     recipe: Recipe
-    data: ImageSet
+    device: torch.device
 
     @property
     def precision(self) -> str:
         """The precision of the forward pass on this machine."""
         with self.autocast():
-            return "bfloat16" if torch.is_autocast_enabled(self.data.images.device.type) else "float32"
+            return "bfloat16" if torch.is_autocast_enabled(self.device.type) else "float32"
 
     def predict(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns logits for one view of each image, as the exported model computes them.
@@ -123,11 +123,9 @@ def build_learner(
         dtype=torch.bfloat16,
         enabled=recipe.as_computed_on(world.device).precision == "bfloat16",
     )
-    data = ImageSet(dataset.train.images.to(world.device), dataset.train.labels.to(world.device))
     step = TrainStep(
         model=model,
         optimizer=optimizer,
-        data=data,
         augment=recipe.augment,
         label_smoothing=recipe.label_smoothing,
         autocast=autocast,
@@ -140,7 +138,7 @@ def build_learner(
         step=GraphedStep(step, log) if world.device.type == "cuda" else step,
         autocast=autocast,
         recipe=recipe,
-        data=data,
+        device=world.device,
     )
 
 

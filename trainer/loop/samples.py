@@ -1,6 +1,6 @@
 """An epoch's samples in the order in which it visits them, and each rank's part of a step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
@@ -14,45 +14,79 @@ from trainer.ranks.world import World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepShare:
+    """A rank's part of a step's global batch.
+
+    Args:
+        part: its samples, in the epoch's order.
+        sizes: samples in each of the rank's shards, in order.
+        num_images: samples of the global batch, over all ranks.
+    """
+
+    part: slice
+    sizes: tuple[int, ...]
+    num_images: int
+
+    @classmethod
+    def of(cls, start: int, num_samples: int, batch_size: int, world: World) -> Self:
+        """Returns this rank's part of a global batch.
+
+        Args:
+            start: position of the global batch in the epoch's order.
+            num_samples: samples of the epoch.
+            batch_size: images of the global batch; the epoch's last one may have fewer.
+        """
+        num_images = min(batch_size, num_samples - start)
+        share = share_of(num_images, world.rank, world.num_computing, world.num_shards)
+        part = slice(start + share.part.start, start + share.part.stop)
+        return cls(part=part, sizes=share.sizes, num_images=num_images)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpochSamples:
-    """An epoch's samples in order, on the device, so that a batch is a slice.
+    """An epoch's samples in order, on one device, so that a batch is a slice.
 
     Args:
         indices: int64 `[N]`, into the training images.
+        labels: int64 `[N]`, the samples' classes.
         augment_params: float32 `[N, 6]`, the samples' rows of `draw_params`.
         dropout_seeds: int64 `[N]`, the samples' rows of `data.order.dropout_seeds`.
     """
 
     indices: torch.Tensor
+    labels: torch.Tensor
     augment_params: torch.Tensor
     dropout_seeds: torch.Tensor
 
     @classmethod
     def draw(cls, run: Run, epoch: int) -> Self:
-        """Draws an epoch's order and everything else that is random about its samples."""
-        num_images, device = len(run.dataset.train.labels), run.world.device
+        """Draws an epoch's order and everything else that is random about its samples, on the CPU."""
+        num_images = len(run.dataset.train.labels)
         indices = run.train_indices[epoch_order(len(run.train_indices), run.seed, epoch)]
         return cls(
-            indices=indices.to(device),
-            augment_params=draw_params(run.recipe.augment, num_images, run.seed, epoch)[indices].to(device),
-            dropout_seeds=dropout_seeds(num_images, run.seed, epoch)[indices].to(device),
+            indices=indices,
+            labels=run.dataset.train.labels[indices],
+            augment_params=draw_params(run.recipe.augment, num_images, run.seed, epoch)[indices],
+            dropout_seeds=dropout_seeds(num_images, run.seed, epoch)[indices],
         )
 
-    def batch(self, start: int, batch_size: int, lr_factor: torch.Tensor, world: World) -> Batch:
-        """Returns this rank's share of a global batch.
+    def to(self, device: torch.device) -> Self:
+        """Returns the samples on a device."""
+        return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    def batch(self, images: torch.Tensor, share: StepShare, lr_factor: torch.Tensor) -> Batch:
+        """Returns this rank's part of a step.
 
         Args:
-            start: position of the global batch in the epoch's order.
-            batch_size: images of the global batch; the epoch's last one may have fewer.
+            images: uint8 `[M, C, H, W]`, all images into which `indices` point.
         """
-        num_images = min(batch_size, len(self.indices) - start)
-        share = share_of(num_images, world.rank, world.num_computing, world.num_shards)
-        part = slice(start + share.part.start, start + share.part.stop)
         return Batch(
-            indices=self.indices[part],
-            augment_params=self.augment_params[part],
-            dropout_seeds=self.dropout_seeds[part],
+            images=images,
+            indices=self.indices[share.part],
+            labels=self.labels[share.part],
+            augment_params=self.augment_params[share.part],
+            dropout_seeds=self.dropout_seeds[share.part],
             lr_factor=lr_factor,
             sizes=share.sizes,
-            num_images=num_images,
+            num_images=share.num_images,
         )

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.data import ImageSet
 from trainer.data.augment import augment_batch
 from trainer.loop.batch_norm import BatchNormSums
 from trainer.loop.optim import Optimizer
@@ -25,7 +24,9 @@ class Batch:
     """A rank's part of a global batch; the tensors are on the device.
 
     Args:
-        indices: int64 `[B]`, the samples of all its shards.
+        images: uint8 `[M, C, H, W]`, the pool into which `indices` point: the whole training set, or the batch alone.
+        indices: int64 `[B]`, the samples of all its shards, as positions in the pool.
+        labels: int64 `[B]`, the samples' classes.
         augment_params: float32 `[B, 6]`, the samples' rows of `draw_params`.
         dropout_seeds: int64 `[B]`, the samples' rows of `data.order.dropout_seeds`.
         lr_factor: float32 scalar.
@@ -33,12 +34,19 @@ class Batch:
         num_images: samples of the global batch, over all ranks.
     """
 
+    images: torch.Tensor
     indices: torch.Tensor
+    labels: torch.Tensor
     augment_params: torch.Tensor
     dropout_seeds: torch.Tensor
     lr_factor: torch.Tensor
     sizes: tuple[int, ...]
     num_images: int
+
+    @property
+    def owns_images(self) -> bool:
+        """Whether the pool holds the images of this batch alone, so that the next batch has another pool."""
+        return len(self.images) == len(self.indices)
 
 
 class TrainStep:
@@ -46,17 +54,15 @@ class TrainStep:
 
     Args:
         model: pixels to logits.
-        data: images and labels on the device.
         autocast: makes the context of the forward pass's precision.
         all_reduce: sums a vector over the ranks.
     """
 
-    def __init__(  # noqa: PLR0913 (the parts of a step)
+    def __init__(
         self,
         *,
         model: nn.Module,
         optimizer: Optimizer,
-        data: ImageSet,
         augment: Augment,
         label_smoothing: float,
         autocast: Callable[[], torch.autocast],
@@ -64,7 +70,6 @@ class TrainStep:
     ) -> None:
         self._model = model
         self._optimizer = optimizer
-        self._data = data
         self._augment = augment
         self._label_smoothing = label_smoothing
         self._autocast = autocast
@@ -95,10 +100,9 @@ class TrainStep:
         if size == 0:
             return self._sums.zeros()
         part = slice(start, start + size)
-        indices = batch.indices[part]
-        labels = self._data.labels[indices]
+        labels = batch.labels[part]
         # Before autocast: bfloat16 is too coarse for the positions of pixels.
-        images = augment_batch(self._augment, self._data.images, indices, batch.augment_params[part])
+        images = augment_batch(self._augment, batch.images, batch.indices[part], batch.augment_params[part])
         dropout_seeds = use_dropout_seeds(self._dropouts, batch.dropout_seeds[part])
         with self._autocast(), dropout_seeds, self._norms.forward_pass(size):
             logits = self._model(images)
@@ -159,7 +163,9 @@ class GraphedStep:
     def _capture(self, batch: Batch) -> None:
         static = replace(
             batch,
+            images=batch.images.clone() if batch.owns_images else batch.images,
             indices=batch.indices.clone(),
+            labels=batch.labels.clone(),
             augment_params=batch.augment_params.clone(),
             dropout_seeds=batch.dropout_seeds.clone(),
             lr_factor=batch.lr_factor.clone(),
@@ -177,10 +183,10 @@ class GraphedStep:
 
     @staticmethod
     def _copy(source: Batch, target: Batch) -> None:
-        target.indices.copy_(source.indices)
-        target.augment_params.copy_(source.augment_params)
-        target.dropout_seeds.copy_(source.dropout_seeds)
-        target.lr_factor.copy_(source.lr_factor)
+        if target.owns_images:
+            target.images.copy_(source.images)
+        torch._foreach_copy_(_whole_numbers(target), _whole_numbers(source))  # one kernel for tensors of one type
+        torch._foreach_copy_([target.augment_params, target.lr_factor], [source.augment_params, source.lr_factor])
 
 
 def _root_cause(error: BaseException) -> BaseException:
@@ -188,5 +194,9 @@ def _root_cause(error: BaseException) -> BaseException:
     return error if error.__context__ is None else _root_cause(error.__context__)
 
 
+def _whole_numbers(batch: Batch) -> list[torch.Tensor]:
+    return [batch.indices, batch.labels, batch.dropout_seeds]
+
+
 def _same_shape(a: Batch, b: Batch) -> bool:
-    return a.sizes == b.sizes and a.num_images == b.num_images
+    return a.sizes == b.sizes and a.num_images == b.num_images and a.images.shape == b.images.shape

@@ -23,6 +23,7 @@ from trainer.loop.optim import Optimizer
 from trainer.loop.run import Run
 from trainer.loop.samples import EpochSamples
 from trainer.loop.saving import save
+from trainer.loop.sources import ResidentSource
 from trainer.models.layers import dropout_layers, use_dropout_seeds
 from trainer.recipes import ParameterKind, ParamGroup, Recipe
 from trainer.records.checkpoint import Checkpoints
@@ -44,7 +45,8 @@ class StackedTrainer:
     def __init__(self, runs: list[Run]) -> None:
         self.runs = runs
         first = runs[0]
-        self._recipe, self._data, self._device = first.recipe, first.learner.data, first.world.device
+        self._recipe, self._device = first.recipe, first.world.device
+        self._images = ResidentSource(first).images
         networks = [run.learner.model.network for run in runs]
         self._parameters, self._buffers = stack_module_state(networks)
         self._template = copy.deepcopy(networks[0]).to("meta")
@@ -65,9 +67,10 @@ class StackedTrainer:
 
     def draw(self, epoch: int) -> EpochSamples:
         """Draws an epoch's samples for each of the S seeds: tensors `[S, N, ...]`."""
-        drawn = [EpochSamples.draw(run, epoch) for run in self.runs]
+        drawn = [EpochSamples.draw(run, epoch).to(self._device) for run in self.runs]
         return EpochSamples(
             indices=torch.stack([samples.indices for samples in drawn]),
+            labels=torch.stack([samples.labels for samples in drawn]),
             augment_params=torch.stack([samples.augment_params for samples in drawn]),
             dropout_seeds=torch.stack([samples.dropout_seeds for samples in drawn]),
         )
@@ -127,11 +130,11 @@ class StackedTrainer:
         learner = self.runs[0].learner
         pixels = torch.cat(
             [
-                augment_batch(self._recipe.augment, self._data.images, chosen, drawn)
+                augment_batch(self._recipe.augment, self._images, chosen, drawn)
                 for chosen, drawn in zip(indices, samples.augment_params[:, part], strict=True)
             ]
         )
-        labels = self._data.labels[indices.flatten()]
+        labels = samples.labels[:, part].flatten()
         with learner.autocast():
             images = learner.model.normalize(pixels).unflatten(0, (num_seeds, size))
             logits = vmap(self._forward)(self._parameters, self._buffers, images, dropout_seeds)
@@ -185,11 +188,10 @@ def train_stacked(runs: list[Run], checkpoints: Checkpoints) -> None:
 
 def train_alone(run: Run, num_steps: int) -> None:
     """Trains the first steps of a run with its own learner, for comparison with stacked ones."""
-    size = run.recipe.global_batch_size
-    samples, lr_factors = EpochSamples.draw(run, 0), run.lr_factors(0)
+    source = ResidentSource(run)
     run.learner.model.train()
     for step in range(num_steps):
-        run.learner.step(samples.batch(step * size, size, lr_factors[step], run.world))
+        run.learner.step(source.batch(step))
 
 
 def measure_throughput(runs: list[Run], num_steps: int) -> float:

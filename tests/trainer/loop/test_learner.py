@@ -98,7 +98,9 @@ def test_every_recipe_learns(recipe: Recipe, mini: Dataset, tmp_path: Path) -> N
     for step in range(12):
         indices = run.train_indices[step * 100 :][:100]
         batch = Batch(
+            images=mini.train.images,
             indices=indices,
+            labels=mini.train.labels[indices],
             augment_params=augment_params[indices],
             dropout_seeds=seeds[indices],
             sizes=(len(indices),),

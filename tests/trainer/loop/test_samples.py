@@ -8,7 +8,7 @@ import torch
 
 from tests.trainer.loop.runs import SHORT, make_run
 from trainer.data import Dataset
-from trainer.loop.samples import EpochSamples
+from trainer.loop.samples import EpochSamples, StepShare
 from trainer.ranks.world import World
 
 
@@ -43,9 +43,11 @@ def test_ranks_that_share_a_batch_add_up_to_it(num_images: int, mini: Dataset, t
             run = make_run(SHORT, mini, tmp_path / f"{size}", world=world)
             samples = EpochSamples(
                 indices=run.train_indices[:num_images],
+                labels=mini.train.labels[run.train_indices[:num_images]],
                 augment_params=torch.zeros(num_images, 6),
                 dropout_seeds=torch.zeros(num_images),
             )
-            run.learner.step(samples.batch(0, num_images, torch.tensor(1.0), world))
+            share = StepShare.of(0, num_images, num_images, world)
+            run.learner.step(samples.batch(mini.train.images, share, torch.tensor(1.0)))
         totals.append(torch.stack(sums).sum(dim=0))
     assert torch.allclose(totals[0], totals[1], atol=1e-5)

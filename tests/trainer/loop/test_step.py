@@ -21,11 +21,15 @@ from trainer.ranks.world import World
 from trainer.recipes import RECIPES, Augment
 from trainer.records.checkpoint import weights_sha256
 
+BLANK = ImageSet(torch.zeros(11, 1, 28, 28, dtype=torch.uint8), torch.zeros(11, dtype=torch.int64))
 
-def batch_of(indices: torch.Tensor, device: torch.device, sizes: tuple[int, ...] = ()) -> Batch:
+
+def batch_of(train: ImageSet, indices: torch.Tensor, device: torch.device, sizes: tuple[int, ...] = ()) -> Batch:
     """A global batch on one rank, in one shard or in shards of the given sizes."""
     return Batch(
+        images=train.images.to(device),
         indices=indices.to(device),
+        labels=train.labels[indices].to(device),
         augment_params=torch.zeros(len(indices), 6, device=device),
         dropout_seeds=indices.to(device),
         lr_factor=torch.tensor(1.0, device=device),
@@ -41,7 +45,7 @@ def test_a_step_equals_a_plain_torch_loop(mini: Dataset, tmp_path: Path) -> None
     run.learner.model.train()
     for start in range(0, 300, 100):
         indices = torch.arange(start, start + 100)
-        loss_sum, correct = run.learner.step(batch_of(indices, torch.device("cpu"))).tolist()
+        loss_sum, correct = run.learner.step(batch_of(mini.train, indices, torch.device("cpu"))).tolist()
         logits = reference(mini.train.images[indices])
         labels = mini.train.labels[indices]
         loss = F.cross_entropy(logits, labels)
@@ -59,7 +63,7 @@ def test_a_sharded_step_equals_the_step_of_the_whole_batch(mini: Dataset, tmp_pa
     whole, cut = (make_run(SHORT, mini, tmp_path / "run").learner for _ in range(2))
     for learner, sizes in ((whole, (100,)), (cut, (33, 0, 17, 50))):
         learner.model.train()
-        result = learner.step(batch_of(torch.arange(100), torch.device("cpu"), sizes))
+        result = learner.step(batch_of(mini.train, torch.arange(100), torch.device("cpu"), sizes))
         assert result[0].item() == pytest.approx(230, abs=15)
     for a, b in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
@@ -70,7 +74,7 @@ def test_a_failed_step_does_not_change_the_next_one(
 ) -> None:
     """A failed capture of a CUDA graph computes nothing; the step is then run eagerly."""
     undisturbed, disturbed = (make_run(SHORT, mini, tmp_path / "run").learner for _ in range(2))
-    batch = batch_of(torch.arange(100), torch.device("cpu"))
+    batch = batch_of(mini.train, torch.arange(100), torch.device("cpu"))
 
     def fail(self: Optimizer, lr_factor: torch.Tensor) -> None:
         raise RuntimeError("not permitted when stream is capturing")
@@ -91,7 +95,7 @@ def test_dropout_depends_on_the_sample_alone(mini: Dataset, tmp_path: Path) -> N
     def loss(sizes: tuple[int, ...], first_seed: int) -> float:
         learner = make_run(recipe, mini, tmp_path / "run").learner
         learner.model.train()
-        batch = batch_of(torch.arange(10), torch.device("cpu"), sizes)
+        batch = batch_of(mini.train, torch.arange(10), torch.device("cpu"), sizes)
         return float(learner.step(replace(batch, dropout_seeds=batch.dropout_seeds + first_seed))[0])
 
     whole = loss((10,), 0)
@@ -132,14 +136,13 @@ def test_a_cuda_graph_can_hold_a_step(name: str, mini: Dataset) -> None:
     step = TrainStep(
         model=model,
         optimizer=Optimizer(parameter_groups(model, recipe)),
-        data=ImageSet(mini.train.images.to(device), mini.train.labels.to(device)),
         augment=recipe.augment,
         label_smoothing=recipe.label_smoothing,
         autocast=nullcontext,  # type: ignore[arg-type] # there is none for this device
         all_reduce=lambda sums: sums,
     )
     for sizes in ((20,), (10, 10)):
-        batch = batch_of(torch.arange(20), device, sizes)
+        batch = batch_of(mini.train, torch.arange(20), device, sizes)
         step(batch)  # the steps before the capture may
         with SingleDeviceMode(device) as watch:
             result = step(batch)
@@ -190,7 +193,7 @@ class FakeGraphedStep(GraphedStep):
 
 def run_steps(step: GraphedStep, sizes: list[int]) -> None:
     for size in sizes:
-        step(batch_of(torch.arange(size), torch.device("cpu")))
+        step(batch_of(BLANK, torch.arange(size), torch.device("cpu")))
 
 
 @pytest.mark.parametrize("sizes", [[10, 10, 10, 4, 10, 4, 10], [4, 10, 10, 4, 10, 4, 10]])
@@ -231,7 +234,7 @@ def test_a_failed_capture_prints_its_first_error(
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext())
     step = GraphedStep(cast(TrainStep, fail), print)
-    step._capture(batch_of(torch.arange(3), torch.device("cpu")))
+    step._capture(batch_of(BLANK, torch.arange(3), torch.device("cpu")))
     assert capsys.readouterr().out.endswith("one kernel at a time: operation not permitted: aten::nonzero\n")
     assert step._graph is None
 
@@ -242,6 +245,7 @@ def test_a_replayed_graph_equals_the_eager_step(mini: Dataset, tmp_path: Path, m
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as in `World.join` on a GPU
     device = torch.device("cuda", 0)
     world = World(rank=0, size=1, local_rank=0, device=device, num_threads=1)
+    resident = ImageSet(mini.train.images.to(device), mini.train.labels)
     digests, is_captured = [], []
     for graphed in (False, True):
         run = make_run(SHORT, mini, tmp_path / "run", world=world)
@@ -252,10 +256,10 @@ def test_a_replayed_graph_equals_the_eager_step(mini: Dataset, tmp_path: Path, m
         run.learner.model.train()
         for number in range(30):
             size = 60 if number % 10 == 9 else 100  # the odd size runs eagerly in between
-            chosen(batch_of(torch.arange(number * 100, number * 100 + size), device))
+            chosen(batch_of(resident, torch.arange(number * 100, number * 100 + size), device))
         is_captured.append(getattr(step, "_graph", None) is not None)
         step.release()
-        chosen(batch_of(torch.arange(100), device))
+        chosen(batch_of(resident, torch.arange(100), device))
         digests.append(weights_sha256(run.learner.model))
     assert is_captured == [False, True]
     assert digests[0] == digests[1]
@@ -280,7 +284,7 @@ def test_every_recipe_trains_on_shards_of_one_image(mini: Dataset, tmp_path: Pat
             break
     learner.model.train()
     for sizes in ((2, 1), (1,), (1, 0)):
-        batch = batch_of(torch.arange(sum(sizes)), torch.device("cpu"), sizes)
+        batch = batch_of(dataset.train, torch.arange(sum(sizes)), torch.device("cpu"), sizes)
         learner.step(replace(batch, lr_factor=torch.tensor(1e-3)))
     assert all(bool(tensor.isfinite().all()) for tensor in learner.model.state_dict().values())
 
