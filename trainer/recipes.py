@@ -4,16 +4,25 @@ A run is a recipe, a data set, a seed and nothing else. The hyper-parameters wer
 Knows nothing about models and hardware; imports no torch.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from trainer.errors import unknown_name
+from trainer.augmentation import Augment as Augment  # imported from here by other modules, as those below
+from trainer.errors import ConfigError, unknown_name
+from trainer.hyperparameters import (
+    BestBy,
+    ClassWeights,
+    check_number,
+)
+from trainer.hyperparameters import ParameterKind as ParameterKind  # imported from here by other modules
+from trainer.hyperparameters import ParamGroup as ParamGroup
+from trainer.hyperparameters import Schedule as Schedule
 
 if TYPE_CHECKING:
     import torch
 
 Precision = Literal["float32", "bfloat16"]
-ParameterKind = Literal["stem", "filters", "matrices", "vectors"]
 TestTimeViews = Literal["one", "shifted", "mirrored", "mirrored-and-shifted"]
 
 _WITHOUT_MIRRORED: dict[TestTimeViews, TestTimeViews] = {"mirrored": "one", "mirrored-and-shifted": "shifted"}
@@ -23,60 +32,6 @@ PRETRAINED_PREFIX = "pretrained:"
 """Before a name of `PRETRAINED`: torchvision's network with its published weights."""
 PRETRAINED = ("alexnet", "vgg16", "vgg19", "googlenet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """Networks that can be fine-tuned: page 37 of the lecture, without the BN variants, which torchvision lacks."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParamGroup:
-    """The optimizer settings of one group of parameters.
-
-    `lr` is multiplied by the schedule's factor. `weight_decay` is decoupled and relative to `lr`: each step shrinks
-    the weights by lr · weight_decay.
-    """
-
-    lr: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    muon: bool = False
-    """The update is the nearest semi-orthogonal matrix, and the filter keeps the norm sqrt(filters)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """The learning rate's factor over a run: linear between the given points.
-
-    Args:
-        points: (fraction of the run, factor) in rising order of fractions, from 0 to 1.
-    """
-
-    points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 1.0))
-
-    def factor(self, step: int, num_steps: int) -> float:
-        """Returns the factor at a step, counted from 0."""
-        at = step / max(1, num_steps - 1)
-        for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False):
-            if at <= x1:
-                return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
-        return self.points[-1][1]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Augment:
-    """The augmentation of training images. The default changes nothing."""
-
-    flip: Literal["none", "alternating"] = "none"
-    """`alternating`: mirrored at random in epoch 0, then every image in turn (airbench, arXiv 2404.00498)."""
-    shift: int = 0
-    """Largest translation in pixels, both ways."""
-    fill: Literal["reflect", "zero"] = "reflect"
-    """Content of the border that a shift uncovers."""
-    rotate_degrees: float = 0.0
-    """Largest rotation, both ways. Rotation, scaling and their translation fill with zero, bilinear."""
-    scale: float = 0.0
-    """Largest relative change of size, both ways and for each axis on its own."""
-
-    @property
-    def is_affine(self) -> bool:
-        return self.rotate_degrees > 0 or self.scale > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +53,28 @@ class Recipe:
     """The optimizer settings of the filters of the stem, the other filters, the matrices of fully connected layers, and
     the vectors (biases, norms)."""
     schedule: Schedule = field(default_factory=Schedule)
+    clip_norm: float = 0.0
+    """Largest norm of a step's gradients, all together; longer ones are scaled down to it. 0: no limit."""
+    ema_decay: float = 0.0
+    """Decay per step, such as 0.999, of a moving average of the weights, which is validated, exported and served in
+    place of the weights. 0: no average."""
+    ema_warmup: bool = True
+    """The average's decay is at most (1 + t) / (10 + t) after t steps, so that it soon forgets the first weights."""
+    patience: int = 0
+    """Epochs without a better validation result after which the training ends early. 0: it ends with its last epoch."""
+    keep_best: bool = False
+    """The trained model has the weights of the epoch with the best validation result, not those of the last one."""
+    best_by: BestBy = "accuracy"
+    """Which validation result is better: the one with the higher accuracy, the higher mean recall over the classes
+    (`balanced-accuracy`), or the lower loss."""
+    class_weights: ClassWeights = "none"
+    """`balanced`: an image's loss is multiplied by a weight in inverse proportion to the images of its class; the mean
+    weight is 1."""
+    balanced_sampling: bool = False
+    """Each class gets the same share of an epoch's images: those of rare classes come several times."""
     augment: Augment = field(default_factory=Augment)
     label_smoothing: float = 0.0
+    """Share of an image's target that is spread evenly over all classes."""
     precision: Precision = "float32"
     """`bfloat16`: autocast, where the hardware computes it faster than float32."""
     test_time_views: TestTimeViews = "one"
@@ -109,6 +84,14 @@ class Recipe:
     file_sha256: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the user's files that decide the computation, by what they hold: `recipe`, `network`, `weights`. The
     trainer fills it in."""
+
+    def __post_init__(self) -> None:
+        check_number("clip_norm", self.clip_norm, 0, math.inf)
+        check_number("patience", self.patience, 0, math.inf)
+        for name in ("ema_decay", "label_smoothing"):
+            check_number(name, getattr(self, name), 0, 1, excludes_most=True)
+        if self.balanced_sampling and self.class_weights != "none":
+            raise ConfigError("balanced_sampling and class_weights both favour rare classes: choose one of them")
 
     def with_augmentation(
         self,
@@ -142,12 +125,15 @@ class Recipe:
     def with_global_batch_size(self, size: int) -> "Recipe":
         """Returns the recipe with another global batch, and with learning rates for it.
 
-        The rates grow with the square root of the batch, which keeps the variance of a step's update (Krizhevsky,
-        arXiv 1404.5997). Rates in proportion to the batch were tried: they are worse for small sets, and diverge.
+        All rates grow with the square root of the batch. For SGD that keeps the variance of a step's update
+        (Krizhevsky, arXiv 1404.5997); for AdamW it follows from the stochastic differential equation that it
+        approximates (arXiv 2205.10287); the size of Muon's updates does not depend on the gradients' either. Rates in
+        proportion to the batch were tried: they are worse for small sets, and diverge. A moving average of the weights
+        keeps its length in images (arXiv 2307.13813).
         """
-        factor = (size / self.global_batch_size) ** 0.5
-        groups = {kind: replace(group, lr=group.lr * factor) for kind, group in self.param_groups.items()}
-        return replace(self, global_batch_size=size, param_groups=groups)
+        ratio = size / self.global_batch_size
+        groups = {kind: replace(group, lr=group.lr * ratio**0.5) for kind, group in self.param_groups.items()}
+        return replace(self, global_batch_size=size, param_groups=groups, ema_decay=self.ema_decay**ratio)
 
     def as_computed_on(self, device: "torch.device") -> "Recipe":
         """Returns the recipe with the precision that it gets on this device, which decides the result."""
@@ -163,7 +149,7 @@ def _same(group: ParamGroup) -> dict[ParameterKind, ParamGroup]:
 def _airbench_groups(*, filters: float, batch_size: int) -> dict[ParameterKind, ParamGroup]:
     """Muon for the filters, Nesterov SGD for the rest; airbench's rates are for the sum over a batch."""
     return {
-        "filters": ParamGroup(lr=filters, momentum=0.6, muon=True),
+        "filters": ParamGroup(lr=filters, momentum=0.6, optimizer="muon"),
         "matrices": ParamGroup(lr=0.67 * batch_size, momentum=0.85, weight_decay=2e-5),
         "vectors": ParamGroup(lr=0.053 * batch_size, momentum=0.85, weight_decay=2.5e-4),
         "stem": ParamGroup(lr=0.5, momentum=0.85, weight_decay=3.3e-3),

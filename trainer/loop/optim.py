@@ -1,4 +1,4 @@
-"""SGD and Muon as a few multi-tensor operations, with the learning rate as an argument of each step.
+"""SGD, Muon and AdamW as a few multi-tensor operations, with the learning rate as an argument of each step.
 
 torch.optim is not used, for three reasons: the rate is an argument here (a device tensor inside a CUDA graph), Muon
 takes convolution filters (torch.optim.Muon takes matrices only), and the first torch.optim object imports
@@ -17,41 +17,54 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Optimizer:
-    """SGD with Nesterov momentum, or Muon, for each group of parameters.
+    """The optimizer of each group of parameters: SGD or Muon with Nesterov momentum, or AdamW.
 
-    The momentum is PyTorch's: v ← m·v + g, update g + m·v.
+    The momentum is PyTorch's: v ← m·v + g, update g + m·v. AdamW keeps its mean of gradients in the momentum's place.
 
     Args:
         groups: settings and parameters of each group; groups without parameters are ignored.
+        clip_norm: largest norm of all gradients together, 0 for no limit.
     """
 
-    def __init__(self, groups: list[tuple[ParamGroup, list[nn.Parameter]]]) -> None:
+    def __init__(self, groups: list[tuple[ParamGroup, list[nn.Parameter]]], *, clip_norm: float = 0.0) -> None:
         groups = [(group, parameters) for group, parameters in groups if parameters]
-        self._momenta = [
-            [torch.zeros_like(p) for p in parameters] if group.momentum else [] for group, parameters in groups
-        ]
+        self._clip_norm = clip_norm
+        self._momenta = [_zeros(parameters, if_needed=_has_momentum(group)) for group, parameters in groups]
+        self._squares = [_zeros(parameters, if_needed=group.optimizer == "adamw") for group, parameters in groups]
         # Groups with equal settings are updated together, in as few operations as there are different settings.
-        self._work: dict[ParamGroup, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-        for (group, parameters), momenta in zip(groups, self._momenta, strict=True):
-            mine = self._work.setdefault(group, ([], []))
-            mine[0].extend(parameters)
-            mine[1].extend(momenta)
+        self._work: dict[ParamGroup, tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]] = {}
+        for (group, parameters), momenta, squares in zip(groups, self._momenta, self._squares, strict=True):
+            mine = self._work.setdefault(group, ([], [], []))
+            for tensors, more in zip(mine, (parameters, momenta, squares), strict=True):
+                tensors.extend(more)
+        # On the device, so that a CUDA graph can count; float64, as 1 - beta2^t has few digits left in float32.
+        self._num_steps: torch.Tensor | None = None
+        if any(self._squares):
+            device = next(weights[0].device for weights, _, squares in self._work.values() if squares)
+            self._num_steps = torch.zeros((), dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def step(self, lr_factor: torch.Tensor) -> None:
-        """Updates the parameters from their gradients.
+        """Updates the parameters from their gradients, which it may overwrite.
 
         Args:
             lr_factor: float32 scalar tensor on the parameters' device.
         """
-        for group, (weights, momenta) in self._work.items():
+        if self._clip_norm:
+            self._clip()
+        if self._num_steps is not None:
+            self._num_steps += 1
+        for group, (weights, momenta, squares) in self._work.items():
             updates = [weight.grad for weight in weights if weight.grad is not None]
-            if momenta:
+            if squares:
+                assert self._num_steps is not None
+                updates = _adamw_updates(group, updates, momenta, squares, self._num_steps)
+            elif momenta:
                 torch._foreach_mul_(momenta, group.momentum)
                 torch._foreach_add_(momenta, updates)
                 updates = list(torch._foreach_add(updates, momenta, alpha=group.momentum))
             lr = lr_factor * group.lr
-            if group.muon:
+            if group.optimizer == "muon":
                 _muon_step(weights, updates, lr)
                 continue
             if group.weight_decay:
@@ -60,18 +73,69 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Sets the gradients to None, so that the next backward pass writes them instead of adding to them."""
-        for weights, _ in self._work.values():
+        for weights, _, _ in self._work.values():
             for weight in weights:
                 weight.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"momenta": self._momenta}
+        adamw = {} if self._num_steps is None else {"squares": self._squares, "num_steps": self._num_steps}
+        return {"momenta": self._momenta, **adamw}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            for mine, saved in zip(self._momenta, state["momenta"], strict=True):
-                for to, source in zip(mine, saved, strict=True):
-                    to.copy_(source)
+            _load(self._momenta, state["momenta"])
+            if self._num_steps is not None:
+                _load(self._squares, state["squares"])
+                self._num_steps.copy_(state["num_steps"])
+
+    def _clip(self) -> None:
+        """Scales the gradients down so that their norm is at most the limit, as `torch.nn.utils.clip_grad_norm_` does.
+
+        A norm that is not finite makes all gradients NaN: the run must end, not go on without moving.
+        """
+        gradients = [weight.grad for weights, _, _ in self._work.values() for weight in weights]
+        known = [gradient for gradient in gradients if gradient is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(known)))
+        scale = (self._clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(known, torch.where(norm.isfinite(), scale, torch.nan))
+
+
+def _has_momentum(group: ParamGroup) -> bool:
+    return group.optimizer == "adamw" or group.momentum > 0
+
+
+def _zeros(parameters: list[nn.Parameter], *, if_needed: bool) -> list[torch.Tensor]:
+    return [torch.zeros_like(parameter) for parameter in parameters] if if_needed else []
+
+
+def _load(groups: list[list[torch.Tensor]], saved: list[list[torch.Tensor]]) -> None:
+    for mine, theirs in zip(groups, saved, strict=True):
+        for to, source in zip(mine, theirs, strict=True):
+            to.copy_(source)
+
+
+def _adamw_updates(
+    group: ParamGroup,
+    gradients: list[torch.Tensor],
+    means: list[torch.Tensor],
+    squares: list[torch.Tensor],
+    num_steps: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Updates the means of gradients and of their squares; returns AdamW's updates for a learning rate of 1.
+
+    Args:
+        num_steps: float64 scalar, with this step.
+    """
+    torch._foreach_lerp_(means, gradients, 1 - group.beta1)
+    torch._foreach_mul_(squares, group.beta2)
+    torch._foreach_addcmul_(squares, gradients, gradients, 1 - group.beta2)
+    correction = 1 - torch.pow(group.beta1, num_steps)
+    correction_of_squares = 1 - torch.pow(group.beta2, num_steps)
+    divisors = list(torch._foreach_sqrt(squares))
+    torch._foreach_div_(divisors, correction_of_squares.sqrt().float())
+    torch._foreach_add_(divisors, group.epsilon)
+    torch._foreach_mul_(divisors, correction.float())
+    return list(torch._foreach_div(means, divisors))
 
 
 def _muon_step(parameters: list[torch.Tensor], updates: list[torch.Tensor], lr: torch.Tensor) -> None:

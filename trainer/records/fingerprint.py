@@ -10,7 +10,7 @@ import typing
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Self
 
-from trainer.recipes import Recipe, TestTimeViews
+from trainer.recipes import ParamGroup, Recipe, TestTimeViews
 
 _ALWAYS_WRITTEN = {
     "Recipe": {
@@ -29,16 +29,19 @@ _ALWAYS_WRITTEN = {
         "test_time_views",
         "num_validation",
     },
-    "ParamGroup": {"lr", "momentum", "weight_decay", "muon"},
+    "ParamGroup": {"lr", "momentum", "weight_decay"},
     "Schedule": {"points"},
     "Augment": {"flip", "shift", "fill", "rotate_degrees", "scale"},
 }
 """The fields of version 0.1. All others are left out where they have their default, so that a new field, whose default
 changes nothing, keeps the digests of runs from before it. Add none here."""
 
-_NAMES_ON_DISK = {"param_groups": "rules", "muon": "orthogonalize"}
-"""Fields of a recipe and of its parameter groups that files know by an older name. The digests are over these names:
-with others, `config_sha256` and `setting_sha256` in ledgers would no longer match."""
+_NAMES_ON_DISK = {"param_groups": "rules"}
+"""Fields of a recipe that files know by an older name. The digests are over these names: with others, `config_sha256`
+and `setting_sha256` in ledgers would no longer match."""
+
+_MUON = "orthogonalize"
+"""The flag of a parameter group on disk that its optimizer is Muon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,8 @@ def _to_disk(value: Any) -> Any:
     """Returns a dataclass of numbers, texts, tuples, dicts and other dataclasses as JSON has it."""
     if is_dataclass(value) and not isinstance(value, type):
         written = (field for field in fields(value) if _is_written(field, value))
-        return {_NAMES_ON_DISK.get(field.name, field.name): _to_disk(getattr(value, field.name)) for field in written}
+        named = {_NAMES_ON_DISK.get(field.name, field.name): _to_disk(getattr(value, field.name)) for field in written}
+        return _group_to_disk(named) if isinstance(value, ParamGroup) else named
     if isinstance(value, dict):
         return {key: _to_disk(item) for key, item in value.items()}
     return [_to_disk(item) for item in value] if isinstance(value, list | tuple) else value
@@ -139,6 +143,7 @@ def _from_disk(kind: Any, value: Any) -> Any:
         known = {on_disk: name for name, on_disk in _NAMES_ON_DISK.items()}
         hints = typing.get_type_hints(kind)
         named = {known.get(name, name): item for name, item in value.items()}
+        named = _group_from_disk(named) if kind is ParamGroup else named
         if unknown := sorted(named.keys() - hints.keys()):
             raise ValueError(f"{kind.__name__} has no {', '.join(unknown)} in this version")
         return kind(**{name: _from_disk(hints[name], item) for name, item in named.items()})
@@ -155,6 +160,17 @@ def _from_disk(kind: Any, value: Any) -> Any:
         case typing.Annotated:
             return _from_disk(arguments[0], value)
     return value
+
+
+def _group_to_disk(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns a parameter group as version 0.1 wrote it, with a flag for Muon; another optimizer has its name."""
+    is_muon = values.get("optimizer") == "muon"
+    return {**{name: item for name, item in values.items() if not (is_muon and name == "optimizer")}, _MUON: is_muon}
+
+
+def _group_from_disk(values: dict[str, Any]) -> dict[str, Any]:
+    others = {name: item for name, item in values.items() if name != _MUON}
+    return {**others, "optimizer": "muon"} if values.get(_MUON) else others
 
 
 def _fits(kind: Any, value: Any) -> bool:

@@ -60,7 +60,7 @@ def test_muon_keeps_the_norm_of_filters_and_lowers_the_loss() -> None:
     filters = nn.Parameter(torch.randn(8, 4, 3, 3))
     target = torch.randn(8, 4, 3, 3)
     target *= 8**0.5 / target.norm()
-    optimizer = Optimizer([(ParamGroup(lr=0.05, momentum=0.6, muon=True), [filters])])
+    optimizer = Optimizer([(ParamGroup(lr=0.05, momentum=0.6, optimizer="muon"), [filters])])
     losses = []
     for _ in range(100):
         loss = (filters - target).square().sum()
