@@ -9,7 +9,7 @@ from typing import Literal
 
 from trainer.errors import ConfigError
 
-ParameterKind = Literal["stem", "filters", "matrices", "vectors"]
+ParameterKind = Literal["stem", "filters", "matrices", "vectors", "head"]
 OptimizerName = Literal["sgd", "muon", "adamw"]
 ClassWeights = Literal["none", "balanced"]
 BestBy = Literal["accuracy", "balanced-accuracy", "loss"]

@@ -46,6 +46,18 @@ class Recipe:
     """A name that `trainer.models.build_network` knows."""
     widths: tuple[int, ...] = ()
     """Channels of the network's stages, for networks that have a choice."""
+    weights: str | None = None
+    """File of weights to start from, `.pth`, `.pt` or `.safetensors`, or package:NAME, an installed Python package that
+    holds one. The last layer gets new weights if the file's is for another number of classes."""
+    pixel_mean: tuple[float, ...] = ()
+    """Mean of each channel, 0 to 255, by which images are normalised; empty: that of the training images, or the one
+    with which the weights were trained."""
+    pixel_std: tuple[float, ...] = ()
+    """Standard deviation of each channel, likewise. Give both or none."""
+    freeze_until: str | None = None
+    """Module of the network before which all weights stay as they are, and batch norms in evaluation mode."""
+    head_lr: float = 1.0
+    """Learning rate of the last layer, relative to what its parameter group says."""
     global_batch_size: int
     """Images per step, over all ranks together."""
     epochs: int
@@ -87,6 +99,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_number("clip_norm", self.clip_norm, 0, math.inf)
+        check_number("head_lr", self.head_lr, 0, math.inf)
         check_number("patience", self.patience, 0, math.inf)
         for name in ("ema_decay", "label_smoothing"):
             check_number(name, getattr(self, name), 0, 1, excludes_most=True)
