@@ -11,8 +11,10 @@ import tyro
 
 from convoy.options import option
 from trainer.errors import ConfigError
-from trainer.paths import default_data_dir, full_name
-from trainer.recipes import Precision, Recipe, find_recipe
+from trainer.paths import check_model_name, default_data_dir, full_name
+from trainer.recipe_fields import parse_assignments, set_fields
+from trainer.recipe_files import load_recipe
+from trainer.recipes import Precision, Recipe
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 Resume = Literal["auto", "never"]
@@ -23,7 +25,12 @@ class TrainConfig:
     """Trains a network by a recipe, evaluates it once on the test images, and writes everything to a run folder."""
 
     recipe: str = "mnist"
-    """The recipe; `convoy recipes` lists them all."""
+    """The recipe; `convoy recipes` lists them all. Or one of your own: FILE.py:NAME, or a run's run.toml."""
+    config: Annotated[Path | None, option("FILE", "none")] = None
+    """TOML file with options by these names, and values of --set in a table [set]; the command line wins over it. Each
+    run writes one, run.toml, with which the same weights can be trained again."""
+    set: Annotated[tuple[str, ...], option("FIELD=VALUE ...", "the recipe's fields")] = ()
+    """New values of the recipe's fields, such as augment.shift=2; `convoy recipes NAME` shows its fields."""
     dataset: Annotated[str | None, option("NAME", "the recipe's")] = None
     """The data set: a name that `convoy data list` shows, or folder:PATH, a folder with one folder for each class."""
     image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
@@ -52,6 +59,9 @@ class TrainConfig:
     """Precision of the forward pass. bfloat16 is used only where the hardware computes it faster than float32."""
     virtual_shards: Annotated[int | None, option("INT", "one shard for each rank")] = None
     """Number of parts of each batch, a power of two. Every number of ranks that divides it gives the same weights."""
+    grad_accumulation: int = 1
+    """Number of parts in which each rank computes its share of a batch, one after another, to need less memory. They
+    are shards as those of --virtual-shards, which has to give each rank at least as many."""
     save_every_s: float = 20.0
     """Seconds between checkpoints. The first checkpoints follow each other sooner."""
     save_every_steps: Annotated[int | None, option("INT", "by time only")] = None
@@ -65,7 +75,9 @@ class TrainConfig:
     export: bool = True
     """Publish the trained model in the model repository."""
     model_repository: Path = Path("models")
-    """Folder of the models to serve. The model gets the recipe's name."""
+    """Folder of the models to serve."""
+    name: Annotated[str | None, option("NAME", "that of the folder of images, or the recipe's")] = None
+    """Name of the published model."""
     promote: bool = False
     """Publish the model even if it is clearly worse than the newest version, or always predicts the same class."""
     thorough: bool = False
@@ -79,7 +91,7 @@ class TrainConfig:
         Raises:
             ConfigError: there is no such recipe, or a value is impossible.
         """
-        for name in ("epochs", "global_batch_size", "image_size", "save_every_steps"):
+        for name in ("epochs", "global_batch_size", "image_size", "grad_accumulation", "save_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{_flag(name)} {value}: must be at least 1")
@@ -90,12 +102,20 @@ class TrainConfig:
             raise ConfigError(f"--save-every-s {self.save_every_s}: must be a positive number")
         if not 0 <= self.hang_timeout_s < float("inf"):
             raise ConfigError(f"--hang-timeout-s {self.hang_timeout_s}: must be a positive number, or 0 for never")
-        recipe = find_recipe(self.recipe).with_augmentation(
+        if self.name is not None:
+            check_model_name(self.name)
+        recipe = load_recipe(self.recipe).with_augmentation(
             mirror=self.mirror, shift=self.shift, rotate_degrees=self.rotate_degrees, scale=self.scale
         )
         if self.global_batch_size is not None:
             recipe = recipe.with_global_batch_size(self.global_batch_size)
+        recipe = set_fields(recipe, self._fields_to_set())
         _check_virtual_shards(self.virtual_shards, recipe.global_batch_size)
+        if self.grad_accumulation > recipe.global_batch_size:
+            raise ConfigError(
+                f"--grad-accumulation {self.grad_accumulation} of a global batch of {recipe.global_batch_size} images: "
+                "use at most as many as images"
+            )
         groups = {kind: replace(group, lr=group.lr * self.lr_scale) for kind, group in recipe.param_groups.items()}
         return replace(
             recipe,
@@ -116,13 +136,35 @@ class TrainConfig:
             if value is not None and not 0 <= value <= most:
                 raise ConfigError(f"{_flag(name)} {value}: must be {range_in_words}")
 
+    def _fields_to_set(self) -> dict[str, str]:
+        values = parse_assignments(self.set)
+        for name in values:
+            option = option_of_field(name)
+            if option is not None and getattr(self, option) is not None:
+                raise ConfigError(f"{_flag(option)} {getattr(self, option)} and --set {name}={values[name]}: give one")
+        return values
+
     def options_of_result(self) -> dict[str, str]:
         """Returns the options that decide the run's result, which must be the same on all ranks."""
         names = (option.name for option in fields(self) if option.name not in _DECIDE_NO_RESULT)
         return {_flag(name): str(getattr(self, name)) for name in names}
 
 
+CHANGE_RECIPE = {
+    "set",
+    "dataset",
+    "epochs",
+    "global_batch_size",
+    "mirror",
+    "shift",
+    "rotate_degrees",
+    "scale",
+    "lr_scale",
+    "precision",
+}
+"""Options of a training run that change its recipe, which a run's `run.toml` holds as changed."""
 _DECIDE_NO_RESULT = {
+    "config",
     "data_dir",
     "run_dir",
     "save_every_s",
@@ -132,11 +174,26 @@ _DECIDE_NO_RESULT = {
     "hang_timeout_s",
     "export",
     "model_repository",
+    "name",
     "promote",
     "thorough",
     "export_views",
 }
 """Options of a training run that may differ between ranks: they change where and how it runs, not its computation."""
+
+
+_OPTIONS_OF_FIELDS = {
+    "augment.flip": "mirror",
+    "augment.shift": "shift",
+    "augment.rotate_degrees": "rotate_degrees",
+    "augment.scale": "scale",
+}
+
+
+def option_of_field(name: str) -> str | None:
+    """Returns the option of a training run that sets a recipe's field, too; None if there is none."""
+    option = _OPTIONS_OF_FIELDS.get(name, name)
+    return option if option in CHANGE_RECIPE else None
 
 
 def _flag(name: str) -> str:

@@ -1,6 +1,8 @@
 """Paths from the names of data sets and from the environment."""
 
 import os
+import re
+import unicodedata
 from pathlib import Path
 
 from trainer.errors import ConfigError
@@ -48,3 +50,25 @@ def expand_home(data_dir: Path) -> Path:
         raise ConfigError(
             f"{data_dir} is the folder for data sets, but this user has no home directory: give --data-dir"
         ) from error
+
+
+def check_model_name(name: str) -> None:
+    """Checks the name of a model, which is the name of a folder and a part of addresses.
+
+    Raises:
+        ConfigError: it is not valid.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ConfigError(
+            f"--name {name}: a model name consists of letters, digits, '_', '-' and '.', and starts with a letter or a "
+            "digit"
+        )
+
+
+def default_model_name(dataset: str, recipe: str) -> str:
+    """Returns the name of a run's model: the folder's of its images as far as it is valid, or the recipe's."""
+    root = image_folder(dataset)
+    if root is None:
+        return recipe
+    letters = unicodedata.normalize("NFKD", root.name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", letters).strip("-_.") or recipe

@@ -10,6 +10,7 @@ from trainer.errors import ExportError, TrainerError
 from trainer.export.quality import QualityError
 from trainer.export.repository import RepositoryModel, printable
 from trainer.loop.run import Run
+from trainer.paths import default_model_name
 from trainer.records.result import Result
 
 
@@ -44,7 +45,8 @@ def plan_export(run: Run, config: TrainConfig) -> ExportPlan | None:
     """
     if not config.export:
         return None
-    model = repository_model(run, config.model_repository, run.recipe.name)
+    name = config.name or default_model_name(run.recipe.dataset, run.recipe.name)
+    model = repository_model(run, config.model_repository, name)
     if run.world.is_main:
         try:
             model.check()

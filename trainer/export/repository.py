@@ -10,7 +10,6 @@ This module knows nothing about training and conversion.
 import contextlib
 import errno
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from convoy.images import SIGNIFICANT_BITS
 from protos.model_config_pb2 import TYPE_FP32, TYPE_UINT8, DataType, ModelConfig, ModelInput, ModelOutput
 from trainer.errors import ConfigError, ExportError
 from trainer.files import flush_to_disk
+from trainer.paths import check_model_name
 
 INPUT, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 CONFIG, LABELS, ONNX = "config.pbtxt", "labels.txt", "model.onnx"
@@ -53,11 +53,7 @@ class RepositoryModel:
     significant_bits: int | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
-            raise ConfigError(
-                f"--name {self.name}: a model name consists of letters, digits, '_', '-' and '.', and starts with a "
-                "letter or a digit"
-            )
+        check_model_name(self.name)
 
     @property
     def path(self) -> Path:

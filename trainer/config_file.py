@@ -1,0 +1,128 @@
+"""Files of options for a training run: `--config run.toml`, and the `run.toml` that each run writes.
+
+epochs = 5                  # options by their names, with - or _
+[set]
+augment.shift = 2           # as --set augment.shift=2
+[recipe]                    # a whole recipe, as a run writes it, in place of `recipe = "NAME"`
+"""
+
+import typing
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from trainer.config import CHANGE_RECIPE, TrainConfig, option_of_field
+from trainer.errors import ConfigError, unknown_name
+from trainer.files import write_atomically
+from trainer.recipe_fields import as_text, flatten, parse_assignments, recipe_to_table
+from trainer.recipe_files import TABLE, read_toml
+from trainer.recipes import Recipe
+from trainer.typed_values import convert
+
+RUN_TOML = "run.toml"
+_NOT_WRITTEN = {"recipe", "config", "run_dir", "resume"} | CHANGE_RECIPE
+"""Options that are in the table of the recipe, or belong to one call."""
+
+
+def read_config_file(path: Path) -> TrainConfig:
+    """Returns the options of a file.
+
+    Raises:
+        ConfigError: it cannot be read, has an option that does not exist, or an impossible value.
+    """
+    hints = typing.get_type_hints(TrainConfig, include_extras=True)
+    options: dict[str, Any] = {}
+    for key, value in read_toml(path).items():
+        name = key.replace("-", "_")
+        if name == "set" and isinstance(value, dict):
+            options["set"] = tuple(f"{field}={as_text(item)}" for field, item in flatten(value).items())
+        elif name == TABLE and isinstance(value, dict):
+            options["recipe"] = str(path)
+        elif name not in hints or name == "config":
+            known = [each.replace("_", "-") for each in hints if each != "config"]
+            raise ConfigError(f"{path}: {unknown_name('option', key, known)}")
+        else:
+            options[name] = _convert(hints[name], value, path, key)
+    return TrainConfig(**options)
+
+
+def combine(file: TrainConfig, line: TrainConfig, given: Collection[str]) -> TrainConfig:
+    """Returns the options of a file and of a command line, which wins.
+
+    Args:
+        line: the command line's options; those that it does not give are the file's already, but for `set`.
+        given: the names of the options on the command line, such as `--recipe`.
+    """
+    of_file, of_line = parse_assignments(file.set), parse_assignments(line.set)
+    overridden = {option for name in of_line if (option := option_of_field(name)) and _flag(option) not in given}
+    kept = {name: value for name, value in of_file.items() if _flag(option_of_field(name) or "") not in given}
+    values = kept | of_line
+    defaults = {option: getattr(TrainConfig(), option) for option in overridden}
+    return replace(line, **defaults, set=tuple(f"{name}={value}" for name, value in values.items()), config=None)
+
+
+def write_config_file(path: Path, config: TrainConfig, recipe: Recipe) -> None:
+    """Writes the file with which the weights of a run can be trained again.
+
+    Args:
+        config: the run's options.
+        recipe: as the run computes it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    import tomli_w
+
+    default = TrainConfig()
+    options = {
+        field.name.replace("_", "-"): _plain(getattr(config, field.name))
+        for field in fields(TrainConfig)
+        if field.name not in _NOT_WRITTEN
+        and (field.name == "seed" or getattr(config, field.name) != getattr(default, field.name))
+    }
+    header = f"# Written by a run of Convoy. `convoy train --config {path.name}` trains the same weights again.\n\n"
+    write_atomically(path, (header + tomli_w.dumps({**options, TABLE: recipe_to_table(recipe)})).encode())
+
+
+def move_to_end(arguments: Sequence[str], option: str, is_value: Callable[[str], bool]) -> list[str]:
+    """Returns a command line with all values of an option together at its end, where they swallow no other argument.
+
+    Args:
+        option: with any number of values, at least one; it may be given several times.
+        is_value: tells the values after the first from what follows them, such as the folder of `--set a=1 photos/`.
+    """
+    others: list[str] = []
+    values: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if name != option:
+            others.append(argument)
+            continue
+        if equals:
+            values.append(value)
+        else:
+            values.append(rest.pop(0) if rest and not rest[0].startswith("--") else "")
+        while rest and not rest[0].startswith("--") and is_value(rest[0]):
+            values.append(rest.pop(0))
+    return [*others, option, *values] if values else others
+
+
+def _convert(kind: Any, value: Any, path: Path, key: str) -> Any:
+    try:
+        return convert(kind, value, key)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Returns an option's value as TOML has it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
