@@ -143,11 +143,28 @@ def fit_image(image: "Image", shape: tuple[int, int, int], *, significant_bits: 
         Pixels, uint8 [C, H, W].
     """
     num_channels, height, width = shape
-    image = _with_mode(_to_eight_bits(image, significant_bits), "L" if num_channels == 1 else "RGB")
+    image = _with_channels(image, num_channels, significant_bits)
     if image.size != (width, height):
         image = _resize_and_crop(image, width, height)
-    pixels = np.asarray(image)
-    return pixels[None] if num_channels == 1 else pixels.transpose(2, 0, 1)
+    return _pixels_of(image)
+
+
+def resize_image(image: "Image", shape: tuple[int, int, int], *, significant_bits: int = 16) -> Pixels:
+    """Converts what `upright_and_opaque` returns as `fit_image` does, and resizes it without regard to its shape.
+
+    Args:
+        image: an image without transparency.
+        shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB.
+        significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
+
+    Returns:
+        Pixels, uint8 [C, H, W].
+    """
+    from PIL import Image
+
+    num_channels, height, width = shape
+    image = _with_channels(image, num_channels, significant_bits)
+    return _pixels_of(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def is_grey_of_sixteen_bits(image: "Image") -> bool:
@@ -213,6 +230,16 @@ def _to_eight_bits(image: "Image", significant_bits: int) -> "Image":
         return image
     values = np.asarray(image).clip(0, (1 << significant_bits) - 1)
     return Image.fromarray((values >> (significant_bits - 8)).astype(np.uint8))
+
+
+def _with_channels(image: "Image", num_channels: int, significant_bits: int) -> "Image":
+    return _with_mode(_to_eight_bits(image, significant_bits), "L" if num_channels == 1 else "RGB")
+
+
+def _pixels_of(image: "Image") -> Pixels:
+    """Returns the pixels of an image with 8 bits, [C, H, W]."""
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _on_white(image: "Image") -> "Image":

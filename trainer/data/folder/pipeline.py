@@ -1,0 +1,140 @@
+"""Decodes images in threads, ahead of their use. The decoders release Python's lock while they work.
+
+The threads decide nothing: each image is decoded by its number and its box alone, into its place in the batch.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from convoy.cpus import num_available_cpus
+from convoy.images import Pixels
+from trainer.data.folder.decoder import Box
+
+_MAX_PER_TASK = 8
+"""Images that a thread decodes one after the other: a task costs 30 µs, an image at least ten times as much."""
+
+
+class ImageFiles(Protocol):
+    """Images that are decoded one at a time."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of each image."""
+
+    def decode(self, index: int, box: Box | None) -> Pixels:
+        """Decodes one image, uint8 `[C, H, W]`; several threads call this at once.
+
+        Args:
+            index: number of the image.
+            box: the part to decode; None for the image as evaluation and serving prepare it.
+
+        Raises:
+            DataError: the file has changed, is gone or is damaged; the message names it.
+        """
+
+
+class DecodedBatch:
+    """A batch that is being decoded.
+
+    Args:
+        images: uint8 `[B, C, H, W]`, into which the tasks decode.
+        tasks: either begun, or run one after the other by `result`.
+    """
+
+    def __init__(self, images: torch.Tensor, tasks: list["Future[None]"] | list[Callable[[], None]]) -> None:
+        self._images = images
+        self._tasks = tasks
+
+    def is_ready(self, timeout_s: float = 0.0) -> bool:
+        """Returns whether `result` need not wait for other threads, or has an error to raise; waits for that."""
+        begun = [task for task in self._tasks if isinstance(task, Future)]
+        return not begun or not wait(begun, timeout_s, return_when=FIRST_EXCEPTION).not_done or _has_failed(begun)
+
+    def result(self) -> torch.Tensor:
+        """Waits for the images.
+
+        Raises:
+            DataError: an image cannot be decoded.
+        """
+        for task in self._tasks:
+            if isinstance(task, Future):
+                task.result()
+            else:
+                task()
+        self._tasks = []
+        return self._images
+
+
+class DecodePool:
+    """Threads that decode batches, in the order in which they are begun.
+
+    Args:
+        files: the images.
+        num_workers: number of threads; 0 to decode in the thread that calls `DecodedBatch.result`.
+        pin_memory: decodes into memory from which a GPU copies by itself.
+    """
+
+    def __init__(self, files: ImageFiles, num_workers: int, *, pin_memory: bool = False) -> None:
+        self._files = files
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode") if num_workers else None
+
+    def begin(self, indices: torch.Tensor, boxes: torch.Tensor | None = None) -> DecodedBatch:
+        """Begins to decode a batch.
+
+        Args:
+            indices: int64 `[B]`.
+            boxes: float32 `[B, 4]`, the part of each image; None for images as evaluation and serving prepare them.
+        """
+        images = torch.empty(len(indices), *self._files.shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        per_task = max(1, min(_MAX_PER_TASK, len(indices) // max(1, 2 * self._num_workers)))
+        tasks: list[Callable[[], None]] = [
+            partial(self._decode, images[part], indices[part].tolist(), None if boxes is None else boxes[part].tolist())
+            for part in (slice(start, start + per_task) for start in range(0, len(indices), per_task))
+        ]
+        return DecodedBatch(images, tasks if self._pool is None else [self._pool.submit(task) for task in tasks])
+
+    def close(self) -> None:
+        """Cancels what has not begun and waits for the rest."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _decode(self, images: torch.Tensor, indices: list[int], boxes: list[Box] | None) -> None:
+        target = images.numpy()
+        for position, index in enumerate(indices):
+            target[position] = self._files.decode(index, None if boxes is None else boxes[position])
+
+
+def decode_chunks(
+    files: ImageFiles, indices: torch.Tensor, size: int, num_workers: int | None = None
+) -> Iterator[torch.Tensor]:
+    """Yields images as evaluation and serving prepare them, in order; decodes the next chunk while the caller works.
+
+    Args:
+        files: the images.
+        indices: int64 `[N]`.
+        size: number of images of a chunk; the last one may have fewer.
+        num_workers: number of threads; None for one for each CPU.
+
+    Raises:
+        DataError: an image cannot be decoded.
+    """
+    with closing(DecodePool(files, num_available_cpus() if num_workers is None else num_workers)) as pool:
+        pending: DecodedBatch | None = None
+        for start in range(0, len(indices), size):
+            begun = pool.begin(indices[start : start + size])
+            if pending is not None:
+                yield pending.result()
+            pending = begun
+        if pending is not None:
+            yield pending.result()
+
+
+def _has_failed(tasks: list["Future[None]"]) -> bool:
+    return any(task.done() and task.exception() is not None for task in tasks)
