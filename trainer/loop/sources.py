@@ -3,13 +3,16 @@
 A batch is a pure function of its step: no source has a state that a checkpoint would have to hold.
 """
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
+from trainer.data import ImageSet
+from trainer.data.folder.pipeline import ImageFiles
 from trainer.loop.run import Run
 from trainer.loop.samples import EpochSamples, StepShare
 from trainer.loop.step import Batch
+from trainer.loop.streamed import StreamedSource
 
 
 class BatchSource(Protocol):
@@ -30,8 +33,9 @@ class BatchSource(Protocol):
 
 
 def open_source(run: Run) -> BatchSource:
-    """Returns the source of a run's batches."""
-    return ResidentSource(run)
+    """Returns the source of a run's batches: resident for images in memory, streamed for those in files."""
+    train = run.dataset.train
+    return ResidentSource(run) if isinstance(train, ImageSet) else StreamedSource(run, cast(ImageFiles, train))
 
 
 class ResidentSource:

@@ -26,6 +26,10 @@ class ImageFiles(Protocol):
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of each image."""
 
+    @property
+    def sizes(self) -> torch.Tensor:
+        """Int32 [N, 2], height and width of each file's image as a viewer shows it."""
+
     def decode(self, index: int, box: Box | None) -> Pixels:
         """Decodes one image, uint8 `[C, H, W]`; several threads call this at once.
 
