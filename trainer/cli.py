@@ -18,6 +18,7 @@ from trainer.ranks.environment import RankEnvironment
 from trainer.signals import StopRequest
 
 if TYPE_CHECKING:
+    from trainer.config_file import CommandLine
     from trainer.studies import Study
 
 # Set before torch is loaded: its warnings of lost connections are C++ stack traces, and our own line is enough.
@@ -34,10 +35,11 @@ def train_command(arguments: Sequence[str], prog: str = "trainer/main.py") -> No
     """Trains one run."""
     from trainer.config import TrainConfig
 
-    config = parse(TrainConfig, arguments, prog=prog)
+    line = read_command_line(arguments)
+    config = parse(TrainConfig, line.arguments, prog=prog, default=line.default)
     from trainer.train import train  # imports torch, which --help and a faulty command line need not wait for
 
-    run_command(lambda: train(config))
+    run_command(lambda: train(line.combine(config)))
 
 
 def evaluate_command(arguments: Sequence[str], prog: str) -> NoReturn:
@@ -85,16 +87,25 @@ def study_command(arguments: Sequence[str], prog: str) -> int:
 
 
 def recipes_command(arguments: Sequence[str], prog: str) -> int:
-    """Prints one line for each recipe."""
+    """Prints one line for each recipe, or all fields of one."""
     from trainer.recipes import RECIPES
 
+    if len(arguments) == 1 and not arguments[0].startswith("-"):
+        run_command(lambda: _print_recipe(arguments[0]))
     if arguments:
-        print(f"usage: {prog}\n\nLists what can be trained.")
+        print(f"usage: {prog} [RECIPE]\n\nLists what can be trained, or all fields of a recipe, for --set FIELD=VALUE.")
         return 0 if arguments[0] in ("-h", "--help") else 2
     width = max(map(len, RECIPES))
     for recipe in RECIPES.values():
         print(f"{recipe.name:{width}s}  {recipe.summary}")
     return 0
+
+
+def _print_recipe(reference: str) -> None:
+    from trainer.recipe_fields import describe_recipe
+    from trainer.recipe_files import load_recipe
+
+    print("\n".join(describe_recipe(load_recipe(reference))))
 
 
 def data_command(arguments: Sequence[str], prog: str) -> NoReturn:
@@ -119,10 +130,27 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int | None]] = {
 }
 
 
-def parse(kind: type[T], arguments: Sequence[str], *, prog: str) -> T:
+def read_command_line(arguments: Sequence[str]) -> "CommandLine":
+    """Reads the file that the command line of a training names with `--config`. A faulty file ends the process."""
+    from trainer.config_file import CommandLine
+
+    try:
+        return CommandLine.read(arguments)
+    except ConfigError as error:
+        if _environment().is_main:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            time.sleep(LINGER_S)
+        sys.exit(error.exit_code)
+
+
+def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
     """Parses the command line into a dataclass.
 
     A faulty command line, or `--help`, ends the process. Under torchrun only rank 0 prints.
+
+    Args:
+        default: has the values of options that the command line does not give.
     """
     is_main = _environment().is_main
     import tyro
@@ -130,7 +158,7 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str) -> T:
     silence = contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO())
     try:
         with silence, contextlib.redirect_stderr(sys.stderr if is_main else io.StringIO()):
-            return tyro.cli(kind, args=arguments, prog=prog)
+            return tyro.cli(kind, args=arguments, prog=prog, default=default)
     except SystemExit:
         if not is_main:
             time.sleep(LINGER_S)

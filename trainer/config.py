@@ -11,6 +11,7 @@ import tyro
 
 from convoy.options import option
 from trainer.errors import ConfigError
+from trainer.network_files import check_fine_tuning, with_files
 from trainer.paths import check_model_name, default_data_dir, full_name
 from trainer.recipe_fields import parse_assignments, set_fields
 from trainer.recipe_files import load_recipe
@@ -33,6 +34,15 @@ class TrainConfig:
     """New values of the recipe's fields, such as augment.shift=2; `convoy recipes NAME` shows its fields."""
     dataset: Annotated[str | None, option("NAME", "the recipe's")] = None
     """The data set: a name that `convoy data list` shows, or folder:PATH, a folder with one folder for each class."""
+    network: Annotated[str | None, option("NAME", "the recipe's")] = None
+    """The network: one of Convoy's, torchvision:NAME, timm:NAME, or a class or function of your own, FILE.py:NAME."""
+    weights: Annotated[str | None, option("FILE", "the recipe's")] = None
+    """File of weights to start from: .pth, .pt or .safetensors. Convoy runs no code from it. The last layer gets new
+    weights if the file's is for another number of classes."""
+    freeze_until: Annotated[str | None, option("MODULE", "the recipe's")] = None
+    """Module of the network, such as layer4, before which no weights and no statistics change."""
+    head_lr: Annotated[float | None, option("FLOAT", "the recipe's")] = None
+    """Learning rate of the last layer, as a multiple of the others'."""
     image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
     """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
     data_dir: Path = field(default_factory=default_data_dir)
@@ -117,13 +127,19 @@ class TrainConfig:
                 "use at most as many as images"
             )
         groups = {kind: replace(group, lr=group.lr * self.lr_scale) for kind, group in recipe.param_groups.items()}
-        return replace(
+        recipe = replace(
             recipe,
             dataset=full_name(self.dataset or recipe.dataset),
+            network=self.network or recipe.network,
+            weights=self.weights or recipe.weights,
+            freeze_until=self.freeze_until or recipe.freeze_until,
+            head_lr=recipe.head_lr if self.head_lr is None else self.head_lr,
             epochs=self.epochs or recipe.epochs,
             param_groups=groups,
             precision=self.precision or recipe.precision,
         )
+        check_fine_tuning(recipe)
+        return with_files(recipe)
 
     def _check_augmentation(self) -> None:
         limits = {
@@ -153,6 +169,10 @@ class TrainConfig:
 CHANGE_RECIPE = {
     "set",
     "dataset",
+    "network",
+    "weights",
+    "freeze_until",
+    "head_lr",
     "epochs",
     "global_batch_size",
     "mirror",
@@ -165,6 +185,8 @@ CHANGE_RECIPE = {
 """Options of a training run that change its recipe, which a run's `run.toml` holds as changed."""
 _DECIDE_NO_RESULT = {
     "config",
+    "network",  # the recipe's name and digest of it, and those of the weights, are checked
+    "weights",
     "data_dir",
     "run_dir",
     "save_every_s",
@@ -235,7 +257,7 @@ class ExportConfig:
     """The run folder."""
     model_repository: Path = Path("models")
     """Folder of the models to serve."""
-    name: Annotated[str | None, option("NAME", "the recipe's, with -int8 after it for --int8")] = None
+    name: Annotated[str | None, option("NAME", "as the training says, with -int8 after it for --int8")] = None
     """Name of the model in the repository."""
     int8: bool = False
     """Publish the model in int8, as a model of its own, if that costs at most 0.1 points of validation accuracy."""

@@ -7,14 +7,13 @@ augment.shift = 2           # as --set augment.shift=2
 """
 
 import typing
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from trainer.config import CHANGE_RECIPE, TrainConfig, option_of_field
 from trainer.errors import ConfigError, unknown_name
-from trainer.files import write_atomically
 from trainer.recipe_fields import as_text, flatten, parse_assignments, recipe_to_table
 from trainer.recipe_files import TABLE, read_toml
 from trainer.recipes import Recipe
@@ -47,19 +46,62 @@ def read_config_file(path: Path) -> TrainConfig:
     return TrainConfig(**options)
 
 
-def combine(file: TrainConfig, line: TrainConfig, given: Collection[str]) -> TrainConfig:
-    """Returns the options of a file and of a command line, which wins.
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """The command line of a training, which wins over the file that its `--config` names.
 
     Args:
-        line: the command line's options; those that it does not give are the file's already, but for `set`.
-        given: the names of the options on the command line, such as `--recipe`.
+        arguments: for the parser.
+        on_line: the options on the command line, such as `--global-batch-size`, and `--mirror` for `--no-mirror`.
+        file: the options of the file; the defaults without one.
     """
-    of_file, of_line = parse_assignments(file.set), parse_assignments(line.set)
-    overridden = {option for name in of_line if (option := option_of_field(name)) and _flag(option) not in given}
-    kept = {name: value for name, value in of_file.items() if _flag(option_of_field(name) or "") not in given}
-    values = kept | of_line
-    defaults = {option: getattr(TrainConfig(), option) for option in overridden}
-    return replace(line, **defaults, set=tuple(f"{name}={value}" for name, value in values.items()), config=None)
+
+    arguments: list[str]
+    on_line: frozenset[str]
+    file: TrainConfig
+
+    @classmethod
+    def read(cls, arguments: Sequence[str]) -> Self:
+        """Reads the file of a command line, if it names one.
+
+        Raises:
+            ConfigError: as in `read_config_file`.
+        """
+        names = {argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
+        names |= {f"--{name.removeprefix('--no-')}" for name in names if name.startswith("--no-")}
+        file = TrainConfig()
+        for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+            if argument.startswith("--config"):
+                name, equals, value = argument.partition("=")
+                file = read_config_file(Path(value if equals else following)) if name == "--config" else file
+        return cls(_values_last(arguments, "--set", lambda text: "=" in text), frozenset(names), file)
+
+    @property
+    def default(self) -> TrainConfig:
+        """The values of options that the command line does not give, for the parser."""
+        return replace(self.file, set=())
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The options on the command line and in the file."""
+        default = TrainConfig()
+        names = (field.name for field in fields(TrainConfig))
+        return self.on_line | {_flag(name) for name in names if getattr(self.file, name) != getattr(default, name)}
+
+    def combine(self, parsed: TrainConfig) -> TrainConfig:
+        """Returns the parsed options with the file's values of `--set` that the command line leaves as they are."""
+        of_line = parse_assignments(parsed.set)
+        of_file = {
+            name: value
+            for name, value in parse_assignments(self.file.set).items()
+            if _flag(option_of_field(name) or "") not in self.on_line
+        }
+        values = tuple(f"{name}={value}" for name, value in (of_file | of_line).items())
+        options = {
+            option for name in of_line if (option := option_of_field(name)) and _flag(option) not in self.on_line
+        }
+        unset = {option: getattr(TrainConfig(), option) for option in options}
+        return replace(parsed, **unset, set=values, config=None)
 
 
 def write_config_file(path: Path, config: TrainConfig, recipe: Recipe) -> None:
@@ -74,6 +116,8 @@ def write_config_file(path: Path, config: TrainConfig, recipe: Recipe) -> None:
     """
     import tomli_w
 
+    from trainer.files import write_atomically  # imports torch, which a command line need not wait for
+
     default = TrainConfig()
     options = {
         field.name.replace("_", "-"): _plain(getattr(config, field.name))
@@ -85,7 +129,7 @@ def write_config_file(path: Path, config: TrainConfig, recipe: Recipe) -> None:
     write_atomically(path, (header + tomli_w.dumps({**options, TABLE: recipe_to_table(recipe)})).encode())
 
 
-def move_to_end(arguments: Sequence[str], option: str, is_value: Callable[[str], bool]) -> list[str]:
+def _values_last(arguments: Sequence[str], option: str, is_value: Callable[[str], bool]) -> list[str]:
     """Returns a command line with all values of an option together at its end, where they swallow no other argument.
 
     Args:

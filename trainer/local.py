@@ -11,7 +11,7 @@ import tyro
 
 from convoy.options import option
 from trainer.advice import choose_batch_and_epochs, has_few_steps
-from trainer.cli import parse, run_command
+from trainer.cli import parse, read_command_line, run_command
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.paths import FOLDER_PREFIX, image_folder
@@ -39,9 +39,9 @@ class LocalTrainConfig:
 
 def local_train_command(arguments: Sequence[str]) -> NoReturn:
     """Runs `convoy train`, in this process or, for several ranks, by torchrun in its place."""
-    config = parse(LocalTrainConfig, arguments, prog="convoy train")
-    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
-    run_command(lambda: _train(config, given))
+    line = read_command_line(arguments)
+    config = parse(LocalTrainConfig, line.arguments, prog="convoy train", default=LocalTrainConfig(run=line.default))
+    run_command(lambda: _train(replace(config, run=line.combine(config.run)), line.given))
 
 
 def _train(config: LocalTrainConfig, given: Collection[str]) -> None:
@@ -131,6 +131,8 @@ def as_arguments(config: TrainConfig) -> Iterator[str]:
             continue
         if isinstance(value, bool):
             yield f"--{flag}" if value else f"--no-{flag}"
+        elif isinstance(value, tuple):
+            yield from (f"--{flag}", *map(str, value))
         else:
             yield from (f"--{flag}", str(value))
 

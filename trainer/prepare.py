@@ -9,9 +9,11 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
 from trainer.errors import ConfigError, MismatchError
 from trainer.evaluation.ledger import Ledger
+from trainer.network_files import without_paths
 from trainer.ranks.consistency import check_same, code_sha256, processor
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
+from trainer.records.fingerprint import recipe_sha256
 from trainer.records.run_folder import RunFolder
 
 
@@ -48,6 +50,10 @@ def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World
         "the code of the trainer": code_sha256(),
         "the version of torch": str(torch.__version__),
         "the data set": dataset.sha256,
+        "the recipe": recipe_sha256(recipe),
+        "--network": without_paths(recipe).network,
+        "the content of --network": recipe.file_sha256.get("network", ""),
+        "the content of --weights": recipe.file_sha256.get("weights", ""),
         "--precision, as the hardware has it,": recipe.precision,
         **({"the processor": processor(world.device)} if config.virtual_shards else {}),
     }

@@ -6,6 +6,7 @@ Knows no particular field, so that a new field of a recipe can be set at once. I
 import ast
 import inspect
 import math
+import textwrap
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.recipes import Recipe
-from trainer.typed_values import as_text, convert, parse, unknown_field
+from trainer.typed_values import as_text, convert, describe_kind, parse, unknown_field
 
 FIXED = ("name", "summary", "file_sha256")
 """Fields that no command line sets."""
@@ -21,11 +22,8 @@ LIMITS = {
     "global_batch_size": (1, math.inf),
     "epochs": (1, math.inf),
     "num_validation": (1, math.inf),
-    "label_smoothing": (0, 1),
-    "augment.rotate_degrees": (0, 180),
-    "augment.scale": (0, 0.9),
 }
-"""Smallest and largest value of a field; all other numbers must not be negative."""
+"""Smallest and largest value of a field; other numbers must not be negative, and a recipe's parts check themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +64,19 @@ def set_fields(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
     return recipe
 
 
+def describe_recipe(recipe: Recipe) -> Iterator[str]:
+    """Yields lines with all fields of a recipe, their values, types and help, for the user."""
+    yield f"{recipe.name}: {recipe.summary}"
+    yield ""
+    told: set[str] = set()
+    for field in list_fields(recipe):
+        yield f"{field.name} = {as_text(field.value)}"
+        help_line = f"{field.help} [{describe_kind(field.kind)}]".strip()
+        if help_line not in told:  # the same for each group of parameters
+            yield from textwrap.wrap(help_line, 100, initial_indent="    ", subsequent_indent="    ")
+        told.add(help_line)
+
+
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
     """Returns the values of `FIELD=VALUE` texts by their fields; of several for one field, the last.
 
@@ -76,7 +87,10 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"--set {assignment}: write FIELD=VALUE, such as augment.shift=2")
+            what = f"--set {assignment}".strip()
+            raise ConfigError(
+                f"{what}: write FIELD=VALUE, such as augment.shift=2; `convoy recipes NAME` shows a recipe's fields"
+            )
         values[name.strip()] = value.strip()
     return values
 
@@ -145,34 +159,30 @@ def _help_of(kind: type) -> dict[str, str]:
 def _set_field(holder: Any, path: str, full_path: str, text: str, recipe: Recipe) -> Any:
     """Returns a dataclass, or a dict of dataclasses, with the field at a dotted path set."""
     name, _, rest = path.partition(".")
+    hints = dict.fromkeys(holder) if isinstance(holder, dict) else typing.get_type_hints(type(holder))
     if full_path in FIXED:
         raise ConfigError(f"--set {full_path}: the recipe's own {full_path} cannot be set")
-    if isinstance(holder, dict):
-        if name not in holder:
-            raise unknown_field(full_path, _names(recipe))
-        if not rest:
-            raise _is_a_table(full_path, recipe)
-        return {**holder, name: _set_field(holder[name], rest, full_path, text, recipe)}
-    hints = typing.get_type_hints(type(holder))
     if name not in hints:
         raise unknown_field(full_path, _names(recipe))
-    old = getattr(holder, name)
+    old = holder[name] if isinstance(holder, dict) else getattr(holder, name)
     nested = old if old is not None else _new_nested(hints[name])
-    if isinstance(nested, dict) or is_dataclass(nested):
-        if rest:
-            return replace(holder, **{name: _set_field(nested, rest, full_path, text, recipe)})
-        if is_dataclass(old) or old:  # a table that can be None may be set to `none` or left out
-            raise _is_a_table(full_path, recipe)
-    elif rest:
-        raise ConfigError(f"--set {full_path}: {full_path.removesuffix(f'.{rest}')} has no fields of its own")
-    value = parse(hints[name], text, full_path)
-    _check_limits(full_path, value)
-    return holder if value == old and type(value) is not bool else replace(holder, **{name: value})
-
-
-def _is_a_table(name: str, recipe: Recipe) -> ConfigError:
-    names = (each for each in _names(recipe) if each.startswith(f"{name}."))
-    return ConfigError(f"--set {name}: set one of its fields: {', '.join(names)}")
+    if rest:
+        if not (isinstance(nested, dict) or is_dataclass(nested)):
+            raise ConfigError(f"--set {full_path}: {full_path.removesuffix(f'.{rest}')} has no fields of its own")
+        value = _set_field(nested, rest, full_path, text, recipe)
+    elif is_dataclass(old) or isinstance(old, dict):
+        names = (each for each in _names(recipe) if each.startswith(f"{full_path}."))
+        raise ConfigError(f"--set {full_path}: set one of its fields: {', '.join(names)}")
+    else:
+        value = parse(hints[name], text, full_path)
+        _check_limits(full_path, value)
+        value = old if value == old else value  # 10 for 10.0: digests know the difference
+    if isinstance(holder, dict):
+        return {**holder, name: value}
+    try:
+        return replace(holder, **{name: value})
+    except ConfigError as error:
+        raise ConfigError(f"--set {full_path}={text}: {error}") from None
 
 
 def _names(recipe: Recipe) -> list[str]:

@@ -40,7 +40,7 @@ def convert(kind: Any, value: Any, name: str) -> Any:
             return _convert_items(kind, value, name)
     elif _is_plain(kind, value):
         return Path(value) if kind is Path else value
-    raise ConfigError(f"{name} = {as_text(value)}: must be {describe_kind(kind)}")
+    raise ConfigError(f"{name} = {_as_item(value)}: must be {describe_kind(kind)}")
 
 
 def _is_plain(kind: Any, value: Any) -> bool:
@@ -62,7 +62,7 @@ def _convert_items(kind: Any, value: Any, name: str) -> Any:
         }
     kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
     if len(kinds) != len(value):
-        raise ConfigError(f"{name} = {as_text(value)}: must be {describe_kind(kind)}")
+        raise ConfigError(f"{name} = {_as_item(value)}: must be {describe_kind(kind)}")
     return tuple(convert(*pair, name) for pair in zip(kinds, value, strict=True))
 
 
@@ -77,7 +77,7 @@ def _convert_union(kind: Any, value: Any, name: str) -> Any:
         except ConfigError:
             if len(arms) == 1 and is_dataclass(arm) and isinstance(value, Mapping):
                 raise  # names the field of the table
-    raise ConfigError(f"{name} = {as_text(value)}: must be {describe_kind(kind)}")
+    raise ConfigError(f"{name} = {_as_item(value)}: must be {describe_kind(kind)}")
 
 
 def parse(kind: Any, text: str, name: str) -> Any:

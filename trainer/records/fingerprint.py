@@ -61,7 +61,7 @@ class Fingerprint:
     ) -> Self:
         """Returns the fingerprint of a run that is about to begin."""
         values = {
-            "recipe": _to_disk(recipe),
+            "recipe": _to_disk(without_paths(recipe)),
             "seed": seed,
             "image_size": image_size,
             "dataset_sha256": dataset_sha256,
@@ -180,6 +180,11 @@ def _fits(kind: Any, value: Any) -> bool:
     if isinstance(value, list):
         return typing.get_origin(kind) in (list, tuple)
     return kind is not types.NoneType
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """Returns the digest of a recipe's values."""
+    return _digest(_to_disk(recipe))
 
 
 def _digest(values: Any) -> str:

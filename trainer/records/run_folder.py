@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trainer.config import Resume, TrainConfig
+from trainer.config_file import RUN_TOML, write_config_file
 from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError, TrainerError, reading, writing
 from trainer.files import create_folder, is_temporary, locked, write_json
-from trainer.paths import image_folder
+from trainer.paths import default_model_name, image_folder
 from trainer.ranks.failure import FAILURE_FILE
 from trainer.ranks.world import World
+from trainer.recipe_files import read_toml
 from trainer.recipes import Recipe
 from trainer.records.fingerprint import Fingerprint
 from trainer.records.origin import Origin
@@ -118,6 +120,24 @@ class RunFolder:
                     content = {"fingerprint": self.fingerprint.values, "started_with": started_with}
                     write_json(self.config_path, content)
         world.barrier()
+
+    def keep_settings(self, config: TrainConfig, recipe: Recipe) -> None:
+        """Writes `run.toml`, unless there is one; the main rank calls this.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        path = self.path / RUN_TOML
+        with writing(path):
+            if not path.exists():
+                write_config_file(path, config, recipe)
+
+    @property
+    def model_name(self) -> str:
+        """The name of the run's model: that of its `--name`, or its default."""
+        path = self.path / RUN_TOML
+        chosen = read_toml(path).get("name") if path.exists() else None
+        return str(chosen) if chosen else default_model_name(self.fingerprint.dataset, self.fingerprint.recipe.name)
 
     def create_for_failure(self) -> Path | None:
         """Creates the folder for a failure before `enter`.
