@@ -183,8 +183,8 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def recipe_sha256(recipe: Recipe) -> str:
-    """Returns the digest of a recipe's values."""
-    return _digest(_to_disk(recipe))
+    """Returns the digest of a recipe, wherever its files are."""
+    return _digest(_to_disk(without_paths(recipe)))
 
 
 def _digest(values: Any) -> str:
