@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from trainer.config import CHANGE_RECIPE, TrainConfig, option_of_field
 from trainer.errors import ConfigError, unknown_name
+from trainer.files import write_atomically
 from trainer.recipe_fields import as_text, flatten, parse_assignments, recipe_to_table
 from trainer.recipe_files import TABLE, read_toml
 from trainer.recipes import Recipe
@@ -115,8 +116,6 @@ def write_config_file(path: Path, config: TrainConfig, recipe: Recipe) -> None:
         OSError: it cannot be written.
     """
     import tomli_w
-
-    from trainer.files import write_atomically  # imports torch, which a command line need not wait for
 
     default = TrainConfig()
     options = {

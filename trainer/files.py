@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-import torch
-
 MAX_NAME_BYTES = 255
 """The longest name of a file or folder that Linux's file systems take."""
 
@@ -173,6 +171,8 @@ def save_tensors(value: Any, file: BinaryIO) -> None:
         OSError: the file cannot be written, for example because the disk is full.
     """
     writer = _ErrorKeepingWriter(file)
+    import torch  # takes seconds, and only this function needs it
+
     torch.save(value, cast(IO[bytes], writer))
     if writer.error is not None:
         raise writer.error
