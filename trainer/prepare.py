@@ -50,10 +50,10 @@ def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World
         "the code of the trainer": code_sha256(),
         "the version of torch": str(torch.__version__),
         "the data set": dataset.sha256,
-        "the recipe": recipe_sha256(recipe),
         "--network": without_paths(recipe).network,
         "the content of --network": recipe.file_sha256.get("network", ""),
         "the content of --weights": recipe.file_sha256.get("weights", ""),
+        "the recipe": recipe_sha256(recipe),
         "--precision, as the hardware has it,": recipe.precision,
         **({"the processor": processor(world.device)} if config.virtual_shards else {}),
     }

@@ -1,8 +1,11 @@
 """Loads objects from Python files that the user names on the command line, such as `my_net.py:MyNet`.
 
-The file is run, as `python my_net.py` would run it; modules beside it can be imported. Imports no torch.
+The file is run, as `python my_net.py` would run it; modules beside it can be imported. Its digest covers the files
+beside it that it imports by `import` statements, directly or not; installed packages have versions of their own, and
+belong to no digest. Imports no torch.
 """
 
+import ast
 import functools
 import hashlib
 import importlib.util
@@ -14,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError, TrainerError, unknown_name
+
+_OURS = ("convoy", "trainer")
+"""Packages whose code a run's record knows anyway."""
 
 
 def is_reference(text: str) -> bool:
@@ -28,17 +34,13 @@ def load_object(reference: str) -> tuple[Any, str]:
         reference: FILE.py:NAME; NAME may have dots.
 
     Returns:
-        The object, and the SHA-256 of the file, which belongs to the identity of a run.
+        The object, and the SHA-256 of `sources_sha256`, which belongs to the identity of a run.
 
     Raises:
         ConfigError: there is no such file or object, or the file cannot be run; the message names file and line.
     """
     path, name = _split(reference)
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{reference}: cannot read {path}: {error.strerror or error}") from None
-    sha256 = hashlib.sha256(source).hexdigest()
+    source, sha256 = _read(path), sources_sha256(path)
     found: Any = _run_file(path.absolute(), source, sha256)
     for part in name.split("."):
         if not hasattr(found, part):
@@ -46,6 +48,75 @@ def load_object(reference: str) -> tuple[Any, str]:
             raise ConfigError(f"{path}: {unknown_name('object', part, public)}")
         found = getattr(found, part)
     return found, sha256
+
+
+def sources_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a Python file; together with those beside it that it imports, if there are any.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    source, others = _read(path), imported_beside(path)
+    if not others:
+        return hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256()
+    for file in (path.absolute(), *others):
+        digest.update(f"{file.relative_to(path.absolute().parent).as_posix()}\0".encode() + _read(file) + b"\0")
+    return digest.hexdigest()
+
+
+def imported_beside(path: Path) -> list[Path]:
+    """Returns the files in a Python file's folder, or in packages there, that it imports, directly or not.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    folder = path.absolute().parent
+    found: dict[Path, None] = {path.absolute(): None}
+    waiting = [path.absolute()]
+    while waiting:
+        file = waiting.pop()
+        for name in _imported_names(file, folder):
+            new = [module for module in _modules_of(name, folder) if module not in found]
+            found.update(dict.fromkeys(new))
+            waiting += new
+    return sorted(file for file in found if file != path.absolute())
+
+
+def _imported_names(file: Path, folder: Path) -> Iterator[str]:
+    """Yields the dotted names that a file imports, as they are seen from a folder above it."""
+    try:
+        tree = ast.parse(_read(file))
+    except (SyntaxError, ValueError):  # running the file will tell
+        return
+    package = file.parent.relative_to(folder).parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            outer = package[: len(package) - node.level + 1] if node.level else ()
+            parts = [*outer, *([node.module] if node.module else [])]
+            yield from (".".join([*parts, alias.name]) for alias in node.names)
+
+
+def _modules_of(name: str, folder: Path) -> Iterator[Path]:
+    """Yields the files in a folder that an import of a dotted name runs."""
+    parts = name.split(".")
+    if parts[0] in _OURS:
+        return
+    for number in range(1, len(parts) + 1):
+        base = folder.joinpath(*parts[:number])
+        for file in (base / "__init__.py", base.with_name(f"{base.name}.py")):
+            if file.is_file():
+                yield file
+                break
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 @contextmanager

@@ -6,6 +6,9 @@ the neighbouring weights. It computes in float64 and rounds once. The parity che
 
 import copy
 import operator
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,26 +61,34 @@ class ExportModule(nn.Module):
 
 
 def fold(classifier: Classifier, views: TestTimeViews = "one") -> ExportModule:
-    """Returns a folded copy of a classifier.
+    """Returns a folded copy of a classifier, or a copy as it is if torch.fx cannot trace the network.
 
     Args:
         classifier: on the CPU, float32, in evaluation mode; not changed.
         views: the views of each image whose logits the copy averages.
     """
-    network = fx.symbolic_trace(copy.deepcopy(classifier.network))
+    try:
+        network = fx.symbolic_trace(copy.deepcopy(classifier.network))
+    except Exception:  # a network whose code depends on values cannot be traced
+        network = copy.deepcopy(classifier.network)
+        return ExportModule(network, classifier.mean, classifier.deviation, views).eval().requires_grad_(False)
+    calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     for node in list(network.graph.nodes):
-        if isinstance(_submodule(network, node), nn.BatchNorm2d):
-            _fold_batch_norm(network, node)
+        norm = _submodule(network, node)
+        if isinstance(norm, nn.BatchNorm2d) and norm.weight is not None and norm.running_mean is not None:
+            _fold_batch_norm(network, node, calls)
         elif node.op == "call_function" and node.target is operator.truediv:
             _fold_divisor(network, node)
-    mean, std = _fold_normalization(network, classifier.mean, classifier.deviation)
+    mean, std = classifier.mean, classifier.deviation
+    if classifier.num_channels == mean.size(1):  # else subtracting the mean repeats the grey channel
+        mean, std = _fold_normalization(network, mean, std)
     network.recompile()
     network.delete_all_unused_submodules()
     return ExportModule(network, mean, std, views).eval().requires_grad_(False)
 
 
-def _fold_batch_norm(network: fx.GraphModule, node: fx.Node) -> None:
-    """Merges a batch norm into its convolution, unless something else reads the convolution's output.
+def _fold_batch_norm(network: fx.GraphModule, node: fx.Node, calls: Mapping[Any, int]) -> None:
+    """Merges a batch norm into its convolution, unless something else reads the convolution's output or weights.
 
     Max-poolings between the two may stay: scaling by positive numbers keeps the order of values, and so the maximum.
     """
@@ -91,7 +102,7 @@ def _fold_batch_norm(network: fx.GraphModule, node: fx.Node) -> None:
     while source.target is F.max_pool2d and len(source.users) == 1 and bool((scale > 0).all()):
         source = _input_node(source)
     conv = _submodule(network, source)
-    if not isinstance(conv, nn.Conv2d) or len(source.users) > 1:
+    if not isinstance(conv, nn.Conv2d) or len(source.users) > 1 or calls[source.target] > 1:
         return
     bias = 0 if conv.bias is None else conv.bias.double() * scale
     _set_weights(conv, conv.weight.double() * scale.view(-1, 1, 1, 1), shift + bias)

@@ -13,7 +13,7 @@ Knows nothing of ranks; `shards` and `ranks.world` reduce the sums.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -25,11 +25,12 @@ class BatchNormSums:
     """The batch statistics of a model's norms as sums over shards, and the running statistics that they update.
 
     The sums are of differences to the running mean before the step, which every shard knows: with sums of squares of
-    the values themselves, the variance would be lost in the rounding of a large mean.
+    the values themselves, the variance would be lost in the rounding of a large mean. A norm that is in evaluation mode
+    when this is built is frozen, and has no sums.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self._norms = [module for module in model.modules() if _updates_statistics(module)]
         buffers = [dict(norm.named_buffers()) for norm in self._norms]
         self._means = [buffer["running_mean"] for buffer in buffers]
         self._variances = [buffer["running_var"] for buffer in buffers]
@@ -131,6 +132,10 @@ def has_single_values(model: nn.Module, images: torch.Tensor) -> bool:
         for hook in hooks:
             hook.remove()
     return any(found)
+
+
+def _updates_statistics(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    return isinstance(module, _BatchNorm) and module.training and module.running_mean is not None
 
 
 def _is_single(values: torch.Tensor) -> bool:

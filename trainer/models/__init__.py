@@ -6,21 +6,27 @@ model that is trained, saved, exported and served therefore takes pixels as they
 
 from collections.abc import Callable
 from functools import partial
+from typing import Self
 
 import torch
 from torch import nn
 
+from trainer.errors import unknown_name
 from trainer.models.airbench import AirbenchNet
 from trainer.models.alexnet import AlexNet
 from trainer.models.compact import CompactNet
+from trainer.models.efficientnet_lite import EfficientNetLite0
 from trainer.models.googlenet import GoogLeNet
 from trainer.models.lecture import LectureNet
 from trainer.models.lenet import LeNet5
 from trainer.models.nin import BatchNormNin
 from trainer.models.originals import build_pretrained
+from trainer.models.own import build_own
 from trainer.models.resnet import ResNet
+from trainer.models.timm_nets import build_timm
+from trainer.models.torchvision_nets import build_torchvision
 from trainer.models.vgg import Vgg
-from trainer.recipes import PRETRAINED_PREFIX
+from trainer.user_code import is_reference
 
 _FIXED_WIDTH_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lecture": LectureNet,
@@ -31,6 +37,7 @@ _FIXED_WIDTH_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vgg16": partial(Vgg, depth=16),
     "vgg19": partial(Vgg, depth=19),
     "googlenet": GoogLeNet,
+    "efficientnet-lite0": EfficientNetLite0,
     "resnet18": partial(ResNet, depth=18),
     "resnet34": partial(ResNet, depth=34),
     "resnet50": partial(ResNet, depth=50),
@@ -46,27 +53,34 @@ def build_network(
     """Builds a network with initial weights from torch's global generator.
 
     Args:
-        name: such as `resnet18`, or `pretrained:resnet18` for torchvision's network with its published weights.
+        name: such as `resnet18`; `torchvision:NAME` or `timm:NAME`, a network of theirs; `pretrained:NAME`, one of
+            torchvision's with its published weights; `FILE.py:NAME`, the user's own.
         num_channels: channels of the images.
         image_size: height and width in pixels.
         num_classes: number of logits.
         widths: channels of the layers, for `airbench` and `compact` alone.
 
     Raises:
-        ConfigError: the network cannot take images of this size.
+        ConfigError: there is no such network, or it cannot take images of this size.
         DataError: the published weights cannot be fetched.
     """
     shape = {"num_channels": num_channels, "image_size": image_size, "num_classes": num_classes}
     if name in _FIXED_WIDTH_NETWORKS:
         return _FIXED_WIDTH_NETWORKS[name](**shape)
-    if name.startswith(PRETRAINED_PREFIX):
-        return build_pretrained(name.removeprefix(PRETRAINED_PREFIX), **shape)
-    match name:
-        case "airbench":
+    if is_reference(name):
+        return build_own(name, **shape)
+    match name.partition(":"):
+        case "airbench", _, _:
             return AirbenchNet(**shape, widths=widths)
-        case "compact":
+        case "compact", _, _:
             return CompactNet(**shape, widths=widths)
-    raise AssertionError(name)
+        case "pretrained", _, original:
+            return build_pretrained(original, **shape)
+        case "torchvision", _, original:
+            return build_torchvision(original, image_size=image_size, num_classes=num_classes)
+        case "timm", _, original:
+            return build_timm(original, **shape)
+    raise unknown_name("network", name, [*_FIXED_WIDTH_NETWORKS, "airbench", "compact"])
 
 
 class Classifier(nn.Module):
@@ -76,14 +90,29 @@ class Classifier(nn.Module):
         network: maps normalised images to logits.
         mean: float `[C]`, in pixel units (0 to 255).
         std: float `[C]`, in pixel units.
+        num_channels: channels of the pixels; C if None. Where it is 1 and C is 3, the grey channel is repeated.
+        frozen_norms: batch norms of the network that stay in evaluation mode, whatever the mode of the rest.
+        head: the name of the network's last layer, if the optimizer treats it on its own.
     """
 
     mean: torch.Tensor
     deviation: torch.Tensor
 
-    def __init__(self, network: nn.Module, mean: torch.Tensor, std: torch.Tensor) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: torch.Tensor,
+        std: torch.Tensor,
+        *,
+        num_channels: int | None = None,
+        frozen_norms: tuple[nn.Module, ...] = (),
+        head: str | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
+        self.num_channels = num_channels or mean.numel()
+        self.head = head
+        self._frozen_norms = frozen_norms
         self.register_buffer("mean", mean.float().view(1, -1, 1, 1))
         # The state dict, and with it each checkpoint and `weights_sha256`, has `std` under this name.
         self.register_buffer("deviation", std.float().view(1, -1, 1, 1))
@@ -93,8 +122,15 @@ class Classifier(nn.Module):
         logits: torch.Tensor = self.network(self.normalize(pixels))
         return logits
 
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of the network, but for its frozen batch norms."""
+        super().train(mode)
+        for norm in self._frozen_norms:
+            norm.eval()
+        return self
+
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns float32 `[B, C, H, W]`, channels last: `(pixels - mean) / std`."""
+        """Returns float32 `[B, C, H, W]`, channels last: `(pixels - mean) / std`, which repeats a grey channel."""
         images = (pixels.float() - self.mean) / self.deviation
         return images.contiguous(memory_format=torch.channels_last)
 

@@ -1,5 +1,6 @@
 """Layers that several families share, and the initialisation of weights."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,13 +31,18 @@ class Dropout(nn.Module):
 
     Args:
         rate: share of units that become zero in training; the others are divided by `1 - rate`.
-        layer: a number that is unique within the network, so that layers of equal size drop different units.
+        layer: a number that is unique within the network, so that layers of equal size drop different units. A layer
+            that is used several times in a forward pass takes the numbers after it, too.
+        dims: leading dimensions in which units are dropped one by one; the others are dropped together: 1 drops whole
+            samples (stochastic depth, arXiv 1603.09382), 2 whole channels, None single values.
     """
 
-    def __init__(self, rate: float, *, layer: int) -> None:
+    def __init__(self, rate: float, *, layer: int, dims: int | None = None) -> None:
         super().__init__()
         self.rate = rate
         self.layer = layer
+        self.dims = dims
+        self.num_calls = 0
         self.seeds: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,9 +55,11 @@ class Dropout(nn.Module):
             return x
         if self.seeds is None:
             raise RuntimeError("a network with dropout can be trained within `use_dropout_seeds` only")
-        units = torch.arange(x[0].numel(), device=x.device) + (self.layer << 24)
+        shape = x.shape if self.dims is None else (*x.shape[: self.dims], *[1] * (x.ndim - self.dims))
+        units = torch.arange(math.prod(shape[1:]), device=x.device) + ((self.layer + self.num_calls) << 24)
+        self.num_calls += 1
         numbers = _hash(_hash(units) ^ self.seeds[:, None])
-        is_kept = (numbers >= round(self.rate * 2**32)).view(x.shape)
+        is_kept = (numbers >= round(self.rate * 2**32)).view(shape)
         return x * is_kept.to(x.dtype) / (1 - self.rate)
 
     def extra_repr(self) -> str:
@@ -62,7 +70,7 @@ class Dropout(nn.Module):
 def use_dropout_seeds(dropouts: list[Dropout], seeds: torch.Tensor) -> Iterator[None]:
     """Context in which these layers drop by the samples' seeds, int64 `[B]`, of `data.order.dropout_seeds`."""
     for dropout in dropouts:
-        dropout.seeds = seeds
+        dropout.seeds, dropout.num_calls = seeds, 0
     try:
         yield
     finally:

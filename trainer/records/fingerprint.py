@@ -10,6 +10,7 @@ import typing
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Self
 
+from trainer.network_files import without_paths
 from trainer.recipes import ParamGroup, Recipe, TestTimeViews
 
 _ALWAYS_WRITTEN = {

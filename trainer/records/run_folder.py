@@ -13,6 +13,7 @@ from trainer.config_file import RUN_TOML, write_config_file
 from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError, TrainerError, reading, writing
 from trainer.files import create_folder, is_temporary, locked, write_json
+from trainer.network_files import keep_network
 from trainer.paths import default_model_name, image_folder
 from trainer.ranks.failure import FAILURE_FILE
 from trainer.ranks.world import World
@@ -122,7 +123,7 @@ class RunFolder:
         world.barrier()
 
     def keep_settings(self, config: TrainConfig, recipe: Recipe) -> None:
-        """Writes `run.toml`, unless there is one; the main rank calls this.
+        """Writes `run.toml` and a copy of the user's own network, unless they are there; the main rank calls this.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -130,6 +131,7 @@ class RunFolder:
         path = self.path / RUN_TOML
         with writing(path):
             if not path.exists():
+                keep_network(recipe, self.path)
                 write_config_file(path, config, recipe)
 
     @property

@@ -1,0 +1,90 @@
+"""The head of a network: its last fully connected layer, or the 1x1 convolution that classifies."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from trainer.errors import ConfigError
+
+
+def find_head(network: nn.Module, images: torch.Tensor) -> str | None:
+    """Returns the name of the last fully connected layer, or 1x1 convolution, that a network computes.
+
+    Args:
+        images: float `[B, C, H, W]`, on which the network is run in evaluation mode.
+    """
+    last: list[str] = []
+    hooks = [
+        module.register_forward_pre_hook(partial(lambda name, *_: last.append(name), name))
+        for name, module in network.named_modules()
+        if _is_linear(module)
+    ]
+    try:
+        run_once(network, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return last[-1] if last else None
+
+
+def run_once(network: nn.Module, images: torch.Tensor) -> object:
+    """Returns what a network returns for images in evaluation mode, which changes nothing in it."""
+    is_training = network.training
+    try:
+        with torch.no_grad():
+            return network.eval()(images)
+    finally:
+        network.train(is_training)
+
+
+def fit_head(network: nn.Module, images: torch.Tensor, num_classes: int, *, name: str) -> str | None:
+    """Replaces the head by a new one where the network has another number of outputs.
+
+    Args:
+        images: float `[B, C, H, W]`, as the network takes them.
+        name: the network's name, for messages.
+
+    Returns:
+        The name of the layer that was replaced, if any.
+
+    Raises:
+        ConfigError: the network does not return one row of logits for each image, or its last layer does not make them.
+    """
+    shape = _shape(run_once(network, images))
+    if shape == (len(images), num_classes):
+        return None
+    head = find_head(network, images)
+    layer = network.get_submodule(head) if head is not None else None
+    if head is None or len(shape) != 2 or shape[0] != len(images) or _num_outputs(layer) != shape[1]:
+        found = " x ".join(map(str, shape)) if shape else "no tensor"
+        raise ConfigError(
+            f"{name} returns {found} for {len(images)} images: a network returns {num_classes} logits for each of them"
+        )
+    network.set_submodule(head, _with_outputs(layer, num_classes))
+    return head
+
+
+def _shape(output: object) -> tuple[int, ...]:
+    return tuple(output.shape) if isinstance(output, torch.Tensor) else ()
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+
+
+def _num_outputs(layer: nn.Module | None) -> int:
+    match layer:
+        case nn.Linear():
+            return layer.out_features
+        case nn.Conv2d():
+            return layer.out_channels
+    return 0
+
+
+def _with_outputs(layer: nn.Module | None, num_classes: int) -> nn.Module:
+    has_bias = getattr(layer, "bias", None) is not None
+    if isinstance(layer, nn.Conv2d):
+        return nn.Conv2d(layer.in_channels, num_classes, 1, bias=has_bias)
+    assert isinstance(layer, nn.Linear)
+    return nn.Linear(layer.in_features, num_classes, bias=has_bias)
