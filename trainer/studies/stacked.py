@@ -32,12 +32,12 @@ from trainer.records.checkpoint import Checkpoints
 def can_stack(recipe: Recipe) -> bool:
     """Returns whether stacked seeds equal single runs.
 
-    Muon and a limit of the gradients' norm are excluded, as their updates are not element by element; so is all that
-    follows each epoch's validation, which stacked runs do without.
+    Muon and a limit of the gradients' norm are excluded, as their updates are not element by element; so are mixtures
+    of images, and all that follows each epoch's validation, which stacked runs do without.
     """
     is_plain = not (recipe.clip_norm or recipe.ema_decay or recipe.patience or recipe.keep_best)
     has_muon = any(group.optimizer == "muon" for group in recipe.param_groups.values())
-    return is_plain and recipe.class_weights == "none" and not has_muon
+    return is_plain and recipe.class_weights == "none" and not recipe.augment.mixes and not has_muon
 
 
 class StackedTrainer:

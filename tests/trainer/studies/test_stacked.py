@@ -12,7 +12,7 @@ from trainer.data import Dataset
 from trainer.errors import DivergenceError
 from trainer.loop.run import Run
 from trainer.loop.samples import EpochSamples
-from trainer.recipes import RECIPES, Recipe
+from trainer.recipes import RECIPES, Augment, Recipe
 from trainer.records.checkpoint import Checkpoints
 from trainer.studies.stacked import StackedTrainer, can_stack, measure_throughput, train_alone, train_stacked
 
@@ -85,9 +85,10 @@ def test_each_stacked_seed_keeps_its_own_batch_norm_statistics(mini: Dataset, tm
         assert torch.allclose(buffer, expected[name], atol=1e-5), name
 
 
-def test_recipes_with_muon_cannot_be_stacked() -> None:
+def test_recipes_with_muon_or_mixup_cannot_be_stacked() -> None:
     assert can_stack(RECIPES["mnist"])
     assert not can_stack(RECIPES["mnist-fast"])
+    assert not can_stack(replace(RECIPES["mnist"], augment=Augment(mixup=0.2)))
 
 
 def test_stacked_training_continues_after_its_last_epoch(mini: Dataset, tmp_path: Path) -> None:
