@@ -139,10 +139,10 @@ class Recipe:
         """Returns the recipe with another global batch, and with learning rates for it.
 
         All rates grow with the square root of the batch. For SGD that keeps the variance of a step's update
-        (Krizhevsky, arXiv 1404.5997); for AdamW it follows from the stochastic differential equation that it
-        approximates (arXiv 2205.10287); the size of Muon's updates does not depend on the gradients' either. Rates in
-        proportion to the batch were tried: they are worse for small sets, and diverge. A moving average of the weights
-        keeps its length in images (arXiv 2307.13813).
+        (Krizhevsky, arXiv 1404.5997); for AdamW, whose decays stay as they are, it follows from the stochastic
+        differential equation that it approximates (arXiv 2205.10287); the size of Muon's updates does not depend on the
+        gradients' either. Rates in proportion to the batch were tried: they are worse for small sets, and diverge. A
+        moving average of the weights keeps its length in images (arXiv 2307.13813).
         """
         ratio = size / self.global_batch_size
         groups = {kind: replace(group, lr=group.lr * ratio**0.5) for kind, group in self.param_groups.items()}

@@ -15,6 +15,7 @@ from trainer.export.plan import ExportOptions, repository_model
 from trainer.hardware import keep_freed_memory
 from trainer.loop.run import Run, restore
 from trainer.models import num_parameters
+from trainer.network_files import find_network
 from trainer.paths import image_folder
 from trainer.prepare import load
 from trainer.progress import Progress
@@ -66,7 +67,7 @@ def export_run(config: ExportConfig) -> None:
         run, _ = open_run(config, world, progress)
         if world.is_main:
             progress.log(describe(run))
-            name = config.name or run.recipe.name + ("-int8" if config.int8 else "")
+            name = config.name or run.folder.model_name + ("-int8" if config.int8 else "")
             publish = export_int8 if config.int8 else export
             options = ExportOptions(
                 promote=config.promote,
@@ -89,7 +90,7 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
     """
     folder = RunFolder.read(config.run)
     recipe = folder.fingerprint.recipe
-    recipe = replace(recipe, dataset=config.dataset or recipe.dataset)
+    recipe = find_network(replace(recipe, dataset=config.dataset or recipe.dataset), folder.path)
     root = image_folder(recipe.dataset)
     if root is not None and not os.path.exists(root):
         raise ConfigError(f"{root} does not exist: name the place of the run's images with --dataset folder:PATH")
@@ -102,6 +103,7 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
     run = setup(recipe, without_test_images(dataset), folder, world, progress)
     if not restore(run):
         raise ConfigError(f"{folder.path} has no good checkpoint: train it first, with --run-dir {folder.path}")
+    run.use_final_weights()
     result = folder.result()
     if result is not None and result.weights_sha256 != weights_sha256(run.learner.model):
         raise CheckpointError(

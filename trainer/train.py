@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 
 from trainer.advice import DatasetSize, advise, describe_batch
+from trainer.augmentation import check_shift
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Images, split_validation, without_test_images
-from trainer.data.augment import check_shift
 from trainer.errors import writing
 from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation
@@ -51,7 +51,12 @@ def train(config: TrainConfig) -> None:
     keep_freed_memory()
     with (
         StopRequest() as stop,
-        World.join(config.device, config.virtual_shards, hang_timeout_s=config.hang_timeout_s) as world,
+        World.join(
+            config.device,
+            config.virtual_shards,
+            grad_accumulation=config.grad_accumulation,
+            hang_timeout_s=config.hang_timeout_s,
+        ) as world,
         Progress(is_main=world.is_main, stop=stop) as progress,
     ):
         recipe, dataset, folder = prepare(config, world, progress.log)
@@ -63,6 +68,8 @@ def train(config: TrainConfig) -> None:
         with folder.entered(config.resume, world, progress.log):
             if check_complete(folder, world, progress.log):  # the process that used the folder before completed the run
                 return
+            if world.is_main:
+                folder.keep_settings(config, run.recipe)
             if restore(run):
                 progress.log(f"continuing at step {run.state.step} of {run.num_steps}, saved in {folder.path}")
             else:
@@ -121,9 +128,11 @@ def log_setup(run: Run) -> None:
         f"{len(run.validation_indices):,} validation and {dataset.num_test:,} test images; "
         f"{num_parameters(run.learner.model):,} parameters, {run.learner.precision}"
     )
+    parts = f", in {world.grad_accumulation} parts a rank" if world.grad_accumulation > 1 else ""
     log(
         f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {world.num_threads} "
-        f"thread{'s' if world.num_threads > 1 else ''} each; {describe_batch(recipe)}; run folder {run.folder.path}"
+        f"thread{'s' if world.num_threads > 1 else ''} each; {describe_batch(recipe)}{parts}; run folder "
+        f"{run.folder.path}"
     )
     if world.num_computing < world.size:
         log(
@@ -192,11 +201,12 @@ def summarize(run: Run, validation: Evaluation, test: Evaluation, recorded: Reco
         device=run.world.device.type,
         precision=run.learner.precision,
         seed=run.seed,
-        epochs=run.recipe.epochs,
-        steps=run.num_steps,
+        epochs=run.num_epochs_done,
+        best_epoch=run.state.best.epoch if run.state.best is not None else None,
+        steps=run.state.step,
         global_batch_size=run.recipe.global_batch_size,
         train_seconds=run.state.seconds,
-        images_per_second=run.recipe.epochs * len(run.train_indices) / run.state.seconds,
+        images_per_second=run.num_epochs_done * len(run.train_indices) / run.state.seconds,
         val_accuracy=validation.accuracy,
         val_accuracy_with_views=validation.accuracy_with_views,
         test_accuracy=recorded.accuracy,
@@ -222,7 +232,7 @@ def summarize(run: Run, validation: Evaluation, test: Evaluation, recorded: Reco
 def _last_train_loss(run: Run) -> float | None:
     """Returns the mean training loss of the last epoch, or None where it could not be written or was not logged."""
     lines = [line for line in read_metrics(run.folder.path) if line["kind"] == "epoch"]
-    return lines[-1]["train_loss"] if lines and lines[-1]["step"] == run.num_steps else None
+    return lines[-1]["train_loss"] if lines and lines[-1]["step"] == run.state.step else None
 
 
 def _by_seed(entries: list[LedgerEntry]) -> dict[int, list[float]]:

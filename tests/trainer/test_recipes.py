@@ -132,6 +132,12 @@ def test_learning_rates_follow_the_batch(recipe: Recipe) -> None:
         assert group.lr == pytest.approx(recipe.param_groups[kind].lr / 2, rel=0.01)
 
 
+def test_rates_that_are_for_the_sum_over_a_batch_follow_the_square_root_too() -> None:
+    """airbench's rate of the head is 0.67 times the batch; in proportion, larger batches diverge."""
+    groups = RECIPES["cifar10-small"].with_global_batch_size(2000).param_groups
+    assert (groups["matrices"].lr, groups["filters"].lr) == (pytest.approx(2 * 335), pytest.approx(2 * 0.12))
+
+
 def test_an_unknown_recipe_offers_the_nearest_names() -> None:
     with pytest.raises(ConfigError, match="did you mean mnist"):
         find_recipe("mnits")

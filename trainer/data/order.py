@@ -20,6 +20,27 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(num_samples, generator=generator("order", seed, epoch))
 
 
+def balanced_order(labels: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+    """Returns an order in which each class has the same share of an epoch, up to one sample, int64 `[N]`.
+
+    The samples of a large class are drawn without replacement; those of a small class all come equally often, up to
+    one time. Classes without samples have no share.
+
+    Args:
+        labels: int64 `[N]`, of the samples.
+    """
+    random = generator("balanced-order", seed, epoch)
+    members = labels.argsort(stable=True).split(labels.unique(return_counts=True)[1].tolist())
+    sizes = torch.full((len(members),), len(labels) // len(members))
+    sizes[torch.randperm(len(members), generator=random)[: len(labels) % len(members)]] += 1
+    chosen = []
+    for mine, size in zip(members, sizes.tolist(), strict=True):
+        num_rounds = -(-size // len(mine))
+        rounds = torch.rand(num_rounds, len(mine), generator=random).argsort(dim=1)
+        chosen.append(mine[rounds.flatten()[:size]])
+    return torch.cat(chosen)[torch.randperm(len(labels), generator=random)]
+
+
 def dropout_seeds(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
     """Returns the seed of dropout for each sample of an epoch, int64 `[num_samples]`, 0 to 2^32 - 1."""
     return torch.randint(2**32, (num_samples,), generator=generator("dropout", seed, epoch))

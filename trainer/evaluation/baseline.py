@@ -38,7 +38,7 @@ class Baseline:
 
     Args:
         classes: the names of all classes.
-        frequencies: of the classes among the training images, float64 `[classes]`.
+        frequencies: of the classes among the training images, as the training loss counts them, float64 `[classes]`.
         label_smoothing: the training loss's; its targets have this share spread evenly over the classes.
     """
 
@@ -47,9 +47,16 @@ class Baseline:
     label_smoothing: float
 
     @classmethod
-    def of(cls, labels: torch.Tensor, classes: tuple[str, ...], label_smoothing: float) -> "Baseline":
-        """Returns the baseline for training images with these labels, int64 `[N]`."""
+    def of(
+        cls, labels: torch.Tensor, classes: tuple[str, ...], label_smoothing: float, *, is_balanced: bool = False
+    ) -> "Baseline":
+        """Returns the baseline for training images with these labels, int64 `[N]`.
+
+        Args:
+            is_balanced: weights or sampling make the classes count the same in the training loss.
+        """
         counts = torch.bincount(labels, minlength=len(classes)).double()
+        counts = counts.sign() if is_balanced else counts
         return cls(classes=classes, frequencies=counts / counts.sum(), label_smoothing=label_smoothing)
 
     @property

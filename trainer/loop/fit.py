@@ -8,12 +8,14 @@ import torch
 
 from trainer.errors import Interrupted
 from trainer.evaluation.baseline import TrainingWarning
-from trainer.evaluation.evaluate import CHUNK_SIZE, evaluate
+from trainer.evaluation.evaluate import CHUNK_SIZE, Evaluation, evaluate
+from trainer.loop.memory import out_of_memory
 from trainer.loop.run import Run
 from trainer.loop.saving import BackgroundSaver, SaveInterval
 from trainer.loop.sources import open_source
 from trainer.loop.step import Batch
 from trainer.loop.step_results import LOG_EVERY_STEPS, StepResults
+from trainer.loop.stopping import BestEpoch, copy_weights, score_of
 from trainer.loop.stopwatch import Stopwatch
 from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S
 from trainer.ranks.consistency import check_weights, digest_of
@@ -26,9 +28,10 @@ VALIDATION_TIMEOUT_S = 60.0
 
 
 def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None) -> None:
-    """Trains to the last step and saves the final weights. All ranks call this.
+    """Trains to the end, saves the last state, and gives the model its final weights. All ranks call this.
 
     Raises:
+        ConfigError: a step does not fit in the GPU's memory.
         DivergenceError: a loss is not finite; nothing is saved after the last good checkpoint.
         DesyncError: the ranks' weights differ.
         CheckpointError: the run folder cannot be written, or the final weights cannot be saved.
@@ -38,17 +41,22 @@ def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None) -> 
     run.progress.start(step=run.state.step, num_steps=run.num_steps)
     with stop.deferred():
         try:
-            while run.state.step < run.num_steps:
+            while not run.is_trained:
                 with run.world.activity.computing():
                     loop.train_epoch()
                 loop.end_epoch()
                 loop.save_or_stop()
             loop.save_and_wait()
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(run, error) from error
         finally:
             run.world.activity.timeout_s = SLOW_PHASE_TIMEOUT_S
             run.progress.stop()
             run.learner.release()
             loop.close()
+    if run.recipe.keep_best and run.state.best is not None:
+        run.progress.log(f"the trained model has the weights of epoch {run.state.best.epoch} of {run.num_epochs_done}")
+    run.use_final_weights()
 
 
 class TrainingLoop:
@@ -137,10 +145,27 @@ class TrainingLoop:
             f"epoch {epoch}/{run.recipe.epochs}: train loss {loss:.4f}, accuracy {100 * accuracy:.2f} %; validation "
             f"loss {validation.loss:.4f}, accuracy {100 * validation.accuracy:.2f} %; {run.state.seconds:.1f} s"
         )
+        self._find_best(epoch, validation)
         if epoch > 1 or run.recipe.epochs == 1:
             self._warn(epoch, self._baseline.check(loss, validation))
         run.state.totals.zero_()
         self._set_timeout(3 * self._longest_step_s)
+
+    def _find_best(self, epoch: int, validation: Evaluation) -> None:
+        """Remembers the epoch if its validation is the best so far, and tells the user if the training ends early."""
+        run, recipe = self._run, self._run.recipe
+        if not recipe.patience and not recipe.keep_best:
+            return
+        score, best = score_of(validation, recipe.best_by, run.dataset.classes), run.state.best
+        # Rank 0 decides for all: another kind of processor may round the mean loss in another way.
+        if run.world.broadcast_object(best is None or score < best.score):
+            weights = copy_weights(run.learner.evaluated_model.state_dict()) if recipe.keep_best else None
+            best = run.state.best = BestEpoch(epoch=epoch, score=score, weights=weights)
+        if run.is_trained and epoch < recipe.epochs and best is not None:
+            run.progress.log(
+                f"the validation {recipe.best_by} was best after epoch {best.epoch}: the training ends early, after "
+                f"epoch {epoch} of {recipe.epochs}"
+            )
 
     def _warn(self, epoch: int, warnings: list[TrainingWarning]) -> None:
         """Warns once of each kind if the network learns nothing useful; the last epoch tells if that has changed.
@@ -151,7 +176,7 @@ class TrainingLoop:
             if warning.kind not in self._warned_of:
                 self._warned_of.add(warning.kind)
                 self._run.progress.log(f"warning: epoch {epoch}: {warning.text}")
-        if self._warned_of and not warnings and epoch == self._run.recipe.epochs:
+        if self._warned_of and not warnings and self._run.is_trained:
             self._run.progress.log(f"epoch {epoch}: the earlier warning about this training no longer holds")
 
     def save_or_stop(self) -> None:

@@ -1,7 +1,7 @@
 """The learner of a run: model, optimizer and training step, built for a recipe."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,13 +14,16 @@ from trainer.errors import ConfigError
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.views import average_views
 from trainer.loop.batch_norm import has_single_values
+from trainer.loop.ema import WeightAverage
+from trainer.loop.loss import TrainingLoss, class_weights
 from trainer.loop.optim import Optimizer
 from trainer.loop.step import Batch, GraphedStep, TrainStep
-from trainer.models import Classifier, build_network
+from trainer.models import Classifier
 from trainer.models.airbench import AirbenchNet
-from trainer.models.originals import published_normalization
+from trainer.models.start import starting_network
+from trainer.network_files import has_weights
 from trainer.ranks.world import World
-from trainer.recipes import PRETRAINED_PREFIX, ParameterKind, ParamGroup, Recipe, TestTimeViews
+from trainer.recipes import ParameterKind, ParamGroup, Recipe, TestTimeViews
 
 NUM_WHITENING_IMAGES = 5000
 
@@ -39,6 +42,7 @@ class Learner:
             over all ranks.
         autocast: makes the context of the forward pass's precision.
         device: the rank's device.
+        average: the moving average of the weights, if the recipe has one. It is what is evaluated.
     """
 
     model: Classifier
@@ -47,6 +51,12 @@ class Learner:
     autocast: Callable[[], torch.autocast]
     recipe: Recipe
     device: torch.device
+    average: WeightAverage[Classifier] | None = None
+
+    @property
+    def evaluated_model(self) -> Classifier:
+        """The network that `predict` computes: that of the averaged weights, or of the trained ones."""
+        return self.model if self.average is None else self.average.model
 
     @property
     def precision(self) -> str:
@@ -79,9 +89,9 @@ class Learner:
 
     @torch.inference_mode()
     def _predict(self, pixels: torch.Tensor, views: TestTimeViews) -> torch.Tensor:
-        self.model.eval()
+        model = self.evaluated_model.eval()
         with self.autocast():
-            return average_views(self.model, pixels, views)
+            return average_views(model, pixels, views)
 
     def release(self) -> None:
         """Frees what only training steps need: NCCL's communicator cannot close while a CUDA graph uses it."""
@@ -89,11 +99,14 @@ class Learner:
             self.step.release()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
 def build_learner(
@@ -108,7 +121,7 @@ def build_learner(
     Raises:
         ConfigError: the network cannot take images of this size, or normalises over single values.
     """
-    model = initial_model(recipe, dataset, train_indices, seed)
+    model = initial_model(recipe, dataset, train_indices, seed, log)
     first = dataset.train.take(train_indices[:1])
     if recipe.global_batch_size <= world.num_shards and has_single_values(model, first):
         raise ConfigError(
@@ -116,7 +129,10 @@ def build_learner(
             f"image: use a larger --global-batch-size, fewer shards or ranks, or larger images"
         )
     model.to(memory_format=torch.channels_last).to(world.device)
-    optimizer = Optimizer(parameter_groups(model, recipe))
+    world.broadcast([*model.parameters(), *model.buffers()])
+    optimizer = Optimizer(parameter_groups(model, recipe), clip_norm=recipe.clip_norm)
+    average = WeightAverage(model, recipe.ema_decay, warmup=recipe.ema_warmup) if recipe.ema_decay else None
+    weights = class_weights(recipe.class_weights, dataset.train.labels[train_indices], len(dataset.classes))
     autocast = partial(
         torch.autocast,
         world.device.type,
@@ -127,11 +143,11 @@ def build_learner(
         model=model,
         optimizer=optimizer,
         augment=recipe.augment,
-        label_smoothing=recipe.label_smoothing,
+        loss=TrainingLoss(recipe.label_smoothing, None if weights is None else weights.to(world.device)),
+        average=average,
         autocast=autocast,
         all_reduce=world.all_reduce,
     )
-    world.broadcast([*model.parameters(), *model.buffers()])
     return Learner(
         model=model,
         optimizer=optimizer,
@@ -139,38 +155,62 @@ def build_learner(
         autocast=autocast,
         recipe=recipe,
         device=world.device,
+        average=average,
     )
 
 
-def initial_model(recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int) -> Classifier:
-    """Returns the recipe's network before the first step, on the CPU."""
+def initial_model(
+    recipe: Recipe,
+    dataset: Dataset,
+    train_indices: torch.Tensor,
+    seed: int,
+    log: Callable[[str], None] = lambda _line: None,
+) -> Classifier:
+    """Returns the recipe's network before the first step, on the CPU.
+
+    Args:
+        train_indices: int64, the images that are trained on.
+        log: prints one line for the user.
+
+    Raises:
+        TrainerError: see `starting_network`.
+    """
     num_channels, image_size, _ = dataset.train.shape
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator("weights", seed).get_state())
-        network = build_network(
-            recipe.network,
-            num_channels=num_channels,
-            image_size=image_size,
-            num_classes=len(dataset.classes),
-            widths=recipe.widths,
+        start = starting_network(
+            recipe, num_channels=num_channels, image_size=image_size, num_classes=len(dataset.classes), log=log
         )
-    mean, std = dataset.mean, dataset.std
-    if recipe.network.startswith(PRETRAINED_PREFIX):
-        mean, std = published_normalization(recipe.network.removeprefix(PRETRAINED_PREFIX))
-    # A channel with a single value would be divided by 0.
-    model = Classifier(network, torch.tensor(mean), torch.tensor(std).clamp(min=1e-6))
-    if isinstance(network, AirbenchNet):
-        network.init_whitening(model.normalize(dataset.train.take(train_indices[:NUM_WHITENING_IMAGES])))
-    return model
+    mean, std = start.normalization or (dataset.mean, dataset.std)
+    if len(mean) == 1:
+        mean, std = mean * start.num_channels, std * start.num_channels
+    model = Classifier(
+        start.network,
+        torch.tensor(mean),
+        torch.tensor(std).clamp(min=1e-6),  # a channel with a single value would be divided by 0
+        num_channels=num_channels,
+        frozen_norms=start.frozen_norms,
+        head=start.head,
+    )
+    if isinstance(start.network, AirbenchNet) and not has_weights(recipe):
+        start.network.init_whitening(model.normalize(dataset.train.take(train_indices[:NUM_WHITENING_IMAGES])))
+    return model.train()
 
 
 def parameter_groups(model: Classifier, recipe: Recipe) -> list[tuple[ParamGroup, list[nn.Parameter]]]:
     """Returns the recipe's parameter groups with the network's parameters in each."""
     groups: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in recipe.param_groups}
+    heads: dict[ParameterKind, list[nn.Parameter]] = {kind: [] for kind in recipe.param_groups}
     for name, parameter in model.network.named_parameters():
         if parameter.requires_grad:
-            groups[parameter_kind(name, parameter)].append(parameter)
-    return [(recipe.param_groups[kind], parameters) for kind, parameters in groups.items()]
+            kind = parameter_kind(name, parameter)
+            if model.head is None or not name.startswith(f"{model.head}."):
+                groups[kind].append(parameter)
+            else:
+                heads["head" if "head" in heads else kind].append(parameter)
+    of_rest = [(recipe.param_groups[kind], parameters) for kind, parameters in groups.items()]
+    settings = {kind: replace(group, lr=group.lr * recipe.head_lr) for kind, group in recipe.param_groups.items()}
+    return [*of_rest, *((settings[kind], parameters) for kind, parameters in heads.items() if parameters)]
 
 
 def parameter_kind(name: str, parameter: nn.Parameter) -> ParameterKind:

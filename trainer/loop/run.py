@@ -1,6 +1,6 @@
 """A run: the objects that its phases share, its training state, and restoring from a checkpoint."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,6 +9,7 @@ from trainer.data.order import num_steps_per_epoch
 from trainer.errors import CheckpointError, DivergenceError
 from trainer.evaluation.baseline import Baseline
 from trainer.loop.learner import Learner
+from trainer.loop.stopping import BestEpoch
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
@@ -24,11 +25,13 @@ class TrainState:
         step: steps done.
         seconds: time spent in training steps, in all sessions of the run; validation and saving are not counted.
         totals: float64 `[2]`, sums of losses and of correct answers since the epoch began, over all ranks.
+        best: the best epoch so far, if the recipe has a use for it.
     """
 
     step: int = 0
     seconds: float = 0.0
     totals: torch.Tensor
+    best: BestEpoch | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +61,8 @@ class Run:
     def baseline(self) -> Baseline:
         """The constant predictor for the training images."""
         labels = self.dataset.train.labels[self.train_indices]
-        return Baseline.of(labels, self.dataset.classes, self.recipe.label_smoothing)
+        is_balanced = self.recipe.balanced_sampling or self.recipe.class_weights == "balanced"
+        return Baseline.of(labels, self.dataset.classes, self.recipe.label_smoothing, is_balanced=is_balanced)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,6 +71,29 @@ class Run:
     @property
     def num_steps(self) -> int:
         return self.recipe.epochs * self.steps_per_epoch
+
+    @property
+    def num_epochs_done(self) -> int:
+        return self.state.step // self.steps_per_epoch
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the training is at its end: all steps are done, or the validation has not improved for too long."""
+        best, patience = self.state.best, self.recipe.patience
+        has_stalled = patience > 0 and best is not None and self.num_epochs_done - best.epoch >= patience
+        return has_stalled or self.state.step >= self.num_steps
+
+    def use_final_weights(self) -> None:
+        """Gives the model the weights that the run is for, from its newest state; no step can follow.
+
+        They are those of the best epoch, of the moving average, or the trained ones, as the recipe says.
+        """
+        best, learner = self.state.best, self.learner
+        if self.is_trained and best is not None and best.weights is not None:
+            learner.model.load_state_dict(best.weights)
+        elif learner.average is not None:
+            learner.model.load_state_dict(learner.average.model.state_dict())
+        self.learner = replace(learner, average=None)
 
     def lr_factors(self, epoch: int) -> torch.Tensor:
         """Returns the learning rate's factor at each step of an epoch, float32 on the device."""
@@ -103,6 +130,8 @@ def restore(run: Run) -> bool:
     run.learner.load_state_dict(checkpoint)
     run.state.step, run.state.seconds = checkpoint["step"], checkpoint["seconds"]
     run.state.totals.copy_(checkpoint["totals"])
+    if "best" in checkpoint:
+        run.state.best = BestEpoch.from_state_dict(checkpoint["best"])
     return True
 
 

@@ -89,4 +89,5 @@ def _checkpoint_content(run: Run) -> dict[str, Any]:
     if not all(bool(tensor.isfinite().all()) for tensor in run.learner.model.state_dict().values()):
         raise run.diverged("the weights are not finite")
     progress = {"step": run.state.step, "seconds": run.state.seconds, "totals": run.state.totals}
-    return {**progress, **run.learner.state_dict()}
+    best = {} if run.state.best is None else {"best": run.state.best.state_dict()}
+    return {**progress, **best, **run.learner.state_dict()}

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from trainer.data.augment import augment_batch
+from trainer.data.augment import augment_batch, mix_batch
 from trainer.loop.batch_norm import BatchNormSums
+from trainer.loop.ema import WeightAverage
+from trainer.loop.loss import MixedLabels, TrainingLoss, count_correct
 from trainer.loop.optim import Optimizer
 from trainer.loop.shards import ShardSums, sum_in_tree
+from trainer.models import Classifier
 from trainer.models.layers import dropout_layers, use_dropout_seeds
 from trainer.recipes import Augment
 
@@ -27,7 +29,7 @@ class Batch:
         images: uint8 `[M, C, H, W]`, the pool into which `indices` point: the whole training set, or the batch alone.
         indices: int64 `[B]`, the samples of all its shards, as positions in the pool.
         labels: int64 `[B]`, the samples' classes.
-        augment_params: float32 `[B, 6]`, the samples' rows of `draw_params`.
+        augment_params: float32 `[B, P]`, the samples' rows of `draw_params`.
         dropout_seeds: int64 `[B]`, the samples' rows of `data.order.dropout_seeds`.
         lr_factor: float32 scalar.
         sizes: samples in each of the rank's shards, in order.
@@ -54,24 +56,27 @@ class TrainStep:
 
     Args:
         model: pixels to logits.
+        average: follows the weights, if the recipe has a moving average of them.
         autocast: makes the context of the forward pass's precision.
         all_reduce: sums a vector over the ranks.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the parts of a step)
         self,
         *,
         model: nn.Module,
         optimizer: Optimizer,
         augment: Augment,
-        label_smoothing: float,
+        loss: TrainingLoss,
+        average: WeightAverage[Classifier] | None = None,
         autocast: Callable[[], torch.autocast],
         all_reduce: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._augment = augment
-        self._label_smoothing = label_smoothing
+        self._loss = loss
+        self._average = average
         self._autocast = autocast
         self._all_reduce = all_reduce
         self._norms = BatchNormSums(model)
@@ -90,6 +95,8 @@ class TrainStep:
                 mine = sum_in_tree(lambda shard: self._shard(batch, shard, starts[shard]), len(batch.sizes))
             result = self._sums.unpack(self._all_reduce(mine), batch.num_images)
             self._optimizer.step(batch.lr_factor)
+            if self._average is not None:
+                self._average.update()
         finally:  # a step whose capture fails is run again, eagerly, and must not add to old gradients
             self._optimizer.zero_grad()
         return result
@@ -100,17 +107,19 @@ class TrainStep:
         if size == 0:
             return self._sums.zeros()
         part = slice(start, start + size)
-        labels = batch.labels[part]
+        labels: torch.Tensor | MixedLabels = batch.labels[part]
         # Before autocast: bfloat16 is too coarse for the positions of pixels.
         images = augment_batch(self._augment, batch.images, batch.indices[part], batch.augment_params[part])
+        if self._augment.mixes:
+            images, share = mix_batch(self._augment, images, batch.augment_params[part])
+            labels = MixedLabels(batch.labels[part], batch.labels[part].flip(0), share)
         dropout_seeds = use_dropout_seeds(self._dropouts, batch.dropout_seeds[part])
         with self._autocast(), dropout_seeds, self._norms.forward_pass(size):
             logits = self._model(images)
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing, reduction="sum")
+        loss = self._loss(logits, labels)
         (loss * (1 / batch.num_images)).backward()
-        correct = (logits.detach().argmax(dim=1) == labels).sum()
-        return self._sums.collect(loss.detach(), correct, size)
+        return self._sums.collect(loss.detach(), count_correct(logits, labels), size)
 
 
 class GraphedStep:

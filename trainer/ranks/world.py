@@ -41,12 +41,15 @@ class World:
     """This process among the ranks of the run.
 
     Args:
+        num_threads: threads that share an operation on the CPU.
+        num_cpus: this rank's share of the host's CPUs.
         control: process group for small messages that must not wait for the GPU: gloo, on the CPU. None is the default
             group.
         store: torchrun's store, under the round's prefix; None in a world of size 1.
         shared_memory: adds up vectors if all ranks compute on the CPUs of one host; None elsewhere.
         virtual_shards: number of shards of a global batch, if the user chose it to get the same bits with any world
-            size. None: one shard for each rank.
+            size. None: as many for each rank as `grad_accumulation` says.
+        grad_accumulation: least number of parts in which a rank computes its share of a batch.
         failure_context: the context of a failure report, which the run keeps up to date.
         activity: reports what this rank is doing, for the watchdogs of all ranks.
         on_leave: closed when this rank leaves the run, however it ends.
@@ -57,10 +60,12 @@ class World:
     local_rank: int
     device: torch.device
     num_threads: int
+    num_cpus: int = 1
     control: ProcessGroup | None = field(default=None, repr=False)
     store: Store | None = field(default=None, repr=False)
     shared_memory: SharedMemoryReducer | None = field(default=None, repr=False)
     virtual_shards: int | None = None
+    grad_accumulation: int = 1
     failure_context: FailureContext = field(default_factory=FailureContext, repr=False)
     activity: Activity = field(default_factory=Activity, repr=False)
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(FailureContext(), Activity()), repr=False)
@@ -85,12 +90,17 @@ class World:
     @property
     def num_shards(self) -> int:
         """Number of shards of a global batch."""
-        return self.virtual_shards or self.size
+        return self.virtual_shards or self.size * self.grad_accumulation
 
     @classmethod
     @contextmanager
     def join(
-        cls, choice: DeviceChoice, virtual_shards: int | None = None, *, hang_timeout_s: float = HANG_TIMEOUT_S
+        cls,
+        choice: DeviceChoice,
+        virtual_shards: int | None = None,
+        *,
+        grad_accumulation: int = 1,
+        hang_timeout_s: float = HANG_TIMEOUT_S,
     ) -> Iterator["World"]:
         """Joins the run that the launcher's variables describe, or becomes its only rank; leaves it at the end.
 
@@ -99,7 +109,8 @@ class World:
 
         Raises:
             ConfigError: the variables contradict each other, there are more ranks than GPUs on this host, CUDA where
-                there is none, or a number of ranks that does not divide the number of shards.
+                there is none, a number of ranks that does not divide the number of virtual shards, or too few of these
+                for `grad_accumulation`.
             TrainerError: the other ranks do not start.
         """
         environment = RankEnvironment.read()
@@ -108,7 +119,8 @@ class World:
         if not environment.is_launched and (warning := warn_of_separate_tasks()):
             print(warning, file=sys.stderr, flush=True)
         # The number of threads that share a sum decides its rounding; under virtual shards it must not depend on ranks.
-        num_threads = 1 if virtual_shards else max(1, num_available_cpus() // local_size)
+        num_cpus = max(1, num_available_cpus() // local_size)
+        num_threads = 1 if virtual_shards else num_cpus
         torch.set_num_threads(num_threads)
         if choice != "cpu" and torch.cuda.is_available():
             torch.cuda.init()  # takes seconds in which no thread sends heartbeats: before others expect them
@@ -121,7 +133,7 @@ class World:
         if size > 1:
             store, lock, round_name = _join_round(environment, watchdog)
         with ExitStack() as on_leave, _leaving(watchdog), report_failure(context, lock, watchdog):
-            _check_shards(virtual_shards, size, is_elastic=environment.max_restarts > 0)
+            _check_shards(virtual_shards, size, grad_accumulation, is_elastic=environment.max_restarts > 0)
             device = choose_device(choice, local_rank, local_size)
             control, shared_memory = None, None
             if store is not None:
@@ -137,10 +149,12 @@ class World:
                 local_rank=local_rank,
                 device=device,
                 num_threads=num_threads,
+                num_cpus=num_cpus,
                 control=control,
                 store=store,
                 shared_memory=shared_memory,
                 virtual_shards=virtual_shards,
+                grad_accumulation=grad_accumulation,
                 failure_context=context,
                 activity=activity,
                 watchdog=watchdog,
@@ -316,10 +330,15 @@ def _leaving(watchdog: Watchdog) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _check_shards(virtual_shards: int | None, size: int, *, is_elastic: bool) -> None:
+def _check_shards(virtual_shards: int | None, size: int, grad_accumulation: int, *, is_elastic: bool) -> None:
     # An elastic run cannot choose how many ranks remain when it loses a host; extra ranks are spares then.
     if virtual_shards and virtual_shards % size and not is_elastic:
         raise ConfigError(
             f"--virtual-shards {virtual_shards} with {size} ranks: the number of ranks must divide it, "
             f"so start 1, 2, 4, … up to {virtual_shards} ranks"
+        )
+    if virtual_shards and grad_accumulation > 1 and virtual_shards < size * grad_accumulation:
+        raise ConfigError(
+            f"--grad-accumulation {grad_accumulation} with --virtual-shards {virtual_shards} and {size} ranks: a rank "
+            f"computes each of its virtual shards by itself; give at least {size * grad_accumulation} of them"
         )

@@ -15,6 +15,7 @@ _LEFT_OUT_IF_NONE = (
     "test_accuracy_of_seeds",
     "num_averaged_seeds",
     "stacked",
+    "best_epoch",
 )
 
 
@@ -26,6 +27,9 @@ class Result:
         dataset_notes: lines printed when a folder of images was opened.
         test_sha256: digest of the test images; None in files from before that digest.
         model: the recipe's network.
+        epochs: trained epochs; fewer than the recipe's after an early end.
+        best_epoch: the epoch with the best validation result, counted from 1, whose weights these are if the recipe
+            keeps the best; None if the recipe has no use for it.
         train_seconds: spent in training steps; validation and saving not counted.
         val_accuracy: between 0 and 1, as are all accuracies. Headline figures are of one view of each image, as the
             exported model computes them; those of version 0.1 average the recipe's views.
@@ -59,6 +63,7 @@ class Result:
     precision: str
     seed: int
     epochs: int
+    best_epoch: int | None = None
     steps: int
     global_batch_size: int
     train_seconds: float

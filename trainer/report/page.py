@@ -142,11 +142,12 @@ def _render(page: dict[str, Any]) -> str:
 
 def _curves(run: RunFolder, result: Result) -> Curves:
     lines = read_metrics(run.path)
-    schedule, num_steps = run.fingerprint.recipe.schedule, result.steps
+    recipe = run.fingerprint.recipe
+    num_planned = result.steps // result.epochs * recipe.epochs  # the training may have ended early
     return Curves(
         steps=[line for line in lines if line["kind"] == "step"],
         epochs=[line for line in lines if line["kind"] == "epoch"],
-        lr_factors=[schedule.factor(step, num_steps) for step in range(num_steps)],
+        lr_factors=[recipe.schedule.factor(step, num_planned) for step in range(result.steps)],
         images_per_epoch=result.images_per_second * result.train_seconds / result.epochs,
     )
 

@@ -3,22 +3,24 @@
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tests.trainer.loop.runs import SHORT, make_run
+from tests.trainer.single_device import SingleDeviceMode
 from trainer.data import Dataset, ImageSet
+from trainer.data.augment import num_params
 from trainer.errors import ConfigError
+from trainer.loop.ema import WeightAverage
 from trainer.loop.learner import initial_model, parameter_groups
+from trainer.loop.loss import TrainingLoss
 from trainer.loop.optim import Optimizer
 from trainer.loop.step import Batch, GraphedStep, TrainStep
 from trainer.ranks.world import World
-from trainer.recipes import RECIPES, Augment
+from trainer.recipes import RECIPES, Augment, ParamGroup
 from trainer.records.checkpoint import weights_sha256
 
 BLANK = ImageSet(torch.zeros(11, 1, 28, 28, dtype=torch.uint8), torch.zeros(11, dtype=torch.int64))
@@ -104,25 +106,31 @@ def test_dropout_depends_on_the_sample_alone(mini: Dataset, tmp_path: Path) -> N
     assert loss((10,), 1) != pytest.approx(whole, rel=1e-3)
 
 
-class SingleDeviceMode(TorchDispatchMode):
-    """Fails on an operation that reads or creates a tensor on another device."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
-        self.num_operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, results)) if isinstance(leaf, torch.Tensor)]
-        assert all(tensor.device == self.device for tensor in tensors), func
-        self.num_operations += 1
-        return results
+WITH_EVERYTHING = replace(
+    RECIPES["mnist-fast"],
+    param_groups={
+        **RECIPES["mnist-fast"].param_groups,
+        "vectors": ParamGroup(lr=0.001, weight_decay=0.1, optimizer="adamw"),
+    },
+    clip_norm=1.0,
+    ema_decay=0.99,
+    augment=Augment(policy="trivial", mixup=0.2, cutmix=1.0),
+)
 
 
 # One of each kind of block and of each kind of augmentation.
 @pytest.mark.parametrize(
-    "name", ["mnist", "mnist-fast", "cifar10", "fashion-mnist", "mnist-alexnet", "mnist-googlenet", "mnist-resnet18"]
+    "name",
+    [
+        "mnist",
+        "mnist-fast",
+        "everything",
+        "cifar10",
+        "fashion-mnist",
+        "mnist-alexnet",
+        "mnist-googlenet",
+        "mnist-resnet18",
+    ],
 )
 def test_a_cuda_graph_can_hold_a_step(name: str, mini: Dataset) -> None:
     """Runs the step on a device whose tensors have no values, to find without a GPU what forbids a capture.
@@ -130,19 +138,21 @@ def test_a_cuda_graph_can_hold_a_step(name: str, mini: Dataset) -> None:
     A step must not wait for a value, choose a shape by one, or touch another device.
     """
     device = torch.device("meta")
-    recipe = RECIPES[name]
+    recipe = WITH_EVERYTHING if name == "everything" else RECIPES[name]
     model = initial_model(recipe, mini, torch.arange(500), seed=0).to(memory_format=torch.channels_last).to(device)
     model.train()
     step = TrainStep(
         model=model,
-        optimizer=Optimizer(parameter_groups(model, recipe)),
+        optimizer=Optimizer(parameter_groups(model, recipe), clip_norm=recipe.clip_norm),
         augment=recipe.augment,
-        label_smoothing=recipe.label_smoothing,
+        loss=TrainingLoss(recipe.label_smoothing, torch.ones(10, device=device) if recipe is WITH_EVERYTHING else None),
+        average=WeightAverage(model, recipe.ema_decay, warmup=True) if recipe.ema_decay else None,
         autocast=nullcontext,  # type: ignore[arg-type] # there is none for this device
         all_reduce=lambda sums: sums,
     )
     for sizes in ((20,), (10, 10)):
         batch = batch_of(mini.train, torch.arange(20), device, sizes)
+        batch = replace(batch, augment_params=torch.zeros(20, num_params(recipe.augment), device=device))
         step(batch)  # the steps before the capture may
         with SingleDeviceMode(device) as watch:
             result = step(batch)
