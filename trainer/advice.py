@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from trainer.recipes import PRETRAINED_PREFIX, RECIPES, Recipe
+from trainer.recipes import RECIPES, Recipe
 
 GOOD_STEPS = 500
 """BiT (arXiv 1912.11370) fine-tunes on any set of fewer than 20,000 images for as many."""
@@ -41,7 +41,7 @@ class DatasetSize:
 
 def usual_steps(recipe: Recipe) -> int | None:
     """Returns the steps of a recipe on its own data set; None for fine-tuning, which has none."""
-    if recipe.network.startswith(PRETRAINED_PREFIX):
+    if recipe.is_fine_tuning:
         return None
     return _num_steps(recipe, NUM_TRAINING_IMAGES[recipe.dataset])
 
@@ -121,7 +121,7 @@ def _advise_on_images(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
     rare = {name: count for name, count in size.num_training_by_class.items() if count < MIN_IMAGES_PER_CLASS}
     if rare:
         rarest = min(rare, key=lambda name: rare[name])
-        is_fine_tuned = recipe.network.startswith(PRETRAINED_PREFIX)
+        is_fine_tuned = recipe.is_fine_tuning
         other = (
             "" if is_fine_tuned or size.num_channels != 3 else ", or try --recipe finetune-resnet18 --image-size 224"
         )

