@@ -101,20 +101,9 @@ class TrainConfig:
         Raises:
             ConfigError: there is no such recipe, or a value is impossible.
         """
-        for name in ("epochs", "global_batch_size", "image_size", "grad_accumulation", "save_every_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{_flag(name)} {value}: must be at least 1")
-        self._check_augmentation()
-        if not 0 < self.lr_scale < float("inf"):
-            raise ConfigError(f"--lr-scale {self.lr_scale}: must be a positive number")
-        if not self.save_every_s > 0:
-            raise ConfigError(f"--save-every-s {self.save_every_s}: must be a positive number")
-        if not 0 <= self.hang_timeout_s < float("inf"):
-            raise ConfigError(f"--hang-timeout-s {self.hang_timeout_s}: must be a positive number, or 0 for never")
-        if self.name is not None:
-            check_model_name(self.name)
-        recipe = load_recipe(self.recipe).with_augmentation(
+        self._check_values()
+        own = load_recipe(self.recipe)
+        recipe = own.with_augmentation(
             mirror=self.mirror, shift=self.shift, rotate_degrees=self.rotate_degrees, scale=self.scale
         )
         if self.global_batch_size is not None:
@@ -139,7 +128,27 @@ class TrainConfig:
             precision=self.precision or recipe.precision,
         )
         check_fine_tuning(recipe)
-        return with_files(recipe)
+        resolved = with_files(recipe)
+        for kind, digest in own.file_sha256.items():  # of a run.toml
+            is_own = getattr(self, kind, kind) is None
+            if is_own and resolved.file_sha256.get(kind, digest) != digest:
+                raise ConfigError(f"{getattr(resolved, kind)} has changed since {self.recipe} was written: restore it")
+        return resolved
+
+    def _check_values(self) -> None:
+        for name in ("epochs", "global_batch_size", "image_size", "grad_accumulation", "save_every_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{_flag(name)} {value}: must be at least 1")
+        self._check_augmentation()
+        if not 0 < self.lr_scale < float("inf"):
+            raise ConfigError(f"--lr-scale {self.lr_scale}: must be a positive number")
+        if not self.save_every_s > 0:
+            raise ConfigError(f"--save-every-s {self.save_every_s}: must be a positive number")
+        if not 0 <= self.hang_timeout_s < float("inf"):
+            raise ConfigError(f"--hang-timeout-s {self.hang_timeout_s}: must be a positive number, or 0 for never")
+        if self.name is not None:
+            check_model_name(self.name)
 
     def _check_augmentation(self) -> None:
         limits = {
@@ -156,6 +165,8 @@ class TrainConfig:
         values = parse_assignments(self.set)
         for name in values:
             option = option_of_field(name)
+            if option is None and hasattr(self, name):
+                raise ConfigError(f"--set {name}={values[name]}: this is an option, {_flag(name)} {values[name]}")
             if option is not None and getattr(self, option) is not None:
                 raise ConfigError(f"{_flag(option)} {getattr(self, option)} and --set {name}={values[name]}: give one")
         return values
@@ -215,7 +226,7 @@ _OPTIONS_OF_FIELDS = {
 def option_of_field(name: str) -> str | None:
     """Returns the option of a training run that sets a recipe's field, too; None if there is none."""
     option = _OPTIONS_OF_FIELDS.get(name, name)
-    return option if option in CHANGE_RECIPE else None
+    return option if option in CHANGE_RECIPE - {"set", "lr_scale"} else None
 
 
 def _flag(name: str) -> str:
