@@ -40,15 +40,15 @@ class DatasetSize:
 
 
 def usual_steps(recipe: Recipe) -> int | None:
-    """Returns the steps of a recipe on its own data set; None for fine-tuning, which has none."""
-    if recipe.is_fine_tuning:
+    """Returns the steps of a recipe on its own data set; None for fine-tuning and for sets of the user."""
+    if recipe.is_fine_tuning or recipe.dataset not in NUM_TRAINING_IMAGES:
         return None
     return _num_steps(recipe, NUM_TRAINING_IMAGES[recipe.dataset])
 
 
 def has_few_steps(recipe: Recipe, num_images: int) -> bool:
     """Returns whether the set is too small for the recipe: too few steps, even if not for fewer epochs than usual."""
-    usual = RECIPES[recipe.name]
+    usual = _usual(recipe)
     longest = replace(recipe, epochs=max(recipe.epochs, usual.epochs))
     return _num_steps(longest, num_images) < FEW_STEPS * _good_steps(usual)
 
@@ -57,7 +57,7 @@ def choose_batch_and_epochs(recipe: Recipe, num_images: int, *, batch_size: int 
     """Chooses a global batch and epochs that give a small set enough steps.
 
     Args:
-        recipe: one of `RECIPES`, unchanged.
+        recipe: unchanged by the command line.
         num_images: training images.
         batch_size: a global batch that is already chosen.
 
@@ -70,9 +70,13 @@ def choose_batch_and_epochs(recipe: Recipe, num_images: int, *, batch_size: int 
     return batch_size, max(recipe.epochs, math.ceil(_good_steps(recipe) / math.ceil(num_images / batch_size)))
 
 
-def describe_batch(recipe: Recipe) -> str:
-    """Returns the global batch, and how it changes the learning rates if it is not the recipe's own."""
-    usual = RECIPES.get(recipe.name, recipe).global_batch_size
+def describe_batch(recipe: Recipe, usual: int) -> str:
+    """Returns the global batch, and how it changes the learning rates if it is not the recipe's own.
+
+    Args:
+        recipe: as it is about to be trained.
+        usual: the recipe's own global batch.
+    """
     text = f"{recipe.global_batch_size} images per step"
     if recipe.global_batch_size == usual:
         return text
@@ -84,7 +88,7 @@ def advise(recipe: Recipe, size: DatasetSize, *, is_mirroring_chosen: bool) -> l
     """Returns lines about what the recipe assumes and the set may lack, the most important first; `MAX_LINES` at most.
 
     Args:
-        recipe: as it is about to be trained, with a name of `RECIPES`.
+        recipe: as it is about to be trained.
         size: the data set's.
         is_mirroring_chosen: the command line has --mirror or --no-mirror.
     """
@@ -100,7 +104,7 @@ def advise(recipe: Recipe, size: DatasetSize, *, is_mirroring_chosen: bool) -> l
 
 
 def _advise_on_steps(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
-    usual, num_classes = RECIPES[recipe.name], len(size.num_training_by_class)
+    usual, num_classes = _usual(recipe), len(size.num_training_by_class)
     batch_size, epochs = choose_batch_and_epochs(usual, size.num_training)
     if has_few_steps(recipe, size.num_training):
         on_own = usual_steps(usual)
@@ -136,6 +140,11 @@ def _advise_on_images(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
             f"{size.num_validation} validation image{plural}: their accuracy may be off by {min(points, 100):.0f} "
             "points; more images, or more of them in a val folder, make it surer"
         )
+
+
+def _usual(recipe: Recipe) -> Recipe:
+    """Returns Convoy's recipe of that name, without changes by a command line; the user's own recipe as it is."""
+    return RECIPES.get(recipe.name, recipe)
 
 
 def _good_steps(recipe: Recipe) -> int:

@@ -31,6 +31,7 @@ from trainer.paths import image_folder
 from trainer.prepare import check_complete, prepare
 from trainer.progress import Progress
 from trainer.ranks.world import World
+from trainer.recipe_files import load_recipe
 from trainer.recipes import Recipe
 from trainer.records.checkpoint import Checkpoints, weights_sha256
 from trainer.records.metrics import read_metrics
@@ -63,7 +64,7 @@ def train(config: TrainConfig) -> None:
         if check_complete(folder, world, progress.log):
             return
         run = setup(recipe, without_test_images(dataset), folder, world, progress)
-        log_setup(run)
+        log_setup(run, load_recipe(config.recipe).global_batch_size)
         planned = plan_export(run, config)
         with folder.entered(config.resume, world, progress.log):
             if check_complete(folder, world, progress.log):  # the process that used the folder before completed the run
@@ -120,8 +121,12 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
     )
 
 
-def log_setup(run: Run) -> None:
-    """Logs the data set, the network, the ranks and the run folder."""
+def log_setup(run: Run, usual_batch_size: int) -> None:
+    """Logs the data set, the network, the ranks and the run folder.
+
+    Args:
+        usual_batch_size: the recipe's own global batch.
+    """
     recipe, dataset, world, log = run.recipe, run.dataset, run.world, run.progress.log
     log(
         f"{recipe.name} on {dataset.name}: {len(dataset.classes):,} classes; {len(run.train_indices):,} training, "
@@ -131,8 +136,8 @@ def log_setup(run: Run) -> None:
     parts = f", in {world.grad_accumulation} parts a rank" if world.grad_accumulation > 1 else ""
     log(
         f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {world.num_threads} "
-        f"thread{'s' if world.num_threads > 1 else ''} each; {describe_batch(recipe)}{parts}; run folder "
-        f"{run.folder.path}"
+        f"thread{'s' if world.num_threads > 1 else ''} each; "
+        f"{describe_batch(recipe, usual_batch_size)}{parts}; run folder {run.folder.path}"
     )
     if world.num_computing < world.size:
         log(

@@ -112,10 +112,23 @@ def test_there_are_three_lines_at_most() -> None:
 
 
 def test_another_batch_is_described_with_its_learning_rates() -> None:
-    assert describe_batch(SMALL) == "500 images per step"
-    assert describe_batch(SMALL.with_global_batch_size(32)) == (
+    assert describe_batch(SMALL, 500) == "500 images per step"
+    assert describe_batch(SMALL.with_global_batch_size(32), 500) == (
         "32 images per step (the recipe: 500; learning rates are scaled by 0.253)"
     )
-    assert describe_batch(RECIPES["mnist"].with_global_batch_size(50)) == (
+    assert describe_batch(RECIPES["mnist"].with_global_batch_size(50), 100) == (
         "50 images per step (the recipe: 100; learning rates are scaled by 0.707)"
     )
+
+
+def test_another_batch_scales_the_rate_of_every_group() -> None:
+    for recipe in RECIPES.values():
+        rates = {kind: group.lr for kind, group in recipe.param_groups.items()}
+        scaled = recipe.with_global_batch_size(4 * recipe.global_batch_size).param_groups
+        assert {kind: group.lr for kind, group in scaled.items()} == {kind: 2 * lr for kind, lr in rates.items()}
+
+
+def test_a_recipe_of_the_user_gets_advice_too() -> None:
+    own = replace(SMALL, name="mine", dataset="folder:/photos")
+    (line,) = [line for line in advise(own, size(1000), is_mirroring_chosen=True) if "steps" in line]
+    assert line == "16 steps in all are few for mine: try --global-batch-size 64 --epochs 32"
