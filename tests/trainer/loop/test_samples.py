@@ -1,5 +1,6 @@
 """The ranks' shares of a batch add up to the batch."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from tests.trainer.loop.runs import SHORT, make_run
 from trainer.data import Dataset
 from trainer.loop.samples import EpochSamples, StepShare
+from trainer.loop.shards import sum_in_tree
 from trainer.ranks.world import World
+from trainer.recipes import Augment
 
 
 class IsolatedRank(World):
@@ -51,3 +54,36 @@ def test_ranks_that_share_a_batch_add_up_to_it(num_images: int, mini: Dataset, t
             run.learner.step(samples.batch(mini.train.images, share, torch.tensor(1.0)))
         totals.append(torch.stack(sums).sum(dim=0))
     assert torch.allclose(totals[0], totals[1], atol=1e-5)
+
+
+def test_augmented_and_mixed_batches_have_the_same_bits_on_any_number_of_ranks(mini: Dataset, tmp_path: Path) -> None:
+    """Under virtual shards. The shards are uneven: 22 images in 4 parts."""
+    augment = Augment(
+        crop_area=0.5,
+        flip="random",
+        rotate_degrees=5,
+        policy="trivial",
+        brightness=0.4,
+        erase=0.5,
+        mixup=0.2,
+        cutmix=1.0,
+    )
+    recipe = replace(SHORT, augment=augment, label_smoothing=0.1)
+
+    def sums_of(size: int) -> torch.Tensor:
+        recorded: list[torch.Tensor] = []
+        for rank in range(size):
+            world = IsolatedRank(
+                rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), num_threads=1, virtual_shards=4
+            )
+            object.__setattr__(world, "recorded", recorded)
+            run = make_run(recipe, mini, tmp_path / f"{size}", world=world)
+            samples = EpochSamples.draw(run, epoch=1)
+            share = StepShare.of(44, len(samples.indices), 22, world)
+            run.learner.step(samples.batch(mini.train.images, share, torch.tensor(1.0)))
+        return sum_in_tree(lambda rank: recorded[rank], size)
+
+    alone = sums_of(1)
+    assert alone[-2] > 22  # the sum of the losses
+    for size in (2, 4):
+        assert torch.equal(sums_of(size), alone)
