@@ -1,7 +1,7 @@
 """Every sample once an epoch, whatever the batch and the number of ranks."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.data.order import balanced_order, epoch_order, generator, num_steps_per_epoch, rank_share
@@ -23,6 +23,7 @@ def test_each_sample_is_visited_once_an_epoch(num_samples: int, batch_size: int,
     assert sorted(seen) == list(range(num_samples))
 
 
+@settings(deadline=None)
 @given(counts=st.lists(st.integers(min_value=0, max_value=90), min_size=1, max_size=7).filter(any), seed=seeds)
 def test_a_balanced_order_gives_each_class_the_same_share(counts: list[int], seed: int) -> None:
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

@@ -51,7 +51,8 @@ def test_the_average_is_the_one_written_out(warmup: bool) -> None:
 
 
 def test_the_average_is_validated_and_becomes_the_trained_model(few: Dataset, tmp_path: Path) -> None:
-    run, plain = make_run(AVERAGED, few, tmp_path / "run"), make_run(replace(AVERAGED, ema_decay=0.0), few, tmp_path)
+    run = make_run(AVERAGED, few, tmp_path / "run")
+    plain = make_run(replace(AVERAGED, ema_decay=0.0), few, tmp_path / "plain")
     average = run.learner.average
     assert average is not None
     for each in (run, plain):
