@@ -170,7 +170,7 @@ def _freeze(start: StartingNetwork, recipe: Recipe, log: Callable[[str], None]) 
 
 def _is_for_colour(recipe: Recipe) -> bool:
     """Returns whether the network takes colour images only: its published weights do, or its code."""
-    if recipe.network.startswith(TORCHVISION_PREFIX):
+    if recipe.network.startswith((TORCHVISION_PREFIX, PRETRAINED_PREFIX)):
         return True
     return has_weights(recipe) and recipe.network.startswith((TIMM_PREFIX, EFFICIENTNET_LITE))
 

@@ -4,6 +4,7 @@ A file holds a state dict, also nested (`state_dict`, `model`, `ema`) or with a 
 network's; those of another implementation are matched by their order, if all shapes agree.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,13 @@ def read_weights(path: Path) -> Weights:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:
         cause = " ".join(str(error).split())
-        if "weights_only" in cause or "Unsupported" in cause:
+        if re.search(r"\bGLOBAL\b|Unsupported class|Trying to (instantiate|call)", cause):
             raise DataError(
                 f"{path} holds objects that only code from the file could make, and Convoy runs none: save the "
                 "state_dict alone, as torch.save(network.state_dict(), FILE) does"
             ) from error
+        if cause.startswith("Weights only load failed"):
+            cause = "torch.save did not write it"
         raise DataError(f"{path} does not hold weights: {cause[:100]}") from error
     return _flat(content, path)
 
@@ -120,7 +123,7 @@ def load_weights(network: nn.Module, weights: Weights, *, file: str, num_classes
         by_order=by_order,
         new=tuple(new),
         missing=tuple(missing),
-        unused=tuple(name for name in weights if name not in names.values()),
+        unused=tuple(name for name in weights if name not in names.values() and not name.endswith(_COUNTERS)),
     )
     if loaded.num_loaded < _MIN_SHARE * (loaded.num_tensors - len(new)):
         raise ConfigError(f"these weights are of another network: {loaded.describe()}")
