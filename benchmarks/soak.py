@@ -95,7 +95,7 @@ class Soak:
 
     capacity: float
     seconds: float
-    kinds: list[Calls]
+    clients: Clients
     changes: Changes
     samples: list[Sample]
     log: list[str] = field(default_factory=list)
@@ -111,7 +111,11 @@ class Soak:
 
     def failures(self) -> list[str]:
         """Returns one sentence for everything that is wrong."""
-        found = [f"{kind.name}: {count} times: {what}" for kind in self.kinds for what, count in kind.failures.items()]
+        found = [
+            f"{kind.name}: {count} times: {what}"
+            for kind in self.clients.kinds
+            for what, count in kind.failures.items()
+        ]
         found += [f"changes: {count} times: {what}" for what, count in self.changes.failures.items()]
         early, late = self.memory_mb()
         if late > (1 + GROWTH) * early:
@@ -161,7 +165,7 @@ def soak(transport: str, repository: Path, seconds: float) -> Soak:
         over.set()
         changer.join()
         exit_code = server.stop()
-        return Soak(capacity, seconds, clients.kinds, changes, samples, server.lines, exit_code)
+        return Soak(capacity, seconds, clients, changes, samples, server.lines, exit_code)
     finally:
         server.close()
 
@@ -169,7 +173,7 @@ def soak(transport: str, repository: Path, seconds: float) -> Soak:
 def report(outcome: Soak, transport: str) -> list[str]:
     early, late = outcome.memory_mb()
     first, last = outcome.samples[0], outcome.samples[-1]
-    calls = sum(kind.num_calls for kind in outcome.kinds)
+    calls = sum(kind.num_calls for kind in outcome.clients.kinds)
     lines = [
         f"# Soak, {datetime.datetime.now(datetime.UTC).date()}",
         "",
@@ -180,12 +184,13 @@ def report(outcome: Soak, transport: str) -> list[str]:
         f"of another model. Memory after the warm-up {early:.1f} MB, at the end {late:.1f} MB "
         f"({100 * (late / early - 1):+.2f} %). Threads {first.threads} to {last.threads}, descriptors {first.files} to "
         f"{last.files}. CPU {100 * (last.cpu_s - first.cpu_s) / (last.at_s - first.at_s or 1):.0f} % of one core. "
-        f"Exit code {outcome.exit_code}.",
+        f"Exit code {outcome.exit_code}. Calls that end early share a connection; {outcome.clients.num_ended:,} "
+        "failed because the server ended it (too_many_resets, docs/serving.md).",
         "",
         "| client | calls | failed | median, p99 of the last 20,000 |",
         "|---|---|---|---|",
     ]
-    for kind in outcome.kinds:
+    for kind in outcome.clients.kinds:
         times = sorted(kind.times_ms) or [0.0]
         lines.append(
             f"| {kind.name} | {kind.num_calls:,} | {kind.failures.total()} | {statistics.median(times):.2f}, "
