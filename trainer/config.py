@@ -18,6 +18,7 @@ from trainer.recipe_files import load_recipe
 from trainer.recipes import Precision, Recipe
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
+SourceChoice = Literal["auto", "resident", "streamed"]
 Resume = Literal["auto", "never"]
 
 
@@ -45,6 +46,11 @@ class TrainConfig:
     """Learning rate of the last layer, as a multiple of the others'."""
     image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
     """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
+    source: SourceChoice = "auto"
+    """Where images come from. resident: decoded once, and kept in the device's memory. streamed: their files, decoded
+    while the device computes. auto: resident if they take at most a quarter of the device's memory."""
+    skip_bad_images: int = 0
+    """Leave out files that cannot be decoded, up to so many, instead of ending the run before it begins."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder in which data sets are kept."""
     run_dir: Annotated[Path | None, option("PATH", "runs/RECIPE-TIME-sSEED")] = None
@@ -140,6 +146,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{_flag(name)} {value}: must be at least 1")
+        if self.skip_bad_images < 0:
+            raise ConfigError(f"--skip-bad-images {self.skip_bad_images}: must be at least 0")
         self._check_augmentation()
         if not 0 < self.lr_scale < float("inf"):
             raise ConfigError(f"--lr-scale {self.lr_scale}: must be a positive number")

@@ -39,6 +39,13 @@ def bfloat16_instructions() -> list[str]:
     return sorted(_BFLOAT16_INSTRUCTIONS & set(_cpuinfo("flags").split()))
 
 
+def device_memory(device: torch.device) -> int:
+    """Returns the memory of a GPU, or for the CPU that which this process may use, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return available_memory()
+
+
 def describe(device: torch.device) -> dict[str, str | int]:
     """Returns the facts about this machine that a result depends on."""
     return {

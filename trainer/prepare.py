@@ -5,16 +5,19 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import TrainConfig
+from trainer.config import SourceChoice, TrainConfig
 from trainer.data import Dataset, load_dataset
 from trainer.errors import ConfigError, MismatchError
 from trainer.evaluation.ledger import Ledger
+from trainer.hardware import device_memory
 from trainer.network_files import without_paths
+from trainer.paths import image_folder
 from trainer.ranks.consistency import check_same, code_sha256, processor
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
 from trainer.records.fingerprint import recipe_sha256
 from trainer.records.run_folder import RunFolder
+from trainer.sinks import check_installed
 
 
 def prepare(config: TrainConfig, world: World, log: Callable[[str], None]) -> tuple[Recipe, Dataset, RunFolder]:
@@ -26,8 +29,18 @@ def prepare(config: TrainConfig, world: World, log: Callable[[str], None]) -> tu
     Raises:
         TrainerError: the run cannot start.
     """
+    if world.is_main:
+        check_installed(config.log_to)
     recipe = config.resolve().as_computed_on(world.device)
-    dataset = load(recipe, config.image_size, config.data_dir, world, log)
+    dataset = load(
+        recipe,
+        config.image_size,
+        config.data_dir,
+        world,
+        log,
+        source=config.source,
+        skip_bad_images=config.skip_bad_images,
+    )
     folder = RunFolder.plan(config, recipe, dataset, world)
     try:
         check_same(world.all_gather_object(identity(config, recipe, dataset, world)))
@@ -59,7 +72,16 @@ def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World
     }
 
 
-def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, log: Callable[[str], None]) -> Dataset:
+def load(  # noqa: PLR0913 (the options of a data set)
+    recipe: Recipe,
+    image_size: int | None,
+    data_dir: Path,
+    world: World,
+    log: Callable[[str], None],
+    *,
+    source: SourceChoice = "auto",
+    skip_bad_images: int = 0,
+) -> Dataset:
     """Loads the data set; one process per host fetches and verifies it before the others map it.
 
     Raises:
@@ -71,10 +93,22 @@ def load(recipe: Recipe, image_size: int | None, data_dir: Path, world: World, l
             f"{world.size} ranks for a global batch of {recipe.global_batch_size}: "
             f"use at most {recipe.global_batch_size} ranks, or a larger --global-batch-size"
         )
+    memory = None  # of the smallest device: all ranks have to choose the same source
+    if image_folder(recipe.dataset) is not None:
+        memory = min(world.all_gather_object(device_memory(world.device)))
     is_first = world.local_rank == 0
     if not is_first:
         world.untimed_barrier("data", what="load the data set")
-    dataset = load_dataset(recipe.dataset, data_dir, image_size=image_size, log=log, verify=is_first)
+    dataset = load_dataset(
+        recipe.dataset,
+        data_dir,
+        image_size=image_size,
+        source=source,
+        memory=memory,
+        skip_bad_images=skip_bad_images,
+        log=log,
+        verify=is_first,
+    )
     if is_first:  # on other hosts this may take longer than a collective waits
         world.untimed_barrier("data", what="load the data set")
     return dataset

@@ -1,6 +1,7 @@
 """Opens a run again and evaluates or exports its newest weights."""
 
 import os
+import sys
 from dataclasses import replace
 
 from trainer.config import EvaluateConfig, ExportConfig
@@ -94,7 +95,15 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
     root = image_folder(recipe.dataset)
     if root is not None and not os.path.exists(root):
         raise ConfigError(f"{root} does not exist: name the place of the run's images with --dataset folder:PATH")
-    dataset = load(recipe, folder.fingerprint.image_size, config.data_dir, world, progress.log)
+    dataset = load(
+        recipe,
+        folder.fingerprint.image_size,
+        config.data_dir,
+        world,
+        progress.log,
+        source="streamed" if folder.fingerprint.is_streamed else "resident",
+        skip_bad_images=sys.maxsize,  # the digest tells whether the same files are left out
+    )
     if dataset.sha256 != folder.fingerprint.dataset_sha256:
         raise ConfigError(
             f"{dataset.name} is not what {folder.path} was trained on: its images, or its division into training and "

@@ -130,7 +130,8 @@ def log_setup(run: Run, usual_batch_size: int) -> None:
     recipe, dataset, world, log = run.recipe, run.dataset, run.world, run.progress.log
     log(
         f"{recipe.name} on {dataset.name}: {len(dataset.classes):,} classes; {len(run.train_indices):,} training, "
-        f"{len(run.validation_indices):,} validation and {dataset.num_test:,} test images; "
+        f"{len(run.validation_indices):,} validation and {dataset.num_test:,} test images, "
+        f"{'streamed' if dataset.is_streamed else 'resident'}; "
         f"{num_parameters(run.learner.model):,} parameters, {run.learner.precision}"
     )
     parts = f", in {world.grad_accumulation} parts a rank" if world.grad_accumulation > 1 else ""

@@ -11,8 +11,9 @@ import tyro
 
 from convoy.options import option
 from trainer.data.datasets import DATASETS, dataset_info, decoded_path, load_dataset, open_or_fetch
-from trainer.data.decoded_file import DamagedFileError, DecodedDataset, check_digest, open_decoded, write_decoded
+from trainer.data.decoded_file import DecodedDataset, check_digest, open_decoded, write_decoded
 from trainer.data.folder.image_folder import decoded_folder
+from trainer.data.mapped_file import DamagedFileError
 from trainer.data.published.fetch import import_dataset
 from trainer.data.published.progress import download_progress
 from trainer.data.staging import explain_disk_errors, file_lock, remove_stale

@@ -87,6 +87,8 @@ class DatasetContent:
     significant_bits: int | None = None
     """Bits of 16-bit files that the training images use: the largest number of so many bits became white. None without
     such files."""
+    num_skipped: int = 0
+    """Files that are left out because they cannot be decoded."""
 
     def splits(self) -> dict[str, ImageSet]:
         """Returns the splits by name, in the order in which they are hashed; `validation` only where there is one."""

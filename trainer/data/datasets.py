@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,6 +24,10 @@ from trainer.data.published.info import DatasetInfo
 from trainer.data.split import stratified_split
 from trainer.errors import ConfigError, unknown_name
 from trainer.paths import FOLDER_PREFIX, expand_home, image_folder
+
+if TYPE_CHECKING:
+    from trainer.data.folder.image_folder import Source
+    from trainer.data.folder.streamed import StreamedDataset
 
 _MINI_FILE = Path(__file__).parent / "published" / "mnist_mini.npz"
 
@@ -60,9 +65,10 @@ class Dataset:
     """For a folder that has validation images; for the others `split_validation` takes some of `train`."""
     num_test: int
     path: Path | None
-    """The decoded file; None after `without_test_images`."""
+    """The decoded file, or the index of a streamed folder; None after `without_test_images`."""
     mean: tuple[float, ...]
-    """Of each channel of the training images, 0 to 255, including those set aside for validation."""
+    """Of each channel of the training images, 0 to 255, including those set aside for validation. Of a streamed folder,
+    of a sample."""
     std: tuple[float, ...]
     """Standard deviation, likewise."""
     notes: tuple[str, ...] = ()
@@ -71,12 +77,20 @@ class Dataset:
     """Bits of 16-bit files that the training images use: the largest number of so many bits became white. None without
     such files."""
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are decoded when they are taken, instead of being in memory."""
+        return not isinstance(self.train, ImageSet)
 
-def load_dataset(
+
+def load_dataset(  # noqa: PLR0913 (the options of a folder)
     name: str,
     data_dir: Path,
     *,
     image_size: int | None = None,
+    source: "Source" = "auto",
+    memory: int | None = None,
+    skip_bad_images: int = 0,
     verify: bool = True,
     log: Callable[[str], None],
 ) -> Dataset:
@@ -87,20 +101,30 @@ def load_dataset(
         data_dir: folder in which data sets are kept.
         image_size: width and height to which the images of a folder are resized; None if they all are squares of one
             size.
+        source: whether a folder is resident, decoded once into one tensor, or streamed, decoded on demand. `auto`: by
+            the size of its images.
+        memory: bytes of the device that trains; a resident set takes at most a quarter. None for this machine's.
+        skip_bad_images: files of a folder that cannot be decoded are left out, up to so many.
         verify: hashes the decoded file, at about 1.4 GB/s. One process of a host is enough; the others should
             load after it, so that none keeps a damaged file that the first one replaces.
         log: receives each line for the user.
 
     Raises:
-        ConfigError: there is no such data set, it has no images of that size, or the data folder is `~` and the user
-            has no home directory.
+        ConfigError: there is no such data set, it has no images of that size, it is no folder and cannot be streamed,
+            or the data folder is `~` and the user has no home directory.
         DataError: data are missing, damaged or unreadable.
     """
     root, data_dir = image_folder(name), expand_home(data_dir)
     if root is not None:
-        from trainer.data.folder.image_folder import load_image_folder
+        from trainer.data.folder.image_folder import FolderOptions, load_image_folder
 
-        decoded = load_image_folder(root, data_dir, image_size=image_size, verify=verify, log=log)
+        options = FolderOptions(image_size=image_size, source=source, memory=memory, skip_bad_images=skip_bad_images)
+        opened = load_image_folder(root, data_dir, options, verify=verify, log=log)
+        if not isinstance(opened, DecodedDataset):
+            return _streamed(opened)
+        decoded = opened
+    elif source == "streamed":
+        raise ConfigError(f"--source streamed is for folders of images (folder:PATH), not for {name}")
     else:
         decoded = open_or_fetch(dataset_info(name, image_size), data_dir, verify=verify, log=log)
     content = decoded.content
@@ -116,6 +140,22 @@ def load_dataset(
         std=decoded.std,
         notes=content.notes,
         significant_bits=content.significant_bits,
+    )
+
+
+def _streamed(opened: "StreamedDataset") -> Dataset:
+    return Dataset(
+        name=opened.name,
+        classes=opened.classes,
+        sha256=opened.sha256,
+        train=opened.train,
+        validation=opened.validation,
+        num_test=len(opened.test),
+        path=opened.path,
+        mean=opened.mean,
+        std=opened.std,
+        notes=opened.notes,
+        significant_bits=opened.significant_bits,
     )
 
 

@@ -5,9 +5,7 @@ share its pages, so that memory does not grow with the number of ranks. This mod
 from.
 """
 
-import fcntl
 import os
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +15,10 @@ from typing import Any
 import torch
 
 from trainer.data.content import DatasetContent, ImageSet, content_digest
-from trainer.data.staging import explain_disk_errors, file_lock, remove_stale, staging
+from trainer.data.mapped_file import DamagedFileError, map_tensors, share_lock, write_tensors
+from trainer.data.staging import explain_disk_errors, file_lock, remove_stale
 from trainer.data.statistics import pixel_statistics
 from trainer.errors import DataError
-from trainer.files import flush_to_disk, save_tensors
 
 _LAYOUT = 2
 
@@ -38,10 +36,6 @@ class DecodedDataset:
     """Of each channel of the training images, 0 to 255, computed when they were decoded."""
     std: tuple[float, ...]
     """Standard deviation, likewise."""
-
-
-class DamagedFileError(DataError):
-    """A decoded file is not what was written; `open_or_create` sets it aside and creates it again."""
 
 
 def write_decoded(content: DatasetContent, path: Path) -> None:
@@ -63,19 +57,13 @@ def write_decoded(content: DatasetContent, path: Path) -> None:
         "pixel_statistics": pixel_statistics(content.train.images),
         "notes": list(content.notes),
         "significant_bits": content.significant_bits,
+        "num_skipped": content.num_skipped,
     }
     for name, split in content.splits().items():
         payload[f"{name}_images"] = _compact(split.images)
         payload[f"{name}_labels"] = _compact(split.labels)
     size_bytes = sum(split.images.nbytes + split.labels.nbytes for split in content.splits().values())
-    with explain_disk_errors(path.parent, size_bytes), staging(path.parent) as folder:
-        temporary = folder / path.name
-        with temporary.open("xb") as file:
-            save_tensors(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush_to_disk(path.parent)
+    write_tensors(payload, path, size_bytes)
 
 
 def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool = True) -> DecodedDataset:
@@ -91,7 +79,7 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
         DamagedFileError: the file is not what was written, or records another digest.
         DataError: the file cannot be opened or mapped.
     """
-    payload = _load(path)
+    payload = map_tensors(path)
     try:
         content, recorded = _content_of(payload)
         mean, std = (tuple(map(float, values)) for values in payload["pixel_statistics"])
@@ -101,23 +89,8 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
         raise DamagedFileError(f"{path} is damaged (its digest is not the published one)")
     if verify and content_digest(content) != recorded:
         raise DamagedFileError(f"{path} is damaged (its content does not match its digest)")
-    _share_lock(path, content.train.images)
+    share_lock(path, content.train.images)
     return DecodedDataset(content=content, sha256=recorded, path=path, mean=mean, std=std)
-
-
-def discard(path: Path) -> None:
-    """Deletes a decoded file, unless a process uses it or it belongs to another user.
-
-    A training opens its test images at its end, so the file must stay until then.
-    """
-    with suppress(FileNotFoundError, PermissionError), path.open("r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        except OSError:  # a file system without locks
-            pass
-        path.unlink()
 
 
 def open_or_create(
@@ -172,48 +145,6 @@ def check_digest(content: DatasetContent, expected_sha256: str | None) -> None:
         raise DataError(f"{content.name}: decoded content has digest {found[:12]}, not {expected_sha256[:12]}")
 
 
-def _share_lock(path: Path, images: torch.Tensor) -> None:
-    """Holds a shared lock on the file for as long as the tensor lives."""
-    with suppress(OSError):  # the file is gone already, or the file system has no locks
-        descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(images, os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def _load(path: Path) -> Any:
-    """Maps the file. Opens it itself: torch opens no path that is not UTF-8, and does not tell why it cannot open one.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        DamagedFileError: it is not a file of torch.
-        DataError: it cannot be opened or mapped.
-    """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise
-    except NotADirectoryError as error:
-        raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be opened: {error.strerror or error}") from error
-    with file:
-        try:
-            return torch.load(path if _is_utf8(path) else f"/dev/fd/{file.fileno()}", mmap=True, weights_only=True)
-        except Exception as error:
-            if "unable to mmap" in str(error):  # too little address space, or a file system that maps no files
-                reason = " ".join(str(error).partition("\n")[0].split())
-                raise DataError(f"{path} cannot be mapped into memory: {reason}") from error
-            raise DamagedFileError(f"{path} is damaged (not a decoded data set)") from error
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _content_of(payload: Any) -> tuple[DatasetContent, str]:
     """Returns the content and its recorded digest.
 
@@ -235,6 +166,7 @@ def _content_of(payload: Any) -> tuple[DatasetContent, str]:
         validation=splits.get("validation"),
         notes=tuple(map(str, payload.get("notes", ()))),
         significant_bits=payload.get("significant_bits"),
+        num_skipped=int(payload.get("num_skipped", 0)),
     )
     for split in content.splits().values():
         _check_tensors(split, len(content.classes))

@@ -3,16 +3,13 @@
 `stratified_split` is a pure function of labels, size and seed; `hash_split` decides for each image by its own content.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from trainer.errors import ConfigError
 
-_TENTH = f"{2**256 // 10:064x}"
+_TENTH = np.bytes_((2**256 // 10).to_bytes(32, "big"))
 
 
 def stratified_split(labels: torch.Tensor, num_held_out: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,24 +42,33 @@ def stratified_split(labels: torch.Tensor, num_held_out: int, seed: int) -> tupl
     return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
 
 
-def hash_split(digests: Sequence[str], labels: Sequence[int]) -> set[str]:
+def hash_split(digests: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Holds out the images whose digest is in the lowest tenth of all possible digests.
 
     An image stays in its split whichever others are added or removed, and its duplicates are in the same one. A class
     without a digest in that tenth holds out its lowest one; a class with no other digests keeps its highest one.
 
     Args:
-        digests: SHA-256 of each image, in hex.
-        labels: the class of each image.
+        digests: SHA-256 of each image, [N, 32].
+        labels: the class of each image, [N].
 
     Returns:
-        The digests of the held-out images.
+        Whether each image is held out, [N].
     """
-    classes: dict[int, set[str]] = defaultdict(set)
-    for digest, label in zip(digests, labels, strict=True):
-        classes[label].add(digest)
-    held_out = {digest for digest in digests if digest < _TENTH} | {min(own) for own in classes.values()}
-    return held_out - {max(own) for own in classes.values() if own <= held_out}
+    distinct, numbers = np.unique(as_strings(digests), return_inverse=True)  # in ascending order
+    order = np.lexsort((numbers, labels))
+    is_first = np.diff(labels[order], prepend=-1) != 0  # of its class
+    lowest, highest = numbers[order[is_first]], numbers[order[np.roll(is_first, -1)]]
+    held_out = distinct < _TENTH
+    held_out[lowest] = True
+    num_kept = np.add.reduceat(~held_out[numbers[order]], np.flatnonzero(is_first)) if len(labels) else 0
+    held_out[highest[num_kept == 0]] = False
+    return held_out[numbers]
+
+
+def as_strings(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
+    """Returns digests, uint8 [N, 32], as one value each that NumPy compares and sorts."""
+    return np.ascontiguousarray(digests).view("S32")[:, 0]
 
 
 def _shares(counts: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:

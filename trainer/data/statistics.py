@@ -4,17 +4,35 @@ import torch
 
 _CHUNK = 2048
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and population standard deviation of each channel, in pixel units, 0 to 255."""
 
-def pixel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation of each channel of uint8 `[N, C, H, W]`, in pixel units, 0 to 255."""
-    num_channels = images.size(1)
-    total = torch.zeros(num_channels, dtype=torch.int64)
-    squares = torch.zeros(num_channels, dtype=torch.int64)
+
+class PixelSums:
+    """Sums over the pixels of each channel."""
+
+    def __init__(self, num_channels: int) -> None:
+        self._total = torch.zeros(num_channels, dtype=torch.int64)
+        self._squares = torch.zeros(num_channels, dtype=torch.int64)
+        self._num_pixels = 0
+
+    def add(self, images: torch.Tensor) -> None:
+        """Adds images, uint8 `[B, C, H, W]`."""
+        pixels = images.transpose(0, 1).reshape(images.size(1), -1).int()
+        self._total += pixels.sum(dim=1)
+        self._squares += (pixels * pixels).sum(dim=1)
+        self._num_pixels += pixels.size(1)
+
+    def result(self) -> Statistics:
+        num_pixels = max(1, self._num_pixels)
+        mean = self._total.double() / num_pixels
+        std = (self._squares.double() / num_pixels - mean**2).clamp(min=0).sqrt()
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def pixel_statistics(images: torch.Tensor) -> Statistics:
+    """Returns the mean and standard deviation of each channel of images, uint8 `[N, C, H, W]`."""
+    sums = PixelSums(images.size(1))
     for chunk in images.split(_CHUNK):
-        pixels = chunk.transpose(0, 1).reshape(num_channels, -1).int()
-        total += pixels.sum(dim=1)
-        squares += (pixels * pixels).sum(dim=1)
-    num_pixels = max(1, images.numel() // num_channels)
-    mean = total.double() / num_pixels
-    std = (squares.double() / num_pixels - mean**2).clamp(min=0).sqrt()
-    return tuple(mean.tolist()), tuple(std.tolist())
+        sums.add(chunk)
+    return sums.result()

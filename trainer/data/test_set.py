@@ -16,6 +16,14 @@ def load_test_set(dataset: Dataset) -> Images:
     if dataset.path is None:
         raise ConfigError(f"{dataset.name} was opened for tuning, without its test images")
     try:
+        if dataset.is_streamed:
+            from trainer.data.folder.streamed import FolderImages, open_test_images
+
+            assert isinstance(dataset.train, FolderImages)
+            images = open_test_images(dataset.path, dataset.train)
+            if len(images) == dataset.num_test:
+                return images
+            raise FileNotFoundError
         return open_decoded(dataset.path, expected_sha256=dataset.sha256, verify=False).content.test
     except FileNotFoundError:
         raise DataError(

@@ -58,7 +58,14 @@ class Fingerprint:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, *, seed: int, image_size: int | None, dataset_sha256: str, virtual_shards: int | None
+        cls,
+        recipe: Recipe,
+        *,
+        seed: int,
+        image_size: int | None,
+        dataset_sha256: str,
+        virtual_shards: int | None,
+        is_streamed: bool = False,
     ) -> Self:
         """Returns the fingerprint of a run that is about to begin."""
         values = {
@@ -67,6 +74,7 @@ class Fingerprint:
             "image_size": image_size,
             "dataset_sha256": dataset_sha256,
             "virtual_shards": virtual_shards,
+            **({"source": "streamed"} if is_streamed else {}),
         }
         return cls(json.loads(json.dumps(values)))  # tuples become lists, as in a file
 
@@ -93,6 +101,11 @@ class Fingerprint:
     @property
     def dataset_sha256(self) -> str:
         return str(self.values["dataset_sha256"])
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the run decodes its images when it needs them."""
+        return self.values.get("source") == "streamed"
 
     @property
     def test_time_views(self) -> TestTimeViews:

@@ -63,6 +63,7 @@ class RunFolder:
             image_size=config.image_size,
             dataset_sha256=dataset.sha256,
             virtual_shards=config.virtual_shards,
+            is_streamed=dataset.is_streamed,
         )
         if world.is_main:
             fingerprint = _with_known_folder(fingerprint, path)

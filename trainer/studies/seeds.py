@@ -85,7 +85,8 @@ def study_seeds(config: SeedsConfig) -> None:
         config = replace(config, dataset=config.dataset and recipe.dataset)
         if config.stack > 1 and not can_stack(recipe):
             raise ConfigError(f"--stack {config.stack}: {recipe.name} uses Muon, which cannot train stacked seeds")
-        dataset = load(recipe, config.image_size, config.data_dir, world, progress.log)
+        # Seeds that are trained together need their images in memory.
+        dataset = load(recipe, config.image_size, config.data_dir, world, progress.log, source="resident")
         context = TrialContext(
             world=world, dataset=dataset, image_size=config.image_size, progress=Progress(is_main=False), stop=stop
         )

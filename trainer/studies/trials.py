@@ -53,7 +53,12 @@ def open_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path) -> 
     """
     recipe = recipe.as_computed_on(context.world.device)
     fingerprint = Fingerprint.of(
-        recipe, seed=seed, image_size=context.image_size, dataset_sha256=context.dataset.sha256, virtual_shards=None
+        recipe,
+        seed=seed,
+        image_size=context.image_size,
+        dataset_sha256=context.dataset.sha256,
+        virtual_shards=None,
+        is_streamed=context.dataset.is_streamed,
     )
     folder, world = RunFolder(path, fingerprint), context.single_rank
     run = setup(recipe, without_test_images(context.dataset), folder, world, context.progress)

@@ -181,7 +181,7 @@ def test_a_damaged_file_is_set_aside_and_made_again(decoded_path: Path, logged: 
     assert open_tiny(decoded_path, logged) == content_digest(CONTENT)
     assert names_in(decoded_path.parent) == ["tiny.damaged", "tiny.pt"]
     assert decoded_path.read_bytes() == good
-    assert logged == [f"{decoded_path} is damaged (not a decoded data set); set aside as tiny.damaged, making it again"]
+    assert logged == [f"{decoded_path} is damaged (not a file of tensors); set aside as tiny.damaged, making it again"]
 
 
 def test_a_good_file_needs_no_writing(decoded_path: Path, logged: list[str]) -> None:

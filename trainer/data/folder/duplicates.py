@@ -4,10 +4,14 @@ A model that memorizes a training image classifies its duplicate correctly, so t
 image that is in two classes it gets at least one wrong.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from trainer.data.content import ImageSet, image_digests
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainer.data.split import as_strings
 
 _OVERLAPS = (
     ("validation", "train", "training images, too, pixel for pixel: validation accuracy will be too high"),
@@ -21,45 +25,70 @@ _OVERLAPS = (
 """A split, another one, and the consequence of images that both have."""
 _NUM_LISTED = 3
 
+Digests = npt.NDArray[np.uint8]
+"""SHA-256 of pictures, [N, 32]."""
 
-def describe_duplicates(splits: Mapping[str, ImageSet], paths: Mapping[str, Sequence[Path]]) -> Iterator[str]:
+
+def describe_duplicates(
+    digests: Mapping[str, Digests], labels: Mapping[str, torch.Tensor], path: Callable[[str, int], Path]
+) -> Iterator[str]:
     """Yields a line about images in two classes, and about identical images in two splits or among the training images.
 
     Args:
-        splits: `train`, `test` and, for a folder with validation images, `validation`.
-        paths: the file of each image of each split.
+        digests: those of the pictures of `train`, `test` and, for a folder with validation images, `validation`.
+        labels: int64 [N] for each split.
+        path: returns the file of an image, from its split and its position there.
     """
-    digests = {name: image_digests(split.images) for name, split in splits.items()}
-    contradictions = _find_contradictions(splits, paths, digests)
-    if contradictions:
-        listed = "; ".join(f"{one} and {other}" for one, other in list(contradictions.values())[:_NUM_LISTED])
-        more = f"; and {len(contradictions) - _NUM_LISTED} more" if len(contradictions) > _NUM_LISTED else ""
+    _, pictures = np.unique(as_strings(np.concatenate(list(digests.values()))), return_inverse=True)
+    classes = np.concatenate([labels[name].numpy() for name in digests])
+    contradicted = _contradictions(pictures, classes)
+    ends = np.cumsum([len(each) for each in digests.values()])
+    if number := int(contradicted.sum()):
+        names, starts = list(digests), np.array([0, *ends])
+
+        def file(position: int) -> Path:
+            split = int(np.searchsorted(ends, position, side="right"))
+            return path(names[split], position - int(starts[split]))
+
+        pairs = _first_pairs(pictures, classes, contradicted)
+        listed = "; ".join(f"{file(one)} and {file(other)}" for one, other in pairs)
+        more = f"; and {number - _NUM_LISTED} more" if number > _NUM_LISTED else ""
         yield (
-            f"{len(contradictions)} image{'s contradict' if len(contradictions) > 1 else ' contradicts'} another one "
+            f"{number} image{'s contradict' if number > 1 else ' contradicts'} another one "
             f"of another class, pixel for pixel: {listed}{more}; no model can be right about both: remove the wrong one"
         )
-    copies = {name: [digest for digest in each if digest not in contradictions] for name, each in digests.items()}
+    by_split = dict(zip(digests, np.split(pictures, ends[:-1]), strict=True))
+    copies = {name: own[~contradicted[own]] for name, own in by_split.items()}
     for name, other, meaning in _OVERLAPS:
-        in_other = set(copies.get(other, ()))
-        if number := sum(digest in in_other for digest in copies.get(name, ())):
-            yield f"{number} of {len(digests[name])} {name} images are {meaning}; remove them from one of the two"
-    number = len(copies["train"]) - len(set(copies["train"]))
-    if number and "validation" not in splits:
+        if name in copies and other in copies and (number := int(np.isin(copies[name], copies[other]).sum())):
+            yield f"{number} of {len(by_split[name])} {name} images are {meaning}; remove them from one of the two"
+    number = len(copies["train"]) - len(np.unique(copies["train"]))
+    if number and "validation" not in digests:
         yield (
             f"{number} training images are duplicates of others, pixel for pixel: some may be set aside for validation "
             "while their duplicates are trained on"
         )
 
 
-def _find_contradictions(
-    splits: Mapping[str, ImageSet], paths: Mapping[str, Sequence[Path]], digests: Mapping[str, list[bytes]]
-) -> dict[bytes, tuple[Path, Path]]:
-    """Returns the first two files of different classes for each picture that is in several classes."""
-    first: dict[bytes, tuple[int, Path]] = {}
-    found: dict[bytes, tuple[Path, Path]] = {}
-    for name, split in splits.items():
-        for digest, label, path in zip(digests[name], split.labels.tolist(), paths[name], strict=True):
-            first_label, first_path = first.setdefault(digest, (label, path))
-            if label != first_label:
-                found.setdefault(digest, (first_path, path))
+def _contradictions(pictures: npt.NDArray[np.int64], classes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Returns whether each picture, by its number, is in several classes."""
+    number = int(pictures.max(initial=-1)) + 1
+    lowest, highest = np.full(number, np.iinfo(np.int64).max), np.full(number, -1)
+    np.minimum.at(lowest, pictures, classes)
+    np.maximum.at(highest, pictures, classes)
+    found: npt.NDArray[np.bool_] = lowest != highest
     return found
+
+
+def _first_pairs(
+    pictures: npt.NDArray[np.int64], classes: npt.NDArray[np.int64], contradicted: npt.NDArray[np.bool_]
+) -> list[tuple[int, int]]:
+    """Returns the positions of the first two images of different classes for the first few pictures."""
+    first: dict[int, int] = {}
+    found: dict[int, tuple[int, int]] = {}
+    for position in np.flatnonzero(contradicted[pictures]).tolist():
+        picture = int(pictures[position])
+        earlier = first.setdefault(picture, position)
+        if classes[position] != classes[earlier]:
+            found.setdefault(picture, (earlier, position))
+    return list(found.values())[:_NUM_LISTED]

@@ -1,40 +1,82 @@
-"""Opens a folder of images, `folder:PATH`, which is decoded once into one file.
+"""Opens a folder of images, `folder:PATH`: resident, decoded once into one file, or streamed, decoded on demand.
 
-Without a test folder, the picture in each file decides whether it is a test image. The name of the decoded file
-contains a hash of the listing, so that a folder that has changed is decoded again.
+The names of the decoded file and of the index contain a hash of the listing, so that a folder that has changed is
+read again.
 """
 
 import hashlib
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 
-from trainer.data.content import DatasetContent, ImageSet
-from trainer.data.decoded_file import DecodedDataset, discard, open_or_create
-from trainer.data.folder.decode import decode_images
-from trainer.data.folder.duplicates import describe_duplicates
+from convoy.cpus import available_memory
+from trainer.data.content import DatasetContent, ImageSet, image_digests
+from trainer.data.decoded_file import DecodedDataset, open_decoded, open_or_create
+from trainer.data.folder.decode import decode_pixels, select_images
+from trainer.data.folder.division import has_test_folder, split_rows
+from trainer.data.folder.duplicates import Digests, describe_duplicates
+from trainer.data.folder.index import FolderIndex, save_index
+from trainer.data.folder.indexing import (
+    check_problems,
+    complete_index,
+    log_warnings,
+    open_or_make_index,
+    open_or_make_index_locked,
+)
 from trainer.data.folder.listing import Listing, list_folder
-from trainer.data.folder.probe import BitDepth, Headers, find_bit_depth, probe_images
+from trainer.data.folder.probe import BitDepth, common_side, find_bit_depth
+from trainer.data.folder.streamed import StreamedDataset, open_streamed
 from trainer.data.folder.workers import list_some
-from trainer.data.split import hash_split
+from trainer.data.mapped_file import DamagedFileError, discard
 from trainer.errors import ConfigError, DataError
 from trainer.paths import FOLDER_PREFIX
 
+Source = Literal["auto", "resident", "streamed"]
+
 _MAX_NAME_BYTES = 200
 """Of a folder's name, in the name of the folder for its decoded files: file systems allow 255 bytes in all."""
+RESIDENT_SHARE = 4
+"""A set is resident by itself if it takes at most one part in so many of the device's memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderOptions:
+    """How a folder is opened.
+
+    Args:
+        image_size: width and height to which the images are resized; None if they all are squares of one size.
+        source: `auto` chooses by `memory`.
+        memory: bytes of the device that trains; None for this machine's.
+        skip_bad_images: files that cannot be decoded are left out, up to so many.
+    """
+
+    image_size: int | None = None
+    source: Source = "auto"
+    memory: int | None = None
+    skip_bad_images: int = 0
+
+    def fits(self, num_bytes: int) -> bool:
+        """Returns whether `auto` keeps images of so many bytes resident."""
+        memory = available_memory() if self.memory is None else self.memory
+        return num_bytes <= memory // RESIDENT_SHARE
 
 
 def load_image_folder(
-    root: Path, data_dir: Path, *, image_size: int | None, verify: bool, log: Callable[[str], None]
-) -> DecodedDataset:
-    """Opens a folder of images, and decodes it first if it is new or has changed.
+    root: Path, data_dir: Path, options: FolderOptions, *, verify: bool, log: Callable[[str], None]
+) -> DecodedDataset | StreamedDataset:
+    """Opens a folder of images, and reads its files first if it is new or has changed.
 
     Args:
         root: the absolute path of the folder.
         data_dir: folder in which data sets are kept.
-        image_size: width and height to which the images are resized; None if they all are squares of one size.
+        options: how to open it.
         verify: hashes a decoded file that is there.
         log: receives each line for the user.
 
@@ -43,28 +85,24 @@ def load_image_folder(
             data folder cannot be written.
         DataError: images are missing or cannot be read, or the disk is full.
     """
-    if image_size is not None and image_size < 1:
-        raise ConfigError(f"an image size must be at least 1, and {image_size} is not")
-    listing = list_folder(root)
-    folder = decoded_folder(root, data_dir)
-    size = "native" if image_size is None else str(image_size)
-
-    def create() -> DatasetContent:
-        content = _decode(listing, image_size, log)
-        for older in folder.glob(f"{size}-*.pt"):
-            discard(older)
-        return content
-
-    decoded = open_or_create(
-        folder / f"{size}-{listing.key()}.pt",
-        create,
-        lock_path=folder.with_name(f"{folder.name}.lock"),
-        expected_sha256=None,
-        verify=verify,
-        log=log,
-    )
-    for note in decoded.content.notes:
-        log(note)
+    if options.image_size is not None and options.image_size < 1:
+        raise ConfigError(f"an image size must be at least 1, and {options.image_size} is not")
+    opening = _Opening(root, data_dir, list_folder(root), options, log)
+    decoded: DecodedDataset | StreamedDataset | None = None
+    if options.source != "streamed":
+        decoded = opening.known(verify=verify)
+    if decoded is None:
+        index = opening.index()
+        shape = opening.shape(index)
+        num_bytes = len(index) * math.prod(shape)
+        is_resident = options.source == "resident" or (options.source == "auto" and options.fits(num_bytes))
+        _check_memory(len(index) if is_resident else 1, shape)
+        if not is_resident and options.source == "auto":
+            log(
+                f"{opening.name}: {len(index):,} images of {shape[1]}x{shape[2]} pixels, {num_bytes / 1e9:.1f} GB: "
+                "streamed from their files (--source resident keeps them in memory)"
+            )
+        decoded = opening.resident(verify=verify) if is_resident else opening.streamed(index)
     return decoded
 
 
@@ -74,82 +112,153 @@ def decoded_folder(root: Path, data_dir: Path) -> Path:
     return data_dir / "folders" / f"{own_name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
-def _decode(listing: Listing, image_size: int | None, log: Callable[[str], None]) -> DatasetContent:
-    name = f"{FOLDER_PREFIX}{listing.root}"
-    files = [file for own in listing.splits.values() for file in own]
-    headers = probe_images([file.path for file in files], size_given=image_size is not None)
-    bit_depth = _find_bit_depth(listing, headers)
-    decoded = decode_images(
-        [file.path for file in files],
-        headers.num_channels,
-        image_size or headers.side,
-        lambda line: log(f"{name}: {line}"),
-        significant_bits=16 if bit_depth is None else bit_depth.significant_bits,
-        max_pixels=headers.max_pixels,
-    )
-    if decoded.warnings:
-        listed = list_some(decoded.warnings)
-        log(f"warning: {name}: Pillow warns about {len(decoded.warnings)} of {len(files)} images: {listed}")
-    notes = [f"{name}: {note}" for note in listing.notes] + list(_describe_bit_depth(name, bit_depth))
-    sizes = [len(own) for own in listing.splits.values()]
-    positions = dict(zip(listing.splits, torch.arange(len(files)).split(sizes), strict=True))
-    if "test" not in positions:
-        positions |= _hold_out_test(listing, decoded.digests)
-        notes.append(
-            f"{name}: no test folder: {len(positions['test'])} of {len(files)} images are held out as test set, "
-            "by their content"
+class _Opening:
+    """One opening of a folder."""
+
+    def __init__(
+        self, root: Path, data_dir: Path, listing: Listing, options: FolderOptions, log: Callable[[str], None]
+    ) -> None:
+        self.name = f"{FOLDER_PREFIX}{root}"
+        self.listing = listing
+        self.options = options
+        self.log = log
+        self.folder = decoded_folder(root, data_dir)
+        self.lock_path = self.folder.with_name(f"{self.folder.name}.lock")
+        self.size = "native" if options.image_size is None else str(options.image_size)
+        self.path = self.folder / f"{self.size}-{listing.key}.pt"
+        if options.skip_bad_images and not self.path.exists():  # a file without images left out serves both
+            self.path = self.path.with_stem(f"{self.path.stem}-skipping")
+
+    def _log(self, line: str) -> None:
+        self.log(_prefixed(self.name, line))
+
+    def known(self, *, verify: bool) -> DecodedDataset | None:
+        """Returns the decoded set if there is one and `auto` keeps it resident."""
+        with suppress(FileNotFoundError, DamagedFileError):
+            splits = open_decoded(self.path, verify=False).content.splits().values()
+            if self.options.source == "resident" or self.options.fits(sum(split.images.nbytes for split in splits)):
+                return self.resident(verify=verify)
+        return None
+
+    def index(self) -> FolderIndex:
+        return open_or_make_index(self.listing, self.folder, self.lock_path, self._log)
+
+    def shape(self, index: FolderIndex) -> tuple[int, int, int]:
+        """Returns the shape of the images, (C, H, W)."""
+        side = self.options.image_size or common_side(index)
+        return index.num_channels, side, side
+
+    def resident(self, *, verify: bool) -> DecodedDataset:
+        """Opens the decoded file, and creates it first where it is missing."""
+        decoded = open_or_create(
+            self.path, self._decode, lock_path=self.lock_path, expected_sha256=None, verify=verify, log=self.log
         )
-    labels = torch.tensor([file.label for file in files], dtype=torch.int64)
-    sets = {split: ImageSet(decoded.images[own], labels[own]) for split, own in positions.items()}
-    paths = {split: [files[position].path for position in own.tolist()] for split, own in positions.items()}
-    notes += [f"warning: {name}: {line}" for line in describe_duplicates(sets, paths)]
-    return DatasetContent(
-        name,
-        listing.classes,
-        sets["train"],
-        sets["test"],
-        sets.get("validation"),
-        tuple(notes),
-        significant_bits=None if bit_depth is None else bit_depth.significant_bits,
-    )
+        number = decoded.content.num_skipped
+        if number > self.options.skip_bad_images:
+            raise DataError(f"{self.name}: {number} images cannot be read; --skip-bad-images {number} leaves them out")
+        for note in decoded.content.notes:
+            self.log(note)
+        return decoded
+
+    def streamed(self, index: FolderIndex) -> StreamedDataset:
+        """Opens the folder for decoding on demand."""
+        shape, bit_depth = self.shape(index), find_bit_depth(index)
+        index = complete_index(index, self.lock_path, self._log, max_problems=self.options.skip_bad_images)
+        streamed = open_streamed(
+            self.name,
+            index,
+            shape,
+            None if bit_depth is None else bit_depth.significant_bits,
+            lambda rows: self._notes(
+                index, bit_depth, rows, {split: index.picture_sha256.numpy()[own] for split, own in rows.items()}
+            ),
+            self._log,
+        )
+        for note in streamed.notes:
+            self.log(note)
+        return streamed
+
+    def _decode(self) -> DatasetContent:
+        """Decodes all images; called under the lock."""
+        index = open_or_make_index_locked(self.listing, self.folder)
+        shape, bit_depth = self.shape(index), find_bit_depth(index)
+        bits = None if bit_depth is None else bit_depth.significant_bits
+        images = decode_pixels(index, shape, bits or 16, self.folder, self._log)
+        assert index.path is not None
+        save_index(index, index.path)
+        check_problems(index, self.options.skip_bad_images)
+        log_warnings(index, self._log)
+        rows = split_rows(index)
+        sets = {
+            name: ImageSet(select_images(images, own, self.folder), index.labels[own]) for name, own in rows.items()
+        }
+        del images
+        digests = {
+            name: np.frombuffer(b"".join(image_digests(own.images)), np.uint8).reshape(-1, 32)
+            for name, own in sets.items()
+        }
+        for older in self.folder.glob(f"{self.size}-*.pt"):
+            discard(older)
+        return DatasetContent(
+            self.name,
+            index.classes,
+            sets["train"],
+            sets["test"],
+            sets.get("validation"),
+            self._notes(index, bit_depth, rows, digests),
+            significant_bits=bits,
+            num_skipped=len(index.problems),
+        )
+
+    def _notes(
+        self,
+        index: FolderIndex,
+        bit_depth: BitDepth | None,
+        rows: dict[str, torch.Tensor],
+        digests: dict[str, Digests],
+    ) -> tuple[str, ...]:
+        """Returns the lines that every user of the data set should read."""
+        notes = [*index.notes, *_describe_bit_depth(bit_depth)]
+        if index.problems:
+            problems = [index.problem(row) for row in sorted(index.problems)]
+            notes.append(
+                f"{len(problems)} of {len(index)} images cannot be read and are left out: {list_some(problems)}"
+            )
+        if not has_test_folder(index):
+            notes.append(
+                f"no test folder: {len(rows['test'])} of {len(index)} images are held out as test set, by their content"
+            )
+        labels = {name: index.labels[own] for name, own in rows.items()}
+        duplicates = describe_duplicates(digests, labels, lambda name, number: index.file(int(rows[name][number])))
+        notes += [f"warning: {line}" for line in duplicates]
+        return tuple(_prefixed(self.name, note) for note in notes)
 
 
-def _find_bit_depth(listing: Listing, headers: Headers) -> BitDepth | None:
-    """Returns the bit depth of the training images, or else of other images; None if no image has 16 bits."""
-    of_training = [file.path for file in listing.splits["train"] if file.path in headers.of_sixteen_bits]
-    paths = of_training or sorted(headers.of_sixteen_bits)
-    return find_bit_depth(paths) if paths else None
+def _prefixed(name: str, line: str) -> str:
+    """Returns a line with the name of the data set before it, but after `warning: `."""
+    text = line.removeprefix("warning: ")
+    return f"{'warning: ' if text != line else ''}{name}: {text}"
 
 
-def _describe_bit_depth(name: str, bit_depth: BitDepth | None) -> Iterator[str]:
+def _describe_bit_depth(bit_depth: BitDepth | None) -> Iterator[str]:
     if bit_depth is None:
         return
     bits, number = bit_depth.significant_bits, bit_depth.num_images
     if bits < 16:
-        yield f"{name}: {number} training images have 16 bits and use {bits} of them: {2**bits - 1} is white"
+        yield f"{number} training images have 16 bits and use {bits} of them: {2**bits - 1} is white"
     if bit_depth.num_dark > number / 2:
         yield (
-            f"warning: {name}: {bit_depth.num_dark} of {number} 16-bit images are nearly black: they use less than a "
+            f"warning: {bit_depth.num_dark} of {number} 16-bit images are nearly black: they use less than a "
             f"sixteenth of the {bits} bits of the brightest one; convert them to 8 bits to use their contrast"
         )
 
 
-def _hold_out_test(listing: Listing, digests: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Returns the positions of the training and of the test images.
-
-    They are in the order of their content, so that renamed files make the same data set, with the same test set in the
-    ledger.
-
-    Args:
-        listing: the folder; its training images come first.
-        digests: `picture_digest` of each image.
-    """
-    labels = [file.label for file in listing.splits["train"]]
-    held_out = hash_split(digests[: len(labels)], labels)
-    if not held_out:
-        raise DataError(f"{listing.root} has no class of two different images: too few to hold any out as test set")
-    by_content = sorted(range(len(labels)), key=lambda position: (labels[position], digests[position]))
-    return {
-        "train": torch.tensor([position for position in by_content if digests[position] not in held_out]),
-        "test": torch.tensor([position for position in by_content if digests[position] in held_out]),
-    }
+def _check_memory(num_images: int, shape: tuple[int, int, int]) -> None:
+    required, available = num_images * math.prod(shape), available_memory()
+    if required > available:  # otherwise the kernel would grant the memory now and kill the process later
+        images = f"{num_images} images" if num_images > 1 else "an image"
+        raise ConfigError(
+            f"{images} of {shape[1]}x{shape[2]} take{'' if num_images > 1 else 's'} {required / 1e9:.1f} GB to decode "
+            f"and this machine, or its container, has {available / 1e9:.1f} GB: give a smaller --image-size"
+            f"{' or --source streamed' if num_images > 1 else ''}"
+        )

@@ -9,9 +9,10 @@ import json
 import os
 import stat
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from convoy.images import EXTENSIONS
@@ -42,13 +43,36 @@ _VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image file and its label."""
+class Files:
+    """Image files in order, in 32 bytes each and their paths: a folder may have millions.
 
-    path: Path
-    label: int
-    size_bytes: int
-    changed_ns: int
+    Args:
+        names: the files' paths within the folder, one after the other.
+        ends: where each path ends in `names`.
+        labels: the class of each file.
+        sizes: in bytes.
+        changed_ns: times of the last modification, in nanoseconds.
+    """
+
+    names: bytearray = field(default_factory=bytearray)
+    ends: "array[int]" = field(default_factory=lambda: array("q"))
+    labels: "array[int]" = field(default_factory=lambda: array("q"))
+    sizes: "array[int]" = field(default_factory=lambda: array("q"))
+    changed_ns: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def add(self, name: bytes, label: int, status: os.stat_result) -> None:
+        self.names.extend(name)
+        self.ends.append(len(self.names))
+        self.labels.append(label)
+        self.sizes.append(status.st_size)
+        self.changed_ns.append(status.st_mtime_ns)
+
+    def name(self, number: int) -> bytes:
+        """Returns the path of a file within the folder."""
+        return bytes(self.names[self.ends[number - 1] if number else 0 : self.ends[number]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +81,14 @@ class Listing:
 
     root: Path
     classes: tuple[str, ...]
-    splits: dict[str, list[ImageFile]]
+    splits: dict[str, Files]
     notes: tuple[str, ...]
     """Lines for the user about files and folders that are not used."""
+    key: str
+    """16 hex digits that change with the name, size or modification time of any image."""
 
-    def key(self) -> str:
-        """Returns 16 hex digits that change with the name, size or modification time of any image."""
-        lines: list[object] = [_VERSION, self.classes]
-        for split, files in self.splits.items():
-            for file in files:
-                name = os.fsencode(file.path.relative_to(self.root)).hex()
-                lines.append([split, name, file.size_bytes, file.changed_ns])
-        return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
+    def __len__(self) -> int:
+        return sum(map(len, self.splits.values()))
 
 
 def list_folder(root: Path) -> Listing:
@@ -89,7 +109,7 @@ def list_folder(root: Path) -> Listing:
         if len(classes) < 2:
             raise DataError(f"{folders['train']} has one class only ({classes[0]}): at least two are needed")
         skipped, passed_over = Counter[str](), set[Path]()
-        splits = {split: list(_image_files(folder, classes, skipped, passed_over)) for split, folder in folders.items()}
+        splits = {split: _list_split(root, folder, classes, skipped, passed_over) for split, folder in folders.items()}
         for split, files in splits.items():
             if not files:  # as in the unlabeled test set of a competition
                 raise DataError(
@@ -108,7 +128,17 @@ def list_folder(root: Path) -> Listing:
     passed_over |= {path for folder in {root, *folders.values()} for path in _system_folders(folder)}
     names = Counter(path.name for path in sorted(passed_over))
     notes += [_describe(names, "folder", " of systems passed over")] if names else []
-    return Listing(root, classes, splits, tuple(notes))
+    return Listing(root, classes, splits, tuple(notes), _key(classes, splits))
+
+
+def _key(classes: tuple[str, ...], splits: dict[str, Files]) -> str:
+    digest = hashlib.sha256(json.dumps([_VERSION, classes])[:-1].encode())
+    for split, files in splits.items():
+        for number in range(len(files)):
+            line = [split, files.name(number).hex(), files.sizes[number], files.changed_ns[number]]
+            digest.update(f", {json.dumps(line)}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -167,37 +197,38 @@ def _system_folders(folder: Path) -> Iterator[Path]:
         yield from (Path(entry.path) for entry in entries if entry.is_dir() and _is_of_a_system(entry.name))
 
 
-def _image_files(
-    folder: Path, classes: tuple[str, ...], skipped: Counter[str], passed_over: set[Path]
-) -> Iterator[ImageFile]:
-    """Yields the images of a split.
+def _list_split(
+    root: Path, folder: Path, classes: tuple[str, ...], skipped: Counter[str], passed_over: set[Path]
+) -> Files:
+    """Returns the images of a split.
 
     Args:
+        root: the whole folder.
         folder: the split's folder.
         classes: the names of the classes.
         skipped: counts other files by their extension.
         passed_over: gets the folders of systems.
     """
+    files, labels, start = Files(), {name: label for label, name in enumerate(classes)}, len(f"{root}".rstrip("/")) + 1
     for name, own in _classes(folder).items():
-        if name not in classes:
+        if name not in labels:
             raise DataError(f"{own[0]} is a class that the training images do not have")
-        label = classes.index(name)
-        images: list[ImageFile] = []
-        others: Counter[str] = Counter()
-        for path in sorted(path for each in own for path in _files_under(each, passed_over)):
-            extension = path.suffix.lower()
+        num_before, others = len(files), Counter[str]()
+        paths = (path for each in own for path in _files_under(each, passed_over))
+        for path in sorted(paths, key=lambda path: path.replace("/", "\0")):  # in the order of names, folder by folder
+            extension = _extension(path)
             if extension not in EXTENSIONS:
                 others[extension or "no extension"] += 1
             elif stat.S_ISREG((status := _status(path)).st_mode):
-                images.append(ImageFile(path, label, status.st_size, status.st_mtime_ns))
+                files.add(os.fsencode(path[start:]), labels[name], status)
             else:  # reading a pipe would block
                 others["not a regular file"] += 1
-        if not images:
+        if len(files) == num_before:
             only = f", only {_describe(others, 'file')}" if others else ""
             extensions = ", ".join(EXTENSIONS)
             raise DataError(f"{own[0]} is an empty class: no image in it{only}; images are {extensions}")
         skipped += others
-        yield from images
+    return files
 
 
 def _describe(counts: Counter[str], noun: str, what: str = "") -> str:
@@ -206,7 +237,14 @@ def _describe(counts: Counter[str], noun: str, what: str = "") -> str:
     return f"{number} {noun}{'s' if number > 1 else ''}{what} ({', '.join(kinds)}{more})"
 
 
-def _files_under(folder: Path, passed_over: set[Path]) -> Iterator[Path]:
+def _extension(path: str) -> str:
+    """Returns the end of a file's name from its last dot, in lower case; nothing for `name` and `.name`."""
+    name = path.rpartition("/")[2]
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
+
+
+def _files_under(folder: Path, passed_over: set[Path]) -> Iterator[str]:
     """Yields the files under `folder`, through links, but each real folder once: a link may lead back up.
 
     Hidden files and folders and the folders of systems are left out: copies in `.ipynb_checkpoints` or thumbnails in
@@ -221,12 +259,12 @@ def _files_under(folder: Path, passed_over: set[Path]) -> Iterator[Path]:
         seen.add(real)
         passed_over.update(Path(where, name) for name in folders if _is_of_a_system(name))
         folders[:] = sorted(name for name in folders if not _is_passed_over(name))  # the first of several links wins
-        yield from (Path(where, name) for name in files if not name.startswith("."))
+        yield from (f"{where}/{name}" for name in files if not name.startswith("."))
 
 
-def _status(path: Path) -> os.stat_result:
+def _status(path: str) -> os.stat_result:
     try:
-        return path.stat()
+        return os.stat(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -1,13 +1,12 @@
 """Reads the headers of image files: channels, sizes and bit depth; and finds the bits that 16-bit files use."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from convoy.images import BIT_DEPTHS, has_sixteen_bits, is_grey_of_sixteen_bits, upright_and_opaque, use_image
+from trainer.data.folder.index import GREY, PROBED, SIXTEEN_BITS, SPLITS, UPPER_BITS, FolderIndex
 from trainer.data.folder.workers import ImageProblem, collect_warnings, map_in_threads
 from trainer.errors import ConfigError, DataError
 
@@ -17,51 +16,36 @@ if TYPE_CHECKING:
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 
 
-@dataclass(frozen=True, slots=True)
-class Headers:
-    """The headers of image files.
+def read_headers(index: FolderIndex) -> None:
+    """Reads the header of each file that the index does not know yet; of an image of 16 bits also the pixels.
 
-    Args:
-        num_channels: 1 if all images are grey, else 3.
-        side: width and height of the images before resizing, in pixels; of the narrowest one if they differ.
-        max_pixels: number of pixels of the largest image.
-        of_sixteen_bits: the files with 16 bits in each channel.
+    Files that cannot be read are left for `decode.decode_files` to report.
     """
+    rows = np.flatnonzero(~index.has(PROBED)).tolist()
+    with collect_warnings():  # decoding reports them
+        results = map_in_threads(lambda _, path: use_image(path, _probe), map(index.file, rows))
+        for row, result in zip(rows, results, strict=True):
+            if not isinstance(result, ImageProblem):
+                flags, (width, height), largest = result
+                index.flags.numpy()[row] = flags
+                index.extents.numpy()[row] = height, width
+                index.largest.numpy()[row] = largest
 
-    num_channels: int
-    side: int
-    max_pixels: int
-    of_sixteen_bits: frozenset[Path]
 
-
-def probe_images(paths: Sequence[Path], *, size_given: bool) -> Headers:
-    """Reads the header of every image.
-
-    Images that cannot be opened are left for `decode_images` to report.
-
-    Args:
-        paths: image files.
-        size_given: the images will be resized. Otherwise they must be squares of one size.
+def common_side(index: FolderIndex) -> int:
+    """Returns the width of the images, which must be squares of one size.
 
     Raises:
-        ConfigError: no size is given, and the images are not squares of one size.
+        ConfigError: they are not.
     """
-    with collect_warnings():  # decoding reports them
-        results = list(map_in_threads(lambda _, path: use_image(path, _probe), paths))
-    headers = [
-        (path, *result) for path, result in zip(paths, results, strict=True) if not isinstance(result, ImageProblem)
-    ]
-    sizes = {size for _, _, size, _ in headers} or {(1, 1)}
-    width, height = min(sizes)
-    if not size_given and (len(sizes) > 1 or width != height):
-        extent = f"{width}x{height}" if len(sizes) == 1 else f"of {len(sizes)} sizes"
+    extents = np.unique(index.extents.numpy()[index.has(PROBED)], axis=0)
+    if len(extents) == 0:
+        return 1
+    height, width = extents[0].tolist()
+    if len(extents) > 1 or width != height:
+        extent = f"{width}x{height}" if len(extents) == 1 else f"of {len(extents)} sizes"
         raise ConfigError(f"the images are {extent}, not one square size: give --image-size")
-    return Headers(
-        num_channels=1 if all(grey for _, grey, _, _ in headers) else 3,
-        side=width,
-        max_pixels=max(width * height for width, height in sizes),
-        of_sixteen_bits=frozenset(path for path, _, _, has_sixteen in headers if has_sixteen),
-    )
+    return int(width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,34 +63,41 @@ class BitDepth:
     num_dark: int
 
 
-def find_bit_depth(paths: Sequence[Path]) -> BitDepth:
+def find_bit_depth(index: FolderIndex) -> BitDepth | None:
     """Finds out how many bits of 16-bit files hold values: cameras and scanners of 10 or 12 bits write such files.
 
-    Args:
-        paths: files with 16 bits in each channel.
+    Returns:
+        The bit depth of the training images, or else of the other images; None if no image has 16 bits.
 
     Raises:
         DataError: colour images use fewer than 16 bits. Pillow has only the upper 8 of them.
     """
-    results = map_in_threads(lambda _, path: (path, *use_image(path, _largest_value)), paths)
-    found = [result for result in results if not isinstance(result, ImageProblem)]  # decoding reports the others
-    most = max((value for _, value, _ in found), default=65535)
-    bits = next(bits for bits in BIT_DEPTHS if most < 1 << bits)
-    coloured = [path for path, _, is_grey in found if not is_grey]
+    has_sixteen = index.has(SIXTEEN_BITS)
+    of_training = has_sixteen & (index.splits.numpy() == SPLITS.index("train"))
+    rows = np.flatnonzero(of_training if of_training.any() else has_sixteen)
+    if len(rows) == 0:
+        return None
+    values = index.largest.numpy()[rows]
+    bits = next(bits for bits in BIT_DEPTHS if int(values.max()) < 1 << bits)
+    coloured = rows[index.has(UPPER_BITS)[rows]].tolist()
     if bits < 16 and coloured:
         raise DataError(
-            f"{len(coloured)} colour images, such as {coloured[0]}, have 16 bits in each channel and use the lower "
-            f"{bits} of them; only the upper 8 can be read: convert the images to 8 bits"
+            f"{len(coloured)} colour images, such as {index.file(coloured[0])}, have 16 bits in each channel and use "
+            f"the lower {bits} of them; only the upper 8 can be read: convert the images to 8 bits"
         )
-    return BitDepth(bits, len(paths), sum(value < 1 << (bits - 4) for _, value, _ in found))
+    return BitDepth(bits, len(rows), int((values < 1 << (bits - 4)).sum()))
 
 
-def _probe(image: "Image") -> tuple[bool, tuple[int, int], bool]:
-    """Returns whether the image is grey, its size before EXIF turns it, and whether it has 16 bits.
+def _probe(image: "Image") -> tuple[int, tuple[int, int], int]:
+    """Returns an image's flags, its width and height before EXIF turns it, and its largest value if it has 16 bits.
 
     A turn leaves a square as it is.
     """
-    return _is_grey(image), image.size, has_sixteen_bits(image)
+    flags, size, largest = PROBED | (GREY if _is_grey(image) else 0), image.size, 0
+    if has_sixteen_bits(image):
+        largest, is_grey = _largest_value(image)
+        flags |= SIXTEEN_BITS | (0 if is_grey else UPPER_BITS)
+    return flags, size, largest
 
 
 def _is_grey(image: "Image") -> bool:

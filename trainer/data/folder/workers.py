@@ -2,8 +2,9 @@
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from convoy.cpus import num_available_cpus
 from convoy.images import ImageError
 
 _MAX_THREADS = 8
+_AHEAD = 16
+"""Files for each thread that wait for it: a folder may have millions, and a queue of all would fill the memory."""
 _NUM_LISTED = 3
 
 T = TypeVar("T")
@@ -35,19 +38,30 @@ _current_file = _CurrentFile()
 
 
 def map_in_threads(
-    work: Callable[[int, Path], T], paths: Sequence[Path], max_threads: int = _MAX_THREADS
+    work: Callable[[int, Path], T], paths: Iterable[Path], max_threads: int = _MAX_THREADS
 ) -> Iterator[T | ImageProblem]:
-    """Yields `work(index, path)` for each path, in order; an ImageProblem in place of an ImageError."""
+    """Yields `work(number, path)` for each path, in order; an ImageProblem in place of an ImageError."""
 
-    def run(index: int, path: Path) -> T | ImageProblem:
+    def run(number: int, path: Path) -> T | ImageProblem:
         _current_file.path = path
         try:
-            return work(index, path)
+            return work(number, path)
         except ImageError as error:
             return ImageProblem(path, str(error))
 
-    with ThreadPoolExecutor(max(1, min(num_available_cpus(), _MAX_THREADS, max_threads))) as pool:
-        yield from pool.map(run, range(len(paths)), paths)  # cancels what has not started if the caller stops early
+    num_threads = max(1, min(num_available_cpus(), _MAX_THREADS, max_threads))
+    waiting: deque[Future[T | ImageProblem]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for number, path in enumerate(paths):
+                waiting.append(pool.submit(run, number, path))
+                if len(waiting) > _AHEAD * num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # the caller may stop early
+            for future in waiting:
+                future.cancel()
 
 
 @contextmanager
@@ -67,6 +81,14 @@ def collect_warnings() -> Iterator[dict[Path, ImageProblem]]:
         warnings.simplefilter("ignore", DecompressionBombWarning)
         warnings.showwarning = collect
         yield collected
+
+
+def ignore_warnings() -> None:
+    """Ignores warnings about images in this process, for good: threads cannot do so for a while."""
+    from PIL.Image import DecompressionBombWarning
+
+    warnings.filterwarnings("ignore", module=r"(PIL|convoy|trainer\.data)\.")
+    warnings.simplefilter("ignore", DecompressionBombWarning)
 
 
 def list_some(problems: Sequence[ImageProblem]) -> str:

@@ -1,6 +1,7 @@
 """Fixtures: a folder of images, and a function that loads one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def load(tmp_path: Path, logged: list[str]) -> Load:
-    def load_folder(path: Path, image_size: int | None = None) -> Dataset:
-        return load_dataset(f"folder:{path}", tmp_path / "data", image_size=image_size, log=logged.append)
+    def load_folder(path: Path, image_size: int | None = None, **options: Any) -> Dataset:
+        return load_dataset(f"folder:{path}", tmp_path / "data", image_size=image_size, log=logged.append, **options)
 
     return load_folder

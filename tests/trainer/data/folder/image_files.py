@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from trainer.data import Dataset
 
 Load = Callable[..., Dataset]
-"""Loads the folder at a path, with an image size or without."""
+"""Loads the folder at a path, with an image size or without, and with other options of `load_dataset`."""
 
 
 def put(path: Path, colour: int | tuple[int, ...] = 100, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.trainer.data.folder.image_files import Load, put, put_class
-from trainer.data.folder.decode import decode_images
-from trainer.data.folder.probe import probe_images
+from trainer.data.folder.decode import examine_files, select_images, tensor_on_disk
+from trainer.data.folder.index import PROBED, FolderIndex
+from trainer.data.folder.listing import list_folder
+from trainer.data.folder.probe import read_headers
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DataError
 
@@ -38,16 +41,39 @@ def test_images_of_several_sizes_need_an_image_size(root: Path, load: Load) -> N
 
 def test_images_that_do_not_fit_in_memory_are_refused_before_decoding(root: Path, load: Load) -> None:
     with pytest.raises(ConfigError, match=r"20 images of 900000x900000 take .* GB: give a smaller --image-size"):
+        load(root, 900_000, source="resident")
+    with pytest.raises(ConfigError, match=r"an image of 900000x900000 takes .* GB: give a smaller --image-size"):
         load(root, 900_000)
 
 
-@pytest.mark.parametrize("limit", [3000, 50_000])
-def test_a_memory_limit_counts_with_the_copy_that_is_written(
-    root: Path, load: Load, limit: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("limit", "is_refused"), [(3000, True), (61_000, True), (62_000, False)])
+def test_one_copy_of_a_resident_set_has_to_fit_in_memory(
+    root: Path, load: Load, limit: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.data.folder.decode.available_memory", lambda: limit)
-    with pytest.raises(ConfigError, match=r"20 images of 32x32 take .* GB: give a smaller --image-size"):
-        load(root, 32)  # 61,440 bytes, twice
+    monkeypatch.setattr("trainer.data.folder.image_folder.available_memory", lambda: limit)
+    if not is_refused:
+        assert not load(root, 32, source="resident").is_streamed  # 61,440 bytes in all
+        return
+    with pytest.raises(ConfigError, match=r"20 images of 32x32 take .*: give a smaller --image-size or --source str"):
+        load(root, 32, source="resident")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts the memory of a process there")
+def test_decoding_keeps_no_copy_in_anonymous_memory(tmp_path: Path) -> None:
+    """Pages of a mapped file can be written to disk when memory is short; the kernel kills a process for others."""
+    images = tensor_on_disk((64, 512, 512), tmp_path)
+    anonymous = _anonymous_kb()
+    images.fill_(1)
+    selected = select_images(images, torch.tensor([5, 3, 60]), tmp_path)
+    assert _anonymous_kb() - anonymous < 8_000
+    assert selected.shape == (3, 512, 512)
+    assert int(selected.sum()) == 3 << 18
+    assert list(tmp_path.iterdir()) == []
+
+
+def _anonymous_kb() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 @pytest.mark.parametrize("kind", ["gif", "jfif", "JPG", pytest.param("avif", marks=NEEDS_AVIF)])
@@ -73,6 +99,7 @@ def test_unreadable_images_are_counted_and_named(root: Path, load: Load) -> None
         load(root)
     message = str(caught.value)
     assert message.startswith("3 of 20 images cannot be read: ")
+    assert message.endswith("; --skip-bad-images 3 leaves them out")
     assert str(root / "cat" / "000.png") in message
     assert "\n" not in message
 
@@ -112,14 +139,18 @@ def test_very_large_images_are_named(
         load(root, 8)
 
 
-def test_a_palette_of_greys_is_grey(tmp_path: Path) -> None:
-    coloured, grey = Image.new("P", (8, 8), 1), Image.new("P", (8, 8), 1)
+def test_a_palette_of_greys_is_grey(tmp_path: Path, load: Load) -> None:
+    for number in range(6):
+        path = tmp_path / "x" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grey = Image.new("P", (8, 8), 1)
+        grey.putpalette([0, 0, 0, 90 + number, 90 + number, 90 + number])
+        grey.save(path)
+    assert load(tmp_path / "x").train.shape == (1, 8, 8)
+    coloured = Image.new("P", (8, 8), 1)
     coloured.putpalette([0, 0, 0, 90, 91, 90])
-    grey.putpalette([0, 0, 0, 90, 90, 90])
-    coloured.save(tmp_path / "coloured.png")
-    grey.save(tmp_path / "grey.png")
-    grey, both = [tmp_path / "grey.png"], [tmp_path / "grey.png", tmp_path / "coloured.png"]
-    assert [probe_images(paths, size_given=False).num_channels for paths in (grey, both)] == [1, 3]
+    coloured.save(tmp_path / "x" / "a" / "coloured.png")
+    assert load(tmp_path / "x").train.shape == (3, 8, 8)
 
 
 # ---- 16 bits ---------------------------------------------------------------------------------------------------------
@@ -227,7 +258,9 @@ def test_any_exception_of_a_decoder_names_the_file(
         raise error
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
-    with pytest.raises(DataError, match=rf"20 of 20 images cannot be read: {root}/cat/000.png \(.+\), .* and 17 more$"):
+    with pytest.raises(
+        DataError, match=rf"20 of 20 images cannot be read: {root}/cat/000.png \(.+\), .* and 17 more; --skip"
+    ):
         load(root)
 
 
@@ -246,7 +279,11 @@ def test_large_images_are_decoded_by_fewer_threads(root: Path, monkeypatch: pyte
     monkeypatch.setattr("trainer.data.folder.workers.ThreadPoolExecutor", remember)
     monkeypatch.setattr("trainer.data.folder.workers.num_available_cpus", lambda: 6)
     monkeypatch.setattr("trainer.data.folder.decode.available_memory", lambda: 4_000_000_000)
-    paths = sorted(root.glob("*/*.png"))
-    for max_pixels in (64, 100_000_000, 400_000_000):
-        decode_images(paths, 3, 8, log=print, max_pixels=max_pixels)
+    index = FolderIndex.of(list_folder(root))
+    read_headers(index)
+    asked.clear()
+    for height, width in ((8, 8), (10_000, 10_000), (20_000, 20_000)):
+        index.extents[3] = torch.tensor([height, width])
+        index.flags.bitwise_and_(PROBED)
+        examine_files(index, log=print, save=lambda: None)
     assert asked == [6, 3, 1]

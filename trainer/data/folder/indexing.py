@@ -1,0 +1,130 @@
+"""Makes and completes the index of a folder. What an older index knows about a file that is unchanged is taken over."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainer.data.folder.decode import examine_files
+from trainer.data.folder.index import FolderIndex, index_path, open_index, save_index
+from trainer.data.folder.listing import Listing
+from trainer.data.folder.probe import read_headers
+from trainer.data.folder.workers import ImageProblem, list_some
+from trainer.data.mapped_file import DamagedFileError, discard
+from trainer.data.staging import explain_disk_errors, file_lock, remove_stale
+from trainer.errors import DataError
+
+_KNOWLEDGE = ("extents", "flags", "largest", "file_sha256", "picture_sha256")
+
+
+def open_or_make_index(listing: Listing, folder: Path, lock_path: Path, log: Callable[[str], None]) -> FolderIndex:
+    """Opens the index of a listing; one process of this machine makes it first, from the headers of the files.
+
+    Args:
+        folder: that of the decoded files.
+        lock_path: the lock file for writing there.
+        log: receives each line for the user.
+
+    Raises:
+        DataError: the disk is full.
+        ConfigError: the folder cannot be written.
+    """
+    with suppress(FileNotFoundError, DamagedFileError):
+        return open_index(index_path(folder, listing.key))
+    with explain_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with file_lock(lock_path, log) as excludes_others:
+            if excludes_others:
+                remove_stale(folder)
+            return open_or_make_index_locked(listing, folder)
+
+
+def open_or_make_index_locked(listing: Listing, folder: Path) -> FolderIndex:
+    """Does the same for a caller that holds the lock."""
+    path = index_path(folder, listing.key)
+    with suppress(FileNotFoundError, DamagedFileError):
+        return open_index(path)
+    save_index(_make_index(listing, folder), path)
+    for older in set(folder.glob("*.index")) - {path}:
+        discard(older)
+    return open_index(path)
+
+
+def complete_index(
+    index: FolderIndex, lock_path: Path, log: Callable[[str], None], *, max_problems: int
+) -> FolderIndex:
+    """Decodes the files that no process has decoded yet; one process of this machine does so.
+
+    Files that could not be decoded are tried again if there are more of them than `max_problems`: a disk that failed
+    may be back.
+
+    Returns:
+        The index with the digests of all files.
+
+    Raises:
+        DataError: more files cannot be decoded, or the disk is full.
+        ConfigError: the folder cannot be written.
+    """
+    path = index.path
+    assert path is not None
+    if not index.is_complete or len(index.problems) > max_problems:
+        with explain_disk_errors(path.parent), file_lock(lock_path, log):
+            index = open_index(path)  # another process may have completed it
+            if not index.is_complete or len(index.problems) > max_problems:
+                examine_files(index, log, lambda: save_index(index, path))
+                save_index(index, path)
+                log_warnings(index, log)
+        index = open_index(path)
+    check_problems(index, max_problems)
+    return index
+
+
+def check_problems(index: FolderIndex, max_problems: int) -> None:
+    """Raises DataError if more files than `max_problems` cannot be decoded."""
+    number = len(index.problems)
+    if number > max_problems:
+        problems = [index.problem(row) for row in sorted(index.problems)]
+        raise DataError(
+            f"{number} of {len(index)} images cannot be read: {list_some(problems)}; "
+            f"--skip-bad-images {number} leaves them out"
+        )
+
+
+def log_warnings(index: FolderIndex, log: Callable[[str], None]) -> None:
+    """Logs what Pillow and `convoy.images` warn about."""
+    if index.warnings:
+        problems = [ImageProblem(index.file(row), text) for row, text in sorted(index.warnings.items())]
+        log(f"warning: Pillow warns about {len(problems)} of {len(index)} images: {list_some(problems)}")
+
+
+def _make_index(listing: Listing, folder: Path) -> FolderIndex:
+    index = FolderIndex.of(listing)
+    for path in folder.glob("*.index"):
+        with suppress(FileNotFoundError, DataError):
+            _take_over(index, open_index(path))
+    read_headers(index)
+    return index
+
+
+def _take_over(index: FolderIndex, older: FolderIndex) -> None:
+    """Enters what an older index knows about files with the same name, size and modification time."""
+    _, rows, known = np.intersect1d(_states(index), _states(older), assume_unique=True, return_indices=True)
+    for name in _KNOWLEDGE:
+        getattr(index, name)[torch.from_numpy(rows)] = getattr(older, name)[torch.from_numpy(known)]
+    if older.warnings:
+        new_rows = dict(zip(known.tolist(), rows.tolist(), strict=True))
+        index.warnings.update({new_rows[row]: text for row, text in older.warnings.items() if row in new_rows})
+
+
+def _states(index: FolderIndex) -> npt.NDArray[np.bytes_]:
+    """Returns a digest of each file's name, size and modification time, 16 bytes each."""
+    sizes, times = index.num_bytes.tolist(), index.changed_ns.tolist()
+    digests = (
+        hashlib.blake2b(b"%d %d %b" % (sizes[row], times[row], index.name(row)), digest_size=16).digest()
+        for row in range(len(index))
+    )
+    return np.fromiter(digests, "S16", len(index))
