@@ -109,7 +109,7 @@ class Repository:
         Raises:
             NotFound: the model or version does not exist; or `version` is empty, and none is ready or loading.
             InvalidArgument: the version is not a number.
-            Unavailable: the version is not ready, a version is loading, or the server is shutting down.
+            Unavailable: the version is not ready, a version is loading, or the server is starting or shutting down.
         """
         snapshot = self._snapshot
         return snapshot.serving.get((name, version)) or snapshot.find(name, version, is_closing=self._closing.is_set())
@@ -119,6 +119,7 @@ class Repository:
 
         Raises:
             NotFound: the model does not exist.
+            Unavailable: the server is starting.
         """
         return self._snapshot.versions(name)
 
@@ -360,7 +361,8 @@ class Repository:
         with self._lock:
             views = {name: versions.view for name, versions in sorted(self._models.items())}
             before, was_ready = self._snapshot, self._was_ready
-            self._snapshot = RepositorySnapshot.of(views, self._folder.unreadable)
+            is_read = before.is_read or self._required is not None
+            self._snapshot = RepositorySnapshot.of(views, self._folder.unreadable, is_read=is_read)
             self._was_ready = self.is_ready()
             if (self._snapshot, self._was_ready) == (before, was_ready):
                 return

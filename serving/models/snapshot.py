@@ -18,19 +18,22 @@ class RepositorySnapshot:
         serving: each ready version by (name, version), and the newest of each model also by (name, "").
         index: sorted by name and number.
         hung: the models with a version that is loaded but hangs in all its instances; such a version is not ready.
+        is_read: whether the repository has been read. Before, no model is known, and none unknown.
     """
 
     serving: Mapping[tuple[str, str], Model] = field(default_factory=dict)
     index: tuple[IndexEntry, ...] = ()
     hung: frozenset[str] = frozenset()
+    is_read: bool = False
 
     @classmethod
-    def of(cls, views: Mapping[str, ModelView], unreadable: str = "") -> "RepositorySnapshot":
+    def of(cls, views: Mapping[str, ModelView], unreadable: str = "", *, is_read: bool = True) -> "RepositorySnapshot":
         """Puts together the views of all models.
 
         Args:
             views: by name, sorted.
             unreadable: why the whole repository cannot be read; empty if it can.
+            is_read: whether it has been read at least once.
         """
         serving = {}
         index: list[IndexEntry] = []
@@ -47,7 +50,7 @@ class RepositorySnapshot:
             )
             for version, model in sorted(view.ready.items()):
                 serving[name, str(version)] = serving[name, ""] = model
-        return cls(serving, tuple(index), frozenset(hung))
+        return cls(serving, tuple(index), frozenset(hung), is_read)
 
     def find(self, name: str, version: str, *, is_closing: bool) -> Model:
         """Finds a version by another spelling of its number, such as "01", or explains why it is not in `serving`.
@@ -58,7 +61,8 @@ class RepositorySnapshot:
         Raises:
             NotFound: the model or version does not exist; or `version` is empty, and none is ready or loading.
             InvalidArgument: the version is not a number.
-            Unavailable: the version is not ready, a version is loading, or the repository is being closed.
+            Unavailable: the version is not ready, a version is loading, or the repository is being closed or has not
+                been read yet.
         """
         entries = self._entries(name)
         if not version:
@@ -82,6 +86,7 @@ class RepositorySnapshot:
 
         Raises:
             NotFound: the model does not exist.
+            Unavailable: the repository has not been read yet.
         """
         self._entries(name)
         return sorted((version for model, version in self.serving if model == name and version), key=int)
@@ -93,6 +98,8 @@ class RepositorySnapshot:
 
     def _entries(self, name: str) -> list[IndexEntry]:
         entries = [entry for entry in self.index if entry.name == name]
+        if not entries and not self.is_read:
+            raise Unavailable(f"model {quote(name)} is not ready: the server is starting")
         if not entries:
             known = join_names({entry.name for entry in self.index})
             raise NotFound(f"unknown model {quote(name)}: this server has {known}")

@@ -111,6 +111,15 @@ def test_errors_name_the_missing_model_or_version(models, open_repository):
             repository.get("b", version)
 
 
+def test_before_the_first_scan_no_model_is_unknown(models, open_repository):
+    """Clients of several servers try again after UNAVAILABLE, and not after NOT_FOUND."""
+    for name in ("a", "c"):
+        with pytest.raises(Unavailable, match=f"model '{name}' is not ready: the server is starting"):
+            Repository(models, LoadSettings(device="cpu", num_threads=1)).get(name)
+    with pytest.raises(NotFound, match="unknown model 'c': this server has a, b"):
+        open_repository(models).get("c")
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../models/a", "a/1", "/etc", "a\0", ".staging", "A", "x" * 100_000])
 def test_reading_never_touches_the_file_system(models, open_repository, monkeypatch, name):
     repository = open_repository(models)
