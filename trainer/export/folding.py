@@ -70,8 +70,8 @@ def fold(classifier: Classifier, views: TestTimeViews = "one") -> ExportModule:
     try:
         network = fx.symbolic_trace(copy.deepcopy(classifier.network))
     except Exception:  # a network whose code depends on values cannot be traced
-        network = copy.deepcopy(classifier.network)
-        return ExportModule(network, classifier.mean, classifier.deviation, views).eval().requires_grad_(False)
+        untraced = copy.deepcopy(classifier.network)
+        return ExportModule(untraced, classifier.mean, classifier.deviation, views).eval().requires_grad_(False)
     calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     for node in list(network.graph.nodes):
         norm = _submodule(network, node)
@@ -79,9 +79,10 @@ def fold(classifier: Classifier, views: TestTimeViews = "one") -> ExportModule:
             _fold_batch_norm(network, node, calls)
         elif node.op == "call_function" and node.target is operator.truediv:
             _fold_divisor(network, node)
-    mean, std = classifier.mean, classifier.deviation
-    if classifier.num_channels == mean.size(1):  # else subtracting the mean repeats the grey channel
-        mean, std = _fold_normalization(network, mean, std)
+    mean: torch.Tensor | None = classifier.mean
+    std: torch.Tensor | None = classifier.deviation
+    if classifier.num_channels == classifier.mean.size(1):  # else subtracting the mean repeats the grey channel
+        mean, std = _fold_normalization(network, classifier.mean, classifier.deviation)
     network.recompile()
     network.delete_all_unused_submodules()
     return ExportModule(network, mean, std, views).eval().requires_grad_(False)

@@ -56,7 +56,7 @@ def _seeded(module: nn.Module, layer: int) -> Dropout | None:
 
 
 def _rate(module: nn.Module) -> float:
-    return float(getattr(module, "p", getattr(module, "drop_prob", 0.0)) or 0.0)  # type: ignore[arg-type]
+    return float(getattr(module, "p", getattr(module, "drop_prob", 0.0)) or 0.0)
 
 
 def _count_calls(network: nn.Module, images: torch.Tensor) -> tuple[Counter[str], Counter[str]]:

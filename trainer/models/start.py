@@ -66,8 +66,9 @@ def starting_network(
         DataError: the weights cannot be read.
     """
     takes = 3 if num_channels == 1 and _is_for_colour(recipe) else num_channels
-    build = {"image_size": image_size, "num_classes": num_classes, "widths": recipe.widths}
-    network = build_network(recipe.network, num_channels=takes, **build)
+    network = build_network(
+        recipe.network, num_channels=takes, image_size=image_size, num_classes=num_classes, widths=recipe.widths
+    )
     start = StartingNetwork(network=network, num_channels=takes, normalization=_normalization(recipe, takes))
     if recipe.weights is not None:
         start = _with_weights(start, recipe, num_classes, log)

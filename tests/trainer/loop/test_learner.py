@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.loop.runs import ALONE, SHORT, make_run
+from tests.trainer.loop.runs import ALONE, SHORT, losses, make_run
 from trainer.data import Dataset, ImageSet
 from trainer.data.augment import draw_params
 from trainer.data.order import dropout_seeds
@@ -28,9 +28,12 @@ def test_fine_tuning_normalises_as_the_published_weights_were_trained(
     mini: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ImageNet's values, whatever the images at hand look like; every other recipe takes those of its images."""
-    monkeypatch.setattr("trainer.loop.learner.build_network", lambda *_, **__: torch.nn.Identity())
+    monkeypatch.setattr("trainer.models.start.build_network", lambda *_, **__: torch.nn.Identity())
     colour = replace(mini, train=ImageSet(mini.train.images[:4].expand(-1, 3, -1, -1), mini.train.labels[:4]))
+    of_files = ("finetune-network", "finetune-efficientnet-lite0")  # tests/trainer/models has tests of these
     for name, recipe in RECIPES.items():
+        if name in of_files:
+            continue
         model = initial_model(recipe, colour, torch.arange(4), seed=0)
         expected = torch.tensor(mini.mean).expand(3)
         if name.startswith("finetune-"):
@@ -64,6 +67,54 @@ def test_each_kind_of_parameter_has_its_group(mini: Dataset, tmp_path: Path) -> 
         changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
         ndim = {"filters": 4, "matrices": 2, "vectors": 1}[kind]
         assert changed == {name for name, p in model.named_parameters() if p.ndim == ndim}
+
+
+def test_the_head_has_a_rate_of_its_own(mini: Dataset, tmp_path: Path) -> None:
+    def changes(recipe: Recipe, folder: str) -> dict[str, torch.Tensor]:
+        learner = make_run(recipe, mini, tmp_path / folder).learner
+        before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+        learner.model(mini.train.images[:100]).square().sum().backward()
+        learner.optimizer.step(torch.tensor(1.0))
+        return {name: p.detach() - before[name] for name, p in learner.model.named_parameters()}
+
+    usual, quick = changes(SHORT, "usual"), changes(replace(SHORT, head_lr=3.0), "quick")
+    heads = {name for name in usual if not torch.equal(usual[name], quick[name])}
+    assert {name.rpartition(".")[0] for name in heads} == {"network.fc2"}
+    for name in heads:
+        torch.testing.assert_close(quick[name], 3 * usual[name], rtol=1e-4, atol=1e-6)
+    group = {**SHORT.param_groups, "head": ParamGroup(lr=0.0)}
+    own = changes(replace(SHORT, param_groups=group), "own")
+    assert {name for name in own if not own[name].any()} == heads
+
+
+DROPOUT_NET = """
+from torch import nn
+
+def net(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 3, stride=2), nn.BatchNorm2d(8),
+        nn.Flatten(), nn.Dropout(0.5), nn.Linear(72, num_classes),
+    )
+"""
+
+
+def test_a_users_network_with_dropout_and_a_frozen_part_is_trained_exactly(mini: Dataset, tmp_path: Path) -> None:
+    """The process's random numbers change nothing, and frozen weights and statistics stay as they are."""
+    (tmp_path / "own.py").write_text(DROPOUT_NET)
+    recipe = replace(SHORT, network=f"{tmp_path / 'own.py'}:net", freeze_until="3", epochs=1)
+    small = replace(mini, train=ImageSet(mini.train.images[:400], mini.train.labels[:400]))
+    digests = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        run = make_run(recipe, small, tmp_path / f"run{seed}")
+        before = {name: tensor.clone() for name, tensor in run.learner.model.state_dict().items()}
+        losses(run, 3)
+        after = run.learner.model.state_dict()
+        digests.append(weights_sha256(run.learner.model))
+    assert digests[0] == digests[1]
+    unchanged = {name for name in after if torch.equal(after[name], before[name])}
+    frozen = {name for name in after if name.startswith(("network.0.", "network.1."))}
+    assert unchanged == {"mean", "deviation"} | frozen
 
 
 def test_the_recipes_test_time_views_are_a_second_figure(mini: Dataset, tmp_path: Path) -> None:
