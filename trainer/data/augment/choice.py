@@ -17,7 +17,7 @@ def apply_where(chosen: torch.Tensor, batch: torch.Tensor, operation: Operation,
         chosen: bool `[B]`.
         batch: `[B, C, H, W]`. On a CPU it is overwritten.
         operation: gets images `[b, C, H, W]` and their rows of `params`; returns images of the same dtype.
-        params: `[B]` each.
+        params: `[B, ...]` each.
     """
     if batch.device.type != "cpu":
         return torch.where(chosen[:, None, None, None], operation(batch, *params), batch)

@@ -8,6 +8,7 @@ import torch
 
 from trainer.augmentation import Augment
 from trainer.data.augment.boxes import draw_boxes, inside
+from trainer.data.augment.choice import apply_where
 from trainer.data.order import generator
 
 SMALLEST_AREA = 0.02
@@ -34,9 +35,13 @@ def erase(batch: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     """Erases a rectangle of each image.
 
     Args:
-        batch: `[B, C, H, W]`, uint8 or float32.
+        batch: `[B, C, H, W]`, uint8 or float32; on a CPU it is overwritten.
         boxes: float32 `[B, 4]`, rows of `draw_erased`.
     """
-    mean = batch.mean(dim=(2, 3), keepdim=True, dtype=torch.float32)
-    mean = mean if batch.is_floating_point() else mean.round_().to(batch.dtype)
-    return torch.where(inside(boxes, *batch.shape[2:]), mean, batch)
+    return apply_where(boxes[:, 2] > 0, batch, _erase, boxes)
+
+
+def _erase(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    mean = images.mean(dim=(2, 3), keepdim=True, dtype=torch.float32)
+    mean = mean if images.is_floating_point() else mean.round_().to(images.dtype)
+    return torch.where(inside(boxes, *images.shape[2:]), mean, images)

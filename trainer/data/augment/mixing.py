@@ -48,10 +48,11 @@ def mix(
     Returns:
         The mixed images, float32 after mixup, and each image's own share of its mixture, float32 `[B]`.
     """
+    images = images if mixup is None else images.float()
     partners, mixed = images.flip(0), images
     own = torch.ones(len(images), device=images.device)
     if mixup is not None:
-        mixed = torch.lerp(partners.float(), images.float(), mixup[:, :, None, None])
+        mixed = torch.lerp(partners, images, mixup[:, :, None, None])
         own = mixup[:, 0]
     if cutmix is not None:
         is_cut = inside(cutmix, *images.shape[2:])
