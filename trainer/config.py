@@ -19,6 +19,7 @@ from trainer.recipes import Precision, Recipe
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 SourceChoice = Literal["auto", "resident", "streamed"]
+LogTo = Literal["wandb", "mlflow"]
 Resume = Literal["auto", "never"]
 
 
@@ -88,6 +89,9 @@ class TrainConfig:
     """auto: GPUs if there are any, one for each rank."""
     hang_timeout_s: float = 5.0
     """Seconds that ranks wait for one that hangs in a training step; slow steps get more. 0: for ever, to debug."""
+    log_to: Annotated[tuple[LogTo, ...], option("{wandb,mlflow} ...", "neither")] = ()
+    """Services that get the metrics, too, beside metrics.jsonl and TensorBoard. Their own environment variables hold,
+    such as WANDB_MODE=offline and MLFLOW_TRACKING_URI."""
     export: bool = True
     """Publish the trained model in the model repository."""
     model_repository: Path = Path("models")
@@ -100,6 +104,11 @@ class TrainConfig:
     """Check every exported file on 10,000 images at every batch size, instead of for less than a minute."""
     export_views: bool = False
     """Export the mean over the recipe's test-time views, which multiplies the computation, instead of one view."""
+
+    @property
+    def chooses_mirroring(self) -> bool:
+        """Whether the command line says if images are mirrored."""
+        return self.mirror is not None or "augment.flip" in parse_assignments(self.set)
 
     def resolve(self) -> Recipe:
         """Returns the recipe with this command line's changes.
@@ -213,6 +222,7 @@ _DECIDE_NO_RESULT = {
     "resume",
     "device",
     "hang_timeout_s",
+    "log_to",
     "export",
     "model_repository",
     "name",

@@ -18,9 +18,11 @@ from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger, RecordedEvaluation, evaluate_and_record
+from trainer.evaluation.mistakes import worst_mistakes
 from trainer.evaluation.recall import balanced_accuracy
 from trainer.evaluation.views import is_headline_averaged
 from trainer.export.plan import ExportPlan, export_trained, plan_export
+from trainer.export.repository import printable
 from trainer.hardware import describe, keep_freed_memory
 from trainer.loop.fit import fit
 from trainer.loop.learner import build_learner
@@ -38,7 +40,10 @@ from trainer.records.metrics import read_metrics
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
 from trainer.signals import StopRequest
+from trainer.sinks import Mistake, Sinks
 
+NUM_SHOWN_MISTAKES = 16
+"""In TensorBoard and services."""
 SPLIT_SEED = 0
 """Fixed, so that runs with different seeds are validated on the same images."""
 
@@ -74,11 +79,14 @@ def train(config: TrainConfig) -> None:
             if restore(run):
                 progress.log(f"continuing at step {run.state.step} of {run.num_steps}, saved in {folder.path}")
             else:
-                for line in advise(run.recipe, dataset_size(run), is_mirroring_chosen=config.mirror is not None):
+                for line in advise(run.recipe, dataset_size(run), is_mirroring_chosen=config.chooses_mirroring):
                     progress.log(line)
-            fit(run, stop, SaveInterval(seconds=config.save_every_s, steps=config.save_every_steps))
-            validation = run.learner.evaluate(run.validation_images, run.validation_indices, world)
-            test_images, test, recorded = evaluate_on_test_set(run, dataset)
+            with run.open_sinks(config.log_to) as sinks:
+                fit(run, stop, SaveInterval(seconds=config.save_every_s, steps=config.save_every_steps), sinks)
+                validation = run.learner.evaluate(run.validation_images, run.validation_indices, world)
+                test_images, test, recorded = evaluate_on_test_set(run, dataset)
+                if recorded is not None:
+                    show_results(run, validation, recorded, sinks)
             if recorded is not None:  # on the main rank
                 result = summarize(run, validation, test, recorded)
                 try:
@@ -184,6 +192,30 @@ def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[Images, Evaluation
         lambda images: run.learner.evaluate(images, None, run.world),
         is_main=run.world.is_main,
     )
+
+
+def show_results(run: Run, validation: Evaluation, recorded: RecordedEvaluation, sinks: Sinks) -> None:
+    """Passes the accuracies of the trained network, and images of its mistakes in validation, to the sinks."""
+    sinks.write(
+        "result",
+        step=run.state.step,
+        epoch=run.num_epochs_done,
+        val_accuracy=validation.accuracy,
+        test_accuracy=recorded.accuracy,
+    )
+    worst, classes = worst_mistakes(validation, NUM_SHOWN_MISTAKES), run.dataset.classes
+    images = run.validation_images.take(run.validation_indices[worst])
+    mistakes = [
+        Mistake(
+            pixels=(pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).contiguous().numpy(),
+            label=printable(classes[int(validation.labels[position])]),
+            predicted=printable(classes[int(validation.predicted[position])]),
+            confidence=float(validation.confidence[position]),
+        )
+        for position, pixels in zip(worst.tolist(), images, strict=True)
+    ]
+    if mistakes:
+        sinks.show_mistakes(mistakes, step=run.state.step)
 
 
 def summarize(run: Run, validation: Evaluation, test: Evaluation, recorded: RecordedEvaluation) -> Result:

@@ -214,6 +214,21 @@ def test_the_full_batch_is_captured(sizes: list[int], monkeypatch: pytest.Monkey
     assert step.calls == [*(f"eager {size}" for size in sizes[:4]), "capture 10", "replay", "eager 4", "replay"]
 
 
+def test_a_replayed_graph_gets_the_images_of_its_batch_and_leaves_a_resident_set_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = FakeGraphedStep(monkeypatch)
+    for shade in range(6):
+        pool = ImageSet(torch.full_like(BLANK.images, shade), BLANK.labels)
+        step(batch_of(pool, torch.arange(11), torch.device("cpu")))
+    assert step._batch is not None
+    assert step._batch.images.unique().tolist() == [5]
+    resident = FakeGraphedStep(monkeypatch)
+    run_steps(resident, [10] * 6)
+    assert resident._batch is not None
+    assert resident._batch.images.data_ptr() == BLANK.images.data_ptr()
+
+
 def test_a_released_graph_is_neither_used_nor_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     step = FakeGraphedStep(monkeypatch)
     run_steps(step, [10] * 5)

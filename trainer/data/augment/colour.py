@@ -110,7 +110,8 @@ def _grey(images: torch.Tensor) -> torch.Tensor:
     if images.size(1) == 1:
         return images
     red, green, blue = images.split(1, dim=1)
-    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    grey: torch.Tensor = red * 0.2989
+    return grey.add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def _blend(start: torch.Tensor, end: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
