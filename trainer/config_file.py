@@ -10,23 +10,23 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from trainer.config import CHANGE_RECIPE, TrainConfig, option_of_field
+from trainer.config import CHANGE_RECIPE, LogTo, TrainConfig, option_of_field
 from trainer.errors import ConfigError, unknown_name
 from trainer.files import write_atomically
-from trainer.recipe_fields import as_text, flatten, parse_assignments, recipe_to_table
+from trainer.recipe_fields import flatten, parse_assignments, recipe_to_table
 from trainer.recipe_files import TABLE, read_toml
 from trainer.recipes import Recipe
-from trainer.typed_values import convert
+from trainer.typed_values import as_text, convert
 
 RUN_TOML = "run.toml"
 _NOT_WRITTEN = {"recipe", "config", "run_dir", "resume"} | CHANGE_RECIPE
 """Options that are in the table of the recipe, or belong to one call."""
 
 
-def read_config_file(path: Path) -> TrainConfig:
-    """Returns the options of a file.
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Returns the options of a file, by the names of `TrainConfig`.
 
     Raises:
         ConfigError: it cannot be read, has an option that does not exist, or an impossible value.
@@ -44,7 +44,7 @@ def read_config_file(path: Path) -> TrainConfig:
             raise ConfigError(f"{path}: {unknown_name('option', key, known)}")
         else:
             options[name] = _convert(hints[name], value, path, key)
-    return TrainConfig(**options)
+    return options
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,12 @@ class CommandLine:
     Args:
         arguments: for the parser.
         on_line: the options on the command line, such as `--global-batch-size`, and `--mirror` for `--no-mirror`.
-        file: the options of the file; the defaults without one.
+        in_file: the options in the file, by the names of `TrainConfig`; none without a file.
     """
 
     arguments: list[str]
     on_line: frozenset[str]
-    file: TrainConfig
+    in_file: dict[str, Any]
 
     @classmethod
     def read(cls, arguments: Sequence[str]) -> Self:
@@ -70,31 +70,30 @@ class CommandLine:
         """
         names = {argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
         names |= {f"--{name.removeprefix('--no-')}" for name in names if name.startswith("--no-")}
-        file = TrainConfig()
+        in_file: dict[str, Any] = {}
         for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
             if argument.startswith("--config"):
                 name, equals, value = argument.partition("=")
-                file = read_config_file(Path(value if equals else following)) if name == "--config" else file
-        return cls(_values_last(arguments, "--set", lambda text: "=" in text), frozenset(names), file)
+                in_file = read_config_file(Path(value if equals else following)) if name == "--config" else in_file
+        joined = _values_last(arguments, "--set", lambda text: "=" in text)
+        return cls(_values_last(joined, "--log-to", get_args(LogTo).__contains__), frozenset(names), in_file)
 
     @property
     def default(self) -> TrainConfig:
         """The values of options that the command line does not give, for the parser."""
-        return replace(self.file, set=())
+        return TrainConfig(**{**self.in_file, "set": ()})
 
     @property
     def given(self) -> frozenset[str]:
         """The options on the command line and in the file."""
-        default = TrainConfig()
-        names = (field.name for field in fields(TrainConfig))
-        return self.on_line | {_flag(name) for name in names if getattr(self.file, name) != getattr(default, name)}
+        return self.on_line | set(map(_flag, self.in_file))
 
     def combine(self, parsed: TrainConfig) -> TrainConfig:
         """Returns the parsed options with the file's values of `--set` that the command line leaves as they are."""
         of_line = parse_assignments(parsed.set)
         of_file = {
             name: value
-            for name, value in parse_assignments(self.file.set).items()
+            for name, value in parse_assignments(self.in_file.get("set", ())).items()
             if _flag(option_of_field(name) or "") not in self.on_line
         }
         values = tuple(f"{name}={value}" for name, value in (of_file | of_line).items())

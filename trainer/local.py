@@ -2,10 +2,15 @@
 
 import math
 import os
+import shlex
+import statistics
 import sys
-from collections.abc import Collection, Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import tyro
 
@@ -14,12 +19,19 @@ from trainer.advice import choose_batch_and_epochs, has_few_steps
 from trainer.cli import parse, read_command_line, run_command
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
-from trainer.paths import FOLDER_PREFIX, image_folder
+from trainer.folder_choice import FolderFacts, choose, describe
+from trainer.paths import FOLDER_PREFIX, full_name, image_folder
 from trainer.ranks.environment import RankEnvironment
+from trainer.recipe_fields import parse_assignments
+from trainer.recipe_files import load_recipe
 from trainer.recipes import RECIPES, find_recipe
+from trainer.user_code import is_reference
 
-FOLDER_RECIPE = "cifar10-small"
-FOLDER_IMAGE_SIZE = 64
+if TYPE_CHECKING:
+    from trainer.data.folder.listing import Files
+
+NUM_SAMPLED = 64
+"""Files of a folder whose sizes are looked at for the choice of a recipe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +43,7 @@ class LocalTrainConfig:
         tyro.conf.Positional,
         option("[PATH-OR-RECIPE]", "the recipe mnist"),
     ] = None
-    """A folder of images with one folder for each class, or the name of a recipe."""
+    """A folder of images with one folder for each class, or a recipe. For a folder Convoy chooses what suits it."""
     nproc: Annotated[int | None, option("N", "one for each GPU, or 1")] = None
     """Number of processes, which are the ranks of the run."""
     run: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TrainConfig)
@@ -51,7 +63,7 @@ def _train(config: LocalTrainConfig, given: Collection[str]) -> None:
     if choice and environment.is_main:
         print(choice, flush=True)
     if not environment.is_launched:  # else this is one of torchrun's ranks
-        num_ranks = config.nproc or _num_gpus(run)
+        num_ranks = config.nproc or max(1, _num_gpus(run))
         if num_ranks > 1:
             _exec_torchrun(num_ranks, run)
     from trainer.train import train
@@ -60,10 +72,10 @@ def _train(config: LocalTrainConfig, given: Collection[str]) -> None:
 
 
 def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConfig, str]:
-    """Returns the run that the command line asks for, and a line with the values that Convoy chose, or "".
+    """Returns the run that the command line asks for, and lines about the values that Convoy chose, or "".
 
     Args:
-        given: the names of the options on the command line, such as `--recipe`.
+        given: the names of the options on the command line and in its file, such as `--recipe`.
 
     Raises:
         ConfigError: the positional argument is neither a folder nor a recipe, or an option contradicts it.
@@ -76,49 +88,86 @@ def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConf
     if path_or_recipe in RECIPES or not os.path.isdir(path_or_recipe):
         if "--recipe" in given:
             raise ConfigError(f"{path_or_recipe} and --recipe {run.recipe}: give one recipe")
-        if os.sep in path_or_recipe:
-            raise ConfigError(f"{path_or_recipe}: no such folder")
-        try:
-            return replace(run, recipe=find_recipe(path_or_recipe).name), ""
-        except ConfigError as error:
-            raise ConfigError(f"no such folder, and {error}") from None
+        return replace(run, recipe=_recipe_name(path_or_recipe)), ""
     if "--dataset" in given:
         raise ConfigError(f"{path_or_recipe} and --dataset {run.dataset}: give one data set")
-    return _resolve_folder(replace(run, dataset=f"{FOLDER_PREFIX}{path_or_recipe}"), given)
+    return _resolve_folder(replace(run, dataset=full_name(f"{FOLDER_PREFIX}{path_or_recipe}")), given)
+
+
+def _recipe_name(reference: str) -> str:
+    if reference.endswith(".toml"):
+        raise ConfigError(f"{reference}: give a file of options with --config {reference}")
+    if is_reference(reference):
+        return reference
+    if os.sep in reference:
+        raise ConfigError(f"{reference}: no such folder")
+    try:
+        return find_recipe(reference).name
+    except ConfigError as error:
+        raise ConfigError(f"no such folder, and {error}") from None
 
 
 def _resolve_folder(run: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, str]:
-    if "--image-size" not in given:
-        run = replace(run, image_size=FOLDER_IMAGE_SIZE)
+    facts = _look_at_folder(run)
+    choice = choose(facts)
+    why = "" if "--recipe" in given else f": {choice.why}"
     if "--recipe" not in given:
-        run = replace(run, recipe=FOLDER_RECIPE)
-    if run.epochs is None:
-        run = _fit_to_folder(run)
-    recipe, size = run.resolve(), run.image_size
+        run = replace(run, recipe=choice.recipe)
+    if "--image-size" not in given:
+        run = replace(run, image_size=choice.image_size)
+    if run.epochs is None and not {"epochs", "global_batch_size"} & parse_assignments(run.set).keys():
+        run = _fit_to_folder(run, facts.num_training)
+    recipe = run.resolve()
+    command = shlex.join(["convoy", "train", *as_arguments(run)])
     return run, (
-        f"{recipe.dataset}: recipe {recipe.name}, {recipe.epochs} epochs, {recipe.global_batch_size} images per step, "
-        f"images of {size} x {size} pixels (--recipe, --epochs, --global-batch-size and --image-size choose others)"
+        f"{recipe.dataset}: {describe(facts)}: recipe {recipe.name}{why}; {recipe.epochs} epochs, "
+        f"{recipe.global_batch_size} images per step, {run.image_size} x {run.image_size} pixels\n"
+        f"the same as: {command}"
     )
 
 
-def _fit_to_folder(run: TrainConfig) -> TrainConfig:
+def _fit_to_folder(run: TrainConfig, num_images: int) -> TrainConfig:
     """Returns the run with a global batch and epochs that suit the folder, if it is too small for the recipe's."""
-    recipe, num_images = run.resolve(), _estimate_training_images(run)
-    if not has_few_steps(recipe, num_images):
+    if not has_few_steps(run.resolve(), num_images):
         return run
-    batch_size, epochs = choose_batch_and_epochs(find_recipe(run.recipe), num_images, batch_size=run.global_batch_size)
+    batch_size, epochs = choose_batch_and_epochs(load_recipe(run.recipe), num_images, batch_size=run.global_batch_size)
     return replace(run, global_batch_size=max(batch_size, run.virtual_shards or 1), epochs=epochs)
 
 
-def _estimate_training_images(run: TrainConfig) -> int:
-    """Returns the number of training images of a folder: about a tenth is held out for each missing split."""
+def _look_at_folder(run: TrainConfig) -> FolderFacts:
+    """Returns what the choice for a folder rests on. About a tenth is held out for each missing split."""
     from trainer.data.folder.listing import list_folder
 
-    root = image_folder(run.resolve().dataset)
+    root = image_folder(run.dataset or "")
     assert root is not None
     splits = list_folder(root).splits
     num_missing = 2 - ("validation" in splits) - ("test" in splits)
-    return math.ceil(len(splits["train"]) * 0.9**num_missing)
+    return FolderFacts(
+        num_training=math.ceil(len(splits["train"]) * 0.9**num_missing),
+        short_side=_median_side([root / os.fsdecode(name) for name in _some_names(splits["train"])]),
+        has_gpu=_num_gpus(run) > 0,
+        has_weights=run.weights is not None,
+        has_network=run.network is not None,
+    )
+
+
+def _some_names(files: "Files") -> Iterator[bytes]:
+    """Yields the names of some files, evenly spread over all."""
+    every = max(1, len(files) // NUM_SAMPLED)
+    yield from (files.name(number) for number in range(0, len(files), every))
+
+
+def _median_side(paths: Iterable[Path]) -> int | None:
+    """Returns the median of images' shorter sides, from their headers; None if none can be read."""
+    from PIL import Image
+
+    sides = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of huge images; the training itself tells
+        for path in paths:
+            with suppress(Exception), Image.open(path) as image:  # the training names files that it cannot read
+                sides.append(min(image.size))
+    return round(statistics.median(sides)) if sides else None
 
 
 def as_arguments(config: TrainConfig) -> Iterator[str]:
@@ -139,10 +188,10 @@ def as_arguments(config: TrainConfig) -> Iterator[str]:
 
 def _num_gpus(run: TrainConfig) -> int:
     if run.device == "cpu":
-        return 1
+        return 0
     import torch
 
-    return max(1, torch.cuda.device_count())
+    return torch.cuda.device_count()
 
 
 def _exec_torchrun(num_ranks: int, run: TrainConfig) -> NoReturn:

@@ -42,8 +42,9 @@ class Recipe:
     summary: str
     """One line for `convoy recipes`. It is part of the fingerprint, so a new text changes the digests of new runs."""
     dataset: str
+    """A name that `convoy data list` shows, or folder:PATH."""
     network: str
-    """A name that `trainer.models.build_network` knows."""
+    """One of Convoy's networks, torchvision:NAME, timm:NAME, or FILE.py:NAME."""
     widths: tuple[int, ...] = ()
     """Channels of the network's stages, for networks that have a choice."""
     weights: str | None = None
@@ -61,6 +62,7 @@ class Recipe:
     global_batch_size: int
     """Images per step, over all ranks together."""
     epochs: int
+    """Number of times that the training images are shown."""
     param_groups: dict[ParameterKind, ParamGroup]
     """The optimizer settings of the filters of the stem, the other filters, the matrices of fully connected layers, and
     the vectors (biases, norms)."""

@@ -1,21 +1,33 @@
 """`convoy train`: what the positional argument stands for, and how several ranks are started."""
 
+import math
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import clean_environment
 from trainer.cli import parse
 from trainer.config import TrainConfig
+from trainer.config_file import CommandLine
 from trainer.errors import ConfigError
+from trainer.folder_choice import FolderFacts
 from trainer.local import LocalTrainConfig, as_arguments, resolve
 
 
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.local._num_gpus", lambda run: 0)
+
+
 def resolved(*arguments: str) -> tuple[TrainConfig, str]:
-    config = parse(LocalTrainConfig, arguments, prog="convoy train")
-    return resolve(config, {argument.partition("=")[0] for argument in arguments if argument.startswith("--")})
+    line = CommandLine.read(arguments)
+    config = parse(LocalTrainConfig, line.arguments, prog="convoy train", default=LocalTrainConfig(run=line.default))
+    return resolve(replace(config, run=line.combine(config.run)), line.given)
 
 
 def test_without_an_argument_it_trains_the_default_recipe() -> None:
@@ -45,18 +57,22 @@ def test_a_folder_gets_a_recipe_for_small_images_and_enough_steps(
     assert run == TrainConfig(
         recipe="cifar10-small", dataset=dataset, image_size=64, epochs=epochs, global_batch_size=batch_size
     )
-    assert line == (
-        f"{dataset}: recipe cifar10-small, {epochs} epochs, {batch_size} images per step, images of 64 x 64 pixels "
-        "(--recipe, --epochs, --global-batch-size and --image-size choose others)"
+    chosen, command = line.splitlines()
+    assert chosen.startswith(
+        f"{dataset}: {math.ceil(num_images * 0.9**2):,} training images, no GPU: recipe cifar10-small: "
     )
+    assert chosen.endswith(f"; {epochs} epochs, {batch_size} images per step, 64 x 64 pixels")
+    assert resolved(*shlex.split(command.removeprefix("the same as: convoy train "))) == (run, "")
 
 
 def test_a_large_folder_is_trained_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_images(tmp_path, 10)
-    monkeypatch.setattr("trainer.local._estimate_training_images", lambda _: 30_000)
+    facts = FolderFacts(num_training=30_000, short_side=375, has_gpu=False)
+    monkeypatch.setattr("trainer.local._look_at_folder", lambda _: facts)
     run, line = resolved(str(tmp_path))
     assert (run.epochs, run.global_batch_size) == (None, None)
-    assert "recipe cifar10-small, 8 epochs, 500 images per step" in line
+    assert "30,000 training images of about 375 pixels, no GPU: recipe cifar10-small: " in line
+    assert "; 8 epochs, 500 images per step" in line
 
 
 def test_options_override_the_choice_for_a_folder(tmp_path: Path) -> None:
@@ -71,6 +87,36 @@ def test_options_override_the_choice_for_a_folder(tmp_path: Path) -> None:
     assert chosen("--global-batch-size", "100") == ("cifar10-small", 64, 84, 100)
     assert chosen("--virtual-shards", "64") == ("cifar10-small", 64, 28, 64)
     assert chosen("--recipe=finetune-resnet18", "--image-size=224") == ("finetune-resnet18", 224, 28, 32)
+    assert chosen("--set", "epochs=5") == ("cifar10-small", 64, None, None)
+
+
+def test_the_size_of_the_images_is_looked_at(tmp_path: Path) -> None:
+    for number, size in enumerate([(28, 28), (28, 40), (30, 200), (300, 300)]):
+        path = tmp_path / ("cat" if number % 2 else "dog") / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", size).save(path)
+    run, line = resolved(str(tmp_path))
+    assert run.image_size == 32
+    assert "4 training images of about 29 pixels, no GPU: recipe cifar10-small: a small network for small" in line
+
+
+def test_weights_at_hand_are_fine_tuned(tmp_path: Path) -> None:
+    put_images(tmp_path / "photos", 100)
+    (tmp_path / "net.safetensors").write_bytes(b"")
+    run, line = resolved(str(tmp_path / "photos"), "--weights", str(tmp_path / "net.safetensors"))
+    assert (run.recipe, run.image_size) == ("finetune-efficientnet-lite0", 224)
+    assert "recipe finetune-efficientnet-lite0: EfficientNet-Lite0 is fine-tuned from your weights; " in line
+
+
+def test_a_file_of_options_holds_for_a_folder(tmp_path: Path) -> None:
+    put_images(tmp_path / "photos", 700)
+    (tmp_path / "options.toml").write_text('recipe = "mnist"\nimage-size = 28\nepochs = 3\n[set]\naugment.shift = 1\n')
+    config = ["--config", str(tmp_path / "options.toml")]
+    run, _ = resolved(str(tmp_path / "photos"), *config)
+    assert (run.recipe, run.image_size, run.epochs, run.set) == ("mnist", 28, 3, ("augment.shift=1",))
+    assert resolved(str(tmp_path / "photos"), *config, "--epochs=4", "--set", "augment.shift=2")[0].set == (
+        "augment.shift=2",
+    )
 
 
 def test_parts_of_a_folder_count_as_they_are(tmp_path: Path) -> None:
@@ -83,7 +129,7 @@ def test_a_recipe_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: py
     put_images(tmp_path / "mnist", 4)
     monkeypatch.chdir(tmp_path)
     assert resolved("mnist")[0].dataset is None
-    assert resolved("./mnist", "--epochs", "1")[0].dataset == "folder:./mnist"
+    assert resolved("./mnist", "--epochs", "1")[0].dataset == f"folder:{tmp_path / 'mnist'}"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +137,7 @@ def test_a_recipe_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: py
     [
         (["mnits"], "no such folder, and no recipe 'mnits': did you mean mnist"),
         (["./photos"], "./photos: no such folder"),
+        (["run.toml"], "run.toml: give a file of options with --config run.toml"),
         (["mnist", "--recipe", "cifar10"], "mnist and --recipe cifar10: give one recipe"),
         ([".", "--dataset", "cifar10"], ". and --dataset cifar10: give one data set"),
         (["--nproc", "0"], "--nproc 0: must be at least 1"),
@@ -114,6 +161,9 @@ def test_ranks_get_a_command_line_that_gives_the_same_run(tmp_path: Path) -> Non
         export=False,
         mirror=False,
         shift=0,
+        set=("augment.fill=zero", "widths=[1, 2]"),
+        log_to=("wandb",),
+        name="my-model",
     )
     assert parse(TrainConfig, list(as_arguments(run)), prog="") == run
     assert list(as_arguments(TrainConfig())) == []

@@ -20,15 +20,18 @@ from trainer.loop.stopwatch import Stopwatch
 from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S
 from trainer.ranks.consistency import check_weights, digest_of
 from trainer.ranks.stop import StopConsensus
-from trainer.records.metrics import MetricsLog
 from trainer.signals import StopRequest
+from trainer.sinks import Sinks
 
 VALIDATION_TIMEOUT_S = 60.0
 """Least time that ranks wait for each other in a validation."""
 
 
-def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None) -> None:
+def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None, sinks: Sinks | None = None) -> None:
     """Trains to the end, saves the last state, and gives the model its final weights. All ranks call this.
+
+    Args:
+        sinks: of the run's metrics; None for those in the run folder alone.
 
     Raises:
         ConfigError: a step does not fit in the GPU's memory.
@@ -37,7 +40,11 @@ def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None) -> 
         CheckpointError: the run folder cannot be written, or the final weights cannot be saved.
         Interrupted: a signal came. The state is saved, unless a second signal asked to leave at once.
     """
-    loop = TrainingLoop(run, stop, save_every or SaveInterval())
+    if sinks is None:
+        with run.open_sinks() as own:
+            fit(run, stop, save_every, own)
+        return
+    loop = TrainingLoop(run, stop, save_every or SaveInterval(), sinks)
     run.progress.start(step=run.state.step, num_steps=run.num_steps)
     with stop.deferred():
         try:
@@ -62,7 +69,7 @@ def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None) -> 
 class TrainingLoop:
     """One session of a run: the state between steps that no checkpoint holds."""
 
-    def __init__(self, run: Run, stop: StopRequest, save_every: SaveInterval) -> None:
+    def __init__(self, run: Run, stop: StopRequest, save_every: SaveInterval, sinks: Sinks) -> None:
         self._run = run
         self._stop = stop
         self._source = open_source(run)
@@ -74,15 +81,11 @@ class TrainingLoop:
         self._longest_step_s = 0.0  # of the recent steps: a step counts a tenth less with each one after it
         self._baseline = run.baseline
         self._warned_of: set[str] = set()
-        self._metrics: MetricsLog | None = None
-        if run.world.is_main:
-            self._metrics = MetricsLog(run.folder.path, from_step=run.state.step, log=run.progress.log)
+        self._sinks = sinks
 
     def close(self) -> None:
         self._source.close()
         self._saver.close()
-        if self._metrics is not None:
-            self._metrics.close()
 
     def save_and_wait(self) -> None:
         self._saver.save_and_wait()
@@ -130,17 +133,16 @@ class TrainingLoop:
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
         if not math.isfinite(validation.loss):  # the last step's loss was that of the weights before it
             raise run.diverged(f"the validation loss is {validation.loss} after epoch {epoch}")
-        if self._metrics is not None:
-            self._metrics.write(
-                "epoch",
-                step=run.state.step,
-                epoch=epoch,
-                train_loss=loss,
-                train_accuracy=accuracy,
-                val_loss=validation.loss,
-                val_accuracy=validation.accuracy,
-                seconds=run.state.seconds,
-            )
+        self._sinks.write(
+            "epoch",
+            step=run.state.step,
+            epoch=epoch,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            val_loss=validation.loss,
+            val_accuracy=validation.accuracy,
+            seconds=run.state.seconds,
+        )
         run.progress.log(
             f"epoch {epoch}/{run.recipe.epochs}: train loss {loss:.4f}, accuracy {100 * accuracy:.2f} %; validation "
             f"loss {validation.loss:.4f}, accuracy {100 * validation.accuracy:.2f} %; {run.state.seconds:.1f} s"
@@ -235,16 +237,15 @@ class TrainingLoop:
         self._check_finite()
         now = self._stopwatch.read()
         loss, accuracy, images_per_second = self._results.means(now)
-        if self._metrics is not None:
-            self._metrics.write(
-                "step",
-                step=run.state.step,
-                epoch=epoch + 1,
-                loss=loss,
-                accuracy=accuracy,
-                lr_factor=self._lr_factor.item(),
-                images_per_second=images_per_second,
-            )
+        self._sinks.write(
+            "step",
+            step=run.state.step,
+            epoch=epoch + 1,
+            loss=loss,
+            accuracy=accuracy,
+            lr_factor=self._lr_factor.item(),
+            images_per_second=images_per_second,
+        )
         self._results.clear(now)
 
     def _show_progress(self, epoch: int) -> None:

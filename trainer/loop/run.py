@@ -1,9 +1,12 @@
 """A run: the objects that its phases share, its training state, and restoring from a checkpoint."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
 
+from trainer.config import LogTo
 from trainer.data import Dataset, Images
 from trainer.data.order import num_steps_per_epoch
 from trainer.errors import CheckpointError, DivergenceError
@@ -15,6 +18,7 @@ from trainer.ranks.world import World
 from trainer.recipes import Recipe
 from trainer.records.checkpoint import Checkpoints
 from trainer.records.run_folder import RunFolder
+from trainer.sinks import Sinks, open_sinks
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,6 +104,12 @@ class Run:
         steps = range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch)
         factors = [self.recipe.schedule.factor(step, self.num_steps) for step in steps]
         return torch.tensor(factors, dtype=torch.float32, device=self.world.device)
+
+    def open_sinks(self, services: Sequence[LogTo] = ()) -> AbstractContextManager[Sinks]:
+        """Returns the context of the sinks of the run's metrics; see `sinks.open_sinks`."""
+        return open_sinks(
+            self.folder, services, from_step=self.state.step, is_main=self.world.is_main, log=self.progress.log
+        )
 
     def diverged(self, what: str) -> DivergenceError:
         """Returns the error for a run that diverged; it names the last good checkpoint."""

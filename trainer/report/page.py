@@ -23,6 +23,7 @@ from PIL import Image
 from trainer.data import Images
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import confidence_level, wilson_interval
+from trainer.evaluation.mistakes import worst_mistakes
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.files import write_atomically
 from trainer.records.metrics import read_metrics
@@ -209,9 +210,7 @@ def _seeds(result: Result) -> dict[str, Any] | None:
 
 def _worst_mistakes(images: Images, evaluation: Evaluation, names: tuple[str, ...]) -> list[Mistake]:
     """Returns the mistakes with the highest confidence, highest first."""
-    wrong = torch.nonzero(evaluation.predicted != evaluation.labels)[:, 0]
-    order = torch.argsort(evaluation.confidence[wrong], descending=True, stable=True)
-    worst = wrong[order[:NUM_MISTAKES]]
+    worst = worst_mistakes(evaluation, NUM_MISTAKES)
     return [
         Mistake(
             index=index,

@@ -5,14 +5,16 @@ choice. The test accuracy of the best one is known only after a training run of 
 """
 
 import json
+import shlex
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trainer.augmentation import check_shift
 from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import without_test_images
-from trainer.data.augment import check_shift
 from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluation.evaluate import evaluate
 from trainer.files import write_json
@@ -25,7 +27,13 @@ from trainer.recipes import Recipe
 from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
-from trainer.studies.search_space import Candidate, apply_candidate, describe_candidate, make_candidates
+from trainer.studies.search_space import (
+    Candidate,
+    apply_candidate,
+    as_options,
+    describe_candidate,
+    make_candidates,
+)
 from trainer.studies.sweep_page import make_page
 from trainer.studies.trials import TrialContext, explain_interruption, train_trial
 
@@ -37,7 +45,8 @@ class SweepConfig:
     recipe: str = "mnist"
     """The recipe to change."""
     grid: tuple[str, ...] = ("lr_scale=0.25,0.5,1,2",)
-    """FIELD=VALUE,VALUE…, several: a recipe's fields, such as augment.shift, and lr_scale for its learning rates."""
+    """FIELD=VALUE,VALUE…, several: a recipe's fields, as `convoy recipes NAME` shows them, and lr_scale for all its
+    learning rates."""
     random: int = 0
     """Try this many of the grid's combinations, drawn at random; 0: all of them."""
     seeds: int = 1
@@ -86,7 +95,23 @@ def study_sweep(config: SweepConfig) -> None:
                 results = [_wait_for_result(folder, number, seed) for number, seed in trials]
                 if all(result["diverged"] for result in results):
                     raise DivergenceError(f"all {len(candidates)} candidates diverged; try lower learning rates")
-                print(f"report: {write_page(folder, make_page(base, candidates, results))}")
+                page = make_page(base, candidates, results, partial(training_command, config))
+                if page.result["command"]:
+                    print(f"to train with the best values: {page.result['command']}")
+                print(f"report: {write_page(folder, page)}")
+
+
+def training_command(config: SweepConfig, candidate: Candidate) -> str:
+    """Returns the command of a training run with a candidate's values."""
+    options = {
+        "recipe": config.recipe,
+        "dataset": config.dataset,
+        "image-size": config.image_size,
+        "epochs": None if "epochs" in candidate else config.epochs,
+        "data-dir": None if config.data_dir == default_data_dir() else config.data_dir,
+    }
+    given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
+    return shlex.join(["convoy", "train", *given, *as_options(candidate)])
 
 
 def _run_trial(context: TrialContext, recipe: Recipe, candidate: Candidate, seed: int, path: Path) -> None:

@@ -1,6 +1,7 @@
 """The page of a sweep: its figure, table and findings."""
 
 import statistics
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,17 @@ from trainer.studies.plots import finish_axes, new_figure
 from trainer.studies.search_space import Candidate, describe_candidate
 
 
-def make_page(base: Recipe, candidates: list[Candidate], results: list[dict[str, Any]]) -> Page:
+def make_page(
+    base: Recipe,
+    candidates: list[Candidate],
+    results: list[dict[str, Any]],
+    command_of: Callable[[Candidate], str],
+) -> Page:
     """Returns the page.
 
     Args:
         results: the content of `candidate.json` of each trial, with the candidate's `number`.
+        command_of: returns the command of a training run with a candidate's values.
     """
     trials = [[result for result in results if result["number"] == number] for number in range(len(candidates))]
     accuracies = [[result["val_accuracy"] for result in found if not result["diverged"]] for found in trials]
@@ -28,7 +35,7 @@ def make_page(base: Recipe, candidates: list[Candidate], results: list[dict[str,
     best, highest = order[0], means[order[0]]
     return Page(
         title=f"{base.name} on {base.dataset}: {len(candidates)} candidates",
-        findings=_findings(candidates[best], means),
+        findings=_findings(candidates[best], means, command_of(candidates[best])),
         figures=[
             CaptionedFigure(
                 name="candidates",
@@ -67,18 +74,20 @@ def make_page(base: Recipe, candidates: list[Candidate], results: list[dict[str,
         result={
             "recipe": base.name,
             "best": None if highest is None else candidates[best],
+            "command": None if highest is None else command_of(candidates[best]),
             "val_accuracy": highest,
             "candidates": results,
         },
     )
 
 
-def _findings(best: Candidate, means: list[float | None]) -> list[str]:
+def _findings(best: Candidate, means: list[float | None], command: str) -> list[str]:
     """Returns the findings.
 
     Args:
         best: the first candidate of the ranking.
         means: the mean validation accuracy of each candidate; None where a seed diverged.
+        command: trains with the best values.
     """
     accuracies = [mean for mean in means if mean is not None]
     if not accuracies:
@@ -87,6 +96,7 @@ def _findings(best: Candidate, means: list[float | None]) -> list[str]:
         f"Best on validation images: {describe_candidate(best)}, accuracy {100 * max(accuracies):.2f} %.",
         f"This accuracy is the highest of {len(means)} and therefore optimistic. For an honest estimate, train with "
         "these values and evaluate on the test set; this study used no test image.",
+        f"To train with these values: {command}",
     ]
     if num_diverged := means.count(None):
         findings.append(

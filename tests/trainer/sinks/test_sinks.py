@@ -1,34 +1,41 @@
-"""Metrics on disk: lines are kept, cut off after a checkpoint, and survive a full disk."""
+"""Sinks in the run folder: lines are kept, cut off after a checkpoint, and survive a full disk; TensorBoard's pages."""
 
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.conftest import fill
+from tests.trainer.sinks.sink_runs import COLOUR, GREY, opened, run_folder, write_epochs
 from trainer.errors import CheckpointError
-from trainer.records.metrics import MetricsLog, read_metrics
+from trainer.records.metrics import read_metrics
+from trainer.sinks import open_sinks
+
+
+def events_of(folder: Path) -> Any:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
 
 
 def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, from_step=0, log=pytest.fail)
-    log.write("step", step=1, epoch=1, loss=2.5)
-    (line,) = read_metrics(tmp_path)
-    assert abs(line.pop("time") - time.time()) < 60
-    assert line == {"kind": "step", "step": 1, "epoch": 1, "loss": 2.5}
-    log.close()
+    with opened(tmp_path) as sinks:
+        sinks.write("step", step=1, epoch=1, loss=2.5)
+        (line,) = read_metrics(tmp_path)
+        assert abs(line.pop("time") - time.time()) < 60
+        assert line == {"kind": "step", "step": 1, "epoch": 1, "loss": 2.5}
 
 
 def test_a_resumed_run_removes_lines_after_its_checkpoint(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, from_step=0, log=pytest.fail)
-    for step in (50, 100, 150):
-        log.write("step", step=step, epoch=1, loss=float(step))
-    log.close()
-    log = MetricsLog(tmp_path, from_step=100, log=pytest.fail)
-    log.write("step", step=150, epoch=1, loss=-1.0)
-    log.close()
+    with opened(tmp_path) as sinks:
+        for step in (50, 100, 150):
+            sinks.write("step", step=step, epoch=1, loss=float(step))
+    with opened(tmp_path, from_step=100) as sinks:
+        sinks.write("step", step=150, epoch=1, loss=-1.0)
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(50, 50.0), (100, 100.0), (150, -1.0)]
 
 
@@ -39,59 +46,81 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "nowhere") == []
 
 
-def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, from_step=0, log=pytest.fail)
-    log.write("epoch", step=45, epoch=1, val_accuracy=0.5)
-    log.write("epoch", step=90, epoch=2, val_accuracy=0.75)
-    log.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("epoch/val_accuracy")] == [(45, 0.5), (90, 0.75)]
+def test_only_the_main_rank_writes(tmp_path: Path) -> None:
+    with open_sinks(run_folder(tmp_path), ("wandb",), from_step=0, is_main=False, log=pytest.fail) as sinks:
+        write_epochs(sinks, 1)
+        sinks.show_mistakes([GREY], step=45)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_draws_training_and_validation_in_one_chart(tmp_path: Path) -> None:
+    """It does so for one tag in two folders."""
+    with opened(tmp_path) as sinks:
+        write_epochs(sinks, 1, 2)
+    train, validation = (events_of(tmp_path / "tensorboard" / name) for name in ("train", "validation"))
+    assert [(event.step, event.value) for event in train.Scalars("epoch/loss")] == [(45, 1.0), (90, 1.0)]
+    assert [(event.step, event.value) for event in validation.Scalars("epoch/loss")] == [(45, 2.0), (90, 2.0)]
+    assert [event.value for event in validation.Scalars("epoch/accuracy")] == [0.125, 0.25]
+
+
+def test_tensorboard_has_hyper_parameters_and_images_of_mistakes(tmp_path: Path) -> None:
+    with opened(tmp_path) as sinks:
+        sinks.write("result", step=90, epoch=2, val_accuracy=0.5, test_accuracy=0.25)
+        sinks.show_mistakes([GREY, COLOUR], step=90)
+    events = events_of(tmp_path / "tensorboard")
+    assert events.Tags()["images"] == [
+        "mistakes/01: cat, taken for dog (90 %)",
+        "mistakes/02: ä/b, taken for <c> (50 %)",
+    ]
+    first, second = (events.Images(tag)[0] for tag in events.Tags()["images"])
+    assert (first.height, first.width, second.encoded_image_string[:4]) == (8, 6, b"\x89PNG")
+    assert events.Scalars("test/accuracy")[0].value == 0.25
+    content = events.PluginTagToContent("hparams")
+    started = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
+    assert started.hparams["recipe.augment.shift"].number_value == 2
+    assert started.hparams["recipe.widths"].string_value == "[16, 32, 32, 64]"
+    assert started.hparams["seed"].number_value == 3
+    assert "_hparams_/session_end_info" in content
 
 
 def test_tensorboard_ignores_lines_that_a_resumed_run_removed(tmp_path: Path) -> None:
     for from_step, loss in ((0, 1.0), (100, -1.0)):
-        log = MetricsLog(tmp_path, from_step=from_step, log=pytest.fail)
-        for step in (from_step + 50, from_step + 100, from_step + 150):
-            log.write("step", step=step, epoch=1, loss=loss)
-        log.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    seen = [(event.step, event.value) for event in events.Scalars("step/loss")]
+        with opened(tmp_path, from_step=from_step) as sinks:
+            for step in (from_step + 50, from_step + 100, from_step + 150):
+                sinks.write("step", step=step, epoch=1, loss=loss)
+    seen = [(event.step, event.value) for event in events_of(tmp_path / "tensorboard").Scalars("step/loss")]
     assert seen == [(50, 1.0), (100, 1.0), (150, -1.0), (200, -1.0), (250, -1.0)]
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot write .*/run/metrics\.jsonl: No such file"):
-        MetricsLog(tmp_path / "run", from_step=0, log=pytest.fail)
+    refused = pytest.raises(CheckpointError, match=r"cannot write .*/run/metrics\.jsonl: No such file")
+    with refused, opened(tmp_path / "run"):
+        pass
 
 
 def test_a_full_disk_is_one_warning_and_buffered_lines_are_written_once_there_is_room(small_disk: Path) -> None:
     printed: list[str] = []
-    log = MetricsLog(small_disk, from_step=0, log=printed.append)
-    log.write("step", step=1, epoch=1, loss=1.0)
-    filler = fill(small_disk)
-    for step in range(2, 400):
-        log.write("step", step=step, epoch=1, loss=1.0)
-    (warning,) = printed
-    assert "cannot write the metrics" in warning
-    assert "No space left on device; the training continues" in warning
-    filler.unlink()
-    log.write("step", step=400, epoch=1, loss=1.0)
-    log.close()
+    with opened(small_disk, log=printed.append) as sinks:
+        sinks.write("step", step=1, epoch=1, loss=1.0)
+        filler = fill(small_disk)
+        for step in range(2, 400):
+            sinks.write("step", step=step, epoch=1, loss=1.0)
+        (warning,) = printed
+        assert "cannot write the metrics" in warning
+        assert "No space left on device; the training continues" in warning
+        filler.unlink()
+        sinks.write("step", step=400, epoch=1, loss=1.0)
     lines = read_metrics(small_disk)
     steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps))
     assert {1, 2, 3, 400} <= set(steps)  # whole lines are lost once the buffer is full
-    events = EventAccumulator(str(small_disk / "tensorboard"))
-    events.Reload()
+    events = events_of(small_disk / "tensorboard")
     assert {1, 2, 3, 400} <= {event.step for event in events.Scalars("step/loss")}
 
 
-def test_close_does_not_fail_on_a_full_disk(small_disk: Path) -> None:
+def test_the_end_does_not_fail_on_a_full_disk(small_disk: Path) -> None:
     printed: list[str] = []
-    log = MetricsLog(small_disk, from_step=0, log=printed.append)
-    fill(small_disk)
-    log.write("step", step=1, epoch=1, loss=1.0)
-    log.close()
+    with opened(small_disk, log=printed.append) as sinks:
+        fill(small_disk)
+        sinks.write("step", step=1, epoch=1, loss=1.0)
     assert len(printed) == 1

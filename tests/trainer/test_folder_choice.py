@@ -1,0 +1,37 @@
+"""The choice of a recipe for a folder, from facts alone."""
+
+import pytest
+
+from trainer.folder_choice import TABLE, FolderFacts, choose, describe
+from trainer.recipes import RECIPES
+
+PHOTOS = {"num_training": 700, "short_side": 375, "has_gpu": False}
+
+
+@pytest.mark.parametrize(
+    ("facts", "recipe", "image_size"),
+    [
+        (PHOTOS, "cifar10-small", 64),
+        ({**PHOTOS, "short_side": None}, "cifar10-small", 64),
+        ({**PHOTOS, "short_side": 32}, "cifar10-small", 32),
+        ({**PHOTOS, "has_weights": True}, "finetune-efficientnet-lite0", 224),
+        ({**PHOTOS, "has_weights": True, "has_network": True}, "finetune-network", 224),
+        ({**PHOTOS, "has_network": True}, "any-network", 64),
+        ({**PHOTOS, "has_network": True, "has_gpu": True}, "any-network", 224),
+        ({**PHOTOS, "has_network": True, "short_side": 28}, "any-network", 32),
+    ],
+)
+def test_facts_choose(facts: dict[str, int], recipe: str, image_size: int) -> None:
+    row = choose(FolderFacts(**facts))  # type: ignore[arg-type]
+    assert (row.recipe, row.image_size) == (recipe, image_size)
+
+
+def test_every_row_names_a_recipe_and_the_last_fits_everything() -> None:
+    assert {row.recipe for row in TABLE} <= RECIPES.keys()
+    for has_gpu in (True, False):
+        assert TABLE[-1].fits(FolderFacts(num_training=1, short_side=None, has_gpu=has_gpu))
+
+
+def test_facts_are_told_in_a_few_words() -> None:
+    facts = FolderFacts(num_training=1200, short_side=375, has_gpu=True)
+    assert describe(facts) == "1,200 training images of about 375 pixels, a GPU"

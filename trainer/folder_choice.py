@@ -1,0 +1,75 @@
+"""Chooses a recipe and a size of images for a folder of images, from what is known of the folder and the machine.
+
+A pure function of these facts, so that the same command does the same tomorrow. Imports no torch.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderFacts:
+    """What a choice rests on.
+
+    Args:
+        num_training: training images.
+        short_side: the median of the images' shorter sides, in pixels; None if no image can be read.
+        has_gpu: whether the training will use a GPU.
+        has_weights: whether the command line names weights to start from.
+        has_network: whether the command line names a network.
+    """
+
+    num_training: int
+    short_side: int | None
+    has_gpu: bool
+    has_weights: bool = False
+    has_network: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table: a recipe, and the facts that it is for; None stands for any.
+
+    Args:
+        image_size: to which images are scaled, in pixels.
+        why: for the user, after the facts.
+    """
+
+    recipe: str
+    image_size: int
+    why: str
+    has_weights: bool | None = None
+    has_network: bool | None = None
+    has_gpu: bool | None = None
+    max_side: int | None = None
+    min_images: int = 0
+
+    def fits(self, facts: FolderFacts) -> bool:
+        wanted = ((self.has_weights, facts.has_weights), (self.has_network, facts.has_network))
+        return (
+            all(want in (None, is_so) for want, is_so in (*wanted, (self.has_gpu, facts.has_gpu)))
+            and (self.max_side is None or (facts.short_side is not None and facts.short_side <= self.max_side))
+            and facts.num_training >= self.min_images
+        )
+
+
+TABLE = (
+    Row("finetune-network", 224, "your network is fine-tuned from your weights", has_weights=True, has_network=True),
+    Row("finetune-efficientnet-lite0", 224, "EfficientNet-Lite0 is fine-tuned from your weights", has_weights=True),
+    Row("any-network", 32, "your network, on small images", has_network=True, max_side=40),
+    Row("any-network", 224, "your network, on a GPU", has_network=True, has_gpu=True),
+    Row("any-network", 64, "your network, on a CPU", has_network=True),
+    Row("cifar10-small", 32, "a small network for small images", max_side=40),
+    Row("cifar10-small", 64, "a small network; with --weights a large one is fine-tuned instead, which gets further"),
+)
+"""The first row that fits is chosen; the last one fits everything."""
+
+
+def choose(facts: FolderFacts) -> Row:
+    """Returns the row of the table for a folder."""
+    return next(row for row in TABLE if row.fits(facts))
+
+
+def describe(facts: FolderFacts) -> str:
+    """Returns the facts that a user can check, in a few words."""
+    side = "" if facts.short_side is None else f" of about {facts.short_side} pixels"
+    return f"{facts.num_training:,} training images{side}, {'a GPU' if facts.has_gpu else 'no GPU'}"

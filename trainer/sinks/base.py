@@ -1,0 +1,78 @@
+"""The protocol of a sink, and what it gets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Outcome = Literal["finished", "failed", "interrupted"]
+Kind = Literal["step", "epoch", "result"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """The run whose metrics a sink gets.
+
+    Args:
+        folder: the run folder, which exists; a sink may keep files of its own in it.
+        from_step: the step of the checkpoint from which the run continues; 0 for a new run.
+        settings: hyper-parameters and the like by dotted names.
+    """
+
+    folder: Path
+    from_step: int
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mistake:
+    """A validation image that the trained network classifies wrongly.
+
+    Args:
+        pixels: uint8 `[H, W]` or `[H, W, 3]`.
+        confidence: the probability of the predicted class.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    label: str
+    predicted: str
+    confidence: float
+
+    @property
+    def caption(self) -> str:
+        return f"{self.label}, taken for {self.predicted} ({100 * self.confidence:.0f} %)"
+
+
+class Sink(Protocol):
+    """A place for the metrics of one run. Its errors end no training: its caller warns."""
+
+    def write(self, kind: Kind, *, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Writes metrics.
+
+        Args:
+            kind: of the last steps, of an epoch and its validation, or of the trained network.
+            step: steps done; `epoch` likewise.
+        """
+
+    def show_mistakes(self, mistakes: Sequence[Mistake], *, step: int) -> None:
+        """Shows images of mistakes, the most confident ones first."""
+
+    def close(self, outcome: Outcome) -> None:
+        """Ends the sink. A run that is continued opens it again."""
+
+
+def chart_names(kind: Kind, values: Mapping[str, float]) -> dict[str, float]:
+    """Returns metrics by the names of charts: `train/loss` and `validation/loss` of an epoch, `step/loss`."""
+    prefixes = {"train": "train", "val": "validation", "test": "test"}
+    found = {}
+    for name, value in values.items():
+        prefix, _, rest = name.partition("_")
+        found[f"{prefixes[prefix]}/{rest}" if prefix in prefixes else f"{kind}/{name}"] = value
+    return found

@@ -1,0 +1,126 @@
+"""All sinks of a run as one, whose failures are warnings."""
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from trainer.config import LogTo
+from trainer.errors import ConfigError, Interrupted
+from trainer.recipe_fields import flatten
+from trainer.records.run_folder import RunFolder
+from trainer.sinks.background import BackgroundSink
+from trainer.sinks.base import Kind, Mistake, Outcome, RunInfo, Sink
+from trainer.sinks.jsonl import JsonLinesSink
+from trainer.sinks.tensorboard import TensorBoardSink
+
+
+def check_installed(services: Sequence[LogTo]) -> None:
+    """Checks that the packages of services are installed, before anything is built.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    for service in services:
+        if importlib.util.find_spec(service) is None:
+            raise ConfigError(f"--log-to {service} needs the package {service}: install convoy-vision[{service}]")
+
+
+class Sinks:
+    """The sinks of one run; none on ranks other than the main one.
+
+    The sinks in the run folder try again after a failure, as a full disk may get room. A service that failed once gets
+    nothing more.
+
+    Args:
+        folder: the run folder.
+        local: sinks in it.
+        services: other sinks, by name.
+        log: prints one line for the user.
+    """
+
+    def __init__(
+        self, folder: Path, local: Sequence[Sink], services: Mapping[str, Sink], log: Callable[[str], None]
+    ) -> None:
+        self._folder = folder
+        self._local = local
+        self._services = dict(services)
+        self._log = log
+        self._has_warned = False
+
+    def write(self, kind: Kind, *, step: int, epoch: int, **values: float) -> None:
+        """Writes metrics; see `Sink.write`."""
+        self._for_all(lambda sink: sink.write(kind, step=step, epoch=epoch, values=values))
+
+    def show_mistakes(self, mistakes: Sequence[Mistake], *, step: int) -> None:
+        """Shows images of mistakes."""
+        self._for_all(lambda sink: sink.show_mistakes(mistakes, step=step))
+
+    def close(self, outcome: Outcome) -> None:
+        self._for_all(lambda sink: sink.close(outcome))
+
+    def _for_all(self, call: Callable[[Sink], None]) -> None:
+        for sink in self._local:
+            try:
+                call(sink)
+            except OSError as error:
+                self._warn_of_disk(error)
+        for name, sink in list(self._services.items()):
+            try:
+                call(sink)
+            except Exception as error:
+                del self._services[name]
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                self._log(f"warning: --log-to {name} failed: {reason}; the training continues without it")
+
+    def _warn_of_disk(self, error: OSError) -> None:
+        if not self._has_warned:
+            self._log(
+                f"warning: cannot write the metrics in {self._folder}: {error.strerror or error}; "
+                "the training continues, and the next write tries again"
+            )
+        self._has_warned = True
+
+
+@contextmanager
+def open_sinks(
+    folder: RunFolder, services: Sequence[LogTo], *, from_step: int, is_main: bool, log: Callable[[str], None]
+) -> Iterator[Sinks]:
+    """Context with the sinks of a run, on the main rank; other ranks get none.
+
+    Args:
+        from_step: the step of the checkpoint from which the run continues.
+        log: prints one line for the user.
+
+    Raises:
+        CheckpointError: the run folder's existing metrics cannot be read, or the folder cannot be written.
+    """
+    if not is_main:
+        yield Sinks(folder.path, (), {}, log)
+        return
+    run = RunInfo(folder=folder.path, from_step=from_step, settings=flatten(folder.fingerprint.values))
+    local: list[Sink] = [JsonLinesSink(run), TensorBoardSink(run)]
+    sinks = Sinks(
+        folder.path, local, {name: BackgroundSink(partial(_open_service, name, run)) for name in services}, log
+    )
+    outcome: Outcome = "failed"
+    try:
+        yield sinks
+        outcome = "finished"
+    except Interrupted:
+        outcome = "interrupted"
+        raise
+    finally:
+        sinks.close(outcome)
+
+
+def _open_service(name: LogTo, run: RunInfo) -> Sink:
+    """Opens a sink of a service; imports its package, which takes a moment."""
+    if name == "wandb":
+        from trainer.sinks.wandb_sink import WandbSink
+
+        return WandbSink(run)
+    from trainer.sinks.mlflow_sink import MlflowSink
+
+    return MlflowSink(run)
