@@ -15,8 +15,7 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 
-from convoy.images import ImageError, Pixels, read_image, resize_image, upright_and_opaque, use_image
-from trainer.errors import DataError
+from convoy.images import Pixels, explain_decode_errors, read_image, resize_image, upright_and_opaque, use_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +48,7 @@ _TURNS = {
 """The turn for each value of the EXIF orientation."""
 
 
-def decode_crop(path: Path, box: Box | None, size: int, num_channels: int, *, significant_bits: int = 16) -> Pixels:
+def decode_crop(path: Path, box: Box | None, size: int, num_channels: int, significant_bits: int = 16) -> Pixels:
     """Decodes a part of an image and resizes it to a square.
 
     Args:
@@ -64,7 +63,7 @@ def decode_crop(path: Path, box: Box | None, size: int, num_channels: int, *, si
         Pixels, uint8 `[C, size, size]`.
 
     Raises:
-        DataError: the file cannot be opened or decoded.
+        ImageError: the file cannot be opened or decoded.
     """
     shape = num_channels, size, size
 
@@ -73,14 +72,12 @@ def decode_crop(path: Path, box: Box | None, size: int, num_channels: int, *, si
         top, left, bottom, right = _rectangle(box, upright.height, upright.width)
         return resize_image(upright.crop((left, top, right, bottom)), shape, significant_bits=significant_bits)
 
-    try:
-        if box is None:
-            return read_image(path, shape, significant_bits=significant_bits)
-        pixels = _crop_jpeg(path.read_bytes(), box, size, num_channels)
-        return use_image(path, lambda image: crop(image, box)) if pixels is None else pixels
-    except (ImageError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise DataError(f"{path} cannot be read: {reason}") from error
+    if box is None:
+        return read_image(path, shape, significant_bits=significant_bits)
+    with explain_decode_errors(path):
+        data = path.read_bytes()
+    pixels = _crop_jpeg(data, box, size, num_channels)
+    return use_image(path, lambda image: crop(image, box)) if pixels is None else pixels
 
 
 def _crop_jpeg(data: bytes, box: Box, size: int, num_channels: int) -> Pixels | None:

@@ -3,7 +3,7 @@
 The threads decide nothing: each image is decoded by its number and its box alone, into its place in the batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import partial
@@ -98,8 +98,9 @@ class DecodePool:
         """
         images = torch.empty(len(indices), *self._files.shape, dtype=torch.uint8, pin_memory=self._pin_memory)
         per_task = max(1, min(_MAX_PER_TASK, len(indices) // max(1, 2 * self._num_workers)))
+        chosen: list[Box | None] = [None] * len(indices) if boxes is None else [_box(row) for row in boxes.tolist()]
         tasks: list[Callable[[], None]] = [
-            partial(self._decode, images[part], indices[part].tolist(), None if boxes is None else boxes[part].tolist())
+            partial(self._decode, images[part], indices[part].tolist(), chosen[part])
             for part in (slice(start, start + per_task) for start in range(0, len(indices), per_task))
         ]
         return DecodedBatch(images, tasks if self._pool is None else [self._pool.submit(task) for task in tasks])
@@ -109,10 +110,10 @@ class DecodePool:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _decode(self, images: torch.Tensor, indices: list[int], boxes: list[Box] | None) -> None:
+    def _decode(self, images: torch.Tensor, indices: list[int], boxes: Sequence[Box | None]) -> None:
         target = images.numpy()
-        for position, index in enumerate(indices):
-            target[position] = self._files.decode(index, None if boxes is None else boxes[position])
+        for position, (index, box) in enumerate(zip(indices, boxes, strict=True)):
+            target[position] = self._files.decode(index, box)
 
 
 def decode_chunks(
@@ -138,6 +139,11 @@ def decode_chunks(
             pending = begun
         if pending is not None:
             yield pending.result()
+
+
+def _box(row: list[float]) -> Box:
+    top, left, height, width = row
+    return top, left, height, width
 
 
 def _has_failed(tasks: list["Future[None]"]) -> bool:
