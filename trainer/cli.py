@@ -158,7 +158,8 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | No
     silence = contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO())
     try:
         with silence, contextlib.redirect_stderr(sys.stderr if is_main else io.StringIO()):
-            parsed: T = tyro.cli(kind, args=arguments, prog=prog, default=default)
+            parsed = tyro.cli(kind, args=arguments, prog=prog, default=default)
+            assert parsed is not None
             return parsed
     except SystemExit:
         if not is_main:

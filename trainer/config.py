@@ -27,20 +27,18 @@ Resume = Literal["auto", "never"]
 class TrainConfig:
     """Trains a network by a recipe, evaluates it once on the test images, and writes everything to a run folder."""
 
-    recipe: str = "mnist"
-    """The recipe; `convoy recipes` lists them all. Or one of your own: FILE.py:NAME, or a run's run.toml."""
+    recipe: Annotated[str, option("RECIPE", "mnist")] = "mnist"
+    """A recipe that `convoy recipes` lists, or one of your own: FILE.py:NAME, or a run's run.toml."""
     config: Annotated[Path | None, option("FILE", "none")] = None
-    """TOML file with options by these names, and values of --set in a table [set]; the command line wins over it. Each
-    run writes one, run.toml, with which the same weights can be trained again."""
+    """TOML file of options and of [set] values; the command line wins. Each run writes one, run.toml."""
     set: Annotated[tuple[str, ...], option("FIELD=VALUE ...", "the recipe's fields")] = ()
-    """New values of the recipe's fields, such as augment.shift=2; `convoy recipes NAME` shows its fields."""
+    """New values of the recipe's fields, such as augment.shift=2; `convoy recipes NAME` shows all fields."""
     dataset: Annotated[str | None, option("NAME", "the recipe's")] = None
     """The data set: a name that `convoy data list` shows, or folder:PATH, a folder with one folder for each class."""
     network: Annotated[str | None, option("NAME", "the recipe's")] = None
     """The network: one of Convoy's, torchvision:NAME, timm:NAME, or a class or function of your own, FILE.py:NAME."""
     weights: Annotated[str | None, option("FILE", "the recipe's")] = None
-    """File of weights to start from: .pth, .pt or .safetensors. Convoy runs no code from it. The last layer gets new
-    weights if the file's is for another number of classes."""
+    """File of weights to start from, .pth, .pt or .safetensors; no code of it is run. Other classes get a new head."""
     freeze_until: Annotated[str | None, option("MODULE", "the recipe's")] = None
     """Module of the network, such as layer4, before which no weights and no statistics change."""
     head_lr: Annotated[float | None, option("FLOAT", "the recipe's")] = None
@@ -48,8 +46,7 @@ class TrainConfig:
     image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
     """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
     source: SourceChoice = "auto"
-    """Where images come from. resident: decoded once, and kept in the device's memory. streamed: their files, decoded
-    while the device computes. auto: resident if they take at most a quarter of the device's memory."""
+    """resident: images decoded once, on the device. streamed: decoded when needed. auto: by the device's memory."""
     skip_bad_images: int = 0
     """Leave out files that cannot be decoded, up to so many, instead of ending the run before it begins."""
     data_dir: Path = field(default_factory=default_data_dir)
@@ -77,8 +74,7 @@ class TrainConfig:
     virtual_shards: Annotated[int | None, option("INT", "one shard for each rank")] = None
     """Number of parts of each batch, a power of two. Every number of ranks that divides it gives the same weights."""
     grad_accumulation: int = 1
-    """Number of parts in which each rank computes its share of a batch, one after another, to need less memory. They
-    are shards as those of --virtual-shards, which has to give each rank at least as many."""
+    """Parts in which each rank computes its share of a batch, one after another, to need less memory."""
     save_every_s: float = 20.0
     """Seconds between checkpoints. The first checkpoints follow each other sooner."""
     save_every_steps: Annotated[int | None, option("INT", "by time only")] = None
@@ -90,8 +86,7 @@ class TrainConfig:
     hang_timeout_s: float = 5.0
     """Seconds that ranks wait for one that hangs in a training step; slow steps get more. 0: for ever, to debug."""
     log_to: Annotated[tuple[LogTo, ...], option("{wandb,mlflow} ...", "neither")] = ()
-    """Services that get the metrics, too, beside metrics.jsonl and TensorBoard. Their own environment variables hold,
-    such as WANDB_MODE=offline and MLFLOW_TRACKING_URI."""
+    """Services that get the metrics, too. Their own variables hold, such as WANDB_MODE, MLFLOW_TRACKING_URI."""
     export: bool = True
     """Publish the trained model in the model repository."""
     model_repository: Path = Path("models")
