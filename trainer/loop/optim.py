@@ -35,8 +35,9 @@ class Optimizer:
         self._work: dict[ParamGroup, tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]] = {}
         for (group, parameters), momenta, squares in zip(groups, self._momenta, self._squares, strict=True):
             mine = self._work.setdefault(group, ([], [], []))
-            for tensors, more in zip(mine, (parameters, momenta, squares), strict=True):
-                tensors.extend(more)
+            mine[0].extend(parameters)
+            mine[1].extend(momenta)
+            mine[2].extend(squares)
         # On the device, so that a CUDA graph can count; float64, as 1 - beta2^t has few digits left in float32.
         self._num_steps: torch.Tensor | None = None
         if any(self._squares):
