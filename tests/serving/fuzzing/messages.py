@@ -82,7 +82,7 @@ def http_message(seed: int, number: int) -> HttpMessage:
     headers = {} if length is None else {"Inference-Header-Content-Length": length.decode("latin-1")}
     message = HttpMessage(number, "POST", target, headers, body, expected, changes)
     _compress(rng, message)
-    if "/" in model + version:  # no route: the server does not read the body
+    if not model or "/" in model + version:  # no route: the server does not read the body
         message.expected, message.statuses = None, frozenset({404})
     message.is_chunked = rng.random() < 0.05
     return message
