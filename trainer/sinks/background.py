@@ -2,7 +2,9 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from trainer.sinks.base import Kind, Mistake, Outcome, Sink
 
@@ -27,7 +29,8 @@ class BackgroundSink:
 
     def __init__(self, open_sink: Callable[[], Sink]) -> None:
         self._open = open_sink
-        self._calls: queue.Queue[Callable[[Sink], None] | None] = queue.Queue(MAX_WAITING)
+        self._calls: queue.Queue[Callable[[Sink], None]] = queue.Queue(MAX_WAITING)
+        self._is_closed = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="sink", daemon=True)
         self._thread.start()
@@ -40,9 +43,16 @@ class BackgroundSink:
 
     def close(self, outcome: Outcome) -> None:
         """Waits until everything is written, for `CLOSE_TIMEOUT_S` at most."""
-        self._pass_on(lambda sink: sink.close(outcome))
-        self._calls.put(None)
-        self._thread.join(CLOSE_TIMEOUT_S[outcome])
+
+        def close(sink: Sink) -> None:
+            sink.close(outcome)
+            self._is_closed = True
+
+        self._raise_error()
+        until = time.monotonic() + CLOSE_TIMEOUT_S[outcome]
+        with suppress(queue.Full):
+            self._calls.put(close, timeout=CLOSE_TIMEOUT_S[outcome])
+        self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             raise SinkFailure(f"not all metrics were written within {CLOSE_TIMEOUT_S[outcome]:.0f} s")
         self._raise_error()
@@ -61,7 +71,7 @@ class BackgroundSink:
     def _work(self) -> None:
         try:
             sink = self._open()
-            while call := self._calls.get():
-                call(sink)
+            while not self._is_closed:
+                self._calls.get()(sink)
         except (Exception, SystemExit) as error:
             self._error = error

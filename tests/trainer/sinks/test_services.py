@@ -24,6 +24,8 @@ def _is_patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of the package
 def test_a_continued_training_continues_the_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     with opened(tmp_path, "wandb") as sinks:
@@ -31,6 +33,7 @@ def test_a_continued_training_continues_the_run_of_wandb(tmp_path: Path, monkeyp
     with opened(tmp_path, "wandb", from_step=45) as sinks:
         write_epochs(sinks, 2)
         sinks.show_mistakes([GREY, COLOUR], step=90)
+    wandb.teardown()  # ends its own process, which writes
     files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert [file.stem for file in files] == [f"run-{(tmp_path / 'wandb-run-id').read_text().strip()}"] * 2
     first, second = (file.read_bytes() for file in files)
@@ -123,10 +126,17 @@ def test_a_service_that_never_answers_delays_the_end_only(monkeypatch: pytest.Mo
     monkeypatch.setattr(background, "CLOSE_TIMEOUT_S", {"finished": 0.1})
     monkeypatch.setattr(background, "MAX_WAITING", 5)
     answers = threading.Event()
-    sink = BackgroundSink(lambda: answers.wait(60) and _Recorder())  # type: ignore[arg-type, return-value]
-    for step in range(4):
+
+    def open_slowly() -> _Recorder:
+        answers.wait(PATIENCE_S)
+        return _Recorder()
+
+    sink = BackgroundSink(open_slowly)
+    for step in range(5):
         sink.write("step", step=step, epoch=1, values={})
-    with pytest.raises(SinkFailure, match=r"not all metrics were written within 0 s"):
+    with pytest.raises(SinkFailure, match="5 metrics wait to be written"):
+        sink.write("step", step=5, epoch=1, values={})
+    with pytest.raises(SinkFailure, match="not all metrics were written within 0 s"):
         sink.close("finished")
     answers.set()
 

@@ -2,13 +2,18 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from trainer.cli import parse
+from trainer.config import TrainConfig
+from trainer.config_file import CommandLine
 from trainer.errors import ConfigError, DivergenceError
-from trainer.studies.sweep import SweepConfig, study_sweep
+from trainer.studies.search_space import apply_candidate
+from trainer.studies.sweep import SweepConfig, study_sweep, training_command
 
 
 def test_the_best_on_validation_is_named_and_no_test_image_used(
@@ -27,6 +32,10 @@ def test_the_best_on_validation_is_named_and_no_test_image_used(
     study_sweep(config)
     result = json.loads((folder / "result.json").read_text())
     assert result["best"] == {"lr_scale": 1}
+    assert result["command"] == (
+        f"convoy train --recipe mnist-lenet5 --dataset mnist-mini --epochs 1 --data-dir {data_dir}"
+    )
+    assert f"to train with the best values: {result['command']}\n" in capsys.readouterr().out
     assert result["candidates"][2]["diverged"]  # ranked last; the study continues
     assert result["candidates"][2]["val_accuracy"] is result["candidates"][2]["val_loss"] is None
     page = (folder / "report.html").read_text()
@@ -37,6 +46,17 @@ def test_the_best_on_validation_is_named_and_no_test_image_used(
     capsys.readouterr()
     study_sweep(config)
     assert "validation accuracy" not in capsys.readouterr().out  # no candidate is trained again
+
+
+def test_the_command_trains_the_candidates_recipe() -> None:
+    config = SweepConfig(recipe="mnist-fast", dataset="mnist-mini", epochs=3)
+    candidate = {"lr_scale": 0.5, "augment.shift": 1, "param_groups.stem.lr": 0.1, "global_batch_size": 50, "epochs": 2}
+    command = shlex.split(training_command(config, candidate))
+    assert command[:2] == ["convoy", "train"]
+    line = CommandLine.read(command[2:])
+    trained = line.combine(parse(TrainConfig, line.arguments, prog="convoy train", default=line.default)).resolve()
+    base = TrainConfig(recipe="mnist-fast", dataset="mnist-mini", epochs=3).resolve()
+    assert trained == apply_candidate(base, candidate)
 
 
 def test_candidates_that_all_diverge_are_an_error(tmp_path: Path, data_dir: Path) -> None:
