@@ -1,17 +1,17 @@
 """The first phase of a run: resolves the command line and checks it on all ranks before anything is built."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from trainer.config import SourceChoice, TrainConfig
 from trainer.data import Dataset, load_dataset
-from trainer.errors import ConfigError, MismatchError
+from trainer.errors import ConfigError, MismatchError, TrainerError
 from trainer.evaluation.ledger import Ledger
 from trainer.hardware import device_memory
 from trainer.network_files import without_paths
-from trainer.paths import image_folder
 from trainer.ranks.consistency import check_same, code_sha256, processor
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
@@ -38,7 +38,7 @@ def prepare(config: TrainConfig, world: World, log: Callable[[str], None]) -> tu
         config.data_dir,
         world,
         log,
-        source=config.source,
+        source=_source(config, world),
         skip_bad_images=config.skip_bad_images,
     )
     folder = RunFolder.plan(config, recipe, dataset, world)
@@ -93,9 +93,7 @@ def load(  # noqa: PLR0913 (the options of a data set)
             f"{world.size} ranks for a global batch of {recipe.global_batch_size}: "
             f"use at most {recipe.global_batch_size} ranks, or a larger --global-batch-size"
         )
-    memory = None  # of the smallest device: all ranks have to choose the same source
-    if image_folder(recipe.dataset) is not None:
-        memory = min(world.all_gather_object(device_memory(world.device)))
+    memory = min(world.all_gather_object(device_memory(world.device)))  # all ranks have to choose the same source
     is_first = world.local_rank == 0
     if not is_first:
         world.untimed_barrier("data", what="load the data set")
@@ -112,6 +110,15 @@ def load(  # noqa: PLR0913 (the options of a data set)
     if is_first:  # on other hosts this may take longer than a collective waits
         world.untimed_barrier("data", what="load the data set")
     return dataset
+
+
+def _source(config: TrainConfig, world: World) -> SourceChoice:
+    """Returns the source of the run's images: a run is continued with the one that it began with."""
+    known: SourceChoice | None = None
+    if world.is_main and config.source == "auto" and config.run_dir is not None:
+        with suppress(TrainerError):  # there is no such run; or it is damaged, which is told later
+            known = RunFolder.read(config.run_dir).fingerprint.source
+    return world.broadcast_object(known) or config.source
 
 
 def check_complete(folder: RunFolder, world: World, log: Callable[[str], None]) -> bool:

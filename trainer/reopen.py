@@ -101,7 +101,7 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
         config.data_dir,
         world,
         progress.log,
-        source="streamed" if folder.fingerprint.is_streamed else "resident",
+        source=folder.fingerprint.source,
         skip_bad_images=sys.maxsize,  # the digest tells whether the same files are left out
     )
     if dataset.sha256 != folder.fingerprint.dataset_sha256:

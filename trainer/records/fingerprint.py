@@ -8,7 +8,7 @@ import json
 import types
 import typing
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from trainer.network_files import without_paths
 from trainer.recipes import ParamGroup, Recipe, TestTimeViews
@@ -103,9 +103,9 @@ class Fingerprint:
         return str(self.values["dataset_sha256"])
 
     @property
-    def is_streamed(self) -> bool:
-        """Whether the run decodes its images when it needs them."""
-        return self.values.get("source") == "streamed"
+    def source(self) -> Literal["resident", "streamed"]:
+        """Whether the run has its images in memory, or decodes them when it needs them."""
+        return "streamed" if self.values.get("source") == "streamed" else "resident"
 
     @property
     def test_time_views(self) -> TestTimeViews:

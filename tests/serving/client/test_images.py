@@ -13,7 +13,9 @@ from protos import model_config_pb2 as mc
 from serving.client.errors import ClientError
 from serving.client.images import ImageInput, is_inverted, iter_sources
 from trainer.data import Dataset
-from trainer.data.folder.decode import decode_images
+from trainer.data.folder.decode import decode_pixels
+from trainer.data.folder.index import FolderIndex
+from trainer.data.folder.listing import Files, Listing
 
 Pixels = npt.NDArray[np.uint8]
 GREY = ImageInput("images", (1, 28, 28), 4)
@@ -83,6 +85,15 @@ FILES: dict[str, Callable[[Path], None]] = {
 }
 
 
+def as_trained(path: Path, num_channels: int, size: int, significant_bits: int = 16) -> np.ndarray:
+    """Returns the pixels of a file in a decoded data set."""
+    files = Files()
+    files.add(path.name.encode(), 0, path.stat())
+    index = FolderIndex.of(Listing(path.parent, ("thing",), {"train": files}, (), "key"))
+    shape = num_channels, size, size
+    return decode_pixels(index, shape, significant_bits, path.parent, print)[0].numpy()
+
+
 @pytest.mark.parametrize("given", [GREY, RGB], ids=["grey", "rgb"])
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_seen_as_in_training(tmp_path: Path, name: str, given: ImageInput) -> None:
@@ -91,7 +102,7 @@ def test_a_file_is_seen_as_in_training(tmp_path: Path, name: str, given: ImageIn
 
     seen = given.prepare(tmp_path / name)
 
-    trained = decode_images([tmp_path / name], channels, size, log=lambda line: None).images[0].numpy()
+    trained = as_trained(tmp_path / name, channels, size)
     assert seen.pixels.dtype == np.uint8
     np.testing.assert_array_equal(seen.pixels, trained)
     assert seen.pixels.std() > 0
@@ -109,7 +120,7 @@ def test_a_16_bit_file_is_scaled_as_in_training(tmp_path: Path, bits: int) -> No
 
     seen = given.prepare(tmp_path / "deep.png").pixels
 
-    trained = decode_images([tmp_path / "deep.png"], 1, 28, log=print, significant_bits=bits).images[0].numpy()
+    trained = as_trained(tmp_path / "deep.png", 1, 28, bits)
     np.testing.assert_array_equal(seen, trained)
     with Image.open(tmp_path / "deep.png") as image:
         np.testing.assert_array_equal(given.prepare(image).pixels, seen)
@@ -119,7 +130,7 @@ def test_a_16_bit_file_is_scaled_as_in_training(tmp_path: Path, bits: int) -> No
 @pytest.mark.parametrize("size", [(20_000, 1), (3, 9000), (400, 399)])
 def test_a_strip_is_seen_as_in_training(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / "strip.png")
-    trained = decode_images([tmp_path / "strip.png"], 3, 32, log=print).images[0].numpy()
+    trained = as_trained(tmp_path / "strip.png", 3, 32)
     np.testing.assert_array_equal(RGB.prepare(tmp_path / "strip.png").pixels, trained)
 
 

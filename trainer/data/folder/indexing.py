@@ -122,9 +122,10 @@ def _take_over(index: FolderIndex, older: FolderIndex) -> None:
 
 def _states(index: FolderIndex) -> npt.NDArray[np.bytes_]:
     """Returns a digest of each file's name, size and modification time, 16 bytes each."""
-    sizes, times = index.num_bytes.tolist(), index.changed_ns.tolist()
+    names, starts, ends = index.names.numpy().tobytes(), [0, *index.ends.tolist()], index.ends.tolist()
+    files = zip(starts, ends, index.num_bytes.tolist(), index.changed_ns.tolist(), strict=False)
     digests = (
-        hashlib.blake2b(b"%d %d %b" % (sizes[row], times[row], index.name(row)), digest_size=16).digest()
-        for row in range(len(index))
+        hashlib.blake2b(b"%d %d %b" % (size, changed_ns, names[start:end]), digest_size=16).digest()
+        for start, end, size, changed_ns in files
     )
     return np.fromiter(digests, "S16", len(index))

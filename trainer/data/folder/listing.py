@@ -132,11 +132,13 @@ def list_folder(root: Path) -> Listing:
 
 
 def _key(classes: tuple[str, ...], splits: dict[str, Files]) -> str:
+    """Returns a digest of the JSON `[version, classes, [split, name in hex, size, time], …]`."""
     digest = hashlib.sha256(json.dumps([_VERSION, classes])[:-1].encode())
     for split, files in splits.items():
-        for number in range(len(files)):
-            line = [split, files.name(number).hex(), files.sizes[number], files.changed_ns[number]]
-            digest.update(f", {json.dumps(line)}".encode())
+        start = 0
+        for end, size, changed_ns in zip(files.ends, files.sizes, files.changed_ns, strict=True):
+            digest.update(f', ["{split}", "{files.names[start:end].hex()}", {size}, {changed_ns}]'.encode())
+            start = end
     digest.update(b"]")
     return digest.hexdigest()[:16]
 
