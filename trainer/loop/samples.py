@@ -1,7 +1,7 @@
 """An epoch's samples in the order in which it visits them, and each rank's part of a step."""
 
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -90,8 +90,9 @@ class EpochSamples:
 
     def to(self, device: torch.device) -> Self:
         """Returns the samples on a device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(**{name: None if value is None else value.to(device) for name, value in values.items()})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in tensors.items()}
+        return type(self)(**moved)
 
     def batch(self, images: torch.Tensor, share: StepShare, lr_factor: torch.Tensor) -> Batch:
         """Returns this rank's part of a step.

@@ -9,6 +9,7 @@ import torch
 
 from trainer.data import ImageSet
 from trainer.data.folder.pipeline import ImageFiles
+from trainer.errors import ConfigError
 from trainer.loop.run import Run
 from trainer.loop.samples import EpochSamples, StepShare
 from trainer.loop.step import Batch
@@ -43,11 +44,20 @@ class ResidentSource:
 
     Args:
         run: its training images are in memory, or mapped from a file.
+
+    Raises:
+        ConfigError: they are decoded on demand.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self.images = run.dataset.train.images.to(run.world.device)
+        train = run.dataset.train
+        if not isinstance(train, ImageSet):
+            raise ConfigError(
+                f"{run.dataset.name} is streamed, and seeds that train together need images in memory: give --source "
+                "resident, or a smaller --image-size"
+            )
+        self.images = train.images.to(run.world.device)
         self._epoch: int | None = None
 
     def batch(self, step: int) -> Batch:
