@@ -66,9 +66,9 @@ def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World
         "--network": without_paths(recipe).network,
         "the content of --network": recipe.file_sha256.get("network", ""),
         "the content of --weights": recipe.file_sha256.get("weights", ""),
-        "the recipe": recipe_sha256(recipe),
         "--precision, as the hardware has it,": recipe.precision,
         **({"the processor": processor(world.device)} if config.virtual_shards else {}),
+        "the recipe": recipe_sha256(recipe),
     }
 
 
