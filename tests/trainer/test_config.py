@@ -31,8 +31,13 @@ def test_ranks_compare_the_options_that_decide_the_result() -> None:
     """A new option is compared unless it is known to change nothing in the result."""
     assert list(TrainConfig(epochs=3, run_dir=Path("run")).options_of_result().items()) == [
         ("--recipe", "mnist"),
+        ("--set", "()"),
         ("--dataset", "None"),
+        ("--freeze-until", "None"),
+        ("--head-lr", "None"),
         ("--image-size", "None"),
+        ("--source", "auto"),
+        ("--skip-bad-images", "0"),
         ("--seed", "0"),
         ("--epochs", "3"),
         ("--global-batch-size", "None"),
@@ -43,6 +48,7 @@ def test_ranks_compare_the_options_that_decide_the_result() -> None:
         ("--lr-scale", "1.0"),
         ("--precision", "None"),
         ("--virtual-shards", "None"),
+        ("--grad-accumulation", "1"),
     ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.paths import default_data_dir, expand_home, full_name, image_folder
+from trainer.paths import check_model_name, default_data_dir, default_model_name, expand_home, full_name, image_folder
 
 
 def test_the_default_folder_follows_the_desktop_convention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -39,3 +39,27 @@ def test_a_folder_has_a_path_and_other_names_have_none(tmp_path: Path, monkeypat
     assert full_name("mnist") == "mnist"
     with pytest.raises(ConfigError, match="folder: needs a path"):
         image_folder("folder:")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("my-photos", "my-photos"),
+        ("My Photos (2026)", "My-Photos-2026"),
+        ("Fotos für Oma", "Fotos-fur-Oma"),
+        (".hidden", "hidden"),
+        ("v1.2_b", "v1.2_b"),
+        ("写真", "cifar10-small"),
+    ],
+)
+def test_a_model_has_the_name_of_its_folder_of_images(folder: str, name: str) -> None:
+    """As far as it is valid: models are folders, and parts of addresses."""
+    assert default_model_name(f"folder:/data/{folder}", "cifar10-small") == name
+    check_model_name(name)
+    assert default_model_name("mnist", "mnist-fast") == "mnist-fast"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-a", "../a", "a/b", "ä"])
+def test_other_names_of_models_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="a model name consists of letters, digits"):
+        check_model_name(name)

@@ -185,3 +185,14 @@ def test_damaged_files_are_named(mini: Dataset, tmp_path: Path) -> None:
         enter(config, RECIPE, mini, ALONE)
     with pytest.raises(ConfigError, match="holds no run"):
         RunFolder.read(tmp_path / "nowhere")
+
+
+def test_the_settings_are_kept_once_and_know_the_models_name(mini: Dataset, tmp_path: Path) -> None:
+    config = TrainConfig(run_dir=tmp_path / "run", name="mine", save_every_s=5.0)
+    folder = enter(config, RECIPE, mini, ALONE)
+    assert folder.model_name == "mnist"  # a run of version 0.1 has no run.toml
+    folder.keep_settings(config, RECIPE)
+    folder.keep_settings(replace(config, name="other"), RECIPE)
+    assert RunFolder.read(folder.path).model_name == "mine"
+    images = RunFolder(tmp_path / "other", folder.fingerprint.with_dataset("folder:/data/my photos"))
+    assert images.model_name == "my-photos"
