@@ -1,7 +1,7 @@
 """Compares ways to decode a random crop of a JPEG file to 224 pixels: `python benchmarks/decoders.py FOLDER …`.
 
-Every way decodes the same crops of the same files, in one thread, in rounds that alternate; the table has the medians of
-its processor time, which other work on the machine changes less than the time on the clock.
+Every way decodes the same crops of the same files, in one thread, in rounds that alternate; the table has the medians
+of its processor time, which other work on the machine changes less than the time on the clock.
 The reference for the differences is Pillow's full decoding with an antialiased resize. docs/decisions has the choice.
 """
 
