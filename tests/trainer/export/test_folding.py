@@ -133,3 +133,48 @@ def test_views_are_averaged(name: str, views: TestTimeViews) -> None:
     torch.testing.assert_close(logits, expected, rtol=0, atol=5e-6 * float(expected.abs().max()))
     torch.testing.assert_close(probabilities, expected.softmax(dim=1), rtol=1e-5, atol=1e-5)
     assert torch.allclose(expected, classifier(images)) == (views == "one")
+
+
+class Branching(nn.Module):
+    """torch.fx cannot trace a decision that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.conv(images))
+        return (x if x.mean() > -100 else -x).mean(dim=(2, 3))
+
+
+class Twice(nn.Module):
+    """One convolution with two norms after it, and a norm without weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.plain = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3, affine=False)
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.conv(self.first(self.conv(images))))
+        return self.plain(x).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("network", [Branching(), Twice(), nn.Conv2d(3, 5, 8)])
+@pytest.mark.parametrize("num_channels", [1, 3])
+@torch.inference_mode()
+def test_networks_of_the_user_stay_as_they_are_where_folding_would_change_them(
+    network: nn.Module, num_channels: int
+) -> None:
+    """Grey images of a network for colours have their channel repeated by the normalisation, which then stays."""
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean, norm.running_var = torch.randn(norm.num_features), torch.rand(norm.num_features) + 0.5
+            if norm.affine:
+                nn.init.normal_(norm.weight)
+    mean, std = torch.tensor([120.0, 110.0, 100.0]), torch.tensor([60.0, 50.0, 40.0])
+    classifier = Classifier(network, mean, std, num_channels=num_channels).eval()
+    images = torch.randint(256, (4, num_channels, 8, 8), dtype=torch.uint8)
+    expected = classifier(images).flatten(1)
+    logits, _ = fold(classifier)(images)
+    torch.testing.assert_close(logits.flatten(1), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
