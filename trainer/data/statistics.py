@@ -2,7 +2,8 @@
 
 import torch
 
-_CHUNK = 2048
+_CHUNK_BYTES = 1 << 23
+"""Pixels are widened to int32 twice."""
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and population standard deviation of each channel, in pixel units, 0 to 255."""
@@ -33,6 +34,6 @@ class PixelSums:
 def pixel_statistics(images: torch.Tensor) -> Statistics:
     """Returns the mean and standard deviation of each channel of images, uint8 `[N, C, H, W]`."""
     sums = PixelSums(images.size(1))
-    for chunk in images.split(_CHUNK):
+    for chunk in images.split(max(1, _CHUNK_BYTES // max(1, images[:1].numel()))):
         sums.add(chunk)
     return sums.result()

@@ -1,7 +1,7 @@
 """The index of a folder of images: what is known about each file, in arrays that every process maps.
 
 An index belongs to one state of a folder: the names, sizes and modification times of its files. It holds the class,
-the split and the header of each file, and the digests of its bytes and of its picture, in about 170 bytes a file. This
+the split and the header of each file, and the digests of its bytes and of its picture, in about 150 bytes. This
 module does not know how they are found out; `indexing` does.
 """
 
