@@ -140,7 +140,7 @@ VERBS = {
     "export": Verb("publish a finished run's model in a model repository", _trainer("export")),
     "compare": Verb("show finished runs in one table, with all their seeds", _trainer("compare")),
     "study": Verb("repeat the lecture's experiments: regression, capacity, seeds, zoo, sweep", _trainer("study")),
-    "recipes": Verb("list what can be trained", _trainer("recipes")),
+    "recipes": Verb("list what can be trained, or all fields of a recipe", _trainer("recipes")),
     "data": Verb("list, fetch, verify and import data sets", _trainer("data")),
     "serve": Verb("serve a model repository over gRPC and HTTP", _serve),
     "classify": Verb("classify images with a model of a server", _client("classify")),

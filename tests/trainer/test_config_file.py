@@ -138,7 +138,7 @@ WRITTEN_TOO = {"grad_accumulation", "source", "skip_bad_images"}
 def test_a_runs_own_file_trains_the_same_weights(
     run_trainer: Callable[..., CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    changes = ["--recipe", "mnist-fast", "--set", "augment.shift=1", "widths=4,4,4,4", "global_batch_size=500"]
+    changes = ["--recipe", "mnist-fast", "--set", "augment.shift=1", "widths=8,8,8,8", "global_batch_size=500"]
     first = run_trainer(
         *changes, "--epochs", "1", "--run-dir", str(tmp_path / "first"), "--name", "mine", "--seed", "5"
     )
