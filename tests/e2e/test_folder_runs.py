@@ -1,6 +1,7 @@
 """Trains the recipe of a family of networks on a folder of images, up to a model that a server can load."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, clean_environment
+from tests.e2e.test_training import started, wait_for_line
 
 pytestmark = pytest.mark.slow
 NUM_TRAIN, NUM_TEST = 40, 10
@@ -55,9 +57,9 @@ def test_a_network_learns_a_folder_of_images_and_is_published(tmp_path: Path) ->
     # Six epochs are enough to learn: a network that predicts one class is not published.
     result = train(tmp_path, "first", "--model-repository", str(tmp_path / "models"), epochs=6)
     assert (result["num_test"], result["test_look"]) == (2 * NUM_TEST, 1)
-    version = tmp_path / "models/cifar10-lenet5/1"
+    version = tmp_path / "models/images/1"
     assert result["exported"] == str(version)
-    assert (tmp_path / "models/cifar10-lenet5/labels.txt").read_text().split() == ["across", "along"]
+    assert (tmp_path / "models/images/labels.txt").read_text().split() == ["across", "along"]
     parity = json.loads((version / "manifest.json").read_text())["parity"]
     assert set(parity["formats"]) == {"model.onnx", "model.pt", "model.pt2"}
     # With one more training image the data set is another one, but not the test set: the ledger counts on.
@@ -106,3 +108,29 @@ def test_a_study_continues_with_another_path_of_its_folder(tmp_path: Path) -> No
         done = start("-m", "trainer", "study", "seeds", "--dataset", dataset, *known, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert line in done.stdout
+
+
+def test_a_file_that_vanishes_while_ranks_train_is_one_line(tmp_path: Path) -> None:
+    put_images(tmp_path / "images", NUM_TRAIN, seed=0)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "trainer/main.py"),
+    ]
+    command += ["--recipe", "cifar10-lenet5", "--dataset", f"folder:{tmp_path / 'images'}", "--source", "streamed"]
+    command += ["--image-size", "32", "--epochs", "100000", "--global-batch-size", "8", "--device", "cpu"]
+    command += ["--no-export", "--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "run")]
+    with started(command) as process:
+        wait_for_line(process, "^epoch 1/")
+        for path in (tmp_path / "images/along").iterdir():
+            path.unlink()
+        assert process.stdout is not None
+        lines = process.stdout.read().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.fullmatch(rf"error: {tmp_path}/images/along/.*\.png is gone since the data set was opened: .*", errors[0])
+    assert any("exitcode: 3" in line for line in lines)  # torchrun's own report follows
+    assert json.loads((tmp_path / "run/failure.json").read_text())["error"] == "DataError"
