@@ -38,7 +38,7 @@ def prepare(config: TrainConfig, world: World, log: Callable[[str], None]) -> tu
         config.data_dir,
         world,
         log,
-        source=_source(config, world),
+        source=source_of(config, world),
         skip_bad_images=config.skip_bad_images,
     )
     folder = RunFolder.plan(config, recipe, dataset, world)
@@ -112,7 +112,7 @@ def load(  # noqa: PLR0913 (the options of a data set)
     return dataset
 
 
-def _source(config: TrainConfig, world: World) -> SourceChoice:
+def source_of(config: TrainConfig, world: World) -> SourceChoice:
     """Returns the source of the run's images: a run is continued with the one that it began with."""
     known: SourceChoice | None = None
     if world.is_main and config.source == "auto" and config.run_dir is not None:

@@ -5,14 +5,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from convoy.options import option
 from trainer.data.datasets import DATASETS, dataset_info, decoded_path, load_dataset, open_or_fetch
 from trainer.data.decoded_file import DecodedDataset, check_digest, open_decoded, write_decoded
+from trainer.data.folder.division import split_rows
 from trainer.data.folder.image_folder import decoded_folder
+from trainer.data.folder.index import open_index
+from trainer.data.folder.indexing import find_changed
 from trainer.data.mapped_file import DamagedFileError
 from trainer.data.published.fetch import import_dataset
 from trainer.data.published.progress import download_progress
@@ -43,6 +46,10 @@ class FetchDatasets:
     """Names of data sets, or folder:PATH."""
     image_size: Annotated[int | None, option("PIXELS", "the images' own size")] = None
     """Width and height to which the images of a folder are resized."""
+    source: Literal["auto", "resident", "streamed"] = "auto"
+    """resident: decode the images of a folder into one file. streamed: index them. auto: as a training on the CPU."""
+    skip_bad_images: int = 0
+    """Leave out files of a folder that cannot be decoded, up to so many."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder that holds the data sets."""
 
@@ -120,6 +127,7 @@ def list_datasets(command: ListDatasets) -> None:
         counts = (str(len(info.classes)), str(info.num_train), str(info.num_test))
         rows.append((info.name, *counts, shape, f"{info.size_bytes / 1e6:.1f} MB", where))
     rows.extend(_folder_row(path) for path in _decoded_folder_files(command.data_dir))
+    rows.extend(_streamed_row(path) for path in _streamed_folders(command.data_dir))
     _print_table(header, rows)
 
 
@@ -138,7 +146,14 @@ def fetch_datasets(command: FetchDatasets) -> None:
     with download_progress() as (log, progress):
         for name in command.names:
             if name.startswith(FOLDER_PREFIX):
-                path = load_dataset(name, command.data_dir, image_size=command.image_size, log=log).path
+                path = load_dataset(
+                    name,
+                    command.data_dir,
+                    image_size=command.image_size,
+                    source=command.source,
+                    skip_bad_images=command.skip_bad_images,
+                    log=log,
+                ).path
                 assert path is not None
             else:
                 path = open_or_fetch(dataset_info(name), command.data_dir, log=log, progress=progress).path
@@ -149,6 +164,9 @@ def verify_datasets(command: VerifyDatasets) -> int:
     """Prints a line for each data set, and returns 3 if one is damaged or missing or there is none, else 0."""
     exit_code, name = 0, ""
     for name, path, expected in _to_verify(command):
+        if path.suffix == ".index":
+            exit_code = _verify_streamed(name, path) or exit_code
+            continue
         try:
             decoded = open_decoded(path, expected_sha256=expected)
         except FileNotFoundError:
@@ -198,13 +216,17 @@ def _to_verify(command: VerifyDatasets) -> Iterator[tuple[str, Path, str | None]
             if os.path.exists(path := decoded_path(info, command.data_dir)):
                 yield info.name, path, info.sha256
         yield from ((_folder_name(path), path, None) for path in _decoded_folder_files(command.data_dir))
+        yield from ((_streamed_row(path)[0], path, None) for path in _streamed_folders(command.data_dir))
     for name in command.names:
         root = image_folder(name)
         if root is None:
             info = dataset_info(name)
             yield name, decoded_path(info, command.data_dir), info.sha256
             continue
-        paths = sorted(decoded_folder(root, command.data_dir).glob("*.pt"))
+        folder = decoded_folder(root, command.data_dir)
+        paths = sorted(folder.glob("*.pt")) + [
+            path for path in _streamed_folders(command.data_dir) if path.parent == folder
+        ]
         if not paths:
             raise ConfigError(f"{name} has not been decoded yet: there is nothing to verify")
         yield from ((full_name(name), path, None) for path in paths)
@@ -212,6 +234,37 @@ def _to_verify(command: VerifyDatasets) -> Iterator[tuple[str, Path, str | None]
 
 def _decoded_folder_files(data_dir: Path) -> list[Path]:
     return sorted((data_dir / "folders").glob("*/*.pt"))
+
+
+def _streamed_folders(data_dir: Path) -> list[Path]:
+    """Returns the indexes of folders that were streamed."""
+    paths = sorted((data_dir / "folders").glob("*/*.index"))
+    return [path for path in paths if any(path.parent.glob(f"*-{path.stem}-*.json"))]
+
+
+def _streamed_row(path: Path) -> tuple[str, ...]:
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    try:
+        index = open_index(path)
+        rows = split_rows(index)
+    except (DataError, FileNotFoundError):
+        return f"{FOLDER_PREFIX}{path}", "", "", "", "", size, f"{path} (damaged)"
+    counts = (str(len(index.classes)), str(len(rows["train"])), str(len(rows["test"])))
+    return f"{FOLDER_PREFIX}{index.root}", *counts, "streamed", size, str(path)
+
+
+def _verify_streamed(name: str, path: Path) -> int:
+    """Prints a line about a streamed folder, and returns the exit code."""
+    try:
+        changed = find_changed(open_index(path))
+    except DamagedFileError as error:
+        changed = [f"{error}; its next use makes it again"]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        print(f"{name}: DAMAGED: {changed[0]}{more}")
+        return DataError.exit_code
+    print(f"{name}: good, all files are as they were indexed")
+    return 0
 
 
 def _open_folder(path: Path) -> DecodedDataset | None:

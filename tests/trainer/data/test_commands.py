@@ -92,6 +92,31 @@ def test_a_folder_is_fetched_listed_and_verified(tmp_path: Path, capsys: pytest.
         run("verify", "folder:/other", "--data-dir", tmp_path)
 
 
+def test_a_streamed_folder_is_listed_and_its_files_are_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_class(tmp_path / "x" / "a", 5)
+    put_class(tmp_path / "x" / "b", 5)
+    name = f"folder:{tmp_path / 'x'}"
+    assert run("fetch", name, "--source", "streamed", "--data-dir", tmp_path) == 0
+    run("list", "--data-dir", tmp_path)
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[:2] + row[4:5] == [name, "2", "streamed"]
+    assert int(row[2]) + int(row[3]) == 10
+    assert [run("verify", *names, "--data-dir", tmp_path) for names in ([], [name])] == [0, 0]
+    path = tmp_path / "x" / "b" / "002.png"
+    status, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-1] + b"x")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    capsys.readouterr()
+    assert run("verify", name, "--data-dir", tmp_path) == 3
+    assert capsys.readouterr().out == f"{name}: DAMAGED: {path} has other bytes than when it was indexed\n"
+    next(tmp_path.glob("folders/*/*.index")).write_bytes(b"")
+    assert run("verify", "--data-dir", tmp_path) == 3
+    run("list", "--data-dir", tmp_path)
+    assert "(damaged)" in capsys.readouterr().out
+
+
 def put_images(folder: Path) -> None:
     for name in "ab":
         (folder / name).mkdir(parents=True)

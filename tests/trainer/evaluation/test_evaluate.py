@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data import ImageSet
-from trainer.evaluation.evaluate import CHUNK_SIZE, Evaluation, evaluate
+from trainer.evaluation.evaluate import CHUNK_SIZE, Evaluation, chunk_size, evaluate
 from trainer.ranks.world import World
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
@@ -57,6 +57,11 @@ def test_the_ranks_together_compute_each_image_once(world_size: int) -> None:
         evaluate(predict, images, None, world)
     assert sum(map(len, seen)) == len(images.labels)
     assert torch.equal(torch.cat(seen).flatten(1).sum(dim=0), images.images.flatten(1).sum(dim=0))
+
+
+def test_large_images_come_in_smaller_chunks() -> None:
+    """A batch of 500 photographs does not fit in a small GPU; small images keep the batches of earlier results."""
+    assert [chunk_size((3, side, side)) for side in (28, 32, 80, 224, 4000)] == [500, 500, 500, 64, 1]
 
 
 def test_only_the_images_at_the_indices_are_evaluated() -> None:

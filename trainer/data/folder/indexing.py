@@ -10,13 +10,14 @@ import numpy.typing as npt
 import torch
 
 from trainer.data.folder.decode import examine_files
-from trainer.data.folder.index import FolderIndex, index_path, open_index, save_index
+from trainer.data.folder.index import DECODED, FolderIndex, index_path, open_index, save_index
 from trainer.data.folder.listing import Listing
 from trainer.data.folder.probe import read_headers
-from trainer.data.folder.workers import ImageProblem, list_some
+from trainer.data.folder.workers import ImageProblem, list_some, map_in_threads
 from trainer.data.mapped_file import DamagedFileError, discard
 from trainer.data.staging import explain_disk_errors, file_lock, remove_stale
 from trainer.errors import DataError
+from trainer.files import sha256_of_file
 
 _KNOWLEDGE = ("extents", "flags", "largest", "file_sha256", "picture_sha256")
 
@@ -51,6 +52,9 @@ def open_or_make_index_locked(listing: Listing, folder: Path) -> FolderIndex:
     save_index(_make_index(listing, folder), path)
     for older in set(folder.glob("*.index")) - {path}:
         discard(older)
+        if not older.exists():
+            for facts in folder.glob(f"*-{older.stem}-*.json"):
+                facts.unlink(missing_ok=True)
     return open_index(path)
 
 
@@ -92,6 +96,22 @@ def check_problems(index: FolderIndex, max_problems: int) -> None:
             f"{number} of {len(index)} images cannot be read: {list_some(problems)}; "
             f"--skip-bad-images {number} leaves them out"
         )
+
+
+def find_changed(index: FolderIndex) -> list[str]:
+    """Hashes the files of an index again, and returns a line about each that is not what it was."""
+
+    def check(number: int, path: Path) -> str | None:
+        row = rows[number]
+        try:
+            index.unchanged_file(row)
+            is_same = bytes.fromhex(sha256_of_file(path)) == index.file_sha256[row].numpy().tobytes()
+        except (DataError, OSError) as error:
+            return str(error)
+        return None if is_same else f"{path} has other bytes than when it was indexed"
+
+    rows = np.flatnonzero(index.has(DECODED)).tolist()
+    return [line for line in map_in_threads(check, map(index.file, rows)) if isinstance(line, str)]
 
 
 def log_warnings(index: FolderIndex, log: Callable[[str], None]) -> None:

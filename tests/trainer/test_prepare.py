@@ -1,0 +1,28 @@
+"""What is settled before a run begins."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.loop.runs import ALONE
+from trainer.config import TrainConfig
+from trainer.files import write_json
+from trainer.prepare import source_of
+from trainer.recipes import RECIPES
+from trainer.records.fingerprint import Fingerprint
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_a_run_is_continued_with_the_source_that_it_began_with(tmp_path: Path, is_streamed: bool) -> None:
+    """Otherwise a machine with more memory could not continue it: the source is a part of the data set's identity."""
+    config = TrainConfig(run_dir=tmp_path / "run")
+    assert source_of(config, ALONE) == "auto"
+    fingerprint = Fingerprint.of(
+        RECIPES["mnist"], seed=0, image_size=None, dataset_sha256="d", virtual_shards=None, is_streamed=is_streamed
+    )
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "config.json", {"fingerprint": fingerprint.values})
+    assert source_of(config, ALONE) == ("streamed" if is_streamed else "resident")
+    assert source_of(replace(config, source="resident"), ALONE) == "resident"
+    assert source_of(replace(config, run_dir=None), ALONE) == "auto"
