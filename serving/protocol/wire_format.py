@@ -28,6 +28,7 @@ _FIXED_SIZES = {1: 8, 5: 4}
 """Bytes of a field's value by its wire type."""
 _VARINT, _DELIMITED = 0, 2
 _MAX_VARINT_BYTES = 10
+_MAX_UINT64 = 2**64 - 1
 
 
 class SplitRequest:
@@ -154,14 +155,17 @@ def _read_field(message: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
-    """Returns the number at a position in base 128, least digits first, and the position after it."""
+    """Returns the number at a position in base 128, least digits first, and the position after it.
+
+    As in protobuf's own parsers, bits beyond the 64th have no meaning.
+    """
     number = 0
     for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
         byte = message[position]
         position += 1
         number |= (byte & 127) << shift
         if byte < 128:
-            return number, position
+            return number & _MAX_UINT64, position
     raise _malformed(message)
 
 

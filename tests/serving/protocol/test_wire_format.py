@@ -56,6 +56,13 @@ def test_fields_may_come_in_any_order_and_twice(tensors, request_id, size, unkno
     assert_split_as_protobuf_reads(b"".join(parts))
 
 
+@pytest.mark.parametrize("last", [0x00, 0x02, 0x3C, 0x7E])
+def test_bits_of_a_length_beyond_the_64th_have_no_meaning(last: int) -> None:
+    """The tenth byte of a number has one bit to give; it is 0 in these."""
+    length = bytes([0x80 | 6, *[0x80] * 8, last])
+    assert_split_as_protobuf_reads(b"\n" + length + b"digits" + message().SerializeToString())
+
+
 @given(st.data())
 def test_what_protobuf_refuses_is_refused(data: st.DataObject) -> None:
     """A damaged message is split and parsed as protobuf reads it, or refused."""
