@@ -6,9 +6,6 @@ the neighbouring weights. It computes in float64 and rounds once. The parity che
 
 import copy
 import operator
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,11 +69,10 @@ def fold(classifier: Classifier, views: TestTimeViews = "one") -> ExportModule:
     except Exception:  # a network whose code depends on values cannot be traced
         untraced = copy.deepcopy(classifier.network)
         return ExportModule(untraced, classifier.mean, classifier.deviation, views).eval().requires_grad_(False)
-    calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     for node in list(network.graph.nodes):
         norm = _submodule(network, node)
         if isinstance(norm, nn.BatchNorm2d) and norm.weight is not None and norm.running_mean is not None:
-            _fold_batch_norm(network, node, calls)
+            _fold_batch_norm(network, node)
         elif node.op == "call_function" and node.target is operator.truediv:
             _fold_divisor(network, node)
     mean: torch.Tensor | None = classifier.mean
@@ -88,8 +84,8 @@ def fold(classifier: Classifier, views: TestTimeViews = "one") -> ExportModule:
     return ExportModule(network, mean, std, views).eval().requires_grad_(False)
 
 
-def _fold_batch_norm(network: fx.GraphModule, node: fx.Node, calls: Mapping[Any, int]) -> None:
-    """Merges a batch norm into its convolution, unless something else reads the convolution's output or weights.
+def _fold_batch_norm(network: fx.GraphModule, node: fx.Node) -> None:
+    """Merges a batch norm into its convolution, unless something else reads the convolution's output.
 
     Max-poolings between the two may stay: scaling by positive numbers keeps the order of values, and so the maximum.
     """
@@ -103,7 +99,7 @@ def _fold_batch_norm(network: fx.GraphModule, node: fx.Node, calls: Mapping[Any,
     while source.target is F.max_pool2d and len(source.users) == 1 and bool((scale > 0).all()):
         source = _input_node(source)
     conv = _submodule(network, source)
-    if not isinstance(conv, nn.Conv2d) or len(source.users) > 1 or calls[source.target] > 1:
+    if not isinstance(conv, nn.Conv2d) or len(source.users) > 1:
         return
     bias = 0 if conv.bias is None else conv.bias.double() * scale
     _set_weights(conv, conv.weight.double() * scale.view(-1, 1, 1, 1), shift + bias)
@@ -147,7 +143,10 @@ def _fold_normalization(
 
 
 def _submodule(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    """Returns the module that a node calls, unless others call it too: its weights must not change."""
+    if node.op != "call_module" or sum(other.target == node.target for other in network.graph.nodes) > 1:
+        return None
+    return network.get_submodule(str(node.target))
 
 
 def _input_node(node: fx.Node) -> fx.Node:
