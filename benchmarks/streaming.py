@@ -56,7 +56,6 @@ from trainer.train import setup
 
 SIZE, BATCH_SIZE = 224, 64
 AUGMENT = Augment(crop_area=0.08, flip="random")
-WARMUP_BATCHES = 4
 WHOLE, PARTS = "decoding whole images alone", "decoding and resizing parts alone"
 
 
@@ -70,13 +69,14 @@ def opened(folder: Path, data_dir: Path) -> Iterator[Run]:
             load_dataset(name, data_dir, image_size=SIZE, source="streamed", log=lambda line: None)
         )
         plan = RunFolder.plan(TrainConfig(run_dir=Path(own) / "run"), recipe, dataset, world)
+        torch.set_num_threads(1)  # as in each process of a DataLoader
         yield setup(recipe, dataset, plan, world, Progress(is_main=False))
 
 
 class Clock:
-    """Measures the rate and the processor time from `start` to `stop`."""
+    """Measures rate and processor time."""
 
-    def start(self) -> None:
+    def __init__(self) -> None:
         self._began, self._cpu = time.perf_counter(), _processor_s()
 
     def stop(self, num_images: int) -> tuple[float, float]:
@@ -91,35 +91,30 @@ def _processor_s() -> float:
 
 
 def our_rate(run: Run, num_images: int) -> tuple[float, float]:
-    """Measures the streamed source, with the mirroring of the step."""
+    """Measures the streamed source, with the mirroring of the step, from its start to its last batch."""
+    run.train_indices = torch.arange(len(run.dataset.train)).repeat(1 + num_images // len(run.dataset.train))[
+        :num_images
+    ]
+    run.recipe = replace(run.recipe, epochs=1)
+    clock = Clock()
     source = StreamedSource(run, run.dataset.train)  # type: ignore[arg-type]
-    num_batches, clock = num_images // BATCH_SIZE, Clock()
-    run.recipe = replace(run.recipe, epochs=1 + (num_batches + WARMUP_BATCHES + 20) // run.steps_per_epoch)
-    counted = 0
-    for step in range(WARMUP_BATCHES + num_batches):
-        if step == WARMUP_BATCHES:
-            clock.start()
+    for step in range(run.num_steps):
         batch = source.batch(step)
         augment_batch(AUGMENT, batch.images, batch.indices, batch.augment_params)
-        counted += len(batch.indices) if step >= WARMUP_BATCHES else 0
-    found = clock.stop(counted)
+    found = clock.stop(num_images)
     source.close()
     return found
 
 
 def their_rate(folder: Path, num_images: int, num_workers: int, to_tensor: Callable[[], Any]) -> tuple[float, float]:
-    """Measures ImageFolder and DataLoader; the processor time includes the start of the workers."""
+    """Measures ImageFolder and DataLoader, from the start of its workers to its last batch."""
     transform = Compose([RandomResizedCrop(SIZE, scale=(0.08, 1.0)), RandomHorizontalFlip(), to_tensor()])
     images = ImageFolder(str(folder), transform)
-    sampler = RandomSampler(images, replacement=True, num_samples=num_images + WARMUP_BATCHES * BATCH_SIZE)
-    whole, steady = Clock(), Clock()
-    whole.start()
-    for number, _ in enumerate(DataLoader(images, BATCH_SIZE, sampler=sampler, num_workers=num_workers)):
-        if number == WARMUP_BATCHES - 1:
-            steady.start()
-    rate, _ = steady.stop(num_images)
-    _, cpu_ms = whole.stop(len(sampler))
-    return rate, cpu_ms
+    sampler = RandomSampler(images, replacement=True, num_samples=num_images)
+    clock = Clock()
+    for _ in DataLoader(images, BATCH_SIZE, sampler=sampler, num_workers=num_workers):
+        pass
+    return clock.stop(num_images)
 
 
 def decode_rate(paths: list[Path], num_images: int, *, cropped: bool) -> tuple[float, float]:
@@ -137,7 +132,6 @@ def decode_rate(paths: list[Path], num_images: int, *, cropped: bool) -> tuple[f
     numbers = [number % len(paths) for number in range(num_images)]
     blocks = [numbers[start : start + 8] for start in range(0, num_images, 8)]
     clock = Clock()
-    clock.start()
     with ThreadPoolExecutor(num_available_cpus()) as pool:
         list(pool.map(decode, blocks))
     return clock.stop(num_images)
