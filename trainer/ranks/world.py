@@ -339,6 +339,7 @@ def _check_shards(virtual_shards: int | None, size: int, grad_accumulation: int,
         )
     if virtual_shards and grad_accumulation > 1 and virtual_shards < size * grad_accumulation:
         raise ConfigError(
-            f"--grad-accumulation {grad_accumulation} with --virtual-shards {virtual_shards} and {size} ranks: a rank "
-            f"computes each of its virtual shards by itself; give at least {size * grad_accumulation} of them"
+            f"--grad-accumulation {grad_accumulation} with --virtual-shards {virtual_shards} and {size} "
+            f"rank{'s' if size > 1 else ''}: a rank computes one virtual shard after another; give at least "
+            f"{size * grad_accumulation} of them"
         )

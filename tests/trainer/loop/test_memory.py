@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from tests.trainer.loop.runs import ALONE, SHORT, make_run
+from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet
 from trainer.errors import ConfigError
 from trainer.loop.fit import fit
+from trainer.ranks.world import _check_shards
 from trainer.records.checkpoint import weights_sha256
 from trainer.signals import StopRequest
 
@@ -39,6 +41,14 @@ def test_the_line_names_the_options(world: dict[str, int], advice: str, mini: Da
     text = str(caught.value)
     assert text.startswith("the GPU's memory does not hold a step of 100 images: Tried to allocate 2.00 GiB" + advice)
     assert "\n" not in text
+
+
+def test_impossible_numbers_of_parts_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--grad-accumulation 200 of a global batch of 100 images: use at most"):
+        TrainConfig(grad_accumulation=200).resolve()
+    _check_shards(8, 2, 4, is_elastic=False)
+    with pytest.raises(ConfigError, match=r"--grad-accumulation 4 with --virtual-shards 4 and 2 ranks: .* at least 8"):
+        _check_shards(4, 2, 4, is_elastic=False)
 
 
 def test_accumulated_gradients_are_those_of_as_many_virtual_shards(mini: Dataset, tmp_path: Path) -> None:
