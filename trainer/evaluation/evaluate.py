@@ -4,13 +4,14 @@ Chunks of a fixed size, whatever the number of ranks, are shared out among the r
 DistributedSampler pads, and so counts images twice (https://github.com/pytorch/pytorch/issues/25162).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from trainer.data import Images
+from trainer.data import Images, ImageSet
+from trainer.ranks.activity import Activity
 from trainer.ranks.world import World
 
 CHUNK_SIZE = 500
@@ -114,7 +115,10 @@ def evaluate(
     mine = torch.cat([indices[:0], *(indices[start : start + size] for start in positions)])
     with world.activity.computing():
         # Of all chunks only the last one may be smaller, so that the chunks of `mine` begin at these positions.
-        for start, decoded in zip(positions, images.chunks(mine, size), strict=True):
+        chunks = images.chunks(mine, size)
+        if not isinstance(images, ImageSet):
+            chunks = _waiting_for(chunks, world.activity)
+        for start, decoded in zip(positions, chunks, strict=True):
             chunk = indices[start : start + size]
             pixels, labels = decoded.to(world.device), images.labels[chunk].to(world.device)
             logits = predict(pixels).float()
@@ -133,3 +137,13 @@ def evaluate(
         loss=float(table[:, 3].mean()),
         predicted_with_views=None if predict_with_views is None else table[:, 4].long(),
     )
+
+
+def _waiting_for(chunks: Iterator[torch.Tensor], activity: Activity) -> Iterator[torch.Tensor]:
+    """Yields the chunks; a rank that waits for files, which may be on a slow disk, does not hang."""
+    while True:
+        with activity.slow_phase():
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
