@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,11 @@ class TensorBoardSink:
         self._file("").write(step, images)
 
     def close(self, outcome: Outcome) -> None:
-        for name, file in self._files.items():
-            if name == "":
-                file.end_session(outcome)
-            file.close()
+        with ExitStack() as stack:  # closes all files even if the disk is full
+            for file in self._files.values():
+                stack.callback(file.close)
+            if "" in self._files:
+                self._files[""].end_session(outcome)
 
     def _file(self, name: str) -> "_EventFile":
         if name not in self._files:
