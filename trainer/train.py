@@ -98,8 +98,19 @@ def train(config: TrainConfig) -> None:
             world.untimed_barrier("end")
 
 
-def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, progress: Progress) -> Run:
+def setup(
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: RunFolder,
+    world: World,
+    progress: Progress,
+    *,
+    is_trained: bool = True,
+) -> Run:
     """Splits the training images and builds the learner.
+
+    Args:
+        is_trained: logs what the user should know of the network before a training.
 
     Raises:
         ConfigError: the recipe is not for images of this size.
@@ -112,7 +123,7 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
         num_validation = min(recipe.num_validation, max(1, len(dataset.train) // 10))
         train_indices, validation_indices = split_validation(dataset.train, num_validation, SPLIT_SEED)
         validation_images = dataset.train
-    seed = folder.fingerprint.seed
+    seed, log = folder.fingerprint.seed, progress.log if is_trained else _log_nothing
     return Run(
         recipe=recipe,
         seed=seed,
@@ -120,13 +131,17 @@ def setup(recipe: Recipe, dataset: Dataset, folder: RunFolder, world: World, pro
         train_indices=train_indices,
         validation_images=validation_images,
         validation_indices=validation_indices,
-        learner=build_learner(recipe, dataset, train_indices, seed, world, progress.log),
+        learner=build_learner(recipe, dataset, train_indices, seed, world, log),
         folder=folder,
         checkpoints=Checkpoints(folder.path / "checkpoints", progress.log),
         world=world,
         progress=progress,
         state=TrainState(totals=torch.zeros(2, dtype=torch.float64, device=world.device)),
     )
+
+
+def _log_nothing(_line: str) -> None:
+    return
 
 
 def log_setup(run: Run, usual_batch_size: int) -> None:

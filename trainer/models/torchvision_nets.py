@@ -46,7 +46,7 @@ def torchvision_normalization(name: str) -> tuple[tuple[float, ...], tuple[float
     """Returns mean and standard deviation of pixels, 0 to 255, with which torchvision's own weights were trained."""
     from torchvision import models
 
-    if name == "googlenet":  # ported from TensorFlow: torchvision's own network has its pixels from -1 to 1
+    if name in ("googlenet", "inception_v3"):  # ported from TensorFlow: torchvision's own have pixels from -1 to 1
         return (127.5,) * 3, (127.5,) * 3
     preset = next(iter(models.get_model_weights(name))).transforms()
     return tuple(255 * value for value in preset.mean), tuple(255 * value for value in preset.std)
