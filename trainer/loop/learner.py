@@ -26,6 +26,7 @@ from trainer.ranks.world import World
 from trainer.recipes import ParameterKind, ParamGroup, Recipe, TestTimeViews
 
 NUM_WHITENING_IMAGES = 5000
+"""Training images from which the whitening is computed; fewer of more than 32 x 32 pixels, of the same size in all."""
 
 
 class Step(Protocol):
@@ -193,7 +194,8 @@ def initial_model(
         head=start.head,
     )
     if isinstance(start.network, AirbenchNet) and not has_weights(recipe):
-        start.network.init_whitening(model.normalize(dataset.train.take(train_indices[:NUM_WHITENING_IMAGES])))
+        number = min(NUM_WHITENING_IMAGES, max(1, NUM_WHITENING_IMAGES * 32 * 32 // (image_size * image_size)))
+        start.network.init_whitening(model.normalize(dataset.train.take(train_indices[:number])))
     return model.train()
 
 
