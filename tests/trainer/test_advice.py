@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from trainer.advice import (
+    GOOD_STEPS_FROM_SCRATCH,
     MIN_BATCH_SIZE,
     NUM_TRAINING_IMAGES,
     DatasetSize,
@@ -19,7 +20,9 @@ from trainer.data.datasets import DATASETS
 from trainer.recipes import RECIPES, Recipe
 
 SMALL = RECIPES["cifar10-small"]
-MIRRORING = [name for name in RECIPES if name.startswith(("cifar10", "finetune-", "fashion-mnist"))]
+MIRRORING = [
+    name for name in RECIPES if name.startswith(("cifar10", "finetune-", "fashion-mnist", "photos", "any-network"))
+]
 
 
 def size(by_class: dict[str, int] | int, **others: Any) -> DatasetSize:
@@ -73,7 +76,8 @@ def test_the_suggested_batch_and_epochs_give_enough_steps(num_images: int) -> No
         batch_size, epochs = choose_batch_and_epochs(recipe, num_images)
         assert MIN_BATCH_SIZE <= batch_size <= recipe.global_batch_size
         assert recipe.epochs <= epochs
-        assert epochs <= max(recipe.epochs, 42) or batch_size == MIN_BATCH_SIZE
+        most = 170 if recipe.name in GOOD_STEPS_FROM_SCRATCH else 42
+        assert epochs <= max(recipe.epochs, most) or batch_size == MIN_BATCH_SIZE
         fitted = replace(recipe.with_global_batch_size(batch_size), epochs=epochs)
         for real in (num_images, num_images * 8 // 10):  # the number is an estimate, before images are held out
             assert not has_few_steps(fitted, real)

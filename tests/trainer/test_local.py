@@ -46,7 +46,7 @@ def put_images(folder: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_images", "batch_size", "epochs"), [(10, 16, 500), (300, 16, 32), (700, 32, 28), (3000, 128, 27)]
+    ("num_images", "batch_size", "epochs"), [(10, 16, 2000), (300, 16, 125), (700, 32, 112), (3000, 64, 53)]
 )
 def test_a_folder_gets_a_recipe_for_small_images_and_enough_steps(
     num_images: int, batch_size: int, epochs: int, tmp_path: Path
@@ -55,12 +55,10 @@ def test_a_folder_gets_a_recipe_for_small_images_and_enough_steps(
     run, line = resolved(str(tmp_path / "photos"))
     dataset = f"folder:{tmp_path}/photos"
     assert run == TrainConfig(
-        recipe="cifar10-small", dataset=dataset, image_size=64, epochs=epochs, global_batch_size=batch_size
+        recipe="photos", dataset=dataset, image_size=64, epochs=epochs, global_batch_size=batch_size
     )
     chosen, command = line.splitlines()
-    assert chosen.startswith(
-        f"{dataset}: {math.ceil(num_images * 0.9**2):,} training images, no GPU: recipe cifar10-small: "
-    )
+    assert chosen.startswith(f"{dataset}: {math.ceil(num_images * 0.9**2):,} training images, no GPU: recipe photos: ")
     assert chosen.endswith(f"; {epochs} epochs, {batch_size} images per step, 64 x 64 pixels")
     assert resolved(*shlex.split(command.removeprefix("the same as: convoy train "))) == (run, "")
 
@@ -71,8 +69,8 @@ def test_a_large_folder_is_trained_as_the_recipe_says(tmp_path: Path, monkeypatc
     monkeypatch.setattr("trainer.local._look_at_folder", lambda _: facts)
     run, line = resolved(str(tmp_path))
     assert (run.epochs, run.global_batch_size) == (None, None)
-    assert "30,000 training images of about 375 pixels, no GPU: recipe cifar10-small: " in line
-    assert "; 8 epochs, 500 images per step" in line
+    assert "30,000 training images of about 375 pixels, no GPU: recipe photos: " in line
+    assert "; 30 epochs, 64 images per step" in line
 
 
 def test_options_override_the_choice_for_a_folder(tmp_path: Path) -> None:
@@ -83,11 +81,11 @@ def test_options_override_the_choice_for_a_folder(tmp_path: Path) -> None:
         return run.recipe, run.image_size, run.epochs, run.global_batch_size
 
     assert chosen("--recipe=mnist", "--image-size", "28") == ("mnist", 28, 28, 32)
-    assert chosen("--epochs", "5") == ("cifar10-small", 64, 5, None)
-    assert chosen("--global-batch-size", "100") == ("cifar10-small", 64, 84, 100)
-    assert chosen("--virtual-shards", "64") == ("cifar10-small", 64, 28, 64)
+    assert chosen("--epochs", "5") == ("photos", 64, 5, None)
+    assert chosen("--global-batch-size", "100") == ("photos", 64, 334, 100)
+    assert chosen("--virtual-shards", "64") == ("photos", 64, 112, 64)
     assert chosen("--recipe=finetune-resnet18", "--image-size=224") == ("finetune-resnet18", 224, 28, 32)
-    assert chosen("--set", "epochs=5") == ("cifar10-small", 64, None, None)
+    assert chosen("--set", "epochs=5") == ("photos", 64, None, None)
 
 
 def test_the_size_of_the_images_is_looked_at(tmp_path: Path) -> None:
@@ -104,7 +102,7 @@ def test_weights_at_hand_are_fine_tuned(tmp_path: Path) -> None:
     put_images(tmp_path / "photos", 100)
     (tmp_path / "net.safetensors").write_bytes(b"")
     run, line = resolved(str(tmp_path / "photos"), "--weights", str(tmp_path / "net.safetensors"))
-    assert (run.recipe, run.image_size) == ("finetune-efficientnet-lite0", 224)
+    assert (run.recipe, run.image_size) == ("finetune-efficientnet-lite0", 160)
     assert "recipe finetune-efficientnet-lite0: EfficientNet-Lite0 is fine-tuned from your weights; " in line
 
 
@@ -122,7 +120,7 @@ def test_a_file_of_options_holds_for_a_folder(tmp_path: Path) -> None:
 def test_parts_of_a_folder_count_as_they_are(tmp_path: Path) -> None:
     for part, number in (("train", 700), ("val", 4), ("test", 4)):
         put_images(tmp_path / part, number)
-    assert resolved(str(tmp_path))[0].epochs == 23  # 22 steps of 32 images each
+    assert resolved(str(tmp_path))[0].epochs == 91  # 22 steps of 32 images each
 
 
 def test_a_recipe_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

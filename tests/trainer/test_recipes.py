@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.trainer.loop.runs import make_run
+from trainer.augmentation import Augment
 from trainer.data import Dataset, ImageSet, dataset_names
 from trainer.data.augment import augment_batch, draw_params
 from trainer.errors import ConfigError
@@ -40,13 +41,19 @@ def test_bfloat16_is_used_only_where_the_hardware_is_fast_in_it(monkeypatch: pyt
     assert recipe.as_computed_on(cpu) == replace(recipe, precision="float32")
 
 
+def moves_only(augment: Augment) -> Augment:
+    """Returns the augmentation without changes of colours and without erasing."""
+    return replace(augment, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, erase=0.0)
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
-def test_all_that_a_recipe_does_to_images_can_be_turned_off(recipe: Recipe) -> None:
+def test_all_that_a_recipe_does_to_places_can_be_turned_off(recipe: Recipe) -> None:
     """Training images and test-time views keep every pixel in its place, so that places and sides can be learned."""
     images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
     changed = recipe.with_augmentation(mirror=False, shift=0, rotate_degrees=0.0, scale=0.0)
-    params = draw_params(changed.augment, len(images), seed=0, epoch=1)
-    assert torch.equal(augment_batch(changed.augment, images, torch.arange(4), params), images)
+    augment = moves_only(changed.augment)
+    params = draw_params(augment, len(images), seed=0, epoch=1)
+    assert torch.equal(augment_batch(augment, images, torch.arange(4), params), images)
     assert (changed.test_time_views, changed.param_groups) == ("one", recipe.param_groups)
     assert recipe.with_augmentation() == recipe
 
@@ -89,7 +96,7 @@ def test_mirroring_gives_two_mirrored_classes_the_same_images(recipe: Recipe, pa
     for rows, columns in parts:
         one[:, :, rows, columns] = 255
     for mirror in (None, False):
-        augment = recipe.with_augmentation(mirror=mirror, shift=0).augment
+        augment = moves_only(recipe.with_augmentation(mirror=mirror, shift=0).augment)
         seen: list[set[bytes]] = [set(), set()]
         for images, found in zip((one, one.flip(-1)), seen, strict=True):
             for epoch in range(2):
