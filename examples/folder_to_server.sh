@@ -7,7 +7,7 @@ folder=$1 image=$2 recipe=${3:-cifar10-small}
 shift 2
 [ $# -eq 0 ] || shift
 
-convoy train "$folder" --recipe "$recipe" "$@"
+convoy train "$folder" --recipe "$recipe" --name "$recipe" "$@"
 
 socket=$(mktemp -d)/grpc.sock
 convoy serve --model-repository models --grpc-socket "$socket" --http-port 0 --metrics-port 0 &
