@@ -15,7 +15,10 @@ from torch import nn
 
 from trainer.errors import ConfigError, DataError
 
-_NESTED_IN = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "state_dict", "model", "model_state_dict", "net")
+_NESTED_IN = (
+    *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "average"),
+    *("state_dict", "model", "model_state_dict", "net", "weights"),
+)
 """Keys of a training script's checkpoint that hold the network's state dict; averaged weights come first."""
 _PREFIXES = ("module.", "_orig_mod.", "network.", "model.", "backbone.")
 """Of names: by DataParallel, torch.compile, Convoy's own checkpoints, Lightning and others."""

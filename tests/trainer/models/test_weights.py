@@ -28,6 +28,10 @@ FORMS: dict[str, Any] = {
     "with averaged weights": lambda weights: {"model": {"x": torch.zeros(1)}, "ema": weights},
     "of DataParallel": lambda weights: prefixed(weights, "module."),
     "of torch.compile and DataParallel": lambda weights: prefixed(weights, "module._orig_mod."),
+    "of a run with an average": lambda weights: {
+        "model": {"x": torch.zeros(1)},
+        "average": {"weights": prefixed(weights, "network."), "num_steps": torch.zeros(1)},
+    },
     "of a run of Convoy": lambda weights: {"model": {"mean": torch.ones(1), **prefixed(weights, "network.")}},
 }
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
+from trainer.network_files import without_paths
 from trainer.recipes import RECIPES, Augment, Recipe
 from trainer.records import fingerprint as fingerprint_module
 from trainer.records.fingerprint import Fingerprint
@@ -25,7 +26,7 @@ def test_digests_stay_as_ledgers_have_them() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
 def test_a_recipe_is_read_back(recipe: Recipe) -> None:
-    assert fingerprint_of(recipe).recipe == recipe
+    assert fingerprint_of(recipe).recipe == without_paths(recipe)
 
 
 def test_a_fingerprint_with_fewer_fields_keeps_its_digest() -> None:
