@@ -165,7 +165,8 @@ def measure_memory(folder: Path, data_dir: Path, recipe: str, seconds: float) ->
     """Trains on the folder for some seconds after the first step; returns the largest memory in bytes, and times."""
     run_dir = Path(tempfile.mkdtemp(prefix="convoy-bench-")) / "run"
     options = ["--dataset", f"folder:{folder}", "--image-size", str(SIZE), "--source", "streamed", "--device", "cpu"]
-    command = [sys.executable, "trainer/main.py", "--recipe", recipe, *options, "--no-export"]
+    batch = ["--global-batch-size", "8"]  # a CPU holds the activations of a batch, too: a step of 64 images takes 2 GB
+    command = [sys.executable, "trainer/main.py", "--recipe", recipe, *options, *batch, "--no-export"]
     began = time.perf_counter()
     process = subprocess.Popen([*command, "--data-dir", str(data_dir), "--run-dir", str(run_dir)], cwd=ROOT)
     largest: dict[str, int] = {}
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="of the DataLoader")
     parser.add_argument("--memory", type=int, metavar="FILES", help="measure the memory instead, on so many files")
     parser.add_argument("--quality", type=int, default=90, help="of the JPEG files")
-    parser.add_argument("--recipe", default="cifar10-small", help="the training whose memory is measured")
+    parser.add_argument("--recipe", default="photos", help="the training whose memory is measured")
     parser.add_argument("--seconds", type=float, default=60, help="of that training")
     parser.add_argument("--folder", type=Path, help="keep the files here, and use those that are there")
     args = parser.parse_args()
