@@ -29,6 +29,7 @@ from trainer.loop.learner import build_learner
 from trainer.loop.run import Run, TrainState, restore
 from trainer.loop.saving import SaveInterval
 from trainer.models import num_parameters
+from trainer.network_files import without_paths
 from trainer.paths import image_folder
 from trainer.prepare import check_complete, prepare
 from trainer.progress import Progress
@@ -247,7 +248,7 @@ def summarize(run: Run, validation: Evaluation, test: Evaluation, recorded: Reco
         dataset_sha256=run.dataset.sha256,
         dataset_notes=run.dataset.notes,
         test_sha256=recorded.test_sha256,
-        model=run.recipe.network,
+        model=without_paths(run.recipe).network,
         num_parameters=num_parameters(run.learner.model),
         world_size=run.world.size,
         virtual_shards=run.world.virtual_shards,
