@@ -1,10 +1,7 @@
 """Files of options: they are read, the command line wins, and a run's own trains the same again."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
-from typing import Any
 
 import pytest
 
@@ -12,6 +9,7 @@ from trainer.cli import parse
 from trainer.config import _DECIDE_NO_RESULT, CHANGE_RECIPE, TrainConfig
 from trainer.config_file import CommandLine, write_config_file
 from trainer.errors import ConfigError
+from trainer.train import train
 
 FILE = """
 recipe = "mnist-fast"
@@ -136,20 +134,12 @@ WRITTEN_TOO = {"grad_accumulation", "source", "skip_bad_images"}
 
 
 def test_a_runs_own_file_trains_the_same_weights(
-    run_trainer: Callable[..., CompletedProcess[str]], tmp_path: Path
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = ["--recipe", "mnist-fast", "--set", "augment.shift=1", "widths=8,8,8,8", "global_batch_size=500"]
-    first = run_trainer(
-        *changes, "--epochs", "1", "--run-dir", str(tmp_path / "first"), "--name", "mine", "--seed", "5"
-    )
-    assert first.returncode == 0, first.stderr
-    again = run_trainer("--config", str(tmp_path / "first/run.toml"), "--run-dir", str(tmp_path / "second"))
-    assert again.returncode == 0, again.stderr
-    results: list[dict[str, Any]] = [read_json(tmp_path / run / "result.json") for run in ("first", "second")]
-    assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
-    assert "500 images per step (the recipe: 250; learning rates are scaled by 1.41)" in first.stdout
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    changes = ["--set", "augment.shift=1", "widths=8,8,8,8", "global_batch_size=500", "--epochs=1", "--seed=5"]
+    where = ["--data-dir", str(data_dir), "--device=cpu", "--no-export"]
+    train(options("--recipe", "mnist-fast", "--dataset=mnist-mini", *changes, *where, "--run-dir", f"{tmp_path}/first"))
+    assert "500 images per step (the recipe: 250; learning rates are scaled by 1.41)" in capsys.readouterr().out
+    train(options("--config", f"{tmp_path}/first/run.toml", "--run-dir", f"{tmp_path}/second"))
+    first, second = (json.loads((tmp_path / run / "result.json").read_text()) for run in ("first", "second"))
+    assert first["weights_sha256"] == second["weights_sha256"]
