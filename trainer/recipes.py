@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trainer.augmentation import Augment as Augment  # imported from here by other modules, as those below
 from trainer.errors import ConfigError, unknown_name
-from trainer.hyperparameters import (
-    BestBy,
-    ClassWeights,
-    check_number,
-)
+from trainer.hyperparameters import BestBy, ClassWeights, check_number
 from trainer.hyperparameters import ParameterKind as ParameterKind  # imported from here by other modules
 from trainer.hyperparameters import ParamGroup as ParamGroup
 from trainer.hyperparameters import Schedule as Schedule
@@ -79,11 +75,9 @@ class Recipe:
     keep_best: bool = False
     """The trained model has the weights of the epoch with the best validation result, not those of the last one."""
     best_by: BestBy = "accuracy"
-    """Which validation result is better: the one with the higher accuracy, the higher mean recall over the classes
-    (`balanced-accuracy`), or the lower loss."""
+    """The better validation result has a higher accuracy, a higher mean recall (`balanced-accuracy`) or a lower loss."""
     class_weights: ClassWeights = "none"
-    """`balanced`: an image's loss is multiplied by a weight in inverse proportion to the images of its class; the mean
-    weight is 1."""
+    """`balanced`: an image's loss is weighted in inverse proportion to its class's images; the mean weight is 1."""
     balanced_sampling: bool = False
     """Each class gets the same share of an epoch's images: those of rare classes come several times."""
     augment: Augment = field(default_factory=Augment)
@@ -100,9 +94,8 @@ class Recipe:
     trainer fills it in."""
 
     def __post_init__(self) -> None:
-        check_number("clip_norm", self.clip_norm, 0, math.inf)
-        check_number("head_lr", self.head_lr, 0, math.inf)
-        check_number("patience", self.patience, 0, math.inf)
+        for name in ("clip_norm", "head_lr", "patience"):
+            check_number(name, getattr(self, name), 0, math.inf)
         for name in ("ema_decay", "label_smoothing"):
             check_number(name, getattr(self, name), 0, 1, excludes_most=True)
         if self.balanced_sampling and self.class_weights != "none":
@@ -148,11 +141,10 @@ class Recipe:
     def with_global_batch_size(self, size: int) -> "Recipe":
         """Returns the recipe with another global batch, and with learning rates for it.
 
-        All rates grow with the square root of the batch. For SGD that keeps the variance of a step's update
-        (Krizhevsky, arXiv 1404.5997); for AdamW, whose decays stay as they are, it follows from the stochastic
-        differential equation that it approximates (arXiv 2205.10287); the size of Muon's updates does not depend on the
-        gradients' either. Rates in proportion to the batch were tried: they are worse for small sets, and diverge. A
-        moving average of the weights keeps its length in images (arXiv 2307.13813).
+        All rates grow with the square root of the batch: for SGD that keeps the variance of an update (arXiv 1404.5997),
+        for AdamW, whose decays stay, it follows from its differential equation (arXiv 2205.10287), and Muon's updates,
+        too, have a size that no gradient changes. Rates in proportion to the batch were tried: they are worse for small
+        sets, and diverge. A moving average of the weights keeps its length in images (arXiv 2307.13813).
         """
         ratio = size / self.global_batch_size
         groups = {kind: replace(group, lr=group.lr * ratio**0.5) for kind, group in self.param_groups.items()}
