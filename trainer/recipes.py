@@ -75,7 +75,7 @@ class Recipe:
     keep_best: bool = False
     """The trained model has the weights of the epoch with the best validation result, not those of the last one."""
     best_by: BestBy = "accuracy"
-    """The better validation result has a higher accuracy, a higher mean recall (`balanced-accuracy`) or a lower loss."""
+    """The better validation result has a higher accuracy, higher mean recall (`balanced-accuracy`) or lower loss."""
     class_weights: ClassWeights = "none"
     """`balanced`: an image's loss is weighted in inverse proportion to its class's images; the mean weight is 1."""
     balanced_sampling: bool = False
@@ -141,7 +141,7 @@ class Recipe:
     def with_global_batch_size(self, size: int) -> "Recipe":
         """Returns the recipe with another global batch, and with learning rates for it.
 
-        All rates grow with the square root of the batch: for SGD that keeps the variance of an update (arXiv 1404.5997),
+        All rates grow with the square root of the batch: for SGD it keeps the variance of an update (arXiv 1404.5997),
         for AdamW, whose decays stay, it follows from its differential equation (arXiv 2205.10287), and Muon's updates,
         too, have a size that no gradient changes. Rates in proportion to the batch were tried: they are worse for small
         sets, and diverge. A moving average of the weights keeps its length in images (arXiv 2307.13813).
