@@ -124,7 +124,8 @@ def write_config_file(path: Path, config: TrainConfig, recipe: Recipe) -> None:
         and (field.name == "seed" or getattr(config, field.name) != getattr(default, field.name))
     }
     header = f"# Written by a run of Convoy. `convoy train --config {path.name}` trains the same weights again.\n\n"
-    write_atomically(path, (header + tomli_w.dumps({**options, TABLE: recipe_to_table(recipe)})).encode())
+    text = header + tomli_w.dumps({**options, TABLE: recipe_to_table(recipe)})
+    write_atomically(path, text.encode(errors="surrogateescape"))  # names of files need not be UTF-8
 
 
 def _values_last(arguments: Sequence[str], option: str, is_value: Callable[[str], bool]) -> list[str]:

@@ -43,10 +43,10 @@ def read_toml(path: Path) -> dict[str, object]:
         ConfigError: it cannot be read, or is no TOML; the message names the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))  # of names of files
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:  # also of UTF-8
+    except ValueError as error:
         raise ConfigError(f"{path} is not a TOML file: {error}") from None
 
 

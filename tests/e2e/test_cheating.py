@@ -92,7 +92,9 @@ def test_early_stopping_on_the_evaluation(train: Callable[..., Path]) -> None:
     assert is_widened(results[2], 3)
     assert "This was evaluation 3 of 3 on this test set" in page_of(folders[2])
     # A run that still trains has no test accuracy to stop by: its log has validation only.
-    logged = {key for line in (folders[2] / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    *lines, last = [json.loads(line) for line in (folders[2] / "metrics.jsonl").read_text().splitlines()]
+    assert last["kind"] == "result"  # written after the test set was evaluated and recorded
+    logged = {key for line in lines for key in line}
     assert {"val_loss", "val_accuracy"} <= logged
     assert not any("test" in key for key in logged)
     assert not any("test" in field.name or "stop" in field.name for field in fields(TrainConfig))
