@@ -1,13 +1,18 @@
 """Exact evaluation: every image once, for every world size."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import cast
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data import ImageSet
+from trainer.data import Images, ImageSet
 from trainer.evaluation.evaluate import CHUNK_SIZE, Evaluation, chunk_size, evaluate
+from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S, Activity
 from trainer.ranks.world import World
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=1)
@@ -104,3 +109,22 @@ def test_the_accuracy_of_no_images_is_zero() -> None:
     none = torch.empty(0)
     empty = Evaluation(labels=none, predicted=none, confidence=none, label_probability=none, loss=0.0)
     assert empty.accuracy == 0
+
+
+def test_a_rank_that_waits_for_files_does_not_hang() -> None:
+    """Another rank would wait for it for `SLOW_PHASE_TIMEOUT_S`; while it computes, an idle process hangs."""
+    world = replace(ALONE, activity=Activity(hang_timeout_s=0.5))
+    world.activity.timeout_s = 1.0
+    images, seen = _labelled(CHUNK_SIZE + 1), []
+
+    class Files:
+        labels, shape = images.labels, images.shape
+
+        def chunks(self, indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+            for chunk in images.chunks(indices, size):
+                seen.append((world.activity.timeout_s, world.activity._is_computing))
+                yield chunk
+
+    found = evaluate(_first_pixels, cast(Images, Files()), None, world)
+    assert seen == [(SLOW_PHASE_TIMEOUT_S, False)] * 2
+    assert torch.equal(found.predicted, evaluate(_first_pixels, images, None, ALONE).predicted)
