@@ -12,6 +12,11 @@ Outcome = Literal["finished", "failed", "interrupted"]
 Kind = Literal["step", "epoch", "result"]
 
 
+def as_utf8(text: str) -> str:
+    """Replaces the undecodable bytes that names of folders may contain: services and TensorBoard take UTF-8 only."""
+    return text.encode(errors="replace").decode()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
     """The run whose metrics a sink gets.
@@ -28,7 +33,7 @@ class RunInfo:
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return as_utf8(self.folder.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

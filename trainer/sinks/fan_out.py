@@ -11,7 +11,7 @@ from trainer.errors import ConfigError, Interrupted
 from trainer.recipe_fields import flatten
 from trainer.records.run_folder import RunFolder
 from trainer.sinks.background import BackgroundSink
-from trainer.sinks.base import Kind, Mistake, Outcome, RunInfo, Sink
+from trainer.sinks.base import Kind, Mistake, Outcome, RunInfo, Sink, as_utf8
 from trainer.sinks.jsonl import JsonLinesSink
 from trainer.sinks.tensorboard import TensorBoardSink
 
@@ -64,8 +64,8 @@ class Sinks:
         for sink in self._local:
             try:
                 call(sink)
-            except OSError as error:
-                self._warn_of_disk(error)
+            except Exception as error:  # a full disk, or a name that TensorBoard cannot take
+                self._warn_of_folder(error)
         for name, sink in list(self._services.items()):
             try:
                 call(sink)
@@ -74,10 +74,11 @@ class Sinks:
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 self._log(f"warning: --log-to {name} failed: {reason}; the training continues without it")
 
-    def _warn_of_disk(self, error: OSError) -> None:
+    def _warn_of_folder(self, error: Exception) -> None:
         if not self._has_warned:
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
             self._log(
-                f"warning: cannot write the metrics in {self._folder}: {error.strerror or error}; "
+                f"warning: cannot write the metrics in {self._folder}: {reason}; "
                 "the training continues, and the next write tries again"
             )
         self._has_warned = True
@@ -99,7 +100,9 @@ def open_sinks(
     if not is_main:
         yield Sinks(folder.path, (), {}, log)
         return
-    run = RunInfo(folder=folder.path, from_step=from_step, settings=flatten(folder.fingerprint.values))
+    values = flatten(folder.fingerprint.values)
+    settings = {name: as_utf8(value) if isinstance(value, str) else value for name, value in values.items()}
+    run = RunInfo(folder=folder.path, from_step=from_step, settings=settings)
     local: list[Sink] = [JsonLinesSink(run), TensorBoardSink(run)]
     sinks = Sinks(
         folder.path, local, {name: BackgroundSink(partial(_open_service, name, run)) for name in services}, log
