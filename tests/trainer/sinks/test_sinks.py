@@ -14,6 +14,7 @@ from tests.trainer.sinks.sink_runs import COLOUR, GREY, opened, run_folder, writ
 from trainer.errors import CheckpointError
 from trainer.records.metrics import read_metrics
 from trainer.sinks import open_sinks
+from trainer.sinks.tensorboard import TensorBoardSink
 
 
 def events_of(folder: Path) -> Any:
@@ -124,3 +125,18 @@ def test_the_end_does_not_fail_on_a_full_disk(small_disk: Path) -> None:
         fill(small_disk)
         sinks.write("step", step=1, epoch=1, loss=1.0)
     assert len(printed) == 1
+
+
+def test_an_error_of_tensorboard_is_one_warning_and_loses_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no such tag")
+
+    monkeypatch.setattr(TensorBoardSink, "write", refuse)
+    printed: list[str] = []
+    with opened(tmp_path, log=printed.append) as sinks:
+        write_epochs(sinks, 1, 2)
+    (warning,) = printed
+    assert warning.startswith(f"warning: cannot write the metrics in {tmp_path}: no such tag; the training continues")
+    assert len(read_metrics(tmp_path)) == 2
