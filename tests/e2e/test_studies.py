@@ -112,6 +112,6 @@ def test_wrong_options_are_errors_of_one_line(tmp_path: Path, data_dir: Path) ->
     assert done.stderr == "error: no study 'seed': did you mean seeds?\n"
     done = run("sweep", "--grid", "lr=1,2", *small(data_dir, tmp_path / "study"))
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no field of a recipe 'lr'")
+    assert done.stderr.startswith("error: no field 'lr': did you mean param_groups.stem.lr")
     assert done.stderr.count("\n") == 1
     assert "regression" in run("--help").stdout
