@@ -42,10 +42,10 @@ def convoy(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]
 @pytest.mark.slow
 def test_a_bad_model_does_not_replace_a_good_one(colours: Path, tmp_path: Path) -> None:
     train = ["train", str(colours), "--recipe", "cifar10-lenet5", "--image-size", "32", "--global-batch-size", "8"]
-    train += ["--device", "cpu", "--precision", "float32"]
+    train += ["--device", "cpu", "--precision", "float32", "--name", "colours"]
     good = convoy(tmp_path, *train, "--lr-scale", "2", "--epochs", "20", "--run-dir", str(tmp_path / "runs/good"))
     assert good.returncode == 0, good.stdout + good.stderr
-    versions = tmp_path / "models/cifar10-lenet5"
+    versions = tmp_path / "models/colours"
     manifest = json.loads((versions / "1/manifest.json").read_text())
     assert manifest["metrics"]["val_errors"] == 0
     assert manifest["metrics"]["num_val"] >= 5
@@ -54,7 +54,7 @@ def test_a_bad_model_does_not_replace_a_good_one(colours: Path, tmp_path: Path) 
     bad = convoy(tmp_path, *train, "--lr-scale", "1e-6", "--seed", "6", "--epochs", "1", "--run-dir", str(run))
     assert bad.returncode == 6
     assert bad.stderr.startswith(
-        "error: cifar10-lenet5 is not published: it assigns every image to the class 'green', "
+        "error: colours is not published: it assigns every image to the class 'green', "
     )
     assert bad.stderr.count("\n") == 1
     assert "--promote publishes it all the same; the run is complete" in bad.stderr
@@ -65,6 +65,6 @@ def test_a_bad_model_does_not_replace_a_good_one(colours: Path, tmp_path: Path) 
     assert not (versions / "2").exists()
     promoted = convoy(tmp_path, "export", str(run), "--promote")
     assert promoted.returncode == 0, promoted.stderr
-    assert "warning: --promote publishes cifar10-lenet5, although it " in promoted.stdout
+    assert "warning: --promote publishes colours, although it " in promoted.stdout
     quality = json.loads((versions / "2/manifest.json").read_text())["quality"]
     assert (quality["compared_with"], quality["promoted"]) == (1, True)
