@@ -53,9 +53,7 @@ def test_a_bad_model_does_not_replace_a_good_one(colours: Path, tmp_path: Path) 
     # With this seed the network assigns every image to one class before its first step, and never leaves it.
     bad = convoy(tmp_path, *train, "--lr-scale", "1e-6", "--seed", "6", "--epochs", "1", "--run-dir", str(run))
     assert bad.returncode == 6
-    assert bad.stderr.startswith(
-        "error: colours is not published: it assigns every image to the class 'green', "
-    )
+    assert bad.stderr.startswith("error: colours is not published: it assigns every image to the class 'green', ")
     assert bad.stderr.count("\n") == 1
     assert "--promote publishes it all the same; the run is complete" in bad.stderr
     command = f"python -m trainer export {run} --model-repository {tmp_path / 'models'} --promote"
