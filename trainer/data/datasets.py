@@ -115,47 +115,29 @@ def load_dataset(  # noqa: PLR0913 (the options of a folder)
         DataError: data are missing, damaged or unreadable.
     """
     root, data_dir = image_folder(name), expand_home(data_dir)
+    opened: DecodedDataset | StreamedDataset
     if root is not None:
         from trainer.data.folder.image_folder import FolderOptions, load_image_folder
 
         options = FolderOptions(image_size=image_size, source=source, memory=memory, skip_bad_images=skip_bad_images)
         opened = load_image_folder(root, data_dir, options, verify=verify, log=log)
-        if not isinstance(opened, DecodedDataset):
-            return _streamed(opened)
-        decoded = opened
     elif source == "streamed":
         raise ConfigError(f"--source streamed is for folders of images (folder:PATH), not for {name}")
     else:
-        decoded = open_or_fetch(dataset_info(name, image_size), data_dir, verify=verify, log=log)
-    content = decoded.content
+        opened = open_or_fetch(dataset_info(name, image_size), data_dir, verify=verify, log=log)
+    content = opened.content if isinstance(opened, DecodedDataset) else opened
     return Dataset(
         name=content.name,
         classes=content.classes,
-        sha256=decoded.sha256,
+        sha256=opened.sha256,
         train=content.train,
         validation=content.validation,
         num_test=len(content.test),
-        path=decoded.path,
-        mean=decoded.mean,
-        std=decoded.std,
-        notes=content.notes,
-        significant_bits=content.significant_bits,
-    )
-
-
-def _streamed(opened: "StreamedDataset") -> Dataset:
-    return Dataset(
-        name=opened.name,
-        classes=opened.classes,
-        sha256=opened.sha256,
-        train=opened.train,
-        validation=opened.validation,
-        num_test=len(opened.test),
         path=opened.path,
         mean=opened.mean,
         std=opened.std,
-        notes=opened.notes,
-        significant_bits=opened.significant_bits,
+        notes=content.notes,
+        significant_bits=content.significant_bits,
     )
 
 
