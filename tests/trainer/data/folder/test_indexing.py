@@ -61,16 +61,17 @@ def test_an_interrupted_index_goes_on(
     picture_digest, numbers = decode.picture_digest, itertools.count()
 
     def stop(image: Any) -> bytes:
-        if next(numbers) == 12:
+        if next(numbers) >= 12:  # of all threads
             raise KeyboardInterrupt
         return picture_digest(image)
 
-    monkeypatch.setattr(decode, "picture_digest", stop)
-    with pytest.raises(KeyboardInterrupt):
-        load(root, source="streamed")
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(decode, "picture_digest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            load(root, source="streamed")
     decoded.clear()
     assert len(load(root, source="streamed").train) >= 16
-    assert 0 < len(decoded) < 20  # other threads go on with a few files after the interruption
+    assert 8 <= len(decoded) < 20
 
 
 @pytest.mark.parametrize("source", ["resident", "streamed"])
