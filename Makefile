@@ -10,7 +10,7 @@ help:
 	@echo "make train      train the MNIST convnet on $(NPROC) processes (NPROC=n for another number) and export it"
 	@echo "make serve      serve the models in models/ over gRPC and HTTP, on loopback"
 	@echo "make test       run the test suite, on two cores"
-	@echo "make test-all   run it, and then the tests that install the images' packages (9 GB, some minutes)"
+	@echo "make test-all   run it, and then the tests that take minutes or install packages (9 GB)"
 	@echo "make lint       run ruff, mypy --strict and import-linter"
 	@echo "make bench      compare training with a plain PyTorch loop, and measure serving (benchmarks/results)"
 	@echo "make setup      create .venv from requirements.lock, or update it after the lock changed"
@@ -43,7 +43,7 @@ test: setup
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: test
-	$(BIN)/python -m pytest -m installs
+	$(BIN)/python -m pytest -m "installs or minutes"
 
 lint: setup
 	$(BIN)/ruff format --check .
