@@ -135,6 +135,9 @@ def load_weights(network: nn.Module, weights: Weights, *, file: str, num_classes
 
 
 def _flat(content: Any, path: Path) -> Weights:
+    best = content.get("best") if isinstance(content, Mapping) else None
+    if isinstance(best, Mapping) and isinstance(best.get("weights"), Mapping):  # Convoy's, of a recipe that keeps them
+        return _flat(best["weights"], path)
     for key in _NESTED_IN:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             return _flat(content[key], path)

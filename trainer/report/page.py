@@ -73,6 +73,7 @@ def write_report(
         "result": result,
         "headline": _headline(result),
         "is_interval": result.num_test < MIN_POINT_IMAGES,
+        "keeps_best": run.fingerprint.recipe.keep_best and result.best_epoch is not None,
         "balanced_accuracy": _balanced_accuracy(result, confusion),
         "test_time_views": views,
         "num_views": NUM_VIEWS[views],

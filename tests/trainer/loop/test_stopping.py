@@ -153,6 +153,8 @@ def test_a_stopped_run_says_so_in_its_result_and_is_evaluated_as_it_was_kept(
     train(config)
     result = json.loads((folder / "result.json").read_text())
     assert (result["best_epoch"], result["epochs"], result["steps"]) == (1, 2, 6)
+    report = " ".join((folder / "report.html").read_text().split())
+    assert "Its weights are those of epoch 1, which has the best validation result." in report
     capsys.readouterr()
     evaluate_run(EvaluateConfig(run=folder, data_dir=data_dir, device="cpu"))  # refuses other weights than the result's
     num_wrong = round(500 * (1 - result["val_accuracy"]))

@@ -32,6 +32,15 @@ FORMS: dict[str, Any] = {
         "model": {"x": torch.zeros(1)},
         "average": {"weights": prefixed(weights, "network."), "num_steps": torch.zeros(1)},
     },
+    "of a run that keeps its best epoch": lambda weights: {
+        "model": {"x": torch.zeros(1)},
+        "average": {"weights": {"x": torch.ones(1)}},
+        "best": {"epoch": 2, "score": [3.0, 0.5], "weights": prefixed(weights, "network.")},
+    },
+    "of a run that watches its best epoch": lambda weights: {
+        "model": prefixed(weights, "network."),
+        "best": {"epoch": 2, "score": [3.0, 0.5], "weights": None},
+    },
     "of a run of Convoy": lambda weights: {"model": {"mean": torch.ones(1), **prefixed(weights, "network.")}},
 }
 
