@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
+Box: TypeAlias = tuple[float, float, float, float]
+"""Top, left, height and width, as fractions of the height and width of the image that a viewer shows."""
+Square = Literal["crop", "pad"]
+"""How an image of any shape becomes a square: by its centre alone, or whole, on white."""
 Result = TypeVar("Result")
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -58,12 +62,15 @@ def read_image(path: Path, shape: tuple[int, int, int], *, significant_bits: int
     return use_image(path, lambda image: prepare_image(image, shape, significant_bits=significant_bits))
 
 
-def use_image(path: Path, use: Callable[["Image"], Result]) -> Result:
+def use_image(
+    source: Path | bytes, use: Callable[["Image"], Result], *, formats: tuple[str, ...] | None = None
+) -> Result:
     """Opens an image file and calls `use`. Where that fails, tries again without the file's metadata, and warns.
 
     Args:
-        path: the file.
+        source: a path, or the content of a file.
         use: gets the opened image, of which only the header has been read.
+        formats: Pillow's names of the formats to accept; None for all.
 
     Returns:
         What `use` returns.
@@ -73,19 +80,26 @@ def use_image(path: Path, use: Callable[["Image"], Result]) -> Result:
     """
     from PIL import Image
 
-    with explain_decode_errors(path):
+    with explain_decode_errors(None if isinstance(source, bytes) else source):
         try:
-            with Image.open(path) as image:
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
                 return use(image)
         except Exception as error:
             try:
-                data = path.read_bytes() if path.stat().st_size <= _MAX_RETRIED_BYTES else b""
-                with Image.open(BytesIO(without_metadata(data) or b"")) as image:
+                data = without_metadata(_content(source)) or b""
+                with Image.open(BytesIO(data), formats=formats) as image:
                     result = use(image)
             except Exception:
                 raise error from None
             warnings.warn("its metadata are damaged and not used", stacklevel=2)
             return result
+
+
+def _content(source: Path | bytes) -> bytes:
+    """Returns the content of a file; nothing of one that is too large to read."""
+    if isinstance(source, bytes):
+        return source
+    return source.read_bytes() if source.stat().st_size <= _MAX_RETRIED_BYTES else b""
 
 
 def prepare_image(image: "Image", shape: tuple[int, int, int], *, significant_bits: int = 16) -> Pixels:
@@ -147,6 +161,34 @@ def fit_image(image: "Image", shape: tuple[int, int, int], *, significant_bits: 
     if image.size != (width, height):
         image = _resize_and_crop(image, width, height)
     return _pixels_of(image)
+
+
+def pad_image(
+    image: "Image", shape: tuple[int, int, int], *, significant_bits: int = 16, box: Box = (0, 0, 1, 1)
+) -> Pixels:
+    """Puts what `upright_and_opaque` returns in the middle of a white square, and resizes that to `shape`.
+
+    Args:
+        image: an image without transparency.
+        shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB.
+        significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
+        box: the part of the square to show.
+
+    Returns:
+        Pixels, uint8 [C, H, W].
+    """
+    from PIL import Image
+
+    num_channels, height, width = shape
+    image = _with_channels(image, num_channels, significant_bits)
+    side = max(image.size)
+    left, right, x0, x1 = _overlap(image.width, side, box[1], box[1] + box[3], width)
+    top, bottom, y0, y1 = _overlap(image.height, side, box[0], box[0] + box[2], height)
+    padded = Image.new(image.mode, (width, height), "white")
+    if x1 > x0 and y1 > y0:
+        source = left, top, right, bottom
+        padded.paste(image.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=source), (x0, y0))
+    return _pixels_of(padded)
 
 
 def resize_image(image: "Image", shape: tuple[int, int, int], *, significant_bits: int = 16) -> Pixels:
@@ -234,6 +276,29 @@ def _to_eight_bits(image: "Image", significant_bits: int) -> "Image":
 
 def _with_channels(image: "Image", num_channels: int, significant_bits: int) -> "Image":
     return _with_mode(_to_eight_bits(image, significant_bits), "L" if num_channels == 1 else "RGB")
+
+
+def _overlap(length: int, side: int, start: float, end: float, size: int) -> tuple[float, float, int, int]:
+    """Returns, for one axis, which part of an image a part of its square shows, and the pixels that it fills.
+
+    Args:
+        length: of the image, in pixels.
+        side: of the square, whose middle is the image's.
+        start: of the part of the square, as a fraction of it.
+        end: likewise.
+        size: pixels of the result.
+
+    Returns:
+        Start and end in the image, start and end in the result. At least one pixel of the result is filled, unless the
+        part has nothing of the image.
+    """
+    before = (side - length) / 2
+    first, last = max(start * side - before, 0.0), min(end * side - before, float(length))
+    if first >= last:
+        return 0.0, 0.0, 0, 0
+    scale = size / ((end - start) * side)
+    begin = min(max(round((first + before - start * side) * scale), 0), size - 1)
+    return first, last, begin, min(max(round((last + before - start * side) * scale), begin + 1), size)
 
 
 def _pixels_of(image: "Image") -> Pixels:

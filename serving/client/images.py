@@ -1,12 +1,13 @@
 """Converts image files, Pillow images and arrays to the pixels that a model takes.
 
-`convoy.images` does the preprocessing, the same as for a training on a folder of images, so that the model sees a file
-as it saw it in training. This module knows no network.
+`convoy.preprocessing` does it as the training did, so that the model sees a file as it saw it in training. This module
+knows no network.
 """
 
+import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from convoy.digits import is_inverted
 from convoy.images import (
     BIT_DEPTHS,
     SIGNIFICANT_BITS,
@@ -21,19 +23,18 @@ from convoy.images import (
     Pixels,
     explain_decode_errors,
     has_sixteen_bits,
-    prepare_image,
     use_image,
 )
+from convoy.preprocessing import PREPROCESSING, Preprocessing, PreprocessingError
 from protos import model_config_pb2
 from serving.client.errors import invalid_argument
 
 INVERTED_WARNING = "looks inverted: dark on a light ground, and MNIST and its like are light on dark"
-"""For grey models only; the server does not tell on which images a model was trained."""
+"""For grey models whose manifest does not say that they are of handwritten digits."""
 
 DARK_WARNING = "is nearly black: a file of 16 bits that uses few of them must be scaled to 8 bits first"
 """For files of 16 bits whose model was trained on files of 8 bits, or on ones that use more bits."""
 
-_MIN_CONTRAST = 32
 _MIN_BRIGHTNESS = 16
 
 
@@ -63,20 +64,22 @@ class ImageInput:
         name: name of the tensor.
         shape: (C, H, W); C is 1 for grey or 3 for RGB.
         max_batch_size: largest number of images in a request; 0 for one image without a batch dimension.
-        significant_bits: how many bits the 16-bit grey files of the training used; it scales such files alike.
+        preprocessing: as in the training.
+        takes_files: whether the server prepares files itself.
     """
 
     name: str
     shape: tuple[int, int, int]
     max_batch_size: int
-    significant_bits: int = 16
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    takes_files: bool = False
 
     @classmethod
     def from_config(cls, config: "model_config_pb2.ModelConfig") -> "ImageInput":
         """Reads the input from a model's configuration.
 
         Raises:
-            ClientError: the model takes something else than images, or its number of significant bits is not one.
+            ClientError: the model takes something else than images, or they are prepared in a way that is not known.
         """
         inputs = ", ".join(f"{i.name} {_type_name(i.data_type)} {list(i.dims)}" for i in config.input)
         if len(config.input) != 1 or config.input[0].data_type != model_config_pb2.TYPE_UINT8:
@@ -87,10 +90,8 @@ class ImageInput:
                 f"model {config.name!r} takes {inputs}, not images of a fixed size, [1 or 3, height, width]"
             )
         channels, height, width = only.dims
-        bits = config.parameters[SIGNIFICANT_BITS].string_value if SIGNIFICANT_BITS in config.parameters else "16"
-        if bits not in map(str, BIT_DEPTHS):
-            raise invalid_argument(f"model {config.name!r} has the parameter {SIGNIFICANT_BITS} {bits!r}, no bit depth")
-        return cls(only.name, (channels, height, width), config.max_batch_size, int(bits))
+        preprocessing, takes_files = _preprocessing(config)
+        return cls(only.name, (channels, height, width), config.max_batch_size, preprocessing, takes_files)
 
     def prepare(self, source: ImageSource, *, name: str = "image", invert: bool = False) -> PreparedImage:
         """Prepares one image.
@@ -113,7 +114,7 @@ class ImageInput:
         if invert:
             pixels = 255 - pixels
         warning = None
-        if len(pixels) == 1 and is_inverted(pixels[0]):
+        if len(pixels) == 1 and self.preprocessing.method == "fit" and is_inverted(pixels[0]):
             warning = INVERTED_WARNING
         elif is_deep and pixels.max() < _MIN_BRIGHTNESS:
             warning = DARK_WARNING
@@ -127,7 +128,7 @@ class ImageInput:
             if source.dtype != np.uint8:
                 raise invalid_argument(f"{name}: pixels are uint8, 0 to 255, and these are {source.dtype}")
             own = source.shape == self.shape
-            return source if own else prepare_image(_from_array(source, name), self.shape), False
+            return source if own else self.preprocessing.prepare(_from_array(source, name), self.shape), False
         try:
             if isinstance(source, Image.Image):
                 with explain_decode_errors():
@@ -145,7 +146,7 @@ class ImageInput:
 
     def _prepare(self, image: Image.Image) -> tuple[Pixels, bool]:
         is_deep = has_sixteen_bits(image)  # which loading forgets
-        return prepare_image(image, self.shape, significant_bits=self.significant_bits), is_deep
+        return self.preprocessing.prepare(image, self.shape), is_deep
 
 
 def iter_sources(images: ImageSource | Sequence[ImageSource], shape: tuple[int, int, int]) -> Iterator[ImageSource]:
@@ -167,21 +168,17 @@ def iter_sources(images: ImageSource | Sequence[ImageSource], shape: tuple[int, 
         yield from images
 
 
-def is_inverted(pixels: Pixels) -> bool:
-    """Returns whether a grey image shows something dark on a light background.
-
-    The background is the median of the outermost pixels. It is light if it is nearer to the lightest pixels than to the
-    darkest (the 99th and the 1st percentile: a speck decides nothing, and a photograph of paper in the shade still
-    counts as light). An image with next to no contrast has no background.
-
-    Args:
-        pixels: uint8 [H, W].
-    """
-    darkest, lightest = np.percentile(pixels, (1, 99))
-    if lightest - darkest < _MIN_CONTRAST:
-        return False
-    border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
-    return bool(np.median(border) > (int(darkest) + int(lightest)) / 2)
+def _preprocessing(config: "model_config_pb2.ModelConfig") -> tuple[Preprocessing, bool]:
+    """Returns a model's preprocessing, and whether the server told it, which then takes files too."""
+    try:
+        if PREPROCESSING in config.parameters:
+            return Preprocessing.from_json(json.loads(config.parameters[PREPROCESSING].string_value)), True
+        bits = config.parameters[SIGNIFICANT_BITS].string_value if SIGNIFICANT_BITS in config.parameters else "16"
+        if bits not in map(str, BIT_DEPTHS):
+            raise PreprocessingError(f"the parameter {SIGNIFICANT_BITS} {bits!r}, no bit depth")
+        return Preprocessing(significant_bits=int(bits)), False
+    except (PreprocessingError, ValueError, TypeError, AttributeError) as error:
+        raise invalid_argument(f"model {config.name!r} has {error}") from error
 
 
 def _from_array(array: Pixels, name: str) -> Image.Image:

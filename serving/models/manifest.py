@@ -1,4 +1,4 @@
-"""A version's `manifest.json`: the digests of its files, its tensors, the tolerance of the golden check.
+"""A version's `manifest.json`: the digests of its files, its tensors, how its images are prepared.
 
 It is optional: a model repository made for Triton has none.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convoy.preprocessing import PREPROCESSING, Preprocessing, PreprocessingError
 from serving.errors import LoadError, TransientLoadError
 from serving.models.files import describe, read_text
 from serving.protocol.tensors import DATATYPES, TensorSpec
@@ -27,12 +28,14 @@ class Manifest:
         inputs: the model's inputs; -1 for the batch dimension.
         outputs: the model's outputs; -1 for the batch dimension.
         golden_tolerance: largest absolute difference allowed in the golden check.
+        preprocessing: how images are prepared for the model; None for a model whose manifest does not mention images.
     """
 
     digests: dict[str, str] = field(default_factory=dict)
     inputs: list[TensorSpec] = field(default_factory=list)
     outputs: list[TensorSpec] = field(default_factory=list)
     golden_tolerance: float = DEFAULT_TOLERANCE
+    preprocessing: Preprocessing | None = None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -40,7 +43,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         TransientLoadError: the file cannot be read.
-        LoadError: it is not a valid manifest.
+        LoadError: it is not a valid manifest, or says that images are prepared in another way than here.
     """
     try:
         text = read_text(folder / MANIFEST_FILE)
@@ -52,7 +55,10 @@ def read_manifest(folder: Path) -> Manifest:
             inputs=[_tensor(entry) for entry in document.get("inputs", [])],
             outputs=[_tensor(entry) for entry in document.get("outputs", [])],
             golden_tolerance=float(document.get("golden_tolerance", DEFAULT_TOLERANCE)),
+            preprocessing=Preprocessing.from_json(document[PREPROCESSING]) if PREPROCESSING in document else None,
         )
+    except PreprocessingError as error:
+        raise LoadError(f"{MANIFEST_FILE}: {error}; export the model again, or serve it as it was before") from error
     except OSError as error:
         raise TransientLoadError(f"{MANIFEST_FILE} cannot be read: {describe(error)}") from error
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:

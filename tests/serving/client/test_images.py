@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from convoy.digits import is_inverted
 from protos import model_config_pb2 as mc
 from serving.client.errors import ClientError
-from serving.client.images import ImageInput, is_inverted, iter_sources
+from serving.client.images import ImageInput, iter_sources
 from trainer.data import Dataset
 from trainer.data.folder.decode import decode_pixels
 from trainer.data.folder.index import FolderIndex

@@ -1,0 +1,200 @@
+"""Decodes the image files of requests on threads of its own: neither an event loop nor an instance waits for them.
+
+Three bounds hold: on the bytes of the requests that wait, on the pixels that are decoded at the same time, and on the
+number of threads. Requests take turns: once an image is decoded, the next of its request goes to the end of the queue.
+The first request starts the threads.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+
+from convoy.cpus import num_available_cpus
+from convoy.images import Pixels
+from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError
+from serving.inference.image_files import count_pixels, decode_file
+from serving.inference.request import RequestHandle
+from serving.models.images import ImageTensor
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING_BYTES = 256 << 20
+"""Of the files that wait to be decoded. One request may exceed it, so that every size is accepted."""
+MAX_PIXELS_AT_ONCE = 1 << 26
+"""That all threads decode at the same time, in about half a gigabyte. One image may have as many."""
+
+_RETRY_AFTER_MS = 1000
+
+
+class ImageDecoder:
+    """A pool of threads for the image files of all models.
+
+    Args:
+        num_threads: None for one for each CPU that the process may use.
+
+    Attributes:
+        num_images: that have been decoded.
+        seconds: that it took, summed over the threads.
+    """
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        self.num_images = 0
+        self.seconds = 0.0
+        self.num_threads = num_threads or num_available_cpus()
+        self._executor = ThreadPoolExecutor(self.num_threads, thread_name_prefix="decoder")
+        self._changed = threading.Condition()
+        self._num_bytes = 0
+        self._num_pixels = 0
+
+    def submit(
+        self,
+        files: list[bytes],
+        images: ImageTensor,
+        deadline: float | None,
+        *,
+        then: Callable[[Pixels], RequestHandle | None],
+        fail: Callable[[ServingError], None],
+    ) -> RequestHandle:
+        """Queues the files of a request. Returns a handle that cancels them, or the request that `then` returns.
+
+        Args:
+            deadline: on the clock of `time.monotonic`; None for none.
+            then: takes the pixels, [N, C, H, W], on one of the threads.
+            fail: is called in place of `then` if an image cannot be used.
+
+        Raises:
+            ResourceExhausted: too many bytes wait.
+        """
+        num_bytes = sum(map(len, files))
+        with self._changed:
+            if self._num_bytes > MAX_WAITING_BYTES:
+                raise ResourceExhausted(f"{self._num_bytes} bytes of images wait to be decoded", _RETRY_AFTER_MS)
+            self._num_bytes += num_bytes
+        job = _Job(self, files, images, deadline, then=then, fail=fail)
+        self.run(job.start)
+        return job
+
+    def run(self, step: Callable[[], None]) -> None:
+        """Runs a step when those before it have run."""
+        self._executor.submit(step)
+
+    def free(self, num_bytes: int) -> None:
+        """Counts the bytes of a request that waits no longer."""
+        with self._changed:
+            self._num_bytes -= num_bytes
+
+    @contextmanager
+    def room(self, num_pixels: int) -> Iterator[None]:
+        """Waits until so many more pixels may be decoded, and measures how long that takes."""
+        with self._changed:
+            while self._num_pixels and self._num_pixels + num_pixels > MAX_PIXELS_AT_ONCE:
+                self._changed.wait()
+            self._num_pixels += num_pixels
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.num_images += 1
+                self.seconds += time.monotonic() - began
+                self._num_pixels -= num_pixels
+                self._changed.notify_all()
+
+
+class _Job:
+    """The files of one request, and then the request with their pixels; a `RequestHandle`."""
+
+    def __init__(
+        self,
+        pool: ImageDecoder,
+        files: list[bytes],
+        images: ImageTensor,
+        deadline: float | None,
+        *,
+        then: Callable[[Pixels], RequestHandle | None],
+        fail: Callable[[ServingError], None],
+    ) -> None:
+        self._pool = pool
+        self._files = files
+        self._images = images
+        self._deadline = deadline
+        self._then = then
+        self._fail = fail
+        self._lock = threading.Lock()
+        self._is_over = False  # decoded, failed or cancelled
+        self._is_cancelled = False
+        self._request: RequestHandle | None = None
+        self._sizes: Sequence[int] = ()
+        self._pixels: Pixels
+        self._next = 0
+        self._num_left = len(files)
+
+    def start(self) -> None:
+        """Reads the headers of all files, and begins to decode them."""
+        if self._is_over:
+            return
+        try:
+            self._sizes = count_pixels(self._files)
+        except BaseException as error:
+            self._end(error)
+            return
+        self._pixels = np.empty((len(self._files), *self._images.shape), np.uint8)
+        for _ in range(min(len(self._files), self._pool.num_threads)):
+            self._pool.run(self._decode_next)
+
+    def _decode_next(self) -> None:
+        with self._lock:
+            index = self._next
+            if self._is_over or index == len(self._sizes):
+                return
+            self._next += 1
+        try:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise DeadlineExceeded("too late: the request's deadline passed while its images were decoded")
+            with self._pool.room(self._sizes[index]):
+                self._pixels[index] = decode_file(self._files, index, self._images)
+        except BaseException as error:  # a thread of the pool must go on, whatever a decoder raises
+            self._end(error)
+            return
+        with self._lock:
+            self._num_left -= 1
+            is_last = self._num_left == 0
+        if is_last:
+            self._finish()
+        else:
+            self._pool.run(self._decode_next)
+
+    def _finish(self) -> None:
+        if self._close():
+            self._request = self._then(self._pixels)
+            self._files = []
+            del self._pixels
+            if self._is_cancelled:  # `cancel` may have run before `_request` was set
+                self.cancel()
+
+    def _end(self, error: BaseException) -> None:
+        if not isinstance(error, ServingError):
+            logger.error("images could not be decoded", exc_info=error)
+            error = Internal("the images could not be decoded; the server's log says why")
+        if self._close():
+            self._fail(error)
+
+    def _close(self) -> bool:
+        """Forgets the files. Returns False if that was done before."""
+        with self._lock:
+            if self._is_over:
+                return False
+            self._is_over = True
+        self._pool.free(sum(map(len, self._files)))
+        return True
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        self._close()
+        if self._request is not None:
+            self._request.cancel()

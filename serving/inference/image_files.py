@@ -1,0 +1,129 @@
+"""Image files in place of pixels: finds them in a request, and bounds what decoding them may cost.
+
+A file is a few bytes that may unfold to gigabytes. Only its header is read before it is refused; only three formats are
+accepted, so that the decoders of all others cannot be reached from the network.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from convoy.images import ImageError, Pixels, use_image
+from serving.errors import InvalidArgument, quote
+from serving.inference.request import InferInput, InferRequest
+from serving.models.images import ImageTensor
+from serving.protocol.tensors import DATATYPES, Elements, to_array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+MAX_IMAGE_PIXELS = 1 << 26
+"""Of one file: 67 million, which take up to half a gigabyte while they are prepared."""
+MAX_REQUEST_PIXELS = 1 << 28
+"""Of all files of a request, which are decoded within a few seconds of processor time."""
+MAX_SCANS = 100
+"""Of a JPEG file: a progressive one has about ten. Each scan of a few bytes costs a pass over all pixels."""
+
+_SCAN = b"\xff\xda"
+_ANIMATED = ("PNG", "WEBP")
+"""Formats of which an animation is refused. JPEG files of phones hold a second picture, which nobody looks at."""
+
+
+class FilesGiven(Exception):
+    """A request holds image files, which must be decoded before it can be run.
+
+    Args:
+        model: name of the model.
+        images: the model's input.
+        files: the content of each.
+    """
+
+    def __init__(self, request: InferRequest, model: str, images: ImageTensor, files: list[bytes]) -> None:
+        super().__init__()
+        self.request = request
+        self.model = model
+        self.images = images
+        self.files = files
+
+    def with_pixels(self, pixels: Pixels) -> InferRequest:
+        """Returns the request with pixels in place of the files."""
+        shape = pixels.shape if self.images.max_batch_size else pixels.shape[1:]
+        given = InferInput(self.images.name, "UINT8", shape, pixels.reshape(-1).data)
+        return replace(self.request, inputs=[given])
+
+
+def files_in(request: InferRequest, images: ImageTensor) -> list[bytes] | None:
+    """Returns the image files that a request holds in place of pixels; None if it holds none.
+
+    Args:
+        images: the model's input.
+
+    Raises:
+        InvalidArgument: the tensor of files has a wrong shape, holds too many files, or is malformed.
+    """
+    if len(request.inputs) != 1 or request.inputs[0].datatype != "BYTES" or request.inputs[0].name != images.name:
+        return None
+    [given] = request.inputs
+    shape = given.shape
+    if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or not 1 <= shape[0] <= images.max_images:
+        raise InvalidArgument(
+            f"input {quote(given.name)} of model {quote(request.model_name)}: expected BYTES of shape [n] or [n, 1] "
+            f"with n image files, 1 to {images.max_images}, got {quote(list(shape))}"
+        )
+    if isinstance(given.data, Elements):
+        files = [bytes(element) for element in given.data.values]
+        if len(files) != shape[0]:
+            raise InvalidArgument(f"expected {shape[0]} BYTES elements for shape {list(shape)}, got {len(files)}")
+        return files
+    elements: list[bytes] = to_array(DATATYPES["BYTES"], shape, given.data).ravel().tolist()
+    return elements
+
+
+def count_pixels(files: list[bytes]) -> list[int]:
+    """Reads the headers of files. Returns the number of pixels of each.
+
+    Raises:
+        InvalidArgument: a file is none of the formats, an animation or too large, or all together are.
+    """
+    sizes: list[int] = []
+    for number, data in enumerate(files, start=1):
+        try:
+            sizes.append(use_image(data, _num_pixels, formats=FORMATS))
+            if data.count(_SCAN) > MAX_SCANS and data.startswith(b"\xff\xd8"):
+                raise ImageError(f"it has more than {MAX_SCANS} scans: save it again")
+        except ImageError as error:
+            raise _cannot_use(number, len(files), error) from error
+        if sum(sizes) > MAX_REQUEST_PIXELS:
+            raise InvalidArgument(
+                f"the images have more than {MAX_REQUEST_PIXELS >> 20} million pixels together: send fewer at a time"
+            )
+    return sizes
+
+
+def decode_file(files: list[bytes], index: int, images: ImageTensor) -> Pixels:
+    """Decodes and prepares one of the files, as in the training. Returns pixels of the model's shape, [C, H, W].
+
+    Raises:
+        InvalidArgument: it cannot be decoded.
+    """
+    try:
+        return use_image(files[index], lambda image: images.preprocessing.prepare(image, images.shape), formats=FORMATS)
+    except ImageError as error:
+        raise _cannot_use(index + 1, len(files), error) from error
+
+
+def _num_pixels(image: "Image") -> int:
+    pixels = image.width * image.height
+    if pixels > MAX_IMAGE_PIXELS:
+        limit = MAX_IMAGE_PIXELS / 1e6
+        raise ImageError(f"it has {image.width} x {image.height} pixels, and at most {limit:.0f} million are accepted")
+    if image.format in _ANIMATED and getattr(image, "is_animated", False):
+        raise ImageError("it is an animation: send one image of it")
+    return pixels
+
+
+def _cannot_use(number: int, total: int, error: ImageError) -> InvalidArgument:
+    which = "the image" if total == 1 else f"image {number} of {total}"
+    reason = "expected a JPEG, PNG or WebP file" if "cannot identify image file" in str(error) else str(error)
+    return InvalidArgument(f"{which} cannot be used: {reason}")
