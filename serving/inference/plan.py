@@ -27,9 +27,10 @@ class Plan:
         rows: size of the batch dimension; 1 for a model without one.
         requested: index of each requested output, and how many classes of it (0 for the tensor itself).
         timeout_s: how long a request may take; None for no limit.
+        only_size: bytes of the only input; None if there are several, or it holds strings.
     """
 
-    __slots__ = ("_only_size", "_order", "_sizes", "model", "requested", "rows", "shapes", "timeout_s")
+    __slots__ = ("_order", "_sizes", "model", "only_size", "requested", "rows", "shapes", "timeout_s")
 
     def __init__(self, model: Model, request: InferRequest) -> None:
         """Checks everything about a request except its data.
@@ -48,7 +49,7 @@ class Plan:
         self._sizes = [
             num_elements(given.shape) * spec.datatype.size for spec, given in zip(specs, inputs, strict=True)
         ]
-        self._only_size = self._sizes[0] if len(specs) == 1 and specs[0].datatype.size else None
+        self.only_size = self._sizes[0] if len(specs) == 1 and specs[0].datatype.size else None
         self.requested = _requested_outputs(model, request)
         check_parameters(request.parameters)
         self.timeout_s = timeout_of(request.parameters)
@@ -70,7 +71,7 @@ class Plan:
             InvalidArgument: a tensor's number of bytes or elements does not match its shape, or an element does not
                 fit its data type.
         """
-        if len(data) == 1 == len(self._sizes) and type(data[0]) is memoryview and len(data[0]) == self._only_size:
+        if len(data) == 1 == len(self._sizes) and type(data[0]) is memoryview and len(data[0]) == self.only_size:
             return (data[0],)  # the most frequent form, without the loop
         if len(data) != len(self._order):
             raise InvalidArgument(
@@ -116,6 +117,10 @@ class ValueEncoder:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+
+    def bind(self, request: InferRequest) -> tuple[Buffer, ...]:
+        """Returns the inputs' bytes in the model's order. As `Plan.bind_inputs`."""
+        return self.plan.bind_inputs(request.tensors)
 
     def encode(self, outputs: Outputs, first_row: int, request_id: str) -> InferResponse:
         """Returns the response for the plan's rows of a batch."""

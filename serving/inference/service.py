@@ -1,16 +1,19 @@
 """ModelInfer: checks requests and hands them to the batcher of their model version.
 
 All front ends take the same path: split the message within a budget, find or make its plan, submit, encode the
-response. gRPC front ends call `infer` with serialised messages, HTTP calls `submit` with values. Knows no front end;
-all other RPCs are in `serving.protocol.admin`.
+response. gRPC front ends call `infer` with serialised messages, HTTP calls `infer_json` with bodies, and `submit` takes
+values. Knows no front end; all other RPCs are in `serving.protocol.admin`.
 """
 
 import logging
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+from convoy.images import Pixels
 from serving.errors import Internal, ServingError, Unavailable
 from serving.inference.batcher import BatcherClosed, Outputs, QueuedRequest
+from serving.inference.decoder import ImageDecoder
+from serving.inference.image_files import FilesGiven, files_in
 from serving.inference.parser_pool import ParserPool
 from serving.inference.plan import Plan, ValueEncoder
 from serving.inference.plan_cache import PlanCache
@@ -25,6 +28,7 @@ from serving.inference.request import (
 from serving.models.repository import Repository
 from serving.observability.refusals import Refusals
 from serving.protocol.grpc_codec import ResponseEncoder, parse_request
+from serving.protocol.json_infer import JsonEncoder, JsonRequest, JsonResponse
 from serving.protocol.tensors import Buffer
 from serving.protocol.wire_format import SplitRequest
 
@@ -37,14 +41,22 @@ _MAX_SWAPS = 8
 """Of the model version while a request is being queued."""
 
 S = TypeVar("S", bound=EncodedRequest)
+S_contra = TypeVar("S_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 
 
-class Encoder(Protocol[R_co]):
-    """Makes the responses of a plan."""
+class Encoder(Protocol[S_contra, R_co]):
+    """Takes the inputs out of the requests of a plan, and makes their responses."""
 
     plan: Plan
+
+    def bind(self, request: S_contra) -> tuple[Buffer, ...]:
+        """Returns the inputs' bytes in the model's order.
+
+        Raises:
+            InvalidArgument: they do not fit the plan.
+        """
 
     def encode(self, outputs: Outputs, first_row: int, request_id: str) -> R_co:
         """Returns the response for the plan's rows of a batch."""
@@ -57,7 +69,7 @@ class InferenceRequest(QueuedRequest, Generic[R]):
 
     def __init__(
         self,
-        encoder: Encoder[R],
+        encoder: Encoder[Any, R],
         buffers: tuple[Buffer, ...],
         request_id: str,
         context: RequestContext,
@@ -87,6 +99,7 @@ class _Path(Generic[S, R]):
     """The path of the requests of one protocol, from its form of a request to its form of a response.
 
     Args:
+        decoder: decodes image files.
         parse: returns the values in a request.
         make_encoder: returns what makes a plan's responses.
     """
@@ -95,24 +108,31 @@ class _Path(Generic[S, R]):
         self,
         repository: Repository,
         refusals: Refusals,
+        decoder: ImageDecoder,
         parse: Callable[[S], InferRequest],
-        make_encoder: Callable[[Plan], Encoder[R]],
+        make_encoder: Callable[[Plan, S], Encoder[S, R]],
     ) -> None:
         self._repository = repository
         self._refusals = refusals
+        self._decoder = decoder
         self._parse = parse
         self._make_encoder = make_encoder
-        self._encoders: PlanCache[Encoder[R]] = PlanCache(repository)
+        self._encoders: PlanCache[Encoder[S, R]] = PlanCache(repository)
 
-    def run(self, encoded: S, context: RequestContext, sink: ResponseSink[R]) -> RequestHandle | None:
+    def run(
+        self, encoded: S, context: RequestContext, sink: ResponseSink[R], decoded: InferRequest | None = None
+    ) -> RequestHandle | None:
         """Runs a request. The response or the error goes to `sink`.
+
+        Args:
+            decoded: the request with pixels in place of the image files that it holds; None for any other request.
 
         Returns:
             The request in flight; None if `sink` has been called already.
         """
         try:
             for _ in range(_MAX_SWAPS):
-                encoder, buffers = self._bind(encoded)
+                encoder, buffers = self._bind(encoded) if decoded is None else self._bind_decoded(encoded, decoded)
                 queued = InferenceRequest(encoder, buffers, encoded.request_id, context, sink)
                 try:
                     encoder.plan.model.batcher.submit(queued)
@@ -120,6 +140,8 @@ class _Path(Generic[S, R]):
                 except BatcherClosed:  # the version was replaced after it was found: the repository has a newer one
                     self._encoders.clear()
             raise Unavailable("the model is being replaced")
+        except FilesGiven as given:
+            return self._decode(given, encoded, context, sink)
         except ServingError as error:
             sink.fail(error)
         except Exception:
@@ -127,24 +149,82 @@ class _Path(Generic[S, R]):
             sink.fail(Internal("the request could not be run; the server's log says why"))
         return None
 
-    def _bind(self, encoded: S) -> tuple[Encoder[R], tuple[Buffer, ...]]:
+    def run_again(self, encoded: S, context: RequestContext, sink: ResponseSink[R]) -> RequestHandle | None:
+        """Runs a request if its plan is cached and nothing is wrong with it.
+
+        Returns:
+            None if it has not been run: then `run` does, or finds out why not.
+        """
+        encoder = self._encoders.find(encoded.key)
+        if encoder is None or encoder.plan.timeout_s is not None:
+            return None
+        try:
+            queued = InferenceRequest(encoder, encoder.bind(encoded), encoded.request_id, context, sink)
+        except ServingError:
+            return None
+        try:
+            encoder.plan.model.batcher.submit(queued)
+        except BatcherClosed:
+            return None
+        except ServingError as error:
+            sink.fail(error)
+        return queued
+
+    def _bind(self, encoded: S) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
         """Returns the encoder of a request's plan, and its inputs in the model's order."""
         key = encoded.key
         encoder = self._encoders.find(key)
         name = ""
         try:
             if encoder is not None:
-                return encoder, encoder.plan.bind_inputs(encoded.tensors)
+                return encoder, encoder.bind(encoded)
             generation = self._repository.generation
             request = self._parse(encoded)
             model = self._repository.get(request.model_name, request.model_version)
             name = model.spec.name
-            encoder = self._make_encoder(Plan(model, request))
+            if model.images is not None and (files := files_in(request, model.images)) is not None:
+                raise FilesGiven(request, name, model.images, files)
+            encoder = self._make_encoder(Plan(model, request), encoded)
             buffers = encoder.plan.bind_inputs(request.tensors)
             self._encoders.add(key, encoder, generation)
             return encoder, buffers
         except ServingError as error:
             self._refusals.count_error(error, name or (encoder.plan.model.spec.name if encoder else ""))
+            raise
+
+    def _decode(
+        self, given: FilesGiven, encoded: S, context: RequestContext, sink: ResponseSink[R]
+    ) -> RequestHandle | None:
+        """Decodes the image files of a request, then runs it."""
+
+        def fail(error: ServingError) -> None:
+            self._refusals.count_error(error, given.model)
+            sink.fail(error)
+
+        def run(pixels: Pixels) -> RequestHandle | None:
+            request = given.with_pixels(pixels)
+            try:
+                if self._repository.get(request.model_name, request.model_version).images != given.images:
+                    raise Unavailable("the model was replaced while images were decoded for it: retry")
+            except ServingError as error:
+                fail(error)
+                return None
+            return self.run(encoded, context, sink, request)
+
+        try:
+            return self._decoder.submit(given.files, given.images, context.deadline, then=run, fail=fail)
+        except ServingError as error:
+            fail(error)
+            return None
+
+    def _bind_decoded(self, encoded: S, decoded: InferRequest) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
+        """As `_bind`, for a request whose images have been decoded. Its plan is not kept: decoding takes far longer."""
+        try:
+            model = self._repository.get(decoded.model_name, decoded.model_version)
+            encoder = self._make_encoder(Plan(model, decoded), encoded)
+            return encoder, encoder.plan.bind_inputs(decoded.tensors)
+        except ServingError as error:
+            self._refusals.count_error(error)
             raise
 
 
@@ -155,9 +235,15 @@ class InferenceService:
         self.repository = repository
         self.refusals = Refusals()
         """Of requests that no batcher has counted, by all front ends."""
-        self._messages: _Path[SplitRequest, bytes] = _Path(repository, self.refusals, parse_request, ResponseEncoder)
+        self.decoder = ImageDecoder()
+        self._messages: _Path[SplitRequest, bytes] = _Path(
+            repository, self.refusals, self.decoder, parse_request, lambda plan, _: ResponseEncoder(plan)
+        )
+        self._bodies: _Path[JsonRequest, JsonResponse] = _Path(
+            repository, self.refusals, self.decoder, JsonRequest.parse, JsonEncoder
+        )
         self._values: _Path[InferRequest, InferResponse] = _Path(
-            repository, self.refusals, lambda request: request, ValueEncoder
+            repository, self.refusals, self.decoder, lambda request: request, lambda plan, _: ValueEncoder(plan)
         )
         self._parsers = ParserPool()
 
@@ -176,6 +262,27 @@ class InferenceService:
             sink.fail(error)
             return None
         return self._messages.run(split, context, sink)
+
+    def infer_json(
+        self, request: JsonRequest, context: RequestContext, sink: ResponseSink[JsonResponse]
+    ) -> RequestHandle | None:
+        """Runs the body of an HTTP request. Like `infer`."""
+        return self._bodies.run(request, context, sink)
+
+    def infer_json_again(
+        self, request: JsonRequest, context: RequestContext, sink: ResponseSink[JsonResponse]
+    ) -> RequestHandle | None:
+        """Runs the body of an HTTP request if one of the same form was run before, and nothing is wrong with this one.
+
+        Returns:
+            None if it has not been run, and `sink` will not be called.
+        """
+        if request.key is None:
+            try:
+                request.parse()
+            except ServingError:
+                return None
+        return self._bodies.run_again(request, context, sink)
 
     def submit(
         self, request: InferRequest, context: RequestContext, sink: ResponseSink[InferResponse]

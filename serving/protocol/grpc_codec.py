@@ -21,7 +21,7 @@ from serving.inference.batcher import Outputs
 from serving.inference.plan import Plan
 from serving.inference.request import InferInput, InferRequest
 from serving.protocol.parameters import check_input_parameters, requested_output
-from serving.protocol.tensors import DATATYPES, MAX_RANK, Elements, Shape, num_elements
+from serving.protocol.tensors import DATATYPES, MAX_RANK, Buffer, Elements, Shape, num_elements
 from serving.protocol.wire_format import SplitRequest, check_budget
 
 M = TypeVar("M", bound=Message)
@@ -124,6 +124,10 @@ class ResponseEncoder:
         self.plan = plan
         # The row shapes, and the head and fields for them, as one value: threads of all instances read and replace it.
         self._shared: tuple[list[Shape], bytes, list[tuple[int, int, bytes]]] = ([], b"", [])
+
+    def bind(self, request: SplitRequest) -> tuple[Buffer, ...]:
+        """Returns the inputs' bytes in the model's order. As `Plan.bind_inputs`."""
+        return self.plan.bind_inputs(request.tensors)
 
     def encode(self, outputs: Outputs, first_row: int, request_id: str) -> bytes:
         """Returns the response for the plan's rows of a batch."""

@@ -118,7 +118,7 @@ def _decode_leniently(body: bytes, kind: type[T]) -> T:
 
 
 def parse_request(
-    body: bytes, header_length: int | None, model_name: str, model_version: str
+    body: Buffer, header_length: int | None, model_name: str, model_version: str
 ) -> tuple[InferRequest, OutputForm]:
     """Returns the inference in a body, and the form of its response.
 

@@ -4,6 +4,7 @@ Both forms of the Open Inference Protocol are described in `serving.protocol.jso
 """
 
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ _MIN_ELEMENT_BYTES = 2
 """Of JSON: a digit and a comma."""
 
 
-_encode = msgspec.json.Encoder().encode
+encode_json = msgspec.json.Encoder().encode
 """Writes null for NaN and infinity, as JavaScript and most encoders do. Five times as fast as `json`."""
 
 
@@ -33,6 +34,11 @@ class OutputForm:
 
     binary: bool = False
     by_name: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Hashable:
+        """Everything in it, for a key of the plan cache."""
+        return self.binary, tuple(self.by_name.items())
 
     def is_binary(self, name: str) -> bool:
         """Returns whether an output goes after the JSON."""
@@ -58,22 +64,32 @@ def render_response(response: InferResponse, form: OutputForm, max_bytes: int) -
     for output in response.outputs:
         described: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
         if form.is_binary(output.name):
-            outputs.append(_encode(described | {"parameters": {"binary_data_size": len(output.data)}}))
+            outputs.append(encode_json(described | {"parameters": {"binary_data_size": len(output.data)}}))
             tail.append(output.data)
         else:
             data = _render_data(output, room, max_bytes)
             room -= len(data)
-            outputs.append(b'%b,"data":[%b]}' % (_encode(described)[:-1], data))
+            outputs.append(b'%b,"data":[%b]}' % (encode_json(described)[:-1], data))
         if room < 0:
-            raise _response_too_large(max_bytes)
-    model = _encode({"model_name": response.model_name, "model_version": response.model_version})
-    # An id may hold what UTF-8 cannot, such as half of a surrogate pair, which `json` escapes.
-    request_id = b',"id":%b' % json.dumps(response.id).encode() if response.id else b""
-    header = b'%b%b,"outputs":[%b]}' % (model[:-1], request_id, b",".join(outputs))
+            raise response_too_large(max_bytes)
+    model = encode_model(response.model_name, response.model_version)
+    header = b'%b%b,"outputs":[%b]}' % (model, encode_id(response.id) if response.id else b"", b",".join(outputs))
     return (b"".join([header, *tail]), len(header)) if tail else (header, None)
 
 
-def _response_too_large(max_bytes: int) -> InvalidArgument:
+def encode_model(name: str, version: str) -> bytes:
+    """Returns the beginning of a response."""
+    return encode_json({"model_name": name, "model_version": version})[:-1]
+
+
+def encode_id(request_id: str) -> bytes:
+    """Returns a request's id as the next field of a response."""
+    # It may hold what UTF-8 cannot, such as half of a surrogate pair, which `json` escapes.
+    return b',"id":%b' % json.dumps(request_id).encode()
+
+
+def response_too_large(max_bytes: int) -> InvalidArgument:
+    """Returns the error for a body of more than `max_bytes`."""
     return InvalidArgument(
         f"the response is larger than {max_bytes} bytes: request binary data, or fewer rows or outputs"
     )
@@ -92,14 +108,14 @@ def _render_data(output: InferOutput, room: int, max_bytes: int) -> bytes:
         raise InvalidArgument(f"output '{output.name}' is FP16, which JSON cannot hold: request binary data")
     flat = to_array(DATATYPES[output.datatype], output.shape, output.data).ravel()
     if _MIN_ELEMENT_BYTES * len(flat) > room:
-        raise _response_too_large(max_bytes)
+        raise response_too_large(max_bytes)
     chunks: list[bytes] = []
     size = 0
     for start in range(0, len(flat), _CHUNK):
-        chunks.append(_encode(_elements(flat[start : start + _CHUNK], output.name))[1:-1])
+        chunks.append(encode_json(_elements(flat[start : start + _CHUNK], output.name))[1:-1])
         size += len(chunks[-1])
         if size > room:
-            raise _response_too_large(max_bytes)
+            raise response_too_large(max_bytes)
     return b",".join(chunks)
 
 

@@ -1,6 +1,5 @@
 """The routes of the REST API (Open Inference Protocol v2 with Triton's extensions), as ASGI applications."""
 
-import asyncio
 from collections.abc import Callable
 
 from starlette.applications import Starlette
@@ -12,8 +11,9 @@ from starlette.types import ASGIApp
 from convoy.auth import TokenFile
 from serving.frontends.common.services import Services
 from serving.frontends.http.admin import AdminEndpoints, health_routes
-from serving.frontends.http.infer import InferEndpoint, LoopBridge
+from serving.frontends.http.infer import InferEndpoint
 from serving.frontends.http.middleware import build_middleware, metrics_middleware
+from serving.frontends.http.repeats import Repeats
 from serving.frontends.http.responses import ErrorHandlers
 from serving.frontends.http.server import HttpServer
 from serving.observability.logging import AccessLog
@@ -41,7 +41,15 @@ def build_app(
 ) -> ASGIApp:
     """Returns the API, for the running event loop."""
     executor = server.executor("http-body", "large bodies are being read", num_threads=2, max_pending=64)
-    infer = InferEndpoint(services.inference, LoopBridge(asyncio.get_running_loop()), executor, max_body_bytes)
+    server.repeats = Repeats(
+        services.inference,
+        executor,
+        is_ending=lambda: server.is_stopping or services.admin.health.is_draining,
+        max_body_bytes=max_body_bytes,
+        tokens=tokens,
+        access_log=access_log,
+    )
+    infer = InferEndpoint(services.inference, server.repeats.bridge, executor, max_body_bytes)
     changes = server.executor("http-blocking", "models are being loaded or unloaded", num_threads=16, max_pending=16)
     endpoints = AdminEndpoints(services.admin, changes, executor, max_body_bytes)
     model = "/v2/models/{model}"

@@ -49,6 +49,9 @@ class Connection(Protocol):
     def check(self, now: float) -> None:
         """Closes the connection if its client is too slow."""
 
+    def expire(self) -> None:
+        """Answers a request that the grace period cuts off, if no task does."""
+
     def abort(self) -> None:
         """Closes the connection at once."""
 
@@ -85,6 +88,11 @@ class Connections:
 
     def discard(self, connection: Connection) -> None:
         self._open.discard(connection)
+
+    def expire(self) -> None:
+        """Answers the requests that the grace period cuts off."""
+        for connection in list(self._open):
+            connection.expire()
 
     def abort(self) -> None:
         """Closes all connections at once."""

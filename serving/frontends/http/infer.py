@@ -1,7 +1,10 @@
 """The infer endpoint: hands a request to the service, and awaits the response from the thread that computes it."""
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -12,36 +15,35 @@ from serving.frontends.http.auth import PRINCIPAL, count_decompressed
 from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
 from serving.frontends.http.responses import SUBMITTED
-from serving.inference.request import InferRequest, InferResponse, RequestContext
+from serving.inference.request import RequestContext
 from serving.inference.service import InferenceService
-from serving.protocol.json_codec import parse_request
-from serving.protocol.json_responses import render_response
+from serving.protocol.json_infer import MAX_INLINE_BYTES as MAX_INLINE_OUTPUT_BYTES
+from serving.protocol.json_infer import JsonRequest, JsonResponse
 
-MAX_INLINE_OUTPUT_BYTES = 8 << 10
-"""Of tensors that the event loop itself renders as JSON, in about a millisecond."""
+logger = logging.getLogger(__name__)
 
 WATCH_AFTER_S = 0.01
 """When to begin to watch for a client that disconnects. Most responses come sooner, and a task costs as much as one."""
 
 HEADER_LENGTH = b"inference-header-content-length"
 
-_Result = InferResponse | ServingError
+Result = JsonResponse | ServingError
 
 
-class _ResultSink:
-    """A `ResponseSink` that resolves a future of the event loop."""
+class LoopSink:
+    """A `ResponseSink` that hands the result to a function on the event loop."""
 
-    __slots__ = ("_bridge", "_future")
+    __slots__ = ("_bridge", "_receive")
 
-    def __init__(self, bridge: "LoopBridge", future: asyncio.Future[_Result]) -> None:
+    def __init__(self, bridge: "LoopBridge", receive: Callable[[Result], Any]) -> None:
         self._bridge = bridge
-        self._future = future
+        self._receive = receive
 
-    def succeed(self, response: InferResponse, /) -> None:
-        self._bridge.set_result(self._future, response)
+    def succeed(self, response: JsonResponse, /) -> None:
+        self._bridge.pass_on(self._receive, response)
 
     def fail(self, error: ServingError) -> None:
-        self._bridge.set_result(self._future, error)
+        self._bridge.pass_on(self._receive, error)
 
 
 class LoopBridge:
@@ -49,12 +51,12 @@ class LoopBridge:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._results: deque[tuple[asyncio.Future[_Result], _Result]] = deque()
+        self._results: deque[tuple[Callable[[Result], Any], Result]] = deque()
         self._is_scheduled = False
 
-    def set_result(self, future: asyncio.Future[_Result], result: _Result) -> None:
-        """Resolves a future of the event loop. Safe to call from any thread."""
-        self._results.append((future, result))
+    def pass_on(self, receive: Callable[[Result], Any], result: Result) -> None:
+        """Calls a function on the event loop. Safe to call from any thread."""
+        self._results.append((receive, result))
         if self._is_scheduled:  # `_deliver` will run: it clears the flag before it empties the queue
             return
         self._is_scheduled = True
@@ -66,9 +68,11 @@ class LoopBridge:
     def _deliver(self) -> None:
         self._is_scheduled = False
         while self._results:
-            future, result = self._results.popleft()
-            if not future.done():
-                future.set_result(result)
+            receive, result = self._results.popleft()
+            try:
+                receive(result)
+            except Exception:  # a defect must not lose the results of others
+                logger.exception("a response could not be sent")
 
 
 class InferEndpoint:
@@ -89,24 +93,31 @@ class InferEndpoint:
         path = scope["path_params"]
         model, version = path["model"], path.get("version", "")
         self._service.repository.get(model, version)  # fails early: do not parse tensors for an unknown model
-        length = _header_length(headers)
+        length = header_length(headers.get(HEADER_LENGTH))
+        request = JsonRequest(body, length, model, version)
         if (len(body) if length is None else length) > MAX_INLINE_BYTES:
-            request, form = await self._executor.run(parse_request, body, length, model, version)
+            await self._executor.run(request.parse)
         else:
-            request, form = parse_request(body, length, model, version)
+            request.parse()
         scope[SUBMITTED] = True
         response = await self._infer(request, RequestContext(principal=scope.get(PRINCIPAL)), receive)
-        if form.size_in_json(response) > MAX_INLINE_OUTPUT_BYTES:
-            payload, header_length = await self._executor.run(render_response, response, form, self._max_body_bytes)
+        if response.size_in_json > MAX_INLINE_OUTPUT_BYTES:
+            payload, length = await self._executor.run(response.render, self._max_body_bytes)
         else:
-            payload, header_length = render_response(response, form, self._max_body_bytes)
-        await _send(send, payload, header_length)
+            payload, length = response.render(self._max_body_bytes)
+        await send({"type": "http.response.start", "status": 200, "headers": response_headers(payload, length)})
+        await send({"type": "http.response.body", "body": payload})
 
-    async def _infer(self, request: InferRequest, context: RequestContext, receive: Receive) -> InferResponse:
-        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
-        handle = self._service.submit(request, context, _ResultSink(self._bridge, future))
+    async def _infer(self, request: JsonRequest, context: RequestContext, receive: Receive) -> JsonResponse:
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+        def resolve(result: Result) -> None:
+            if not future.done():
+                future.set_result(result)
+
+        handle = self._service.infer_json(request, context, LoopSink(self._bridge, resolve))
         watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, _fail_on_disconnect, future, receive)
-        timeout_us = request.parameters.get("timeout")
+        timeout_us = request.parse().parameters.get("timeout")
         try:
             if type(timeout_us) is int and timeout_us > 0:
                 async with asyncio.timeout(timeout_us * 1e-6):
@@ -128,7 +139,7 @@ class InferEndpoint:
         return result
 
 
-def _fail_on_disconnect(future: asyncio.Future[_Result], receive: Receive) -> None:
+def _fail_on_disconnect(future: asyncio.Future[Result], receive: Receive) -> None:
     """Ends the wait for a result when the client disconnects."""
 
     async def wait_for_disconnect() -> None:
@@ -144,8 +155,12 @@ _watches: set[asyncio.Task[None]] = set()
 """Asyncio itself keeps no reference to a running task."""
 
 
-def _header_length(headers: dict[bytes, bytes]) -> int | None:
-    text = headers.get(HEADER_LENGTH)
+def header_length(text: bytes | None) -> int | None:
+    """Returns the bytes of JSON before the tensors, by the value of that header; None without it.
+
+    Raises:
+        InvalidArgument: it is no number.
+    """
     if text is None:
         return None
     if not text.isdigit() or len(text) > 18:
@@ -154,10 +169,13 @@ def _header_length(headers: dict[bytes, bytes]) -> int | None:
     return int(text)
 
 
-async def _send(send: Send, payload: bytes, header_length: int | None) -> None:
-    kind = b"application/json" if header_length is None else b"application/octet-stream"
-    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(payload))]
-    if header_length is not None:
-        headers.append((HEADER_LENGTH, b"%d" % header_length))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": payload})
+def response_headers(payload: bytes, json_length: int | None) -> list[tuple[bytes, bytes]]:
+    """Returns the headers of a response.
+
+    Args:
+        json_length: bytes of JSON before the tensors; None if all of it is JSON.
+    """
+    length = (b"content-length", b"%d" % len(payload))
+    if json_length is None:
+        return [(b"content-type", b"application/json"), length]
+    return [(b"content-type", b"application/octet-stream"), length, (HEADER_LENGTH, b"%d" % json_length)]

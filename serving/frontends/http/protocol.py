@@ -6,8 +6,9 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.frontends.http import connections
+from serving.frontends.http import connections, repeats
 from serving.frontends.http.connections import Connections, RateWindow
+from serving.frontends.http.repeats import Exchange, KnownHead, Repeats
 from serving.frontends.http.transport import GentleTransport
 from serving.observability.refusals import Refusals
 
@@ -21,12 +22,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     Args:
         peers: all connections of the port.
         refusals: counts requests that are refused here, before the application sees them.
+        repeats: the short way of requests that repeat; None without one.
     """
 
     transport: Any  # a GentleTransport
 
-    def __init__(self, *args: Any, peers: Connections, refusals: Refusals, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, peers: Connections, refusals: Refusals, repeats: Repeats | None = None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
+        self._repeats = repeats
+        self._exchange: Exchange | None = None
+        self._piece = b""  # that is being parsed, if a request begins with it
+        self._head = b""  # of the last request, if it began a piece
+        self._known: KnownHead | None = None  # what that head says
         self._peers = peers
         self._refusals = refusals
         self._num_pending_bytes = 0  # since the last complete head, piece of a body, or request
@@ -49,14 +58,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._peers.discard(self)
         super().connection_lost(exc)
+        if self._exchange is not None:
+            self._exchange.cancel()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        self._num_pending_bytes += len(data)
         self._num_received += len(data)
+        if self._head and data.startswith(self._head) and self._is_repeated(data):
+            return
+        self._num_pending_bytes += len(data)
         self._unset_keepalive_if_required()
+        self._piece = b"" if self._is_receiving else data
         self._feed(data)
+        self._piece = b""
         if self._num_pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
 
@@ -79,8 +94,59 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
         self._feed(b"\r\n".join([*lines, b"", b""]) + rest)
 
+    def _remember_head(self) -> None:
+        """Remembers the head that has been parsed, if it is the beginning of a piece."""
+        piece, self._piece, self._known = self._piece, b"", None
+        end = piece.find(b"\r\n\r\n", 0, repeats.MAX_HEAD_BYTES) + 4 if self._repeats is not None else 3
+        self._head = piece[:end] if end > 3 and piece.startswith(b"POST /") else b""
+
+    def _is_repeated(self, data: bytes) -> bool:
+        """Starts a request on the short way. Returns False if it has to take the long way."""
+        if self._is_receiving or self.pipeline or self._repeats is None or self.flow.write_paused:
+            return False
+        if self.cycle is None or not self.cycle.response_complete:
+            return False
+        if self._known is None:
+            self._known = self._repeats.know(self._head, self.scope)
+            if self._known is None:
+                self._head = b""
+                return False
+        if len(data) != self._known.num_bytes:
+            return False
+        if self._exchange is None:
+            self._exchange = Exchange(self._repeats, self)
+        if not self._exchange.start(self._known, data):
+            return False
+        self.cycle = self._exchange  # type: ignore[assignment]  # looks like one
+        return True
+
+    @property
+    def peer(self) -> str:
+        host, port = self.client or ("", 0)
+        return f"{host}:{port}"
+
+    def send_response(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Sends a response of the short way, and goes on to the next request."""
+        parts = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+        is_last = self._exchange is not None and not self._exchange.keep_alive
+        if is_last:
+            parts.append(b"connection: close\r\n")
+        parts += (b"\r\n", body)
+        self.transport.write(b"".join(parts))
+        if is_last:
+            self.transport.close()
+        self.on_response_complete()
+
+    def expire(self) -> None:
+        """Answers the request that the grace period cuts off, if it is on the short way."""
+        if self._exchange is not None:
+            self._exchange.expire()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._head = b""
         self._is_receiving = True
         self.waits_since = self.loop.time()
         self._is_in_head = True
@@ -92,6 +158,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._reading.start(self.loop.time(), self._num_received)
         super().on_headers_complete()
+        self._remember_head()
         if self.scope["raw_path"].endswith(b"/"):
             self.scope["path"] = self.scope["path"].rstrip("/") or "/"
         if self.scope["http_version"] == "1.0" and self.parser.should_keep_alive():

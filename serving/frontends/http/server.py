@@ -22,6 +22,7 @@ from serving.frontends.http import connections
 from serving.frontends.http.connections import Connections
 from serving.frontends.http.executor import BoundedExecutor
 from serving.frontends.http.protocol import BoundedHttpProtocol
+from serving.frontends.http.repeats import Repeats
 from serving.observability.refusals import Refusals
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class HttpServer:
     Attributes:
         port: that it listens on, once `listen` has returned.
         is_stopping: whether new requests should be refused.
+        repeats: the short way of requests that repeat; the application may set it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class HttpServer:
     ) -> None:
         self.port = 0
         self.is_stopping = False
+        self.repeats: Repeats | None = None
         self._name = name
         self._build_app = build_app
         self._max_connections = max_connections
@@ -113,8 +116,9 @@ class HttpServer:
 
     async def _serve(self, context: ssl.SSLContext | None) -> None:
         peers = Connections(self._max_connections())
-        protocol = partial(BoundedHttpProtocol, peers=peers, refusals=self._refusals)
-        self._server = _build_server(self._build_app(self), protocol, context)
+        app = self._build_app(self)
+        protocol = partial(BoundedHttpProtocol, peers=peers, refusals=self._refusals, repeats=self.repeats)
+        self._server = _build_server(app, protocol, context)
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         while not self._server.started:
             await asyncio.sleep(_POLL_S)
@@ -122,6 +126,8 @@ class HttpServer:
         sweeping = asyncio.create_task(_sweep(peers))
         await serving
         sweeping.cancel()
+        peers.expire()
+        await asyncio.sleep(0)
         peers.abort()  # those that linger: uvloop does not close while they are open
         await asyncio.sleep(0)
 

@@ -220,7 +220,7 @@ class TestEventLoops:
                 assert go_on.wait(PATIENCE_S)
             return parse_request(body, *arguments)
 
-        monkeypatch.setattr("serving.frontends.http.infer.parse_request", parse)
+        monkeypatch.setattr("serving.protocol.json_infer.parse_request", parse)
         yield parsing, go_on
         go_on.set()
 
@@ -281,7 +281,8 @@ class TestEventLoops:
             threads.add(threading.current_thread().name.split("_")[0])
             return render_response(*arguments)
 
-        monkeypatch.setattr("serving.frontends.http.infer.render_response", render)
+        monkeypatch.setattr("serving.protocol.json_infer.render_response", render)
+        monkeypatch.setattr("serving.protocol.json_infer.MAX_INLINE_BYTES", 0)
         server = start()
         for limit, thread in ((0, "http-body"), (1 << 20, "http")):
             monkeypatch.setattr("serving.frontends.http.infer.MAX_INLINE_OUTPUT_BYTES", limit)

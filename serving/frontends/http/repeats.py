@@ -1,0 +1,241 @@
+"""The short way of inference requests that repeat.
+
+A client that sends one image after the other over a connection sends the same head each time. httptools, uvicorn and
+Starlette take longer for such a request than everything else together. So a connection remembers its last head, and a
+request that arrives whole, in one piece, and begins with the same bytes goes directly to the service: those bytes have
+been parsed, and mean the same again. Tokens are checked each time. Whatever is unusual takes the long way: other forms
+of requests, callers with quotas, plans that are not cached, and servers that drain.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from starlette.responses import Response
+
+from convoy.auth import TokenFile
+from serving.errors import ServingError
+from serving.frontends.common.auth import INFERS
+from serving.frontends.common.status import shutting_down
+from serving.frontends.http.executor import BoundedExecutor
+from serving.frontends.http.infer import (
+    HEADER_LENGTH,
+    LoopBridge,
+    Result,
+    response_headers,
+)
+from serving.frontends.http.responses import error_response, json_response
+from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
+from serving.inference.service import InferenceService
+from serving.observability.logging import AccessLog, AccessLogEntry
+from serving.protocol.json_infer import MAX_INLINE_BYTES, JsonRequest, JsonResponse
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 2048
+"""Of a head that is remembered."""
+
+_PATH = re.compile(rb"/v2/models/([^/%]+)(?:/versions/([^/%]+))?/infer")
+_SPECIAL = frozenset(
+    {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"proxy-connection", b"origin", b"traceparent"}
+)
+"""Headers of requests that take the long way."""
+
+
+class KnownHead:
+    """A head of an inference whose tensors follow its JSON as bytes.
+
+    Attributes:
+        credentials: the header `authorization`; None without one.
+        method: for the access log.
+        num_bytes: of the head and the body.
+    """
+
+    __slots__ = ("_length", "_model", "_size", "_version", "credentials", "method", "num_bytes")
+
+    def __init__(self, size: int, path: re.Match[bytes], headers: dict[bytes, bytes]) -> None:
+        self._size = size
+        self._model, self._version = str(path[1], "ascii"), str(path[2] or b"", "ascii")
+        self._length = int(headers[HEADER_LENGTH])
+        credentials = headers.get(b"authorization")
+        self.credentials = None if credentials is None else credentials.decode("latin-1")
+        self.method = f"POST {str(path[0], 'ascii')}"
+        self.num_bytes = size + int(headers[b"content-length"])
+
+    def request(self, data: bytes) -> JsonRequest:
+        """Returns the request in the bytes of a head and a body."""
+        return JsonRequest(memoryview(data)[self._size :], self._length, self._model, self._version)
+
+
+class Connection(Protocol):
+    """A connection, as its `Exchange` sees it."""
+
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+
+    def send_response(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Sends the response of the exchange, and goes on to the next request."""
+
+
+class Repeats:
+    """The short way of one port.
+
+    Args:
+        executor: renders large responses.
+        is_ending: whether requests should take the long way, where they are refused or end their connections.
+        max_body_bytes: of requests and responses.
+    """
+
+    def __init__(
+        self,
+        service: InferenceService,
+        executor: BoundedExecutor,
+        *,
+        is_ending: Callable[[], bool],
+        max_body_bytes: int,
+        tokens: TokenFile | None,
+        access_log: AccessLog | None,
+    ) -> None:
+        self.bridge = LoopBridge(asyncio.get_running_loop())
+        self.service = service
+        self.is_ending = is_ending
+        self.executor = executor
+        self.max_body_bytes = max_body_bytes
+        self.tokens = tokens
+        self.access_log = access_log
+
+    def know(self, head: bytes, scope: Mapping[str, Any]) -> KnownHead | None:
+        """Returns what a head says that httptools has parsed; None if its requests take the long way."""
+        path = _PATH.fullmatch(scope["raw_path"])
+        headers = dict(scope["headers"])
+        numbers = [headers.get(name, b"") for name in (b"content-length", HEADER_LENGTH)]
+        if (
+            path is None
+            or scope["method"] != "POST"
+            or scope["http_version"] != "1.1"
+            or not _SPECIAL.isdisjoint(headers)
+            or headers.get(b"connection", b"keep-alive").lower() != b"keep-alive"
+            or not all(number.isdigit() and len(number) <= 18 for number in numbers)
+            or int(numbers[0]) > self.max_body_bytes
+        ):
+            return None
+        return KnownHead(len(head), path, headers)
+
+
+class _NoEvent:
+    """In place of the event that uvicorn sets when a connection is lost: nothing waits for it."""
+
+    def set(self) -> None:
+        pass
+
+
+class Exchange:
+    """The requests of one connection on the short way, one after the other; a `ResponseSink` of each.
+
+    To uvicorn it looks like a `RequestResponseCycle`, so that the next request waits for its response.
+    """
+
+    message_event = _NoEvent()
+    more_body = False
+    response_started = False
+
+    def __init__(self, repeats: Repeats, connection: Connection) -> None:
+        self._repeats = repeats
+        self._connection = connection
+        self._request: RequestHandle | None = None
+        self._entry: AccessLogEntry | None = None
+        self.response_complete = True
+        self.keep_alive = True
+        self.disconnected = False
+
+    def start(self, known: KnownHead, data: bytes) -> bool:
+        """Starts a request. Returns False if it has to take the long way."""
+        repeats = self._repeats
+        if repeats.is_ending():
+            return False
+        context = NO_CONTEXT
+        if repeats.tokens is not None:
+            principal = repeats.tokens.find(known.credentials)
+            if principal is None or principal.quota is not None or principal.scopes.isdisjoint(INFERS):
+                return False
+            context = RequestContext(principal=principal)
+        entry = None if repeats.access_log is None else repeats.access_log.begin(known.method, self._connection.peer)
+        request = repeats.service.infer_json_again(known.request(data), context, self)
+        if request is None:
+            return False
+        self._request = request
+        if entry is not None:
+            entry.principal = context.principal
+            self._entry = entry
+        self.response_complete = False
+        return True
+
+    def succeed(self, response: JsonResponse) -> None:
+        self._repeats.bridge.pass_on(self._finish, response)
+
+    def fail(self, error: ServingError) -> None:
+        self._repeats.bridge.pass_on(self._finish, error)
+
+    def cancel(self) -> None:
+        """Drops the request: the client has disconnected."""
+        if self._request is not None:
+            self._request.cancel()
+            self._end(499)
+
+    def expire(self) -> None:
+        """Answers a request that the grace period cuts off."""
+        if self._request is not None:
+            self._request.cancel()
+            self._finish(shutting_down())
+
+    def _finish(self, result: Result) -> None:
+        if self._request is None:  # it was cancelled
+            return
+        if isinstance(result, ServingError):
+            self._send_error(error_response(result))
+        elif result.size_in_json > MAX_INLINE_BYTES:
+            _renderings.add(task := asyncio.ensure_future(self._finish_elsewhere(result)))
+            task.add_done_callback(_renderings.discard)
+        else:
+            self._render(result)
+
+    def _render(self, response: JsonResponse) -> None:
+        try:
+            body, json_length = response.render(self._repeats.max_body_bytes)
+        except ServingError as error:
+            self._send_error(error_response(error))
+        except Exception:
+            logger.exception("a response could not be rendered")
+            self._send_error(json_response({"error": "the server failed; its log says why"}, 500))
+        else:
+            self._send(200, response_headers(body, json_length), body)
+
+    async def _finish_elsewhere(self, response: JsonResponse) -> None:
+        try:
+            body, json_length = await self._repeats.executor.run(response.render, self._repeats.max_body_bytes)
+        except ServingError as error:
+            self._send_error(error_response(error))
+        else:
+            self._send(200, response_headers(body, json_length), body)
+
+    def _send_error(self, response: Response) -> None:
+        self._send(response.status_code, response.raw_headers, bytes(response.body))
+
+    def _send(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        if self._request is not None:
+            self._end(status)
+            self._connection.send_response(status, headers, body)
+
+    def _end(self, status: int) -> None:
+        self._request = None  # it refers to this exchange
+        self.response_complete = True
+        if self._entry is not None:
+            self._entry.end(status)
+            self._entry = None
+
+
+_renderings: set[Any] = set()
+"""Asyncio itself keeps no reference to a running task."""
