@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Box: TypeAlias = tuple[float, float, float, float]
 """Top, left, height and width, as fractions of the height and width of the image that a viewer shows."""
-Square = Literal["crop", "pad"]
-"""How an image of any shape becomes a square: by its centre alone, or whole, on white."""
 Result = TypeVar("Result")
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")

@@ -13,6 +13,8 @@ from trainer.hyperparameters import check_number
 Flip = Literal["none", "alternating", "random"]
 Fill = Literal["reflect", "zero"]
 Policy = Literal["none", "trivial"]
+Square = Literal["crop", "pad"]
+"""How an image of any shape becomes a square, before it is augmented: by its centre alone, or whole, on white."""
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "crop_area": (0.01, 1),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convoy.images import EXTENSIONS, ImageError, Pixels, prepare_image, read_image
+from convoy.images import EXTENSIONS, ImageError, Pixels, pad_image, prepare_image, read_image
 
 Read = Callable[..., Pixels]
 NEEDS_AVIF = pytest.mark.skipif(".avif" not in Image.registered_extensions(), reason="this Pillow reads no AVIF")
@@ -139,6 +139,24 @@ def test_a_shape_need_not_be_square() -> None:
 def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     np.testing.assert_array_equal(prepare_image(Image.fromarray(pixels), (3, 8, 8)), pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_padding_shows_the_whole_image_on_white(mode: str) -> None:
+    image = Image.new(mode, (40, 10))
+    pixels = pad_image(image, (3, 20, 20))
+    assert (pixels[:, 8:12] <= 1).all(), "the image, and 0.5 pixels of rounding"
+    assert (pixels[:, [*range(7), *range(13, 20)]] == 255).all()
+    part = pad_image(image, (1, 20, 20), box=(0.5, 0.5, 0.25, 0.5))  # from the centre of the square
+    assert (part[0, :10] == 0).all()
+    assert (part[0, 10:] == 255).all()
+    assert (pad_image(image, (1, 4, 4), box=(0, 0, 0.25, 1)) == 255).all()
+
+
+def test_padding_changes_no_square_and_keeps_one_pixel_of_a_strip() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(*(to(Image.fromarray(pixels), (3, 8, 8)) for to in (pad_image, prepare_image)))
+    assert pad_image(Image.new("L", (1, 20_000)), (1, 8, 8)).min(axis=1).tolist() == [[255] * 4 + [0] + [255] * 3]
 
 
 def test_resizing_is_antialiased(read: Read) -> None:

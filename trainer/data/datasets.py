@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trainer.augmentation import Square
 from trainer.data import synthetic
 from trainer.data.content import Images as Images  # imported from here by other packages
 from trainer.data.content import ImageSet as ImageSet
@@ -38,6 +39,7 @@ MNIST_MINI = DatasetInfo(
     num_train=5_000,
     num_test=1_000,
     sha256="06549f7d8f4b04dbe9dcfd419e908af7cac222e6d785bb0e495994a30157b096",
+    preprocessing=MNIST.preprocessing,
     generate=partial(decode_npz, _MINI_FILE),
 )
 SYNTHETIC = DatasetInfo(
@@ -91,6 +93,7 @@ def load_dataset(  # noqa: PLR0913 (the options of a folder)
     source: "Source" = "auto",
     memory: int | None = None,
     skip_bad_images: int = 0,
+    square: Square = "crop",
     verify: bool = True,
     log: Callable[[str], None],
 ) -> Dataset:
@@ -105,6 +108,7 @@ def load_dataset(  # noqa: PLR0913 (the options of a folder)
             the size of its images.
         memory: bytes of the device that trains; a resident set takes at most a quarter. None for this machine's.
         skip_bad_images: files of a folder that cannot be decoded are left out, up to so many.
+        square: how the images of a folder become squares.
         verify: hashes the decoded file, at about 1.4 GB/s. One process of a host is enough; the others should
             load after it, so that none keeps a damaged file that the first one replaces.
         log: receives each line for the user.
@@ -119,7 +123,9 @@ def load_dataset(  # noqa: PLR0913 (the options of a folder)
     if root is not None:
         from trainer.data.folder.image_folder import FolderOptions, load_image_folder
 
-        options = FolderOptions(image_size=image_size, source=source, memory=memory, skip_bad_images=skip_bad_images)
+        options = FolderOptions(
+            image_size=image_size, source=source, memory=memory, skip_bad_images=skip_bad_images, square=square
+        )
         opened = load_image_folder(root, data_dir, options, verify=verify, log=log)
     elif source == "streamed":
         raise ConfigError(f"--source streamed is for folders of images (folder:PATH), not for {name}")

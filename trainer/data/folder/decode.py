@@ -16,7 +16,15 @@ import numpy as np
 import torch
 
 from convoy.cpus import available_memory
-from convoy.images import explain_decode_errors, fit_image, is_grey_of_sixteen_bits, upright_and_opaque, use_image
+from convoy.images import (
+    explain_decode_errors,
+    fit_image,
+    is_grey_of_sixteen_bits,
+    pad_image,
+    upright_and_opaque,
+    use_image,
+)
+from trainer.augmentation import Square
 from trainer.data.folder.index import DECODED, FolderIndex
 from trainer.data.folder.workers import ImageProblem, collect_warnings, map_in_threads
 from trainer.data.staging import explain_disk_errors
@@ -50,7 +58,13 @@ def examine_files(index: FolderIndex, log: Callable[[str], None], save: Callable
 
 
 def decode_pixels(
-    index: FolderIndex, shape: tuple[int, int, int], significant_bits: int, folder: Path, log: Callable[[str], None]
+    index: FolderIndex,
+    shape: tuple[int, int, int],
+    significant_bits: int,
+    folder: Path,
+    log: Callable[[str], None],
+    *,
+    square: Square = "crop",
 ) -> torch.Tensor:
     """Decodes all files, and enters in the index what `examine_files` does.
 
@@ -60,6 +74,7 @@ def decode_pixels(
         significant_bits: of 16-bit grey images.
         folder: on the disk that holds the pixels while they are not written.
         log: receives lines about the progress.
+        square: how images become squares.
 
     Returns:
         Uint8 [N, C, H, W], mapped from a file without a name; zeros where a file cannot be decoded.
@@ -70,8 +85,10 @@ def decode_pixels(
     images = tensor_on_disk((len(index), *shape), folder)
     target = images.numpy()
 
+    to_square = pad_image if square == "pad" else fit_image
+
     def prepare(row: int, image: "Image") -> None:
-        target[row] = fit_image(image, shape, significant_bits=significant_bits)
+        target[row] = to_square(image, shape, significant_bits=significant_bits)
 
     for _ in _decode(index, np.arange(len(index)), prepare, max(0, available_memory() - images.nbytes), log):
         pass

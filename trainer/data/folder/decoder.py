@@ -8,20 +8,27 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
 
-from convoy.images import Pixels, explain_decode_errors, read_image, resize_image, upright_and_opaque, use_image
+from convoy.images import (
+    Box,
+    Pixels,
+    explain_decode_errors,
+    pad_image,
+    read_image,
+    resize_image,
+    upright_and_opaque,
+    use_image,
+)
+from trainer.augmentation import Square
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Box: TypeAlias = tuple[float, float, float, float]
-"""Top, left, height and width, as fractions of the height and width of the image that a viewer shows."""
 
 _MAX_PIXELS = 1 << 26
 """Larger images are left to Pillow, which refuses those of twice its own limit."""
@@ -48,16 +55,25 @@ _TURNS = {
 """The turn for each value of the EXIF orientation."""
 
 
-def decode_crop(path: Path, box: Box | None, size: int, num_channels: int, significant_bits: int = 16) -> Pixels:
+def decode_crop(
+    path: Path,
+    box: Box | None,
+    size: int,
+    num_channels: int,
+    significant_bits: int = 16,
+    *,
+    square: Square = "crop",
+) -> Pixels:
     """Decodes a part of an image and resizes it to a square.
 
     Args:
         path: the file; its content decides its format, whatever its extension.
-        box: the part, of any shape; None for the image as evaluation and serving prepare it, to the bit: the shorter
-            side is resized and the centre cut out.
+        box: the part, of any shape; None for the image as evaluation and serving prepare it, to the bit. With the
+            square `pad`, it is a part of the padded square.
         size: width and height of the result.
         num_channels: 1 for grey or 3 for RGB.
         significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
+        square: how a whole image becomes a square.
 
     Returns:
         Pixels, uint8 `[C, size, size]`.
@@ -72,6 +88,12 @@ def decode_crop(path: Path, box: Box | None, size: int, num_channels: int, signi
         top, left, bottom, right = _rectangle(box, upright.height, upright.width)
         return resize_image(upright.crop((left, top, right, bottom)), shape, significant_bits=significant_bits)
 
+    def pad(image: "Image") -> Pixels:
+        part = (0, 0, 1, 1) if box is None else box
+        return pad_image(upright_and_opaque(image), shape, significant_bits=significant_bits, box=part)
+
+    if square == "pad":
+        return use_image(path, pad)
     if box is None:
         return read_image(path, shape, significant_bits=significant_bits)
     with explain_decode_errors(path):

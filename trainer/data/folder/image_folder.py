@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from convoy.cpus import available_memory
+from trainer.augmentation import Square
 from trainer.data.content import DatasetContent, ImageSet, image_digests
 from trainer.data.decoded_file import DecodedDataset, open_decoded, open_or_create
 from trainer.data.folder.decode import decode_pixels, select_images
@@ -55,12 +56,14 @@ class FolderOptions:
         source: `auto` chooses by `memory`.
         memory: bytes of the device that trains; None for this machine's.
         skip_bad_images: files that cannot be decoded are left out, up to so many.
+        square: how images become squares.
     """
 
     image_size: int | None = None
     source: Source = "auto"
     memory: int | None = None
     skip_bad_images: int = 0
+    square: Square = "crop"
 
     def fits(self, num_bytes: int) -> bool:
         """Returns whether `auto` keeps images of so many bytes resident."""
@@ -125,6 +128,8 @@ class _Opening:
         self.folder = decoded_folder(root, data_dir)
         self.lock_path = self.folder.with_name(f"{self.folder.name}.lock")
         self.size = "native" if options.image_size is None else str(options.image_size)
+        if options.square == "pad":
+            self.size = f"padded-{self.size}"
         self.path = self.folder / f"{self.size}-{listing.key}.pt"
         if options.skip_bad_images and not self.path.exists():  # a file without images left out serves both
             self.path = self.path.with_stem(f"{self.path.stem}-skipping")
@@ -169,6 +174,7 @@ class _Opening:
             index,
             shape,
             None if bit_depth is None else bit_depth.significant_bits,
+            self.options.square,
             lambda rows: self._notes(
                 index, bit_depth, rows, {split: index.picture_sha256.numpy()[own] for split, own in rows.items()}
             ),
@@ -183,7 +189,7 @@ class _Opening:
         index = open_or_make_index_locked(self.listing, self.folder)
         shape, bit_depth = self.shape(index), find_bit_depth(index)
         bits = None if bit_depth is None else bit_depth.significant_bits
-        images = decode_pixels(index, shape, bits or 16, self.folder, self._log)
+        images = decode_pixels(index, shape, bits or 16, self.folder, self._log, square=self.options.square)
         assert index.path is not None
         save_index(index, index.path)
         check_problems(index, self.options.skip_bad_images)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from convoy.images import ImageError, Pixels
+from trainer.augmentation import Square
 from trainer.data.content import image_digests
 from trainer.data.folder.decoder import Box, decode_crop
 from trainer.data.folder.division import split_rows
@@ -36,6 +37,7 @@ class FolderImages:
         labels: int64 [N].
         shape: (C, H, W); images are square.
         significant_bits: of 16-bit grey images.
+        square: how images become squares.
     """
 
     index: FolderIndex
@@ -43,14 +45,16 @@ class FolderImages:
     labels: torch.Tensor
     shape: tuple[int, int, int]
     significant_bits: int = 16
+    square: Square = "crop"
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def sizes(self) -> torch.Tensor:
-        """Height and width of each image as a viewer shows it, before it is resized, int32 [N, 2]."""
-        return self.index.extents[self.rows]
+        """Height and width of each image before it is resized, int32 [N, 2]: as a viewer shows it, or of its square."""
+        sizes = self.index.extents[self.rows]
+        return sizes.amax(dim=1, keepdim=True).expand(-1, 2) if self.square == "pad" else sizes
 
     def decode(self, number: int, box: Box | None = None) -> Pixels:
         """Decodes an image.
@@ -69,7 +73,7 @@ class FolderImages:
         path = self.index.unchanged_file(row)
         num_channels, size, _ = self.shape
         try:
-            return decode_crop(path, box, size, num_channels, significant_bits=self.significant_bits)
+            return decode_crop(path, box, size, num_channels, self.significant_bits, square=self.square)
         except ImageError as error:
             self.index.unchanged_file(row)  # it may have been replaced just now
             raise DataError(f"{path} cannot be read any more: {error}") from error
@@ -111,11 +115,12 @@ class StreamedDataset:
     significant_bits: int | None
 
 
-def open_streamed(
+def open_streamed(  # noqa: PLR0913 (how images are decoded)
     name: str,
     index: FolderIndex,
     shape: tuple[int, int, int],
     significant_bits: int | None,
+    square: Square,
     describe: Callable[[dict[str, torch.Tensor]], tuple[str, ...]],
     log: Callable[[str], None],
 ) -> StreamedDataset:
@@ -126,6 +131,7 @@ def open_streamed(
         index: a complete one.
         shape: (C, H, W) of each image.
         significant_bits: of 16-bit grey images; None without such images.
+        square: how images become squares.
         describe: returns the notes of the data set, from the positions in the index of the images of each split.
         log: receives each line for the user.
 
@@ -136,7 +142,8 @@ def open_streamed(
     ignore_warnings()  # they were logged when the index was made
     rows = split_rows(index)
     splits = {
-        split: FolderImages(index, own, index.labels[own], shape, significant_bits or 16) for split, own in rows.items()
+        split: FolderImages(index, own, index.labels[own], shape, significant_bits or 16, square)
+        for split, own in rows.items()
     }
     sha256 = _streamed_sha256(splits)
     path = index.path.with_name(f"{shape[1]}-{index.key}-{sha256[:12]}.json")
@@ -172,12 +179,13 @@ def open_test_images(path: Path, train: FolderImages) -> FolderImages:
     """
     index = open_index(path)
     rows = split_rows(index)["test"]
-    return FolderImages(index, rows, index.labels[rows], train.shape, train.significant_bits)
+    return FolderImages(index, rows, index.labels[rows], train.shape, train.significant_bits, train.square)
 
 
 def _streamed_sha256(splits: dict[str, FolderImages]) -> str:
     train = splits["train"]
-    digest = hashlib.sha256(f"streamed {list(train.shape)} {train.significant_bits}\n".encode())
+    padded = " padded" if train.square == "pad" else ""
+    digest = hashlib.sha256(f"streamed {list(train.shape)} {train.significant_bits}{padded}\n".encode())
     for name, images in splits.items():
         digest.update(f"{name} {len(images)}\n".encode())
         digest.update(images.labels.numpy().tobytes())

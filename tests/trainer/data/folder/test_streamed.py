@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.trainer.data.folder.image_files import Load, put, put_class
 from tests.trainer.data.folder.test_decode import png_of_sixteen_bits
+from trainer.augmentation import Square
 from trainer.data import Dataset, Images, load_dataset
 from trainer.data.folder import streamed
 from trainer.data.test_set import load_test_set
@@ -57,12 +58,15 @@ def assert_same(one: Dataset, other: Dataset) -> None:
     assert one.sha256 != other.sha256
 
 
+@pytest.mark.parametrize("square", ["crop", "pad"])
 @pytest.mark.parametrize("parts", [(), ("train", "val"), ("train", "val", "test")])
-def test_the_source_changes_neither_images_nor_splits(tmp_path: Path, load: Load, parts: tuple[str, ...]) -> None:
+def test_the_source_changes_neither_images_nor_splits(
+    tmp_path: Path, load: Load, parts: tuple[str, ...], square: Square
+) -> None:
     for part in parts or ("",):
         for name in "ab":
             photographs(tmp_path / "x" / part / name, 12, seed=hash_of(part + name))
-    resident, streamed = (load(tmp_path / "x", 24, source=source) for source in ("resident", "streamed"))
+    resident, streamed = (load(tmp_path / "x", 24, source=source, square=square) for source in ("resident", "streamed"))
     assert (resident.is_streamed, streamed.is_streamed) == (False, True)
     assert_same(resident, streamed)
     assert resident.notes == streamed.notes
@@ -97,6 +101,16 @@ def test_the_sizes_are_those_of_upright_images(photos: Path, load: Load) -> None
     assert turned
     assert all(width == 40 and height % 3 == 0 for height, width in turned)
     assert train.sizes.dtype == torch.int32
+
+
+def test_padded_squares_are_cropped_as_squares(photos: Path, load: Load) -> None:
+    cropped, padded = (load(photos, 16, source="streamed", square=square) for square in ("crop", "pad"))
+    assert cropped.sha256 != padded.sha256
+    assert padded.train.sizes.tolist() == [[max(size)] * 2 for size in cropped.train.sizes.tolist()]
+    assert isinstance(padded.train, streamed.FolderImages)
+    whole, top = (padded.train.decode(0, box) for box in (None, (0, 0, 0.1, 1)))
+    assert (whole[:, 0] == 255).all() or (whole[:, :, 0] == 255).all()
+    assert (top == 255).all() == (whole[:, 0] == 255).all()
 
 
 def test_chunks_are_the_images_in_order(photos: Path, load: Load) -> None:
