@@ -104,6 +104,7 @@ def load(  # noqa: PLR0913 (the options of a data set)
         source=source,
         memory=memory,
         skip_bad_images=skip_bad_images,
+        square=recipe.square,
         log=log,
         verify=is_first,
     )

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from trainer.augmentation import Augment
+from trainer.augmentation import Augment, Square
 from trainer.errors import ConfigError
 from trainer.hyperparameters import BestBy, ClassWeights, ParameterKind, ParamGroup, Schedule, check_number
 
@@ -73,6 +73,8 @@ class Recipe:
     """Share of an image's target that is spread evenly over all classes."""
     precision: Precision = "float32"
     """`bfloat16`: autocast, where the hardware computes it faster than float32."""
+    square: Square = "crop"
+    """How the images of a folder become squares: by their centre alone (`crop`), or whole, on white (`pad`)."""
     test_time_views: TestTimeViews = "one"
     """Views of an image whose logits are averaged for a second figure; the headline is of one view."""
     num_validation: int = 5000
