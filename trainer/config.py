@@ -69,8 +69,8 @@ class TrainConfig:
     """Largest relative change of a training image's width and height, such as 0.1. 0 where sizes matter."""
     lr_scale: float = 1.0
     """Factor of every learning rate of the recipe."""
-    precision: Annotated[Precision | None, option("{float32,bfloat16}", "the recipe's")] = None
-    """Precision of the forward pass. bfloat16 is used only where the hardware computes it faster than float32."""
+    precision: Annotated[Precision | None, option("{float32,tf32,bfloat16}", "the recipe's")] = None
+    """bfloat16: mixed; float32 where the hardware is not faster in it. tf32: float32, rounded by GPUs since Ampere."""
     virtual_shards: Annotated[int | None, option("INT", "one shard for each rank")] = None
     """Number of parts of each batch, a power of two. Every number of ranks that divides it gives the same weights."""
     grad_accumulation: int = 1

@@ -1,7 +1,9 @@
 """Facts about this machine: precision support, memory reuse, and the description written into results."""
 
+import contextlib
 import ctypes
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -32,6 +34,32 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(bfloat16_instructions())
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Returns whether the device has TF32: NVIDIA's GPUs since Ampere have, which is compute capability 8."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def allow_tf32(is_allowed: bool) -> None:
+    """Decides for this process whether GPUs may compute float32 convolutions and matrix products in TF32.
+
+    torch allows it for convolutions unless told otherwise. TF32 keeps 10 of float32's 23 bits of a factor's fraction.
+    The backward pass and a CUDA graph take the setting of the moment in which they are computed or captured.
+    """
+    torch.backends.cudnn.allow_tf32 = is_allowed
+    torch.backends.cuda.matmul.allow_tf32 = is_allowed
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Context in which GPUs compute float32 convolutions and matrix products in float32."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    allow_tf32(False)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def bfloat16_instructions() -> list[str]:

@@ -31,7 +31,13 @@ def prepare(config: TrainConfig, world: World, log: Callable[[str], None]) -> tu
     """
     if world.is_main:
         check_installed(config.log_to)
-    recipe = config.resolve().as_computed_on(world.device)
+    asked = config.resolve()
+    recipe = asked.as_computed_on(world.device)
+    if asked.precision == "tf32" != recipe.precision:
+        raise ConfigError(
+            f"precision tf32: the {'GPU' if world.device.type == 'cuda' else 'CPU'} of rank {world.rank} has no TF32, "
+            "only NVIDIA's GPUs since Ampere have: use --precision float32"
+        )
     dataset = load(
         recipe,
         config.image_size,

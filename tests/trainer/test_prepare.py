@@ -7,8 +7,9 @@ import pytest
 
 from tests.trainer.loop.runs import ALONE
 from trainer.config import TrainConfig
+from trainer.errors import ConfigError
 from trainer.files import write_json
-from trainer.prepare import source_of
+from trainer.prepare import prepare, source_of
 from trainer.recipes import RECIPES
 from trainer.records.fingerprint import Fingerprint
 
@@ -26,3 +27,12 @@ def test_a_run_is_continued_with_the_source_that_it_began_with(tmp_path: Path, i
     assert source_of(config, ALONE) == ("streamed" if is_streamed else "resident")
     assert source_of(replace(config, source="resident"), ALONE) == "resident"
     assert source_of(replace(config, run_dir=None), ALONE) == "auto"
+
+
+@pytest.mark.parametrize("config", [TrainConfig(precision="tf32"), TrainConfig(set=("precision=tf32",))])
+def test_tf32_is_refused_where_there_is_none(config: TrainConfig) -> None:
+    """Silently computed in float32, a run would neither be what its user asked for nor as fast."""
+    with pytest.raises(
+        ConfigError, match=r"^precision tf32: the CPU of rank 0 has no TF32, .*: use --precision float32$"
+    ):
+        prepare(config, ALONE, print)

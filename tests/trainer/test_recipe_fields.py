@@ -53,7 +53,7 @@ def test_a_text_becomes_a_value_of_the_fields_type(assignment: str, name: str, v
         ("augment.shift=2.5", "--set augment.shift=2.5: must be a whole number"),
         ("epochs=true", "--set epochs=true: must be a whole number"),
         ("balanced_sampling=1", "--set balanced_sampling=1: must be true or false"),
-        ("precision=float16", "--set precision=float16: must be float32 or bfloat16"),
+        ("precision=float16", "--set precision=float16: must be float32 or tf32 or bfloat16"),
         ("widths=a,b", "--set widths=a,b: must be a list of whole numbers"),
         ("augment.shft=2", "no field 'augment.shft': did you mean augment.shift"),
         ("lr=1", "no field 'lr': did you mean param_groups.filters.lr or param_groups.matrices.lr"),

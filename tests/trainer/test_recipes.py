@@ -41,6 +41,18 @@ def test_bfloat16_is_used_only_where_the_hardware_is_fast_in_it(monkeypatch: pyt
     assert recipe.as_computed_on(cpu) == replace(recipe, precision="float32")
 
 
+def test_tf32_is_a_precision_of_its_own_and_float32_never_means_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    recipe = replace(RECIPES["mnist"], precision="tf32")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert recipe.as_computed_on(gpu) is recipe
+    assert recipe.as_computed_on(cpu).precision == "float32"  # a run of a GPU is evaluated and exported on CPUs, too
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert recipe.as_computed_on(gpu).precision == "float32"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert RECIPES["mnist"].as_computed_on(gpu).precision == "float32"
+
+
 def moves_only(augment: Augment) -> Augment:
     """Returns the augmentation without changes of colours and without erasing."""
     return replace(augment, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, erase=0.0)

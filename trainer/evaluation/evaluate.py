@@ -1,7 +1,9 @@
 """Exact evaluation: each image once, counts in whole numbers, the same result for every world size.
 
 Chunks of a fixed size, whatever the number of ranks, are shared out among the ranks. None is padded: torch's
-DistributedSampler pads, and so counts images twice (https://github.com/pytorch/pytorch/issues/25162).
+DistributedSampler pads, and so counts images twice (https://github.com/pytorch/pytorch/issues/25162). The size follows
+from that of the images alone. A chunk that does not fit in a GPU's memory, which may hold a training step beside it, is
+computed in parts.
 """
 
 from collections.abc import Callable, Iterator
@@ -118,14 +120,15 @@ def evaluate(
         chunks = images.chunks(mine, size)
         if not isinstance(images, ImageSet):
             chunks = _waiting_for(chunks, world.activity)
+        part_size = size
         for start, decoded in zip(positions, chunks, strict=True):
             chunk = indices[start : start + size]
             pixels, labels = decoded.to(world.device), images.labels[chunk].to(world.device)
-            logits = predict(pixels).float()
+            logits, views, part_size = _in_parts(predict, predict_with_views, pixels, part_size)
             log_probabilities = F.log_softmax(logits, dim=1)
             best, predicted = log_probabilities.max(dim=1)
             of_label = log_probabilities.gather(1, labels[:, None])[:, 0]
-            with_views = predicted if predict_with_views is None else predict_with_views(pixels).argmax(dim=1)
+            with_views = predicted if views is None else views.argmax(dim=1)
             columns = [column.double() for column in (predicted, best.exp(), of_label.exp(), -of_label, with_views)]
             table[start : start + len(chunk)] = torch.stack(columns, dim=1).cpu()
         table = world.all_reduce_sum(table.to(world.device)).cpu()
@@ -137,6 +140,32 @@ def evaluate(
         loss=float(table[:, 3].mean()),
         predicted_with_views=None if predict_with_views is None else table[:, 4].long(),
     )
+
+
+def _in_parts(
+    predict: Predict, predict_with_views: Predict | None, pixels: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor | None, int]:
+    """Computes a chunk in parts that fit in the device's memory.
+
+    Args:
+        size: images of the first parts to try; parts that do not fit are halved.
+
+    Returns:
+        The logits of one view and those of several, float32 `[B, classes]`, and the size of the parts that fit.
+
+    Raises:
+        torch.OutOfMemoryError: a single image does not fit.
+    """
+    while True:
+        try:
+            parts = pixels.split(size)
+            one = torch.cat([predict(part).float() for part in parts])
+            views = None if predict_with_views is None else torch.cat([predict_with_views(part) for part in parts])
+            return one, views, size
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        size //= 2  # outside of the except clause, whose error keeps the tensors of the failed forward pass
 
 
 def _waiting_for(chunks: Iterator[torch.Tensor], activity: Activity) -> Iterator[torch.Tensor]:

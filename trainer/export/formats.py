@@ -3,10 +3,9 @@
 The files hold nothing about the machine that made them: no paths, no stack traces.
 """
 
-import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from torch import nn
 
 from convoy.cpus import num_available_cpus
 from trainer.export.repository import INPUT, LOGITS, ONNX, PROBABILITIES
+from trainer.hardware import without_tf32
 
 TORCHSCRIPT, EXPORTED_PROGRAM = "model.pt", "model.pt2"
 
@@ -82,17 +82,6 @@ def serialize_onnx(model: onnx.ModelProto) -> bytes:
     onnx.checker.check_model(clean, full_check=True)
     content: bytes = clean.SerializeToString(deterministic=True)
     return content
-
-
-@contextlib.contextmanager
-def without_tf32() -> Iterator[None]:
-    """Context in which convolutions on GPUs compute in float32."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def _to_program(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:

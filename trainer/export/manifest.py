@@ -3,7 +3,9 @@
 import datetime
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -20,7 +22,8 @@ from trainer.records.origin import git_commit
 from trainer.records.result import Result
 
 FORMAT_VERSION = 1
-_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy")
+_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
+"""Python packages whose versions the manifest has, as far as they are installed: ONNX Runtime has one of two names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,15 @@ def _origin(run: Run) -> dict[str, Any]:
         "dataset_sha256": run.dataset.sha256,
         "config": run.folder.fingerprint.values,
         "git_commit": git_commit(),
-        "libraries": {name: installed_version(name) for name in _LIBRARIES},
+        "libraries": _versions(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Returns the versions of the installed libraries, by the names of their packages."""
+    found = {}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = installed_version(name)
+    return found

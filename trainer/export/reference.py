@@ -9,11 +9,12 @@ import torch
 
 from trainer.evaluation.views import average_views
 from trainer.export.folding import ExportModule, fold
-from trainer.export.formats import FloatArray, without_tf32
+from trainer.export.formats import FloatArray
 from trainer.export.golden import golden_images
 from trainer.export.parity import TOLERANCE, USUAL_LOGIT, ParityPlan, reference_logits
 from trainer.export.parity_images import ParityImages
 from trainer.export.repository import MAX_BATCH_SIZE
+from trainer.hardware import without_tf32
 from trainer.loop.run import Run
 from trainer.models import Classifier
 from trainer.recipes import TestTimeViews

@@ -8,7 +8,8 @@ import torch
 
 from trainer.errors import Interrupted
 from trainer.evaluation.baseline import TrainingWarning
-from trainer.evaluation.evaluate import CHUNK_SIZE, Evaluation, evaluate
+from trainer.evaluation.evaluate import Evaluation, chunk_size, evaluate
+from trainer.loop.look_ahead import LookAhead
 from trainer.loop.memory import out_of_memory
 from trainer.loop.run import Run
 from trainer.loop.saving import BackgroundSaver, SaveInterval
@@ -78,6 +79,7 @@ class TrainingLoop:
         self._stopwatch = Stopwatch(run.state.seconds, run.world.device)
         self._results = StepResults(run.world.device, run.state.seconds)
         self._lr_factor = torch.zeros(())  # of the last step
+        self._look_ahead = LookAhead(run.world.device)
         self._longest_step_s = 0.0  # of the recent steps: a step counts a tenth less with each one after it
         self._baseline = run.baseline
         self._warned_of: set[str] = set()
@@ -105,7 +107,7 @@ class TrainingLoop:
             self._train_step(batch)
             step_ended_at, step_s = time.monotonic(), time.monotonic() - step_ended_at
             self._longest_step_s = max(step_s, 0.9 * self._longest_step_s)
-            self._set_timeout(3 * self._longest_step_s)
+            self._set_step_timeout()
             self._log_if_due(epoch)
             if run.state.step % run.steps_per_epoch:  # a checkpoint at the epoch's end follows its validation
                 self.save_or_stop()
@@ -116,6 +118,7 @@ class TrainingLoop:
         result = run.learner.step(batch)
         run.state.totals += result
         self._results.add(run.state.step, result, batch.num_images)
+        self._look_ahead.wait()
         run.state.step += 1
         run.world.failure_context.step = run.state.step
         if run.world.device.type == "cpu" and not math.isfinite(result[0]):
@@ -129,7 +132,8 @@ class TrainingLoop:
         loss, accuracy = (run.state.totals / len(run.train_indices)).tolist()
         # A rank may have a chunk of images more than another; to classify a chunk takes no longer than to train on it.
         share = run.recipe.global_batch_size / run.world.num_computing
-        self._set_timeout(max(VALIDATION_TIMEOUT_S, 3 * self._longest_step_s * CHUNK_SIZE / share))
+        chunk = chunk_size(run.validation_images.shape)
+        self._set_timeout(max(VALIDATION_TIMEOUT_S, 3 * self._longest_step_s * chunk / share))
         validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
         if not math.isfinite(validation.loss):  # the last step's loss was that of the weights before it
             raise run.diverged(f"the validation loss is {validation.loss} after epoch {epoch}")
@@ -151,7 +155,7 @@ class TrainingLoop:
         if epoch > 1 or run.recipe.epochs == 1:
             self._warn(epoch, self._baseline.check(loss, validation))
         run.state.totals.zero_()
-        self._set_timeout(3 * self._longest_step_s)
+        self._set_step_timeout()
 
     def _find_best(self, epoch: int, validation: Evaluation) -> None:
         """Remembers the epoch if its validation is the best so far, and tells the user if the training ends early."""
@@ -204,6 +208,11 @@ class TrainingLoop:
             number,
         )
 
+    def _set_step_timeout(self) -> None:
+        """Sets the timeouts for steps, once their time is known. A rank that saves first waits for its queued steps."""
+        if self._look_ahead.is_reached:
+            self._set_timeout((3 + 2 * self._look_ahead.num_steps) * self._longest_step_s)
+
     def _set_timeout(self, seconds: float) -> None:
         """Sets the hang timeout and the grace period after a signal; both have a minimum of their own."""
         self._run.world.activity.timeout_s = self._stop.grace_period_s = seconds
@@ -212,7 +221,9 @@ class TrainingLoop:
         """Compares the ranks' weights: one faulty chip is enough to change them."""
         world = self._run.world
         if world.size > 1:
-            digest = digest_of(list(self._run.learner.model.state_dict().values())).cpu()
+            digest = digest_of(list(self._run.learner.model.state_dict().values()))
+            with world.activity.collective():  # a GPU waits here for the other ranks' part of the queued steps
+                digest = digest.cpu()
             digests = [tuple(theirs.tolist()) for theirs in world.all_gather(digest)]
             check_weights(digests, self._run.state.step)
 

@@ -13,6 +13,7 @@ from trainer.data.order import generator
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.views import average_views
+from trainer.hardware import allow_tf32
 from trainer.loop.batch_norm import has_single_values
 from trainer.loop.ema import WeightAverage
 from trainer.loop.loss import TrainingLoss, class_weights
@@ -62,8 +63,7 @@ class Learner:
     @property
     def precision(self) -> str:
         """The precision of the forward pass on this machine."""
-        with self.autocast():
-            return "bfloat16" if torch.is_autocast_enabled(self.device.type) else "float32"
+        return self.recipe.as_computed_on(self.device).precision
 
     def predict(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns logits for one view of each image, as the exported model computes them.
@@ -134,12 +134,9 @@ def build_learner(
     optimizer = Optimizer(parameter_groups(model, recipe), clip_norm=recipe.clip_norm)
     average = WeightAverage(model, recipe.ema_decay, warmup=recipe.ema_warmup) if recipe.ema_decay else None
     weights = class_weights(recipe.class_weights, dataset.train.labels[train_indices], len(dataset.classes))
-    autocast = partial(
-        torch.autocast,
-        world.device.type,
-        dtype=torch.bfloat16,
-        enabled=recipe.as_computed_on(world.device).precision == "bfloat16",
-    )
+    precision = recipe.as_computed_on(world.device).precision
+    allow_tf32(precision == "tf32")
+    autocast = partial(torch.autocast, world.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
     step = TrainStep(
         model=model,
         optimizer=optimizer,

@@ -54,8 +54,6 @@ class StreamedSource:
                 self._begun[each] = self._begin(each)
         begun = self._begun.pop(step)
         self._forget_before(step)
-        if self._uploader is not None:
-            self._uploader.wait_for_the_step_before_last()
         epoch, number = divmod(step, run.steps_per_epoch)
         with self._waits.waiting(is_counted=number > 0):
             images = self._result(begun)
@@ -105,20 +103,11 @@ class _Epoch:
 
 
 class _Uploader:
-    """Copies batches to a GPU on a stream of its own, while the GPU computes."""
+    """Copies batches to a GPU on a stream of its own, while the GPU computes. `LookAhead` bounds their number."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._queued: list[torch.cuda.Event] = []
-
-    def wait_for_the_step_before_last(self) -> None:
-        """Bounds the number of batches on the GPU: the CPU would otherwise be hundreds of steps ahead of it."""
-        event = torch.cuda.Event()
-        event.record()
-        self._queued.append(event)
-        if len(self._queued) > 2:
-            self._queued.pop(0).synchronize()
 
     def upload(self, batch: Batch) -> Batch:
         """Returns the batch on the GPU, for work that is queued on the current stream."""

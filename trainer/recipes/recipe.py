@@ -11,7 +11,7 @@ from trainer.hyperparameters import BestBy, ClassWeights, ParameterKind, ParamGr
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 TestTimeViews = Literal["one", "shifted", "mirrored", "mirrored-and-shifted"]
 
 _WITHOUT_MIRRORED: dict[TestTimeViews, TestTimeViews] = {"mirrored": "one", "mirrored-and-shifted": "shifted"}
@@ -72,7 +72,8 @@ class Recipe:
     label_smoothing: float = 0.0
     """Share of an image's target that is spread evenly over all classes."""
     precision: Precision = "float32"
-    """`bfloat16`: autocast, where the hardware computes it faster than float32."""
+    """`bfloat16`: autocast, where the hardware computes it faster than float32. `tf32`: convolutions and matrix products
+    in TF32, on NVIDIA's GPUs since Ampere. `float32` elsewhere."""
     square: Square = "crop"
     """How the images of a folder become squares: by their centre alone (`crop`), or whole, on white (`pad`)."""
     test_time_views: TestTimeViews = "one"
@@ -142,6 +143,7 @@ class Recipe:
 
     def as_computed_on(self, device: "torch.device") -> "Recipe":
         """Returns the recipe with the precision that it gets on this device, which decides the result."""
-        from trainer.hardware import has_fast_bfloat16  # imports torch, which --help need not wait for
+        from trainer.hardware import has_fast_bfloat16, has_tf32  # imports torch, which --help need not wait for
 
-        return self if has_fast_bfloat16(device) else replace(self, precision="float32")
+        has_precision = {"bfloat16": has_fast_bfloat16, "tf32": has_tf32}.get(self.precision)
+        return self if has_precision is None or has_precision(device) else replace(self, precision="float32")

@@ -31,6 +31,7 @@ LOCK_TIMEOUT_S = 120.0
 """Longest wait for another process to leave a folder: an NFS server notices after 90 s that a host is gone."""
 _TO_KEEP_PRECISION = {
     "float32": "continue with --precision float32",
+    "tf32": "continue with --precision tf32 on a GPU that has it, or start anew with float32",
     "bfloat16": "continue with --precision bfloat16 on the same kind of machine, or start anew with float32",
 }
 

@@ -69,6 +69,39 @@ def test_large_images_come_in_smaller_chunks() -> None:
     assert [chunk_size((3, side, side)) for side in (28, 32, 80, 224, 4000)] == [500, 500, 500, 64, 1]
 
 
+class SmallDevice:
+    """A model on a device whose memory holds only so many images at a time."""
+
+    def __init__(self, num_images: int) -> None:
+        self.num_images = num_images
+        self.sizes: list[int] = []
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(pixels))
+        if len(pixels) > self.num_images:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return _first_pixels(pixels)
+
+
+@pytest.mark.parametrize("num_images", [1, 130, CHUNK_SIZE])
+def test_a_chunk_that_does_not_fit_in_memory_is_computed_in_parts(num_images: int) -> None:
+    images, small = _labelled(CHUNK_SIZE + 7), SmallDevice(num_images)
+    seen = evaluate(small, images, None, ALONE, predict_with_views=lambda pixels: -small(pixels))
+    expected = evaluate(_first_pixels, images, None, ALONE, predict_with_views=lambda pixels: -_first_pixels(pixels))
+    for name in ("labels", "predicted", "confidence", "label_probability", "predicted_with_views"):
+        assert torch.equal(getattr(seen, name), getattr(expected, name)), name
+    assert seen.loss == expected.loss
+    fitting = {1: 1, 130: 125, CHUNK_SIZE: CHUNK_SIZE}[num_images]
+    tried = small.sizes[: small.sizes.index(fitting)]
+    assert tried == [CHUNK_SIZE >> number for number in range(len(tried))]
+    assert max(small.sizes[len(tried) :]) == fitting, "the chunks after it begin with the size that fits"
+
+
+def test_an_image_that_does_not_fit_in_memory_is_an_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(SmallDevice(0), _labelled(3), None, ALONE)
+
+
 def test_only_the_images_at_the_indices_are_evaluated() -> None:
     images = _labelled(100)
     indices = torch.tensor([3, 50, 7])

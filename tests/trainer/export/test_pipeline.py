@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.conftest import ROOT
 from tests.trainer.records.results import make_result
 from trainer.errors import ExportError
 from trainer.evaluation.views import NUM_VIEWS, average_views
+from trainer.export import manifest as manifest_module
 from trainer.export import pipeline
 from trainer.export.formats import FloatArray, convert_to_onnx, load_predictor
 from trainer.export.manifest import metrics_section
@@ -135,10 +137,22 @@ def test_the_manifest_records_the_origin_without_paths(manifest: dict[str, Any],
     assert origin["weights_sha256"] == weights_sha256(run.learner.model)
     assert (origin["dataset"], origin["dataset_sha256"]) == ("mnist-mini", run.dataset.sha256)
     assert origin["config"] == run.folder.fingerprint.values
-    assert origin["libraries"].keys() == {"torch", "onnx", "onnxscript", "onnxruntime-gpu", "numpy"}
+    assert origin["libraries"].keys() - {"onnxruntime-gpu", "onnxruntime"} == {"torch", "onnx", "onnxscript", "numpy"}
+    assert origin["libraries"].keys() & {"onnxruntime-gpu", "onnxruntime"}
     text = json.dumps(manifest)
     assert str(ROOT) not in text
     assert str(run.folder.path.parent) not in text
+
+
+@pytest.mark.parametrize("installed", ["onnxruntime", "onnxruntime-gpu"])
+def test_either_package_of_onnx_runtime_will_do(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name.startswith("onnxruntime") and name != installed:
+            raise PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr("trainer.export.manifest.installed_version", version)
+    assert manifest_module._versions() == dict.fromkeys(("torch", "onnx", "onnxscript", installed, "numpy"), "1.2.3")
 
 
 def test_the_golden_batch_has_training_images_of_every_class(

@@ -10,9 +10,10 @@ from tests.trainer.loop.runs import ALONE, SHORT, losses, make_run
 from trainer.data import Dataset, ImageSet
 from trainer.data.augment import draw_params
 from trainer.data.order import dropout_seeds
+from trainer.hardware import allow_tf32
 from trainer.loop.learner import initial_model
 from trainer.loop.step import Batch
-from trainer.recipes import RECIPES, ParamGroup, Recipe
+from trainer.recipes import RECIPES, ParamGroup, Precision, Recipe
 from trainer.records.checkpoint import weights_sha256
 
 
@@ -39,6 +40,22 @@ def test_fine_tuning_normalises_as_the_published_weights_were_trained(
         if name.startswith("finetune-"):
             expected = 255 * torch.tensor([0.5] * 3 if name.endswith("googlenet") else [0.485, 0.456, 0.406])
         assert torch.allclose(model.mean.flatten(), expected), name
+
+
+@pytest.mark.usefixtures("restores_tf32")
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_a_learner_computes_and_records_the_precision_of_its_recipe(
+    precision: Precision, mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch itself allows TF32 for convolutions: `float32` would be TF32 on every GPU since Ampere."""
+    allow_tf32(precision != "tf32")
+    monkeypatch.setattr("trainer.hardware.has_tf32", lambda device: True)
+    monkeypatch.setattr("trainer.hardware.has_fast_bfloat16", lambda device: True)
+    learner = make_run(replace(SHORT, precision=precision), mini, tmp_path / "run").learner
+    assert learner.precision == precision
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+    with learner.autocast():
+        assert torch.is_autocast_enabled("cpu") == (precision == "bfloat16")
 
 
 def test_the_seed_alone_decides_the_initial_weights(mini: Dataset, tmp_path: Path) -> None:

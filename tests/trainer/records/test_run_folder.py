@@ -103,6 +103,8 @@ def test_another_run_may_not_enter(change: dict, message: str, mini: Dataset, tm
     ("begun", "here", "remedy"),
     [
         ("float32", "bfloat16", "continue with --precision float32$"),
+        ("tf32", "float32", "continue with --precision tf32 on a GPU that has it, or start anew with float32$"),
+        ("float32", "tf32", "continue with --precision float32$"),
         ("bfloat16", "float32", "on the same kind of machine, or start anew with float32$"),
     ],
 )
