@@ -23,7 +23,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from trainer.augmentation import Augment
 from trainer.data.augment import draw_crops
-from trainer.data.folder.decoder import _crop_jpeg
+from trainer.data.folder.decoder import Box, _crop_jpeg
 
 Pixels = npt.NDArray[np.uint8]
 SIZE = 224

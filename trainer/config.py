@@ -21,6 +21,7 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 SourceChoice = Literal["auto", "resident", "streamed"]
 LogTo = Literal["wandb", "mlflow"]
 Resume = Literal["auto", "never"]
+GradientReduction = Literal["auto", "vector", "ddp", "ddp-bfloat16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,10 @@ class TrainConfig:
     """Number of parts of each batch, a power of two. Every number of ranks that divides it gives the same weights."""
     grad_accumulation: int = 1
     """Parts in which each rank computes its share of a batch, one after another, to need less memory."""
+    compile: bool = False
+    """Compile the training steps with torch.compile: up to minutes at the start, for long trainings of large networks."""
+    gradient_reduction: GradientReduction = "auto"
+    """Ranks add up gradients in the backward pass (ddp) or after it (vector); ddp-bfloat16 rounds. auto: ddp on GPUs."""
     save_every_s: float = 20.0
     """Seconds between checkpoints. The first checkpoints follow each other sooner."""
     save_every_steps: Annotated[int | None, option("INT", "by time only")] = None
@@ -83,6 +88,8 @@ class TrainConfig:
     """auto: continue from the newest good checkpoint in the run folder. never: refuse a folder that holds a run."""
     device: DeviceChoice = "auto"
     """auto: GPUs if there are any, one for each rank."""
+    allow_shared_gpu: bool = False
+    """Let several ranks share a GPU if there are fewer GPUs than ranks: to try things out, as it is slow."""
     hang_timeout_s: float = 5.0
     """Seconds that ranks wait for one that hangs in a training step; slow steps get more. 0: for ever, to debug."""
     log_to: Annotated[tuple[LogTo, ...], option("{wandb,mlflow} ...", "neither")] = ()
@@ -120,6 +127,11 @@ class TrainConfig:
             recipe = recipe.with_global_batch_size(self.global_batch_size)
         recipe = set_fields(recipe, self._fields_to_set())
         _check_virtual_shards(self.virtual_shards, recipe.global_batch_size)
+        if self.virtual_shards is not None and self.gradient_reduction not in ("auto", "vector"):
+            raise ConfigError(
+                f"--gradient-reduction {self.gradient_reduction} with --virtual-shards {self.virtual_shards}: virtual "
+                "shards add up in a fixed order, which DDP does not keep; leave one of them out"
+            )
         if self.grad_accumulation > recipe.global_batch_size:
             raise ConfigError(
                 f"--grad-accumulation {self.grad_accumulation} of a global batch of {recipe.global_batch_size} images: "
@@ -216,6 +228,7 @@ _DECIDE_NO_RESULT = {
     "save_every_steps",
     "resume",
     "device",
+    "allow_shared_gpu",
     "hang_timeout_s",
     "log_to",
     "export",
@@ -271,6 +284,8 @@ class EvaluateConfig:
     """Folder in which data sets are kept."""
     device: DeviceChoice = "auto"
     """auto: GPUs if there are any, one for each rank."""
+    allow_shared_gpu: bool = False
+    """Let several ranks share a GPU if there are fewer GPUs than ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,10 @@ def evaluate_run(config: EvaluateConfig) -> None:
         TrainerError: see `trainer.errors`.
     """
     keep_freed_memory()
-    with World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
+    with (
+        World.join(config.device, allow_shared_gpu=config.allow_shared_gpu) as world,
+        Progress(is_main=world.is_main) as progress,
+    ):
         run, dataset = open_run(config, world, progress)
         ranks = f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}"
         progress.log(f"{describe(run)}; {run.learner.precision}, {ranks}")

@@ -62,7 +62,9 @@ def train(config: TrainConfig) -> None:
             config.device,
             config.virtual_shards,
             grad_accumulation=config.grad_accumulation,
+            gradient_reduction=config.gradient_reduction,
             hang_timeout_s=config.hang_timeout_s,
+            allow_shared_gpu=config.allow_shared_gpu,
         ) as world,
         Progress(is_main=world.is_main, stop=stop) as progress,
     ):
@@ -159,10 +161,12 @@ def log_setup(run: Run, usual_batch_size: int) -> None:
         f"{num_parameters(run.learner.model):,} parameters, {run.learner.precision}"
     )
     parts = f", in {world.grad_accumulation} parts a rank" if world.grad_accumulation > 1 else ""
+    sent = " in bfloat16" if world.gradient_reduction == "ddp-bfloat16" else ""
+    ddp = f", gradients added up by DDP{sent}" if world.uses_ddp else ""
     log(
         f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}, {world.num_threads} "
         f"thread{'s' if world.num_threads > 1 else ''} each; "
-        f"{describe_batch(recipe, usual_batch_size)}{parts}; run folder {run.folder.path}"
+        f"{describe_batch(recipe, usual_batch_size)}{parts}{ddp}; run folder {run.folder.path}"
     )
     if world.num_computing < world.size:
         log(

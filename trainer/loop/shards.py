@@ -41,24 +41,31 @@ def share_of(num_images: int, rank: int, world_size: int, num_shards: int) -> Sh
 
 
 class ShardSums:
-    """Lays out the vector: gradients, batch-norm sums, the sum of the losses, the number of correct answers."""
+    """Lays out the vector: gradients, batch-norm sums, the sum of the losses, the number of correct answers.
 
-    def __init__(self, model: nn.Module, norms: BatchNormSums) -> None:
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    Args:
+        has_gradients: whether the gradients are in it; else DDP sums them.
+    """
+
+    def __init__(self, model: nn.Module, norms: BatchNormSums, *, has_gradients: bool = True) -> None:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._device = trained[0].device
+        self._parameters = trained if has_gradients else []
         self._norms = norms
         self._num_gradients = sum(parameter.numel() for parameter in self._parameters)
         self._length = self._num_gradients + norms.length + 2
 
     def zeros(self) -> torch.Tensor:
         """Returns the vector of a shard without images, float32 `[length]` on the model's device."""
-        return torch.zeros(self._length, device=self._parameters[0].device)
+        return torch.zeros(self._length, device=self._device)
 
     def collect(self, loss: torch.Tensor, correct: torch.Tensor, num_images: int) -> torch.Tensor:
         """Returns one shard's vector after its backward pass, and clears the parameters' gradients."""
         sums = self.zeros()
         gradients = [parameter.grad for parameter in self._parameters]
         views = [view for view, gradient in zip(self._views(sums), gradients, strict=True) if gradient is not None]
-        torch._foreach_copy_(views, [gradient for gradient in gradients if gradient is not None])
+        if views:
+            torch._foreach_copy_(views, [gradient for gradient in gradients if gradient is not None])
         for parameter in self._parameters:
             parameter.grad = None
         self._norms.write(sums[self._num_gradients : -2], num_images)

@@ -15,13 +15,15 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 
 from convoy.cpus import num_available_cpus
-from trainer.config import DeviceChoice
+from trainer.config import DeviceChoice, GradientReduction
 from trainer.errors import ConfigError, PeerError
 from trainer.ranks.activity import HANG_TIMEOUT_S, Activity
-from trainer.ranks.device import choose_device
+from trainer.ranks.data_parallel import DataParallel, uses_ddp
+from trainer.ranks.device import choose_device, separate_for_nccl
 from trainer.ranks.environment import RankEnvironment, warn_of_separate_tasks
 from trainer.ranks.failure import FailureContext, FailureLock, report_failure
 from trainer.ranks.rendezvous import connect, join_round
@@ -50,6 +52,7 @@ class World:
         virtual_shards: number of shards of a global batch, if the user chose it to get the same bits with any world
             size. None: as many for each rank as `grad_accumulation` says.
         grad_accumulation: least number of parts in which a rank computes its share of a batch.
+        gradient_reduction: the way that the user wants the gradients to be added up.
         failure_context: the context of a failure report, which the run keeps up to date.
         activity: reports what this rank is doing, for the watchdogs of all ranks.
         on_leave: closed when this rank leaves the run, however it ends.
@@ -66,6 +69,7 @@ class World:
     shared_memory: SharedMemoryReducer | None = field(default=None, repr=False)
     virtual_shards: int | None = None
     grad_accumulation: int = 1
+    gradient_reduction: GradientReduction = "auto"
     failure_context: FailureContext = field(default_factory=FailureContext, repr=False)
     activity: Activity = field(default_factory=Activity, repr=False)
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(FailureContext(), Activity()), repr=False)
@@ -92,6 +96,11 @@ class World:
         """Number of shards of a global batch."""
         return self.virtual_shards or self.size * self.grad_accumulation
 
+    @property
+    def uses_ddp(self) -> bool:
+        """Whether DDP adds up the gradients; else they are part of the vector for `all_reduce`."""
+        return uses_ddp(self.gradient_reduction, self.device, size=self.size, virtual_shards=self.virtual_shards)
+
     @classmethod
     @contextmanager
     def join(
@@ -100,12 +109,15 @@ class World:
         virtual_shards: int | None = None,
         *,
         grad_accumulation: int = 1,
+        gradient_reduction: GradientReduction = "auto",
         hang_timeout_s: float = HANG_TIMEOUT_S,
+        allow_shared_gpu: bool = False,
     ) -> Iterator["World"]:
         """Joins the run that the launcher's variables describe, or becomes its only rank; leaves it at the end.
 
         Args:
             hang_timeout_s: least time that the ranks wait for one that hangs (see `Activity`); 0 for ever.
+            allow_shared_gpu: several ranks may compute on one GPU.
 
         Raises:
             ConfigError: the variables contradict each other, there are more ranks than GPUs on this host, CUDA where
@@ -134,7 +146,9 @@ class World:
             store, lock, round_name = _join_round(environment, watchdog)
         with ExitStack() as on_leave, _leaving(watchdog), report_failure(context, lock, watchdog):
             _check_shards(virtual_shards, size, grad_accumulation, is_elastic=environment.max_restarts > 0)
-            device = choose_device(choice, local_rank, local_size)
+            device = choose_device(choice, local_rank, local_size, allow_shared_gpu=allow_shared_gpu)
+            if device.type == "cuda" and local_size > torch.cuda.device_count():
+                separate_for_nccl(rank, is_only_host=size == local_size)
             control, shared_memory = None, None
             if store is not None:
                 with activity.collective(), announced(watchdog.describe_wait):
@@ -155,11 +169,16 @@ class World:
                 shared_memory=shared_memory,
                 virtual_shards=virtual_shards,
                 grad_accumulation=grad_accumulation,
+                gradient_reduction=gradient_reduction,
                 failure_context=context,
                 activity=activity,
                 watchdog=watchdog,
                 on_leave=on_leave,
             )
+
+    def data_parallel(self, model: nn.Module) -> DataParallel:
+        """Wraps a model so that DDP adds up its gradients."""
+        return DataParallel(model, self.activity, compress=self.gradient_reduction == "ddp-bfloat16")
 
     def broadcast(self, tensors: list[torch.Tensor]) -> None:
         """Copies rank 0's tensors to every rank, in place."""
