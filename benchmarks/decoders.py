@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from convoy.images import Box
 from trainer.augmentation import Augment
 from trainer.data.augment import draw_crops
-from trainer.data.folder.decoder import Box, _crop_jpeg
+from trainer.data.folder.decoder import _crop_jpeg
 
 Pixels = npt.NDArray[np.uint8]
 SIZE = 224
