@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from convoy.images import Pixels
+from convoy.images import Box, Pixels
 from tests.trainer.loop.runs import ALONE, SHORT, losses, make_run
 from trainer.data import Dataset
 from trainer.data.augment import draw_crops
-from trainer.data.folder.decoder import Box
 from trainer.errors import DataError
 from trainer.loop import streamed
 from trainer.loop.fit import fit

@@ -12,8 +12,7 @@ from typing import Protocol
 import torch
 
 from convoy.cpus import num_available_cpus
-from convoy.images import Pixels
-from trainer.data.folder.decoder import Box
+from convoy.images import Box, Pixels
 
 _MAX_PER_TASK = 8
 """Images that a thread decodes one after the other: a task costs 30 µs, an image at least ten times as much."""

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from convoy.images import ImageError, Pixels
+from convoy.images import Box, ImageError, Pixels
 from trainer.augmentation import Square
 from trainer.data.content import image_digests
-from trainer.data.folder.decoder import Box, decode_crop
+from trainer.data.folder.decoder import decode_crop
 from trainer.data.folder.division import split_rows
 from trainer.data.folder.index import FolderIndex, open_index
 from trainer.data.folder.pipeline import decode_chunks

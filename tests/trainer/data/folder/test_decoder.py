@@ -10,9 +10,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from convoy.images import ImageError, read_image
+from convoy.images import Box, ImageError, read_image
 from trainer.data.folder import decoder
-from trainer.data.folder.decoder import Box, decode_crop
+from trainer.data.folder.decoder import decode_crop
 
 BOX = (0.1, 0.3, 0.5, 0.6)
 ORIENTATION = 0x0112

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from convoy.images import Pixels
-from trainer.data.folder.decoder import Box
+from convoy.images import Box, Pixels
 from trainer.data.folder.pipeline import DecodePool, decode_chunks
 from trainer.errors import DataError
 
