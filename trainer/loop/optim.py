@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.loop.muon import BatchedMuon, muon_step
 from trainer.recipes import ParamGroup
-
-_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""The polynomial's coefficients."""
 
 
 class Optimizer:
@@ -38,6 +36,11 @@ class Optimizer:
             mine[0].extend(parameters)
             mine[1].extend(momenta)
             mine[2].extend(squares)
+        self._muon = {
+            group: BatchedMuon(weights)
+            for group, (weights, _, _) in self._work.items()
+            if group.optimizer == "muon" and weights[0].is_cuda
+        }
         # On the device, so that a CUDA graph can count; float64, as 1 - beta2^t has few digits left in float32.
         self._num_steps: torch.Tensor | None = None
         if any(self._squares):
@@ -66,11 +69,19 @@ class Optimizer:
                 updates = list(torch._foreach_add(updates, momenta, alpha=group.momentum))
             lr = lr_factor * group.lr
             if group.optimizer == "muon":
-                _muon_step(weights, updates, lr)
+                self._muon_step(group, weights, updates, lr)
                 continue
             if group.weight_decay:
                 torch._foreach_mul_(weights, 1 - lr * group.weight_decay)
             torch._foreach_sub_(weights, list(torch._foreach_mul(updates, lr)))
+
+    def _muon_step(
+        self, group: ParamGroup, weights: list[torch.Tensor], updates: list[torch.Tensor], lr: torch.Tensor
+    ) -> None:
+        if group in self._muon:
+            self._muon[group].step(updates, lr)
+        else:
+            muon_step(weights, updates, lr)
 
     def zero_grad(self) -> None:
         """Sets the gradients to None, so that the next backward pass writes them instead of adding to them."""
@@ -137,27 +148,3 @@ def _adamw_updates(
     torch._foreach_add_(divisors, group.epsilon)
     torch._foreach_mul_(divisors, correction.float())
     return list(torch._foreach_div(means, divisors))
-
-
-def _muon_step(parameters: list[torch.Tensor], updates: list[torch.Tensor], lr: torch.Tensor) -> None:
-    for parameter, update in zip(parameters, updates, strict=True):
-        parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-        parameter.sub_(newton_schulz(update.flatten(1)).view_as(parameter) * lr)
-
-
-def newton_schulz(matrix: torch.Tensor, num_iterations: int = 3) -> torch.Tensor:
-    """Returns about U·Vᵀ of the singular value decomposition U·S·Vᵀ of a matrix, float32 `[m, n]`.
-
-    Keller Jordan's quintic Newton-Schulz iteration (https://kellerjordan.github.io/posts/muon/).
-    """
-    a, b, c = _NEWTON_SCHULZ
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
-    x = x / (x.norm() + 1e-7)
-    tall = x.size(0) > x.size(1)
-    if tall:
-        x = x.T
-    for _ in range(num_iterations):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    result: torch.Tensor = x.T if tall else x
-    return result.to(matrix.dtype)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.kernels.operations import conv_bias_gelu, norm_activation
 from trainer.models.layers import check_image_size
 
 MIN_IMAGE_SIZE = 20
@@ -43,7 +44,7 @@ class AirbenchNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
-        features = self.stages(F.gelu(self.whiten(images))).amax(dim=(2, 3))
+        features = self.stages(conv_bias_gelu(images, self.whiten)).amax(dim=(2, 3))
         logits: torch.Tensor = self.head(features) / self.head.in_features
         return logits
 
@@ -69,8 +70,8 @@ class _Stage(nn.Module):
         self.conv2, self.norm2 = _conv(width, width), _norm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), kernel_size=2)))
-        return F.gelu(self.norm2(self.conv2(x)))
+        x = norm_activation(self.conv1(x), self.norm1, "gelu", pool=2)
+        return norm_activation(self.conv2(x), self.norm2, "gelu")
 
 
 def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from trainer.errors import ConfigError
+from trainer.kernels.operations import norm_activation
 
 
 class ConvNormRelu(nn.Sequential):
@@ -19,6 +20,10 @@ class ConvNormRelu(nn.Sequential):
             nn.BatchNorm2d(out_channels),
             nn.ReLU(),
         )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        conv, norm, _ = self
+        return norm_activation(conv(x), norm, "relu")
 
 
 class Dropout(nn.Module):

@@ -3,9 +3,9 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from trainer.kernels.operations import norm_activation
 from trainer.models.layers import ConvNormRelu, check_image_size, init_kaiming
 
 MIN_IMAGE_SIZE = 8
@@ -72,7 +72,12 @@ class _Residual(nn.Module):
         self.shortcut = nn.Identity() if is_same_shape else _conv_norm(in_channels, out_channels, 1, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(self.body(x) + self.shortcut(x))
+        *blocks, last = self.body.children()
+        conv, norm = last.children()
+        y = x
+        for block in blocks:
+            y = block(y)
+        return norm_activation(conv(y), norm, "relu", residual=self.shortcut(x))
 
 
 def _basic(in_channels: int, width: int, stride: int) -> nn.Sequential:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.loop.optim import Optimizer, newton_schulz
+from trainer.loop.muon import newton_schulz
+from trainer.loop.optim import Optimizer
 from trainer.recipes import ParamGroup
 
 

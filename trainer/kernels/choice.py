@@ -1,0 +1,66 @@
+"""The one place that decides whether a tensor's operations are Triton kernels or torch's own."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MAX_NUMEL = 2**31
+"""The kernels count with 32 bits."""
+
+_allowed = True
+
+
+def is_fused(x: torch.Tensor) -> bool:
+    """Returns whether operations on a tensor use the kernels: on GPUs where Triton works, in a backward pass's types.
+
+    False for what is traced or transformed by torch (`torch.compile` fuses by itself), and without gradients: what is
+    evaluated, exported and served is computed by torch's operations.
+    """
+    return (
+        is_fusible(x)
+        and torch.is_grad_enabled()
+        and x.dtype in _DTYPES
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
+
+
+def is_fusible(x: torch.Tensor) -> bool:
+    """Returns whether kernels can read a tensor, of whatever type."""
+    if not _is_supported(x.device) or torch.compiler.is_compiling():
+        return False
+    return _allowed and 0 < x.numel() < _MAX_NUMEL and why_not(x.device) is None
+
+
+@contextmanager
+def torch_only() -> Iterator[None]:
+    """Context in which all operations are torch's own, for comparisons."""
+    global _allowed
+    before, _allowed = _allowed, False
+    try:
+        yield
+    finally:
+        _allowed = before
+
+
+@functools.cache
+def why_not(device: torch.device) -> str | None:
+    """Returns why a GPU does without the kernels, in one line; None if they work there.
+
+    The first call on a device compiles and runs a small kernel: Triton needs a C compiler and a cache folder, and may
+    not know the GPU. It must not be made during the capture of a CUDA graph.
+    """
+    try:
+        from trainer.kernels.fused import add_up
+
+        with torch.no_grad():
+            total = add_up(torch.ones(2, 3, device=device)).tolist()
+    except Exception as error:
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return None if total == [2.0, 2.0, 2.0] else f"a sum of ones is {total}, not 2"
+
+
+def _is_supported(device: torch.device) -> bool:
+    return device.type == "cuda"

@@ -1,0 +1,93 @@
+"""How the kernels of `norm_kernels` share out a tensor: blocks, programs, and the window of a pooling."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+_BLOCK_SIZE = 2048
+"""Values in a block: 16 for each thread of 4 warps, which leaves registers for 6 to 8 programs at a time."""
+_MAX_BLOCK_CHANNELS = 64
+_MAX_PROGRAMS = 1024
+"""Summing programs over all blocks of channels: 8 for each of some 130 multiprocessors."""
+MERGE_BLOCK_CHANNELS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A channels-last tensor as a matrix of rows times channels, in blocks.
+
+    Args:
+        rows: pixels of all images.
+        units: `units * unit` is the number of channels.
+        unit: 8 if that divides the channels, else 1.
+        block_rows: rows of a block, a power of two.
+        block_channels: channels of a block, a power of two.
+        blocks: blocks of rows.
+        channel_blocks: blocks of channels.
+        programs: programs that sum over the rows of a block of channels, a power of two.
+    """
+
+    rows: int
+    units: int
+    unit: int
+    block_rows: int
+    block_channels: int
+    blocks: int
+    channel_blocks: int
+    programs: int
+
+    @classmethod
+    def of(cls, rows: int, channels: int) -> Self:
+        unit = 8 if channels % 8 == 0 else 1
+        block_channels = min(_MAX_BLOCK_CHANNELS, power_of_two(channels))
+        block_rows = _BLOCK_SIZE // block_channels
+        blocks, channel_blocks = math.ceil(rows / block_rows), math.ceil(channels / block_channels)
+        programs = min(power_of_two(blocks), max(1, _MAX_PROGRAMS // power_of_two(channel_blocks)))
+        return cls(rows, channels // unit, unit, block_rows, block_channels, blocks, channel_blocks, programs)
+
+    @property
+    def channels(self) -> int:
+        return self.units * self.unit
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """Windows of `size` x `size` pixels that do not overlap, as `max_pool2d` has them; 1 is no pooling."""
+
+    size: int
+    height: int
+    width: int
+
+    @property
+    def out_height(self) -> int:
+        return self.height // self.size
+
+    @property
+    def out_width(self) -> int:
+        return self.width // self.size
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.height, self.width, self.out_height, self.out_width
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """Lines and columns that no window covers."""
+        return self.height % self.size, self.width % self.size
+
+
+def power_of_two(number: int) -> int:
+    """Returns the smallest power of two that is not below a number."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def empty_images(like: torch.Tensor, height: int, width: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Returns an uninitialised channels-last tensor with the images and channels of another one."""
+    size = (like.size(0), like.size(1), height, width)
+    return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def empty_floats(like: torch.Tensor, *size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.float32, device=like.device)
