@@ -89,7 +89,7 @@ def _ink(grey: npt.NDArray[np.uint8]) -> Grey | None:
     Ink is what differs most from the ground, be it darker or lighter. A digit may be a hundredth of its sheet.
     """
     ground = _ground(grey)
-    darkest, lightest = np.percentile(grey, (0.1, 99.9))
+    darkest, lightest = int(grey.min()), int(grey.max())
     if max(ground - darkest, lightest - ground) < _MIN_CONTRAST:
         return None
     is_dark = ground - darkest > lightest - ground

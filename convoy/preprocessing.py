@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from convoy.digits import prepare_digit
-from convoy.images import BIT_DEPTHS, SIGNIFICANT_BITS, Pixels, prepare_image
+from convoy.images import BIT_DEPTHS, SIGNIFICANT_BITS, Pixels, pad_image, prepare_image, upright_and_opaque
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Method = Literal["fit", "mnist"]
+Method = Literal["fit", "pad", "mnist"]
 
 PREPROCESSING = "preprocessing"
 """Name of the manifest's section, and of the parameter of a served model's configuration that holds it as JSON."""
@@ -24,6 +24,7 @@ PREPROCESSING = "preprocessing"
 _FIT: dict[str, str | int] = {"resize": "shorter side, bilinear, antialiased", "crop": "center"}
 _DESCRIPTIONS: dict[Method, dict[str, str | int]] = {
     "fit": _FIT | {"revision": 1},
+    "pad": {"resize": "longer side, bilinear, antialiased", "crop": "none, white margins", "revision": 1},
     "mnist": {
         "resize": "box of the ink to 20 of 28 pixels, bilinear, antialiased; light on dark, whatever the file",
         "crop": "center of mass",
@@ -41,7 +42,8 @@ class Preprocessing:
     """A way to prepare images.
 
     Args:
-        method: fit: resize the shorter side and crop the centre. mnist: for handwritten digits, as MNIST was made.
+        method: fit: resize the shorter side and crop the centre. pad: show all of it, on white. mnist: for handwritten
+            digits, as MNIST was made.
         significant_bits: of 16-bit grey images; the largest value that they hold becomes white.
     """
 
@@ -54,8 +56,13 @@ class Preprocessing:
         Raises:
             ValueError: the pixels are floating-point numbers, or integers outside of 0 to 65535.
         """
-        prepare = prepare_digit if self.method == "mnist" else prepare_image
-        return prepare(image, shape, significant_bits=self.significant_bits)
+        match self.method:
+            case "fit":
+                return prepare_image(image, shape, significant_bits=self.significant_bits)
+            case "pad":
+                return pad_image(upright_and_opaque(image), shape, significant_bits=self.significant_bits)
+            case "mnist":
+                return prepare_digit(image, shape, significant_bits=self.significant_bits)
 
     @property
     def sha256(self) -> str:

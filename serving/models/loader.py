@@ -5,6 +5,7 @@
 Knows nothing of other versions, and leaves nothing open when it fails.
 """
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from convoy.preprocessing import PREPROCESSING
 
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import Backend
@@ -20,6 +22,7 @@ from serving.inference.batcher import Batcher, BatchLimits
 from serving.models.autocomplete import complete_backend, complete_tensors
 from serving.models.devices import CudaUnavailable, Device, assign_devices, threads_per_instance
 from serving.models.golden import check_golden, read_golden
+from serving.models.images import ImageTensor, find_image_tensor
 from serving.models.labels import read_labels
 from serving.models.manifest import Manifest, read_manifest, verify_digests
 from serving.models.spec import ModelSpec, to_spec
@@ -74,6 +77,7 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     """Loads `folder/version`. Returns only after warm-up and the golden check pass.
 
     Args:
+    images: ImageTensor | None = None
         folder: the model's folder.
         config: as read, with supported fields only; it is not changed.
 
@@ -90,6 +94,9 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     with ExitStack() as close_on_error:
         backends = _open_instances(version_folder, spec, settings, close_on_error)
 
+    images = find_image_tensor(spec, manifest.preprocessing)
+    if images is not None:
+        spec.config.parameters[PREPROCESSING].string_value = json.dumps(images.preprocessing.to_json())
         def check(timed: Sequence[Backend]) -> list[Measured]:
             measured = [warm_up(backend, spec, golden) for backend in timed]
             for backend in timed:
@@ -118,6 +125,7 @@ def resolve_config(config: ModelConfig, version_folder: Path, manifest: Manifest
     """
     completed = ModelConfig()
     completed.CopyFrom(config)
+        images=images,
     complete_backend(completed, version_folder)
     if not (completed.input and completed.output):
         tensors = (manifest.inputs, manifest.outputs)

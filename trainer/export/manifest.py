@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from convoy.images import SIGNIFICANT_BITS
+from convoy.preprocessing import PREPROCESSING, Preprocessing
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.export.parity import ParityPlan, ParityResult
 from trainer.export.quality import Correctness
@@ -111,11 +111,7 @@ def build_manifest(
         "files": {name: _digest(content) for name, content in files.items()},
         "inputs": [_tensor(INPUT, "UINT8", *model.image_shape)],
         "outputs": [_tensor(name, "FP32", len(model.labels)) for name in (LOGITS, PROBABILITIES)],
-        "preprocessing": {
-            "resize": "shorter side, bilinear, antialiased",
-            "crop": "center",
-            SIGNIFICANT_BITS: model.significant_bits or 16,
-        },
+        PREPROCESSING: Preprocessing(model.preprocessing, model.significant_bits or 16).to_json(),
         "normalization": {
             "inside_the_model": True,
             "mean": classifier.mean.flatten().tolist(),

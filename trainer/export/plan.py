@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
+from convoy.preprocessing import Method
 from trainer.config import TrainConfig
-from trainer.errors import ExportError, TrainerError
+from trainer.data.datasets import DATASETS
+from trainer.errors import ConfigError, ExportError, TrainerError
 from trainer.export.quality import QualityError
 from trainer.export.repository import RepositoryModel, printable
 from trainer.loop.run import Run
@@ -78,9 +80,17 @@ def repository_model(run: Run, repository: Path, name: str) -> RepositoryModel:
 
 def export_trained(run: Run, plan: ExportPlan, result: Result) -> str:
     """Publishes the model at the end of its training.
+        preprocessing=_preprocessing(run),
 
     Returns:
         The version's folder.
+def _preprocessing(run: Run) -> Method:
+    """Returns how a file of the user becomes an image as the run's are."""
+    if run.dataset.name in DATASETS:
+        return DATASETS[run.dataset.name].preprocessing
+    return "pad" if run.recipe.square == "pad" else "fit"
+
+
 
     Raises:
         ExportError: a format failed the parity check, the model is clearly worse than the newest version, or the

@@ -20,6 +20,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from convoy.images import SIGNIFICANT_BITS
+from convoy.preprocessing import Method
 from protos.model_config_pb2 import TYPE_FP32, TYPE_UINT8, DataType, ModelConfig, ModelInput, ModelOutput
 from trainer.errors import ConfigError, ExportError
 from trainer.files import flush_to_disk
@@ -41,6 +42,7 @@ class RepositoryModel:
         image_shape: channels, height, width.
         labels: the classes in order.
         significant_bits: bits that the 16-bit files of the training used; None without such files.
+        preprocessing: how images are prepared for the model.
 
     Raises:
         ConfigError: the name is not valid.
@@ -51,6 +53,7 @@ class RepositoryModel:
     image_shape: tuple[int, int, int]
     labels: tuple[str, ...]
     significant_bits: int | None = None
+    preprocessing: Method = "fit"
 
     def __post_init__(self) -> None:
         check_model_name(self.name)

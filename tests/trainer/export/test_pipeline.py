@@ -16,6 +16,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from convoy.preprocessing import Preprocessing
 from tests.conftest import ROOT
 from tests.trainer.records.results import make_result
 from trainer.errors import ExportError
@@ -101,11 +102,7 @@ def test_the_manifest_describes_inputs_outputs_and_preprocessing(manifest: dict[
         {"name": name, "datatype": "FP32", "shape": [-1, 10]} for name in ("logits", "probabilities")
     ]
     assert manifest["labels"] == [str(digit) for digit in range(10)]
-    assert manifest["preprocessing"] == {
-        "resize": "shorter side, bilinear, antialiased",
-        "crop": "center",
-        "significant_bits": 16,
-    }
+    assert manifest["preprocessing"] == Preprocessing().to_json()
     assert manifest["normalization"]["inside_the_model"] is True
     assert manifest["normalization"]["mean"] == pytest.approx([33.3], abs=1)
     assert manifest["normalization"]["deviation"] == pytest.approx([78.6], abs=1)

@@ -40,6 +40,7 @@ MNIST = DatasetInfo(
     num_train=60_000,
     num_test=10_000,
     sha256="d36a8ecd082b8b1e28001e0f4ba23d848c11b68fee18d4c4c730290cb3527202",
+    preprocessing="mnist",
     formats=(FileFormat(_MNIST_FILES, decode_idx),),
     sources=(
         LocalFiles(("mnist", "MNIST/raw")),

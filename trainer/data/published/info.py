@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from convoy.preprocessing import Method
 from trainer.data.content import DatasetContent
 from trainer.data.published.collect import KnownFile
 from trainer.data.published.formats import TrainAndTest
@@ -31,6 +32,8 @@ class DatasetInfo:
     num_test: int
     sha256: str
     """`content_digest` of the decoded content."""
+    preprocessing: Method = "fit"
+    """How users' own images become like those of this data set."""
     formats: tuple[FileFormat, ...] = ()
     sources: tuple[Source, ...] = ()
     """In the order in which they are tried."""
