@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from convoy.preprocessing import PREPROCESSING
 
+from convoy.preprocessing import PREPROCESSING
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import Backend
 from serving.errors import LoadError
@@ -63,6 +63,7 @@ class Model:
         version: the version's number as the protocol writes it.
         labels: class labels by output name, in the order of the classes.
         load_s: how long loading took.
+        images: the input, for a model that takes image files.
     """
 
     spec: ModelSpec
@@ -71,13 +72,13 @@ class Model:
     batcher: Batcher
     statistics: Statistics
     load_s: float
+    images: ImageTensor | None = None
 
 
 def load_version(folder: Path, version: int, config: ModelConfig, settings: LoadSettings) -> Model:
     """Loads `folder/version`. Returns only after warm-up and the golden check pass.
 
     Args:
-    images: ImageTensor | None = None
         folder: the model's folder.
         config: as read, with supported fields only; it is not changed.
 
@@ -89,14 +90,14 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     manifest = read_manifest(version_folder)
     verify_digests(version_folder, manifest)
     spec = resolve_config(config, version_folder, manifest)
+    images = find_image_tensor(spec, manifest.preprocessing)
+    if images is not None:
+        spec.config.parameters[PREPROCESSING].string_value = json.dumps(images.preprocessing.to_json())
     labels = read_labels(folder, spec)
     golden = read_golden(version_folder)
     with ExitStack() as close_on_error:
         backends = _open_instances(version_folder, spec, settings, close_on_error)
 
-    images = find_image_tensor(spec, manifest.preprocessing)
-    if images is not None:
-        spec.config.parameters[PREPROCESSING].string_value = json.dumps(images.preprocessing.to_json())
         def check(timed: Sequence[Backend]) -> list[Measured]:
             measured = [warm_up(backend, spec, golden) for backend in timed]
             for backend in timed:
@@ -114,6 +115,7 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
         batcher=Batcher(spec.name, backends, limits, statistics),
         statistics=statistics,
         load_s=time.monotonic() - began,
+        images=images,
     )
 
 
@@ -125,7 +127,6 @@ def resolve_config(config: ModelConfig, version_folder: Path, manifest: Manifest
     """
     completed = ModelConfig()
     completed.CopyFrom(config)
-        images=images,
     complete_backend(completed, version_folder)
     if not (completed.input and completed.output):
         tensors = (manifest.inputs, manifest.outputs)

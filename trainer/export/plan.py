@@ -8,7 +8,7 @@ import torch
 from convoy.preprocessing import Method
 from trainer.config import TrainConfig
 from trainer.data.datasets import DATASETS
-from trainer.errors import ConfigError, ExportError, TrainerError
+from trainer.errors import ExportError, TrainerError
 from trainer.export.quality import QualityError
 from trainer.export.repository import RepositoryModel, printable
 from trainer.loop.run import Run
@@ -75,15 +75,10 @@ def repository_model(run: Run, repository: Path, name: str) -> RepositoryModel:
         image_shape=run.dataset.train.shape,
         labels=tuple(printable(label) for label in run.dataset.classes),
         significant_bits=run.dataset.significant_bits,
+        preprocessing=_preprocessing(run),
     )
 
 
-def export_trained(run: Run, plan: ExportPlan, result: Result) -> str:
-    """Publishes the model at the end of its training.
-        preprocessing=_preprocessing(run),
-
-    Returns:
-        The version's folder.
 def _preprocessing(run: Run) -> Method:
     """Returns how a file of the user becomes an image as the run's are."""
     if run.dataset.name in DATASETS:
@@ -91,6 +86,11 @@ def _preprocessing(run: Run) -> Method:
     return "pad" if run.recipe.square == "pad" else "fit"
 
 
+def export_trained(run: Run, plan: ExportPlan, result: Result) -> str:
+    """Publishes the model at the end of its training.
+
+    Returns:
+        The version's folder.
 
     Raises:
         ExportError: a format failed the parity check, the model is clearly worse than the newest version, or the
