@@ -33,6 +33,9 @@ class ServeConfig:
     """Models to load at the start, with --model-control-mode explicit."""
     poll_interval_s: float = 2.0
     """Seconds between two scans of the folder, with --model-control-mode poll."""
+    allow_model_code: bool = False
+    """Load models that run code from their folder: model.py, and model.pt2, which torch may unpickle. Only for a model
+    repository in which nobody can write who may not run code in this process."""
 
     transport: TransportChoice = "auto"
     """gRPC server. native: faster, no TLS, trusted network, deadlines over 50 ms. grpcio: any. auto: by address."""
@@ -81,6 +84,11 @@ class ServeConfig:
     access_log: bool = False
     """Log one line for each RPC."""
 
+    trace_endpoint: Annotated[str | None, option("URL", "no tracing")] = None
+    """OpenTelemetry collector that gets traces of inferences, by OTLP over HTTP. Needs convoy-vision[tracing]."""
+    trace_sample: float = 0.01
+    """Share of the inferences that are traced. Those that come with a W3C traceparent follow its sampled flag."""
+
     def check(self) -> None:
         """Checks the values.
 
@@ -96,6 +104,9 @@ class ServeConfig:
         for name in ("batch_timeout_s", "drain_delay_s", "grace_s"):
             self._require(name, "must not be negative", 0 <= getattr(self, name) < float("inf"))
         self._require("num_threads", "must be positive", self.num_threads is None or self.num_threads > 0)
+        self._require("trace_sample", "must be between 0 and 1", 0 <= self.trace_sample <= 1)
+        is_url = self.trace_endpoint is None or self.trace_endpoint.startswith(("http://", "https://"))
+        self._require("trace_endpoint", "must be a URL that begins with http:// or https://", is_url)
         if (self.tls_cert is None) != (self.tls_key is None):
             raise StartupError("--tls-cert and --tls-key must be set together")
         if self.tls_client_ca is not None and self.tls_cert is None:

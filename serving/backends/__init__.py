@@ -1,7 +1,10 @@
-"""The backends that run models. Only the modules of this folder import torch or onnxruntime."""
+"""The backends that run models. Only the modules of this folder import torch or onnxruntime.
 
-from collections.abc import Sequence
-from typing import Protocol
+`serving.backends.registry` finds them. docs/serving.md describes how another package adds one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from serving.protocol.tensors import Array, TensorSpec
 
@@ -29,3 +32,25 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Frees the model. The instance must not be used afterwards."""
+
+
+class Instance:
+    """A `Backend` made of what a backend's `load` returns, which needs the method `run` alone.
+
+    Args:
+        opened: what `load` has returned.
+        inputs: of the configuration; `outputs` as well.
+    """
+
+    def __init__(
+        self, opened: Any, *, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], uses_gpu: bool
+    ) -> None:
+        self.opened = opened
+        self.uses_gpu = uses_gpu
+        self.inputs = inputs
+        self.outputs = outputs
+        self.run: Callable[[Sequence[Array]], list[Array]] = opened.run
+        self._close: Callable[[], None] = getattr(opened, "close", lambda: None)
+
+    def close(self) -> None:
+        self._close()

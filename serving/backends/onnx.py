@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,9 @@ _FATAL = 4
 
 ort.set_default_logger_severity(_FATAL)
 
+_once = threading.Lock()
+"""Models are loaded at the same time; the arena is created, and the CUDA libraries are loaded, by the first."""
+
 
 class OnnxBackend:
     """One session of ONNX Runtime.
@@ -55,9 +59,6 @@ class OnnxBackend:
     """
 
     def __init__(self, session: ort.InferenceSession, spec: ModelSpec, binds: bool) -> None:
-        self.uses_gpu = "CUDAExecutionProvider" in session.get_providers()
-        self.inputs = spec.inputs
-        self.outputs = spec.outputs
         self._session: ort.InferenceSession | None = session
         self._input_names = [tensor.name for tensor in spec.inputs]
         self._output_names = [tensor.name for tensor in spec.outputs]
@@ -126,7 +127,8 @@ def _open(file: Path, gpu: int | None, num_threads: int) -> ort.InferenceSession
     # them the arena stops growing once the largest batch has run, which is the first that warm-up runs.
     options.enable_mem_pattern = False
     if gpu is None:
-        _register_arena()
+        with _once:
+            _register_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = _FATAL
     try:
@@ -156,7 +158,8 @@ def _register_arena() -> None:
 def _providers(gpu: int | None) -> list[Any]:
     if gpu is None:
         return ["CPUExecutionProvider"]
-    _preload_cuda()
+    with _once:
+        _preload_cuda()
     cuda_options = {
         "device_id": gpu,
         "arena_extend_strategy": "kSameAsRequested",

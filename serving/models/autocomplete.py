@@ -1,14 +1,15 @@
 """Completes a configuration: fills in what `config.pbtxt` leaves out and the version's files determine.
 
-Triton calls this auto-complete. Knows which file names belong to which backend, and opens no model.
+Triton calls this auto-complete. Opens no model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from protos.model_config_pb2 import ModelConfig, ModelInput, ModelOutput
+from serving.backends import registry
+from serving.backends.registry import BackendType
 from serving.errors import LoadError, TransientLoadError
 from serving.models.files import describe, is_file
 from serving.models.spec import check_inside
@@ -18,32 +19,24 @@ DEFAULT_MAX_BATCH_SIZE = 64
 """For a model that can batch and whose configuration sets neither tensors nor a batch size."""
 
 
-@dataclass(frozen=True, slots=True)
-class _BackendNames:
-    platform: str
-    filename: str
-
-
-_BACKENDS = {
-    "onnxruntime": _BackendNames("onnxruntime_onnx", "model.onnx"),
-    "pytorch": _BackendNames("pytorch_libtorch", "model.pt"),
-}
-
-
-def complete_backend(config: ModelConfig, version_folder: Path) -> None:
+def complete_backend(config: ModelConfig, version_folder: Path) -> BackendType:
     """Fills in backend, platform and file name, from each other and from the files in the folder.
+
+    Returns:
+        The backend.
 
     Raises:
         TransientLoadError: the file cannot be looked at.
         LoadError: the backend is unknown, backend and platform contradict each other, or the file is missing.
     """
-    backend = _configured_backend(config) or _backend_of_files(config, version_folder)
-    config.backend = backend
-    config.platform = _BACKENDS[backend].platform
-    config.default_model_filename = config.default_model_filename or _BACKENDS[backend].filename
+    backend = _choose_backend(config, version_folder)
+    config.backend = backend.backend
+    config.platform = backend.platform
+    config.default_model_filename = config.default_model_filename or backend.filename
     check_inside("default_model_filename", config.default_model_filename)
     if not _has_file(version_folder, config.default_model_filename):
         raise LoadError(f"there is no file '{config.default_model_filename}' in version {version_folder.name}")
+    return backend
 
 
 def complete_tensors(config: ModelConfig, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
@@ -67,24 +60,25 @@ def complete_tensors(config: ModelConfig, inputs: Sequence[TensorSpec], outputs:
         config.output.extend(ModelOutput(**_tensor_fields(config, spec)) for spec in outputs)
 
 
-def _configured_backend(config: ModelConfig) -> str | None:
-    configured = {config.backend} if config.backend else set()
-    if config.platform:
-        by_platform = {names.platform: backend for backend, names in _BACKENDS.items()}
-        configured.add(by_platform.get(config.platform, config.platform))
-    for backend in configured - _BACKENDS.keys():
-        raise LoadError(f"backend '{backend}' is not supported: this server has {', '.join(_BACKENDS)}")
-    if len(configured) > 1:
-        raise LoadError(f"backend '{config.backend}' and platform '{config.platform}' contradict each other")
-    return next(iter(configured), None)
-
-
-def _backend_of_files(config: ModelConfig, version_folder: Path) -> str:
-    for backend, names in _BACKENDS.items():
-        filename = config.default_model_filename or names.filename
-        if Path(filename).suffix == Path(names.filename).suffix and _has_file(version_folder, filename):
+def _choose_backend(config: ModelConfig, version_folder: Path) -> BackendType:
+    """Returns the configured backend; where the configuration leaves a choice, the one whose file is there."""
+    for name in (config.backend, config.platform):
+        if name and not registry.is_backend(name):
+            raise LoadError(f"backend '{name}' is not supported: this server has {registry.names()}")
+    candidates = registry.find_own(config.backend, config.platform)
+    if not candidates:
+        configured = {config.backend, config.platform} - {""}
+        if len(configured) > 1:
+            raise LoadError(f"backend '{config.backend}' and platform '{config.platform}' contradict each other")
+        return registry.get_other(configured.pop())
+    filename = config.default_model_filename
+    for backend in candidates:
+        name = filename or backend.filename
+        if Path(name).suffix == Path(backend.filename).suffix and _has_file(version_folder, name):
             return backend
-    expected = config.default_model_filename or " or ".join(names.filename for names in _BACKENDS.values())
+    if len(candidates) == 1 or config.backend or config.platform:
+        return candidates[0]
+    expected = filename or " or ".join(backend.filename for backend in candidates)
     raise LoadError(f"there is no {expected} in version {version_folder.name}")
 
 

@@ -106,6 +106,9 @@ _IGNORED = {
     "runtime": "the backend is built in",
 }
 
+_WITHOUT_PARAMETERS = ("", "onnxruntime", "onnx", "pytorch", "torchscript", "pt2")
+"""Backends that do not read the configuration's `parameters`."""
+
 
 def check_supported(config: ModelConfig) -> list[str]:
     """Checks that the configuration asks for nothing that this server does not support.
@@ -122,7 +125,7 @@ def check_supported(config: ModelConfig) -> list[str]:
     if any(group.kind == ModelInstanceGroup.KIND_MODEL for group in config.instance_group):
         raise LoadError("KIND_MODEL in 'instance_group' is not supported: use KIND_CPU or KIND_GPU")
     ignored = dict(_IGNORED)
-    if set(config.parameters) == {SIGNIFICANT_BITS}:  # for clients
+    if set(config.parameters) == {SIGNIFICANT_BITS} or config.backend not in _WITHOUT_PARAMETERS:  # for clients
         del ignored["parameters"]
     return [f"'{path}' has no effect: {reason}" for path, reason in ignored.items() if _is_set(config, path)]
 

@@ -10,9 +10,8 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 from convoy.preprocessing import PREPROCESSING
 from protos.model_config_pb2 import ModelConfig
@@ -20,9 +19,11 @@ from serving.backends import Backend
 from serving.errors import LoadError
 from serving.inference.batcher import Batcher, BatchLimits
 from serving.models.autocomplete import complete_backend, complete_tensors
-from serving.models.devices import CudaUnavailable, Device, assign_devices, threads_per_instance
+from serving.models.changes import LoadTurn
+from serving.models.devices import Device
 from serving.models.golden import check_golden, read_golden
 from serving.models.images import ImageTensor, find_image_tensor
+from serving.models.instances import open_instances
 from serving.models.labels import read_labels
 from serving.models.manifest import Manifest, read_manifest, verify_digests
 from serving.models.spec import ModelSpec, to_spec
@@ -47,12 +48,16 @@ class LoadSettings:
         num_threads: CPU threads of each model version; None for all CPUs that this process may use.
         max_queue_size: requests, for models whose configuration sets none.
         batch_timeout_s: how long a batch may be computed until its instance counts as hung; 0 for no limit.
+        allow_model_code: load models whose backend runs code from the version's folder.
+        warm_ups: taken while a version is warmed up, which measures time.
     """
 
     device: Device = "auto"
     num_threads: int | None = None
     max_queue_size: int = 1024
     batch_timeout_s: float = 60.0
+    allow_model_code: bool = False
+    warm_ups: LoadTurn = field(default_factory=LoadTurn, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,14 +94,18 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     version_folder = folder / str(version)
     manifest = read_manifest(version_folder)
     verify_digests(version_folder, manifest)
-    spec = resolve_config(config, version_folder, manifest)
+    spec = resolve_config(config, version_folder, manifest, settings.allow_model_code)
     images = find_image_tensor(spec, manifest.preprocessing)
     if images is not None:
         spec.config.parameters[PREPROCESSING].string_value = json.dumps(images.preprocessing.to_json())
     labels = read_labels(folder, spec)
     golden = read_golden(version_folder)
     with ExitStack() as close_on_error:
-        backends = _open_instances(version_folder, spec, settings, close_on_error)
+        backends = open_instances(
+            version_folder, spec, settings.device, settings.num_threads, _FIRST_RUN_FACTOR * settings.batch_timeout_s
+        )
+        for backend in backends:
+            close_on_error.callback(backend.close)
 
         def check(timed: Sequence[Backend]) -> list[Measured]:
             measured = [warm_up(backend, spec, golden) for backend in timed]
@@ -104,7 +113,8 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
                 check_golden(backend, spec, golden, manifest.golden_tolerance)
             return measured
 
-        measured = call_with_limit(check, backends, _FIRST_RUN_FACTOR * settings.batch_timeout_s)
+        with settings.warm_ups.take(f"{spec.name} version {version}"):
+            measured = call_with_limit(check, backends, _FIRST_RUN_FACTOR * settings.batch_timeout_s)
         close_on_error.pop_all()
     statistics = Statistics()
     limits = _batch_limits(spec, version, measured, settings)
@@ -119,21 +129,30 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     )
 
 
-def resolve_config(config: ModelConfig, version_folder: Path, manifest: Manifest) -> ModelSpec:
+def resolve_config(
+    config: ModelConfig, version_folder: Path, manifest: Manifest, allow_model_code: bool = False
+) -> ModelSpec:
     """Completes a configuration from the version's files, its manifest or else the model itself, and checks it.
 
     Raises:
-        LoadError: the configuration is invalid, or cannot be completed.
+        LoadError: the configuration is invalid, cannot be completed, or needs code that is not allowed.
     """
     completed = ModelConfig()
     completed.CopyFrom(config)
-    complete_backend(completed, version_folder)
+    backend = complete_backend(completed, version_folder)
+    if backend.runs_code and not allow_model_code:
+        raise LoadError(
+            f"{completed.default_model_filename} runs code of its own: start the server with --allow-model-code if "
+            "whoever writes into the model repository may run code here"
+        )
     if not (completed.input and completed.output):
         tensors = (manifest.inputs, manifest.outputs)
         if not all(tensors):
-            if completed.backend != "onnxruntime":
-                raise LoadError("a TorchScript file does not describe its tensors: list them in config.pbtxt")
-            tensors = _import_backend("onnxruntime").describe(version_folder / completed.default_model_filename)
+            if backend.describe is None:
+                raise LoadError(
+                    f"{completed.default_model_filename} does not describe its tensors: list them in config.pbtxt"
+                )
+            tensors = backend.describe(version_folder / completed.default_model_filename)
         complete_tensors(completed, *tensors)
     return to_spec(completed)
 
@@ -152,47 +171,3 @@ def _batch_limits(spec: ModelSpec, version: int, measured: Sequence[Measured], s
         timeout_us=spec.timeout_us,
         batch_timeout_s=settings.batch_timeout_s and max(settings.batch_timeout_s, _SLOWEST_FACTOR * slowest_s),
     )
-
-
-def _import_backend(name: str) -> ModuleType:
-    """Imports a backend when the first model needs it: a server of ONNX models never loads torch."""
-    try:
-        if name == "onnxruntime":
-            from serving.backends import onnx
-
-            return onnx
-        from serving.backends import torchscript
-
-        return torchscript
-    except ImportError as error:
-        raise LoadError(f"backend '{name}' needs a library that is not installed: {error}") from error
-
-
-def _open_instances(
-    version_folder: Path, spec: ModelSpec, settings: LoadSettings, close_on_error: ExitStack
-) -> Sequence[Backend]:
-    """Opens the instances; on the CPU if the GPUs do not work and neither operator nor model requires them."""
-    try:
-        return _open_on(assign_devices(spec.instances, settings.device), version_folder, spec, settings, close_on_error)
-    except CudaUnavailable as error:
-        if settings.device == "cuda" or any(group.kind == "gpu" for group in spec.instances):
-            raise
-        logger.warning("%s runs on the CPU: %s", spec.name, error)
-        return _open_on(assign_devices(spec.instances, "cpu"), version_folder, spec, settings, close_on_error)
-
-
-def _open_on(
-    gpus: Sequence[int | None], version_folder: Path, spec: ModelSpec, settings: LoadSettings, close_on_error: ExitStack
-) -> Sequence[Backend]:
-    """Opens one instance for each element of `gpus`; None is the CPU."""
-    num_threads = threads_per_instance(len(gpus), settings.num_threads)
-    devices = ", ".join("CPU" if gpu is None else f"GPU {gpu}" for gpu in sorted(set(gpus), key=str))
-    where = f"{spec.name} version {version_folder.name} on {devices}"
-    logger.info("%s: instances %d, CPU threads of each %d", where, len(gpus), num_threads)
-    module = _import_backend(spec.backend)
-    backends: list[Backend] = []
-    for gpu in gpus:
-        backend = module.load(version_folder / spec.filename, spec, gpu, num_threads)
-        close_on_error.callback(backend.close)
-        backends.append(backend)
-    return backends

@@ -12,6 +12,7 @@ from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 
+from convoy.promotion import write_promotion
 from serving.config import ControlMode, ServeConfig
 from serving.errors import (
     Internal,
@@ -26,8 +27,9 @@ from serving.models.devices import count_gpus
 from serving.models.files import describe
 from serving.models.folder import RepositoryFolder
 from serving.models.loader import LoadSettings, Model
+from serving.models.promotions import Promotions
 from serving.models.scanner import RepositoryFolders, check_name, check_repository, has_model
-from serving.models.slot import IndexEntry
+from serving.models.slot import IndexEntry, Standing
 from serving.models.snapshot import RepositorySnapshot, join_names
 from serving.models.versions import ModelVersions
 
@@ -74,6 +76,7 @@ class Repository:
         self._poll_interval_s = poll_interval_s
         self._changes = Changes()
         self._turn = LoadTurn(LOAD_PATIENCE_S)
+        self.promotions = Promotions(self._changes, self._find, write_promotion)
         self._lock = threading.Lock()
         """For the attributes below; never held while a model is loaded or a folder is read."""
         self._models: dict[str, ModelVersions] = {}
@@ -92,6 +95,7 @@ class Repository:
             num_threads=config.num_threads,
             max_queue_size=config.max_queue_size,
             batch_timeout_s=config.batch_timeout_s,
+            allow_model_code=config.allow_model_code,
         )
         return cls(
             config.model_repository,
@@ -143,6 +147,12 @@ class Repository:
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Calls the listener after every change, one call at a time. A listener must neither block nor load."""
         self._listeners.append(listener)
+
+    def standing(self, name: str) -> tuple[int | None, Standing]:
+        """Returns the version that requests get which name none, and the operator's choice."""
+        snapshot = self._snapshot
+        serving = snapshot.serving.get((name, ""))
+        return int(serving.version) if serving is not None else None, snapshot.standings.get(name, Standing())
 
     # -- start and end -----------------------------------------------------------------------------------------------
 
@@ -283,6 +293,15 @@ class Repository:
             if not exists:
                 raise NotFound(f"there is no model {quote(name)} in the repository")
         return self._add(name)
+
+    def _find(self, name: str) -> ModelVersions:
+        """Returns a model whose promoted version is to change; in explicit mode, it may be new in the folder."""
+        check_name(name)
+        if self._mode == "explicit" or self._closing.is_set():
+            return self._get_or_add(name)
+        if name not in self._models:
+            raise NotFound(f"unknown model {quote(name)}: this server has {join_names(self._models)}")
+        return self._models[name]
 
     def _add(self, name: str) -> ModelVersions:
         with self._lock:

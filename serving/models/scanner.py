@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from convoy.promotion import PROMOTION_FILE
 from serving.errors import InvalidArgument, StartupError, quote
 from serving.models.config import CONFIG_FILE
 from serving.models.files import check_link, describe
@@ -25,7 +26,7 @@ FileStats = tuple[tuple[str, int, int, int], ...]
 _LINK_TO_NOTHING = -1
 """The size of a link to nothing in `FileStats`."""
 
-_SYSTEM_FOLDERS = frozenset({"lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+_SYSTEM_FOLDERS = frozenset({"lost+found", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 _TEMPORARY = re.compile(r"\..*|.*~|~\$.*|#.*#|.*\.(swp|tmp|part|crdownload)|4913|Thumbs\.db|desktop\.ini", re.I | re.S)
 """Hidden files, and those that editors, copying programs and file managers leave for a while. Vim writes 4913."""
 
@@ -50,7 +51,7 @@ class ModelFiles:
     """The files of one model, as one scan found them.
 
     Args:
-        own: the files beside the versions: configuration and labels.
+        own: the files beside the versions that these are loaded from: configuration and labels.
         versions: the files of each version.
         unreadable: why each other version could not be read, by number.
         device: number of the file system that the model is on.
@@ -151,7 +152,7 @@ def scan_model(folder: Path) -> ModelFiles | None:
                     versions[number] = stats
             except OSError as error:
                 unreadable[number] = describe(error)
-        elif not _TEMPORARY.fullmatch(entry.name) and _kind(entry) != "folder":
+        elif not _TEMPORARY.fullmatch(entry.name) and entry.name != PROMOTION_FILE and _kind(entry) != "folder":
             own += _file_stats(entry, "")
     return ModelFiles(tuple(sorted(own)), versions, unreadable, device)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from convoy.promotion import Promotion
 from serving.errors import LoadError, TransientLoadError
 from serving.models.loader import Model
 from serving.models.manifest import MANIFEST_FILE
@@ -42,16 +43,38 @@ class IndexEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """The operator's choice for a model, and what there is to choose from.
+
+    Args:
+        promotion: None if there is no choice.
+        present: the versions in the folder, sorted.
+    """
+
+    promotion: Promotion | None = None
+    present: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelView:
     """The state of a model for its readers.
 
     Args:
         ready: the versions that serve, by number.
         entries: the model's entries of the repository index, at least one.
+        preferred: the versions in the order in which requests that name none should get them; others come last.
     """
 
     ready: Mapping[int, Model] = field(default_factory=dict)
     entries: tuple[IndexEntry, ...] = ()
+    preferred: tuple[int, ...] = ()
+    standing: Standing = Standing()
+
+    @property
+    def default(self) -> int | None:
+        """The version that requests get which name none; None if none is ready."""
+        preferred = (version for version in self.preferred if version in self.ready)
+        return next(preferred, max(self.ready, default=None))
 
 
 @dataclass(frozen=True, slots=True)

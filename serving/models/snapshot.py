@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from serving.errors import InvalidArgument, NotFound, Unavailable, quote
 from serving.models.loader import Model
-from serving.models.slot import IndexEntry, ModelView
+from serving.models.slot import IndexEntry, ModelView, Standing
 
 _HANGS = "the model hangs: no instance has finished its batch in time (--batch-timeout-s)"
 
@@ -15,16 +15,18 @@ class RepositorySnapshot:
     """The ready versions and the index.
 
     Args:
-        serving: each ready version by (name, version), and the newest of each model also by (name, "").
+        serving: each ready version by (name, version), and that of requests which name none also by (name, "").
         index: sorted by name and number.
         hung: the models with a version that is loaded but hangs in all its instances; such a version is not ready.
         is_read: whether the repository has been read. Before, no model is known, and none unknown.
+        standings: by model.
     """
 
     serving: Mapping[tuple[str, str], Model] = field(default_factory=dict)
     index: tuple[IndexEntry, ...] = ()
     hung: frozenset[str] = frozenset()
     is_read: bool = False
+    standings: Mapping[str, Standing] = field(default_factory=dict)
 
     @classmethod
     def of(cls, views: Mapping[str, ModelView], unreadable: str = "", *, is_read: bool = True) -> "RepositorySnapshot":
@@ -49,8 +51,11 @@ class RepositorySnapshot:
                 else view.entries
             )
             for version, model in sorted(view.ready.items()):
-                serving[name, str(version)] = serving[name, ""] = model
-        return cls(serving, tuple(index), frozenset(hung), is_read)
+                serving[name, str(version)] = model
+            if view.default is not None:
+                serving[name, ""] = view.ready[view.default]
+        standings = {name: view.standing for name, view in views.items()}
+        return cls(serving, tuple(index), frozenset(hung), is_read, standings)
 
     def find(self, name: str, version: str, *, is_closing: bool) -> Model:
         """Finds a version by another spelling of its number, such as "01", or explains why it is not in `serving`.
@@ -127,4 +132,4 @@ def _without_hung(view: ModelView) -> ModelView:
         replace(entry, state="UNAVAILABLE", cause=_HANGS, retry_at=None) if entry.version in hung else entry
         for entry in view.entries
     )
-    return ModelView(ready, tuple(entries))
+    return replace(view, ready=ready, entries=tuple(entries))

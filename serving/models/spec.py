@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from convoy.promotion import Promotion
 from protos.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 from serving.errors import LoadError
 from serving.models.devices import InstanceGroup
@@ -23,9 +24,21 @@ class VersionPolicy:
     num_versions: int | None = 1
     versions: tuple[int, ...] | None = None
 
-    def candidates(self, present: Iterable[int]) -> list[int]:
-        """Returns the versions to try, newest first. A listed version is tried even if it is not present."""
-        return sorted(present if self.versions is None else self.versions, reverse=True)
+    def candidates(self, present: Iterable[int], promotion: Promotion | None = None) -> list[int]:
+        """Returns the versions to try, newest first. A listed or promoted version is tried even if it is not present.
+
+        Args:
+            promotion: orders the versions, and leaves out those that it replaces if their number is limited.
+        """
+        allowed = sorted(present if self.versions is None else self.versions, reverse=True)
+        if promotion is None:
+            return allowed
+        ordered = [
+            version
+            for version in promotion.order(allowed)
+            if version in allowed or (self.versions is None and version == promotion.version)
+        ]
+        return ordered if self.num_versions is not None else list(dict.fromkeys([*ordered, *allowed]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +46,8 @@ class ModelSpec:
     """The configuration of a model version.
 
     Args:
-        backend: "onnxruntime" or "pytorch".
-        platform: Triton's older name for the backend: "onnxruntime_onnx" or "pytorch_libtorch".
+        backend: Triton's name, such as "onnxruntime" or "pytorch"; or that of another package's entry point.
+        platform: Triton's older name, such as "onnxruntime_onnx" or "torch_aoti"; empty if the backend has none.
         inputs: if the model batches, each shape begins with the batch dimension, -1.
         outputs: as the inputs.
         max_batch_size: rows; 0 for a model without a batch dimension.

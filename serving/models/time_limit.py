@@ -1,8 +1,9 @@
-"""Gives up on a backend that hangs while a version is checked: a load must end, whatever a model does."""
+"""Gives up on a backend that hangs while a version is opened or checked: a load must end, whatever a model does."""
 
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from serving.backends import Backend
@@ -70,3 +71,35 @@ def call_with_limit(check: Callable[[Sequence[Backend]], T], backends: Sequence[
     if errors:
         raise errors[0]
     return results[0]
+
+
+def open_with_limit(open_all: Callable[[], Sequence[Backend]], limit_s: float) -> Sequence[Backend]:
+    """Opens instances on a thread of its own, which is left behind if it takes too long; it then closes what it opens.
+
+    Args:
+        limit_s: 0 for none.
+
+    Raises:
+        LoadError: it takes longer. All that `open_all` raises is raised, too.
+    """
+    if not limit_s:
+        return open_all()
+    result: Future[Sequence[Backend]] = Future()
+
+    def work() -> None:
+        try:
+            opened = open_all()
+        except BaseException as error:
+            if not result.cancelled():
+                result.set_exception(error)
+            return
+        if not result.set_running_or_notify_cancel():
+            for backend in opened:
+                backend.close()
+            return
+        result.set_result(opened)
+
+    threading.Thread(target=work, name="open-model", daemon=True).start()
+    if not wait([result], limit_s).done and result.cancel():
+        raise LoadError(f"the model hangs: its backend did not open it within {limit_s:g} s")
+    return result.result()

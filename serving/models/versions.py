@@ -8,19 +8,20 @@ What cannot be read is not taken for absent: the versions that serve keep servin
 """
 
 import logging
-import threading
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from convoy.promotion import PROMOTION_FILE, Promotion, PromotionError, read_promotion
 from protos.model_config_pb2 import ModelConfig
 from serving.errors import InvalidArgument, LoadError, TransientLoadError
 from serving.models.bounds import Bounds
 from serving.models.changes import LoadTurn
+from serving.models.closing import close_model
 from serving.models.config import check_supported, parse_json, read_config
 from serving.models.files import describe
 from serving.models.loader import LoadSettings, Model, load_version
 from serving.models.scanner import ModelFiles, scan_model, scan_version
-from serving.models.slot import Fingerprint, IndexEntry, ModelView, Slot, State, to_utf8
+from serving.models.slot import Fingerprint, IndexEntry, ModelView, Slot, Standing, State, to_utf8
 from serving.models.spec import VersionPolicy, version_policy
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,6 @@ _GONE = "its folder is gone"
 _NO_FOLDER = "the version policy lists it, but it has no folder"
 _NO_VERSION = "its folder contains no version"
 _NOT_SELECTED = "the version policy selects other versions"
-
-_CLOSE_PATIENCE_S = 60.0
-"""How long a version that is taken out of service may take to finish its requests before it is left behind."""
 
 
 class ModelVersions:
@@ -54,7 +52,7 @@ class ModelVersions:
         retry_s: float | None = None,
     ) -> None:
         self.name = folder.name
-        self._folder = folder
+        self.folder = folder
         self._settings = settings
         self._publish = publish
         self._bounds = Bounds(settings.max_queue_size)
@@ -67,6 +65,10 @@ class ModelVersions:
         self._reason = "not loaded"
         self._unreadable = ""
         self._warned: set[str] = set()
+        self._preferred: tuple[int, ...] = ()
+        self._standing = Standing()
+        self.override: str | None = None
+        """The configuration that the last load had in place of the file, as JSON."""
         self.view = self._build_view()
 
     def ready(self) -> dict[int, Model]:
@@ -100,7 +102,7 @@ class ModelVersions:
         except LoadError as error:
             raise InvalidArgument(str(error)) from error
         try:
-            own = read_config(self._folder)
+            own = read_config(self.folder)
         except LoadError:  # the bounds hold as they are
             own = ModelConfig()
         self._bounds.check(config, own)
@@ -118,10 +120,14 @@ class ModelVersions:
         Returns:
             One sentence for each version that should be served and was not loaded as it is in the folder.
         """
+        self.override = override
         try:
             files = self._scan()
+            promotion = read_promotion(self.folder)
         except OSError as error:
             return self.keep(f"its folder cannot be read: {describe(error)}")
+        except PromotionError as error:
+            return self.keep(str(error))
         config = self._read_config(override)
         if isinstance(config, TransientLoadError):
             return self.keep(str(config))
@@ -130,13 +136,42 @@ class ModelVersions:
         if self._unreadable:
             logger.info("%s: its folder can be read again", self.name)
             self._unreadable = ""
-        failures = self._apply(files or ModelFiles((), {}, {}, 0), config, override, stable)
+        files_or_none = files or ModelFiles((), {}, {}, 0)
+        self._stand(promotion, files_or_none)
+        failures = self._apply(files_or_none, config, override, stable)
         if not self._slots:
             self._state = "UNAVAILABLE"
             self._reason = to_utf8(str(config)) if isinstance(config, LoadError) else _NO_VERSION if files else _GONE
             failures.append(self._reason)
         self._change()
         return failures
+
+    def survey(self) -> tuple[Standing, VersionPolicy]:
+        """Returns the operator's choice, and the versions, as they are in the folder now, and the version policy.
+
+        Raises:
+            OSError, PromotionError, LoadError: the folder, the choice or the configuration cannot be read.
+        """
+        files = self._scan() or ModelFiles((), {}, {}, 0)
+        config = self._read_config(self.override)
+        if isinstance(config, LoadError):
+            raise config
+        return Standing(read_promotion(self.folder), tuple(sorted(files.versions))), version_policy(config)
+
+    def prepare(self, version: int) -> str:
+        """Loads a version beside those that serve. Returns why what is in its folder does not load; empty if it serves.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        files = self._scan()
+        found = self._present(files, self.override, True) if files else {}
+        if version not in found:
+            return (files.unreadable.get(version) if files else None) or _NO_FOLDER
+        slot = self._slots.setdefault(version, Slot())
+        slot.attempted = None if slot.reason else slot.attempted
+        self._load_if_changed(version, slot, found[version], self._read_config(self.override), True)
+        return slot.reason
 
     def keep(self, reason: str) -> list[str]:
         """Keeps what serves, because it is unknown what should serve. Returns the reason as a list."""
@@ -166,7 +201,7 @@ class ModelVersions:
         self._publish()
 
     def _build_view(self) -> ModelView:
-        return ModelView(self.ready(), tuple(self.entries()))
+        return ModelView(self.ready(), tuple(self.entries()), self._preferred, self._standing)
 
     def _scan(self) -> ModelFiles | None:
         """Returns the files; None if the folder is gone.
@@ -174,7 +209,7 @@ class ModelVersions:
         Raises:
             OSError: it cannot be read, or the file system that it was on is not mounted.
         """
-        files = scan_model(self._folder)
+        files = scan_model(self.folder)
         if files is None:
             return None
         if files.versions:
@@ -190,7 +225,9 @@ class ModelVersions:
         found = self._present(files, override, stable)
         present = found.keys() | files.unreadable.keys()
         policy = self._policy(config, present)
-        candidates = policy.candidates(present)
+        candidates = policy.candidates(present, self._standing.promotion)
+        promoted = self._standing.promotion and self._standing.promotion.version
+        self._preferred = tuple(candidates) if promoted else ()
         serving: list[int] = []
         failures = []
         for position, version in enumerate(candidates):
@@ -203,11 +240,17 @@ class ModelVersions:
                 self._load_if_changed(version, slot, found.get(version), config, stable)
             serving += [version] if slot.model is not None else []
             failures += [f"version {version}: {reason}"] if (reason := slot.unreadable or slot.reason) else []
+            if version == promoted and slot.model is None and (kept := self.ready().keys() & present):
+                serving += kept - set(serving)  # what serves, rather than an older version
+                break
         if override is not None and not serving and self.ready():  # a client's configuration that serves nothing
             self._remove_slots(self.ready(), present)
             return failures or [_NO_VERSION]
+        if not serving and failures:  # a version that fails never replaces one that works
+            serving += self.ready().keys() & present
         not_selected = self.ready().keys() - set(serving)
-        self._unload({version: _NOT_SELECTED if version in present else _GONE for version in not_selected})
+        why = self._why_not_selected()
+        self._unload({version: why if version in present else _GONE for version in not_selected})
         self._remove_slots(candidates, present)
         self._last_scan = found
         return failures
@@ -221,6 +264,19 @@ class ModelVersions:
                 found[version] = slot.attempted
         return found
 
+    def _stand(self, promotion: Promotion | None, files: ModelFiles) -> None:
+        """Notes the operator's choice, and logs it when it changes."""
+        before, self._standing = self._standing, Standing(promotion, tuple(sorted(files.versions)))
+        if promotion != before.promotion:
+            words = "the version policy alone decides" if promotion is None else promotion.describe()
+            logger.info("%s: %s (%s)", self.name, words, PROMOTION_FILE)
+
+    def _why_not_selected(self) -> str:
+        promotion = self._standing.promotion
+        if promotion is None or self._preferred[:1] != (promotion.version,):
+            return _NOT_SELECTED
+        return promotion.describe()
+
     def _note_unreadable(self, version: int, slot: Slot, reason: str | None) -> None:
         """Shows why a version's folder cannot be read, and logs it when that changes."""
         unreadable = f"its folder cannot be read: {reason}" if reason else ""
@@ -230,7 +286,7 @@ class ModelVersions:
 
     def _read_config(self, override: str | None) -> ModelConfig | LoadError:
         try:
-            config = read_config(self._folder) if override is None else parse_json(override, self.name)
+            config = read_config(self.folder) if override is None else parse_json(override, self.name)
             for warning in check_supported(config) + ([] if override else self._bounds.warnings(config)):
                 if warning not in self._warned:
                     self._warned.add(warning)
@@ -286,7 +342,7 @@ class ModelVersions:
         self._change()
         logger.info("%s version %d ready, loaded in %.2f s", self.name, version, model.load_s)
         if old is not None:
-            self._close(old)
+            close_model(old)
 
     def _load_model(self, version: int, found: Fingerprint, config: ModelConfig | LoadError) -> Model:
         """Loads the version, and checks that its files have not changed meanwhile.
@@ -298,7 +354,7 @@ class ModelVersions:
             raise config
         try:
             with self._turn.take(f"{self.name} version {version}"):
-                model = load_version(self._folder, version, config, self._settings)
+                model = load_version(self.folder, version, config, self._settings)
         except LoadError:
             raise
         except Exception as error:  # from a backend, or a bug: other versions and models must not suffer
@@ -306,12 +362,12 @@ class ModelVersions:
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             raise TransientLoadError(reason) from error
         try:
-            has_changed = scan_version(self._folder / str(version)) != found.version_files
+            has_changed = scan_version(self.folder / str(version)) != found.version_files
         except OSError as error:
-            self._close(model)
+            close_model(model)
             raise TransientLoadError(f"its folder cannot be read: {describe(error)}") from error
         if has_changed:
-            self._close(model)
+            close_model(model)
             raise LoadError("its files changed while it was being loaded")
         return model
 
@@ -327,33 +383,17 @@ class ModelVersions:
         self._change()
         for model in models:
             assert model is not None
-            self._close(model)
+            close_model(model)
             logger.info("%s version %s unloaded: %s", self.name, model.version, reasons[int(model.version)])
         for version, reason in reasons.items():
             self._slots[version].remove("UNAVAILABLE", reason)
-
-    def _close(self, model: Model) -> None:
-        """Finishes the requests of a version that serves no longer, and frees it. Leaves behind one that hangs."""
-        name = f"{self.name} version {model.version}"
-        closing = threading.Thread(target=_close_batcher, args=(model, name), name=f"close-{self.name}", daemon=True)
-        closing.start()
-        closing.join(_CLOSE_PATIENCE_S)
-        if closing.is_alive():
-            logger.warning("%s has not finished its requests after %g s: left behind", name, _CLOSE_PATIENCE_S)
 
     def _remove_slots(self, candidates: Collection[int], found: Collection[int]) -> None:
         """Keeps versions that the policy does not select in the index while their folders exist."""
         for version, slot in list(self._slots.items()):
             if version not in candidates and slot.model is None:
                 if version in found:
-                    slot.remove("UNAVAILABLE", _NOT_SELECTED)
+                    slot.remove("UNAVAILABLE", self._why_not_selected())
                     slot.unreadable = ""
                 else:
                     del self._slots[version]
-
-
-def _close_batcher(model: Model, name: str) -> None:
-    try:
-        model.batcher.close()
-    except Exception:
-        logger.exception("%s could not be closed", name)

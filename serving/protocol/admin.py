@@ -11,12 +11,14 @@ from google.protobuf.message import Message
 
 from protos import grpc_service_pb2 as pb
 from protos import health_pb2
-from serving.errors import Internal, InvalidArgument, NotFound, ServingError, Unavailable, Unsupported, quote
+from serving.errors import InvalidArgument, NotFound, Unavailable, Unsupported, quote
 from serving.models.changes import ANYONE, Caller
 from serving.models.repository import Model, Repository
 from serving.observability.health import Health
 from serving.observability.statistics import Duration
-from serving.protocol.grpc_codec import decode, parameter_values
+from serving.protocol.control import ControlService
+from serving.protocol.grpc_codec import parameter_values
+from serving.protocol.handling import handler
 from serving.protocol.methods import HEALTH_CHECK, INFERENCE_SERVICE
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class AdminService:
     Attributes:
         unary: handlers by full method path. Each takes a serialised request, returns a serialised response, and raises
             a ServingError.
+        control: which version of a model serves.
         blocking: the same for methods that may take seconds; these take their caller, too.
     """
 
@@ -60,8 +63,10 @@ class AdminService:
         self.repository = repository
         self.health = health
         self._version = version
-        self.unary: Mapping[str, Callable[[bytes], bytes]] = self._handlers()
+        self.control = ControlService(repository)
+        self.unary: Mapping[str, Callable[[bytes], bytes]] = {**self._handlers(), **self.control.unary}
         self.blocking: Mapping[str, Callable[[bytes, Caller], bytes]] = {
+            **self.control.blocking,
             f"/{INFERENCE_SERVICE}/RepositoryModelLoad": self._load,
             f"/{INFERENCE_SERVICE}/RepositoryModelUnload": self._unload,
         }
@@ -159,9 +164,9 @@ class AdminService:
             "ModelStatistics": (pb.ModelStatisticsRequest, lambda r: self.model_statistics(r.name, r.version)),
             "RepositoryIndex": (pb.RepositoryIndexRequest, lambda r: self.repository_index(r.ready)),
         }
-        handlers = {f"/{INFERENCE_SERVICE}/{name}": _handler(*method) for name, method in methods.items()}
+        handlers = {f"/{INFERENCE_SERVICE}/{name}": handler(*method) for name, method in methods.items()}
         handlers |= {f"/{INFERENCE_SERVICE}/{name}": _refusal(name, part) for name, part in _UNSUPPORTED_RPCS.items()}
-        handlers[HEALTH_CHECK] = _handler(
+        handlers[HEALTH_CHECK] = handler(
             health_pb2.HealthCheckRequest, lambda r: health_response(self.health.check(r.service))
         )
         return handlers
@@ -171,34 +176,19 @@ class AdminService:
             self.load(request.model_name, parameter_values(request.parameters), caller)
             return pb.RepositoryModelLoadResponse()
 
-        return _handler(pb.RepositoryModelLoadRequest, load)(payload)
+        return handler(pb.RepositoryModelLoadRequest, load)(payload)
 
     def _unload(self, payload: bytes, caller: Caller) -> bytes:
         def unload(request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
             self.unload(request.model_name, parameter_values(request.parameters), caller)
             return pb.RepositoryModelUnloadResponse()
 
-        return _handler(pb.RepositoryModelUnloadRequest, unload)(payload)
+        return handler(pb.RepositoryModelUnloadRequest, unload)(payload)
 
 
 def health_response(state: int) -> health_pb2.HealthCheckResponse:
     """Returns a state of `serving.observability.health` as a message."""
     return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.ServingStatus.Name(state))
-
-
-def _handler(kind: type[Message], respond: Callable[[Any], Message]) -> Callable[[bytes], bytes]:
-    def handle(payload: bytes) -> bytes:
-        request = decode(kind, payload)
-        try:
-            response: bytes = respond(request).SerializeToString()
-            return response
-        except ServingError:
-            raise
-        except Exception as error:
-            logger.exception("%s failed", kind.__name__)
-            raise Internal(f"the server failed on a {kind.__name__}; its log says why") from error
-
-    return handle
 
 
 def _refusal(name: str, part: str) -> Callable[[bytes], bytes]:

@@ -1,5 +1,6 @@
 """Full names of the gRPC services and methods that the server answers."""
 
+CONTROL_SERVICE = "convoy.models.ModelControl"
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
@@ -17,7 +18,7 @@ CHANGES = tuple(
         "TraceSetting",
         "LogSettings",
     )
-)
+) + tuple(f"/{CONTROL_SERVICE}/{name}" for name in ("Promote", "RollBack", "Pin", "Unpin"))
 """Methods that change the server, those included that this server does not support."""
 HEALTH_CHECK = f"/{HEALTH_SERVICE}/Check"
 HEALTH_WATCH = f"/{HEALTH_SERVICE}/Watch"

@@ -29,7 +29,7 @@ from serving.inference.service import InferenceService
 from serving.observability.health import Health
 from serving.protocol.admin import health_response
 from serving.protocol.grpc_codec import decode, encode_stream_error, encode_stream_response
-from serving.protocol.methods import HEALTH_SERVICE, INFERENCE_SERVICE, STREAM_INFER
+from serving.protocol.methods import CONTROL_SERVICE, HEALTH_SERVICE, INFERENCE_SERVICE, STREAM_INFER
 
 
 class OpenStreams:
@@ -92,7 +92,9 @@ def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenF
         ends_on_error = ("triton_grpc_error", "true") in list(context.invocation_metadata())
         # For each message: its token may be revoked while the stream is open.
         admit_message = partial(admit, tokens, STREAM_INFER, context.invocation_metadata())
-        stream = InferStream(service, deadline_after(context.time_remaining()), admit_message)
+        stream = InferStream(
+            service, deadline_after(context.time_remaining()), admit_message, context.invocation_metadata()
+        )
         on_termination(context, stream.cancel)
         try:
             with streams.register(calls, context.peer(), stream.end):
@@ -139,7 +141,7 @@ def watch(health: Health, streams: OpenStreams) -> grpc.RpcMethodHandler:
 
 def reflect(streams: OpenStreams) -> grpc.RpcMethodHandler:
     """Returns the handler of reflection, which describes messages and RPCs to tools such as grpcurl."""
-    servicer = reflection.ReflectionServicer((INFERENCE_SERVICE, HEALTH_SERVICE), pool=POOL)
+    servicer = reflection.ReflectionServicer((INFERENCE_SERVICE, HEALTH_SERVICE, CONTROL_SERVICE), pool=POOL)
     calls = OpenCalls("reflection calls", limits.MAX_REFLECTIONS, limits.MAX_REFLECTIONS_PER_HOST)
 
     def handle(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving.errors import InvalidArgument, Unsupported
+from serving.errors import InvalidArgument, Unsupported, quote
 from serving.frontends.http.auth import count_decompressed
 from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
@@ -72,11 +72,29 @@ class AdminEndpoints:
     async def unload(self, request: Request) -> Response:
         return await self._change(request, self._admin.unload)
 
+    async def models(self, request: Request) -> Response:
+        return json_response([to_json(model) for model in self._admin.control.models().models])
+
+    async def model_state(self, request: Request) -> Response:
+        return json_response(to_json(self._admin.control.models(_model(request)[0]).models[0]))
+
+    async def control(self, request: Request) -> Response:
+        """Promotes, pins, unpins or rolls back: the last part of the path says which."""
+        verb = request.url.path.rpartition("/")[2]
+
+        def change(name: str, parameters: dict[str, Any], caller: Caller) -> Any:
+            version = parameters.get("version", 0)
+            if isinstance(version, bool) or not isinstance(version, int):
+                raise InvalidArgument(f"parameter 'version' must be a whole number, got {quote(version)}")
+            return to_json(self._admin.control.change(verb, name, version, caller))
+
+        return await self._change(request, change)
+
     async def unsupported(self, request: Request) -> Response:
         raise Unsupported(f"{request.url.path}: this server does not support this part of Triton's API")
 
-    async def _change(self, request: Request, change: Callable[[str, dict[str, Any], Caller], None]) -> Response:
-        """Loads or unloads a model, which may take seconds, outside the event loop, unless its caller leaves before."""
+    async def _change(self, request: Request, change: Callable[[str, dict[str, Any], Caller], Any]) -> Response:
+        """Changes a model, which may take seconds, outside the event loop, unless its caller leaves before."""
         message = await self._json(request)
         parameters = message.get("parameters")
         parameters = {} if parameters is None else parameters
@@ -92,8 +110,7 @@ class AdminEndpoints:
             changing.cancel()
             raise ClientDisconnect
         disconnecting.cancel()
-        changing.result()
-        return json_response({})
+        return json_response(changing.result() or {})
 
     async def _json(self, request: Request) -> dict[str, Any]:
         """Returns the object in the body; an empty one if there is no body."""

@@ -68,6 +68,12 @@ def build_app(
             Route("/v2/repository/index", endpoints.index, methods=["POST"]),
             Route("/v2/repository/models/{model}/load", endpoints.load, methods=["POST"]),
             Route("/v2/repository/models/{model}/unload", endpoints.unload, methods=["POST"]),
+            Route("/v2/repository/models", endpoints.models),
+            Route("/v2/repository/models/{model}", endpoints.model_state),
+            *(
+                Route(f"/v2/repository/models/{{model}}/{verb}", endpoints.control, methods=["POST"])
+                for verb in ("promote", "rollback", "pin", "unpin")
+            ),
             *(Route(path, endpoints.unsupported, methods=["GET", "POST"]) for path in _UNSUPPORTED_PATHS),
         ],
         middleware=build_middleware(services, server, tokens, access_log),

@@ -44,6 +44,12 @@ def load(file, text: str = ""):
     return onnx.load(file, to_spec(config), None, 1)
 
 
+def load_bound(file):
+    """Opens an instance that binds inputs and outputs, as on a GPU."""
+    inputs, outputs = onnx.describe(file)
+    return onnx.OnnxBackend(load(file)._session, SimpleNamespace(inputs=inputs, outputs=outputs), binds=True)
+
+
 def test_a_read_only_uint8_input_gives_two_outputs(model_file):
     backend = load(model_file(classifier()))
     images = np.frombuffer(bytes(range(12)), np.uint8).reshape(3, 1, 2, 2)
@@ -70,14 +76,12 @@ def test_tensors_follow_the_configuration_s_order_and_names(model_file):
 
 def test_a_model_without_batch_dimension(model_file):
     backend = load(model_file(add_without_batch()))
-    assert backend.inputs[0].shape == (2, 3)
     (answer,) = backend.run([np.ones((2, 3), np.float32)])
     assert answer.tolist() == [[2.0] * 3] * 2
 
 
 def test_strings_are_utf_8_and_invalid_bytes_are_replaced(model_file):
     backend = load(model_file(echo_strings()))
-    assert backend.inputs[0].datatype is DATATYPES["BYTES"]
     given = np.array([["é".encode(), b""], [b"a\0b", b"\xff"]], object)
     (answer,) = backend.run([given])
     assert answer.tolist() == [["é", ""], ["a\0b", "\N{REPLACEMENT CHARACTER}"]]
@@ -93,8 +97,8 @@ def test_an_error_of_the_model_is_raised_and_the_next_batch_runs(model_file):
 @pytest.mark.parametrize("rows", [1, 3, 7])
 def test_bound_inputs_and_outputs_give_the_same_outputs(model_file, rows):
     """IOBinding, which instances on GPUs use, also for read-only inputs and batches of different sizes."""
-    plain = load(model_file(classifier()))
-    bound = onnx.OnnxBackend(plain._session, SimpleNamespace(inputs=plain.inputs, outputs=plain.outputs), binds=True)
+    file = model_file(classifier())
+    plain, bound = load(file), load_bound(file)
     images = np.frombuffer(bytes(range(4 * rows)), np.uint8).reshape(rows, 1, 2, 2)
     answers = bound.run([images])
     for ours, expected in zip(answers, plain.run([images]), strict=True):
@@ -106,16 +110,14 @@ def test_bound_inputs_and_outputs_give_the_same_outputs(model_file, rows):
 
 
 def test_a_failed_batch_of_bound_inputs_raises(model_file):
-    plain = load(model_file(scale(2)))
-    bound = onnx.OnnxBackend(plain._session, SimpleNamespace(inputs=plain.inputs, outputs=plain.outputs), binds=True)
+    bound = load_bound(model_file(scale(2)))
     with pytest.raises(Exception, match="invalid dimensions"):
         bound.run([np.ones((1, 4), np.float32)])
     assert bound.run([np.ones((1, 3), np.float32)])[0].tolist() == [[2.0] * 3]
 
 
 def test_strings_are_not_bound(model_file):
-    plain = load(model_file(echo_strings()))
-    bound = onnx.OnnxBackend(plain._session, SimpleNamespace(inputs=plain.inputs, outputs=plain.outputs), binds=True)
+    bound = load_bound(model_file(echo_strings()))
     assert bound.run([np.array([[b"a", b"\xff"]], object)])[0].tolist() == [["a", "\N{REPLACEMENT CHARACTER}"]]
 
 

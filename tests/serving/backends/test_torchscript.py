@@ -12,6 +12,7 @@ from google.protobuf import text_format
 
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import torchscript
+from serving.backends.torch_instance import TorchInstance
 from serving.errors import LoadError
 from serving.models.devices import CudaUnavailable, count_gpus
 from serving.models.spec import to_spec
@@ -50,7 +51,7 @@ def config(inputs: str, outputs: str, kind: str = "TYPE_FP32") -> str:
 
 @pytest.fixture
 def load(tmp_path):
-    def load_module(module: torch.nn.Module, text: str) -> torchscript.TorchScriptBackend:
+    def load_module(module: torch.nn.Module, text: str) -> TorchInstance:
         file = tmp_path / "model.pt"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated
@@ -184,7 +185,7 @@ def test_the_instances_of_a_gpu_have_streams_of_their_own(tmp_path):
 
 
 def test_strings_are_rejected(load):
-    with pytest.raises(LoadError, match="TorchScript models have no strings, but 'x' is TYPE_STRING"):
+    with pytest.raises(LoadError, match="torch's models have no strings, but 'x' is TYPE_STRING"):
         load(Double(), config("x", "y", "TYPE_STRING"))
 
 

@@ -2,12 +2,13 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from serving.errors import LoadError
-from serving.models.time_limit import call_with_limit
+from serving.models.time_limit import call_with_limit, open_with_limit
 from tests.serving.models.recording_backend import RecordingBackend, double, make_spec
 
 ROWS = [np.ones((1, 2), np.float32)]
@@ -48,3 +49,22 @@ def test_errors_are_raised() -> None:
     backend = RecordingBackend(make_spec(), fails)
     with pytest.raises(SystemExit):
         call_with_limit(lambda backends: backends[0].run(ROWS), [backend], 5)
+
+
+def test_a_backend_that_hangs_while_it_opens_is_left_behind_and_closed_when_it_returns():
+    go_on, closed = threading.Event(), threading.Event()
+
+    def open_all():
+        go_on.wait(60)
+        return [SimpleNamespace(close=closed.set)]
+
+    with pytest.raises(LoadError, match=r"the model hangs: its backend did not open it within 0\.05 s"):
+        open_with_limit(open_all, 0.05)
+    go_on.set()
+    assert closed.wait(60)
+
+
+def test_what_opens_in_time_is_returned_and_errors_pass():
+    assert open_with_limit(lambda: [], 5) == []
+    with pytest.raises(ZeroDivisionError):
+        open_with_limit(lambda: 1 / 0, 5)

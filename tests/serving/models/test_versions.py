@@ -12,6 +12,7 @@ import pytest
 
 from serving.errors import TransientLoadError
 from serving.inference.batcher import BatcherClosed
+from serving.models import closing as closing_module
 from serving.models import slot as slot_module
 from serving.models import versions as versions_module
 from serving.models.loader import LoadSettings, load_version
@@ -513,7 +514,7 @@ def test_a_failure_that_cannot_pass_is_not_tried_again(tmp_path, monkeypatch, cl
 
 
 def test_a_version_that_hangs_while_it_closes_is_left_behind(model, monkeypatch, caplog):
-    monkeypatch.setattr(versions_module, "_CLOSE_PATIENCE_S", 0.1)
+    monkeypatch.setattr(closing_module, "_CLOSE_PATIENCE_S", 0.1)
     write_version(model.folder, 1, scale(1))
     model.start()
     released = threading.Event()

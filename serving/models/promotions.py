@@ -1,0 +1,130 @@
+"""Promotes, pins and rolls back the versions of models, while they serve.
+
+    load the version beside the serving one -> write `serving.json` -> swap
+
+A version that does not load changes nothing. `convoy.promotion` defines what each change means.
+"""
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from convoy.promotion import (
+    Promotion,
+    PromotionError,
+    pin,
+    promote,
+    roll_back,
+    served_before,
+    unpin,
+)
+from serving.errors import Internal, InvalidArgument, LoadError, NotFound, Unavailable
+from serving.models.changes import ANYONE, Caller, Changes
+from serving.models.files import describe
+from serving.models.slot import Standing
+from serving.models.spec import VersionPolicy
+from serving.models.versions import ModelVersions
+
+logger = logging.getLogger(__name__)
+
+Choose = Callable[[Promotion | None, int, int | None, Collection[int]], Promotion]
+"""Takes the choice until now, the version, the one that serves, and all versions. Returns the new choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promotions:
+    """The changes of which version serves. Each runs as `serving.models.changes` runs it, and its errors are the same.
+
+    Args:
+        find: returns a model by its name, or raises a ServingError.
+        write: makes a choice durable, in the folder of a model.
+    """
+
+    changes: Changes
+    find: Callable[[str], ModelVersions]
+    write: Callable[[Path, Promotion], None]
+
+    def promote(self, name: str, version: int, caller: Caller = ANYONE) -> None:
+        """Lets a version serve until a newer one is exported.
+
+        Raises:
+            InvalidArgument: another version is pinned, or the version policy does not allow this one.
+            NotFound: there is no such model or version.
+            Unavailable: the model's folder cannot be read.
+            Internal: the version cannot be loaded, or the choice not be written; nothing has changed.
+        """
+        self._call(name, partial(_one, promote, version), caller)
+
+    def pin(self, name: str, version: int, caller: Caller = ANYONE) -> None:
+        """Lets a version serve until it is unpinned. Raises as `promote`."""
+        self._call(name, partial(_one, pin, version), caller)
+
+    def unpin(self, name: str, caller: Caller = ANYONE) -> None:
+        """Lets versions take over again that are newer than the pinned one. Raises as `promote`."""
+        self._call(name, lambda standing, serving: [(0, unpin(standing.promotion))], caller)
+
+    def roll_back(self, name: str, caller: Caller = ANYONE) -> None:
+        """Lets the version serve that served before, or else the next that loads. Raises as `promote`."""
+        self._call(name, _all_before, caller)
+
+    def _call(
+        self, name: str, choices: Callable[[Standing, int | None], list[tuple[int, Promotion]]], caller: Caller
+    ) -> None:
+        """Makes the first choice whose version loads. Version 0 is not loaded."""
+
+        def change() -> None:
+            versions = self.find(name)
+            serving = versions.view.default
+            try:
+                standing, policy = versions.survey()
+                possible = choices(standing, serving)
+                for version, _ in possible:
+                    _check(name, version, standing, policy)
+                choice = self._prepared(versions, possible)
+            except OSError as error:
+                raise Unavailable(f"the folder of model '{name}' cannot be read: {describe(error)}") from error
+            except (PromotionError, LoadError) as error:
+                raise InvalidArgument(f"model '{name}': {error}") from error
+            self._make(versions, choice)
+
+        self.changes.call(name, change, caller)
+
+    def _prepared(self, versions: ModelVersions, possible: list[tuple[int, Promotion]]) -> Promotion:
+        failures = []
+        for version, choice in possible:
+            if not version or not (reason := versions.prepare(version)):
+                return choice
+            failures.append(f"version {version}: {reason}")
+        versions.update(stable=True, override=versions.override)
+        raise Internal(f"nothing has changed for model '{versions.name}': {'; '.join(failures)}")
+
+    def _make(self, versions: ModelVersions, choice: Promotion) -> None:
+        try:
+            self.write(versions.folder, choice)
+        except OSError as error:
+            versions.update(stable=True, override=versions.override)
+            reason = f"the model repository cannot be written: {describe(error)}"
+            raise Internal(f"nothing has changed for model '{versions.name}': {reason}") from error
+        versions.update(stable=True, override=versions.override)
+
+
+def _one(choose: Choose, version: int, standing: Standing, serving: int | None) -> list[tuple[int, Promotion]]:
+    return [(version, choose(standing.promotion, version, serving, standing.present))]
+
+
+def _all_before(standing: Standing, serving: int | None) -> list[tuple[int, Promotion]]:
+    before = served_before(standing.promotion, serving, standing.present)
+    if not before:
+        raise PromotionError("there is no version to roll back to")
+    return [(version, roll_back(standing.promotion, version, serving, standing.present)) for version in before]
+
+
+def _check(name: str, version: int, standing: Standing, policy: VersionPolicy) -> None:
+    if version and version not in standing.present:
+        known = ", ".join(map(str, standing.present)) or "none"
+        raise NotFound(f"model '{name}' has no version {version}: it has {known}")
+    if version and policy.versions is not None and version not in policy.versions:
+        allowed = ", ".join(map(str, policy.versions))
+        raise InvalidArgument(f"the version policy of model '{name}' allows only {allowed}, not version {version}")

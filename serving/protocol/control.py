@@ -1,0 +1,96 @@
+"""The service `convoy.models.ModelControl`: which version of a model serves, as messages and over bytes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+
+from convoy.promotion import served_before
+from protos import models_pb2 as pb
+from serving.errors import InvalidArgument, NotFound, quote
+from serving.models.changes import Caller
+from serving.models.repository import Repository
+from serving.protocol.handling import handler
+from serving.protocol.methods import CONTROL_SERVICE
+
+
+class ControlService:
+    """The RPCs that show and change which version of a model serves.
+
+    Attributes:
+        unary: as in `AdminService`; `blocking` as well.
+    """
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self.unary: Mapping[str, Callable[[bytes], bytes]] = {
+            f"/{CONTROL_SERVICE}/ListModels": handler(pb.ListModelsRequest, lambda request: self.models(request.name))
+        }
+        self.blocking: Mapping[str, Callable[[bytes, Caller], bytes]] = {
+            f"/{CONTROL_SERVICE}/Promote": self._change(pb.PromoteRequest, "promote"),
+            f"/{CONTROL_SERVICE}/RollBack": self._change(pb.RollBackRequest, "rollback"),
+            f"/{CONTROL_SERVICE}/Pin": self._change(pb.PinRequest, "pin"),
+            f"/{CONTROL_SERVICE}/Unpin": self._change(pb.UnpinRequest, "unpin"),
+        }
+
+    def models(self, name: str = "") -> pb.ListModelsResponse:
+        """Returns the state of one model; of all, if `name` is empty.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        response = pb.ListModelsResponse()
+        entries: dict[str, list[pb.VersionState]] = {}
+        for entry in self._repository.index(False):
+            states = entries.setdefault(entry.name, [])
+            if entry.version:
+                states.append(pb.VersionState(version=int(entry.version), state=entry.state, reason=entry.reason))
+        if name and name not in entries:
+            raise NotFound(f"unknown model {quote(name)}")
+        for model, states in entries.items():
+            if name in ("", model):
+                response.models.append(self._state(model, states))
+        return response
+
+    def change(self, verb: str, name: str, version: int, caller: Caller) -> pb.ModelState:
+        """Makes a change, and returns the model's state after it.
+
+        Args:
+            verb: promote, rollback, pin or unpin.
+            version: of promote and pin.
+        """
+        promotions = self._repository.promotions
+        match verb:
+            case "promote" | "pin":
+                if version < 1:
+                    raise InvalidArgument(f"{verb} needs a version from 1 on, got {version}")
+                (promotions.promote if verb == "promote" else promotions.pin)(name, version, caller)
+            case "rollback":
+                promotions.roll_back(name, caller)
+            case _:
+                promotions.unpin(name, caller)
+        state: pb.ModelState = self.models(name).models[0]
+        return state
+
+    def _change(self, kind: type[Message], verb: str) -> Callable[[bytes, Caller], bytes]:
+        def handle(payload: bytes, caller: Caller) -> bytes:
+            def respond(request: Any) -> pb.ModelState:
+                return self.change(verb, request.name, getattr(request, "version", 0), caller)
+
+            return handler(kind, respond)(payload)
+
+        return handle
+
+    def _state(self, name: str, states: list[pb.VersionState]) -> pb.ModelState:
+        serving, standing = self._repository.standing(name)
+        known = {state.version for state in states}
+        not_loaded = [version for version in standing.present if version not in known]
+        states += [pb.VersionState(version=version, state="UNAVAILABLE", reason="not loaded") for version in not_loaded]
+        states.sort(key=lambda state: state.version)
+        message = pb.ModelState(name=name, serving=serving or 0, versions=states)
+        before = served_before(standing.promotion, serving, standing.present)
+        message.before = before[0] if before else 0
+        if (promotion := standing.promotion) is not None:
+            message.promoted, message.pinned = promotion.version, promotion.pinned
+            message.choice, message.time = promotion.describe(), promotion.time
+        return message
