@@ -1,7 +1,7 @@
 """Gradients that the ranks add up while the backward pass goes on: torch's DistributedDataParallel, DDP.
 
 `World.uses_ddp` decides where. Everywhere else the gradients are part of one vector (`trainer/loop/shards.py`), which
-`World.all_reduce` adds up after the backward pass; docs/decisions/0031 has the reasons.
+`World.all_reduce` adds up after the backward pass; docs/decisions/0032 has the reasons.
 """
 
 import inspect
