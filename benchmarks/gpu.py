@@ -63,6 +63,18 @@ def microseconds_per_step(config: TrainConfig) -> dict[str, float]:
         return found
 
 
+def compare_reductions() -> dict[str, dict[str, float]]:
+    """Measures the ways to add up gradients over all GPUs of this host; returns nothing on one GPU."""
+    num_gpus = torch.cuda.device_count()
+    if num_gpus < 2:
+        return {}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}"]
+    found: dict[str, dict[str, float]] = run_json([*launcher, str(ROOT / "benchmarks" / "reductions.py")])[
+        "microseconds_a_step"
+    ]
+    return found
+
+
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -82,7 +94,7 @@ def measure(num_seeds: int, block: int, against: list[str]) -> dict[str, Any]:
             series.setdefault(f"airbench {other}", []).append(run_series("airbench_loop.py", *arguments))
         for name, blocks in series.items():
             print(f"{name}: {blocks[-1]}", flush=True)
-    return {"microseconds_a_step": steps, "series": series}
+    return {"microseconds_a_step": steps, "series": series, "reductions": compare_reductions()}
 
 
 def table(measured: dict[str, Any]) -> list[str]:
@@ -96,6 +108,11 @@ def table(measured: dict[str, Any]) -> list[str]:
     lines = ["| step of | kernel by kernel | one CUDA graph |", "|---|---|---|"]
     for recipe, ways in measured["microseconds_a_step"].items():
         lines.append(f"| `{recipe}` | {' | '.join(f'{us:.0f} µs' for us in ways.values())} |")
+    if measured["reductions"]:
+        ways = next(iter(measured["reductions"].values()))
+        lines += ["", f"| step on all GPUs, of | {' | '.join(ways)} |", f"|---|{'---|' * len(ways)}"]
+        for recipe, found in measured["reductions"].items():
+            lines.append(f"| `{recipe}` | {' | '.join(f'{us:.0f} µs' for us in found.values())} |")
     lines += [
         "",
         "| trainings | runs | test accuracy, mean (and its standard error) | training, warm | with evaluation and all, "
