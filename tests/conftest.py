@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.hosts import why_no_namespaces
+from tests.requirements_of import missing_packages
 from trainer.data import Dataset, load_dataset
 
 # In a shell without job control, background commands ignore Ctrl-C, and the processes of the tests would inherit that.
@@ -26,10 +27,35 @@ ROOT = Path(__file__).parent.parent
 PATIENCE_S = 600.0
 
 
+_LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--data-dir", type=Path, help="folder of data sets, for tests of whole data sets [default: a new one]"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu`: leaves out files without such a test, and those that need packages that are not installed."""
+    if config.option.markexpr != "gpu":
+        return None
+    conftest = collection_path / "conftest.py"
+    file = conftest if conftest != Path(__file__) and conftest.is_file() else collection_path
+    if file.suffix != ".py" or (file.name.startswith("test_") and "mark.gpu" not in file.read_text()):
+        return True if file.suffix == ".py" else None
+    if missing := missing_packages(file):
+        left_out = config.stash.setdefault(_LEFT_OUT, {})
+        left_out[str(collection_path.relative_to(ROOT))] = missing
+        return True
+    return None
+
+
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_dir(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A cache of data sets for this session; `mnist-mini` needs no network."""
-    return tmp_path_factory.mktemp("data")
+    given: Path | None = request.config.option.data_dir
+    return given.absolute() if given is not None else tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +124,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints the kind of hosts, because addresses test less than network namespaces do."""
     reports = itertools.chain.from_iterable(terminalreporter.stats.values())
     properties_of_tests = [dict(report.user_properties) for report in reports if isinstance(report, pytest.TestReport)]
+    for path, packages in terminalreporter.config.stash.get(_LEFT_OUT, {}).items():
+        terminalreporter.write_line(f"left out, as {', '.join(packages)} is not installed: {path}")
     for why in {properties["hosts"] for properties in properties_of_tests if "hosts" in properties}:
         less = f"addresses of 127.0.0.0/8, without names and DNS, and not network namespaces: {why}"
         terminalreporter.write_line(f"hosts were {less if why else 'network namespaces'}")

@@ -136,8 +136,8 @@ def _advise_on_images(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
             f"{len(rare):,} of {len(size.num_training_by_class):,} classes have fewer than {MIN_IMAGES_PER_CLASS} "
             f"training images ({rarest!r} has {rare[rarest]}): expect errors there; add images{other}"
         )
-    if size.num_validation < MIN_VALIDATION_IMAGES:
-        points = 98 / max(1, size.num_validation) ** 0.5  # half of the widest 95 % interval
+    if 0 < size.num_validation < MIN_VALIDATION_IMAGES:
+        points = 98 / size.num_validation**0.5  # half of the widest 95 % interval
         plural = "s" if size.num_validation != 1 else ""
         yield (
             f"{size.num_validation} validation image{plural}: their accuracy may be off by {min(points, 100):.0f} "

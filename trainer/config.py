@@ -60,6 +60,8 @@ class TrainConfig:
     """Number of epochs."""
     global_batch_size: Annotated[int | None, option("INT", "the recipe's")] = None
     """Images per step, over all ranks together. The recipe's learning rates are scaled with it."""
+    num_validation: Annotated[int | None, option("INT", "the recipe's")] = None
+    """Training images set aside for validation. 0: all are trained on, once the hyper-parameters are fixed."""
     mirror: Annotated[bool | None, tyro.conf.DisallowNone, option("", "the recipe's")] = None
     """Mirror images at random. --no-mirror where left and right matter, as in letters, arrows and faces of clocks."""
     shift: Annotated[int | None, option("INT", "the recipe's")] = None
@@ -77,7 +79,7 @@ class TrainConfig:
     grad_accumulation: int = 1
     """Parts in which each rank computes its share of a batch, one after another, to need less memory."""
     compile: bool = False
-    """Compile the training steps with torch.compile: up to minutes at the start, for long trainings of large networks."""
+    """Compile the steps by torch.compile, which takes up to minutes: for long trainings of large networks."""
     gradient_reduction: GradientReduction = "auto"
     """Ranks add up gradients in the backward pass (ddp) or after it (vector); ddp-bfloat16 rounds. auto: ddp on GPUs."""
     save_every_s: float = 20.0
@@ -146,6 +148,7 @@ class TrainConfig:
             freeze_until=self.freeze_until or recipe.freeze_until,
             head_lr=recipe.head_lr if self.head_lr is None else self.head_lr,
             epochs=self.epochs or recipe.epochs,
+            num_validation=recipe.num_validation if self.num_validation is None else self.num_validation,
             param_groups=groups,
             precision=self.precision or recipe.precision,
         )
@@ -162,8 +165,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{_flag(name)} {value}: must be at least 1")
-        if self.skip_bad_images < 0:
-            raise ConfigError(f"--skip-bad-images {self.skip_bad_images}: must be at least 0")
+        for name in ("skip_bad_images", "num_validation"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"{_flag(name)} {value}: must be at least 0")
         self._check_augmentation()
         if not 0 < self.lr_scale < float("inf"):
             raise ConfigError(f"--lr-scale {self.lr_scale}: must be a positive number")
@@ -210,6 +215,7 @@ CHANGE_RECIPE = {
     "head_lr",
     "epochs",
     "global_batch_size",
+    "num_validation",
     "mirror",
     "shift",
     "rotate_degrees",

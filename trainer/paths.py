@@ -9,6 +9,10 @@ from trainer.errors import ConfigError
 
 FOLDER_PREFIX = "folder:"
 """Before the path of a folder of images, in the name of a data set."""
+RESULT_FILE = "result.json"
+"""In a run's folder: written last, when the run is complete."""
+FAILURE_FILE = "failure.json"
+"""In a run's folder: the report of the last failure."""
 
 
 def image_folder(name: str) -> Path | None:

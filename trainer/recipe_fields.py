@@ -21,7 +21,7 @@ FIXED = ("name", "summary", "file_sha256")
 LIMITS = {
     "global_batch_size": (1, math.inf),
     "epochs": (1, math.inf),
-    "num_validation": (1, math.inf),
+    "num_validation": (0, math.inf),
 }
 """Smallest and largest value of a field; other numbers must not be negative, and a recipe's parts check themselves."""
 

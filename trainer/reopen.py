@@ -24,7 +24,7 @@ from trainer.ranks.device import choose_device
 from trainer.ranks.world import World
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.run_folder import RunFolder
-from trainer.train import evaluate_on_test_set, setup
+from trainer.train import evaluate_on_test_set, setup, validate
 
 
 def evaluate_run(config: EvaluateConfig) -> None:
@@ -42,7 +42,12 @@ def evaluate_run(config: EvaluateConfig) -> None:
         ranks = f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}"
         progress.log(f"{describe(run)}; {run.learner.precision}, {ranks}")
         if config.split == "validation":
-            validation = run.learner.evaluate(run.validation_images, run.validation_indices, world)
+            validation = validate(run)
+            if validation is None:
+                raise ConfigError(
+                    f"{config.run} was trained on all training images (num_validation 0), and has no validation images: "
+                    "give --split test"
+                )
             progress.log(f"validation accuracy {describe_evaluation(run, validation)}")
             return
         ledger, views = Ledger(run.folder.ledger_path), run.recipe.test_time_views

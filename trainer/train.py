@@ -13,7 +13,7 @@ from trainer.advice import DatasetSize, advise, describe_batch
 from trainer.augmentation import check_shift
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Images, split_validation, without_test_images
-from trainer.errors import writing
+from trainer.errors import ConfigError, writing
 from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import simultaneous_interval
@@ -86,7 +86,7 @@ def train(config: TrainConfig) -> None:
                     progress.log(line)
             with run.open_sinks(config.log_to) as sinks:
                 fit(run, stop, SaveInterval(seconds=config.save_every_s, steps=config.save_every_steps), sinks)
-                validation = run.learner.evaluate(run.validation_images, run.validation_indices, world)
+                validation = validate(run)
                 test_images, test, recorded = evaluate_on_test_set(run, dataset)
                 if recorded is not None:
                     show_results(run, validation, recorded, sinks)
@@ -119,14 +119,23 @@ def setup(
         ConfigError: the recipe is not for images of this size.
     """
     check_shift(recipe.augment, dataset.train.shape[1])
+    if recipe.num_validation == 0 and dataset.validation is not None:
+        raise ConfigError(
+            f"num_validation 0: {dataset.name} has a folder of validation images: move them to the training images to "
+            "train on them"
+        )
     train_indices = torch.arange(len(dataset.train))
     if dataset.validation is not None:
         validation_images, validation_indices = dataset.validation, torch.arange(len(dataset.validation))
     else:
         num_validation = min(recipe.num_validation, max(1, len(dataset.train) // 10))
-        train_indices, validation_indices = split_validation(dataset.train, num_validation, SPLIT_SEED)
+        if num_validation:
+            train_indices, validation_indices = split_validation(dataset.train, num_validation, SPLIT_SEED)
+        else:
+            validation_indices = train_indices[:0]
         validation_images = dataset.train
     seed, log = folder.fingerprint.seed, progress.log if is_trained else _log_nothing
+    is_compiled = is_trained and folder.fingerprint.is_compiled
     return Run(
         recipe=recipe,
         seed=seed,
@@ -134,7 +143,7 @@ def setup(
         train_indices=train_indices,
         validation_images=validation_images,
         validation_indices=validation_indices,
-        learner=build_learner(recipe, dataset, train_indices, seed, world, log),
+        learner=build_learner(recipe, dataset, train_indices, seed, world, log, is_compiled=is_compiled),
         folder=folder,
         checkpoints=Checkpoints(folder.path / "checkpoints", progress.log),
         world=world,
@@ -154,9 +163,10 @@ def log_setup(run: Run, usual_batch_size: int) -> None:
         usual_batch_size: the recipe's own global batch.
     """
     recipe, dataset, world, log = run.recipe, run.dataset, run.world, run.progress.log
+    num_validation = f"{len(run.validation_indices):,}" if run.has_validation else "no"
     log(
         f"{recipe.name} on {dataset.name}: {len(dataset.classes):,} classes; {len(run.train_indices):,} training, "
-        f"{len(run.validation_indices):,} validation and {dataset.num_test:,} test images, "
+        f"{num_validation} validation and {dataset.num_test:,} test images, "
         f"{'streamed' if dataset.is_streamed else 'resident'}; "
         f"{num_parameters(run.learner.model):,} parameters, {run.learner.precision}"
     )
@@ -187,6 +197,16 @@ def dataset_size(run: Run) -> DatasetSize:
     )
 
 
+def validate(run: Run) -> Evaluation | None:
+    """Evaluates on the validation images, with the recipe's test-time views, too; None if there are no such images.
+
+    All ranks call this.
+    """
+    if not run.has_validation:
+        return None
+    return run.learner.evaluate(run.validation_images, run.validation_indices, run.world)
+
+
 def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[Images, Evaluation, RecordedEvaluation | None]:
     """Evaluates on the test images and records it in the ledger. All ranks call this.
 
@@ -214,15 +234,12 @@ def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[Images, Evaluation
     )
 
 
-def show_results(run: Run, validation: Evaluation, recorded: RecordedEvaluation, sinks: Sinks) -> None:
+def show_results(run: Run, validation: Evaluation | None, recorded: RecordedEvaluation, sinks: Sinks) -> None:
     """Passes the accuracies of the trained network, and images of its mistakes in validation, to the sinks."""
-    sinks.write(
-        "result",
-        step=run.state.step,
-        epoch=run.num_epochs_done,
-        val_accuracy=validation.accuracy,
-        test_accuracy=recorded.accuracy,
-    )
+    figures = {} if validation is None else {"val_accuracy": validation.accuracy}
+    sinks.write("result", step=run.state.step, epoch=run.num_epochs_done, **figures, test_accuracy=recorded.accuracy)
+    if validation is None:
+        return
     worst, classes = worst_mistakes(validation, NUM_SHOWN_MISTAKES), run.dataset.classes
     images = run.validation_images.take(run.validation_indices[worst])
     mistakes = [
@@ -238,7 +255,7 @@ def show_results(run: Run, validation: Evaluation, recorded: RecordedEvaluation,
         sinks.show_mistakes(mistakes, step=run.state.step)
 
 
-def summarize(run: Run, validation: Evaluation, test: Evaluation, recorded: RecordedEvaluation) -> Result:
+def summarize(run: Run, validation: Evaluation | None, test: Evaluation, recorded: RecordedEvaluation) -> Result:
     """Returns the content of `result.json`, before an export."""
     ledger = Ledger(run.folder.ledger_path)
     num_right = recorded.num_images - recorded.num_errors
@@ -265,8 +282,9 @@ def summarize(run: Run, validation: Evaluation, test: Evaluation, recorded: Reco
         global_batch_size=run.recipe.global_batch_size,
         train_seconds=run.state.seconds,
         images_per_second=run.num_epochs_done * len(run.train_indices) / run.state.seconds,
-        val_accuracy=validation.accuracy,
-        val_accuracy_with_views=validation.accuracy_with_views,
+        num_validation=len(run.validation_indices),
+        val_accuracy=None if validation is None else validation.accuracy,
+        val_accuracy_with_views=None if validation is None else validation.accuracy_with_views,
         test_accuracy=recorded.accuracy,
         test_accuracy_with_views=test.accuracy_with_views,
         test_errors=recorded.num_errors,
@@ -275,7 +293,7 @@ def summarize(run: Run, validation: Evaluation, test: Evaluation, recorded: Reco
         test_interval=simultaneous_interval(num_right, recorded.num_images, recorded.number),
         balanced_accuracy=balanced_accuracy(recall_by_class),
         recall_by_class=recall_by_class,
-        warnings=tuple(warning.text for warning in run.baseline.check(_last_train_loss(run), validation)),
+        warnings=() if validation is None else _warnings(run, validation),
         test_look=recorded.number,
         num_test_looks=recorded.num_evaluations,
         test_accuracy_of_seeds=_by_seed(of_setting),
@@ -285,6 +303,10 @@ def summarize(run: Run, validation: Evaluation, test: Evaluation, recorded: Reco
         exported=None,
         machine=describe(run.world.device),
     )
+
+
+def _warnings(run: Run, validation: Evaluation) -> tuple[str, ...]:
+    return tuple(warning.text for warning in run.baseline.check(_last_train_loss(run), validation))
 
 
 def _last_train_loss(run: Run) -> float | None:

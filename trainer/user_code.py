@@ -135,6 +135,20 @@ def user_errors(reference: str) -> Iterator[None]:
         raise ConfigError(_describe(path.absolute(), error)) from error
 
 
+def describe_if_in(reference: str, error: Exception) -> str | None:
+    """Returns an error in one line with the user's file and line, or None if the user's code has no part in it.
+
+    Args:
+        reference: of the user's code, which consists of its file and those beside it that it imports.
+    """
+    path, _ = _split(reference)
+    files = {str(file) for file in (path.absolute(), *imported_beside(path))}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    if not frames:
+        return None
+    return f"{frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name}: {_in_one_line(error)}"
+
+
 def _split(reference: str) -> tuple[Path, str]:
     path, _, name = reference.rpartition(":")
     if not path.endswith(".py") or not name:
@@ -165,7 +179,7 @@ def _describe(path: Path, error: BaseException) -> str:
     """Returns an error of the user's code: what it is, and the lines of the user's file that led to it."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{path}, line {error.lineno}: {type(error).__name__}: {error.msg}"
-    text = " ".join("".join(traceback.format_exception_only(error)).split())
+    text = _in_one_line(error)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     if not frames:
         return f"{path}: {text}"
@@ -173,3 +187,7 @@ def _describe(path: Path, error: BaseException) -> str:
     return f"{path}, line {frames[-1].lineno}, in {frames[-1].name}: {text}\n  {frames[-1].line}" + (
         f"\ncalled from{calls}" if calls else ""
     )
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join("".join(traceback.format_exception_only(error)).split())

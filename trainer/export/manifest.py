@@ -50,10 +50,7 @@ class CheckResults:
 def metrics_section(reference: ReferenceModel, correctness: Correctness) -> dict[str, Any]:
     """Returns the validation accuracy of an exported model, and the figures of its run."""
     return {
-        "val_accuracy": correctness.accuracy,
-        "val_errors": correctness.num_images - correctness.num_right,
-        "num_val": correctness.num_images,
-        "val_interval": correctness.interval,
+        **correctness.metrics,
         "test_time_views": reference.views,
         "num_views": NUM_VIEWS[reference.views],
         "run": _run_section(reference.result, reference.run.recipe.test_time_views) if reference.result else None,

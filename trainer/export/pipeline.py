@@ -79,6 +79,11 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
     """
     from trainer.export.quantize import CALIBRATION_BATCH_SIZE, NUM_CALIBRATION_IMAGES, quantize
 
+    if not run.has_validation:
+        raise ExportError(
+            "int8 is published if it costs at most 0.1 points of validation accuracy, and this run has no validation "
+            "images (num_validation 0): export it without --int8"
+        )
     model.check()
     run.progress.log(
         f"exporting {model.name}: ONNX in int8, calibrated on training images{_describe_views(run, options)}"

@@ -8,7 +8,7 @@ import torch
 from convoy.preprocessing import Method
 from trainer.config import TrainConfig
 from trainer.data.datasets import DATASETS
-from trainer.errors import ExportError, TrainerError
+from trainer.errors import ConfigError, ExportError, TrainerError
 from trainer.export.quality import QualityError
 from trainer.export.repository import RepositoryModel, printable
 from trainer.loop.run import Run
@@ -54,6 +54,11 @@ def plan_export(run: Run, config: TrainConfig) -> ExportPlan | None:
             model.check()
         except TrainerError as error:
             raise type(error)(f"{error}; to train without publishing, pass --no-export") from error
+        if not (run.has_validation or config.promote or model.newest() is None):
+            raise ConfigError(
+                f"with num_validation 0 nothing tells if the model is worse than version {model.newest()} of {name}: "
+                "pass --promote to publish it all the same, --no-export to train only, or another --name"
+            )
     options = ExportOptions(
         promote=config.promote,
         thorough=config.thorough,

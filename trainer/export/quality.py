@@ -94,6 +94,18 @@ class Correctness:
     def interval(self) -> tuple[float, float]:
         return wilson_interval(self.num_right, self.num_images)
 
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The manifest's figures; without validation images there are none."""
+        if not self.num_images:
+            return {"val_accuracy": None, "val_errors": None, "num_val": 0, "val_interval": None}
+        return {
+            "val_accuracy": self.accuracy,
+            "val_errors": self.num_images - self.num_right,
+            "num_val": self.num_images,
+            "val_interval": self.interval,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionComparison:
@@ -142,7 +154,10 @@ class Decision:
 
     def to_json(self, correctness: Correctness, *, promote: bool) -> dict[str, Any]:
         """Returns the manifest's section `quality`; `promoted` if only `--promote` lets the version out."""
-        alone = {"num_images": correctness.num_images, "accuracy": correctness.accuracy}
+        alone = {
+            "num_images": correctness.num_images,
+            "accuracy": correctness.accuracy if correctness.num_images else None,
+        }
         return {
             "compared_with": self.compared_with,
             **(asdict(self.comparison) if self.comparison else alone),
@@ -157,6 +172,8 @@ def decide(model: RepositoryModel, correctness: Correctness, constant: str | Non
     Args:
         constant: the only class that the new version predicts, None if it predicts several.
     """
+    if not correctness.num_images:
+        return _decide_without_validation(model, constant)
     line = f"{100 * correctness.accuracy:.2f} % of {correctness.num_images:,} validation images right"
     objection = None
     if constant is not None:
@@ -176,6 +193,21 @@ def decide(model: RepositoryModel, correctness: Correctness, constant: str | Non
         )
     line = f"{line}, {of_earlier}: not clearly worse ({comparison.describe()})"
     return Decision(compared_with=version, comparison=comparison, objection=objection, line=line)
+
+
+def _decide_without_validation(model: RepositoryModel, constant: str | None) -> Decision:
+    """Objects to a version that no validation image can compare with the newest one; a first version may be published.
+
+    Args:
+        constant: the only class that the new version predicts for training images, None if it predicts several.
+    """
+    version, line = model.newest(), "there are no validation images (num_validation 0)"
+    objection = None
+    if version is not None:
+        objection = f"{line}, so that nothing tells if it is worse than version {version}"
+    if constant is not None:
+        objection = f"it assigns every training image to the class {constant!r}: it has learned nothing"
+    return Decision(line=f"{line}; {model.name} has no earlier version", objection=objection)
 
 
 def newest_version(model: RepositoryModel) -> tuple[int | None, Correctness | str]:

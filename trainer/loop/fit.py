@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from trainer.errors import Interrupted
+from trainer.errors import ConfigError, Interrupted, TrainerError
 from trainer.evaluation.baseline import TrainingWarning
 from trainer.evaluation.evaluate import Evaluation, chunk_size, evaluate
 from trainer.loop.look_ahead import LookAhead
@@ -20,9 +20,11 @@ from trainer.loop.stopping import BestEpoch, copy_weights, score_of
 from trainer.loop.stopwatch import Stopwatch
 from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S
 from trainer.ranks.consistency import check_weights, digest_of
+from trainer.ranks.failure import FAILURE_FILE
 from trainer.ranks.stop import StopConsensus
 from trainer.signals import StopRequest
 from trainer.sinks import Sinks
+from trainer.user_code import describe_if_in, is_reference
 
 VALIDATION_TIMEOUT_S = 60.0
 """Least time that ranks wait for each other in a validation."""
@@ -35,7 +37,7 @@ def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None, sin
         sinks: of the run's metrics; None for those in the run folder alone.
 
     Raises:
-        ConfigError: a step does not fit in the GPU's memory.
+        ConfigError: a step does not fit in the GPU's memory, or the user's own network fails.
         DivergenceError: a loss is not finite; nothing is saved after the last good checkpoint.
         DesyncError: the ranks' weights differ.
         CheckpointError: the run folder cannot be written, or the final weights cannot be saved.
@@ -57,6 +59,10 @@ def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None, sin
             loop.save_and_wait()
         except torch.OutOfMemoryError as error:
             raise out_of_memory(run, error) from error
+        except Exception as error:
+            if (told := _of_user(run, error)) is not None:
+                raise told from error
+            raise
         finally:
             run.world.activity.timeout_s = SLOW_PHASE_TIMEOUT_S
             run.progress.stop()
@@ -65,6 +71,16 @@ def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None, sin
     if run.recipe.keep_best and run.state.best is not None:
         run.progress.log(f"the trained model has the weights of epoch {run.state.best.epoch} of {run.num_epochs_done}")
     run.use_final_weights()
+
+
+def _of_user(run: Run, error: Exception) -> ConfigError | None:
+    """Returns the error in one line if it arose in the user's own network; a failure report has the whole stack."""
+    if isinstance(error, TrainerError) or not is_reference(run.recipe.network):
+        return None
+    text, folder = describe_if_in(run.recipe.network, error), run.world.failure_context.folder
+    if text is None:
+        return None
+    return ConfigError(f"{text}; the whole stack is in {folder / FAILURE_FILE}" if folder is not None else text)
 
 
 class TrainingLoop:
@@ -134,28 +150,39 @@ class TrainingLoop:
         share = run.recipe.global_batch_size / run.world.num_computing
         chunk = chunk_size(run.validation_images.shape)
         self._set_timeout(max(VALIDATION_TIMEOUT_S, 3 * self._longest_step_s * chunk / share))
-        validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
-        if not math.isfinite(validation.loss):  # the last step's loss was that of the weights before it
-            raise run.diverged(f"the validation loss is {validation.loss} after epoch {epoch}")
+        validation = self._validate(epoch) if run.has_validation else None
+        figures = {} if validation is None else {"val_loss": validation.loss, "val_accuracy": validation.accuracy}
         self._sinks.write(
             "epoch",
             step=run.state.step,
             epoch=epoch,
             train_loss=loss,
             train_accuracy=accuracy,
-            val_loss=validation.loss,
-            val_accuracy=validation.accuracy,
+            **figures,
             seconds=run.state.seconds,
         )
-        run.progress.log(
-            f"epoch {epoch}/{run.recipe.epochs}: train loss {loss:.4f}, accuracy {100 * accuracy:.2f} %; validation "
-            f"loss {validation.loss:.4f}, accuracy {100 * validation.accuracy:.2f} %; {run.state.seconds:.1f} s"
+        shown = (
+            "no validation"
+            if validation is None
+            else f"validation loss {validation.loss:.4f}, accuracy {100 * validation.accuracy:.2f} %"
         )
-        self._find_best(epoch, validation)
-        if epoch > 1 or run.recipe.epochs == 1:
-            self._warn(epoch, self._baseline.check(loss, validation))
+        run.progress.log(
+            f"epoch {epoch}/{run.recipe.epochs}: train loss {loss:.4f}, accuracy {100 * accuracy:.2f} %; {shown}; "
+            f"{run.state.seconds:.1f} s"
+        )
+        if validation is not None:
+            self._find_best(epoch, validation)
+            if epoch > 1 or run.recipe.epochs == 1:
+                self._warn(epoch, self._baseline.check(loss, validation))
         run.state.totals.zero_()
         self._set_step_timeout()
+
+    def _validate(self, epoch: int) -> Evaluation:
+        run = self._run
+        validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
+        if not math.isfinite(validation.loss):  # the last step's loss was that of the weights before it
+            raise run.diverged(f"the validation loss is {validation.loss} after epoch {epoch}")
+        return validation
 
     def _find_best(self, epoch: int, validation: Evaluation) -> None:
         """Remembers the epoch if its validation is the best so far, and tells the user if the training ends early."""

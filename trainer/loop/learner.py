@@ -9,20 +9,24 @@ import torch
 from torch import nn
 
 from trainer.data import Dataset, Images
+from trainer.data.augment import resize
 from trainer.data.order import generator
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.views import average_views
 from trainer.hardware import allow_tf32
 from trainer.loop.batch_norm import has_single_values
+from trainer.loop.compiling import CompiledNetwork
 from trainer.loop.ema import WeightAverage
 from trainer.loop.loss import TrainingLoss, class_weights
 from trainer.loop.optim import Optimizer
-from trainer.loop.step import Batch, GraphedStep, TrainStep
+from trainer.loop.shards import share_of
+from trainer.loop.step import NUM_EAGER_STEPS, Batch, GraphedStep, GraphedStepBySize, TrainStep
 from trainer.models import Classifier
 from trainer.models.airbench import AirbenchNet
 from trainer.models.start import starting_network
 from trainer.network_files import has_weights
+from trainer.ranks.data_parallel import NUM_EAGER_STEPS as NUM_EAGER_STEPS_OF_DDP
 from trainer.ranks.world import World
 from trainer.recipes import ParameterKind, ParamGroup, Recipe, TestTimeViews
 
@@ -44,12 +48,14 @@ class Learner:
             over all ranks.
         autocast: makes the context of the forward pass's precision.
         device: the rank's device.
+        train_step: what `step` computes: the same, or one that a CUDA graph replays.
         average: the moving average of the weights, if the recipe has one. It is what is evaluated.
     """
 
     model: Classifier
     optimizer: Optimizer
     step: Step
+    train_step: TrainStep
     autocast: Callable[[], torch.autocast]
     recipe: Recipe
     device: torch.device
@@ -96,7 +102,7 @@ class Learner:
 
     def release(self) -> None:
         """Frees what only training steps need: NCCL's communicator cannot close while a CUDA graph uses it."""
-        if isinstance(self.step, GraphedStep):
+        if isinstance(self.step, GraphedStep | GraphedStepBySize):
             self.step.release()
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,17 +116,25 @@ class Learner:
             self.average.load_state_dict(state["average"])
 
 
-def build_learner(
-    recipe: Recipe, dataset: Dataset, train_indices: torch.Tensor, seed: int, world: World, log: Callable[[str], None]
+def build_learner(  # noqa: PLR0913 (what decides a learner)
+    recipe: Recipe,
+    dataset: Dataset,
+    train_indices: torch.Tensor,
+    seed: int,
+    world: World,
+    log: Callable[[str], None],
+    *,
+    is_compiled: bool = False,
 ) -> Learner:
     """Builds the recipe's learner. The initial weights depend on the seed and the training images alone.
 
     Args:
         train_indices: int64, the images that are trained on.
         log: prints one line for the user.
+        is_compiled: the steps compute the network's forward and backward passes by torch.compile.
 
     Raises:
-        ConfigError: the network cannot take images of this size, or normalises over single values.
+        ConfigError: the network cannot take images of this size, normalises over single values, or cannot be compiled.
     """
     model = initial_model(recipe, dataset, train_indices, seed, log)
     first = dataset.train.take(train_indices[:1])
@@ -129,6 +143,7 @@ def build_learner(
             f"a batch norm of {recipe.network} would get one value per channel, as each shard of the batch has one "
             f"image: use a larger --global-batch-size, fewer shards or ranks, or larger images"
         )
+    _check_resolutions(recipe, model, first)
     model.to(memory_format=torch.channels_last).to(world.device)
     world.broadcast([*model.parameters(), *model.buffers()])
     optimizer = Optimizer(parameter_groups(model, recipe), clip_norm=recipe.clip_norm)
@@ -137,24 +152,62 @@ def build_learner(
     precision = recipe.as_computed_on(world.device).precision
     allow_tf32(precision == "tf32")
     autocast = partial(torch.autocast, world.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    compiled = None
+    if is_compiled:
+        sizes = share_of(min(recipe.global_batch_size, len(train_indices)), 0, 1, world.num_shards).sizes
+        compiled = CompiledNetwork(model, sizes, device=world.device, activity=world.activity, log=log)
     step = TrainStep(
         model=model,
         optimizer=optimizer,
         augment=recipe.augment,
         loss=TrainingLoss(recipe.label_smoothing, None if weights is None else weights.to(world.device)),
         average=average,
+        compiled=compiled,
         autocast=autocast,
         all_reduce=world.all_reduce,
+        num_ranks=world.size,
+        data_parallel=world.data_parallel if world.uses_ddp else None,
     )
     return Learner(
         model=model,
         optimizer=optimizer,
-        step=GraphedStep(step, log) if world.device.type == "cuda" else step,
+        train_step=step,
+        step=_graphed(step, recipe, world, log) if world.device.type == "cuda" else step,
         autocast=autocast,
         recipe=recipe,
         device=world.device,
         average=average,
     )
+
+
+def _graphed(step: TrainStep, recipe: Recipe, world: World, log: Callable[[str], None]) -> Step:
+    """Returns the step as CUDA graphs, all captured on one stream: DDP is bound to that of its first step."""
+    num_eager_steps = NUM_EAGER_STEPS_OF_DDP if world.uses_ddp else NUM_EAGER_STEPS
+    make = partial(GraphedStep, step, log, world, stream=torch.cuda.Stream(), num_eager_steps=num_eager_steps)
+    return GraphedStepBySize(make) if recipe.resolutions else make()
+
+
+def _check_resolutions(recipe: Recipe, model: Classifier, images: torch.Tensor) -> None:
+    """Checks that the network takes images of the sizes of the recipe's `resolutions`.
+
+    Args:
+        images: uint8 `[B, C, H, W]`, of which the first is used.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    is_training = model.training
+    for _, size in recipe.resolutions:
+        try:
+            with torch.inference_mode():
+                model.eval()(resize(images[:1], size))
+        except RuntimeError:
+            raise ConfigError(
+                f"{recipe.network} cannot take images of {size} pixels, as resolutions asks: choose a larger size, or a "
+                "network of convolutions that ends in a global pool, such as airbench or resnet18"
+            ) from None
+        finally:
+            model.train(is_training)
 
 
 def initial_model(

@@ -45,7 +45,7 @@ class Run:
     Args:
         dataset: without its test images.
         train_indices: int64, the training images that are trained on.
-        validation_images: the images that `validation_indices`, int64, point into.
+        validation_images: the images that `validation_indices`, int64, point into; no indices with num_validation 0.
     """
 
     recipe: Recipe
@@ -67,6 +67,11 @@ class Run:
         labels = self.dataset.train.labels[self.train_indices]
         is_balanced = self.recipe.balanced_sampling or self.recipe.class_weights == "balanced"
         return Baseline.of(labels, self.dataset.classes, self.recipe.label_smoothing, is_balanced=is_balanced)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation images; if not, no validation accuracy is known anywhere."""
+        return len(self.validation_indices) > 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -98,6 +103,10 @@ class Run:
         elif learner.average is not None:
             learner.model.load_state_dict(learner.average.model.state_dict())
         self.learner = replace(learner, average=None)
+
+    def image_size(self, step: int) -> int | None:
+        """Returns the size in pixels to which a step resizes the images; None for their own."""
+        return self.recipe.image_size(step, self.num_steps)
 
     def lr_factors(self, epoch: int) -> torch.Tensor:
         """Returns the learning rate's factor at each step of an epoch, float32 on the device."""

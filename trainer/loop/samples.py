@@ -94,11 +94,14 @@ class EpochSamples:
         moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in tensors.items()}
         return type(self)(**moved)
 
-    def batch(self, images: torch.Tensor, share: StepShare, lr_factor: torch.Tensor) -> Batch:
+    def batch(
+        self, images: torch.Tensor, share: StepShare, lr_factor: torch.Tensor, image_size: int | None = None
+    ) -> Batch:
         """Returns this rank's part of a step.
 
         Args:
             images: uint8 `[M, C, H, W]`, all images into which `indices` point.
+            image_size: pixels to which the step resizes the images; None for their own size.
         """
         return Batch(
             images=images,
@@ -109,4 +112,5 @@ class EpochSamples:
             lr_factor=lr_factor,
             sizes=share.sizes,
             num_images=share.num_images,
+            image_size=image_size,
         )

@@ -44,12 +44,13 @@ class ResidentSource:
 
     Args:
         run: its training images are in memory, or mapped from a file.
+        images: the training images on the device, if another source has them there.
 
     Raises:
         ConfigError: they are decoded on demand.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, images: torch.Tensor | None = None) -> None:
         self._run = run
         train = run.dataset.train
         if not isinstance(train, ImageSet):
@@ -57,7 +58,7 @@ class ResidentSource:
                 f"{run.dataset.name} is streamed, and seeds that train together need images in memory: give --source "
                 "resident, or a smaller --image-size"
             )
-        self.images = train.images.to(run.world.device)
+        self.images = train.images.to(run.world.device) if images is None else images
         self._epoch: int | None = None
 
     def batch(self, step: int) -> Batch:
@@ -69,7 +70,7 @@ class ResidentSource:
             self._samples = EpochSamples.draw(run, epoch).to(run.world.device)
             self._lr_factors = run.lr_factors(epoch)
         share = StepShare.of(number * batch_size, len(self._samples.indices), batch_size, run.world)
-        return self._samples.batch(self.images, share, self._lr_factors[number])
+        return self._samples.batch(self.images, share, self._lr_factors[number], run.image_size(step))
 
     def close(self) -> None:
         """Frees the images."""

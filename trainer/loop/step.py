@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,12 +10,16 @@ from torch import nn
 
 from trainer.data.augment import augment_batch, mix_batch
 from trainer.loop.batch_norm import BatchNormSums
+from trainer.loop.compiling import CompiledNetwork
 from trainer.loop.ema import WeightAverage
 from trainer.loop.loss import MixedLabels, TrainingLoss, count_correct
 from trainer.loop.optim import Optimizer
 from trainer.loop.shards import ShardSums, sum_in_tree
 from trainer.models import Classifier
 from trainer.models.layers import dropout_layers, use_dropout_seeds
+from trainer.ranks.consistency import name_ranks
+from trainer.ranks.data_parallel import DataParallel
+from trainer.ranks.world import World
 from trainer.recipes import Augment
 
 NUM_EAGER_STEPS = 3
@@ -34,6 +39,7 @@ class Batch:
         lr_factor: float32 scalar.
         sizes: samples in each of the rank's shards, in order.
         num_images: samples of the global batch, over all ranks.
+        image_size: pixels to which the step resizes the images; None for their own size.
     """
 
     images: torch.Tensor
@@ -44,6 +50,7 @@ class Batch:
     lr_factor: torch.Tensor
     sizes: tuple[int, ...]
     num_images: int
+    image_size: int | None = None
 
     @property
     def owns_images(self) -> bool:
@@ -57,8 +64,11 @@ class TrainStep:
     Args:
         model: pixels to logits.
         average: follows the weights, if the recipe has a moving average of them.
+        compiled: computes the model's forward and backward passes; None for the model as it is.
         autocast: makes the context of the forward pass's precision.
         all_reduce: sums a vector over the ranks.
+        num_ranks: their number.
+        data_parallel: wraps the model so that DDP sums the gradients; None if they are part of the vector.
     """
 
     def __init__(  # noqa: PLR0913 (the parts of a step)
@@ -69,18 +79,26 @@ class TrainStep:
         augment: Augment,
         loss: TrainingLoss,
         average: WeightAverage[Classifier] | None = None,
+        compiled: CompiledNetwork | None = None,
         autocast: Callable[[], torch.autocast],
         all_reduce: Callable[[torch.Tensor], torch.Tensor],
+        num_ranks: int = 1,
+        data_parallel: Callable[[nn.Module], DataParallel] | None = None,
     ) -> None:
-        self._model = model
+        self._model = model if compiled is None else compiled
+        self._compiled = compiled
         self._optimizer = optimizer
         self._augment = augment
         self._loss = loss
         self._average = average
         self._autocast = autocast
         self._all_reduce = all_reduce
+        self._num_ranks = num_ranks
+        self._data_parallel = data_parallel
+        self._ddp: DataParallel | None = None
+        self._kept: list[torch.Tensor] = []
         self._norms = BatchNormSums(model)
-        self._sums = ShardSums(model, self._norms)
+        self._sums = ShardSums(model, self._norms, has_gradients=data_parallel is None)
         self._dropouts = dropout_layers(model)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
@@ -89,10 +107,18 @@ class TrainStep:
         Returns:
             float32 `[2]`: the sum of the losses and the number of correct answers, over all ranks.
         """
+        with nullcontext() if self._compiled is None else self._compiled.step(batch.sizes, batch.image_size):
+            return self._compute(batch)
+
+    def _compute(self, batch: Batch) -> torch.Tensor:
         starts = [0, *itertools.accumulate(batch.sizes)]
+        if self._data_parallel is not None and self._ddp is None:
+            self._connect(self._data_parallel, batch)
         try:
             with self._norms.collecting():
                 mine = sum_in_tree(lambda shard: self._shard(batch, shard, starts[shard]), len(batch.sizes))
+                if self._ddp is not None and not any(batch.sizes):
+                    self._add_nothing(self._ddp, batch)
             result = self._sums.unpack(self._all_reduce(mine), batch.num_images)
             self._optimizer.step(batch.lr_factor)
             if self._average is not None:
@@ -109,17 +135,49 @@ class TrainStep:
         part = slice(start, start + size)
         labels: torch.Tensor | MixedLabels = batch.labels[part]
         # Before autocast: bfloat16 is too coarse for the positions of pixels.
-        images = augment_batch(self._augment, batch.images, batch.indices[part], batch.augment_params[part])
+        params = batch.augment_params[part]
+        images = augment_batch(self._augment, batch.images, batch.indices[part], params, batch.image_size)
         if self._augment.mixes:
             images, share = mix_batch(self._augment, images, batch.augment_params[part])
             labels = MixedLabels(batch.labels[part], batch.labels[part].flip(0), share)
         dropout_seeds = use_dropout_seeds(self._dropouts, batch.dropout_seeds[part])
+        is_last = not any(batch.sizes[shard + 1 :])
         with self._autocast(), dropout_seeds, self._norms.forward_pass(size):
-            logits = self._model(images)
+            logits = self._model(images) if self._ddp is None else self._ddp.forward(images, is_last=is_last)
         logits = logits.float()
         loss = self._loss(logits, labels)
-        (loss * (1 / batch.num_images)).backward()
+        if self._ddp is None:
+            (loss * (1 / batch.num_images)).backward()
+        else:
+            self._ddp.backward(loss * (self._num_ranks / batch.num_images), is_last=is_last)
         return self._sums.collect(loss.detach(), count_correct(logits, labels), size)
+
+    def disconnect(self) -> None:
+        """Makes the next step, on all ranks, set up DDP anew: after a step that failed, it waits for gradients."""
+        if self._ddp is not None:
+            self._kept += self._ddp.gradients  # another graph may write to them
+            self._ddp = None
+
+    def _connect(self, data_parallel: Callable[[nn.Module], DataParallel], batch: Batch) -> None:
+        """Sets up DDP, and adds up gradients of zero once.
+
+        In its first backward pass DDP learns in which order gradients come, and then puts them into its buckets in that
+        order. So the first step, of a run and of one that continues, adds up like all others: to the same bits.
+        """
+        self._ddp = data_parallel(self._model)
+        with self._norms.collecting():
+            self._add_nothing(self._ddp, batch)
+        self._optimizer.zero_grad()
+
+    def _add_nothing(self, ddp: DataParallel, batch: Batch) -> None:
+        """Adds up gradients of zero, so that the others do not wait for a rank without images."""
+        images = batch.images[:1]
+        if not len(images):
+            images = images.new_zeros(1, *images.shape[1:])
+        dropout_seeds = use_dropout_seeds(self._dropouts, torch.zeros(1, dtype=torch.int64, device=images.device))
+        with self._autocast(), dropout_seeds, self._norms.forward_pass(1):
+            logits = ddp.forward(images, is_last=True)
+        ddp.backward(logits.float().sum() * 0.0, is_last=True)
 
 
 class GraphedStep:
@@ -127,14 +185,23 @@ class GraphedStep:
 
     The first steps run eagerly on a side stream. Then a step is captured, which computes nothing, and from then on
     batches of the same size are replayed. A batch of another size (an epoch's last one) runs eagerly. If the capture
-    fails, all steps stay eager, and `log` prints why.
+    fails on any rank, all steps of all ranks stay eager, and `log` prints why.
     """
 
-    def __init__(self, step: TrainStep, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        step: TrainStep,
+        log: Callable[[str], None],
+        world: World,
+        *,
+        stream: torch.cuda.Stream | None = None,
+        num_eager_steps: int = NUM_EAGER_STEPS,
+    ) -> None:
         self._step = step
         self._log = log
-        self._stream = torch.cuda.Stream()
-        self._num_eager_left = NUM_EAGER_STEPS
+        self._world = world
+        self._stream = stream or torch.cuda.Stream()
+        self._num_eager_left = num_eager_steps
         self._largest = 0
         self._may_capture = True
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -161,6 +228,7 @@ class GraphedStep:
             self._graph.reset()
         self._graph = self._batch = self._result = None
         self._may_capture = False
+        self._step.disconnect()
 
     def _eager(self, batch: Batch) -> torch.Tensor:
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -179,16 +247,31 @@ class GraphedStep:
             dropout_seeds=batch.dropout_seeds.clone(),
             lr_factor=batch.lr_factor.clone(),
         )
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=self._stream):
-                self._result = self._step(static)
-        except RuntimeError as error:
-            self._result = None
-            cause = str(_root_cause(error)).splitlines()[0]
-            self._log(f"warning: no CUDA graph, the steps run one kernel at a time: {cause}")
+        activity, captured, reason = self._world.activity, None, ""
+        with activity.slow_phase(), activity.capturing():
+            try:
+                captured = self._record(static)
+            except RuntimeError as error:
+                reason = (str(_root_cause(error)).splitlines() or [type(error).__name__])[0]
+        reasons = self._world.all_gather_object(reason)
+        if captured is not None and not any(reasons):
+            (self._graph, self._result), self._batch = captured, static
             return
-        self._graph, self._batch = graph, static
+        if captured is not None:
+            captured[0].reset()
+        self._step.disconnect()
+        self._log(f"warning: no CUDA graph, the steps run one kernel at a time: {_describe_failures(reasons)}")
+
+    def _record(self, batch: Batch) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        """Returns the graph of a step on this batch, and the tensor that will hold its result.
+
+        Raises:
+            RuntimeError: a part of the step cannot be captured.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            result = self._step(batch)
+        return graph, result
 
     @staticmethod
     def _copy(source: Batch, target: Batch) -> None:
@@ -198,9 +281,39 @@ class GraphedStep:
         torch._foreach_copy_([target.augment_params, target.lr_factor], [source.augment_params, source.lr_factor])
 
 
+class GraphedStepBySize:
+    """One CUDA graph for each size of a run's images: those of the recipe's `resolutions`, and their own.
+
+    Args:
+        make: returns a new graphed step; all are of the same `TrainStep`.
+    """
+
+    def __init__(self, make: Callable[[], GraphedStep]) -> None:
+        self._make = make
+        self._steps: dict[int | None, GraphedStep] = {}
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Runs the step as `GraphedStep.__call__` does."""
+        if batch.image_size not in self._steps:
+            self._steps[batch.image_size] = self._make()
+        return self._steps[batch.image_size](batch)
+
+    def release(self) -> None:
+        """Frees the graphs; further steps are eager."""
+        for step in self._steps.values():
+            step.release()
+
+
 def _root_cause(error: BaseException) -> BaseException:
     """Returns the first error: when a capture fails, each clean-up on the way out raises another one."""
     return error if error.__context__ is None else _root_cause(error.__context__)
+
+
+def _describe_failures(reasons: list[str]) -> str:
+    """Returns the first rank's reason, and the ranks on which the capture failed if there are several ranks."""
+    ranks = [rank for rank, reason in enumerate(reasons) if reason]
+    first = reasons[ranks[0]]
+    return first if len(reasons) == 1 else f"the capture failed on {name_ranks(ranks)} of {len(reasons)}: {first}"
 
 
 def _whole_numbers(batch: Batch) -> list[torch.Tensor]:

@@ -58,7 +58,7 @@ def build_network(
         num_channels: channels of the images.
         image_size: height and width in pixels.
         num_classes: number of logits.
-        widths: channels of the layers, for `airbench` and `compact` alone.
+        widths: channels of the layers, for `airbench`, `airbench-residual` and `compact` alone.
 
     Raises:
         ConfigError: there is no such network, or it cannot take images of this size.
@@ -70,8 +70,8 @@ def build_network(
     if is_reference(name):
         return build_own(name, **shape)
     match name.partition(":"):
-        case "airbench", _, _:
-            return AirbenchNet(**shape, widths=widths)
+        case (("airbench" | "airbench-residual"), _, _):
+            return AirbenchNet(**shape, widths=widths, is_residual=name == "airbench-residual")
         case "compact", _, _:
             return CompactNet(**shape, widths=widths)
         case "pretrained", _, original:
@@ -80,7 +80,7 @@ def build_network(
             return build_torchvision(original, image_size=image_size, num_classes=num_classes)
         case "timm", _, original:
             return build_timm(original, **shape)
-    raise unknown_name("network", name, [*_FIXED_WIDTH_NETWORKS, "airbench", "compact"])
+    raise unknown_name("network", name, [*_FIXED_WIDTH_NETWORKS, "airbench", "airbench-residual", "compact"])
 
 
 class Classifier(nn.Module):

@@ -71,6 +71,15 @@ class Activity:
                 self.timeout_s = self._timeout_after_collective_s
 
     @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Context for recording a CUDA graph: its collectives are not entered, and replays report none of them."""
+        number = self.num_collectives
+        try:
+            yield
+        finally:
+            self.num_collectives = number
+
+    @contextmanager
     def slow_phase(self) -> Iterator[None]:
         """Context for work that one rank does while the others wait for it, for up to `SLOW_PHASE_TIMEOUT_S`.
 

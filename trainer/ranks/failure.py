@@ -21,9 +21,9 @@ import torch.distributed as dist
 from convoy.processes import ignore_signals
 from trainer.errors import DesyncError, MismatchError, PeerError, TrainerError
 from trainer.files import write_json
+from trainer.paths import FAILURE_FILE
 from trainer.ranks.rendezvous import Store
 
-FAILURE_FILE = "failure.json"
 LOCK_WAIT_S = 1.0
 """A rank that has only lost a peer waits this long for a rank that reports why; if none does, the peer was killed."""
 

@@ -8,7 +8,7 @@ A run is a recipe, a data set, a seed and nothing else. The hyper-parameters wer
 from trainer.augmentation import Augment
 from trainer.errors import unknown_name
 from trainer.hyperparameters import ParameterKind, ParamGroup, Schedule
-from trainer.recipes.cifar import CIFAR10, CIFAR10_SMALL, FASHION_MNIST
+from trainer.recipes.cifar import CIFAR10, CIFAR10_96, CIFAR10_FAST, CIFAR10_SMALL, FASHION_MNIST
 from trainer.recipes.digits import MNIST, MNIST_FAST
 from trainer.recipes.families import FAMILIES, family
 from trainer.recipes.own_images import ANY_NETWORK, PHOTOS, PRETRAINED, PRETRAINED_PREFIX, WITH_FILE, fine_tuning
@@ -34,6 +34,8 @@ RECIPES: dict[str, Recipe] = {
         MNIST,
         MNIST_FAST,
         CIFAR10,
+        CIFAR10_FAST,
+        CIFAR10_96,
         CIFAR10_SMALL,
         FASHION_MNIST,
         *(recipe for network in FAMILIES for recipe in family(network)),

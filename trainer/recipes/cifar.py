@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from trainer.augmentation import Augment
+from trainer.hyperparameters import Schedule
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.shared import TO_ZERO, airbench_groups
 
@@ -46,3 +47,29 @@ FASHION_MNIST = replace(
     epochs=16,
     augment=Augment(flip="alternating", shift=1, fill="zero"),
 )
+
+CIFAR10_FAST = replace(
+    CIFAR10,
+    name="cifar10-fast",
+    summary="cifar10 with small images at first and fewer epochs: for all images (--num-validation 0); not yet timed",
+    # 24, 28 and 32 pixels, brightness and contrast are hiverge's of 2025 (docs/performance.md).
+    epochs=9,
+    augment=Augment(flip="alternating", shift=2, brightness=0.14, contrast=0.13),
+    resolutions=((0.3, 24), (0.65, 28)),
+)
+"""Put together from published recipes and our own measurements of their parts; to be tuned on a GPU."""
+
+CIFAR10_96 = replace(
+    CIFAR10,
+    name="cifar10-96",
+    summary="a wider and deeper airbench for 96 % on CIFAR-10, made for a GPU; not yet timed",
+    network="airbench-residual",
+    widths=(128, 384, 512),
+    global_batch_size=1000,
+    epochs=40,
+    param_groups=airbench_groups(filters=0.17, batch_size=1000),
+    # airbench96 warms up over a tenth of the run, moves by 4 pixels and cuts out 12 x 12, an area of 0.14.
+    schedule=Schedule(points=((0.0, 0.2), (0.1, 1.0), (1.0, 0.0))),
+    augment=Augment(flip="alternating", shift=4, erase=1.0, erase_area=0.14),
+)
+"""airbench96's network, augmentation and length, with the optimizers of `cifar10`; to be tuned on a GPU."""

@@ -79,7 +79,11 @@ class Recipe:
     test_time_views: TestTimeViews = "one"
     """Views of an image whose logits are averaged for a second figure; the headline is of one view."""
     num_validation: int = 5000
-    """Training images set aside, stratified; at most a tenth of a smaller set."""
+    """Training images set aside, stratified; at most a tenth of a smaller set. 0: none, all are trained on, once the
+    hyper-parameters are fixed; nothing is chosen by validation then, and no validation accuracy is shown."""
+    resolutions: tuple[tuple[float, int], ...] = ()
+    """Smaller images at first: [fraction of the run until which they are resized, pixels], such as [[0.3, 24], [0.6,
+    28]]; after the last fraction they have their own size. For networks that take several sizes."""
     file_sha256: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the user's files that decide the computation, by what they hold: `recipe`, `network`, `weights`. The
     trainer fills it in."""
@@ -91,11 +95,23 @@ class Recipe:
             check_number(name, getattr(self, name), 0, 1, excludes_most=True)
         if self.balanced_sampling and self.class_weights != "none":
             raise ConfigError("balanced_sampling and class_weights both favour rare classes: choose one of them")
+        if self.num_validation == 0 and (self.patience or self.keep_best):
+            chosen = "patience ends the training" if self.patience else "keep_best chooses the epoch"
+            raise ConfigError(f"{chosen} by validation images, and num_validation 0 sets none aside: drop one of them")
+        fractions, sizes = [until for until, _ in self.resolutions], [size for _, size in self.resolutions]
+        if [0, *fractions, 1] != sorted({0, *fractions, 1}) or any(size < 1 for size in sizes):
+            raise ConfigError(
+                f"resolutions {self.resolutions}: give (fraction of the run, pixels), fractions rising between 0 and 1"
+            )
 
     @property
     def is_fine_tuning(self) -> bool:
         """Whether the training starts from weights that other images taught."""
         return self.name.startswith("finetune-") or self.weights is not None or "weights" in self.file_sha256
+
+    def image_size(self, step: int, num_steps: int) -> int | None:
+        """Returns the size in pixels to which images are resized at a step, counted from 0; None for their own."""
+        return next((size for until, size in self.resolutions if step < round(until * num_steps)), None)
 
     def with_augmentation(
         self,

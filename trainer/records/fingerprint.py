@@ -57,7 +57,7 @@ class Fingerprint:
     values: dict[str, Any]
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913 (all that decides a result)
         cls,
         recipe: Recipe,
         *,
@@ -66,6 +66,8 @@ class Fingerprint:
         dataset_sha256: str,
         virtual_shards: int | None,
         is_streamed: bool = False,
+        is_compiled: bool = False,
+        has_bfloat16_gradients: bool = False,
     ) -> Self:
         """Returns the fingerprint of a run that is about to begin."""
         values = {
@@ -75,6 +77,8 @@ class Fingerprint:
             "dataset_sha256": dataset_sha256,
             "virtual_shards": virtual_shards,
             **({"source": "streamed"} if is_streamed else {}),
+            **({"compiled": True} if is_compiled else {}),
+            **({"gradients": "bfloat16"} if has_bfloat16_gradients else {}),
         }
         return cls(json.loads(json.dumps(values)))  # tuples become lists, as in a file
 
@@ -106,6 +110,11 @@ class Fingerprint:
     def source(self) -> Literal["resident", "streamed"]:
         """Whether the run has its images in memory, or decodes them when it needs them."""
         return "streamed" if self.values.get("source") == "streamed" else "resident"
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the training steps are compiled, which changes the rounding."""
+        return bool(self.values.get("compiled", False))
 
     @property
     def test_time_views(self) -> TestTimeViews:

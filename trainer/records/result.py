@@ -9,6 +9,7 @@ from trainer.errors import reading
 from trainer.files import write_json
 
 _LEFT_OUT_IF_NONE = (
+    "num_validation",
     "val_accuracy_with_views",
     "test_accuracy_with_views",
     "test_errors_with_views",
@@ -31,8 +32,9 @@ class Result:
         best_epoch: the epoch with the best validation result, counted from 1, whose weights these are if the recipe
             keeps the best; None if the recipe has no use for it.
         train_seconds: spent in training steps; validation and saving not counted.
-        val_accuracy: between 0 and 1, as are all accuracies. Headline figures are of one view of each image, as the
-            exported model computes them; those of version 0.1 average the recipe's views.
+        num_validation: validation images; 0 if all training images were trained on. None in older files.
+        val_accuracy: between 0 and 1, as are all accuracies; None without validation images. Headline figures are of
+            one view of each image, as the exported model computes them; those of version 0.1 average the views.
         val_accuracy_with_views: the mean over the recipe's test-time views, where it has several; the same for
             `test_accuracy_with_views` and `test_errors_with_views`.
         test_interval: Wilson interval at the level of `test_look`.
@@ -68,7 +70,8 @@ class Result:
     global_batch_size: int
     train_seconds: float
     images_per_second: float
-    val_accuracy: float
+    num_validation: int | None = None
+    val_accuracy: float | None
     val_accuracy_with_views: float | None = None
     test_accuracy: float
     test_accuracy_with_views: float | None = None

@@ -14,8 +14,7 @@ from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError, TrainerError, reading, writing
 from trainer.files import create_folder, is_temporary, locked, write_json
 from trainer.network_files import keep_network
-from trainer.paths import default_model_name, image_folder
-from trainer.ranks.failure import FAILURE_FILE
+from trainer.paths import FAILURE_FILE, RESULT_FILE, default_model_name, image_folder
 from trainer.ranks.world import World
 from trainer.recipe_files import read_toml
 from trainer.recipes import Recipe
@@ -65,6 +64,8 @@ class RunFolder:
             dataset_sha256=dataset.sha256,
             virtual_shards=config.virtual_shards,
             is_streamed=dataset.is_streamed,
+            is_compiled=config.compile,
+            has_bfloat16_gradients=config.gradient_reduction == "ddp-bfloat16",
         )
         if world.is_main:
             fingerprint = _with_known_folder(fingerprint, path)
@@ -161,7 +162,7 @@ class RunFolder:
 
     @property
     def result_path(self) -> Path:
-        return self.path / "result.json"
+        return self.path / RESULT_FILE
 
     @property
     def report_path(self) -> Path:
@@ -219,6 +220,15 @@ class RunFolder:
                     f"--run-dir {self.path}: this run computes in {theirs}, and this command, on this hardware, would "
                     f"compute in {ours}: {_TO_KEEP_PRECISION[theirs]}"
                 )
+            if name == "gradients":
+                remedy = "with" if theirs else "without"
+                raise ConfigError(
+                    f"--run-dir {self.path}: this run adds up gradients in {theirs or 'float32'}: continue {remedy} "
+                    "--gradient-reduction ddp-bfloat16"
+                )
+            if name == "compiled":
+                steps, remedy = ("compiled", "with") if theirs else ("not compiled", "without")
+                raise ConfigError(f"--run-dir {self.path}: this run's steps are {steps}: continue {remedy} --compile")
             raise ConfigError(
                 f"--run-dir {self.path} is of another run: its {name} is {theirs}, not {ours}; choose another folder"
             )

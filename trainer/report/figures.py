@@ -247,7 +247,7 @@ def shorten(name: str, length: int) -> str:
 def _draw_loss(axes: Axes, curves: Curves) -> None:
     axes.set_title("Loss")
     _draw_lines(axes, curves, "loss", lambda values: values)
-    if _is_wide([line[key] for line in curves.epochs for key in ("train_loss", "val_loss")]):
+    if _is_wide([line[key] for line in curves.epochs for key in ("train_loss", "val_loss") if key in line]):
         axes.set_yscale("log")
         _number_log_axis(axes, lambda value, _: f"{value:g}")
     else:
@@ -256,7 +256,7 @@ def _draw_loss(axes: Axes, curves: Curves) -> None:
 
 
 def _draw_accuracy(axes: Axes, curves: Curves) -> None:
-    errors = [1 - line[key] for line in curves.epochs for key in ("train_accuracy", "val_accuracy")]
+    errors = [1 - line[key] for line in curves.epochs for key in ("train_accuracy", "val_accuracy") if key in line]
     if _is_wide(errors):
         # From 98 to 99 % is as far as from 80 to 90 %: both halve the errors.
         axes.set_title("Accuracy, %, on a log scale of errors")
@@ -278,10 +278,12 @@ def _draw_lines(axes: Axes, curves: Curves, key: str, scale: Callable[[Numbers],
         axes.plot(x, y, color=LIGHT["train"], alpha=0.25, linewidth=0.8)
         axes.plot(x, _smooth(y), color=LIGHT["train"], alpha=0.6, linewidth=1, label="training, by step")
     # The mean over an epoch is drawn at its middle; validation has the weights of its end.
-    train, validation = scale(_column(curves.epochs, f"train_{key}")), scale(_column(curves.epochs, f"val_{key}"))
+    train = scale(_column(curves.epochs, f"train_{key}"))
     marks = ("o", "s") if marked else ("", "")
     axes.plot(ends - 0.5, train, color=LIGHT["train"], marker=marks[0], label="training, mean of epoch")
-    axes.plot(ends, validation, color=LIGHT["wrong"], marker=marks[1], label="validation", clip_on=False)
+    if f"val_{key}" in curves.epochs[0]:
+        validation = scale(_column(curves.epochs, f"val_{key}"))
+        axes.plot(ends, validation, color=LIGHT["wrong"], marker=marks[1], label="validation", clip_on=False)
 
 
 def _draw_lr_factor(axes: Axes, curves: Curves) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from trainer.ranks.world import World
 from trainer.records.origin import Origin
 from trainer.records.run_folder import LOCK_FILE, RUNS, STUDY_FILE, create_in_runs, in_use
 
-_FREE_OPTIONS = {"run_dir", "data_dir", "device", "runs"}
-"""Options that may change when a study is continued: those of its place and of its number of runs."""
+_FREE_OPTIONS = {"run_dir", "data_dir", "device", "runs", "stack"}
+"""Options that may change when a study is continued: those of its place, its number of runs, and how many at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +48,35 @@ class StudyFolder:
         folder = cls(path, name)
         if world.is_main:
             options = {field: value for field, value in asdict(config).items() if field not in _FREE_OPTIONS}
-            folder._create_or_check({"study": name, "asked": options}, world)
+            defaults = {field.name: field.default for field in fields(config) if field.default is not MISSING}
+            folder._create_or_check({"study": name, "asked": options}, defaults, world)
         world.barrier()
         with in_use(path, world, partial(print, flush=True)):
             yield folder
 
-    def _create_or_check(self, identity: dict[str, Any], world: World) -> None:
-        identity = json.loads(json.dumps(identity, default=str))
+    def _create_or_check(self, identity: dict[str, Any], defaults: dict[str, Any], world: World) -> None:
+        """Creates the folder, or checks that it holds this study.
+
+        Args:
+            defaults: of the options: an older version wrote none for an option that it did not have.
+        """
+        identity, defaults = json.loads(json.dumps([identity, defaults], default=str))
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if (self.path / STUDY_FILE).exists():
-                self._check(identity, describe(world.device))
+                self._check(identity, defaults, describe(world.device))
                 return
             if not all(is_temporary(path) or path.name == LOCK_FILE for path in self.path.iterdir()):
                 raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no study")
             write_json(self.path / STUDY_FILE, identity | asdict(Origin.here(world)))
 
-    def _check(self, identity: dict[str, Any], machine: dict[str, Any]) -> None:
+    def _check(self, identity: dict[str, Any], defaults: dict[str, Any], machine: dict[str, Any]) -> None:
         """Checks that the folder holds this study, and records the machine if it is a new one."""
         known = self.description()
-        if {key: known[key] for key in identity} != identity:
+        if (
+            known["study"] != identity["study"]
+            or _with_defaults(known["asked"], defaults, identity) != identity["asked"]
+        ):
             raise ConfigError(
                 f"--run-dir {self.path} holds another study, {known['study']} with the options {known['asked']}: "
                 "choose another folder"
@@ -110,6 +119,12 @@ class StudyFolder:
     @property
     def _results_path(self) -> Path:
         return self.path / "results.jsonl"
+
+
+def _with_defaults(asked: dict[str, Any], defaults: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of a folder, with the defaults of those of this study's that its version did not have."""
+    missing = {name: defaults[name] for name in identity["asked"] if name in defaults}
+    return missing | {name: value for name, value in asked.items() if name not in _FREE_OPTIONS}
 
 
 def _without_threads(machine: dict[str, Any]) -> dict[str, Any]:

@@ -67,9 +67,13 @@ def describe_candidate(candidate: Candidate) -> str:
     return ", ".join(f"{name} {value}" for name, value in candidate.items())
 
 
-def as_options(candidate: Candidate) -> list[str]:
-    """Returns the options of a training run with a candidate's values."""
-    values = [f"{name}={as_text(value)}" for name, value in candidate.items() if name != "lr_scale"]
+def as_options(candidate: Candidate, assignments: tuple[str, ...] = ()) -> list[str]:
+    """Returns the options of a training run with a candidate's values.
+
+    Args:
+        assignments: FIELD=VALUE of the sweep, which the candidate's values come after.
+    """
+    values = [*assignments, *(f"{name}={as_text(value)}" for name, value in candidate.items() if name != "lr_scale")]
     scale = ["--lr-scale", str(candidate["lr_scale"])] if candidate.get("lr_scale", 1) != 1 else []
     return [*scale, *(["--set", *values] if values else [])]
 

@@ -4,10 +4,8 @@ Each seed is a whole run, evaluated on the test set once, which the workspace's 
 them, together with the runs of the same setting that were evaluated outside the study.
 """
 
-import hashlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,26 +21,14 @@ from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
-from trainer.records.checkpoint import Checkpoints
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
 from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
 from trainer.studies.seeds_page import SeedResults, make_page
-from trainer.studies.stacked import can_stack, measure_throughput, train_stacked
-from trainer.studies.trials import TrialContext, explain_interruption, open_trial, train_trial
-from trainer.train import evaluate_on_test_set, summarize
-
-_STACK_SIZES = (1, 2, 4, 8, 16, 32)
-_MIN_SPEEDUP = 1.1
-"""Stacking is used only if it is this much faster: smaller differences may be noise."""
-_MEASURE_S = 4.0
-"""About how long each stack size is measured."""
-_MAX_LISTED = 200
-"""Characters of seeds in the name of a folder, which file systems limit to 255 bytes."""
-_PROBE_STEPS = 3
-"""Steps from which the number of steps to measure is estimated."""
+from trainer.studies.trials import Trial, TrialContext, explain_interruption, train_trials
+from trainer.train import evaluate_on_test_set, summarize, validate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +47,15 @@ class SeedsConfig:
     """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
     epochs: int | None = None
     """Number of epochs, instead of the recipe's."""
+    set: tuple[str, ...] = ()
+    """New values of the recipe's fields, FIELD=VALUE, as for a training run."""
+    network: str | None = None
+    """Network instead of the recipe's, as for a training run."""
+    weights: str | None = None
+    """File of weights to start from instead of the recipe's, as for a training run."""
     stack: int = 0
-    """Seeds trained together as one network; 1: one after another; 0: measure and use the fastest."""
+    """Seeds trained side by side, as branches of one CUDA graph; 1: one after another; 0: up to 64, as many as the
+    GPU's memory holds. On CPUs, where it gains nothing, 0 is 1. No choice changes a seed's weights."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder in which data sets are kept."""
     run_dir: Path | None = None
@@ -81,135 +74,66 @@ def study_seeds(config: SeedsConfig) -> None:
         raise ConfigError("--runs must be at least 1, --stack and --first-seed must not be negative")
     keep_freed_memory()
     with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
-        recipe = TrainConfig(recipe=config.recipe, dataset=config.dataset, epochs=config.epochs).resolve()
+        recipe = TrainConfig(
+            recipe=config.recipe,
+            dataset=config.dataset,
+            epochs=config.epochs,
+            set=config.set,
+            network=config.network,
+            weights=config.weights,
+        ).resolve()
         config = replace(config, dataset=config.dataset and recipe.dataset)
-        if config.stack > 1 and not can_stack(recipe):
-            raise ConfigError(f"--stack {config.stack}: {recipe.name} uses Muon, which cannot train stacked seeds")
-        # Seeds that are trained together need their images in memory.
+        # Seeds that are trained side by side need their images in memory.
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.log, source="resident")
         context = TrialContext(
             world=world, dataset=dataset, image_size=config.image_size, progress=Progress(is_main=False), stop=stop
         )
         with StudyFolder.open("seeds", config, config.run_dir, world) as folder, explain_interruption(folder):
-            rates = world.broadcast_object(_measure_stacks(config, recipe, context, folder) if world.is_main else {})
             seeds = list(range(config.first_seed, config.first_seed + config.runs))
-            _train_all(seeds[world.rank :: world.size], _best_stack(rates), recipe, context, folder)
+            _train_all(seeds[world.rank :: world.size], config.stack, recipe, context, folder)
             if world.is_main:
                 results = _collect_results(seeds, folder)
-                print(f"report: {write_page(folder, make_page(recipe, results, rates))}")
+                print(f"report: {write_page(folder, make_page(recipe, results))}")
 
 
-def _measure_stacks(
-    config: SeedsConfig, recipe: Recipe, context: TrialContext, folder: StudyFolder
-) -> dict[int, float]:
-    """Returns images per second by stack size, measured once per study.
+def _train_all(seeds: list[int], most: int, recipe: Recipe, context: TrialContext, folder: StudyFolder) -> None:
+    """Trains and evaluates those of this rank's seeds that have no result yet.
 
-    The rate is 0 where there is no choice: `--stack` was given, or seeds cannot be stacked.
+    Args:
+        most: seeds that are trained side by side, 0 to choose.
     """
-    if config.stack or config.runs == 1 or not can_stack(recipe):
-        return {config.stack or 1: 0.0}
-    known = folder.results().get("rates")
-    if known is None:
-        known = {}
-        for size in (size for size in _STACK_SIZES if size <= config.runs):
-            runs = [
-                open_trial(context, recipe, seed, folder.path / "measured" / f"seed-{seed}") for seed in range(size)
-            ]
-            if runs[0].steps_per_epoch < _PROBE_STEPS:  # so few images are not worth measuring
-                return {1: 0.0}
-            estimate = measure_throughput(runs, _PROBE_STEPS)
-            num_steps = max(_PROBE_STEPS, int(estimate * _MEASURE_S / (size * recipe.global_batch_size)))
-            known[str(size)] = measure_throughput(runs, min(num_steps, runs[0].steps_per_epoch))
-            print(f"{size} seed{'s' if size > 1 else ''} at once: {known[str(size)]:,.0f} images/s", flush=True)
-            if known[str(size)] < 0.7 * max(known.values()):
-                break  # larger stacks are slower still
-        folder.add_result("rates", known)
-    return {int(size): rate for size, rate in known.items()}
-
-
-def _best_stack(rates: dict[int, float]) -> int:
-    best = max(rates, key=lambda size: rates[size])
-    return best if 1 not in rates or rates[best] >= _MIN_SPEEDUP * rates[1] else 1
-
-
-def _train_all(seeds: list[int], stack: int, recipe: Recipe, context: TrialContext, folder: StudyFolder) -> None:
-    """Trains and evaluates those of this rank's seeds that have no result yet."""
-    todo = [seed for seed in seeds if not _is_done(folder, seed)]
+    todo = [Trial(recipe, seed, _trial_path(folder, seed)) for seed in seeds if not _is_done(folder, seed)]
     began = time.monotonic()
     if len(todo) < len(seeds):
         print(f"{len(seeds) - len(todo)} of {len(seeds)} seeds are done already", flush=True)
-    for start in range(0, len(todo), stack):
-        group = todo[start : start + stack]
-        for run, num_stacked in _train_group(group, recipe, context, folder):
-            result = _evaluate_seed(run, context.dataset, num_stacked)
-            number = start + group.index(run.seed) + 1
-            left = (time.monotonic() - began) / (start + len(group)) * (len(todo) - start - len(group))
-            print(
-                f"seed {run.seed}: test error {100 * (1 - result.test_accuracy):.2f} %, "
-                f"{result.train_seconds:.1f} s; {number} of {len(todo)}, {left / 60:.0f} min left",
-                flush=True,
-            )
+    for number, trained in enumerate(train_trials(context, todo, folder, most=most), start=1):
+        seed = trained.trial.seed
+        if trained.run is None:
+            _record_divergence(folder, seed, trained.error)
+            continue
+        result = _evaluate_seed(trained.run, context.dataset, trained.num_together)
+        left = (time.monotonic() - began) / number * (len(todo) - number)
+        print(
+            f"seed {seed}: test error {100 * (1 - result.test_accuracy):.2f} %, "
+            f"{result.train_seconds:.1f} s; {number} of {len(todo)}, {left / 60:.0f} min left",
+            flush=True,
+        )
 
 
-def _train_group(
-    group: list[int], recipe: Recipe, context: TrialContext, folder: StudyFolder
-) -> Iterator[tuple[Run, int]]:
-    """Trains a group of seeds to the end, stacked where possible.
-
-    A seed that was partly trained before continues alone. A seed that diverges is recorded and left out.
-
-    Yields:
-        A run, and the number of seeds that it was trained with, itself included.
-    """
-    stacked = _train_stacked(group, recipe, context, folder) if len(group) > 1 else {}
-    for seed in group:
-        if seed in stacked:
-            yield stacked[seed], len(stacked)
-        elif (run := _train_alone(seed, recipe, context, folder)) is not None:
-            yield run, 1
+def _record_divergence(folder: StudyFolder, seed: int, error: DivergenceError | None) -> None:
+    print(f"seed {seed}: {error}", flush=True)
+    path = _diverged_path(folder, seed)
+    with writing(path):
+        write_json(path, {"seed": seed, "error": str(error)})
 
 
-def _train_stacked(group: list[int], recipe: Recipe, context: TrialContext, folder: StudyFolder) -> dict[int, Run]:
-    """Trains the untrained seeds of a group together; returns their runs by seed, or none if they diverge."""
-    runs = [open_trial(context, recipe, seed, _trial_path(folder, seed)) for seed in group]
-    untrained = {run.seed: run for run in runs if run.state.step == 0}
-    if len(untrained) < 2:
-        return {}
-    checkpoints = Checkpoints(folder.path / _stack_name(list(untrained)), print)
-    try:
-        train_stacked(list(untrained.values()), checkpoints)
-    except DivergenceError as error:
-        print(f"{error}; the seeds {', '.join(map(str, untrained))} are trained one after another", flush=True)
-        return {}
-    return untrained
-
-
-def _stack_name(seeds: list[int]) -> str:
-    """Returns the name of the folder with the checkpoints of these seeds; with a digest if their list is too long."""
-    listed = "-".join(map(str, seeds))
-    if len(listed) > _MAX_LISTED:
-        listed = f"{seeds[0]}-to-{seeds[-1]}-{hashlib.sha256(listed.encode()).hexdigest()[:12]}"
-    return f"stack-{listed}"
-
-
-def _train_alone(seed: int, recipe: Recipe, context: TrialContext, folder: StudyFolder) -> Run | None:
-    try:
-        return train_trial(context, recipe, seed, _trial_path(folder, seed))
-    except DivergenceError as error:
-        print(f"seed {seed}: {error}", flush=True)
-        path = _diverged_path(folder, seed)
-        with writing(path):
-            write_json(path, {"seed": seed, "error": str(error)})
-        return None
-
-
-def _evaluate_seed(run: Run, dataset: Dataset, num_stacked: int) -> Result:
+def _evaluate_seed(run: Run, dataset: Dataset, num_together: int) -> Result:
     """Validates, evaluates on the test set once and writes the seed's result."""
-    validation = run.learner.evaluate(run.validation_images, run.validation_indices, run.world)
+    validation = validate(run)
     _, test, recorded = evaluate_on_test_set(run, dataset)
     assert recorded is not None
     # The accuracies of all seeds would be incomplete here; the study's page has them.
-    result = replace(summarize(run, validation, test, recorded), test_accuracy_of_seeds=None, stacked=num_stacked)
+    result = replace(summarize(run, validation, test, recorded), test_accuracy_of_seeds=None, stacked=num_together)
     with writing(run.folder.result_path):
         result.write(run.folder.result_path)
     return result

@@ -39,12 +39,8 @@ class SeedResults:
     num_evaluations: int
 
 
-def make_page(recipe: Recipe, seeds: SeedResults, rates: dict[int, float]) -> Page:
-    """Returns the page. It counts all runs of the setting, those outside the study included.
-
-    Args:
-        rates: images per second by stack size, 0 where not measured.
-    """
+def make_page(recipe: Recipe, seeds: SeedResults) -> Page:
+    """Returns the page. It counts all runs of the setting, those outside the study included."""
     results, others = seeds.results, seeds.others
     errors = [100 * result.test_errors / result.num_test for result in results]
     errors += [100 * entry.num_errors / entry.num_images for entry in others]
@@ -56,7 +52,7 @@ def make_page(recipe: Recipe, seeds: SeedResults, rates: dict[int, float]) -> Pa
             *_findings(summary, seeds, is_lecture),
             *_view_findings(recipe, seeds),
             *(f"Seed {result.seed}, warning: {text}." for result in results for text in result.warnings),
-            *_stacking_findings(rates, results),
+            *_side_by_side_findings(results),
             "Each run was evaluated on the test set once; the ledger of this folder of runs now holds "
             f"{seeds.num_evaluations} evaluation{'s' if seeds.num_evaluations != 1 else ''}.",
         ],
@@ -85,7 +81,6 @@ def make_page(recipe: Recipe, seeds: SeedResults, rates: dict[int, float]) -> Pa
             "deviation": summary.std,
             "mean_interval": summary.mean_interval,
             "median_interval": summary.median_interval,
-            "images_per_second_by_stack": rates,
         },
     )
 
@@ -105,10 +100,11 @@ def _findings(summary: ErrorSummary, seeds: SeedResults, is_lecture: bool) -> li
             f"{', '.join(map(str, diverged))}. The figures are those of the others."
         )
     if is_lecture:
+        set_aside = "" if results[0].val_accuracy is None else "; here, 5,000 of them are set aside for validation"
         found.append(
             f"The lecture's 100 runs: worst {LECTURE['worst']} %, median {LECTURE['median']} %, best "
-            f"{LECTURE['best']} %. The lecture trains on all 60,000 images; here, 5,000 of them are set aside for "
-            f"validation, and {results[0].num_test:,} others test the run."
+            f"{LECTURE['best']} %. The lecture trains on all 60,000 images{set_aside}, and {results[0].num_test:,} "
+            "others test the run."
         )
     if summary.median_interval is not None and summary.mean_interval is not None:
         (low, high), (mean_low, mean_high) = summary.median_interval, summary.mean_interval
@@ -156,22 +152,11 @@ def _headline(summary: ErrorSummary) -> str:
     )
 
 
-def _stacking_findings(rates: dict[int, float], results: list[Result]) -> list[str]:
-    found = []
-    if len(rates) > 1:
-        stacked = {size: rate for size, rate in rates.items() if size > 1}
-        best = max(stacked, key=lambda size: stacked[size])
-        found.append(
-            f"Measured here before the first seed: one seed after another {rates[1]:,.0f} images/s; {best} seeds "
-            f"stacked {stacked[best]:,.0f} images/s over all of them, {stacked[best] / rates[1]:.2f} times the rate."
-        )
-    if any((result.stacked or 1) > 1 for result in results):
-        precision = results[0].precision
-        found.append(
-            "Stacked seeds equal single runs up to rounding: to 1e-6 after some steps in float32"
-            + ("." if precision == "float32" else f"; here in {precision}, whose rounding is coarser, less closely.")
-        )
-    return found
+def _side_by_side_findings(results: list[Result]) -> list[str]:
+    most = max(result.stacked or 1 for result in results)
+    if most == 1:
+        return []
+    return [f"Up to {most} seeds were trained side by side, each by its own step, to the weights that it gets alone."]
 
 
 def _tables(summary: ErrorSummary, seeds: SeedResults, errors: list[float], is_lecture: bool) -> list[Table]:
@@ -211,11 +196,11 @@ def _seeds_table(seeds: SeedResults, errors: list[float]) -> Table:
             Column("test error, %", 2),
             Column("validation error, %", 2),
             Column("training, s", 1),
-            Column("seeds stacked"),
+            Column("seeds side by side"),
         ),
         rows=[
             *(
-                (str(r.seed), error, 100 * (1 - r.val_accuracy), r.train_seconds, r.stacked or 1)
+                (str(r.seed), error, _validation_error(r), r.train_seconds, r.stacked or 1)
                 for r, error in zip(seeds.results, errors[:num_seeds], strict=True)
             ),
             *((f"{seed}, diverged", None, None, None, None) for seed in seeds.diverged),
@@ -225,6 +210,11 @@ def _seeds_table(seeds: SeedResults, errors: list[float]) -> Table:
             ),
         ],
     )
+
+
+def _validation_error(result: Result) -> float | None:
+    """Returns the validation error in percent, None without validation images."""
+    return None if result.val_accuracy is None else 100 * (1 - result.val_accuracy)
 
 
 def _draw_histogram(

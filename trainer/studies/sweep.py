@@ -23,7 +23,6 @@ from trainer.paths import default_data_dir
 from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.world import World
-from trainer.recipes import Recipe
 from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
@@ -35,7 +34,7 @@ from trainer.studies.search_space import (
     make_candidates,
 )
 from trainer.studies.sweep_page import make_page
-from trainer.studies.trials import TrialContext, explain_interruption, train_trial
+from trainer.studies.trials import TrainedTrial, Trial, TrialContext, explain_interruption, train_trials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +56,15 @@ class SweepConfig:
     """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
     epochs: int | None = None
     """Number of epochs, instead of the recipe's."""
+    set: tuple[str, ...] = ()
+    """New values of the recipe's fields for all candidates, FIELD=VALUE, as for a training run."""
+    network: str | None = None
+    """Network instead of the recipe's, as for a training run."""
+    weights: str | None = None
+    """File of weights to start from instead of the recipe's, as for a training run."""
+    stack: int = 0
+    """Trainings side by side, as branches of one CUDA graph; 1: one after another; 0: up to 64, as many as the GPU's
+    memory holds. On CPUs, where it gains nothing, 0 is 1. No choice changes a result."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder in which data sets are kept."""
     run_dir: Path | None = None
@@ -71,15 +79,24 @@ def study_sweep(config: SweepConfig) -> None:
     Raises:
         TrainerError: see `trainer.errors`.
     """
-    if config.seeds < 1 or config.random < 0:
-        raise ConfigError("--seeds must be at least 1, --random must not be negative")
+    if config.seeds < 1 or config.random < 0 or config.stack < 0:
+        raise ConfigError("--seeds must be at least 1, --random and --stack must not be negative")
     keep_freed_memory()
     with (
         StopRequest() as stop,
         World.join(config.device) as world,
         Progress(is_main=world.is_main, stop=stop) as progress,
     ):
-        base = TrainConfig(recipe=config.recipe, dataset=config.dataset, epochs=config.epochs).resolve()
+        base = TrainConfig(
+            recipe=config.recipe,
+            dataset=config.dataset,
+            epochs=config.epochs,
+            set=config.set,
+            network=config.network,
+            weights=config.weights,
+        ).resolve()
+        if base.num_validation == 0:
+            raise ConfigError(f"{base.name} has num_validation 0: a sweep ranks its candidates by validation images")
         config = replace(config, dataset=config.dataset and base.dataset)
         candidates = make_candidates(config.grid, config.random)
         recipes = [apply_candidate(base, candidate) for candidate in candidates]
@@ -89,8 +106,17 @@ def study_sweep(config: SweepConfig) -> None:
         context = TrialContext(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
         trials = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
         with StudyFolder.open("sweep", config, config.run_dir, world) as folder, explain_interruption(folder):
-            for number, seed in trials[world.rank :: world.size]:
-                _run_trial(context, recipes[number], candidates[number], seed, _trial_path(folder, number, seed))
+            mine = {
+                _trial_path(folder, number, seed): (number, seed) for number, seed in trials[world.rank :: world.size]
+            }
+            todo = [
+                Trial(recipes[number], seed, path)
+                for path, (number, seed) in mine.items()
+                if not _result_path(path).exists()
+            ]
+            for trained in train_trials(context, todo, folder, most=config.stack):
+                number, _ = mine[trained.trial.path]
+                _record(trained, candidates[number], context)
             if world.is_main:
                 results = [_wait_for_result(folder, number, seed) for number, seed in trials]
                 if all(result["diverged"] for result in results):
@@ -107,31 +133,29 @@ def training_command(config: SweepConfig, candidate: Candidate) -> str:
         "recipe": config.recipe,
         "dataset": config.dataset,
         "image-size": config.image_size,
+        "network": config.network,
+        "weights": config.weights,
         "epochs": None if "epochs" in candidate else config.epochs,
         "data-dir": None if config.data_dir == default_data_dir() else config.data_dir,
     }
     given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
-    return shlex.join(["convoy", "train", *given, *as_options(candidate)])
+    return shlex.join(["convoy", "train", *given, *as_options(candidate, config.set)])
 
 
-def _run_trial(context: TrialContext, recipe: Recipe, candidate: Candidate, seed: int, path: Path) -> None:
-    """Trains and validates a candidate from one seed, unless it has a result."""
-    if _result_path(path).exists():
-        return
-    began = time.monotonic()
-    result: dict[str, Any] = {"seed": seed, "values": candidate, "diverged": False}
-    try:
-        run = train_trial(context, recipe, seed, path)
+def _record(trained: TrainedTrial, candidate: Candidate, context: TrialContext) -> None:
+    """Validates a trained candidate, and writes its result."""
+    trial, run = trained.trial, trained.run
+    result: dict[str, Any] = {"seed": trial.seed, "values": candidate, "diverged": run is None}
+    if run is None:
+        result |= {"val_accuracy": None, "val_loss": None}
+        outcome = str(trained.error)
+    else:
         found = evaluate(run.learner.predict, run.validation_images, run.validation_indices, context.single_rank)
-        result |= {"val_accuracy": found.accuracy, "val_loss": found.loss, "train_seconds": run.state.seconds}
+        result |= {"val_accuracy": found.accuracy, "val_loss": found.loss}
         outcome = f"validation accuracy {100 * found.accuracy:.2f} %"
-    except DivergenceError as error:
-        seconds = time.monotonic() - began
-        result |= {"val_accuracy": None, "val_loss": None, "train_seconds": seconds, "diverged": True}
-        outcome = str(error)
-    with writing(_result_path(path)):
-        write_json(_result_path(path), result)
-    print(f"{describe_candidate(candidate)}, seed {seed}: {outcome}", flush=True)
+    with writing(_result_path(trial.path)):
+        write_json(_result_path(trial.path), result | {"train_seconds": trained.seconds})
+    print(f"{describe_candidate(candidate)}, seed {trial.seed}: {outcome}", flush=True)
 
 
 def _wait_for_result(folder: StudyFolder, number: int, seed: int) -> dict[str, Any]:

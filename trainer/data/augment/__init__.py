@@ -8,10 +8,11 @@ of train.py), and timm's, too, for the operations that both have:
 
 1. random resized crop: by the decoder for streamed images, here for images that are in memory;
 2. flips, shift, rotation and scale, as one map, so that pixels are interpolated once;
-3. the policy (TrivialAugment);
-4. colours: brightness, contrast, saturation, hue;
-5. erasing: after the colours, whose means would see the erased rectangle;
-6. mixing (`mix_batch`): last, as it looks at two images. (timm erases after mixing where a GPU loads the data, and
+3. the size of the recipe's `resolutions`: shifts are in pixels of the images themselves;
+4. the policy (TrivialAugment);
+5. colours: brightness, contrast, saturation, hue;
+6. erasing: after the colours, whose means would see the erased rectangle;
+7. mixing (`mix_batch`): last, as it looks at two images. (timm erases after mixing where a GPU loads the data, and
    before it elsewhere.)
 
 Nothing here waits for a value on a GPU or chooses a shape by one: a CUDA graph can hold all of it.
@@ -23,16 +24,21 @@ from trainer.augmentation import Augment, check_shift
 from trainer.data.augment.boxes import draw_crops
 from trainer.data.augment.colour import jitter
 from trainer.data.augment.erasing import erase
-from trainer.data.augment.geometry import crop_and_resize, move
+from trainer.data.augment.gather import gather
+from trainer.data.augment.geometry import resize
 from trainer.data.augment.mixing import mix
 from trainer.data.augment.params import draw_params, num_params, split_params
 from trainer.data.augment.trivial import apply_trivial
 
-__all__ = ["augment_batch", "check_shift", "draw_crops", "draw_params", "mix_batch", "num_params"]
+__all__ = ["augment_batch", "check_shift", "draw_crops", "draw_params", "mix_batch", "num_params", "resize"]
 
 
 def augment_batch(
-    augment: Augment, images: torch.Tensor, indices: torch.Tensor, augment_params: torch.Tensor
+    augment: Augment,
+    images: torch.Tensor,
+    indices: torch.Tensor,
+    augment_params: torch.Tensor,
+    size: int | None = None,
 ) -> torch.Tensor:
     """Returns the augmented batch `images[indices]`, before mixing.
 
@@ -40,15 +46,13 @@ def augment_batch(
         images: uint8 `[N, C, H, W]`, the images into which `indices` point. C is 1 or 3 where colours change.
         indices: int64 `[B]`, on the device of `images`.
         augment_params: float32 `[B, P]`, the rows of `draw_params` that belong to the samples.
+        size: height and width in pixels of the augmented images; None for those of `images`.
 
     Returns:
         `[B, C, H, W]`, uint8, or float32 in 0..255 where an operation computes in floating point.
     """
     drawn = split_params(augment, augment_params)
-    batch = images.index_select(0, indices)  # on a CPU ten times as fast as images[indices]
-    if "crop" in drawn:
-        batch = crop_and_resize(batch.float(), drawn["crop"])
-    batch = move(augment, batch, drawn)
+    batch = gather(augment, images, indices, drawn, size)
     if "policy" in drawn:
         batch = apply_trivial(batch.float(), drawn["policy"])
     if "jitter" in drawn:

@@ -101,6 +101,15 @@ def warp(batch: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(batch, grid, align_corners=False)
 
 
+def resize(batch: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns the images at `size` x `size` pixels, float32, bilinear without antialiasing: made for small reductions.
+
+    Args:
+        batch: `[B, C, H, W]`, uint8 or float32.
+    """
+    return F.interpolate(batch.float(), size=(size, size), mode="bilinear", align_corners=False)
+
+
 def _reflect(index: torch.Tensor, size: int) -> torch.Tensor:
     """Reflect positions outside [0, size) at the border pixels, which are not repeated."""
     index = index.abs()

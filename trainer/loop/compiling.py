@@ -1,0 +1,116 @@
+"""`--compile`: the network of the training step, with its forward and backward passes compiled by torch.compile.
+
+Validation, evaluation and export use the network as it is.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+from trainer.errors import ConfigError
+from trainer.ranks.activity import Activity
+
+
+class CompiledNetwork(nn.Module):
+    """A network that is compiled for shards of some sizes, and eager for others.
+
+    Each size is compiled by itself, which an epoch's last, smaller batch is not worth. The size alone decides, so that
+    the number of ranks does not.
+
+    Args:
+        network: maps pixels to logits.
+        sizes: images of the shards to compile for.
+        log: prints one line for the user.
+
+    Raises:
+        ConfigError: this machine lacks what torch.compile needs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sizes: Collection[int],
+        *,
+        device: torch.device,
+        activity: Activity,
+        log: Callable[[str], None],
+    ) -> None:
+        super().__init__()
+        check_compiler(device)
+        self.network = network
+        self._compiled = torch.compile(network.forward, dynamic=False, options=_options())
+        self._sizes = frozenset(size for size in sizes if size > 1)  # norms treat a single image in a way of their own
+        self._known: set[tuple[int, int | None]] = set()
+        self._activity = activity
+        self._log = log
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns logits, float `[B, classes]`, of pixels `[B, C, H, W]`."""
+        forward = self._compiled if len(pixels) in self._sizes else self.network
+        logits: torch.Tensor = forward(pixels)
+        return logits
+
+    def step(self, sizes: Collection[int], image_size: int | None) -> AbstractContextManager[None]:
+        """Context of a step: tells the user what compiling costs, where it compiles.
+
+        Args:
+            sizes: images of its shards.
+            image_size: height and width to which the step resizes them; None for those that they have.
+
+        Raises:
+            ConfigError: compiling fails.
+        """
+        new = {(size, image_size) for size in self._sizes.intersection(sizes)} - self._known
+        self._known |= new
+        return self._compiling([size for size, _ in new]) if new else nullcontext()
+
+    @contextmanager
+    def _compiling(self, sizes: Collection[int]) -> Iterator[None]:
+        from torch._dynamo.exc import TorchDynamoException
+
+        began = time.perf_counter()
+        try:
+            with self._activity.slow_phase():  # other processes compile, and this one is idle
+                yield
+        except TorchDynamoException as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ConfigError(f"--compile: torch.compile fails: {reason.strip()}; leave --compile out") from error
+        images = " and ".join(map(str, sorted(sizes)))
+        self._log(f"--compile: compiling took {time.perf_counter() - began:.1f} s, for {images} images at a time")
+
+
+def check_compiler(device: torch.device) -> None:
+    """Checks that torch.compile can make kernels for the device.
+
+    Raises:
+        ConfigError: it needs a compiler that is not installed.
+    """
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise ConfigError(
+                "--compile: on a GPU torch.compile needs Triton, and it is not installed: pip install triton, or leave "
+                "--compile out"
+            )
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ConfigError(
+            "--compile: on a CPU torch.compile needs a C++ compiler, and there is none: install g++, or leave "
+            "--compile out"
+        ) from None
+
+
+def _options() -> dict[str, bool]:
+    """Returns inductor's options: kernels that are not chosen by timing, so that a resumed run computes the same."""
+    import torch._inductor.config as inductor
+
+    return {"deterministic": True} if hasattr(inductor, "deterministic") else {}
