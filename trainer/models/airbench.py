@@ -101,19 +101,6 @@ class _ResidualStage(_Stage):
         return norm_activation(self.conv3(x), self.norm3, "gelu", residual=first)
 
 
-class _ResidualStage(_Stage):
-    """conv, max-pool 2, norm, GELU, conv, norm, GELU, conv, norm, the output of the first GELU added, GELU."""
-
-    def __init__(self, in_channels: int, width: int) -> None:
-        super().__init__(in_channels, width)
-        self.conv3, self.norm3 = _conv(width, width), _norm(width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first = norm_activation(self.conv1(x), self.norm1, "gelu", pool=2)
-        x = norm_activation(self.conv2(first), self.norm2, "gelu")
-        return F.gelu(norm_activation(self.conv3(x), self.norm3, "none") + first)
-
-
 def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
     """Returns a convolution whose first output channels are initialised with the identity."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
