@@ -30,6 +30,7 @@ from serving.inference.service import InferenceService
 from serving.models.repository import Repository
 from serving.observability.health import Health
 from serving.observability.logging import AccessLog
+from serving.observability.tracing import Tracing, connect
 from serving.protocol.admin import AdminService
 
 logger = logging.getLogger(__name__)
@@ -75,13 +76,21 @@ class Server:
     """The parts of the server, with a method for each phase of its life."""
 
     def __init__(
-        self, config: ServeConfig, *, repository: Repository, health: Health, grpc: Frontend, http: HttpFrontend
+        self,
+        config: ServeConfig,
+        *,
+        repository: Repository,
+        health: Health,
+        grpc: Frontend,
+        http: HttpFrontend,
+        tracing: Tracing | None = None,
     ) -> None:
         self._config = config
         self.repository = repository
         self.health = health
         self.grpc = grpc
         self.http = http
+        self._tracing = tracing
 
     def start(self) -> None:
         """Opens the ports: the server is live, but not ready.
@@ -127,6 +136,8 @@ class Server:
         for stopper in stoppers:
             stopper.join()
         self.repository.close()
+        if self._tracing is not None:
+            self._tracing.close()
         logger.info("stopped")
 
     def _addresses(self) -> str:
@@ -148,13 +159,14 @@ def build_server(config: ServeConfig) -> Server:
     """Builds the parts of the server. Opens no port and no model.
 
     Raises:
-        StartupError: the repository, a certificate or the token file cannot be read.
+        StartupError: the repository, a certificate or the token file cannot be read, or OpenTelemetry is missing.
     """
     repository = Repository.from_config(config)
     repository.check()
     health = Health()
+    tracing = None if config.trace_endpoint is None else connect(config.trace_endpoint, config.trace_sample)
     services = Services(
-        inference=InferenceService(repository),
+        inference=InferenceService(repository, tracing),
         admin=AdminService(repository, health, version=version("convoy-vision")),
     )
     tokens, tls = _read_credentials(config)
@@ -173,7 +185,7 @@ def build_server(config: ServeConfig) -> Server:
         access_log=access_log,
     )
     grpc = _build_grpc(config, services, tokens, tls, access_log)
-    return Server(config, repository=repository, health=health, grpc=grpc, http=http)
+    return Server(config, repository=repository, health=health, grpc=grpc, http=http, tracing=tracing)
 
 
 def _read_credentials(config: ServeConfig) -> tuple[TokenFile | None, TlsFiles | None]:

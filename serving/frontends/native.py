@@ -152,7 +152,7 @@ class NativeFrontend:
     def _receive(self) -> None:
         """Handles events until pygrpc-native is closed."""
         limit = self._max_message_bytes
-        if self._tokens is None and self._access_log is None:
+        if self._tokens is None and self._access_log is None and self._services.inference.tracing is None:
             while (events := self._front.recv_batch(MAX_EVENTS)) is not None:
                 for kind, call_id, method, payload, peer in events:
                     # The most frequent kind of event takes the shortest path.
@@ -216,7 +216,9 @@ class NativeFrontend:
             raise shutting_down()
         check_quota(principal, len(payload))
         if path == INFER:
-            self._infer(call, payload, RequestContext(principal=principal))
+            tracing = self._services.inference.tracing
+            trace = None if tracing is None else tracing.begin_call(details[0])
+            self._infer(call, payload, RequestContext(principal=principal, trace=trace))
         elif path == HEALTH_WATCH:
             self._watch(call, payload, details[1])
         elif path in self._services.admin.blocking:

@@ -13,6 +13,7 @@ import numpy as np
 from serving.errors import ServingError
 from serving.inference.outputs import Outputs
 from serving.observability.statistics import BatchTrigger
+from serving.observability.tracing import RequestTrace
 from serving.protocol.tensors import Array, Buffer, Datatype, Shape, to_array
 
 
@@ -24,9 +25,12 @@ class QueuedRequest(ABC):
         shapes: the tensors' shapes.
         rows: size of the batch dimension; 1 for a model without one.
         deadline: on the clock of `time.monotonic`; None for none.
+
+    Attributes:
+        trace: None for a request that is not traced.
     """
 
-    __slots__ = ("arrived_ns", "buffers", "deadline", "num_bytes", "rows", "shapes")
+    __slots__ = ("arrived_ns", "buffers", "deadline", "num_bytes", "rows", "shapes", "trace")
 
     def __init__(
         self, buffers: tuple[Buffer, ...], shapes: tuple[Shape, ...], rows: int, deadline: float | None
@@ -35,6 +39,7 @@ class QueuedRequest(ABC):
         self.shapes = shapes
         self.rows = rows
         self.deadline = deadline
+        self.trace: RequestTrace | None = None
         self.arrived_ns = time.monotonic_ns()
         self.num_bytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
 

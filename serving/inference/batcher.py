@@ -23,6 +23,7 @@ from serving.inference.request_queue import BatchLimits, RequestQueue
 from serving.inference.responder import Responder
 from serving.inference.watchdog import Watchdog
 from serving.observability.statistics import BatchTrigger, Reason, Statistics
+from serving.observability.tracing import RequestTrace
 
 __all__ = ["BatchLimits", "Batcher", "BatcherClosed", "Outputs", "QueuedRequest"]
 
@@ -225,11 +226,20 @@ class Batcher:
                 self._fail(request, Internal("the response could not be built; the server's log says why"), "OTHER")
             row += request.rows
         answered_ns = time.monotonic_ns()
+        if traced := [(request.trace, request.arrived_ns) for request in batch.requests if request.trace is not None]:
+            self._trace(batch, traced)
         if arrivals:
             self._statistics.record_batch(arrivals, batch.rows, (*batch.times_ns, answered_ns), batch.trigger)
         self._ns_per_row += 0.1 * ((answered_ns - batch.times_ns[0]) / batch.rows - self._ns_per_row)
         with self._lock:
             self._num_running -= len(batch.requests)
+
+    def _trace(self, batch: ComputedBatch, traced: Sequence[tuple[RequestTrace, int]]) -> None:
+        facts = {"convoy.model": self._name, "convoy.batch.rows": batch.rows, "convoy.batch.closed": batch.trigger}
+        try:
+            traced[0][0].add_batch(traced, batch.times_ns, facts | {"convoy.batch.requests": len(batch.requests)})
+        except Exception:
+            logger.exception("model '%s': a batch could not be traced", self._name)
 
     def _fail_batch(self, requests: Sequence[QueuedRequest], error: ServingError) -> None:
         for request in requests:

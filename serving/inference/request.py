@@ -2,10 +2,11 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from convoy.auth import Principal
 from serving.errors import ServingError
+from serving.observability.tracing import RequestTrace
 from serving.protocol.tensors import Buffer, Elements, Shape
 
 _MAX_KEPT = 64
@@ -19,10 +20,12 @@ class RequestContext:
     Args:
         deadline: on the clock of `time.monotonic`; None for none.
         principal: to whom the client's token belongs; None for a server without tokens.
+        trace: None for a request that is not traced.
     """
 
     deadline: float | None = None
     principal: Principal | None = None
+    trace: RequestTrace | None = None
 
 
 NO_CONTEXT = RequestContext()
@@ -143,6 +146,22 @@ class ResponseSink(Protocol[R]):
 
     def fail(self, error: ServingError) -> None:
         """Sends an error."""
+
+
+class TracedSink(Generic[R]):
+    """A sink that ends the trace of its request."""
+
+    def __init__(self, sink: ResponseSink[R], trace: RequestTrace) -> None:
+        self._sink = sink
+        self._trace = trace
+
+    def succeed(self, response: R, /) -> None:
+        self._trace.end()
+        self._sink.succeed(response)
+
+    def fail(self, error: ServingError) -> None:
+        self._trace.end(error)
+        self._sink.fail(error)
 
 
 class RequestHandle(Protocol):

@@ -24,9 +24,11 @@ from serving.inference.request import (
     RequestContext,
     RequestHandle,
     ResponseSink,
+    TracedSink,
 )
 from serving.models.repository import Repository
 from serving.observability.refusals import Refusals
+from serving.observability.tracing import Tracing
 from serving.protocol.grpc_codec import ResponseEncoder, parse_request
 from serving.protocol.json_infer import JsonEncoder, JsonRequest, JsonResponse
 from serving.protocol.tensors import Buffer
@@ -78,6 +80,9 @@ class InferenceRequest(QueuedRequest, Generic[R]):
         plan = encoder.plan
         deadline = context.deadline if plan.timeout_s is None else plan.deadline(context)
         super().__init__(buffers, plan.shapes, plan.rows, deadline)
+        if context.trace is not None:
+            self.trace = context.trace
+            context.trace.set_model(plan.model.spec.name, plan.model.version)
         self._encoder = encoder
         self._id = request_id
         self._sink = sink
@@ -229,12 +234,17 @@ class _Path(Generic[S, R]):
 
 
 class InferenceService:
-    """Inference over the models of a repository."""
+    """Inference over the models of a repository.
 
-    def __init__(self, repository: Repository) -> None:
+    Args:
+        tracing: begins the traces of requests, for all front ends; None for no tracing.
+    """
+
+    def __init__(self, repository: Repository, tracing: Tracing | None = None) -> None:
         self.repository = repository
         self.refusals = Refusals()
         """Of requests that no batcher has counted, by all front ends."""
+        self.tracing = tracing
         self.decoder = ImageDecoder()
         self._messages: _Path[SplitRequest, bytes] = _Path(
             repository, self.refusals, self.decoder, parse_request, lambda plan, _: ResponseEncoder(plan)
@@ -253,6 +263,8 @@ class InferenceService:
         Returns:
             The request in flight; None if `sink` has been called already.
         """
+        if context.trace is not None:
+            sink = TracedSink(sink, context.trace)
         try:
             split = SplitRequest(payload)
             if len(split.header) > MAX_QUICK_BYTES:
@@ -267,6 +279,8 @@ class InferenceService:
         self, request: JsonRequest, context: RequestContext, sink: ResponseSink[JsonResponse]
     ) -> RequestHandle | None:
         """Runs the body of an HTTP request. Like `infer`."""
+        if context.trace is not None:
+            sink = TracedSink(sink, context.trace)
         return self._bodies.run(request, context, sink)
 
     def infer_json_again(
@@ -282,10 +296,14 @@ class InferenceService:
                 request.parse()
             except ServingError:
                 return None
+        if context.trace is not None:
+            sink = TracedSink(sink, context.trace)
         return self._bodies.run_again(request, context, sink)
 
     def submit(
         self, request: InferRequest, context: RequestContext, sink: ResponseSink[InferResponse]
     ) -> RequestHandle | None:
         """Runs a request given as values. Like `infer`."""
+        if context.trace is not None:
+            sink = TracedSink(sink, context.trace)
         return self._values.run(request, context, sink)

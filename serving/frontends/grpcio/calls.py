@@ -18,8 +18,10 @@ from serving.frontends.common.status import code_without_response, shutting_down
 from serving.frontends.grpcio.rpc import deadline_after
 from serving.inference.request import RequestHandle
 from serving.observability.health import Health
+from serving.observability.tracing import RequestTrace
 from serving.protocol.admin import health_response
 from serving.protocol.grpc_codec import decode
+from serving.protocol.methods import INFER
 from serving.protocol.status import OK, grpc_code, trailing_metadata
 
 if TYPE_CHECKING:
@@ -52,9 +54,21 @@ class Call:
     Attributes:
         deadline: on the clock of `time.monotonic`; None for none.
         request: is cancelled if the call is.
+        trace: of an inference that is traced.
     """
 
-    __slots__ = ("_call", "_code", "_entry", "_method", "_queue", "deadline", "has_ended", "principal", "request")
+    __slots__ = (
+        "_call",
+        "_code",
+        "_entry",
+        "_method",
+        "_queue",
+        "deadline",
+        "has_ended",
+        "principal",
+        "request",
+        "trace",
+    )
 
     def __init__(self, queue: "CompletionQueue", method: Method, event: Any) -> None:
         self._queue = queue
@@ -64,6 +78,7 @@ class Call:
         self._entry = None if queue.access_log is None else queue.access_log.begin(method.path, self.peer())
         self.principal: Principal | None = None
         self.request: RequestHandle | None = None
+        self.trace: RequestTrace | None = None
         self.has_ended = False
         self._code: int | None = None
 
@@ -75,6 +90,8 @@ class Call:
     def receive(self, metadata: tuple[Any, ...]) -> None:
         """Asks gRPC's core for the message, and for an event when the call ends."""
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
+        if self._queue.tracing is not None and self._method.path == INFER:
+            self.trace = self._queue.tracing.begin_call(metadata)
         if self._queue.tokens is None or self._authenticate(metadata):
             self._queue.silent.add(self)
             self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)

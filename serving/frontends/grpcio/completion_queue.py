@@ -57,6 +57,7 @@ class CompletionQueue:
     ) -> None:
         self.tokens = tokens
         self.access_log = access_log
+        self.tracing = services.inference.tracing
         self.num_open = 0
         self.silent: set[Call] = set()
         self.watches: set[WatchCall] = set()
@@ -106,8 +107,8 @@ class CompletionQueue:
             yield Method(path, Call, partial(self._start_change, path))
 
     def _infer(self, call: Call, payload: bytes) -> None:
-        is_plain = call.deadline is None and call.principal is None
-        context = NO_CONTEXT if is_plain else RequestContext(call.deadline, call.principal)
+        is_plain = call.deadline is None and call.principal is None and call.trace is None
+        context = NO_CONTEXT if is_plain else RequestContext(call.deadline, call.principal, call.trace)
         call.request = self._services.inference.infer(payload, context, call)
 
     def _watch(self, call: WatchCall, payload: bytes) -> None:

@@ -111,7 +111,7 @@ def _infer(service: InferenceService) -> grpc.RpcMethodHandler:
     """Runs ModelInfer on a thread that waits. Used only where `completion_queue.attach` returns None."""
 
     def handle(payload: bytes, context: grpc.ServicerContext) -> bytes:
-        stream = InferStream(service, deadline_after(context.time_remaining()))
+        stream = InferStream(service, deadline_after(context.time_remaining()), metadata=context.invocation_metadata())
         on_termination(context, stream.cancel)
         stream.read([payload])
         [response] = list(stream.responses()) or [Cancelled("the client has cancelled the call")]

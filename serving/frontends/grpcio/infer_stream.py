@@ -2,7 +2,8 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import grpc
 
@@ -10,6 +11,7 @@ from convoy.auth import Principal
 from serving.errors import Cancelled, ServingError
 from serving.inference.request import RequestContext, RequestHandle
 from serving.inference.service import InferenceService
+from serving.observability.tracing import RequestTrace
 
 MAX_IN_FLIGHT = 128
 """Inferences of one stream at the same time. HTTP/2's flow control keeps further requests at the client."""
@@ -23,12 +25,18 @@ class InferStream:
     Args:
         deadline: on the clock of `time.monotonic`; None for none.
         admit: takes a message's number of bytes, and returns its caller; raises a ServingError to refuse the message.
+        metadata: of the RPC, which may name the trace of all its inferences.
     """
 
     def __init__(
-        self, service: InferenceService, deadline: float | None, admit: Admit = lambda num_bytes: None
+        self,
+        service: InferenceService,
+        deadline: float | None,
+        admit: Admit = lambda num_bytes: None,
+        metadata: Sequence[Any] = (),
     ) -> None:
         self._service = service
+        self._metadata = metadata
         self._deadline = deadline
         self._admit = admit
         self._changed = threading.Condition()
@@ -50,12 +58,16 @@ class InferStream:
                     self._service.refusals.count_error(error)
                     call.fail(error)
                 else:
-                    call.start(self._service, payload, RequestContext(self._deadline, principal))
+                    call.start(self._service, payload, RequestContext(self._deadline, principal, self._begin_trace()))
             self.is_complete = True
         except grpc.RpcError:
             pass  # the client has disconnected; grpcio calls `cancel` too
         finally:
             self.end()
+
+    def _begin_trace(self) -> RequestTrace | None:
+        tracing = self._service.tracing
+        return None if tracing is None else tracing.begin_call(self._metadata)
 
     def responses(self) -> Iterator[bytes | ServingError]:
         """Yields a serialised ModelInferResponse or an error for each request that was read."""

@@ -15,7 +15,7 @@ from serving.frontends.http.auth import PRINCIPAL, count_decompressed
 from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
 from serving.frontends.http.responses import SUBMITTED
-from serving.inference.request import RequestContext
+from serving.inference.request import RequestContext, RequestHandle
 from serving.inference.service import InferenceService
 from serving.protocol.json_infer import MAX_INLINE_BYTES as MAX_INLINE_OUTPUT_BYTES
 from serving.protocol.json_infer import JsonRequest, JsonResponse
@@ -88,6 +88,18 @@ class InferEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
+        tracing = self._service.tracing
+        trace = None if tracing is None else tracing.begin_http(headers)
+        try:
+            await self._run(scope, receive, send, headers, RequestContext(principal=scope.get(PRINCIPAL), trace=trace))
+        except ServingError as error:
+            if trace is not None:
+                trace.end(error)
+            raise
+
+    async def _run(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], context: RequestContext
+    ) -> None:
         body = await read_body(headers, receive, self._max_body_bytes, self._executor)
         count_decompressed(scope, body)
         path = scope["path_params"]
@@ -100,7 +112,7 @@ class InferEndpoint:
         else:
             request.parse()
         scope[SUBMITTED] = True
-        response = await self._infer(request, RequestContext(principal=scope.get(PRINCIPAL)), receive)
+        response = await self._infer(request, context, receive)
         if response.size_in_json > MAX_INLINE_OUTPUT_BYTES:
             payload, length = await self._executor.run(response.render, self._max_body_bytes)
         else:
@@ -109,34 +121,53 @@ class InferEndpoint:
         await send({"type": "http.response.body", "body": payload})
 
     async def _infer(self, request: JsonRequest, context: RequestContext, receive: Receive) -> JsonResponse:
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-
-        def resolve(result: Result) -> None:
-            if not future.done():
-                future.set_result(result)
-
-        handle = self._service.infer_json(request, context, LoopSink(self._bridge, resolve))
-        watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, _fail_on_disconnect, future, receive)
         timeout_us = request.parse().parameters.get("timeout")
-        try:
-            if type(timeout_us) is int and timeout_us > 0:
-                async with asyncio.timeout(timeout_us * 1e-6):
-                    result = await future
-            else:
+        response: JsonResponse = await await_response(
+            self._bridge, lambda sink: self._service.infer_json(request, context, sink), timeout_us, receive
+        )
+        return response
+
+
+async def await_response(
+    bridge: LoopBridge, start: Callable[[Any], RequestHandle | None], timeout_us: object, receive: Receive
+) -> Any:
+    """Starts an inference, and returns its response. Cancels it when its client disconnects or its time is up.
+
+    Args:
+        start: hands the request to the service, with a `ResponseSink` of any kind of response.
+        timeout_us: the request's parameter `timeout`, in microseconds.
+
+    Raises:
+        ServingError: the inference failed.
+        ClientDisconnect: the client has disconnected.
+    """
+    future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+    def resolve(result: Result) -> None:
+        if not future.done():
+            future.set_result(result)
+
+    handle = start(LoopSink(bridge, resolve))
+    watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, _fail_on_disconnect, future, receive)
+    try:
+        if type(timeout_us) is int and timeout_us > 0:
+            async with asyncio.timeout(timeout_us * 1e-6):
                 result = await future
-        except (TimeoutError, ClientDisconnect, asyncio.CancelledError) as error:
-            if handle is not None:
-                handle.cancel()
-            if isinstance(error, TimeoutError):
-                raise DeadlineExceeded(f"no response within the timeout of {timeout_us} microseconds") from None
-            if isinstance(error, asyncio.CancelledError):  # by uvicorn, when the grace period is over
-                raise shutting_down() from None
-            raise
-        finally:
-            watch.cancel()
-        if isinstance(result, ServingError):
-            raise result
-        return result
+        else:
+            result = await future
+    except (TimeoutError, ClientDisconnect, asyncio.CancelledError) as error:
+        if handle is not None:
+            handle.cancel()
+        if isinstance(error, TimeoutError):
+            raise DeadlineExceeded(f"no response within the timeout of {timeout_us} microseconds") from None
+        if isinstance(error, asyncio.CancelledError):  # by uvicorn, when the grace period is over
+            raise shutting_down() from None
+        raise
+    finally:
+        watch.cancel()
+    if isinstance(result, ServingError):
+        raise result
+    return result
 
 
 def _fail_on_disconnect(future: asyncio.Future[Result], receive: Receive) -> None:

@@ -162,6 +162,8 @@ class Exchange:
             if principal is None or principal.quota is not None or principal.scopes.isdisjoint(INFERS):
                 return False
             context = RequestContext(principal=principal)
+        if repeats.service.tracing is not None:
+            context = RequestContext(principal=context.principal, trace=repeats.service.tracing.begin_http({}))
         entry = None if repeats.access_log is None else repeats.access_log.begin(known.method, self._connection.peer)
         request = repeats.service.infer_json_again(known.request(data), context, self)
         if request is None:

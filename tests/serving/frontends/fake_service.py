@@ -53,6 +53,7 @@ class FakeInference:
     def __init__(self) -> None:
         self.held: queue.Queue[HeldRequest] = queue.Queue()
         self.refusals = Refusals()
+        self.tracing = None
 
     def infer(self, payload: bytes, context: RequestContext, sink: ResponseSink[bytes]) -> RequestHandle | None:
         if payload.startswith(b"hold"):
