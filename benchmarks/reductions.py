@@ -1,8 +1,8 @@
 """Compares the ways to add up gradients on several GPUs: `torchrun --nproc_per_node=N benchmarks/reductions.py`.
 
 For each recipe: microseconds of a step with our vector, with DDP, and with DDP in bfloat16, in turn in the same
-processes, after their CUDA graphs are captured. Prints one JSON line; `benchmarks/gpu.py` runs it where there are several
-GPUs. With `--allow-shared-gpu` ranks share a GPU: that shows that it works, and says nothing about speed.
+processes, after their CUDA graphs are captured. Prints one JSON line; `benchmarks/gpu.py` runs it on several GPUs. With
+`--allow-shared-gpu` ranks share a GPU: that shows that it works, and says nothing about speed.
 """
 
 import argparse

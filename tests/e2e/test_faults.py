@@ -138,7 +138,9 @@ def test_torchrun_restarts_the_ranks_when_one_is_killed(
 def test_a_rank_that_is_stopped_during_training_is_named(
     tmp_path: Path, trainer_command: Callable[..., list[str]]
 ) -> None:
-    options = ("--epochs", "1000", "--precision", "float32", "--run-dir", str(tmp_path / "run"))
+    """Also if the others wait for it in the backward pass, as they do with DDP."""
+    options = ["--epochs", "1000", "--precision", "float32", "--gradient-reduction", "ddp"]
+    options += ["--run-dir", str(tmp_path / "run")]
     with started(trainer_command(*options, ranks=2)) as process:
         wait_for_line(process, "epoch 3/1000")
         stopped, other = ranks_of(process)

@@ -227,7 +227,9 @@ def test_a_process_that_waits_for_a_folder_writes_nothing_to_it(tmp_path: Path, 
 
 
 def test_when_a_rank_is_killed_the_others_exit_with_one_error(tmp_path: Path, trainer_command: Command) -> None:
-    command = trainer_command("--epochs", "1000", "--run-dir", str(tmp_path / "run"), ranks=4)
+    """They wait for it in the backward pass, as gradients are added up by DDP."""
+    options = ("--epochs", "1000", "--gradient-reduction", "ddp")
+    command = trainer_command(*options, "--run-dir", str(tmp_path / "run"), ranks=4)
     with started(command) as process:
         wait_for_line(process, "epoch 1/1000")
         os.kill(ranks_of(process)[2], signal.SIGKILL)

@@ -49,6 +49,8 @@ def test_ranks_compare_the_options_that_decide_the_result() -> None:
         ("--precision", "None"),
         ("--virtual-shards", "None"),
         ("--grad-accumulation", "1"),
+        ("--compile", "False"),
+        ("--gradient-reduction", "auto"),
     ]
 
 
@@ -110,6 +112,7 @@ def test_a_folder_is_named_for_every_working_directory(spelling: str) -> None:
         (TrainConfig(hang_timeout_s=-1.0), "--hang-timeout-s -1"),
         (TrainConfig(recipe="cifar"), "did you mean cifar10"),
         (TrainConfig(recipe="MNIST"), "did you mean mnist"),
+        (TrainConfig(virtual_shards=4, gradient_reduction="ddp"), "a fixed order, which DDP does not keep"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(config: TrainConfig, message: str) -> None:

@@ -52,6 +52,7 @@ class DataParallel:
         if "batched_grad_copy" in known:  # torch 2.13: one kernel for the copies into a bucket
             options["batched_grad_copy"] = True
         self._ddp = DistributedDataParallel(model, static_graph=True, gradient_as_bucket_view=True, **options)
+        self._ddp._set_ddp_runtime_logging_sample_rate(2**30)  # else also each 100th iteration, maybe within a capture
         if compress:
             self._ddp.register_comm_hook(None, bf16_compress_hook)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

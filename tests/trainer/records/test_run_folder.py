@@ -119,6 +119,19 @@ def test_a_run_does_not_change_its_precision_on_another_machine(
         enter(config, replace(RECIPE, precision=here), mini, ALONE)
 
 
+def test_a_run_keeps_the_rounding_of_its_gradients(mini: Dataset, tmp_path: Path) -> None:
+    """Other ways to add up gradients may change: they round as another number of ranks does."""
+    rounded = TrainConfig(run_dir=tmp_path / "rounded", gradient_reduction="ddp-bfloat16")
+    enter(rounded, RECIPE, mini, ALONE)
+    with pytest.raises(ConfigError, match="adds up gradients in bfloat16: continue with --gradient-reduction ddp-bf"):
+        enter(replace(rounded, gradient_reduction="ddp"), RECIPE, mini, ALONE)
+    exact = TrainConfig(run_dir=tmp_path / "exact", gradient_reduction="ddp")
+    enter(exact, RECIPE, mini, ALONE)
+    enter(replace(exact, gradient_reduction="vector"), RECIPE, mini, ALONE)
+    with pytest.raises(ConfigError, match="adds up gradients in float32: continue without --gradient-reduction ddp-bf"):
+        enter(replace(exact, gradient_reduction="ddp-bfloat16"), RECIPE, mini, ALONE)
+
+
 def test_a_folder_with_other_files_is_refused(mini: Dataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     folder = RunFolder.plan(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
