@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union
 from convoy.verbs import Verb, run_verb
 
 SHELLS = ("bash", "zsh", "fish")
-SERVING_VERBS = ("serve", "classify", "status")
+SERVING_VERBS = ("serve", "classify", "status", "models")
 OUR_PACKAGES = ("convoy", "trainer", "serving", "protos")
 
 MORE_HELP = f"""
@@ -62,9 +62,11 @@ def completion_script(shell: str) -> str:
 def _options_of_all_verbs() -> Any:
     from serving.client.cli import ClassifyConfig, StatusConfig
     from serving.config import ServeConfig
+    from serving.models_command import VERBS as MODELS_VERBS
     from trainer.config import CompareConfig, EvaluateConfig, ExportConfig
     from trainer.data.commands import Command
     from trainer.local import LocalTrainConfig
+    from trainer.service.commands import COMMANDS as JOBS_COMMANDS
     from trainer.studies import STUDIES
 
     studies = _subcommands({name: (study.config, study.summary) for name, study in STUDIES.items()})
@@ -75,10 +77,12 @@ def _options_of_all_verbs() -> Any:
         "compare": CompareConfig,
         "study": studies,
         "recipes": _NoOptions,
+        "jobs": _subcommands({name: (kind, summary) for name, (kind, _, summary) in JOBS_COMMANDS.items()}),
         "data": Command,
         "serve": ServeConfig,
         "classify": ClassifyConfig,
         "status": StatusConfig,
+        "models": _subcommands(MODELS_VERBS),
     }
     return _subcommands({name: (configs[name], verb.summary) for name, verb in VERBS.items()})
 
@@ -118,6 +122,12 @@ def _trainer(verb: str) -> Callable[[Sequence[str]], int | None]:
     return run
 
 
+def _jobs(arguments: Sequence[str]) -> int:
+    from trainer.service.commands import jobs_command
+
+    return jobs_command(arguments)
+
+
 def _serve(arguments: Sequence[str]) -> int:
     from serving.__main__ import main
 
@@ -134,6 +144,13 @@ def _client(verb: str) -> Callable[[Sequence[str]], int | None]:
     return run
 
 
+def _models(arguments: Sequence[str]) -> int | None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from serving.models_command import main
+
+    return main(arguments)
+
+
 VERBS = {
     "train": Verb("train a model by a recipe, or on a folder of images", _train),
     "evaluate": Verb("measure a finished run's accuracy on its validation or test images", _trainer("evaluate")),
@@ -141,8 +158,10 @@ VERBS = {
     "compare": Verb("show finished runs in one table, with all their seeds", _trainer("compare")),
     "study": Verb("repeat the lecture's experiments: regression, capacity, seeds, zoo, sweep", _trainer("study")),
     "recipes": Verb("list what can be trained, or all fields of a recipe", _trainer("recipes")),
+    "jobs": Verb("submit trainings as jobs of this machine; list, follow, cancel and retry them", _jobs),
     "data": Verb("list, fetch, verify and import data sets", _trainer("data")),
     "serve": Verb("serve a model repository over gRPC and HTTP", _serve),
     "classify": Verb("classify images with a model of a server", _client("classify")),
     "status": Verb("show a server's models and their states", _client("status")),
+    "models": Verb("choose which version of a model serves: promote, roll back, pin", _models),
 }

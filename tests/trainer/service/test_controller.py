@@ -1,0 +1,226 @@
+"""The life of jobs, with real processes that run small scripts in place of trainings."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.service.conftest import run_until
+from trainer.service.controller import Controller
+from trainer.service.engines.local_runner import start_time
+from trainer.service.jobs import FINAL, JobSpec, JobState, Stop
+from trainer.service.operations import Operations
+from trainer.service.store import JobStore
+
+Script = Callable[..., JobSpec]
+COMPLETE = "(run / 'result.json').write_text(json.dumps({'test_accuracy': 0.5}))\n"
+SAVES = (
+    "def save(*_):\n    (run / 'saved').write_text('x'); sys.exit(143)\n"
+    "signal.signal(signal.SIGTERM, save); (run / 'ready').touch()\n"
+    "while True: time.sleep(0.02)\n"
+)
+
+
+def states(store: JobStore, number: int) -> list[str]:
+    return [event.data["state"] for event in store.events(number) if event.kind == "state"]
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 10
+    while not path.exists():
+        assert time.monotonic() < until, path
+        time.sleep(0.01)
+
+
+def test_a_job_runs_to_its_result(store: JobStore, controller: Controller, script: Script) -> None:
+    code = "print('hello'); open(run / 'metrics.jsonl', 'w').write(json.dumps({'kind': 'epoch', 'epoch': 1, 'step': 5"
+    code += ", 'val_accuracy': 0.25}) + chr(10)); time.sleep(0.3)\n" + COMPLETE
+    job, _ = store.add(script(code), owner="ada")
+    job = run_until(controller, store, job.id, *FINAL)
+    assert (job.state, job.reason, job.exit_code) == (JobState.SUCCEEDED, "test accuracy 50.00 %", 0)
+    assert states(store, job.id) == ["QUEUED", "STARTING", "RUNNING", "SUCCEEDED"]
+    progress = [event.data for event in store.events(job.id) if event.kind == "progress"]
+    assert [(line["epoch"], line["val_accuracy"]) for line in progress] == [(1, 0.25)]
+    assert job.progress["figures"]["val_accuracy"] == 0.25
+    (log,) = controller.engine("script").logs(job)
+    assert log.read_text() == "hello\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "reason"),
+    [
+        ("print('error: no recipe x'); sys.exit(2)", JobState.FAILED, "no recipe x"),
+        ("sys.exit(3)", JobState.FAILED, "the data cannot be read"),
+        ("sys.exit(1)", JobState.FAILED, "exit code 1"),
+        ("os.kill(os.getpid(), 9)", JobState.FAILED, "SIGKILL ended it: probably for want of memory"),
+        ("sys.exit(0)", JobState.FAILED, "it exited with 0, but its run folder has no result"),
+        (COMPLETE + "sys.exit(6)", JobState.FAILED, "the run is complete, but its model could not be exported"),
+        (COMPLETE + "sys.exit(143)", JobState.SUCCEEDED, "test accuracy 50.00 %"),
+        ("os.kill(os.getppid(), 9); time.sleep(9)", JobState.LOST, "its processes are gone, and left no exit code"),
+    ],
+)
+def test_the_end_of_the_processes_decides_the_state(
+    code: str, state: JobState, reason: str, store: JobStore, controller: Controller, script: Script
+) -> None:
+    job, _ = store.add(script(code), owner="ada")
+    job = run_until(controller, store, job.id, *FINAL)
+    assert (job.state, job.reason) == (state, reason)
+
+
+def test_the_report_of_the_rank_that_failed_is_the_reason(
+    store: JobStore, controller: Controller, script: Script
+) -> None:
+    report = {"message": "rank 3: no space left", "ranks": [3]}
+    job, _ = store.add(script(f"(run / 'failure.json').write_text({json.dumps(report)!r}); sys.exit(1)"), owner="ada")
+    job = run_until(controller, store, job.id, *FINAL)
+    assert (job.reason, job.failing_rank) == ("rank 3: no space left", 3)
+
+
+def test_a_failure_that_may_pass_is_tried_again_after_a_pause(
+    store: JobStore, controller: Controller, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.service.outcome.FIRST_PAUSE_S", 0.05)
+    code = "n = len(list(run.iterdir())); (run / str(n)).touch()\nif n < 2: sys.exit(1)\n" + COMPLETE
+    job, _ = store.add(script(code, max_retries=2), owner="ada")
+    job = run_until(controller, store, job.id, *FINAL)
+    assert (job.state, job.attempt, job.num_retries) == (JobState.SUCCEEDED, 3, 2)
+    reasons = [event.data["reason"] for event in store.events(job.id) if event.data.get("state") == "QUEUED"]
+    assert reasons[1:] == ["exit code 1; retry 1 of 2 in 0 s", "exit code 1; retry 2 of 2 in 0 s"]
+    assert len(controller.engine("script").logs(job)) == 3
+
+
+def test_a_job_that_was_stopped_from_outside_is_continued_and_that_is_no_failure(
+    store: JobStore, controller: Controller, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.service.outcome.FIRST_PAUSE_S", 0.05)
+    code = "if (run / 'once').exists():\n    " + COMPLETE + "    sys.exit(0)\n(run / 'once').touch(); sys.exit(143)"
+    job, _ = store.add(script(code), owner="ada")
+    job = run_until(controller, store, job.id, *FINAL)
+    assert (job.state, job.attempt, job.num_retries) == (JobState.SUCCEEDED, 2, 0)
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_a_cancelled_job_saves_and_can_be_continued_or_ends_at_once(
+    now: bool, store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    operations = Operations(store, controller, controller.make_pass)
+    job = operations.submit(script(SAVES), owner="ada")
+    wait_for(tmp_path / "runs" / str(job.id) / "ready")
+    operations.cancel(job.id, now=now)
+    job = run_until(controller, store, job.id, *FINAL)
+    assert job.state is JobState.CANCELLED
+    assert job.reason.startswith("ended at once" if now else "saved")
+    assert (tmp_path / "runs" / str(job.id) / "saved").exists() is not now
+    assert states(store, job.id)[-2:] == ["SAVING", "CANCELLED"]
+    assert operations.retry(job.id).attempt == 2
+    operations.cancel(job.id, now=True)
+    run_until(controller, store, job.id, *FINAL)
+
+
+def test_a_second_request_ends_a_job_that_does_not_listen_with_all_its_processes(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    code = "import subprocess; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    code += "child = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+    code += "(run / 'tmp').write_text(str(child.pid)); os.rename(run / 'tmp', run / 'ready'); child.wait()"
+    operations = Operations(store, controller, controller.make_pass)
+    job = operations.submit(script(code), owner="ada")
+    ready = tmp_path / "runs" / str(job.id) / "ready"
+    wait_for(ready)
+    operations.cancel(job.id)
+    assert run_until(controller, store, job.id, JobState.SAVING).stop is Stop.SAVE
+    operations.cancel(job.id)
+    assert run_until(controller, store, job.id, *FINAL).state is JobState.CANCELLED
+    with pytest.raises(ProcessLookupError):
+        start_time(int(ready.read_text()))
+
+
+def test_a_queued_job_is_cancelled_before_it_starts(store: JobStore, controller: Controller, script: Script) -> None:
+    operations = Operations(store, controller, lambda: None)
+    job = operations.submit(script("pass"), owner="ada")
+    assert operations.cancel(job.id).state is JobState.CANCELLED
+    assert operations.retry(job.id).state is JobState.QUEUED
+
+
+def test_jobs_wait_for_devices_and_the_next_one_starts_when_one_ends(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    busy, _ = store.add(script(SAVES, gpus=2), owner="ada")
+    waits, _ = store.add(script("print(os.environ['CUDA_VISIBLE_DEVICES'])\n" + COMPLETE, gpus=1), owner="ada")
+    wait_for_running = run_until(controller, store, busy.id, JobState.RUNNING)
+    assert wait_for_running.devices.gpus == ("0", "1")
+    assert store.get(waits.id).state is JobState.QUEUED
+    wait_for(tmp_path / "runs" / str(busy.id) / "ready")
+    store.request_stop(store.get(busy.id), Stop.KILL)
+    job = run_until(controller, store, waits.id, *FINAL)
+    assert job.state is JobState.SUCCEEDED
+    assert controller.engine("script").logs(job)[0].read_text() == "0\n"
+
+
+def test_a_controller_that_was_killed_before_the_start_is_made_good_and_nothing_starts_twice(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    job, _ = store.add(script("open(run / 'starts', 'a').write('x')\n" + COMPLETE), owner="ada")
+    job = store.change(job, JobState.STARTING)  # and killed here
+    engine = controller.engine("script")
+    run_until(controller, store, job.id, *FINAL)
+    for _ in range(3):
+        engine.start(job)  # what a late controller would do
+    time.sleep(0.2)
+    assert (tmp_path / "runs" / str(job.id) / "starts").read_text() == "x"
+
+
+def test_one_controller_leads_and_another_takes_over_when_it_resigns(store: JobStore, tmp_path: Path) -> None:
+    first, second = Controller(store, tmp_path), Controller(store, tmp_path)
+    assert first.make_pass()
+    assert not second.make_pass()
+    first.resign()
+    assert second.make_pass()
+    assert not first.make_pass()
+
+
+def test_a_job_whose_engine_is_gone_holds_up_no_other(
+    store: JobStore, tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    controller = Controller(store, tmp_path, log=said.append)
+    gone, _ = store.add(JobSpec(arguments=(), engine="away", working_folder=str(tmp_path)), owner="ada")
+    job, _ = store.add(script(COMPLETE), owner="ada")
+    assert run_until(controller, store, job.id, *FINAL).state is JobState.SUCCEEDED
+    assert store.get(gone.id).state is JobState.QUEUED
+    assert "--engine away: there are local, script" in said
+
+
+def test_the_output_and_the_environment_are_the_jobs(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    code = "print(os.environ['A'], os.getcwd(), os.sched_getaffinity(0), file=sys.stderr)\n" + COMPLETE
+    job, _ = store.add(script(code, environment={"A": "b"}), owner="ada")
+    job = run_until(controller, store, job.id, *FINAL)
+    cpus = set(job.devices.cpus) & os.sched_getaffinity(0)
+    assert controller.engine("script").logs(job)[0].read_text() == f"b {tmp_path} {cpus}\n"
+
+
+def test_a_killed_runner_takes_the_job_with_it_after_a_save(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    job, _ = store.add(script(SAVES), owner="ada")
+    run_until(controller, store, job.id, JobState.RUNNING)
+    run = tmp_path / "runs" / str(job.id)
+    wait_for(run / "ready")
+    process: dict[str, Any] = json.loads((tmp_path / "jobs" / str(job.id) / "attempt-1" / "process.json").read_text())
+    os.kill(process["pid"], signal.SIGKILL)
+    assert run_until(controller, store, job.id, *FINAL).state is JobState.LOST
+    wait_for(run / "saved")
+
+
+def test_starting_takes_a_fraction_of_a_second_and_no_torch() -> None:
+    code = "import sys, trainer.service.commands; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

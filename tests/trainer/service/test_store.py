@@ -1,0 +1,178 @@
+"""The store: each change is guarded by what it leaves; events are numbered without gaps; the lease has one holder."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from trainer.errors import ConfigError
+from trainer.service import store as store_module
+from trainer.service.jobs import FINAL, FOLLOWING, JobSpec, JobState, Stop
+from trainer.service.store import JobStore, Lease, StaleError, UnknownJobError
+
+SPEC = JobSpec(arguments=("--epochs", "3"), working_folder="/work", run_folder="/runs/job-{id}")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobStore]:
+    with JobStore(str(tmp_path / "jobs.db")) as opened:
+        yield opened
+
+
+def test_a_job_is_stored_whole_and_its_folder_has_its_number(store: JobStore) -> None:
+    spec = replace(SPEC, gpus=2, nodes=(1, 4), environment={"A": "b"}, priority=3)
+    job, is_new = store.add(spec, owner="ada")
+    assert is_new
+    assert (job.id, job.state, job.owner) == (1, JobState.QUEUED, "ada")
+    assert store.get(1).spec == replace(spec, run_folder="/runs/job-1")
+    assert [event.data["state"] for event in store.events(1)] == ["QUEUED"]
+
+
+def test_a_key_submits_once_for_each_owner(store: JobStore) -> None:
+    first, _ = store.add(SPEC, owner="ada", key="k")
+    again, is_new = store.add(replace(SPEC, gpus=1), owner="ada", key="k")
+    other, other_is_new = store.add(SPEC, owner="bob", key="k")
+    assert (again, is_new, other_is_new) == (first, False, True)
+    assert other.id != first.id
+
+
+def test_threads_that_submit_one_key_get_one_job(store: JobStore) -> None:
+    found: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(store.add(SPEC, owner="ada", key="k")[0].id)) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [1] * 8
+
+
+def test_a_change_from_a_state_that_has_passed_changes_nothing(store: JobStore) -> None:
+    job, _ = store.add(SPEC, owner="ada")
+    starting = store.change(job, JobState.STARTING)
+    for late in (job, replace(starting, attempt=7), replace(starting, stop=Stop.SAVE)):
+        state = JobState.CANCELLED if late is job else JobState.RUNNING
+        with pytest.raises(StaleError):
+            store.change(late, state)
+    assert store.get(job.id) == starting
+    assert [event.data["state"] for event in store.events(job.id)] == ["QUEUED", "STARTING"]
+
+
+def test_a_controller_without_its_lease_changes_nothing(store: JobStore) -> None:
+    job, _ = store.add(SPEC, owner="ada")
+    lease = store.acquire_lease("first", 0.0)
+    assert lease is not None
+    newer = store.acquire_lease("second", 60.0)
+    assert newer == Lease("second", 2)
+    with pytest.raises(StaleError):
+        store.change(job, JobState.STARTING, lease=lease)
+    with pytest.raises(StaleError):
+        store.add_progress(job, [{"step": 1}], {}, lease)
+    assert store.get(job.id) == job
+    assert store.change(job, JobState.STARTING, lease=newer).attempt == 1
+
+
+def test_the_lease_has_one_holder_until_it_ends_or_is_given_up(store: JobStore) -> None:
+    mine = store.acquire_lease("me", 60.0)
+    assert mine is not None
+    assert store.acquire_lease("other", 60.0) is None
+    assert store.acquire_lease("me", 60.0) == mine
+    store.release_lease(mine)
+    theirs = store.acquire_lease("other", 60.0)
+    assert theirs is not None
+    store.release_lease(mine)  # too late: it is the other's now
+    assert store.acquire_lease("me", 60.0) is None
+
+
+def test_every_state_that_may_follow_does_and_no_other(store: JobStore) -> None:
+    for state, following in FOLLOWING.items():
+        for new in JobState:
+            job, _ = store.add(SPEC, owner="ada")
+            with store._engine.begin() as connection:
+                connection.execute(sa.update(store_module.jobs).values(state=state))
+            if new in following:
+                changed = store.change(store.get(job.id), new, "why")
+                assert (changed.state, changed.ended_at is not None) == (new, new in FINAL)
+            else:
+                with pytest.raises(ValueError, match="cannot follow"):
+                    store.change(store.get(job.id), new)
+
+
+def test_events_are_numbered_without_gaps_by_all_that_append(store: JobStore) -> None:
+    job, _ = store.add(SPEC, owner="ada")
+    lease = store.acquire_lease("me", 60.0)
+    assert lease is not None
+    job = store.change(job, JobState.STARTING)
+    threads = [
+        threading.Thread(
+            target=lambda: [store.add_progress(job, [{"step": 1}, {"step": 2}], {"step": 2}, lease) for _ in range(5)]
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    numbers = [event.number for event in store.events(job.id)]
+    assert numbers == list(range(1, 43))
+    assert [event.number for event in store.events(job.id, after=40)] == [41, 42]
+    assert store.get(job.id).next_event == 43
+
+
+def test_jobs_are_found_by_page_owner_and_state(store: JobStore) -> None:
+    for number in range(6):
+        store.add(SPEC, owner="ada" if number % 2 else "bob")
+    store.change(store.get(2), JobState.CANCELLED)
+    assert [job.id for job in store.find(limit=2)] == [6, 5]
+    assert [job.id for job in store.find(limit=9, before=5)] == [4, 3, 2, 1]
+    assert [job.id for job in store.find(owner="ada")] == [6, 4, 2]
+    assert [job.id for job in store.find(owner="ada", states=[JobState.CANCELLED])] == [2]
+
+
+def test_the_queue_is_in_the_order_of_priorities_and_numbers(store: JobStore) -> None:
+    for priority in (0, 5, 0, 5):
+        store.add(replace(SPEC, priority=priority), owner="ada")
+    assert [job.id for job in store.unfinished()] == [2, 4, 1, 3]
+
+
+def test_others_jobs_do_not_exist(store: JobStore) -> None:
+    job, _ = store.add(SPEC, owner="ada")
+    for number, owner in ((job.id, "bob"), (99, None)):
+        with pytest.raises(UnknownJobError, match=f"there is no job {number}"):
+            store.get(number, owner=owner)
+
+
+def test_a_deleted_job_takes_its_events_and_never_gives_its_number(store: JobStore) -> None:
+    job, _ = store.add(SPEC, owner="ada")
+    with pytest.raises(ConfigError, match="cancel it first"):
+        store.delete(job)
+    store.delete(store.change(job, JobState.CANCELLED))
+    assert store.events(job.id) == []
+    assert store.add(SPEC, owner="ada")[0].id == job.id + 1
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mysql://host/name", "must be the path of a file"),
+        ("/dev/null/jobs.db", "cannot be opened"),
+        ("postgresql://ada:secret@127.0.0.1:1/jobs", r"cannot be opened|convoy-vision\[postgres\]"),
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_one_line(url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        JobStore(url)
+    assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = str(tmp_path / "jobs.db")
+    with JobStore(path) as store, store._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE convoy_jobs SET schema_version = 99")
+    with pytest.raises(ConfigError, match="a newer version"):
+        JobStore(path)

@@ -1,0 +1,344 @@
+"""`convoy jobs`: submits trainings as jobs of this machine, and lists, follows, cancels and retries them."""
+
+import datetime
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import tyro
+
+from convoy.options import option
+from convoy.verbs import Verb, run_verb
+from trainer.cli import parse, run_command
+from trainer.errors import ConfigError
+from trainer.service import logs
+from trainer.service.embedded import default_store, open_jobs, user_name
+from trainer.service.jobs import FINAL, Job, JobState
+from trainer.service.submission import Submission, to_spec
+
+PROG = "convoy jobs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """Where the jobs are."""
+
+    store: Annotated[str, option("FILE", "~/.local/state/convoy/jobs.db")] = field(
+        default_factory=lambda: str(default_store())
+    )
+    """The file with the jobs, or postgresql://USER@HOST/NAME."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitConfig(StoreConfig):
+    """Submits a training: convoy jobs submit [OPTIONS] [PATH-OR-RECIPE] -- OPTIONS OF convoy train."""
+
+    submission: Annotated[Submission, tyro.conf.OmitArgPrefixes] = field(default_factory=Submission)
+    key: Annotated[str | None, option("TEXT", "none")] = None
+    """Submits once: the same key again shows the job of then."""
+    dry_run: bool = False
+    """Show what would run, and submit nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListConfig(StoreConfig):
+    """Lists jobs, newest first."""
+
+    state: Annotated[tuple[JobState, ...], option("STATE ...", "all")] = ()
+    """Only jobs in these states."""
+    before: Annotated[int | None, option("JOB", "the newest")] = None
+    """Only jobs of smaller numbers: the next page."""
+    limit: int = 50
+    """Number of jobs at most."""
+    json: bool = False
+    """One JSON object a line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobConfig(StoreConfig):
+    """Names a job."""
+
+    job: Annotated[int, tyro.conf.Positional, option("JOB")]
+    """The number of the job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowConfig(JobConfig):
+    """Shows a job with its history."""
+
+    json: bool = False
+    """As one JSON object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogsConfig(JobConfig):
+    """Prints the output of a job's ranks; of its last attempt, unless it is followed."""
+
+    follow: bool = False
+    """Go on until the job has ended."""
+    tail: Annotated[int | None, option("LINES", "all")] = None
+    """Begin with the last lines only."""
+    attempt: Annotated[int | None, option("NUMBER", "the last one")] = None
+    """Print the output of another attempt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchConfig(JobConfig):
+    """Prints a job's states and figures until it has ended; exits with 0 if it succeeded, and else with 1."""
+
+    after: int = 0
+    """Only events after the one of this number."""
+    json: bool = False
+    """One JSON object a line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelConfig(JobConfig):
+    """Asks a job to save and to end. A second time, it ends at once."""
+
+    now: bool = False
+    """End it at once, without saving."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapacityConfig(StoreConfig):
+    """Shows the machine and what its jobs use."""
+
+    engine: str = "local"
+    """The engine."""
+
+
+def jobs_command(arguments: Sequence[str], prog: str = PROG) -> int:
+    """Runs `convoy jobs VERB`."""
+    return run_verb(prog, {name: _verb(prog, name, *entry) for name, entry in COMMANDS.items()}, arguments)
+
+
+def _verb(prog: str, name: str, kind: type[Any], run: Callable[[Any], int | None], summary: str) -> Verb:
+    def command(arguments: Sequence[str]) -> int | None:
+        ours, training = _divide(arguments) if kind is SubmitConfig else (arguments, ())
+        config = parse(kind, ours, prog=f"{prog} {name}")
+        if kind is SubmitConfig:
+            run_command(lambda: _submit(config, training))
+        run_command(lambda: run(config))
+
+    return Verb(summary, command)
+
+
+def _divide(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Returns what is before and after `--`."""
+    if "--" not in arguments:
+        return arguments, ()
+    position = list(arguments).index("--")
+    return arguments[:position], arguments[position + 1 :]
+
+
+def _submit(config: SubmitConfig, training: Sequence[str]) -> int:
+    spec = to_spec(config.submission, training)
+    with open_jobs(config.store) as jobs:
+        if config.dry_run:
+            plan = jobs.plan(spec)
+            print("\n".join([shlex.join(plan.command), *plan.notes]))
+            return 0
+        job = jobs.submit(spec, owner=user_name(), key=config.key)
+        print(f"job {job.id}, {_stands(job)} on {job.spec.engine}: {job.spec.run_folder}")
+        if job.state is JobState.QUEUED:
+            print(f"convoy jobs capacity shows what runs; convoy jobs watch {job.id} follows it")
+    return 0
+
+
+def _list(config: ListConfig) -> None:
+    with open_jobs(config.store) as jobs:
+        found = jobs.find(states=config.state, before=config.before, limit=config.limit)
+    if config.json:
+        print("\n".join(json.dumps(as_json(job)) for job in found))
+        return
+    if not found:
+        print("no jobs" + (f" that are {' or '.join(config.state)}" if config.state else ""))
+        return
+    rows = [("JOB", "STATE", "ENGINE", "GPUS", "AGE", "PROGRESS", "TRAINING"), *map(_row, found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{text:{width}s}" for text, width in zip(row, widths, strict=True)).rstrip())
+    if len(found) == config.limit:
+        print(f"more: convoy jobs list --before {found[-1].id}")
+
+
+def _show(config: ShowConfig) -> None:
+    with open_jobs(config.store) as jobs:
+        job = jobs.get(config.job)
+        events = jobs.events(config.job)
+        plan = jobs.plan(job.spec)
+    if config.json:
+        print(json.dumps(as_json(job) | {"events": [_event_json(event) for event in events]}))
+        return
+    facts = {
+        "state": _stands(job) + (f": {job.reason}" if job.reason else ""),
+        "owner": job.owner,
+        "engine": job.spec.engine,
+        "devices": _devices(job),
+        "attempt": f"{job.attempt}, {job.num_retries} of {job.spec.max_retries} retries",
+        "exit code": "" if job.exit_code is None else str(job.exit_code),
+        "failing rank": "" if job.failing_rank is None else str(job.failing_rank),
+        "progress": _progress(job),
+        "run folder": job.spec.run_folder,
+        "in": job.spec.working_folder,
+        "command": shlex.join(plan.command),
+    }
+    print(f"job {job.id}")
+    for name, text in facts.items():
+        if text:
+            print(f"  {name:13s} {text}")
+    for event in events:
+        if event.kind == "state":
+            reason = f": {event.data['reason']}" if event.data["reason"] else ""
+            print(f"  {_clock(event.time)}  {event.data['state']}{reason}")
+
+
+def _logs(config: LogsConfig) -> None:
+    with open_jobs(config.store) as jobs:
+        job, paths = jobs.log_files(config.job)
+        if config.attempt is not None and not 1 <= config.attempt <= job.attempt:
+            raise ConfigError(f"--attempt {config.attempt}: job {job.id} has {job.attempt}")
+        if config.follow and config.attempt is None:
+            chunks = logs.follow(lambda: jobs.log_files(config.job), config.tail)
+        elif paths:
+            path = paths[(config.attempt or len(paths)) - 1]
+            chunks = logs.read(path, 0 if config.tail is None else logs.tail(path, config.tail))
+        else:
+            raise ConfigError(f"job {job.id} is {_stands(job)} and has printed nothing yet")
+        for chunk in chunks:
+            sys.stdout.write(chunk.decode(errors="replace"))
+            sys.stdout.flush()
+
+
+def _watch(config: WatchConfig) -> int:
+    with open_jobs(config.store) as jobs:
+        for event in jobs.watch(config.job, after=config.after):
+            if config.json:
+                print(json.dumps(_event_json(event)), flush=True)
+            else:
+                print(f"{_clock(event.time)}  {_describe_event(event.kind, event.data)}", flush=True)
+        return 0 if jobs.get(config.job).state is JobState.SUCCEEDED else 1
+
+
+def _cancel(config: CancelConfig) -> None:
+    with open_jobs(config.store) as jobs:
+        job = jobs.cancel(config.job, now=config.now)
+        print(f"job {job.id}: {_stands(job)}" + (f": {job.reason}" if job.reason else ""))
+
+
+def _retry(config: JobConfig) -> None:
+    with open_jobs(config.store) as jobs:
+        print(f"job {config.job}: {_stands(jobs.retry(config.job))}")
+
+
+def _delete(config: JobConfig) -> None:
+    with open_jobs(config.store) as jobs:
+        folder = jobs.get(config.job).spec.run_folder
+        jobs.delete(config.job)
+        print(f"job {config.job} is deleted; its run stays in {folder}")
+
+
+def _capacity(config: CapacityConfig) -> None:
+    with open_jobs(config.store) as jobs:
+        machine, active = jobs.capacity(config.engine)
+    if machine is None:
+        print(f"{config.engine} queues jobs itself; {len(active)} are with it")
+        return
+    gpus, cpus = (sum(len(getattr(job.devices, kind)) for job in active) for kind in ("gpus", "cpus"))
+    print(f"GPUs: {gpus} of {len(machine.gpus)} in use\nCPUs: {cpus} of {len(machine.cpus)} in use")
+    for job in active:
+        print(f"  job {job.id}  {_devices(job)}")
+
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None], str]] = {
+    "submit": (SubmitConfig, lambda _: None, "submit a training"),
+    "list": (ListConfig, _list, "list jobs"),
+    "show": (ShowConfig, _show, "show a job with its history"),
+    "logs": (LogsConfig, _logs, "print the output of a job, or follow it"),
+    "watch": (WatchConfig, _watch, "follow a job's states and figures"),
+    "cancel": (CancelConfig, _cancel, "save and end a job; again: end it at once"),
+    "retry": (JobConfig, _retry, "continue a job that failed, was cancelled or lost"),
+    "delete": (JobConfig, _delete, "delete a job that has ended; its run folder stays"),
+    "capacity": (CapacityConfig, _capacity, "show what the machine has and its jobs use"),
+}
+
+
+def as_json(job: Job) -> dict[str, Any]:
+    """Returns a job as `--json` prints it."""
+    names = ("id", "owner", "state", "reason", "attempt", "num_retries", "submitted_at", "started_at", "ended_at")
+    facts = {name: getattr(job, name) for name in (*names, "exit_code", "failing_rank")}
+    return facts | {
+        "engine": job.spec.engine,
+        "arguments": list(job.spec.arguments),
+        "run_folder": job.spec.run_folder,
+        "devices": job.devices.to_json(),
+        "figures": job.progress.get("figures", {}),
+    }
+
+
+def _event_json(event: Any) -> dict[str, Any]:
+    return {"number": event.number, "time": event.time, "kind": event.kind, **event.data}
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    training = shlex.join(job.spec.arguments) or "mnist"
+    gpus = str(job.spec.gpus) if job.spec.gpus else "-"
+    age = duration(time.time() - job.submitted_at)
+    shown = training if len(training) <= 60 else training[:57] + "..."
+    return str(job.id), _stands(job), job.spec.engine, gpus, age, _progress(job) or "-", shown
+
+
+def _stands(job: Job) -> str:
+    return job.state.lower()
+
+
+def _devices(job: Job) -> str:
+    if job.state in FINAL or not (job.devices.gpus or job.devices.cpus):
+        wanted = [f"{job.spec.gpus} GPUs"] if job.spec.gpus else []
+        wanted += [f"{job.spec.cpus or 'all'} CPUs"] if job.spec.cpus or not job.spec.gpus else []
+        return "asks for " + " and ".join(wanted)
+    parts = [f"GPU {', '.join(job.devices.gpus)}"] if job.devices.gpus else []
+    parts += [f"CPU {', '.join(map(str, job.devices.cpus))}"] if job.devices.cpus else []
+    return "; ".join(parts)
+
+
+def _progress(job: Job) -> str:
+    figures = job.progress.get("figures", {})
+    parts = [f"epoch {job.progress['epoch']}"] if job.progress.get("epoch") else []
+    if "test_accuracy" in figures:
+        parts.append(f"test {100 * figures['test_accuracy']:.2f} %")
+    elif figures.get("val_accuracy") is not None:
+        parts.append(f"validation {100 * figures['val_accuracy']:.2f} %")
+    elif figures.get("step"):
+        parts.append(f"step {figures['step']}")
+    return ", ".join(parts)
+
+
+def _describe_event(kind: str, data: dict[str, Any]) -> str:
+    if kind == "state":
+        return str(data["state"]).lower() + (f": {data['reason']}" if data["reason"] else "")
+    if kind == "note":
+        return str(data["text"])
+    figures = [f"{name} {value:.4f}" for name, value in data.items() if "loss" in name and value is not None]
+    figures += [
+        f"{name} {100 * value:.2f} %" for name, value in data.items() if "accuracy" in name and value is not None
+    ]
+    where = f"step {data['step']}" if data["kind"] == "step" else f"epoch {data['epoch']}"
+    return "  ".join([where, *figures])
+
+
+def duration(seconds: float) -> str:
+    """Returns a time such as 45 s, 12 min, 3 h or 4 d."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def _clock(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")

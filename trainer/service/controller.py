@@ -1,0 +1,166 @@
+"""Follows active jobs, settles those that ended, and starts queued ones.
+
+One pass does all of this once. A service makes a pass every half second; without a service each command makes one, and
+so does a job that ends. Passes of several processes exclude each other by the store's lease. A pass may be cut short
+anywhere: what it did not finish, the next one does, because engines start an attempt only once and the store changes a
+job only from the state in which it was seen.
+"""
+
+import os
+import socket
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import TrainerError
+from trainer.service.engines import open_engine
+from trainer.service.engines.engine import Engine, Phase
+from trainer.service.jobs import ACTIVE, Devices, Job, JobState, Stop
+from trainer.service.outcome import Outcome, after_failure, judge
+from trainer.service.progress import Progress
+from trainer.service.scheduling import Need, choose
+from trainer.service.store import JobStore, Lease, StaleError
+
+LEASE_S = 15.0
+"""A controller that is gone is replaced after this time."""
+
+
+class Controller:
+    """Makes passes over the jobs of a store.
+
+    Args:
+        folder: for the engines' files.
+        after_end: a command that an engine may run when an attempt has ended; it should make a pass.
+        log: receives a line about each change.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        folder: Path,
+        *,
+        after_end: Sequence[str] = (),
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._after_end = after_end
+        self._log = log
+        self._engines: dict[str, Engine] = {}
+        self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.lease: Lease | None = None
+
+    def engine(self, name: str) -> Engine:
+        """Returns an engine, opened once.
+
+        Raises:
+            ConfigError: it is not installed.
+        """
+        if name not in self._engines:
+            self._engines[name] = open_engine(name, self._folder, self._after_end)
+        return self._engines[name]
+
+    def make_pass(self) -> bool:
+        """Makes one pass. Returns whether this controller leads; if another one does, it does the work."""
+        self.lease = self._store.acquire_lease(self._holder, LEASE_S)
+        if self.lease is None:
+            return False
+        for job in self._store.unfinished():
+            if job.state in ACTIVE:
+                self._guarded(self._follow, job, self.lease)
+        self._start_queued(self.lease)
+        return True
+
+    def resign(self) -> None:
+        """Lets another controller lead at once."""
+        if self.lease is not None:
+            self._store.release_lease(self.lease)
+            self.lease = None
+
+    def _guarded(self, act: Callable[[Job, Lease], None], job: Job, lease: Lease) -> None:
+        """Does one thing for one job; another's trouble must not hold it up."""
+        try:
+            act(job, lease)
+        except StaleError:  # a user or another controller was faster; the next pass sees what they did
+            pass
+        except (TrainerError, OSError) as error:
+            self._log(f"job {job.id}: {error}")
+
+    def _follow(self, job: Job, lease: Lease) -> None:
+        engine = self.engine(job.spec.engine)
+        status = engine.status(job)
+        if status.phase is Phase.ABSENT:  # the controller that was to start it was killed before it did
+            self._begin(job, lease)
+            return
+        job = self._read_progress(job, lease)
+        if status.phase in (Phase.ENDED, Phase.GONE):
+            self._settle(job, lease)
+        elif job.stop is not Stop.NONE:
+            engine.stop(
+                job, job.stop
+            )  # again in each pass: the one before may have been cut short, and it does no harm
+            if job.state is not JobState.SAVING:
+                self._change(job, JobState.SAVING, "was asked to stop", lease)
+        elif status.phase is Phase.RUNNING and job.state is JobState.STARTING:
+            self._change(job, JobState.RUNNING, "", lease)
+
+    def _read_progress(self, job: Job, lease: Lease) -> Job:
+        old = Progress.from_json(job.progress)
+        new, lines = old.advanced(job.run_folder)
+        if new != old:
+            self._store.add_progress(job, lines, new.to_json(), lease)
+        return replace(job, progress=new.to_json())
+
+    def _settle(self, job: Job, lease: Lease) -> None:
+        engine = self.engine(job.spec.engine)
+        status = engine.status(job)
+        logs = engine.logs(job)
+        self._conclude(job, judge(job, status, logs[-1] if logs else None), lease, status.exit_code)
+
+    def _conclude(self, job: Job, outcome: Outcome, lease: Lease, exit_code: int | None) -> None:
+        values = {"exit_code": exit_code, "failing_rank": outcome.failing_rank, "stop": Stop.NONE}
+        if outcome.is_retry:
+            values["num_retries"] = job.num_retries + 1
+        self._change(job, outcome.state, outcome.reason, lease, pause_s=outcome.pause_s, **values)
+
+    def _start_queued(self, lease: Lease) -> None:
+        now, unfinished = self._store.now(), self._store.unfinished()
+        for name in sorted({job.spec.engine for job in unfinished if job.state is JobState.QUEUED}):
+            theirs = [job for job in unfinished if job.spec.engine == name]
+            ready = {job.id: job for job in theirs if job.state is JobState.QUEUED and job.not_before <= now}
+            try:
+                machine = self.engine(name).capacity()
+            except TrainerError as error:
+                self._log(str(error))
+                continue
+            if machine is None:  # it queues jobs itself
+                starting = [(number, Devices()) for number in ready]
+            else:
+                needs = [(number, need) for number, job in ready.items() if (need := _need(job, machine))]
+                starting = choose(needs, [job.devices for job in theirs if job.state in ACTIVE], machine)
+            for number, devices in starting:
+                self._guarded(partial(self._start, devices=devices), ready[number], lease)
+
+    def _start(self, job: Job, lease: Lease, devices: Devices) -> None:
+        self._begin(self._change(job, JobState.STARTING, "", lease, devices=devices.to_json()), lease)
+
+    def _begin(self, job: Job, lease: Lease) -> None:
+        try:
+            self.engine(job.spec.engine).start(job)
+        except TrainerError as error:
+            self._conclude(job, after_failure(job, JobState.FAILED, str(error)), lease, None)
+
+    def _change(self, job: Job, state: JobState, reason: str, lease: Lease, **values: Any) -> Job:
+        changed = self._store.change(job, state, reason, lease=lease, **values)
+        self._log(f"job {job.id}: {state}" + (f": {reason}" if reason else ""))
+        return changed
+
+
+def _need(job: Job, machine: Devices) -> Need | None:
+    """Returns what a job needs; None if the machine, which may have lost a GPU, does not have that."""
+    cpus = job.spec.cpus or (0 if job.spec.gpus else len(machine.cpus))
+    fits = job.spec.gpus <= len(machine.gpus) and cpus <= len(machine.cpus)
+    return Need(job.spec.gpus, cpus) if fits else None

@@ -1,0 +1,169 @@
+"""The engine `local`: jobs as processes of this machine, which outlive the service.
+
+    jobs/17/attempt-1/command.json   what runs: arguments, folder, environment, CPUs
+                      lock           held by the attempt's runner for as long as it lives
+                      process.json   the runner, once it has begun
+                      exit.json      the exit code, once it has ended
+                      log            output of all ranks
+
+The lock decides everything: an attempt is alive while it is held. Whoever starts an attempt takes the lock first and
+hands it to the runner, so that no attempt is ever started twice; the kernel frees it when the runner dies.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from convoy.cpus import num_available_cpus
+from trainer.errors import ConfigError, TrainerError
+from trainer.files import write_json
+from trainer.service.engines import local_runner, memory_limit
+from trainer.service.engines.engine import Phase, Plan, Status
+from trainer.service.jobs import Devices, Job, JobSpec, Stop
+
+_SIGNALS = {Stop.SAVE: signal.SIGTERM, Stop.KILL: signal.SIGQUIT}
+
+
+class LocalEngine:
+    """Runs jobs on this machine.
+
+    Args:
+        folder: for the files of jobs.
+        after_end: the command that the runner of an attempt becomes at its end.
+    """
+
+    def __init__(self, folder: Path, after_end: Sequence[str] = ()) -> None:
+        self._folder = folder / "jobs"
+        self._after_end = after_end
+
+    def check(self, spec: JobSpec) -> None:
+        machine = self.capacity()
+        if spec.nodes != (1, 1):
+            raise ConfigError("--nodes: the engine local has one host; use the engine of a cluster")
+        if spec.gpus > len(machine.gpus):
+            raise ConfigError(f"--gpus {spec.gpus}: this machine has {len(machine.gpus)}")
+        if spec.cpus > len(machine.cpus):
+            raise ConfigError(f"--cpus {spec.cpus}: this machine has {len(machine.cpus)}")
+        if not Path(spec.working_folder).is_dir():
+            raise ConfigError(f"{spec.working_folder}: no such folder")
+
+    def plan(self, spec: JobSpec) -> Plan:
+        command = [sys.executable, "-m", "convoy", "train", "--nproc", str(spec.num_ranks), *spec.arguments]
+        notes = [f"in {spec.working_folder}"]
+        if spec.memory_mb and not memory_limit.is_allowed():
+            notes.append("without a limit of memory: this user may not create control groups")
+        return Plan((*command, "--run-dir", spec.run_folder), tuple(notes))
+
+    def capacity(self) -> Devices:
+        """Returns the GPUs that `CUDA_VISIBLE_DEVICES` leaves, and the CPUs that this process may use."""
+        cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        return Devices(_visible_gpus(), tuple(cpus[: num_available_cpus()]))
+
+    def start(self, job: Job) -> None:
+        folder = self._attempt(job)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if any((folder / name).exists() for name in ("process.json", "exit.json")):
+                    return
+                write_json(folder / "command.json", self._command(job))
+                # By its path, so that it starts in a few hundredths of a second: it imports nothing of ours.
+                command = [sys.executable, "-I", "-S", local_runner.__file__, str(folder), str(lock.fileno())]
+                subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    pass_fds=(lock.fileno(),),
+                    check=True,
+                )
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise TrainerError(f"cannot start job {job.id} in {folder}: {error.strerror or error}") from error
+        except subprocess.CalledProcessError as error:
+            raise TrainerError(f"cannot start job {job.id} in {folder}: its runner failed") from error
+
+    def status(self, job: Job) -> Status:
+        folder = self._attempt(job)
+        is_alive = _is_locked(folder / "lock")  # looked at first: the exit code is written before the lock is free
+        if (ended := _read(folder / "exit.json")) is not None:
+            return Status(Phase.ENDED, int(ended["code"]))
+        has_begun = (folder / "process.json").exists()
+        if is_alive:
+            return Status(Phase.RUNNING if has_begun else Phase.STARTING)
+        return Status(Phase.GONE if has_begun else Phase.ABSENT)
+
+    def stop(self, job: Job, stop: Stop) -> None:
+        process = _read(self._attempt(job) / "process.json")
+        if process is None or stop is Stop.NONE:
+            return
+        with suppress(ProcessLookupError, PermissionError):
+            number = int(process["pid"])
+            descriptor = os.pidfd_open(number)  # this process, and no later one of its number
+            try:
+                if local_runner.start_time(number) == process["start_time"]:
+                    signal.pidfd_send_signal(descriptor, _SIGNALS[stop])
+            finally:
+                os.close(descriptor)
+
+    def logs(self, job: Job) -> Sequence[Path]:
+        attempts = (self._folder / str(job.id) / f"attempt-{number}" for number in range(1, job.attempt + 1))
+        return [path for folder in attempts if (path := folder / "log").exists()]
+
+    def forget(self, job: Job) -> None:
+        shutil.rmtree(self._folder / str(job.id), ignore_errors=True)
+
+    def _attempt(self, job: Job) -> Path:
+        return self._folder / str(job.id) / f"attempt-{job.attempt}"
+
+    def _command(self, job: Job) -> dict[str, Any]:
+        environment = {**os.environ, **job.spec.environment}
+        if job.devices.gpus or job.spec.gpus == 0:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(job.devices.gpus)
+        return {
+            "arguments": self.plan(job.spec).command,
+            "folder": job.spec.working_folder,
+            "environment": environment,
+            "cpus": job.devices.cpus,
+            "after_end": self._after_end,
+            "cgroup": memory_limit.create(f"convoy-{job.id}-{job.attempt}", job.spec.memory_mb),
+        }
+
+
+def _visible_gpus() -> tuple[str, ...]:
+    """Returns the GPUs' names for `CUDA_VISIBLE_DEVICES`; reads device files, as CUDA takes seconds to start."""
+    present = sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not present:
+        return tuple(present)
+    return tuple(name for name in visible.split(",") if name.strip() not in ("", "-1"))
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,164 @@
+"""The parent of a local job's processes: `python -I -S local_runner.py FOLDER LOCK`, started by `engines.local`.
+
+Runs the command of `FOLDER/command.json`, writes its output to `log` and its exit code to `exit.json`. It passes
+SIGTERM on once, so that the job saves; SIGQUIT ends all of the job's processes. It imports the standard library only,
+to start in a few hundredths of a second, and holds the descriptor LOCK, which tells others that the attempt is alive.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+ORPHANS_S = 10.0
+"""Processes that the command has left may end by themselves for so long."""
+
+
+def main(folder: Path, lock: int) -> None:
+    """Runs the attempt in `folder` to its end, and then becomes the command `after_end`, if there is one."""
+    command = json.loads((folder / "command.json").read_text())
+    run(folder, lock, command)
+    os.close(lock)
+    if command["after_end"]:
+        os.execv(command["after_end"][0], command["after_end"])
+
+
+def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
+    """Runs the attempt in `folder` to its end."""
+    _call_prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphaned ranks become children of this process
+    here = {"pid": os.getpid(), "start_time": start_time(os.getpid())}
+    child: subprocess.Popen[bytes] | None = None
+    asked: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if number in asked:  # a second SIGTERM would end a training that still saves
+            return
+        asked.append(number)
+        if child is not None:
+            _pass_on(number, child.pid)
+
+    for number in (signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, stop)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _write(folder / "process.json", here)
+    if asked:
+        _write(folder / "exit.json", {"code": -asked[0], "time": time.time()})
+        return
+    try:
+        with (folder / "log").open("ab", buffering=0) as log:
+            child = subprocess.Popen(
+                command["arguments"],
+                cwd=command["folder"],
+                env=command["environment"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(lock,),
+                preexec_fn=lambda: _prepare(command),
+            )
+    except (OSError, subprocess.SubprocessError) as error:
+        (folder / "log").write_text(f"error: cannot start {command['arguments'][0]}: {error}\n")
+        _write(folder / "exit.json", {"code": 127, "time": time.time()})
+        return
+    if asked:
+        _pass_on(asked[-1], child.pid)
+    code = child.wait()
+    _end_orphans()
+    if command["cgroup"]:
+        with suppress(OSError):
+            os.rmdir(command["cgroup"])
+    _write(folder / "exit.json", {"code": code, "time": time.time()})
+
+
+def start_time(pid: int) -> int:
+    """Returns when a process began, in the kernel's clock ticks; with its number this names it for ever.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        # The name, in parentheses, may contain anything.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
+
+
+def _prepare(command: dict[str, Any]) -> None:
+    """Runs in the child before the command: a runner that is killed ends it with a signal to save."""
+    _call_prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if command["cgroup"]:
+        Path(command["cgroup"], "cgroup.procs").write_text(str(os.getpid()))
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    if command["cpus"]:
+        with suppress(OSError):  # the machine has lost a CPU since
+            os.sched_setaffinity(0, command["cpus"])
+
+
+def _pass_on(number: int, pid: int) -> None:
+    if number == signal.SIGQUIT:
+        _kill_descendants()
+    else:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _kill_descendants() -> None:
+    """Kills every process below this one, also those that have sessions of their own, until none runs."""
+    for _ in range(100):
+        found = _descendants(os.getpid())
+        if not found:
+            return
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Returns the processes below a process that have not ended."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+                found += [*([child] if state != "Z" else []), *_descendants(child)]
+    return found
+
+
+def _end_orphans() -> None:
+    """Waits for what the command has left running, and ends it: an exit code means that nothing runs any more."""
+    until = time.monotonic() + ORPHANS_S
+    while time.monotonic() < until and _descendants(os.getpid()):
+        time.sleep(0.05)
+    _kill_descendants()
+
+
+def _call_prctl(option: int, value: int) -> None:
+    import ctypes
+
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+if __name__ == "__main__":
+    if os.fork():  # the process that starts jobs need not wait for their ends
+        os._exit(0)
+    main(Path(sys.argv[1]), int(sys.argv[2]))

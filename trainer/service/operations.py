@@ -1,0 +1,158 @@
+"""What users do with jobs. The command line without a service, and the service's front ends, call these."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from trainer.errors import ConfigError
+from trainer.service.controller import Controller
+from trainer.service.engines.engine import Plan
+from trainer.service.jobs import ACTIVE, FINAL, Devices, Event, Job, JobSpec, JobState, Stop
+from trainer.service.store import JobStore, StaleError
+
+POLL_S = 0.5
+"""Between two looks at a job that is followed."""
+_NUM_TRIES = 20
+"""Of a change that others' changes keep making stale."""
+
+
+class Operations:
+    """The jobs of one store.
+
+    Args:
+        advance: makes a pass of the controller, or wakes the service's; called after each change.
+    """
+
+    def __init__(self, store: JobStore, controller: Controller, advance: Callable[[], object]) -> None:
+        self._store = store
+        self._controller = controller
+        self._advance = advance
+
+    def plan(self, spec: JobSpec) -> Plan:
+        """Returns what would run.
+
+        Raises:
+            ConfigError: the engine can never run it.
+        """
+        engine = self._controller.engine(spec.engine)
+        engine.check(spec)
+        return engine.plan(spec)
+
+    def submit(self, spec: JobSpec, *, owner: str, key: str | None = None) -> Job:
+        """Submits a job; a key that the owner has used before returns the job of then.
+
+        Raises:
+            ConfigError: the engine can never run it.
+        """
+        self._controller.engine(spec.engine).check(spec)
+        job, is_new = self._store.add(spec, owner=owner, key=key)
+        if is_new:
+            self._advance()
+        return self._store.get(job.id)
+
+    def get(self, number: int, *, owner: str | None = None) -> Job:
+        """Returns a job as it is after a pass.
+
+        Raises:
+            UnknownJobError: there is none, or it is another's.
+        """
+        self._advance()
+        return self._store.get(number, owner=owner)
+
+    def find(
+        self, *, owner: str | None = None, states: Iterable[JobState] = (), before: int | None = None, limit: int = 100
+    ) -> list[Job]:
+        """Returns jobs, newest first; see `JobStore.find`."""
+        self._advance()
+        return self._store.find(owner=owner, states=states, before=before, limit=limit)
+
+    def cancel(self, number: int, *, now: bool = False, owner: str | None = None) -> Job:
+        """Asks a job to save and end. A job that was asked before, or `now`, ends at once.
+
+        Raises:
+            ConfigError: it has ended, or there is none.
+        """
+
+        def change(job: Job) -> None:
+            if job.state is JobState.QUEUED:
+                self._store.change(job, JobState.CANCELLED, "before it started")
+            elif job.state in ACTIVE:
+                self._store.request_stop(job, Stop.KILL if now or job.stop is not Stop.NONE else Stop.SAVE)
+            else:
+                raise ConfigError(f"job {number} has ended: it is {job.state}")
+
+        return self._change(number, owner, change)
+
+    def retry(self, number: int, *, owner: str | None = None) -> Job:
+        """Queues a job again that did not succeed; its run goes on from its last checkpoint.
+
+        Raises:
+            ConfigError: it has not ended, or has succeeded, or there is none.
+        """
+
+        def change(job: Job) -> None:
+            if job.state not in FINAL or job.state is JobState.SUCCEEDED:
+                raise ConfigError(f"job {number} is {job.state}: only a job that has ended without success is retried")
+            self._store.change(job, JobState.QUEUED, "retried by its user", num_retries=0)
+
+        return self._change(number, owner, change)
+
+    def delete(self, number: int, *, owner: str | None = None) -> None:
+        """Deletes a job that has ended, its events and its logs. Its run folder stays.
+
+        Raises:
+            ConfigError: it has not ended, or there is none.
+        """
+        job = self.get(number, owner=owner)
+        self._store.delete(job)
+        self._controller.engine(job.spec.engine).forget(job)
+
+    def capacity(self, engine: str) -> tuple[Devices | None, list[Job]]:
+        """Returns the machine of an engine, None for one that queues jobs itself, and the jobs that use it."""
+        self._advance()
+        active = [job for job in self._store.unfinished() if job.spec.engine == engine and job.state in ACTIVE]
+        return self._controller.engine(engine).capacity(), active
+
+    def events(self, number: int, *, after: int = 0, owner: str | None = None) -> list[Event]:
+        """Returns a job's events after the one of that number.
+
+        Raises:
+            UnknownJobError: there is no such job.
+        """
+        self._store.get(number, owner=owner)
+        return self._store.events(number, after=after)
+
+    def watch(self, number: int, *, after: int = 0, owner: str | None = None) -> Iterator[Event]:
+        """Yields a job's events, those that are there and each new one, until the job has ended.
+
+        Raises:
+            UnknownJobError: there is no such job, or it was deleted meanwhile.
+        """
+        while True:
+            job = self.get(number, owner=owner)
+            for event in self._store.events(number, after=after):
+                after = event.number
+                yield event
+            if job.state in FINAL and after + 1 >= job.next_event:
+                return
+            time.sleep(POLL_S)
+
+    def log_files(self, number: int, *, owner: str | None = None) -> tuple[Job, list[Path]]:
+        """Returns a job and the logs of its attempts, oldest first.
+
+        Raises:
+            UnknownJobError: there is no such job.
+        """
+        job = self.get(number, owner=owner)
+        return job, list(self._controller.engine(job.spec.engine).logs(job))
+
+    def _change(self, number: int, owner: str | None, change: Callable[[Job], None]) -> Job:
+        for _ in range(_NUM_TRIES):
+            try:
+                change(self.get(number, owner=owner))
+                break
+            except StaleError:  # it has moved on since it was read
+                continue
+        else:
+            raise ConfigError(f"job {number} keeps changing: try again")
+        return self.get(number, owner=owner)

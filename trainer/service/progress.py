@@ -1,0 +1,82 @@
+"""Follows a run's `metrics.jsonl` while the run writes it."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Self
+
+from trainer.records.metrics import METRICS_FILE
+
+MAX_LINES = 200
+"""Of one reading; those of steps in between are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a reader is, and the newest figures.
+
+    Args:
+        offset: bytes of the file that were read.
+        step: the newest step.
+        epoch: the newest epoch that has ended.
+        figures: the newest value of each name, such as `train_loss`.
+    """
+
+    offset: int = 0
+    step: int = 0
+    epoch: int = 0
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return cls(**values) if values else cls()
+
+    def advanced(self, run_folder: Path) -> tuple[Self, list[dict[str, Any]]]:
+        """Reads the lines that are new.
+
+        A run that goes on from a checkpoint writes the file anew; lines up to the step that is known are no news.
+
+        Returns:
+            The progress after them, and the lines: every epoch and result, and the last one of steps that follow
+            each other.
+        """
+        try:
+            with (run_folder / METRICS_FILE).open("rb") as file:
+                start = self.offset if file.seek(0, 2) >= self.offset else 0
+                file.seek(start)
+                content = file.read()
+        except OSError:
+            return self, []
+        end = content.rfind(b"\n") + 1  # a line may be half-written
+        new = [line for line in map(_parse, content[:end].splitlines()) if line is not None and self._is_news(line)]
+        kept = [line for line, after in zip_longest(new, new[1:]) if not _is_covered(line, after)]
+        figures = dict(self.figures)
+        for line in kept:
+            figures |= line
+        step = max([self.step, *(line["step"] for line in kept)])
+        epoch = max([self.epoch, *(line["epoch"] for line in kept if line["kind"] == "epoch")])
+        return type(self)(start + end, step, epoch, figures), kept[-MAX_LINES:]
+
+    def _is_news(self, line: dict[str, Any]) -> bool:
+        match line["kind"]:
+            case "step":
+                return bool(line["step"] > self.step)
+            case "epoch":
+                return bool(line["epoch"] > self.epoch)
+        return bool(line["step"] >= self.step)
+
+
+def _is_covered(line: dict[str, Any], after: dict[str, Any] | None) -> bool:
+    return line["kind"] == "step" and after is not None and after["kind"] == "step"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and {"kind", "step", "epoch"} <= value.keys() else None

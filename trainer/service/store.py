@@ -1,0 +1,276 @@
+"""The durable store of jobs, their events, and the lease of the controller that leads.
+
+Every change of a state is one transaction, guarded by the state and the attempt that it leaves, and, for a controller,
+by its lease: a change that comes too late changes nothing and raises `StaleError`.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import sqlalchemy as sa
+
+from trainer.errors import ConfigError, TrainerError
+from trainer.service.jobs import ACTIVE, FINAL, FOLLOWING, Devices, Event, Job, JobSpec, JobState, Stop
+from trainer.service.tables import connect, events, jobs, leases
+
+CONTROLLER = "controller"
+"""The name of the controllers' lease."""
+
+
+class UnknownJobError(ConfigError):
+    """There is no job of that number, or it belongs to another user."""
+
+
+class StaleError(TrainerError):
+    """The job has changed, or the controller has lost its lease, since it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one controller to start and to settle jobs.
+
+    Args:
+        token: grows with each new holder.
+    """
+
+    holder: str
+    token: int
+
+
+class JobStore:
+    """The jobs in a database. Thread-safe; several processes may share a database.
+
+    Args:
+        url: see `tables.connect`.
+
+    Raises:
+        ConfigError: the database cannot be opened.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = connect(url)
+        self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def add(self, spec: JobSpec, *, owner: str, key: str | None = None) -> tuple[Job, bool]:
+        """Adds a queued job; the run folder of the spec may contain `{id}`.
+
+        Returns:
+            The job, and whether it is new. A key that the owner has used before returns that job.
+        """
+        with self._engine.begin() as connection:
+            if key is not None:
+                same = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.key == key)
+                if (row := connection.execute(same).first()) is not None:
+                    return _job(row), False
+            now = self._now(connection)
+            values: dict[str, Any] = {
+                "owner": owner,
+                "key": key,
+                "spec": {},
+                "state": JobState.QUEUED,
+                "engine": spec.engine,
+            }
+            values |= {"priority": spec.priority, "devices": Devices().to_json(), "progress": {}, "submitted_at": now}
+            number = connection.scalar(jobs.insert().values(values).returning(jobs.c.id))
+            content = spec.to_json()
+            content["run_folder"] = spec.run_folder.replace("{id}", str(number))
+            connection.execute(jobs.update().where(jobs.c.id == number).values(spec=content))
+            _append(connection, number, now, [("state", {"state": JobState.QUEUED, "reason": "", "attempt": 0})])
+            return _job(connection.execute(sa.select(jobs).where(jobs.c.id == number)).one()), True
+
+    def get(self, number: int, *, owner: str | None = None) -> Job:
+        """Returns a job.
+
+        Args:
+            owner: if given, jobs of others do not exist.
+
+        Raises:
+            UnknownJobError: there is no such job.
+        """
+        with self._reading.connect() as connection:
+            row = connection.execute(sa.select(jobs).where(jobs.c.id == number)).first()
+        if row is None or owner not in (None, row.owner):
+            raise UnknownJobError(f"there is no job {number}")
+        return _job(row)
+
+    def find(
+        self, *, owner: str | None = None, states: Iterable[JobState] = (), before: int | None = None, limit: int = 100
+    ) -> list[Job]:
+        """Returns jobs, newest first.
+
+        Args:
+            before: only jobs of smaller numbers; the last number of a page gives the next page.
+        """
+        query = sa.select(jobs).order_by(jobs.c.id.desc()).limit(limit)
+        if owner is not None:
+            query = query.where(jobs.c.owner == owner)
+        if states := list(states):
+            query = query.where(jobs.c.state.in_(states))
+        if before is not None:
+            query = query.where(jobs.c.id < before)
+        with self._reading.connect() as connection:
+            return [_job(row) for row in connection.execute(query)]
+
+    def unfinished(self) -> list[Job]:
+        """Returns all jobs that are queued or active: higher priorities first, then in the order of their numbers."""
+        query = sa.select(jobs).where(jobs.c.state.in_([JobState.QUEUED, *ACTIVE]))
+        with self._reading.connect() as connection:
+            return [_job(row) for row in connection.execute(query.order_by(jobs.c.priority.desc(), jobs.c.id))]
+
+    def change(
+        self,
+        job: Job,
+        state: JobState,
+        reason: str = "",
+        *,
+        lease: Lease | None = None,
+        pause_s: float = 0.0,
+        **values: Any,
+    ) -> Job:
+        """Moves a job from the state and the attempt in which the caller saw it into another state.
+
+        Args:
+            lease: of the controller that does it; None for a user's request.
+            pause_s: a queued job starts no earlier than that.
+            values: of other columns.
+
+        Returns:
+            The job as it is now.
+
+        Raises:
+            StaleError: it is not in that state and attempt any more, or the lease is another's.
+            ValueError: the state cannot follow.
+        """
+        if state not in FOLLOWING[job.state]:
+            raise ValueError(f"job {job.id}: {state} cannot follow {job.state}")
+        with self._engine.begin() as connection:
+            now = self._now(connection)
+            values |= {"state": state, "reason": reason, "not_before": now + pause_s if pause_s else 0.0}
+            if state is JobState.STARTING:
+                values |= {"attempt": job.attempt + 1, "started_at": now, "ended_at": None, "exit_code": None}
+                values |= {"failing_rank": None}
+            elif state in FINAL:
+                values["ended_at"] = now
+            self._update(connection, job, lease, values)
+            data = {"state": state, "reason": reason, "attempt": values.get("attempt", job.attempt)}
+            _append(connection, job.id, now, [("state", data)])
+            return _job(connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one())
+
+    def request_stop(self, job: Job, stop: Stop) -> Job:
+        """Records that the user wants an active job to end.
+
+        Raises:
+            StaleError: the job has changed its state.
+        """
+        with self._engine.begin() as connection:
+            self._update(connection, job, None, {"stop": stop})
+            return _job(connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one())
+
+    def add_progress(self, job: Job, lines: Sequence[dict[str, Any]], progress: dict[str, Any], lease: Lease) -> None:
+        """Appends lines of the run's metrics to the events, and replaces the newest figures.
+
+        Raises:
+            StaleError: as in `change`.
+        """
+        with self._engine.begin() as connection:
+            self._update(connection, job, lease, {"progress": progress})
+            _append(connection, job.id, self._now(connection), [("progress", line) for line in lines])
+
+    def events(self, number: int, *, after: int = 0, limit: int = 1000) -> list[Event]:
+        """Returns a job's events whose numbers are larger than `after`, oldest first."""
+        query = sa.select(events).where(events.c.job_id == number, events.c.number > after)
+        with self._reading.connect() as connection:
+            rows = connection.execute(query.order_by(events.c.number).limit(limit))
+            return [Event(row.number, row.time, row.kind, row.data) for row in rows]
+
+    def delete(self, job: Job) -> None:
+        """Deletes a finished job and its events; its run folder stays.
+
+        Raises:
+            StaleError: it is not in that state any more.
+            ConfigError: it is not finished.
+        """
+        if job.state not in FINAL:
+            raise ConfigError(f"job {job.id} is {job.state}: cancel it first")
+        with self._engine.begin() as connection:
+            connection.execute(events.delete().where(events.c.job_id == job.id))
+            if connection.execute(jobs.delete().where(jobs.c.id == job.id, jobs.c.state == job.state)).rowcount != 1:
+                raise StaleError(f"job {job.id} has changed")
+
+    def acquire_lease(self, holder: str, duration_s: float, *, name: str = CONTROLLER) -> Lease | None:
+        """Takes a lease that is free or has expired, or extends the holder's own; returns None if another holds it."""
+        with self._engine.begin() as connection:
+            now = self._now(connection)
+            row = connection.execute(sa.select(leases).where(leases.c.name == name).with_for_update()).first()
+            if row is None:
+                first = {"name": name, "holder": holder, "token": 1, "expires_at": now + duration_s}
+                connection.execute(leases.insert().values(first))
+                return Lease(holder, 1)
+            if row.holder != holder and row.expires_at > now:
+                return None
+            token = row.token + (row.holder != holder)
+            renewed = {"holder": holder, "token": token, "expires_at": now + duration_s}
+            connection.execute(leases.update().where(leases.c.name == name).values(renewed))
+            return Lease(holder, token)
+
+    def release_lease(self, lease: Lease, *, name: str = CONTROLLER) -> None:
+        """Ends a lease before its time, if it still holds."""
+        mine = leases.update().where(leases.c.name == name, leases.c.token == lease.token)
+        with self._engine.begin() as connection:
+            connection.execute(mine.values(expires_at=0.0))
+
+    def now(self) -> float:
+        """Returns the time of the store's clock, in seconds since 1970."""
+        with self._reading.connect() as connection:
+            return self._now(connection)
+
+    def _update(self, connection: sa.Connection, job: Job, lease: Lease | None, values: dict[str, Any]) -> None:
+        guarded = jobs.update().where(
+            jobs.c.id == job.id, jobs.c.state == job.state, jobs.c.attempt == job.attempt, jobs.c.stop == job.stop
+        )
+        if lease is not None:
+            holds = sa.select(leases.c.name).where(leases.c.name == CONTROLLER, leases.c.token == lease.token)
+            guarded = guarded.where(holds.exists())
+        if connection.execute(guarded.values(values)).rowcount != 1:
+            raise StaleError(f"job {job.id} has changed since it was read")
+
+    def _now(self, connection: sa.Connection) -> float:
+        if connection.dialect.name == "sqlite":  # one machine has one clock
+            return time.time()
+        now = connection.scalar(sa.select(sa.func.extract("epoch", sa.func.clock_timestamp())))
+        assert now is not None
+        return float(now)
+
+
+def _append(connection: sa.Connection, number: int, now: float, new: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Appends events; the row of the job, which is locked by now, counts them."""
+    if not new:
+        return
+    counted = jobs.update().where(jobs.c.id == number).values(next_event=jobs.c.next_event + len(new))
+    end = connection.scalar(counted.returning(jobs.c.next_event))
+    assert end is not None
+    rows = [
+        {"job_id": number, "number": end - len(new) + offset, "time": now, "kind": kind, "data": data}
+        for offset, (kind, data) in enumerate(new)
+    ]
+    connection.execute(events.insert(), rows)
+
+
+def _job(row: sa.Row[Any]) -> Job:
+    values = dict(row._mapping)
+    del values["engine"], values["priority"]  # copies for queries
+    values["spec"] = JobSpec.from_json(values["spec"])
+    values["devices"] = Devices.from_json(values["devices"])
+    values["state"], values["stop"] = JobState(values["state"]), Stop(values["stop"])
+    return Job(**values)

@@ -1,0 +1,120 @@
+"""From the command line of `convoy jobs submit` to a job."""
+
+import contextlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from convoy.options import option
+from trainer.cli import parse, read_command_line
+from trainer.errors import ConfigError
+from trainer.local import LocalTrainConfig, resolve
+from trainer.paths import image_folder
+from trainer.service.jobs import JobSpec
+
+_OURS: Mapping[str, str] = {
+    "--run-dir": "give --run-dir before the --",
+    "--nproc": "give --ranks before the --",
+    "--help": "convoy train --help shows these options",
+    "-h": "convoy train --help shows these options",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What a job needs, beside the options of its training."""
+
+    path_or_recipe: Annotated[str | None, tyro.conf.Positional, option("[PATH-OR-RECIPE]", "the recipe mnist")] = None
+    """A folder of images, or a recipe, as for convoy train."""
+    recipe: Annotated[str | None, option("RECIPE", "mnist")] = None
+    """The recipe; the same as giving it alone."""
+    engine: str = "local"
+    """What runs the job."""
+    gpus: int = 0
+    """GPUs; 0 to compute on CPUs."""
+    cpus: Annotated[int, option("N", "all, or with GPUs none of its own")] = 0
+    """CPUs of its own."""
+    ranks: Annotated[int, option("N", "one for each GPU, or 1")] = 0
+    """Processes."""
+    memory_gb: Annotated[float, option("GB", "no limit")] = 0.0
+    """Limit of its memory."""
+    priority: int = 0
+    """Jobs of a higher priority start first."""
+    max_retries: int = 2
+    """How often a failure that may pass is tried again."""
+    run_dir: Annotated[Path | None, option("PATH", "runs/job-NUMBER-NAME")] = None
+    """Folder of the run. An unfinished run in it is continued."""
+
+
+def to_spec(submission: Submission, training: Sequence[str]) -> JobSpec:
+    """Returns the job of a submission, after a check of its training's options.
+
+    Args:
+        training: options of `convoy train`.
+
+    Raises:
+        ConfigError: says which option is wrong.
+    """
+    for name in ("gpus", "cpus", "ranks", "max_retries", "memory_gb"):
+        if getattr(submission, name) < 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(submission, name)}: must not be negative")
+    arguments = [*([submission.path_or_recipe] if submission.path_or_recipe else []), *training]
+    if submission.recipe:
+        arguments = ["--recipe", submission.recipe, *arguments]
+    for argument in training:
+        if argument.partition("=")[0] in _OURS:
+            raise ConfigError(f"{argument} after the --: {_OURS[argument.partition('=')[0]]}")
+    name = check_training(arguments)
+    here = Path.cwd()
+    run_folder = (here / (submission.run_dir or Path("runs") / f"job-{{id}}-{name}")).absolute()
+    spec = JobSpec(
+        arguments=tuple(arguments),
+        engine=submission.engine,
+        gpus=submission.gpus,
+        cpus=submission.cpus,
+        ranks=submission.ranks,
+        memory_mb=round(submission.memory_gb * 1000),
+        priority=submission.priority,
+        max_retries=submission.max_retries,
+        working_folder=str(here),
+        run_folder=str(run_folder),
+    )
+    if submission.gpus == 0 and "--device" not in [argument.partition("=")[0] for argument in training]:
+        spec = replace(spec, arguments=(*spec.arguments, "--device", "cpu"))
+    return spec
+
+
+def check_training(arguments: Sequence[str]) -> str:
+    """Checks the command line of a training as far as that needs no data.
+
+    Returns:
+        A name for its folder: the recipe, or that of the folder of images.
+
+    Raises:
+        ConfigError: it is faulty.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            line = read_command_line(arguments)
+            default = LocalTrainConfig(run=line.default)
+            config = parse(LocalTrainConfig, line.arguments, prog="convoy train", default=default)
+    except SystemExit:
+        raise ConfigError(f"options of convoy train: {_plain(errors.getvalue())}") from None
+    run, _ = resolve(replace(config, run=line.combine(config.run)), line.given)
+    recipe = run.resolve()
+    root = image_folder(recipe.dataset)
+    name = recipe.name if root is None else root.name
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.") or "run"
+
+
+def _plain(text: str) -> str:
+    """Returns the message in a box of tyro's as one line."""
+    lines = [re.sub(r"[─│╭╮╰╯]", " ", line).strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("For full helptext")]
+    return " ".join(lines).removeprefix("error: ").removeprefix("Parsing error ") or "see convoy train --help"

@@ -1,0 +1,133 @@
+"""The tables of the job store, and how a connection to SQLite or PostgreSQL is made.
+
+A write takes SQLite's only write lock when it begins, so that it never fails half-way because another process wrote
+first; readers never wait (WAL). PostgreSQL locks the rows that a write changes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.pool import NullPool
+
+from trainer.errors import ConfigError
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_S = 30
+"""Longest wait of a write for another process's."""
+
+metadata = sa.MetaData()
+_JSON = sa.JSON()
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("owner", sa.String, nullable=False),
+    sa.Column("key", sa.String),
+    sa.Column("spec", _JSON, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("reason", sa.String, nullable=False, default=""),
+    sa.Column("engine", sa.String, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("num_retries", sa.Integer, nullable=False, default=0),
+    sa.Column("stop", sa.String, nullable=False, default=""),
+    sa.Column("devices", _JSON, nullable=False),
+    sa.Column("submitted_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("not_before", sa.Float, nullable=False, default=0.0),
+    sa.Column("exit_code", sa.Integer),
+    sa.Column("failing_rank", sa.Integer),
+    sa.Column("progress", _JSON, nullable=False),
+    sa.Column("next_event", sa.Integer, nullable=False, default=1),
+    sa.UniqueConstraint("owner", "key"),
+    sa.Index("jobs_by_state", "state", "id"),
+    sa.Index("jobs_by_owner", "owner", "id"),
+    sqlite_autoincrement=True,  # a deleted job's number is never given again
+)
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("data", _JSON, nullable=False),
+)
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("holder", sa.String, nullable=False),
+    sa.Column("token", sa.Integer, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+)
+versions = sa.Table("convoy_jobs", metadata, sa.Column("schema_version", sa.Integer, primary_key=True))
+
+
+def connect(url: str) -> sa.Engine:
+    """Returns the engine of a database, with its tables created.
+
+    Args:
+        url: `sqlite:///PATH`, `postgresql://…`, or the path of an SQLite file.
+
+    Raises:
+        ConfigError: the database cannot be opened, or a newer version of Convoy made it.
+    """
+    address = _address(url)
+    try:
+        engine = _create_engine(address)
+        with engine.begin() as connection:
+            metadata.create_all(connection)
+            found = connection.scalar(sa.select(sa.func.max(versions.c.schema_version)))
+            if found is None:
+                connection.execute(versions.insert().values(schema_version=SCHEMA_VERSION))
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--store {_shown(address)} needs {error.name}: install convoy-vision[postgres]") from error
+    except sa.exc.ArgumentError as error:
+        raise ConfigError(f"--store {url}: {error}") from error
+    except (sa.exc.SQLAlchemyError, OSError) as error:
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise ConfigError(f"the store {_shown(address)} cannot be opened: {cause}") from error
+    if found is not None and found > SCHEMA_VERSION:
+        raise ConfigError(f"a newer version of Convoy made the store {_shown(address)}: use that version")
+    return engine
+
+
+def _address(url: str) -> URL:
+    if "://" not in url:
+        return URL.create("sqlite", database=str(Path(url).absolute()))
+    address = make_url(url)
+    if address.get_backend_name() == "postgresql":
+        return address.set(drivername="postgresql+psycopg")
+    if address.get_backend_name() != "sqlite":
+        raise ConfigError(f"--store {_shown(address)}: must be the path of a file, or sqlite:///… or postgresql://…")
+    return address
+
+
+def _create_engine(address: URL) -> sa.Engine:
+    if address.get_backend_name() != "sqlite":
+        return sa.create_engine(address, pool_pre_ping=True)
+    if address.database:
+        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(address, poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_S})
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy's own BEGIN, not the driver's
+    for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _shown(address: URL) -> str:
+    return str(address.database) if address.get_backend_name() == "sqlite" else address.render_as_string()
