@@ -41,6 +41,7 @@ def test_ranks_compare_the_options_that_decide_the_result() -> None:
         ("--seed", "0"),
         ("--epochs", "3"),
         ("--global-batch-size", "None"),
+        ("--num-validation", "None"),
         ("--mirror", "None"),
         ("--shift", "None"),
         ("--rotate-degrees", "None"),

@@ -69,13 +69,15 @@ class CompiledNetwork(nn.Module):
 
     @contextmanager
     def _compiling(self, sizes: Collection[int]) -> Iterator[None]:
-        from torch._dynamo.exc import TorchDynamoException
-
         began = time.perf_counter()
         try:
             with self._activity.slow_phase():  # other processes compile, and this one is idle
                 yield
-        except TorchDynamoException as error:
+        except RuntimeError as error:
+            from torch._dynamo.exc import TorchDynamoException
+
+            if not isinstance(error, TorchDynamoException):
+                raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ConfigError(f"--compile: torch.compile fails: {reason.strip()}; leave --compile out") from error
         images = " and ".join(map(str, sorted(sizes)))

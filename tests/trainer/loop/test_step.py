@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.trainer.loop.runs import SHORT, make_run
+from tests.trainer.loop.runs import ALONE, SHORT, make_run
 from tests.trainer.single_device import SingleDeviceMode
 from trainer.data import Dataset, ImageSet
 from trainer.data.augment import num_params
@@ -181,7 +181,7 @@ class FakeGraphedStep(GraphedStep):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, can_capture: bool = True) -> None:
         monkeypatch.setattr(torch.cuda, "Stream", object)
-        super().__init__(cast(TrainStep, None), print)
+        super().__init__(cast(TrainStep, self), print, ALONE)
         self.can_capture = can_capture
         self.calls: list[str] = []
 
@@ -189,10 +189,14 @@ class FakeGraphedStep(GraphedStep):
         self.calls.append(f"eager {batch.num_images}")
         return torch.zeros(2)
 
-    def _capture(self, batch: Batch) -> None:
+    def _record(self, batch: Batch) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         self.calls.append(f"capture {batch.num_images}")
-        if self.can_capture:
-            self._graph, self._batch, self._result = cast(torch.cuda.CUDAGraph, self), batch, torch.zeros(2)
+        if not self.can_capture:
+            raise RuntimeError("not permitted when stream is capturing")
+        return cast(torch.cuda.CUDAGraph, self), torch.zeros(2)
+
+    def disconnect(self) -> None:
+        """As of the `TrainStep`."""
 
     def replay(self) -> None:
         self.calls.append("replay")
@@ -249,16 +253,20 @@ def test_a_failed_capture_prints_its_first_error(
 ) -> None:
     """Two more errors follow: that of our own clean-up, and that of the end of the capture."""
 
-    def fail(batch: Batch) -> torch.Tensor:
-        try:
-            raise RuntimeError("operation not permitted: aten::nonzero")
-        finally:
-            raise RuntimeError("previous error during capture")
+    class FailingStep:
+        def __call__(self, batch: Batch) -> torch.Tensor:
+            try:
+                raise RuntimeError("operation not permitted: aten::nonzero")
+            finally:
+                raise RuntimeError("previous error during capture")
+
+        def disconnect(self) -> None:
+            """As of the `TrainStep`."""
 
     monkeypatch.setattr(torch.cuda, "Stream", object)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext())
-    step = GraphedStep(cast(TrainStep, fail), print)
+    step = GraphedStep(cast(TrainStep, FailingStep()), print, ALONE)
     step._capture(batch_of(BLANK, torch.arange(3), torch.device("cpu")))
     assert capsys.readouterr().out.endswith("one kernel at a time: operation not permitted: aten::nonzero\n")
     assert step._graph is None
