@@ -1,6 +1,7 @@
 """CPUs and memory that this process may use, from its affinity mask and the limits of its cgroups."""
 
 import contextlib
+import math
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -38,6 +39,22 @@ def available_memory(cgroup: Path = _CGROUP, own: Path = _OWN_CGROUPS) -> int:
     if address_space != resource.RLIM_INFINITY:
         memory = min(memory, address_space)
     return min([memory, *_limits("memory", _memory_v2, _memory_v1, cgroup, own)])
+
+
+def free_memory(process: Path = Path("/proc/self/statm"), machine: Path = Path("/proc/meminfo")) -> float:
+    """Returns how many bytes more this process may take: what its limits leave, but not more than the machine has left.
+
+    Args:
+        process: its sizes in pages (`man 5 proc`); infinity is returned where there is no such file.
+        machine: lines `MemAvailable: number kB`.
+    """
+    try:
+        used = int(process.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        fields = dict(line.split(":", 1) for line in machine.read_text().splitlines())
+        left = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError, IndexError):
+        return math.inf
+    return max(0, min(left, available_memory() - used))
 
 
 def _limits(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x13protos/models.proto\x12\rconvoy.models\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.convoy.models.ModelState\"/\n\x0ePromoteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x1f\n\x0fRollBackRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"+\n\nPinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x1c\n\x0cUnpinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xaa\x01\n\nModelState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x03\x12\x10\n\x08promoted\x18\x03 \x01(\x03\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\t\x12\x0c\n\x04time\x18\x06 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x07 \x01(\x03\x12-\n\x08versions\x18\x08 \x03(\x0b\x32\x1b.convoy.models.VersionState\">\n\x0cVersionState\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t2\xeb\x02\n\x0cModelControl\x12Q\n\nListModels\x12 .convoy.models.ListModelsRequest\x1a!.convoy.models.ListModelsResponse\x12\x43\n\x07Promote\x12\x1d.convoy.models.PromoteRequest\x1a\x19.convoy.models.ModelState\x12\x45\n\x08RollBack\x12\x1e.convoy.models.RollBackRequest\x1a\x19.convoy.models.ModelState\x12;\n\x03Pin\x12\x19.convoy.models.PinRequest\x1a\x19.convoy.models.ModelState\x12?\n\x05Unpin\x12\x1b.convoy.models.UnpinRequest\x1a\x19.convoy.models.ModelStateb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x13protos/models.proto\x12\rconvoy.models\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.convoy.models.ModelState\"/\n\x0ePromoteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"0\n\x0fRollBackRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"+\n\nPinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x1c\n\x0cUnpinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xaa\x01\n\nModelState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x03\x12\x10\n\x08promoted\x18\x03 \x01(\x03\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\t\x12\x0c\n\x04time\x18\x06 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x07 \x01(\x03\x12-\n\x08versions\x18\x08 \x03(\x0b\x32\x1b.convoy.models.VersionState\">\n\x0cVersionState\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t2\xeb\x02\n\x0cModelControl\x12Q\n\nListModels\x12 .convoy.models.ListModelsRequest\x1a!.convoy.models.ListModelsResponse\x12\x43\n\x07Promote\x12\x1d.convoy.models.PromoteRequest\x1a\x19.convoy.models.ModelState\x12\x45\n\x08RollBack\x12\x1e.convoy.models.RollBackRequest\x1a\x19.convoy.models.ModelState\x12;\n\x03Pin\x12\x19.convoy.models.PinRequest\x1a\x19.convoy.models.ModelState\x12?\n\x05Unpin\x12\x1b.convoy.models.UnpinRequest\x1a\x19.convoy.models.ModelStateb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,15 +38,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMOTEREQUEST']._serialized_start=138
   _globals['_PROMOTEREQUEST']._serialized_end=185
   _globals['_ROLLBACKREQUEST']._serialized_start=187
-  _globals['_ROLLBACKREQUEST']._serialized_end=218
-  _globals['_PINREQUEST']._serialized_start=220
-  _globals['_PINREQUEST']._serialized_end=263
-  _globals['_UNPINREQUEST']._serialized_start=265
-  _globals['_UNPINREQUEST']._serialized_end=293
-  _globals['_MODELSTATE']._serialized_start=296
-  _globals['_MODELSTATE']._serialized_end=466
-  _globals['_VERSIONSTATE']._serialized_start=468
-  _globals['_VERSIONSTATE']._serialized_end=530
-  _globals['_MODELCONTROL']._serialized_start=533
-  _globals['_MODELCONTROL']._serialized_end=896
+  _globals['_ROLLBACKREQUEST']._serialized_end=235
+  _globals['_PINREQUEST']._serialized_start=237
+  _globals['_PINREQUEST']._serialized_end=280
+  _globals['_UNPINREQUEST']._serialized_start=282
+  _globals['_UNPINREQUEST']._serialized_end=310
+  _globals['_MODELSTATE']._serialized_start=313
+  _globals['_MODELSTATE']._serialized_end=483
+  _globals['_VERSIONSTATE']._serialized_start=485
+  _globals['_VERSIONSTATE']._serialized_end=547
+  _globals['_MODELCONTROL']._serialized_start=550
+  _globals['_MODELCONTROL']._serialized_end=913
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,8 @@ class ServeConfig:
     """Models to load at the start, with --model-control-mode explicit."""
     poll_interval_s: float = 2.0
     """Seconds between two scans of the folder, with --model-control-mode poll."""
+    load_threads: int = 4
+    """Models that are opened at the same time, if memory allows. Their warm-ups, which measure time, take turns."""
     allow_model_code: bool = False
     """Load models that run code from their folder: model.py, and model.pt2, which torch may unpickle. Only for a model
     repository in which nobody can write who may not run code in this process."""
@@ -97,7 +99,7 @@ class ServeConfig:
         """
         for name in ("grpc_port", "http_port", "metrics_port"):
             self._require(name, "must be between 0 and 65535", 0 <= getattr(self, name) <= 65535)
-        for name in ("max_queue_size", "poll_interval_s"):
+        for name in ("max_queue_size", "poll_interval_s", "load_threads"):
             self._require(name, "must be positive", getattr(self, name) > 0)
         in_range = 0 < self.max_message_bytes <= MAX_MESSAGE_BYTES
         self._require("max_message_bytes", f"must be between 1 and {MAX_MESSAGE_BYTES}", in_range)

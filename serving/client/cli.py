@@ -116,10 +116,10 @@ def main(arguments: Sequence[str], *, prog: str = "python -m serving.client") ->
     """Runs the verb and ends the process."""
 
     def run_classify(rest: Sequence[str]) -> int:
-        return classify(_parse(ClassifyConfig, rest, f"{prog} classify"))
+        return classify(parse(ClassifyConfig, rest, f"{prog} classify"))
 
     def run_status(rest: Sequence[str]) -> int:
-        return status(_parse(StatusConfig, rest, f"{prog} status"))
+        return status(parse(StatusConfig, rest, f"{prog} status"))
 
     verbs = {
         "classify": Verb("classify images with a model of a server", run_classify),
@@ -165,7 +165,8 @@ def status(config: StatusConfig) -> int:
     return 0
 
 
-def _parse(kind: type[Config], arguments: Sequence[str], prog: str) -> Config:
+def parse(kind: type[Config], arguments: Sequence[str], prog: str) -> Config:
+    """Returns the options of a command line; ends the process if it is wrong."""
     return tyro.cli(kind, args=arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
 
 

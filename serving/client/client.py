@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from protos import grpc_service_pb2 as pb
 from protos import model_config_pb2
+from protos import models_pb2 as control
 from serving.client import messages
 from serving.client.connection import Connection, Tls
 from serving.client.errors import ClientError, invalid_argument
@@ -30,6 +31,7 @@ SCORES = "probabilities"
 """The output that `classify` requests."""
 
 _SERVICE = "/inference.GRPCInferenceService/"
+_CONTROL = "/convoy.models.ModelControl/"
 _STALE_CONFIG = ("INVALID_ARGUMENT", "NOT_FOUND")
 """Errors after which the client reads a model's configuration again: another version may have been loaded."""
 
@@ -221,6 +223,33 @@ class Client:
         request = pb.RepositoryModelUnloadRequest(model_name=model)
         self._call("RepositoryModelUnload", request, pb.RepositoryModelUnloadResponse, timeout_s)
         self._forget(model)
+
+    def models(self, model: str = "") -> list[control.ModelState]:
+        """Returns which version serves, and which could, of one model or of all."""
+        request = control.ListModelsRequest(name=model)
+        return list(self._connection.call(_CONTROL + "ListModels", request, control.ListModelsResponse).models)
+
+    def promote(self, model: str, version: int, *, timeout_s: float | None = None) -> control.ModelState:
+        """Lets a version serve until a newer one is exported; returns when it serves."""
+        return self._change("Promote", control.PromoteRequest(name=model, version=version), timeout_s)
+
+    def roll_back(self, model: str, *, timeout_s: float | None = None) -> control.ModelState:
+        """Lets the version serve that served before the one that serves now; returns when it serves."""
+        serving = self.models(model)[0].serving  # so that a repeated call changes nothing
+        return self._change("RollBack", control.RollBackRequest(name=model, version=serving), timeout_s)
+
+    def pin(self, model: str, version: int, *, timeout_s: float | None = None) -> control.ModelState:
+        """Lets a version serve until it is unpinned, whatever is exported; returns when it serves."""
+        return self._change("Pin", control.PinRequest(name=model, version=version), timeout_s)
+
+    def unpin(self, model: str, *, timeout_s: float | None = None) -> control.ModelState:
+        """Lets versions take over again that are newer than the pinned one."""
+        return self._change("Unpin", control.UnpinRequest(name=model), timeout_s)
+
+    def _change(self, method: str, request: Any, timeout_s: float | None) -> control.ModelState:
+        state = self._connection.call(_CONTROL + method, request, control.ModelState, timeout_s)
+        self._forget(request.name)
+        return state
 
     def _call(self, method: str, request: Message, kind: type[Response], timeout_s: float | None = None) -> Response:
         return self._connection.call(_SERVICE + method, request, kind, timeout_s)

@@ -5,11 +5,12 @@ no longer than they want to.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -160,40 +161,75 @@ class _Change:
                 self.future.set_exception(error)
 
 
+def wait_for_room(changes: list[Future[None]], num: int, patience_s: float) -> None:
+    """Drops changes that have ended from the list, and waits while `num` or more run, but no longer than patience."""
+    changes[:] = [change for change in changes if not change.done()]
+    if len(changes) >= num:
+        wait(changes, patience_s, FIRST_COMPLETED)
+
+
+@dataclass(eq=False, slots=True)
+class _Load:
+    """A load that has its turn: since when, on the clock of `time.monotonic`, and how much memory it may take."""
+
+    holder: str
+    num_bytes: int
+    since: float
+    is_late: bool = False
+
+
 class LoadTurn:
-    """Lets one model load at a time, because loading takes memory and processors, and warming up measures time.
+    """Lets a few models load at a time, because loading takes memory and processors, and warming up measures time.
 
     Args:
         patience_s: after which the others no longer wait for a model that is loading.
+        num_loads: how many may load at once.
+        free_bytes: returns the memory that is left. A load waits while it and those that run may take more than that,
+            unless none runs.
     """
 
-    def __init__(self, patience_s: float = LOAD_PATIENCE_S) -> None:
+    def __init__(
+        self,
+        patience_s: float = LOAD_PATIENCE_S,
+        num_loads: int = 1,
+        free_bytes: Callable[[], float] = lambda: math.inf,
+    ) -> None:
         self._patience_s = patience_s
+        self._num_loads = num_loads
+        self._free_bytes = free_bytes
         self._changed = threading.Condition()
-        self._holder = ""
-        self._since: float | None = None
-        """When the holder began, on the clock of `time.monotonic`; None if nothing loads."""
-        self._token = object()
+        self._loads: list[_Load] = []
 
     @contextmanager
-    def take(self, holder: str) -> Iterator[None]:
-        """Waits for the turn, and holds it in the context."""
+    def take(self, holder: str, num_bytes: int = 0) -> Iterator[None]:
+        """Waits for a turn, and holds it in the context.
+
+        Args:
+            num_bytes: memory that the load may take.
+        """
         with self._changed:
-            while self._since is not None:
-                left_s = self._since + self._patience_s - time.monotonic()
-                if left_s <= 0:
-                    logger.warning(
-                        "%s is still loading after %g s: others wait no longer", self._holder, self._patience_s
-                    )
-                    break
-                self._changed.wait(left_s)
-            self._since = time.monotonic()
-            mine = self._token = object()
-            self._holder = holder
+            while (wait_s := self._wait_s(num_bytes)) > 0:
+                self._changed.wait(wait_s)
+            mine = _Load(holder, num_bytes, time.monotonic())
+            self._loads.append(mine)
         try:
             yield
         finally:
             with self._changed:
-                if self._token is mine:
-                    self._since = None
-                    self._changed.notify_all()
+                self._loads.remove(mine)
+                self._changed.notify_all()
+
+    def _wait_s(self, num_bytes: int) -> float:
+        """Returns how long to wait at most before the next look; 0 if there is room now."""
+        now = time.monotonic()
+        for load in self._loads:
+            if not load.is_late and now - load.since >= self._patience_s:
+                load.is_late = True
+                logger.warning("%s is still loading after %g s: others wait no longer", load.holder, self._patience_s)
+        loads = [load for load in self._loads if not load.is_late]
+        if not loads:
+            return 0
+        needed = num_bytes + sum(load.num_bytes for load in loads)
+        if len(loads) < self._num_loads and (not needed or needed <= self._free_bytes()):
+            return 0
+        return max(0.001, min(load.since for load in loads) + self._patience_s - now)

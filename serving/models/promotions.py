@@ -65,9 +65,22 @@ class Promotions:
         """Lets versions take over again that are newer than the pinned one. Raises as `promote`."""
         self._call(name, lambda standing, serving: [(0, unpin(standing.promotion))], caller)
 
-    def roll_back(self, name: str, caller: Caller = ANYONE) -> None:
-        """Lets the version serve that served before, or else the next that loads. Raises as `promote`."""
-        self._call(name, _all_before, caller)
+    def roll_back(self, name: str, version: int = 0, caller: Caller = ANYONE) -> None:
+        """Lets the version serve that served before, or else the next that loads. Raises as `promote`.
+
+        Args:
+            version: the version to leave, so that a call that is repeated changes nothing; 0 for whichever serves.
+        """
+        self._call(name, partial(_all_before, version), caller)
+
+    def follow(self, name: str) -> None:
+        """Lets the version serve that another process has chosen."""
+
+        def change() -> None:
+            versions = self.find(name)
+            versions.update(stable=True, override=versions.override)
+
+        self.changes.call(name, change, ANYONE)
 
     def _call(
         self, name: str, choices: Callable[[Standing, int | None], list[tuple[int, Promotion]]], caller: Caller
@@ -114,11 +127,16 @@ def _one(choose: Choose, version: int, standing: Standing, serving: int | None) 
     return [(version, choose(standing.promotion, version, serving, standing.present))]
 
 
-def _all_before(standing: Standing, serving: int | None) -> list[tuple[int, Promotion]]:
-    before = served_before(standing.promotion, serving, standing.present)
+def _all_before(version: int, standing: Standing, serving: int | None) -> list[tuple[int, Promotion]]:
+    promotion = standing.promotion
+    if version and version != serving:
+        if promotion is not None and (promotion.rolled_back_from, promotion.version) == (version, serving):
+            return [(0, promotion)]
+        raise PromotionError(f"version {serving} serves, not {version}")
+    before = served_before(promotion, serving, standing.present)
     if not before:
         raise PromotionError("there is no version to roll back to")
-    return [(version, roll_back(standing.promotion, version, serving, standing.present)) for version in before]
+    return [(target, roll_back(promotion, target, serving, standing.present)) for target in before]
 
 
 def _check(name: str, version: int, standing: Standing, policy: VersionPolicy) -> None:

@@ -12,17 +12,11 @@ from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 
+from convoy.cpus import free_memory
 from convoy.promotion import write_promotion
 from serving.config import ControlMode, ServeConfig
-from serving.errors import (
-    Internal,
-    NotFound,
-    ServingError,
-    StartupError,
-    Unavailable,
-    quote,
-)
-from serving.models.changes import ANYONE, LOAD_PATIENCE_S, Caller, Changes, LoadTurn
+from serving.errors import Internal, NotFound, ServingError, StartupError, Unavailable, quote
+from serving.models.changes import ANYONE, LOAD_PATIENCE_S, Caller, Changes, LoadTurn, wait_for_room
 from serving.models.devices import count_gpus
 from serving.models.files import describe
 from serving.models.folder import RepositoryFolder
@@ -55,6 +49,7 @@ class Repository:
             models that clients ask for.
         models: with mode "explicit", the models to load at the start.
         poll_interval_s: with mode "poll", the pause between two scans.
+        num_loads: how many models are opened at once. Warm-ups take turns.
     """
 
     def __init__(
@@ -65,6 +60,7 @@ class Repository:
         mode: ControlMode = "none",
         models: Collection[str] = (),
         poll_interval_s: float = 2.0,
+        num_loads: int = 4,
     ) -> None:
         self.generation = 0
         """Grows with every change that readers can see."""
@@ -75,7 +71,8 @@ class Repository:
         self._initial_models = models
         self._poll_interval_s = poll_interval_s
         self._changes = Changes()
-        self._turn = LoadTurn(LOAD_PATIENCE_S)
+        self._num_loads = num_loads
+        self._turn = LoadTurn(LOAD_PATIENCE_S, num_loads, free_memory)
         self.promotions = Promotions(self._changes, self._find, write_promotion)
         self._lock = threading.Lock()
         """For the attributes below; never held while a model is loaded or a folder is read."""
@@ -103,6 +100,7 @@ class Repository:
             mode=config.model_control_mode,
             models=config.load_model,
             poll_interval_s=config.poll_interval_s,
+            num_loads=config.load_threads,
         )
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -176,7 +174,7 @@ class Repository:
                 raise StartupError(f"no model {quote(name)} in {self._path}, which has {join_names(names)}")
 
     def start(self) -> None:
-        """Loads the initial models one after the other. If the mode is "poll", starts polling.
+        """Loads the initial models, a few at a time. If the mode is "poll", starts polling.
 
         Blocks until all are loaded. A failure is logged and shown in the index, and raises nothing. A folder that
         cannot be read, or is gone by now, is among the models that readiness requires.
@@ -192,10 +190,12 @@ class Repository:
                 self._models[name].mark_loading()
             self._required = frozenset(wanted)
         self._publish()
-        loads = []
+        loads: list[Future[None]] = []
         for name in wanted:
+            wait_for_room(loads, self._num_loads, LOAD_PATIENCE_S)
             loads.append(self._changes.submit(name, partial(self._load_first, name)))
-            wait(loads[-1:], LOAD_PATIENCE_S)
+        if self._mode == "poll":  # polling goes on without models that take long
+            wait(loads, LOAD_PATIENCE_S)
         if self._mode == "poll" and not self._closing.is_set():
             self._poller = threading.Thread(target=self._poll, name="repository", daemon=True)
             self._poller.start()
@@ -342,11 +342,14 @@ class Repository:
         folders = self._folder.scan()
         if folders is None:
             return
+        updates: list[Future[None]] = []
         for name in sorted({*folders.models, *folders.unreadable, *self._models}):
             if self._closing.is_set():
                 return
             if not self._changes.is_busy(name):
-                wait([self._changes.submit(name, partial(self._poll_model, name))], _POLL_PATIENCE_S)
+                wait_for_room(updates, self._num_loads, _POLL_PATIENCE_S)
+                updates.append(self._changes.submit(name, partial(self._poll_model, name)))
+        wait(updates, _POLL_PATIENCE_S)
 
     def _poll_model(self, name: str) -> None:
         """Updates one model, whose folder may be new or have been removed."""

@@ -31,6 +31,7 @@ _GONE = "its folder is gone"
 _NO_FOLDER = "the version policy lists it, but it has no folder"
 _NO_VERSION = "its folder contains no version"
 _NOT_SELECTED = "the version policy selects other versions"
+_BYTES_FACTOR = 3  # memory that a load may take, as a multiple of its files: what is read, the weights, and batches
 
 
 class ModelVersions:
@@ -147,10 +148,9 @@ class ModelVersions:
         return failures
 
     def survey(self) -> tuple[Standing, VersionPolicy]:
-        """Returns the operator's choice, and the versions, as they are in the folder now, and the version policy.
+        """Returns the operator's choice and the versions as they are in the folder now, and the version policy.
 
-        Raises:
-            OSError, PromotionError, LoadError: the folder, the choice or the configuration cannot be read.
+        Raises OSError, PromotionError or LoadError if the folder, the choice or the configuration cannot be read.
         """
         files = self._scan() or ModelFiles((), {}, {}, 0)
         config = self._read_config(self.override)
@@ -353,7 +353,8 @@ class ModelVersions:
         if isinstance(config, LoadError):
             raise config
         try:
-            with self._turn.take(f"{self.name} version {version}"):
+            num_bytes = _BYTES_FACTOR * sum(size for _, size, _, _ in found.version_files if size > 0)
+            with self._turn.take(f"{self.name} version {version}", num_bytes):
                 model = load_version(self.folder, version, config, self._settings)
         except LoadError:
             raise

@@ -9,6 +9,7 @@ from convoy.promotion import served_before
 from protos import models_pb2 as pb
 from serving.errors import InvalidArgument, NotFound, quote
 from serving.models.changes import Caller
+from serving.models.group import Alone, Group
 from serving.models.repository import Repository
 from serving.protocol.handling import handler
 from serving.protocol.methods import CONTROL_SERVICE
@@ -19,10 +20,12 @@ class ControlService:
 
     Attributes:
         unary: as in `AdminService`; `blocking` as well.
+        group: the processes that make the same changes.
     """
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
+        self.group: Group = Alone()
         self.unary: Mapping[str, Callable[[bytes], bytes]] = {
             f"/{CONTROL_SERVICE}/ListModels": handler(pb.ListModelsRequest, lambda request: self.models(request.name))
         }
@@ -57,8 +60,15 @@ class ControlService:
 
         Args:
             verb: promote, rollback, pin or unpin.
-            version: of promote and pin.
+            version: to promote or pin, or to roll back from; 0 to roll back from whichever serves.
         """
+        with self.group.changing(name) as done:
+            self._make_change(verb, name, version, caller)
+            done("follow")
+        state: pb.ModelState = self.models(name).models[0]
+        return state
+
+    def _make_change(self, verb: str, name: str, version: int, caller: Caller) -> None:
         promotions = self._repository.promotions
         match verb:
             case "promote" | "pin":
@@ -66,11 +76,9 @@ class ControlService:
                     raise InvalidArgument(f"{verb} needs a version from 1 on, got {version}")
                 (promotions.promote if verb == "promote" else promotions.pin)(name, version, caller)
             case "rollback":
-                promotions.roll_back(name, caller)
+                promotions.roll_back(name, version, caller)
             case _:
                 promotions.unpin(name, caller)
-        state: pb.ModelState = self.models(name).models[0]
-        return state
 
     def _change(self, kind: type[Message], verb: str) -> Callable[[bytes, Caller], bytes]:
         def handle(payload: bytes, caller: Caller) -> bytes:

@@ -1,11 +1,12 @@
 """CPU and memory limits of both cgroup versions, and the affinity mask."""
 
+import math
 import os
 from pathlib import Path
 
 import pytest
 
-from convoy.cpus import available_memory, num_available_cpus
+from convoy.cpus import available_memory, free_memory, num_available_cpus
 
 AFFINITY = len(os.sched_getaffinity(0))
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -110,3 +111,14 @@ def test_the_memory_limits_of_the_own_cgroup_and_its_parents_count(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(limit)
     assert available_memory(tmp_path, tmp_path / "own") == expected
+
+
+def test_free_memory_is_what_the_machine_and_the_limits_leave(tmp_path):
+    process, machine = tmp_path / "statm", tmp_path / "meminfo"
+    assert free_memory(process, machine) == math.inf
+    process.write_text("500 1 3\n")
+    machine.write_text("MemTotal: 100 kB\nMemAvailable: 8 kB\n")
+    assert free_memory(process, machine) == 8 * 1024
+    process.write_text(f"{10**12} {10**12} 3\n")
+    assert free_memory(process, machine) == 0
+    assert 0 < free_memory() < math.inf

@@ -1,5 +1,6 @@
 """Changes of a model are made one after the other; none holds up another model, nor a caller beyond its deadline."""
 
+import contextlib
 import threading
 import time
 
@@ -132,6 +133,36 @@ def test_one_model_loads_at_a_time():
     assert most == [1] * 20
 
 
+def most_at_once(turn, sizes):
+    """Returns how many loads had their turn at once."""
+    inside, most, together = [], [], threading.Barrier(2)
+
+    def load(size):
+        with turn.take("m", size):
+            inside.append(size)
+            most.append(len(inside))
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(0.05)
+            inside.remove(size)
+
+    threads = [threading.Thread(target=load, args=(size,)) for size in sizes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    return max(most)
+
+
+def test_a_few_load_at_once():
+    assert most_at_once(LoadTurn(num_loads=2), [0] * 8) == 2
+
+
+def test_those_that_do_not_fit_into_memory_take_turns():
+    assert most_at_once(LoadTurn(num_loads=4, free_bytes=lambda: 100), [60] * 4) == 1
+    assert most_at_once(LoadTurn(num_loads=4, free_bytes=lambda: 100), [50] * 4) == 2
+    assert most_at_once(LoadTurn(num_loads=4, free_bytes=lambda: 0), [60] * 2) == 1, "one at a time always may"
+
+
 def test_the_turn_passes_on_from_a_load_that_hangs(free, caplog):
     turn = LoadTurn(patience_s=0.1)
     holds = threading.Event()
@@ -148,8 +179,8 @@ def test_the_turn_passes_on_from_a_load_that_hangs(free, caplog):
         assert "m version 1 is still loading after 0.1 s: others wait no longer" in caplog.text
         free.set()
         hanging.join(TIMEOUT_S)
-        assert turn._since is not None, "the end of the load that hung does not end the turn of the other"
-    assert turn._since is None
+        assert len(turn._loads) == 1, "the end of the load that hung does not end the turn of the other"
+    assert not turn._loads
 
 
 def test_a_process_without_threads_refuses_changes_and_recovers(changes, monkeypatch):

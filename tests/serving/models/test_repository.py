@@ -173,7 +173,7 @@ def test_the_command_line_s_settings_reach_the_models(models):
 
 
 def test_listeners_see_each_step_of_the_start(models, open_repository):
-    repository = Repository(models, LoadSettings(device="cpu", num_threads=1))
+    repository = Repository(models, LoadSettings(device="cpu", num_threads=1), num_loads=1)
     seen = []
     answers = []
 
@@ -633,3 +633,33 @@ def test_a_load_whose_versions_do_not_exist_keeps_what_serves(models, open_repos
     assert ask(repository, "b") == 2
     assert repository.is_ready()
     assert [entry.version for entry in repository.index(ready_only=False) if entry.name == "b"] == ["2"]
+
+
+@pytest.mark.parametrize(("num_loads", "mode"), [(1, "none"), (4, "none"), (4, "poll")])
+def test_models_load_side_by_side_at_the_start_and_on_poll(tmp_path, monkeypatch, num_loads, mode):
+    """Slow to open, as from a disk: four at a time take a quarter of the time."""
+    inside, most = [], []
+
+    def load(folder, version, config, settings):
+        inside.append(folder.name)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.remove(folder.name)
+        return load_version(folder, version, config, settings)
+
+    monkeypatch.setattr(versions_module, "load_version", load)
+    names = [f"m{number}" for number in range(8)]
+    for name in names if mode == "none" else names[:1]:
+        write_config(tmp_path / name, SCALE_CONFIG)
+        write_version(tmp_path / name, 1, scale(1), manifest={})
+    settings = LoadSettings(device="cpu", num_threads=1)
+    repository = Repository(tmp_path, settings, mode=mode, poll_interval_s=0.02, num_loads=num_loads)
+    try:
+        repository.start()
+        for name in names[1:] if mode == "poll" else []:
+            write_config(tmp_path / name, SCALE_CONFIG)
+            write_version(tmp_path / name, 1, scale(1), manifest={})
+        eventually(lambda: len(repository.ready_models()) == len(names))
+        assert max(most) == num_loads if mode == "none" else max(most) > 1
+    finally:
+        repository.close()

@@ -1,0 +1,141 @@
+"""The command `convoy models`: shows and chooses which version of each model serves, of a server or in a folder."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import tyro
+from google.protobuf.json_format import MessageToDict
+
+from convoy.options import option
+from convoy.verbs import Verb, run_verb
+from protos.models_pb2 import ModelState
+from serving.client.cli import EXIT_INVALID, EXIT_NO_RESPONSE, ConnectConfig, parse
+from serving.client.display import show_table
+from serving.client.errors import ClientError
+from serving.errors import InvalidArgument, NotFound, ServingError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhereConfig:
+    """Where the models are.
+
+    Exit codes: 0 success; 2 the command line is wrong, or there is no such model or version; 3 the server does not
+    respond, the version does not load, or the folder cannot be written; 130 Ctrl-C.
+    """
+
+    model_repository: Annotated[Path | None, option("PATH", "asks the server")] = None
+    """Folder of a model repository to work in, without a server. A running server follows with its next poll."""
+    json: bool = False
+    """Print one line of JSON for each model in place of a table."""
+    connect: Annotated[ConnectConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ConnectConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedConfig:
+    """A model, and where it is.
+
+    Exit codes: as `convoy models list`.
+    """
+
+    name: Annotated[str, tyro.conf.Positional, option("NAME")]
+    """Name of the model."""
+    where: Annotated[WhereConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=WhereConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionConfig:
+    """A version of a model, and where it is.
+
+    Exit codes: as `convoy models list`.
+    """
+
+    name: Annotated[str, tyro.conf.Positional, option("NAME")]
+    """Name of the model."""
+    version: Annotated[int, tyro.conf.Positional, option("VERSION")]
+    """Number of the version."""
+    where: Annotated[WhereConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=WhereConfig)
+
+
+VERBS: dict[str, tuple[type[Any], str]] = {
+    "list": (WhereConfig, "list the models, and which version of each serves"),
+    "show": (NamedConfig, "show the versions of a model"),
+    "promote": (VersionConfig, "let a version serve until a newer one is exported"),
+    "rollback": (NamedConfig, "let the version serve that served before, until a newer one is exported"),
+    "pin": (VersionConfig, "let a version serve, whatever is exported, until it is unpinned"),
+    "unpin": (NamedConfig, "let versions take over again that are newer than the pinned one"),
+}
+
+
+def main(arguments: Sequence[str], *, prog: str = "convoy models") -> NoReturn:
+    """Runs the verb and ends the process."""
+
+    def runner(verb: str, config: type[Any]) -> Callable[[Sequence[str]], int]:
+        return lambda rest: _run(verb, parse(config, rest, f"{prog} {verb}"))
+
+    verbs = {name: Verb(summary, runner(name, config)) for name, (config, summary) in VERBS.items()}
+    try:
+        sys.exit(run_verb(prog, verbs, arguments))
+    except ClientError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        sys.exit(EXIT_INVALID if error.code in ("INVALID_ARGUMENT", "NOT_FOUND") else EXIT_NO_RESPONSE)
+    except ServingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_INVALID if isinstance(error, InvalidArgument | NotFound) else EXIT_NO_RESPONSE)
+
+
+def _run(verb: str, config: Any) -> int:
+    where: WhereConfig = config if verb == "list" else config.where
+    name, version = getattr(config, "name", ""), getattr(config, "version", 0)
+    work = _with_server if where.model_repository is None else _in_folder
+    states = work(where, verb, name, version)
+    if where.json:
+        for state in states:
+            print(json.dumps(MessageToDict(state, preserving_proto_field_name=True)), flush=True)
+    elif verb == "list":
+        show_table(("model", "serves", "versions", "choice", "rollback to"), [_row(state) for state in states])
+    else:
+        _show(states[0])
+    return 0
+
+
+def _with_server(where: WhereConfig, verb: str, name: str, version: int) -> list[ModelState]:
+    with where.connect.client() as client:
+        match verb:
+            case "list" | "show":
+                return client.models(name)
+            case "promote":
+                return [client.promote(name, version)]
+            case "pin":
+                return [client.pin(name, version)]
+            case "unpin":
+                return [client.unpin(name)]
+        return [client.roll_back(name)]
+
+
+def _in_folder(where: WhereConfig, verb: str, name: str, version: int) -> list[ModelState]:
+    from serving.models.offline import find_models
+
+    assert where.model_repository is not None
+    models = find_models(where.model_repository, name)
+    if verb not in ("list", "show"):
+        models[0].change(verb, version)
+        models = find_models(where.model_repository, name)
+    return [model.state() for model in models]
+
+
+def _row(state: ModelState) -> tuple[str, ...]:
+    versions = ", ".join(str(version.version) for version in state.versions)
+    return (state.name, str(state.serving or "-"), versions, state.choice, str(state.before or "-"))
+
+
+def _show(state: ModelState) -> None:
+    serves = f"serves version {state.serving}" if state.serving else "serves no version"
+    choice = f"; {state.choice}, {state.time}" if state.choice else ""
+    back = f"; rollback goes to version {state.before}" if state.before else ""
+    print(f"{state.name} {serves}{choice}{back}")
+    rows = [(str(version.version), version.state, version.reason) for version in reversed(state.versions)]
+    show_table(("version", "state", "reason"), rows)
