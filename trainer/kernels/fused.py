@@ -72,18 +72,18 @@ class _NormActivation(torch.autograd.Function):
             BM=work.block_rows,
             BC=work.block_channels,
         )
-        ctx.save_for_backward(pooled, index, mean, inverse_deviation, weight, bias, None if residual is None else z)
+        ctx.save_for_backward(pooled, index, mean, inverse_deviation, weight, bias, residual)
         ctx.work, ctx.pooling, ctx.activation = work, pooling, activation
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: torch.Tensor) -> tuple[Any, ...]:
-        pooled, index, mean, inverse_deviation, weight, bias, z = ctx.saved_tensors
+        pooled, index, mean, inverse_deviation, weight, bias, residual = ctx.saved_tensors
         work, pooling, activation, dz = ctx.work, ctx.pooling, ctx.activation, _channels_last(dz)
         scales = (mean, inverse_deviation, weight, bias)
-        dresidual = None if z is None else torch.empty_like(dz)
-        sums, products = _reduce(dz, pooled, scales, work, activation, z=z, du=dresidual)
+        dresidual = None if residual is None else torch.empty_like(dz)
+        sums, products = _reduce(dz, pooled, scales, work, activation, residual=residual, du=dresidual)
         needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
         others = (
             products if needs_weight else None,
@@ -296,7 +296,7 @@ def _reduce(  # noqa: PLR0913 (of one kernel)
     activation: Activation,
     *,
     norm: bool = True,
-    z: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
     du: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the sums of the gradient before the activation, and those of its products with normalised values."""
@@ -304,7 +304,7 @@ def _reduce(  # noqa: PLR0913 (of one kernel)
     kernels.reduce_gradient[(work.programs, work.channel_blocks)](
         dz,
         x,
-        dz if z is None else z,
+        dz if residual is None else residual,
         dz if du is None else du,
         *scales,
         partial,
@@ -312,7 +312,7 @@ def _reduce(  # noqa: PLR0913 (of one kernel)
         work.units,
         work.blocks,
         NORM=norm,
-        RESIDUAL=z is not None,
+        RESIDUAL=residual is not None,
         ACT=activation,
         UNIT=work.unit,
         BM=work.block_rows,

@@ -76,7 +76,7 @@ def _window_maximum(x, first, c, mask, width, channels, POOL: tl.constexpr):
     """Returns the maximum of each window and its index, as torch: the first maximum, or the last NaN."""
     at = first[:, None] * channels + c[None, :]
     best = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    index = tl.zeros(best.shape, tl.int32)
+    index = tl.zeros_like(best).to(tl.int32)
     for k in tl.static_range(1, POOL * POOL):
         step = ((k // POOL) * width + k % POOL) * channels
         value = tl.load(x + at + step, mask=mask, other=0.0).to(tl.float32)
@@ -207,14 +207,14 @@ def activate(x, z, residual, mean, inverse_deviation, weight, bias, rows, units,
 
 
 @triton.jit
-def reduce_gradient(dz, x, z, du, mean, inverse_deviation, weight, bias, partial, rows, units, blocks,
+def reduce_gradient(dz, x, residual, du, mean, inverse_deviation, weight, bias, partial, rows, units, blocks,
                     NORM: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
                     BC: tl.constexpr, PROGRAMS: tl.constexpr):  # fmt: skip
     """Sums the gradient before the activation, and its product with the normalised values, for each channel.
 
-    With RESIDUAL, the activation is a ReLU of the result `z`, and `du` gets the gradient before it, which is that of
-    the residual. Grid (PROGRAMS, channel blocks); `partial` is [PROGRAMS, 2, channels]: sums, then products. Without
-    NORM there are no products, and it is [PROGRAMS, 1, channels].
+    With RESIDUAL, `du` gets the gradient before the activation, which is that of the residual. Grid (PROGRAMS, channel
+    blocks); `partial` is [PROGRAMS, 2, channels]: sums, then products. Without NORM there are no products, and it is
+    [PROGRAMS, 1, channels].
     """
     program = tl.program_id(0)
     channels = units * UNIT
@@ -228,13 +228,12 @@ def reduce_gradient(dz, x, z, du, mean, inverse_deviation, weight, bias, partial
         at = m[:, None] * channels + c[None, :]
         gradient = tl.load(dz + at, mask=mask, other=0.0).to(tl.float32)
         normalized = _normalized(x, mean, inverse_deviation, at, c, mask, is_channel, NORM)
+        u = _before_activation(normalized, weight, bias, c, is_channel, NORM)
         if RESIDUAL:
-            result = tl.load(z + at, mask=mask, other=0.0).to(tl.float32)
-            gradient = tl.where(result <= 0, 0.0, gradient)
+            u += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+        gradient = _through_activation(gradient, u, ACT)
+        if RESIDUAL:
             tl.store(du + at, gradient, mask=mask)
-        else:
-            u = _before_activation(normalized, weight, bias, c, is_channel, NORM)
-            gradient = _through_activation(gradient, u, ACT)
         total += gradient
         if NORM:
             product += tl.where(mask, gradient * normalized, 0.0)

@@ -9,11 +9,31 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.kernels.choice import is_fused
+from trainer.kernels.choice import is_fused, is_fusible
 
 Activation = Literal["none", "relu", "gelu"]
 
+_MAX_CLASSES = 1024
 _PADDED_CHANNELS = 8
+_MAX_SMALL_CHANNELS = 16
+_MAX_SMALL_FILTERS = 128
+"""Up to here a convolution is small: cuDNN takes long for the gradient of its weights."""
+
+
+def cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Returns the sum of the losses and the number of correct answers, or None where there are no kernels.
+
+    Args:
+        logits: `[B, classes]`.
+        labels: int64 `[B]`.
+    """
+    if not is_fused(logits) or logits.size(1) > _MAX_CLASSES:
+        return None
+    from trainer.kernels import loss
+
+    return loss.cross_entropy(logits, labels, label_smoothing)
 
 
 def norm_activation(
@@ -30,7 +50,7 @@ def norm_activation(
         x: `[B, C, H, W]`.
         norm: a batch norm.
         pool: size and stride of the max-pool's windows; 1 for none.
-        residual: of the result's shape; with ReLU only.
+        residual: of the result's shape.
     """
     if isinstance(norm, nn.BatchNorm2d) and _has_kernels(x, norm, pool, residual):
         from trainer.kernels import fused
@@ -42,23 +62,52 @@ def norm_activation(
     return _activate(x if residual is None else x + residual, activation)
 
 
+def normalize(pixels: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor | None:
+    """Returns `(pixels - mean) / deviation` for a first convolution, or None where there are no kernels.
+
+    They are in the type that autocast would give them, and padded with channels of zeros to 8: cuDNN's kernels for
+    tensor cores take channels in multiples of 8.
+
+    Args:
+        pixels: uint8 or float32 `[B, C, H, W]`.
+        mean: float32 with C elements, as `deviation`.
+    """
+    is_known = pixels.dtype in (torch.uint8, torch.float32) and mean.numel() == pixels.size(1)
+    if not is_known or not torch.is_grad_enabled() or not is_fusible(pixels):
+        return None
+    from trainer.kernels import batches
+
+    device = pixels.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    num_channels = max(_PADDED_CHANNELS, pixels.size(1))
+    return batches.normalize(pixels, mean, deviation, num_channels=num_channels, dtype=dtype)
+
+
+def convolution(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """Returns conv(x); in training, x may have further channels of zeros, from `normalize`."""
+    if not conv.training or (x.size(1) == conv.in_channels and not is_fused(x)):
+        y: torch.Tensor = conv(x)
+        return y
+    y = _without_bias(x, conv)
+    return y if conv.bias is None else y + conv.bias.to(y.dtype)[:, None, None]
+
+
 def conv_bias_gelu(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
     """Returns GELU(conv(x)).
 
-    On GPUs images with fewer than 8 channels are padded with channels of zeros: cuDNN's kernels for tensor cores take
-    channels in multiples of 8. Where the filters are frozen, only the bias gets a gradient.
+    Where the filters are frozen, only the bias gets a gradient.
     """
     if conv.bias is None or not conv.training or not is_fused(x):
-        return F.gelu(conv(x))
+        return F.gelu(convolution(x, conv))
     from trainer.kernels import fused
 
-    return fused.bias_gelu(_without_bias(_pad_channels(x), conv), conv.bias)
+    return fused.bias_gelu(_without_bias(x, conv), conv.bias)
 
 
 def conv_pool_relu(x: torch.Tensor, conv: nn.Conv2d, pool: int, *, flat: bool = False) -> torch.Tensor:
     """Returns ReLU(max-pool(conv(x))) for windows of `pool` x `pool` pixels; with `flat`, `[B, C * H * W]`."""
     if conv.bias is None or not conv.training or not is_fused(x):
-        x = F.max_pool2d(conv(x), kernel_size=pool)
+        x = F.max_pool2d(convolution(x, conv), kernel_size=pool)
         # Flatten before the ReLU: its backward pass takes six times as long where the strides of its tensors differ.
         return F.relu(x.flatten(1) if flat else x)
     from trainer.kernels import fused
@@ -94,11 +143,17 @@ def _without_bias(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
     weight = conv.weight
     if x.size(1) > weight.size(1):
         weight = F.pad(weight, (0, 0, 0, 0, 0, x.size(1) - weight.size(1)))
+    if weight.requires_grad and is_fused(x) and _is_small(x, conv):
+        from trainer.kernels.convolution import convolution as small_convolution
+
+        return small_convolution(x, weight, (int(conv.padding[0]), int(conv.padding[1])))
     return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-def _pad_channels(x: torch.Tensor) -> torch.Tensor:
-    """Returns images with at least 8 channels, channels last."""
-    if x.size(1) >= _PADDED_CHANNELS:
-        return x
-    return F.pad(x, (0, 0, 0, 0, 0, _PADDED_CHANNELS - x.size(1))).contiguous(memory_format=torch.channels_last)
+def _is_small(x: torch.Tensor, conv: nn.Conv2d) -> bool:
+    """Returns whether the gradient of a convolution's weights has a kernel: for few channels, in the type of x."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    is_plain = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
+    is_few = x.size(1) <= _MAX_SMALL_CHANNELS and conv.out_channels <= _MAX_SMALL_FILTERS
+    return is_plain and is_few and x.dtype == dtype and not isinstance(conv.padding, str)

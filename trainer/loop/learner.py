@@ -15,6 +15,7 @@ from trainer.errors import ConfigError
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.views import average_views
 from trainer.hardware import allow_tf32
+from trainer.kernels.choice import why_not
 from trainer.loop.batch_norm import has_single_values
 from trainer.loop.compiling import CompiledNetwork
 from trainer.loop.ema import WeightAverage
@@ -182,6 +183,9 @@ def build_learner(  # noqa: PLR0913 (what decides a learner)
 
 def _graphed(step: TrainStep, recipe: Recipe, world: World, log: Callable[[str], None]) -> Step:
     """Returns the step as CUDA graphs, all captured on one stream: DDP is bound to that of its first step."""
+    reason = why_not(world.device)
+    if reason is not None:
+        log(f"warning: no Triton kernels, so steps are slower: {reason}")
     num_eager_steps = NUM_EAGER_STEPS_OF_DDP if world.uses_ddp else NUM_EAGER_STEPS
     make = partial(GraphedStep, step, log, world, stream=torch.cuda.Stream(), num_eager_steps=num_eager_steps)
     return GraphedStepBySize(make) if recipe.resolutions else make()

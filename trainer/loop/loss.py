@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.hyperparameters import ClassWeights
+from trainer.kernels.operations import cross_entropy
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,20 @@ class TrainingLoss:
 
     label_smoothing: float = 0.0
     class_weights: torch.Tensor | None = None
+
+    def measure(self, logits: torch.Tensor, labels: torch.Tensor | MixedLabels) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the sum of the losses, and the number of correct answers, a number without gradient.
+
+        Args:
+            logits: `[B, classes]` of any floating-point type.
+            labels: int64 `[B]`, or those of mixtures.
+        """
+        if not isinstance(labels, MixedLabels) and self.class_weights is None:
+            measured = cross_entropy(logits, labels, self.label_smoothing)
+            if measured is not None:
+                return measured
+        logits = logits.float()
+        return self(logits, labels), count_correct(logits, labels)
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor | MixedLabels) -> torch.Tensor:
         """Returns the sum of the losses; the loss of a mixture is the mean over its labels, weighted by their shares.

@@ -10,9 +10,10 @@ from torch import nn
 
 from trainer.data.augment import augment_batch, mix_batch
 from trainer.loop.batch_norm import BatchNormSums
+from trainer.loop.casting import CastWeights
 from trainer.loop.compiling import CompiledNetwork
 from trainer.loop.ema import WeightAverage
-from trainer.loop.loss import MixedLabels, TrainingLoss, count_correct
+from trainer.loop.loss import MixedLabels, TrainingLoss
 from trainer.loop.optim import Optimizer
 from trainer.loop.shards import ShardSums, sum_in_tree
 from trainer.models import Classifier
@@ -100,6 +101,7 @@ class TrainStep:
         self._norms = BatchNormSums(model)
         self._sums = ShardSums(model, self._norms, has_gradients=data_parallel is None)
         self._dropouts = dropout_layers(model)
+        self._cast = CastWeights(model) if _is_cast_together(model, self._model, data_parallel) else None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Runs the step.
@@ -143,14 +145,19 @@ class TrainStep:
         dropout_seeds = use_dropout_seeds(self._dropouts, batch.dropout_seeds[part])
         is_last = not any(batch.sizes[shard + 1 :])
         with self._autocast(), dropout_seeds, self._norms.forward_pass(size):
-            logits = self._model(images) if self._ddp is None else self._ddp.forward(images, is_last=is_last)
-        logits = logits.float()
-        loss = self._loss(logits, labels)
+            logits = self._forward(images) if self._ddp is None else self._ddp.forward(images, is_last=is_last)
+        loss, num_correct = self._loss.measure(logits, labels)
         if self._ddp is None:
             (loss * (1 / batch.num_images)).backward()
         else:
             self._ddp.backward(loss * (self._num_ranks / batch.num_images), is_last=is_last)
-        return self._sums.collect(loss.detach(), count_correct(logits, labels), size)
+        return self._sums.collect(loss.detach(), num_correct, size)
+
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self._cast is None or not torch.is_autocast_enabled(images.device.type):
+            logits: torch.Tensor = self._model(images)
+            return logits
+        return self._cast(images, torch.get_autocast_dtype(images.device.type))
 
     def disconnect(self) -> None:
         """Makes the next step, on all ranks, set up DDP anew: after a step that failed, it waits for gradients."""
@@ -302,6 +309,16 @@ class GraphedStepBySize:
         """Frees the graphs; further steps are eager."""
         for step in self._steps.values():
             step.release()
+
+
+def _is_cast_together(model: nn.Module, computed: nn.Module, data_parallel: object) -> bool:
+    """Returns whether all weights are cast at once: not under DDP, which reduces each gradient as soon as it is there.
+
+    Only on GPUs, where it saves launches, and for networks that are known to use weights in their layers alone.
+    """
+    is_known = isinstance(model, Classifier) and getattr(model.network, "suits_kernels", False)
+    is_on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    return is_known and is_on_gpu and computed is model and data_parallel is None
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from trainer.errors import unknown_name
+from trainer.kernels.operations import normalize
 from trainer.models.airbench import AirbenchNet
 from trainer.models.alexnet import AlexNet
 from trainer.models.compact import CompactNet
@@ -119,8 +120,15 @@ class Classifier(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns logits, float `[B, classes]`, of pixels `[B, C, H, W]`, uint8 or float from 0 to 255."""
-        logits: torch.Tensor = self.network(self.normalize(pixels))
+        logits: torch.Tensor = self.network(self._inputs(pixels))
         return logits
+
+    def _inputs(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns normalised images; on GPUs in training, where the network takes them, with padded channels."""
+        if not self.training or not getattr(self.network, "suits_kernels", False):
+            return self.normalize(pixels)
+        images = normalize(pixels, self.mean, self.deviation)
+        return self.normalize(pixels) if images is None else images
 
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of the network, but for its frozen batch norms."""

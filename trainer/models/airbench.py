@@ -31,8 +31,8 @@ class AirbenchNet(nn.Module):
         ConfigError: the images are too small.
     """
 
-    takes_padded_channels = True
-    """The first convolution may get further channels of zeros, see `kernels.operations.normalize`."""
+    suits_kernels = True
+    """In training, the first convolution may get further channels of zeros; weights are used in their layers alone."""
 
     def __init__(
         self,

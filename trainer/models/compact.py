@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from trainer.kernels.operations import norm_activation
+from trainer.kernels.operations import convolution, norm_activation
 from trainer.models.layers import check_image_size
 
 MIN_IMAGE_SIZE = 8
@@ -25,6 +25,9 @@ class CompactNet(nn.Module):
     Raises:
         ConfigError: the images are too small.
     """
+
+    suits_kernels = True
+    """In training, the first convolution may get further channels of zeros; weights are used in their layers alone."""
 
     def __init__(self, *, num_channels: int, image_size: int, num_classes: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -57,4 +60,4 @@ class _Block(nn.Module):
         self.pool = pool
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return norm_activation(self.conv(x), self.norm, "relu", pool=2 if self.pool else 1)
+        return norm_activation(convolution(x, self.conv), self.norm, "relu", pool=2 if self.pool else 1)

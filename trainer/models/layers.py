@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trainer.errors import ConfigError
-from trainer.kernels.operations import norm_activation
+from trainer.kernels.operations import convolution, norm_activation
 
 
 class ConvNormRelu(nn.Sequential):
@@ -22,8 +22,9 @@ class ConvNormRelu(nn.Sequential):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        conv, norm, _ = self
-        return norm_activation(conv(x), norm, "relu")
+        conv, norm, _ = self.children()
+        assert isinstance(conv, nn.Conv2d)
+        return norm_activation(convolution(x, conv), norm, "relu")
 
 
 class Dropout(nn.Module):

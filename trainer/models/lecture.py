@@ -25,6 +25,9 @@ class LectureNet(nn.Module):
         ConfigError: the images are too small.
     """
 
+    suits_kernels = True
+    """In training, the first convolution may get further channels of zeros; weights are used in their layers alone."""
+
     def __init__(self, *, num_channels: int, image_size: int, num_classes: int) -> None:
         super().__init__()
         check_image_size("the lecture's net", image_size, MIN_IMAGE_SIZE)

@@ -40,6 +40,9 @@ class ResNet(nn.Module):
         ConfigError: the images are too small.
     """
 
+    suits_kernels = True
+    """In training, the first convolution may get further channels of zeros; weights are used in their layers alone."""
+
     def __init__(self, *, num_channels: int, image_size: int, num_classes: int, depth: Depth) -> None:
         super().__init__()
         check_image_size("ResNet", image_size, MIN_IMAGE_SIZE)

@@ -12,6 +12,7 @@ import convoy
 import trainer
 from trainer.errors import DesyncError, MismatchError
 from trainer.hardware import bfloat16_instructions
+from trainer.kernels.choice import why_not
 
 CODE = tuple(Path(package.__file__).parent for package in (convoy, trainer) if package.__file__)
 """The folders of the packages whose code decides what a run computes."""
@@ -29,7 +30,8 @@ def code_sha256(packages: Sequence[Path] = CODE) -> str:
 def processor(device: torch.device) -> str:
     """Returns the kind of processor, as far as it decides the rounding."""
     if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
+        name = torch.cuda.get_device_name(device)
+        return name if why_not(device) is None else f"{name}, without Triton kernels"
     return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *bfloat16_instructions()])
 
 

@@ -1,18 +1,24 @@
 """Tests of the Triton kernels in Triton's interpreter; `test_interpreted` starts them, with TRITON_INTERPRET=1."""
 
+import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.kernels import choice
-from trainer.kernels.operations import Activation, conv_bias_gelu, conv_pool_relu, norm_activation
+from tests.trainer.kernels.comparison import assert_close, conv_step, images, norm_step
+from trainer.augmentation import Augment
+from trainer.data.augment import augment_batch, draw_params
+from trainer.kernels import batches, choice
+from trainer.kernels.operations import Activation, conv_pool_relu, convolution, norm_activation
+from trainer.loop.loss import TrainingLoss
+from trainer.models import Classifier
+from trainer.models.compact import CompactNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, of infinities
-
-Tensors = dict[str, torch.Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -24,42 +30,6 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def images(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    """Returns normal values, channels last, with a mean far from 0 and ties within windows."""
-    values = (4 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + 12).round() / 4
-    return values.to(dtype).contiguous(memory_format=torch.channels_last)
-
-
-def norm_step(
-    x: torch.Tensor, activation: Activation, pool: int, *, residual: torch.Tensor | None = None, frozen: bool = False
-) -> Tensors:
-    """Computes a norm's forward and backward pass; returns all results."""
-    random = torch.Generator().manual_seed(1)
-    norm = nn.BatchNorm2d(x.size(1), momentum=0.3)
-    with torch.no_grad():
-        norm.weight.uniform_(0.5, 1.5, generator=random)
-        norm.bias.normal_(generator=random)
-    norm.weight.requires_grad_(not frozen)
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    residual = None if residual is None else residual.detach().requires_grad_()
-    z = norm_activation(x, norm, activation, pool=pool, residual=residual)
-    z.backward(torch.randn(z.shape, generator=random).to(z.dtype))
-    results = {"z": z, "dx": x.grad, "dweight": norm.weight.grad, "dbias": norm.bias.grad, **dict(norm.named_buffers())}
-    results["dresidual"] = None if residual is None else residual.grad
-    return {name: value.detach() for name, value in results.items() if value is not None}
-
-
-def assert_close(ours: Tensors, theirs: Tensors, *, rounding: float = 1e-6) -> None:
-    """Asserts equality up to `rounding`, relative to the largest value of each tensor."""
-    assert ours.keys() == theirs.keys()
-    for name, expected in theirs.items():
-        assert ours[name].shape == expected.shape, name
-        scale = max(1.0, float(expected.double().nan_to_num().abs().max()))
-        torch.testing.assert_close(
-            ours[name].double(), expected.double(), atol=rounding * scale, rtol=rounding, equal_nan=True, msg=name
-        )
 
 
 SHAPES = [
@@ -96,11 +66,12 @@ def test_norm_in_bfloat16_rounds_at_the_end_only(pool: int) -> None:
     assert_close({"mean": ours["running_mean"]}, {"mean": exact["running_mean"]})
 
 
-def test_norm_with_residual_and_relu() -> None:
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_norm_with_residual(activation: Activation) -> None:
     x, residual = images(2, 6, 3, 5), images(2, 6, 3, 5, seed=2) - 3
-    ours = norm_step(x, "relu", 1, residual=residual)
+    ours = norm_step(x, activation, 1, residual=residual)
     with choice.torch_only():
-        theirs = norm_step(x, "relu", 1, residual=residual)
+        theirs = norm_step(x, activation, 1, residual=residual)
     assert "dresidual" in ours
     assert_close(ours, theirs, rounding=2e-6)
 
@@ -158,17 +129,6 @@ def test_norm_with_hooks_is_called() -> None:
     assert called
 
 
-def conv_step(x: torch.Tensor, kind: str, *, frozen: bool = False, pool: int = 2) -> Tensors:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(x.size(1), 12, 3)
-    conv.weight.requires_grad_(not frozen)
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(not frozen)
-    z = conv_bias_gelu(x, conv) if kind == "gelu" else conv_pool_relu(x, conv, pool)
-    z.backward(torch.randn(z.shape, generator=torch.Generator().manual_seed(1)))
-    results = {"z": z, "dx": x.grad, "dweight": conv.weight.grad, "dbias": conv.bias.grad}
-    return {name: value.detach() for name, value in results.items() if value is not None}
-
-
 @pytest.mark.parametrize("frozen", [False, True])
 def test_convolution_bias_gelu(frozen: bool) -> None:
     ours = conv_step(images(3, 3, 8, 7), "gelu", frozen=frozen)
@@ -201,3 +161,100 @@ def test_maximum_of_ties_and_nans_is_torchs() -> None:
         gradients.append((pooled.detach(), pixels.grad))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=0, atol=0)
+
+
+def augmented(augment: Augment, *, size: int | None = None) -> torch.Tensor:
+    pool = torch.randint(256, (4, 3, 7, 9), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    indices = torch.tensor([3, 0, 0, 1, 2])
+    return augment_batch(augment, pool, indices, draw_params(augment, 5, seed=0, epoch=0), size)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        pytest.param(Augment(), id="nothing"),
+        pytest.param(Augment(flip="random", shift=3, fill="reflect"), id="flip, shift and reflect"),
+        pytest.param(Augment(flip_vertical="random", shift=2, fill="zero"), id="upside down and zeros"),
+    ],
+)
+def test_gathered_images_are_torchs(augment: Augment) -> None:
+    ours, resized = augmented(augment), augmented(augment, size=6)
+    with choice.torch_only():
+        assert torch.equal(ours, augmented(augment))
+        torch.testing.assert_close(resized, augmented(augment, size=6), atol=1e-3, rtol=0)
+
+
+def test_warped_images_are_torchs() -> None:
+    augment = Augment(flip="random", flip_vertical="random", shift=2, rotate_degrees=30, scale=0.2)
+    ours = augmented(augment)
+    with choice.torch_only():
+        torch.testing.assert_close(ours, augmented(augment), atol=1e-2, rtol=0)
+    assert ours.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("num_channels", "out_channels"), [(3, 3), (3, 8), (1, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalized_images_are_torchs_with_padding(num_channels: int, out_channels: int, dtype: torch.dtype) -> None:
+    pixels = torch.randint(256, (3, num_channels, 5, 7), dtype=torch.uint8)
+    mean, deviation = torch.rand(1, num_channels, 1, 1) * 100, torch.rand(1, num_channels, 1, 1) * 50 + 1
+    ours = batches.normalize(pixels, mean, deviation, num_channels=out_channels, dtype=dtype)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    rounding = 0 if dtype == torch.float32 else 2**-7  # the interpreter cuts digits off, a GPU rounds
+    expected = (pixels.float() - mean) / deviation
+    torch.testing.assert_close(ours[:, :num_channels].float(), expected, atol=0, rtol=rounding)
+    assert not bool(ours[:, num_channels:].any())
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(1, 10), (130, 10), (3, 257)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_is_torchs(rows: int, classes: int, dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(rows, classes, generator=random)).to(dtype)
+    logits[:, 1] = logits[:, 0]  # of equal logits the first is the answer
+    labels = torch.randint(classes, (rows,), generator=random)
+    results = []
+    for context in (nullcontext(), choice.torch_only()):
+        leaf = logits.clone().requires_grad_()
+        with context:
+            loss, correct = TrainingLoss(0.2).measure(leaf, labels)
+        (loss / rows).backward()
+        assert leaf.grad.dtype == dtype
+        assert not correct.requires_grad
+        results.append({"loss": loss.detach(), "correct": correct, "gradient": leaf.grad})
+    assert_close(*results, rounding=1e-6 if dtype == torch.float32 else 1e-2)
+    assert results[0]["correct"] == results[1]["correct"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_convolutions_have_their_own_weight_gradient(channels: int) -> None:
+    conv = nn.Conv2d(channels, 20, (3, 5), padding=(1, 2), bias=False)
+    x = images(2, channels, 7, 6).requires_grad_()
+    gradients = []
+    for context in (nullcontext(), choice.torch_only()):
+        x.grad = conv.weight.grad = None
+        with context:
+            y = convolution(x, conv)
+        assert (type(y.grad_fn).__name__ == "_ConvolutionBackward") == (not gradients)
+        (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
+        gradients.append({"weight": conv.weight.grad, "x": x.grad})
+    assert_close(*gradients, rounding=2e-6)
+
+
+def test_a_classifier_trains_as_with_torch() -> None:
+    """Pixels to gradients, with all kernels of a network together."""
+    torch.manual_seed(0)
+    network = CompactNet(num_channels=1, image_size=8, num_classes=5, widths=(4, 4, 4, 4))
+    pixels = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
+    model = Classifier(network, torch.full((1,), 120.0), torch.full((1,), 60.0))
+    model.to(memory_format=torch.channels_last).train()
+    results = []
+    for context in (nullcontext(), choice.torch_only()):
+        trained = copy.deepcopy(model)
+        with context:
+            logits = trained(pixels)
+            loss, _ = TrainingLoss(0.1).measure(logits, torch.tensor([0, 3, 4]))
+            loss.backward()
+        gradients = {name: each.grad for name, each in trained.named_parameters() if each.grad is not None}
+        buffers = {name: each for name, each in trained.named_buffers() if each.is_floating_point()}
+        results.append({"logits": logits.detach(), **gradients, **buffers})
+    assert_close(*results, rounding=1e-4)

@@ -1,0 +1,142 @@
+"""The kernels on a GPU, at the sizes of the recipes, compared with torch's operations there."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from tests.trainer.kernels.comparison import assert_close, conv_step, images, norm_step
+from trainer.augmentation import Augment
+from trainer.data.augment import augment_batch, draw_params
+from trainer.kernels import choice
+from trainer.kernels.operations import Activation, convolution
+from trainer.loop.loss import TrainingLoss
+from trainer.loop.muon import BatchedMuon, muon_step
+from trainer.models import Classifier, build_network
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 is float32, and the kernels work."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    assert choice.why_not(CUDA) is None
+
+
+SHAPES = [
+    pytest.param((100, 64, 31, 31), 2, "gelu", id="cifar10, first stage"),
+    pytest.param((100, 256, 7, 7), 1, "gelu", id="cifar10, second stage"),
+    pytest.param((250, 16, 28, 28), 2, "relu", id="mnist-fast, stem"),
+    pytest.param((1, 70, 5, 5), 1, "gelu", id="one image"),
+]
+
+
+@pytest.mark.parametrize(("shape", "pool", "activation"), SHAPES)
+def test_norms(shape: tuple[int, ...], pool: int, activation: Activation) -> None:
+    x = images(*shape).to(CUDA)
+    ours, again = norm_step(x, activation, pool), norm_step(x, activation, pool)
+    with choice.torch_only():
+        theirs = norm_step(x, activation, pool)
+    assert_close(ours, theirs, rounding=1e-5)
+    assert all(torch.equal(ours[name], again[name]) for name in ours)
+    low = norm_step(x.bfloat16(), activation, pool)  # `images` are multiples of 1/4: bfloat16 has them all
+    assert_close({name: low[name] for name in ("z", "dx")}, {name: theirs[name] for name in ("z", "dx")}, rounding=1e-2)
+
+
+def test_norm_with_residual() -> None:
+    x, residual = images(128, 64, 32, 32).to(CUDA), images(128, 64, 32, 32, seed=2).to(CUDA) - 3
+    ours = norm_step(x, "relu", 1, residual=residual)
+    with choice.torch_only():
+        assert_close(ours, norm_step(x, "relu", 1, residual=residual), rounding=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gelu", "relu"])
+def test_convolutions(kind: str) -> None:
+    x = images(100, 8, 31, 31).to(CUDA) - 3
+    ours = conv_step(x, kind)
+    with choice.torch_only():
+        assert_close(ours, conv_step(x, kind), rounding=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "filters", "size"), [(8, 16, 28), (16, 32, 14)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_small_filters(channels: int, filters: int, size: int, dtype: torch.dtype) -> None:
+    x = images(250, channels, size, size).to(CUDA, dtype) - 3
+    conv = nn.Conv2d(channels, filters, 3, padding=1, bias=False).to(CUDA)
+    gradients = []
+    for context in (nullcontext(), choice.torch_only()):
+        conv.weight.grad = None
+        with context, torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+            y = convolution(x, conv)
+        (y.float() * torch.arange(y.numel(), device=CUDA).view_as(y).sin()).sum().backward()
+        gradients.append({"weight": conv.weight.grad})
+    assert_close(*gradients, rounding=1e-4 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("size", [None, 24])
+def test_gathered_images(size: int | None) -> None:
+    pool = torch.randint(256, (500, 3, 32, 32), dtype=torch.uint8, device=CUDA)
+    indices = torch.randint(500, (200,), device=CUDA)
+    for augment in (Augment(flip="random", shift=2), Augment(shift=2, rotate_degrees=10, scale=0.1)):
+        params = draw_params(augment, 200, seed=0, epoch=0).to(CUDA)
+        ours = augment_batch(augment, pool, indices, params, size)
+        with choice.torch_only():
+            theirs = augment_batch(augment, pool, indices, params, size)
+        exact = size is None and not augment.is_affine
+        torch.testing.assert_close(ours, theirs, atol=0 if exact else 0.05, rtol=0)
+
+
+def test_losses() -> None:
+    logits, labels = torch.randn(2000, 10, device=CUDA), torch.randint(10, (2000,), device=CUDA)
+    results = []
+    for context in (nullcontext(), choice.torch_only()):
+        leaf = logits.clone().requires_grad_()
+        with context:
+            loss, correct = TrainingLoss(0.2).measure(leaf, labels)
+        loss.backward()
+        results.append({"loss": loss.detach(), "correct": correct, "gradient": leaf.grad})
+    assert_close(*results, rounding=1e-5)
+
+
+def test_muon_of_all_filters_at_once() -> None:
+    """In bfloat16 both are a few percent away from an orthogonal matrix, each in its own way."""
+    shapes = [(64, 24, 3, 3), (64, 64, 3, 3), (256, 64, 3, 3), (256, 256, 3, 3)]
+    ours = [torch.randn(shape, device=CUDA).contiguous(memory_format=torch.channels_last) for shape in shapes]
+    theirs, updates = [each.clone() for each in ours], [torch.randn_like(each) for each in ours]
+    lr = torch.tensor(0.2, device=CUDA)
+    BatchedMuon(ours).step(updates, lr)
+    muon_step(theirs, updates, lr)
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert float((mine - expected).norm() / expected.norm()) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels"), [("airbench", 32, 3), ("compact", 28, 1), ("lecture", 28, 1), ("resnet18", 32, 3)]
+)
+def test_a_network_in_bfloat16(name: str, size: int, channels: int) -> None:
+    """Gradients of early layers collect the rounding of all later ones; a wrong kernel would be off by more than 1."""
+    torch.manual_seed(0)
+    widths = (16, 32, 32, 64) if name == "compact" else (64, 256, 256)
+    network = build_network(name, num_channels=channels, image_size=size, num_classes=10, widths=widths)
+    model = Classifier(network, torch.full((channels,), 120.0), torch.full((channels,), 60.0))
+    model.to(memory_format=torch.channels_last).to(CUDA).train()
+    pixels = torch.randint(256, (128, channels, size, size), dtype=torch.uint8, device=CUDA)
+    labels = torch.arange(128, device=CUDA) % 10
+    gradients = []
+    for context in (nullcontext(), choice.torch_only()):
+        model.zero_grad()
+        with context, torch.autocast("cuda", dtype=torch.bfloat16):
+            logits = model(pixels)
+        with context:
+            TrainingLoss(0.1).measure(logits, labels)[0].backward()
+        gradients.append({name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for parameter, expected in gradients[1].items():
+        assert float((gradients[0][parameter] - expected).norm() / expected.norm()) < 0.3, parameter

@@ -1,0 +1,112 @@
+"""Batches of images by one kernel each: gather with flip, shift and resize, gather with a warp, normalisation.
+
+Import this only where Triton is installed; see `choice`.
+"""
+
+import torch
+
+from trainer.kernels import image_kernels as kernels
+from trainer.kernels.launch import power_of_two
+
+_BLOCK = 1024
+_ROWS = 256
+
+
+def gather_and_shift(
+    images: torch.Tensor,
+    indices: torch.Tensor,
+    params: torch.Tensor,
+    upside_down: torch.Tensor | None,
+    *,
+    fill: str,
+    size: int | None,
+) -> torch.Tensor:
+    """Returns `images[indices]`, flipped, shifted and resized.
+
+    Args:
+        images: uint8 `[N, C, H, W]`, contiguous.
+        params: float32 `[B, 6]`, a slice of rows of `draw_params`: mirrored, dx, dy in whole pixels, ….
+        upside_down: float32 `[B, 1]`, a slice of the same rows; None if images are not flipped vertically.
+        fill: `reflect` or `zero`.
+        size: of the result in pixels; None for that of the images.
+
+    Returns:
+        `[B, C, H, W]`, uint8; float32 in 0..255 with a size.
+    """
+    _, channels, height, width = images.shape
+    out_height, out_width = (height, width) if size is None else (size, size)
+    dtype = images.dtype if size is None else torch.float32
+    out = torch.empty(len(indices), channels, out_height, out_width, dtype=dtype, device=images.device)
+    kernels.gather_and_shift[_grid(out)](
+        images,
+        indices,
+        params,
+        params if upside_down is None else upside_down,
+        out,
+        params.stride(0),
+        channels,
+        height,
+        width,
+        out_height,
+        out_width,
+        RESIZE=size is not None,
+        UPSIDE_DOWN=upside_down is not None,
+        FILL=fill,
+        BLOCK=_BLOCK,
+    )
+    return out
+
+
+def gather_and_warp(
+    images: torch.Tensor, indices: torch.Tensor, params: torch.Tensor, upside_down: torch.Tensor | None
+) -> torch.Tensor:
+    """Returns `images[indices]`, flipped, shifted, rotated and scaled, float32 `[B, C, H, W]` in 0..255.
+
+    The arguments are those of `gather_and_shift`.
+    """
+    out = torch.empty(len(indices), *images.shape[1:], dtype=torch.float32, device=images.device)
+    kernels.gather_and_warp[_grid(out)](
+        images,
+        indices,
+        params,
+        params if upside_down is None else upside_down,
+        out,
+        params.stride(0),
+        *images.shape[1:],
+        UPSIDE_DOWN=upside_down is not None,
+        BLOCK=_BLOCK,
+    )
+    return out
+
+
+def normalize(
+    pixels: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor, *, num_channels: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Returns `(pixels - mean) / deviation`, channels last, padded with channels of zeros.
+
+    Args:
+        pixels: uint8 or float32 `[B, C, H, W]`.
+        num_channels: of the result: C, or a power of two above it.
+    """
+    pixels = pixels.contiguous()
+    batch_size, channels, height, width = pixels.shape
+    size = (batch_size, num_channels, height, width)
+    out = torch.empty(size, dtype=dtype, device=pixels.device, memory_format=torch.channels_last)
+    rows = batch_size * height * width
+    kernels.normalize[(-(-rows // _ROWS),)](
+        pixels,
+        mean,
+        deviation,
+        out,
+        rows,
+        height * width,
+        CHANNELS=channels,
+        OUT_CHANNELS=num_channels,
+        PADDED=power_of_two(num_channels),
+        BM=_ROWS,
+    )
+    return out
+
+
+def _grid(out: torch.Tensor) -> tuple[int, int]:
+    return len(out), -(-out[0].numel() // _BLOCK)
