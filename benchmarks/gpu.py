@@ -1,160 +1,292 @@
-"""Measures training on a GPU, and airbench on the same GPU in the same run: `python benchmarks/gpu.py`.
+"""Measures training on a GPU in at most 8 minutes: `python benchmarks/gpu.py`. Needs the trainer's requirements only.
 
-Three questions: how long the 10 epochs of `mnist` take after a warm-up; how long a step takes as one CUDA graph and
-kernel by kernel; how long `cifar10` takes to its accuracy, cold and warm. Series of ours and of airbench (`pip install
-airbench`) alternate, each in a process of its own, because each configures cuDNN; the first training of a process is
-cold. Writes `benchmarks/results/gpu-DATE.json` and a table in Markdown.
+- steps: microseconds of a step as one CUDA graph, with our kernels, with torch's, and compiled; kernels by kind;
+- clock: whole trainings on CIFAR-10 in a warm process, from the initial weights to the last step;
+- cold: whole commands, from their start to their end;
+- seeds: steps of many seeds as branches of one graph, and a study of 100 seeds;
+- ranks: our vector and DDP, on the GPUs that there are, or two ranks that share one.
+
+`--peer FILE ...` (airbench94_muon.py, hiverge's cifar10_speedrun.py) measures the clock alone, ours and theirs in turn,
+20 runs each. Writes `benchmarks/results/gpu-DATE.json` and a table in Markdown, after each part.
 """
 
 import argparse
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_tables import table
 from training import ROOT, run_json, write_results
+from turns import Child
+from warm_loop import open_run, wait_for
 
 from trainer.config import TrainConfig
-from trainer.data import load_dataset, without_test_images
+from trainer.data import Dataset, load_dataset
 from trainer.hardware import describe
+from trainer.kernels.choice import torch_only
 from trainer.loop.sources import ResidentSource
-from trainer.loop.step import GraphedStep
-from trainer.progress import Progress
+from trainer.paths import default_data_dir
 from trainer.ranks.world import World
-from trainer.records.run_folder import RunFolder
-from trainer.train import setup
+from trainer.studies.branches import Branches
 
-NUM_STEPS = 500
-
-
-def run_series(script: str, *arguments: str) -> list[dict[str, float]]:
-    """Runs one process of trainings; its first training gets the seconds of the whole command without the others."""
-    began = time.perf_counter()
-    results: list[dict[str, float]] = run_json([sys.executable, str(ROOT / "benchmarks" / script), *arguments])
-    others = sum(result["seconds"] for result in results[1:])
-    results[0]["command_seconds"] = time.perf_counter() - began - others
-    return results
+STEPS = ("mnist", "mnist-fast", "cifar10", "cifar10-fast", "cifar10-resnet18", "cifar10-96")
+COMPILED = ("mnist", "cifar10", "cifar10-resnet18")
+CLOCKED = ("cifar10-fast", "cifar10")
+COLD = ("mnist", "cifar10-fast", "cifar10")
+NUM_TOGETHER = {"mnist": (1, 4, 16, 32, 64), "mnist-fast": (1, 16, 64)}
+NUM_WARM_UP = 20
+BLOCK = 5
+"""Trainings of a program before the next one has its turn."""
+KERNELS_SHOWN = 12
 
 
-def microseconds_per_step(config: TrainConfig) -> dict[str, float]:
-    """Measures the recipe's step as one CUDA graph and kernel by kernel, without the loop around it."""
-    with World.join(config.device) as world, tempfile.TemporaryDirectory() as folder:
-        recipe = config.resolve().as_computed_on(world.device)
-        dataset = without_test_images(load_dataset(recipe.dataset, config.data_dir, log=print))
-        plan = RunFolder.plan(TrainConfig(run_dir=Path(folder) / "run"), recipe, dataset, world)
-        run = setup(recipe, dataset, plan, world, Progress(is_main=False))
-        run.learner.model.train()
-        batch = ResidentSource(run).batch(0)
-        step = run.learner.step
-        ways = {"kernel by kernel": step._step, "one graph": step} if isinstance(step, GraphedStep) else {"eager": step}
-        found = {}
-        for name, way in ways.items():
-            for _ in range(20):
-                way(batch)
-            _wait_for(world.device)
-            began = time.perf_counter()
-            for _ in range(NUM_STEPS):
-                way(batch)
-            _wait_for(world.device)
-            found[name] = 1e6 * (time.perf_counter() - began) / NUM_STEPS
-        return found
+class Bench:
+    """The command line, the time that is left, and the data sets."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.until = time.monotonic() + 60 * args.minutes
+        self._datasets: dict[str, Dataset] = {}
+
+    @property
+    def is_over(self) -> bool:
+        return bool(time.monotonic() > self.until)
+
+    def config(self, recipe: str, **changes: Any) -> TrainConfig:
+        return TrainConfig(recipe=recipe, dataset=self.args.dataset, data_dir=self.args.data_dir, **changes)
+
+    def dataset(self, config: TrainConfig) -> Dataset:
+        name = config.resolve().dataset
+        if name not in self._datasets:
+            self._datasets[name] = load_dataset(name, self.args.data_dir, log=print)
+        return self._datasets[name]
+
+    def options(self) -> list[str]:
+        dataset = ["--dataset", self.args.dataset] if self.args.dataset else []
+        return [*dataset, "--data-dir", str(self.args.data_dir), "--device", self.args.device]
 
 
-def compare_reductions() -> dict[str, dict[str, float]]:
-    """Measures the ways to add up gradients over all GPUs of this host; returns nothing on one GPU."""
-    num_gpus = torch.cuda.device_count()
-    if num_gpus < 2:
-        return {}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_gpus}"]
-    found: dict[str, dict[str, float]] = run_json([*launcher, str(ROOT / "benchmarks" / "reductions.py")])[
-        "microseconds_a_step"
-    ]
+def measure_steps(bench: Bench) -> dict[str, Any]:
+    """Returns microseconds per step of each recipe and way, and the kernels of our way."""
+    found: dict[str, Any] = {}
+    with World.join(bench.args.device) as world:
+        for recipe in STEPS:
+            for way in ("our kernels", "torch's kernels", "compiled"):
+                if bench.is_over or (way == "compiled" and recipe not in COMPILED):
+                    continue
+                try:
+                    found.setdefault(recipe, {})[way] = _time_step(bench, recipe, way, world)
+                except Exception as error:
+                    found.setdefault(recipe, {})[way] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+                print(f"step of {recipe}, {way}: {found[recipe][way]}", flush=True)
     return found
 
 
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _time_step(bench: Bench, recipe: str, way: str, world: World) -> dict[str, Any]:
+    config = bench.config(recipe, compile=way == "compiled")
+    began = time.perf_counter()
+    with torch_only() if way == "torch's kernels" else nullcontext():
+        run, _ = open_run(config, world, bench.dataset(config))
+        run.learner.model.train()
+        batch = ResidentSource(run).batch(0)
+        sizes: list[int | None] = [*(size for _, size in run.recipe.resolutions), None]
+        found: dict[str, Any] = {"microseconds": {}, "images": run.recipe.global_batch_size}
+        for size in sizes:
+            sized = replace(batch, image_size=size)
+            for _ in range(NUM_WARM_UP):
+                run.learner.step(sized)
+            wait_for(world.device)
+            if size == sizes[0]:
+                found["ready_seconds"] = time.perf_counter() - began
+            pixels = str(size or run.dataset.train.shape[1])
+            found["microseconds"][pixels] = 1e6 * _seconds_of(partial(run.learner.step, sized), world.device)
+        if way == "our kernels" and world.device.type == "cuda":
+            found["kernels"] = _kernels(partial(run.learner.step, batch), world.device)
+        run.learner.release()
+    return found
 
 
-def measure(num_seeds: int, block: int, against: list[str]) -> dict[str, Any]:
-    """Measures everything, alternating."""
-    steps = {name: microseconds_per_step(TrainConfig(recipe=name)) for name in ("mnist", "mnist-fast", "cifar10")}
-    print(f"microseconds per step: {steps}", flush=True)
-    series: dict[str, list[list[dict[str, float]]]] = {}
-    for first in range(0, num_seeds, block):
-        seeds = [str(seed) for seed in range(first, min(first + block, num_seeds))]
-        for recipe in ("mnist", "mnist-fast", "cifar10"):
-            series.setdefault(recipe, []).append(run_series("series.py", "--recipe", recipe, "--seeds", *seeds))
-        for other in against:
-            arguments = ("--recipe", other, "--runs", str(len(seeds)))
-            series.setdefault(f"airbench {other}", []).append(run_series("airbench_loop.py", *arguments))
-        for name, blocks in series.items():
-            print(f"{name}: {blocks[-1]}", flush=True)
-    return {"microseconds_a_step": steps, "series": series, "reductions": compare_reductions()}
+def _seconds_of(work: Callable[[], object], device: torch.device, limit_s: float = 0.6) -> float:
+    """Returns the mean seconds of a call, over about `limit_s` seconds."""
+    began = time.perf_counter()
+    work()
+    wait_for(device)
+    number = max(3, min(2000, int(limit_s / max(time.perf_counter() - began, 1e-5))))
+    began = time.perf_counter()
+    for _ in range(number):
+        work()
+    wait_for(device)
+    return (time.perf_counter() - began) / number
 
 
-def table(measured: dict[str, Any]) -> list[str]:
-    """Returns the rows of the table in Markdown."""
+def _kernels(work: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """Returns the number of kernels of a call, and the microseconds of the kinds that take most."""
+    from torch.profiler import ProfilerActivity, profile
 
-    def spread(values: list[float], unit: str, digits: int = 2) -> str:
-        if not values:  # a process of one training has no warm one
-            return "–"
-        return f"{statistics.median(values):.{digits}f} {unit} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            for _ in range(5):
+                work()
+            wait_for(device)
+        rows = [(row.key, row.self_device_time_total / 5, row.count / 5) for row in profiler.key_averages()]
+    except (AttributeError, RuntimeError) as error:  # no profiler on this machine
+        return {"error": str(error)}
+    rows.sort(key=lambda row: -row[1])
+    return {"number": sum(row[2] for row in rows), "most": {name[:80]: us for name, us, _ in rows[:KERNELS_SHOWN]}}
 
-    lines = ["| step of | kernel by kernel | one CUDA graph |", "|---|---|---|"]
-    for recipe, ways in measured["microseconds_a_step"].items():
-        lines.append(f"| `{recipe}` | {' | '.join(f'{us:.0f} µs' for us in ways.values())} |")
-    if measured["reductions"]:
-        ways = next(iter(measured["reductions"].values()))
-        lines += ["", f"| step on all GPUs, of | {' | '.join(ways)} |", f"|---|{'---|' * len(ways)}"]
-        for recipe, found in measured["reductions"].items():
-            lines.append(f"| `{recipe}` | {' | '.join(f'{us:.0f} µs' for us in found.values())} |")
-    lines += [
-        "",
-        "| trainings | runs | test accuracy, mean (and its standard error) | training, warm | with evaluation and all, "
-        "warm | whole command, cold |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, blocks in measured["series"].items():
-        runs = [run for block in blocks for run in block]
-        warm = [run for block in blocks for run in block[1:]]
-        accuracies = [100 * run["test_accuracy"] for run in runs]
-        error = f" ± {statistics.stdev(accuracies) / len(accuracies) ** 0.5:.2f}" if len(accuracies) > 1 else ""
-        cells = (
-            name,
-            str(len(runs)),
-            f"{statistics.mean(accuracies):.2f}{error} %",
-            spread([run["train_seconds"] for run in warm], "s", 3),
-            spread([run["seconds"] for run in warm], "s"),
-            spread([block[0]["command_seconds"] for block in blocks], "s"),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+
+def measure_clock(bench: Bench) -> dict[str, Any]:
+    """Returns warm trainings on all images of CIFAR-10, ours and the peers' in turn."""
+    script, own = ROOT / "benchmarks" / "peer_loop.py", ROOT / "benchmarks" / "warm_loop.py"
+    children = {}
+    for path in bench.args.peer:  # one after another: each chooses its kernels by their times
+        command = [sys.executable, str(script), str(path), "--data-dir", str(bench.args.data_dir)]
+        children[path.name] = Child(command)
+        print(f"{path.name} is ready after {children[path.name].prepared['ready_seconds']:.0f} s", flush=True)
+    for recipe in CLOCKED:
+        children[recipe] = Child([sys.executable, str(own), "--recipe", recipe, *bench.options()])
+    while any(len(child.results) < bench.args.runs for child in children.values()) and not bench.is_over:
+        for name, child in children.items():
+            child.run(min(BLOCK, bench.args.runs - len(child.results)))
+            print(f"{name}: {child.results[-1]}", flush=True)
+    for child in children.values():
+        child.close()
+    return {name: {**child.prepared, "runs": child.results} for name, child in children.items()}
+
+
+def measure_cold(bench: Bench) -> dict[str, Any]:
+    """Returns whole commands, with everything from the start of Python to the report."""
+    found: dict[str, list[dict[str, float]]] = {recipe: [] for recipe in COLD}
+    for _ in range(bench.args.rounds):
+        for recipe in COLD:
+            if bench.is_over:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                run = Path(folder) / "run"
+                options = ["--num-validation", "0", "--no-export", "--run-dir", str(run)]
+                began = time.perf_counter()
+                _run([sys.executable, "-m", "convoy", "train", recipe, *options, *bench.options()])
+                seconds = time.perf_counter() - began
+                result = _read_result(run)
+            accuracy = result.get("test_accuracy_with_views", result["test_accuracy"])
+            found[recipe].append(
+                {"seconds": seconds, "train_seconds": result["train_seconds"], "test_accuracy": accuracy}
+            )
+            print(f"command of {recipe}: {found[recipe][-1]}", flush=True)
+    return found
+
+
+def measure_seeds(bench: Bench) -> dict[str, Any]:
+    """Returns the rates of seeds as branches of one graph, and the seconds of a study of 100 seeds."""
+    found: dict[str, Any] = {"side by side": {}}
+    with World.join(bench.args.device) as world:
+        for recipe, numbers in NUM_TOGETHER.items():
+            for number in numbers:
+                if bench.is_over:
+                    continue
+                config = bench.config(recipe, epochs=2)
+                runs = [open_run(replace(config, seed=seed), world, bench.dataset(config))[0] for seed in range(number)]
+                branches = Branches(runs, print)
+                branches.train_epoch(0)
+                began = time.perf_counter()
+                branches.train_epoch(1)
+                wait_for(world.device)
+                seconds = time.perf_counter() - began
+                branches.release()
+                found["side by side"].setdefault(recipe, {})[str(number)] = {
+                    "microseconds_a_step_of_all": 1e6 * seconds / runs[0].steps_per_epoch,
+                    "images_per_second": number * len(runs[0].train_indices) / seconds,
+                }
+                print(f"{number} seeds of {recipe}: {found['side by side'][recipe][str(number)]}", flush=True)
+                del runs, branches
+                if world.device.type == "cuda":
+                    torch.cuda.empty_cache()
+    if not bench.is_over and world.device.type == "cuda":
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            study = Path(folder) / "runs" / "study"
+            _run([sys.executable, "-m", "convoy", "study", "seeds", "--run-dir", str(study), *bench.options()])
+            found["study of 100 seeds of mnist"] = {"seconds": time.perf_counter() - began, **_shares(study)}
+            print(f"study of 100 seeds: {found['study of 100 seeds of mnist']}", flush=True)
+    return found
+
+
+def _shares(study: Path) -> dict[str, float]:
+    results = [_read_result(path) for path in study.glob("seed-*")]
+    return {
+        "training_seconds": sum(result["train_seconds"] for result in results),
+        "mean_error_percent": 100 * (1 - statistics.mean(result["test_accuracy"] for result in results)),
+    }
+
+
+def measure_ranks(bench: Bench) -> dict[str, Any]:
+    """Returns the ways to add up gradients, on all GPUs, or on two ranks that share the only one."""
+    ranks = max(2, torch.cuda.device_count())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    shared = ["--allow-shared-gpu", "--recipes", "mnist", "cifar10-resnet18", "--steps", "30", "--rounds", "3"]
+    options = ["--dataset", bench.args.dataset] if bench.args.dataset else []
+    found: dict[str, Any] = run_json(
+        [*launcher, "benchmarks/reductions.py", *options, *(shared if torch.cuda.device_count() < 2 else [])]
+    )
+    return {**found, "one_gpu_is_shared": torch.cuda.device_count() < 2}
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+
+
+def _read_result(run: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return result
+
+
+PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "steps": measure_steps,
+    "clock": measure_clock,
+    "cold": measure_cold,
+    "seeds": measure_seeds,
+    "ranks": measure_ranks,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20, help="trainings of each kind")
-    parser.add_argument("--block", type=int, default=5, help="trainings per process")
-    parser.add_argument("--against", nargs="*", default=["train94", "train96"], choices=("train94", "train96"))
+    parser.add_argument("--part", nargs="+", choices=tuple(PARTS), help="parts to measure [default: all, or the clock]")
+    parser.add_argument("--peer", type=Path, nargs="+", default=[], help="scripts of other speed runs on CIFAR-10")
+    parser.add_argument("--runs", type=int, default=20, help="warm trainings of each")
+    parser.add_argument("--rounds", type=int, default=3, help="cold commands of each")
+    parser.add_argument("--minutes", type=float, default=8, help="after them, nothing new begins")
+    parser.add_argument("--data-dir", type=Path, default=default_data_dir(), help="folder of data sets")
+    parser.add_argument("--dataset", help="instead of the recipes', such as synthetic, to try this program")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this program")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
+    if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: no CUDA device here; this measures training on one")
-    measured = measure(args.seeds, args.block, args.against)
-    machine = describe(torch.device("cuda", 0))
-    lines = [
-        f"`python benchmarks/gpu.py {' '.join(sys.argv[1:])}` on {machine['device']}, torch {machine['torch']}. "
-        "Medians, in brackets the smallest and the largest; a process runs up to "
-        f"{args.block} trainings, and its first is cold. "
-        "airbench trains on 50,000 images, ours on 45,000, and its clock leaves out loading the data.",
-        "",
-        *table(measured),
-    ]
-    write_results("gpu", "Training on a GPU", machine, measured, lines)
+    args.peer, args.data_dir = [path.absolute() for path in args.peer], args.data_dir.absolute()
+    bench = Bench(args)
+    machine = describe(torch.device(args.device))
+    measured: dict[str, Any] = {}
+    for part in args.part or (["clock"] if args.peer else list(PARTS)):
+        measured[part] = PARTS[part](bench)
+        lines = [
+            f"`python benchmarks/gpu.py {' '.join(sys.argv[1:])}` on {machine['device']}, torch {machine['torch']}. "
+            "Medians, in brackets the smallest and the largest; programs of a table take turns.",
+            "",
+            *table(measured),
+        ]
+        write_results("gpu", "Training on a GPU", machine, measured, lines)
 
 
 if __name__ == "__main__":

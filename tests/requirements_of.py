@@ -1,7 +1,7 @@
 """Finds the packages that a test file needs and this machine lacks, without importing it.
 
-A machine with a GPU may have torch, pytest and little else. There `pytest -m gpu` leaves out what cannot be imported, and
-says so at its end.
+A machine with a GPU may have torch, pytest and little else. There `pytest -m gpu` leaves out what cannot be imported,
+and says so at its end.
 """
 
 import ast
@@ -15,7 +15,7 @@ OURS = ("convoy", "protos", "serving", "tests", "trainer")
 
 
 def missing_packages(path: Path) -> list[str]:
-    """Returns the packages that a file, and our modules that it imports, import when they are loaded and that are missing.
+    """Returns the missing packages that a file, or one of our modules that it imports, imports when it is loaded.
 
     Args:
         path: a Python file below the repository.

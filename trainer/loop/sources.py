@@ -3,6 +3,8 @@
 A batch is a pure function of its step: no source has a state that a checkpoint would have to hold.
 """
 
+import functools
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, cast
 
 import torch
@@ -33,6 +35,12 @@ class BatchSource(Protocol):
         """Frees what the source holds. It makes no more batches."""
 
 
+@functools.cache
+def _drawing_thread() -> ThreadPoolExecutor:
+    """Returns one thread for all sources: several would each have as many threads of their own as there are cores."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw-samples")
+
+
 def open_source(run: Run) -> BatchSource:
     """Returns the source of a run's batches: resident for images in memory, streamed for those in files."""
     train = run.dataset.train
@@ -45,12 +53,13 @@ class ResidentSource:
     Args:
         run: its training images are in memory, or mapped from a file.
         images: the training images on the device, if another source has them there.
+        draws_ahead: draws an epoch's samples while the one before is trained; by default for a GPU, which would wait.
 
     Raises:
         ConfigError: they are decoded on demand.
     """
 
-    def __init__(self, run: Run, images: torch.Tensor | None = None) -> None:
+    def __init__(self, run: Run, images: torch.Tensor | None = None, *, draws_ahead: bool | None = None) -> None:
         self._run = run
         train = run.dataset.train
         if not isinstance(train, ImageSet):
@@ -59,6 +68,8 @@ class ResidentSource:
                 "resident, or a smaller --image-size"
             )
         self.images = train.images.to(run.world.device) if images is None else images
+        self._draws_ahead = run.world.device.type == "cuda" if draws_ahead is None else draws_ahead
+        self._ahead: tuple[int, Future[EpochSamples]] | None = None
         self._epoch: int | None = None
 
     def batch(self, step: int) -> Batch:
@@ -67,10 +78,18 @@ class ResidentSource:
         epoch, number = divmod(step, run.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch = epoch
-            self._samples = EpochSamples.draw(run, epoch).to(run.world.device)
+            self._samples = self._draw(epoch).to(run.world.device)
             self._lr_factors = run.lr_factors(epoch)
         share = StepShare.of(number * batch_size, len(self._samples.indices), batch_size, run.world)
         return self._samples.batch(self.images, share, self._lr_factors[number], run.image_size(step))
+
+    def _draw(self, epoch: int) -> EpochSamples:
+        ahead, self._ahead = self._ahead, None
+        samples = ahead[1].result() if ahead is not None and ahead[0] == epoch else EpochSamples.draw(self._run, epoch)
+        if self._draws_ahead and epoch + 1 < self._run.recipe.epochs:
+            # On the CPU alone: while a CUDA graph is captured, no other thread may ask for a GPU's memory.
+            self._ahead = epoch + 1, _drawing_thread().submit(EpochSamples.draw, self._run, epoch + 1)
+        return samples
 
     def close(self) -> None:
         """Frees the images."""

@@ -230,3 +230,12 @@ def test_the_first_losses_are_the_same_from_a_stream(
     found = losses(make_run(CROPPED, mini, tmp_path), 3)
     assert len(found) == 3
     assert all(1 < loss < 4 for loss in found)
+
+
+def test_an_epoch_that_is_drawn_ahead_is_the_same(mini: Dataset, tmp_path: Path) -> None:
+    run = make_run(SMALL_BATCHES, mini, tmp_path)
+    ahead, plain = ResidentSource(run, draws_ahead=True), ResidentSource(run, draws_ahead=False)
+    last = 2 * run.steps_per_epoch - 1
+    for step in (0, 1, run.steps_per_epoch, last, 3):  # the second epoch was drawn ahead, the first again was not
+        assert_same(ahead.batch(step), plain.batch(step))
+    ahead.close()

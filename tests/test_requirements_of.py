@@ -1,0 +1,54 @@
+"""`pytest -m gpu` runs on a machine that has torch, pytest and little else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, clean_environment
+from tests.requirements_of import missing_packages
+
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import pytest
+sys.exit(pytest.main(["-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider", *sys.argv[1:]]))
+"""
+NAMES = ("onnxruntime", "onnx", "grpc", "tritonclient", "google", "starlette", "uvicorn", "hypothesis", "pygrpc_native")
+
+
+@pytest.mark.slow
+def test_gpu_tests_are_collected_without_the_packages_of_the_server() -> None:
+    """The files that need them are named at the end, and all others are collected and skipped without a GPU."""
+    command = [sys.executable, "-c", WITHOUT.format(names=NAMES)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=clean_environment() | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is not installed: tests/serving" in done.stdout
+    assert "left out, as onnx, onnxruntime" in done.stdout
+    assert "test_branches.py" in done.stdout
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert skipped
+    assert all("CUDA device" in line for line in skipped)
+
+
+def test_what_is_imported_when_a_file_is_loaded_is_needed(tmp_path: Path) -> None:
+    file = tmp_path / "test_it.py"
+    file.write_text("import no_such_package.part\nimport json\ndef late():\n    import another_one\n")
+    assert missing_packages(file) == ["no_such_package"]
+    file.write_text("from tests.requirements_of import missing_packages\nimport pytest\n")
+    assert missing_packages(file) == []
