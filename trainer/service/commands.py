@@ -2,23 +2,28 @@
 
 import datetime
 import json
+import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from convoy.options import option
 from convoy.verbs import Verb, run_verb
 from trainer.cli import parse, run_command
-from trainer.errors import ConfigError
-from trainer.service import logs
 from trainer.service.embedded import default_store, open_jobs, user_name
 from trainer.service.jobs import FINAL, Job, JobState
 from trainer.service.submission import Submission, to_spec
+
+if TYPE_CHECKING:
+    from trainer.service.client import RemoteJobs
+    from trainer.service.operations import Operations
 
 PROG = "convoy jobs"
 
@@ -27,10 +32,35 @@ PROG = "convoy jobs"
 class StoreConfig:
     """Where the jobs are."""
 
+    service: Annotated[str | None, option("HOST:PORT", "$CONVOY_SERVICE, or this machine's own jobs")] = field(
+        default_factory=lambda: os.environ.get("CONVOY_SERVICE") or None
+    )
+    """The service that has the jobs."""
+    token_file: Annotated[Path | None, option("FILE", "none")] = None
+    """File with the token for the service."""
+    tls_ca: Annotated[Path | None, option("FILE", "plain text")] = None
+    """Certificate of the authority that signs the service's, for TLS."""
+
     store: Annotated[str, option("FILE", "~/.local/state/convoy/jobs.db")] = field(
         default_factory=lambda: str(default_store())
     )
-    """The file with the jobs, or postgresql://USER@HOST/NAME."""
+    """Without a service: the file with the jobs, or postgresql://USER@HOST/NAME."""
+
+    @contextmanager
+    def open(self) -> Iterator["Operations | RemoteJobs"]:
+        """Context of the jobs.
+
+        Raises:
+            ConfigError: the store, or a file, cannot be opened.
+        """
+        if self.service is None:
+            with open_jobs(self.store) as jobs:
+                yield jobs
+        else:
+            from trainer.service.client import open_service  # imports grpc
+
+            with open_service(self.service, self.token_file, self.tls_ca) as remote:
+                yield remote
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +168,7 @@ def _divide(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 
 def _submit(config: SubmitConfig, training: Sequence[str]) -> int:
     spec = to_spec(config.submission, training)
-    with open_jobs(config.store) as jobs:
+    with config.open() as jobs:
         if config.dry_run:
             plan = jobs.plan(spec)
             print("\n".join([shlex.join(plan.command), *plan.notes]))
@@ -151,7 +181,7 @@ def _submit(config: SubmitConfig, training: Sequence[str]) -> int:
 
 
 def _list(config: ListConfig) -> None:
-    with open_jobs(config.store) as jobs:
+    with config.open() as jobs:
         found = jobs.find(states=config.state, before=config.before, limit=config.limit)
     if config.json:
         print("\n".join(json.dumps(as_json(job)) for job in found))
@@ -168,7 +198,7 @@ def _list(config: ListConfig) -> None:
 
 
 def _show(config: ShowConfig) -> None:
-    with open_jobs(config.store) as jobs:
+    with config.open() as jobs:
         job = jobs.get(config.job)
         events = jobs.events(config.job)
         plan = jobs.plan(job.spec)
@@ -199,24 +229,14 @@ def _show(config: ShowConfig) -> None:
 
 
 def _logs(config: LogsConfig) -> None:
-    with open_jobs(config.store) as jobs:
-        job, paths = jobs.log_files(config.job)
-        if config.attempt is not None and not 1 <= config.attempt <= job.attempt:
-            raise ConfigError(f"--attempt {config.attempt}: job {job.id} has {job.attempt}")
-        if config.follow and config.attempt is None:
-            chunks = logs.follow(lambda: jobs.log_files(config.job), config.tail)
-        elif paths:
-            path = paths[(config.attempt or len(paths)) - 1]
-            chunks = logs.read(path, 0 if config.tail is None else logs.tail(path, config.tail))
-        else:
-            raise ConfigError(f"job {job.id} is {_stands(job)} and has printed nothing yet")
-        for chunk in chunks:
+    with config.open() as jobs:
+        for chunk in jobs.read_log(config.job, follow=config.follow, tail=config.tail, attempt=config.attempt):
             sys.stdout.write(chunk.decode(errors="replace"))
             sys.stdout.flush()
 
 
 def _watch(config: WatchConfig) -> int:
-    with open_jobs(config.store) as jobs:
+    with config.open() as jobs:
         for event in jobs.watch(config.job, after=config.after):
             if config.json:
                 print(json.dumps(_event_json(event)), flush=True)
@@ -226,30 +246,32 @@ def _watch(config: WatchConfig) -> int:
 
 
 def _cancel(config: CancelConfig) -> None:
-    with open_jobs(config.store) as jobs:
+    with config.open() as jobs:
         job = jobs.cancel(config.job, now=config.now)
         print(f"job {job.id}: {_stands(job)}" + (f": {job.reason}" if job.reason else ""))
 
 
 def _retry(config: JobConfig) -> None:
-    with open_jobs(config.store) as jobs:
+    with config.open() as jobs:
         print(f"job {config.job}: {_stands(jobs.retry(config.job))}")
 
 
 def _delete(config: JobConfig) -> None:
-    with open_jobs(config.store) as jobs:
+    with config.open() as jobs:
         folder = jobs.get(config.job).spec.run_folder
         jobs.delete(config.job)
         print(f"job {config.job} is deleted; its run stays in {folder}")
 
 
 def _capacity(config: CapacityConfig) -> None:
-    with open_jobs(config.store) as jobs:
-        machine, active = jobs.capacity(config.engine)
+    with config.open() as jobs:
+        capacity = jobs.capacity(config.engine)
+    machine, active = capacity.machine, capacity.active
     if machine is None:
         print(f"{config.engine} queues jobs itself; {len(active)} are with it")
         return
-    gpus, cpus = (sum(len(getattr(job.devices, kind)) for job in active) for kind in ("gpus", "cpus"))
+    gpus = sum(len(job.devices.gpus) for job in active)
+    cpus = sum(len(job.devices.cpus) for job in active)
     print(f"GPUs: {gpus} of {len(machine.gpus)} in use\nCPUs: {cpus} of {len(machine.cpus)} in use")
     for job in active:
         print(f"  job {job.id}  {_devices(job)}")

@@ -24,7 +24,7 @@ from trainer.service.progress import Progress
 from trainer.service.scheduling import Need, choose
 from trainer.service.store import JobStore, Lease, StaleError
 
-LEASE_S = 15.0
+LEASE_S = 5.0
 """A controller that is gone is replaced after this time."""
 
 

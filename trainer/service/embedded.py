@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from trainer.errors import ConfigError
@@ -46,7 +47,8 @@ def open_jobs(store: str) -> Iterator[Operations]:
     """
     with JobStore(store) as jobs:
         controller = Controller(jobs, engine_folder(store), after_end=pass_command(store))
-        yield Operations(jobs, controller, lambda: advance(controller))
+        make_pass = partial(advance, controller)
+        yield Operations(jobs, controller, advance=make_pass, refresh=make_pass)
 
 
 def advance(controller: Controller) -> None:

@@ -1,7 +1,7 @@
 """Reads the logs of a job's attempts, also while they grow."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from trainer.service.jobs import FINAL, Job
@@ -31,8 +31,10 @@ def read(path: Path, start: int = 0) -> Iterator[bytes]:
             yield chunk
 
 
-def follow(look: Callable[[], tuple[Job, list[Path]]], num_lines: int | None) -> Iterator[bytes]:
+def follow(look: Callable[[], tuple[Job, Sequence[Path]]], num_lines: int | None) -> Iterator[bytes]:
     """Yields the newest attempt's log, and what is added, also by later attempts, until the job has ended.
+
+    Yields empty bytes where there is nothing new.
 
     Args:
         look: returns the job and its logs.
@@ -52,5 +54,6 @@ def follow(look: Callable[[], tuple[Job, list[Path]]], num_lines: int | None) ->
             continue
         if has_ended:
             return
+        yield b""  # the caller may want to stop
         time.sleep(POLL_S)
         job, paths = look()

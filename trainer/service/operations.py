@@ -1,14 +1,30 @@
 """What users do with jobs. The command line without a service, and the service's front ends, call these."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import ConfigError
+from trainer.service import logs
 from trainer.service.controller import Controller
 from trainer.service.engines.engine import Plan
 from trainer.service.jobs import ACTIVE, FINAL, Devices, Event, Job, JobSpec, JobState, Stop
-from trainer.service.store import JobStore, StaleError
+from trainer.service.store import JobStateError, JobStore, StaleError
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What an engine has.
+
+    Args:
+        machine: None if the engine queues jobs itself.
+        active: the jobs that use it.
+    """
+
+    machine: Devices | None
+    active: tuple[Job, ...]
+
 
 POLL_S = 0.5
 """Between two looks at a job that is followed."""
@@ -20,13 +36,21 @@ class Operations:
     """The jobs of one store.
 
     Args:
-        advance: makes a pass of the controller, or wakes the service's; called after each change.
+        advance: has the controller make a pass; called after each change.
+        refresh: the same before a job is read; a service, which makes passes all the time, needs none.
     """
 
-    def __init__(self, store: JobStore, controller: Controller, advance: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        controller: Controller,
+        advance: Callable[[], object],
+        refresh: Callable[[], object] = lambda: None,
+    ) -> None:
         self._store = store
         self._controller = controller
         self._advance = advance
+        self._refresh = refresh
 
     def plan(self, spec: JobSpec) -> Plan:
         """Returns what would run.
@@ -51,26 +75,35 @@ class Operations:
         return self._store.get(job.id)
 
     def get(self, number: int, *, owner: str | None = None) -> Job:
-        """Returns a job as it is after a pass.
+        """Returns a job as it is now.
 
         Raises:
             UnknownJobError: there is none, or it is another's.
         """
-        self._advance()
+        self._refresh()
+        return self._store.get(number, owner=owner)
+
+    def look(self, number: int, *, owner: str | None = None) -> Job:
+        """Returns a job as the store has it.
+
+        Raises:
+            UnknownJobError: there is none, or it is another's.
+        """
         return self._store.get(number, owner=owner)
 
     def find(
         self, *, owner: str | None = None, states: Iterable[JobState] = (), before: int | None = None, limit: int = 100
     ) -> list[Job]:
         """Returns jobs, newest first; see `JobStore.find`."""
-        self._advance()
+        self._refresh()
         return self._store.find(owner=owner, states=states, before=before, limit=limit)
 
     def cancel(self, number: int, *, now: bool = False, owner: str | None = None) -> Job:
         """Asks a job to save and end. A job that was asked before, or `now`, ends at once.
 
         Raises:
-            ConfigError: it has ended, or there is none.
+            JobStateError: it has ended.
+            UnknownJobError: there is none.
         """
 
         def change(job: Job) -> None:
@@ -79,7 +112,7 @@ class Operations:
             elif job.state in ACTIVE:
                 self._store.request_stop(job, Stop.KILL if now or job.stop is not Stop.NONE else Stop.SAVE)
             else:
-                raise ConfigError(f"job {number} has ended: it is {job.state}")
+                raise JobStateError(f"job {number} has ended: it is {job.state}")
 
         return self._change(number, owner, change)
 
@@ -87,12 +120,15 @@ class Operations:
         """Queues a job again that did not succeed; its run goes on from its last checkpoint.
 
         Raises:
-            ConfigError: it has not ended, or has succeeded, or there is none.
+            JobStateError: it has not ended, or has succeeded.
+            UnknownJobError: there is none.
         """
 
         def change(job: Job) -> None:
             if job.state not in FINAL or job.state is JobState.SUCCEEDED:
-                raise ConfigError(f"job {number} is {job.state}: only a job that has ended without success is retried")
+                raise JobStateError(
+                    f"job {number} is {job.state}: only a job that has ended without success is retried"
+                )
             self._store.change(job, JobState.QUEUED, "retried by its user", num_retries=0)
 
         return self._change(number, owner, change)
@@ -101,17 +137,22 @@ class Operations:
         """Deletes a job that has ended, its events and its logs. Its run folder stays.
 
         Raises:
-            ConfigError: it has not ended, or there is none.
+            JobStateError: it has not ended.
+            UnknownJobError: there is none.
         """
         job = self.get(number, owner=owner)
         self._store.delete(job)
         self._controller.engine(job.spec.engine).forget(job)
 
-    def capacity(self, engine: str) -> tuple[Devices | None, list[Job]]:
-        """Returns the machine of an engine, None for one that queues jobs itself, and the jobs that use it."""
-        self._advance()
+    def capacity(self, engine: str) -> Capacity:
+        """Returns what an engine has, and the jobs that use it.
+
+        Raises:
+            ConfigError: there is no such engine.
+        """
+        self._refresh()
         active = [job for job in self._store.unfinished() if job.spec.engine == engine and job.state in ACTIVE]
-        return self._controller.engine(engine).capacity(), active
+        return Capacity(self._controller.engine(engine).capacity(), tuple(active))
 
     def events(self, number: int, *, after: int = 0, owner: str | None = None) -> list[Event]:
         """Returns a job's events after the one of that number.
@@ -137,22 +178,49 @@ class Operations:
                 return
             time.sleep(POLL_S)
 
-    def log_files(self, number: int, *, owner: str | None = None) -> tuple[Job, list[Path]]:
-        """Returns a job and the logs of its attempts, oldest first.
+    def read_log(
+        self,
+        number: int,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        attempt: int | None = None,
+        owner: str | None = None,
+    ) -> Iterator[bytes]:
+        """Yields the output of a job's last attempt.
+
+        Args:
+            follow: also what is added, by later attempts too, until the job has ended.
+            tail: of what is there, only so many last lines.
+            attempt: another attempt, counted from 1; it is not followed.
 
         Raises:
+            ConfigError: there is no such attempt.
             UnknownJobError: there is no such job.
         """
-        job = self.get(number, owner=owner)
-        return job, list(self._controller.engine(job.spec.engine).logs(job))
+
+        def look() -> tuple[Job, Sequence[Path]]:
+            job = self.get(number, owner=owner)
+            return job, self._controller.engine(job.spec.engine).logs(job)
+
+        job, paths = look()
+        if attempt is not None and not 1 <= attempt <= job.attempt:
+            raise ConfigError(f"--attempt {attempt}: job {number} has {job.attempt}")
+        if follow and attempt is None:
+            return logs.follow(look, tail)
+        if not paths:
+            return iter(())
+        path = paths[(attempt or len(paths)) - 1]
+        return logs.read(path, 0 if tail is None else logs.tail(path, tail))
 
     def _change(self, number: int, owner: str | None, change: Callable[[Job], None]) -> Job:
         for _ in range(_NUM_TRIES):
             try:
                 change(self.get(number, owner=owner))
+                self._advance()
                 break
             except StaleError:  # it has moved on since it was read
                 continue
         else:
-            raise ConfigError(f"job {number} keeps changing: try again")
+            raise StaleError(f"job {number} keeps changing: try again")
         return self.get(number, owner=owner)

@@ -23,6 +23,10 @@ class UnknownJobError(ConfigError):
     """There is no job of that number, or it belongs to another user."""
 
 
+class JobStateError(ConfigError):
+    """The job is in a state in which that cannot be done."""
+
+
 class StaleError(TrainerError):
     """The job has changed, or the controller has lost its lease, since it was read."""
 
@@ -122,6 +126,13 @@ class JobStore:
         with self._reading.connect() as connection:
             return [_job(row) for row in connection.execute(query)]
 
+    def count(self) -> dict[JobState, int]:
+        """Returns the number of jobs in each state."""
+        query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
+        with self._reading.connect() as connection:
+            found = {JobState(state): number for state, number in connection.execute(query)}
+        return {state: found.get(state, 0) for state in JobState}
+
     def unfinished(self) -> list[Job]:
         """Returns all jobs that are queued or active: higher priorities first, then in the order of their numbers."""
         query = sa.select(jobs).where(jobs.c.state.in_([JobState.QUEUED, *ACTIVE]))
@@ -199,10 +210,10 @@ class JobStore:
 
         Raises:
             StaleError: it is not in that state any more.
-            ConfigError: it is not finished.
+            JobStateError: it has not ended.
         """
         if job.state not in FINAL:
-            raise ConfigError(f"job {job.id} is {job.state}: cancel it first")
+            raise JobStateError(f"job {job.id} is {job.state}: cancel it first")
         with self._engine.begin() as connection:
             connection.execute(events.delete().where(events.c.job_id == job.id))
             if connection.execute(jobs.delete().where(jobs.c.id == job.id, jobs.c.state == job.state)).rowcount != 1:

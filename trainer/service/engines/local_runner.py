@@ -141,6 +141,9 @@ def _end_orphans() -> None:
     while time.monotonic() < until and _descendants(os.getpid()):
         time.sleep(0.05)
     _kill_descendants()
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:  # the dead of the job that became children of this process
+            pass
 
 
 def _call_prctl(option: int, value: int) -> None:

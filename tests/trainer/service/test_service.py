@@ -1,0 +1,227 @@
+"""The service as a process of its own, called over gRPC as users call it."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from protos import health_pb2
+from tests.serving.certificates import Authority, write
+from trainer.errors import ConfigError, TrainerError
+from trainer.service.client import RemoteJobs
+from trainer.service.jobs import JobSpec, JobState
+
+START = (
+    "import sys; from trainer.service import engines;"
+    "engines._OURS['script'] = 'tests.trainer.service.script_engine:ScriptEngine';"
+    "from trainer.service.__main__ import main; sys.exit(main(sys.argv[1:]))"
+)
+QUICK = "import sys, pathlib; run = pathlib.Path(sys.argv[1]); run.mkdir(parents=True, exist_ok=True); print('hi');"
+QUICK += "(run / 'result.json').write_text('{}')"
+SCOPES = {"ada": "submit", "bob": "submit", "root": "admin"}
+SLOW = "import time; print('began', flush=True); time.sleep(60)"
+
+
+class Service:
+    """A service; killed at the end of the test."""
+
+    def __init__(self, store: Path, *options: str) -> None:
+        command = [sys.executable, "-c", START, "--store", str(store), "--port", "0", "--metrics-port", "0", *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"serving on grpc (\S+), metrics (\S+)", line):
+                self.address, self.metrics = found[1], found[2]
+                break
+        self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr or ()))
+        self._reader.start()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    running = Service(tmp_path / "jobs.db")
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def jobs(service: Service) -> Iterator[RemoteJobs]:
+    remote = RemoteJobs(service.address)
+    yield remote
+    remote.close()
+
+
+def spec(tmp_path: Path, code: str, name: str = "{id}") -> JobSpec:
+    run = str(tmp_path / "runs" / name)
+    return JobSpec(arguments=(code,), engine="script", cpus=1, working_folder=str(tmp_path), run_folder=run)
+
+
+def test_a_job_over_grpc(jobs: RemoteJobs, service: Service, tmp_path: Path) -> None:
+    job = jobs.submit(spec(tmp_path, QUICK), owner="", key="k")
+    assert jobs.submit(spec(tmp_path, QUICK), owner="", key="k").id == job.id
+    states = [event.data["state"] for event in jobs.watch(job.id)]
+    assert states == [JobState.QUEUED, JobState.STARTING, *states[2:-1], JobState.SUCCEEDED]
+    assert b"".join(jobs.read_log(job.id, follow=True)) == b"hi\n"
+    assert [found.id for found in jobs.find()] == [job.id]
+    assert jobs.capacity("script").active == ()
+    text = httpx.get(f"http://{service.metrics}/metrics").text
+    assert 'convoy_jobs{state="SUCCEEDED"} 1.0' in text
+    jobs.delete(job.id)
+    assert jobs.find() == []
+
+
+def test_errors_have_the_status_that_clients_expect(jobs: RemoteJobs, tmp_path: Path) -> None:
+    job = jobs.submit(spec(tmp_path, QUICK), owner="")
+    assert [event.number for event in jobs.watch(job.id)]
+    for call, message in (
+        (lambda: jobs.get(99), "there is no job 99"),
+        (lambda: list(jobs.watch(99)), "there is no job 99"),
+        (lambda: list(jobs.read_log(99)), "there is no job 99"),
+        (lambda: jobs.cancel(job.id), "has ended: it is SUCCEEDED"),
+        (lambda: jobs.submit(spec(Path("relative"), QUICK), owner=""), "must be an absolute path"),
+        (lambda: jobs.capacity("moon"), "--engine moon: there are"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
+
+
+def test_two_hundred_watch_one_job_and_one_goes_on_where_it_was(jobs: RemoteJobs, tmp_path: Path) -> None:
+    job = jobs.submit(spec(tmp_path, SLOW), owner="")
+    seen: list[list[int]] = []
+
+    def watch() -> None:
+        seen.append([event.number for event in jobs.watch(job.id)])
+
+    threads = [threading.Thread(target=watch) for _ in range(200)]
+    for thread in threads:
+        thread.start()
+    while jobs.get(job.id).state is not JobState.RUNNING:
+        time.sleep(0.05)
+    jobs.cancel(job.id, now=True)
+    for thread in threads:
+        thread.join(20)
+    last = jobs.get(job.id).next_event - 1
+    assert seen == [list(range(1, last + 1))] * 200
+    assert [event.number for event in jobs.watch(job.id, after=2)] == list(range(3, last + 1))
+
+
+def test_a_killed_service_finds_its_jobs_again(service: Service, jobs: RemoteJobs, tmp_path: Path) -> None:
+    slow = "import os, time, sys, pathlib; run = pathlib.Path(sys.argv[1]); run.mkdir(parents=True, exist_ok=True);"
+    slow += "open(run / 'starts', 'a').write('x'); time.sleep(1.5); (run / 'result.json').write_text('{}')"
+    numbers = [jobs.submit(spec(tmp_path, slow), owner="").id for _ in range(4)]
+    while jobs.get(numbers[-1]).state is JobState.QUEUED:
+        time.sleep(0.02)
+    service.kill()
+    again = Service(tmp_path / "jobs.db")
+    try:
+        remote = RemoteJobs(again.address)
+        for number in numbers:
+            assert list(remote.watch(number))[-1].data["state"] is JobState.SUCCEEDED
+            assert (tmp_path / "runs" / str(number) / "starts").read_text() == "x"
+        remote.close()
+    finally:
+        again.kill()
+
+
+def test_two_services_on_one_store_answer_and_one_takes_over(service: Service, tmp_path: Path) -> None:
+    second = Service(tmp_path / "jobs.db")
+    try:
+        remote = RemoteJobs(second.address)
+        job = remote.submit(spec(tmp_path, QUICK), owner="")
+        assert list(remote.watch(job.id))[-1].data["state"] is JobState.SUCCEEDED  # the first one ran it
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(20) == 0
+        job = remote.submit(spec(tmp_path, QUICK), owner="")
+        assert list(remote.watch(job.id))[-1].data["state"] is JobState.SUCCEEDED
+        remote.close()
+    finally:
+        second.kill()
+    assert any("another service leads" in line for line in second.lines)
+    assert any("this service leads" in line for line in second.lines)
+
+
+def test_tokens_have_owners_and_an_administrator_sees_all(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    lines = (f"a-token-of-{name} name={name} scopes={scope}" for name, scope in SCOPES.items())
+    tokens.write_text("\n".join(lines))
+    tokens.chmod(0o600)
+    authority = Authority()
+    certificate, key = write(tmp_path, authority.issue())
+    (tmp_path / "ca.crt").write_bytes(authority.certificate)
+    options = ["--tls-certificate", str(certificate), "--tls-key", str(key)]
+    service = Service(tmp_path / "jobs.db", "--token-file", str(tokens), *options)
+
+    def connect(token: str) -> RemoteJobs:
+        return RemoteJobs(service.address, token=token, certificate=tmp_path / "ca.crt")
+
+    remotes = {name: connect(f"a-token-of-{name}") for name in SCOPES}
+    try:
+        job = remotes["ada"].submit(spec(tmp_path, QUICK), owner="")
+        assert (job.owner, remotes["root"].get(job.id).owner) == ("ada", "ada")
+        assert remotes["bob"].find() == []
+        with pytest.raises(ConfigError, match="there is no job"):
+            remotes["bob"].cancel(job.id)
+        wrong = connect("x")
+        with pytest.raises(ConfigError, match="Bearer TOKEN"):
+            wrong.find()
+        wrong.close()
+    finally:
+        for remote in remotes.values():
+            remote.close()
+        service.kill()
+
+
+def test_health_and_reflection(service: Service) -> None:
+    with grpc.insecure_channel(service.address) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        answer = health_pb2.HealthCheckResponse.FromString(check(b""))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        requests = [reflection_pb2.ServerReflectionRequest(file_containing_symbol="convoy.training.v1.TrainingService")]
+        (found,) = stub.ServerReflectionInfo(iter(requests))
+        assert found.file_descriptor_response.file_descriptor_proto
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "give --token-file"),
+        (["--tls-key", "key.pem"], "belong together"),
+        (["--store", "/dev/null/x.db"], "cannot be opened"),
+    ],
+)
+def test_a_service_that_cannot_start_says_why(options: list[str], message: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainer.service", "--store", str(tmp_path / "jobs.db"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+
+
+def test_a_service_that_does_not_answer_is_one_line() -> None:
+    with pytest.raises(TrainerError, match=r"127\.0\.0\.1:1 does not answer"):
+        RemoteJobs("127.0.0.1:1").find()
+
+
+def test_the_service_takes_little_memory_when_it_is_idle(service: Service) -> None:
+    time.sleep(1.0)
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    resident = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1000  # type: ignore[index]
+    assert resident < 80

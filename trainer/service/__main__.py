@@ -1,0 +1,31 @@
+"""`python -m trainer.service`: training as a service."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from convoy.processes import exit_on_broken_pipe
+
+
+def main(arguments: Sequence[str], prog: str = "python -m trainer.service") -> int:
+    """Serves until SIGTERM or Ctrl-C. Returns the exit code: 2 for a faulty command line, else 0."""
+    from trainer.cli import parse
+    from trainer.errors import TrainerError
+    from trainer.service.settings import ServiceConfig
+
+    config = parse(ServiceConfig, arguments, prog=prog)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    try:
+        from trainer.service.server import serve
+
+        return serve(config)
+    except ModuleNotFoundError as error:
+        print(f"error: the service needs {error.name}: install convoy-vision[serving]", file=sys.stderr)
+    except (TrainerError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    with exit_on_broken_pipe():
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,152 @@
+"""The process of the service: the controller's thread, gRPC, metrics, and their orderly end."""
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Iterable
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from convoy.auth import TokenFile
+from convoy.tls import TlsFiles
+from protos import health_pb2
+from protos.pool import POOL
+from trainer.errors import ConfigError
+from trainer.service.controller import Controller
+from trainer.service.messages import SERVICE
+from trainer.service.operations import Operations
+from trainer.service.servicer import SCOPES, Servicer
+from trainer.service.settings import ServiceConfig
+from trainer.service.store import JobStore
+
+logger = logging.getLogger("convoy.training")
+
+PASS_EVERY_S = 0.5
+GRACE_S = 2.0
+"""Time that calls have to end while the service stops. Jobs go on."""
+HEALTH = "grpc.health.v1.Health"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class ControllerThread:
+    """Makes passes, every half second and whenever it is woken."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._woken = threading.Event()
+        self._is_over = False
+        self._thread = threading.Thread(target=self._run, name="controller")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Has a pass made soon; does not wait for it."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """Ends after the pass that is being made, and lets another controller lead."""
+        self._is_over = True
+        self._woken.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        was_leading: bool | None = None
+        while not self._is_over:
+            self._woken.wait(PASS_EVERY_S)
+            self._woken.clear()
+            try:
+                leads = self._controller.make_pass()
+            except Exception:  # such as a store that is gone for a minute
+                logger.exception("a pass failed; the next one tries again")
+                continue
+            if leads is not was_leading:
+                logger.info("this service leads" if leads else "another service leads: this one answers its callers")
+                was_leading = leads
+        try:
+            self._controller.resign()
+        except Exception:
+            logger.exception("the lease could not be given up; it ends by itself")
+
+
+class JobMetrics:
+    """Collects the number of jobs in each state when metrics are asked for."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+
+    def collect(self) -> Iterable[Metric]:
+        gauge = GaugeMetricFamily("convoy_jobs", "Jobs in each state.", labels=["state"])
+        for state, number in self._store.count().items():
+            gauge.add_metric([state.value], number)
+        yield gauge
+
+
+def serve(config: ServiceConfig) -> int:
+    """Serves until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigError: an option is wrong, the store cannot be opened, or an address is in use.
+    """
+    is_local = config.host in _LOOPBACK
+    if not is_local and config.token_file is None:
+        raise ConfigError(f"--host {config.host}: whoever reaches the service runs programs; give --token-file")
+    tls = TlsFiles(config.tls_certificate, config.tls_key) if config.tls_certificate and config.tls_key else None
+    if bool(config.tls_certificate) is not bool(config.tls_key):
+        raise ConfigError("--tls-certificate and --tls-key belong together")
+    tokens = TokenFile(config.token_file, SCOPES) if config.token_file else None
+    if tokens and tls is None and not is_local:
+        logger.warning("tokens travel in plain text: give --tls-certificate and --tls-key")
+    with JobStore(config.store) as store:
+        return asyncio.run(_serve(config, store, tokens, tls))
+
+
+async def _serve(config: ServiceConfig, store: JobStore, tokens: TokenFile | None, tls: TlsFiles | None) -> int:
+    controller = Controller(store, config.engine_folder, log=logger.info)
+    thread = ControllerThread(controller)
+    servicer = Servicer(Operations(store, controller, thread.wake), tokens, logger.error)
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers([servicer.handlers(), _health()])
+    reflection.enable_server_reflection([SERVICE, HEALTH, reflection.SERVICE_NAME], server, pool=POOL)
+    address = f"{config.host}:{config.port}"
+    try:
+        if tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            files = tls.current()
+            port = server.add_secure_port(address, grpc.ssl_server_credentials([(files.key, files.chain)]))
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(JobMetrics(store))
+        metrics, _ = start_http_server(config.metrics_port, config.host, registry)
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(f"cannot listen on {address} or port {config.metrics_port}: {error}") from None
+    await server.start()
+    thread.start()
+    over = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, over.set)
+    logger.info("serving on grpc %s:%d, metrics %s:%d", config.host, port, config.host, metrics.server_port)
+    await over.wait()
+    logger.info("stopping; jobs go on")
+    await server.stop(GRACE_S)
+    servicer.close()
+    metrics.shutdown()
+    metrics.server_close()
+    await asyncio.to_thread(thread.stop)
+    return 0
+
+
+def _health() -> grpc.GenericRpcHandler:
+    async def check(request: health_pb2.HealthCheckRequest, context: object) -> health_pb2.HealthCheckResponse:
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        check,
+        request_deserializer=health_pb2.HealthCheckRequest.FromString,
+        response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(HEALTH, {"Check": handler})

@@ -1,0 +1,35 @@
+"""The command line of `python -m trainer.service`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from convoy.options import option
+from trainer.service.embedded import default_store, engine_folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceConfig:
+    """Runs submitted trainings, one after another as the machine has room, and answers for them over gRPC."""
+
+    store: Annotated[str, option("FILE", "~/.local/state/convoy/jobs.db")] = field(
+        default_factory=lambda: str(default_store())
+    )
+    """The file with the jobs, or postgresql://USER@HOST/NAME. Several services may share one: one of them leads."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Another one than this machine's own needs --token-file."""
+    port: int = 8003
+    """Port of gRPC; 0 for any that is free."""
+    metrics_port: int = 8005
+    """Port of the metrics for Prometheus; 0 for any that is free."""
+    token_file: Annotated[Path | None, option("FILE", "none")] = None
+    """Tokens of the callers, with the scopes submit (their own jobs) and admin (all jobs); see docs/serving.md."""
+    tls_certificate: Annotated[Path | None, option("FILE", "none")] = None
+    """Certificate chain for TLS, PEM."""
+    tls_key: Annotated[Path | None, option("FILE", "none")] = None
+    """Its private key, PEM."""
+
+    @property
+    def engine_folder(self) -> Path:
+        """Where the engines keep the files of jobs."""
+        return engine_folder(self.store)

@@ -1,0 +1,106 @@
+"""One look at a watched job serves all that watch it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+from trainer.service.jobs import FINAL, Event, Job
+
+LOOK_EVERY_S = 0.3
+MAX_KEPT = 1000
+"""Events of a job that are kept in memory while it is watched."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A job that somebody watches.
+
+    Args:
+        events: the newest ones, without gaps.
+        changed: set, and replaced, at each look that found something.
+    """
+
+    job: Job
+    events: list[Event]
+    num_watchers: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class Watches:
+    """The jobs that are watched. For one event loop.
+
+    Args:
+        get: returns a job.
+        read: returns a job's events after the one of that number, at most a store's page of them.
+    """
+
+    def __init__(
+        self, get: Callable[[int], Awaitable[Job]], read: Callable[[int, int], Awaitable[list[Event]]]
+    ) -> None:
+        self._get = get
+        self._read = read
+        self._watched: dict[int, _Watched] = {}
+
+    async def follow(self, number: int, after: int) -> AsyncIterator[Event]:
+        """Yields a job's events after the one of that number, until the job has ended.
+
+        Raises:
+            TrainerError: as `get` does.
+        """
+        watched = await self._enter(number)
+        try:
+            while True:
+                changed, job = watched.changed, watched.job
+                for event in await self._after(watched, after):
+                    after = event.number
+                    yield event
+                if job.state in FINAL and after >= job.next_event - 1:
+                    return
+                if after >= job.next_event - 1:
+                    await changed.wait()
+                    if watched.task is not None and watched.task.done():
+                        watched.task.result()  # raises what ended the looking
+        finally:
+            self._leave(number, watched)
+
+    async def _enter(self, number: int) -> _Watched:
+        watched = self._watched.get(number)
+        if watched is None or (watched.task is not None and watched.task.done()):
+            watched = self._watched[number] = _Watched(await self._get(number), [])
+        watched.num_watchers += 1
+        if watched.task is None:
+            watched.task = asyncio.create_task(self._look(number, watched))
+        return watched
+
+    def _leave(self, number: int, watched: _Watched) -> None:
+        watched.num_watchers -= 1
+        if watched.num_watchers == 0:
+            if self._watched.get(number) is watched:
+                del self._watched[number]
+            if watched.task is not None:
+                watched.task.cancel()
+
+    async def _after(self, watched: _Watched, after: int) -> list[Event]:
+        kept = watched.events
+        if kept and kept[0].number <= after + 1:
+            return kept[after + 1 - kept[0].number :]
+        return await self._read(watched.job.id, after)
+
+    async def _look(self, number: int, watched: _Watched) -> None:
+        """Looks again and again; wakes the watchers when there is something new, and when looking has failed."""
+        try:
+            while watched.job.state not in FINAL:
+                await asyncio.sleep(LOOK_EVERY_S)
+                job = await self._get(number)
+                if job.next_event != watched.job.next_event:
+                    last = watched.events[-1].number if watched.events else watched.job.next_event - 1
+                    watched.events = (watched.events + await self._read(number, last))[-MAX_KEPT:]
+                    watched.job = job
+                    self._wake(watched)
+        finally:
+            self._wake(watched)
+
+    def _wake(self, watched: _Watched) -> None:
+        changed, watched.changed = watched.changed, asyncio.Event()
+        changed.set()
