@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
@@ -19,10 +20,11 @@ from serving.client.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Client
 from serving.client.connection import Tls, is_loopback, parse_target
 from serving.client.display import Row, json_line, show_table
 from serving.client.errors import ClientError, invalid_argument
-from serving.client.images import ImageInput, PreparedImage
+from serving.client.images import ImageFile, PreparedImage
 from serving.client.results import Classification
 
 Config = TypeVar("Config")
+Prepared = PreparedImage | ImageFile
 
 EXIT_BAD_IMAGE = 1
 EXIT_INVALID = 2
@@ -96,6 +98,8 @@ class ClassifyConfig:
     """Number of classes to show for each image, most probable first."""
     invert: bool = False
     """Invert the images: for dark digits on white paper, if the model was trained on light digits on black."""
+    send_files: bool = False
+    """Send the files as they are, and let the server decode and prepare them: JPEG, PNG or WebP."""
     json: bool = False
     """Print one line of JSON for each image in place of a table."""
     connect: Annotated[ConnectConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ConnectConfig)
@@ -134,17 +138,20 @@ def classify(config: ClassifyConfig) -> int:
         raise invalid_argument("no images given")
     if config.top_k < 1:
         raise invalid_argument(f"--top-k {config.top_k}: must be at least 1")
+    if config.invert and config.send_files:
+        raise invalid_argument("--invert and --send-files exclude each other: the server inverts no files")
     exit_code, rows = 0, list[Row]()
     with config.connect.client() as client:
         image_input = client.image_input(config.model, config.version)
         for batch in _batched(_files(config.images)):
-            images = []
-            for image in _prepare(batch, image_input, invert=config.invert):
-                if isinstance(image, PreparedImage):
-                    images.append(image)
-                else:
+            images: list[PreparedImage | ImageFile] = []
+            prepare = ImageFile.read if config.send_files else partial(image_input.prepare, invert=config.invert)
+            for image in _prepare(batch, prepare):
+                if isinstance(image, ClientError):
                     exit_code = EXIT_BAD_IMAGE
                     print(f"error: {image.message}", file=sys.stderr)
+                else:
+                    images.append(image)
             results = client.classify(config.model, images, top_k=config.top_k, version=config.version)
             if config.json:
                 for line in map(json_line, results):
@@ -203,18 +210,18 @@ def _batched(files: Iterator[Path | ClientError]) -> Iterator[list[Path | Client
 
 
 def _prepare(
-    files: Sequence[Path | ClientError], image_input: ImageInput, *, invert: bool
-) -> Iterator[PreparedImage | ClientError]:
-    """Decodes in threads, as Pillow's decoders release the GIL. Yields in the order of the files."""
+    files: Sequence[Path | ClientError], prepare: Callable[[Path], Prepared]
+) -> Iterator[Prepared | ClientError]:
+    """Reads or decodes files in threads, as Pillow's decoders release the GIL. Yields in the order of the files."""
 
-    def prepare(file: Path | ClientError) -> PreparedImage | ClientError:
+    def prepare_one(file: Path | ClientError) -> Prepared | ClientError:
         try:
-            return file if isinstance(file, ClientError) else image_input.prepare(file, invert=invert)
+            return file if isinstance(file, ClientError) else prepare(file)
         except ClientError as error:
             return error
 
     with ThreadPoolExecutor(_NUM_DECODERS) as pool:
-        yield from pool.map(prepare, files)
+        yield from pool.map(prepare_one, files)
 
 
 def _rows(results: Sequence[Classification]) -> Iterator[Row]:

@@ -19,7 +19,7 @@ from protos import models_pb2 as control
 from serving.client import messages
 from serving.client.connection import Connection, Tls
 from serving.client.errors import ClientError, invalid_argument
-from serving.client.images import ImageInput, ImageSource, PreparedImage, iter_sources
+from serving.client.images import ImageFile, ImageInput, ImageSource, PreparedImage, iter_sources
 from serving.client.results import Classification, InferResult, ModelState, Prediction
 from serving.protocol.tensors import Array
 
@@ -119,7 +119,7 @@ class Client:
         Args:
             images: one or many: paths, Pillow images or uint8 arrays, [H, W], [H, W, channels] or the model's own
                 [C, H, W]; many in one array: [N, H, W] or [N, C, H, W]. They are resized and converted to grey or RGB
-                as the model needs them.
+                as the model needs them. An `ImageFile` is sent as it is.
             top_k: number of classes to return for each image.
             version: empty for the newest.
             invert: whether to invert the images.
@@ -259,11 +259,28 @@ class Client:
             self._configs.pop(key, None)
 
 
-def _batches(image_input: ImageInput, images: Sequence[PreparedImage]) -> Iterator[Mapping[str, Array]]:
+def _batches(image_input: ImageInput, images: Sequence[PreparedImage | ImageFile]) -> Iterator[Mapping[str, Array]]:
     """Yields the images in parts of at most the maximum batch size; one by one for a model that does not batch."""
-    if image_input.max_batch_size == 0:
-        for image in images:
-            yield {image_input.name: image.pixels}
+    files = [image.content for image in images if isinstance(image, ImageFile)]
+    pixels = [image.pixels for image in images if isinstance(image, PreparedImage)]
+    if files and pixels:
+        raise invalid_argument("some images are files to be sent as they are, others are not: send them apart")
+    if files:
+        for part in _parts(files, image_input.max_batch_size or 1):
+            yield {image_input.name: np.array(part, object)}
+    elif image_input.max_batch_size == 0:
+        for image in pixels:
+            yield {image_input.name: image}
     else:
-        batch = np.stack([image.pixels for image in images])
-        yield from messages.split_rows({image_input.name: batch}, image_input.max_batch_size)
+        yield from messages.split_rows({image_input.name: np.stack(pixels)}, image_input.max_batch_size)
+
+
+def _parts(files: Sequence[bytes], limit: int) -> Iterator[list[bytes]]:
+    """Yields the files in parts of at most `limit` and, unless a single file is larger, MAX_PART_BYTES."""
+    part: list[bytes] = []
+    for content in files:
+        if part and (len(part) == limit or sum(map(len, part)) + len(content) > messages.MAX_PART_BYTES):
+            yield part
+            part = []
+        part.append(content)
+    yield part

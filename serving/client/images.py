@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ DARK_WARNING = "is nearly black: a file of 16 bits that uses few of them must be
 """For files of 16 bits whose model was trained on files of 8 bits, or on ones that use more bits."""
 
 _MIN_BRIGHTNESS = 16
+_NO_FILES = "the server prepares no image files for this model: let the client do it"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +54,33 @@ class PreparedImage:
     warning: str | None = None
 
 
-ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | PreparedImage
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageFile:
+    """An image file that is sent as it is, JPEG, PNG or WebP, and that the server prepares.
+
+    Args:
+        name: the file's path, or the name that the caller gave.
+        content: of the file.
+    """
+
+    name: str
+    content: bytes
+    warning: None = None
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads a file.
+
+        Raises:
+            ClientError: it cannot be read.
+        """
+        try:
+            return cls(os.fspath(path), Path(path).read_bytes())
+        except OSError as error:
+            raise invalid_argument(f"{os.fspath(path)}: {error.strerror or error}") from error
+
+
+ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | PreparedImage | ImageFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +120,7 @@ class ImageInput:
         preprocessing, takes_files = _preprocessing(config)
         return cls(only.name, (channels, height, width), config.max_batch_size, preprocessing, takes_files)
 
-    def prepare(self, source: ImageSource, *, name: str = "image", invert: bool = False) -> PreparedImage:
+    def prepare(self, source: ImageSource, *, name: str = "image", invert: bool = False) -> PreparedImage | ImageFile:
         """Prepares one image.
 
         Args:
@@ -107,6 +134,12 @@ class ImageInput:
                 type or shape.
         """
         if isinstance(source, PreparedImage):
+            return source
+        if isinstance(source, ImageFile):
+            if not self.takes_files or invert:
+                raise invalid_argument(
+                    f"{source.name}: " + ("cannot be inverted, as it is sent as it is" if invert else _NO_FILES)
+                )
             return source
         if isinstance(source, str | os.PathLike):
             name = os.fspath(source)
@@ -162,7 +195,7 @@ def iter_sources(images: ImageSource | Sequence[ImageSource], shape: tuple[int, 
     if isinstance(images, np.ndarray):
         is_one = images.ndim < 3 or (images.ndim == 3 and (images.shape == shape or images.shape[2] in (1, 3, 4)))
         yield from [images] if is_one else images
-    elif isinstance(images, str | os.PathLike | Image.Image | PreparedImage):
+    elif isinstance(images, str | os.PathLike | Image.Image | PreparedImage | ImageFile):
         yield images
     else:
         yield from images

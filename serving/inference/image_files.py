@@ -89,14 +89,12 @@ def count_pixels(files: list[bytes]) -> list[int]:
     sizes: list[int] = []
     for number, data in enumerate(files, start=1):
         try:
-            sizes.append(use_image(data, _num_pixels, formats=FORMATS))
-            if data.count(_SCAN) > MAX_SCANS and data.startswith(b"\xff\xd8"):
-                raise ImageError(f"it has more than {MAX_SCANS} scans: save it again")
+            sizes.append(_num_pixels(data))
         except ImageError as error:
             raise _cannot_use(number, len(files), error) from error
         if sum(sizes) > MAX_REQUEST_PIXELS:
             raise InvalidArgument(
-                f"the images have more than {MAX_REQUEST_PIXELS >> 20} million pixels together: send fewer at a time"
+                f"the images have more than {MAX_REQUEST_PIXELS / 1e6:.0f} million pixels together: send fewer"
             )
     return sizes
 
@@ -113,14 +111,25 @@ def decode_file(files: list[bytes], index: int, images: ImageTensor) -> Pixels:
         raise _cannot_use(index + 1, len(files), error) from error
 
 
-def _num_pixels(image: "Image") -> int:
-    pixels = image.width * image.height
-    if pixels > MAX_IMAGE_PIXELS:
+def _num_pixels(data: bytes) -> int:
+    """Returns the number of pixels of a file, by its header.
+
+    Raises:
+        ImageError: it is none of the formats, an animation, or too expensive to decode.
+    """
+    width, height, is_animated = use_image(data, _read_header, formats=FORMATS)
+    if width * height > MAX_IMAGE_PIXELS:
         limit = MAX_IMAGE_PIXELS / 1e6
-        raise ImageError(f"it has {image.width} x {image.height} pixels, and at most {limit:.0f} million are accepted")
-    if image.format in _ANIMATED and getattr(image, "is_animated", False):
+        raise ImageError(f"it has {width} x {height} pixels, and at most {limit:.0f} million are accepted")
+    if is_animated:
         raise ImageError("it is an animation: send one image of it")
-    return pixels
+    if data.startswith(b"\xff\xd8") and data.count(_SCAN) > MAX_SCANS:
+        raise ImageError(f"it has more than {MAX_SCANS} scans: save it again")
+    return width * height
+
+
+def _read_header(image: "Image") -> tuple[int, int, bool]:
+    return image.width, image.height, image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
 
 
 def _cannot_use(number: int, total: int, error: ImageError) -> InvalidArgument:

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from serving.inference.decoder import ImageDecoder
 from serving.models.repository import Model, Repository
 from serving.observability.refusals import Refusals
 from serving.observability.statistics import LATENCY_BOUNDS_S, Snapshot
@@ -176,8 +177,10 @@ MODEL_METRICS = (
 SERVER_READY = "convoy_server_ready"
 MODEL_READY = "convoy_model_ready"
 REFUSED = "convoy_refused_requests_total"
+DECODED = "convoy_decoded_images_total"
+DECODING = "convoy_decoding_seconds_total"
 
-NAMES = frozenset({SERVER_READY, MODEL_READY, REFUSED, *(metric.name for metric in MODEL_METRICS)})
+NAMES = frozenset({SERVER_READY, MODEL_READY, REFUSED, DECODED, DECODING, *(metric.name for metric in MODEL_METRICS)})
 """All names but prometheus_client's `process_...`. The samples of a histogram add `_bucket`, `_sum` and `_count`."""
 
 _TRITON_HEADER = re.compile(rb"^(# (?:HELP|TYPE) nv_\w+)_total ", re.MULTILINE)
@@ -186,9 +189,10 @@ _TRITON_HEADER = re.compile(rb"^(# (?:HELP|TYPE) nv_\w+)_total ", re.MULTILINE)
 class Metrics(Collector):
     """The metrics of a server's models and of its process."""
 
-    def __init__(self, repository: Repository, refusals: Refusals) -> None:
+    def __init__(self, repository: Repository, refusals: Refusals, decoder: ImageDecoder | None = None) -> None:
         self._repository = repository
         self._refusals = refusals
+        self._decoder = decoder
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._registry.register(self)
@@ -223,6 +227,9 @@ class Metrics(Collector):
         for (reason, model), count in self._refusals.snapshot().items():
             refused.add_sample(REFUSED, {"reason": reason, "model": model}, count)
         yield refused
+        if self._decoder is not None:
+            yield _counter(DECODED, "Image files decoded.", self._decoder.num_images)
+            yield _counter(DECODING, "Time it took, summed over threads.", self._decoder.seconds)
         snapshots = [ModelSnapshot(model, model.statistics.snapshot()) for model in self._repository.ready_models()]
         for metric in MODEL_METRICS:
             family = Metric(metric.name.removesuffix("_total"), metric.documentation, metric.kind)
@@ -230,6 +237,12 @@ class Metrics(Collector):
                 labels = {"model": snapshot.model.spec.name, "version": snapshot.model.version}
                 _add_samples(family, metric, labels, metric.read(snapshot))
             yield family
+
+
+def _counter(name: str, documentation: str, value: float) -> Metric:
+    family = Metric(name.removesuffix("_total"), documentation, "counter")
+    family.add_sample(name, {}, value)
+    return family
 
 
 def _add_samples(family: Metric, metric: ModelMetric, labels: dict[str, str], value: Value) -> None:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from convoy.auth import TokenFile
 from serving.frontends.common.services import Services
 from serving.frontends.http.admin import AdminEndpoints, health_routes
+from serving.frontends.http.classify import ClassifyEndpoint
 from serving.frontends.http.infer import InferEndpoint
 from serving.frontends.http.middleware import build_middleware, metrics_middleware
 from serving.frontends.http.repeats import Repeats
@@ -50,6 +51,7 @@ def build_app(
         access_log=access_log,
     )
     infer = InferEndpoint(services.inference, server.repeats.bridge, executor, max_body_bytes)
+    classify = ClassifyEndpoint(services.inference, server.repeats.bridge, executor, max_body_bytes)
     changes = server.executor("http-blocking", "models are being loaded or unloaded", num_threads=16, max_pending=16)
     endpoints = AdminEndpoints(services.admin, changes, executor, max_body_bytes)
     model = "/v2/models/{model}"
@@ -58,6 +60,7 @@ def build_app(
         routes=[  # tried in this order: most requests are inferences
             Route(f"{model}/infer", infer, methods=["POST"]),
             Route(f"{version}/infer", infer, methods=["POST"]),
+            *(Route(f"{path}/classify", classify.classify, methods=["POST"]) for path in (model, version)),
             *health_routes(services.admin),
             Route("/v2", endpoints.server_metadata),
             Route("/v2/models/stats", endpoints.statistics),

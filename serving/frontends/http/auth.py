@@ -88,7 +88,7 @@ def api_scopes(method: str, path: str) -> frozenset[str] | None:
     """
     if path in OPEN_PATHS:
         return None
-    if method == "POST" and path.endswith(("/infer", "/generate", "/generate_stream")):
+    if method == "POST" and path.endswith(("/infer", "/classify", "/generate", "/generate_stream")):
         return INFERS
     return READS if method in ("GET", "HEAD") or path == "/v2/repository/index" else CHANGES_SERVER
 

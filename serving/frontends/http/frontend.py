@@ -57,7 +57,7 @@ class HttpFrontend:
         self._address = address
         self._tls = tls
         refusals = services.inference.refusals
-        metrics = Metrics(services.admin.repository, refusals)
+        metrics = Metrics(services.admin.repository, refusals, services.inference.decoder)
 
         def build_api(server: HttpServer) -> ASGIApp:
             return build_app(services, server, max_body_bytes=max_message_bytes, tokens=tokens, access_log=access_log)
