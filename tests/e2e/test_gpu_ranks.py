@@ -226,20 +226,6 @@ def test_a_loss_that_is_not_a_number_on_one_rank_ends_all(tmp_path: Path, comman
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_torchrun_restarts_the_ranks_when_one_is_killed(
-    sharded: str, tmp_path: Path, command: Callable[..., list[str]]
-) -> None:
-    words = command(*SHARDED, "--run-dir", str(tmp_path / "run"), ranks=2)
-    words.insert(words.index("--standalone"), "--max-restarts=2")
-    with started(words) as process:
-        until_saved(tmp_path / "run", process)
-        os.kill(ranks_of(process)[1], signal.SIGKILL)
-        assert process.stdout is not None
-        process.stdout.read()
-        assert process.wait(timeout=60) == 0
-    assert result_of(tmp_path / "run")["weights_sha256"] == sharded
-
-
 def test_an_elastic_run_loses_a_host_and_goes_on_with_the_other(
     sharded: str, tmp_path: Path, command: Callable[..., list[str]]
 ) -> None:
