@@ -200,6 +200,8 @@ def _publish(
     reference.run.progress.log(
         f"exported to {version}; serve it: python -m serving --model-repository {model.repository}"
     )
+    if (pinned := model.pinned()) is not None:
+        reference.run.progress.log(f"version {pinned} is pinned and keeps serving until convoy models unpin {model.name}")
     return version
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from convoy.images import SIGNIFICANT_BITS
+from convoy.promotion import PromotionError, read_promotion
 from convoy.preprocessing import Method
 from protos.model_config_pb2 import TYPE_FP32, TYPE_UINT8, DataType, ModelConfig, ModelInput, ModelOutput
 from trainer.errors import ConfigError, ExportError
@@ -134,6 +135,14 @@ class RepositoryModel:
     def newest(self) -> int | None:
         """Returns the highest version number, or None if there is no version."""
         return max(self._versions(), default=None) if self.path.is_dir() else None
+
+    def pinned(self) -> int | None:
+        """Returns the version that an operator has pinned, which a newer one does not replace; None if there is none."""
+        try:
+            promotion = read_promotion(self.path)
+        except (OSError, PromotionError):  # the server says so
+            return None
+        return promotion.version if promotion is not None and promotion.pinned else None
 
     def _versions(self) -> list[int]:
         return [int(path.name) for path in self.path.iterdir() if path.name.isascii() and path.name.isdecimal()]

@@ -10,6 +10,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from convoy.promotion import PROMOTION_FILE, pin, write_promotion
 from trainer.errors import ConfigError, ExportError
 from trainer.export import repository
 from trainer.export.repository import RepositoryModel, printable
@@ -72,6 +73,16 @@ def test_the_next_version_follows_the_highest(model: RepositoryModel) -> None:
         (model.path / name).mkdir()
     assert publish(model).name == "42"
     assert publish(model).name == "43"
+
+
+def test_an_export_leaves_a_pinned_version_in_service(model: RepositoryModel) -> None:
+    publish(model)
+    assert model.pinned() is None
+    write_promotion(model.path, pin(None, 1, 1, [1]))
+    publish(model)
+    assert (model.pinned(), model.newest()) == (1, 2)
+    (model.path / PROMOTION_FILE).write_text("{")
+    assert model.pinned() is None
 
 
 def test_simultaneous_exports_get_a_version_each(model: RepositoryModel) -> None:
