@@ -201,7 +201,8 @@ def _publish(
         f"exported to {version}; serve it: python -m serving --model-repository {model.repository}"
     )
     if (pinned := model.pinned()) is not None:
-        reference.run.progress.log(f"version {pinned} is pinned and keeps serving until convoy models unpin {model.name}")
+        unpin = f"convoy models unpin {model.name}"
+        reference.run.progress.log(f"version {pinned} is pinned and keeps serving until {unpin}")
     return version
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from google.protobuf import text_format
 
 from convoy.images import SIGNIFICANT_BITS
-from convoy.promotion import PromotionError, read_promotion
 from convoy.preprocessing import Method
+from convoy.promotion import PromotionError, read_promotion
 from protos.model_config_pb2 import TYPE_FP32, TYPE_UINT8, DataType, ModelConfig, ModelInput, ModelOutput
 from trainer.errors import ConfigError, ExportError
 from trainer.files import flush_to_disk
@@ -137,7 +137,7 @@ class RepositoryModel:
         return max(self._versions(), default=None) if self.path.is_dir() else None
 
     def pinned(self) -> int | None:
-        """Returns the version that an operator has pinned, which a newer one does not replace; None if there is none."""
+        """Returns the version that an operator has pinned, which a newer one does not replace; None for none."""
         try:
             promotion = read_promotion(self.path)
         except (OSError, PromotionError):  # the server says so
