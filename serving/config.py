@@ -1,6 +1,7 @@
 """The options of the server."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -49,6 +50,8 @@ class ServeConfig:
     """Unix socket to listen on for gRPC, in place of --grpc-port."""
     http_port: int = 8000
     """Port of the REST API (Open Inference Protocol v2)."""
+    cors_origin: Annotated[tuple[str, ...], option("[ORIGIN ...]", "none")] = ()
+    """Web pages that may call the REST API from a browser, such as https://shop.example:8443; * for all pages."""
     metrics_port: int = 8002
     """Port of /metrics for Prometheus, and of /v2/health/live and /v2/health/ready for probes; always without TLS."""
     metrics_host: Annotated[str | None, option("HOST", "the same as --host")] = None
@@ -109,6 +112,7 @@ class ServeConfig:
         self._require("trace_sample", "must be between 0 and 1", 0 <= self.trace_sample <= 1)
         is_url = self.trace_endpoint is None or self.trace_endpoint.startswith(("http://", "https://"))
         self._require("trace_endpoint", "must be a URL that begins with http:// or https://", is_url)
+        self._check_origins()
         if (self.tls_cert is None) != (self.tls_key is None):
             raise StartupError("--tls-cert and --tls-key must be set together")
         if self.tls_client_ca is not None and self.tls_cert is None:
@@ -117,6 +121,11 @@ class ServeConfig:
             raise StartupError("--load-model needs --model-control-mode explicit")
         if self.transport == "native" and self.tls_cert is not None:
             raise StartupError("--transport native has no TLS: use --transport grpcio")
+
+    def _check_origins(self) -> None:
+        for origin in self.cors_origin:
+            if not re.fullmatch(r"\*|https?://[^/\s*@]+", origin):
+                raise StartupError(f"--cors-origin {origin}: must be http:// or https:// with a host and no path, or *")
 
     def _require(self, name: str, requirement: str, is_met: bool) -> None:
         if not is_met:

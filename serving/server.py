@@ -178,6 +178,7 @@ def build_server(config: ServeConfig) -> Server:
             port=config.http_port,
             metrics_port=config.metrics_port,
             metrics_host=config.metrics_host,
+            cors_origins=config.cors_origin,
         ),
         max_message_bytes=config.max_message_bytes,
         tokens=tokens,

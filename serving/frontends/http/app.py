@@ -1,6 +1,6 @@
 """The routes of the REST API (Open Inference Protocol v2 with Triton's extensions), as ASGI applications."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -14,8 +14,9 @@ from serving.frontends.http.admin import AdminEndpoints, health_routes
 from serving.frontends.http.classify import ClassifyEndpoint
 from serving.frontends.http.infer import InferEndpoint
 from serving.frontends.http.middleware import build_middleware, metrics_middleware
+from serving.frontends.http.openapi import describe_api
 from serving.frontends.http.repeats import Repeats
-from serving.frontends.http.responses import ErrorHandlers
+from serving.frontends.http.responses import ErrorHandlers, json_response
 from serving.frontends.http.server import HttpServer
 from serving.observability.logging import AccessLog
 from serving.protocol.admin import AdminService
@@ -39,6 +40,7 @@ def build_app(
     max_body_bytes: int,
     tokens: TokenFile | None,
     access_log: AccessLog | None,
+    cors_origins: Sequence[str] = (),
 ) -> ASGIApp:
     """Returns the API, for the running event loop."""
     executor = server.executor("http-body", "large bodies are being read", num_threads=2, max_pending=64)
@@ -54,6 +56,12 @@ def build_app(
     classify = ClassifyEndpoint(services.inference, server.repeats.bridge, executor, max_body_bytes)
     changes = server.executor("http-blocking", "models are being loaded or unloaded", num_threads=16, max_pending=16)
     endpoints = AdminEndpoints(services.admin, changes, executor, max_body_bytes)
+
+    async def openapi(request: Request) -> Response:
+        version = services.admin.server_metadata().version
+        models = services.admin.repository.ready_models()
+        return json_response(describe_api(app.routes, models, version, has_tokens=tokens is not None))
+
     model = "/v2/models/{model}"
     version = "/v2/models/{model}/versions/{version}"
     app = Starlette(
@@ -78,8 +86,9 @@ def build_app(
                 for verb in ("promote", "rollback", "pin", "unpin")
             ),
             *(Route(path, endpoints.unsupported, methods=["GET", "POST"]) for path in _UNSUPPORTED_PATHS),
+            Route("/openapi.json", openapi),
         ],
-        middleware=build_middleware(services, server, tokens, access_log),
+        middleware=build_middleware(services, server, tokens, access_log, cors_origins),
         exception_handlers=ErrorHandlers(services.inference.refusals, services.inference.repository).by_exception,
     )
     app.router.redirect_slashes = False

@@ -20,16 +20,18 @@ LINGER_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAddress:
-    """The hosts and ports to listen on. Port 0 takes any free port.
+    """The hosts and ports to listen on, and who may call from a browser. Port 0 takes any free port.
 
     Args:
         metrics_host: None for the same as `host`.
+        cors_origins: of web pages that may call the API; `*` for all.
     """
 
     host: str
     port: int
     metrics_port: int
     metrics_host: str | None = None
+    cors_origins: tuple[str, ...] = ()
 
 
 class HttpFrontend:
@@ -60,7 +62,14 @@ class HttpFrontend:
         metrics = Metrics(services.admin.repository, refusals, services.inference.decoder)
 
         def build_api(server: HttpServer) -> ASGIApp:
-            return build_app(services, server, max_body_bytes=max_message_bytes, tokens=tokens, access_log=access_log)
+            return build_app(
+                services,
+                server,
+                max_body_bytes=max_message_bytes,
+                tokens=tokens,
+                access_log=access_log,
+                cors_origins=address.cors_origins,
+            )
 
         def build_metrics(server: HttpServer) -> ASGIApp:
             return build_metrics_app(services.admin, metrics.render, CONTENT_TYPE, tokens)

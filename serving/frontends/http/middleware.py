@@ -1,10 +1,12 @@
 """ASGI middleware around all requests to the API: access log, closing of connections, authentication."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from convoy.auth import TokenFile
@@ -15,12 +17,38 @@ from serving.frontends.http.responses import error_response
 from serving.frontends.http.server import HttpServer
 from serving.observability.logging import AccessLog
 
+CORS_METHODS = ("GET", "HEAD", "POST")
+CORS_HEADERS = ("authorization", "content-encoding", "content-type", "inference-header-content-length", "traceparent")
+"""Of requests that a web page may send. Never cookies: a token is a header, which the page must have itself."""
+CORS_EXPOSED = ("inference-header-content-length", "retry-after")
+"""Headers of responses that a web page may read."""
+CORS_MAX_AGE_S = 600
+
 
 def build_middleware(
-    services: Services, server: HttpServer, tokens: TokenFile | None, access_log: AccessLog | None
+    services: Services,
+    server: HttpServer,
+    tokens: TokenFile | None,
+    access_log: AccessLog | None,
+    cors_origins: Sequence[str] = (),
 ) -> list[Middleware]:
-    """Returns the middleware, outermost first: the log has refused requests too, and refusals close connections too."""
+    """Returns the middleware, outermost first: the log has refused requests too, and refusals close connections too.
+
+    Args:
+        cors_origins: of web pages that may call the API; `*` for all. A browser asks first, without a token.
+    """
     middleware = [Middleware(DrainMiddleware, services=services, server=server)]
+    if cors_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=CORS_METHODS,
+            allow_headers=CORS_HEADERS,
+            allow_credentials=False,
+            expose_headers=CORS_EXPOSED,
+            max_age=CORS_MAX_AGE_S,
+        )
+        middleware.insert(0, cors)
     if access_log is not None:
         middleware.insert(0, Middleware(AccessLogMiddleware, access_log=access_log))
     if tokens is not None:

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import DeadlineExceeded, ServingError
 from serving.inference.batcher import BatchLimits
+from serving.inference.decoder import ImageDecoder
 from serving.inference.request import NO_CONTEXT, InferInput, InferRequest, InferResponse
 from serving.inference.service import InferenceService
 from serving.observability.metrics import MODEL_METRICS, NAMES, Metrics
@@ -33,7 +34,7 @@ def service(repository: FakeRepository) -> InferenceService:
 
 @pytest.fixture
 def metrics(service: InferenceService) -> Metrics:
-    return Metrics(service.repository, service.refusals)
+    return Metrics(service.repository, service.refusals, service.decoder)
 
 
 class Scrape:
@@ -160,7 +161,7 @@ def test_queued_and_failed_requests_are_counted(
 def test_instances_that_hang_are_counted() -> None:
     repository = FakeRepository(twice(limits=BatchLimits(max_batch_size=8, batch_timeout_s=0.1)))
     service = make_service(repository)
-    metrics = Metrics(service.repository, service.refusals)
+    metrics = Metrics(service.repository, service.refusals, service.decoder)
     assert Scrape(metrics)("convoy_hung_instances") == 0
     backend_of(repository.get("twice")).free.clear()
     over, answers = ask(service)
@@ -221,6 +222,6 @@ def test_scrapes_during_a_swap(service: InferenceService, metrics: Metrics, repo
 
 def test_a_server_without_models() -> None:
     repository = FakeRepository()
-    scrape = Scrape(Metrics(make_service(repository).repository, Refusals()))
+    scrape = Scrape(Metrics(make_service(repository).repository, Refusals(), ImageDecoder()))
     assert scrape.families["convoy_model_ready"].samples == []
     assert "process_cpu_seconds" in scrape.families

@@ -1,0 +1,232 @@
+"""`GET /openapi.json`: the REST API as an OpenAPI 3.1 document, made of the routes and models that there are.
+
+Each model that is ready has paths of its own, with its tensors' names, data types and shapes
+(https://spec.openapis.org/oas/v3.1.1.html).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from starlette.routing import BaseRoute, Route
+
+from serving.models.repository import Model
+from serving.protocol.tensors import TensorSpec
+
+Json = dict[str, Any]
+
+OPENAPI_VERSION = "3.1.1"
+
+_ANY: Json = {"type": "object"}
+_NAME: Json = {"type": "string", "minLength": 1}
+_PREDICTION: Json = {
+    "type": "object",
+    "required": ["index", "label", "probability"],
+    "properties": {
+        "index": {"type": "integer", "minimum": 0},
+        "label": {"type": "string"},
+        "probability": {"type": "number"},
+    },
+}
+_TENSOR: Json = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": _NAME,
+        "datatype": _NAME,
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "parameters": _ANY,
+        "data": {"type": "array"},
+    },
+}
+_SCHEMAS: Json = {
+    "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
+    "InferRequest": {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "parameters": _ANY,
+            "inputs": {"type": "array", "items": _TENSOR},
+            "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+        },
+    },
+    "InferResponse": {
+        "type": "object",
+        "required": ["model_name", "model_version", "outputs"],
+        "properties": {
+            "model_name": _NAME,
+            "model_version": _NAME,
+            "id": {"type": "string"},
+            "outputs": {"type": "array", "items": _TENSOR},
+        },
+    },
+    "Classification": {
+        "type": "object",
+        "required": ["model_name", "model_version", "images"],
+        "properties": {
+            "model_name": _NAME,
+            "model_version": _NAME,
+            "images": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["file", "predictions"],
+                    "properties": {"file": {"type": "string"}, "predictions": {"type": "array", "items": _PREDICTION}},
+                },
+            },
+        },
+    },
+}
+_FORM: Json = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": {"type": "array", "items": {"type": "string", "contentMediaType": "image/*"}}},
+}
+_TOP_K: Json = {
+    "name": "top_k",
+    "in": "query",
+    "description": "Number of classes for each image.",
+    "schema": {"type": "integer", "minimum": 1, "default": 5},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """What the document says of an endpoint.
+
+    Args:
+        answer: name of the schema of its answer; None for any object.
+        bodies: schemas by content type; empty for no body.
+        parameters: beside those in the path.
+    """
+
+    summary: str
+    answer: str | None = None
+    bodies: Json = field(default_factory=dict)
+    parameters: tuple[Json, ...] = ()
+
+
+_INFER = _Operation(
+    "Run an inference",
+    "InferResponse",
+    {"application/json": {"$ref": "#/components/schemas/InferRequest"}, "application/octet-stream": {}},
+)
+_CLASSIFY = _Operation(
+    "Classify image files: JPEG, PNG or WebP",
+    "Classification",
+    {"multipart/form-data": _FORM, "image/*": {}},
+    (_TOP_K,),
+)
+_OBJECT_BODY: Json = {"application/json": _ANY}
+_OPERATIONS = {
+    "InferEndpoint": _INFER,
+    "classify": _CLASSIFY,
+    "live": _Operation("Whether the server answers"),
+    "ready": _Operation("Whether every model is ready"),
+    "server_metadata": _Operation("Name, version and extensions of the server"),
+    "model_ready": _Operation("Whether a model is ready"),
+    "model_metadata": _Operation("Versions, inputs and outputs of a model"),
+    "model_config": _Operation("Configuration of a model"),
+    "statistics": _Operation("Statistics of models"),
+    "index": _Operation("All models of the repository and their states", bodies=_OBJECT_BODY),
+    "load": _Operation("Load a model, or load it again", bodies=_OBJECT_BODY),
+    "unload": _Operation("Unload a model", bodies=_OBJECT_BODY),
+}
+"""By the names of the endpoints. Others are described by their names alone."""
+_LEFT_OUT = ("unsupported", "openapi")
+
+
+def describe_api(routes: Sequence[BaseRoute], models: Sequence[Model], version: str, *, has_tokens: bool) -> Json:
+    """Returns the document.
+
+    Args:
+        models: that are ready.
+        version: of the server.
+        has_tokens: whether clients must send one.
+    """
+    paths: Json = {}
+    for route in routes:
+        if isinstance(route, Route) and route.name not in _LEFT_OUT:
+            for method in sorted((route.methods or {"POST"}) - {"HEAD"}):
+                operation = _OPERATIONS.get(route.name) or _Operation(route.name.replace("_", " ").capitalize())
+                paths.setdefault(route.path, {})[method.lower()] = _described(operation, route.path, method)
+    for model in sorted(models, key=lambda model: int(model.version)):
+        paths |= _model_paths(model)  # of several versions, the newest
+    document: Json = {
+        "openapi": OPENAPI_VERSION,
+        "info": {"title": "Convoy", "version": version, "description": "Open Inference Protocol v2, and more."},
+        "paths": paths,
+        "components": {"schemas": _SCHEMAS},
+    }
+    if has_tokens:
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"token": []}]
+    return document
+
+
+def _described(operation: _Operation, path: str, method: str) -> Json:
+    answer: Json = _ANY if operation.answer is None else {"$ref": f"#/components/schemas/{operation.answer}"}
+    error = {
+        "description": "Error",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    described: Json = {
+        "operationId": f"{method.lower()}{re.sub(r'[^A-Za-z0-9]+', '_', path)}".rstrip("_"),
+        "summary": operation.summary,
+        "responses": {
+            "200": {"description": "Success", "content": {"application/json": {"schema": answer}}},
+            "default": {"description": "Error", "content": {"application/json": {"schema": error}}},
+        },
+    }
+    in_path = [{"name": name, "in": "path", "required": True, "schema": _NAME} for name in re.findall(r"\{(\w+)", path)]
+    if in_path or operation.parameters:
+        described["parameters"] = [*in_path, *operation.parameters]
+    if operation.bodies:
+        described["requestBody"] = {
+            "content": {kind: {"schema": schema} if schema else {} for kind, schema in operation.bodies.items()}
+        }
+    return described
+
+
+def _model_paths(model: Model) -> Json:
+    """Returns the paths of a model, with its tensors."""
+    name = model.spec.name
+    bodies = _INFER.bodies | {"application/json": _infer_schema(model)}
+    operations = {"infer": _Operation(f"Run an inference of {name}", _INFER.answer, bodies)}
+    if model.images is not None:
+        operations["classify"] = replace(_CLASSIFY, summary=f"Classify images by {name}")
+    paths: Json = {}
+    for verb, operation in operations.items():
+        path = f"/v2/models/{name}/{verb}"
+        paths[path] = {"post": _described(operation, path, "POST") | {"operationId": f"{verb} {name}"}}
+    return paths
+
+
+def _infer_schema(model: Model) -> Json:
+    inputs = [shape for spec in model.spec.inputs for shape in _tensor_schemas(spec, model)]
+    request: Json = _SCHEMAS["InferRequest"]
+    count = len(model.spec.inputs)
+    given = {"type": "array", "minItems": count, "maxItems": count, "items": {"oneOf": inputs}}
+    names = [spec.name for spec in model.spec.outputs]
+    wanted = {"type": "object", "required": ["name"], "properties": {"name": {"enum": names}}}
+    properties = request["properties"] | {"inputs": given, "outputs": {"type": "array", "items": wanted}}
+    return request | {"properties": properties}
+
+
+def _tensor_schemas(spec: TensorSpec, model: Model) -> Iterator[Json]:
+    """Yields the forms of an input: its own, and files for images."""
+    yield _tensor_schema(spec.name, spec.datatype.name, spec.shape)
+    if model.images is not None:
+        yield _tensor_schema(spec.name, "BYTES", (-1,))
+
+
+def _tensor_schema(name: str, datatype: str, shape: tuple[int, ...]) -> Json:
+    sizes = [{"type": "integer", "minimum": 1} if size == -1 else {"const": size} for size in shape]
+    properties = _TENSOR["properties"] | {
+        "name": {"const": name},
+        "datatype": {"const": datatype},
+        "shape": {"type": "array", "prefixItems": sizes, "minItems": len(sizes), "maxItems": len(sizes)},
+    }
+    return _TENSOR | {"properties": properties}
