@@ -33,6 +33,10 @@ def main(arguments: Sequence[str], *, prog: str = "python -m serving") -> int:
 
     set_up_logging(config.log_format)
     try:
+        if config.workers > 1:
+            from serving.workers.supervisor import supervise
+
+            return supervise(config)
         from serving.server import serve
 
         serve(config)

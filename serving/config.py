@@ -57,10 +57,12 @@ class ServeConfig:
     metrics_host: Annotated[str | None, option("HOST", "the same as --host")] = None
     """Address to listen on for the port of metrics."""
 
+    workers: int = 1
+    """Processes that serve behind the same ports, each with all models; for more than about four CPU cores."""
     device: DeviceChoice = "auto"
     """auto: GPUs if there are any, else CPUs. cpu: CPUs only. cuda: GPUs; the server does not start without one."""
     num_threads: Annotated[int | None, option("INT", "the CPUs that the process may use")] = None
-    """CPU threads of each model version, shared among its instances. Different versions do not share them."""
+    """CPU threads of each model version in each worker, shared among its instances. Versions do not share them."""
     max_queue_size: int = 1024
     """Requests that may wait for one model, unless its configuration sets another number."""
     batch_timeout_s: float = 60.0
@@ -102,7 +104,9 @@ class ServeConfig:
         """
         for name in ("grpc_port", "http_port", "metrics_port"):
             self._require(name, "must be between 0 and 65535", 0 <= getattr(self, name) <= 65535)
-        for name in ("max_queue_size", "poll_interval_s", "load_threads"):
+        if self.workers > 1 and self.grpc_socket is not None:
+            raise StartupError("--workers needs --grpc-port: processes cannot share a Unix socket")
+        for name in ("max_queue_size", "poll_interval_s", "load_threads", "workers"):
             self._require(name, "must be positive", getattr(self, name) > 0)
         in_range = 0 < self.max_message_bytes <= MAX_MESSAGE_BYTES
         self._require("max_message_bytes", f"must be between 1 and {MAX_MESSAGE_BYTES}", in_range)

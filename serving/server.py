@@ -12,7 +12,7 @@ import queue
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 
@@ -30,7 +30,7 @@ from serving.inference.service import InferenceService
 from serving.models.repository import Repository
 from serving.observability.health import Health
 from serving.observability.logging import AccessLog
-from serving.observability.tracing import Tracing, connect
+from serving.observability.tracing import connect
 from serving.protocol.admin import AdminService
 
 logger = logging.getLogger(__name__)
@@ -51,15 +51,15 @@ def serve(config: ServeConfig) -> None:
     with stop_signals() as wait_for_signal:
         server = build_server(config)
         server.start()
-        loader = threading.Thread(target=server.load, name="loader", daemon=True)
+        loader = threading.Thread(target=lambda: server.log_ready(server.load()), name="loader", daemon=True)
         loader.start()
         wait_for_signal()
         server.drain()
-        _exit_after(config.grace_s + CLEAN_UP_S)
+        exit_after(config.grace_s + CLEAN_UP_S)
         server.stop()
 
 
-def _exit_after(seconds: float) -> None:
+def exit_after(seconds: float) -> None:
     """Ends the process if it still runs then: a model that is computing cannot be interrupted."""
 
     def exit_now() -> None:
@@ -83,14 +83,16 @@ class Server:
         health: Health,
         grpc: Frontend,
         http: HttpFrontend,
-        tracing: Tracing | None = None,
+        services: Services,
     ) -> None:
         self._config = config
         self.repository = repository
         self.health = health
         self.grpc = grpc
         self.http = http
-        self._tracing = tracing
+        self.admin = services.admin
+        self._tracing = services.inference.tracing
+        self._may_be_ready = True
 
     def start(self) -> None:
         """Opens the ports: the server is live, but not ready.
@@ -111,16 +113,31 @@ class Server:
                 self._config.host,
             )
 
-    def load(self) -> None:
-        """Loads the models. The server is ready once all are loaded."""
+    def load(self) -> list[str]:
+        """Loads the models. The server is ready once all are loaded.
+
+        Returns:
+            Names and versions of those that are ready.
+        """
         self.repository.subscribe(self._update_health)
         self.repository.start()
         self._update_health()
         # The objects created so far live as long as the server: freezing them spares the garbage collector.
         gc.collect()
         gc.freeze()
-        names = [f"{model.spec.name} version {model.version}" for model in self.repository.ready_models()]
-        logger.info("%s: %s", self._addresses(), ", ".join(names) or "no model")
+        return [f"{model.spec.name} version {model.version}" for model in self.repository.ready_models()]
+
+    def log_ready(self, models: list[str]) -> None:
+        """Logs where the server can be reached, and what it serves."""
+        config, http = self._config, self.http
+        log_addresses(
+            config, grpc_port=self.grpc.port, http_port=http.port, metrics_port=http.metrics_port, models=models
+        )
+
+    def set_may_be_ready(self, may_be_ready: bool) -> None:
+        """Sets whether health may report that the server is ready: not while others behind its port are not."""
+        self._may_be_ready = may_be_ready
+        self._update_health()
 
     def drain(self) -> None:
         """Reports NOT_SERVING, and continues to serve until load balancers have noticed."""
@@ -140,23 +157,30 @@ class Server:
             self._tracing.close()
         logger.info("stopped")
 
-    def _addresses(self) -> str:
-        config = self._config
-        transport, _ = config.choose_transport()
-        grpc = config.grpc_address if config.grpc_socket is not None else f"{config.host}:{self.grpc.port}"
-        return (
-            f"serving on grpc {grpc} ({transport}), http {config.host}:{self.http.port}, "
-            f"metrics {config.metrics_host or config.host}:{self.http.metrics_port}"
-        )
-
     def _update_health(self) -> None:
         ready = {entry.name: False for entry in self.repository.index(ready_only=False)}
         ready |= {model.spec.name: True for model in self.repository.ready_models()}
-        self.health.update(self.repository.is_ready(), ready, live=not self.repository.is_hung())
+        self.health.update(self.repository.is_ready() and self._may_be_ready, ready, live=not self.repository.is_hung())
 
 
-def build_server(config: ServeConfig) -> Server:
+def log_addresses(
+    config: ServeConfig, *, grpc_port: int, http_port: int, metrics_port: int, models: Sequence[str]
+) -> None:
+    """Logs that the server is ready."""
+    transport, _ = config.choose_transport()
+    grpc = config.grpc_address if config.grpc_socket is not None else f"{config.host}:{grpc_port}"
+    logger.info(
+        "serving on grpc %s (%s), http %s:%d, metrics %s:%d: %s",
+        *(grpc, transport, config.host, http_port, config.metrics_host or config.host, metrics_port),
+        ", ".join(models) or "no model",
+    )
+
+
+def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
     """Builds the parts of the server. Opens no port and no model.
+
+    Args:
+        is_worker: whether other processes listen on the same ports, and another one serves the metrics.
 
     Raises:
         StartupError: the repository, a certificate or the token file cannot be read, or OpenTelemetry is missing.
@@ -169,27 +193,28 @@ def build_server(config: ServeConfig) -> Server:
         inference=InferenceService(repository, tracing),
         admin=AdminService(repository, health, version=version("convoy-vision")),
     )
-    tokens, tls = _read_credentials(config)
+    tokens, tls = read_credentials(config)
     access_log = AccessLog() if config.access_log else None
     http = HttpFrontend(
         services,
         HttpAddress(
             host=config.host,
             port=config.http_port,
-            metrics_port=config.metrics_port,
+            metrics_port=None if is_worker else config.metrics_port,
             metrics_host=config.metrics_host,
             cors_origins=config.cors_origin,
+            reuse_port=is_worker,
         ),
         max_message_bytes=config.max_message_bytes,
         tokens=tokens,
         tls=tls,
         access_log=access_log,
     )
-    grpc = _build_grpc(config, services, tokens, tls, access_log)
-    return Server(config, repository=repository, health=health, grpc=grpc, http=http, tracing=tracing)
+    grpc = _build_grpc(config, services, tokens, tls, access_log, is_worker)
+    return Server(config, repository=repository, health=health, grpc=grpc, http=http, services=services)
 
 
-def _read_credentials(config: ServeConfig) -> tuple[TokenFile | None, TlsFiles | None]:
+def read_credentials(config: ServeConfig) -> tuple[TokenFile | None, TlsFiles | None]:
     """Reads the files of the tokens and of the certificates, if the options name any.
 
     Raises:
@@ -210,6 +235,7 @@ def _build_grpc(
     tokens: TokenFile | None,
     tls: TlsFiles | None,
     access_log: AccessLog | None,
+    reuse_port: bool,
 ) -> Frontend:
     """Builds the front end for the transport that the options choose, and imports only that one."""
     if config.choose_transport()[0] == "native":
@@ -221,6 +247,7 @@ def _build_grpc(
             max_message_bytes=config.max_message_bytes,
             tokens=tokens,
             access_log=access_log,
+            reuse_port=reuse_port,
         )
     from serving.frontends.grpcio import GrpcioFrontend
 
@@ -231,6 +258,7 @@ def _build_grpc(
         tokens=tokens,
         tls=tls,
         access_log=access_log,
+        reuse_port=reuse_port,
     )
 
 

@@ -66,6 +66,7 @@ class NativeFrontend:
         max_message_bytes: size of the largest request that is accepted.
         tokens: of which clients must send one; None for no authentication.
         access_log: gets an entry when a call ends.
+        reuse_port: whether other processes listen on the port too; the kernel spreads connections over them.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class NativeFrontend:
         max_message_bytes: int,
         tokens: TokenFile | None = None,
         access_log: AccessLog | None = None,
+        reuse_port: bool = False,
     ) -> None:
         self.port = 0
+        self._reuse_port = reuse_port
         self._services = services
         self._address = address
         self._max_message_bytes = max_message_bytes
@@ -99,7 +102,8 @@ class NativeFrontend:
         Raises:
             StartupError: the address is not available.
         """
-        check_address(self._address)
+        if not self._reuse_port:
+            check_address(self._address)
         private = private_address(self._address)
         self._streams = GrpcioFrontend(
             self._services,
@@ -118,6 +122,7 @@ class NativeFrontend:
                 call_details=True,
                 keepalive_time_ms=1000 * limits.KEEPALIVE_S,
                 keepalive_timeout_ms=1000 * limits.KEEPALIVE_TIMEOUT_S,
+                reuse_port=self._reuse_port,
             )
         except (OSError, ValueError, RuntimeError) as error:
             self._streams.stop(0)

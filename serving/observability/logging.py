@@ -18,10 +18,15 @@ STANDARD_ERROR = 2
 _access = logging.getLogger("serving.access")
 
 
-def set_up_logging(log_format: LogFormat) -> None:
-    """Sends the server's log, and the warnings, errors and uncaught exceptions of libraries, to standard error."""
+def set_up_logging(log_format: LogFormat, *, worker: int | None = None) -> None:
+    """Sends the server's log, and the warnings, errors and uncaught exceptions of libraries, to standard error.
+
+    Args:
+        worker: number of this process among several that write to one log; None for a server of one process.
+    """
     handler = OutputHandler(STANDARD_ERROR)
-    handler.setFormatter(_JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
+    text = _TEXT if worker is None else _TEXT.replace("%(message)s", f"worker {worker}: %(message)s")
+    handler.setFormatter(_JsonFormatter(worker) if log_format == "json" else logging.Formatter(text))
     handler.addFilter(RateLimit())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("serving").setLevel(logging.INFO)
@@ -80,12 +85,17 @@ _TEXT = "%(asctime)s %(levelname).1s %(message)s"
 class _JsonFormatter(logging.Formatter):
     """One JSON object per line; the fields of an event stand beside its message."""
 
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
+
     def format(self, record: logging.LogRecord) -> str:
         timestamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
             "time": f"{timestamp}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
+            **self._worker,
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }

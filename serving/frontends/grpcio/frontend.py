@@ -44,9 +44,10 @@ class GrpcioFrontend:
         tokens: of which clients must send one, except for health checks; None for no authentication.
         tls: None for plain text.
         access_log: gets an entry when an RPC ends.
+        reuse_port: whether other processes listen on the port too; the kernel spreads connections over them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (one of them is of the transport only)
         self,
         services: Services,
         *,
@@ -55,9 +56,11 @@ class GrpcioFrontend:
         tokens: TokenFile | None = None,
         tls: TlsFiles | None = None,
         access_log: AccessLog | None = None,
+        reuse_port: bool = False,
     ) -> None:
         self.port = 0
         self._address = address
+        self._reuse_port = reuse_port
         self._tls = tls
         self._streams = OpenStreams()
         num_streams = limits.MAX_STREAMS + limits.MAX_WATCHES + limits.MAX_REFLECTIONS
@@ -65,7 +68,7 @@ class GrpcioFrontend:
         self._server = grpc.server(
             self._threads,
             handlers=(Handlers(services, self._streams, tokens=tokens, access_log=access_log),),
-            options=_options(max_message_bytes),
+            options=_options(max_message_bytes, reuse_port),
         )
         self._queue = attach(self._server, services, tokens=tokens, access_log=access_log)
 
@@ -75,7 +78,8 @@ class GrpcioFrontend:
         Raises:
             StartupError: the address is not available.
         """
-        check_address(self._address)
+        if not self._reuse_port:
+            check_address(self._address)
         try:
             if self._tls is None:
                 port = self._server.add_insecure_port(self._address)
@@ -106,9 +110,9 @@ class GrpcioFrontend:
         self._threads.shutdown(wait=False)
 
 
-def _options(max_message_bytes: int) -> list[tuple[str, int]]:
+def _options(max_message_bytes: int, reuse_port: bool) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),  # a port in use is an error: do not share it
+        ("grpc.so_reuseport", int(reuse_port)),  # otherwise a port in use is an error: do not share it
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", 1000 * limits.KEEPALIVE_S),
         ("grpc.keepalive_timeout_ms", 1000 * limits.KEEPALIVE_TIMEOUT_S),

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -121,7 +121,17 @@ class AdminEndpoints:
         return decode(body, _OBJECT_DECODER) if body else {}
 
 
-def health_routes(admin: AdminService) -> list[Route]:
+class Probed(Protocol):
+    """What probes ask for."""
+
+    def is_live(self) -> bool:
+        """Returns whether the server need not be restarted."""
+
+    def is_ready(self) -> bool:
+        """Returns whether the server should get requests."""
+
+
+def health_routes(admin: Probed) -> list[Route]:
     """Returns the routes of the liveness and readiness probes."""
 
     async def live(request: Request) -> Response:

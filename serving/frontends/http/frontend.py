@@ -23,15 +23,18 @@ class HttpAddress:
     """The hosts and ports to listen on, and who may call from a browser. Port 0 takes any free port.
 
     Args:
+        metrics_port: None to serve no metrics.
         metrics_host: None for the same as `host`.
         cors_origins: of web pages that may call the API; `*` for all.
+        reuse_port: whether other processes listen on the API's port too; the kernel spreads connections over them.
     """
 
     host: str
     port: int
-    metrics_port: int
+    metrics_port: int | None
     metrics_host: str | None = None
     cors_origins: tuple[str, ...] = ()
+    reuse_port: bool = False
 
 
 class HttpFrontend:
@@ -59,7 +62,7 @@ class HttpFrontend:
         self._address = address
         self._tls = tls
         refusals = services.inference.refusals
-        metrics = Metrics(services.admin.repository, refusals, services.inference.decoder)
+        self.metrics = metrics = Metrics(services.admin.repository, refusals, services.inference.decoder)
 
         def build_api(server: HttpServer) -> ASGIApp:
             return build_app(
@@ -86,15 +89,18 @@ class HttpFrontend:
             StartupError: a port is not available.
         """
         context = None if self._tls is None else self._tls.server_context()
-        self._api.listen(self._address.host, self._address.port)
-        try:
-            self._metrics.listen(self._address.metrics_host or self._address.host, self._address.metrics_port)
-        except StartupError:
-            self._api.close()
-            raise
-        self.port, self.metrics_port = self._api.port, self._metrics.port
+        address = self._address
+        self._api.listen(address.host, address.port, reuse_port=address.reuse_port)
+        self.port = self._api.port
+        if address.metrics_port is not None:
+            try:
+                self._metrics.listen(address.metrics_host or address.host, address.metrics_port)
+            except StartupError:
+                self._api.close()
+                raise
+            self.metrics_port = self._metrics.port
+            self._metrics.start()
         self._api.start(context)
-        self._metrics.start()
 
     def stop(self, grace_s: float) -> None:
         """Refuses new requests, finishes those in flight within `grace_s`, then closes all connections.

@@ -69,13 +69,13 @@ class HttpServer:
         self._executors.append(BoundedExecutor(name, what, num_threads=num_threads, max_pending=max_pending))
         return self._executors[-1]
 
-    def listen(self, host: str, port: int) -> None:
-        """Opens the port.
+    def listen(self, host: str, port: int, *, reuse_port: bool = False) -> None:
+        """Opens the port; with `reuse_port`, beside other processes that listen on it.
 
         Raises:
             StartupError: it is not available.
         """
-        self._listener = _listen(host, port)
+        self._listener = _listen(host, port, reuse_port)
         self.port = self._listener.getsockname()[1]
 
     def close(self) -> None:
@@ -173,11 +173,13 @@ def _build_server(
     return uvicorn.Server(config)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, reuse_port: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+        listener = socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both, reuse_port=reuse_port
+        )
     except OSError as error:
         why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise StartupError(f"cannot listen on {host} port {port}: {why}") from error

@@ -1,0 +1,1 @@
+"""Several server processes behind one port: a supervisor starts them, and stands for all of them."""

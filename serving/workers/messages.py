@@ -1,0 +1,59 @@
+"""What the supervisor and its workers tell each other."""
+
+from dataclasses import dataclass
+
+from serving.config import ServeConfig
+
+# Calls of a worker: its argument, and what it returns.
+STATE = "state"  # State
+FAILED = "failed"  # str: why the worker cannot start
+BEGIN = "begin"  # str: a model; returns when no other worker changes it
+END = (
+    "end"  # (str, Change | None): the model, and what this worker has changed; returns when all workers have changed it
+)
+
+# Calls of the supervisor.
+METRICS = "metrics"  # returns the worker's metric families
+CHANGE = "change"  # Change
+MAY_BE_READY = "may be ready"  # bool: whether all workers are ready
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of the models that all workers make.
+
+    Args:
+        verb: load, unload, or follow: which version serves has been chosen, and is written in the model's folder.
+        config: of a model to load, as JSON, in place of its file.
+    """
+
+    verb: str
+    model: str
+    config: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A worker's state.
+
+    Args:
+        models: names and versions of those that are ready.
+    """
+
+    is_ready: bool = False
+    is_live: bool = True
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The first message to a worker.
+
+    Args:
+        number: of the worker, from 1.
+        changes: that the workers have made since the start.
+    """
+
+    number: int
+    config: ServeConfig
+    changes: tuple[Change, ...] = ()

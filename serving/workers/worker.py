@@ -1,0 +1,158 @@
+"""One worker: a server that shares its ports with others, and follows a supervisor.
+
+    python -m serving.workers.worker FILE_DESCRIPTOR
+
+It opens its ports only once its models are loaded, so that the kernel gives it no connection before. If its supervisor
+ends, it drains and ends too.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+
+from convoy.processes import exit_on_broken_pipe
+from serving.errors import ServingError, StartupError
+from serving.models.group import Done
+from serving.observability.logging import set_up_logging
+from serving.workers.channel import Channel
+from serving.workers.messages import (
+    BEGIN,
+    CHANGE,
+    END,
+    FAILED,
+    MAY_BE_READY,
+    METRICS,
+    STATE,
+    Assignment,
+    Change,
+    State,
+)
+
+logger = logging.getLogger(__name__)
+
+EXIT_CANNOT_START = 2
+
+
+def main(file_descriptor: int) -> int:
+    """Serves until SIGTERM. Returns the exit code, as `serving.__main__.main`."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    connection = Connection(file_descriptor)
+    assignment: Assignment = connection.recv()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    set_up_logging(assignment.config.log_format, worker=assignment.number)
+    try:
+        Worker(connection, assignment).serve()
+    except StartupError as error:
+        connection.send(("call", -1, FAILED, str(error)))
+        return EXIT_CANNOT_START
+    return 0
+
+
+class Worker:
+    """The server of one worker process."""
+
+    def __init__(self, connection: Connection, assignment: Assignment) -> None:
+        from serving.server import build_server
+
+        self._config = assignment.config
+        self._changes = assignment.changes
+        self._server = build_server(assignment.config, is_worker=True)
+        self._server.set_may_be_ready(False)
+        self._channel = Channel(connection, self._handle, on_close=_end)
+        self._server.admin.control.group = Group(self._channel)
+        self._has_caught_up = threading.Event()
+        self._is_up = False
+
+    def serve(self) -> None:
+        """Serves until SIGTERM."""
+        from serving.frontends.common.limits import raise_file_limit
+        from serving.server import CLEAN_UP_S, exit_after, stop_signals
+
+        raise_file_limit()
+        with stop_signals() as wait_for_signal:
+            self._channel.start()
+            threading.Thread(target=self._load, name="loader", daemon=True).start()
+            wait_for_signal()
+            self._server.drain()
+            exit_after(self._config.grace_s + CLEAN_UP_S)
+            self._server.stop()
+
+    def _load(self) -> None:
+        """Loads the models as the other workers have, then opens the ports."""
+        try:
+            self._server.load()
+            for change in self._changes:
+                try:
+                    self._make(change)
+                except ServingError as error:
+                    logger.warning("model '%s' could not be brought to where the others are: %s", change.model, error)
+            self._has_caught_up.set()
+            self._server.start()
+        except StartupError as error:
+            self._channel.tell(FAILED, str(error))
+            _end()
+            return
+        self._is_up = True
+        self._server.repository.subscribe(self._tell_state)
+        self._tell_state()
+
+    def _tell_state(self) -> None:
+        repository = self._server.repository
+        models = tuple(f"{model.spec.name} version {model.version}" for model in repository.ready_models())
+        self._channel.tell(STATE, State(self._is_up and repository.is_ready(), not repository.is_hung(), models))
+
+    def _handle(self, name: str, argument: object) -> object:
+        if name == METRICS:
+            return self._server.http.metrics.families()
+        if name == CHANGE:
+            assert isinstance(argument, Change)
+            self._has_caught_up.wait()
+            self._make(argument)
+        elif name == MAY_BE_READY:
+            self._server.set_may_be_ready(bool(argument))
+        return None
+
+    def _make(self, change: Change) -> None:
+        repository = self._server.repository
+        if change.verb == "load":
+            repository.load(change.model, change.config)
+        elif change.verb == "unload":
+            repository.unload(change.model)
+        else:
+            repository.promotions.follow(change.model)
+
+
+class Group:
+    """All workers, as one of them sees them; a `serving.models.group.Group`."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    @contextmanager
+    def changing(self, name: str) -> Iterator[Done]:
+        """Context in which no other worker changes a model. At its end, all make the change that this one has made.
+
+        Raises:
+            Internal: a worker could not.
+        """
+        made: list[Change] = []
+        self._channel.call(BEGIN, name)
+        try:
+            yield lambda verb, config=None: made.append(Change(verb, name, config))
+        finally:
+            self._channel.call(END, (name, made[0] if made else None))
+
+
+def _end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    with exit_on_broken_pipe():
+        sys.exit(main(int(sys.argv[1])))

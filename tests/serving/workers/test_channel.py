@@ -1,0 +1,77 @@
+"""Calls between two processes over one socket."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+
+from serving.errors import Internal, NotFound, Unavailable
+from serving.workers.channel import Channel
+
+PATIENCE_S = 30
+Pair = Callable[..., tuple[Channel, Channel]]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made: list[Channel] = []
+
+    def pair(handle: Callable[[str, Any], Any], on_close: Callable[[], None] = lambda: None) -> tuple[Channel, Channel]:
+        one, other = socket.socketpair()
+        made.append(Channel(Connection(one.detach()), lambda name, argument: None, on_close))
+        made.append(Channel(Connection(other.detach()), handle))
+        for channel in made[-2:]:
+            channel.start()
+        return made[-2], made[-1]
+
+    yield pair
+    for channel in made:
+        channel.close()
+
+
+def test_calls_return_values_and_raise_errors(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    def handle(name: str, argument: Any) -> Any:
+        if name == "missing":
+            raise NotFound(f"no {argument}")
+        if name == "defect":
+            raise ZeroDivisionError
+        return name, argument
+
+    one, _ = pair(handle)
+    assert one.call("echo", [1, {"a": b"x"}]) == ("echo", [1, {"a": b"x"}])
+    with pytest.raises(NotFound, match=r"^no model$"):
+        one.call("missing", "model")
+    with pytest.raises(Internal, match="its log says why"):
+        one.call("defect")
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_slow_call_holds_up_no_other(pair: Pair) -> None:
+    go_on = threading.Event()
+    one, _ = pair(lambda name, argument: go_on.wait(PATIENCE_S) if name == "slow" else argument)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(one.call, "slow")
+        assert one.call("quick", 7) == 7
+        with pytest.raises(Unavailable, match=r"did not answer within 0\.01 s"):
+            one.call("slow", timeout_s=0.01)
+        go_on.set()
+        assert slow.result(PATIENCE_S) is True
+
+
+def test_the_end_of_the_other_side_ends_calls(pair: Pair) -> None:
+    began, ended = threading.Event(), threading.Event()
+    one, other = pair(lambda name, argument: (began.set(), ended.wait(PATIENCE_S)), ended.set)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(one.call, "wait")
+        assert began.wait(PATIENCE_S)
+        other.close()
+        with pytest.raises(Unavailable):
+            waiting.result(PATIENCE_S)
+    assert ended.wait(PATIENCE_S)
+    with pytest.raises(Unavailable, match="has ended"):
+        one.call("echo")
+    one.tell("echo")

@@ -1,0 +1,219 @@
+"""Several processes behind one port: they look like one server."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+
+from protos import grpc_service_pb2 as pb
+from tests.serving.model_files import scale
+from tests.serving.server_process import ServerProcess
+
+PATIENCE_S = 60
+SERVICE = "/inference.GRPCInferenceService/"
+
+
+def publish(repository: Path, name: str) -> None:
+    folder = repository / name / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(scale(2.0))
+    (repository / name / "config.pbtxt").write_text(f'name: "{name}" backend: "onnxruntime" max_batch_size: 8\n')
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Starts a server with two workers, which is killed at the end of the test."""
+    publish(tmp_path / "models", "scale")
+    publish(tmp_path / "models", "other")
+    with contextlib.ExitStack() as undo:
+
+        def begin(*arguments: str) -> ServerProcess:
+            control = ["--model-control-mode", "explicit", "--load-model", "scale"]
+            started = ServerProcess(
+                "--model-repository", str(tmp_path / "models"), "--workers", "2", *control, *arguments
+            )
+            undo.callback(started.close)
+            return started
+
+        yield begin
+
+
+def workers_of(server: ServerProcess) -> list[int]:
+    pid = server.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def payload() -> bytes:
+    request = pb.ModelInferRequest(model_name="scale", raw_input_contents=[np.ones((1, 3), np.float32).tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+    encoded: bytes = request.SerializeToString()
+    return encoded
+
+
+def channel(server: ServerProcess) -> grpc.Channel:
+    """Returns a channel with a connection of its own."""
+    return grpc.insecure_channel(server.target(), options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def metrics(server: ServerProcess) -> str:
+    return httpx.get(f"http://127.0.0.1:{server.metrics_port()}/metrics", timeout=PATIENCE_S).text
+
+
+def value(server: ServerProcess, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)}(?:{{[^}}]*}})? ([\d.e+]+)$", metrics(server), re.MULTILINE)
+    assert found, name
+    return float(found[1])
+
+
+def is_ready(server: ServerProcess) -> bool:
+    url = f"http://127.0.0.1:{server.metrics_port()}/v2/health/ready"
+    return httpx.get(url, timeout=PATIENCE_S).json() == {"ready": True}
+
+
+class TestTwoWorkers:
+    def test_they_serve_and_change_and_stop_as_one(self, start: Callable[..., ServerProcess]) -> None:
+        server = start()
+        target = server.target()
+        assert len(workers_of(server)) == 2
+        assert is_ready(server)
+        assert len([line for line in server.lines if "serving on grpc" in line]) == 1
+        num_calls, by_worker = 30, set()
+        for number in range(num_calls):
+            with channel(server) as own:
+                own.unary_unary(f"{SERVICE}ModelInfer")(payload(), timeout=PATIENCE_S)
+                if number < 20:
+                    asked = own.unary_unary(f"{SERVICE}ModelStatistics")(b"", timeout=PATIENCE_S)
+                    statistics = pb.ModelStatisticsResponse.FromString(asked)
+                    by_worker.add(statistics.model_stats[0].inference_count)
+        assert value(server, 'nv_inference_request_success{model="scale",version="1"}') == num_calls
+        assert value(server, "process_resident_memory_bytes") > 2 * 30e6
+        self._check_changes(server)
+        held = int(target.rpartition(":")[2])
+        with socket.socket() as probe, pytest.raises(OSError, match="in use"):
+            probe.bind(("127.0.0.1", held))
+        assert server.stop() == 0
+        assert sum("stopped" in line for line in server.lines) == 2
+
+    def _check_changes(self, server: ServerProcess) -> None:
+        """A model that one worker loads is loaded by all, and the same for unloading and errors."""
+        http = f"http://127.0.0.1:{server.http_port()}"
+
+        def ready(name: str) -> set[int]:
+            return {httpx.get(f"{http}/v2/models/{name}/ready").status_code for _ in range(12)}
+
+        assert ready("other") == {400}
+        repository = f"{http}/v2/repository/models"
+        assert httpx.post(f"{repository}/other/load", json={}, timeout=PATIENCE_S).status_code == 200
+        assert ready("other") == {200}
+        with channel(server) as own:
+            own.unary_unary(f"{SERVICE}RepositoryModelUnload")(
+                pb.RepositoryModelUnloadRequest(model_name="other").SerializeToString(), timeout=PATIENCE_S
+            )
+        assert ready("other") == {400}
+        assert httpx.post(f"{repository}/none/load", json={}, timeout=PATIENCE_S).status_code >= 400
+        assert httpx.post(f"{repository}/other/load", json={}, timeout=PATIENCE_S).status_code == 200
+
+    def test_a_port_in_use_is_one_line(self, start: Callable[..., ServerProcess]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            server = start("--http-port", str(port))
+            assert server.wait() == 2
+        assert server.lines == [f"error: cannot listen on 127.0.0.1 port {port}: Address already in use\n"]
+
+
+@pytest.mark.minutes
+class TestDeath:
+    @pytest.mark.parametrize("transport", ["native", "grpcio"])
+    def test_one_that_is_killed_under_load_fails_no_request_that_is_retried(
+        self, start: Callable[..., ServerProcess], transport: str
+    ) -> None:
+        server = start("--transport", transport)
+        server.target()
+        http = f"http://127.0.0.1:{server.http_port()}"
+        loaded = httpx.post(f"{http}/v2/repository/models/other/load", json={}, timeout=PATIENCE_S)
+        assert loaded.status_code == 200
+        is_over = threading.Event()
+        counts: dict[str, int] = {"calls": 0, "retries": 0}
+        failures: list[str] = []
+        threads = [
+            threading.Thread(target=self._call_on, args=(server, is_over, counts, failures), daemon=True)
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: counts["calls"] > 200)
+        counted = value(server, 'nv_inference_request_success{model="scale",version="1"}')
+        [killed, other] = workers_of(server)
+        os.kill(killed, signal.SIGKILL)
+        server.wait_for(r"was ended by SIGKILL: starting it again in 0\.25 s")
+        assert not is_ready(server) or len(workers_of(server)) == 2
+        until(lambda: len(workers_of(server)) == 2 and is_ready(server))
+        after = counts["calls"]
+        until(lambda: counts["calls"] > after + 200)
+        is_over.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        assert failures == []
+        assert other in workers_of(server)
+        assert value(server, 'nv_inference_request_success{model="scale",version="1"}') >= counted
+        # The new worker has the models that were loaded by calls before.
+        states = {httpx.get(f"{http}/v2/models/other/ready").status_code for _ in range(20)}
+        assert states == {200}
+        assert server.stop() == 0
+
+    @staticmethod
+    def _call_on(server: ServerProcess, is_over: threading.Event, counts: dict[str, int], failures: list[str]) -> None:
+        """Calls one after the other, on a new connection now and then, and retries once what is UNAVAILABLE."""
+        while not is_over.is_set():
+            with channel(server) as own:
+                infer = own.unary_unary(f"{SERVICE}ModelInfer")
+                for _ in range(50):
+                    for attempt in (1, 2):
+                        try:
+                            infer(payload(), timeout=PATIENCE_S)
+                            counts["calls"] += 1
+                            break
+                        except grpc.RpcError as error:
+                            if error.code() != grpc.StatusCode.UNAVAILABLE or attempt == 2:
+                                failures.append(f"{error.code()}: {error.details()}")
+                                break
+                            counts["retries"] += 1
+
+    def test_pauses_grow_and_workers_end_with_their_supervisor(self, start: Callable[..., ServerProcess]) -> None:
+        server = start()
+        server.target()
+        for pause in ("0.25", "0.5"):
+            until(lambda: is_ready(server))
+            first = min(workers_of(server)) if pause == "0.25" else max(workers_of(server))
+            os.kill(first, signal.SIGKILL)
+            server.wait_for(rf"starting it again in {re.escape(pause)} s")
+        until(lambda: is_ready(server))
+        workers = workers_of(server)
+        server.process.kill()
+        until(lambda: not any(_lives(pid) for pid in workers))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state: Any = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
