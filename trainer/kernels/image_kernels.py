@@ -1,4 +1,8 @@
-"""Triton kernels that make a batch: gather, flip, shift and resize; gather and warp; normalise. No program waits."""
+"""Triton kernels that make a batch: gather, flip, shift and resize; gather and warp; normalise.
+
+The samples of a step are slices of an epoch's, at any multiple of 4 or 8 bytes. The kernels are therefore compiled for
+any alignment of these: else the capture of a CUDA graph might be the first to need another variant, and cannot compile.
+"""
 # mypy: ignore-errors
 # ruff: noqa: PLR0913
 
@@ -25,7 +29,7 @@ def _pixel(image, c, y, x, height, width, mirrored, upside_down, dx, dy, mask, F
     return tl.load(image + (c * height + y) * width + x, mask=mask & is_x_inside & is_y_inside, other=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["indices", "params", "upside_down"])
 def gather_and_shift(images, indices, params, upside_down, out, num_params, channels, height, width, out_height,
                      out_width, RESIZE: tl.constexpr, UPSIDE_DOWN: tl.constexpr, FILL: tl.constexpr,
                      BLOCK: tl.constexpr):  # fmt: skip
@@ -69,7 +73,7 @@ def _inside(image, c, y, x, height, width, mask):
     return tl.load(image + (c * height + y) * width + x, mask=is_inside, other=0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["indices", "params", "upside_down"])
 def gather_and_warp(images, indices, params, upside_down, out, num_params, channels, height, width,
                     UPSIDE_DOWN: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Writes the images of a batch flipped, shifted, rotated and scaled; grid (images, blocks of an output image).

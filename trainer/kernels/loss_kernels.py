@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["labels"])  # a slice of an epoch's, see `image_kernels`
 def cross_entropy(logits, labels, gradient, partial, rows, classes, smoothing, BM: tl.constexpr, BC: tl.constexpr):
     """Writes the gradient of the summed loss, and each program's sums: losses and correct answers; grid (programs).
 

@@ -17,6 +17,8 @@ _LAYERS = (nn.Conv2d, nn.Linear)
 class CastWeights:
     """A model's forward pass with the trained weights of its convolutions and linear layers cast beforehand.
 
+    Biases of convolutions stay as they are: our kernels add them in float32.
+
     Args:
         model: whose layers of these types use their weights in no other way.
     """
@@ -28,7 +30,7 @@ class CastWeights:
             for prefix, module in model.named_modules()
             if type(module) in _LAYERS
             for name, parameter in module.named_parameters(recurse=False)
-            if parameter.requires_grad
+            if parameter.requires_grad and not (name == "bias" and isinstance(module, nn.Conv2d))
         ]
         self._names = [name for name, _ in named]
         self._parameters = [parameter for _, parameter in named]

@@ -72,7 +72,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.body = body
         is_same_shape = in_channels == out_channels and stride == 1
-        self.shortcut = nn.Identity() if is_same_shape else _conv_norm(in_channels, out_channels, 1, stride)
+        self.shortcut = nn.Identity() if is_same_shape else _ConvNorm(in_channels, out_channels, 1, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         *blocks, last = self.body.children()
@@ -84,17 +84,23 @@ class _Residual(nn.Module):
 
 
 def _basic(in_channels: int, width: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(ConvNormRelu(in_channels, width, 3, stride=stride), _conv_norm(width, width, 3))
+    return nn.Sequential(ConvNormRelu(in_channels, width, 3, stride=stride), _ConvNorm(width, width, 3))
 
 
 def _bottleneck(in_channels: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         ConvNormRelu(in_channels, width, 1),
         ConvNormRelu(width, width, 3, stride=stride),
-        _conv_norm(width, 4 * width, 1),
+        _ConvNorm(width, 4 * width, 1),
     )
 
 
-def _conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+class _ConvNorm(nn.Sequential):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
+        padding = kernel_size // 2
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        conv, norm = self.children()
+        return norm_activation(conv(x), norm, "none")
