@@ -1,0 +1,90 @@
+"""Counts calls of both protocols by method and status, and how long they took.
+
+Only what is rare or slow is counted here: refused inferences, and all other methods. A version's statistics have the
+inferences that reach its queue, counted once a batch.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from serving.errors import Internal, ServingError
+from serving.observability.statistics import Latencies
+from serving.protocol.status import NAMES, OK, grpc_code
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+INFER = "ModelInfer"
+UNKNOWN = "unknown"
+"""Method of requests that no route fits, or that are no HTTP."""
+
+METHODS_OF_ENDPOINTS = {
+    "InferEndpoint": INFER,
+    "classify": INFER,
+    "live": "ServerLive",
+    "ready": "ServerReady",
+    "server_metadata": "ServerMetadata",
+    "model_ready": "ModelReady",
+    "model_metadata": "ModelMetadata",
+    "model_config": "ModelConfig",
+    "statistics": "ModelStatistics",
+    "index": "RepositoryIndex",
+    "load": "RepositoryModelLoad",
+    "unload": "RepositoryModelUnload",
+}
+"""Names of the RPCs that do the same as HTTP's endpoints. Other endpoints count under their own names."""
+
+
+def method_of(endpoint: object) -> str:
+    """Returns the method of an endpoint of HTTP: a function, or an object."""
+    name = getattr(endpoint, "__name__", type(endpoint).__name__)
+    return METHODS_OF_ENDPOINTS.get(name, name)
+
+
+class Calls:
+    """Numbers and durations of calls by method, status and model. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: dict[tuple[str, str, str], Latencies] = {}
+
+    def record(self, method: str, status: str, seconds: float = 0.0, model: str = "") -> None:
+        """Counts a call.
+
+        Args:
+            status: name of a gRPC status code.
+            seconds: that it took; 0 for a call that is refused at once.
+            model: a name that is in the repository; else empty.
+        """
+        with self._lock:
+            key = method, status, model
+            latencies = self._calls.get(key)
+            if latencies is None:
+                latencies = self._calls[key] = Latencies()
+            latencies.add(seconds)
+
+    def counted(self, method: str, handler: Callable[P, T]) -> Callable[P, T]:
+        """Returns a handler that does the same, and is counted."""
+
+        @wraps(handler)
+        def handle(*args: P.args, **kwargs: P.kwargs) -> T:
+            began, code = time.monotonic(), grpc_code(Internal(""))
+            try:
+                result = handler(*args, **kwargs)
+                code = OK
+                return result
+            except ServingError as error:
+                code = grpc_code(error)
+                raise
+            finally:
+                self.record(method, NAMES[code], time.monotonic() - began)
+
+        return handle
+
+    def snapshot(self) -> dict[tuple[str, str, str], Latencies]:
+        """Returns the calls by method, status and model."""
+        with self._lock:
+            return {key: latencies.copy() for key, latencies in self._calls.items()}
