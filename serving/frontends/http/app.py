@@ -12,7 +12,6 @@ from convoy.auth import TokenFile
 from serving.frontends.common.services import Services
 from serving.frontends.http.admin import AdminEndpoints, Probed, health_routes
 from serving.frontends.http.classify import ClassifyEndpoint
-from serving.frontends.http.counting import counted
 from serving.frontends.http.infer import InferEndpoint
 from serving.frontends.http.middleware import build_middleware, metrics_middleware
 from serving.frontends.http.openapi import describe_api
@@ -64,31 +63,30 @@ def build_app(
 
     model = "/v2/models/{model}"
     version = "/v2/models/{model}/versions/{version}"
-    routes = [  # tried in this order: most requests are inferences
-        Route(f"{model}/infer", infer, methods=["POST"]),
-        Route(f"{version}/infer", infer, methods=["POST"]),
-        *(Route(f"{path}/classify", classify.classify, methods=["POST"]) for path in (model, version)),
-        *health_routes(services.admin),
-        Route("/v2", endpoints.server_metadata),
-        Route("/v2/models/stats", endpoints.statistics),
-        *(Route(f"{path}/ready", endpoints.model_ready) for path in (model, version)),
-        *(Route(f"{path}/config", endpoints.model_config) for path in (model, version)),
-        *(Route(f"{path}/stats", endpoints.statistics) for path in (model, version)),
-        *(Route(path, endpoints.model_metadata) for path in (model, version)),
-        Route("/v2/repository/index", endpoints.index, methods=["POST"]),
-        Route("/v2/repository/models/{model}/load", endpoints.load, methods=["POST"]),
-        Route("/v2/repository/models/{model}/unload", endpoints.unload, methods=["POST"]),
-        Route("/v2/repository/models", endpoints.models),
-        Route("/v2/repository/models/{model}", endpoints.model_state),
-        *(
-            Route(f"/v2/repository/models/{{model}}/{verb}", endpoints.control, methods=["POST"])
-            for verb in ("promote", "rollback", "pin", "unpin")
-        ),
-        *(Route(path, endpoints.unsupported, methods=["GET", "POST"]) for path in _UNSUPPORTED_PATHS),
-        Route("/openapi.json", openapi),
-    ]
     app = Starlette(
-        routes=counted(routes, services.inference.refusals.calls),
+        routes=[  # tried in this order: most requests are inferences
+            Route(f"{model}/infer", infer, methods=["POST"]),
+            Route(f"{version}/infer", infer, methods=["POST"]),
+            *(Route(f"{path}/classify", classify.classify, methods=["POST"]) for path in (model, version)),
+            *health_routes(services.admin),
+            Route("/v2", endpoints.server_metadata),
+            Route("/v2/models/stats", endpoints.statistics),
+            *(Route(f"{path}/ready", endpoints.model_ready) for path in (model, version)),
+            *(Route(f"{path}/config", endpoints.model_config) for path in (model, version)),
+            *(Route(f"{path}/stats", endpoints.statistics) for path in (model, version)),
+            *(Route(path, endpoints.model_metadata) for path in (model, version)),
+            Route("/v2/repository/index", endpoints.index, methods=["POST"]),
+            Route("/v2/repository/models/{model}/load", endpoints.load, methods=["POST"]),
+            Route("/v2/repository/models/{model}/unload", endpoints.unload, methods=["POST"]),
+            Route("/v2/repository/models", endpoints.models),
+            Route("/v2/repository/models/{model}", endpoints.model_state),
+            *(
+                Route(f"/v2/repository/models/{{model}}/{verb}", endpoints.control, methods=["POST"])
+                for verb in ("promote", "rollback", "pin", "unpin")
+            ),
+            *(Route(path, endpoints.unsupported, methods=["GET", "POST"]) for path in _UNSUPPORTED_PATHS),
+            Route("/openapi.json", openapi),
+        ],
         middleware=build_middleware(services, server, tokens, access_log, cors_origins),
         exception_handlers=ErrorHandlers(services.inference.refusals, services.inference.repository).by_exception,
     )
