@@ -1,5 +1,7 @@
-"""Options of command lines that tyro reads: how the help shows an option's value and default."""
+"""Options of command lines that tyro reads: how the help shows them, and how a faulty command line is explained."""
 
+import itertools
+import re
 from typing import Any
 
 import tyro
@@ -13,3 +15,30 @@ def option(metavar: str, default: str = "") -> Any:
         default: the default in words; empty if the option is required.
     """
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "(required)")
+
+
+def explain_in_one_line(printed: str, prog: str) -> str:
+    """Returns tyro's explanation of a faulty command line, a box of several lines, as one line.
+
+    Args:
+        printed: what tyro printed.
+        prog: the command, whose `--help` lists its options.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
+    lines = [line.strip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = [list(part) for is_rule, part in itertools.groupby(lines, _is_rule) if not is_rule]
+    problem = " ".join(itertools.takewhile(bool, parts[0] if parts else [])) or "the command line is faulty"
+    for noise in (
+        "Error parsing ",
+        "'None', ",
+        "{None}|",
+        " (required)",
+    ):  # how tyro shows an option that need not be given
+        problem = problem.replace(noise, "")
+    names = [line.split()[0] for part in parts if part[0].startswith("Perhaps") for line in part if line[:2] == "--"]
+    hint = f"did you mean {' or '.join(dict.fromkeys(names))}?" if names else f"see {prog} --help"
+    return f"error: {problem[0].lower()}{problem[1:].removesuffix('.')}: {hint}"
+
+
+def _is_rule(line: str) -> bool:
+    return bool(line) and set(line) == {"─"}

@@ -155,15 +155,19 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | No
     is_main = _environment().is_main
     import tyro
 
-    silence = contextlib.nullcontext() if is_main else contextlib.redirect_stdout(io.StringIO())
+    from convoy.options import explain_in_one_line
+
+    shown, explained = sys.stdout if is_main else io.StringIO(), io.StringIO()
     try:
-        with silence, contextlib.redirect_stderr(sys.stderr if is_main else io.StringIO()):
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(explained):
             parsed = tyro.cli(kind, args=arguments, prog=prog, default=default)
             assert parsed is not None
             return parsed
-    except SystemExit:
+    except SystemExit as left:
         if not is_main:
             time.sleep(LINGER_S)
+        elif left.code:
+            print(explain_in_one_line(explained.getvalue(), prog), file=sys.stderr)
         raise
 
 

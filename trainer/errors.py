@@ -22,6 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+_MAX_LISTED = 20
+"""Names that a message lists where none is close to the one that was given."""
+
 
 class TrainerError(Exception):
     """Root of all errors that a user can meet and act upon."""
@@ -105,12 +108,26 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Returns the error for a name that does not exist, with the closest names that do."""
+def unknown_name(kind: str, name: str, known: Iterable[str], *, listed_by: str = "") -> ConfigError:
+    """Returns the error for a name that does not exist, with the closest names that do.
+
+    Args:
+        listed_by: a command that lists all names, for kinds that have many.
+    """
     names = list(known)
     by_lower = {known.lower(): known for known in names}
-    close = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+
+    def closest(cutoff: float) -> list[str]:
+        return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=cutoff)]
+
+    if close := closest(0.5):
+        hint = f"did you mean {' or '.join(close)}?"
+    elif len(names) > _MAX_LISTED:
+        hint = f"of {len(names)}, the closest are {', '.join(closest(0.0))}" + f"; {listed_by} lists all" * bool(
+            listed_by
+        )
+    else:
+        hint = f"there are {', '.join(names)}"
     return ConfigError(f"no {kind} {name!r}: {hint}")
 
 

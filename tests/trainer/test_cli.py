@@ -91,6 +91,29 @@ def test_every_verb_has_help(arguments: list[str], code: int, text: str) -> None
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--log-to", "foo"],
+            "invalid choice 'foo' for argument '--log-to'. Expected one of ('wandb', 'mlflow'): ",
+        ),
+        (
+            ["--epochs", "abc"],
+            "--epochs: no type matching INT could be instantiated from ['abc']: see ",
+        ),
+        (["--epoch", "3"], "unrecognized options: --epoch, 3: did you mean --epochs?"),
+        (["--run-dir"], "missing value for argument '--run-dir'. Expected 1 values: see trainer/main.py --help"),
+    ],
+)
+def test_a_faulty_option_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.train_command(arguments)
+    printed = capsys.readouterr()
+    assert (left.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert printed.err.startswith(f"error: {line}")
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["data", "list"], ["train", "--help"]])
 def test_a_closed_pipe_ends_it_quietly(arguments: list[str], unbuffered: str) -> None:

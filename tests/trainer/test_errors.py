@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import CheckpointError, ConfigError, reading
+from trainer.errors import CheckpointError, ConfigError, reading, unknown_name
 
 CONFIG = Path("run") / "config.json"
 
@@ -34,3 +34,17 @@ def test_an_unreadable_file_and_a_damaged_one_have_errors_of_their_own(error: Ex
 def test_other_errors_are_not_converted() -> None:
     with pytest.raises(ConfigError, match="no run"), reading(CONFIG):
         raise ConfigError("no run")
+
+
+def test_an_unknown_name_is_one_short_line() -> None:
+    """Forty names are no help."""
+    many = [f"network{number}" for number in range(40)]
+    assert str(unknown_name("recipe", "zebra", ["mnist", "cifar10"])) == "no recipe 'zebra': there are mnist, cifar10"
+    assert (
+        str(unknown_name("recipe", "NETWRK7", many))
+        == "no recipe 'NETWRK7': did you mean network7 or network9 or network8?"
+    )
+    text = str(unknown_name("recipe", "zebra", many, listed_by="`convoy recipes`"))
+    assert text.startswith("no recipe 'zebra': of 40, the closest are network")
+    assert text.endswith("; `convoy recipes` lists all")
+    assert text.count("network") == 3

@@ -55,5 +55,5 @@ def find_recipe(name: str) -> Recipe:
         ConfigError: there is none; the message offers the nearest names.
     """
     if name not in RECIPES:
-        raise unknown_name("recipe", name, RECIPES)
+        raise unknown_name("recipe", name, RECIPES, listed_by="`convoy recipes`")
     return RECIPES[name]
