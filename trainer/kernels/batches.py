@@ -1,4 +1,4 @@
-"""Batches of images by one kernel each: gather with flip, shift and resize, gather with a warp, normalisation.
+"""Batches of images by one kernel each: gather with flip, shift and resize, gather with a warp, colours, normalisation.
 
 Import this only where Triton is installed; see `choice`.
 """
@@ -74,6 +74,32 @@ def gather_and_warp(
         params.stride(0),
         *images.shape[1:],
         UPSIDE_DOWN=upside_down is not None,
+        BLOCK=_BLOCK,
+    )
+    return out
+
+
+def jitter(
+    images: torch.Tensor, params: torch.Tensor, *, brightness: bool, contrast: bool, saturation: bool
+) -> torch.Tensor:
+    """Returns images with other colours, float32 in 0..255.
+
+    Args:
+        images: uint8 or float32 `[B, C, H, W]` in 0..255, contiguous; C is 1 or 3.
+        params: float32 `[B, 3]` or wider, a slice of rows: factors of brightness, contrast and saturation.
+        brightness: whether this is changed, as for the others.
+    """
+    out = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+    kernels.jitter[(len(images),)](
+        images,
+        params,
+        out,
+        params.stride(0),
+        images.size(2) * images.size(3),
+        CHANNELS=images.size(1),
+        BRIGHTNESS=brightness,
+        CONTRAST=contrast,
+        SATURATION=saturation,
         BLOCK=_BLOCK,
     )
     return out

@@ -1,4 +1,4 @@
-"""Triton kernels that make a batch: gather, flip, shift and resize; gather and warp; normalise.
+"""Triton kernels that make a batch: gather, flip, shift and resize; gather and warp; colours; normalise.
 
 The samples of a step are slices of an epoch's, at any multiple of 4 or 8 bytes. The kernels are therefore compiled for
 any alignment of these: else the capture of a CUDA graph might be the first to need another variant, and cannot compile.
@@ -132,3 +132,67 @@ def normalize(pixels, mean, deviation, out, rows, size, CHANNELS: tl.constexpr, 
     value = tl.where(mask, value, 0.0)
     mask = (m < rows)[:, None] & (c < OUT_CHANNELS)[None, :]
     tl.store(out + m[:, None] * OUT_CHANNELS + c[None, :], value, mask=mask)
+
+
+@triton.jit
+def _bright(image, pixel, size, mask, brightness, CHANNELS: tl.constexpr, BRIGHTNESS: tl.constexpr):
+    """Returns red, green and blue after the change of brightness; three times the grey of an image without colours."""
+    red = tl.load(image + pixel, mask=mask, other=0).to(tl.float32)
+    green, blue = red, red
+    if CHANNELS == 3:
+        green = tl.load(image + size + pixel, mask=mask, other=0).to(tl.float32)
+        blue = tl.load(image + 2 * size + pixel, mask=mask, other=0).to(tl.float32)
+    if BRIGHTNESS:
+        red, green, blue = _clamp(red * brightness), _clamp(green * brightness), _clamp(blue * brightness)
+    return red, green, blue
+
+
+@triton.jit
+def _clamp(value):
+    return tl.minimum(tl.maximum(value, 0.0), 255.0)
+
+
+@triton.jit
+def _grey(red, green, blue, CHANNELS: tl.constexpr):
+    if CHANNELS == 3:
+        red = 0.2989 * red + 0.587 * green + 0.114 * blue
+    return red
+
+
+@triton.jit(do_not_specialize_on_alignment=["params"])
+def jitter(images, params, out, num_params, size, CHANNELS: tl.constexpr, BRIGHTNESS: tl.constexpr,
+           CONTRAST: tl.constexpr, SATURATION: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Changes brightness, then contrast, then saturation, as `augment.colour` does; grid (images).
+
+    `params` are rows of the three factors, `images` [B, CHANNELS, size] with 1 or 3 channels.
+    """
+    number = tl.program_id(0)
+    image = images + number.to(tl.int64) * (CHANNELS * size)
+    to = out + number.to(tl.int64) * (CHANNELS * size)
+    row = params + number * num_params
+    brightness, contrast, saturation = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    mean = 0.0 * contrast
+    if CONTRAST:
+        total = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, size, BLOCK):
+            pixel = start + tl.arange(0, BLOCK)
+            red, green, blue = _bright(image, pixel, size, pixel < size, brightness, CHANNELS, BRIGHTNESS)
+            total += tl.where(pixel < size, _grey(red, green, blue, CHANNELS), 0.0)
+        mean = tl.sum(total, 0) / size
+    for start in range(0, size, BLOCK):
+        pixel = start + tl.arange(0, BLOCK)
+        mask = pixel < size
+        red, green, blue = _bright(image, pixel, size, mask, brightness, CHANNELS, BRIGHTNESS)
+        if CONTRAST:
+            red = _clamp(mean + contrast * (red - mean))
+            green = _clamp(mean + contrast * (green - mean))
+            blue = _clamp(mean + contrast * (blue - mean))
+        if SATURATION and CHANNELS == 3:
+            grey = _grey(red, green, blue, CHANNELS)
+            red = _clamp(grey + saturation * (red - grey))
+            green = _clamp(grey + saturation * (green - grey))
+            blue = _clamp(grey + saturation * (blue - grey))
+        tl.store(to + pixel, red, mask=mask)
+        if CHANNELS == 3:
+            tl.store(to + size + pixel, green, mask=mask)
+            tl.store(to + 2 * size + pixel, blue, mask=mask)

@@ -12,6 +12,7 @@ from torch import nn
 from tests.trainer.kernels.comparison import assert_close, conv_step, images, norm_step
 from trainer.augmentation import Augment
 from trainer.data.augment import augment_batch, draw_params
+from trainer.data.augment.colour import jitter
 from trainer.kernels import batches, choice
 from trainer.kernels.operations import Activation, conv_pool_relu, convolution, norm_activation
 from trainer.loop.loss import TrainingLoss
@@ -190,6 +191,17 @@ def test_warped_images_are_torchs() -> None:
     with choice.torch_only():
         torch.testing.assert_close(ours, augmented(augment), atol=1e-2, rtol=0)
     assert ours.dtype == torch.float32
+
+
+@pytest.mark.parametrize("changed", [{"brightness": 0.4, "contrast": 0.4}, {"saturation": 0.5, "hue": 0.1}])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_are_torchs(channels: int, changed: dict[str, float]) -> None:
+    augment = Augment(**changed)
+    pixels = torch.randint(256, (3, channels, 35, 40), generator=torch.Generator().manual_seed(0)).float()
+    params = draw_params(augment, 3, seed=0, epoch=0)[:, 6:]
+    ours = jitter(augment, pixels, params)
+    with choice.torch_only():
+        torch.testing.assert_close(ours, jitter(augment, pixels, params), atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize(("num_channels", "out_channels"), [(3, 3), (3, 8), (1, 8)])

@@ -44,6 +44,11 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
     ("image_kernels", "gather_and_shift", {"RESIZE": False, "UPSIDE_DOWN": True, "FILL": "reflect", "BLOCK": 1024}),
     ("image_kernels", "gather_and_shift", {"RESIZE": True, "UPSIDE_DOWN": False, "FILL": "zero", "BLOCK": 1024}),
     ("image_kernels", "gather_and_warp", {"UPSIDE_DOWN": False, "BLOCK": 1024}),
+    (
+        "image_kernels",
+        "jitter",
+        {"CHANNELS": 3, "BRIGHTNESS": True, "CONTRAST": True, "SATURATION": True, "BLOCK": 1024},
+    ),
     ("image_kernels", "normalize", {"CHANNELS": 3, "OUT_CHANNELS": 8, "PADDED": 8, "BM": 256}),
     ("loss_kernels", "cross_entropy", {"BM": 64, "BC": 16}),
     ("conv_kernels", "weight_gradient", {"CHANNELS": 16, "FILTERS": 32, "K": 144, "BN": 32, **_CONV}),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.augmentation import Augment
+from trainer.kernels.choice import is_fusible
 
 
 def jitter(augment: Augment, images: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
@@ -17,6 +18,12 @@ def jitter(augment: Augment, images: torch.Tensor, params: torch.Tensor) -> torc
         params: float32 `[B, 4]`: three factors, and the turn of the hue in -0.5..0.5.
     """
     brightness, contrast, saturation, hue = params.unbind(1)
+    changes = {name: getattr(augment, name) > 0 for name in ("brightness", "contrast", "saturation")}
+    if is_fusible(images) and images.is_contiguous() and any(changes.values()):
+        from trainer.kernels import batches
+
+        images = batches.jitter(images, params, **changes)
+        return adjust_hue(images, hue) if augment.hue else images
     if augment.brightness:
         images = adjust_brightness(images, brightness)
     if augment.contrast:
