@@ -6,6 +6,7 @@ Validation, evaluation and export use the network as it is.
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -111,7 +112,7 @@ def check_compiler(device: torch.device) -> None:
         ) from None
 
 
-def _options() -> dict[str, bool]:
+def _options() -> dict[str, Any]:
     """Returns inductor's options: kernels that are not chosen by timing, so that a resumed run computes the same."""
     import torch._inductor.config as inductor
 

@@ -18,9 +18,9 @@ from trainer.loop.step import Batch
 from trainer.loop.step_results import LOG_EVERY_STEPS, StepResults
 from trainer.loop.stopping import BestEpoch, copy_weights, score_of
 from trainer.loop.stopwatch import Stopwatch
+from trainer.paths import FAILURE_FILE
 from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S
 from trainer.ranks.consistency import check_weights, digest_of
-from trainer.ranks.failure import FAILURE_FILE
 from trainer.ranks.stop import StopConsensus
 from trainer.signals import StopRequest
 from trainer.sinks import Sinks
