@@ -193,6 +193,7 @@ def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
         inference=InferenceService(repository, tracing),
         admin=AdminService(repository, health, version=version("convoy-vision")),
     )
+    services.admin.count_calls(services.inference.refusals.calls)
     tokens, tls = read_credentials(config)
     access_log = AccessLog() if config.access_log else None
     http = HttpFrontend(

@@ -24,6 +24,7 @@ from serving.inference.responder import Responder
 from serving.inference.watchdog import Watchdog
 from serving.observability.statistics import BatchTrigger, Reason, Statistics
 from serving.observability.tracing import RequestTrace
+from serving.protocol.status import CANCELLED, NAMES, grpc_code
 
 __all__ = ["BatchLimits", "Batcher", "BatcherClosed", "Outputs", "QueuedRequest"]
 
@@ -114,7 +115,7 @@ class Batcher:
             if self._is_closing:
                 raise BatcherClosed
             error = self._refusal()
-        self._statistics.record_failure("REJECTED")
+        self._statistics.record_failure("REJECTED", NAMES[grpc_code(error)])
         raise error
 
     def cancel(self, request: QueuedRequest) -> None:
@@ -122,7 +123,7 @@ class Batcher:
         with self._lock:
             if not self._queue.remove(request):
                 return
-        self._statistics.record_failure("CANCELED", 1, time.monotonic_ns() - request.arrived_ns)
+        self._statistics.record_failure("CANCELED", CANCELLED, time.monotonic_ns() - request.arrived_ns)
 
     def close(self) -> None:
         """Finishes all queued requests, then ends the threads and closes the backends.
@@ -248,7 +249,7 @@ class Batcher:
             self._num_running -= len(requests)
 
     def _fail(self, request: QueuedRequest, error: ServingError, reason: Reason) -> None:
-        self._statistics.record_failure(reason, 1, time.monotonic_ns() - request.arrived_ns)
+        self._statistics.record_failure(reason, NAMES[grpc_code(error)], time.monotonic_ns() - request.arrived_ns)
         try:
             request.fail(error)
         except BaseException:

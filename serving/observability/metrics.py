@@ -9,21 +9,23 @@ version that is loaded again start at zero, as after a restart.
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from serving.inference.decoder import ImageDecoder
 from serving.models.repository import Model, Repository
+from serving.observability.calls import INFER, Calls
 from serving.observability.refusals import Refusals
-from serving.observability.statistics import LATENCY_BOUNDS_S, Snapshot
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from serving.observability.statistics import LATENCY_BOUNDS_S, Latencies, Snapshot
+from serving.protocol.status import NAMES as STATUSES
+from serving.protocol.status import OK
 
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -179,10 +181,14 @@ MODEL_READY = "convoy_model_ready"
 REFUSED = "convoy_refused_requests_total"
 DECODED = "convoy_decoded_images_total"
 DECODING = "convoy_decoding_seconds_total"
+CALLS = "convoy_calls_total"
+CALL_DURATION = "convoy_call_duration_seconds"
 
-NAMES = frozenset({SERVER_READY, MODEL_READY, REFUSED, DECODED, DECODING, *(metric.name for metric in MODEL_METRICS)})
+_OWN = (SERVER_READY, MODEL_READY, REFUSED, DECODED, DECODING, CALLS, CALL_DURATION)
+NAMES = frozenset((*_OWN, *(metric.name for metric in MODEL_METRICS)))
 """All names but prometheus_client's `process_...`. The samples of a histogram add `_bucket`, `_sum` and `_count`."""
 
+_TRITON_TYPE = re.compile(rb"^(# TYPE nv_\w+) counter$", re.MULTILINE)
 _TRITON_HEADER = re.compile(rb"^(# (?:HELP|TYPE) nv_\w+)_total ", re.MULTILINE)
 
 
@@ -201,9 +207,13 @@ class Metrics(Collector):
         """Returns all metrics as values."""
         return list(self._registry.collect())
 
-    def render(self) -> bytes:
-        """Returns all metrics in Prometheus's text format 0.0.4."""
-        return _render(self._registry)
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Returns all metrics and their content type.
+
+        Args:
+            accept: header of the request: OpenMetrics if it asks for that, else Prometheus's text format 0.0.4.
+        """
+        return _render(self._registry, accept)
 
     def describe(self) -> Iterable[Metric]:
         """Returns nothing, so that registration does not read the models, which may not be loaded yet."""
@@ -233,6 +243,7 @@ class Metrics(Collector):
             yield _counter(DECODED, "Image files decoded.", self._decoder.num_images)
             yield _counter(DECODING, "Time it took, summed over threads.", self._decoder.seconds)
         snapshots = [ModelSnapshot(model, model.statistics.snapshot()) for model in self._repository.ready_models()]
+        yield from _call_families(self._refusals.calls, snapshots)
         for metric in MODEL_METRICS:
             family = Metric(metric.name.removesuffix("_total"), metric.documentation, metric.kind)
             for snapshot in snapshots:
@@ -247,11 +258,11 @@ class Families(Collector):
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
 
-    def render(self) -> bytes:
+    def render(self, accept: str = "") -> tuple[bytes, str]:
         """Returns them as `Metrics.render` does."""
         registry = CollectorRegistry()
         registry.register(self)
-        return _render(registry)
+        return _render(registry, accept)
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -260,10 +271,40 @@ class Families(Collector):
         return self._families
 
 
-def _render(registry: CollectorRegistry) -> bytes:
-    # prometheus_client ends the family name of every counter with `_total`. Triton's counters have no such ending,
-    # and with another family name their samples would lose their type.
-    return _TRITON_HEADER.sub(rb"\1 ", generate_latest(registry))
+def _render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    encode, content_type = choose_encoder(accept)
+    text: bytes = encode(registry)  # it takes registries too
+    if content_type.startswith("text/plain"):
+        # prometheus_client ends the family name of every counter with `_total`. Triton's counters have no such ending,
+        # and with another family name their samples would lose their type.
+        return _TRITON_HEADER.sub(rb"\1 ", text), content_type
+    return _TRITON_TYPE.sub(rb"\1 unknown", text), content_type  # a counter of OpenMetrics must end with `_total`
+
+
+def _call_families(calls: Calls, snapshots: Sequence[ModelSnapshot]) -> Iterator[Metric]:
+    """Yields the calls by method and status: those that `calls` has, and the inferences of model versions."""
+    counter = Metric(
+        CALLS.removesuffix("_total"),
+        "Calls over gRPC and HTTP, refused ones included, by the names of the RPC and of its status. Calls over HTTP "
+        "have the names of the RPCs that do the same. Model and version are empty where a call has none.",
+        "counter",
+    )
+    durations = Metric(CALL_DURATION, "Time from a call's arrival to its answer.", "histogram")
+
+    def add(method: str, status: str, model: str, version: str, value: Latencies) -> None:
+        labels = {"method": method, "status": status, "model": model, "version": version}
+        counter.add_sample(CALLS, labels, sum(value.counts))
+        _add_histogram(durations, CALL_DURATION, labels, Histogram(LATENCY_BOUNDS_S, value.counts, value.seconds))
+
+    for snapshot in snapshots:
+        stats, model, version = snapshot.stats, snapshot.model.spec.name, snapshot.model.version
+        add(INFER, STATUSES[OK], model, version, Latencies(stats.latency_counts, stats.success.ns * 1e-9))
+        for status, failed in stats.failed.items():
+            add(INFER, status, model, version, failed)
+    for (method, status, model), latencies in calls.snapshot().items():
+        add(method, status, model, "", latencies)
+    yield counter
+    yield durations
 
 
 def _counter(name: str, documentation: str, value: float) -> Metric:
@@ -274,13 +315,17 @@ def _counter(name: str, documentation: str, value: float) -> Metric:
 
 def _add_samples(family: Metric, metric: ModelMetric, labels: dict[str, str], value: Value) -> None:
     if isinstance(value, Histogram):
-        bounds = [str(float(bound)) for bound in value.bounds] + ["+Inf"]
-        for bound, count in zip(bounds, accumulate(value.counts), strict=True):
-            family.add_sample(f"{metric.name}_bucket", {**labels, "le": bound}, count)
-        family.add_sample(f"{metric.name}_sum", labels, value.total)
-        family.add_sample(f"{metric.name}_count", labels, sum(value.counts))
+        _add_histogram(family, metric.name, labels, value)
     elif isinstance(value, Mapping):
         for label, number in value.items():
             family.add_sample(metric.name, {**labels, metric.label: label}, number)
     else:
         family.add_sample(metric.name, labels, value)
+
+
+def _add_histogram(family: Metric, name: str, labels: dict[str, str], value: Histogram) -> None:
+    bounds = [str(float(bound)) for bound in value.bounds] + ["+Inf"]
+    for bound, count in zip(bounds, accumulate(value.counts), strict=True):
+        family.add_sample(f"{name}_bucket", {**labels, "le": bound}, count)
+    family.add_sample(f"{name}_sum", labels, value.total)
+    family.add_sample(f"{name}_count", labels, sum(value.counts))

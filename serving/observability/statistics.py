@@ -55,6 +55,26 @@ class BatchDurations:
 
 
 @dataclass(slots=True)
+class Latencies:
+    """Requests and how long they took.
+
+    Args:
+        counts: requests in each interval between `LATENCY_BOUNDS_S`, the last one open-ended; not cumulative.
+        seconds: of all of them.
+    """
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
+        self.seconds += seconds
+
+    def copy(self) -> "Latencies":
+        return Latencies(self.counts.copy(), self.seconds)
+
+
+@dataclass(slots=True)
 class Snapshot:
     """The statistics at one moment.
 
@@ -73,6 +93,7 @@ class Snapshot:
         batch_triggers: number of batches by what closed them.
         latency_counts: successful requests in each interval between `LATENCY_BOUNDS_S`, the last one open-ended; not
             cumulative.
+        failed: the same for requests that failed, by the name of their gRPC status.
     """
 
     success: Duration = field(default_factory=Duration)
@@ -90,6 +111,7 @@ class Snapshot:
     )
     batch_triggers: dict[BatchTrigger, int] = field(default_factory=lambda: {"full": 0, "idle": 0, "delay": 0})
     latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
+    failed: dict[str, Latencies] = field(default_factory=dict)
 
     def copy(self) -> "Snapshot":
         """Returns an independent copy. Batches wait for it, and `copy.deepcopy` takes 20 to 35 times as long."""
@@ -105,6 +127,7 @@ class Snapshot:
             failures=self.failures.copy(),
             batch_triggers=self.batch_triggers.copy(),
             latency_counts=self.latency_counts.copy(),
+            failed={status: latencies.copy() for status, latencies in self.failed.items()},
         )
 
 
@@ -151,15 +174,20 @@ class Statistics:
             for interval in intervals:
                 counts[interval] += 1
 
-    def record_failure(self, reason: Reason, count: int = 1, ns: int = 0) -> None:
-        """Records failed requests.
+    def record_failure(self, reason: Reason, status: str, ns: int = 0) -> None:
+        """Records a failed request.
 
         Args:
-            ns: time since their arrival, summed over all of them.
+            status: name of its gRPC status.
+            ns: time since its arrival.
         """
         with self._lock:
-            self._totals.fail.add(count, ns)
-            self._totals.failures[reason] += count
+            totals = self._totals
+            totals.fail.add(1, ns)
+            totals.failures[reason] += 1
+            if status not in totals.failed:
+                totals.failed[status] = Latencies()
+            totals.failed[status].add(ns * 1e-9)
 
     def snapshot(self) -> Snapshot:
         """Returns a copy of the statistics that later batches do not change."""

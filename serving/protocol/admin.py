@@ -14,6 +14,7 @@ from protos import health_pb2
 from serving.errors import InvalidArgument, NotFound, Unavailable, Unsupported, quote
 from serving.models.changes import ANYONE, Caller
 from serving.models.repository import Model, Repository
+from serving.observability.calls import Calls
 from serving.observability.health import Health
 from serving.observability.statistics import Duration
 from serving.protocol.control import ControlService
@@ -69,6 +70,13 @@ class AdminService:
             **self.control.blocking,
             f"/{INFERENCE_SERVICE}/RepositoryModelLoad": self._load,
             f"/{INFERENCE_SERVICE}/RepositoryModelUnload": self._unload,
+        }
+
+    def count_calls(self, calls: Calls) -> None:
+        """Counts the calls over gRPC from now on. Call it before front ends are created."""
+        self.unary = {path: calls.counted(path.rpartition("/")[2], handler) for path, handler in self.unary.items()}
+        self.blocking = {
+            path: calls.counted(path.rpartition("/")[2], handler) for path, handler in self.blocking.items()
         }
 
     # -- messages ----------------------------------------------------------------------------------------------------

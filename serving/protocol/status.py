@@ -19,6 +19,7 @@ from serving.errors import (
 )
 
 OK = 0
+CANCELLED = "CANCELLED"
 
 _CODES: dict[type[ServingError], tuple[int, int]] = {
     Cancelled: (1, 499),
@@ -35,7 +36,7 @@ _CODES: dict[type[ServingError], tuple[int, int]] = {
 
 NAMES = {
     OK: "OK",
-    1: "CANCELLED",
+    1: CANCELLED,
     3: "INVALID_ARGUMENT",
     4: "DEADLINE_EXCEEDED",
     5: "NOT_FOUND",

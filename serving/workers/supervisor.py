@@ -24,7 +24,7 @@ from serving.errors import Internal, ServingError, StartupError
 from serving.frontends.http.app import build_metrics_app
 from serving.frontends.http.connections import METRICS_CONNECTIONS
 from serving.frontends.http.server import HttpServer
-from serving.observability.metrics import CONTENT_TYPE, Families
+from serving.observability.metrics import Families
 from serving.observability.refusals import Refusals
 from serving.server import CLEAN_UP_S, log_addresses, read_credentials, stop_signals
 from serving.workers.aggregate import lasting, merge
@@ -100,7 +100,7 @@ class Supervisor:
         tokens, _ = read_credentials(config)
         self._metrics = HttpServer(
             "http-metrics",
-            lambda server: build_metrics_app(self, self._render, CONTENT_TYPE, tokens),
+            lambda server: build_metrics_app(self, self._render, tokens),
             max_connections=lambda: METRICS_CONNECTIONS,
             refusals=Refusals(),
         )
@@ -254,7 +254,7 @@ class Supervisor:
 
     # ---- Metrics -----------------------------------------------------------------------------------------------------
 
-    def _render(self) -> bytes:
+    def _render(self, accept: str) -> tuple[bytes, str]:
         """Returns the metrics of all workers, and what those that have ended have counted."""
         with self._lock:
             workers = list(self._workers.values())
@@ -264,7 +264,7 @@ class Supervisor:
                     self._scraped[worker.number] = families
         with self._lock:
             parts: Iterable[list[Metric]] = [*self._scraped.values(), self._remains]
-            return Families(merge(parts)).render()
+            return Families(merge(parts)).render(accept)
 
 
 def _scrape(worker: WorkerProcess) -> list[Metric] | None:

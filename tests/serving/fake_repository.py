@@ -206,7 +206,9 @@ def make_services(repository: FakeRepository) -> Services:
     """Real services, ready, over a fake repository."""
     health = Health()
     health.update(True, {model.spec.name: True for model in repository.ready_models()})
-    return Services(make_service(repository), AdminService(cast(Repository, repository), health, version="1.2.3"))
+    services = Services(make_service(repository), AdminService(cast(Repository, repository), health, version="1.2.3"))
+    services.admin.count_calls(services.inference.refusals.calls)
+    return services
 
 
 def _config(

@@ -1,6 +1,6 @@
 """The routes of the REST API (Open Inference Protocol v2 with Triton's extensions), as ASGI applications."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,6 +12,7 @@ from convoy.auth import TokenFile
 from serving.frontends.common.services import Services
 from serving.frontends.http.admin import AdminEndpoints, Probed, health_routes
 from serving.frontends.http.classify import ClassifyEndpoint
+from serving.frontends.http.counting import counted
 from serving.frontends.http.infer import InferEndpoint
 from serving.frontends.http.middleware import build_middleware, metrics_middleware
 from serving.frontends.http.openapi import describe_api
@@ -19,6 +20,9 @@ from serving.frontends.http.repeats import Repeats
 from serving.frontends.http.responses import ErrorHandlers, json_response
 from serving.frontends.http.server import HttpServer
 from serving.observability.logging import AccessLog
+from serving.protocol.admin import AdminService
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 _UNSUPPORTED_PATHS = (
     "/v2/systemsharedmemory/{rest:path}",
@@ -61,32 +65,9 @@ def build_app(
         models = services.admin.repository.ready_models()
         return json_response(describe_api(app.routes, models, version, has_tokens=tokens is not None))
 
-    model = "/v2/models/{model}"
-    version = "/v2/models/{model}/versions/{version}"
+    routes = [*_routes(services.admin, endpoints, infer, classify.classify), Route("/openapi.json", openapi)]
     app = Starlette(
-        routes=[  # tried in this order: most requests are inferences
-            Route(f"{model}/infer", infer, methods=["POST"]),
-            Route(f"{version}/infer", infer, methods=["POST"]),
-            *(Route(f"{path}/classify", classify.classify, methods=["POST"]) for path in (model, version)),
-            *health_routes(services.admin),
-            Route("/v2", endpoints.server_metadata),
-            Route("/v2/models/stats", endpoints.statistics),
-            *(Route(f"{path}/ready", endpoints.model_ready) for path in (model, version)),
-            *(Route(f"{path}/config", endpoints.model_config) for path in (model, version)),
-            *(Route(f"{path}/stats", endpoints.statistics) for path in (model, version)),
-            *(Route(path, endpoints.model_metadata) for path in (model, version)),
-            Route("/v2/repository/index", endpoints.index, methods=["POST"]),
-            Route("/v2/repository/models/{model}/load", endpoints.load, methods=["POST"]),
-            Route("/v2/repository/models/{model}/unload", endpoints.unload, methods=["POST"]),
-            Route("/v2/repository/models", endpoints.models),
-            Route("/v2/repository/models/{model}", endpoints.model_state),
-            *(
-                Route(f"/v2/repository/models/{{model}}/{verb}", endpoints.control, methods=["POST"])
-                for verb in ("promote", "rollback", "pin", "unpin")
-            ),
-            *(Route(path, endpoints.unsupported, methods=["GET", "POST"]) for path in _UNSUPPORTED_PATHS),
-            Route("/openapi.json", openapi),
-        ],
+        routes=counted(routes, services.inference.refusals.calls),
         middleware=build_middleware(services, server, tokens, access_log, cors_origins),
         exception_handlers=ErrorHandlers(services.inference.refusals, services.inference.repository).by_exception,
     )
@@ -94,13 +75,40 @@ def build_app(
     return app
 
 
-def build_metrics_app(
-    admin: Probed, render: Callable[[], bytes], content_type: str, tokens: TokenFile | None
-) -> ASGIApp:
+def _routes(admin: AdminService, endpoints: AdminEndpoints, infer: ASGIApp, classify: Endpoint) -> list[Route]:
+    """Returns the routes of the protocol and its extensions."""
+    model = "/v2/models/{model}"
+    version = "/v2/models/{model}/versions/{version}"
+    return [  # tried in this order: most requests are inferences
+        Route(f"{model}/infer", infer, methods=["POST"]),
+        Route(f"{version}/infer", infer, methods=["POST"]),
+        *(Route(f"{path}/classify", classify, methods=["POST"]) for path in (model, version)),
+        *health_routes(admin),
+        Route("/v2", endpoints.server_metadata),
+        Route("/v2/models/stats", endpoints.statistics),
+        *(Route(f"{path}/ready", endpoints.model_ready) for path in (model, version)),
+        *(Route(f"{path}/config", endpoints.model_config) for path in (model, version)),
+        *(Route(f"{path}/stats", endpoints.statistics) for path in (model, version)),
+        *(Route(path, endpoints.model_metadata) for path in (model, version)),
+        Route("/v2/repository/index", endpoints.index, methods=["POST"]),
+        Route("/v2/repository/models/{model}/load", endpoints.load, methods=["POST"]),
+        Route("/v2/repository/models/{model}/unload", endpoints.unload, methods=["POST"]),
+        Route("/v2/repository/models", endpoints.models),
+        Route("/v2/repository/models/{model}", endpoints.model_state),
+        *(
+            Route(f"/v2/repository/models/{{model}}/{verb}", endpoints.control, methods=["POST"])
+            for verb in ("promote", "rollback", "pin", "unpin")
+        ),
+        *(Route(path, endpoints.unsupported, methods=["GET", "POST"]) for path in _UNSUPPORTED_PATHS),
+    ]
+
+
+def build_metrics_app(admin: Probed, render: Callable[[str], tuple[bytes, str]], tokens: TokenFile | None) -> ASGIApp:
     """Returns `GET /metrics`, and health for probes that have no client certificate."""
 
     async def metrics(request: Request) -> Response:
-        return Response(render(), media_type=content_type)
+        text, content_type = render(request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
 
     routes = [Route("/metrics", metrics), *health_routes(admin)]
     return Starlette(

@@ -17,10 +17,13 @@ from serving.frontends.common.auth import (
     check_scope,
 )
 from serving.frontends.http.responses import error_response
+from serving.observability.calls import INFER, UNKNOWN
 from serving.observability.refusals import Refusals
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Paths that need no token: Kubernetes' probes have none."""
+
+_INFERS = ("/infer", "/classify")
 
 PRINCIPAL = "principal"
 """Key of the caller's `Principal` in the ASGI scope; missing if the request needs no token."""
@@ -53,7 +56,7 @@ class AuthMiddleware:
                 receive = self._admit(scope, permitting, receive)
             except ServingError as error:
                 if self._refusals is not None:
-                    self._refusals.count_error(error)
+                    self._refusals.count_error(error, method=method_of_path(scope["path"]))
                 await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -88,9 +91,14 @@ def api_scopes(method: str, path: str) -> frozenset[str] | None:
     """
     if path in OPEN_PATHS:
         return None
-    if method == "POST" and path.endswith(("/infer", "/classify", "/generate", "/generate_stream")):
+    if method == "POST" and path.endswith((*_INFERS, "/generate", "/generate_stream")):
         return INFERS
     return READS if method in ("GET", "HEAD") or path == "/v2/repository/index" else CHANGES_SERVER
+
+
+def method_of_path(path: str) -> str:
+    """Returns the method of a request that is refused before its route is known."""
+    return INFER if path.endswith(_INFERS) else UNKNOWN
 
 
 def metrics_scopes(tokens: TokenFile) -> Callable[[str, str], frozenset[str] | None]:

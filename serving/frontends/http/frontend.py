@@ -12,7 +12,7 @@ from serving.frontends.http.app import build_app, build_metrics_app
 from serving.frontends.http.connections import METRICS_CONNECTIONS, max_connections
 from serving.frontends.http.server import HttpServer
 from serving.observability.logging import AccessLog
-from serving.observability.metrics import CONTENT_TYPE, Metrics
+from serving.observability.metrics import Metrics
 
 LINGER_S = 0.25
 """How long the API answers with 503 when it stops, before it closes the port and idle connections."""
@@ -75,7 +75,7 @@ class HttpFrontend:
             )
 
         def build_metrics(server: HttpServer) -> ASGIApp:
-            return build_metrics_app(services.admin, metrics.render, CONTENT_TYPE, tokens)
+            return build_metrics_app(services.admin, metrics.render, tokens)
 
         self._api = HttpServer("http", build_api, max_connections=max_connections, refusals=refusals)
         self._metrics = HttpServer(

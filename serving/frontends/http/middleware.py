@@ -12,7 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from convoy.auth import TokenFile
 from serving.frontends.common.services import Services
 from serving.frontends.common.status import shutting_down
-from serving.frontends.http.auth import OPEN_PATHS, PRINCIPAL, AuthMiddleware, api_scopes, metrics_scopes
+from serving.frontends.http.auth import (
+    OPEN_PATHS,
+    PRINCIPAL,
+    AuthMiddleware,
+    api_scopes,
+    method_of_path,
+    metrics_scopes,
+)
 from serving.frontends.http.responses import error_response
 from serving.frontends.http.server import HttpServer
 from serving.observability.logging import AccessLog
@@ -106,7 +113,7 @@ class DrainMiddleware:
 
         if self._server.is_stopping and scope["path"] not in OPEN_PATHS:
             error = shutting_down()
-            self._refusals.count_error(error)
+            self._refusals.count_error(error, method=method_of_path(scope["path"]))
             await error_response(error)(scope, receive, send_and_close)
             return
         try:

@@ -10,6 +10,7 @@ from serving.frontends.http import connections, repeats
 from serving.frontends.http.connections import Connections, RateWindow
 from serving.frontends.http.repeats import Exchange, KnownHead, Repeats
 from serving.frontends.http.transport import GentleTransport
+from serving.observability.calls import UNKNOWN
 from serving.observability.refusals import Refusals
 
 MAX_HEAD_BYTES = 64 << 10
@@ -248,7 +249,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str, reason: str) -> None:
         """Sends an error that the application knows nothing of, and closes the connection."""
-        self._refusals.count(reason)
+        self._refusals.count(reason, method=UNKNOWN)
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.abort()  # in the middle of another response
             return

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from serving.errors import ResourceExhausted, ServingError, Unauthenticated, Unavailable
 from serving.models.repository import Repository
+from serving.observability.calls import UNKNOWN, method_of
 from serving.observability.refusals import Refusals
 from serving.protocol.status import NAMES, grpc_code, http_status
 
@@ -79,7 +80,8 @@ class ErrorHandlers:
             self._repository.versions(model)
         except ServingError:
             model = ""
-        self._refusals.count(reason, model)
+        endpoint = request.scope.get("endpoint")
+        self._refusals.count(reason, model, UNKNOWN if endpoint is None else method_of(endpoint))
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

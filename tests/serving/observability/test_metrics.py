@@ -41,7 +41,7 @@ class Scrape:
     """The samples of one scrape. The parser ends the name of every counter with `_total`."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self.text = metrics.render().decode()
+        self.text = metrics.render()[0].decode()
         self.families = {family.name: family for family in text_string_to_metric_families(self.text)}
         self.samples = {
             (sample.name, frozenset(sample.labels.items())): sample.value

@@ -11,7 +11,7 @@ def record(statistics: Statistics) -> None:
     """A batch of two requests with 3 rows in all, which arrived 1 and 2 ms before it was closed, and one failure."""
     times_ns = (10 * MS, 11 * MS, 14 * MS, 16 * MS)
     statistics.record_batch([8 * MS, 9 * MS], 3, times_ns, "full")
-    statistics.record_failure("CANCELED", 1, 5 * MS)
+    statistics.record_failure("CANCELED", "CANCELLED", 5 * MS)
 
 
 def test_a_batch_counts_for_each_of_its_requests() -> None:

@@ -29,7 +29,7 @@ def process(requests: float, ready: float, age: float) -> list[Metric]:
 
 
 def test_counters_are_added_and_gauges_by_their_meaning() -> None:
-    text = Families(merge([process(3, 1, 0.5), process(4, 0, 0.25)])).render().decode()
+    text = Families(merge([process(3, 1, 0.5), process(4, 0, 0.25)])).render()[0].decode()
     assert 'convoy_requests_total{model="a",outcome="success"} 7.0' in text
     assert "convoy_server_ready 0.0" in text
     assert 'convoy_queue_oldest_age_seconds{model="a"} 0.5' in text
@@ -44,7 +44,7 @@ def test_what_only_one_process_has_is_kept() -> None:
 
 
 def test_a_process_that_has_ended_leaves_its_counters() -> None:
-    text = Families(merge([process(1, 1, 0), lasting(process(5, 0, 9))])).render().decode()
+    text = Families(merge([process(1, 1, 0), lasting(process(5, 0, 9))])).render()[0].decode()
     assert 'convoy_requests_total{model="a",outcome="success"} 6.0' in text
     assert "convoy_server_ready 1.0" in text
 
