@@ -5,10 +5,12 @@ import pty
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, clean_environment, fill
 from tests.e2e.test_training import result_of, started, wait_for_line
@@ -163,3 +165,35 @@ def test_a_full_disk_under_the_log_ends_a_training_that_is_continued_later(
     assert again.returncode == 0, again.stderr
     assert "at step " in again.stdout
     assert result_of(tmp_path / "run")["steps"] == 180
+
+
+SLOW_NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = torch.nn.Linear(784, num_classes)
+
+    def forward(self, images):
+        if self.training:
+            torch.cuda._sleep(600_000_000)  # some 0.3 s of a GPU
+        return self.head(images.flatten(1))
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_signal_is_heard_between_slow_steps_of_a_gpu(tmp_path: Path, trainer_command: Command) -> None:
+    """The loop once queued an epoch of 15 s at once, and the grace period of 8 s ended the run without a checkpoint."""
+    (tmp_path / "net.py").write_text(SLOW_NET)
+    arguments = ["--network", f"{tmp_path / 'net.py'}:Net", "--run-dir", str(tmp_path / "run"), "--epochs", "3"]
+    command = ["cuda" if word == "cpu" else word for word in trainer_command(*arguments)]
+    with started(command) as process:
+        wait_for_line(process, "  step ")
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        printed, code = rest_of(process)
+    assert code == 143, printed
+    assert "SIGTERM: saved at step " in printed
+    assert time.monotonic() - began < 8
