@@ -11,7 +11,7 @@ from trainer.recipes import RECIPES, Recipe
 
 GOOD_STEPS = 500
 """BiT (arXiv 1912.11370) fine-tunes on any set of fewer than 20,000 images for as many."""
-GOOD_STEPS_FROM_SCRATCH = {"photos": 2000}
+GOOD_STEPS_OF = {"photos": 2000, "finetune-efficientnet-lite0": 90}
 """Of recipes that are made for small sets, in place of the steps on the data set that others were chosen on."""
 FEW_STEPS = 0.6
 """Share of the good number of steps below which a training ends before the network has learned what it can."""
@@ -43,7 +43,7 @@ class DatasetSize:
 
 def usual_steps(recipe: Recipe) -> int | None:
     """Returns the steps of a recipe on its own data set; None for recipes that were made for folders."""
-    is_for_folders = recipe.is_fine_tuning or recipe.name in GOOD_STEPS_FROM_SCRATCH
+    is_for_folders = recipe.is_fine_tuning or recipe.name in GOOD_STEPS_OF
     if is_for_folders or recipe.dataset not in NUM_TRAINING_IMAGES:
         return None
     return _num_steps(recipe, NUM_TRAINING_IMAGES[recipe.dataset])
@@ -151,8 +151,8 @@ def _usual(recipe: Recipe) -> Recipe:
 
 
 def _good_steps(recipe: Recipe) -> int:
-    if recipe.name in GOOD_STEPS_FROM_SCRATCH:
-        return GOOD_STEPS_FROM_SCRATCH[recipe.name]
+    if recipe.name in GOOD_STEPS_OF:
+        return GOOD_STEPS_OF[recipe.name]
     return min(GOOD_STEPS, usual_steps(recipe) or GOOD_STEPS)
 
 

@@ -62,14 +62,14 @@ class Row:
 
 TABLE = (
     Row("finetune-network", 224, "your network is fine-tuned from your weights", has_weights=True, has_network=True),
-    Row("finetune-efficientnet-lite0", 160, "EfficientNet-Lite0 is fine-tuned from your weights", has_weights=True),
+    Row("finetune-efficientnet-lite0", 224, "EfficientNet-Lite0 is fine-tuned from your weights", has_weights=True),
     Row("any-network", 32, "your network, on small images", has_network=True, max_side=40),
     Row("any-network", 224, "your network, on a GPU", has_network=True, has_gpu=True),
     Row("any-network", 64, "your network, on a CPU", has_network=True),
     Row("cifar10-small", 32, "a small network for small images", max_side=40),
     Row(
         "finetune-efficientnet-lite0",
-        160,
+        224,
         "EfficientNet-Lite0 is fine-tuned from the weights of an installed package",
         has_package=True,
         min_side=100,

@@ -13,10 +13,10 @@ PHOTOS = {"num_training": 700, "short_side": 375, "has_gpu": False}
     [
         (PHOTOS, "photos", 64),
         ({**PHOTOS, "short_side": None}, "photos", 64),
-        ({**PHOTOS, "has_package": True}, "finetune-efficientnet-lite0", 160),
+        ({**PHOTOS, "has_package": True}, "finetune-efficientnet-lite0", 224),
         ({**PHOTOS, "has_package": True, "short_side": 64}, "photos", 64),
         ({**PHOTOS, "short_side": 32}, "cifar10-small", 32),
-        ({**PHOTOS, "has_weights": True}, "finetune-efficientnet-lite0", 160),
+        ({**PHOTOS, "has_weights": True}, "finetune-efficientnet-lite0", 224),
         ({**PHOTOS, "has_weights": True, "has_network": True}, "finetune-network", 224),
         ({**PHOTOS, "has_network": True}, "any-network", 64),
         ({**PHOTOS, "has_network": True, "has_gpu": True}, "any-network", 224),

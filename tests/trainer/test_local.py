@@ -102,7 +102,7 @@ def test_weights_at_hand_are_fine_tuned(tmp_path: Path) -> None:
     put_images(tmp_path / "photos", 100)
     (tmp_path / "net.safetensors").write_bytes(b"")
     run, line = resolved(str(tmp_path / "photos"), "--weights", str(tmp_path / "net.safetensors"))
-    assert (run.recipe, run.image_size) == ("finetune-efficientnet-lite0", 160)
+    assert (run.recipe, run.image_size) == ("finetune-efficientnet-lite0", 224)
     assert "recipe finetune-efficientnet-lite0: EfficientNet-Lite0 is fine-tuned from your weights; " in line
 
 
