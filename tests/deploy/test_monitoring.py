@@ -72,7 +72,7 @@ def test_outcomes_are_the_servers() -> None:
 
 
 def test_the_dashboards_variables_are_known() -> None:
-    known = {variable["name"] for variable in DASHBOARD["templating"]["list"]} | {"__rate_interval"}
+    known = {variable["name"] for variable in DASHBOARD["templating"]["list"]} | {"__rate_interval", "__all"}
     used = set(re.findall(r"\$\{?(\w+)\}?", json.dumps(DASHBOARD)))
     assert used <= known
     for variable in DASHBOARD["templating"]["list"]:
@@ -122,6 +122,64 @@ def test_an_alert_that_does_not_fire_is_caught(promtool: Path, tmp_path: Path) -
     text = json.dumps(RULES).replace("> 0.01", "> 0.03")
     with pytest.raises(AssertionError, match="ConvoyErrors"):
         run_promtool(promtool, tmp_path, json.loads(text))
+
+
+OUTSIDE = {"job": "convoy", "instance": "localhost:8002"}
+"""Labels of a server that Prometheus scrapes outside of a cluster, by a static configuration."""
+OF_MODELS = {"model": "mnist", "version": "1"}
+OTHERS = {
+    "outcome": "success",
+    "closed": "idle",
+    "method": "ModelInfer",
+    "status": "OK",
+    "reason": "not_found",
+}
+
+
+HISTOGRAMS = ("convoy_batch_size_rows", "convoy_request_duration_seconds", "convoy_call_duration_seconds")
+
+
+def series(metric: str) -> list[Object]:
+    """Returns samples of a metric as that server has them, growing by one each 15 s."""
+    labels = OUTSIDE | ({} if metric.startswith("process_") else OF_MODELS | OTHERS)
+    suffixes: list[tuple[str, Object]] = [("", {})]
+    if metric in HISTOGRAMS:
+        suffixes = [("_bucket", {"le": "0.1"}), ("_bucket", {"le": "+Inf"}), ("_sum", {}), ("_count", {})]
+    found = []
+    for suffix, more in suffixes:
+        pairs = ",".join(f'{name}="{value}"' for name, value in (labels | more).items())
+        found.append({"series": f"{metric}{suffix}{{{pairs}}}", "values": "1+1x60"})
+    return found
+
+
+def test_the_dashboard_opens_outside_a_cluster(promtool: Path, tmp_path: Path) -> None:
+    """Each query finds a server whose series have no labels of Kubernetes, while every variable is at its default."""
+    queries = {}
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            queries[f"{panel['title']} {target['refId']}"] = target["expr"]
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            assert (variable["current"]["value"], variable["allValue"]) == ("$__all", ".*"), variable["name"]
+        for name, query in queries.items():
+            queries[name] = query.replace(f"${variable['name']}", ".*")
+    metrics = {metric for query in queries.values() for metric in metrics_in(query)}
+    test = {
+        "interval": "15s",
+        "input_series": [one for metric in sorted(metrics) for one in series(metric)],
+        "promql_expr_test": [
+            {
+                "expr": f"count({query.replace('$__rate_interval', '1m')}) > bool 0",
+                "eval_time": "10m",
+                "exp_samples": [{"labels": "{}", "value": 1}],
+            }
+            for query in queries.values()
+        ],
+    }
+    (tmp_path / "dashboard.yaml").write_text(yaml.safe_dump({"evaluation_interval": "15s", "tests": [test]}))
+    command = [promtool, "test", "rules", "dashboard.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def run_promtool(promtool: Path, folder: Path, rules: Object) -> None:
