@@ -60,6 +60,10 @@ class Optimizer:
             self._num_steps += 1
         for group, (weights, momenta, squares) in self._work.items():
             updates = [weight.grad for weight in weights if weight.grad is not None]
+            lr = lr_factor * group.lr
+            if group.optimizer == "sgd" and _is_fused(weights, updates):
+                sgd_step(group, weights, updates, momenta, lr)
+                continue
             if squares:
                 assert self._num_steps is not None
                 updates = _adamw_updates(group, updates, momenta, squares, self._num_steps)
@@ -67,7 +71,6 @@ class Optimizer:
                 torch._foreach_mul_(momenta, group.momentum)
                 torch._foreach_add_(momenta, updates)
                 updates = list(torch._foreach_add(updates, momenta, alpha=group.momentum))
-            lr = lr_factor * group.lr
             if group.optimizer == "muon":
                 self._muon_step(group, weights, updates, lr)
                 continue
@@ -110,6 +113,40 @@ class Optimizer:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(known)))
         scale = (self._clip_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(known, torch.where(norm.isfinite(), scale, torch.nan))
+
+
+def _is_fused(weights: list[torch.Tensor], gradients: list[torch.Tensor]) -> bool:
+    """Returns whether SGD is one operation of torch's: on GPUs, as on CPUs its last bits would be other ones."""
+    is_alike = [weight.stride() for weight in weights] == [gradient.stride() for gradient in gradients]
+    return is_alike and all(each.is_cuda and each.dtype == torch.float32 for each in (*weights, *gradients))
+
+
+def sgd_step(
+    group: ParamGroup,
+    weights: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    momenta: list[torch.Tensor],
+    lr: torch.Tensor,
+) -> None:
+    """Updates weights and momenta by SGD, in one operation after the decay of weights.
+
+    Args:
+        gradients: with the strides of the weights, as the momenta.
+    """
+    if group.weight_decay:
+        torch._foreach_mul_(weights, 1 - lr * group.weight_decay)
+    torch._fused_sgd_(
+        weights,
+        gradients,
+        momenta,
+        weight_decay=0.0,
+        momentum=group.momentum,
+        lr=lr,
+        dampening=0.0,
+        nesterov=bool(momenta),
+        maximize=False,
+        is_first_step=False,
+    )
 
 
 def _has_momentum(group: ParamGroup) -> bool:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.loop import optim
 from trainer.loop.muon import newton_schulz
 from trainer.loop.optim import Optimizer
 from trainer.recipes import ParamGroup
@@ -70,6 +71,25 @@ def test_a_norm_that_is_not_finite_spoils_all_weights(bad: float) -> None:
     weights[0].grad, weights[1].grad = torch.tensor([1.0, bad, 1.0]), torch.ones(2)
     Optimizer([(ParamGroup(lr=0.1), weights)], clip_norm=1.0).step(torch.tensor(1.0))
     assert all(bool(weight.isnan().all()) for weight in weights)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_as_one_operation_is_the_same(momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs use it; torch has it for CPUs, too."""
+    results = []
+    for is_fused in (False, True):
+        monkeypatch.setattr(optim, "_is_fused", lambda weights, gradients, is_fused=is_fused: is_fused)
+        model = _model()
+        group = ParamGroup(lr=0.1, momentum=momentum, weight_decay=0.1)
+        optimizer = Optimizer([(group, list(model.parameters()))])
+
+        def step(optimizer: Optimizer = optimizer) -> None:
+            optimizer.step(torch.tensor(0.5))
+            optimizer.zero_grad()
+
+        results.append(_train(model, step))
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_weight_decay_is_decoupled_and_relative_to_the_rate() -> None:
