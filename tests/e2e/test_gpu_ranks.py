@@ -232,14 +232,15 @@ def test_an_elastic_run_loses_a_host_and_goes_on_with_the_other(
     """Each agent is a host with one rank, which NCCL tells from the other by a variable."""
     script, *arguments = command(*SHARDED, "--run-dir", str(tmp_path / "run"))[1:]
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-id=gpu", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
-    timing = "last_call_timeout=3,join_timeout=60,keep_alive_interval=2,keep_alive_max_attempt=3"
+    timing = "last_call_timeout=8,join_timeout=60,keep_alive_interval=2,keep_alive_max_attempt=3"
+    logs = [tmp_path / f"{number}.log" for number in range(2)]
     with ExitStack() as stack:
-        agents = []
+        agents: list[subprocess.Popen[str]] = []
         for number in range(2):
             elastic = ["--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=5", "--local-addr=127.0.0.1"]
             elastic += [*rendezvous, f"--rdzv-conf=is_host={int(number == 0)},{timing}"]
             hosts = {"NCCL_HOSTID": f"agent{number}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
-            log = stack.enter_context((tmp_path / f"{number}.log").open("w"))
+            log = stack.enter_context(logs[number].open("w"))
             agent = subprocess.Popen(
                 [sys.executable, "-m", "trainer.launch", *elastic, script, *arguments],
                 cwd=ROOT,
@@ -250,11 +251,14 @@ def test_an_elastic_run_loses_a_host_and_goes_on_with_the_other(
             )
             stack.callback(kill_host, agent)
             agents.append(agent)
-        saved = tmp_path / "run" / "checkpoints"
-        wait_for("a checkpoint", lambda: any(saved.glob("step-*")), lambda: agents[0].poll() is not None)
+        wait_for(
+            "training on two hosts",
+            lambda: any("2 ranks on cuda" in log.read_text() for log in logs),
+            lambda: agents[0].poll() is not None,
+        )
+        until_saved(tmp_path / "run", agents[0])
         kill_host(agents[1])
         assert agents[0].wait(timeout=100) == 0
-    assert "2 ranks on cuda" in (tmp_path / "0.log").read_text()
     assert result_of(tmp_path / "run")["weights_sha256"] == sharded
 
 
