@@ -181,14 +181,14 @@ class TestDeath:
 
     @staticmethod
     def _call_on(server: ServerProcess, is_over: threading.Event, counts: dict[str, int], failures: list[str]) -> None:
-        """Calls one after the other, on a new connection now and then, and retries once what is UNAVAILABLE."""
+        """Makes one call after the other, on a new connection now and then. Retries once, when connected again."""
         while not is_over.is_set():
             with channel(server) as own:
                 infer = own.unary_unary(f"{SERVICE}ModelInfer")
                 for _ in range(50):
                     for attempt in (1, 2):
                         try:
-                            infer(payload(), timeout=PATIENCE_S)
+                            infer(payload(), timeout=PATIENCE_S, wait_for_ready=attempt == 2)
                             counts["calls"] += 1
                             break
                         except grpc.RpcError as error:
@@ -196,6 +196,7 @@ class TestDeath:
                                 failures.append(f"{error.code()}: {error.details()}")
                                 break
                             counts["retries"] += 1
+                            time.sleep(0.05)  # gRPC notices a moment after the call that its connection has ended
 
     def test_pauses_grow_and_workers_end_with_their_supervisor(self, start: Callable[..., ServerProcess]) -> None:
         server = start()
