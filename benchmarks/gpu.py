@@ -138,7 +138,8 @@ def _kernels(work: Callable[[], object], device: torch.device) -> dict[str, Any]
             for _ in range(5):
                 work()
             wait_for(device)
-        rows = [(row.key, row.self_device_time_total / 5, row.count / 5) for row in profiler.key_averages()]
+        found = [row for row in profiler.key_averages() if row.self_device_time_total > 0]
+        rows = [(row.key, row.self_device_time_total / 5, row.count / 5) for row in found]
     except (AttributeError, RuntimeError) as error:  # no profiler on this machine
         return {"error": str(error)}
     rows.sort(key=lambda row: -row[1])
@@ -276,7 +277,7 @@ def main() -> None:
         sys.exit("error: no CUDA device here; this measures training on one")
     args.peer, args.data_dir = [path.absolute() for path in args.peer], args.data_dir.absolute()
     bench = Bench(args)
-    machine = describe(torch.device(args.device))
+    machine = describe(torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu"))
     measured: dict[str, Any] = {}
     for part in args.part or (["clock"] if args.peer else list(PARTS)):
         measured[part] = PARTS[part](bench)

@@ -81,7 +81,9 @@ class WarmTraining:
 
     def _prepare(self, run: Run) -> None:
         """Gives the learner the initial weights of the run's seed, and a clean optimizer."""
-        weights = initial_model(run.recipe, run.dataset, run.train_indices, run.seed).state_dict()
+        device = run.world.device
+        model = initial_model(run.recipe, run.dataset, run.train_indices, run.seed, device=device)
+        weights = model.state_dict()
         state: dict[str, Any] = {**self._clean, "model": weights}
         if run.learner.average is not None:
             state["average"] = {**state["average"], "weights": weights}

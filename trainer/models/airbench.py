@@ -70,7 +70,8 @@ class AirbenchNet(nn.Module):
             images: normalised, float32 `[N, C, H, W]`; a few thousand are enough.
         """
         patches = F.unfold(images, _WHITENING_KERNEL).transpose(1, 2).flatten(0, 1)
-        values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
+        # On the CPU: a GPU's solver takes longer for so small a matrix.
+        values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double().cpu())
         filters = (vectors / (values + 5e-4).sqrt()).T.flip(0).reshape(-1, *self.whiten.weight.shape[1:])
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 

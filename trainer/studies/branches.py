@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from trainer.errors import DivergenceError
+from trainer.loop.look_ahead import LookAhead
 from trainer.loop.run import Run
 from trainer.loop.saving import save
 from trainer.loop.sources import ResidentSource
@@ -58,8 +59,10 @@ class Branches:
         for run in self._runs:
             run.learner.model.train()
         self._totals.zero_()
+        look_ahead = LookAhead(self._totals.device)
         for step in range(epoch * num_steps, (epoch + 1) * num_steps):
             self._compute([source.batch(step) for source in self._sources])
+            look_ahead.wait()
             for run in self._runs:
                 run.state.step = step + 1
         return [loss / len(self._runs[0].train_indices) for loss, _ in self._totals.tolist()]
@@ -124,10 +127,8 @@ class _GraphedBranches:
 
     def _capture(self, batches: list[Batch]) -> None:
         static = [_clone(batch) for batch in batches]
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
-                self._fork(static)
+            graph = self._record(static)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -135,6 +136,12 @@ class _GraphedBranches:
             self._log(f"warning: no CUDA graph, the steps run one kernel at a time: {str(error).splitlines()[0]}")
             return
         self._graphs[batches[0].image_size] = graph, static
+
+    def _record(self, batches: list[Batch]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._fork(batches)
+        return graph
 
     def _fork(self, batches: list[Batch]) -> None:
         """Computes a step of each run on its own stream; the current stream waits for all of them."""

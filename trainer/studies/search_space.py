@@ -8,7 +8,7 @@ import torch
 
 from trainer.data.order import generator
 from trainer.errors import ConfigError
-from trainer.recipe_fields import set_fields
+from trainer.recipe_fields import parse_assignments, set_fields
 from trainer.recipes import Recipe
 from trainer.typed_values import as_text
 
@@ -42,8 +42,12 @@ def make_candidates(grid: tuple[str, ...], num_random: int) -> list[Candidate]:
     return [combinations[number] for number in sorted(chosen.tolist())]
 
 
-def apply_candidate(recipe: Recipe, candidate: Candidate) -> Recipe:
+def apply_candidate(recipe: Recipe, candidate: Candidate, assignments: tuple[str, ...] = ()) -> Recipe:
     """Returns the recipe with a candidate's values; another global batch scales the learning rates, too.
+
+    Args:
+        recipe: without the sweep's own values: a rate among them is not scaled, as none that a training sets is.
+        assignments: FIELD=VALUE of the sweep, for all candidates.
 
     Raises:
         ConfigError: a field does not exist, cannot be swept, or cannot have this value.
@@ -53,7 +57,7 @@ def apply_candidate(recipe: Recipe, candidate: Candidate) -> Recipe:
         if name in _FIXED:
             raise ConfigError(f"--grid {name}: all candidates are ranked by the same validation images")
     try:
-        recipe = set_fields(recipe, values)
+        recipe = set_fields(recipe, parse_assignments(assignments) | values)
     except ConfigError as error:
         raise ConfigError(str(error).replace("--set ", "--grid ")) from None
     scale = candidate.get("lr_scale", 1)

@@ -87,19 +87,19 @@ def study_sweep(config: SweepConfig) -> None:
         World.join(config.device) as world,
         Progress(is_main=world.is_main, stop=stop) as progress,
     ):
-        base = TrainConfig(
+        own = TrainConfig(
             recipe=config.recipe,
             dataset=config.dataset,
             epochs=config.epochs,
-            set=config.set,
             network=config.network,
             weights=config.weights,
-        ).resolve()
+        )
+        base = replace(own, set=config.set).resolve()
         if base.num_validation == 0:
             raise ConfigError(f"{base.name} has num_validation 0: a sweep ranks its candidates by validation images")
         config = replace(config, dataset=config.dataset and base.dataset)
         candidates = make_candidates(config.grid, config.random)
-        recipes = [apply_candidate(base, candidate) for candidate in candidates]
+        recipes = [apply_candidate(own.resolve(), candidate, config.set) for candidate in candidates]
         dataset = without_test_images(load(base, config.image_size, config.data_dir, world, progress.log))
         for recipe in recipes:
             check_shift(recipe.augment, dataset.train.shape[1])

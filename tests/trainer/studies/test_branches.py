@@ -1,5 +1,7 @@
 """Tests of runs that are trained side by side: each gets the bits that it gets alone."""
 
+import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +13,11 @@ from trainer.data import Dataset
 from trainer.hyperparameters import ParamGroup
 from trainer.loop.fit import fit
 from trainer.loop.run import Run, restore
+from trainer.loop.step import Batch
 from trainer.recipes import RECIPES, Augment, Recipe
 from trainer.records.checkpoint import Checkpoints, weights_sha256
 from trainer.signals import StopRequest
-from trainer.studies.branches import Branches, branch_key, train_side_by_side
+from trainer.studies.branches import Branches, _GraphedBranches, branch_key, train_side_by_side
 from trainer.studies.trials import Trial, _next_group
 
 MUON = replace(
@@ -120,6 +123,54 @@ def test_groups_are_of_runs_alike_and_of_about_the_same_size(tmp_path: Path) -> 
     assert sizes([MUON] * 3, 1) == [1, 1, 1]
     assert sizes([MUON, MUON, DROPOUT, stopping, stopping, MUON], 64) == [2, 1, 1, 1, 1]
     assert branch_key(stopping) is branch_key(replace(MUON, keep_best=True)) is None
+
+
+class FakeStream:
+    """A CUDA stream on a machine without a GPU: work is done at once."""
+
+    def record_event(self) -> None: ...
+    def wait_event(self, event: None) -> None: ...
+    def wait_stream(self, stream: "FakeStream") -> None: ...
+
+
+class FakeGraph:
+    """A graph whose replays compute the steps of the batches that it was captured with."""
+
+    def __init__(self, branches: _GraphedBranches, batches: list[Batch]) -> None:
+        self._branches, self._batches = branches, batches
+        self.num_replays = 0
+
+    def replay(self) -> None:
+        self.num_replays += 1
+        self._branches._fork(self._batches)
+
+    def reset(self) -> None: ...
+
+
+@pytest.mark.parametrize("recipe", [replace(MUON, resolutions=((0.5, 20),)), DROPOUT], ids=["muon", "mixed"])
+def test_replays_get_their_own_inputs(
+    recipe: Recipe, mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each run, step and size of images; an epoch's last, smaller batch is not replayed."""
+    graphs: list[FakeGraph] = []
+
+    def record(branches: _GraphedBranches, batches: list[Batch]) -> FakeGraph:
+        graphs.append(FakeGraph(branches, batches))
+        return graphs[-1]
+
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(_GraphedBranches, "_record", record)
+    runs = make_runs({0: recipe, 1: recipe}, mini, tmp_path)
+    branches = Branches(runs, print)
+    branches._compute = _GraphedBranches([run.learner.train_step for run in runs], branches._totals, print)
+    for epoch in range(recipe.epochs):
+        assert all(map(math.isfinite, branches.train_epoch(epoch)))
+    assert [graph.num_replays for graph in graphs] == ([2, 2] if recipe.resolutions else [5])
+    for run in runs:
+        run.use_final_weights()
+    assert weights_sha256(runs[1].learner.model) == lone_digest(recipe, mini, tmp_path, seed=1)
 
 
 @pytest.mark.gpu

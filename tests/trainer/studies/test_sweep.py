@@ -49,14 +49,21 @@ def test_the_best_on_validation_is_named_and_no_test_image_used(
 
 
 def test_the_command_trains_the_candidates_recipe() -> None:
-    config = SweepConfig(recipe="mnist-fast", dataset="mnist-mini", epochs=3)
+    own = {
+        "recipe": "mnist-fast",
+        "dataset": "mnist-mini",
+        "epochs": 3,
+        "network": "lecture",
+        "set": ("ema_decay=0.9",),
+    }
+    config = SweepConfig(**own)  # type: ignore[arg-type]
     candidate = {"lr_scale": 0.5, "augment.shift": 1, "param_groups.stem.lr": 0.1, "global_batch_size": 50, "epochs": 2}
     command = shlex.split(training_command(config, candidate))
     assert command[:2] == ["convoy", "train"]
     line = CommandLine.read(command[2:])
     trained = line.combine(parse(TrainConfig, line.arguments, prog="convoy train", default=line.default)).resolve()
-    base = TrainConfig(recipe="mnist-fast", dataset="mnist-mini", epochs=3).resolve()
-    assert trained == apply_candidate(base, candidate)
+    base = TrainConfig(**own | {"set": ()}).resolve()  # type: ignore[arg-type]
+    assert trained == apply_candidate(base, candidate, config.set)
 
 
 def test_candidates_that_all_diverge_are_an_error(tmp_path: Path, data_dir: Path) -> None:
