@@ -21,7 +21,7 @@ sys.meta_path.insert(0, Missing())
 import pytest
 sys.exit(pytest.main(["-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider", *sys.argv[1:]]))
 """
-NAMES = ("onnxruntime", "onnx", "grpc", "tritonclient", "google", "starlette", "uvicorn", "hypothesis", "pygrpc_native")
+NAMES = ("onnxruntime", "onnx", "grpc", "tritonclient", "starlette", "uvicorn", "hypothesis", "pygrpc_native")
 
 
 @pytest.mark.slow
