@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf import json_format, text_format
 
 from convoy.images import SIGNIFICANT_BITS
+from convoy.preprocessing import PREPROCESSING
 from protos.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from serving.errors import InvalidArgument, LoadError, TransientLoadError
 from serving.models.files import describe, read_text
@@ -125,7 +126,8 @@ def check_supported(config: ModelConfig) -> list[str]:
     if any(group.kind == ModelInstanceGroup.KIND_MODEL for group in config.instance_group):
         raise LoadError("KIND_MODEL in 'instance_group' is not supported: use KIND_CPU or KIND_GPU")
     ignored = dict(_IGNORED)
-    if set(config.parameters) == {SIGNIFICANT_BITS} or config.backend not in _WITHOUT_PARAMETERS:  # for clients
+    is_for_clients = set(config.parameters) <= {SIGNIFICANT_BITS, PREPROCESSING}
+    if is_for_clients or config.backend not in _WITHOUT_PARAMETERS:
         del ignored["parameters"]
     return [f"'{path}' has no effect: {reason}" for path, reason in ignored.items() if _is_set(config, path)]
 

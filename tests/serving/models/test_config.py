@@ -144,6 +144,7 @@ def test_a_field_without_effect_is_named_in_a_warning(text, field):
         "input { format: FORMAT_NCHW }",
         "instance_group { kind: KIND_GPU gpus: [ 0 ] count: 2 }",
         'parameters { key: "significant_bits" value { string_value: "12" } }',
+        'parameters { key: "preprocessing" value { string_value: "{}" } }',
     ],
 )
 def test_supported_fields_give_no_warning(text):

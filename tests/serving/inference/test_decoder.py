@@ -1,0 +1,160 @@
+"""Image files are decoded on a few threads, in turns, and within bounds."""
+
+import io
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convoy.images import Pixels
+from convoy.preprocessing import Preprocessing
+from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError
+from serving.inference import decoder as decoder_module
+from serving.inference.decoder import ImageDecoder
+from serving.inference.request import RequestHandle
+from serving.models.images import ImageTensor
+
+TENSOR = ImageTensor("images", (1, 2, 2), 64, Preprocessing())
+WAIT_S = 30.0
+
+
+class Held:
+    """Decodes in place of Pillow: each image waits until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.began: queue.Queue[bytes] = queue.Queue()
+        self.go_on = threading.Semaphore(0)
+
+    def __call__(self, files: list[bytes], index: int, images: ImageTensor) -> Pixels:
+        self.began.put(files[index])
+        assert self.go_on.acquire(timeout=WAIT_S)
+        if files[index] == b"crash":
+            raise ZeroDivisionError("no one expects this")
+        return np.full(images.shape, files[index][0], np.uint8)
+
+
+class Request:
+    """Collects what becomes of a request's files; what they start is a `RequestHandle`."""
+
+    def __init__(self) -> None:
+        self.outcome: queue.Queue[Pixels | ServingError] = queue.Queue()
+        self.is_cancelled = threading.Event()
+
+    def then(self, pixels: Pixels) -> RequestHandle:
+        self.outcome.put(pixels)
+        return self
+
+    def cancel(self) -> None:
+        self.is_cancelled.set()
+
+    def result(self) -> Pixels | ServingError:
+        return self.outcome.get(timeout=WAIT_S)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    held = Held()
+    monkeypatch.setattr(decoder_module, "decode_file", held)
+    monkeypatch.setattr(decoder_module, "count_pixels", lambda files: [4] * len(files))
+    yield held
+    held.go_on.release(100)
+
+
+def submit(decoder: ImageDecoder, files: list[bytes], deadline: float | None = None) -> tuple[Request, RequestHandle]:
+    request = Request()
+    return request, decoder.submit(files, TENSOR, deadline, then=request.then, fail=request.outcome.put)
+
+
+def png(value: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("L", (5, 5), value).save(content, "PNG")
+    return content.getvalue()
+
+
+def test_pixels_are_in_the_order_of_the_files() -> None:
+    decoder = ImageDecoder(3)
+    request, _ = submit(decoder, [png(value) for value in range(40)])
+    pixels = request.result()
+    assert isinstance(pixels, np.ndarray)
+    np.testing.assert_array_equal(pixels[:, 0, 0, 0], np.arange(40))
+    assert (decoder.num_images, decoder.seconds > 0) == (40, True)
+
+
+def test_a_small_request_does_not_wait_for_a_large_one(held: Held) -> None:
+    decoder = ImageDecoder(1)
+    large, _ = submit(decoder, [b"large"] * 20)
+    assert held.began.get(timeout=WAIT_S) == b"large"
+    small, _ = submit(decoder, [b"small"])
+    held.go_on.release(4)
+    assert isinstance(small.result(), np.ndarray)
+    assert large.outcome.empty()
+    held.go_on.release(20)
+    assert isinstance(large.result(), np.ndarray)
+
+
+def test_bytes_that_wait_are_bounded(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_module, "MAX_WAITING_BYTES", 10)
+    decoder = ImageDecoder(1)
+    first, _ = submit(decoder, [b"a" * 11])
+    with pytest.raises(ResourceExhausted, match="11 bytes of images wait to be decoded") as refused:
+        submit(decoder, [b"b"])
+    assert refused.value.retry_after_ms
+    held.go_on.release()
+    assert isinstance(first.result(), np.ndarray)
+    held.go_on.release()
+    assert isinstance(submit(decoder, [b"b"])[0].result(), np.ndarray)
+
+
+def test_pixels_at_the_same_time_are_bounded(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_module, "MAX_PIXELS_AT_ONCE", 9)  # two images of four, and no third
+    decoder = ImageDecoder(4)
+    request, _ = submit(decoder, [b"a", b"b", b"c", b"d"])
+    assert {held.began.get(timeout=WAIT_S) for _ in range(2)} == {b"a", b"b"}
+    with pytest.raises(queue.Empty):
+        held.began.get(timeout=0.05)
+    held.go_on.release(4)
+    assert isinstance(request.result(), np.ndarray)
+
+
+def test_a_deadline_that_passes(held: Held) -> None:
+    decoder = ImageDecoder(1)
+    request, _ = submit(decoder, [b"a"], deadline=time.monotonic() - 1)
+    assert isinstance(request.result(), DeadlineExceeded)
+    assert held.began.empty()
+
+
+def test_a_request_that_is_cancelled_is_not_decoded_further(held: Held) -> None:
+    decoder = ImageDecoder(1)
+    request, handle = submit(decoder, [b"a", b"b"])
+    assert held.began.get(timeout=WAIT_S) == b"a"
+    handle.cancel()
+    handle.cancel()
+    held.go_on.release(2)
+    other, _ = submit(decoder, [b"c"])
+    assert isinstance(other.result(), np.ndarray)
+    assert held.began.get(timeout=WAIT_S) == b"c"
+    assert request.outcome.empty()
+
+
+def test_cancelling_reaches_what_was_started(held: Held) -> None:
+    held.go_on.release()
+    request, handle = submit(ImageDecoder(1), [b"a"])
+    request.result()
+    until = time.monotonic() + WAIT_S
+    while not request.is_cancelled.is_set() and time.monotonic() < until:  # the handle may not have it yet
+        handle.cancel()
+        time.sleep(0.005)
+    assert request.is_cancelled.is_set()
+
+
+def test_a_decoder_that_crashes_fails_its_request_alone(held: Held) -> None:
+    decoder = ImageDecoder(1)
+    held.go_on.release(10)
+    crashed, _ = submit(decoder, [b"a", b"crash", b"b"])
+    assert isinstance(crashed.result(), Internal)
+    assert isinstance(submit(decoder, [b"a"])[0].result(), np.ndarray)
+    assert crashed.outcome.empty(), "one error alone"
