@@ -29,8 +29,15 @@ CANCELLED: JobState
 LOST: JobState
 
 class JobSpec(_message.Message):
-    __slots__ = ("arguments", "engine", "min_nodes", "max_nodes", "gpus", "cpus", "ranks", "memory_mb", "priority", "max_retries", "working_folder", "run_folder", "environment")
+    __slots__ = ("arguments", "engine", "min_nodes", "max_nodes", "gpus", "cpus", "ranks", "memory_mb", "priority", "max_retries", "working_folder", "run_folder", "environment", "engine_options")
     class EnvironmentEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class EngineOptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +57,7 @@ class JobSpec(_message.Message):
     WORKING_FOLDER_FIELD_NUMBER: _ClassVar[int]
     RUN_FOLDER_FIELD_NUMBER: _ClassVar[int]
     ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     arguments: _containers.RepeatedScalarFieldContainer[str]
     engine: str
     min_nodes: int
@@ -63,7 +71,8 @@ class JobSpec(_message.Message):
     working_folder: str
     run_folder: str
     environment: _containers.ScalarMap[str, str]
-    def __init__(self, arguments: _Optional[_Iterable[str]] = ..., engine: _Optional[str] = ..., min_nodes: _Optional[int] = ..., max_nodes: _Optional[int] = ..., gpus: _Optional[int] = ..., cpus: _Optional[int] = ..., ranks: _Optional[int] = ..., memory_mb: _Optional[int] = ..., priority: _Optional[int] = ..., max_retries: _Optional[int] = ..., working_folder: _Optional[str] = ..., run_folder: _Optional[str] = ..., environment: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    engine_options: _containers.ScalarMap[str, str]
+    def __init__(self, arguments: _Optional[_Iterable[str]] = ..., engine: _Optional[str] = ..., min_nodes: _Optional[int] = ..., max_nodes: _Optional[int] = ..., gpus: _Optional[int] = ..., cpus: _Optional[int] = ..., ranks: _Optional[int] = ..., memory_mb: _Optional[int] = ..., priority: _Optional[int] = ..., max_retries: _Optional[int] = ..., working_folder: _Optional[str] = ..., run_folder: _Optional[str] = ..., environment: _Optional[_Mapping[str, str]] = ..., engine_options: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("id", "spec", "owner", "key", "state", "reason", "attempt", "num_retries", "submitted_at", "started_at", "ended_at", "exit_code", "failing_rank", "gpus", "cpus", "figures_json", "last_event")

@@ -51,7 +51,7 @@ class JobSpec:
     """A submitted job.
 
     Args:
-        arguments: the command line of `convoy train`, without `--run-dir` and `--nproc`.
+        arguments: options of `trainer/main.py`, which `convoy train` has too; without `--run-dir`.
         engine: the name of the engine that runs it.
         nodes: least and largest number of hosts.
         gpus: GPUs of each host; 0 for a job that computes on CPUs.
@@ -63,6 +63,7 @@ class JobSpec:
         working_folder: absolute; relative paths of the arguments begin there.
         run_folder: absolute path of the run's folder, which every attempt continues.
         environment: variables that are added to the engine's.
+        engine_options: of this engine alone, such as Slurm's partition.
     """
 
     arguments: tuple[str, ...]
@@ -77,6 +78,7 @@ class JobSpec:
     working_folder: str
     run_folder: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    engine_options: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_ranks(self) -> int:

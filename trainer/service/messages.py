@@ -31,6 +31,7 @@ def from_spec(spec: JobSpec) -> pb.JobSpec:
         working_folder=spec.working_folder,
         run_folder=spec.run_folder,
         environment=spec.environment,
+        engine_options=spec.engine_options,
     )
 
 
@@ -62,6 +63,7 @@ def to_spec(message: pb.JobSpec) -> JobSpec:
         working_folder=message.working_folder,
         run_folder=run_folder,
         environment=dict(message.environment),
+        engine_options=dict(message.engine_options),
     )
 
 

@@ -12,8 +12,9 @@ import tyro
 
 from convoy.options import option
 from trainer.cli import parse, read_command_line
+from trainer.config import TrainConfig
 from trainer.errors import ConfigError
-from trainer.local import LocalTrainConfig, resolve
+from trainer.local import LocalTrainConfig, as_arguments, resolve
 from trainer.paths import image_folder
 from trainer.service.jobs import JobSpec
 
@@ -47,6 +48,10 @@ class Submission:
     """Jobs of a higher priority start first."""
     max_retries: int = 2
     """How often a failure that may pass is tried again."""
+    nodes: Annotated[str, option("N or MIN:MAX", "1")] = "1"
+    """Hosts, for the engine of a cluster; --gpus, --cpus, --ranks and --memory-gb are those of each."""
+    engine_options: Annotated[tuple[str, ...], option("NAME=VALUE ...", "none")] = ()
+    """Options of the engine itself, such as partition=gpu time=4:00:00 for slurm, which are sbatch's."""
     run_dir: Annotated[Path | None, option("PATH", "runs/job-NUMBER-NAME")] = None
     """Folder of the run. An unfinished run in it is continued."""
 
@@ -69,31 +74,41 @@ def to_spec(submission: Submission, training: Sequence[str]) -> JobSpec:
     for argument in training:
         if argument.partition("=")[0] in _OURS:
             raise ConfigError(f"{argument} after the --: {_OURS[argument.partition('=')[0]]}")
-    name = check_training(arguments)
+    options = dict(option.partition("=")[::2] for option in submission.engine_options)
+    if submission.gpus == 0 and "--device" not in [argument.partition("=")[0] for argument in training]:
+        arguments += ["--device", "cpu"]
+    run, name = read_training(arguments)
     here = Path.cwd()
     run_folder = (here / (submission.run_dir or Path("runs") / f"job-{{id}}-{name}")).absolute()
-    spec = JobSpec(
-        arguments=tuple(arguments),
+    return JobSpec(
+        arguments=tuple(as_arguments(run)),
         engine=submission.engine,
         gpus=submission.gpus,
         cpus=submission.cpus,
         ranks=submission.ranks,
+        nodes=_nodes(submission.nodes),
+        engine_options=options,
         memory_mb=round(submission.memory_gb * 1000),
         priority=submission.priority,
         max_retries=submission.max_retries,
         working_folder=str(here),
         run_folder=str(run_folder),
     )
-    if submission.gpus == 0 and "--device" not in [argument.partition("=")[0] for argument in training]:
-        spec = replace(spec, arguments=(*spec.arguments, "--device", "cpu"))
-    return spec
 
 
-def check_training(arguments: Sequence[str]) -> str:
-    """Checks the command line of a training as far as that needs no data.
+def _nodes(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 0 < least <= most:
+        raise ConfigError(f"--nodes {text}: must be a number of hosts, or MIN:MAX")
+    return least, most
+
+
+def read_training(arguments: Sequence[str]) -> tuple[TrainConfig, str]:
+    """Reads the command line of a training, and checks it as far as that needs no data.
 
     Returns:
-        A name for its folder: the recipe, or that of the folder of images.
+        The training, and a name for its folder: the recipe, or that of the folder of images.
 
     Raises:
         ConfigError: it is faulty.
@@ -110,7 +125,7 @@ def check_training(arguments: Sequence[str]) -> str:
     recipe = run.resolve()
     root = image_folder(recipe.dataset)
     name = recipe.name if root is None else root.name
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.") or "run"
+    return run, re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.") or "run"
 
 
 def _plain(text: str) -> str:

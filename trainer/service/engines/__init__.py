@@ -9,7 +9,10 @@ from trainer.errors import ConfigError
 from trainer.service.engines.engine import Engine
 
 GROUP = "convoy.engines"
-_OURS = {"local": "trainer.service.engines.local:LocalEngine"}
+_OURS = {
+    "local": "trainer.service.engines.local:LocalEngine",
+    "slurm": "trainer.service.engines.slurm:SlurmEngine",
+}
 
 
 def engine_names() -> list[str]:

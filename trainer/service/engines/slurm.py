@@ -1,0 +1,200 @@
+"""The engine `slurm`: jobs as batch jobs of a Slurm cluster, which queues and places them.
+
+    jobs/17/attempt-1/script.sh   what sbatch runs: srun starts torchrun once on each host
+                      slurm.json  the number that Slurm gave it
+                      exit.json   the exit code, written by the script at its end
+                      log         output of all ranks
+
+The folder must be one that all hosts see, as must the run folder. A preempted or requeued job runs its script again,
+which continues the run. The batch job's name holds the job's number and attempt, so that a controller that was killed
+after sbatch and before it noted the number finds the job by its name and submits nothing twice.
+"""
+
+import fcntl
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.errors import ConfigError, TrainerError
+from trainer.files import write_json
+from trainer.service.engines.engine import Phase, Plan, Status
+from trainer.service.jobs import Devices, Job, JobSpec, Stop
+
+TIMEOUT_S = 60.0
+SAVE_BEFORE_END_S = 90
+"""Slurm sends SIGTERM so long before the time limit ends a job."""
+QUEUE_AGE_S = 1.0
+"""The queue is asked for all jobs at once, and not again within this time."""
+GRACE_S = 10.0
+"""The script's exit code may become visible on this host so long after Slurm's word that the job has ended."""
+_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+_RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")
+_FIRST_PORT, _NUM_PORTS = 20_000, 10_000
+
+_SCRIPT = """#!/bin/bash
+{options}
+cd {folder} || exit 2
+{environment}
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-}}
+[ -n "$SRUN_CPUS_PER_TASK" ] || unset SRUN_CPUS_PER_TASK
+# A rank that fails must not end the others' hosts while they save: the ranks end each other.
+srun --kill-on-bad-exit=0 {command}
+code=$?
+echo "{{\\"code\\": $code}}" > {exit_file}.tmp && mv {exit_file}.tmp {exit_file}
+exit $code
+"""
+
+
+class SlurmEngine:
+    """Runs jobs on the Slurm cluster whose commands this host has.
+
+    Args:
+        folder: for the files of jobs; all hosts see it.
+        after_end: not used, as Slurm starts the next job itself.
+    """
+
+    def __init__(self, folder: Path, after_end: Sequence[str] = ()) -> None:
+        self._folder = folder / "jobs"
+        self._queue: dict[str, str] = {}
+        self._queue_read_at = -QUEUE_AGE_S
+        self._missing_since: dict[str, float] = {}
+
+    def check(self, spec: JobSpec) -> None:
+        if shutil.which("sbatch") is None:
+            raise ConfigError("--engine slurm: this host has no sbatch; submit from one of the cluster's login hosts")
+        for name in spec.engine_options:
+            if not _OPTION.fullmatch(name):
+                raise ConfigError(f"--engine-options {name}=…: must be a long option of sbatch without --")
+
+    def plan(self, spec: JobSpec) -> Plan:
+        return Plan(("sbatch", "SCRIPT"), tuple(self._script(spec, "convoy-{id}-{attempt}", Path("JOB")).splitlines()))
+
+    def capacity(self) -> Devices | None:
+        return None
+
+    def start(self, job: Job) -> None:
+        folder = self._attempt(job)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if any((folder / name).exists() for name in ("slurm.json", "exit.json")):
+                    return
+                name = self._name(job)
+                number = _run("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%i").strip()
+                if not number:
+                    (folder / "script.sh").write_text(self._script(job.spec, name, folder))
+                    number = _run("sbatch", "--parsable", str(folder / "script.sh")).strip().partition(";")[0]
+                write_json(folder / "slurm.json", {"job": number.splitlines()[0]})
+        except OSError as error:
+            raise TrainerError(f"cannot start job {job.id} in {folder}: {error.strerror or error}") from error
+
+    def status(self, job: Job) -> Status:
+        folder = self._attempt(job)
+        number = self._number(job)
+        if number is None:
+            return Status(Phase.ABSENT)
+        state = self._state(number)
+        if (folder / "exit.json").exists() and state not in _WAITING:  # a requeued script will write another one
+            return Status(Phase.ENDED, int(json.loads((folder / "exit.json").read_text())["code"]))
+        if state in _WAITING:
+            return Status(Phase.STARTING)
+        if state in _RUNNING:
+            self._missing_since.pop(number, None)
+            return Status(Phase.RUNNING)
+        since = self._missing_since.setdefault(number, time.monotonic())
+        return Status(Phase.RUNNING if time.monotonic() < since + GRACE_S else Phase.GONE)
+
+    def stop(self, job: Job, stop: Stop) -> None:
+        number, folder = self._number(job), self._attempt(job)
+        if number is None or stop is Stop.NONE or (folder / stop).exists():
+            return
+        is_waiting = self._state(number) in _WAITING
+        _run("scancel", *(["--signal=TERM"] if stop is Stop.SAVE and not is_waiting else []), number)
+        (folder / stop).touch()  # a second SIGTERM would end a training that still saves
+
+    def logs(self, job: Job) -> Sequence[Path]:
+        attempts = (self._folder / str(job.id) / f"attempt-{number}" for number in range(1, job.attempt + 1))
+        return [path for folder in attempts if (path := folder / "log").exists()]
+
+    def forget(self, job: Job) -> None:
+        shutil.rmtree(self._folder / str(job.id), ignore_errors=True)
+
+    def _attempt(self, job: Job) -> Path:
+        return self._folder / str(job.id) / f"attempt-{job.attempt}"
+
+    def _name(self, job: Job) -> str:
+        """Returns a name that no other store's jobs have."""
+        return f"convoy-{job.id}-{job.attempt}-{self._folder.stat().st_ino:x}"
+
+    def _number(self, job: Job) -> str | None:
+        try:
+            return str(json.loads((self._attempt(job) / "slurm.json").read_text())["job"])
+        except FileNotFoundError:
+            return None
+
+    def _state(self, number: str) -> str:
+        """Returns Slurm's word for a job's state; empty for one that Slurm has forgotten."""
+        if time.monotonic() - self._queue_read_at >= QUEUE_AGE_S:
+            lines = _run("squeue", "--noheader", "--states=all", "--format=%i %T").splitlines()
+            self._queue = dict(line.split(maxsplit=1) for line in lines if line.strip())
+            self._queue_read_at = time.monotonic()
+        return self._queue.get(number, "").strip()
+
+    def _script(self, spec: JobSpec, name: str, folder: Path) -> str:
+        least, most = spec.nodes
+        options = {
+            "job-name": name,
+            "nodes": f"{least}-{most}" if most > least else str(least),
+            "ntasks-per-node": "1",
+            "output": str(folder / "log"),
+            "open-mode": "append",
+            "signal": f"TERM@{SAVE_BEFORE_END_S}",
+            "requeue": "",
+        }
+        if spec.gpus:
+            options["gpus-per-node"] = str(spec.gpus)
+        if spec.cpus:
+            options["cpus-per-task"] = str(spec.cpus)
+        elif not spec.gpus:
+            options["exclusive"] = ""
+        if spec.memory_mb:
+            options["mem"] = f"{spec.memory_mb}M"
+        options |= spec.engine_options
+        port = _FIRST_PORT + zlib.crc32(name.encode()) % _NUM_PORTS
+        command = [sys.executable, "-m", "trainer.launch", f"--nproc-per-node={spec.num_ranks}"]
+        meeting = f'--nnodes=$SLURM_NNODES --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint="$first:{port}"'
+        training = ["-m", "trainer.main", *spec.arguments, "--run-dir", spec.run_folder]
+        exports = [f"export {key}={shlex.quote(value)}" for key, value in spec.environment.items()]
+        return _SCRIPT.format(
+            options="\n".join(f"#SBATCH --{key}" + (f"={value}" if value else "") for key, value in options.items()),
+            folder=shlex.quote(spec.working_folder),
+            environment="\n".join(["export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}", *exports]),
+            command=f"{shlex.join(command)} {meeting} {shlex.join(training)}",
+            exit_file=shlex.quote(str(folder / "exit.json")),
+        )
+
+
+def _run(*command: str) -> str:
+    """Returns the output of one of Slurm's commands.
+
+    Raises:
+        TrainerError: it fails, with its own message.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise TrainerError(f"{command[0]}: {error}") from error
+    if done.returncode != 0:
+        message = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
+        raise TrainerError(f"{command[0]}: {message}")
+    return done.stdout
