@@ -26,8 +26,11 @@ class ServeConfig:
     server cannot start.
     """
 
-    model_repository: Annotated[Path, option("PATH")]
-    """Folder that holds one folder for each model, as `convoy export` writes it and Triton reads it."""
+    model_repository: Annotated[str, option("PATH")]
+    """Folder that holds one folder for each model, as `convoy export` writes it and Triton reads it; or an address such
+    as s3://BUCKET/models or hf://USER/NAME, of which the server keeps a copy (install convoy-vision[remote])."""
+    model_cache: Annotated[Path | None, option("PATH", "~/.cache/convoy/repositories")] = None
+    """Folder for the copies of repositories at an address."""
     model_control_mode: ControlMode = "none"
     """none: load all models at the start. poll: also follow changes. explicit: load by --load-model or on request."""
     load_model: Annotated[tuple[str, ...], option("[NAME ...]", "none")] = ()

@@ -16,7 +16,7 @@ from protos.models_pb2 import ModelState
 from serving.client.cli import EXIT_INVALID, EXIT_NO_RESPONSE, ConnectConfig, parse
 from serving.client.display import show_table
 from serving.client.errors import ClientError
-from serving.errors import InvalidArgument, NotFound, ServingError
+from serving.errors import InvalidArgument, NotFound, ServingError, StartupError, Unavailable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +27,10 @@ class WhereConfig:
     respond, the version does not load, or the folder cannot be written; 130 Ctrl-C.
     """
 
-    model_repository: Annotated[Path | None, option("PATH", "asks the server")] = None
-    """Folder of a model repository to work in, without a server. A running server follows with its next poll."""
+    model_repository: Annotated[str | None, option("PATH", "asks the server")] = None
+    """Folder or address of a model repository to work in, without a server. A server in poll mode follows."""
+    model_cache: Annotated[Path | None, option("PATH", "~/.cache/convoy/repositories")] = None
+    """Folder for the copies of repositories at an address."""
     json: bool = False
     """Print one line of JSON for each model in place of a table."""
     connect: Annotated[ConnectConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ConnectConfig)
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str], *, prog: str = "convoy models") -> NoReturn:
     except ClientError as error:
         print(f"error: {error.message}", file=sys.stderr)
         sys.exit(EXIT_INVALID if error.code in ("INVALID_ARGUMENT", "NOT_FOUND") else EXIT_NO_RESPONSE)
-    except ServingError as error:
+    except (ServingError, StartupError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_INVALID if isinstance(error, InvalidArgument | NotFound) else EXIT_NO_RESPONSE)
 
@@ -117,13 +119,19 @@ def _with_server(where: WhereConfig, verb: str, name: str, version: int) -> list
 
 
 def _in_folder(where: WhereConfig, verb: str, name: str, version: int) -> list[ModelState]:
+    from serving.models.folder import RepositoryFolder
+    from serving.models.mirror import open_location
     from serving.models.offline import find_models
 
     assert where.model_repository is not None
-    models = find_models(where.model_repository, name)
+    path, mirror = open_location(where.model_repository, where.model_cache)
+    folder = RepositoryFolder(path, lambda: None, mirror)
+    if problem := folder.fetch(name, version):
+        raise Unavailable(problem)
+    models = find_models(path, name)
     if verb not in ("list", "show"):
-        models[0].change(verb, version)
-        models = find_models(where.model_repository, name)
+        models[0].change(verb, version, folder.write_promotion)
+        models = find_models(path, name)
     return [model.state() for model in models]
 
 

@@ -1,11 +1,14 @@
-"""The folder that holds all models: which are in it, or why that is unknown."""
+"""The folder that holds all models: which are in it, or why that is unknown. It may be the copy of a remote one."""
 
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from convoy.promotion import Promotion, write_promotion
+from serving.errors import StartupError
 from serving.models.files import describe
-from serving.models.scanner import RepositoryFolders, scan_repository
+from serving.models.mirror import Mirror
+from serving.models.scanner import RepositoryFolders, check_repository, scan_repository
 
 logger = logging.getLogger(__name__)
 
@@ -15,20 +18,37 @@ class RepositoryFolder:
 
     Args:
         on_change: called when `unreadable` has changed.
+        mirror: keeps the folder as a copy of a remote repository; None if it is none.
 
     Attributes:
-        unreadable: why the last scan could not read the folder; empty if it could.
+        unreadable: why the last scan could not read the folder, or what it is a copy of; empty if it could.
     """
 
-    def __init__(self, path: Path, on_change: Callable[[], None]) -> None:
+    def __init__(self, path: Path, on_change: Callable[[], None], mirror: Mirror | None = None) -> None:
         self.path = path
         self.unreadable = ""
         self._on_change = on_change
+        self._mirror = mirror
         self._device: int | None = None
         """The file system that models were on. A mount that is lost leaves an empty folder of another one."""
 
+    def check(self) -> RepositoryFolders:
+        """Checks that this can be a model repository, and returns its folders.
+
+        A remote one that cannot be reached is served from its copy.
+
+        Raises:
+            StartupError: it does not exist, cannot be read, or is a single model.
+        """
+        problem = self.fetch()
+        if problem and (not self.path.is_dir() or not scan_repository(self.path).models):
+            raise StartupError(problem)
+        self._note(problem)
+        return check_repository(self.path)
+
     def scan(self) -> RepositoryFolders | None:
         """Returns the folders in it; None if they are unknown, which the log says when it changes."""
+        problem = self.fetch()
         try:
             folders = scan_repository(self.path)
             if folders.models:
@@ -36,10 +56,32 @@ class RepositoryFolder:
             elif self._device not in (None, folders.device):
                 raise OSError("its file system is not mounted")
         except OSError as error:
-            self._note(f"the repository cannot be read: {describe(error)}")
+            self._note(problem or f"the repository cannot be read: {describe(error)}")
             return None
-        self._note("")
-        return folders
+        self._note(problem)
+        return None if problem and not folders.models else folders
+
+    def fetch(self, name: str = "", version: int = 0) -> str:
+        """Fetches what has changed in the remote repository. Returns why that failed; empty if it did not.
+
+        Args:
+            version: of the model `name`, to fetch besides those that could serve; 0 for none.
+        """
+        if self._mirror is None:
+            return ""
+        try:
+            self._mirror.sync((name, version) if version else None)
+        except OSError as error:
+            return f"the remote repository cannot be read: {describe(error)}"
+        return ""
+
+    def write_promotion(self, folder: Path, promotion: Promotion) -> None:
+        """Makes the operator's choice for the model in a folder durable.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        (self._mirror.write_promotion if self._mirror is not None else write_promotion)(folder, promotion)
 
     def _note(self, unreadable: str) -> None:
         if unreadable == self.unreadable:

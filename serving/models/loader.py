@@ -49,6 +49,7 @@ class LoadSettings:
         max_queue_size: requests, for models whose configuration sets none.
         batch_timeout_s: how long a batch may be computed until its instance counts as hung; 0 for no limit.
         allow_model_code: load models whose backend runs code from the version's folder.
+        num_loads: how many models are opened at once.
         warm_ups: taken while a version is warmed up, which measures time.
     """
 
@@ -57,6 +58,7 @@ class LoadSettings:
     max_queue_size: int = 1024
     batch_timeout_s: float = 60.0
     allow_model_code: bool = False
+    num_loads: int = 4
     warm_ups: LoadTurn = field(default_factory=LoadTurn, compare=False)
 
 

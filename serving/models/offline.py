@@ -3,6 +3,7 @@
 A running server follows with its next poll, or when it is started again. It does not load a version that is damaged.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,12 +76,13 @@ class OfflineModel:
             state.choice, state.time = self.promotion.describe(), self.promotion.time
         return state
 
-    def change(self, verb: str, version: int) -> None:
+    def change(self, verb: str, version: int, write: Callable[[Path, Promotion], None] = write_promotion) -> None:
         """Promotes, pins, unpins or rolls back.
 
         Args:
             verb: promote, pin, unpin or rollback.
             version: of promote and pin.
+            write: makes the choice durable, in the model's folder.
 
         Raises:
             NotFound: there is no such version.
@@ -91,7 +93,7 @@ class OfflineModel:
             choice = self._choose(verb, version)
             if verb != "unpin":
                 self._check(choice.version)
-            write_promotion(self.folder, choice)
+            write(self.folder, choice)
         except (PromotionError, LoadError) as error:
             raise InvalidArgument(f"model {quote(self.folder.name)}: {error}") from error
         except OSError as error:

@@ -40,11 +40,13 @@ class Promotions:
     Args:
         find: returns a model by its name, or raises a ServingError.
         write: makes a choice durable, in the folder of a model.
+        fetch: brings a version of a remote repository; returns why it cannot.
     """
 
     changes: Changes
     find: Callable[[str], ModelVersions]
     write: Callable[[Path, Promotion], None]
+    fetch: Callable[[str, int], str] = lambda name, version: ""
 
     def promote(self, name: str, version: int, caller: Caller = ANYONE) -> None:
         """Lets a version serve until a newer one is exported.
@@ -55,11 +57,11 @@ class Promotions:
             Unavailable: the model's folder cannot be read.
             Internal: the version cannot be loaded, or the choice not be written; nothing has changed.
         """
-        self._call(name, partial(_one, promote, version), caller)
+        self._call(name, partial(_one, promote, version), caller, version)
 
     def pin(self, name: str, version: int, caller: Caller = ANYONE) -> None:
         """Lets a version serve until it is unpinned. Raises as `promote`."""
-        self._call(name, partial(_one, pin, version), caller)
+        self._call(name, partial(_one, pin, version), caller, version)
 
     def unpin(self, name: str, caller: Caller = ANYONE) -> None:
         """Lets versions take over again that are newer than the pinned one. Raises as `promote`."""
@@ -83,18 +85,27 @@ class Promotions:
         self.changes.call(name, change, ANYONE)
 
     def _call(
-        self, name: str, choices: Callable[[Standing, int | None], list[tuple[int, Promotion]]], caller: Caller
+        self,
+        name: str,
+        choices: Callable[[Standing, int | None], list[tuple[int, Promotion]]],
+        caller: Caller,
+        version: int = 0,
     ) -> None:
-        """Makes the first choice whose version loads. Version 0 is not loaded."""
+        """Makes the first choice whose version loads. Version 0 is not loaded.
+
+        Args:
+            version: to fetch from a remote repository, besides those that its policy selects.
+        """
 
         def change() -> None:
+            self.fetch(name, version)
             versions = self.find(name)
             serving = versions.view.default
             try:
                 standing, policy = versions.survey()
                 possible = choices(standing, serving)
-                for version, _ in possible:
-                    _check(name, version, standing, policy)
+                for target, _ in possible:
+                    _check(name, target, standing, policy)
                 choice = self._prepared(versions, possible)
             except OSError as error:
                 raise Unavailable(f"the folder of model '{name}' cannot be read: {describe(error)}") from error

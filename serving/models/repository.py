@@ -13,16 +13,16 @@ from functools import partial
 from pathlib import Path
 
 from convoy.cpus import free_memory
-from convoy.promotion import write_promotion
 from serving.config import ControlMode, ServeConfig
-from serving.errors import Internal, NotFound, ServingError, StartupError, Unavailable, quote
+from serving.errors import Internal, InvalidArgument, NotFound, ServingError, StartupError, Unavailable, quote
 from serving.models.changes import ANYONE, LOAD_PATIENCE_S, Caller, Changes, LoadTurn, wait_for_room
 from serving.models.devices import count_gpus
 from serving.models.files import describe
 from serving.models.folder import RepositoryFolder
 from serving.models.loader import LoadSettings, Model
+from serving.models.mirror import Mirror, open_location
 from serving.models.promotions import Promotions
-from serving.models.scanner import RepositoryFolders, check_name, check_repository, has_model
+from serving.models.scanner import RepositoryFolders, check_name, has_model
 from serving.models.slot import IndexEntry, Standing
 from serving.models.snapshot import RepositorySnapshot, join_names
 from serving.models.versions import ModelVersions
@@ -49,7 +49,7 @@ class Repository:
             models that clients ask for.
         models: with mode "explicit", the models to load at the start.
         poll_interval_s: with mode "poll", the pause between two scans.
-        num_loads: how many models are opened at once. Warm-ups take turns.
+        mirror: keeps the folder as a copy of a remote repository.
     """
 
     def __init__(
@@ -60,20 +60,19 @@ class Repository:
         mode: ControlMode = "none",
         models: Collection[str] = (),
         poll_interval_s: float = 2.0,
-        num_loads: int = 4,
+        mirror: Mirror | None = None,
     ) -> None:
         self.generation = 0
         """Grows with every change that readers can see."""
         self._path = path
-        self._folder = RepositoryFolder(path, self._publish)
+        self._folder = RepositoryFolder(path, self._publish, mirror)
         self._settings = settings
         self._mode = mode
         self._initial_models = models
         self._poll_interval_s = poll_interval_s
         self._changes = Changes()
-        self._num_loads = num_loads
-        self._turn = LoadTurn(LOAD_PATIENCE_S, num_loads, free_memory)
-        self.promotions = Promotions(self._changes, self._find, write_promotion)
+        self._turn = LoadTurn(LOAD_PATIENCE_S, settings.num_loads, free_memory)
+        self.promotions = Promotions(self._changes, self._find, self._folder.write_promotion, self._folder.fetch)
         self._lock = threading.Lock()
         """For the attributes below; never held while a model is loaded or a folder is read."""
         self._models: dict[str, ModelVersions] = {}
@@ -93,14 +92,16 @@ class Repository:
             max_queue_size=config.max_queue_size,
             batch_timeout_s=config.batch_timeout_s,
             allow_model_code=config.allow_model_code,
+            num_loads=config.load_threads,
         )
+        path, mirror = open_location(config.model_repository, config.model_cache)
         return cls(
-            config.model_repository,
+            path,
             settings,
             mode=config.model_control_mode,
             models=config.load_model,
             poll_interval_s=config.poll_interval_s,
-            num_loads=config.load_threads,
+            mirror=mirror,
         )
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ class Repository:
         """
         if self._settings.device == "cuda" and not count_gpus():
             raise StartupError("--device cuda, but there is no CUDA device: use --device auto or cpu")
-        folders = check_repository(self._path)
+        folders = self._folder.check()
         names = folders.models
         if not names and not folders.unreadable and self._mode == "none":
             raise StartupError(f"no model in {self._path}: a model is a folder with folders named 1, 2, … in it")
@@ -192,7 +193,7 @@ class Repository:
         self._publish()
         loads: list[Future[None]] = []
         for name in wanted:
-            wait_for_room(loads, self._num_loads, LOAD_PATIENCE_S)
+            wait_for_room(loads, self._settings.num_loads, LOAD_PATIENCE_S)
             loads.append(self._changes.submit(name, partial(self._load_first, name)))
         if self._mode == "poll":  # polling goes on without models that take long
             wait(loads, LOAD_PATIENCE_S)
@@ -239,17 +240,21 @@ class Repository:
         """
         self._check_change(name)
 
-        def change() -> list[str]:
+        def change() -> None:
+            self._folder.fetch()
             versions = self._get_or_add(name)
             if config is not None:
                 versions.check_override(config)
             versions.mark_loading()
             versions.retry_failed()
-            return self._update(versions, stable=True, override=config)
+            works = versions.override is None and bool(versions.ready())
+            failures = self._update(versions, stable=True, override=config)
+            if not failures:
+                return
+            kind = InvalidArgument if config is not None and works else Internal  # with its own configuration, it loads
+            raise kind(f"failed to load '{name}', {'; '.join(failures)}")
 
-        failures = self._changes.call(name, change, caller)
-        if failures:
-            raise Internal(f"failed to load '{name}', {'; '.join(failures)}")
+        self._changes.call(name, change, caller)
 
     def unload(self, name: str, caller: Caller = ANYONE) -> None:
         """Takes all versions of a model out of service. Blocks until their requests are finished.
@@ -347,7 +352,7 @@ class Repository:
             if self._closing.is_set():
                 return
             if not self._changes.is_busy(name):
-                wait_for_room(updates, self._num_loads, _POLL_PATIENCE_S)
+                wait_for_room(updates, self._settings.num_loads, _POLL_PATIENCE_S)
                 updates.append(self._changes.submit(name, partial(self._poll_model, name)))
         wait(updates, _POLL_PATIENCE_S)
 

@@ -146,7 +146,7 @@ def scan_model(folder: Path) -> ModelFiles | None:
         os.stat(folder.parent)
         return None
     for entry in entries:
-        if number := _version(entry.name):
+        if number := version_number(entry.name):
             try:
                 if stats := _version_stats(entry):
                     versions[number] = stats
@@ -171,9 +171,14 @@ def scan_version(folder: Path) -> FileStats:
         return ()
 
 
-def _version(name: str) -> int:
-    """The version number, or 0 if the name is not one: no sign, no leading zeros, at most 18 digits."""
+def version_number(name: str) -> int:
+    """Returns the version number, or 0 if the name is not one: no sign, no leading zeros, at most 18 digits."""
     return int(name) if name.isascii() and name.isdecimal() and not name.startswith("0") and len(name) < 19 else 0
+
+
+def is_plain_name(name: str) -> bool:
+    """Returns whether a file or folder of this name may belong to a model: visible, not temporary, and no path."""
+    return _is_name(name) and name not in _SYSTEM_FOLDERS and not _TEMPORARY.fullmatch(name)
 
 
 def _is_name(name: str) -> bool:
@@ -190,7 +195,7 @@ def _is_name(name: str) -> bool:
 def _looks_like_model(folder: Path) -> bool:
     for entry in _entries(folder):
         kind = _kind(entry)
-        if (entry.name == CONFIG_FILE and kind != "folder") or (_version(entry.name) and kind != "file"):
+        if (entry.name == CONFIG_FILE and kind != "folder") or (version_number(entry.name) and kind != "file"):
             return True
     return False
 

@@ -114,6 +114,17 @@ def to_spec(config: ModelConfig) -> ModelSpec:
     )
 
 
+def check_values(config: ModelConfig) -> None:
+    """Checks a configuration that lists its tensors, whatever its backend.
+
+    Raises:
+        LoadError: a value is invalid.
+    """
+    copy = ModelConfig()
+    copy.CopyFrom(config)
+    to_spec(copy)
+
+
 def version_policy(config: ModelConfig) -> VersionPolicy:
     """Returns the configuration's version policy; by default, the newest version alone."""
     policy = config.version_policy

@@ -22,7 +22,7 @@ from serving.models.files import describe
 from serving.models.loader import LoadSettings, Model, load_version
 from serving.models.scanner import ModelFiles, scan_model, scan_version
 from serving.models.slot import Fingerprint, IndexEntry, ModelView, Slot, Standing, State, to_utf8
-from serving.models.spec import VersionPolicy, version_policy
+from serving.models.spec import VersionPolicy, check_values, version_policy
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ class ModelVersions:
         self._warned: set[str] = set()
         self._preferred: tuple[int, ...] = ()
         self._standing = Standing()
-        self.override: str | None = None
-        """The configuration that the last load had in place of the file, as JSON."""
+        self.override: str | None = None  # of the last update
         self.view = self._build_view()
 
     def ready(self) -> dict[int, Model]:
@@ -100,12 +99,15 @@ class ModelVersions:
         """
         try:
             config = parse_json(override, self.name)
+            check_supported(config)
+            if config.input and config.output:
+                check_values(config)
         except LoadError as error:
             raise InvalidArgument(str(error)) from error
         try:
             own = read_config(self.folder)
-        except LoadError:  # the bounds hold as they are
-            own = ModelConfig()
+        except LoadError:
+            own = ModelConfig()  # the bounds hold as they are
         self._bounds.check(config, own)
 
     def update(self, *, stable: bool, override: str | None = None) -> list[str]:
@@ -161,8 +163,7 @@ class ModelVersions:
     def prepare(self, version: int) -> str:
         """Loads a version beside those that serve. Returns why what is in its folder does not load; empty if it serves.
 
-        Raises:
-            OSError: the folder cannot be read.
+        Raises OSError if the folder cannot be read.
         """
         files = self._scan()
         found = self._present(files, self.override, True) if files else {}
@@ -268,14 +269,13 @@ class ModelVersions:
         """Notes the operator's choice, and logs it when it changes."""
         before, self._standing = self._standing, Standing(promotion, tuple(sorted(files.versions)))
         if promotion != before.promotion:
-            words = "the version policy alone decides" if promotion is None else promotion.describe()
+            words = promotion.describe() if promotion else "the version policy alone decides"
             logger.info("%s: %s (%s)", self.name, words, PROMOTION_FILE)
 
     def _why_not_selected(self) -> str:
         promotion = self._standing.promotion
-        if promotion is None or self._preferred[:1] != (promotion.version,):
-            return _NOT_SELECTED
-        return promotion.describe()
+        decides = promotion is not None and self._preferred[:1] == (promotion.version,)
+        return promotion.describe() if promotion is not None and decides else _NOT_SELECTED
 
     def _note_unreadable(self, version: int, slot: Slot, reason: str | None) -> None:
         """Shows why a version's folder cannot be read, and logs it when that changes."""

@@ -173,7 +173,7 @@ def test_the_command_line_s_settings_reach_the_models(models):
 
 
 def test_listeners_see_each_step_of_the_start(models, open_repository):
-    repository = Repository(models, LoadSettings(device="cpu", num_threads=1), num_loads=1)
+    repository = Repository(models, LoadSettings(device="cpu", num_threads=1, num_loads=1))
     seen = []
     answers = []
 
@@ -480,8 +480,13 @@ def test_a_failed_load_gives_the_reason_and_the_serving_version_stays(models, op
     for _ in range(2):
         with pytest.raises(Internal, match=r"^failed to load 'a', version 2: ONNX Runtime cannot load"):
             repository.load("a")
-    with pytest.raises(Internal, match="'ensemble_scheduling' in the configuration is not supported"):
-        repository.load("a", '{"ensemble_scheduling": {}}')
+    for config, reason in (
+        ('{"ensemble_scheduling": {}}', "'ensemble_scheduling' in the configuration is not supported"),
+        ('{"maxBatchSize": -1, "input": [{"name": "x"}], "output": [{"name": "y"}]}', "max_batch_size must not be"),
+        ('{"backend": "nosuch"}', "failed to load 'a', .*backend 'nosuch' is not supported"),
+    ):
+        with pytest.raises(InvalidArgument, match=reason):
+            repository.load("a", config)
     assert ask(repository, "a") == 1
     assert repository.is_ready()
 
@@ -628,7 +633,7 @@ def test_unload_under_load_answers_every_accepted_request(models, open_repositor
 def test_a_load_whose_versions_do_not_exist_keeps_what_serves(models, open_repository):
     repository = open_repository(models, mode="explicit", models=["b"])
     override = '{"version_policy": {"specific": {"versions": [7]}}}'
-    with pytest.raises(Internal, match=r"^failed to load 'b', version 7: .* no folder$"):
+    with pytest.raises(InvalidArgument, match=r"^failed to load 'b', version 7: .* no folder$"):
         repository.load("b", override)
     assert ask(repository, "b") == 2
     assert repository.is_ready()
@@ -652,8 +657,8 @@ def test_models_load_side_by_side_at_the_start_and_on_poll(tmp_path, monkeypatch
     for name in names if mode == "none" else names[:1]:
         write_config(tmp_path / name, SCALE_CONFIG)
         write_version(tmp_path / name, 1, scale(1), manifest={})
-    settings = LoadSettings(device="cpu", num_threads=1)
-    repository = Repository(tmp_path, settings, mode=mode, poll_interval_s=0.02, num_loads=num_loads)
+    settings = LoadSettings(device="cpu", num_threads=1, num_loads=num_loads)
+    repository = Repository(tmp_path, settings, mode=mode, poll_interval_s=0.02)
     try:
         repository.start()
         for name in names[1:] if mode == "poll" else []:

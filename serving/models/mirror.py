@@ -1,0 +1,243 @@
+"""A local copy of a remote model repository: fetches what has changed, and what a server could need of it.
+
+A version appears by one rename, after the digests of its manifest are verified, or not at all. What cannot be listed or
+fetched changes nothing: an error is no answer, and neither is an address that holds nothing any more. Only what is gone
+from the address is deleted. Several processes may share the copy.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from convoy.promotion import PROMOTION_FILE, Promotion, PromotionError, read_promotion, served_before, to_bytes
+from convoy.promotion import write_promotion as write_locally
+from serving.errors import LoadError
+from serving.models.config import read_config
+from serving.models.files import describe
+from serving.models.manifest import MANIFEST_FILE, read_manifest, verify_digests
+from serving.models.remote import RemoteModel, RemoteRepository, is_address
+from serving.models.spec import version_policy
+
+logger = logging.getLogger(__name__)
+
+_INDEX = ".fetched.json"
+_LOCK = ".lock"
+
+Tags = dict[str, str]
+"""A tag of each file by its path in a model's folder."""
+
+
+class Mirror:
+    """A remote repository, and the folder that is its copy. Thread-safe.
+
+    Args:
+        folder: of the copy; created.
+    """
+
+    def __init__(self, remote: RemoteRepository, folder: Path) -> None:
+        self.folder = folder
+        self._remote = remote
+        self._lock = threading.RLock()
+        self._seen: dict[tuple[str, int], Tags] = {}
+        """The files of versions without a manifest that the last listing found, which may still be being uploaded."""
+        self._said: dict[tuple[str, int], tuple[Tags, str]] = {}
+        """Why a version was not fetched, and the files that this holds for."""
+        self._is_first = True
+
+    def sync(self, wanted: tuple[str, int] | None = None) -> None:
+        """Brings the copy to the state of the address.
+
+        Args:
+            wanted: a model and a version of it to fetch besides those that its policy selects.
+
+        Raises:
+            OSError: the address or the copy cannot be read or written. What is in the copy stays.
+        """
+        with self._exclusively():
+            fetched = self._read_index()
+            models = self._remote.list()
+            if not models and fetched:
+                raise OSError(f"{self._remote.address} holds no models any more")
+            for name, model in models.items():
+                extra = wanted[1] if wanted is not None and wanted[0] == name else 0
+                try:
+                    self._sync_model(name, model, fetched.setdefault(name, {}), extra)
+                    self._said.pop((name, 0), None)
+                except OSError as error:
+                    self._say(name, 0, {}, describe(error))
+                self._write_index(fetched)
+            for name in fetched.keys() - models.keys():
+                self._remove(self.folder / name)
+                del fetched[name]
+                logger.info("%s: gone from %s", name, self._remote.address)
+            self._write_index(fetched)
+            self._is_first = False
+
+    def write_promotion(self, folder: Path, promotion: Promotion) -> None:
+        """Makes the operator's choice durable, at the address first.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with self._exclusively():
+            self._remote.write(f"{folder.name}/{PROMOTION_FILE}", to_bytes(promotion))
+            write_locally(folder, promotion)
+
+    def _sync_model(self, name: str, model: RemoteModel, fetched: Tags, extra: int) -> None:
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        for file, tag in model.own.items():
+            if fetched.get(file) != tag or not (folder / file).exists():
+                self._fetch_file(f"{name}/{file}", folder / file)
+                fetched[file] = tag
+        for file in [file for file in fetched if "/" not in file and file not in model.own]:
+            (folder / file).unlink(missing_ok=True)
+            del fetched[file]
+        for version in _wanted(folder, model, extra):
+            files = model.versions[version]
+            before = _of_version(fetched, version)
+            if before != files or not (folder / str(version)).is_dir():
+                self._fetch_version(name, version, files, fetched)
+        for version in {int(file.partition("/")[0]) for file in fetched if "/" in file} - model.versions.keys():
+            self._remove(folder / str(version))
+            _forget(fetched, version)
+
+    def _fetch_version(self, name: str, version: int, files: Tags, fetched: Tags) -> None:
+        """Fetches a version, unless it may still be being uploaded."""
+        if MANIFEST_FILE not in files and not self._is_first and self._seen.get((name, version)) != files:
+            self._seen[name, version] = files
+            return
+        if self._said.get((name, version), ({}, ""))[0] == files:
+            return  # it would be refused again
+        folder, before, began = self.folder / name, _of_version(fetched, version), time.monotonic()
+        with _staging(folder) as staged:
+            num_fetched = 0
+            for file, tag in files.items():
+                (staged / file).parent.mkdir(parents=True, exist_ok=True)
+                if before.get(file) == tag and (folder / str(version) / file).is_file():
+                    os.link(folder / str(version) / file, staged / file)
+                else:
+                    self._remote.fetch(f"{name}/{version}/{file}", staged / file)
+                    num_fetched += 1
+            try:
+                verify_digests(staged, read_manifest(staged))
+            except LoadError as error:
+                self._say(name, version, files, str(error))
+                return
+            self._remove(folder / str(version))
+            staged.rename(folder / str(version))
+        _forget(fetched, version)
+        fetched |= {f"{version}/{file}": tag for file, tag in files.items()}
+        self._said.pop((name, version), None)
+        logger.info("%s version %d: %d files fetched in %.2f s", name, version, num_fetched, time.monotonic() - began)
+
+    def _say(self, name: str, version: int, files: Tags, reason: str) -> None:
+        """Logs why something was not fetched, once for each reason."""
+        if self._said.get((name, version)) != (files, reason):
+            what = f"{name} version {version}" if version else name
+            logger.warning("%s is not fetched from %s: %s", what, self._remote.address, reason)
+        self._said[name, version] = (files, reason)
+
+    def _fetch_file(self, path: str, file: Path) -> None:
+        staged = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+        try:
+            self._remote.fetch(path, staged)
+            staged.replace(file)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def _remove(self, folder: Path) -> None:
+        """Removes a folder, which is gone as soon as this begins."""
+        if folder.exists():
+            hidden = folder.with_name(f".removed-{secrets.token_hex(4)}")
+            folder.rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Context in which no other thread or process changes the copy."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock, (self.folder / _LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _read_index(self) -> dict[str, Tags]:
+        try:
+            index = json.loads((self.folder / _INDEX).read_bytes())
+            return {name: dict(files) for name, files in index["models"].items()} if self._is_ours(index) else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}  # all is fetched again
+
+    def _is_ours(self, index: dict[str, object]) -> bool:
+        return index["address"] == self._remote.address
+
+    def _write_index(self, models: dict[str, Tags]) -> None:
+        staged = self.folder / f"{_INDEX}.new"
+        staged.write_text(json.dumps({"address": self._remote.address, "models": models}))
+        staged.replace(self.folder / _INDEX)
+
+
+def open_location(location: str | Path, cache: Path | None) -> tuple[Path, Mirror | None]:
+    """Returns the folder of a model repository; for one at an address, that of its copy, and what keeps the copy.
+
+    Args:
+        cache: folder of all copies; None for the user's.
+
+    Raises:
+        StartupError: nothing that is installed opens the address.
+    """
+    if not is_address(location):
+        return Path(location), None
+    remote = RemoteRepository(str(location))
+    digest = hashlib.sha256(remote.address.encode()).hexdigest()[:8]
+    name = f"{re.sub('[^A-Za-z0-9.-]+', '-', remote.address)[-80:].strip('-.')}-{digest}"
+    folder = (cache or _user_cache() / "repositories") / name
+    return folder, Mirror(remote, folder)
+
+
+def _user_cache() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")) / "convoy"
+
+
+def _wanted(folder: Path, model: RemoteModel, extra: int) -> list[int]:
+    """Returns the versions to fetch: those that the policy selects, one to fall back to, and one to roll back to."""
+    try:
+        policy, promotion = version_policy(read_config(folder)), read_promotion(folder)
+    except (LoadError, PromotionError):  # the server says so, and keeps what it has
+        return [extra] if extra in model.versions else []
+    candidates = [version for version in policy.candidates(model.versions, promotion) if version in model.versions]
+    wanted = candidates if policy.num_versions is None else candidates[: policy.num_versions + 1]
+    before = served_before(promotion, candidates[0] if candidates else None, model.versions)[:1]
+    return [version for version in dict.fromkeys([*wanted, *before, extra]) if version in model.versions]
+
+
+def _of_version(fetched: Tags, version: int) -> Tags:
+    prefix = f"{version}/"
+    return {file[len(prefix) :]: tag for file, tag in fetched.items() if file.startswith(prefix)}
+
+
+def _forget(fetched: Tags, version: int) -> None:
+    for file in [file for file in fetched if file.startswith(f"{version}/")]:
+        del fetched[file]
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """Yields a new hidden folder, which is removed afterwards unless it was renamed."""
+    staged = folder / f".fetching-{secrets.token_hex(4)}"
+    staged.mkdir()
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

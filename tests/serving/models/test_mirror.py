@@ -1,0 +1,304 @@
+"""The copy of a remote repository: only what changed is fetched, versions appear whole, errors change nothing."""
+
+import logging
+import shutil
+import threading
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from convoy.promotion import PROMOTION_FILE, promote, read_promotion, write_promotion
+from serving.config import ServeConfig
+from serving.errors import StartupError
+from serving.models.loader import LoadSettings
+from serving.models.mirror import Mirror, open_location
+from serving.models.remote import RemoteRepository, is_address
+from serving.models.repository import Repository
+from serving.models_command import main
+from tests.serving.model_files import SCALE_CONFIG, scale, write_config, write_version
+from tests.serving.models.test_repository import ask, eventually
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A repository of one model with versions 1, 2 and 3, in a folder that is read as if it were remote."""
+    write_config(tmp_path / "source/m", SCALE_CONFIG)
+    for version in (1, 2, 3):
+        write_version(tmp_path / "source/m", version, scale(version), manifest={})
+    return tmp_path / "source"
+
+
+class Recorded(RemoteRepository):
+    """Records what is fetched, and fails if told to."""
+
+    def __init__(self, address):
+        super().__init__(address)
+        self.fetched = []
+        self.error = None
+
+    def list(self):
+        if self.error is not None:
+            raise self.error
+        return super().list()
+
+    def fetch(self, path, file):
+        self.fetched.append(path)
+        super().fetch(path, file)
+
+
+@pytest.fixture
+def remote(source):
+    return Recorded(f"file://{source}")
+
+
+@pytest.fixture
+def mirror(remote, tmp_path):
+    return Mirror(remote, tmp_path / "copy")
+
+
+def visible(folder):
+    """The files of a copy, without hidden ones."""
+    return sorted(
+        str(path.relative_to(folder))
+        for path in Path(folder).rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def test_what_the_policy_could_serve_is_fetched_once(source, remote, mirror):
+    mirror.sync()
+    expected = ["m/2/manifest.json", "m/2/model.onnx", "m/3/manifest.json", "m/3/model.onnx", "m/config.pbtxt"]
+    assert (visible(mirror.folder), sorted(remote.fetched)) == (expected, expected)
+    remote.fetched.clear()
+    mirror.sync()
+    Mirror(remote, mirror.folder).sync()
+    assert remote.fetched == [], "also after a restart"
+    mirror.sync(("m", 1))
+    assert sorted(remote.fetched) == ["m/1/manifest.json", "m/1/model.onnx"]
+
+
+def test_only_changed_files_are_fetched(source, remote, mirror):
+    (source / "m/3/data.bin").write_bytes(b"same")
+    write_version(source / "m", 4, scale(4), manifest={})
+    mirror.sync()
+    remote.fetched.clear()
+    (source / "m/3/data.bin").write_bytes(b"other")
+    mirror.sync()
+    assert remote.fetched == ["m/3/data.bin"]
+    assert (mirror.folder / "m/3/data.bin").read_bytes() == b"other"
+    assert (mirror.folder / "m/3/model.onnx").read_bytes() == scale(3)
+
+
+def test_a_version_appears_only_when_its_digests_are_right(source, remote, mirror, caplog):
+    mirror.sync()
+    folder = write_version(source / "m", 4, scale(4), manifest={})
+    (folder / "model.onnx").write_bytes(scale(4)[:-1])  # an upload in progress
+    for _ in range(3):
+        mirror.sync()
+    assert not (mirror.folder / "m/4").exists()
+    assert caplog.text.count(f"m version 4 is not fetched from file://{source}: model.onnx is damaged") == 1
+    assert remote.fetched.count("m/4/model.onnx") == 1, "the same files are not fetched again"
+    (folder / "model.onnx").write_bytes(scale(4))
+    mirror.sync()
+    assert (mirror.folder / "m/4/model.onnx").read_bytes() == scale(4)
+    assert not [path for path in (mirror.folder / "m").iterdir() if path.name.startswith(".")]
+
+
+def test_a_version_without_a_manifest_is_fetched_when_two_listings_are_equal(source, mirror):
+    mirror.sync()
+    write_version(source / "m", 4, scale(4))
+    mirror.sync()
+    assert not (mirror.folder / "m/4").exists()
+    mirror.sync()
+    assert (mirror.folder / "m/4/model.onnx").exists()
+
+
+def test_what_is_gone_is_removed_but_an_empty_address_is_an_error(source, remote, mirror):
+    write_config(source / "n", SCALE_CONFIG)
+    mirror.sync()
+    shutil.rmtree(source / "n")
+    shutil.rmtree(source / "m/3")
+    mirror.sync()
+    assert {path.split("/")[1] for path in visible(mirror.folder)} == {"1", "2", "config.pbtxt"}
+    before = visible(mirror.folder)
+    shutil.rmtree(source / "m")
+    with pytest.raises(OSError, match="holds no models any more"):
+        mirror.sync()
+    assert visible(mirror.folder) == before
+
+
+def test_a_fetch_that_fails_leaves_what_there_was(source, remote, mirror, caplog, monkeypatch):
+    mirror.sync()
+    before = visible(mirror.folder)
+    write_version(source / "m", 4, scale(4), manifest={})
+
+    def fail(path, file):
+        file.write_bytes(b"half")
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(remote, "fetch", fail)
+    mirror.sync()
+    mirror.sync()
+    assert visible(mirror.folder) == before
+    assert caplog.text.count("m is not fetched from") == 1
+    monkeypatch.undo()
+    mirror.sync()
+    assert (mirror.folder / "m/4/model.onnx").exists()
+
+
+def test_names_that_lead_elsewhere_are_left_out(tmp_path):
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for path in (
+        "m/1/model.onnx",
+        "m/config.pbtxt",
+        "m/1/.hidden",
+        "../m/1/x",
+        "m/../../x",
+        "lost+found/1/x",
+        ".m/1/x",
+    ):
+        memory.store[f"/bucket/{path}"] = memory.open("/scratch", "wb")
+        memory.store[f"/bucket/{path}"].close()
+    (model,) = RemoteRepository("memory://bucket").list().items()
+    assert (model[0], list(model[1].own), list(model[1].versions[1])) == ("m", ["config.pbtxt"], ["model.onnx"])
+
+
+def test_two_processes_share_a_copy(source, remote, tmp_path):
+    mirrors = [Mirror(remote, tmp_path / "copy") for _ in range(4)]
+    threads = [threading.Thread(target=each.sync) for each in mirrors]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(remote.fetched) == len(set(remote.fetched)), "each file was fetched once"
+
+
+def test_addresses_are_told_from_folders(tmp_path):
+    assert all(map(is_address, ("s3://b/models", "hf://user/name", "memory://x")))
+    assert not any(map(is_address, ("models", "/models", Path("/s3:/x"), "C:\\models")))
+    assert open_location(tmp_path, None) == (tmp_path, None)
+    one, other = (open_location(f"memory://bucket/{name}", tmp_path)[0] for name in ("a", "b"))
+    assert one != other
+    assert one.parent == tmp_path
+    with pytest.raises(StartupError, match="nosuch://x cannot be opened: Protocol not known: nosuch"):
+        open_location("nosuch://x", tmp_path)
+
+
+# ---- Served ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_repository(tmp_path):
+    opened = []
+
+    def open_it(mirror, mode="poll"):
+        settings = LoadSettings(device="cpu", num_threads=1)
+        repository = Repository(mirror.folder, settings, mode=mode, poll_interval_s=0.02, mirror=mirror)
+        opened.append(repository)
+        repository.check()
+        repository.start()
+        return repository
+
+    yield open_it
+    for repository in opened:
+        repository.close()
+
+
+def test_new_versions_are_served_and_errors_keep_what_serves(source, remote, mirror, open_repository, caplog):
+    caplog.set_level(logging.INFO)
+    repository = open_repository(mirror)
+    assert ask(repository, "m") == 3
+    write_version(source / "m", 4, scale(4), manifest={})
+    eventually(lambda: ask(repository, "m") == 4)
+    remote.error = OSError("no route to host")
+    eventually(lambda: "cannot be read: no route to host" in repository.index(False)[-1].reason)
+    assert ask(repository, "m") == 4
+    assert "the models that serve keep serving" in caplog.text
+    other = open_repository(Mirror(remote, mirror.folder))
+    assert ask(other, "m") == 4, "a server that starts meanwhile serves from the copy"
+    remote.error = None
+    eventually(lambda: not repository.index(False)[-1].reason)
+
+
+def test_a_server_cannot_start_without_address_and_copy(remote, mirror, open_repository):
+    remote.error = OSError("no route to host")
+    with pytest.raises(StartupError, match="the remote repository cannot be read: no route to host"):
+        open_repository(mirror)
+
+
+def test_a_choice_is_written_to_the_address(source, mirror, open_repository, tmp_path):
+    repository = open_repository(mirror)
+    repository.promotions.promote("m", 1)
+    assert ask(repository, "m") == 1, "a version that was not in the copy"
+    assert read_promotion(source / "m").version == 1
+    write_promotion(source / "m", promote(read_promotion(source / "m"), 2, 1, [1, 2, 3]))
+    eventually(lambda: ask(repository, "m") == 2)
+    repository.promotions.roll_back("m")
+    assert (ask(repository, "m"), read_promotion(source / "m").version) == (1, 1)
+
+
+def test_in_explicit_mode_a_load_fetches(source, mirror, open_repository):
+    repository = open_repository(mirror, "explicit")
+    write_version(source / "m", 4, scale(4), manifest={})
+    repository.load("m")
+    assert ask(repository, "m") == 4
+
+
+def test_an_address_on_the_command_line(source, tmp_path, capsys):
+    where = ("--model-repository", f"file://{source}", "--model-cache", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit) as exited:
+        main(("pin", "m", "1", *where))
+    assert (exited.value.code, read_promotion(source / "m").pinned) == (0, True)
+    assert "m serves version 1; version 1 is pinned" in capsys.readouterr().out
+    config = ServeConfig(model_repository=where[1], model_cache=tmp_path / "cache", device="cpu", num_threads=1)
+    repository = Repository.from_config(config)
+    try:
+        repository.check()
+        repository.start()
+        assert ask(repository, "m") == 1
+    finally:
+        repository.close()
+    with pytest.raises(SystemExit) as exited:
+        main(("list", "--model-repository", f"file://{tmp_path}/nowhere", "--model-cache", str(tmp_path / "other")))
+    assert exited.value.code in (0, 3)
+
+
+# ---- S3 --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.minutes
+@pytest.mark.filterwarnings("default")
+def test_a_bucket_of_a_local_s3_server(source, tmp_path, monkeypatch, open_repository):
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in (("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_REGION", "us-east-1")):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
+        bucket = fsspec.filesystem("s3")
+        bucket.mkdir("bucket")
+        bucket.put(f"{source}/", "bucket/models/", recursive=True)
+        remote = Recorded("s3://bucket/models")
+        mirror = Mirror(remote, tmp_path / "copy")
+        repository = open_repository(mirror)
+        assert ask(repository, "m") == 3
+        remote.fetched.clear()
+        folder = write_version(source / "m", 4, scale(4), manifest={})
+        bucket.put_file(str(folder / "manifest.json"), "bucket/models/m/4/manifest.json")
+        eventually(lambda: "m/4/manifest.json" in remote.fetched)
+        assert ask(repository, "m") == 3, "the upload is not complete"
+        bucket.put_file(str(folder / "model.onnx"), "bucket/models/m/4/model.onnx")
+        eventually(lambda: ask(repository, "m") == 4)
+        repository.promotions.pin("m", 2)
+        assert b'"pinned": true' in bucket.cat_file(f"bucket/models/m/{PROMOTION_FILE}")
+        assert ask(repository, "m") == 2
+        server.stop()
+        eventually(lambda: "the remote repository cannot be read" in repository.index(False)[0].reason)
+        assert ask(repository, "m") == 2
+    finally:
+        server.stop()
