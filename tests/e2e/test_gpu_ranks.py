@@ -138,15 +138,15 @@ def test_two_ranks_train_as_one_does(alone: Path, two_ranks: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reduction", "ranks"), [("ddp", 4), ("vector", 2), pytest.param("ddp-bfloat16", 2, id="compressed")]
+    ("reduction", "ranks", "tolerance"), [("ddp", 4, 0.02), ("vector", 2, 0.02), ("ddp-bfloat16", 2, 0.15)]
 )
 def test_other_numbers_of_ranks_and_reductions(
-    reduction: str, ranks: int, alone: Path, tmp_path: Path, train: Train
+    reduction: str, ranks: int, tolerance: float, alone: Path, tmp_path: Path, train: Train
 ) -> None:
     options = (*PLAIN, "--gradient-reduction", reduction)
     done = train(tmp_path / "run", *options, ranks=ranks, may_be_eager=reduction == "ddp-bfloat16")
     assert ("DDP" in done.stdout) == (reduction != "vector")
-    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=0.02)
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=tolerance)
 
 
 def test_parts_and_everything_else(tmp_path: Path, train: Train) -> None:
