@@ -61,6 +61,11 @@ class RepositoryFolder:
         self._note(problem)
         return None if problem and not folders.models else folders
 
+    def refresh(self) -> None:
+        """Fetches what has changed in the remote repository, if this is a copy. If that fails, the log says so."""
+        if self._mirror is not None:
+            self._note(self.fetch())
+
     def fetch(self, name: str = "", version: int = 0) -> str:
         """Fetches what has changed in the remote repository. Returns why that failed; empty if it did not.
 

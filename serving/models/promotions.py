@@ -98,7 +98,8 @@ class Promotions:
         """
 
         def change() -> None:
-            self.fetch(name, version)
+            if problem := self.fetch(name, version):
+                raise Unavailable(problem)
             versions = self.find(name)
             serving = versions.view.default
             try:

@@ -241,7 +241,7 @@ class Repository:
         self._check_change(name)
 
         def change() -> None:
-            self._folder.fetch()
+            self._folder.refresh()
             versions = self._get_or_add(name)
             if config is not None:
                 versions.check_override(config)

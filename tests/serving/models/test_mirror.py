@@ -10,7 +10,7 @@ import pytest
 
 from convoy.promotion import PROMOTION_FILE, promote, read_promotion, write_promotion
 from serving.config import ServeConfig
-from serving.errors import StartupError
+from serving.errors import StartupError, Unavailable
 from serving.models.loader import LoadSettings
 from serving.models.mirror import Mirror, open_location
 from serving.models.remote import RemoteRepository, is_address
@@ -218,6 +218,8 @@ def test_new_versions_are_served_and_errors_keep_what_serves(source, remote, mir
     assert "the models that serve keep serving" in caplog.text
     other = open_repository(Mirror(remote, mirror.folder))
     assert ask(other, "m") == 4, "a server that starts meanwhile serves from the copy"
+    with pytest.raises(Unavailable, match="cannot be read: no route to host"):
+        repository.promotions.promote("m", 3)
     remote.error = None
     eventually(lambda: not repository.index(False)[-1].reason)
 
@@ -239,11 +241,14 @@ def test_a_choice_is_written_to_the_address(source, mirror, open_repository, tmp
     assert (ask(repository, "m"), read_promotion(source / "m").version) == (1, 1)
 
 
-def test_in_explicit_mode_a_load_fetches(source, mirror, open_repository):
+def test_in_explicit_mode_a_load_fetches(source, remote, mirror, open_repository, caplog):
     repository = open_repository(mirror, "explicit")
     write_version(source / "m", 4, scale(4), manifest={})
     repository.load("m")
     assert ask(repository, "m") == 4
+    remote.error = OSError("no route to host")
+    repository.load("m")
+    assert "the remote repository cannot be read: no route to host; the models that serve keep" in caplog.text
 
 
 def test_an_address_on_the_command_line(source, tmp_path, capsys):
