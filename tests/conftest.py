@@ -125,7 +125,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = itertools.chain.from_iterable(terminalreporter.stats.values())
     properties_of_tests = [dict(report.user_properties) for report in reports if isinstance(report, pytest.TestReport)]
     for path, packages in terminalreporter.config.stash.get(_LEFT_OUT, {}).items():
-        terminalreporter.write_line(f"left out, as {', '.join(packages)} is not installed: {path}")
+        terminalreporter.write_line(f"left out, without the packages {', '.join(packages)}: {path}")
     for why in {properties["hosts"] for properties in properties_of_tests if "hosts" in properties}:
         less = f"addresses of 127.0.0.0/8, without names and DNS, and not network namespaces: {why}"
         terminalreporter.write_line(f"hosts were {less if why else 'network namespaces'}")
