@@ -2,9 +2,9 @@
 
     python benchmarks/drawings.py [--model models/mnist/1]
 
-Three ways: files prepared like any other image; the same with the negative of the drawing, whole, in a square; and files
-prepared as MNIST was, which is what a version exported by Convoy says in its manifest. All go through `POST classify`.
-Writes `benchmarks/results/drawings-DATE.md`.
+Three ways: files prepared like any other image; the negative of the whole drawing, in a square, prepared likewise; and
+files prepared as MNIST was, which is what a version exported by Convoy says in its manifest. All go through
+`POST classify`. Writes `benchmarks/results/drawings-DATE.md`.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> None:
     lines = [
         "# Digits drawn in grey on white",
         "",
-        f"`python benchmarks/drawings.py`: {NUM_DRAWINGS} drawings of `tests/drawings.py`, asked of a server by `POST classify`.",
+        f"`python benchmarks/drawings.py`: {NUM_DRAWINGS} drawings of `tests/drawings.py`, asked by `POST classify`.",
         f"The model is right on {accuracy:.1%} of MNIST's test images.",
         "",
         "| drawings | right |",
