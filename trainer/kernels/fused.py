@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from trainer.kernels import norm_kernels as kernels
-from trainer.kernels.launch import MERGE_BLOCK_CHANNELS, Pooling, Rows, empty_floats, empty_images
+from trainer.kernels.launch import MERGE_BLOCK_CHANNELS, Pooling, Rows, empty_floats, empty_images, power_of_two
 
 Activation = Literal["none", "relu", "gelu"]
 
@@ -35,6 +35,12 @@ def bias_gelu(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 def pool_bias_relu(x: torch.Tensor, bias: torch.Tensor, pool: int) -> torch.Tensor:
     """Returns ReLU(max-pool(x) + bias) for channels `[C]`."""
     result: torch.Tensor = _PoolBiasRelu.apply(x, bias, pool)
+    return result
+
+
+def global_maximum(x: torch.Tensor) -> torch.Tensor:
+    """Returns the maximum over each image's pixels, `[B, C]`, for images of at most some hundred pixels."""
+    result: torch.Tensor = _GlobalMaximum.apply(x)
     return result
 
 
@@ -232,6 +238,31 @@ class _PoolBiasRelu(torch.autograd.Function):
             PROGRAMS=work.programs,
         )
         return dx, add_up(partial), None
+
+
+class _GlobalMaximum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        x = _channels_last(x)
+        z = torch.empty(x.shape[:2], dtype=x.dtype, device=x.device)
+        size = x.size(2) * x.size(3)
+        work, block = Rows.of(size, x.size(1)), power_of_two(size)
+        grid = (len(x), work.channel_blocks)
+        kernels.global_maximum[grid](x, z, size, work.units, UNIT=work.unit, BP=block, BC=work.block_channels)
+        ctx.save_for_backward(x)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        size = x.size(2) * x.size(3)
+        work, block = Rows.of(size, x.size(1)), power_of_two(size)
+        kernels.global_maximum_gradient[(len(x), work.channel_blocks)](
+            dz.contiguous(), x, dx, size, work.units, UNIT=work.unit, BP=block, BC=work.block_channels
+        )
+        return dx
 
 
 def add_up(partial: torch.Tensor) -> torch.Tensor:

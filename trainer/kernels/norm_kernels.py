@@ -323,3 +323,34 @@ def pool_bias_relu_gradient(dz, index, dx, sums, rows, height, width, out_height
         _scatter(dx, gradient, best, m, c, mask, height, width, out_height, out_width, channels, POOL, LEFT_Y, LEFT_X)
         total += tl.where(best == OFF, 0.0, gradient)
     tl.store(sums + program * channels + c, tl.sum(total, 0), mask=is_channel)
+
+
+@triton.jit
+def _image_maximum(x, at, mask):
+    """Returns an image's values and their maximum in each channel; NaN if there is one."""
+    value = tl.load(x + at, mask=mask, other=-float("inf")).to(tl.float32)
+    has_nan = tl.max((value != value).to(tl.int32), 0) > 0
+    return value, tl.where(has_nan, float("nan"), tl.max(value, 0))
+
+
+@triton.jit
+def global_maximum(x, z, size, units, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
+    """Writes the maximum over the `size` pixels of each image and channel; grid (images, channel blocks)."""
+    channels = units * UNIT
+    p, c = tl.arange(0, BP), tl.program_id(1) * BC + tl.arange(0, BC)
+    at = (tl.program_id(0) * size + p)[:, None] * channels + c[None, :]
+    _, best = _image_maximum(x, at, (p < size)[:, None] & (c < channels)[None, :])
+    tl.store(z + tl.program_id(0) * channels + c, best, mask=c < channels)
+
+
+@triton.jit
+def global_maximum_gradient(dz, x, dx, size, units, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
+    """Shares the gradient evenly among equal maxima, as torch's `amax`; grid (images, channel blocks)."""
+    channels = units * UNIT
+    p, c = tl.arange(0, BP), tl.program_id(1) * BC + tl.arange(0, BC)
+    at = (tl.program_id(0) * size + p)[:, None] * channels + c[None, :]
+    mask = (p < size)[:, None] & (c < channels)[None, :]
+    value, best = _image_maximum(x, at, mask)
+    is_best = (mask & (value == best[None, :])).to(tl.float32)
+    gradient = tl.load(dz + tl.program_id(0) * channels + c, mask=c < channels, other=0.0).to(tl.float32)
+    tl.store(dx + at, is_best * (gradient / tl.sum(is_best, 0))[None, :], mask=mask)

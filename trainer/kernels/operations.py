@@ -14,6 +14,7 @@ from trainer.kernels.choice import is_fused, is_fusible
 Activation = Literal["none", "relu", "gelu"]
 
 _MAX_CLASSES = 1024
+_MAX_PIXELS_OF_GLOBAL_MAXIMUM = 64
 _PADDED_CHANNELS = 8
 _MAX_SMALL_CHANNELS = 16
 _MAX_SMALL_FILTERS = 128
@@ -81,6 +82,16 @@ def normalize(pixels: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     num_channels = max(_PADDED_CHANNELS, pixels.size(1))
     return batches.normalize(pixels, mean, deviation, num_channels=num_channels, dtype=dtype)
+
+
+def global_maximum(x: torch.Tensor, *, is_training: bool) -> torch.Tensor:
+    """Returns the maximum over the pixels of images `[B, C, H, W]`, `[B, C]`."""
+    # The mode is asked first: torch.fx, which export uses, traces the rest without values.
+    if not is_training or not is_fused(x) or x.size(2) * x.size(3) > _MAX_PIXELS_OF_GLOBAL_MAXIMUM:
+        return x.amax(dim=(2, 3))
+    from trainer.kernels import fused
+
+    return fused.global_maximum(x)
 
 
 def convolution(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.kernels.operations import conv_bias_gelu, norm_activation
+from trainer.kernels.operations import conv_bias_gelu, global_maximum, norm_activation
 from trainer.models.layers import check_image_size
 
 MIN_IMAGE_SIZE = 20
@@ -58,7 +58,7 @@ class AirbenchNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
-        features = self.stages(conv_bias_gelu(images, self.whiten)).amax(dim=(2, 3))
+        features = global_maximum(self.stages(conv_bias_gelu(images, self.whiten)), is_training=self.training)
         logits: torch.Tensor = self.head(features) / self.head.in_features
         return logits
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from trainer.kernels.operations import convolution, norm_activation
+from trainer.kernels.operations import convolution, global_maximum, norm_activation
 from trainer.models.layers import check_image_size
 
 MIN_IMAGE_SIZE = 8
@@ -46,7 +46,7 @@ class CompactNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
-        features = self.blocks(self.stem(images)).amax(dim=(2, 3))
+        features = global_maximum(self.blocks(self.stem(images)), is_training=self.training)
         logits: torch.Tensor = self.head(features) / self.head.in_features
         return logits
 

@@ -14,12 +14,15 @@ from trainer.augmentation import Augment
 from trainer.data.augment import augment_batch, draw_params
 from trainer.data.augment.colour import jitter
 from trainer.kernels import batches, choice
-from trainer.kernels.operations import Activation, conv_pool_relu, convolution, norm_activation
+from trainer.kernels.operations import Activation, conv_pool_relu, convolution, global_maximum, norm_activation
 from trainer.loop.loss import TrainingLoss
 from trainer.models import Classifier
 from trainer.models.compact import CompactNet
 
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, of infinities
+pytestmark = [  # numpy, of infinities and NaN
+    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +148,22 @@ def test_convolution_pool_relu(pool: int) -> None:
     with choice.torch_only():
         theirs = conv_step(images(3, 1, 10, 13) - 3, "relu", pool=pool)
     assert_close(ours, theirs, rounding=2e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_global_maximum_shares_gradients_among_equal_maxima(value: float) -> None:
+    x = images(2, 5, 3, 3).requires_grad_()
+    with torch.no_grad():
+        x[0, 0, 1] = x[0, 0].max()
+        x[1, 1, 0, 0] = value
+    results = []
+    for context in (nullcontext(), choice.torch_only()):
+        x.grad = None
+        with context:
+            z = global_maximum(x, is_training=True)
+        z.backward(torch.arange(10.0).view(2, 5))
+        results.append({"z": z.detach(), "dx": x.grad})
+    assert_close(*results)
 
 
 def test_maximum_of_ties_and_nans_is_torchs() -> None:

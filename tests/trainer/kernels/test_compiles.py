@@ -35,6 +35,8 @@ KERNELS: list[tuple[str, str, dict[str, Any]]] = [
         "apply_gradient",
         {"NORM": True, "ACT": "gelu", "POOL": 2, "LEFT_Y": 1, "LEFT_X": 1, **_BLOCK},
     ),
+    ("norm_kernels", "global_maximum", {"UNIT": 8, "BP": 16, "BC": 64}),
+    ("norm_kernels", "global_maximum_gradient", {"UNIT": 8, "BP": 16, "BC": 64}),
     ("norm_kernels", "pool_bias_relu", {"POOL": 3, "OFF": 255, **_BLOCK}),
     (
         "norm_kernels",
