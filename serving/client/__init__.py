@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from serving.client.client import Client
     from serving.client.connection import Tls
     from serving.client.errors import ClientError
+    from serving.client.images import ImageFile
     from serving.client.results import Classification, InferResult, ModelState, Prediction
 
-__all__ = ["Classification", "Client", "ClientError", "InferResult", "ModelState", "Prediction", "Tls"]
+__all__ = ["Classification", "Client", "ClientError", "ImageFile", "InferResult", "ModelState", "Prediction", "Tls"]
 
-_MODULES = {"Client": "client", "Tls": "connection", "ClientError": "errors"}
+_MODULES = {"Client": "client", "Tls": "connection", "ClientError": "errors", "ImageFile": "images"}
 
 
 def __getattr__(name: str) -> Any:

@@ -208,10 +208,10 @@ def _preprocessing(config: "model_config_pb2.ModelConfig") -> tuple[Preprocessin
             return Preprocessing.from_json(json.loads(config.parameters[PREPROCESSING].string_value)), True
         bits = config.parameters[SIGNIFICANT_BITS].string_value if SIGNIFICANT_BITS in config.parameters else "16"
         if bits not in map(str, BIT_DEPTHS):
-            raise PreprocessingError(f"the parameter {SIGNIFICANT_BITS} {bits!r}, no bit depth")
+            raise PreprocessingError(f"it has the parameter {SIGNIFICANT_BITS} {bits!r}, no bit depth")
         return Preprocessing(significant_bits=int(bits)), False
     except (PreprocessingError, ValueError, TypeError, AttributeError) as error:
-        raise invalid_argument(f"model {config.name!r} has {error}") from error
+        raise invalid_argument(f"images cannot be prepared for model {config.name!r}: {error}") from error
 
 
 def _from_array(array: Pixels, name: str) -> Image.Image:

@@ -1,6 +1,7 @@
 """The client prepares images as the trainer does, and names the ones that it cannot use."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from convoy.digits import is_inverted
+from convoy.digits import is_inverted, prepare_digit
+from convoy.preprocessing import Preprocessing
 from protos import model_config_pb2 as mc
 from serving.client.errors import ClientError
-from serving.client.images import ImageInput, iter_sources
+from serving.client.images import ImageFile, ImageInput, PreparedImage, iter_sources
+from tests.drawings import drawings
 from trainer.data import Dataset
 from trainer.data.folder.decode import decode_pixels
 from trainer.data.folder.index import FolderIndex
@@ -304,3 +307,43 @@ def test_a_scan_has_a_warning_and_its_negative_has_none(tmp_path: Path) -> None:
     assert negative.warning is None
     assert negative.pixels[0, 14, 14] > 200
     assert RGB.prepare(tmp_path / "scan.png").warning is None, "colour has no such rule"
+
+
+# ---- What the server says of the preprocessing, and files that it prepares itself ------------------------------------
+
+
+def config_with(section: object) -> mc.ModelConfig:
+    config = mc.ModelConfig(name="m", input=[mc.ModelInput(name="a", data_type=mc.TYPE_UINT8, dims=[1, 28, 28])])
+    config.parameters["preprocessing"].string_value = json.dumps(section)
+    return config
+
+
+def test_a_model_of_digits_gets_them_as_mnist_has_them() -> None:
+    given = ImageInput.from_config(config_with(Preprocessing("mnist").to_json()))
+    [(drawing, _)] = drawings(1)
+    seen = given.prepare(drawing)
+    assert isinstance(seen, PreparedImage)
+    np.testing.assert_array_equal(seen.pixels, prepare_digit(drawing, (1, 28, 28)))
+    assert seen.warning is None
+
+
+@pytest.mark.parametrize(
+    "section", [Preprocessing().to_json() | {"sha256": "ab" * 32}, {"method": "x", "sha256": ""}, []]
+)
+def test_an_unknown_preprocessing_is_named(section: object) -> None:
+    with pytest.raises(ClientError, match="images cannot be prepared for model 'm': "):
+        ImageInput.from_config(config_with(section))
+
+
+def test_files_are_sent_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"content")
+    file = ImageFile.read(tmp_path / "a.png")
+    assert (file.name, file.content, file.warning) == (str(tmp_path / "a.png"), b"content", None)
+    taking = ImageInput.from_config(config_with(Preprocessing().to_json()))
+    assert taking.prepare(file) is file
+    with pytest.raises(ClientError, match="cannot be inverted"):
+        taking.prepare(file, invert=True)
+    with pytest.raises(ClientError, match="the server prepares no image files for this model"):
+        GREY.prepare(file)
+    with pytest.raises(ClientError, match=r"b\.png: No such file"):
+        ImageFile.read(tmp_path / "b.png")
