@@ -228,17 +228,19 @@ class Batcher:
             row += request.rows
         answered_ns = time.monotonic_ns()
         if traced := [(request.trace, request.arrived_ns) for request in batch.requests if request.trace is not None]:
-            self._trace(batch, traced)
+            self._trace(batch, traced, answered_ns)
         if arrivals:
             self._statistics.record_batch(arrivals, batch.rows, (*batch.times_ns, answered_ns), batch.trigger)
         self._ns_per_row += 0.1 * ((answered_ns - batch.times_ns[0]) / batch.rows - self._ns_per_row)
         with self._lock:
             self._num_running -= len(batch.requests)
 
-    def _trace(self, batch: ComputedBatch, traced: Sequence[tuple[RequestTrace, int]]) -> None:
+    def _trace(self, batch: ComputedBatch, traced: Sequence[tuple[RequestTrace, int]], answered_ns: int) -> None:
         facts = {"convoy.model": self._name, "convoy.batch.rows": batch.rows, "convoy.batch.closed": batch.trigger}
         try:
             traced[0][0].add_batch(traced, batch.times_ns, facts | {"convoy.batch.requests": len(batch.requests)})
+            for trace, arrived_ns in traced:
+                self._statistics.record_exemplar(trace.trace_id, answered_ns - arrived_ns)
         except Exception:
             logger.exception("model '%s': a batch could not be traced", self._name)
 

@@ -10,7 +10,7 @@ version that is loaded again start at zero, as after a restart.
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from serving.inference.decoder import ImageDecoder
 from serving.models.repository import Model, Repository
@@ -54,11 +55,13 @@ class Histogram:
         bounds: the upper bounds of all buckets but the last, which has none.
         counts: observations in each bucket; not cumulative.
         total: sum of the observations.
+        exemplars: by the index of their bucket: the id of a trace, the observation, and its time in seconds since 1970.
     """
 
     bounds: tuple[float, ...]
     counts: list[int]
     total: float
+    exemplars: Mapping[int, tuple[str, float, float]] = field(default_factory=dict)
 
 
 Value = float | Mapping[Any, int] | Histogram
@@ -109,7 +112,7 @@ MODEL_METRICS = (
         "convoy_request_duration_seconds",
         "histogram",
         "Time from the arrival of a request to its response; successful requests only.",
-        lambda m: Histogram(LATENCY_BOUNDS_S, m.stats.latency_counts, m.stats.success.ns * 1e-9),
+        lambda m: Histogram(LATENCY_BOUNDS_S, m.stats.latency_counts, m.stats.success.ns * 1e-9, m.stats.exemplars),
     ),
     ModelMetric("convoy_queue_requests", "gauge", "Requests in the queue.", lambda m: m.model.batcher.num_queued),
     ModelMetric("convoy_queue_rows", "gauge", "Rows in the queue.", lambda m: m.model.batcher.num_queued_rows),
@@ -325,7 +328,9 @@ def _add_samples(family: Metric, metric: ModelMetric, labels: dict[str, str], va
 
 def _add_histogram(family: Metric, name: str, labels: dict[str, str], value: Histogram) -> None:
     bounds = [str(float(bound)) for bound in value.bounds] + ["+Inf"]
-    for bound, count in zip(bounds, accumulate(value.counts), strict=True):
-        family.add_sample(f"{name}_bucket", {**labels, "le": bound}, count)
+    for index, (bound, count) in enumerate(zip(bounds, accumulate(value.counts), strict=True)):
+        found = value.exemplars.get(index)
+        exemplar = None if found is None else Exemplar({"trace_id": found[0]}, *found[1:])
+        family.add_sample(f"{name}_bucket", {**labels, "le": bound}, count, exemplar=exemplar)
     family.add_sample(f"{name}_sum", labels, value.total)
     family.add_sample(f"{name}_count", labels, sum(value.counts))

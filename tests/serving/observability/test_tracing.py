@@ -201,6 +201,26 @@ def test_a_share_of_the_others(
     assert spans.keys() >= {"queue", "batch", "compute"}
 
 
+def test_open_metrics_have_exemplars(
+    finish: Callable[[], None], services: Services, repository: FakeRepository
+) -> None:
+    frontend = HttpFrontend(services, HttpAddress(host="127.0.0.1", port=0, metrics_port=0), max_message_bytes=LIMIT)
+    frontend.start()
+    tensor = {"name": "numbers", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
+    url = f"http://127.0.0.1:{frontend.port}/v2/models/twice/infer"
+    assert httpx.post(url, json={"inputs": [tensor]}, headers={"traceparent": SAMPLED}).status_code == 200
+    while not repository.get("twice").statistics.snapshot().exemplars:
+        time.sleep(0.001)
+    metrics = f"http://127.0.0.1:{frontend.metrics_port}/metrics"
+    text = httpx.get(metrics, headers={"accept": "application/openmetrics-text; version=1.0.0"}).text
+    [line] = [line for line in text.splitlines() if TRACE in line]
+    assert line.startswith('convoy_request_duration_seconds_bucket{le="')
+    assert f'# {{trace_id="{TRACE}"}} ' in line
+    assert TRACE not in httpx.get(metrics).text
+    frontend.stop(5)
+    finish()
+
+
 def test_a_batch_links_to_its_requests(
     collector: Collector, finish: Callable[[], None], services: Services, repository: FakeRepository
 ) -> None:
