@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MAX_NUMEL = 2**31
+MAX_NUMEL = 2**31
 """The kernels count with 32 bits."""
 
 _allowed = True
@@ -31,7 +31,7 @@ def is_fusible(x: torch.Tensor) -> bool:
     """Returns whether kernels can read a tensor, of whatever type."""
     if not _is_supported(x.device) or torch.compiler.is_compiling():
         return False
-    return _allowed and 0 < x.numel() < _MAX_NUMEL and why_not(x.device) is None
+    return _allowed and 0 < x.numel() < MAX_NUMEL and why_not(x.device) is None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.kernels.choice import is_fused, is_fusible
+from trainer.kernels.choice import MAX_NUMEL, is_fused, is_fusible
 
 Activation = Literal["none", "relu", "gelu"]
 
@@ -74,6 +74,7 @@ def normalize(pixels: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor)
         mean: float32 with C elements, as `deviation`.
     """
     is_known = pixels.dtype in (torch.uint8, torch.float32) and mean.numel() == pixels.size(1)
+    is_known = is_known and pixels.numel() < MAX_NUMEL // _PADDED_CHANNELS
     if not is_known or not torch.is_grad_enabled() or not is_fusible(pixels):
         return None
     from trainer.kernels import batches
