@@ -163,6 +163,8 @@ def test_scopes_of_grpc(guarded: Guarded, method: str, permitted: tuple[str, ...
         ("POST", "/v2/models/rows/infer", INFER_JSON, INFERS, 200),
         ("POST", "/v2/models/rows/versions/1/infer", INFER_JSON, INFERS, 200),
         ("POST", "/v2/models/rows/generate", {}, INFERS, 501),
+        ("POST", "/v2/models/rows/classify", {}, INFERS, 400),
+        ("GET", "/openapi.json", None, READS, 200),
         ("GET", "/v2", None, READS, 200),
         ("GET", "/v2/models/rows", None, READS, 200),
         ("GET", "/v2/models/rows/ready", None, READS, 200),
