@@ -61,11 +61,12 @@ class ServeConfig:
     """Address to listen on for the port of metrics."""
 
     workers: int = 1
-    """Processes that serve behind the same ports, each with all models; for more than about four CPU cores."""
+    """Processes that serve behind the same ports, each with all models and its part of the CPU threads; for more than
+    about four cores."""
     device: DeviceChoice = "auto"
     """auto: GPUs if there are any, else CPUs. cpu: CPUs only. cuda: GPUs; the server does not start without one."""
     num_threads: Annotated[int | None, option("INT", "the CPUs that the process may use")] = None
-    """CPU threads of each model version in each worker, shared among its instances. Versions do not share them."""
+    """CPU threads of each model version, shared among its instances. Different versions do not share them."""
     max_queue_size: int = 1024
     """Requests that may wait for one model, unless its configuration sets another number."""
     batch_timeout_s: float = 60.0

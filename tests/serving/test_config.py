@@ -49,6 +49,10 @@ def test_auto_selects_native_only_where_it_is_safe(options: dict, transport: str
         ({"tls_client_ca": FILE}, "--tls-client-ca needs --tls-cert and --tls-key"),
         ({"load_model": ("m",)}, "--load-model needs --model-control-mode explicit"),
         ({"transport": "native", "tls_cert": FILE, "tls_key": FILE}, "--transport native has no TLS"),
+        ({"workers": 0}, "--workers 0: must be positive"),
+        ({"workers": 2, "grpc_socket": FILE}, "--workers needs --grpc-port"),
+        ({"trace_sample": 1.5}, r"--trace-sample 1\.5: must be between 0 and 1"),
+        ({"trace_endpoint": "collector:4318"}, "--trace-endpoint collector:4318: must be a URL that begins with http"),
     ],
 )
 def test_invalid_options_are_rejected_by_name(options: dict, message: str) -> None:
