@@ -34,7 +34,7 @@ def test_gpu_tests_are_collected_without_the_packages_of_the_server() -> None:
         env=clean_environment() | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
