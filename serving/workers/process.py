@@ -9,12 +9,20 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
+import serving
 from serving.workers.channel import Channel
 from serving.workers.messages import Assignment, State
 
 _KILL_S = 10.0
+
+
+def _environment() -> dict[str, str]:
+    """Returns an environment in which Python imports the code of this process."""
+    folders = [str(Path(serving.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 class WorkerProcess:
@@ -39,9 +47,10 @@ class WorkerProcess:
         self._on_exit = on_exit
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "serving.workers.worker", str(theirs.fileno())]
+            # -P: a folder `serving` where the command was started must not be imported in place of this package.
+            command = [sys.executable, "-P", "-m", "serving.workers.worker", str(theirs.fileno())]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], process_group=0
+                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], process_group=0, env=_environment()
             )
         connection = Connection(ours.detach())
         with suppress(OSError):  # it may have ended already
