@@ -44,6 +44,7 @@ _SCRIPT = """#!/bin/bash
 cd {folder} || exit 2
 {environment}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
 export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-}}
 [ -n "$SRUN_CPUS_PER_TASK" ] || unset SRUN_CPUS_PER_TASK
 # A rank that fails must not end the others' hosts while they save: the ranks end each other.
