@@ -46,7 +46,7 @@ def put_images(folder: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_images", "batch_size", "epochs"), [(10, 16, 2000), (300, 16, 125), (700, 32, 112), (3000, 64, 53)]
+    ("num_images", "batch_size", "epochs"), [(10, 16, 1000), (300, 16, 63), (700, 32, 56), (1000, 64, 77)]
 )
 def test_a_folder_gets_a_recipe_for_small_images_and_enough_steps(
     num_images: int, batch_size: int, epochs: int, tmp_path: Path
@@ -82,8 +82,8 @@ def test_options_override_the_choice_for_a_folder(tmp_path: Path) -> None:
 
     assert chosen("--recipe=mnist", "--image-size", "28") == ("mnist", 28, 28, 32)
     assert chosen("--epochs", "5") == ("photos", 64, 5, None)
-    assert chosen("--global-batch-size", "100") == ("photos", 64, 334, 100)
-    assert chosen("--virtual-shards", "64") == ("photos", 64, 112, 64)
+    assert chosen("--global-batch-size", "100") == ("photos", 64, 167, 100)
+    assert chosen("--virtual-shards", "64") == ("photos", 64, 56, 64)
     assert chosen("--recipe=finetune-resnet18", "--image-size=224") == ("finetune-resnet18", 224, 28, 32)
     assert chosen("--set", "epochs=5") == ("photos", 64, None, None)
 
@@ -120,7 +120,7 @@ def test_a_file_of_options_holds_for_a_folder(tmp_path: Path) -> None:
 def test_parts_of_a_folder_count_as_they_are(tmp_path: Path) -> None:
     for part, number in (("train", 700), ("val", 4), ("test", 4)):
         put_images(tmp_path / part, number)
-    assert resolved(str(tmp_path))[0].epochs == 91  # 22 steps of 32 images each
+    assert resolved(str(tmp_path))[0].epochs == 46  # 22 steps of 32 images each
 
 
 def test_a_recipe_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
