@@ -18,7 +18,7 @@ def option(metavar: str, default: str = "") -> Any:
 
 
 def explain_in_one_line(printed: str, prog: str) -> str:
-    """Returns tyro's explanation of a faulty command line, a box of several lines, as one line.
+    """Returns tyro's explanation of a faulty command line, several lines in a box or between rules, as one line.
 
     Args:
         printed: what tyro printed.
@@ -27,6 +27,8 @@ def explain_in_one_line(printed: str, prog: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
     lines = [line.strip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
     parts = [list(part) for is_rule, part in itertools.groupby(lines, _is_rule) if not is_rule]
+    if "╭" not in plain:  # standard output is not UTF-8: the title is above the first rule, not in a border
+        parts = parts[1:]
     problem = " ".join(itertools.takewhile(bool, parts[0] if parts else [])) or "the command line is faulty"
     for noise in (
         "Error parsing ",
@@ -41,4 +43,4 @@ def explain_in_one_line(printed: str, prog: str) -> str:
 
 
 def _is_rule(line: str) -> bool:
-    return bool(line) and set(line) == {"─"}
+    return len(line) > 2 and set(line) in ({"─"}, {"-"})
