@@ -45,3 +45,18 @@ def test_whitening_weights_and_norm_scales_are_frozen() -> None:
 def test_images_that_are_too_small_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 20 x 20"):
         AirbenchNet(num_channels=3, image_size=16, num_classes=10, widths=(8, 8, 8))
+
+
+@pytest.mark.parametrize("size", [20, 24, 28, 32])
+def test_a_residual_stage_adds_its_first_output_to_that_of_its_last_norm(size: int) -> None:
+    shape = {"num_channels": 3, "image_size": size, "num_classes": 10, "widths": (4, 6, 8)}
+    net, plain = AirbenchNet(**shape, is_residual=True), AirbenchNet(**shape)
+    added = {name for name in net.state_dict() if name not in plain.state_dict()}
+    assert {name.split(".")[2] for name in added} == {"conv3", "norm3"}
+    stage = net.stages[0]
+    for norm in (stage.norm2, stage.norm3):
+        torch.nn.init.constant_(norm.weight, 0.0)  # without a part of the last two convolutions
+    images = torch.randn(5, 24, 12, 12)
+    first = F.gelu(stage.norm1(F.max_pool2d(stage.conv1(images), 2)))
+    assert torch.allclose(stage(images), F.gelu(first), atol=1e-5)
+    assert net(torch.randn(5, 3, size, size)).shape == (5, 10)
