@@ -90,9 +90,10 @@ class BatchNormSums:
         if not self._norms:
             return
         shift, square = sums.chunk(2)
+        mean, variance = torch.cat([*self._means, *self._variances]).chunk(2)
         old_mean, _ = self._old.chunk(2)
-        torch.sub(torch.cat(self._means), old_mean, out=shift)
-        torch.addcmul(torch.cat(self._variances), shift, shift, out=square)
+        torch.sub(mean, old_mean, out=shift)
+        torch.addcmul(variance, shift, shift, out=square)
         sums.mul_(num_images)
 
     def update(self, sums: torch.Tensor, num_images: int) -> None:
@@ -109,8 +110,7 @@ class BatchNormSums:
         old_mean, old_variance = self._old.chunk(2)
         mean = old_mean + self._momentum * shift
         variance = old_variance.lerp((square - shift * shift).clamp_(min=0), self._momentum)
-        torch._foreach_copy_(self._means, list(mean.split(self._sizes)))
-        torch._foreach_copy_(self._variances, list(variance.split(self._sizes)))
+        torch._foreach_copy_([*self._means, *self._variances], [*mean.split(self._sizes), *variance.split(self._sizes)])
         torch._foreach_add_(self._counts, 1)
 
 
