@@ -7,11 +7,14 @@ much. That file is the operator's: it is followed, with a warning.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from convoy.cpus import num_available_cpus
 from protos.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
-from serving.errors import InvalidArgument
+from serving.errors import InvalidArgument, LoadError
+from serving.models.config import check_supported, parse_json, read_config
 from serving.models.devices import count_gpus
+from serving.models.spec import check_values
 from serving.protocol.tensors import DATATYPES
 
 _MAX_BATCH_SIZE = 1024
@@ -47,6 +50,25 @@ class Bounds:
             if value > bound:
                 asked = f"parameter 'config' asks for {value} as {field}"
                 raise InvalidArgument(f"{asked}: at most {bound} is allowed, or what the model's config.pbtxt has")
+
+    def check_json(self, override: str, folder: Path) -> None:
+        """Checks the configuration that a client sends as JSON for the model in a folder.
+
+        Raises:
+            InvalidArgument: it is invalid, or asks for too much.
+        """
+        try:
+            config = parse_json(override, folder.name)
+            check_supported(config)
+            if config.input and config.output:
+                check_values(config)
+        except LoadError as error:
+            raise InvalidArgument(str(error)) from error
+        try:
+            own = read_config(folder)
+        except LoadError:
+            own = ModelConfig()  # the bounds hold as they are
+        self.check(config, own)
 
     def warnings(self, own: ModelConfig) -> list[str]:
         """Returns a warning for each bound that a `config.pbtxt` exceeds. Its queue may have any size."""

@@ -101,38 +101,39 @@ class Promotions:
             if problem := self.fetch(name, version):
                 raise Unavailable(problem)
             versions = self.find(name)
-            serving = versions.view.default
+            serving, ready = versions.view.default, list(versions.ready())
             try:
                 standing, policy = versions.survey()
                 possible = choices(standing, serving)
                 for target, _ in possible:
                     _check(name, target, standing, policy)
-                choice = self._prepared(versions, possible)
+                choice = self._prepared(versions, possible, ready)
             except OSError as error:
                 raise Unavailable(f"the folder of model '{name}' cannot be read: {describe(error)}") from error
             except (PromotionError, LoadError) as error:
                 raise InvalidArgument(f"model '{name}': {error}") from error
-            self._make(versions, choice)
+            self._write(versions, choice, ready)
+            versions.update(stable=True, override=versions.override)
 
         self.changes.call(name, change, caller)
 
-    def _prepared(self, versions: ModelVersions, possible: list[tuple[int, Promotion]]) -> Promotion:
+    def _prepared(self, versions: ModelVersions, possible: list[tuple[int, Promotion]], ready: list[int]) -> Promotion:
+        """Returns the first choice whose version loads; it then serves beside the others."""
         failures = []
         for version, choice in possible:
             if not version or not (reason := versions.prepare(version)):
                 return choice
             failures.append(f"version {version}: {reason}")
-        versions.update(stable=True, override=versions.override)
+        versions.retreat(ready)
         raise Internal(f"nothing has changed for model '{versions.name}': {'; '.join(failures)}")
 
-    def _make(self, versions: ModelVersions, choice: Promotion) -> None:
+    def _write(self, versions: ModelVersions, choice: Promotion, ready: list[int]) -> None:
         try:
             self.write(versions.folder, choice)
         except OSError as error:
-            versions.update(stable=True, override=versions.override)
+            versions.retreat(ready)
             reason = f"the model repository cannot be written: {describe(error)}"
             raise Internal(f"nothing has changed for model '{versions.name}': {reason}") from error
-        versions.update(stable=True, override=versions.override)
 
 
 def _one(choose: Choose, version: int, standing: Standing, serving: int | None) -> list[tuple[int, Promotion]]:

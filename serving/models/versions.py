@@ -13,7 +13,7 @@ from pathlib import Path
 
 from convoy.promotion import PROMOTION_FILE, Promotion, PromotionError, read_promotion
 from protos.model_config_pb2 import ModelConfig
-from serving.errors import InvalidArgument, LoadError, TransientLoadError
+from serving.errors import LoadError, TransientLoadError
 from serving.models.bounds import Bounds
 from serving.models.changes import LoadTurn
 from serving.models.closing import close_model
@@ -22,7 +22,7 @@ from serving.models.files import describe
 from serving.models.loader import LoadSettings, Model, load_version
 from serving.models.scanner import ModelFiles, scan_model, scan_version
 from serving.models.slot import Fingerprint, IndexEntry, ModelView, Slot, Standing, State, to_utf8
-from serving.models.spec import VersionPolicy, check_values, version_policy
+from serving.models.spec import VersionPolicy, version_policy
 
 logger = logging.getLogger(__name__)
 
@@ -97,18 +97,7 @@ class ModelVersions:
         Raises:
             InvalidArgument: it is invalid, or asks for too much.
         """
-        try:
-            config = parse_json(override, self.name)
-            check_supported(config)
-            if config.input and config.output:
-                check_values(config)
-        except LoadError as error:
-            raise InvalidArgument(str(error)) from error
-        try:
-            own = read_config(self.folder)
-        except LoadError:
-            own = ModelConfig()  # the bounds hold as they are
-        self._bounds.check(config, own)
+        self._bounds.check_json(override, self.folder)
 
     def update(self, *, stable: bool, override: str | None = None) -> list[str]:
         """Loads and unloads versions as the folder and the version policy demand.
@@ -173,6 +162,11 @@ class ModelVersions:
         slot.attempted = None if slot.reason else slot.attempted
         self._load_if_changed(version, slot, found[version], self._read_config(self.override), True)
         return slot.reason
+
+    def retreat(self, versions: Collection[int]) -> None:
+        """Takes out of service what `prepare` has loaded: all but these versions."""
+        self._unload(dict.fromkeys(self.ready().keys() - set(versions), self._why_not_selected()))
+        self._change()
 
     def keep(self, reason: str) -> list[str]:
         """Keeps what serves, because it is unknown what should serve. Returns the reason as a list."""

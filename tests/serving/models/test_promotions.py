@@ -86,11 +86,12 @@ def test_a_roll_back_skips_versions_that_do_not_load(folder, open_repository):
 @pytest.mark.parametrize("verb", ["promote", "pin"])
 def test_a_bad_version_changes_nothing(folder, open_repository, verb):
     repository = open_repository()
+    write_version(folder, 4, scale(4), manifest={})  # exported since
     (folder / "2/model.onnx").write_bytes(b"no model")
     with pytest.raises(Internal, match=r"nothing has changed for model 'm': version 2: model\.onnx is damaged"):
         getattr(repository.promotions, verb)("m", 2)
     assert (ask(repository, "m"), read_promotion(folder)) == (3, None)
-    with pytest.raises(NotFound, match="model 'm' has no version 7: it has 1, 2, 3"):
+    with pytest.raises(NotFound, match="model 'm' has no version 7: it has 1, 2, 3, 4"):
         getattr(repository.promotions, verb)("m", 7)
     with pytest.raises(NotFound, match="unknown model 'n': this server has m"):
         getattr(repository.promotions, verb)("n", 1)
