@@ -199,7 +199,8 @@ class TestOpenStreams:
 class TestReflection:
     def test_describes_the_protocol(self, channel: grpc.Channel) -> None:
         database = ProtoReflectionDescriptorDatabase(channel)
-        assert list(database.get_services()) == ["grpc.health.v1.Health", "inference.GRPCInferenceService"]
+        services = ["convoy.models.ModelControl", "grpc.health.v1.Health", "inference.GRPCInferenceService"]
+        assert list(database.get_services()) == services
         pool = DescriptorPool(database)
         methods = pool.FindServiceByName("inference.GRPCInferenceService").methods_by_name
         assert methods["ModelInfer"].input_type.fields_by_name["raw_input_contents"].number == 7
@@ -213,7 +214,7 @@ class TestReflection:
             reflection_pb2.ServerReflectionResponse.FromString,
         )
         [response] = call(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=WAIT_S)
-        assert len(response.list_services_response.service) == 2
+        assert len(response.list_services_response.service) == 3
 
 
 @pytest.fixture(scope="module")
