@@ -1,7 +1,8 @@
 # The trainer, for CPUs and GPUs: torch's wheels contain CUDA and NCCL, the driver comes from the host.
 #   docker build -f deploy/docker/trainer.Dockerfile --build-arg BASE=docker.io/library/python:3.11-slim-bookworm@sha256:... \
 #     -t registry.example.com/convoy/trainer:0.2.0 .
-# BASE has no default: see serving.Dockerfile.
+# BASE has no default: see serving.Dockerfile. For GPUs take a base with a C compiler, such as python:3.11-bookworm: Triton
+# needs it for our kernels. Without one a warning says so, and steps are slower.
 ARG BASE
 
 FROM ${BASE} AS build
