@@ -17,7 +17,7 @@ import numpy as np
 from convoy.cpus import num_available_cpus
 from convoy.images import Pixels
 from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError
-from serving.inference.image_files import count_pixels, decode_file
+from serving.inference.image_files import ImageFiles, count_pixels, decode_file
 from serving.inference.request import RequestHandle
 from serving.models.images import ImageTensor
 
@@ -53,7 +53,7 @@ class ImageDecoder:
 
     def submit(
         self,
-        files: list[bytes],
+        files: ImageFiles,
         images: ImageTensor,
         deadline: float | None,
         *,
@@ -70,11 +70,10 @@ class ImageDecoder:
         Raises:
             ResourceExhausted: too many bytes wait.
         """
-        num_bytes = sum(map(len, files))
         with self._changed:
             if self._num_bytes > MAX_WAITING_BYTES:
                 raise ResourceExhausted(f"{self._num_bytes} bytes of images wait to be decoded", _RETRY_AFTER_MS)
-            self._num_bytes += num_bytes
+            self._num_bytes += files.num_bytes
         job = _Job(self, files, images, deadline, then=then, fail=fail)
         self.run(job.start)
         return job
@@ -112,7 +111,7 @@ class _Job:
     def __init__(
         self,
         pool: ImageDecoder,
-        files: list[bytes],
+        files: ImageFiles,
         images: ImageTensor,
         deadline: float | None,
         *,
@@ -120,7 +119,9 @@ class _Job:
         fail: Callable[[ServingError], None],
     ) -> None:
         self._pool = pool
-        self._files = files
+        self._given: ImageFiles | None = files
+        self._num_bytes = files.num_bytes
+        self._files: list[bytes] = []
         self._images = images
         self._deadline = deadline
         self._then = then
@@ -132,13 +133,16 @@ class _Job:
         self._sizes: Sequence[int] = ()
         self._pixels: Pixels
         self._next = 0
-        self._num_left = len(files)
+        self._num_left = 0
 
     def start(self) -> None:
         """Reads the headers of all files, and begins to decode them."""
-        if self._is_over:
+        given = self._given
+        if given is None:
             return
         try:
+            self._files = given.split()
+            self._num_left = len(self._files)
             self._sizes = count_pixels(self._files)
         except BaseException as error:
             self._end(error)
@@ -190,7 +194,8 @@ class _Job:
             if self._is_over:
                 return False
             self._is_over = True
-        self._pool.free(sum(map(len, self._files)))
+            self._given = None
+        self._pool.free(self._num_bytes)
         return True
 
     def cancel(self) -> None:

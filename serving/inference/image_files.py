@@ -30,21 +30,50 @@ _ANIMATED = ("PNG", "WEBP")
 """Formats of which an animation is refused. JPEG files of phones hold a second picture, which nobody looks at."""
 
 
+class ImageFiles:
+    """The files that an input holds in place of pixels, not split yet: that copies them.
+
+    Args:
+        given: the input; its shape has been checked.
+
+    Attributes:
+        num_bytes: of all files.
+    """
+
+    def __init__(self, given: InferInput) -> None:
+        self._given = given
+        data = given.data
+        self.num_bytes = sum(map(len, data.values)) if isinstance(data, Elements) else len(data)
+
+    def split(self) -> list[bytes]:
+        """Returns the content of each file.
+
+        Raises:
+            InvalidArgument: the tensor is malformed.
+        """
+        data, shape = self._given.data, self._given.shape
+        if not isinstance(data, Elements):
+            elements: list[bytes] = to_array(DATATYPES["BYTES"], shape, data).ravel().tolist()
+            return elements
+        if len(data.values) != shape[0]:
+            raise InvalidArgument(f"expected {shape[0]} BYTES elements for shape {list(shape)}, got {len(data.values)}")
+        return [bytes(element) for element in data.values]
+
+
 class FilesGiven(Exception):
     """A request holds image files, which must be decoded before it can be run.
 
     Args:
         model: name of the model.
         images: the model's input.
-        files: the content of each.
     """
 
-    def __init__(self, request: InferRequest, model: str, images: ImageTensor, files: list[bytes]) -> None:
+    def __init__(self, request: InferRequest, model: str, images: ImageTensor) -> None:
         super().__init__()
         self.request = request
         self.model = model
         self.images = images
-        self.files = files
+        self.files = ImageFiles(request.inputs[0])
 
     def with_pixels(self, pixels: Pixels) -> InferRequest:
         """Returns the request with pixels in place of the files."""
@@ -53,31 +82,24 @@ class FilesGiven(Exception):
         return replace(self.request, inputs=[given])
 
 
-def files_in(request: InferRequest, images: ImageTensor) -> list[bytes] | None:
-    """Returns the image files that a request holds in place of pixels; None if it holds none.
+def holds_files(request: InferRequest, images: ImageTensor) -> bool:
+    """Returns whether a request holds image files in place of pixels.
 
     Args:
         images: the model's input.
 
     Raises:
-        InvalidArgument: the tensor of files has a wrong shape, holds too many files, or is malformed.
+        InvalidArgument: the tensor of files has a wrong shape, or holds too many.
     """
     if len(request.inputs) != 1 or request.inputs[0].datatype != "BYTES" or request.inputs[0].name != images.name:
-        return None
-    [given] = request.inputs
-    shape = given.shape
+        return False
+    shape = request.inputs[0].shape
     if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or not 1 <= shape[0] <= images.max_images:
         raise InvalidArgument(
-            f"input {quote(given.name)} of model {quote(request.model_name)}: expected BYTES of shape [n] or [n, 1] "
+            f"input {quote(images.name)} of model {quote(request.model_name)}: expected BYTES of shape [n] or [n, 1] "
             f"with n image files, 1 to {images.max_images}, got {quote(list(shape))}"
         )
-    if isinstance(given.data, Elements):
-        files = [bytes(element) for element in given.data.values]
-        if len(files) != shape[0]:
-            raise InvalidArgument(f"expected {shape[0]} BYTES elements for shape {list(shape)}, got {len(files)}")
-        return files
-    elements: list[bytes] = to_array(DATATYPES["BYTES"], shape, given.data).ravel().tolist()
-    return elements
+    return True
 
 
 def count_pixels(files: list[bytes]) -> list[int]:

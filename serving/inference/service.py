@@ -13,7 +13,7 @@ from convoy.images import Pixels
 from serving.errors import Internal, ServingError, Unavailable
 from serving.inference.batcher import BatcherClosed, Outputs, QueuedRequest
 from serving.inference.decoder import ImageDecoder
-from serving.inference.image_files import FilesGiven, files_in
+from serving.inference.image_files import FilesGiven, holds_files
 from serving.inference.parser_pool import ParserPool
 from serving.inference.plan import Plan, ValueEncoder
 from serving.inference.plan_cache import PlanCache
@@ -187,8 +187,8 @@ class _Path(Generic[S, R]):
             request = self._parse(encoded)
             model = self._repository.get(request.model_name, request.model_version)
             name = model.spec.name
-            if model.images is not None and (files := files_in(request, model.images)) is not None:
-                raise FilesGiven(request, name, model.images, files)
+            if model.images is not None and holds_files(request, model.images):
+                raise FilesGiven(request, name, model.images)
             encoder = self._make_encoder(Plan(model, request), encoded)
             buffers = encoder.plan.bind_inputs(request.tensors)
             self._encoders.add(key, encoder, generation)

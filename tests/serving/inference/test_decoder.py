@@ -15,8 +15,10 @@ from convoy.preprocessing import Preprocessing
 from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError
 from serving.inference import decoder as decoder_module
 from serving.inference.decoder import ImageDecoder
-from serving.inference.request import RequestHandle
+from serving.inference.image_files import ImageFiles
+from serving.inference.request import InferInput, RequestHandle
 from serving.models.images import ImageTensor
+from serving.protocol.tensors import DATATYPES, Elements
 
 TENSOR = ImageTensor("images", (1, 2, 2), 64, Preprocessing())
 WAIT_S = 30.0
@@ -66,7 +68,8 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
 
 def submit(decoder: ImageDecoder, files: list[bytes], deadline: float | None = None) -> tuple[Request, RequestHandle]:
     request = Request()
-    return request, decoder.submit(files, TENSOR, deadline, then=request.then, fail=request.outcome.put)
+    given = ImageFiles(InferInput("images", "BYTES", (len(files),), Elements(DATATYPES["BYTES"], files)))
+    return request, decoder.submit(given, TENSOR, deadline, then=request.then, fail=request.outcome.put)
 
 
 def png(value: int) -> bytes:
