@@ -81,7 +81,7 @@ class TrainConfig:
     compile: bool = False
     """Compile the steps by torch.compile, which takes up to minutes: for long trainings of large networks."""
     gradient_reduction: GradientReduction = "auto"
-    """Ranks add up gradients in the backward pass (ddp) or after it (vector); ddp-bfloat16 rounds. auto: ddp on GPUs."""
+    """Ranks add up gradients in the backward pass (ddp) or after it (vector); ddp-bfloat16 rounds. auto: GPUs ddp."""
     save_every_s: float = 20.0
     """Seconds between checkpoints. The first checkpoints follow each other sooner."""
     save_every_steps: Annotated[int | None, option("INT", "by time only")] = None

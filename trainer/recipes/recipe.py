@@ -72,8 +72,8 @@ class Recipe:
     label_smoothing: float = 0.0
     """Share of an image's target that is spread evenly over all classes."""
     precision: Precision = "float32"
-    """`bfloat16`: autocast, where the hardware computes it faster than float32. `tf32`: convolutions and matrix products
-    in TF32, on NVIDIA's GPUs since Ampere. `float32` elsewhere."""
+    """`bfloat16`: autocast, where the hardware computes it faster than float32. `tf32`: convolutions and products of
+    matrices in TF32, on NVIDIA's GPUs since Ampere. `float32` elsewhere."""
     square: Square = "crop"
     """How the images of a folder become squares: by their centre alone (`crop`), or whole, on white (`pad`)."""
     test_time_views: TestTimeViews = "one"
