@@ -45,8 +45,8 @@ def evaluate_run(config: EvaluateConfig) -> None:
             validation = validate(run)
             if validation is None:
                 raise ConfigError(
-                    f"{config.run} was trained on all training images (num_validation 0), and has no validation images: "
-                    "give --split test"
+                    f"{config.run} was trained on all training images (num_validation 0), and has no validation "
+                    "images: give --split test"
                 )
             progress.log(f"validation accuracy {describe_evaluation(run, validation)}")
             return
