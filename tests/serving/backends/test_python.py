@@ -45,11 +45,21 @@ def version(tmp_path):
     return folder
 
 
-def load(version, settings=ALLOWED):
-    return load_version(version.parent, int(version.name), read_config(version.parent), settings)
+@pytest.fixture
+def load():
+    """Loads a version, and closes it at the end of the test."""
+    models = []
+
+    def load_it(version, settings=ALLOWED):
+        models.append(load_version(version.parent, int(version.name), read_config(version.parent), settings))
+        return models[-1]
+
+    yield load_it
+    for model in models:
+        model.batcher.close()
 
 
-def test_a_model_answers_with_its_parameters_and_the_files_beside_it(version):
+def test_a_model_answers_with_its_parameters_and_the_files_beside_it(version, load):
     before, modules = sorted(version.iterdir()), set(sys.modules)
     model = load(version)
     assert infer(model, X) == [[[10, 20, 30]]]
@@ -59,7 +69,7 @@ def test_a_model_answers_with_its_parameters_and_the_files_beside_it(version):
     assert not {name for name in set(sys.modules) - modules if name.startswith("convoy_model")}
 
 
-def test_instances_share_no_globals_and_new_source_is_read(version):
+def test_instances_share_no_globals_and_new_source_is_read(version, load):
     write_config(version.parent, CONFIG + "instance_group { count: 2 kind: KIND_CPU }")
     model = load(version)
     one, other = (instance.opened._run.__globals__ for instance in model.batcher._backends)
@@ -69,7 +79,7 @@ def test_instances_share_no_globals_and_new_source_is_read(version):
     assert infer(model, X) == [[[10, 20, 30]]], "the loaded version keeps its code"
 
 
-def test_code_runs_only_if_the_operator_allows_it(version):
+def test_code_runs_only_if_the_operator_allows_it(version, load):
     (version / "model.py").write_text("raise SystemExit('it ran')")
     with pytest.raises(LoadError, match=r"^model\.py runs code of its own: start the server with --allow-model-code "):
         load(version, LoadSettings(device="cpu", num_threads=1))
@@ -92,7 +102,7 @@ def test_code_runs_only_if_the_operator_allows_it(version):
         ("def run(batch): return {'y': batch['x'].tolist()}", r"'y' is float64"),
     ],
 )
-def test_a_faulty_model_is_rejected_in_one_line(version, source, reason):
+def test_a_faulty_model_is_rejected_in_one_line(version, load, source, reason):
     (version / "model.py").write_text(source)
     with pytest.raises(LoadError, match=reason) as raised:
         load(version)

@@ -180,7 +180,7 @@ def test_a_version_that_fails_leaves_no_thread(tmp_path, load):
     before = threading.active_count()
     with pytest.raises(LoadError, match="fails the golden check"):
         load()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before, "fewer, if one of an earlier test has ended meanwhile"
 
 
 @pytest.mark.skipif(devices.count_gpus() > 0, reason="needs a machine without CUDA")
