@@ -58,7 +58,8 @@ def test_make_help_lists_every_target() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if "results" not in page.parts], ids=lambda page: page.name)
 def test_paths_exist(page: Path) -> None:
     named = re.findall(
-        r"(?:[`(]|\.\./)((?:convoy|trainer|serving|protos|deploy|tests|benchmarks|examples|docs)/[\w./-]+)`", page.read_text()
+        r"(?:[`(]|\.\./)((?:convoy|trainer|serving|protos|deploy|tests|benchmarks|examples|docs)/[\w./-]+)`",
+        page.read_text(),
     )
     assert [path for path in named if not (ROOT / path).exists()] == []
 
