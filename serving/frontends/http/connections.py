@@ -49,8 +49,8 @@ class Connection(Protocol):
     def check(self, now: float) -> None:
         """Closes the connection if its client is too slow."""
 
-    def expire(self) -> None:
-        """Answers a request that the grace period cuts off, if no task does."""
+    def expire(self) -> bool:
+        """Answers a request that the grace period cuts off, if no task does. Returns whether there was one."""
 
     def abort(self) -> None:
         """Closes the connection at once."""
@@ -89,10 +89,10 @@ class Connections:
     def discard(self, connection: Connection) -> None:
         self._open.discard(connection)
 
-    def expire(self) -> None:
-        """Answers the requests that the grace period cuts off."""
-        for connection in list(self._open):
-            connection.expire()
+    def expire(self) -> bool:
+        """Answers the requests that the grace period cuts off. Returns whether there were any."""
+        expired = [connection.expire() for connection in list(self._open)]
+        return any(expired)
 
     def abort(self) -> None:
         """Closes all connections at once."""

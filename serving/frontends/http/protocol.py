@@ -140,10 +140,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.transport.close()
         self.on_response_complete()
 
-    def expire(self) -> None:
-        """Answers the request that the grace period cuts off, if it is on the short way."""
-        if self._exchange is not None:
-            self._exchange.expire()
+    def expire(self) -> bool:
+        """Answers the request that the grace period cuts off, if it is on the short way. Returns whether it is."""
+        return self._exchange is not None and self._exchange.expire()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -187,11 +187,13 @@ class Exchange:
             self._request.cancel()
             self._end(499)
 
-    def expire(self) -> None:
-        """Answers a request that the grace period cuts off."""
-        if self._request is not None:
-            self._request.cancel()
-            self._finish(shutting_down())
+    def expire(self) -> bool:
+        """Answers a request that the grace period cuts off. Returns whether there was one."""
+        if self._request is None:
+            return False
+        self._request.cancel()
+        self._finish(shutting_down())
+        return True
 
     def _finish(self, result: Result) -> None:
         if self._request is None:  # it was cancelled

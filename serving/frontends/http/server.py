@@ -126,8 +126,8 @@ class HttpServer:
         sweeping = asyncio.create_task(_sweep(peers))
         await serving
         sweeping.cancel()
-        peers.expire()
-        await asyncio.sleep(0)
+        if peers.expire():
+            await asyncio.sleep(0)  # the responses are written
         peers.abort()  # those that linger: uvloop does not close while they are open
         await asyncio.sleep(0)
 
