@@ -72,11 +72,23 @@ class JobStore:
         Returns:
             The job, and whether it is new. A key that the owner has used before returns that job.
         """
+        if key is not None and (known := self._with_key(owner, key)) is not None:
+            return known, False
+        try:
+            return self._insert(spec, owner, key), True
+        except sa.exc.IntegrityError:  # another submission of the key was faster
+            known = self._with_key(owner, key or "")
+            if known is None:
+                raise
+            return known, False
+
+    def _with_key(self, owner: str, key: str) -> Job | None:
+        with self._reading.connect() as connection:
+            row = connection.execute(sa.select(jobs).where(jobs.c.owner == owner, jobs.c.key == key)).first()
+        return None if row is None else _job(row)
+
+    def _insert(self, spec: JobSpec, owner: str, key: str | None) -> Job:
         with self._engine.begin() as connection:
-            if key is not None:
-                same = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.key == key)
-                if (row := connection.execute(same).first()) is not None:
-                    return _job(row), False
             now = self._now(connection)
             values: dict[str, Any] = {
                 "owner": owner,
@@ -91,7 +103,7 @@ class JobStore:
             content["run_folder"] = spec.run_folder.replace("{id}", str(number))
             connection.execute(jobs.update().where(jobs.c.id == number).values(spec=content))
             _append(connection, number, now, [("state", {"state": JobState.QUEUED, "reason": "", "attempt": 0})])
-            return _job(connection.execute(sa.select(jobs).where(jobs.c.id == number)).one()), True
+            return _job(connection.execute(sa.select(jobs).where(jobs.c.id == number)).one())
 
     def get(self, number: int, *, owner: str | None = None) -> Job:
         """Returns a job.
