@@ -20,7 +20,7 @@ from tests.conftest import ROOT, clean_environment
 from trainer.config import TrainConfig
 from trainer.evaluation.intervals import simultaneous_interval
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.minutes
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -13,7 +13,7 @@ from tests.conftest import PATIENCE_S, ROOT, clean_environment, free_port, wait_
 from tests.e2e.test_training import result_of
 from tests.hosts import Host, network
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.minutes
 
 
 class Agents:

@@ -169,6 +169,7 @@ def eight_shards(tmp_path_factory: pytest.TempPathFactory, run_trainer: Callable
     return digest
 
 
+@pytest.mark.minutes
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_eight_shards_give_the_same_bits_on_up_to_eight_ranks(ranks: int, eight_shards: Callable[[int], str]) -> None:
     assert eight_shards(ranks) == eight_shards(1)

@@ -129,7 +129,7 @@ def test_every_option_has_its_place() -> None:
     assert {name for name in TrainConfig.__dataclass_fields__ if name not in known} <= WRITTEN_TOO
 
 
-WRITTEN_TOO = {"grad_accumulation", "source", "skip_bad_images"}
+WRITTEN_TOO = {"compile", "grad_accumulation", "gradient_reduction", "source", "skip_bad_images"}
 """Options of other parts, which decide the result and are no field of the recipe."""
 
 

@@ -167,7 +167,7 @@ def test_training_from_either_source_gives_the_same_weights(
             fit(run, stop)
         digests.append(weights_sha256(run.learner.model))
     assert digests[0] == digests[1]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode_")]
 
 
 def test_waiting_for_images_does_not_count_as_a_hang(

@@ -460,7 +460,7 @@ def body(world):
     world_here = dataclasses.replace(world, local_rank=world.rank % 2)
     world.activity.timeout_s = 0.5
     trainer.prepare.load_dataset = prepare
-    recipe = types.SimpleNamespace(dataset="mnist", global_batch_size=100)
+    recipe = types.SimpleNamespace(dataset="mnist", global_batch_size=100, square="crop")
     prepared = trainer.prepare.load(recipe, None, None, world_here, print)
     world.activity.timeout_s = 600
     show([world.rank, prepared, world.all_gather_object(world.rank)])

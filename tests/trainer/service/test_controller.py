@@ -195,7 +195,7 @@ def test_a_job_whose_engine_is_gone_holds_up_no_other(
     job, _ = store.add(script(COMPLETE), owner="ada")
     assert run_until(controller, store, job.id, *FINAL).state is JobState.SUCCEEDED
     assert store.get(gone.id).state is JobState.QUEUED
-    assert "--engine away: there are local, script" in said
+    assert "--engine away: there are local, slurm, script" in said
 
 
 def test_the_output_and_the_environment_are_the_jobs(
