@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainer.service.operations import Operations
 
 PROG = "convoy jobs"
+StateName = Literal["queued", "starting", "running", "saving", "succeeded", "failed", "cancelled", "lost"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ class SubmitConfig(StoreConfig):
 class ListConfig(StoreConfig):
     """Lists jobs, newest first."""
 
-    state: Annotated[tuple[JobState, ...], option("STATE ...", "all")] = ()
+    state: Annotated[tuple[StateName, ...], option("STATE ...", "all")] = ()
     """Only jobs in these states."""
     before: Annotated[int | None, option("JOB", "the newest")] = None
     """Only jobs of smaller numbers: the next page."""
@@ -182,7 +183,8 @@ def _submit(config: SubmitConfig, training: Sequence[str]) -> int:
 
 def _list(config: ListConfig) -> None:
     with config.open() as jobs:
-        found = jobs.find(states=config.state, before=config.before, limit=config.limit)
+        states = [JobState(name.upper()) for name in config.state]
+        found = jobs.find(states=states, before=config.before, limit=config.limit)
     if config.json:
         print("\n".join(json.dumps(as_json(job)) for job in found))
         return

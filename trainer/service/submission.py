@@ -81,7 +81,7 @@ def to_spec(submission: Submission, training: Sequence[str]) -> JobSpec:
     here = Path.cwd()
     run_folder = (here / (submission.run_dir or Path("runs") / f"job-{{id}}-{name}")).absolute()
     return JobSpec(
-        arguments=tuple(as_arguments(run)),
+        arguments=("--recipe", run.recipe, *as_arguments(replace(run, recipe=TrainConfig().recipe))),
         engine=submission.engine,
         gpus=submission.gpus,
         cpus=submission.cpus,

@@ -76,6 +76,7 @@ def test_a_job_from_its_submission_to_its_deletion(jobs: Callable[..., tuple[int
     assert jobs("delete 1")[1] == f"job 1 is deleted; its run stays in {run_folder}\n"
     assert run_folder.is_dir()
     assert jobs("list")[1] == "no jobs\n"
+    assert jobs("list --state running queued")[1] == "no jobs that are running or queued\n"
 
 
 def test_a_failed_job_gives_exit_code_1_and_can_be_tried_again(jobs: Callable[..., tuple[int, str, str]]) -> None:
