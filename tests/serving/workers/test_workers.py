@@ -206,6 +206,7 @@ class TestDeath:
             first = min(workers_of(server)) if pause == "0.25" else max(workers_of(server))
             os.kill(first, signal.SIGKILL)
             server.wait_for(rf"starting it again in {re.escape(pause)} s")
+            time.sleep(1.1)  # the log has an error that repeats once a second
         until(lambda: is_ready(server))
         workers = workers_of(server)
         server.process.kill()

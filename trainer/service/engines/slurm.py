@@ -145,7 +145,8 @@ class SlurmEngine:
 
     def _state(self, number: str) -> str:
         """Returns Slurm's word for a job's state; empty for one that Slurm has forgotten."""
-        if time.monotonic() - self._queue_read_at >= QUEUE_AGE_S:
+        # A job that was submitted after the last reading is not in it.
+        if number not in self._queue or time.monotonic() - self._queue_read_at >= QUEUE_AGE_S:
             lines = _run("squeue", "--noheader", "--states=all", "--format=%i %T").splitlines()
             self._queue = dict(line.split(maxsplit=1) for line in lines if line.strip())
             self._queue_read_at = time.monotonic()
