@@ -160,6 +160,7 @@ def measure_speed(folder: Path) -> dict[str, float]:
     """Returns the medians of times in seconds, and the memory of an idle service in MB."""
     store = str(folder / "jobs.db")
     with JobStore(store) as jobs:
+        engines = folder / jobs.identity
         for _ in range(NUM_STORED):
             jobs.add(spec(folder), owner="ada")
         with jobs._engine.begin() as connection:
@@ -177,7 +178,7 @@ def measure_speed(folder: Path) -> dict[str, float]:
         for _ in range(5):
             began = time.time()
             job = operations.submit(replace(spec(folder), arguments=("--help",)), owner="ada")
-            process = folder / "jobs" / str(job.id) / "attempt-1" / "process.json"
+            process = engines / "jobs" / str(job.id) / "attempt-1" / "process.json"
             while not process.exists():
                 time.sleep(0.001)
             found["start"].append(process.stat().st_mtime - began)

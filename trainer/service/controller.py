@@ -46,7 +46,7 @@ class Controller:
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store = store
-        self._folder = folder
+        self._folder = folder / store.identity  # another store's jobs have the same numbers
         self._after_end = after_end
         self._log = log
         self._engines: dict[str, Engine] = {}
@@ -97,11 +97,11 @@ class Controller:
             return
         job = self._read_progress(job, lease)
         if status.phase in (Phase.ENDED, Phase.GONE):
-            self._settle(job, lease)
+            logs = engine.logs(job)
+            outcome = judge(job, status, logs[-1] if logs else None)
+            self._conclude(job, outcome, lease, status.exit_code)
         elif job.stop is not Stop.NONE:
-            engine.stop(
-                job, job.stop
-            )  # again in each pass: the one before may have been cut short, and it does no harm
+            engine.stop(job, job.stop)  # again in each pass, as the one before may have been cut short
             if job.state is not JobState.SAVING:
                 self._change(job, JobState.SAVING, "was asked to stop", lease)
         elif status.phase is Phase.RUNNING and job.state is JobState.STARTING:
@@ -113,12 +113,6 @@ class Controller:
         if new != old:
             self._store.add_progress(job, lines, new.to_json(), lease)
         return replace(job, progress=new.to_json())
-
-    def _settle(self, job: Job, lease: Lease) -> None:
-        engine = self.engine(job.spec.engine)
-        status = engine.status(job)
-        logs = engine.logs(job)
-        self._conclude(job, judge(job, status, logs[-1] if logs else None), lease, status.exit_code)
 
     def _conclude(self, job: Job, outcome: Outcome, lease: Lease, exit_code: int | None) -> None:
         values = {"exit_code": exit_code, "failing_rank": outcome.failing_rank, "stop": Stop.NONE}

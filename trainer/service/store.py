@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from trainer.errors import ConfigError, TrainerError
 from trainer.service.jobs import ACTIVE, FINAL, FOLLOWING, Devices, Event, Job, JobSpec, JobState, Stop
-from trainer.service.tables import connect, events, jobs, leases
+from trainer.service.tables import connect, events, identities, jobs, leases
 
 CONTROLLER = "controller"
 """The name of the controllers' lease."""
@@ -56,6 +56,9 @@ class JobStore:
     def __init__(self, url: str) -> None:
         self._engine = connect(url)
         self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        with self._reading.connect() as connection:
+            self.identity: str = connection.scalars(sa.select(identities.c.identity)).one()
+        """Tells this store from others, whose jobs have the same numbers."""
 
     def __enter__(self) -> Self:
         return self

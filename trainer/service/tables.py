@@ -4,6 +4,7 @@ A write takes SQLite's only write lock when it begins, so that it never fails ha
 first; readers never wait (WAL). PostgreSQL locks the rows that a write changes.
 """
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,12 @@ leases = sa.Table(
     sa.Column("token", sa.Integer, nullable=False),
     sa.Column("expires_at", sa.Float, nullable=False),
 )
-versions = sa.Table("convoy_jobs", metadata, sa.Column("schema_version", sa.Integer, primary_key=True))
+identities = sa.Table(
+    "convoy_jobs",
+    metadata,
+    sa.Column("schema_version", sa.Integer, primary_key=True),
+    sa.Column("identity", sa.String, nullable=False),
+)
 
 
 def connect(url: str) -> sa.Engine:
@@ -82,9 +88,10 @@ def connect(url: str) -> sa.Engine:
         engine = _create_engine(address)
         with engine.begin() as connection:
             metadata.create_all(connection)
-            found = connection.scalar(sa.select(sa.func.max(versions.c.schema_version)))
+            found = connection.scalar(sa.select(sa.func.max(identities.c.schema_version)))
             if found is None:
-                connection.execute(versions.insert().values(schema_version=SCHEMA_VERSION))
+                new = {"schema_version": SCHEMA_VERSION, "identity": uuid.uuid4().hex[:12]}
+                connection.execute(identities.insert().values(new))
     except ModuleNotFoundError as error:
         raise ConfigError(f"--store {_shown(address)} needs {error.name}: install convoy-vision[postgres]") from error
     except sa.exc.ArgumentError as error:

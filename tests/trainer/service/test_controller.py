@@ -215,10 +215,23 @@ def test_a_killed_runner_takes_the_job_with_it_after_a_save(
     run_until(controller, store, job.id, JobState.RUNNING)
     run = tmp_path / "runs" / str(job.id)
     wait_for(run / "ready")
-    process: dict[str, Any] = json.loads((tmp_path / "jobs" / str(job.id) / "attempt-1" / "process.json").read_text())
+    process: dict[str, Any] = json.loads(
+        (tmp_path / store.identity / "jobs" / str(job.id) / "attempt-1" / "process.json").read_text()
+    )
     os.kill(process["pid"], signal.SIGKILL)
     assert run_until(controller, store, job.id, *FINAL).state is JobState.LOST
     wait_for(run / "saved")
+
+
+def test_jobs_of_another_store_in_the_same_folder_are_others(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    failed, _ = store.add(script("sys.exit(2)"), owner="ada")
+    assert run_until(controller, store, failed.id, *FINAL).state is JobState.FAILED
+    with JobStore(str(tmp_path / "other.db")) as other:
+        job, _ = other.add(script(COMPLETE), owner="ada")
+        assert job.id == failed.id
+        assert run_until(Controller(other, tmp_path), other, job.id, *FINAL).state is JobState.SUCCEEDED
 
 
 def test_starting_takes_a_fraction_of_a_second_and_no_torch() -> None:

@@ -83,11 +83,11 @@ def test_a_controller_that_was_killed_after_sbatch_submits_nothing_twice(
 ) -> None:
     job, _ = store.add(spec(tmp_path, "--epochs", "1", nodes=1), owner="ada")
     job = store.change(job, JobState.STARTING)
-    SlurmEngine(tmp_path).start(job)
-    noted = tmp_path / "jobs" / str(job.id) / "attempt-1" / "slurm.json"
+    SlurmEngine(tmp_path / store.identity).start(job)
+    noted = tmp_path / store.identity / "jobs" / str(job.id) / "attempt-1" / "slurm.json"
     number = json.loads(noted.read_text())["job"]
     noted.unlink()
-    SlurmEngine(tmp_path).start(job)
+    SlurmEngine(tmp_path / store.identity).start(job)
     assert json.loads(noted.read_text())["job"] == number
     controller = Controller(store, tmp_path)
     assert run_until(controller, store, job.id, *FINAL, timeout_s=120).state is JobState.SUCCEEDED

@@ -11,9 +11,7 @@ hands it to the runner, so that no attempt is ever started twice; the kernel fre
 """
 
 import fcntl
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,13 +24,14 @@ from convoy.cpus import num_available_cpus
 from trainer.errors import ConfigError, TrainerError
 from trainer.files import write_json
 from trainer.service.engines import local_runner, memory_limit
+from trainer.service.engines.attempt_folders import AttemptFolders, read_json
 from trainer.service.engines.engine import Phase, Plan, Status
 from trainer.service.jobs import Devices, Job, JobSpec, Stop
 
 _SIGNALS = {Stop.SAVE: signal.SIGTERM, Stop.KILL: signal.SIGQUIT}
 
 
-class LocalEngine:
+class LocalEngine(AttemptFolders):
     """Runs jobs on this machine.
 
     Args:
@@ -41,7 +40,7 @@ class LocalEngine:
     """
 
     def __init__(self, folder: Path, after_end: Sequence[str] = ()) -> None:
-        self._folder = folder / "jobs"
+        super().__init__(folder)
         self._after_end = after_end
 
     def check(self, spec: JobSpec) -> None:
@@ -97,7 +96,7 @@ class LocalEngine:
     def status(self, job: Job) -> Status:
         folder = self._attempt(job)
         is_alive = _is_locked(folder / "lock")  # looked at first: the exit code is written before the lock is free
-        if (ended := _read(folder / "exit.json")) is not None:
+        if (ended := read_json(folder / "exit.json")) is not None:
             return Status(Phase.ENDED, int(ended["code"]))
         has_begun = (folder / "process.json").exists()
         if is_alive:
@@ -105,7 +104,7 @@ class LocalEngine:
         return Status(Phase.GONE if has_begun else Phase.ABSENT)
 
     def stop(self, job: Job, stop: Stop) -> None:
-        process = _read(self._attempt(job) / "process.json")
+        process = read_json(self._attempt(job) / "process.json")
         if process is None or stop is Stop.NONE:
             return
         with suppress(ProcessLookupError, PermissionError):
@@ -116,16 +115,6 @@ class LocalEngine:
                     signal.pidfd_send_signal(descriptor, _SIGNALS[stop])
             finally:
                 os.close(descriptor)
-
-    def logs(self, job: Job) -> Sequence[Path]:
-        attempts = (self._folder / str(job.id) / f"attempt-{number}" for number in range(1, job.attempt + 1))
-        return [path for folder in attempts if (path := folder / "log").exists()]
-
-    def forget(self, job: Job) -> None:
-        shutil.rmtree(self._folder / str(job.id), ignore_errors=True)
-
-    def _attempt(self, job: Job) -> Path:
-        return self._folder / str(job.id) / f"attempt-{job.attempt}"
 
     def _command(self, job: Job) -> dict[str, Any]:
         environment = {**os.environ, **job.spec.environment}
@@ -159,11 +148,3 @@ def _is_locked(path: Path) -> bool:
         return True
     except FileNotFoundError:
         return False
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content
-    except FileNotFoundError:
-        return None

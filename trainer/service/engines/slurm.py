@@ -11,7 +11,7 @@ after sbatch and before it noted the number finds the job by its name and submit
 """
 
 import fcntl
-import json
+import os
 import re
 import shlex
 import shutil
@@ -24,6 +24,7 @@ from pathlib import Path
 
 from trainer.errors import ConfigError, TrainerError
 from trainer.files import write_json
+from trainer.service.engines.attempt_folders import AttemptFolders, read_json
 from trainer.service.engines.engine import Phase, Plan, Status
 from trainer.service.jobs import Devices, Job, JobSpec, Stop
 
@@ -55,7 +56,7 @@ exit $code
 """
 
 
-class SlurmEngine:
+class SlurmEngine(AttemptFolders):
     """Runs jobs on the Slurm cluster whose commands this host has.
 
     Args:
@@ -64,7 +65,7 @@ class SlurmEngine:
     """
 
     def __init__(self, folder: Path, after_end: Sequence[str] = ()) -> None:
-        self._folder = folder / "jobs"
+        super().__init__(folder)
         self._queue: dict[str, str] = {}
         self._queue_read_at = -QUEUE_AGE_S
         self._missing_since: dict[str, float] = {}
@@ -105,8 +106,9 @@ class SlurmEngine:
         if number is None:
             return Status(Phase.ABSENT)
         state = self._state(number)
-        if (folder / "exit.json").exists() and state not in _WAITING:  # a requeued script will write another one
-            return Status(Phase.ENDED, int(json.loads((folder / "exit.json").read_text())["code"]))
+        ended = read_json(folder / "exit.json")
+        if ended is not None and state not in _WAITING:  # a requeued script will write another one
+            return Status(Phase.ENDED, int(ended["code"]))
         if state in _WAITING:
             return Status(Phase.STARTING)
         if state in _RUNNING:
@@ -123,25 +125,13 @@ class SlurmEngine:
         _run("scancel", *(["--signal=TERM"] if stop is Stop.SAVE and not is_waiting else []), number)
         (folder / stop).touch()  # a second SIGTERM would end a training that still saves
 
-    def logs(self, job: Job) -> Sequence[Path]:
-        attempts = (self._folder / str(job.id) / f"attempt-{number}" for number in range(1, job.attempt + 1))
-        return [path for folder in attempts if (path := folder / "log").exists()]
-
-    def forget(self, job: Job) -> None:
-        shutil.rmtree(self._folder / str(job.id), ignore_errors=True)
-
-    def _attempt(self, job: Job) -> Path:
-        return self._folder / str(job.id) / f"attempt-{job.attempt}"
-
     def _name(self, job: Job) -> str:
-        """Returns a name that no other store's jobs have."""
-        return f"convoy-{job.id}-{job.attempt}-{self._folder.stat().st_ino:x}"
+        """Returns a name that no other store's jobs have: its engine has a folder of its own."""
+        return f"convoy-{job.id}-{job.attempt}-{zlib.crc32(os.fsencode(self._folder)):x}"
 
     def _number(self, job: Job) -> str | None:
-        try:
-            return str(json.loads((self._attempt(job) / "slurm.json").read_text())["job"])
-        except FileNotFoundError:
-            return None
+        submitted = read_json(self._attempt(job) / "slurm.json")
+        return None if submitted is None else str(submitted["job"])
 
     def _state(self, number: str) -> str:
         """Returns Slurm's word for a job's state; empty for one that Slurm has forgotten."""
