@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -73,6 +73,8 @@ class SubmitConfig(StoreConfig):
     """Submits once: the same key again shows the job of then."""
     dry_run: bool = False
     """Show what would run, and submit nothing."""
+    training: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """What follows the `--`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,33 +154,30 @@ def _verb(prog: str, name: str, kind: type[Any], run: Callable[[Any], int | None
     def command(arguments: Sequence[str]) -> int | None:
         ours, training = _divide(arguments) if kind is SubmitConfig else (arguments, ())
         config = parse(kind, ours, prog=f"{prog} {name}")
-        if kind is SubmitConfig:
-            run_command(lambda: _submit(config, training))
-        run_command(lambda: run(config))
+        run_command(lambda: run(replace(config, training=training) if training else config))
 
     return Verb(summary, command)
 
 
-def _divide(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+def _divide(arguments: Sequence[str]) -> tuple[Sequence[str], tuple[str, ...]]:
     """Returns what is before and after `--`."""
     if "--" not in arguments:
         return arguments, ()
     position = list(arguments).index("--")
-    return arguments[:position], arguments[position + 1 :]
+    return arguments[:position], tuple(arguments[position + 1 :])
 
 
-def _submit(config: SubmitConfig, training: Sequence[str]) -> int:
-    spec = to_spec(config.submission, training)
+def _submit(config: SubmitConfig) -> None:
+    spec = to_spec(config.submission, config.training)
     with config.open() as jobs:
         if config.dry_run:
             plan = jobs.plan(spec)
             print("\n".join([shlex.join(plan.command), *plan.notes]))
-            return 0
+            return
         job = jobs.submit(spec, owner=user_name(), key=config.key)
         print(f"job {job.id}, {_stands(job)} on {job.spec.engine}: {job.spec.run_folder}")
         if job.state is JobState.QUEUED:
             print(f"convoy jobs capacity shows what runs; convoy jobs watch {job.id} follows it")
-    return 0
 
 
 def _list(config: ListConfig) -> None:
@@ -280,7 +279,7 @@ def _capacity(config: CapacityConfig) -> None:
 
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None], str]] = {
-    "submit": (SubmitConfig, lambda _: None, "submit a training"),
+    "submit": (SubmitConfig, _submit, "submit a training"),
     "list": (ListConfig, _list, "list jobs"),
     "show": (ShowConfig, _show, "show a job with its history"),
     "logs": (LogsConfig, _logs, "print the output of a job, or follow it"),

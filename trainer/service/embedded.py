@@ -75,9 +75,10 @@ def advance_until_idle(store: str) -> None:
     Raises:
         ConfigError: the store cannot be opened.
     """
-    with JobStore(store) as jobs, open_jobs(store) as operations:
+    with JobStore(store) as jobs:
+        controller = Controller(jobs, engine_folder(store), after_end=pass_command(store))
         while True:
-            operations.find(limit=1)
+            advance(controller)
             waiting = jobs.unfinished()
             if any(job.state in ACTIVE for job in waiting) or not waiting:
                 return

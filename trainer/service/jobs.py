@@ -46,6 +46,9 @@ class Stop(StrEnum):
     """To end at once."""
 
 
+DEFAULT_RETRIES = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """A submitted job.
@@ -74,7 +77,7 @@ class JobSpec:
     ranks: int = 0
     memory_mb: int = 0
     priority: int = 0
-    max_retries: int = 2
+    max_retries: int = DEFAULT_RETRIES
     working_folder: str
     run_folder: str = ""
     environment: dict[str, str] = field(default_factory=dict)

@@ -6,14 +6,13 @@ from pathlib import PurePosixPath
 
 from protos import training_pb2 as pb
 from trainer.errors import ConfigError
-from trainer.service.jobs import Devices, Event, Job, JobSpec, JobState
+from trainer.service.jobs import DEFAULT_RETRIES, Devices, Event, Job, JobSpec, JobState
 from trainer.service.operations import Capacity
 
 SERVICE = "convoy.training.v1.TrainingService"
 DEFAULT_PORT = 8003
 USER = "convoy-user"
 """Metadata with the caller's name, for services that ask for no token."""
-DEFAULT_RETRIES = 2
 
 
 def from_spec(spec: JobSpec) -> pb.JobSpec:

@@ -16,7 +16,7 @@ from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.local import LocalTrainConfig, as_arguments, resolve
 from trainer.paths import image_folder
-from trainer.service.jobs import JobSpec
+from trainer.service.jobs import DEFAULT_RETRIES, JobSpec
 
 _OURS: Mapping[str, str] = {
     "--run-dir": "give --run-dir before the --",
@@ -46,7 +46,7 @@ class Submission:
     """Limit of its memory."""
     priority: int = 0
     """Jobs of a higher priority start first."""
-    max_retries: int = 2
+    max_retries: int = DEFAULT_RETRIES
     """How often a failure that may pass is tried again."""
     nodes: Annotated[str, option("N or MIN:MAX", "1")] = "1"
     """Hosts, for the engine of a cluster; --gpus, --cpus, --ranks and --memory-gb are those of each."""
