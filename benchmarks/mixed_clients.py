@@ -134,7 +134,9 @@ class Clients:
         return None if is_right else f"{code.name} after a cancellation"
 
     def _is_ended(self, call: Any) -> bool:
-        is_ended: bool = call.code() == grpc.StatusCode.UNAVAILABLE and "too_many_resets" in call.details()
+        """Says whether the server ended the connection; a call that was being sent then reports a broken pipe."""
+        signs = ("too_many_resets", "Broken pipe")
+        is_ended: bool = call.code() == grpc.StatusCode.UNAVAILABLE and any(sign in call.details() for sign in signs)
         self.num_ended += is_ended
         return is_ended
 

@@ -38,7 +38,7 @@ class Numbers:
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode_")]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
