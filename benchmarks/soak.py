@@ -5,9 +5,10 @@
 First measures how much the mixed clients get when they do not pause, then sends half of that: gRPC with raw and typed
 contents, with request ids, with deadlines that often pass, with calls that are cancelled, streams, HTTP with JSON and
 with binary data, and invalid requests. Each answer is checked. Every 30 s (every 3 s in the first 10 minutes, for the
-heap takes some 200 changes to reach its size) a version is replaced, and a model is unloaded and loaded again. Memory is sampled every 10 s. Writes `benchmarks/results/soak-DATE.md`; exit code 1 if an
-answer was wrong, or if the memory grew by more than 1 % from the end of the first 10 minutes (of a run of less than an
-hour: from its first third) to the end.
+heap takes some 200 changes to reach its size) a version is replaced, and a model is unloaded and loaded again. Memory
+is sampled every 10 s. Writes `benchmarks/results/soak-DATE.md`; exit code 1 if an answer was wrong, or if the memory
+grew by more than 1 % from the end of the first 10 minutes (of a run of less than an hour: from its first third) to the
+end.
 """
 
 import argparse
