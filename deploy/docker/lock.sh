@@ -9,4 +9,4 @@ lock() {
 }
 lock serving-cpu --extra serving --override deploy/docker/serving-cpu.override pyproject.toml deploy/docker/serving-cpu.in
 lock serving-gpu --extra serving-gpu pyproject.toml
-lock trainer --extra trainer pyproject.toml
+lock trainer --extra trainer --extra serving --extra kubernetes pyproject.toml # trains, and runs the training service
