@@ -69,6 +69,9 @@ class ServeConfig:
     """CPU threads of each model version, shared among its instances. Different versions do not share them."""
     max_queue_size: int = 1024
     """Requests that may wait for one model, unless its configuration sets another number."""
+    response_cache_mb: int = 64
+    """Megabytes of each process for responses of models whose configuration has response_cache { enable: true }. 0 for
+    none."""
     batch_timeout_s: float = 60.0
     """Seconds that a batch may be computed until its instance counts as hung; ten times the slowest batch of warm-up if
     that is longer. 0 for no limit."""
@@ -114,7 +117,7 @@ class ServeConfig:
             self._require(name, "must be positive", getattr(self, name) > 0)
         in_range = 0 < self.max_message_bytes <= MAX_MESSAGE_BYTES
         self._require("max_message_bytes", f"must be between 1 and {MAX_MESSAGE_BYTES}", in_range)
-        for name in ("batch_timeout_s", "drain_delay_s", "grace_s"):
+        for name in ("response_cache_mb", "batch_timeout_s", "drain_delay_s", "grace_s"):
             self._require(name, "must not be negative", 0 <= getattr(self, name) < float("inf"))
         self._require("num_threads", "must be positive", self.num_threads is None or self.num_threads > 0)
         self._require("trace_sample", "must be between 0 and 1", 0 <= self.trace_sample <= 1)

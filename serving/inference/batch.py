@@ -28,9 +28,12 @@ class QueuedRequest(ABC):
 
     Attributes:
         trace: None for a request that is not traced.
+        digest: of the inputs, set by the response cache alone; None for a request that is not cached.
     """
 
-    __slots__ = ("arrived_ns", "buffers", "deadline", "num_bytes", "rows", "shapes", "trace")
+    __slots__ = ("arrived_ns", "buffers", "deadline", "digest", "num_bytes", "rows", "shapes", "trace")
+
+    digest: bytes | None
 
     def __init__(
         self, buffers: tuple[Buffer, ...], shapes: tuple[Shape, ...], rows: int, deadline: float | None

@@ -21,6 +21,7 @@ from serving.inference.instance import Instance, RunOverdue
 from serving.inference.outputs import Outputs
 from serving.inference.request_queue import BatchLimits, RequestQueue
 from serving.inference.responder import Responder
+from serving.inference.response_cache import VersionCache
 from serving.inference.watchdog import Watchdog
 from serving.observability.statistics import BatchTrigger, Reason, Statistics
 from serving.observability.tracing import RequestTrace
@@ -40,16 +41,30 @@ class BatcherClosed(Exception):
 class Batcher:
     """Runs one model version, with one thread for each instance.
 
+    Args:
+        cache: of the version's responses; None for none.
+
     Attributes:
         on_health_change: called after every change of `is_healthy`, on any thread.
+        watch: called with every batch and the time of its answer, while somebody watches; it must neither block nor
+            raise.
     """
 
-    def __init__(self, name: str, backends: Sequence[Backend], limits: BatchLimits, statistics: Statistics) -> None:
+    def __init__(
+        self,
+        name: str,
+        backends: Sequence[Backend],
+        limits: BatchLimits,
+        statistics: Statistics,
+        cache: VersionCache | None = None,
+    ) -> None:
         self.on_health_change: Callable[[], None] = lambda: None
+        self.watch: Callable[[ComputedBatch, int], None] | None = None
         self._name = name
         self._backends = backends
         self._limits = limits
         self._statistics = statistics
+        self._cache = cache
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._queue = RequestQueue(limits)
@@ -100,13 +115,15 @@ class Batcher:
             return (time.monotonic_ns() - waiting[0].arrived_ns) * 1e-9 if waiting else 0.0
 
     def submit(self, request: QueuedRequest) -> None:
-        """Queues a request.
+        """Queues a request, or answers it from the cache.
 
         Raises:
             ResourceExhausted: the queue is full.
             Unavailable: all instances hang.
             BatcherClosed: `close` has been called.
         """
+        if self._cache is not None and self._is_open and self._answer_from_cache(self._cache, request):
+            return
         with self._lock:
             if self._is_open and self._queue.add(request):
                 if self._num_idle:
@@ -138,6 +155,8 @@ class Batcher:
                 thread.join(_JOIN_S)
         if num_hung := self.num_hung:
             logger.error("model '%s': %d instances hang and keep their threads and memory", self._name, num_hung)
+        if self._cache is not None:
+            self._cache.close()
         if self._watchdog is not None:
             self._watchdog.stop()
         if self._responder is not None:
@@ -216,24 +235,44 @@ class Batcher:
         """Gives each request its rows, and records the batch."""
         arrivals = []
         row = 0
+        if self._cache is not None:
+            self._cache.keep(batch)
         for request in batch.requests:
             try:
                 request.finish(batch.outputs, row)
                 arrivals.append(request.arrived_ns)
-            except ServingError as error:
-                self._fail(request, error, "OTHER")
-            except BaseException:
-                logger.exception("model '%s': a response could not be built", self._name)
-                self._fail(request, Internal("the response could not be built; the server's log says why"), "OTHER")
+            except BaseException as error:
+                self._fail_response(request, error)
             row += request.rows
         answered_ns = time.monotonic_ns()
         if traced := [(request.trace, request.arrived_ns) for request in batch.requests if request.trace is not None]:
             self._trace(batch, traced, answered_ns)
         if arrivals:
             self._statistics.record_batch(arrivals, batch.rows, (*batch.times_ns, answered_ns), batch.trigger)
+        if (watch := self.watch) is not None:
+            watch(batch, answered_ns)
         self._ns_per_row += 0.1 * ((answered_ns - batch.times_ns[0]) / batch.rows - self._ns_per_row)
         with self._lock:
             self._num_running -= len(batch.requests)
+
+    def _answer_from_cache(self, cache: VersionCache, request: QueuedRequest) -> bool:
+        """Answers a request whose outputs are in the cache. Returns False if they are not."""
+        outputs = cache.find(request)
+        if outputs is None:
+            return False
+        try:
+            request.finish(outputs, 0)
+            self._statistics.record_cache_hit(request.arrived_ns, time.monotonic_ns())
+        except BaseException as error:
+            self._fail_response(request, error)
+        return True
+
+    def _fail_response(self, request: QueuedRequest, error: BaseException) -> None:
+        """Answers a request whose response could not be built."""
+        if not isinstance(error, ServingError):
+            logger.error("model '%s': a response could not be built", self._name, exc_info=error)
+            error = Internal("the response could not be built; the server's log says why")
+        self._fail(request, error, "OTHER")
 
     def _trace(self, batch: ComputedBatch, traced: Sequence[tuple[RequestTrace, int]], answered_ns: int) -> None:
         facts = {"convoy.model": self._name, "convoy.batch.rows": batch.rows, "convoy.batch.closed": batch.trigger}

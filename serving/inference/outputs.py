@@ -11,6 +11,9 @@ from serving.protocol.tensors import Array, TensorSpec, to_bytes
 MAX_RESPONSE_BYTES = 2**31 - 1 - (1 << 20)
 """Bytes of the tensors in one response: the limit of Protocol Buffers, less a megabyte for names and shapes."""
 
+_OBJECT_BYTES = 64
+"""Of a string's object, beside its content."""
+
 
 class OutputMismatch(Exception):
     """A backend returned something else than the outputs that the configuration describes."""
@@ -91,6 +94,34 @@ class Outputs:
             return whole
         row_size = len(whole) // self._rows
         return whole[first_row * row_size : (first_row + rows) * row_size]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tensors. Strings are counted with their objects."""
+        total = 0
+        for array in self.arrays:
+            total += array.nbytes
+            if array.dtype == object:
+                total += sum(len(element) + _OBJECT_BYTES for element in array.ravel().tolist())
+        return total
+
+    def part(self, first_row: int, rows: int) -> "Outputs":
+        """Returns some rows as outputs of their own, which do not keep the batch in memory."""
+        arrays: list[Array] = []
+        encoded: list[bytes | None] = []
+        for index, array in enumerate(self.arrays):
+            own = self.slice(index, first_row, rows)
+            data = None
+            if array.dtype == object:
+                own = own.copy()
+            else:
+                data = self.data(index, first_row, rows)
+                own = np.frombuffer(data, array.dtype).reshape(own.shape)
+            arrays.append(own)
+            encoded.append(data)
+        part = Outputs(arrays, None)
+        part.row_shapes, part._rows, part._bytes = self.row_shapes, rows, encoded
+        return part
 
 
 def describe_mismatch(spec: TensorSpec, array: object, rows: int | None) -> str:

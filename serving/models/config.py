@@ -103,7 +103,6 @@ _IGNORED = {
     "model_warmup": "the server warms up every batch size",
     "optimization": "the server uses its own settings",
     "parameters": "the server uses its own settings",
-    "response_cache.enable": "responses are not cached",
     "runtime": "the backend is built in",
 }
 

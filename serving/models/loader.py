@@ -16,8 +16,10 @@ from pathlib import Path
 from convoy.preprocessing import PREPROCESSING
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import Backend
+from serving.config import ServeConfig
 from serving.errors import LoadError
 from serving.inference.batcher import Batcher, BatchLimits
+from serving.inference.response_cache import ResponseCache, VersionCache
 from serving.models.autocomplete import complete_backend, complete_tensors
 from serving.models.changes import LoadTurn
 from serving.models.devices import Device
@@ -51,6 +53,7 @@ class LoadSettings:
         allow_model_code: load models whose backend runs code from the version's folder.
         num_loads: how many models are opened at once.
         warm_ups: taken while a version is warmed up, which measures time.
+        cache: of responses, for models whose configuration asks for it; None for none.
     """
 
     device: Device = "auto"
@@ -60,6 +63,20 @@ class LoadSettings:
     allow_model_code: bool = False
     num_loads: int = 4
     warm_ups: LoadTurn = field(default_factory=LoadTurn, compare=False)
+    cache: ResponseCache | None = field(default=None, compare=False)
+
+    @classmethod
+    def from_config(cls, config: ServeConfig) -> "LoadSettings":
+        """Returns the settings that the command line describes."""
+        return cls(
+            device=config.device,
+            num_threads=config.num_threads,
+            max_queue_size=config.max_queue_size,
+            batch_timeout_s=config.batch_timeout_s,
+            allow_model_code=config.allow_model_code,
+            num_loads=config.load_threads,
+            cache=ResponseCache(config.response_cache_mb << 20) if config.response_cache_mb else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,6 +88,7 @@ class Model:
         labels: class labels by output name, in the order of the classes.
         load_s: how long loading took.
         images: the input, for a model that takes image files.
+        cache: of its responses; None for none.
     """
 
     spec: ModelSpec
@@ -80,6 +98,7 @@ class Model:
     statistics: Statistics
     load_s: float
     images: ImageTensor | None = None
+    cache: VersionCache | None = None
 
 
 def load_version(folder: Path, version: int, config: ModelConfig, settings: LoadSettings) -> Model:
@@ -120,14 +139,16 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
         close_on_error.pop_all()
     statistics = Statistics()
     limits = _batch_limits(spec, version, measured, settings)
+    cache = _open_cache(spec, settings, statistics)
     return Model(
         spec=spec,
         version=str(version),
         labels=labels,
-        batcher=Batcher(spec.name, backends, limits, statistics),
+        batcher=Batcher(spec.name, backends, limits, statistics, cache),
         statistics=statistics,
         load_s=time.monotonic() - began,
         images=images,
+        cache=cache,
     )
 
 
@@ -157,6 +178,15 @@ def resolve_config(
             tensors = backend.describe(version_folder / completed.default_model_filename)
         complete_tensors(completed, *tensors)
     return to_spec(completed)
+
+
+def _open_cache(spec: ModelSpec, settings: LoadSettings, statistics: Statistics) -> VersionCache | None:
+    if not spec.config.response_cache.enable:
+        return None
+    if settings.cache is None:
+        logger.warning("%s: 'response_cache' has no effect: --response-cache-mb is 0", spec.name)
+        return None
+    return settings.cache.open(statistics)
 
 
 def _batch_limits(spec: ModelSpec, version: int, measured: Sequence[Measured], settings: LoadSettings) -> BatchLimits:

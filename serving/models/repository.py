@@ -86,18 +86,10 @@ class Repository:
     @classmethod
     def from_config(cls, config: ServeConfig) -> "Repository":
         """Creates the repository that the command line describes. Opens nothing yet."""
-        settings = LoadSettings(
-            device=config.device,
-            num_threads=config.num_threads,
-            max_queue_size=config.max_queue_size,
-            batch_timeout_s=config.batch_timeout_s,
-            allow_model_code=config.allow_model_code,
-            num_loads=config.load_threads,
-        )
         path, mirror = open_location(config.model_repository, config.model_cache)
         return cls(
             path,
-            settings,
+            LoadSettings.from_config(config),
             mode=config.model_control_mode,
             models=config.load_model,
             poll_interval_s=config.poll_interval_s,

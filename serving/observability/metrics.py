@@ -137,6 +137,24 @@ MODEL_METRICS = (
     ModelMetric(
         "convoy_model_load_seconds", "gauge", "Time it took to load and warm up the version.", lambda m: m.model.load_s
     ),
+    ModelMetric(
+        "convoy_cache_hits_total",
+        "counter",
+        "Requests that the response cache answered. They count as successes, but not as rows or batches.",
+        lambda m: m.stats.cache_hit.count,
+    ),
+    ModelMetric(
+        "convoy_cache_misses_total",
+        "counter",
+        "Requests that were looked up in the response cache and not found.",
+        lambda m: m.stats.cache_miss.count,
+    ),
+    ModelMetric(
+        "convoy_cache_bytes",
+        "gauge",
+        "Memory of the version's cached responses.",
+        lambda m: 0 if m.model.cache is None else m.model.cache.num_bytes,
+    ),
     # Triton's. Durations are sums over all requests, in microseconds.
     ModelMetric("nv_inference_request_success", "counter", "Requests that succeeded.", lambda m: m.stats.success.count),
     ModelMetric(
@@ -175,6 +193,24 @@ MODEL_METRICS = (
         "counter",
         "Time to split outputs and send responses.",
         lambda m: m.stats.compute_output.ns // 1000,
+    ),
+    ModelMetric(
+        "nv_cache_num_hits_per_model", "counter", "Requests found in the cache.", lambda m: m.stats.cache_hit.count
+    ),
+    ModelMetric(
+        "nv_cache_num_misses_per_model", "counter", "Requests not found there.", lambda m: m.stats.cache_miss.count
+    ),
+    ModelMetric(
+        "nv_cache_hit_duration_per_model",
+        "counter",
+        "Time of requests found in the cache, in microseconds.",
+        lambda m: m.stats.cache_hit.ns // 1000,
+    ),
+    ModelMetric(
+        "nv_cache_miss_duration_per_model",
+        "counter",
+        "Time to look up the others and to add their responses, in microseconds.",
+        lambda m: m.stats.cache_miss.ns // 1000,
     ),
     ModelMetric("nv_model_load_duration_secs", "gauge", "Time it took to load the version.", lambda m: m.model.load_s),
 )

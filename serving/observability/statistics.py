@@ -85,6 +85,8 @@ class Snapshot:
         compute_input: assembling the batch.
         compute_infer: running the model.
         compute_output: splitting the outputs and sending the responses.
+        cache_hit: requests that the response cache answered, and looking them up. They count as successes, too.
+        cache_miss: requests that it did not answer, looking them up, and adding what was computed.
         inference_count: rows computed.
         execution_count: batches computed.
         last_inference_ms: time of the last batch in milliseconds since 1970; 0 before the first.
@@ -104,6 +106,8 @@ class Snapshot:
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
+    cache_hit: Duration = field(default_factory=Duration)
+    cache_miss: Duration = field(default_factory=Duration)
     inference_count: int = 0
     execution_count: int = 0
     last_inference_ms: int = 0
@@ -126,6 +130,8 @@ class Snapshot:
             compute_input=self.compute_input.copy(),
             compute_infer=self.compute_infer.copy(),
             compute_output=self.compute_output.copy(),
+            cache_hit=self.cache_hit.copy(),
+            cache_miss=self.cache_miss.copy(),
             batch_sizes={rows: durations.copy() for rows, durations in self.batch_sizes.items()},
             failures=self.failures.copy(),
             batch_triggers=self.batch_triggers.copy(),
@@ -192,6 +198,21 @@ class Statistics:
             if status not in totals.failed:
                 totals.failed[status] = Latencies()
             totals.failed[status].add(ns * 1e-9)
+
+    def record_cache_hit(self, arrived_ns: int, answered_ns: int) -> None:
+        """Records a request that the response cache has answered, on the clock of `time.monotonic_ns`."""
+        ns = answered_ns - arrived_ns
+        with self._lock:
+            totals = self._totals
+            totals.success.add(1, ns)
+            totals.queue.add(1, 0)
+            totals.cache_hit.add(1, ns)
+            totals.latency_counts[bisect_left(LATENCY_BOUNDS_S, ns * 1e-9)] += 1
+
+    def record_cache_miss(self, count: int, ns: int) -> None:
+        """Records requests that the response cache has not answered, or the time that it took to add responses."""
+        with self._lock:
+            self._totals.cache_miss.add(count, ns)
 
     def record_exemplar(self, trace_id: str, ns: int) -> None:
         """Records that a request is traced.

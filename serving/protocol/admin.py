@@ -225,6 +225,8 @@ def _statistics(model: Model) -> pb.ModelStatistics:
             compute_input=_duration(now.compute_input),
             compute_infer=_duration(now.compute_infer),
             compute_output=_duration(now.compute_output),
+            cache_hit=_duration(now.cache_hit),
+            cache_miss=_duration(now.cache_miss),
         ),
     )
     for size, spent in sorted(now.batch_sizes.items()):

@@ -56,11 +56,7 @@ class AdminEndpoints:
         return json_response(to_json(self._admin.model_config(*_model(request)).config))
 
     async def statistics(self, request: Request) -> Response:
-        message = self._admin.model_statistics(*_model(request))
-        for model in message.model_stats:  # perf_analyzer reads these even if there is no cache
-            model.inference_stats.cache_hit.SetInParent()
-            model.inference_stats.cache_miss.SetInParent()
-        return json_response(to_json(message))
+        return json_response(to_json(self._admin.model_statistics(*_model(request))))
 
     async def index(self, request: Request) -> Response:
         ready_only = (await self._json(request)).get("ready", False) is True
