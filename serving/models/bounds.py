@@ -5,9 +5,10 @@ much. That file is the operator's: it is followed, with a warning.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from convoy.cpus import num_available_cpus
 from protos.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
@@ -22,6 +23,7 @@ _MAX_BATCH_BYTES = 1 << 30
 _MAX_QUEUE_DELAY_US = 1_000_000
 _MAX_INSTANCES = 8
 _MAX_VERSIONS = 64
+_MAX_WARMUP_RUNS = 100
 _UNBOUNDED = 2**63
 
 
@@ -84,6 +86,8 @@ class Bounds:
             "max_queue_size": self.max_queue_size,
             "instances on one device": max(_MAX_INSTANCES, num_available_cpus()),
             "number of versions": _MAX_VERSIONS,
+            "runs of model_warmup": _MAX_WARMUP_RUNS,
+            "bytes of model_warmup": _MAX_BATCH_BYTES,
         }
 
 
@@ -92,20 +96,24 @@ def _demands(config: ModelConfig) -> dict[str, int]:
     batching = config.dynamic_batching
     return {
         "max_batch_size": config.max_batch_size,
-        "bytes of the largest batch": max(1, config.max_batch_size) * _bytes_per_row(config),
+        "bytes of the largest batch": max(1, config.max_batch_size) * _num_bytes((*config.input, *config.output)),
         "max_queue_delay_microseconds": batching.max_queue_delay_microseconds,
         "max_queue_size": batching.default_queue_policy.max_queue_size,
         "instances on one device": _instances_on_one_device(config),
         "number of versions": len(config.version_policy.specific.versions),
+        "runs of model_warmup": sum(max(1, sample.count) for sample in config.model_warmup),
+        "bytes of model_warmup": sum(
+            max(1, sample.batch_size) * _num_bytes(sample.inputs.values()) for sample in config.model_warmup
+        ),
     }
 
 
-def _bytes_per_row(config: ModelConfig) -> int:
-    """Counts an open size as 1. Counts no further than any bound."""
+def _num_bytes(tensors: Iterable[Any]) -> int:
+    """Returns the bytes of tensors as configured. Counts an open size as 1, and no further than any bound."""
     sizes = {datatype.config_name: max(1, datatype.size) for datatype in DATATYPES.values()}
     names = dict(zip(DataType.values(), DataType.keys(), strict=True))
     total = 0
-    for tensor in (*config.input, *config.output):
+    for tensor in tensors:
         size = sizes.get(names.get(tensor.data_type, ""), 1)
         for dim in tensor.dims:
             size *= max(1, dim)

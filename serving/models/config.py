@@ -100,7 +100,6 @@ _IGNORED = {
     "instance_group.host_policy": "instances are not bound to NUMA nodes",
     "model_metrics": "all models have the same metrics",
     "metric_tags": "all models have the same metrics",
-    "model_warmup": "the server warms up every batch size",
     "optimization": "the server uses its own settings",
     "parameters": "the server uses its own settings",
     "runtime": "the backend is built in",

@@ -8,9 +8,9 @@ Knows nothing of other versions, and leaves nothing open when it fails.
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from convoy.preprocessing import PREPROCESSING
@@ -28,10 +28,12 @@ from serving.models.images import ImageTensor, find_image_tensor
 from serving.models.instances import open_instances
 from serving.models.labels import read_labels
 from serving.models.manifest import Manifest, read_manifest, verify_digests
+from serving.models.samples import Sample, read_samples, run_samples
 from serving.models.spec import ModelSpec, to_spec
 from serving.models.time_limit import call_with_limit
 from serving.models.warmup import Measured, warm_up
 from serving.observability.statistics import Statistics
+from serving.protocol.tensors import Array
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +123,7 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
         spec.config.parameters[PREPROCESSING].string_value = json.dumps(images.preprocessing.to_json())
     labels = read_labels(folder, spec)
     golden = read_golden(version_folder)
+    samples = read_samples(folder, spec)
     with ExitStack() as close_on_error:
         backends = open_instances(
             version_folder, spec, settings.device, settings.num_threads, _FIRST_RUN_FACTOR * settings.batch_timeout_s
@@ -129,7 +132,7 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
             close_on_error.callback(backend.close)
 
         def check(timed: Sequence[Backend]) -> list[Measured]:
-            measured = [warm_up(backend, spec, golden) for backend in timed]
+            measured = [_warm_up(backend, spec, golden, samples) for backend in timed]
             for backend in timed:
                 check_golden(backend, spec, golden, manifest.golden_tolerance)
             return measured
@@ -178,6 +181,15 @@ def resolve_config(
             tensors = backend.describe(version_folder / completed.default_model_filename)
         complete_tensors(completed, *tensors)
     return to_spec(completed)
+
+
+def _warm_up(backend: Backend, spec: ModelSpec, golden: Mapping[str, Array], samples: Sequence[Sample]) -> Measured:
+    """Runs every batch size on the golden inputs, or else on those of the first sample, then all samples."""
+    known = golden
+    if samples and not golden:
+        known = {tensor.name: array for tensor, array in zip(spec.inputs, samples[0].inputs, strict=True)}
+    measured = warm_up(backend, spec, known)
+    return replace(measured, slowest_s=max(measured.slowest_s, run_samples(backend, spec, samples)))
 
 
 def _open_cache(spec: ModelSpec, settings: LoadSettings, statistics: Statistics) -> VersionCache | None:

@@ -26,6 +26,7 @@ from serving.models.config import read_config
 from serving.models.files import describe
 from serving.models.manifest import MANIFEST_FILE, read_manifest, verify_digests
 from serving.models.remote import RemoteModel, RemoteRepository, is_address
+from serving.models.scanner import version_number
 from serving.models.spec import version_policy
 
 logger = logging.getLogger(__name__)
@@ -98,9 +99,10 @@ class Mirror:
         folder.mkdir(exist_ok=True)
         for file, tag in model.own.items():
             if fetched.get(file) != tag or not (folder / file).exists():
+                (folder / file).parent.mkdir(exist_ok=True, parents=True)
                 self._fetch_file(f"{name}/{file}", folder / file)
                 fetched[file] = tag
-        for file in [file for file in fetched if "/" not in file and file not in model.own]:
+        for file in [file for file in fetched if not _version(file) and file not in model.own]:
             (folder / file).unlink(missing_ok=True)
             del fetched[file]
         for version in _wanted(folder, model, extra):
@@ -108,7 +110,7 @@ class Mirror:
             before = _of_version(fetched, version)
             if before != files or not (folder / str(version)).is_dir():
                 self._fetch_version(name, version, files, fetched)
-        for version in {int(file.partition("/")[0]) for file in fetched if "/" in file} - model.versions.keys():
+        for version in {number for file in fetched if (number := _version(file))} - model.versions.keys():
             self._remove(folder / str(version))
             _forget(fetched, version)
 
@@ -220,6 +222,12 @@ def _wanted(folder: Path, model: RemoteModel, extra: int) -> list[int]:
     wanted = candidates if policy.num_versions is None else candidates[: policy.num_versions + 1]
     before = served_before(promotion, candidates[0] if candidates else None, model.versions)[:1]
     return [version for version in dict.fromkeys([*wanted, *before, extra]) if version in model.versions]
+
+
+def _version(file: str) -> int:
+    """Returns the version of which a fetched file is; 0 for a file beside the versions."""
+    folder, has_folder, _ = file.partition("/")
+    return version_number(folder) if has_folder else 0
 
 
 def _of_version(fetched: Tags, version: int) -> Tags:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import StartupError
-from serving.models.scanner import is_plain_name, version_number
+from serving.models.scanner import WARMUP_FOLDER, is_plain_name, version_number
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "checksum", "LastModified", "mtime", "created", "ino")
@@ -23,7 +23,7 @@ class RemoteModel:
     """The files of one model, as a listing found them.
 
     Args:
-        own: a tag of each file beside the versions, by name. It differs when the content does.
+        own: a tag of each file beside the versions, by path in the model's folder. It differs when the content does.
         versions: the same for the files of each version, by path in its folder.
     """
 
@@ -73,8 +73,8 @@ class RemoteRepository:
                 number = version_number(parts[1])
                 if number and len(parts) > 2:
                     model.versions.setdefault(number, {})["/".join(parts[2:])] = _tag(info)
-                elif not number and len(parts) == 2:
-                    model.own[parts[1]] = _tag(info)
+                elif not number and (len(parts) == 2 or parts[1] == WARMUP_FOLDER):
+                    model.own["/".join(parts[1:])] = _tag(info)
         return {name: model for name, model in models.items() if model.versions or "config.pbtxt" in model.own}
 
     def fetch(self, path: str, file: Path) -> None:

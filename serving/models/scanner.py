@@ -31,6 +31,10 @@ _TEMPORARY = re.compile(r"\..*|.*~|~\$.*|#.*#|.*\.(swp|tmp|part|crdownload)|4913
 """Hidden files, and those that editors, copying programs and file managers leave for a while. Vim writes 4913."""
 
 
+WARMUP_FOLDER = "warmup"
+"""Of a model: files beside the versions, for `input_data_file` of the configuration's `model_warmup`."""
+
+
 @dataclass(frozen=True, slots=True)
 class RepositoryFolders:
     """The folders of a repository, as one scan found them.
@@ -51,7 +55,8 @@ class ModelFiles:
     """The files of one model, as one scan found them.
 
     Args:
-        own: the files beside the versions that these are loaded from: configuration and labels.
+        own: the files beside the versions that these are loaded from: configuration, labels, data of
+            the warm-up.
         versions: the files of each version.
         unreadable: why each other version could not be read, by number.
         device: number of the file system that the model is on.
@@ -152,6 +157,8 @@ def scan_model(folder: Path) -> ModelFiles | None:
                     versions[number] = stats
             except OSError as error:
                 unreadable[number] = describe(error)
+        elif entry.name == WARMUP_FOLDER and _kind(entry) == "folder":
+            own += _walk(Path(entry.path), f"{WARMUP_FOLDER}/", set())
         elif not _TEMPORARY.fullmatch(entry.name) and entry.name != PROMOTION_FILE and _kind(entry) != "folder":
             own += _file_stats(entry, "")
     return ModelFiles(tuple(sorted(own)), versions, unreadable, device)

@@ -35,11 +35,11 @@ def warm_up(backend: Backend, spec: ModelSpec, golden: Mapping[str, Array]) -> M
 
     The largest size runs first, so that memory pools allocate all that they will need at once. Each size runs several
     times: torch compiles on the second run what it saw on the first, and the fastest run is taken as the size's cost.
-    Inputs are zeros, or the golden inputs repeated. Inputs of strings, or with open sizes besides the batch dimension,
-    have no safe made-up value: a model that has such inputs and no golden batch is not warmed up.
+    Inputs are zeros, or known inputs repeated. Inputs of strings, or with open sizes besides the batch dimension, have
+    no safe made-up value: a model that has such inputs and no known ones is not warmed up.
 
     Args:
-        golden: the golden batch by tensor name; may be empty.
+        golden: inputs by tensor name: the golden batch, or a sample of the configuration; may be empty.
 
     Raises:
         TransientLoadError: the model fails.

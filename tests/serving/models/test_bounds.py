@@ -35,6 +35,11 @@ TOO_MUCH = [
         "12000000000 as bytes of the largest batch: at most 1073741824",
     ),
     ('output { name: "y" data_type: TYPE_FP64 dims: [ 1000000, 1000000 ] }', "as bytes of the largest batch"),
+    ("model_warmup { count: 60 } model_warmup { count: 60 }", "120 as runs of model_warmup: at most 100"),
+    (
+        'model_warmup { batch_size: 500 inputs { key: "x" value { data_type: TYPE_FP64 dims: [ 1000, 1000 ] } } }',
+        "4000000000 as bytes of model_warmup: at most 1073741824",
+    ),
     (f"version_policy {{ specific {{ versions: {list(range(1, 100))} }} }}", "99 as number of versions: at most 64"),
 ]
 

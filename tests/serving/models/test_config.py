@@ -121,7 +121,6 @@ def test_an_unsupported_field_is_rejected_by_name(text, field):
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ('model_warmup { name: "w" }', "model_warmup"),
         ("optimization { cuda { graphs: true } }", "optimization"),
         ('parameters { key: "intra_op_thread_count" value { string_value: "2" } }', "parameters"),
         ("instance_group { rate_limiter { priority: 1 } }", "instance_group.rate_limiter"),
@@ -139,6 +138,7 @@ def test_a_field_without_effect_is_named_in_a_warning(text, field):
         "dynamic_batching { preferred_batch_size: [ 2, 4 ] }",
         "model_transaction_policy { decoupled: false }",
         "response_cache { enable: true }",
+        'model_warmup { name: "w" }',
         "dynamic_batching { default_queue_policy { timeout_action: REJECT max_queue_size: 4 } }",
         "input { format: FORMAT_NCHW }",
         "instance_group { kind: KIND_GPU gpus: [ 0 ] count: 2 }",

@@ -66,6 +66,25 @@ def test_the_target_batch_size_is_measured_or_configured_and_logged(tmp_path, lo
     assert re.search(rf"m version 1: target batch size {logged}\)", caplog.text)
 
 
+def test_the_samples_of_the_configuration_run_before_the_version_serves(tmp_path, load):
+    """The model has open sizes, so that nothing else could be made up."""
+    sample = 'model_warmup { name: "%s" inputs { key: "x" value { data_type: TYPE_FP32 dims: 2 %s: %s } } }'
+    tensors = 'input { name: "x" data_type: TYPE_FP32 dims: -1 } output { name: "y" data_type: TYPE_FP32 dims: -1 }'
+    write_config(tmp_path / "m", f'backend: "python" max_batch_size: 4 {tensors}' + sample % ("w", "zero_data", "true"))
+    (tmp_path / "m" / "1").mkdir()
+    code = "import pathlib\n\n\ndef run(batch):\n    with pathlib.Path(%r).open('a') as log:\n"
+    code += "        log.write(f\"{batch['x'].tolist()}\\n\")\n    return {'y': batch['x']}\n"
+    (tmp_path / "m" / "1" / "model.py").write_text(code % str(tmp_path / "log"))
+    load(settings=LoadSettings(device="cpu", num_threads=1, allow_model_code=True))
+    runs = (tmp_path / "log").read_text().splitlines()
+    assert set(runs) == {str([[0.0, 0.0]] * rows) for rows in (1, 2, 4)}
+    assert runs[-1] == "[[0.0, 0.0]]"
+    write_config(tmp_path / "m", SCALE_CONFIG + sample % ("wrong", "zero_data", "true"))
+    write_version(tmp_path / "m", 2, scale(1))
+    with pytest.raises(LoadError, match=r"model_warmup 'wrong': input 'x' is TYPE_FP32 of dims \[3\], got .* \[2\]"):
+        load(2)
+
+
 def test_without_a_configuration_the_tensors_come_from_the_onnx_file(tmp_path, load):
     write_version(tmp_path / "m", 1, sum_and_difference())
     model = load()

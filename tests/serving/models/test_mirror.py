@@ -165,6 +165,20 @@ def test_names_that_lead_elsewhere_are_left_out(tmp_path):
     assert (model[0], list(model[1].own), list(model[1].versions[1])) == ("m", ["config.pbtxt"], ["model.onnx"])
 
 
+def test_the_data_of_the_warm_up_are_fetched_and_removed_with_the_address(source, remote, mirror):
+    (source / "m/warmup").mkdir()
+    (source / "m/warmup/x").write_bytes(b"1")
+    mirror.sync()
+    assert "m/warmup/x" in visible(mirror.folder)
+    (source / "m/warmup/x").write_bytes(b"22")
+    mirror.sync()
+    assert (mirror.folder / "m/warmup/x").read_bytes() == b"22"
+    (source / "m/warmup/x").unlink()
+    mirror.sync()
+    assert "m/warmup/x" not in visible(mirror.folder)
+    assert "m/3/model.onnx" in visible(mirror.folder)
+
+
 def test_two_processes_share_a_copy(source, remote, tmp_path):
     mirrors = [Mirror(remote, tmp_path / "copy") for _ in range(4)]
     threads = [threading.Thread(target=each.sync) for each in mirrors]

@@ -62,6 +62,9 @@ def test_own_files_are_those_beside_the_versions(tmp_path):
     write_config(tmp_path, "max_batch_size: 2")
     after = scan_model(tmp_path)
     assert before.own == with_two.own != after.own
+    (tmp_path / "warmup").mkdir()
+    (tmp_path / "warmup" / "x").write_bytes(b"1")
+    assert [name for name, *_ in scan_model(tmp_path).own] == ["config.pbtxt", "warmup/x"]
     assert with_two.versions == after.versions
 
 

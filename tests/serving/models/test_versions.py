@@ -298,11 +298,11 @@ def test_an_invalid_configuration_is_shown_in_the_index(model):
 
 
 def test_a_field_without_effect_is_warned_of_once(model, caplog):
-    write_config(model.folder, SCALE_CONFIG + 'model_warmup { name: "w" }')
+    write_config(model.folder, SCALE_CONFIG + "optimization { cuda { graphs: true } }")
     write_version(model.folder, 1, scale(1))
     model.start()
     model.scan()
-    assert caplog.text.count("'model_warmup' has no effect") == 1
+    assert caplog.text.count("'optimization' has no effect") == 1
 
 
 def test_a_client_s_configuration_holds_until_the_next_update(model):
