@@ -96,6 +96,8 @@ class TrainConfig:
     """Seconds that ranks wait for one that hangs in a training step; slow steps get more. 0: for ever, to debug."""
     log_to: Annotated[tuple[LogTo, ...], option("{wandb,mlflow} ...", "neither")] = ()
     """Services that get the metrics, too. Their own variables hold, such as WANDB_MODE, MLFLOW_TRACKING_URI."""
+    metrics_address: Annotated[str | None, option("HOST:PORT", "off")] = None
+    """Address on which the main rank answers Prometheus while it trains, such as 0.0.0.0:8005."""
     export: bool = True
     """Publish the trained model in the model repository."""
     model_repository: Path = Path("models")
@@ -178,6 +180,14 @@ class TrainConfig:
             raise ConfigError(f"--hang-timeout-s {self.hang_timeout_s}: must be a positive number, or 0 for never")
         if self.name is not None:
             check_model_name(self.name)
+        self._check_metrics_address()
+
+    def _check_metrics_address(self) -> None:
+        if self.metrics_address is None:
+            return
+        host, _, port = self.metrics_address.rpartition(":")
+        if not host or not port.isdecimal() or not int(port) < 65536:
+            raise ConfigError(f"--metrics-address {self.metrics_address}: must be HOST:PORT, such as 0.0.0.0:8005")
 
     def _check_augmentation(self) -> None:
         limits = {
@@ -237,6 +247,7 @@ _DECIDE_NO_RESULT = {
     "allow_shared_gpu",
     "hang_timeout_s",
     "log_to",
+    "metrics_address",
     "export",
     "model_repository",
     "name",

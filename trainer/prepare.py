@@ -30,7 +30,7 @@ def prepare(config: TrainConfig, world: World, log: Callable[[str], None]) -> tu
         TrainerError: the run cannot start.
     """
     if world.is_main:
-        check_installed(config.log_to)
+        check_installed(config.log_to, config.metrics_address)
     asked = config.resolve()
     recipe = asked.as_computed_on(world.device)
     if asked.precision == "tf32" != recipe.precision:
@@ -126,12 +126,3 @@ def source_of(config: TrainConfig, world: World) -> SourceChoice:
         with suppress(TrainerError):  # there is no such run; or it is damaged, which is told later
             known = RunFolder.read(config.run_dir).fingerprint.source
     return world.broadcast_object(known) or config.source
-
-
-def check_complete(folder: RunFolder, world: World, log: Callable[[str], None]) -> bool:
-    """Returns whether the run is complete, and logs that. All ranks call this."""
-    is_complete = folder.is_complete(world)
-    if is_complete:
-        report = f" Its report: {folder.report_path}" if folder.report_path.exists() else ""  # a study has its own
-        log(f"{folder.path} is complete; nothing to do.{report}")
-    return is_complete

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from trainer.config import EvaluateConfig, ExportConfig
 from trainer.data import Dataset, without_test_images
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import ConfigError
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import describe_accuracy
 from trainer.evaluation.ledger import Ledger
@@ -14,7 +14,7 @@ from trainer.evaluation.recall import describe_balance
 from trainer.evaluation.views import describe_with_views
 from trainer.export.plan import ExportOptions, repository_model
 from trainer.hardware import keep_freed_memory
-from trainer.loop.run import Run, restore
+from trainer.loop.run import Run, restore_final_weights
 from trainer.models import num_parameters
 from trainer.network_files import find_network
 from trainer.paths import image_folder
@@ -118,15 +118,8 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
             "test images, have changed since"
         )
     run = setup(recipe, without_test_images(dataset), folder, world, progress, is_trained=False)
-    if not restore(run):
+    if not restore_final_weights(run):
         raise ConfigError(f"{folder.path} has no good checkpoint: train it first, with --run-dir {folder.path}")
-    run.use_final_weights()
-    result = folder.result()
-    if result is not None and result.weights_sha256 != weights_sha256(run.learner.model):
-        raise CheckpointError(
-            f"{folder.path} ended with other weights than those of step {run.state.step}: its last checkpoint is "
-            "damaged or gone; restore it, or train anew in another folder"
-        )
     return run, dataset
 
 

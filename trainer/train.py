@@ -13,7 +13,7 @@ from trainer.advice import DatasetSize, advise, describe_batch
 from trainer.augmentation import check_shift
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Images, split_validation, without_test_images
-from trainer.errors import ConfigError, writing
+from trainer.errors import CheckpointError, ConfigError, writing
 from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import simultaneous_interval
@@ -21,17 +21,17 @@ from trainer.evaluation.ledger import Ledger, RecordedEvaluation, evaluate_and_r
 from trainer.evaluation.mistakes import worst_mistakes
 from trainer.evaluation.recall import balanced_accuracy
 from trainer.evaluation.views import is_headline_averaged
-from trainer.export.plan import ExportPlan, export_trained, plan_export
+from trainer.export.plan import ExportPlan, check_complete, export_trained, plan_export
 from trainer.export.repository import printable
 from trainer.hardware import describe, keep_freed_memory
 from trainer.loop.fit import fit
 from trainer.loop.learner import build_learner
-from trainer.loop.run import Run, TrainState, restore
+from trainer.loop.run import Run, TrainState, restore, restore_final_weights
 from trainer.loop.saving import SaveInterval
 from trainer.models import num_parameters
 from trainer.network_files import without_paths
 from trainer.paths import image_folder
-from trainer.prepare import check_complete, prepare
+from trainer.prepare import prepare
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipe_files import load_recipe
@@ -69,36 +69,74 @@ def train(config: TrainConfig) -> None:
         Progress(is_main=world.is_main, stop=stop) as progress,
     ):
         recipe, dataset, folder = prepare(config, world, progress.log)
-        if check_complete(folder, world, progress.log):
+        if check_complete(folder, config, world, progress.log):
             return
-        run = setup(recipe, without_test_images(dataset), folder, world, progress)
-        log_setup(run, load_recipe(config.recipe).global_batch_size)
+        is_trained = not folder.is_complete(world)  # a complete run is left to publish
+        run = setup(recipe, without_test_images(dataset), folder, world, progress, is_trained=is_trained)
+        if is_trained:
+            log_setup(run, load_recipe(config.recipe).global_batch_size)
         planned = plan_export(run, config)
         with folder.entered(config.resume, world, progress.log):
-            if check_complete(folder, world, progress.log):  # the process that used the folder before completed the run
+            # Again: the process that used the folder before may have completed the run.
+            if check_complete(folder, config, world, progress.log):
                 return
-            if world.is_main:
-                folder.keep_settings(config, run.recipe)
-            if restore(run):
-                progress.log(f"continuing at step {run.state.step} of {run.num_steps}, saved in {folder.path}")
+            if folder.is_complete(world):
+                export_complete(run, planned)
             else:
-                for line in advise(run.recipe, dataset_size(run), is_mirroring_chosen=config.chooses_mirroring):
-                    progress.log(line)
-            with run.open_sinks(config.log_to) as sinks:
-                fit(run, stop, SaveInterval(seconds=config.save_every_s, steps=config.save_every_steps), sinks)
-                validation = validate(run)
-                test_images, test, recorded = evaluate_on_test_set(run, dataset)
-                if recorded is not None:
-                    show_results(run, validation, recorded, sinks)
-            if recorded is not None:  # on the main rank
-                result = summarize(run, validation, test, recorded)
-                try:
-                    result = export(run, planned, result)
-                except Exception:  # the run is complete, whether or not its model is published
-                    report(run, result, test_images, test, recorded)
-                    raise
-                report(run, result, test_images, test, recorded)
+                train_to_report(run, dataset, config, planned, stop)
             world.untimed_barrier("end")
+
+
+def train_to_report(
+    run: Run, dataset: Dataset, config: TrainConfig, planned: ExportPlan | None, stop: StopRequest
+) -> None:
+    """Trains from the newest checkpoint, or from the start, to the run's report. All ranks call this.
+
+    Args:
+        dataset: the run's data set with its test images.
+
+    Raises:
+        TrainerError: see `trainer.errors`.
+    """
+    log = run.progress.log
+    if run.world.is_main:
+        run.folder.keep_settings(config, run.recipe)
+    if restore(run):
+        log(f"continuing at step {run.state.step} of {run.num_steps}, saved in {run.folder.path}")
+    else:
+        for line in advise(run.recipe, dataset_size(run), is_mirroring_chosen=config.chooses_mirroring):
+            log(line)
+    with run.open_sinks(config.log_to, config.metrics_address) as sinks:
+        fit(run, stop, SaveInterval(seconds=config.save_every_s, steps=config.save_every_steps), sinks)
+        validation = validate(run)
+        test_images, test, recorded = evaluate_on_test_set(run, dataset)
+        if recorded is not None:
+            show_results(run, validation, recorded, sinks)
+    if recorded is not None:  # on the main rank
+        result = summarize(run, validation, test, recorded)
+        try:
+            result = export(run, planned, result)
+        except Exception:  # the run is complete, whether or not its model is published
+            report(run, result, test_images, test, recorded)
+            raise
+        report(run, result, test_images, test, recorded)
+
+
+def export_complete(run: Run, planned: ExportPlan | None) -> None:
+    """Publishes the model of a complete run whose export failed before. All ranks call this.
+
+    Raises:
+        CheckpointError: the checkpoint with the run's final weights is damaged or gone.
+        ExportError: as in `export`.
+    """
+    result = run.folder.result()
+    if not restore_final_weights(run):
+        raise CheckpointError(f"{run.folder.path} is complete but not exported, and has no good checkpoint any more")
+    if run.world.is_main and result is not None:
+        run.progress.log(f"{run.folder.path} is complete but not exported")
+        result = export(run, planned, result)
+        with writing(run.folder.path):
+            result.write(run.folder.result_path)
 
 
 def setup(

@@ -1,5 +1,6 @@
 """Plans a run's export before the training, so that an export that cannot succeed fails at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from trainer.config import TrainConfig
 from trainer.data.datasets import DATASETS
 from trainer.errors import ConfigError, ExportError, TrainerError
 from trainer.export.quality import QualityError
-from trainer.export.repository import RepositoryModel, printable
+from trainer.export.repository import RepositoryModel, find_version, printable
 from trainer.loop.run import Run
 from trainer.paths import default_model_name
+from trainer.ranks.world import World
 from trainer.records.result import Result
+from trainer.records.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,32 @@ def plan_export(run: Run, config: TrainConfig) -> ExportPlan | None:
         device=run.world.device,
     )
     return ExportPlan(model=model, options=options)
+
+
+def check_complete(folder: RunFolder, config: TrainConfig, world: World, log: Callable[[str], None]) -> bool:
+    """Returns whether the run is complete, and published if that is asked for; logs it. All ranks call this.
+
+    Raises:
+        CheckpointError: `result.json` cannot be read, or is damaged.
+    """
+    is_done: bool = world.broadcast_object(world.is_main and _is_done(folder, config))
+    if is_done:
+        report = f" Its report: {folder.report_path}" if folder.report_path.exists() else ""  # a study has its own
+        log(f"{folder.path} is complete; nothing to do.{report}")
+    return is_done
+
+
+def _is_done(folder: RunFolder, config: TrainConfig) -> bool:
+    """Returns whether nothing is left to do of what the command line asks for.
+
+    A model that the run has published elsewhere, or that was withdrawn since, counts as published. `convoy export`
+    records nothing in the run folder: the digest of the weights identifies its versions.
+    """
+    result = folder.result()
+    if result is None or not config.export or result.exported is not None:
+        return result is not None
+    name = config.name or default_model_name(folder.fingerprint.dataset, folder.fingerprint.recipe.name)
+    return find_version(config.model_repository / name, result.weights_sha256) is not None
 
 
 def repository_model(run: Run, repository: Path, name: str) -> RepositoryModel:

@@ -9,6 +9,7 @@ This module knows nothing about training and conversion.
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -197,6 +198,16 @@ class RepositoryModel:
         except OSError as error:
             reason = error.strerror or str(error)
             raise ExportError(f"cannot write to the model repository {self.repository}: {reason}") from error
+
+
+def find_version(model: Path, weights_sha256: str) -> Path | None:
+    """Returns the newest version of a model, in the folder `model`, with these weights; None if there is none."""
+    versions = (path for path in model.glob("*/") if path.name.isascii() and path.name.isdecimal())
+    for version in sorted(versions, key=lambda path: int(path.name), reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not a version of ours
+            if json.loads((version / MANIFEST).read_text())["origin"]["weights_sha256"] == weights_sha256:
+                return version
+    return None
 
 
 def printable(name: str) -> str:

@@ -16,7 +16,7 @@ from trainer.loop.stopping import BestEpoch
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
-from trainer.records.checkpoint import Checkpoints
+from trainer.records.checkpoint import Checkpoints, weights_sha256
 from trainer.records.run_folder import RunFolder
 from trainer.sinks import Sinks, open_sinks
 
@@ -114,10 +114,17 @@ class Run:
         factors = [self.recipe.schedule.factor(step, self.num_steps) for step in steps]
         return torch.tensor(factors, dtype=torch.float32, device=self.world.device)
 
-    def open_sinks(self, services: Sequence[LogTo] = ()) -> AbstractContextManager[Sinks]:
+    def open_sinks(
+        self, services: Sequence[LogTo] = (), metrics_address: str | None = None
+    ) -> AbstractContextManager[Sinks]:
         """Returns the context of the sinks of the run's metrics; see `sinks.open_sinks`."""
         return open_sinks(
-            self.folder, services, from_step=self.state.step, is_main=self.world.is_main, log=self.progress.log
+            self.folder,
+            services,
+            steps=(self.state.step, self.num_steps),
+            is_main=self.world.is_main,
+            log=self.progress.log,
+            metrics_address=metrics_address,
         )
 
     def diverged(self, what: str) -> DivergenceError:
@@ -151,6 +158,27 @@ def restore(run: Run) -> bool:
     run.state.totals.copy_(checkpoint["totals"])
     if "best" in checkpoint:
         run.state.best = BestEpoch.from_state_dict(checkpoint["best"])
+    return True
+
+
+def restore_final_weights(run: Run) -> bool:
+    """Restores the weights that the run is for, from its newest good checkpoint. All ranks call this.
+
+    Returns:
+        Whether there is a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint with the run's final weights is damaged or gone.
+    """
+    if not restore(run):
+        return False
+    run.use_final_weights()
+    result = run.folder.result()
+    if result is not None and result.weights_sha256 != weights_sha256(run.learner.model):
+        raise CheckpointError(
+            f"{run.folder.path} ended with other weights than those of step {run.state.step}: its last checkpoint is "
+            "damaged or gone; restore it, or train anew in another folder"
+        )
     return True
 
 

@@ -24,11 +24,13 @@ class RunInfo:
     Args:
         folder: the run folder, which exists; a sink may keep files of its own in it.
         from_step: the step of the checkpoint from which the run continues; 0 for a new run.
+        num_steps: of the whole run.
         settings: hyper-parameters and the like by dotted names.
     """
 
     folder: Path
     from_step: int
+    num_steps: int
     settings: Mapping[str, Any]
 
     @property

@@ -16,7 +16,7 @@ from trainer.sinks.jsonl import JsonLinesSink
 from trainer.sinks.tensorboard import TensorBoardSink
 
 
-def check_installed(services: Sequence[LogTo]) -> None:
+def check_installed(services: Sequence[LogTo], metrics_address: str | None = None) -> None:
     """Checks that the packages of services are installed, before anything is built.
 
     Raises:
@@ -25,6 +25,8 @@ def check_installed(services: Sequence[LogTo]) -> None:
     for service in services:
         if importlib.util.find_spec(service) is None:
             raise ConfigError(f"--log-to {service} needs the package {service}: install convoy-vision[{service}]")
+    if metrics_address is not None and importlib.util.find_spec("prometheus_client") is None:
+        raise ConfigError("--metrics-address needs the package prometheus-client: install it")
 
 
 class Sinks:
@@ -36,7 +38,7 @@ class Sinks:
     Args:
         folder: the run folder.
         local: sinks in it.
-        services: other sinks, by name.
+        services: other sinks, by the options that ask for them.
         log: prints one line for the user.
     """
 
@@ -72,7 +74,7 @@ class Sinks:
             except Exception as error:
                 del self._services[name]
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
-                self._log(f"warning: --log-to {name} failed: {reason}; the training continues without it")
+                self._log(f"warning: {name} failed: {reason}; the training continues without it")
 
     def _warn_of_folder(self, error: Exception) -> None:
         if not self._has_warned:
@@ -86,13 +88,20 @@ class Sinks:
 
 @contextmanager
 def open_sinks(
-    folder: RunFolder, services: Sequence[LogTo], *, from_step: int, is_main: bool, log: Callable[[str], None]
+    folder: RunFolder,
+    services: Sequence[LogTo],
+    *,
+    steps: tuple[int, int],
+    is_main: bool,
+    log: Callable[[str], None],
+    metrics_address: str | None = None,
 ) -> Iterator[Sinks]:
     """Context with the sinks of a run, on the main rank; other ranks get none.
 
     Args:
-        from_step: the step of the checkpoint from which the run continues.
+        steps: that of the checkpoint from which the run continues, and the number of all.
         log: prints one line for the user.
+        metrics_address: `HOST:PORT` that answers Prometheus; None for none.
 
     Raises:
         CheckpointError: the run folder's existing metrics cannot be read, or the folder cannot be written.
@@ -102,11 +111,12 @@ def open_sinks(
         return
     values = flatten(folder.fingerprint.values)
     settings = {name: as_utf8(value) if isinstance(value, str) else value for name, value in values.items()}
-    run = RunInfo(folder=folder.path, from_step=from_step, settings=settings)
+    run = RunInfo(folder=folder.path, from_step=steps[0], num_steps=steps[1], settings=settings)
     local: list[Sink] = [JsonLinesSink(run), TensorBoardSink(run)]
-    sinks = Sinks(
-        folder.path, local, {name: BackgroundSink(partial(_open_service, name, run)) for name in services}, log
-    )
+    others = {f"--log-to {name}": BackgroundSink(partial(_open_service, name, run)) for name in services}
+    if metrics_address is not None:
+        others["--metrics-address"] = BackgroundSink(partial(_open_prometheus, run, metrics_address))
+    sinks = Sinks(folder.path, local, others, log)
     outcome: Outcome = "failed"
     try:
         yield sinks
@@ -127,3 +137,9 @@ def _open_service(name: LogTo, run: RunInfo) -> Sink:
     from trainer.sinks.mlflow_sink import MlflowSink
 
     return MlflowSink(run)
+
+
+def _open_prometheus(run: RunInfo, address: str) -> Sink:
+    from trainer.sinks.prometheus import PrometheusSink  # a training without it needs no package for it
+
+    return PrometheusSink(run, address)

@@ -20,6 +20,7 @@ class JsonLinesSink:
     """
 
     def __init__(self, run: RunInfo) -> None:
+        self._num_steps = run.num_steps
         path = run.folder / METRICS_FILE
         with writing(path):
             kept = [line for line in read_metrics(run.folder) if line["step"] <= run.from_step]
@@ -28,6 +29,8 @@ class JsonLinesSink:
 
     def write(self, kind: Kind, *, step: int, epoch: int, values: Mapping[str, float]) -> None:
         line = {"kind": kind, "step": step, "epoch": epoch, "time": time.time(), **values}
+        if kind == "step":
+            line["num_steps"] = self._num_steps  # how far the run is, for `trainer.watch`
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
 

@@ -1,13 +1,19 @@
-"""Tests of what a run's model is said to be, before it is exported."""
+"""Tests of what a run's model is said to be, before it is exported, and of when nothing is left to export."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from tests.trainer.loop.runs import ALONE
+from tests.trainer.records.results import RESULT
+from tests.trainer.sinks.sink_runs import run_folder
 from trainer.augmentation import Square
-from trainer.export.plan import repository_model
+from trainer.config import TrainConfig
+from trainer.export.plan import check_complete, repository_model
 from trainer.loop.run import Run
 
 
@@ -24,3 +30,31 @@ def test_clients_prepare_files_as_the_run_did(dataset: str, square: Square, meth
     data = SimpleNamespace(name=dataset, train=images, classes=("a", "b"), significant_bits=None)
     run = cast(Run, SimpleNamespace(dataset=data, recipe=SimpleNamespace(square=square)))
     assert repository_model(run, Path("models"), "tools").preprocessing == method
+
+
+@pytest.mark.parametrize(
+    ("versions", "exported", "options", "is_done"),
+    [
+        ({}, None, {}, False),
+        ({}, None, {"export": False}, True),
+        ({}, "/elsewhere/tools/1", {}, True),  # or withdrawn since
+        ({"1": RESULT.weights_sha256, "2": "other"}, None, {}, True),  # by `convoy export`
+        ({"1": "other", "20": "other"}, None, {}, False),
+        ({"1": RESULT.weights_sha256}, None, {"name": "b"}, False),
+    ],
+)
+def test_a_complete_run_is_exported_unless_it_was(
+    versions: dict[str, str], exported: str | None, options: dict[str, Any], is_done: bool, tmp_path: Path
+) -> None:
+    for version, digest in versions.items():
+        folder = tmp_path / "models/tools" / version
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"origin": {"weights_sha256": digest}}))
+    run = run_folder(tmp_path / "run")
+    config = TrainConfig(model_repository=tmp_path / "models", **{"name": "tools", **options})
+    lines: list[str] = []
+    assert not check_complete(run, config, ALONE, lines.append)
+    run.path.mkdir()
+    replace(RESULT, exported=exported).write(run.result_path)
+    assert check_complete(run, config, ALONE, lines.append) is is_done
+    assert lines == [f"{run.path} is complete; nothing to do."] * is_done

@@ -1,6 +1,7 @@
 """Trains a good and then a bad model by the command line: the bad one does not replace the good one."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,8 @@ def test_a_bad_model_does_not_replace_a_good_one(colours: Path, tmp_path: Path) 
     assert manifest["metrics"]["num_val"] >= 5
     run = tmp_path / "runs/bad"
     # With this seed the network assigns every image to one class before its first step, and never leaves it.
-    bad = convoy(tmp_path, *train, "--lr-scale", "1e-6", "--seed", "6", "--epochs", "1", "--run-dir", str(run))
+    train_bad = [*train, "--lr-scale", "1e-6", "--seed", "6", "--epochs", "1", "--run-dir", str(run)]
+    bad = convoy(tmp_path, *train_bad)
     assert bad.returncode == 6
     assert bad.stderr.startswith("error: colours is not published: it assigns every image to the class 'green', ")
     assert bad.stderr.count("\n") == 1
@@ -61,8 +63,18 @@ def test_a_bad_model_does_not_replace_a_good_one(colours: Path, tmp_path: Path) 
     assert json.loads((run / "result.json").read_text())["exported"] is None
     assert (run / "report.html").exists()
     assert not (versions / "2").exists()
-    promoted = convoy(tmp_path, "export", str(run), "--promote")
+    again = convoy(tmp_path, *train_bad)  # as Kubernetes or a job's retry does
+    assert (again.returncode, again.stderr) == (6, bad.stderr)
+    assert f"\n{run} is complete but not exported\nexporting colours: " in again.stdout
+    assert "epoch 1/" not in again.stdout
+    promoted = convoy(tmp_path, *train_bad, "--promote")
     assert promoted.returncode == 0, promoted.stderr
     assert "warning: --promote publishes colours, although it " in promoted.stdout
     quality = json.loads((versions / "2/manifest.json").read_text())["quality"]
     assert (quality["compared_with"], quality["promoted"]) == (1, True)
+    assert json.loads((run / "result.json").read_text())["exported"] == str(versions / "2")
+    shutil.rmtree(versions / "2")  # withdrawn: it is not published again
+    done = convoy(tmp_path, *train_bad)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"\n{run} is complete; nothing to do. Its report: {run}/report.html\n")
+    assert not (versions / "2").exists()

@@ -28,7 +28,7 @@ def opened(
     path: Path, *services: LogTo, from_step: int = 0, log: Callable[[str], None] = pytest.fail
 ) -> Iterator[Sinks]:
     """Opens the sinks of a run; a warning fails the test unless `log` takes it."""
-    with open_sinks(run_folder(path), services, from_step=from_step, is_main=True, log=log) as sinks:
+    with open_sinks(run_folder(path), services, steps=(from_step, 450), is_main=True, log=log) as sinks:
         yield sinks
 
 
