@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NPROC ?= 4
 
-.PHONY: help setup train serve test test-all lint bench lock
+.PHONY: help setup train serve test test-all lint bench lock images
 
 help:
 	@echo "make train      train the MNIST convnet on $(NPROC) processes (NPROC=n for another number) and export it"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint       run ruff, mypy --strict and import-linter"
 	@echo "make bench      compare training with a plain PyTorch loop, and measure serving (benchmarks/results)"
 	@echo "make setup      create .venv from requirements.lock, or update it after the lock changed"
+	@echo "make images     build the four container images (deploy/docker/images.sh lists the settings)"
 	@echo "make lock       choose new versions for requirements.lock"
 
 setup: $(VENV)/installed
@@ -58,3 +59,6 @@ bench: setup
 lock:
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
 	  --extra dev pyproject.toml --output-file requirements.lock
+
+images:
+	sh deploy/docker/images.sh
