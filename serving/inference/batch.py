@@ -46,6 +46,16 @@ class QueuedRequest(ABC):
         self.arrived_ns = time.monotonic_ns()
         self.num_bytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
 
+    @property
+    def level(self) -> int:
+        """Its priority: 0 for the highest. Read by queues with priorities alone."""
+        return 0
+
+    @property
+    def wait_us(self) -> int:
+        """How long it may wait; 0 for no limit. Read by queues with policies alone."""
+        return 0
+
     @abstractmethod
     def finish(self, outputs: Outputs, first_row: int) -> None:
         """Responds with this request's rows of the outputs."""

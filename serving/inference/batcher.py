@@ -19,6 +19,7 @@ from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, Servin
 from serving.inference.batch import ComputedBatch, QueuedRequest
 from serving.inference.instance import Instance, RunOverdue
 from serving.inference.outputs import Outputs
+from serving.inference.priority_queue import PriorityQueue
 from serving.inference.request_queue import BatchLimits, RequestQueue
 from serving.inference.responder import Responder
 from serving.inference.response_cache import VersionCache
@@ -67,7 +68,7 @@ class Batcher:
         self._cache = cache
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._queue = RequestQueue(limits)
+        self._queue = RequestQueue(limits) if limits.policies is None else PriorityQueue(limits)
         self._num_idle = 0
         self._num_running = 0
         self._is_closing = False
@@ -111,8 +112,8 @@ class Batcher:
     def oldest_age_s(self) -> float:
         """Returns how long the oldest queued request has waited; 0 if the queue is empty."""
         with self._lock:
-            waiting = self._queue.requests
-            return (time.monotonic_ns() - waiting[0].arrived_ns) * 1e-9 if waiting else 0.0
+            queue = self._queue
+            return (time.monotonic_ns() - queue.oldest_ns()) * 1e-9 if queue.requests else 0.0
 
     def submit(self, request: QueuedRequest) -> None:
         """Queues a request, or answers it from the cache.
@@ -188,7 +189,7 @@ class Batcher:
             if not self._limits.max_queue_delay_us:
                 return "idle"
             while queue.requests and queue.num_rows < queue.max_rows and not self._is_closing:
-                left = queue.requests[0].arrived_ns + 1000 * self._limits.max_queue_delay_us - time.monotonic_ns()
+                left = queue.oldest_ns() + 1000 * self._limits.max_queue_delay_us - time.monotonic_ns()
                 if left <= 0:
                     return "delay"
                 self._changed.wait(left * 1e-9)

@@ -12,7 +12,7 @@ from serving.inference.batcher import Outputs
 from serving.inference.classification import classify
 from serving.inference.request import InferInput, InferOutput, InferRequest, InferResponse, RequestContext
 from serving.models.loader import Model
-from serving.protocol.parameters import check_parameters, timeout_of
+from serving.protocol.parameters import check_parameters, scheduling_of
 from serving.protocol.tensors import Buffer, Elements, Shape, TensorSpec, num_elements, to_array, to_bytes
 
 
@@ -27,10 +27,22 @@ class Plan:
         rows: size of the batch dimension; 1 for a model without one.
         requested: index of each requested output, and how many classes of it (0 for the tensor itself).
         timeout_s: how long a request may take; None for no limit.
+        level: of priority, and `wait_us`: as in `QueuedRequest`.
         only_size: bytes of the only input; None if there are several, or it holds strings.
     """
 
-    __slots__ = ("_order", "_sizes", "model", "only_size", "requested", "rows", "shapes", "timeout_s")
+    __slots__ = (
+        "_order",
+        "_sizes",
+        "level",
+        "model",
+        "only_size",
+        "requested",
+        "rows",
+        "shapes",
+        "timeout_s",
+        "wait_us",
+    )
 
     def __init__(self, model: Model, request: InferRequest) -> None:
         """Checks everything about a request except its data.
@@ -52,7 +64,8 @@ class Plan:
         self.only_size = self._sizes[0] if len(specs) == 1 and specs[0].datatype.size else None
         self.requested = _requested_outputs(model, request)
         check_parameters(request.parameters)
-        self.timeout_s = timeout_of(request.parameters)
+        scheduling = scheduling_of(request.parameters, model.spec.policies)
+        self.level, self.wait_us, self.timeout_s = scheduling.level, scheduling.wait_us, scheduling.timeout_s
 
     def deadline(self, context: RequestContext) -> float | None:
         """Returns when the request must be answered, by its call's deadline and its own time-out."""

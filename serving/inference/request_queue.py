@@ -2,9 +2,11 @@
 
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from serving.inference.batch import QueuedRequest, fit_together
+from serving.models.spec import QueuePolicies
 
 MAX_QUEUED_BYTES = 256 << 20
 """Input bytes that may wait for one model version. One request may exceed it, so that every size is accepted."""
@@ -21,6 +23,7 @@ class BatchLimits:
         max_queue_delay_us: how long the oldest request may wait for others while an instance is free.
         max_queue_size: number of requests that may wait.
         timeout_us: how long a request may wait; 0 for no limit.
+        policies: of the levels of priority; None for a queue of one level, which refuses what waits too long.
         batch_timeout_s: how long a batch may be computed until its instance counts as hung; 0 for no limit.
     """
 
@@ -29,6 +32,7 @@ class BatchLimits:
     max_queue_delay_us: int = 0
     max_queue_size: int = 1024
     timeout_us: int = 0
+    policies: QueuePolicies | None = None
     batch_timeout_s: float = 0
 
 
@@ -36,22 +40,28 @@ class RequestQueue:
     """A bounded queue, oldest request first. Not thread-safe.
 
     Attributes:
+        requests: that wait, by arrival.
         num_rows: of the requests that wait.
         max_rows: up to which a batch is filled.
     """
 
     def __init__(self, limits: BatchLimits) -> None:
-        self.requests: deque[QueuedRequest] = deque()
+        self.requests: Collection[QueuedRequest]
+        self.requests = self._waiting = deque[QueuedRequest]()
         self.num_rows = 0
         self.max_rows = limits.target_batch_size or max(1, limits.max_batch_size)
         self._limits = limits
         self._num_bytes = 0
 
+    def oldest_ns(self) -> int:
+        """Returns when the oldest request arrived; there must be one."""
+        return self._waiting[0].arrived_ns
+
     def add(self, request: QueuedRequest) -> bool:
         """Adds a request. Returns False if the queue is full."""
-        if len(self.requests) >= self._limits.max_queue_size or self._num_bytes > MAX_QUEUED_BYTES:
+        if len(self._waiting) >= self._limits.max_queue_size or self._num_bytes > MAX_QUEUED_BYTES:
             return False
-        self.requests.append(request)
+        self._waiting.append(request)
         self.num_rows += request.rows
         self._num_bytes += request.num_bytes
         return True
@@ -59,7 +69,7 @@ class RequestQueue:
     def remove(self, request: QueuedRequest) -> bool:
         """Removes a request. Returns False if it does not wait."""
         try:
-            self.requests.remove(request)
+            self._waiting.remove(request)
         except ValueError:
             return False
         self.num_rows -= request.rows
@@ -68,8 +78,8 @@ class RequestQueue:
 
     def clear(self) -> list[QueuedRequest]:
         """Removes all requests, and returns them."""
-        waiting = list(self.requests)
-        self.requests.clear()
+        waiting = list(self._waiting)
+        self._waiting.clear()
         self.num_rows = self._num_bytes = 0
         return waiting
 
@@ -77,7 +87,7 @@ class RequestQueue:
         """Takes from the queue the next batch, and the requests whose time is up."""
         requests: list[QueuedRequest] = []
         expired: list[QueuedRequest] = []
-        queue, room, now = self.requests, self.max_rows, time.monotonic()
+        queue, room, now = self._waiting, self.max_rows, time.monotonic()
         num_rows = num_bytes = 0
         oldest_ns = time.monotonic_ns() - 1000 * self._limits.timeout_us if self._limits.timeout_us else 0
         while queue and room > 0:

@@ -87,6 +87,14 @@ class InferenceRequest(QueuedRequest, Generic[R]):
         self._id = request_id
         self._sink = sink
 
+    @property
+    def level(self) -> int:
+        return self._encoder.plan.level
+
+    @property
+    def wait_us(self) -> int:
+        return self._encoder.plan.wait_us
+
     def finish(self, outputs: Outputs, first_row: int) -> None:
         self._sink.succeed(self._encoder.encode(outputs, first_row, self._id))
         del self._sink  # it refers to this request: the cycle would keep the message until the garbage collector runs

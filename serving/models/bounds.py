@@ -98,7 +98,10 @@ def _demands(config: ModelConfig) -> dict[str, int]:
         "max_batch_size": config.max_batch_size,
         "bytes of the largest batch": max(1, config.max_batch_size) * _num_bytes((*config.input, *config.output)),
         "max_queue_delay_microseconds": batching.max_queue_delay_microseconds,
-        "max_queue_size": batching.default_queue_policy.max_queue_size,
+        "max_queue_size": max(
+            policy.max_queue_size
+            for policy in (batching.default_queue_policy, *batching.priority_queue_policy.values())
+        ),
         "instances on one device": _instances_on_one_device(config),
         "number of versions": len(config.version_policy.specific.versions),
         "runs of model_warmup": sum(max(1, sample.count) for sample in config.model_warmup),

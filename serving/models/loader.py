@@ -207,11 +207,17 @@ def _batch_limits(spec: ModelSpec, version: int, measured: Sequence[Measured], s
     if spec.max_batch_size:
         source = "preferred_batch_size" if spec.preferred_batch_size else "measured"
         logger.info("%s version %d: target batch size %d (%s)", spec.name, version, target_batch_size, source)
+    policies = spec.policies
+    if policies is not None:
+        of_server = settings.max_queue_size
+        sized = [replace(policy, max_queue_size=policy.max_queue_size or of_server) for policy in policies.levels]
+        policies = replace(policies, levels=tuple(sized))
     return BatchLimits(
         max_batch_size=spec.max_batch_size,
         target_batch_size=target_batch_size,
         max_queue_delay_us=spec.max_queue_delay_us,
         max_queue_size=spec.max_queue_size or settings.max_queue_size,
         timeout_us=spec.timeout_us,
+        policies=policies,
         batch_timeout_s=settings.batch_timeout_s and max(settings.batch_timeout_s, _SLOWEST_FACTOR * slowest_s),
     )

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convoy.promotion import Promotion
-from protos.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
+from protos.model_config_pb2 import DataType, ModelConfig, ModelDynamicBatching, ModelInstanceGroup, ModelQueuePolicy
 from serving.errors import LoadError
 from serving.models.devices import InstanceGroup
 from serving.protocol.tensors import DATATYPES, TensorSpec
+
+MAX_PRIORITY_LEVELS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,51 @@ class VersionPolicy:
         return ordered if self.num_versions is not None else list(dict.fromkeys([*ordered, *allowed]))
 
 
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """How requests of one priority wait.
+
+    Args:
+        max_queue_size: requests; 0 for the server's default.
+        timeout_us: how long one may wait; 0 for no limit.
+        delays: a request that has waited too long is delayed, rather than refused.
+        allows_override: a request may set a shorter time.
+    """
+
+    max_queue_size: int = 0
+    timeout_us: int = 0
+    delays: bool = False
+    allows_override: bool = False
+
+    @property
+    def has_say(self) -> bool:
+        """Whether the policy decides what the request parameter `timeout` means, rather than setting a deadline."""
+        return self.delays or self.allows_override
+
+    def wait_us(self, timeout_us: int) -> int:
+        """Returns how long a request may wait that asks for this time; 0 for no limit."""
+        if not (self.allows_override and timeout_us):
+            return self.timeout_us
+        return min(timeout_us, self.timeout_us or timeout_us)
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicies:
+    """The policies of all priorities.
+
+    Args:
+        levels: the highest first.
+        default: place of the priority of requests that name none, or one that does not exist.
+    """
+
+    levels: tuple[QueuePolicy, ...]
+    default: int = 0
+
+    def level(self, priority: object) -> int:
+        """Returns the place of a priority of the protocol, which counts from 1."""
+        return priority - 1 if type(priority) is int and 1 <= priority <= len(self.levels) else self.default
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """The configuration of a model version.
@@ -55,6 +102,7 @@ class ModelSpec:
         max_queue_delay_us: how long a request may wait for others to join its batch.
         max_queue_size: requests; 0 for the server's default.
         timeout_us: how long a request may wait in the queue; 0 for no limit.
+        policies: of the priorities; None for a queue of one level that refuses what waits too long.
         instances: empty for the default: one on each GPU, or else one on the CPU.
         filename: the model file, in the version's folder.
         label_files: label files in the model's folder, by the name of their output.
@@ -71,6 +119,7 @@ class ModelSpec:
     max_queue_delay_us: int
     max_queue_size: int
     timeout_us: int
+    policies: QueuePolicies | None = None
     version_policy: VersionPolicy
     instances: tuple[InstanceGroup, ...]
     filename: str
@@ -106,11 +155,37 @@ def to_spec(config: ModelConfig) -> ModelSpec:
         max_queue_delay_us=batching.max_queue_delay_microseconds,
         max_queue_size=batching.default_queue_policy.max_queue_size,
         timeout_us=batching.default_queue_policy.default_timeout_microseconds,
+        policies=_queue_policies(batching),
         version_policy=version_policy(config),
         instances=tuple(_instance_group(group) for group in config.instance_group),
         filename=config.default_model_filename,
         label_files=label_files,
         config=config,
+    )
+
+
+def _queue_policies(batching: ModelDynamicBatching) -> QueuePolicies | None:
+    levels, default = batching.priority_levels, batching.default_priority_level
+    if levels > MAX_PRIORITY_LEVELS:
+        raise LoadError(f"priority_levels must be at most {MAX_PRIORITY_LEVELS}, got {levels}")
+    if (levels and not 1 <= default <= levels) or (default and not levels):
+        raise LoadError(f"default_priority_level must be between 1 and priority_levels, {levels}, got {default}")
+    for priority in batching.priority_queue_policy:
+        if not 1 <= priority <= levels:
+            raise LoadError(f"priority_queue_policy must be of priorities from 1 to {levels}, got {priority}")
+    own = {priority: _queue_policy(policy) for priority, policy in batching.priority_queue_policy.items()}
+    other = _queue_policy(batching.default_queue_policy)
+    if not levels and not other.has_say:
+        return None
+    return QueuePolicies(tuple(own.get(place + 1, other) for place in range(levels or 1)), max(0, default - 1))
+
+
+def _queue_policy(policy: ModelQueuePolicy) -> QueuePolicy:
+    return QueuePolicy(
+        policy.max_queue_size,
+        policy.default_timeout_microseconds,
+        delays=policy.timeout_action == ModelQueuePolicy.DELAY,
+        allows_override=policy.allow_timeout_override,
     )
 
 

@@ -1,10 +1,12 @@
 """Checks of request parameters that gRPC and HTTP share."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from serving.errors import InvalidArgument, Unsupported, quote
 from serving.inference.request import RequestedOutput
+from serving.models.spec import QueuePolicies
 
 _TRITON_PARAMETERS = frozenset({"triton_enable_empty_final_response", "triton_grpc_error"})
 """Reserved keys that Triton's clients send, and that change nothing for requests with one response each."""
@@ -53,13 +55,40 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
             raise Unsupported("parameter 'sequence_id': the server does not keep the requests of a sequence together")
 
 
-def timeout_of(parameters: Mapping[str, Any]) -> float | None:
-    """Returns the seconds that a request may take by its parameter `timeout`, in microseconds; None for no limit.
+@dataclass(frozen=True, slots=True)
+class Scheduling:
+    """What a request's parameters, and its model's configuration, say of its time in the queue.
+
+    Args:
+        level: of priority, as in `QueuePolicies`.
+        wait_us: how long it may wait, by the policy of its level; 0 for no limit.
+        timeout_s: in which it must be answered; None for no limit.
+    """
+
+    level: int = 0
+    wait_us: int = 0
+    timeout_s: float | None = None
+
+
+def scheduling_of(parameters: Mapping[str, Any], policies: QueuePolicies | None) -> Scheduling:
+    """Returns what the parameters `priority` and `timeout` (in microseconds) mean for a model.
+
+    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_schedule_policy.md
 
     Raises:
-        InvalidArgument: `timeout` is not a whole number, or is negative.
+        InvalidArgument: one is not a whole number, or is negative.
     """
-    timeout = parameters.get("timeout", 0)
-    if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
-        raise InvalidArgument(f"parameter 'timeout' must be a whole number of microseconds, got {quote(timeout)}")
-    return timeout * 1e-6 if timeout else None
+    timeout = _whole_number(parameters, "timeout", " of microseconds")
+    timeout_s = timeout * 1e-6 if timeout else None
+    if policies is None:
+        return Scheduling(timeout_s=timeout_s)
+    level = policies.level(_whole_number(parameters, "priority"))
+    policy = policies.levels[level]
+    return Scheduling(level, policy.wait_us(timeout), None if policy.has_say else timeout_s)
+
+
+def _whole_number(parameters: Mapping[str, Any], name: str, unit: str = "") -> int:
+    value = parameters.get(name, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidArgument(f"parameter '{name}' must be a whole number{unit}, got {quote(value)}")
+    return value

@@ -1,30 +1,53 @@
 """What the configuration of a model says of its queue and its responses, with Triton's clients on every front end."""
 
+import queue
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
 
+from protos import grpc_service_pb2 as pb
 from serving.config import ServeConfig
-from tests.serving.conftest import Served, serve
+from tests.serving.conftest import SERVICE, Served, serve
+from tests.serving.test_conformance_batching import wait_until
 
 COUNTING_MODEL = """
+import pathlib
+import time
+
 runs = 0
 
 
 def run(batch):
     global runs
     runs += 1
+    while batch["x"].min() < 0 and pathlib.Path(__file__).with_name("held").exists():
+        time.sleep(0.001)
     return {"y": batch["x"] + 1000 * runs, "z": batch["x"]}
 """
 TENSORS = """
 backend: "python" max_batch_size: 4
 input { name: "x" data_type: TYPE_FP32 dims: 2 }
 output { name: "y" data_type: TYPE_FP32 dims: 2 } output { name: "z" data_type: TYPE_FP32 dims: 2 }
+"""
+
+
+PRIORITIES = """
+instance_group { count: 1 kind: KIND_CPU }
+dynamic_batching {
+  preferred_batch_size: 1
+  priority_levels: 2 default_priority_level: 2
+  default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 1000000000 }
+  priority_queue_policy { key: 1 value { max_queue_size: 2 allow_timeout_override: true } }
+}
 """
 
 
@@ -40,10 +63,11 @@ def extended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A server for each gRPC transport."""
     repository = tmp_path_factory.mktemp("models")
     write_model(repository, "cached", "response_cache { enable: true }")
+    write_model(repository, "urgent", PRIORITIES)
     config = ServeConfig(
         model_repository=str(repository),
         model_control_mode="explicit",
-        load_model=("cached",),
+        load_model=("cached", "urgent"),
         allow_model_code=True,
         transport=request.param,
         grpc_port=0,
@@ -66,6 +90,13 @@ def clients(extended: Served) -> Iterator[Clients]:
         triton_http.InferenceServerClient(f"127.0.0.1:{extended.server.http.port}") as http_client,
     ):
         yield (grpc_client, triton_grpc), (http_client, triton_http)
+
+
+def connect(served: Served, front_end: int) -> Any:
+    """Returns a new client, for several requests at once."""
+    if front_end == 0:
+        return triton_grpc.InferenceServerClient(served.target)
+    return triton_http.InferenceServerClient(f"127.0.0.1:{served.server.http.port}", concurrency=8)
 
 
 def ask(
@@ -109,3 +140,84 @@ def test_an_entry_does_not_outlive_its_version(extended: Served, clients: Client
     assert cache_counts(client, "cached") == (0, 0, 0)
     assert [ask(client, module, "cached", [[7, 7]]).as_numpy("z")[0, 0] for _ in range(2)] == [7, 7]
     assert cache_counts(client, "cached") == (1, 1, 2)
+
+
+# ---- Priorities ------------------------------------------------------------------------------------------------------
+
+
+class Held:
+    """A model whose only instance waits until the test lets it go."""
+
+    def __init__(self, served: Served, client: Any, module: Any) -> None:
+        self._file = served.server.repository._path / "urgent" / "1" / "held"
+        self._batcher = served.server.repository.get("urgent").batcher
+        self._client, self._module = client, module
+        self._pool = ThreadPoolExecutor(8)
+        self._answered: queue.SimpleQueue[tuple[float, str]] = queue.SimpleQueue()
+
+    def __enter__(self) -> "Held":
+        self._file.touch()
+        self._pool.submit(ask, self._client, self._module, "urgent", [[-1, -1]])
+        wait_until(lambda: self._batcher.num_running == 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.unlink(missing_ok=True)
+        self._pool.shutdown()
+
+    def send(self, name: str, **options: Any) -> None:
+        """Sends a request, and returns once it waits or is refused."""
+        waiting = self._batcher.num_queued
+
+        def run() -> None:
+            try:
+                answer = ask(self._client, self._module, "urgent", [[1, 1]], **options)
+                self._answered.put((float(answer.as_numpy("y")[0, 0]), name))
+            except InferenceServerException as error:
+                self._answered.put((0.0, f"{name}: {error.message()}"))
+
+        self._pool.submit(run)
+        wait_until(lambda: self._batcher.num_queued > waiting or not self._answered.empty())
+
+    def release(self, count: int) -> list[str]:
+        """Returns what was refused and what was answered, in the order in which the model ran it."""
+        self._file.unlink()
+        return [name for _, name in sorted(self._answered.get(timeout=60) for _ in range(count))]
+
+
+@pytest.mark.parametrize("front_end", [0, 1], ids=["grpc", "http"])
+def test_urgent_requests_go_first_and_have_a_queue_of_their_own(
+    extended: Served, clients: Clients, front_end: int
+) -> None:
+    _, module = clients[front_end]
+    with connect(extended, front_end) as client, Held(extended, client, module) as held:
+        held.send("default")
+        held.send("low", priority=2)
+        held.send("no such priority", priority=9)
+        held.send("urgent", priority=1)
+        held.send("expired", priority=1, timeout=1)
+        held.send("too many", priority=1)
+        expired, too_many, *answered = held.release(6)
+    assert re.match("expired: .*too late for model 'urgent'", expired)
+    assert re.match("too many: .*the queue of model 'urgent' is full", too_many)
+    assert answered == ["urgent", "default", "low", "no such priority"]
+
+
+@pytest.mark.parametrize("front_end", [0, 1], ids=["grpc", "http"])
+def test_a_time_out_is_the_policy_s_where_it_delays(extended: Served, clients: Clients, front_end: int) -> None:
+    _, module = clients[front_end]
+    with connect(extended, front_end) as client, Held(extended, client, module) as held:
+        held.send("has no say", priority=2, timeout=1)
+        assert held.release(1) == ["has no say"]
+
+
+def test_a_priority_must_be_a_number(extended: Served) -> None:
+    request = pb.ModelInferRequest(model_name="urgent")
+    request.parameters["priority"].string_param = "high"
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    request.raw_input_contents.append(bytes(8))
+    call = extended.channel.unary_unary(
+        SERVICE + "ModelInfer", pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString
+    )
+    with pytest.raises(grpc.RpcError, match="parameter 'priority' must be a whole number, got 'high'"):
+        call(request)

@@ -17,6 +17,7 @@ from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
 from serving.frontends.http.responses import SUBMITTED
 from serving.inference.request import RequestContext, RequestHandle
 from serving.inference.service import InferenceService
+from serving.models.spec import QueuePolicies
 from serving.protocol.json_infer import MAX_INLINE_BYTES as MAX_INLINE_OUTPUT_BYTES
 from serving.protocol.json_infer import JsonRequest, JsonResponse
 
@@ -104,7 +105,8 @@ class InferEndpoint:
         count_decompressed(scope, body)
         path = scope["path_params"]
         model, version = path["model"], path.get("version", "")
-        self._service.repository.get(model, version)  # fails early: do not parse tensors for an unknown model
+        # Fails early: do not parse tensors for an unknown model.
+        policies = self._service.repository.get(model, version).spec.policies
         length = header_length(headers.get(HEADER_LENGTH))
         request = JsonRequest(body, length, model, version)
         if (len(body) if length is None else length) > MAX_INLINE_BYTES:
@@ -112,7 +114,7 @@ class InferEndpoint:
         else:
             request.parse()
         scope[SUBMITTED] = True
-        response = await self._infer(request, context, receive)
+        response = await self._infer(request, context, receive, policies)
         if response.size_in_json > MAX_INLINE_OUTPUT_BYTES:
             payload, length = await self._executor.run(response.render, self._max_body_bytes)
         else:
@@ -120,8 +122,13 @@ class InferEndpoint:
         await send({"type": "http.response.start", "status": 200, "headers": response_headers(payload, length)})
         await send({"type": "http.response.body", "body": payload})
 
-    async def _infer(self, request: JsonRequest, context: RequestContext, receive: Receive) -> JsonResponse:
-        timeout_us = request.parse().parameters.get("timeout")
+    async def _infer(
+        self, request: JsonRequest, context: RequestContext, receive: Receive, policies: QueuePolicies | None
+    ) -> JsonResponse:
+        parameters = request.parse().parameters
+        timeout_us = parameters.get("timeout")
+        if policies is not None and policies.levels[policies.level(parameters.get("priority"))].has_say:
+            timeout_us = None  # it bounds the time in the queue alone
         response: JsonResponse = await await_response(
             self._bridge, lambda sink: self._service.infer_json(request, context, sink), timeout_us, receive
         )

@@ -6,7 +6,7 @@ from google.protobuf import text_format
 from protos.model_config_pb2 import ModelConfig
 from serving.errors import LoadError
 from serving.models.devices import InstanceGroup
-from serving.models.spec import VersionPolicy, to_spec, version_policy
+from serving.models.spec import QueuePolicy, VersionPolicy, to_spec, version_policy
 from serving.protocol.tensors import DATATYPES, TensorSpec
 from tests.serving.model_files import SCALE_CONFIG
 
@@ -89,3 +89,63 @@ def test_invalid_values_are_rejected(text, reason):
 def test_version_policies(text, present, candidates, num_versions):
     policy = version_policy(parsed(text))
     assert (policy.candidates(present), policy.num_versions) == (candidates, num_versions)
+
+
+# ---- Queue policies --------------------------------------------------------------------------------------------------
+
+
+def batching(text: str) -> str:
+    return SCALE_CONFIG + f"dynamic_batching {{ {text} }}"
+
+
+def test_levels_have_their_own_policy_or_the_default():
+    spec = spec_of(
+        batching(
+            """priority_levels: 3 default_priority_level: 2
+            default_queue_policy { default_timeout_microseconds: 500 }
+            priority_queue_policy {
+              key: 1 value { timeout_action: DELAY max_queue_size: 7 allow_timeout_override: true }
+            }
+            """
+        )
+    )
+    first, *others = spec.policies.levels
+    assert first == QueuePolicy(max_queue_size=7, delays=True, allows_override=True)
+    assert others == [QueuePolicy(timeout_us=500)] * 2
+    assert [spec.policies.level(priority) for priority in (0, 1, 2, 3, 4, "1", None)] == [1, 0, 1, 2, 1, 1, 1]
+    assert not others[0].has_say
+    assert first.has_say
+
+
+@pytest.mark.parametrize("text", ["timeout_action: DELAY", "allow_timeout_override: true"])
+def test_a_policy_that_has_a_say_needs_no_levels(text):
+    (policy,) = spec_of(batching(f"default_queue_policy {{ {text} }}")).policies.levels
+    assert policy.has_say
+
+
+@pytest.mark.parametrize("text", ["", "default_queue_policy { max_queue_size: 4 default_timeout_microseconds: 5 }"])
+def test_a_plain_queue_has_no_policies(text):
+    assert spec_of(batching(text)).policies is None
+
+
+@pytest.mark.parametrize(
+    ("default", "allows", "asked", "waits"),
+    [(0, False, 0, 0), (50, False, 20, 50), (50, True, 20, 20), (50, True, 90, 50), (0, True, 20, 20), (0, True, 0, 0)],
+)
+def test_a_request_may_only_shorten_its_time_and_only_if_the_policy_allows_it(default, allows, asked, waits):
+    assert QueuePolicy(timeout_us=default, allows_override=allows).wait_us(asked) == waits
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("priority_levels: 101 default_priority_level: 1", "priority_levels must be at most 100, got 101"),
+        ("priority_levels: 2", "default_priority_level must be between 1 and priority_levels, 2, got 0"),
+        ("priority_levels: 2 default_priority_level: 3", "between 1 and priority_levels, 2, got 3"),
+        ("default_priority_level: 1", "between 1 and priority_levels, 0, got 1"),
+        ("priority_queue_policy { key: 1 value { } }", "must be of priorities from 1 to 0, got 1"),
+    ],
+)
+def test_priorities_that_do_not_exist_are_rejected(text, reason):
+    with pytest.raises(LoadError, match=reason):
+        spec_of(batching(text))
