@@ -55,8 +55,9 @@ class Service:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "trainer.service", "--store", str(self._folder / "jobs.db")]
+        command += ["--port", self._port, "--http-port", "0", "--metrics-port", "0"]
         with (self._folder / "service.log").open("a") as log:
-            self.process = subprocess.Popen([*command, "--port", self._port, "--metrics-port", "0"], stderr=log)
+            self.process = subprocess.Popen(command, stderr=log)
 
     def address(self) -> str:
         """Waits until it serves; returns its address, which stays."""

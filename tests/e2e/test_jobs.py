@@ -15,13 +15,14 @@ import pytest
 from tests.serving.server_process import ServerProcess
 from trainer.service.client import RemoteJobs
 from trainer.service.jobs import JobSpec, JobState
+from trainer.service.operations import LogRange
 
 pytestmark = pytest.mark.minutes
 
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> Iterator[RemoteJobs]:
-    options = ["--store", str(tmp_path / "jobs.db"), "--port", "0", "--metrics-port", "0"]
+    options = ["--store", str(tmp_path / "jobs.db"), "--port", "0", "--http-port", "0", "--metrics-port", "0"]
     command = [sys.executable, "-m", "trainer.service", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -60,7 +61,7 @@ def test_a_job_is_cancelled_continued_and_its_model_is_served(jobs: RemoteJobs, 
         *_, last = jobs.watch(job.id)
         assert (last.data["state"], last.data["attempt"]) == (JobState.SUCCEEDED, 2)
         assert last.data["reason"].endswith(f"published in {models}/digits/1")
-        assert b"test accuracy" in b"".join(jobs.read_log(job.id))
+        assert b"test accuracy" in b"".join(jobs.read_log(job.id, LogRange()))
         assert json.loads((run / "result.json").read_text())["epochs"] == 3
         url = f"http://127.0.0.1:{server.http_port()}/v2/models/digits/ready"
         until = time.monotonic() + 60

@@ -14,7 +14,7 @@ from trainer.service.embedded import user_name
 from trainer.service.engines.engine import Plan
 from trainer.service.jobs import Devices, Event, Job, JobSpec, JobState
 from trainer.service.messages import DEFAULT_PORT, SERVICE, USER, from_spec, from_state, to_event, to_job
-from trainer.service.operations import Capacity
+from trainer.service.operations import Capacity, LogRange
 
 TIMEOUT_S = 30.0
 _CANNOT_BE_MET = {
@@ -107,11 +107,11 @@ class RemoteJobs:
                 time.sleep(1.0)
         raise TrainerError(f"the service at {self._address} does not answer")
 
-    def read_log(
-        self, number: int, *, follow: bool = False, tail: int | None = None, attempt: int | None = None
-    ) -> Iterator[bytes]:
+    def read_log(self, number: int, wanted: LogRange) -> Iterator[bytes]:
         """Yields the output of a job, as `Operations.read_log` does."""
-        request = pb.StreamLogsRequest(id=number, follow=follow, tail=tail, attempt=attempt or 0)
+        request = pb.StreamLogsRequest(
+            id=number, follow=wanted.follow, tail=wanted.tail, attempt=wanted.attempt or 0, rank=wanted.rank
+        )
         try:
             for message in self._stream("StreamLogs", request, pb.LogChunk):
                 yield message.content

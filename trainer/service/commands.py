@@ -19,6 +19,8 @@ from convoy.verbs import Verb, run_verb
 from trainer.cli import parse, run_command
 from trainer.service.embedded import default_store, open_jobs, user_name
 from trainer.service.jobs import FINAL, Job, JobState
+from trainer.service.json_values import event_json, job_json
+from trainer.service.operations import LogRange
 from trainer.service.submission import Submission, to_spec
 
 if TYPE_CHECKING:
@@ -117,6 +119,8 @@ class LogsConfig(JobConfig):
     """Begin with the last lines only."""
     attempt: Annotated[int | None, option("NUMBER", "the last one")] = None
     """Print the output of another attempt."""
+    rank: Annotated[int | None, option("NUMBER", "all")] = None
+    """Print the output of one rank only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +189,7 @@ def _list(config: ListConfig) -> None:
         states = [JobState(name.upper()) for name in config.state]
         found = jobs.find(states=states, before=config.before, limit=config.limit)
     if config.json:
-        print("\n".join(json.dumps(as_json(job)) for job in found))
+        print("\n".join(json.dumps(job_json(job)) for job in found))
         return
     if not found:
         print("no jobs" + (f" that are {' or '.join(config.state)}" if config.state else ""))
@@ -204,7 +208,7 @@ def _show(config: ShowConfig) -> None:
         events = jobs.events(config.job)
         plan = jobs.plan(job.spec)
     if config.json:
-        print(json.dumps(as_json(job) | {"events": [_event_json(event) for event in events]}))
+        print(json.dumps(job_json(job) | {"events": [event_json(event) for event in events]}))
         return
     facts = {
         "state": _stands(job) + (f": {job.reason}" if job.reason else ""),
@@ -230,8 +234,9 @@ def _show(config: ShowConfig) -> None:
 
 
 def _logs(config: LogsConfig) -> None:
+    wanted = LogRange(follow=config.follow, tail=config.tail, attempt=config.attempt, rank=config.rank)
     with config.open() as jobs:
-        for chunk in jobs.read_log(config.job, follow=config.follow, tail=config.tail, attempt=config.attempt):
+        for chunk in jobs.read_log(config.job, wanted):
             sys.stdout.write(chunk.decode(errors="replace"))
             sys.stdout.flush()
 
@@ -240,7 +245,7 @@ def _watch(config: WatchConfig) -> int:
     with config.open() as jobs:
         for event in jobs.watch(config.job, after=config.after):
             if config.json:
-                print(json.dumps(_event_json(event)), flush=True)
+                print(json.dumps(event_json(event)), flush=True)
             else:
                 print(f"{_clock(event.time)}  {_describe_event(event.kind, event.data)}", flush=True)
         return 0 if jobs.get(config.job).state is JobState.SUCCEEDED else 1
@@ -267,13 +272,12 @@ def _delete(config: JobConfig) -> None:
 def _capacity(config: CapacityConfig) -> None:
     with config.open() as jobs:
         capacity = jobs.capacity(config.engine)
-    machine, active = capacity.machine, capacity.active
-    if machine is None:
+    active = capacity.active
+    if capacity.machine is None:
         print(f"{config.engine} queues jobs itself; {len(active)} are with it")
         return
-    gpus = sum(len(job.devices.gpus) for job in active)
-    cpus = sum(len(job.devices.cpus) for job in active)
-    print(f"GPUs: {gpus} of {len(machine.gpus)} in use\nCPUs: {cpus} of {len(machine.cpus)} in use")
+    print(f"GPUs: {capacity.gpus_in_use} of {capacity.num_gpus} in use")
+    print(f"CPUs: {capacity.cpus_in_use} of {capacity.num_cpus} in use")
     for job in active:
         print(f"  job {job.id}  {_devices(job)}")
 
@@ -289,23 +293,6 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None], str]] = {
     "delete": (JobConfig, _delete, "delete a job that has ended; its run folder stays"),
     "capacity": (CapacityConfig, _capacity, "show what the machine has and its jobs use"),
 }
-
-
-def as_json(job: Job) -> dict[str, Any]:
-    """Returns a job as `--json` prints it."""
-    names = ("id", "owner", "state", "reason", "attempt", "num_retries", "submitted_at", "started_at", "ended_at")
-    facts = {name: getattr(job, name) for name in (*names, "exit_code", "failing_rank")}
-    return facts | {
-        "engine": job.spec.engine,
-        "arguments": list(job.spec.arguments),
-        "run_folder": job.spec.run_folder,
-        "devices": job.devices.to_json(),
-        "figures": job.progress.get("figures", {}),
-    }
-
-
-def _event_json(event: Any) -> dict[str, Any]:
-    return {"number": event.number, "time": event.time, "kind": event.kind, **event.data}
 
 
 def _row(job: Job) -> tuple[str, ...]:

@@ -88,6 +88,11 @@ class JobSpec:
         """Processes of each host."""
         return self.ranks or max(1, self.gpus)
 
+    @property
+    def max_ranks(self) -> int:
+        """Processes of all hosts, at most."""
+        return self.nodes[1] * self.num_ranks
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

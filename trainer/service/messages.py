@@ -1,13 +1,14 @@
 """The messages of `protos/training.proto`, from and to values."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from protos import training_pb2 as pb
 from trainer.errors import ConfigError
 from trainer.service.jobs import DEFAULT_RETRIES, Devices, Event, Job, JobSpec, JobState
-from trainer.service.operations import Capacity
+from trainer.service.operations import Capacity, LogRange
 
 SERVICE = "convoy.training.v1.TrainingService"
 DEFAULT_PORT = 8003
@@ -44,9 +45,10 @@ def to_spec(message: pb.JobSpec) -> JobSpec:
         if getattr(message, name) < 0:
             raise ConfigError(f"{name} is {getattr(message, name)}: must not be negative")
     least = message.min_nodes or 1
-    if not PurePosixPath(message.working_folder).is_absolute():
-        raise ConfigError(f"working_folder is {message.working_folder!r}: must be an absolute path")
-    run_folder = message.run_folder or str(PurePosixPath(message.working_folder) / "runs" / "job-{id}")
+    working_folder = message.working_folder or os.getcwd()
+    if not PurePosixPath(working_folder).is_absolute():
+        raise ConfigError(f"working_folder is {working_folder!r}: must be an absolute path")
+    run_folder = message.run_folder or str(PurePosixPath(working_folder) / "runs" / "job-{id}")
     if not PurePosixPath(run_folder).is_absolute():
         raise ConfigError(f"run_folder is {run_folder!r}: must be an absolute path")
     return JobSpec(
@@ -59,7 +61,7 @@ def to_spec(message: pb.JobSpec) -> JobSpec:
         memory_mb=message.memory_mb,
         priority=message.priority,
         max_retries=message.max_retries if message.HasField("max_retries") else DEFAULT_RETRIES,
-        working_folder=message.working_folder,
+        working_folder=working_folder,
         run_folder=run_folder,
         environment=dict(message.environment),
         engine_options=dict(message.engine_options),
@@ -130,6 +132,20 @@ def to_states(numbers: Iterable[int]) -> list[JobState]:
         raise ConfigError(f"states: {error}") from None
 
 
+def to_log_range(message: pb.StreamLogsRequest) -> LogRange:
+    """Returns what somebody wants to read.
+
+    Raises:
+        ConfigError: a number is impossible.
+    """
+    return LogRange(
+        follow=message.follow,
+        tail=message.tail if message.HasField("tail") else None,
+        attempt=message.attempt or None,
+        rank=message.rank if message.HasField("rank") else None,
+    )
+
+
 def from_event(event: Event) -> pb.Event:
     message = pb.Event(number=event.number, time=event.time)
     match event.kind:
@@ -156,12 +172,11 @@ def to_event(message: pb.Event) -> Event:
 
 
 def from_capacity(capacity: Capacity) -> pb.Capacity:
-    machine = capacity.machine or Devices()
     return pb.Capacity(
         queues_itself=capacity.machine is None,
-        gpus=len(machine.gpus),
-        cpus=len(machine.cpus),
-        gpus_in_use=sum(len(job.devices.gpus) for job in capacity.active),
-        cpus_in_use=sum(len(job.devices.cpus) for job in capacity.active),
+        gpus=capacity.num_gpus,
+        cpus=capacity.num_cpus,
+        gpus_in_use=capacity.gpus_in_use,
+        cpus_in_use=capacity.cpus_in_use,
         active_jobs=[job.id for job in capacity.active],
     )

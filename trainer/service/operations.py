@@ -25,6 +25,47 @@ class Capacity:
     machine: Devices | None
     active: tuple[Job, ...]
 
+    @property
+    def num_gpus(self) -> int:
+        return len(self.machine.gpus) if self.machine else 0
+
+    @property
+    def num_cpus(self) -> int:
+        return len(self.machine.cpus) if self.machine else 0
+
+    @property
+    def gpus_in_use(self) -> int:
+        return sum(len(job.devices.gpus) for job in self.active)
+
+    @property
+    def cpus_in_use(self) -> int:
+        return sum(len(job.devices.cpus) for job in self.active)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRange:
+    """What somebody wants to read of a job's output.
+
+    Args:
+        follow: also what is added, by later attempts too, until the job has ended.
+        tail: of what is there, only so many last lines; None for all.
+        attempt: counted from 1; it is not followed. None for the last one.
+        rank: only the lines of this rank; None for all lines.
+
+    Raises:
+        ConfigError: a number is impossible.
+    """
+
+    follow: bool = False
+    tail: int | None = None
+    attempt: int | None = None
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tail", "rank"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name} {getattr(self, name)}: must not be negative")
+
 
 POLL_S = 0.5
 """Between two looks at a job that is followed."""
@@ -178,24 +219,11 @@ class Operations:
                 return
             time.sleep(POLL_S)
 
-    def read_log(
-        self,
-        number: int,
-        *,
-        follow: bool = False,
-        tail: int | None = None,
-        attempt: int | None = None,
-        owner: str | None = None,
-    ) -> Iterator[bytes]:
-        """Yields the output of a job's last attempt.
-
-        Args:
-            follow: also what is added, by later attempts too, until the job has ended.
-            tail: of what is there, only so many last lines.
-            attempt: another attempt, counted from 1; it is not followed.
+    def read_log(self, number: int, wanted: LogRange, *, owner: str | None = None) -> Iterator[bytes]:
+        """Yields the output of a job.
 
         Raises:
-            ConfigError: there is no such attempt.
+            ConfigError: there is no such attempt, or no such rank.
             UnknownJobError: there is no such job.
         """
 
@@ -204,14 +232,14 @@ class Operations:
             return job, self._controller.engine(job.spec.engine).logs(job)
 
         job, paths = look()
-        if attempt is not None and not 1 <= attempt <= job.attempt:
-            raise ConfigError(f"--attempt {attempt}: job {number} has {job.attempt}")
-        if follow and attempt is None:
-            return logs.follow(look, tail)
+        if wanted.attempt is not None and not 1 <= wanted.attempt <= job.attempt:
+            raise ConfigError(f"attempt {wanted.attempt}: job {number} has {job.attempt}")
+        prefix = logs.prefix_of(wanted.rank, job.spec)
+        if wanted.follow and wanted.attempt is None:
+            return logs.follow(look, wanted.tail, prefix)
         if not paths:
             return iter(())
-        path = paths[(attempt or len(paths)) - 1]
-        return logs.read(path, 0 if tail is None else logs.tail(path, tail))
+        return logs.read(paths[(wanted.attempt or len(paths)) - 1], wanted.tail, prefix)
 
     def _change(self, number: int, owner: str | None, change: Callable[[Job], None]) -> Job:
         for _ in range(_NUM_TRIES):

@@ -1,6 +1,7 @@
 """What the end of an attempt means for its job."""
 
 import json
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ _PERMANENT = {
 }
 """Failures that another attempt would repeat."""
 _STOPPED = {code for number in STOP_SIGNALS for code in (128 + number, -number)}
+_ERROR = re.compile(r"(\[rank (?P<rank>\d+)\] )?error: (?P<message>.*)")
 _TAIL_BYTES = 64 * 1024
 
 
@@ -96,8 +98,8 @@ def _failure(job: Job, log: Path | None) -> tuple[str, int | None]:
         ranks = report.get("ranks") or [None]
         return str(report.get("message", "")).strip(), ranks[0]
     for line in reversed(_last_lines(log)):
-        if line.startswith("error: "):
-            return line.removeprefix("error: "), None
+        if found := _ERROR.match(line):
+            return found["message"], None if found["rank"] is None else int(found["rank"])
     return "", None
 
 

@@ -1,10 +1,11 @@
-"""The process of the service: the controller's thread, gRPC, metrics, and their orderly end."""
+"""The process of the service: the controller's thread, gRPC, REST, metrics, and their orderly end."""
 
 import asyncio
 import logging
 import signal
 import threading
 from collections.abc import Iterable
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 from grpc_reflection.v1alpha import reflection
@@ -15,11 +16,14 @@ from convoy.auth import TokenFile
 from convoy.tls import TlsFiles
 from protos import health_pb2
 from protos.pool import POOL
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, TrainerError
 from trainer.service.controller import Controller
 from trainer.service.messages import SERVICE
+from trainer.service.methods import SCOPES, Methods
 from trainer.service.operations import Operations
-from trainer.service.servicer import SCOPES, Servicer
+from trainer.service.rest.app import build_app
+from trainer.service.rest.server import RestServer
+from trainer.service.servicer import Servicer
 from trainer.service.settings import ServiceConfig
 from trainer.service.store import JobStore
 
@@ -39,6 +43,7 @@ class ControllerThread:
         self._controller = controller
         self._woken = threading.Event()
         self._is_over = False
+        self._complaint = ""
         self._thread = threading.Thread(target=self._run, name="controller")
 
     def start(self) -> None:
@@ -61,9 +66,13 @@ class ControllerThread:
             self._woken.clear()
             try:
                 leads = self._controller.make_pass()
-            except Exception:  # such as a store that is gone for a minute
+            except TrainerError as error:  # such as a store that is gone for a minute
+                self._complain(str(error))
+                continue
+            except Exception:
                 logger.exception("a pass failed; the next one tries again")
                 continue
+            self._complain("")
             if leads is not was_leading:
                 logger.info("this service leads" if leads else "another service leads: this one answers its callers")
                 was_leading = leads
@@ -71,6 +80,14 @@ class ControllerThread:
             self._controller.resign()
         except Exception:
             logger.exception("the lease could not be given up; it ends by itself")
+
+    def _complain(self, complaint: str) -> None:
+        """Logs an error once, and its end."""
+        if complaint and complaint != self._complaint:
+            logger.error("%s; jobs go on, and the service tries again every %g s", complaint, PASS_EVERY_S)
+        elif self._complaint and not complaint:
+            logger.info("the store can be used again")
+        self._complaint = complaint
 
 
 class JobMetrics:
@@ -106,38 +123,50 @@ def serve(config: ServiceConfig) -> int:
 
 
 async def _serve(config: ServiceConfig, store: JobStore, tokens: TokenFile | None, tls: TlsFiles | None) -> int:
-    controller = Controller(store, config.engine_folder, log=logger.info)
-    thread = ControllerThread(controller)
-    servicer = Servicer(Operations(store, controller, thread.wake), tokens, logger.error)
+    thread = ControllerThread(controller := Controller(store, config.engine_folder, log=logger.info))
+    methods = Methods(Operations(store, controller, thread.wake), tokens)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers([servicer.handlers(), _health()])
+    server.add_generic_rpc_handlers([Servicer(methods, logger.error).handlers(), _health()])
     reflection.enable_server_reflection([SERVICE, HEALTH, reflection.SERVICE_NAME], server, pool=POOL)
-    address = f"{config.host}:{config.port}"
-    try:
-        if tls is None:
-            port = server.add_insecure_port(address)
-        else:
-            files = tls.current()
-            port = server.add_secure_port(address, grpc.ssl_server_credentials([(files.key, files.chain)]))
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(JobMetrics(store))
-        metrics, _ = start_http_server(config.metrics_port, config.host, registry)
-    except (RuntimeError, OSError) as error:
-        raise ConfigError(f"cannot listen on {address} or port {config.metrics_port}: {error}") from None
+    port = _open_port(server, f"{config.host}:{config.port}", tls)
+    rest = RestServer(build_app(methods), config.host, config.http_port, tls.server_context() if tls else None)
+    metrics, metrics_port = _start_metrics(config, store)
     await server.start()
+    await rest.start()
     thread.start()
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
-    logger.info("serving on grpc %s:%d, metrics %s:%d", config.host, port, config.host, metrics.server_port)
+    ports = f"grpc {config.host}:{port}, http {config.host}:{rest.port}, metrics {config.host}:{metrics_port}"
+    logger.info("serving on %s", ports)
     await over.wait()
     logger.info("stopping; jobs go on")
-    await server.stop(GRACE_S)
-    servicer.close()
+    await asyncio.gather(server.stop(GRACE_S), rest.stop(GRACE_S))
+    methods.close()
     metrics.shutdown()
     metrics.server_close()
     await asyncio.to_thread(thread.stop)
     return 0
+
+
+def _open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> int:
+    try:
+        if tls is None:
+            return int(server.add_insecure_port(address))
+        files = tls.current()
+        return int(server.add_secure_port(address, grpc.ssl_server_credentials([(files.key, files.chain)])))
+    except RuntimeError as error:
+        raise ConfigError(f"cannot listen on {address}: {error}") from None
+
+
+def _start_metrics(config: ServiceConfig, store: JobStore) -> tuple[WSGIServer, int]:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(JobMetrics(store))
+    try:
+        metrics, _ = start_http_server(config.metrics_port, config.host, registry)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {config.host} port {config.metrics_port}: {error}") from None
+    return metrics, metrics.server_port
 
 
 def _health() -> grpc.GenericRpcHandler:

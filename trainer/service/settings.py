@@ -10,7 +10,7 @@ from trainer.service.embedded import default_store, engine_folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceConfig:
-    """Runs submitted trainings, one after another as the machine has room, and answers for them over gRPC."""
+    """Runs submitted trainings, one after another as the machine has room, and answers for them over gRPC and REST."""
 
     store: Annotated[str, option("FILE", "~/.local/state/convoy/jobs.db")] = field(
         default_factory=lambda: str(default_store())
@@ -20,6 +20,8 @@ class ServiceConfig:
     """Address to listen on. Another one than this machine's own needs --token-file."""
     port: int = 8003
     """Port of gRPC; 0 for any that is free."""
+    http_port: int = 8004
+    """Port of the REST API; 0 for any that is free."""
     metrics_port: int = 8005
     """Port of the metrics for Prometheus; 0 for any that is free."""
     token_file: Annotated[Path | None, option("FILE", "none")] = None

@@ -5,7 +5,8 @@ by its lease: a change that comes too late changes nothing and raises `StaleErro
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -27,6 +28,10 @@ class JobStateError(ConfigError):
     """The job is in a state in which that cannot be done."""
 
 
+class StoreError(TrainerError):
+    """The database does not answer, or its disk is full. Nothing has changed; a later try may succeed."""
+
+
 class StaleError(TrainerError):
     """The job has changed, or the controller has lost its lease, since it was read."""
 
@@ -46,6 +51,8 @@ class Lease:
 class JobStore:
     """The jobs in a database. Thread-safe; several processes may share a database.
 
+    Every method raises `StoreError` while the database does not answer or its disk is full.
+
     Args:
         url: see `tables.connect`.
 
@@ -56,7 +63,7 @@ class JobStore:
     def __init__(self, url: str) -> None:
         self._engine = connect(url)
         self._reading = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-        with self._reading.connect() as connection:
+        with self._reads() as connection:
             self.identity: str = connection.scalars(sa.select(identities.c.identity)).one()
         """Tells this store from others, whose jobs have the same numbers."""
 
@@ -86,12 +93,12 @@ class JobStore:
             return known, False
 
     def _with_key(self, owner: str, key: str) -> Job | None:
-        with self._reading.connect() as connection:
+        with self._reads() as connection:
             row = connection.execute(sa.select(jobs).where(jobs.c.owner == owner, jobs.c.key == key)).first()
         return None if row is None else _job(row)
 
     def _insert(self, spec: JobSpec, owner: str, key: str | None) -> Job:
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             now = self._now(connection)
             values: dict[str, Any] = {
                 "owner": owner,
@@ -117,7 +124,7 @@ class JobStore:
         Raises:
             UnknownJobError: there is no such job.
         """
-        with self._reading.connect() as connection:
+        with self._reads() as connection:
             row = connection.execute(sa.select(jobs).where(jobs.c.id == number)).first()
         if row is None or owner not in (None, row.owner):
             raise UnknownJobError(f"there is no job {number}")
@@ -138,20 +145,20 @@ class JobStore:
             query = query.where(jobs.c.state.in_(states))
         if before is not None:
             query = query.where(jobs.c.id < before)
-        with self._reading.connect() as connection:
+        with self._reads() as connection:
             return [_job(row) for row in connection.execute(query)]
 
     def count(self) -> dict[JobState, int]:
         """Returns the number of jobs in each state."""
         query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
-        with self._reading.connect() as connection:
+        with self._reads() as connection:
             found = {JobState(state): number for state, number in connection.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
 
     def unfinished(self) -> list[Job]:
         """Returns all jobs that are queued or active: higher priorities first, then in the order of their numbers."""
         query = sa.select(jobs).where(jobs.c.state.in_([JobState.QUEUED, *ACTIVE]))
-        with self._reading.connect() as connection:
+        with self._reads() as connection:
             return [_job(row) for row in connection.execute(query.order_by(jobs.c.priority.desc(), jobs.c.id))]
 
     def change(
@@ -180,7 +187,7 @@ class JobStore:
         """
         if state not in FOLLOWING[job.state]:
             raise ValueError(f"job {job.id}: {state} cannot follow {job.state}")
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             now = self._now(connection)
             values |= {"state": state, "reason": reason, "not_before": now + pause_s if pause_s else 0.0}
             if state is JobState.STARTING:
@@ -199,7 +206,7 @@ class JobStore:
         Raises:
             StaleError: the job has changed its state.
         """
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             self._update(connection, job, None, {"stop": stop})
             return _job(connection.execute(sa.select(jobs).where(jobs.c.id == job.id)).one())
 
@@ -209,14 +216,14 @@ class JobStore:
         Raises:
             StaleError: as in `change`.
         """
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             self._update(connection, job, lease, {"progress": progress})
             _append(connection, job.id, self._now(connection), [("progress", line) for line in lines])
 
     def events(self, number: int, *, after: int = 0, limit: int = 1000) -> list[Event]:
         """Returns a job's events whose numbers are larger than `after`, oldest first."""
         query = sa.select(events).where(events.c.job_id == number, events.c.number > after)
-        with self._reading.connect() as connection:
+        with self._reads() as connection:
             rows = connection.execute(query.order_by(events.c.number).limit(limit))
             return [Event(row.number, row.time, row.kind, row.data) for row in rows]
 
@@ -229,14 +236,14 @@ class JobStore:
         """
         if job.state not in FINAL:
             raise JobStateError(f"job {job.id} is {job.state}: cancel it first")
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(events.delete().where(events.c.job_id == job.id))
             if connection.execute(jobs.delete().where(jobs.c.id == job.id, jobs.c.state == job.state)).rowcount != 1:
                 raise StaleError(f"job {job.id} has changed")
 
     def acquire_lease(self, holder: str, duration_s: float, *, name: str = CONTROLLER) -> Lease | None:
         """Takes a lease that is free or has expired, or extends the holder's own; returns None if another holds it."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             now = self._now(connection)
             row = connection.execute(sa.select(leases).where(leases.c.name == name).with_for_update()).first()
             if row is None:
@@ -253,13 +260,23 @@ class JobStore:
     def release_lease(self, lease: Lease, *, name: str = CONTROLLER) -> None:
         """Ends a lease before its time, if it still holds."""
         mine = leases.update().where(leases.c.name == name, leases.c.token == lease.token)
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(mine.values(expires_at=0.0))
 
     def now(self) -> float:
         """Returns the time of the store's clock, in seconds since 1970."""
-        with self._reading.connect() as connection:
+        with self._reads() as connection:
             return self._now(connection)
+
+    @contextmanager
+    def _reads(self) -> Iterator[sa.Connection]:
+        with _translated_errors(), self._reading.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        with _translated_errors(), self._engine.begin() as connection:
+            yield connection
 
     def _update(self, connection: sa.Connection, job: Job, lease: Lease | None, values: dict[str, Any]) -> None:
         guarded = jobs.update().where(
@@ -277,6 +294,16 @@ class JobStore:
         now = connection.scalar(sa.select(sa.func.extract("epoch", sa.func.clock_timestamp())))
         assert now is not None
         return float(now)
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Raises `StoreError` for an error that is the database's own and no defect of a statement."""
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+        cause = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
+        raise StoreError(f"the store of the jobs cannot be used: {cause}") from error
 
 
 def _append(connection: sa.Connection, number: int, now: float, new: Sequence[tuple[str, dict[str, Any]]]) -> None:

@@ -15,6 +15,8 @@ from sqlalchemy.pool import NullPool
 from trainer.errors import ConfigError
 
 SCHEMA_VERSION = 1
+CREATION_LOCK = 0x636F6E766F79
+"""PostgreSQL's number of the lock under which the tables are created: "convoy" in ASCII."""
 BUSY_TIMEOUT_S = 30
 """Longest wait of a write for another process's."""
 
@@ -87,6 +89,8 @@ def connect(url: str) -> sa.Engine:
     try:
         engine = _create_engine(address)
         with engine.begin() as connection:
+            if connection.dialect.name == "postgresql":  # two services may create the tables of a new store at once
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(CREATION_LOCK)))
             metadata.create_all(connection)
             found = connection.scalar(sa.select(sa.func.max(identities.c.schema_version)))
             if found is None:

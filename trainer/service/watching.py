@@ -1,7 +1,7 @@
 """One look at a watched job serves all that watch it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from trainer.service.jobs import FINAL, Event, Job
@@ -42,7 +42,11 @@ class Watches:
         self._read = read
         self._watched: dict[int, _Watched] = {}
 
-    async def follow(self, number: int, after: int) -> AsyncIterator[Event]:
+    def __len__(self) -> int:
+        """Returns the number of jobs that somebody watches."""
+        return len(self._watched)
+
+    async def follow(self, number: int, after: int) -> AsyncGenerator[Event]:
         """Yields a job's events after the one of that number, until the job has ended.
 
         Raises:

@@ -16,43 +16,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos import health_pb2
 from tests.serving.certificates import Authority, write
+from tests.trainer.service.service_process import QUICK, SLOW, Service, spec
 from trainer.errors import ConfigError, TrainerError
 from trainer.service.client import RemoteJobs
-from trainer.service.jobs import JobSpec, JobState
+from trainer.service.jobs import JobState
+from trainer.service.operations import LogRange
 
-START = (
-    "import sys; from trainer.service import engines;"
-    "engines._OURS['script'] = 'tests.trainer.service.script_engine:ScriptEngine';"
-    "from trainer.service.__main__ import main; sys.exit(main(sys.argv[1:]))"
-)
-QUICK = "import sys, pathlib; run = pathlib.Path(sys.argv[1]); run.mkdir(parents=True, exist_ok=True); print('hi');"
-QUICK += "(run / 'result.json').write_text('{}')"
 SCOPES = {"ada": "submit", "bob": "submit", "root": "admin"}
-SLOW = "import time; print('began', flush=True); time.sleep(60)"
-
-
-class Service:
-    """A service; killed at the end of the test."""
-
-    def __init__(self, store: Path, *options: str) -> None:
-        command = [sys.executable, "-c", START, "--store", str(store), "--port", "0", "--metrics-port", "0", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.lines: list[str] = []
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if found := re.search(r"serving on grpc (\S+), metrics (\S+)", line):
-                self.address, self.metrics = found[1], found[2]
-                break
-        self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr or ()))
-        self._reader.start()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 @pytest.fixture
@@ -69,17 +39,12 @@ def jobs(service: Service) -> Iterator[RemoteJobs]:
     remote.close()
 
 
-def spec(tmp_path: Path, code: str, name: str = "{id}") -> JobSpec:
-    run = str(tmp_path / "runs" / name)
-    return JobSpec(arguments=(code,), engine="script", cpus=1, working_folder=str(tmp_path), run_folder=run)
-
-
 def test_a_job_over_grpc(jobs: RemoteJobs, service: Service, tmp_path: Path) -> None:
     job = jobs.submit(spec(tmp_path, QUICK), owner="", key="k")
     assert jobs.submit(spec(tmp_path, QUICK), owner="", key="k").id == job.id
     states = [event.data["state"] for event in jobs.watch(job.id)]
     assert states == [JobState.QUEUED, JobState.STARTING, *states[2:-1], JobState.SUCCEEDED]
-    assert b"".join(jobs.read_log(job.id, follow=True)) == b"hi\n"
+    assert b"".join(jobs.read_log(job.id, LogRange(follow=True))) == b"hi\n"
     assert [found.id for found in jobs.find()] == [job.id]
     assert jobs.capacity("script").active == ()
     text = httpx.get(f"http://{service.metrics}/metrics").text
@@ -94,7 +59,7 @@ def test_errors_have_the_status_that_clients_expect(jobs: RemoteJobs, tmp_path: 
     for call, message in (
         (lambda: jobs.get(99), "there is no job 99"),
         (lambda: list(jobs.watch(99)), "there is no job 99"),
-        (lambda: list(jobs.read_log(99)), "there is no job 99"),
+        (lambda: list(jobs.read_log(99, LogRange())), "there is no job 99"),
         (lambda: jobs.cancel(job.id), "has ended: it is SUCCEEDED"),
         (lambda: jobs.submit(spec(Path("relative"), QUICK), owner=""), "must be an absolute path"),
         (lambda: jobs.capacity("moon"), "--engine moon: there are"),

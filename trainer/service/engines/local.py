@@ -5,6 +5,7 @@
                       process.json   the runner, once it has begun
                       exit.json      the exit code, once it has ended
                       log            output of all ranks
+                      ranks          the same of each rank, if there are several: torchrun's files
 
 The lock decides everything: an attempt is alive while it is held. Whoever starts an attempt takes the lock first and
 hands it to the runner, so that no attempt is ever started twice; the kernel frees it when the runner dies.
@@ -27,6 +28,7 @@ from trainer.service.engines import local_runner, memory_limit
 from trainer.service.engines.attempt_folders import AttemptFolders, read_json
 from trainer.service.engines.engine import Phase, Plan, Status
 from trainer.service.jobs import Devices, Job, JobSpec, Stop
+from trainer.service.logs import rank_logging
 
 _SIGNALS = {Stop.SAVE: signal.SIGTERM, Stop.KILL: signal.SIGQUIT}
 
@@ -120,6 +122,7 @@ class LocalEngine(AttemptFolders):
         environment = {**os.environ, **job.spec.environment}
         if job.devices.gpus or job.spec.gpus == 0:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(job.devices.gpus)
+        environment |= rank_logging(job.spec, self._attempt(job) / "ranks")
         return {
             "arguments": self.plan(job.spec).command,
             "folder": job.spec.working_folder,

@@ -1,0 +1,211 @@
+"""The REST API of the service, which runs as a process of its own, called over HTTP."""
+
+import json
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from openapi_spec_validator import validate
+
+from tests.serving.certificates import Authority, write
+from tests.trainer.service.service_process import QUICK, SLOW, Service, spec
+from trainer.service.json_values import spec_json
+
+TWO_RANKS = (
+    "import sys, pathlib; run = pathlib.Path(sys.argv[1]); run.mkdir(parents=True, exist_ok=True);"
+    "print('of torchrun\\n[rank 0] a\\n[rank 1] b\\n[rank 0] c');(run / 'result.json').write_text('{}')"
+)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    running = Service(tmp_path_factory.mktemp("service") / "jobs.db")
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def api(service: Service) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://{service.http}", timeout=30) as client:
+        yield client
+
+
+def body(tmp_path: Path, code: str, **values: object) -> dict[str, Any]:
+    return {"spec": spec_json(spec(tmp_path, code)) | values}
+
+
+def read_events(api: httpx.Client, number: int, **options: Any) -> Iterator[dict[str, str]]:
+    """Yields the fields of each event, as a browser reads them."""
+    with api.stream("GET", f"/v1/jobs/{number}/events", **options) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        fields: dict[str, str] = {}
+        for line in response.iter_lines():
+            name, _, value = line.partition(": ")
+            if line and name:
+                fields[name] = value
+            elif "data" in fields:
+                yield fields
+                fields = {}
+
+
+def wait_until_ended(api: httpx.Client, number: int) -> list[dict[str, Any]]:
+    return [json.loads(event["data"]) for event in read_events(api, number)]
+
+
+def test_a_job_from_its_submission_to_its_deletion(api: httpx.Client, tmp_path: Path) -> None:
+    request = body(tmp_path, QUICK)
+    planned = api.post("/v1/jobs", json=request | {"dry_run": True})
+    assert (planned.status_code, planned.json()["command"][1]) == (200, "-c")
+    answer = api.post("/v1/jobs", json=request, headers={"idempotency-key": "k", "convoy-user": "ada"})
+    job = answer.json()
+    assert (answer.status_code, answer.headers["location"], job["owner"]) == (201, f"/v1/jobs/{job['id']}", "ada")
+    again = api.post("/v1/jobs", json=request | {"key": "k"}, headers={"convoy-user": "ada"})
+    assert again.json()["id"] == job["id"]
+    events = wait_until_ended(api, job["id"])
+    assert [event["number"] for event in events] == list(range(1, len(events) + 1))
+    assert [events[0]["state"], events[-1]["state"]] == ["QUEUED", "SUCCEEDED"]
+    shown = api.get(f"/v1/jobs/{job['id']}").json()
+    assert (shown["state"], shown["last_event"], shown["spec"]) == ("SUCCEEDED", len(events), job["spec"])
+    assert api.get(f"/v1/jobs/{job['id']}/logs").text == "hi\n"
+    found = api.get("/v1/jobs", params={"state": ["succeeded", "failed"], "limit": 1}).json()
+    assert found == {"jobs": [shown], "next_before": None}
+    assert api.get("/v1/capacity", params={"engine": "script"}).json()["cpus"] == 4
+    assert api.delete(f"/v1/jobs/{job['id']}").status_code == 204
+    assert api.get(f"/v1/jobs/{job['id']}").status_code == 404
+
+
+def test_events_go_on_after_the_last_one_and_a_browser_that_has_all_is_told_to_stop(
+    api: httpx.Client, tmp_path: Path
+) -> None:
+    number = api.post("/v1/jobs", json=body(tmp_path, QUICK)).json()["id"]
+    last = len(wait_until_ended(api, number))
+    seen = [event["id"] for event in read_events(api, number, headers={"last-event-id": "1"}, params={"after": 0})]
+    assert seen == [str(event) for event in range(2, last + 1)]
+    assert api.get(f"/v1/jobs/{number}/events", params={"after": last}).status_code == 204
+
+
+def test_a_running_job_is_followed_by_many_and_cancelled(api: httpx.Client, service: Service, tmp_path: Path) -> None:
+    number = api.post("/v1/jobs", json=body(tmp_path, SLOW)).json()["id"]
+    seen: list[list[str]] = []
+
+    def watch() -> None:
+        with httpx.Client(base_url=f"http://{service.http}", timeout=30) as mine:
+            seen.append([event["id"] for event in read_events(mine, number)])
+
+    threads = [threading.Thread(target=watch) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    with api.stream("GET", f"/v1/jobs/{number}/logs", params={"follow": "true"}) as log:
+        assert next(log.iter_lines()) == "began"
+        answer = api.post(f"/v1/jobs/{number}/cancel", json={"now": True})
+        assert (answer.status_code, answer.json()["state"] in ("RUNNING", "SAVING", "CANCELLED")) == (200, True)
+    for thread in threads:
+        thread.join(20)
+    last = api.get(f"/v1/jobs/{number}").json()["last_event"]
+    assert seen == [[str(event) for event in range(1, last + 1)]] * 20
+    assert api.post(f"/v1/jobs/{number}/retry").status_code == 200
+    assert api.post(f"/v1/jobs/{number}/cancel", json={"now": True}).status_code == 200
+    wait_until_ended(api, number)
+
+
+def test_the_lines_of_one_rank(api: httpx.Client, tmp_path: Path) -> None:
+    number = api.post("/v1/jobs", json=body(tmp_path, TWO_RANKS, ranks=2)).json()["id"]
+    wait_until_ended(api, number)
+    logs = f"/v1/jobs/{number}/logs"
+    assert api.get(logs, params={"rank": 0}).text == "a\nc\n"
+    assert api.get(logs, params={"rank": 0, "tail": 1, "follow": 1}).text == "c\n"
+    assert api.get(logs, params={"rank": 1, "attempt": 1}).text == "b\n"
+    assert api.get(logs, params={"tail": 1}).text == "[rank 0] c\n"
+    refused = api.get(logs, params={"rank": 2})
+    assert (refused.status_code, refused.json()) == (400, {"error": "rank 2: the job has the ranks 0 to 1"})
+
+
+def test_errors_have_a_status_and_one_sentence(api: httpx.Client, tmp_path: Path) -> None:
+    number = api.post("/v1/jobs", json=body(tmp_path, QUICK)).json()["id"]
+    wait_until_ended(api, number)
+    for method, path, options, status, message in (
+        ("GET", "/v1/jobs/9999", {}, 404, "there is no job 9999"),
+        ("GET", f"/v1/jobs/{2**70}/events", {}, 404, "there is no job"),
+        ("GET", "/v1/nothing", {}, 404, "not found: /v1/nothing"),
+        ("PUT", "/v1/jobs", {}, 405, "/v1/jobs does not support PUT"),
+        ("POST", f"/v1/jobs/{number}/cancel", {}, 409, "has ended: it is SUCCEEDED"),
+        ("POST", f"/v1/jobs/{number}/retry", {}, 409, "only a job that has ended without success"),
+        ("GET", f"/v1/jobs/{number}/logs?tail=-1", {}, 400, "tail=-1: must be a whole number"),
+        ("GET", "/v1/jobs?state=asleep", {}, 400, "state=asleep: must be one of queued, starting"),
+        ("GET", "/v1/capacity?engine=moon", {}, 400, "--engine moon: there are"),
+        ("POST", "/v1/jobs", {"json": {"spec": {"wheels": 4}}}, 400, 'no field named "wheels"'),
+        ("POST", "/v1/jobs", {"json": {"spec": {"engine": "script", "cpus": 9}}}, 400, "--cpus 9: this machine has 4"),
+        ("POST", "/v1/jobs", {"json": {"spec": {"working_folder": "here"}}}, 400, "must be an absolute path"),
+        ("POST", "/v1/jobs", {"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "body"),
+        ("POST", "/v1/jobs", {"content": b"{}"}, 415, "must be application/json"),
+        ("POST", "/v1/jobs", {"content": b" " * 1_048_577}, 413, "at most 1048576 bytes"),
+    ):
+        answer = api.request(method, path, **options)  # type: ignore[arg-type]
+        assert (answer.status_code, message in answer.json()["error"]) == (status, True), (path, answer.text)
+
+
+def test_other_sites_pages_are_refused(api: httpx.Client, service: Service) -> None:
+    for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}, {"host": "[::1"}):
+        assert api.post("/v1/jobs", headers=headers).status_code == 403
+    assert api.get("/v1/jobs", headers={"origin": f"http://{service.http}"}).status_code == 200
+
+
+def test_the_document_describes_what_the_service_answers(api: httpx.Client, tmp_path: Path) -> None:
+    document = api.get("/openapi.json").json()
+    validate(document)
+    number = api.post("/v1/jobs", json=body(tmp_path, QUICK)).json()["id"]
+    answers = {
+        "Job": [api.get(f"/v1/jobs/{number}").json()],
+        "Jobs": [api.get("/v1/jobs").json()],
+        "Event": wait_until_ended(api, number),
+        "Capacity": [api.get("/v1/capacity").json()],
+        "Error": [api.get("/v1/jobs/9999").json()],
+    }
+    for name, values in answers.items():
+        schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+        for value in values:
+            jsonschema.validate(value, schema)
+    assert api.get("/v1/health/live").json() == {"live": True}
+    assert api.get("/v1/health/ready").json() == {"ready": True}
+
+
+def test_tokens_have_owners_and_the_store_may_go_for_a_while(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    tokens = tmp_path / "tokens"
+    tokens.write_text(
+        "token-of-ada name=ada scopes=submit\ntoken-of-bob name=bob scopes=submit requests_per_second=0.01\n"
+    )
+    tokens.chmod(0o600)
+    authority = Authority()
+    certificate, key = write(tmp_path, authority.issue())
+    (tmp_path / "ca.crt").write_bytes(authority.certificate)
+    files = ["--token-file", str(tokens), "--tls-certificate", str(certificate), "--tls-key", str(key)]
+    service = Service(state / "jobs.db", *files)
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+    try:
+        with httpx.Client(base_url=f"https://{service.http}", verify=trusted, timeout=60) as api:
+            assert (api.get("/v1/jobs").status_code, api.get("/v1/health/ready").status_code) == (401, 200)
+            ada, bob = ({"authorization": f"Bearer token-of-{name}"} for name in ("ada", "bob"))
+            job = api.post("/v1/jobs", json=body(tmp_path, QUICK), headers=ada).json()
+            assert job["owner"] == "ada"
+            assert api.get(f"/v1/jobs/{job['id']}", headers=bob).status_code == 404
+            spent = api.get("/v1/jobs", headers=bob)
+            assert (spent.status_code, int(spent.headers["retry-after"]) > 1) == (429, True)
+            while api.get(f"/v1/jobs/{job['id']}", headers=ada).json()["state"] != "SUCCEEDED":
+                time.sleep(0.1)
+            state.rename(tmp_path / "gone")
+            refused = api.get("/v1/jobs", headers=ada)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert refused.json()["error"].startswith("the store of the jobs cannot be used: ")
+            assert api.get("/v1/health/ready").status_code == 503
+            (tmp_path / "gone").rename(state)
+            assert api.get("/v1/jobs", headers=ada).json()["jobs"][0]["state"] == "SUCCEEDED"
+    finally:
+        service.kill()

@@ -1,0 +1,188 @@
+"""The methods of the service, without a protocol: who calls, what they may see, and how many are served at a time."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from convoy.auth import Principal, TokenFile
+from trainer.errors import ConfigError, TrainerError
+from trainer.service.engines.engine import Plan
+from trainer.service.jobs import Event, Job, JobSpec, JobState
+from trainer.service.operations import Capacity, LogRange, Operations
+from trainer.service.watching import Watches
+
+T = TypeVar("T")
+
+SCOPES = SCOPE_SUBMIT, SCOPE_ADMIN = ("submit", "admin")
+"""`submit` permits all methods on the caller's own jobs, `admin` on everybody's."""
+NUM_THREADS = 16
+"""Methods that use the store at a time."""
+NUM_LOGS = 64
+"""Logs that are read at a time; others wait."""
+MAX_PAGE = 1000
+DEFAULT_PAGE = 100
+ANONYMOUS = "anonymous"
+MAX_NUMBER = 2**63 - 1
+"""Of a job or an event, in the store."""
+
+
+class UnauthenticatedError(TrainerError):
+    """The call has no valid token."""
+
+
+class ForbiddenError(TrainerError):
+    """The token does not permit the call."""
+
+
+class QuotaError(TrainerError):
+    """The caller's quota is used up.
+
+    Args:
+        wait_s: until it permits the next call.
+    """
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(f"the quota is used up: retry in {wait_s:.1f} s")
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of jobs, newest first.
+
+    Args:
+        next_before: `before` of the next page; None if there are no more.
+    """
+
+    jobs: list[Job]
+    next_before: int | None
+
+
+class Methods:
+    """What callers of the service do, for one event loop.
+
+    Args:
+        tokens: of which callers must send one; None for a service that trusts everybody who reaches it.
+    """
+
+    def __init__(self, operations: Operations, tokens: TokenFile | None) -> None:
+        self._operations = operations
+        self._tokens = tokens
+        self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="store")
+        self._logs = ThreadPoolExecutor(NUM_LOGS, thread_name_prefix="logs")
+        self._watches = Watches(
+            lambda number: self._in_thread(operations.look, number),
+            lambda number, after: self._in_thread(operations.events, number, after=after),
+        )
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether callers must send a token."""
+        return self._tokens is not None
+
+    @property
+    def num_watched(self) -> int:
+        """The number of jobs that somebody watches."""
+        return len(self._watches)
+
+    def close(self) -> None:
+        for pool in (self._pool, self._logs):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def identify(self, authorization: str | None, user: str | None) -> Principal:
+        """Returns who calls; without tokens, the name that the caller gives itself, with all rights.
+
+        Args:
+            authorization: `Bearer TOKEN`.
+            user: the name.
+
+        Raises:
+            UnauthenticatedError, ForbiddenError, QuotaError: the call is refused.
+        """
+        if self._tokens is None:
+            return Principal(user or ANONYMOUS, frozenset(SCOPES))
+        principal = self._tokens.find(authorization)
+        if principal is None:
+            raise UnauthenticatedError("expected 'authorization: Bearer TOKEN' with a token of this service")
+        if principal.scopes.isdisjoint(SCOPES):
+            raise ForbiddenError(f"the token of {principal.name!r} may not use jobs")
+        if principal.quota is not None and (wait_s := principal.quota.take(0)) > 0:
+            raise QuotaError(wait_s)
+        return principal
+
+    async def check_store(self) -> None:
+        """Returns if the store answers.
+
+        Raises:
+            StoreError: it does not.
+        """
+        await self._in_thread(self._operations.find, limit=1)
+
+    async def plan(self, spec: JobSpec) -> Plan:
+        return await self._in_thread(self._operations.plan, spec)
+
+    async def submit(self, caller: Principal, spec: JobSpec, key: str | None) -> Job:
+        return await self._in_thread(self._operations.submit, spec, owner=caller.name, key=key or None)
+
+    async def get(self, caller: Principal, number: int) -> Job:
+        return await self._in_thread(self._operations.get, number, owner=_owner(caller))
+
+    async def find(self, caller: Principal, states: Iterable[JobState], before: int, size: int) -> Page:
+        """Returns a page of jobs.
+
+        Args:
+            before: only jobs of smaller numbers; 0 for the newest.
+            size: 0 for `DEFAULT_PAGE`; at most `MAX_PAGE`.
+
+        Raises:
+            ConfigError: a number is negative.
+        """
+        if size < 0 or before < 0:
+            raise ConfigError("the size of a page and the job before which it ends must not be negative")
+        size = min(size or DEFAULT_PAGE, MAX_PAGE)
+        find = partial(self._operations.find, owner=_owner(caller), states=list(states), before=before or None)
+        found = await self._in_thread(find, limit=size + 1)
+        return Page(found[:size], found[size - 1].id if len(found) > size else None)
+
+    async def cancel(self, caller: Principal, number: int, now: bool) -> Job:
+        return await self._in_thread(self._operations.cancel, number, now=now, owner=_owner(caller))
+
+    async def retry(self, caller: Principal, number: int) -> Job:
+        return await self._in_thread(self._operations.retry, number, owner=_owner(caller))
+
+    async def delete(self, caller: Principal, number: int) -> None:
+        await self._in_thread(self._operations.delete, number, owner=_owner(caller))
+
+    async def capacity(self, engine: str) -> Capacity:
+        return await self._in_thread(self._operations.capacity, engine or "local")
+
+    async def look(self, caller: Principal, number: int) -> Job:
+        """Returns a job as the store has it, which costs less than `get`."""
+        return await self._in_thread(self._operations.look, number, owner=_owner(caller))
+
+    async def watch(self, caller: Principal, number: int, after: int) -> AsyncGenerator[Event]:
+        """Returns a job's events after the one of that number, until the job has ended."""
+        await self.look(caller, number)
+        return self._watches.follow(number, after)
+
+    async def open_log(self, caller: Principal, number: int, wanted: LogRange) -> AsyncGenerator[bytes]:
+        """Returns the output of a job."""
+        read = partial(self._operations.read_log, number, wanted, owner=_owner(caller))
+        return self._chunks(await self._in_thread(read))
+
+    async def _chunks(self, chunks: Iterator[bytes]) -> AsyncGenerator[bytes]:
+        loop = asyncio.get_running_loop()
+        while (chunk := await loop.run_in_executor(self._logs, next, chunks, None)) is not None:
+            if chunk:
+                yield chunk
+
+    async def _in_thread(self, act: Callable[..., T], *arguments: object, **named: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(act, *arguments, **named))
+
+
+def _owner(caller: Principal) -> str | None:
+    """Returns whose jobs a caller sees; None for everybody's."""
+    return None if SCOPE_ADMIN in caller.scopes else caller.name

@@ -1,0 +1,68 @@
+"""Streams of a job: its log, and its events as server-sent events.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from typing import TypeVar
+
+from trainer.errors import TrainerError
+from trainer.service.jobs import Event
+from trainer.service.json_values import event_json
+
+T = TypeVar("T")
+
+KEEP_ALIVE_S = 15.0
+"""A silent stream sends a comment so often: proxies close connections that are silent, and a dead client is noticed."""
+RECONNECT_MS = 1000
+"""A browser that has lost the connection waits so long before it connects again."""
+
+
+async def server_sent(events: AsyncGenerator[Event]) -> AsyncIterator[str]:
+    """Yields events as a browser's EventSource reads them; each has its number as id."""
+    async with aclosing(events), aclosing(_with_pauses(events, KEEP_ALIVE_S)) as found:
+        yield f"retry: {RECONNECT_MS}\n\n"
+        try:
+            async for event in found:
+                yield ": keep-alive\n\n" if event is None else _frame(event)
+        except TrainerError as error:  # the client connects again after its last event
+            yield f": {str(error).splitlines()[0]}\n\n"
+
+
+async def lines(chunks: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    """Yields a log; an error after its begin becomes its last line."""
+    async with aclosing(chunks):
+        try:
+            async for chunk in chunks:
+                yield chunk
+        except TrainerError as error:
+            yield f"error: {error}\n".encode()
+
+
+def _frame(event: Event) -> str:
+    data = json.dumps(event_json(event), separators=(",", ":"))
+    return f"id: {event.number}\nevent: {event.kind}\ndata: {data}\n\n"
+
+
+async def _with_pauses(items: AsyncGenerator[T], every_s: float) -> AsyncGenerator[T | None]:
+    """Yields the items, and None whenever there was none for some time."""
+    end = object()
+    waiting = asyncio.ensure_future(anext(items, end))
+    try:
+        while True:
+            done, _ = await asyncio.wait({waiting}, timeout=every_s)
+            if not done:
+                yield None
+                continue
+            item = waiting.result()
+            if item is end:
+                return
+            yield item  # type: ignore[misc]  # not the end
+            waiting = asyncio.ensure_future(anext(items, end))
+    finally:
+        waiting.cancel()
+        with suppress(asyncio.CancelledError, Exception):  # the generator must not run when it is closed
+            await waiting

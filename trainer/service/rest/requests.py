@@ -1,0 +1,126 @@
+"""Reads requests, within limits of size and time, and refuses those that another web page sends."""
+
+import asyncio
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from trainer.errors import ConfigError
+from trainer.service.methods import MAX_NUMBER
+from trainer.service.rest.responses import json_response
+
+M = TypeVar("M", bound=Message)
+
+MAX_BODY_BYTES = 1024 * 1024
+BODY_S = 30.0
+"""Longest time that a request's body may take to arrive."""
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+async def read_message(request: Request, message: M) -> M:
+    """Returns a message filled from the JSON object in the body; as it is if there is no body.
+
+    Raises:
+        ConfigError: the body is no such object.
+        HTTPException: 408, 413 or 415.
+    """
+    body = await _read_body(request)
+    if not body:
+        return message
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "the request body must be application/json")
+    try:
+        json_format.Parse(body, message)
+    except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"the request body: {' '.join(str(error).split())}") from error
+    return message
+
+
+def integer(request: Request, name: str, default: int | None = None) -> int | None:
+    """Returns a parameter of the query that is a whole number.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    text = request.query_params.get(name)
+    return default if text is None else parse_integer(text, name)
+
+
+def parse_integer(text: str, name: str) -> int:
+    """Returns a number that is at least 0.
+
+    Raises:
+        ConfigError: the text is none.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= MAX_NUMBER):
+        raise ConfigError(f"{name}={text[:40]}: must be a whole number, at least 0")
+    return int(text)
+
+
+def flag(request: Request, name: str) -> bool:
+    """Returns a parameter of the query that is true or false.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    text = request.query_params.get(name, "false").lower()
+    if text not in ("true", "1", "false", "0", ""):
+        raise ConfigError(f"{name}={text[:40]}: must be true or false")
+    return text in ("true", "1")
+
+
+class SameOriginMiddleware:
+    """Refuses requests that a web page of another origin may have sent through its reader's browser.
+
+    For a service without tokens: it trusts everybody on this machine, but not the pages that a browser here shows. A
+    page sends its origin along; one that has given itself a name for this machine's address sends that name as Host.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if _name(host) not in LOOPBACK:
+            refused = json_response({"error": f"Host {host!r}: a service without tokens serves this machine only"}, 403)
+            await refused(scope, receive, send)
+        elif origin is not None and urlsplit(origin).netloc != host:
+            refused = json_response({"error": f"Origin {origin!r}: another site's page may not use this service"}, 403)
+            await refused(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _name(host: str) -> str:
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+async def _read_body(request: Request) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > MAX_BODY_BYTES:
+                    raise HTTPException(413, f"the request body is too large: at most {MAX_BODY_BYTES} bytes")
+                chunks.append(chunk)
+    except TimeoutError:
+        raise HTTPException(408, f"the request body took longer than {BODY_S:g} s") from None
+    return b"".join(chunks)
+
+
+def path_number(request: Request) -> int:
+    """Returns the number of the job in the path; one that no job has if it is too large."""
+    number: Any = request.path_params["id"]
+    return min(int(number), MAX_NUMBER)

@@ -1,0 +1,84 @@
+"""The port of the REST API: uvicorn on the event loop that gRPC uses too."""
+
+import asyncio
+import math
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from trainer.errors import ConfigError
+
+KEEP_ALIVE_S = 75
+MAX_HEAD_BYTES = 32 * 1024
+MAX_CONNECTIONS = 1000
+"""Beyond it, requests are answered with 503; each watcher has a connection."""
+_POLL_S = 0.005
+
+
+class RestServer:
+    """A server on one port.
+
+    Args:
+        port: 0 for any that is free.
+        context: of TLS; None for plain text.
+
+    Attributes:
+        port: that it listens on.
+
+    Raises:
+        ConfigError: the port is not available.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        self._listener = _listen(host, port)
+        self.port: int = self._listener.getsockname()[1]
+        config = uvicorn.Config(
+            app,
+            interface="asgi3",
+            http="h11",  # it limits the size of a request's head
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        config.load()
+        config.ssl = context
+        self._server = _Server(config)
+
+    async def start(self) -> None:
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        while not self._server.started and not self._serving.done():
+            await asyncio.sleep(_POLL_S)
+
+    async def stop(self, grace_s: float) -> None:
+        """Finishes requests within that time, then closes all connections."""
+        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
+        self._server.should_exit = True
+        await self._serving
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals to the service, which stops this server."""
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise ConfigError(f"cannot listen on {host} port {port}: {why}") from error
