@@ -4,6 +4,8 @@ import contextlib
 import importlib.util
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -11,10 +13,13 @@ from torch.distributed.run import get_args_parser
 
 from serving.config import ServeConfig
 from serving.errors import StartupError
+from serving.models.remote import is_address
 from tests.deploy.manifests import Object, PodTemplate, arguments, environment, pod_templates
 from tests.deploy.policy import all_containers
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
+from trainer.service.engines.kubernetes_options import VARIABLE, Options
+from trainer.service.settings import ServiceConfig
 
 Config = TypeVar("Config")
 
@@ -23,6 +28,16 @@ KNOWN_VARIABLES = {
     "HOME": "where libraries put their caches",
     "PYTHONUNBUFFERED": "Python",
     "MPLCONFIGDIR": "matplotlib",
+    "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "torchrun",
+    "NCCL_DEBUG": "NCCL",
+    "NCCL_IB_HCA": "NCCL",
+    "NCCL_SOCKET_IFNAME": "NCCL",
+    "GLOO_SOCKET_IFNAME": "gloo",
+    "LD_LIBRARY_PATH": "the dynamic loader",
+    "NVIDIA_DRIVER_CAPABILITIES": "NVIDIA's container runtime",
+}
+ENGINE_VARIABLES = {
+    VARIABLE.format(field.name.upper()): "the engine kubernetes of the training service" for field in fields(Options)
 }
 
 
@@ -42,12 +57,15 @@ def _container(template: PodTemplate, container: Object) -> Iterator[str]:
         yield from _serving(words[3:], template, container)
     elif words[:5] == ["python", "-m", "trainer.launch", "-m", "trainer.main"]:
         yield from _training(words[5:], template, container)
+    elif words[:3] == ["python", "-m", "trainer.service"]:
+        yield from _jobs(words[3:], template, container)
     else:
         yield f"{container['name']} runs {words[:5]}, which nothing here knows"
     for entry in container.get("env", ()):
         name = entry["name"]
-        is_used = any(f"$({name})" in word for word in container.get("args", ()))
-        if not is_used and name not in KNOWN_VARIABLES and not name.startswith("PET_"):
+        values = [*container.get("args", ()), *(other.get("value", "") for other in container["env"])]
+        is_used = any(f"$({name})" in value for value in values)
+        if not is_used and name not in KNOWN_VARIABLES | ENGINE_VARIABLES and not name.startswith("PET_"):
             yield f"nothing reads the variable {name}"
 
 
@@ -64,11 +82,23 @@ def _serving(words: Sequence[str], template: PodTemplate, container: Object) -> 
     declared = {port["containerPort"] for port in container.get("ports", ())}
     if not declared <= opened:
         yield f"ports {sorted(declared - opened)} are declared and not opened"
-    yield from _mounted(template, container, str(config.model_repository))
-    if config.tls_cert is not None:
-        yield from _mounted(template, container, str(config.tls_cert))
+    models = (config.model_cache or "the copy of the models") if is_address(config.model_repository) else None
+    for path in (models or config.model_repository, config.tls_cert, config.tls_key, config.token_file):
+        if path is not None:
+            yield from _mounted(template, container, str(path))
     if str(config.num_threads) != str(container["resources"]["limits"]["cpu"]):
         yield f"--num-threads {config.num_threads} is not the CPU limit"
+
+
+def _jobs(words: Sequence[str], template: PodTemplate, container: Object) -> Iterator[str]:
+    try:
+        config = parse(ServiceConfig, words)
+        Options.read({}, environment(container))
+    except (ValueError, ConfigError) as error:
+        yield str(error)
+        return
+    for path in (Path(config.store), config.token_file):
+        yield from _mounted(template, container, str(path))
 
 
 def _training(words: Sequence[str], template: PodTemplate, container: Object) -> Iterator[str]:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,18 @@ from typing import Any
 
 import yaml
 
+from trainer.service.engines.kubernetes_objects import Identity, make_job, read_template
+from trainer.service.engines.kubernetes_options import Options
+from trainer.service.jobs import JobSpec
+
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
 KUBECTL = Path(sys.executable).parent / "kubectl"
+
+JOBS = "Deployment/jobs"
+"""The training service: one replica, which calls the Kubernetes API. Jobs go on without it."""
+KSERVE = "serving.kserve.io/inferenceservice"
+"""The label that KServe puts on a service's pods."""
 
 Object = dict[str, Any]
 
@@ -25,19 +34,33 @@ CLUSTER = tuple(sorted(path.parent.name for path in DEPLOY.glob("cluster/*/kusto
 
 COMPOSITIONS: dict[str, tuple[str, ...]] = {name: (f"overlays/{name}",) for name in OVERLAYS} | {
     # Components that none of our overlays includes: on a base, and first in copies of overlays.
-    "serving with gateway": ("base/serving", "base/models", "components/gateway", "components/images"),
-    "serving with tls": ("base/serving", "base/models", "components/tls", "components/images"),
-    "serving with image-volume": ("base/serving", "components/image-volume", "components/images"),
+    "serving with gateway": ("settings", "base/serving", "components/gateway", "components/settings"),
+    "serving with tls": ("settings", "base/serving", "components/tls", "components/settings"),
+    "serving with image-volume": ("settings", "base/serving", "components/image-volume", "components/settings"),
     "dev with gateway": ("overlays/dev", "components/gateway"),
     "prod-cpu with gateway": ("overlays/prod-cpu", "components/gateway"),
     "prod-cpu with tls": ("overlays/prod-cpu", "components/tls"),
+    "prod-cpu with auth": ("overlays/prod-cpu", "components/auth"),
+    "prod-cpu with remote-models": ("overlays/prod-cpu", "components/remote-models"),
+    "prod-gpu with mig": ("overlays/prod-gpu", "after", "components/mig", "components/runtime-class"),
+    "train-cpu with spot": ("overlays/train-cpu", "components/spot"),
+    "train-gpu with rdma": ("overlays/train-gpu", "after", "components/rdma", "components/runtime-class"),
+    "jobset-gpu with rdma": ("overlays/jobset-gpu", "after", "components/rdma", "components/spot"),
     "prod-gpu with gateway": ("overlays/prod-gpu", "components/gateway", "components/keda/canary"),
     "prod-gpu with everything": (
         *("overlays/prod-gpu", "components/gateway", "components/keda/canary", "components/tls"),
-        "components/image-volume",
+        *("components/auth", "components/image-volume"),
     ),
 }
-"""Every combination that an operator would apply at once."""
+"""Every combination that an operator would apply at once: a copy of an overlay with more components, before its own or,
+from "after" on, before the last, `settings`."""
+
+SETTINGS = dict(
+    line.split("=", 1)
+    for line in (DEPLOY / "settings/settings.env").read_text().splitlines()
+    if not line.startswith("#") and line
+)
+"""A user's values, before an overlay merges its own."""
 
 PATHS = ("resources", "components", "transformers")
 """Fields of a kustomization that name other folders."""
@@ -45,21 +68,41 @@ PATHS = ("resources", "components", "transformers")
 
 def render(name: str) -> list[Object]:
     """Returns the objects of a composition, as fresh copies."""
-    return deepcopy(list(_render(COMPOSITIONS[name])))
+    objects = deepcopy(list(_render(COMPOSITIONS[name])))
+    return [*objects, *made_by_the_service(objects)]
+
+
+def made_by_the_service(objects: Sequence[Object]) -> list[Object]:
+    """Returns what the training service makes of a job, if the objects have a training service."""
+    for container in (template.spec["containers"][0] for template in pod_templates(objects) if template.owner == JOBS):
+        options = Options.read({"namespace": "convoy"}, environment(container))
+        folder = f"{container['workingDir']}/runs/job-17"
+        spec = JobSpec(arguments=("--recipe", "cifar10"), nodes=(2, 2), gpus=4, working_folder="/", run_folder=folder)
+        return [make_job(read_template(options), spec, options, Identity("store", "17", "1", "ada"))]
+    return []
 
 
 @functools.cache
 def _render(folders: Sequence[str]) -> tuple[Object, ...]:
-    if len(folders) == 1:
-        return build(DEPLOY / folders[0])
+    return build(DEPLOY / folders[0]) if len(folders) == 1 else render_fields(fields_of(folders))
+
+
+def fields_of(folders: Sequence[str]) -> Object:
+    """Returns a composition's kustomization, with paths relative to DEPLOY."""
     fields: Object = {"namespace": "convoy"} | {name: [] for name in PATHS}
     if folders[0].startswith("overlays/"):
         fields |= _fields(folders[0])
         folders = folders[1:]
-    parts = {folder: _fields(folder)["kind"] for folder in folders}
-    for field, kind in (("components", "Component"), ("resources", "Kustomization")):
-        fields[field] = [*(folder for folder, its in parts.items() if its == kind), *fields[field]]
-    return render_fields(fields)
+    place = 0
+    for folder in folders:
+        if folder == "after":
+            place = len(fields["components"]) - 1
+        elif _fields(folder)["kind"] == "Component":
+            fields["components"].insert(place, folder)
+            place += 1
+        else:
+            fields["resources"].append(folder)
+    return fields
 
 
 def _fields(folder: str) -> Object:
@@ -122,8 +165,9 @@ def pod_templates(objects: Sequence[Object]) -> Iterator[PodTemplate]:
         elif kind == "TrainingRuntime":
             for train_job in (other for other in objects if other["kind"] == "TrainJob"):
                 yield from _replicated(item, spec["template"]["spec"], train_job["metadata"]["name"])
-        elif kind == "ClusterServingRuntime":
-            yield PodTemplate(name_of(item), {}, spec)
+        elif kind == "ServingRuntime":
+            for service in (other for other in objects if other["kind"] == "InferenceService"):
+                yield PodTemplate(name_of(item), {KSERVE: service["metadata"]["name"]}, spec)
 
 
 def _replicated(item: Object, spec: Object, job_set: str) -> Iterator[PodTemplate]:
@@ -147,18 +191,25 @@ def _holds(rule: Object, labels: dict[str, str]) -> bool:
     return labels.get(rule["key"]) in rule["values"]
 
 
-def environment(container: Object, index: int = 0) -> dict[str, str]:
-    """Returns a container's variables, as the kubelet sets them in the pod of this completion index."""
+def environment(
+    container: Object, index: int = 0, *, job: str = "trainer", address: str = "127.0.0.1"
+) -> dict[str, str]:
+    """Returns a container's variables, as the kubelet sets them in the pod of this completion index of a Job."""
     limits = container["resources"]["limits"]
-    values = {}
+    fields = {
+        "metadata.annotations['batch.kubernetes.io/job-completion-index']": str(index),
+        "metadata.labels['batch.kubernetes.io/job-name']": job,
+        "status.podIP": address,
+    }
+    values: dict[str, str] = {}
     for entry in container.get("env", ()):
         source = entry.get("valueFrom", {})
         if "value" in entry:
-            values[entry["name"]] = entry["value"]
+            values[entry["name"]] = _expand(entry["value"], values)
         elif source.get("resourceFieldRef", {}).get("resource") == "limits.cpu":
             values[entry["name"]] = str(limits["cpu"])
-        elif "job-completion-index" in source.get("fieldRef", {}).get("fieldPath", ""):
-            values[entry["name"]] = str(index)
+        elif source.get("fieldRef", {}).get("fieldPath") in fields:
+            values[entry["name"]] = fields[source["fieldRef"]["fieldPath"]]
         else:
             raise AssertionError(f"do not know how to fill in {entry}")
     return values
@@ -167,7 +218,11 @@ def environment(container: Object, index: int = 0) -> dict[str, str]:
 def arguments(container: Object) -> list[str]:
     """Returns command and arguments, with `$(NAME)` replaced."""
     values = environment(container)
-    words = [*container.get("command", ()), *container.get("args", ())]
+    return [_expand(word, values) for word in (*container.get("command", ()), *container.get("args", ()))]
+
+
+def _expand(text: str, values: Mapping[str, str]) -> str:
+    """Replaces `$(NAME)` by the variables that are defined before."""
     for name, value in values.items():
-        words = [word.replace(f"$({name})", value) for word in words]
-    return words
+        text = text.replace(f"$({name})", value)
+    return text

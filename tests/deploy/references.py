@@ -6,13 +6,15 @@ OUTSIDE lists what the cluster provides, with the reason.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tests.deploy.manifests import Object, PodTemplate, matches, name_of, pod_templates
+from tests.deploy.manifests import Object, PodTemplate, matches, name_of, pod_templates, render
 from tests.deploy.policy import all_containers
 
 Objects = Sequence[Object]
 
 OUTSIDE = {
     "Secret/serving-tls": "certificates are the operator's: components/tls",
+    "Secret/serving-tokens": "tokens are the operator's: components/auth",
+    "Secret/jobs-tokens": "tokens are the operator's: overlays/jobs",
     "Gateway/public": "the cluster's Gateway: components/gateway",
     "ServiceAccount/default": "every namespace has one",
     "Namespace/gateway-system": "the Gateway's pods: components/gateway",
@@ -20,6 +22,7 @@ OUTSIDE = {
     "Namespace/kube-system": "the cluster's DNS",
 }
 NAMESPACE_NAME = "kubernetes.io/metadata.name"  # the API server puts it on every namespace
+NAMESPACE_LABELS = {NAMESPACE_NAME, "convoy-clients"}
 OUTSIDE_PODS = {
     "callers": {"convoy-client": "true"},
     "the cluster's DNS": {"k8s-app": "kube-dns"},
@@ -28,11 +31,12 @@ OUTSIDE_PODS = {
 
 
 def reference_problems(objects: Objects) -> list[str]:
-    """Returns a line for each name that does not exist."""
+    """Returns a line for each name that does not exist, neither in the objects nor in the foundation below them."""
     templates = list(pod_templates(objects))
-    problems = [f"{name_of(item)}: {problem}" for item in objects for problem in _object(item, objects, templates)]
+    known = objects if any(item["kind"] == "Namespace" for item in objects) else [*objects, *render("foundation")]
+    problems = [f"{name_of(item)}: {problem}" for item in objects for problem in _object(item, known, templates)]
     for template in templates:
-        problems += [f"{template.owner}: {problem}" for problem in _pod(template, objects)]
+        problems += [f"{template.owner}: {problem}" for problem in _pod(template, known)]
     return problems
 
 
@@ -57,7 +61,7 @@ def _object(item: Object, objects: Objects, templates: list[PodTemplate]) -> Ite
     elif item["kind"] == "TrainJob":
         yield from _exists(f"TrainingRuntime/{spec['runtimeRef']['name']}", objects)
     elif item["kind"] == "InferenceService":
-        yield from _exists(f"ClusterServingRuntime/{spec['predictor']['model']['runtime']}", objects)
+        yield from _exists(f"ServingRuntime/{spec['predictor']['model']['runtime']}", objects)
 
 
 def _service(spec: Object, templates: list[PodTemplate]) -> Iterator[str]:
@@ -84,7 +88,7 @@ def _network_policy(spec: Object, objects: Objects, templates: list[PodTemplate]
 
 def _peer(peer: Object, objects: Objects, templates: list[PodTemplate]) -> Iterator[str]:
     namespaces = peer.get("namespaceSelector", {}).get("matchLabels", {})
-    yield from (f"unknown label of a namespace: {label}" for label in set(namespaces) - {NAMESPACE_NAME})
+    yield from (f"unknown label of a namespace: {label}" for label in set(namespaces) - NAMESPACE_LABELS)
     if NAMESPACE_NAME in namespaces:
         yield from _exists(f"Namespace/{namespaces[NAMESPACE_NAME]}", objects)
     known = [*OUTSIDE_PODS.values(), *(template.labels for template in templates)]
@@ -120,6 +124,8 @@ def _route(spec: Object, objects: Objects) -> Iterator[str]:
 def _pod(template: PodTemplate, objects: Objects) -> Iterator[str]:
     spec = template.spec
     yield from _exists(f"ServiceAccount/{spec.get('serviceAccountName', 'default')}", objects)
+    if "priorityClassName" in spec:
+        yield from _exists(f"PriorityClass/{spec['priorityClassName']}", objects)
     if "subdomain" in spec:
         yield from _exists(f"Service/{spec['subdomain']}", objects)
     volumes = {volume["name"] for volume in spec.get("volumes", ())}
@@ -180,5 +186,9 @@ def _exists(name: str, objects: Objects) -> Iterator[str]:
 def _missing_port(port: int | str, templates: list[PodTemplate]) -> Iterator[str]:
     for template in templates:
         ports = [port for container in template.spec["containers"] for port in container.get("ports", ())]
+        words = [word for container in template.spec["containers"] for word in container.get("args", ())]
+        # KServe allows one port to be declared; a policy may name by its number another one that the process opens.
+        if isinstance(port, int) and any(word.endswith(f"-port={port}") for word in words):
+            continue
         if port not in {entry["containerPort"] for entry in ports} | {entry.get("name") for entry in ports}:
             yield f"port {port} is none of {template.owner}"

@@ -22,6 +22,7 @@ OLDEST, NEWEST = "1.34", "1.37"
 MODELS: dict[tuple[str, str], Any] = {
     ("trainer.kubeflow.org/v1alpha1", "TrainJob"): models.TrainerV1alpha1TrainJob,
     ("trainer.kubeflow.org/v1alpha1", "TrainingRuntime"): models.TrainerV1alpha1TrainingRuntime,
+    ("trainer.kubeflow.org/v1alpha1", "ClusterTrainingRuntime"): models.TrainerV1alpha1ClusterTrainingRuntime,
     ("jobset.x-k8s.io/v1alpha2", "JobSet"): models.JobsetV1alpha2JobSet,
 }
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -78,7 +79,7 @@ def _differences(path: str, ours: Any, known: Any) -> Iterator[str]:
 def _by_own_schema(item: Object) -> Iterator[str]:
     for error in _own_validator(item["kind"]).iter_errors(item):
         yield f"{'.'.join(str(part) for part in error.path)}: {error.message}"
-    if item["kind"] == "ClusterServingRuntime":
+    if item["kind"] == "ServingRuntime":
         parts = {key: item["spec"][key] for key in ("containers", "volumes") if key in item["spec"]}
         yield from _by_kubernetes({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "runtime"}, "spec": parts})
 

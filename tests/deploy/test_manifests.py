@@ -14,16 +14,15 @@ from tests.deploy.manifests import (
     DEPLOY,
     OVERLAYS,
     ROOT,
+    SETTINGS,
     build,
     find,
-    pod_templates,
     render,
 )
 from tests.deploy.policy import option_text, policy_problems
 from tests.deploy.references import reference_problems
 from tests.deploy.schema import schema_problems
 
-GIVEN_BY_TRAINER = {f"PET_{name}" for name in ("NNODES", "NPROC_PER_NODE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")}
 DEPRECATED = {"bases", "commonLabels", "patchesStrategicMerge", "patchesJson6902", "vars", "imageTags"}
 
 
@@ -78,8 +77,7 @@ def test_kustomizations_use_no_deprecated_field() -> None:
 
 def test_image_tags_are_this_projects_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    images = yaml.safe_load((DEPLOY / "components/images/kustomization.yaml").read_text())["images"]
-    assert {image["newTag"] for image in images} == {version}
+    assert SETTINGS["tag"] == SETTINGS["canary-tag"] == version
 
 
 def test_the_readme_names_every_overlay_and_component() -> None:
@@ -115,15 +113,6 @@ def test_tls_uses_the_transport_that_supports_it() -> None:
         assert option_text(container, "transport") == "grpcio"
 
 
-def test_kueue_starts_the_job() -> None:
-    job = find(render("train-gpu"), "Job/trainer")
-    assert job["spec"]["suspend"] is True
-    queue = find(render("train-gpu"), "LocalQueue/training")
-    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == queue["metadata"]["name"]
-    known = [item["metadata"]["name"] for item in build(DEPLOY / "cluster/kueue") if item["kind"] == "ClusterQueue"]
-    assert queue["spec"]["clusterQueue"] in known
-
-
 def test_the_pipeline_publishes_into_the_servers_volume() -> None:
     objects = render("pipeline")
     claims = []
@@ -134,24 +123,3 @@ def test_the_pipeline_publishes_into_the_servers_volume() -> None:
         claims.append(volume["persistentVolumeClaim"]["claimName"])
         assert "--model-repository=/models" in pod["containers"][0]["args"]
     assert claims == ["models", "models"]
-
-
-def test_job_jobset_and_trainjob_run_the_same_pod() -> None:
-    """The three copies of the pod must stay equal: kustomize cannot move a pod from one kind into another."""
-    pods = []
-    for name in ("train-cpu", "jobset", "trainer-v2"):
-        (template,) = pod_templates(render(name))
-        pod = {key: value for key, value in template.spec.items() if key != "subdomain"}
-        (container,) = pod["containers"]
-        env = [entry for entry in container["env"] if entry["name"] not in GIVEN_BY_TRAINER]
-        pods.append({**pod, "containers": [{**container, "name": "", "env": env}]})
-    assert pods[0] == pods[1] == pods[2]
-
-
-def test_job_jobset_and_trainjob_have_the_same_failure_policy() -> None:
-    job = find(render("train-cpu"), "Job/trainer")["spec"]
-    job_set = find(render("jobset"), "JobSet/trainer")["spec"]
-    runtime = find(render("trainer-v2"), "TrainingRuntime/convoy")["spec"]["template"]["spec"]
-    specs = [job, *(gang["replicatedJobs"][0]["template"]["spec"] for gang in (job_set, runtime))]
-    policies = [json.dumps(spec["podFailurePolicy"]).replace('"node"', '"trainer"') for spec in specs]
-    assert policies[0] == policies[1] == policies[2]
