@@ -8,6 +8,8 @@ Differences from torchrun:
   others notice joins the store of a run that is about to end, and each then waits minutes for a host that has left.
 - Hosts that wait for others print which ones, and the address.
 - It passes on the signals that Slurm and other schedulers send before they end a job, and `nohup` holds.
+- In an elastic run whose hosts have `PET_NODE_RANK`, host 0 has the rendezvous. torchrun compares names, and fails
+  where a host's own name resolves late.
 - In every round of an elastic run, the host of rank 0 publishes the address of the store. torchrun publishes it in the
   first round only, so that a host that joins later never finds it, and after a minute all hosts give up (torch 2.15).
 """
@@ -81,6 +83,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     if warning:
         print(warning, file=sys.stderr, flush=True)
     pass_on_signals(args)
+    choose_store_host(args)
     # Without a handler the kernel hides SIGTERM from the first process of a container; torchrun sets one later.
     signal.signal(signal.SIGTERM, exit_immediately)
     try:
@@ -147,6 +150,13 @@ def pass_on_signals(args: argparse.Namespace) -> None:
     """
     if args.signals_to_handle == SIGNALS_BY_DEFAULT:
         args.signals_to_handle = ",".join(number.name for number in (*handled_signals(), signal.SIGQUIT))
+
+
+def choose_store_host(args: argparse.Namespace) -> None:
+    """Makes host 0 of an elastic run hold the rendezvous, if hosts have node ranks and no option chooses its host."""
+    node_rank = os.environ.get("PET_NODE_RANK")
+    if args.rdzv_backend == "c10d" and node_rank is not None and "is_host" not in args.rdzv_conf and not is_alone(args):
+        args.rdzv_conf = ",".join(filter(None, (args.rdzv_conf, f"is_host={int(node_rank == '0')}")))
 
 
 def find_host_barrier(args: argparse.Namespace) -> HostBarrier | None:

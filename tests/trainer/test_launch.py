@@ -22,6 +22,7 @@ from trainer.launch import (
     HostBarrier,
     OptionError,
     announce_every_store,
+    choose_store_host,
     find_host_barrier,
     main,
     parse_options,
@@ -263,6 +264,27 @@ def test_variables_are_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PET_STANDALONE", "yes")
     with pytest.raises(OptionError, match="PET_STANDALONE and other variables for flags must be 0 or 1"):
         barrier()
+
+
+@pytest.mark.parametrize(
+    ("node_rank", "options", "expected"),
+    [
+        ("0", ["--rdzv-backend=c10d"], "is_host=1"),
+        ("2", ["--rdzv-backend=c10d", "--rdzv-conf=read_timeout=9"], "read_timeout=9,is_host=0"),
+        ("2", ["--rdzv-backend=c10d", "--rdzv-conf=is_host=1"], "is_host=1"),
+        (None, ["--rdzv-backend=c10d"], ""),
+        ("1", ["--master-addr=a"], ""),
+    ],
+)
+def test_host_0_has_the_rendezvous_of_an_elastic_run(
+    node_rank: str | None, options: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if node_rank is not None:
+        monkeypatch.setenv("PET_NODE_RANK", node_rank)
+    nodes = "1:4" if "c10d" in options[0] else "4"
+    args = parse_options([f"--nnodes={nodes}", *options, "train.py"])
+    choose_store_host(args)
+    assert args.rdzv_conf == expected
 
 
 @pytest.mark.parametrize(
