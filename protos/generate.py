@@ -10,7 +10,7 @@ from pathlib import Path
 
 from grpc_tools import protoc
 
-SOURCES = ("health", "model_config", "grpc_service", "models", "training")
+SOURCES = ("health", "model_config", "grpc_service", "models", "training", "onnx_graph")
 _PACKAGE = Path(__file__).resolve().parent
 _REWRITES = (
     ("from google.protobuf import descriptor_pool as _descriptor_pool\n", "from protos.pool import POOL as _POOL\n"),

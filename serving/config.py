@@ -13,6 +13,7 @@ from serving.observability.logging import LogFormat
 TransportChoice = Literal["auto", "native", "grpcio"]
 ControlMode = Literal["none", "poll", "explicit"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
+WebChoice = Literal["auto", "on", "off"]
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 """The limit of gRPC and Protocol Buffers."""
@@ -55,10 +56,19 @@ class ServeConfig:
     """Port of the REST API (Open Inference Protocol v2)."""
     cors_origin: Annotated[tuple[str, ...], option("[ORIGIN ...]", "none")] = ()
     """Web pages that may call the REST API from a browser, such as https://shop.example:8443; * for all pages."""
+    web: WebChoice = "auto"
+    """Show a page at / of the REST API's port, to try models and watch the server. auto: if --host is of loopback."""
+    save_images: Annotated[Path | None, option("FOLDER", "users cannot save images")] = None
+    """Folder in which the page saves images with the labels that its users give them: one folder a label, as
+    `convoy train FOLDER` reads it; at most 10,000 images."""
     metrics_port: int = 8002
     """Port of /metrics for Prometheus, and of /v2/health/live and /v2/health/ready for probes; always without TLS."""
     metrics_host: Annotated[str | None, option("HOST", "the same as --host")] = None
     """Address to listen on for the port of metrics."""
+
+    allow_client_shm: bool = False
+    """Let clients on this machine register system shared memory, and name it in place of tensors. Whoever may do so can
+    read and change any shared memory that this process may, so use it with trusted clients or --token-file."""
 
     workers: int = 1
     """Processes that serve behind the same ports, each with all models and its part of the CPU threads; for more than
@@ -111,8 +121,7 @@ class ServeConfig:
         """
         for name in ("grpc_port", "http_port", "metrics_port"):
             self._require(name, "must be between 0 and 65535", 0 <= getattr(self, name) <= 65535)
-        if self.workers > 1 and self.grpc_socket is not None:
-            raise StartupError("--workers needs --grpc-port: processes cannot share a Unix socket")
+        self._check_workers()
         for name in ("max_queue_size", "poll_interval_s", "load_threads", "workers"):
             self._require(name, "must be positive", getattr(self, name) > 0)
         in_range = 0 < self.max_message_bytes <= MAX_MESSAGE_BYTES
@@ -130,8 +139,16 @@ class ServeConfig:
             raise StartupError("--tls-client-ca needs --tls-cert and --tls-key")
         if self.load_model and self.model_control_mode != "explicit":
             raise StartupError("--load-model needs --model-control-mode explicit")
+        if self.save_images is not None and not self.shows_page:
+            raise StartupError("--save-images needs the page: set --web on")
         if self.transport == "native" and self.tls_cert is not None:
             raise StartupError("--transport native has no TLS: use --transport grpcio")
+
+    def _check_workers(self) -> None:
+        if self.workers > 1 and self.grpc_socket is not None:
+            raise StartupError("--workers needs --grpc-port: processes cannot share a Unix socket")
+        if self.workers > 1 and self.allow_client_shm:
+            raise StartupError("--allow-client-shm needs --workers 1: each process would have regions of its own")
 
     def _check_origins(self) -> None:
         for origin in self.cors_origin:
@@ -148,6 +165,11 @@ class ServeConfig:
         if self.grpc_socket is not None:
             return f"unix:{self.grpc_socket.absolute()}"
         return f"[{self.host}]:{self.grpc_port}" if ":" in self.host else f"{self.host}:{self.grpc_port}"
+
+    @property
+    def shows_page(self) -> bool:
+        """Whether the server shows a page at `/`."""
+        return self.web == "on" or (self.web == "auto" and _is_loopback(self.host))
 
     @property
     def sends_tokens_in_plain_text(self) -> bool:

@@ -25,8 +25,9 @@ from serving.frontends import Frontend
 from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.limits import raise_file_limit
 from serving.frontends.common.services import Services
-from serving.frontends.http import HttpAddress, HttpFrontend
+from serving.frontends.http import HttpAddress, HttpFrontend, PageSettings
 from serving.inference.service import InferenceService
+from serving.inference.shared_memory import SharedMemory
 from serving.models.repository import Repository
 from serving.observability.health import Health
 from serving.observability.logging import AccessLog
@@ -189,13 +190,15 @@ def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
     repository.check()
     health = Health()
     tracing = None if config.trace_endpoint is None else connect(config.trace_endpoint, config.trace_sample)
+    memory = SharedMemory(config.max_message_bytes) if config.allow_client_shm else None
     services = Services(
-        inference=InferenceService(repository, tracing),
-        admin=AdminService(repository, health, version=version("convoy-vision")),
+        inference=InferenceService(repository, tracing, memory),
+        admin=AdminService(repository, health, version=version("convoy-vision"), memory=memory),
     )
     services.admin.count_calls(services.inference.refusals.calls)
     tokens, tls = read_credentials(config)
     access_log = AccessLog() if config.access_log else None
+    page = PageSettings(save_images=config.save_images, num_workers=config.workers) if config.shows_page else None
     http = HttpFrontend(
         services,
         HttpAddress(
@@ -204,6 +207,7 @@ def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
             metrics_port=None if is_worker else config.metrics_port,
             metrics_host=config.metrics_host,
             cors_origins=config.cors_origin,
+            page=page,
             reuse_port=is_worker,
         ),
         max_message_bytes=config.max_message_bytes,

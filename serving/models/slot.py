@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from convoy.promotion import Promotion
@@ -49,10 +50,12 @@ class Standing:
     Args:
         promotion: None if there is no choice.
         present: the versions in the folder, sorted.
+        folder: of the model; None for a model without one.
     """
 
     promotion: Promotion | None = None
     present: tuple[int, ...] = ()
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

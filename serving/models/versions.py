@@ -67,7 +67,7 @@ class ModelVersions:
         self._unreadable = ""
         self._warned: set[str] = set()
         self._preferred: tuple[int, ...] = ()
-        self._standing = Standing()
+        self._standing = Standing(folder=folder)
         self.override: str | None = None  # of the last update
         self.view = self._build_view()
 
@@ -147,7 +147,7 @@ class ModelVersions:
         config = self._read_config(self.override)
         if isinstance(config, LoadError):
             raise config
-        return Standing(read_promotion(self.folder), tuple(sorted(files.versions))), version_policy(config)
+        return Standing(read_promotion(self.folder), tuple(sorted(files.versions)), self.folder), version_policy(config)
 
     def prepare(self, version: int) -> str:
         """Loads a version beside those that serve. Returns why what is in its folder does not load; empty if it serves.
@@ -261,7 +261,7 @@ class ModelVersions:
 
     def _stand(self, promotion: Promotion | None, files: ModelFiles) -> None:
         """Notes the operator's choice, and logs it when it changes."""
-        before, self._standing = self._standing, Standing(promotion, tuple(sorted(files.versions)))
+        before, self._standing = self._standing, Standing(promotion, tuple(sorted(files.versions)), self.folder)
         if promotion != before.promotion:
             words = promotion.describe() if promotion else "the version policy alone decides"
             logger.info("%s: %s (%s)", self.name, words, PROMOTION_FILE)

@@ -1,6 +1,6 @@
 """The routes of the REST API (Open Inference Protocol v2 with Triton's extensions), as ASGI applications."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -10,12 +10,14 @@ from starlette.types import ASGIApp
 
 from convoy.auth import TokenFile
 from serving.frontends.common.services import Services
-from serving.frontends.http.admin import AdminEndpoints, Probed, health_routes
+from serving.frontends.http.address import HttpAddress
+from serving.frontends.http.admin import AdminEndpoints, Probed, health_routes, shared_memory_routes
 from serving.frontends.http.classify import ClassifyEndpoint
 from serving.frontends.http.counting import counted
 from serving.frontends.http.infer import InferEndpoint
 from serving.frontends.http.middleware import build_middleware, metrics_middleware
 from serving.frontends.http.openapi import describe_api
+from serving.frontends.http.page import build_page
 from serving.frontends.http.repeats import Repeats
 from serving.frontends.http.responses import ErrorHandlers, json_response
 from serving.frontends.http.server import HttpServer
@@ -33,7 +35,7 @@ _UNSUPPORTED_PATHS = (
     "/v2/models/{model}/generate",
     "/v2/models/{model}/generate_stream",
 )
-"""Paths of Triton's API that this server does not support."""
+"""Paths of Triton's API that this server does not support; the first one without --allow-client-shm."""
 
 
 def build_app(
@@ -43,7 +45,7 @@ def build_app(
     max_body_bytes: int,
     tokens: TokenFile | None,
     access_log: AccessLog | None,
-    cors_origins: Sequence[str] = (),
+    address: HttpAddress,
 ) -> ASGIApp:
     """Returns the API, for the running event loop."""
     executor = server.executor("http-body", "large bodies are being read", num_threads=2, max_pending=64)
@@ -63,12 +65,15 @@ def build_app(
     async def openapi(request: Request) -> Response:
         version = services.admin.server_metadata().version
         models = services.admin.repository.ready_models()
-        return json_response(describe_api(app.routes, models, version, has_tokens=tokens is not None))
+        return json_response(describe_api(protocol, models, version, has_tokens=tokens is not None))
 
-    routes = [*_routes(services.admin, endpoints, infer, classify.classify), Route("/openapi.json", openapi)]
+    protocol = [*_routes(services.admin, endpoints, infer, classify.classify), Route("/openapi.json", openapi)]
+    routes = counted(protocol, services.inference.refusals.calls)
+    if address.page is not None:
+        routes += build_page(services, server, address.page, server.repeats.bridge, max_body_bytes)
     app = Starlette(
-        routes=counted(routes, services.inference.refusals.calls),
-        middleware=build_middleware(services, server, tokens, access_log, cors_origins),
+        routes=routes,
+        middleware=build_middleware(services, server, tokens, access_log, address.cors_origins),
         exception_handlers=ErrorHandlers(services.inference.refusals, services.inference.repository).by_exception,
     )
     app.router.redirect_slashes = False
@@ -99,6 +104,7 @@ def _routes(admin: AdminService, endpoints: AdminEndpoints, infer: ASGIApp, clas
             Route(f"/v2/repository/models/{{model}}/{verb}", endpoints.control, methods=["POST"])
             for verb in ("promote", "rollback", "pin", "unpin")
         ),
+        *(shared_memory_routes(endpoints) if admin.shared_memory is not None else ()),
         *(Route(path, endpoints.unsupported, methods=["GET", "POST"]) for path in _UNSUPPORTED_PATHS),
     ]
 

@@ -6,6 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from convoy.auth import Principal, TokenFile
 from convoy.quotas import Quota
+from convoy.web.page import is_page
 from serving.errors import ServingError, Unauthenticated, quote
 from serving.frontends.common.auth import (
     CHANGES_SERVER,
@@ -24,6 +25,7 @@ OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Paths that need no token: Kubernetes' probes have none."""
 
 _INFERS = ("/infer", "/classify")
+_PAGE_API = "/web/api/"
 
 PRINCIPAL = "principal"
 """Key of the caller's `Principal` in the ASGI scope; missing if the request needs no token."""
@@ -89,9 +91,9 @@ def api_scopes(method: str, path: str) -> frozenset[str] | None:
 
     What is neither an inference nor known to be harmless counts as a change.
     """
-    if path in OPEN_PATHS:
+    if path in OPEN_PATHS or is_page(path):
         return None
-    if method == "POST" and path.endswith((*_INFERS, "/generate", "/generate_stream")):
+    if method == "POST" and (path.endswith((*_INFERS, "/generate", "/generate_stream")) or path.startswith(_PAGE_API)):
         return INFERS
     return READS if method in ("GET", "HEAD") or path == "/v2/repository/index" else CHANGES_SERVER
 

@@ -1,13 +1,12 @@
 """The HTTP front end: one server for the API, and one for metrics and health that the API cannot hold up."""
 
-from dataclasses import dataclass
-
 from starlette.types import ASGIApp
 
 from convoy.auth import TokenFile
 from convoy.tls import TlsFiles
 from serving.errors import StartupError
 from serving.frontends.common.services import Services
+from serving.frontends.http.address import HttpAddress
 from serving.frontends.http.app import build_app, build_metrics_app
 from serving.frontends.http.connections import METRICS_CONNECTIONS, max_connections
 from serving.frontends.http.server import HttpServer
@@ -16,25 +15,6 @@ from serving.observability.metrics import Metrics
 
 LINGER_S = 0.25
 """How long the API answers with 503 when it stops, before it closes the port and idle connections."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpAddress:
-    """The hosts and ports to listen on, and who may call from a browser. Port 0 takes any free port.
-
-    Args:
-        metrics_port: None to serve no metrics.
-        metrics_host: None for the same as `host`.
-        cors_origins: of web pages that may call the API; `*` for all.
-        reuse_port: whether other processes listen on the API's port too; the kernel spreads connections over them.
-    """
-
-    host: str
-    port: int
-    metrics_port: int | None
-    metrics_host: str | None = None
-    cors_origins: tuple[str, ...] = ()
-    reuse_port: bool = False
 
 
 class HttpFrontend:
@@ -71,7 +51,7 @@ class HttpFrontend:
                 max_body_bytes=max_message_bytes,
                 tokens=tokens,
                 access_log=access_log,
-                cors_origins=address.cors_origins,
+                address=address,
             )
 
         def build_metrics(server: HttpServer) -> ASGIApp:

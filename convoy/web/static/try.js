@@ -1,0 +1,274 @@
+// Try: draw or show something, and see what a model makes of it, stroke by stroke.
+
+import { best, classify, label, latest, listModels, prepare, save, seen } from "./models.js";
+import { Pad } from "./pad.js";
+import { button, card, choice, code, h, percent, pixels, say } from "./ui.js";
+
+const MAX_BARS = 10;
+
+let models = [];
+let model = null;
+let options = {};
+let pad, picker, answers, headline, facts, sight, sightText, calls, saving, video, stream, spoken, labels, drawing;
+let file = null; // what was last sent: a PNG of the sheet, or the user's own file
+let controller = new AbortController();
+
+export const section = {
+  title: "Try",
+  styles: true,
+
+  mount(root, page) {
+    options = page.options;
+    picker = choice("Model", [], (name) => choose(name));
+    pad = new Pad((isDone) => { file = null; isDone ? finish() : ask(); });
+    headline = h("p", { class: "headline" });
+    facts = h("p", { class: "muted small facts" });
+    answers = h("ol", { class: "answers" });
+    sight = h("canvas", { class: "sight", role: "img", "aria-label": "What the network sees", width: 1, height: 1 });
+    sightText = h("p", { class: "muted small" });
+    spoken = h("p", { class: "sr-only", "aria-live": "polite" });
+    video = h("video", { class: "pad", hidden: true, muted: true, playsinline: true, "aria-label": "Camera" });
+    calls = h("div", { class: "stack" });
+    saving = h("div", { class: "stack no-print" });
+    root.append(
+      h("div", { class: "row end" }, h("h2", { class: "grow" }, "Draw, and watch it decide"), picker.root),
+      h("div", { class: "try" },
+        h("article", { class: "card sheet" }, pad.canvas, video, controls()),
+        card("What it says", headline, answers, facts, spoken),
+        h("article", { class: "card" }, h("h3", {}, "What the network sees"), sight, sightText, saving)),
+      h("details", { class: "card no-print" }, h("summary", {}, "Ask it from your own code"), calls));
+    listenForFiles(root);
+  },
+
+  async show(params) {
+    models = (await listModels()).filter((each) => each.input);
+    picker.set(models.map((each) => [each.name, each.name]));
+    if (!models.length) {
+      headline.textContent = "No model that takes images is ready.";
+      return;
+    }
+    const wanted = params.get("model") ?? model?.name;
+    choose(models.some((each) => each.name === wanted) ? wanted : models[0].name);
+    if (params.has("demo")) {
+      pad.draw(Number(params.get("demo")) % 10 || 0);
+      await ask();
+    }
+  },
+
+  hide() {
+    controller.abort();
+    controller = new AbortController();
+    stopCamera();
+  },
+};
+
+function controls() {
+  const input = h("input", { type: "file", accept: "image/png,image/jpeg,image/webp", class: "sr-only", tabindex: -1, "aria-label": "Picture", onchange: () => { if (input.files[0]) open(input.files[0]); input.value = ""; } });
+  const camera = button("Camera", () => (stream ? takePicture() : startCamera()));
+  camera.classList.add("camera");
+  drawing = h("p", { class: "muted small" });
+  return h("div", { class: "stack no-print" },
+    h("div", { class: "row" },
+      button("Clear", () => { stopCamera(); pad.clear(); pad.canvas.focus(); }),
+      button("Undo", () => pad.undo()),
+      button("Picture…", () => input.click()), camera, input),
+    drawing);
+}
+
+function choose(name) {
+  model = models.find((each) => each.name === name);
+  picker.value = name;
+  drawing.textContent = model.input.method === "mnist"
+    ? "Draw a digit. Or drop, paste or photograph one."
+    : "Drop, paste or photograph a picture. Or draw one.";
+  labels = null;
+  describeCalls();
+  offerSaving();
+  pad.isEmpty && !file ? blank() : ask();
+}
+
+function finish() {
+  ask();
+  announce = true;
+}
+
+let announce = false;
+
+const ask = latest(async () => {
+  if (!model) return;
+  if (pad.isEmpty && !file) { blank(); return; }
+  const asked = model;
+  const began = performance.now();
+  try {
+    const sent = file ?? (await pad.toFile());
+    const prepared = await prepare(asked.name, sent, controller.signal);
+    const [channels, height, width] = prepared.shape;
+    const answer = await classify(asked.name, asked.input, prepared.pixels, controller.signal);
+    const ended = performance.now();
+    performance.measure("answer", { start: began, end: ended });
+    if (asked !== model || (pad.isEmpty && !file)) return;
+    pixels(sight, prepared.pixels, width, height, channels);
+    sightText.textContent = `${width} × ${height} pixels${channels === 3 ? " in colour" : ""}, `
+      + (asked.input.method === "mnist" ? "cut out, fitted and centred as MNIST's were" : "fitted and cropped as in the training");
+    seen.picture = { model: asked.name, input: asked.input, labels: asked.labels, version: answer.version, shape: prepared.shape, pixels: prepared.pixels };
+    showAnswer(answer, ended - began);
+  } catch (error) {
+    if (error.name !== "AbortError") fail(error);
+  }
+});
+
+function showAnswer(answer, ms) {
+  const [probabilities] = answer.rows;
+  const order = best(probabilities, 3);
+  if (!labels) buildBars(probabilities, order);
+  for (const [index, bar] of labels) {
+    const value = probabilities[index];
+    bar.row.dataset.rank = order.indexOf(index) + 1;
+    bar.fill.style.width = `${100 * value}%`;
+    bar.text.textContent = percent(value);
+  }
+  const winner = label(model.labels, order[0]);
+  headline.replaceChildren(h("strong", {}, winner), h("span", { class: "muted" }, percent(probabilities[order[0]])));
+  facts.textContent = `Top 3: ${order.map((i) => label(model.labels, i)).join(", ")} · ${model.name} version ${answer.version} · ${ms.toFixed(1)} ms`;
+  if (announce) {
+    spoken.textContent = `${winner}, ${percent(probabilities[order[0]], 0)}`;
+    announce = false;
+  }
+}
+
+// A model of few classes has a bar for each, in their order; another one those of the first answer.
+function buildBars(probabilities) {
+  const indices = probabilities.length <= MAX_BARS ? probabilities.map((_, i) => i) : best(probabilities, MAX_BARS);
+  labels = new Map(indices.map((index) => {
+    const fill = h("i");
+    const text = h("span", { class: "value" });
+    const row = h("li", {}, h("span", { class: "name" }, label(model.labels, index)), h("span", { class: "bar" }, fill), text);
+    return [index, { row, fill, text }];
+  }));
+  if (probabilities.length > MAX_BARS) labels.isPartial = true;
+  answers.replaceChildren(...[...labels.values()].map((bar) => bar.row));
+}
+
+function blank() {
+  headline.replaceChildren(h("span", { class: "muted" }, model?.input.method === "mnist" ? "Draw a digit" : "Show it a picture"));
+  facts.textContent = model ? `${model.name} version ${model.serving} knows ${model.labels.length || "some"} classes.` : "";
+  answers.replaceChildren();
+  labels = null;
+  sight.width = sight.height = 1;
+  sight.classList.add("pixels");
+  sightText.textContent = "Nothing yet.";
+}
+
+function fail(error) {
+  headline.replaceChildren(h("span", { class: "error" }, `${error.message}.`));
+  answers.replaceChildren();
+  labels = null;
+  facts.textContent = "";
+}
+
+// ---- Pictures ----
+
+async function open(given) {
+  stopCamera();
+  if (!given.type.startsWith("image/")) { say("That is no picture", "error"); return; }
+  try {
+    pad.show(await createImageBitmap(given));
+  } catch {
+    say("The browser cannot read this picture", "error");
+    return;
+  }
+  file = given;
+  labels = null;
+  announce = true;
+  ask();
+}
+
+function listenForFiles(root) {
+  root.addEventListener("dragover", (event) => { event.preventDefault(); pad.canvas.classList.add("over"); });
+  root.addEventListener("dragleave", () => pad.canvas.classList.remove("over"));
+  root.addEventListener("drop", (event) => {
+    event.preventDefault();
+    pad.canvas.classList.remove("over");
+    if (event.dataTransfer.files[0]) open(event.dataTransfer.files[0]);
+  });
+  document.addEventListener("paste", (event) => {
+    const given = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
+    if (!root.hidden && given) { event.preventDefault(); open(given); }
+  });
+}
+
+async function startCamera() {
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  } catch {
+    say("No camera, or the browser does not allow it", "error");
+    return;
+  }
+  video.srcObject = stream;
+  video.hidden = false;
+  pad.canvas.hidden = true;
+  await video.play();
+  document.querySelector(".camera").textContent = "Take";
+}
+
+async function takePicture() {
+  const shot = await createImageBitmap(video);
+  const canvas = new OffscreenCanvas(shot.width, shot.height);
+  canvas.getContext("2d").drawImage(shot, 0, 0);
+  await open(await canvas.convertToBlob({ type: "image/jpeg" }));
+}
+
+function stopCamera() {
+  if (!stream) return;
+  for (const track of stream.getTracks()) track.stop();
+  stream = null;
+  video.hidden = true;
+  pad.canvas.hidden = false;
+  document.querySelector(".camera").textContent = "Camera";
+}
+
+// ---- Code and corrections ----
+
+function describeCalls() {
+  const url = `${location.origin}/v2/models/${encodeURIComponent(model.name)}/classify?top_k=3`;
+  calls.replaceChildren(
+    h("p", { class: "muted small" }, "With a file of yours, or with ", button("digit.png", download, { kind: "small" }), ", which is what you see above."),
+    h("h3", {}, "curl"),
+    code(`curl -F file=@digit.png '${url}'`, "Copy as curl"),
+    h("h3", {}, "Python"),
+    code([
+      "import json",
+      "from urllib.request import Request, urlopen",
+      "",
+      'with open("digit.png", "rb") as file:',
+      `    request = Request("${url}", file.read(), {"Content-Type": "image/png"})`,
+      "with urlopen(request) as response:",
+      '    print(json.load(response)["images"][0]["predictions"])',
+    ].join("\n"), "Copy as Python"),
+    h("p", { class: "muted small" }, "A server with tokens also needs the header ", h("code", {}, "Authorization: Bearer TOKEN"), "."));
+}
+
+async function download() {
+  const url = URL.createObjectURL(file ?? (await pad.toFile()));
+  h("a", { href: url, download: "digit.png" }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+function offerSaving() {
+  if (!options.saves || !model.labels.length) {
+    saving.replaceChildren();
+    return;
+  }
+  const picked = choice("Wrong? It is", model.labels.map((each) => [each, each]));
+  saving.replaceChildren(
+    h("div", { class: "row end" }, picked.root, button("Save", async () => {
+      if (pad.isEmpty && !file) { say("There is nothing to save"); return; }
+      try {
+        const saved = await save(model.name, file ?? (await pad.toFile()), picked.value);
+        say(`Saved as ${options.saves}/${saved.file}: ${saved.num_images} images so far`);
+      } catch (error) {
+        say(`${error.message}`, "error");
+      }
+    })),
+    h("p", { class: "muted small" }, "Train from them: ", h("code", {}, `convoy train ${options.saves}`)));
+}
