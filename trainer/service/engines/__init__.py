@@ -12,6 +12,7 @@ GROUP = "convoy.engines"
 _OURS = {
     "local": "trainer.service.engines.local:LocalEngine",
     "slurm": "trainer.service.engines.slurm:SlurmEngine",
+    "kubernetes": "trainer.service.engines.kubernetes:KubernetesEngine",
 }
 
 
@@ -36,6 +37,8 @@ def open_engine(name: str, folder: Path, after_end: Sequence[str] = ()) -> Engin
     module, _, kind = targets[name].partition(":")
     try:
         engine: Engine = getattr(importlib.import_module(module), kind)(folder, after_end)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--engine {name} needs {error.name}: install convoy-vision[{name}]") from error
     except Exception as error:
         raise ConfigError(f"--engine {name} cannot be loaded: {error}") from error
     return engine

@@ -6,7 +6,12 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
+from trainer.errors import TrainerError
 from trainer.service.jobs import Devices, Job, JobSpec, Stop
+
+
+class EngineUnavailableError(TrainerError):
+    """The engine cannot be used now: an API server does not answer, or a disk is full. The next pass tries again."""
 
 
 class Phase(Enum):
@@ -19,6 +24,8 @@ class Phase(Enum):
     ENDED = auto()
     GONE = auto()
     """They are no more, and nobody knows how they ended."""
+    INTERRUPTED = auto()
+    """The cluster ended them: a host was lost, or the job had to make room for another. That is no failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +34,12 @@ class Status:
 
     Args:
         exit_code: of an attempt that has ended; negative for a signal.
+        reason: why it waits, or how it ended, where the phase and the exit code do not say it: one line for the user.
     """
 
     phase: Phase
     exit_code: int | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,8 @@ class Engine(Protocol):
         """Starts the job's attempt with `job.devices`, unless that attempt has been started before.
 
         Raises:
+            ConfigError: it can never be started.
+            EngineUnavailableError: it is not known whether it was started; a later call starts it if it was not.
             TrainerError: it cannot be started.
         """
 
