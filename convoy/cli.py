@@ -68,12 +68,14 @@ def _options_of_all_verbs() -> Any:
     from trainer.local import LocalTrainConfig
     from trainer.service.commands import COMMANDS as JOBS_COMMANDS
     from trainer.studies import STUDIES
+    from trainer.watch import WatchConfig
 
     studies = _subcommands({name: (study.config, study.summary) for name, study in STUDIES.items()})
     configs = {
         "train": LocalTrainConfig,
         "evaluate": EvaluateConfig,
         "export": ExportConfig,
+        "watch": WatchConfig,
         "compare": CompareConfig,
         "study": studies,
         "recipes": _NoOptions,
@@ -155,6 +157,7 @@ VERBS = {
     "train": Verb("train a model by a recipe, or on a folder of images", _train),
     "evaluate": Verb("measure a finished run's accuracy on its validation or test images", _trainer("evaluate")),
     "export": Verb("publish a finished run's model in a model repository", _trainer("export")),
+    "watch": Verb("follow runs in the terminal while they train", _trainer("watch")),
     "compare": Verb("show finished runs in one table, with all their seeds", _trainer("compare")),
     "study": Verb("repeat the lecture's experiments: regression, capacity, seeds, zoo, sweep", _trainer("study")),
     "recipes": Verb("list what can be trained, or all fields of a recipe", _trainer("recipes")),

@@ -72,6 +72,14 @@ def compare_command(arguments: Sequence[str], prog: str) -> NoReturn:
     run_command(lambda: print("\n".join(compare_runs(config.runs))))
 
 
+def watch_command(arguments: Sequence[str], prog: str) -> NoReturn:
+    """Follows runs while other processes train them."""
+    from trainer.watch import WatchConfig, watch_runs
+
+    config = parse(WatchConfig, arguments, prog=prog)
+    run_command(lambda: watch_runs(config))
+
+
 def study_command(arguments: Sequence[str], prog: str) -> int:
     """Runs one of the studies; also under torchrun."""
     from trainer.studies import STUDIES
@@ -123,6 +131,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int | None]] = {
     "train": train_command,
     "evaluate": evaluate_command,
     "export": export_command,
+    "watch": watch_command,
     "compare": compare_command,
     "study": study_command,
     "recipes": recipes_command,

@@ -78,6 +78,21 @@ def _lock(file: IO[bytes], timeout_s: float) -> bool:
             return False
 
 
+def is_locked(path: Path) -> bool:
+    """Returns whether another process holds the lock file `path` at this moment.
+
+    False where the file, or the file system's locks, are missing.
+    """
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def create_folder(parent: Path, name: str) -> Path:
     """Creates a folder that no other process has: `name`, or the first of `name-2`, `name-3`, … that does not exist.
 

@@ -20,7 +20,7 @@ import torch
 
 from tests.conftest import ROOT, clean_environment
 from trainer.files import locked
-from trainer.records.run_folder import LOCK_FILE
+from trainer.paths import LOCK_FILE
 
 pytestmark = pytest.mark.slow
 

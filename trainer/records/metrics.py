@@ -20,3 +20,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return metrics
+
+
+def is_metric(value: Any) -> bool:
+    """Returns whether a line's content is that of a metric, of a step or an epoch."""
+    return isinstance(value, dict) and {"kind", "step", "epoch"} <= value.keys()

@@ -14,7 +14,7 @@ from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError, TrainerError, reading, writing
 from trainer.files import create_folder, is_temporary, locked, write_json
 from trainer.network_files import keep_network
-from trainer.paths import FAILURE_FILE, RESULT_FILE, default_model_name, image_folder
+from trainer.paths import FAILURE_FILE, LOCK_FILE, RESULT_FILE, default_model_name, image_folder
 from trainer.ranks.world import World
 from trainer.recipe_files import read_toml
 from trainer.recipes import Recipe
@@ -25,7 +25,6 @@ from trainer.records.result import Result
 RUNS = Path("runs")
 STUDY_FILE = "study.json"
 """In a study's folder, and nowhere else."""
-LOCK_FILE = ".in-use"
 LOCK_TIMEOUT_S = 120.0
 """Longest wait for another process to leave a folder: an NFS server notices after 90 s that a host is gone."""
 _TO_KEEP_PRECISION = {

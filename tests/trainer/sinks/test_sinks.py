@@ -28,7 +28,7 @@ def test_lines_are_on_disk_as_soon_as_they_are_written(tmp_path: Path) -> None:
         sinks.write("step", step=1, epoch=1, loss=2.5)
         (line,) = read_metrics(tmp_path)
         assert abs(line.pop("time") - time.time()) < 60
-        assert line == {"kind": "step", "step": 1, "epoch": 1, "loss": 2.5}
+        assert line == {"kind": "step", "step": 1, "epoch": 1, "loss": 2.5, "num_steps": 450}
 
 
 def test_a_resumed_run_removes_lines_after_its_checkpoint(tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""The command line of `python -m trainer watch`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from convoy.options import option
+from trainer.watch.run import State, WatchedRun
+from trainer.watch.terminal import follow_in_lines, follow_in_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchConfig:
+    """Follows runs while they train, until all have ended; exits with 0 if all are finished, and else with 1."""
+
+    runs: Annotated[list[Path], tyro.conf.Positional, option("RUN ...")]
+    """Run folders."""
+
+
+def watch_runs(config: WatchConfig) -> int:
+    """Runs `python -m trainer watch`.
+
+    Raises:
+        ConfigError: a folder does not exist or holds no run.
+    """
+    runs = [WatchedRun.open(path) for path in config.runs]
+    if sys.stdout.isatty():
+        follow_in_table(runs)
+    else:
+        follow_in_lines(runs)
+    return 0 if all(run.state is State.FINISHED for run in runs) else 1
