@@ -15,4 +15,5 @@ if [ -d "$packages/torch/bin" ]; then
 fi
 rm -f "$environment"/bin/[Aa]ctivate*
 find "$environment" -depth -name __pycache__ -exec rm -r {} +
-"$environment/bin/python" -m compileall -q --invalidation-mode unchecked-hash "$packages"
+# Some packages ship templates that are not Python: pip passes over them, too.
+"$environment/bin/python" -m compileall -qq --invalidation-mode unchecked-hash "$packages" || true

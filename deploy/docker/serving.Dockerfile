@@ -33,7 +33,8 @@ COPY --from=build /opt/convoy /opt/convoy
 ENV PATH=/opt/convoy/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    ORT_DISABLE_TELEMETRY=1
 WORKDIR /tmp
 USER 10001:10001
 EXPOSE 8000 8001 8002

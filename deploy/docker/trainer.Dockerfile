@@ -8,7 +8,7 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS build
 ARG VARIANT=gpu
 ARG TORCH_CPU="torch==2.15.0+cpu torchvision==0.29.2+cpu"
-ARG TORCH_INDEX
+ARG TORCH_INDEX=""
 WORKDIR /build
 COPY deploy/docker/sbom.lock ./
 RUN python -m venv /opt/sbom \
@@ -47,7 +47,8 @@ COPY --from=build /opt/convoy /opt/convoy
 ENV PATH=/opt/convoy/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    ORT_DISABLE_TELEMETRY=1
 WORKDIR /tmp
 USER 10001:10001
 # Exec form: Python is process 1, and SIGTERM reaches it.
