@@ -25,12 +25,18 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 GPU = "nvidia.com/gpu"
 IMAGE = "convoy-trainer"
 """In the template: an image that somebody must name."""
+FAILURES_PER_HOST = 6
+"""At least so many failures of each pod are tolerated, as the loss of one host fails all."""
 GANG_RESTARTS = 10
 """Of a JobSet, which restarts all pods where a Job replaces one."""
 CPUS_PER_GPU, MEMORY_GIB_PER_GPU = 4, 16
 RANK_LOGS = Path("/tmp/ranks")
 _SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}
-_GPU_VARIABLES = {"LD_LIBRARY_PATH": "/usr/local/nvidia/lib64", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+_GPU_VARIABLES = {
+    "LD_LIBRARY_PATH": "/usr/local/nvidia/lib64",
+    "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+    "NVIDIA_REQUIRE_CUDA": "cuda>=13.0",
+}
 """As in deploy/components/gpu-training."""
 _ELASTIC = {
     "PET_RDZV_CONF": "last_call_timeout=30,join_timeout=900,read_timeout=300",
@@ -132,7 +138,7 @@ def make_job(template: Object, spec: JobSpec, options: Options, identity: Identi
     _name(job, options, identity)
     pods["metadata"] = pods.get("metadata", {})
     pods["metadata"]["labels"] = pods["metadata"].get("labels", {}) | identity.labels
-    job["spec"]["backoffLimit"] = -(-job["spec"]["backoffLimit"] // job["spec"]["completions"]) * most
+    job["spec"]["backoffLimit"] = max(job["spec"]["backoffLimit"], FAILURES_PER_HOST * most)
     job["spec"] |= {"completions": most, "parallelism": most}
     if most > least:  # the run is complete when host 0 has ended; hosts that found no room are not waited for
         job["spec"]["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
