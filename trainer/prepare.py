@@ -12,6 +12,7 @@ from trainer.errors import ConfigError, MismatchError, TrainerError
 from trainer.evaluation.ledger import Ledger
 from trainer.hardware import device_memory
 from trainer.network_files import without_paths
+from trainer.permissions import why_not_writable
 from trainer.ranks.consistency import check_same, code_sha256, processor
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
@@ -31,6 +32,8 @@ def prepare(config: TrainConfig, world: World, log: Callable[[str], None]) -> tu
     """
     if world.is_main:
         check_installed(config.log_to, config.metrics_address)
+        if config.run_dir is not None and (reason := why_not_writable(config.run_dir)):
+            raise ConfigError(f"--run-dir {config.run_dir}: {reason}")
     asked = config.resolve()
     recipe = asked.as_computed_on(world.device)
     if asked.precision == "tf32" != recipe.precision:

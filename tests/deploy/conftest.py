@@ -14,19 +14,29 @@ from tests.deploy.training import Trained, train_through_losses
 @pytest.fixture(scope="session")
 def promtool() -> Path:
     """Returns the path of promtool: from PATH, or extracted from Debian's package into the user's cache."""
-    found = shutil.which("promtool")
+    return _from_debian("promtool")
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> Path:
+    """Returns the path of Prometheus, found as promtool is."""
+    return _from_debian("prometheus")
+
+
+def _from_debian(program: str) -> Path:
+    found = shutil.which(program)
     if found is not None:
         return Path(found)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convoy" / "promtool"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convoy" / program
     if not cache.exists():
         problem = _extract_from_debian(cache)
         if problem:
-            pytest.skip(f"no promtool: not on PATH, and {problem}. Alert rules are NOT tested")
+            pytest.skip(f"no {program}: not on PATH, and {problem}. Alert rules and queries are NOT tested")
     return cache
 
 
 def _extract_from_debian(target: Path) -> str:
-    """Extracts promtool to `target`, and returns the reason if that fails, or ""."""
+    """Extracts the program of that name to `target`, and returns the reason if that fails, or ""."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         return "there is no apt to fetch Debian's package `prometheus` with"
     with tempfile.TemporaryDirectory() as scratch:
@@ -40,8 +50,8 @@ def _extract_from_debian(target: Path) -> str:
             return f"`apt-get download prometheus` fails: {done.stderr.strip()[-200:]}"
         subprocess.run(["dpkg", "-x", packages[0], "x"], cwd=scratch, check=True, timeout=120)
         target.parent.mkdir(parents=True, exist_ok=True)
-        arriving = target.with_name(f"promtool.{os.getpid()}")
-        shutil.copy2(Path(scratch) / "x/usr/bin/promtool", arriving)
+        arriving = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.copy2(Path(scratch) / "x/usr/bin" / target.name, arriving)
         arriving.rename(target)
     return ""
 

@@ -13,6 +13,7 @@ Objects = Sequence[Object]
 
 OUTSIDE = {
     "Secret/serving-tls": "certificates are the operator's: components/tls",
+    "Secret/pull": "the registry's login: components/pull-secret",
     "Secret/serving-tokens": "tokens are the operator's: components/auth",
     "Secret/jobs-tokens": "tokens are the operator's: overlays/jobs",
     "Gateway/public": "the cluster's Gateway: components/gateway",

@@ -15,7 +15,9 @@ from tests.hosts import Host
 class Rollout:
     """A Deployment's pods on hosts, three at a time, and the headless Service's name for the ready ones."""
 
-    def __init__(self, overlay: str, hosts: Sequence[Host], client: Host, models: Path, folder: Path) -> None:
+    def __init__(
+        self, overlay: str, hosts: Sequence[Host], client: Host, models: Path, folder: Path, *, workers: int = 1
+    ) -> None:
         objects = render(overlay)
         deployment = find(objects, "Deployment/serving")
         assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
@@ -27,7 +29,8 @@ class Rollout:
         self._client = client
         spec = deployment["spec"]["template"]["spec"]
         places = {"/models": models}
-        self.pods = [Pod(host, spec, places, folder / f"{host.name}.log") for host in hosts]
+        extra = (f"--workers={workers}",) if workers > 1 else ()
+        self.pods = [Pod(host, spec, places, folder / f"{host.name}.log", extra=extra) for host in hosts]
         self._ready: list[Pod] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import wait_for
+from tests.deploy.cluster import Pod
 from tests.deploy.rollout import Rollout, requests_of
 from tests.deploy.training import Trained, build_job, service_names
 from tests.hosts import network
@@ -98,13 +99,26 @@ def publish(models: Path) -> None:
     (models / "mnist/.incoming").rename(models / "mnist/2")
 
 
-@pytest.mark.parametrize("overlay", ["prod-cpu", "dev"])  # native and grpcio
+def versions_ready(pod: Pod, version: str) -> int:
+    """Returns how many of a pod's workers have loaded a version."""
+    return pod.text.count(f"mnist version {version} ready")
+
+
+@pytest.mark.parametrize(
+    ("overlay", "workers"),
+    [
+        ("prod-cpu", 1),  # native
+        ("dev", 1),  # grpcio
+        pytest.param("prod-cpu", 2, marks=pytest.mark.minutes),
+        pytest.param("dev", 2, marks=pytest.mark.minutes),
+    ],
+)
 def test_no_request_fails_while_all_pods_are_replaced_and_a_version_is_published(
-    overlay: str, has_namespaces: bool, models: Path, tmp_path: Path
+    overlay: str, workers: int, has_namespaces: bool, models: Path, tmp_path: Path
 ) -> None:
     names = [f"serving-{number}" for number in range(2 * NUM_PODS)]
     with network([*names, "client"], namespaces=has_namespaces) as (*hosts, client):
-        rollout = Rollout(overlay, hosts, client, models, tmp_path)
+        rollout = Rollout(overlay, hosts, client, models, tmp_path, workers=workers)
         first, second = rollout.pods[:NUM_PODS], rollout.pods[NUM_PODS:]
         rollout.start_pods(first)
         load = client.start(
@@ -116,7 +130,7 @@ def test_no_request_fails_while_all_pods_are_replaced_and_a_version_is_published
         rollout.start_pods(second[:1])
         publish(models)
         for pod in [*first[1:], second[0]]:
-            wait_for(f"version 2 on {pod.host.name}", lambda pod=pod: pod.has_logged("mnist version 2 ready"))
+            wait_for(f"version 2 on {pod.host.name}", lambda pod=pod: versions_ready(pod, "2") == workers)
         wait_for("the client's next DNS lookup", lambda: time.monotonic() > began + DNS_S)
         ended = [rollout.remove(first[0])]
         ended += [rollout.replace(old, new) for old, new in zip(first[1:], second[1:], strict=True)]

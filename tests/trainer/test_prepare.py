@@ -36,3 +36,13 @@ def test_tf32_is_refused_where_there_is_none(config: TrainConfig) -> None:
         ConfigError, match=r"^precision tf32: the CPU of rank 0 has no TF32, .*: use --precision float32$"
     ):
         prepare(config, ALONE, print)
+
+
+def test_a_volume_that_ignores_fsgroup_is_an_error_of_its_own_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2, on which a Job gives up; writing would fail with 4, which it retries."""
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # not by chmod: root may write to every folder
+    monkeypatch.setattr("os.geteuid", lambda: 10001)
+    with pytest.raises(ConfigError, match=rf"^--run-dir .*/runs/mnist: {tmp_path} is not writable for uid 10001: "):
+        prepare(TrainConfig(run_dir=tmp_path / "runs/mnist"), ALONE, print)

@@ -27,6 +27,7 @@ from protos.model_config_pb2 import TYPE_FP32, TYPE_UINT8, DataType, ModelConfig
 from trainer.errors import ConfigError, ExportError
 from trainer.files import flush_to_disk
 from trainer.paths import check_model_name
+from trainer.permissions import why_not_writable
 
 INPUT, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 CONFIG, LABELS, ONNX = "config.pbtxt", "labels.txt", "model.onnx"
@@ -95,8 +96,8 @@ class RepositoryModel:
             nearest = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
             if not nearest.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is not a folder")
-            if not os.access(nearest, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, f"no permission to write in {nearest}")
+            if reason := why_not_writable(self.path):
+                raise PermissionError(errno.EACCES, reason)
             if (self.path / LABELS).exists():
                 self._check_labels()
             if (self.path / CONFIG).exists():
@@ -208,11 +209,6 @@ def find_version(model: Path, weights_sha256: str) -> Path | None:
             if json.loads((version / MANIFEST).read_text())["origin"]["weights_sha256"] == weights_sha256:
                 return version
     return None
-
-
-def printable(name: str) -> str:
-    """Replaces unprintable characters: names of folders may hold line ends and undecodable bytes."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
 def _describe_tensors(described: Any) -> str:

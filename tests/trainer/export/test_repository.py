@@ -177,7 +177,7 @@ def test_a_folder_without_permission_is_refused_by_the_check(
 ) -> None:
     model.repository.mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # not by chmod: root may write to every folder
-    with pytest.raises(ExportError, match="no permission"):
+    with pytest.raises(ExportError, match="is not writable for uid"):
         model.check()
 
 
