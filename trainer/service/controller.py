@@ -7,22 +7,24 @@ job only from the state in which it was seen.
 """
 
 import os
+import re
 import socket
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import TrainerError
+from trainer.errors import ConfigError, TrainerError
 from trainer.service.engines import open_engine
-from trainer.service.engines.engine import Engine, Phase
+from trainer.service.engines.engine import Engine, EngineUnavailableError, Phase
 from trainer.service.jobs import ACTIVE, Devices, Job, JobState, Stop
 from trainer.service.outcome import Outcome, after_failure, judge
 from trainer.service.progress import Progress
 from trainer.service.scheduling import Need, choose
-from trainer.service.store import JobStore, Lease, StaleError
+from trainer.service.store import JobStore, Lease, StaleError, StoreError
 
 LEASE_S = 5.0
 """A controller that is gone is replaced after this time."""
@@ -51,6 +53,7 @@ class Controller:
         self._log = log
         self._engines: dict[str, Engine] = {}
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._told: dict[int, str] = {}
         self.lease: Lease | None = None
 
     def engine(self, name: str) -> Engine:
@@ -86,8 +89,20 @@ class Controller:
             act(job, lease)
         except StaleError:  # a user or another controller was faster; the next pass sees what they did
             pass
+        except StoreError:  # that is every job's trouble
+            raise
         except (TrainerError, OSError) as error:
-            self._log(f"job {job.id}: {error}")
+            self._tell(job, str(error), lease)
+
+    def _tell(self, job: Job, text: str, lease: Lease) -> None:
+        """Tells the user once about something that the next pass tries again."""
+        kind = re.sub(r"\d+", "", text)  # it may say how long ago, or how often
+        if self._told.get(job.id) == kind:
+            return
+        self._told[job.id] = kind
+        self._log(f"job {job.id}: {text}")
+        with suppress(StaleError):
+            self._store.add_note(job, text, lease)
 
     def _follow(self, job: Job, lease: Lease) -> None:
         engine = self.engine(job.spec.engine)
@@ -96,7 +111,7 @@ class Controller:
             self._begin(job, lease)
             return
         job = self._read_progress(job, lease)
-        if status.phase in (Phase.ENDED, Phase.GONE):
+        if status.phase in (Phase.ENDED, Phase.GONE, Phase.INTERRUPTED):
             logs = engine.logs(job)
             outcome = judge(job, status, logs[-1] if logs else None)
             self._conclude(job, outcome, lease, status.exit_code)
@@ -105,7 +120,10 @@ class Controller:
             if job.state is not JobState.SAVING:
                 self._change(job, JobState.SAVING, "was asked to stop", lease)
         elif status.phase is Phase.RUNNING and job.state is JobState.STARTING:
-            self._change(job, JobState.RUNNING, "", lease)
+            self._change(job, JobState.RUNNING, status.reason, lease)
+        elif status.reason and status.reason != job.reason:
+            self._store.add_note(job, status.reason, lease)
+        self._told.pop(job.id, None)
 
     def _read_progress(self, job: Job, lease: Lease) -> Job:
         old = Progress.from_json(job.progress)
@@ -139,11 +157,16 @@ class Controller:
                 self._guarded(partial(self._start, devices=devices), ready[number], lease)
 
     def _start(self, job: Job, lease: Lease, devices: Devices) -> None:
-        self._begin(self._change(job, JobState.STARTING, "", lease, devices=devices.to_json()), lease)
+        started = self._change(job, JobState.STARTING, "", lease, devices=devices.to_json())
+        self._guarded(self._begin, started, lease)
 
     def _begin(self, job: Job, lease: Lease) -> None:
         try:
             self.engine(job.spec.engine).start(job)
+        except EngineUnavailableError:
+            raise
+        except ConfigError as error:
+            self._conclude(job, Outcome(JobState.FAILED, str(error)), lease, None)
         except TrainerError as error:
             self._conclude(job, after_failure(job, JobState.FAILED, str(error)), lease, None)
 

@@ -57,18 +57,21 @@ def judge(job: Job, status: Status, log: Path | None) -> Outcome:
         return Outcome(JobState.SUCCEEDED, _result_line(job.run_folder))
     if job.stop is not Stop.NONE:
         step = job.progress.get("step", 0)
-        how = "ended at once" if job.stop is Stop.KILL else "saved" if code in _STOPPED else f"exit code {code}"
+        how = "saved" if code in _STOPPED else "ended" if code is None else f"exit code {code}"
+        how = "ended at once" if job.stop is Stop.KILL else how
         return Outcome(JobState.CANCELLED, f"{how}, after step {step}; `convoy jobs retry {job.id}` continues it")
+    if status.phase is Phase.INTERRUPTED:
+        return Outcome(JobState.QUEUED, status.reason or "the cluster ended it", pause_s=FIRST_PAUSE_S)
     if status.phase is Phase.GONE:
-        return after_failure(job, JobState.LOST, "its processes are gone, and left no exit code")
+        return after_failure(job, JobState.LOST, status.reason or "its processes are gone, and left no exit code")
     if code == 0:
         return Outcome(JobState.FAILED, "it exited with 0, but its run folder has no result")
     if code in _STOPPED:
         return Outcome(JobState.QUEUED, "it was stopped from outside and saved", pause_s=FIRST_PAUSE_S)
     message, rank = _failure(job, log)
     if code in _PERMANENT:
-        return Outcome(JobState.FAILED, message or _PERMANENT[code], failing_rank=rank)
-    return after_failure(job, JobState.FAILED, message or _describe(code), rank)
+        return Outcome(JobState.FAILED, message or status.reason or _PERMANENT[code], failing_rank=rank)
+    return after_failure(job, JobState.FAILED, message or status.reason or _describe(code), rank)
 
 
 def after_failure(job: Job, state: JobState, reason: str, rank: int | None = None) -> Outcome:

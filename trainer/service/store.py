@@ -220,6 +220,16 @@ class JobStore:
             self._update(connection, job, lease, {"progress": progress})
             _append(connection, job.id, self._now(connection), [("progress", line) for line in lines])
 
+    def add_note(self, job: Job, text: str, lease: Lease) -> None:
+        """Appends a note to the events, and makes it the reason for the state in which the job is.
+
+        Raises:
+            StaleError: as in `change`.
+        """
+        with self._transaction() as connection:
+            self._update(connection, job, lease, {"reason": text})
+            _append(connection, job.id, self._now(connection), [("note", {"text": text})])
+
     def events(self, number: int, *, after: int = 0, limit: int = 1000) -> list[Event]:
         """Returns a job's events whose numbers are larger than `after`, oldest first."""
         query = sa.select(events).where(events.c.job_id == number, events.c.number > after)

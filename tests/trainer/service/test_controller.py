@@ -1,5 +1,6 @@
 """The life of jobs, with real processes that run small scripts in place of trainings."""
 
+import errno
 import json
 import os
 import signal
@@ -13,9 +14,12 @@ from typing import Any
 import pytest
 
 from tests.trainer.service.conftest import run_until
+from trainer.errors import ConfigError
 from trainer.service.controller import Controller
+from trainer.service.engines import local_runner
+from trainer.service.engines.engine import Phase, Status
 from trainer.service.engines.local_runner import start_time
-from trainer.service.jobs import FINAL, JobSpec, JobState, Stop
+from trainer.service.jobs import FINAL, Job, JobSpec, JobState, Stop
 from trainer.service.operations import Operations
 from trainer.service.store import JobStore
 
@@ -195,7 +199,7 @@ def test_a_job_whose_engine_is_gone_holds_up_no_other(
     job, _ = store.add(script(COMPLETE), owner="ada")
     assert run_until(controller, store, job.id, *FINAL).state is JobState.SUCCEEDED
     assert store.get(gone.id).state is JobState.QUEUED
-    assert "--engine away: there are local, slurm, script" in said
+    assert any(line.startswith("--engine away: there are local, slurm") for line in said)
 
 
 def test_the_output_and_the_environment_are_the_jobs(
@@ -237,3 +241,53 @@ def test_jobs_of_another_store_in_the_same_folder_are_others(
 def test_starting_takes_a_fraction_of_a_second_and_no_torch() -> None:
     code = "import sys, trainer.service.commands; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_full_disk_delays_a_job_and_its_user_is_told_once(
+    store: JobStore, controller: Controller, script: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    job, _ = store.add(script("(run / 'result.json').write_text('{}')"), owner="ada")
+    with monkeypatch.context() as patched:
+        patched.setattr("trainer.service.engines.local.write_json", full)
+        for _ in range(3):
+            controller.make_pass()
+        waiting = store.get(job.id)
+    assert (waiting.state, waiting.attempt, waiting.num_retries) == (JobState.STARTING, 1, 0)
+    assert waiting.reason.endswith("No space left on device")
+    assert [event.kind for event in store.events(job.id)] == ["state", "state", "note"]
+    assert run_until(controller, store, job.id, *FINAL).state is JobState.SUCCEEDED
+
+
+def test_an_exit_code_has_its_room_before_the_disk_is_full(tmp_path: Path) -> None:
+    local_runner._reserve(tmp_path / "exit.json")
+    room = (tmp_path / "exit.tmp").stat()
+    local_runner._fill(tmp_path / "exit.json", {"code": -15, "time": time.time()})
+    filled = (tmp_path / "exit.json").stat()
+    assert (filled.st_ino, filled.st_size) == (room.st_ino, room.st_size)
+    assert json.loads((tmp_path / "exit.json").read_text())["code"] == -15
+
+
+def test_what_the_cluster_ended_is_queued_again_and_is_no_failure(
+    store: JobStore, controller: Controller, script: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = store.add(script("time.sleep(60)"), owner="ada")
+    run_until(controller, store, job.id, JobState.RUNNING)
+    engine = controller.engine("script")
+    engine.stop(store.get(job.id), Stop.KILL)
+    monkeypatch.setattr(engine, "status", lambda _: Status(Phase.INTERRUPTED, reason="a host was lost"))
+    queued = run_until(controller, store, job.id, JobState.QUEUED)
+    assert (queued.reason, queued.num_retries, queued.not_before > 0) == ("a host was lost", 0, True)
+
+
+def test_a_job_that_can_never_start_has_failed_at_once(
+    store: JobStore, controller: Controller, script: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Job) -> None:
+        raise ConfigError("the object is refused")
+
+    job, _ = store.add(script("", max_retries=5), owner="ada")
+    monkeypatch.setattr(controller.engine("script"), "start", refuse)
+    assert run_until(controller, store, job.id, *FINAL).reason == "the object is refused"

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from trainer.errors import ConfigError
 from trainer.service import store as store_module
 from trainer.service.jobs import FINAL, FOLLOWING, JobSpec, JobState, Stop
-from trainer.service.store import JobStore, Lease, StaleError, UnknownJobError
+from trainer.service.store import JobStore, Lease, StaleError, StoreError, UnknownJobError
 
 SPEC = JobSpec(arguments=("--epochs", "3"), working_folder="/work", run_folder="/runs/job-{id}")
 
@@ -176,3 +176,13 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         connection.exec_driver_sql("UPDATE convoy_jobs SET schema_version = 99")
     with pytest.raises(ConfigError, match="a newer version"):
         JobStore(path)
+
+
+def test_a_full_database_says_so_and_loses_nothing(store: JobStore) -> None:
+    job, _ = store.add(SPEC, owner="ada")
+    pages = sa.event.listens_for(store._engine, "connect")
+    pages(lambda connection, _: connection.execute("PRAGMA max_page_count=1"))  # fewer than it has: none is added
+    large = replace(SPEC, environment={"A": "b" * 100_000})
+    with pytest.raises(StoreError, match="full"):
+        store.add(large, owner="ada")
+    assert store.get(job.id) == job

@@ -11,6 +11,7 @@ The lock decides everything: an attempt is alive while it is held. Whoever start
 hands it to the runner, so that no attempt is ever started twice; the kernel frees it when the runner dies.
 """
 
+import errno
 import fcntl
 import os
 import signal
@@ -26,10 +27,12 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.files import write_json
 from trainer.service.engines import local_runner, memory_limit
 from trainer.service.engines.attempt_folders import AttemptFolders, read_json
-from trainer.service.engines.engine import Phase, Plan, Status
+from trainer.service.engines.engine import EngineUnavailableError, Phase, Plan, Status
 from trainer.service.jobs import Devices, Job, JobSpec, Stop
 from trainer.service.logs import rank_logging
 
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
+"""Errors of a machine that has no room now."""
 _SIGNALS = {Stop.SAVE: signal.SIGTERM, Stop.KILL: signal.SIGQUIT}
 
 
@@ -47,7 +50,7 @@ class LocalEngine(AttemptFolders):
 
     def check(self, spec: JobSpec) -> None:
         machine = self.capacity()
-        if spec.nodes != (1, 1):
+        if spec.nodes[0] > 1:
             raise ConfigError("--nodes: the engine local has one host; use the engine of a cluster")
         if spec.gpus > len(machine.gpus):
             raise ConfigError(f"--gpus {spec.gpus}: this machine has {len(machine.gpus)}")
@@ -91,7 +94,8 @@ class LocalEngine(AttemptFolders):
         except BlockingIOError:
             return
         except OSError as error:
-            raise TrainerError(f"cannot start job {job.id} in {folder}: {error.strerror or error}") from error
+            kind = EngineUnavailableError if error.errno in _PASSING else TrainerError
+            raise kind(f"cannot start job {job.id} in {folder}: {error.strerror or error}") from error
         except subprocess.CalledProcessError as error:
             raise TrainerError(f"cannot start job {job.id} in {folder}: its runner failed") from error
 

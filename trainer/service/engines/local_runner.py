@@ -18,6 +18,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+EXIT_BYTES = 128
 ORPHANS_S = 10.0
 """Processes that the command has left may end by themselves for so long."""
 
@@ -49,9 +50,10 @@ def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
         signal.signal(number, stop)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    _reserve(folder / "exit.json")
     _write(folder / "process.json", here)
     if asked:
-        _write(folder / "exit.json", {"code": -asked[0], "time": time.time()})
+        _fill(folder / "exit.json", {"code": -asked[0], "time": time.time()})
         return
     try:
         with (folder / "log").open("ab", buffering=0) as log:
@@ -66,8 +68,9 @@ def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
                 preexec_fn=lambda: _prepare(command),
             )
     except (OSError, subprocess.SubprocessError) as error:
-        (folder / "log").write_text(f"error: cannot start {command['arguments'][0]}: {error}\n")
-        _write(folder / "exit.json", {"code": 127, "time": time.time()})
+        with suppress(OSError):
+            (folder / "log").write_text(f"error: cannot start {command['arguments'][0]}: {error}\n")
+        _fill(folder / "exit.json", {"code": 127, "time": time.time()})
         return
     if asked:
         _pass_on(asked[-1], child.pid)
@@ -76,7 +79,7 @@ def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
     if command["cgroup"]:
         with suppress(OSError):
             os.rmdir(command["cgroup"])
-    _write(folder / "exit.json", {"code": code, "time": time.time()})
+    _fill(folder / "exit.json", {"code": code, "time": time.time()})
 
 
 def start_time(pid: int) -> int:
@@ -156,6 +159,24 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     with temporary.open("w") as file:
         json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _reserve(path: Path) -> None:
+    """Writes blanks, which take the room of the exit code: the disk may be full when the job ends."""
+    with path.with_suffix(".tmp").open("w") as file:
+        file.write(" " * EXIT_BYTES)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fill(path: Path, value: dict[str, Any]) -> None:
+    """Writes the exit code into the room that is reserved for it."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("r+") as file:
+        file.write(json.dumps(value).ljust(EXIT_BYTES))
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)

@@ -4,12 +4,14 @@
                       slurm.json  the number that Slurm gave it
                       exit.json   the exit code, written by the script at its end
                       log         output of all ranks
+                      ranks       the same of each rank, if there are several: torchrun's files
 
 The folder must be one that all hosts see, as must the run folder. A preempted or requeued job runs its script again,
 which continues the run. The batch job's name holds the job's number and attempt, so that a controller that was killed
 after sbatch and before it noted the number finds the job by its name and submits nothing twice.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -25,8 +27,9 @@ from pathlib import Path
 from trainer.errors import ConfigError, TrainerError
 from trainer.files import write_json
 from trainer.service.engines.attempt_folders import AttemptFolders, read_json
-from trainer.service.engines.engine import Phase, Plan, Status
+from trainer.service.engines.engine import EngineUnavailableError, Phase, Plan, Status
 from trainer.service.jobs import Devices, Job, JobSpec, Stop
+from trainer.service.logs import rank_logging
 
 TIMEOUT_S = 60.0
 SAVE_BEFORE_END_S = 90
@@ -37,11 +40,13 @@ GRACE_S = 10.0
 """The script's exit code may become visible on this host so long after Slurm's word that the job has ended."""
 _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+_INTERRUPTED = {"NODE_FAIL", "PREEMPTED", "REVOKED", "BOOT_FAIL"}
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 
 _SCRIPT = """#!/bin/bash
 {options}
+rm -f {exit_file}
 cd {folder} || exit 2
 {environment}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -98,7 +103,8 @@ class SlurmEngine(AttemptFolders):
                     number = _run("sbatch", "--parsable", str(folder / "script.sh")).strip().partition(";")[0]
                 write_json(folder / "slurm.json", {"job": number.splitlines()[0]})
         except OSError as error:
-            raise TrainerError(f"cannot start job {job.id} in {folder}: {error.strerror or error}") from error
+            kind = EngineUnavailableError if error.errno in (errno.ENOSPC, errno.EDQUOT) else TrainerError
+            raise kind(f"cannot start job {job.id} in {folder}: {error.strerror or error}") from error
 
     def status(self, job: Job) -> Status:
         folder = self._attempt(job)
@@ -107,13 +113,15 @@ class SlurmEngine(AttemptFolders):
             return Status(Phase.ABSENT)
         state = self._state(number)
         ended = read_json(folder / "exit.json")
-        if ended is not None and state not in _WAITING:  # a requeued script will write another one
+        if ended is not None and state not in _WAITING | _RUNNING:  # a requeued script writes another one
             return Status(Phase.ENDED, int(ended["code"]))
         if state in _WAITING:
             return Status(Phase.STARTING)
         if state in _RUNNING:
             self._missing_since.pop(number, None)
             return Status(Phase.RUNNING)
+        if state in _INTERRUPTED:
+            return Status(Phase.INTERRUPTED, reason=f"Slurm ended it: {state.lower().replace('_', ' ')}")
         since = self._missing_since.setdefault(number, time.monotonic())
         return Status(Phase.RUNNING if time.monotonic() < since + GRACE_S else Phase.GONE)
 
@@ -166,7 +174,8 @@ class SlurmEngine(AttemptFolders):
         command = [sys.executable, "-m", "trainer.launch", f"--nproc-per-node={spec.num_ranks}"]
         meeting = f'--nnodes=$SLURM_NNODES --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint="$first:{port}"'
         training = ["-m", "trainer.main", *spec.arguments, "--run-dir", spec.run_folder]
-        exports = [f"export {key}={shlex.quote(value)}" for key, value in spec.environment.items()]
+        variables = rank_logging(spec, folder / "ranks") | spec.environment
+        exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
         return _SCRIPT.format(
             options="\n".join(f"#SBATCH --{key}" + (f"={value}" if value else "") for key, value in options.items()),
             folder=shlex.quote(spec.working_folder),
