@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds images; all four if none is named:
-#   sh deploy/docker/images.sh [serving] [serving-gpu] [trainer] [trainer-gpu]
+# Builds images; all but serving-remote if none is named:
+#   sh deploy/docker/images.sh [serving] [serving-remote] [serving-gpu] [trainer] [trainer-gpu]
 # Environment variables:
 #   ENGINE         docker, podman or buildah; otherwise the first of them that is installed
 #   REGISTRY, TAG  of the names: REGISTRY/serving:TAG; otherwise localhost/convoy and the version in pyproject.toml
@@ -41,9 +41,10 @@ build() { # NAME DOCKERFILE VARIANT
 for image in "$@"; do
   case $image in
     serving) build serving serving cpu ;;
+    serving-remote) build serving-remote serving remote ;;
     serving-gpu) build serving-gpu serving gpu ;;
     trainer) build trainer trainer cpu ;;
     trainer-gpu) build trainer-gpu trainer gpu ;;
-    *) echo "error: no image '$image'; there are serving, serving-gpu, trainer and trainer-gpu" >&2; exit 2 ;;
+    *) echo "error: no image '$image'; there are serving, serving-remote, serving-gpu, trainer and trainer-gpu" >&2; exit 2 ;;
   esac
 done

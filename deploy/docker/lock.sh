@@ -10,6 +10,7 @@ lock() {
     --constraint ../../requirements.lock --output-file "$name.lock" "$@"
 }
 lock serving-cpu --extra serving --override serving-cpu.override $project build.in onnxruntime-cpu.in
+lock serving-remote --extra serving --extra remote --override serving-cpu.override $project build.in onnxruntime-cpu.in
 lock serving-gpu --extra serving-gpu $project build.in
 set -- --extra trainer --extra serving --extra kubernetes $project build.in # trains, and runs the training service
 lock trainer-cpu --override trainer-cpu.override "$@" onnxruntime-cpu.in torch-cpu.in

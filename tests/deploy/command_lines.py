@@ -35,6 +35,7 @@ KNOWN_VARIABLES = {
     "GLOO_SOCKET_IFNAME": "gloo",
     "LD_LIBRARY_PATH": "the dynamic loader",
     "NVIDIA_DRIVER_CAPABILITIES": "NVIDIA's container runtime",
+    "NVIDIA_REQUIRE_CUDA": "NVIDIA's container runtime",
 }
 ENGINE_VARIABLES = {
     VARIABLE.format(field.name.upper()): "the engine kubernetes of the training service" for field in fields(Options)

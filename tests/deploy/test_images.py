@@ -16,7 +16,7 @@ from tests.deploy.manifests import DEPLOY, ROOT, find, render
 DOCKER = DEPLOY / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 VARIANTS = ("cpu", "gpu")
-LOCKS = [f"{image}-{variant}" for image in ("serving", "trainer") for variant in VARIANTS]
+LOCKS = ["serving-remote", *(f"{image}-{variant}" for image in ("serving", "trainer") for variant in VARIANTS)]
 CUDA = ("nvidia-", "cuda-", "triton")
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 
@@ -128,7 +128,7 @@ def test_entry_points_are_the_manifests_commands() -> None:
 def test_images_have_the_tested_versions(name: str) -> None:
     tested, image = locked(ROOT / "requirements.lock"), locked(DOCKER / f"{name}.lock")
     assert image
-    if name.endswith("-cpu"):
+    if not name.endswith("-gpu"):
         twins = {version.rpartition(".")[0] for version in tested["onnxruntime-gpu"] | tested["onnxruntime"]}
         assert {version.rpartition(".")[0] for version in image.pop("onnxruntime")} == twins
     assert {package for package, versions in image.items() if not versions <= tested.get(package, set())} == set()
@@ -178,4 +178,7 @@ def test_an_unknown_image_is_refused_in_one_line() -> None:
         env={"PATH": "/usr/bin:/bin", "ENGINE": "buildah"},
     )
     assert done.returncode == 2
-    assert done.stderr == "error: no image 'server'; there are serving, serving-gpu, trainer and trainer-gpu\n"
+    assert (
+        done.stderr
+        == "error: no image 'server'; there are serving, serving-remote, serving-gpu, trainer and trainer-gpu\n"
+    )

@@ -185,6 +185,40 @@ def test_the_dashboard_opens_outside_a_cluster(promtool: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+LABELS = 'namespace="convoy",app_kubernetes_io_name="serving"'
+SCALES: dict[str, tuple[list[str], list[float]]] = {
+    "no pod runs yet: KEDA falls back to the least number": ([], []),
+    "pods without a model count as no load": (["up{LABELS,pod='a'} 1"], [0]),
+    "a pod that does not answer is no sample": (["up{LABELS,pod='a'} 0"], []),
+    "open requests are added up": (
+        ["up{LABELS,pod='a'} 1", "convoy_open_requests{LABELS,pod='a'} 5", "convoy_open_requests{LABELS,pod='b'} 7"],
+        [12],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SCALES)
+def test_what_the_scaler_sees(case: str, promtool: Path, tmp_path: Path) -> None:
+    given, expected = SCALES[case]
+    query = find(render("prod-gpu"), "ScaledObject/serving")["spec"]["triggers"][0]["metadata"]["query"]
+    series = [text.replace("LABELS", LABELS).replace("'", '"').rpartition(" ") for text in given]
+    test = {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": f"{value}x9"} for name, _, value in series],
+        "promql_expr_test": [
+            {
+                "expr": query,
+                "eval_time": "1m",
+                "exp_samples": [{"labels": "{}", "value": value} for value in expected],
+            }
+        ],
+    }
+    (tmp_path / "scaler.yaml").write_text(yaml.safe_dump({"evaluation_interval": "15s", "tests": [test]}))
+    command = [promtool, "test", "rules", "scaler.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def run_promtool(promtool: Path, folder: Path, rules: Object) -> None:
     """Checks the rules and runs their unit tests, which say nothing of runbook_url."""
     for rule in (rule for group in rules["groups"] for rule in group["rules"]):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from serving.config import ServeConfig
+from tests.deploy.locks import locked
 from tests.deploy.manifests import DEPLOY, OVERLAYS, Object, build, find, name_of, pod_templates, render
 from tests.deploy.policy import PROTECTED
 
@@ -122,6 +123,15 @@ def test_remote_models_are_copied_into_the_pod_and_only_there() -> None:
     assert "--model-cache=/models" in args
     (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "models")
     assert set(volume) == {"name", "emptyDir"}
+    assert "/serving-remote:" in pod["containers"][0]["image"]
+    assert "s3fs" in locked(DEPLOY / "docker/serving-remote.lock")
+
+
+def test_the_driver_that_is_demanded_fits_the_images_libraries() -> None:
+    container = find(render("prod-gpu"), "Deployment/serving")["spec"]["template"]["spec"]["containers"][0]
+    values = {entry["name"]: entry.get("value") for entry in container["env"]}
+    (version,) = locked(DEPLOY / "docker/serving-gpu.lock")["nvidia-cuda-runtime"]
+    assert values["NVIDIA_REQUIRE_CUDA"] == f"cuda>={version.partition('.')[0]}.0"
 
 
 @pytest.mark.parametrize("name", ["prod-gpu with everything", "prod-cpu with auth"])
