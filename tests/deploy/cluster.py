@@ -45,7 +45,9 @@ class Pod:
     def start(self) -> subprocess.Popen[bytes]:
         words = [self._place(word) for word in arguments(self.container)]
         assert words[0] == "python", words
-        values = {key: self._place(value) for key, value in environment(self.container, self.index).items()}
+        job = self.host.name.rpartition("-")[0]  # a host is called like its pod: <Job>-<index>
+        given = environment(self.container, self.index, job=job, address=self.host.address)
+        values = {key: self._place(value) for key, value in given.items()}
         return self.host.start([sys.executable, *words[1:], *self.extra], values, self.log)
 
     @property
@@ -64,9 +66,10 @@ class Pod:
 
 @dataclass
 class JobController:
-    """Runs an Indexed Job's pods to their end.
+    """Runs an Indexed Job's pods to their end, or those of a JobSet's one Job, which all restart when one fails.
 
     Args:
+        restarts_all: whether it is a JobSet's.
         failures: pods that counted towards backoffLimit.
         ignored: pods that did not.
         codes: exit codes in the order in which they were seen.
@@ -74,6 +77,7 @@ class JobController:
 
     job: Object
     pods: Sequence[Pod]
+    restarts_all: bool = False
     failures: int = 0
     ignored: int = 0
     codes: list[int] = field(default_factory=list)
@@ -97,7 +101,7 @@ class JobController:
         """Replaces pods that have failed. Returns how many pods have ended so far."""
         for index, process in list(self.processes.items()):
             code = process.poll()
-            if code is not None:
+            if code is not None and self.processes.get(index) is process:
                 self._handle_exit(index, 128 - code if code < 0 else code)
         return len(self.codes)
 
@@ -105,13 +109,32 @@ class JobController:
         self.codes.append(code)
         del self.processes[index]
         if code == 0:
+            if any(rule["succeededIndexes"] == str(index) for rule in self._success_rules()):
+                self._delete_pods()
             return
         action = self._action(code)
         self.ignored += action == "Ignore"
         self.failures += action == "Count"
-        self.has_failed |= action == "FailJob" or self.failures > self.job["spec"]["backoffLimit"]
-        if not self.has_failed:
+        most = self.job["spec"]["backoffLimit"]
+        self.has_failed |= action == "FailJob" or (self.failures > most and not self.restarts_all)
+        if self.has_failed:
+            return
+        if self.restarts_all and action == "Count":
+            self._delete_pods()
+            self.start()
+        else:
             self.processes[index] = self.pods[index].start()
+
+    def _success_rules(self) -> list[Object]:
+        rules: list[Object] = self.job["spec"].get("successPolicy", {}).get("rules", [])
+        return rules
+
+    def _delete_pods(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(PATIENCE_S)
+        self.processes.clear()
 
     def _action(self, code: int) -> str:
         for rule in self.job["spec"]["podFailurePolicy"]["rules"]:

@@ -2,14 +2,15 @@
 
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from tests.conftest import wait_for
 from tests.deploy.cluster import JobController, Pod
-from tests.deploy.manifests import find, render
+from tests.deploy.manifests import COMPOSITIONS, Object, fields_of, render, render_fields
+from tests.deploy.training_policy import jobs_of
 from tests.hosts import Host, network
 
 MINI = ("--dataset=mnist-mini", "--device=cpu")
@@ -53,19 +54,30 @@ class Trained:
         return result
 
 
-def build_job(overlay: str, hosts: Sequence[Host], folder: Path, *extra: str) -> JobController:
-    """Returns an overlay's Job on mnist-mini, with folders as volumes and a pod for each host."""
-    job = find(render(overlay), "Job/trainer")
-    assert job["spec"]["completions"] == len(hosts)
+def build_job(overlay: str, hosts: Sequence[Host], folder: Path, *extra: str, **settings: int) -> JobController:
+    """Returns an overlay's Job, or its JobSet's, on mnist-mini, with folders as volumes and a pod for each host.
+
+    Args:
+        settings: other values than the overlay's.
+    """
+    objects = render_with(overlay, settings) if settings else render(overlay)
+    ((owner, spec),) = ((item["kind"], spec) for item in objects for spec in jobs_of(item))
+    assert spec["completions"] == len(hosts)
     folders = {"/training": folder / "training", "/models": folder / "models"}
     for path in folders.values():
         path.mkdir(exist_ok=True)
-    spec = job["spec"]["template"]["spec"]
     pods = [
-        Pod(host, spec, folders, folder / f"{host.name}.log", index, (*MINI, *extra))
+        Pod(host, spec["template"]["spec"], folders, folder / f"{host.name}.log", index, (*MINI, *extra))
         for index, host in enumerate(hosts)
     ]
-    return JobController(job, pods)
+    return JobController({"spec": spec}, pods, restarts_all=owner == "JobSet")
+
+
+def render_with(overlay: str, settings: Mapping[str, int]) -> Sequence[Object]:
+    """Renders a copy of an overlay with other settings."""
+    literals = [f"{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    merged = {"name": "settings", "behavior": "merge", "literals": literals}
+    return render_fields(fields_of(COMPOSITIONS[overlay]) | {"configMapGenerator": [merged]})
 
 
 def service_names(hosts: Sequence[Host]) -> dict[str, list[str]]:
@@ -74,9 +86,9 @@ def service_names(hosts: Sequence[Host]) -> dict[str, list[str]]:
 
 
 def train_through_losses(folder: Path, *, namespaces: bool) -> Trained:
-    """Trains and publishes on two hosts; evicts one in the second epoch, and kills one after the restart."""
+    """Trains and publishes by DDP on two hosts; evicts one in the second epoch, and kills one after the restart."""
     with network(["trainer-0", "trainer-1"], namespaces=namespaces) as hosts:
-        job = build_job("pipeline", hosts, folder, "--epochs=6")
+        job = build_job("pipeline", hosts, folder, "--epochs=6", "--gradient-reduction=ddp")
         for host in hosts:
             host.set_names(service_names(hosts))
         job.start()

@@ -1,8 +1,9 @@
 """Our own rules for training runs, beyond the schemas. Each rule yields a line for each violation."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
-from tests.deploy.manifests import Object, PodTemplate, name_of
+from tests.deploy.manifests import DEPLOY, Object, PodTemplate, name_of
 
 Objects = Sequence[Object]
 
@@ -10,8 +11,8 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 LOST_NODE = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
 KEEP = {"karpenter.sh/do-not-disrupt": "true", "cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
 SPOT = ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority", "karpenter.sh/capacity-type")
-NOTICE_S = 25
-"""Seconds that the shortest notice of a spot node leaves to a pod."""
+NOTICE_S = 15
+"""Seconds that a pod has after the notice of a spot node, on GKE by default; elsewhere it has more."""
 
 
 def lost_nodes(template: PodTemplate) -> Iterator[str]:
@@ -43,6 +44,8 @@ def gpu_driver(template: PodTemplate) -> Iterator[str]:
             yield "LD_LIBRARY_PATH must have /usr/local/nvidia/lib64, where GKE mounts the driver"
         if not {"compute", "utility"} <= set(values.get("NVIDIA_DRIVER_CAPABILITIES", "").split(",")):
             yield "NVIDIA_DRIVER_CAPABILITIES must have compute and utility"
+        if values.get("NVIDIA_REQUIRE_CUDA") != f"cuda>={cuda_major()}.0":
+            yield f"NVIDIA_REQUIRE_CUDA must name the image's CUDA {cuda_major()}"
         if values.get("PET_NPROC_PER_NODE", gpus) != gpus:
             yield f"{values['PET_NPROC_PER_NODE']} ranks for {gpus} GPUs"
         if not container["image"].partition(":")[0].endswith("trainer-gpu"):
@@ -114,6 +117,12 @@ def _elastic(spec: Object, values: dict[str, str], least: int) -> Iterator[str]:
         yield "an elastic run needs the rendezvous c10d, and restarts of its ranks"
     if spec.get("successPolicy") != {"rules": [{"succeededIndexes": "0"}]}:
         yield "an elastic run is done when host 0 is: a host that never got a node would keep it open"
+
+
+def cuda_major() -> str:
+    """Returns the major version of CUDA in the trainer's image; every driver for it serves all of its minor ones."""
+    (line,) = re.findall(r"^cuda-toolkit==(\d+)", (DEPLOY / "docker/trainer-gpu.lock").read_text(), re.MULTILINE)
+    return str(line)
 
 
 def jobs_of(item: Object) -> list[Object]:
