@@ -107,7 +107,11 @@ class KubernetesApi:
     def end_pod(self, name: str, code: int, reason: str = "Error") -> None:
         """Ends a pod's container; a pod that is being deleted is then gone, and its owner after the last one."""
         ended = {"exitCode": code, "reason": reason, "finishedAt": f"2026-01-01T00:00:{len(self._history):02d}Z"}
-        self.set_pod(name, "Failed" if code else "Succeeded", containerStatuses=[{"state": {"terminated": ended}}])
+        self.set_pod(
+            name,
+            "Failed" if code else "Succeeded",
+            containerStatuses=[{"name": "trainer", "state": {"terminated": ended}}],
+        )
         with self._changed:
             path = "/api/v1/namespaces/training/pods"
             if "deletionTimestamp" in self._objects[path, name]["metadata"]:

@@ -124,7 +124,10 @@ def test_a_job_waits_runs_and_succeeds(
     pods = [cluster.add_pod(item, index, conditions=[unschedulable]) for index in range(2)]
     engine = controller.engine("kubernetes")
     wait_for(lambda: engine.status(job).reason == "host 0: Unschedulable: 0/3 nodes: GPUs")
-    back_off = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x"\nmore'}}}
+    back_off = {
+        "name": "trainer",
+        "state": {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x"\nmore'}},
+    }
     cluster.set_pod(pods[0], "Pending", containerStatuses=[back_off])
     wait_for(lambda: engine.status(job).reason == 'host 0: ImagePullBackOff: Back-off pulling image "x"')
 

@@ -133,7 +133,7 @@ class Api:
             )
             response: urllib3.BaseHTTPResponse = client.call_api(*request, _request_timeout=timeout_s).response
             return response
-        except (urllib3.exceptions.HTTPError, ApiException, OSError) as error:  # ApiException: TLS
+        except (urllib3.exceptions.HTTPError, ApiException, config.ConfigException, OSError) as error:
             raise EngineUnavailableError(f"{client.configuration.host} cannot be reached: {_plain(error)}") from error
 
     def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
@@ -195,7 +195,7 @@ def _is_in_cluster() -> bool:
 def _load(load: Any) -> Any:
     try:
         return load()
-    except (config.ConfigException, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # a faulty file raises whatever its reader meets
         raise ConfigError(f"--engine kubernetes: no cluster is configured: set KUBECONFIG ({_plain(error)})") from error
 
 
@@ -215,4 +215,6 @@ def _missing_right(message: str) -> str:
 
 
 def _plain(error: Exception) -> str:
+    if isinstance(error, ApiException):  # of TLS
+        return str(error.reason)
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -78,7 +78,7 @@ def create(api: Api, spec: JobSpec, identity: Identity) -> Reference:
     try:
         for runtime in before:
             _ensure(api, RUNTIMES.format(namespace), runtime)
-        if kind != "trainjob" and spec.nodes[1] > 1:
+        if kind != "trainjob":  # whose JobSet has a Service of its own; a host alone looks itself up by name, too
             _ensure(api, f"/api/v1/namespaces/{namespace}/services", service())
         item = api.call("POST", collection(KINDS[kind], namespace), body=main)
     except NotFoundError as error:

@@ -17,6 +17,7 @@ from trainer.errors import TrainerError
 from trainer.files import write_json
 from trainer.service.engines.attempt_folders import read_json
 from trainer.service.engines.kubernetes_client import Api, Object
+from trainer.service.engines.kubernetes_status import TRAINERS
 
 MAX_BYTES = 4 * 1024 * 1024
 """Of one pod's output, of one fetch."""
@@ -53,7 +54,7 @@ def _new(api: Api, pod: Object, known: dict[str, Any]) -> bytes:
     The API knows no position in bytes: each line comes with its time, and the next request begins at the last second.
     """
     metadata = pod["metadata"]
-    container = pod["spec"]["containers"][0]["name"]
+    container = next(one["name"] for one in pod["spec"]["containers"] if one["name"] in TRAINERS)
     query = {"timestamps": "true", "limitBytes": str(MAX_BYTES), "container": container}
     if known["time"]:
         query["sinceTime"] = known["time"]

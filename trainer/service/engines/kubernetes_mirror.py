@@ -2,7 +2,7 @@
 
 The thread lists once, then watches from the version of that list. Where the server has forgotten that version (410), it
 lists again; where the connection is lost or the server refuses, it goes on from the last version after a growing pause.
-Meanwhile the copy answers nothing, so that no caller takes an old state for a new one.
+From the second failure on the copy answers nothing, so that no caller takes an old state for a new one.
 """
 
 import json
@@ -96,9 +96,10 @@ class Mirror:
             except ExpiredError:
                 self._version = ""
                 self._over.wait(_FIRST_PAUSE_S / 10)
-            except TrainerError as error:
-                self._error = error
-                self._is_known.set()
+            except Exception as error:
+                if pause_s > _FIRST_PAUSE_S or not self._is_known.is_set():  # a lost connection alone is no news
+                    self._error = error if isinstance(error, TrainerError) else EngineUnavailableError(repr(error))
+                    self._is_known.set()
                 self._over.wait(pause_s)
                 pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
 

@@ -145,6 +145,8 @@ def make_job(template: Object, spec: JobSpec, options: Options, identity: Identi
     container = _container(job)
     container["image"] = _image(container["image"], spec, options)
     container["args"] = _arguments(container.get("args", []), spec)
+    if any(Path(spec.working_folder).is_relative_to(path) for path in mounts(job, options)):
+        container["workingDir"] = spec.working_folder
     _set(container, _variables(spec))
     if most > least:
         container["env"].append(dict(_POD_ADDRESS))

@@ -7,6 +7,8 @@ from trainer.service.engines.engine import Phase, Status
 from trainer.service.engines.kubernetes_client import Object
 from trainer.service.jobs import Stop
 
+TRAINERS = ("trainer", "node")
+"""Names of the trainer's container: Kubeflow Trainer wants the second."""
 SAVED = 143
 """The exit code of ranks that SIGTERM ended after they saved."""
 _EXIT_CODE = re.compile(r"exit code (\d+)")
@@ -73,7 +75,7 @@ def waiting_reason(pods: Iterable[Object]) -> str:
         for condition in status.get("conditions", ()):
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
                 return f"host {host_of(pod)}: {condition.get('reason', '')}: {_line(condition.get('message', ''))}"
-        for container in status.get("containerStatuses", ()):
+        for container in _containers(pod):
             waiting = container.get("state", {}).get("waiting", {})
             if waiting.get("reason") in _NO_START:
                 return f"host {host_of(pod)}: {waiting['reason']}: {_line(waiting.get('message', ''))}"
@@ -110,11 +112,17 @@ def _memory(pods: Iterable[Object]) -> str:
 
 
 def _ended(pod: Object) -> Object | None:
-    for container in pod.get("status", {}).get("containerStatuses", ()):
+    for container in _containers(pod):
         found: Object | None = container.get("state", {}).get("terminated")
         if found is not None:
             return found
     return None
+
+
+def _containers(pod: Object) -> list[Object]:
+    """Returns the status of the trainer's container; a mesh or an operator may have added others."""
+    every: list[Object] = pod.get("status", {}).get("containerStatuses", [])
+    return [container for container in every if container["name"] in TRAINERS]
 
 
 def _code(pod: Object) -> int | None:
