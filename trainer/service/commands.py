@@ -182,6 +182,8 @@ def _submit(config: SubmitConfig) -> None:
         print(f"job {job.id}, {_stands(job)} on {job.spec.engine}: {job.spec.run_folder}")
         if job.state is JobState.QUEUED:
             print(f"convoy jobs capacity shows what runs; convoy jobs watch {job.id} follows it")
+        elif job.state is JobState.FAILED:  # at once: the engine could not start it
+            print(job.reason)
 
 
 def _list(config: ListConfig) -> None:
