@@ -26,6 +26,7 @@ class Plan:
         shapes: of the inputs, in the model's order.
         rows: size of the batch dimension; 1 for a model without one.
         requested: index of each requested output, and how many classes of it (0 for the tensor itself).
+        places: in shared memory, of the requested outputs; None for a request without shared memory.
         timeout_s: how long a request may take; None for no limit.
         level: of priority, and `wait_us`: as in `QueuedRequest`.
         only_size: bytes of the only input; None if there are several, or it holds strings.
@@ -37,6 +38,7 @@ class Plan:
         "level",
         "model",
         "only_size",
+        "places",
         "requested",
         "rows",
         "shapes",
@@ -63,6 +65,7 @@ class Plan:
         ]
         self.only_size = self._sizes[0] if len(specs) == 1 and specs[0].datatype.size else None
         self.requested = _requested_outputs(model, request)
+        self.places = [output.place for output in request.outputs] if request.uses_shared_memory else None
         check_parameters(request.parameters)
         scheduling = scheduling_of(request.parameters, model.spec.policies)
         self.level, self.wait_us, self.timeout_s = scheduling.level, scheduling.wait_us, scheduling.timeout_s
@@ -146,6 +149,24 @@ class ValueEncoder:
             data = plan.output_data(outputs, index, top_k, first_row)
             tensors.append(InferOutput(plan.model.spec.outputs[index].name, datatype, shape, data))
         return InferResponse(plan.model.spec.name, plan.model.version, request_id, tensors)
+
+
+class SharedEncoder(ValueEncoder):
+    """Makes the responses of a plan with outputs in shared memory."""
+
+    __slots__ = ()
+
+    def encode(self, outputs: Outputs, first_row: int, request_id: str) -> InferResponse:
+        """Returns the response, without the outputs that it writes.
+
+        Raises:
+            InvalidArgument: an output does not fit into its place.
+        """
+        response = super().encode(outputs, first_row, request_id)
+        for output, place in zip(response.outputs, self.plan.places or (), strict=False):
+            if place is not None:
+                output.shared, output.data = place.write(output.name, output.data), b""
+        return response
 
 
 def _input(model: Model, spec: TensorSpec) -> str:

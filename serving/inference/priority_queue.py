@@ -10,8 +10,8 @@ import time
 from collections import OrderedDict, deque
 
 from serving.inference.batch import QueuedRequest, fit_together
+from serving.inference.queue_policy import QueuePolicy
 from serving.inference.request_queue import MAX_QUEUED_BYTES, BatchLimits, RequestQueue
-from serving.models.spec import QueuePolicy
 
 
 class _Level:

@@ -32,14 +32,46 @@ NO_CONTEXT = RequestContext()
 """Of a request without a deadline, on a server without tokens."""
 
 
+@dataclass(frozen=True, slots=True)
+class SharedRange:
+    """Where a client has a tensor in shared memory. The values are as it sent them, until `SharedMemory` checks them.
+
+    Args:
+        region: name of a registered region.
+        offset: from its beginning, in bytes.
+        num_bytes: of the range.
+    """
+
+    region: Any
+    offset: Any
+    num_bytes: Any
+
+
+class SharedPlace(Protocol):
+    """A checked range, for an output."""
+
+    def write(self, output: str, data: Buffer) -> SharedRange:
+        """Writes an output. Returns the range that it takes.
+
+        Raises:
+            InvalidArgument: it does not fit.
+        """
+
+
 @dataclass(slots=True)
 class InferInput:
-    """An input tensor. The length of `data` has not been checked."""
+    """An input tensor. The length of `data` has not been checked.
+
+    Args:
+        data: empty until it is read from shared memory.
+        shared: None for a tensor in the request itself.
+    """
 
     name: str
     datatype: str
     shape: Shape
     data: Buffer | Elements
+    shared: SharedRange | None = None
 
 
 @dataclass(slots=True)
@@ -49,15 +81,23 @@ class RequestedOutput:
     Args:
         classification: number of largest values to return as strings `value:index:label`, in place of the tensor; 0
             for the tensor itself.
+        shared: None for an output in the response itself.
+        place: of `shared`, once it is checked.
     """
 
     name: str
     classification: int = 0
+    shared: SharedRange | None = None
+    place: SharedPlace | None = None
 
 
 @dataclass(slots=True)
 class InferRequest:
-    """One inference. An empty `model_version` means the newest version; empty `outputs` mean all outputs."""
+    """One inference. An empty `model_version` means the newest version; empty `outputs` mean all outputs.
+
+    Args:
+        uses_shared_memory: whether an input or output is there.
+    """
 
     model_name: str
     inputs: list[InferInput]
@@ -65,6 +105,7 @@ class InferRequest:
     id: str = ""
     outputs: list[RequestedOutput] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
+    uses_shared_memory: bool = False
 
     @property
     def key(self) -> Hashable | None:
@@ -72,7 +113,7 @@ class InferRequest:
 
         A plan is made only if names and shapes fit its model, which bounds them; the rest is bounded here.
         """
-        if len(self.model_version) > _MAX_KEPT or len(self.parameters) > _MAX_KEPT:
+        if self.uses_shared_memory or len(self.model_version) > _MAX_KEPT or len(self.parameters) > _MAX_KEPT:
             return None
         if any(len(text) > _MAX_KEPT for pair in self.parameters.items() for text in pair if type(text) is str):
             return None
@@ -97,12 +138,17 @@ class InferRequest:
 
 @dataclass(slots=True)
 class InferOutput:
-    """An output tensor; `data` as in `serving.protocol.tensors`."""
+    """An output tensor; `data` as in `serving.protocol.tensors`.
+
+    Args:
+        shared: where the data have been written instead; None for data in the response itself.
+    """
 
     name: str
     datatype: str
     shape: Shape
     data: Buffer
+    shared: SharedRange | None = None
 
 
 @dataclass(slots=True)

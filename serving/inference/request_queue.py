@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from serving.inference.batch import QueuedRequest, fit_together
-from serving.models.spec import QueuePolicies
+from serving.inference.queue_policy import QueuePolicies
 
 MAX_QUEUED_BYTES = 256 << 20
 """Input bytes that may wait for one model version. One request may exceed it, so that every size is accepted."""

@@ -26,10 +26,11 @@ from serving.inference.request import (
     ResponseSink,
     TracedSink,
 )
+from serving.inference.shared_memory import SharedMemory, refusal
 from serving.models.repository import Repository
 from serving.observability.refusals import Refusals
 from serving.observability.tracing import Tracing
-from serving.protocol.grpc_codec import ResponseEncoder, parse_request
+from serving.protocol.grpc_codec import make_response_encoder, parse_request
 from serving.protocol.json_infer import JsonEncoder, JsonRequest, JsonResponse
 from serving.protocol.tensors import Buffer
 from serving.protocol.wire_format import SplitRequest
@@ -113,6 +114,7 @@ class _Path(Generic[S, R]):
 
     Args:
         decoder: decodes image files.
+        memory: shared memory of clients; None for a server that allows none.
         parse: returns the values in a request.
         make_encoder: returns what makes a plan's responses.
     """
@@ -122,9 +124,11 @@ class _Path(Generic[S, R]):
         repository: Repository,
         refusals: Refusals,
         decoder: ImageDecoder,
+        memory: SharedMemory | None,
         parse: Callable[[S], InferRequest],
         make_encoder: Callable[[Plan, S], Encoder[S, R]],
     ) -> None:
+        self._memory = memory
         self._repository = repository
         self._refusals = refusals
         self._decoder = decoder
@@ -193,6 +197,8 @@ class _Path(Generic[S, R]):
                 return encoder, encoder.bind(encoded)
             generation = self._repository.generation
             request = self._parse(encoded)
+            if request.uses_shared_memory:
+                request, key = self._share(request), None
             model = self._repository.get(request.model_name, request.model_version)
             name = model.spec.name
             if model.images is not None and holds_files(request, model.images):
@@ -204,6 +210,12 @@ class _Path(Generic[S, R]):
         except ServingError as error:
             self._refusals.count_error(error, name or (encoder.plan.model.spec.name if encoder else ""))
             raise
+
+    def _share(self, request: InferRequest) -> InferRequest:
+        """Returns a request with the inputs that it has in shared memory, and the places of its outputs."""
+        if self._memory is None:
+            raise refusal(request)
+        return self._memory.resolve(request)
 
     def _decode(
         self, given: FilesGiven, encoded: S, context: RequestContext, sink: ResponseSink[R]
@@ -246,22 +258,22 @@ class InferenceService:
 
     Args:
         tracing: begins the traces of requests, for all front ends; None for no tracing.
+        memory: shared memory of clients; None to allow none.
     """
 
-    def __init__(self, repository: Repository, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self, repository: Repository, tracing: Tracing | None = None, memory: SharedMemory | None = None
+    ) -> None:
         self.repository = repository
         self.refusals = Refusals()
         """Of requests that no batcher has counted, by all front ends."""
         self.tracing = tracing
         self.decoder = ImageDecoder()
-        self._messages: _Path[SplitRequest, bytes] = _Path(
-            repository, self.refusals, self.decoder, parse_request, lambda plan, _: ResponseEncoder(plan)
-        )
-        self._bodies: _Path[JsonRequest, JsonResponse] = _Path(
-            repository, self.refusals, self.decoder, JsonRequest.parse, JsonEncoder
-        )
+        shared = (repository, self.refusals, self.decoder, memory)
+        self._messages: _Path[SplitRequest, bytes] = _Path(*shared, parse_request, make_response_encoder)
+        self._bodies: _Path[JsonRequest, JsonResponse] = _Path(*shared, JsonRequest.parse, JsonEncoder)
         self._values: _Path[InferRequest, InferResponse] = _Path(
-            repository, self.refusals, self.decoder, lambda request: request, lambda plan, _: ValueEncoder(plan)
+            *shared, lambda request: request, lambda plan, _: ValueEncoder(plan)
         )
         self._parsers = ParserPool()
 

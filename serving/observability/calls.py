@@ -34,6 +34,9 @@ METHODS_OF_ENDPOINTS = {
     "index": "RepositoryIndex",
     "load": "RepositoryModelLoad",
     "unload": "RepositoryModelUnload",
+    "shared_memory_status": "SystemSharedMemoryStatus",
+    "register_shared_memory": "SystemSharedMemoryRegister",
+    "unregister_shared_memory": "SystemSharedMemoryUnregister",
 }
 """Names of the RPCs that do the same as HTTP's endpoints. Other endpoints count under their own names."""
 

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from protos import grpc_service_pb2 as pb
 from protos import health_pb2
 from serving.errors import InvalidArgument, NotFound, Unavailable, Unsupported, quote
+from serving.inference.shared_memory import SharedMemory
 from serving.models.changes import ANYONE, Caller
 from serving.models.repository import Model, Repository
 from serving.observability.calls import Calls
@@ -21,6 +22,7 @@ from serving.protocol.control import ControlService
 from serving.protocol.grpc_codec import parameter_values
 from serving.protocol.handling import handler
 from serving.protocol.methods import HEALTH_CHECK, INFERENCE_SERVICE
+from serving.protocol.shared_memory import SharedMemoryService
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +37,14 @@ EXTENSIONS = (
 )
 """Triton's names of the protocol extensions that the server supports."""
 
+_NO_SHARED_MEMORY = "shared memory without --allow-client-shm"
 _UNSUPPORTED_RPCS = {
-    "SystemSharedMemoryStatus": "shared memory",
-    "SystemSharedMemoryRegister": "shared memory",
-    "SystemSharedMemoryUnregister": "shared memory",
-    "CudaSharedMemoryStatus": "shared memory",
-    "CudaSharedMemoryRegister": "shared memory",
-    "CudaSharedMemoryUnregister": "shared memory",
+    "SystemSharedMemoryStatus": _NO_SHARED_MEMORY,
+    "SystemSharedMemoryRegister": _NO_SHARED_MEMORY,
+    "SystemSharedMemoryUnregister": _NO_SHARED_MEMORY,
+    "CudaSharedMemoryStatus": "shared memory of GPUs",
+    "CudaSharedMemoryRegister": "shared memory of GPUs",
+    "CudaSharedMemoryUnregister": "shared memory of GPUs",
     "TraceSetting": "tracing",
     "LogSettings": "changing log settings at run time",
 }
@@ -52,20 +55,27 @@ class AdminService:
 
     Args:
         version: of the server, for its metadata.
+        memory: shared memory of clients; None to allow none.
 
     Attributes:
         unary: handlers by full method path. Each takes a serialised request, returns a serialised response, and raises
             a ServingError.
         control: which version of a model serves.
+        shared_memory: registers shared memory of clients; None for a server that allows none.
         blocking: the same for methods that may take seconds; these take their caller, too.
     """
 
-    def __init__(self, repository: Repository, health: Health, *, version: str) -> None:
+    def __init__(
+        self, repository: Repository, health: Health, *, version: str, memory: SharedMemory | None = None
+    ) -> None:
         self.repository = repository
         self.health = health
         self._version = version
         self.control = ControlService(repository)
+        self.shared_memory = None if memory is None else SharedMemoryService(memory)
         self.unary: Mapping[str, Callable[[bytes], bytes]] = {**self._handlers(), **self.control.unary}
+        if self.shared_memory is not None:
+            self.unary = {**self.unary, **self.shared_memory.unary}
         self.blocking: Mapping[str, Callable[[bytes, Caller], bytes]] = {
             **self.control.blocking,
             f"/{INFERENCE_SERVICE}/RepositoryModelLoad": self._load,
@@ -104,7 +114,10 @@ class AdminService:
         return True
 
     def server_metadata(self) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._version, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._version, extensions=self._extensions())
+
+    def _extensions(self) -> tuple[str, ...]:
+        return EXTENSIONS if self.shared_memory is None else (*EXTENSIONS, "system_shared_memory")
 
     def model_metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
         model = self.repository.get(name, version)

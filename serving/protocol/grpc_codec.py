@@ -18,9 +18,9 @@ from protos.grpc_service_pb2 import (
 )
 from serving.errors import InvalidArgument, ServingError, quote
 from serving.inference.batcher import Outputs
-from serving.inference.plan import Plan
+from serving.inference.plan import Plan, SharedEncoder
 from serving.inference.request import InferInput, InferRequest
-from serving.protocol.parameters import check_input_parameters, requested_output
+from serving.protocol.parameters import requested_output, shared_range
 from serving.protocol.tensors import DATATYPES, MAX_RANK, Buffer, Elements, Shape, num_elements
 from serving.protocol.wire_format import SplitRequest, check_budget
 
@@ -53,7 +53,6 @@ def parse_request(split: SplitRequest) -> InferRequest:
 
     Raises:
         InvalidArgument: the bytes are not a message, contradict each other, or have too many fields.
-        Unsupported: the message refers to shared memory.
     """
     check_budget(split.header)
     message = decode(ModelInferRequest, split.header)
@@ -64,26 +63,33 @@ def parse_request(split: SplitRequest) -> InferRequest:
             f"contents of input {quote(typed[0])} and raw_input_contents are both given: "
             "expected one form for all inputs"
         )
-    if raw and len(raw) != len(message.inputs):
+    shared = [shared_range(parameter_values(tensor.parameters)) for tensor in message.inputs]
+    num_raw = shared.count(None)
+    if raw and len(raw) not in (num_raw, len(shared)):
         raise InvalidArgument(
-            f"expected one entry of raw_input_contents for each of the {len(message.inputs)} inputs, got {len(raw)}"
+            f"expected one entry of raw_input_contents for each of the {num_raw} inputs, got {len(raw)}"
         )
+    entries = iter(raw)
     inputs = []
-    for place, tensor in enumerate(message.inputs):
+    for tensor, where in zip(message.inputs, shared, strict=True):
         if len(tensor.shape) > MAX_RANK:
             raise InvalidArgument(
                 f"input {quote(tensor.name)} has {len(tensor.shape)} dimensions: at most {MAX_RANK} are accepted"
             )
-        check_input_parameters(tensor.name, tensor.parameters)
-        data = raw[place] if raw else _elements(tensor)
-        inputs.append(InferInput(tensor.name, tensor.datatype, tuple(tensor.shape), data))
+        if raw and (where is None or len(raw) == len(shared)):
+            data: Buffer | Elements = next(entries)
+        else:
+            data = b"" if where is not None and not tensor.HasField("contents") else _elements(tensor)
+        inputs.append(InferInput(tensor.name, tensor.datatype, tuple(tensor.shape), data, where))
+    outputs = [requested_output(output.name, parameter_values(output.parameters)) for output in message.outputs]
     return InferRequest(
         model_name=message.model_name,
         model_version=message.model_version,
         id=split.request_id,
         inputs=inputs,
-        outputs=[requested_output(output.name, parameter_values(output.parameters)) for output in message.outputs],
+        outputs=outputs,
         parameters=parameter_values(message.parameters),
+        uses_shared_memory=num_raw < len(shared) or any(output.shared for output in outputs),
     )
 
 
@@ -165,6 +171,39 @@ class ResponseEncoder:
             size = num_elements(outputs.row_shapes[index]) * self.plan.rows * array.itemsize
             fields.append((index, top_k, _RAW_OUTPUT + varint(size) if is_fixed else b""))
         return fields
+
+
+class SharedResponseEncoder:
+    """Makes the serialised ModelInferResponses of a plan with outputs in shared memory."""
+
+    __slots__ = ("_values", "plan")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._values = SharedEncoder(plan)
+
+    def bind(self, request: SplitRequest) -> tuple[Buffer, ...]:
+        """Returns the inputs' bytes in the model's order. As `Plan.bind_inputs`."""
+        return self.plan.bind_inputs(request.tensors)
+
+    def encode(self, outputs: Outputs, first_row: int, request_id: str) -> bytes:
+        """Writes the outputs, and returns the response for the plan's rows of a batch."""
+        values = self._values.encode(outputs, first_row, request_id)
+        message = ModelInferResponse(model_name=values.model_name, model_version=values.model_version, id=values.id)
+        for output in values.outputs:
+            tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+            if output.shared is not None:
+                tensor.parameters["shared_memory_region"].string_param = output.shared.region
+                tensor.parameters["shared_memory_byte_size"].int64_param = output.shared.num_bytes
+                tensor.parameters["shared_memory_offset"].int64_param = output.shared.offset
+            message.raw_output_contents.append(bytes(output.data))  # an empty one, for clients that count them
+        encoded: bytes = message.SerializeToString()
+        return encoded
+
+
+def make_response_encoder(plan: Plan, request: SplitRequest) -> ResponseEncoder | SharedResponseEncoder:
+    """Returns what makes the responses of a plan."""
+    return ResponseEncoder(plan) if plan.places is None else SharedResponseEncoder(plan)
 
 
 def encode_id(request_id: str) -> bytes:

@@ -15,7 +15,7 @@ from msgspec import Meta
 from serving.errors import InvalidArgument, quote
 from serving.inference.request import InferInput, InferRequest, RequestedOutput
 from serving.protocol.json_responses import OutputForm
-from serving.protocol.parameters import check_input_parameters, requested_output
+from serving.protocol.parameters import requested_output, shared_range
 from serving.protocol.tensors import (
     DATATYPES,
     MAX_RANK,
@@ -127,7 +127,6 @@ def parse_request(
 
     Raises:
         InvalidArgument: the body is malformed or contradicts itself.
-        Unsupported: the body refers to shared memory.
     """
     if header_length is None:
         message, tail = decode(body, _REQUEST_DECODER), None
@@ -139,13 +138,15 @@ def parse_request(
     parameters = message.parameters or {}
     binary = _flag(parameters.pop("binary_data_output", False), "parameter 'binary_data_output'")
     outputs, form = _parse_outputs(message.outputs or [], binary)
+    inputs = _parse_inputs(message.inputs, tail)
     request = InferRequest(
         model_name=model_name,
         model_version=model_version,
         id=message.id or "",
-        inputs=_parse_inputs(message.inputs, tail),
+        inputs=inputs,
         outputs=outputs,
         parameters=parameters,
+        uses_shared_memory=any(given.shared for given in inputs) or any(output.shared for output in outputs),
     )
     return request, form
 
@@ -174,13 +175,13 @@ def _parse_inputs(inputs: list[_Input], tail: memoryview | None) -> list[InferIn
     parsed = []
     start = 0
     for given in inputs:
-        check_input_parameters(given.name, given.parameters or {})
+        shared = shared_range(given.parameters) if given.parameters else None
         shape = tuple(given.shape)
         if num_elements(shape) > _MAX_INT64:
             raise InvalidArgument(f"shape of input {quote(given.name)} has more elements than 64 bits can count")
         size = _binary_size(given)
         if size is None:
-            data: Buffer = _to_bytes(given, shape)
+            data: Buffer = b"" if shared is not None and given.data is None else _to_bytes(given, shape)
         elif tail is None:
             raise InvalidArgument(
                 f"input {quote(given.name)} has a binary_data_size, but header "
@@ -189,7 +190,7 @@ def _parse_inputs(inputs: list[_Input], tail: memoryview | None) -> list[InferIn
         else:
             data = tail[start : start + size]
             start += size
-        parsed.append(InferInput(given.name, given.datatype, shape, data))
+        parsed.append(InferInput(given.name, given.datatype, shape, data, shared))
     if tail is not None and start != len(tail):
         raise InvalidArgument(
             f"expected {start} bytes after the JSON, the sum of all binary_data_size, got {len(tail)}"

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from serving.inference.batcher import Outputs
-from serving.inference.plan import Plan, ValueEncoder
+from serving.inference.plan import Plan, SharedEncoder, ValueEncoder
 from serving.inference.request import InferRequest, InferResponse
 from serving.protocol.json_codec import parse_request
 from serving.protocol.json_responses import (
@@ -60,7 +60,6 @@ class JsonRequest:
 
         Raises:
             InvalidArgument: the body is malformed or contradicts itself.
-            Unsupported: the body refers to shared memory.
         """
         if self._parsed is None:
             self._parsed = parse_request(self._body, self._header_length, self._model, self._version)
@@ -152,10 +151,10 @@ class JsonEncoder:
     def __init__(self, plan: Plan, request: JsonRequest) -> None:
         self.plan = plan
         self._form = form = request.form
-        self._values = ValueEncoder(plan)
+        self._values = ValueEncoder(plan) if plan.places is None else SharedEncoder(plan)
         self._model = encode_model(plan.model.spec.name, plan.model.version)
         specs = [(plan.model.spec.outputs[index], top_k) for index, top_k in plan.requested]
-        self._may_share = all(
+        self._may_share = plan.places is None and all(
             not top_k and spec.datatype.size and (spec.datatype.name != "FP16" or form.is_binary(spec.name))
             for spec, top_k in specs
         )

@@ -5,21 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.errors import InvalidArgument, Unsupported, quote
-from serving.inference.request import RequestedOutput
-from serving.models.spec import QueuePolicies
+from serving.inference.queue_policy import QueuePolicies
+from serving.inference.request import RequestedOutput, SharedRange
 
 _TRITON_PARAMETERS = frozenset({"triton_enable_empty_final_response", "triton_grpc_error"})
 """Reserved keys that Triton's clients send, and that change nothing for requests with one response each."""
 
 
-def check_input_parameters(name: str, parameters: Mapping[str, Any]) -> None:
-    """Checks the parameters of the input `name`.
-
-    Raises:
-        Unsupported: the input is in shared memory.
-    """
-    if "shared_memory_region" in parameters:
-        raise Unsupported(f"input {quote(name)} is in shared memory, which this server does not read")
+def shared_range(parameters: Mapping[str, Any]) -> SharedRange | None:
+    """Returns where a tensor is in shared memory, not checked yet; None for one that is not."""
+    if "shared_memory_region" not in parameters:
+        return None
+    offset, num_bytes = (parameters.get(f"shared_memory_{name}", 0) for name in ("offset", "byte_size"))
+    return SharedRange(parameters["shared_memory_region"], offset, num_bytes)
 
 
 def requested_output(name: str, parameters: Mapping[str, Any]) -> RequestedOutput:
@@ -27,16 +25,13 @@ def requested_output(name: str, parameters: Mapping[str, Any]) -> RequestedOutpu
 
     Raises:
         InvalidArgument: `classification` is not a positive whole number.
-        Unsupported: the client requests the output in shared memory.
     """
-    if "shared_memory_region" in parameters:
-        raise Unsupported(f"output {quote(name)} is requested in shared memory, which this server does not write")
     count = parameters.get("classification", 0)
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise InvalidArgument(
             f"classification of output {quote(name)} must be a positive whole number, got {quote(count)}"
         )
-    return RequestedOutput(name, count)
+    return RequestedOutput(name, count, shared_range(parameters))
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:

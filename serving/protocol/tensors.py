@@ -95,6 +95,9 @@ class Elements:
     datatype: Datatype
     values: Sequence[Any]
 
+    def __len__(self) -> int:
+        return len(self.values)
+
     def to_bytes(self, shape: Shape) -> bytes:
         """Returns the tensor's bytes. Checks the number of elements before it converts them.
 

@@ -3,9 +3,10 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,11 +20,23 @@ from serving.models.changes import Caller
 from serving.protocol.admin import AdminService
 from serving.protocol.json_codec import decode
 from serving.protocol.json_messages import to_json
+from serving.protocol.shared_memory import SharedMemoryService
 
 NOT_READY = 400
 """As in Triton and the protocol: "a 4xx status code indicates false"."""
 
 _OBJECT_DECODER = msgspec.json.Decoder(dict[str, Any])
+
+
+_Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class _Registration(msgspec.Struct):
+    """The body that registers shared memory."""
+
+    key: str
+    byte_size: _Count
+    offset: _Count = 0
 
 
 class AdminEndpoints:
@@ -86,6 +99,27 @@ class AdminEndpoints:
 
         return await self._change(request, change)
 
+    async def shared_memory_status(self, request: Request) -> Response:
+        regions = to_json(self._shared_memory.status(_region(request)))["regions"]
+        return json_response(list(regions.values()))
+
+    async def register_shared_memory(self, request: Request) -> Response:
+        try:
+            given = msgspec.convert(await self._json(request), _Registration)
+        except msgspec.ValidationError as error:
+            raise InvalidArgument(f"the request does not fit the protocol: {error}") from error
+        self._shared_memory.register(_region(request), given.key, given.offset, given.byte_size)
+        return json_response({})
+
+    async def unregister_shared_memory(self, request: Request) -> Response:
+        self._shared_memory.unregister(_region(request))
+        return json_response({})
+
+    @property
+    def _shared_memory(self) -> SharedMemoryService:
+        assert self._admin.shared_memory is not None, "it has no routes"
+        return self._admin.shared_memory
+
     async def unsupported(self, request: Request) -> Response:
         raise Unsupported(f"{request.url.path}: this server does not support this part of Triton's API")
 
@@ -143,6 +177,22 @@ def _model(request: Request) -> tuple[str, str]:
     """Returns the model's name and version in the path; empty where it has none."""
     path = request.path_params
     return path.get("model", ""), path.get("version", "")
+
+
+def _region(request: Request) -> str:
+    """Returns the name of the region in the path; empty where it has none."""
+    name: str = request.path_params.get("region", "")
+    return name
+
+
+def shared_memory_routes(endpoints: AdminEndpoints) -> list[Route]:
+    """Returns the routes of Triton's extension for system shared memory."""
+    path, region = "/v2/systemsharedmemory", "/v2/systemsharedmemory/region/{region}"
+    return [
+        *(Route(f"{each}/status", endpoints.shared_memory_status) for each in (path, region)),
+        Route(f"{region}/register", endpoints.register_shared_memory, methods=["POST"]),
+        *(Route(f"{each}/unregister", endpoints.unregister_shared_memory, methods=["POST"]) for each in (path, region)),
+    ]
 
 
 def _flag_response(key: str, value: bool, **others: str) -> Response:

@@ -15,9 +15,9 @@ from serving.frontends.http.auth import PRINCIPAL, count_decompressed
 from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
 from serving.frontends.http.responses import SUBMITTED
+from serving.inference.queue_policy import QueuePolicies
 from serving.inference.request import RequestContext, RequestHandle
 from serving.inference.service import InferenceService
-from serving.models.spec import QueuePolicies
 from serving.protocol.json_infer import MAX_INLINE_BYTES as MAX_INLINE_OUTPUT_BYTES
 from serving.protocol.json_infer import JsonRequest, JsonResponse
 

@@ -10,7 +10,7 @@ from serving.errors import DeadlineExceeded, ResourceExhausted
 from serving.inference import priority_queue
 from serving.inference.batcher import BatchLimits
 from serving.inference.priority_queue import PriorityQueue
-from serving.models.spec import QueuePolicies, QueuePolicy
+from serving.inference.queue_policy import QueuePolicies, QueuePolicy
 from tests.serving.inference.test_batcher import Doubler, Harness, Request
 
 ROOM = QueuePolicy(max_queue_size=100)

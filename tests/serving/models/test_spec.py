@@ -5,8 +5,9 @@ from google.protobuf import text_format
 
 from protos.model_config_pb2 import ModelConfig
 from serving.errors import LoadError
+from serving.inference.queue_policy import QueuePolicy
 from serving.models.devices import InstanceGroup
-from serving.models.spec import QueuePolicy, VersionPolicy, to_spec, version_policy
+from serving.models.spec import VersionPolicy, to_spec, version_policy
 from serving.protocol.tensors import DATATYPES, TensorSpec
 from tests.serving.model_files import SCALE_CONFIG
 

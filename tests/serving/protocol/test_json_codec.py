@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from serving.errors import InvalidArgument, ServingError, Unsupported
-from serving.inference.request import InferOutput, InferRequest, InferResponse, RequestedOutput
+from serving.errors import InvalidArgument, ServingError
+from serving.inference.request import InferOutput, InferRequest, InferResponse, RequestedOutput, SharedRange
 from serving.protocol.json_codec import (
     MAX_JSON_BYTES,
     MAX_JSON_LISTS,
@@ -226,8 +226,10 @@ class TestParseJson:
     def test_shared_memory(self, what: str) -> None:
         message = one_input() | {"outputs": [{"name": "y"}]}
         message[what][0]["parameters"] = {"shared_memory_region": "r"}
-        with pytest.raises(Unsupported, match="shared memory"):
-            parse(message)
+        request, _ = parse(message)
+        assert request.uses_shared_memory
+        assert request.key is None
+        assert getattr(request, what)[0].shared == SharedRange("r", 0, 0)
 
 
 def binary_input(name: str, size: Any) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""The RPCs that register clients' system shared memory, as messages and over bytes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+
+from protos import grpc_service_pb2 as pb
+from serving.inference.shared_memory import SharedMemory
+from serving.protocol.handling import handler
+from serving.protocol.methods import INFERENCE_SERVICE
+
+
+class SharedMemoryService:
+    """Registers regions.
+
+    Attributes:
+        unary: as in `AdminService`.
+    """
+
+    def __init__(self, memory: SharedMemory) -> None:
+        self._memory = memory
+        methods: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
+            "Status": (pb.SystemSharedMemoryStatusRequest, lambda r: self.status(r.name)),
+            "Register": (
+                pb.SystemSharedMemoryRegisterRequest,
+                lambda r: self.register(r.name, r.key, r.offset, r.byte_size),
+            ),
+            "Unregister": (pb.SystemSharedMemoryUnregisterRequest, lambda r: self.unregister(r.name)),
+        }
+        self.unary: Mapping[str, Callable[[bytes], bytes]] = {
+            f"/{INFERENCE_SERVICE}/SystemSharedMemory{name}": handler(*method) for name, method in methods.items()
+        }
+
+    def status(self, name: str = "") -> pb.SystemSharedMemoryStatusResponse:
+        """Returns one region; all of them, if `name` is empty.
+
+        Raises:
+            NotFound: it is not registered.
+        """
+        response = pb.SystemSharedMemoryStatusResponse()
+        for region in self._memory.regions(name):
+            status = response.regions[region.name]
+            status.name, status.key = region.name, region.key
+            status.offset, status.byte_size = region.offset, region.num_bytes
+        return response
+
+    def register(self, name: str, key: str, offset: int, num_bytes: int) -> pb.SystemSharedMemoryRegisterResponse:
+        """Registers a region.
+
+        Raises:
+            InvalidArgument: the name is taken, or there is no such memory.
+        """
+        self._memory.register(name, key, offset, num_bytes)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    def unregister(self, name: str = "") -> pb.SystemSharedMemoryUnregisterResponse:
+        """Forgets a region; all of them, if `name` is empty."""
+        self._memory.unregister(name)
+        return pb.SystemSharedMemoryUnregisterResponse()
