@@ -155,7 +155,10 @@ def pass_on_signals(args: argparse.Namespace) -> None:
 def choose_store_host(args: argparse.Namespace) -> None:
     """Makes host 0 of an elastic run hold the rendezvous, if hosts have node ranks and no option chooses its host."""
     node_rank = os.environ.get("PET_NODE_RANK")
-    if args.rdzv_backend == "c10d" and node_rank is not None and "is_host" not in args.rdzv_conf and not is_alone(args):
+    if args.rdzv_backend != "c10d" or node_rank is None or is_alone(args):
+        return
+    args.node_rank = 0  # torchrun has no use for another one, and would warn
+    if "is_host" not in args.rdzv_conf:
         args.rdzv_conf = ",".join(filter(None, (args.rdzv_conf, f"is_host={int(node_rank == '0')}")))
 
 

@@ -285,6 +285,7 @@ def test_host_0_has_the_rendezvous_of_an_elastic_run(
     args = parse_options([f"--nnodes={nodes}", *options, "train.py"])
     choose_store_host(args)
     assert args.rdzv_conf == expected
+    assert args.node_rank == (0 if "c10d" in options[0] else int(node_rank or 0))
 
 
 @pytest.mark.parametrize(
