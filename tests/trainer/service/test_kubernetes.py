@@ -151,6 +151,26 @@ def test_a_job_waits_runs_and_succeeds(
     wait_for(lambda: "deletionTimestamp" in cluster.main()["metadata"])
 
 
+def test_a_job_without_pods_says_what_it_waits_for(
+    cluster: Cluster, store: JobStore, controller: Controller, spec: Spec
+) -> None:
+    job, _ = store.add(spec(), owner="ada")
+    controller.make_pass()
+    job, item, engine = store.get(job.id), cluster.main(), controller.engine("kubernetes")
+    event = {"metadata": {"name": "e"}, "involvedObject": {"uid": item["metadata"]["uid"]}, "reason": "FailedCreate"}
+    cluster.add("/api/v1/namespaces/training/events", event | {"message": "exceeded quota: gpus"})
+    assert engine.status(job).reason == "FailedCreate: exceeded quota: gpus"
+    cluster.finish("jobs", item["metadata"]["name"], "Suspended", "not admitted by the cluster queue")
+    wait_for(lambda: engine.status(job).reason == "suspended: not admitted by the cluster queue")
+    controller.make_pass()
+    assert notes(store, job.id)[-1] == "suspended: not admitted by the cluster queue"
+    cluster.forbidden = {("list", "pods")}
+    another = KubernetesEngine(controller._folder)
+    with pytest.raises(ConfigError, match='cannot list resource "pods"'):
+        another.status(job)
+    another.close()
+
+
 @pytest.mark.parametrize("kind", ["trainjob", "jobset"])
 def test_the_best_kind_that_the_cluster_has_is_taken(
     kind: str, cluster: Cluster, store: JobStore, controller: Controller, spec: Spec
