@@ -13,6 +13,8 @@ from tests.deploy.schema import MODELS, SCHEMAS, schema_problems
 
 KINDS = {
     "Namespace": ("dev", "Namespace/convoy-dev"),
+    "Role": ("jobs", "Role/jobs"),
+    "RoleBinding": ("jobs", "RoleBinding/jobs"),
     "ResourceQuota": ("foundation", "ResourceQuota/convoy"),
     "LimitRange": ("foundation", "LimitRange/convoy"),
     "PriorityClass": ("foundation", "PriorityClass/convoy-serving"),
