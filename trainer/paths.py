@@ -58,6 +58,11 @@ def expand_home(data_dir: Path) -> Path:
         ) from error
 
 
+def printable(name: str) -> str:
+    """Replaces unprintable characters: names of folders may hold line ends and undecodable bytes."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
+
+
 def check_model_name(name: str) -> None:
     """Checks the name of a model, which is the name of a folder and a part of addresses.
 

@@ -18,16 +18,15 @@ from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger, RecordedEvaluation, evaluate_and_record
-from trainer.evaluation.mistakes import worst_mistakes
 from trainer.evaluation.recall import balanced_accuracy
 from trainer.evaluation.views import is_headline_averaged
 from trainer.export.plan import ExportPlan, check_complete, export_trained, plan_export
-from trainer.export.repository import printable
 from trainer.hardware import describe, keep_freed_memory
 from trainer.loop.fit import fit
 from trainer.loop.learner import build_learner
 from trainer.loop.run import Run, TrainState, restore, restore_final_weights
 from trainer.loop.saving import SaveInterval
+from trainer.loop.shown_mistakes import mistakes_in_validation
 from trainer.models import num_parameters
 from trainer.network_files import without_paths
 from trainer.paths import image_folder
@@ -41,7 +40,7 @@ from trainer.records.metrics import read_metrics
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
 from trainer.signals import StopRequest
-from trainer.sinks import Mistake, Sinks
+from trainer.sinks import Sinks
 
 NUM_SHOWN_MISTAKES = 16
 """In TensorBoard and services."""
@@ -278,17 +277,7 @@ def show_results(run: Run, validation: Evaluation | None, recorded: RecordedEval
     sinks.write("result", step=run.state.step, epoch=run.num_epochs_done, **figures, test_accuracy=recorded.accuracy)
     if validation is None:
         return
-    worst, classes = worst_mistakes(validation, NUM_SHOWN_MISTAKES), run.dataset.classes
-    images = run.validation_images.take(run.validation_indices[worst])
-    mistakes = [
-        Mistake(
-            pixels=(pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).contiguous().numpy(),
-            label=printable(classes[int(validation.labels[position])]),
-            predicted=printable(classes[int(validation.predicted[position])]),
-            confidence=float(validation.confidence[position]),
-        )
-        for position, pixels in zip(worst.tolist(), images, strict=True)
-    ]
+    mistakes = mistakes_in_validation(run, validation, NUM_SHOWN_MISTAKES)
     if mistakes:
         sinks.show_mistakes(mistakes, step=run.state.step)
 

@@ -1,5 +1,6 @@
 """Whole runs in one process: the view of the headline, and warnings about a bad training in report and result."""
 
+import base64
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES, Augment
+from trainer.records.mistakes import read_mistakes
 from trainer.records.run_folder import RunFolder
 from trainer.reopen import evaluate_run
 from trainer.studies.seeds import SeedsConfig, study_seeds
@@ -71,6 +73,10 @@ def test_the_headline_is_of_one_view_and_the_figure_with_views_follows_it(
     assert result["val_accuracy"] == read_validation(folder) != result["val_accuracy_with_views"]
     figures = rf"test accuracy \d+\.\d+ % \({errors} of 1,000 wrong; .*\), \d+\.\d+ % with 5 views of each image "
     assert re.match(rf"{figures}\({with_views} wrong\), evaluation 1 of 1", last)
+    (kept,) = read_mistakes(folder)
+    assert kept["epoch"] == 1
+    assert len(kept["mistakes"]) == min(16, round(500 * (1 - read_validation(folder))))
+    assert {(len(base64.b64decode(one["pixels"])), one["height"]) for one in kept["mistakes"]} == {(784, 28)}
     (line,) = ledger.read_text().splitlines()
     entry = json.loads(line)
     assert (entry["num_errors"], entry["num_errors_with_views"]) == (errors, with_views)

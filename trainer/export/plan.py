@@ -11,9 +11,9 @@ from trainer.config import TrainConfig
 from trainer.data.datasets import DATASETS
 from trainer.errors import ConfigError, ExportError, TrainerError
 from trainer.export.quality import QualityError
-from trainer.export.repository import RepositoryModel, find_version, printable
+from trainer.export.repository import RepositoryModel, find_version
 from trainer.loop.run import Run
-from trainer.paths import default_model_name
+from trainer.paths import default_model_name, printable
 from trainer.ranks.world import World
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder

@@ -13,6 +13,7 @@ from trainer.loop.look_ahead import LookAhead
 from trainer.loop.memory import out_of_memory
 from trainer.loop.run import Run
 from trainer.loop.saving import BackgroundSaver, SaveInterval
+from trainer.loop.shown_mistakes import mistakes_in_validation
 from trainer.loop.sources import open_source
 from trainer.loop.step import Batch
 from trainer.loop.step_results import LOG_EVERY_STEPS, StepResults
@@ -22,6 +23,7 @@ from trainer.paths import FAILURE_FILE
 from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S
 from trainer.ranks.consistency import check_weights, digest_of
 from trainer.ranks.stop import StopConsensus
+from trainer.records.mistakes import NUM_KEPT, is_kept
 from trainer.signals import StopRequest
 from trainer.sinks import Sinks
 from trainer.user_code import describe_if_in, is_reference
@@ -171,6 +173,7 @@ class TrainingLoop:
             f"{run.state.seconds:.1f} s"
         )
         if validation is not None:
+            self._keep_mistakes(epoch, validation)
             self._find_best(epoch, validation)
             if epoch > 1 or run.recipe.epochs == 1:
                 self._warn(epoch, self._baseline.check(loss, validation))
@@ -183,6 +186,11 @@ class TrainingLoop:
         if not math.isfinite(validation.loss):  # the last step's loss was that of the weights before it
             raise run.diverged(f"the validation loss is {validation.loss} after epoch {epoch}")
         return validation
+
+    def _keep_mistakes(self, epoch: int, validation: Evaluation) -> None:
+        run = self._run
+        if run.world.is_main and is_kept(epoch, run.recipe.epochs):
+            self._sinks.keep_mistakes(mistakes_in_validation(run, validation, NUM_KEPT), epoch=epoch)
 
     def _find_best(self, epoch: int, validation: Evaluation) -> None:
         """Remembers the epoch if its validation is the best so far, and tells the user if the training ends early."""

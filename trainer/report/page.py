@@ -26,6 +26,7 @@ from trainer.evaluation.intervals import confidence_level, wilson_interval
 from trainer.evaluation.mistakes import worst_mistakes
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.files import write_atomically
+from trainer.paths import printable
 from trainer.records.metrics import read_metrics
 from trainer.records.origin import Origin
 from trainer.records.result import Result
@@ -59,7 +60,7 @@ def write_report(
         test_images: the evaluated images, in the same order as in `evaluation`.
     """
     run = RunFolder.read(folder)
-    names = tuple(_printable(name) for name in classes)
+    names = tuple(printable(name) for name in classes)
     confusion = evaluation.confusion(len(names))
     curves = _curves(run, result)
     mistakes = _worst_mistakes(test_images, evaluation, names)
@@ -130,7 +131,7 @@ def groups(value: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
 
 def _text(leaf: Any) -> str:
     if isinstance(leaf, str):
-        return _printable(leaf)
+        return printable(leaf)
     return "none" if leaf is None or leaf == [] else json.dumps(leaf)
 
 
@@ -322,8 +323,3 @@ def _duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02} s"
     return f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _printable(text: str) -> str:
-    """Replaces undecodable bytes and control characters, which names of folders may contain."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

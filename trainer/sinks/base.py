@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from trainer.records.mistakes import Mistake as Mistake
 
 Outcome = Literal["finished", "failed", "interrupted"]
 Kind = Literal["step", "epoch", "result"]
@@ -36,25 +35,6 @@ class RunInfo:
     @property
     def name(self) -> str:
         return as_utf8(self.folder.name)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Mistake:
-    """A validation image that the trained network classifies wrongly.
-
-    Args:
-        pixels: uint8 `[H, W]` or `[H, W, 3]`.
-        confidence: the probability of the predicted class.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    label: str
-    predicted: str
-    confidence: float
-
-    @property
-    def caption(self) -> str:
-        return f"{self.label}, taken for {self.predicted} ({100 * self.confidence:.0f} %)"
 
 
 class Sink(Protocol):

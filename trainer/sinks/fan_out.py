@@ -9,6 +9,7 @@ from pathlib import Path
 from trainer.config import LogTo
 from trainer.errors import ConfigError, Interrupted
 from trainer.recipe_fields import flatten
+from trainer.records.mistakes import write_mistakes
 from trainer.records.run_folder import RunFolder
 from trainer.sinks.background import BackgroundSink
 from trainer.sinks.base import Kind, Mistake, Outcome, RunInfo, Sink, as_utf8
@@ -58,6 +59,13 @@ class Sinks:
     def show_mistakes(self, mistakes: Sequence[Mistake], *, step: int) -> None:
         """Shows images of mistakes."""
         self._for_all(lambda sink: sink.show_mistakes(mistakes, step=step))
+
+    def keep_mistakes(self, mistakes: Sequence[Mistake], *, epoch: int) -> None:
+        """Keeps images of an epoch's mistakes in the run folder, for a page."""
+        try:
+            write_mistakes(self._folder, epoch, mistakes)
+        except OSError as error:
+            self._warn_of_folder(error)
 
     def close(self, outcome: Outcome) -> None:
         self._for_all(lambda sink: sink.close(outcome))

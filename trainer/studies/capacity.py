@@ -95,16 +95,31 @@ def fit_polynomial(x: torch.Tensor, y: torch.Tensor, degree: int) -> torch.Tenso
     return solution[:, 0]
 
 
+def first_points(num_points: int, noise: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns x and y of the first draw of points, float64 `[num_points]`."""
+    stream = generator("capacity-points", seed)
+    _test_points(noise, stream)  # drawn before them
+    return _points(num_points, noise, stream)
+
+
+def _points(number: int, noise: float, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.rand(number, dtype=torch.float64, generator=stream)
+    return x, true_function(x) + noise * torch.randn(number, dtype=torch.float64, generator=stream)
+
+
+def _test_points(noise: float, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.linspace(0, 1, NUM_TEST_POINTS, dtype=torch.float64)
+    return x, true_function(x) + noise * torch.randn(NUM_TEST_POINTS, dtype=torch.float64, generator=stream)
+
+
 def fit_polynomials(num_points: int, noise: float, repeats: int, seed: int) -> PolynomialErrors:
     """Returns mean square errors by degree, on the points and on many new ones, for `repeats` draws of points."""
     stream = generator("capacity-points", seed)
-    test_x = torch.linspace(0, 1, NUM_TEST_POINTS, dtype=torch.float64)
-    test_y = true_function(test_x) + noise * torch.randn(NUM_TEST_POINTS, dtype=torch.float64, generator=stream)
+    test_x, test_y = _test_points(noise, stream)
     train, test = torch.zeros(repeats, MAX_DEGREE + 1), torch.zeros(repeats, MAX_DEGREE + 1)
     first: tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]] | None = None
     for repeat in range(repeats):
-        x = torch.rand(num_points, dtype=torch.float64, generator=stream)
-        y = true_function(x) + noise * torch.randn(num_points, dtype=torch.float64, generator=stream)
+        x, y = _points(num_points, noise, stream)
         fitted = [fit_polynomial(x, y, degree) for degree in range(MAX_DEGREE + 1)]
         for degree, coefficients in enumerate(fitted):
             train[repeat, degree] = (vandermonde(x, degree) @ coefficients - y).square().mean()

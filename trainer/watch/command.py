@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from convoy.options import option
+from trainer.errors import ConfigError
 from trainer.watch.run import State, WatchedRun
 from trainer.watch.terminal import follow_in_lines, follow_in_table
 
@@ -18,17 +19,31 @@ class WatchConfig:
 
     runs: Annotated[list[Path], tyro.conf.Positional, option("RUN ...")]
     """Run folders."""
+    web: bool = False
+    """Show them on a page on this machine, until Ctrl-C."""
+    port: int = 8006
+    """Port of the page; 0 for any that is free."""
 
 
 def watch_runs(config: WatchConfig) -> int:
     """Runs `python -m trainer watch`.
 
     Raises:
-        ConfigError: a folder does not exist or holds no run.
+        ConfigError: a folder does not exist or holds no run; the page's port or packages are missing.
     """
     runs = [WatchedRun.open(path) for path in config.runs]
-    if sys.stdout.isatty():
+    if config.web:
+        _serve(runs, config.port)
+    elif sys.stdout.isatty():
         follow_in_table(runs)
     else:
         follow_in_lines(runs)
     return 0 if all(run.state is State.FINISHED for run in runs) else 1
+
+
+def _serve(runs: list[WatchedRun], port: int) -> None:
+    try:
+        from trainer.watch.server import serve_runs
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--web needs the package {error.name}: install convoy-vision[serving]") from error
+    serve_runs(runs, port)

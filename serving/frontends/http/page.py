@@ -36,7 +36,7 @@ from serving.models.images import ImageTensor
 from serving.models.repository import Model
 from serving.protocol.tensors import DATATYPES, Elements
 
-SECTIONS = ("try", "inside", "serve")
+SECTIONS = ("try", "inside", "serve", "lecture")
 MAX_OPEN_LAYERS = 2
 """Models whose layers are kept open for the next request."""
 

@@ -1,0 +1,26 @@
+"""The mistakes of an evaluation as images that can be shown."""
+
+from trainer.evaluation.evaluate import Evaluation
+from trainer.evaluation.mistakes import worst_mistakes
+from trainer.loop.run import Run
+from trainer.paths import printable
+from trainer.records.mistakes import Mistake
+
+
+def mistakes_in_validation(run: Run, validation: Evaluation, number: int) -> list[Mistake]:
+    """Returns the mistakes with the highest confidence, highest first.
+
+    Args:
+        number: of mistakes at most.
+    """
+    worst, classes = worst_mistakes(validation, number), run.dataset.classes
+    images = run.validation_images.take(run.validation_indices[worst])
+    return [
+        Mistake(
+            pixels=(pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).contiguous().numpy(),
+            label=printable(classes[int(validation.labels[position])]),
+            predicted=printable(classes[int(validation.predicted[position])]),
+            confidence=float(validation.confidence[position]),
+        )
+        for position, pixels in zip(worst.tolist(), images, strict=True)
+    ]
