@@ -1,10 +1,15 @@
 """One file holds a user's values: each setting reaches some object, also from an overlay on top."""
 
 import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from tests.deploy.manifests import OVERLAYS, SETTINGS, Object, find, render, render_fields
+from tests.deploy.manifests import DEPLOY, OVERLAYS, SETTINGS, Object, build, find, render, render_fields
+from tests.deploy.policy import policy_problems
 
 MORE = {
     "prod-cpu": ["components/remote-models"],
@@ -64,3 +69,22 @@ def test_the_canary_has_a_tag_and_a_least_number_of_its_own() -> None:
         find(objects, f"Deployment/{name}")["spec"]["template"]["spec"]["containers"][0]["image"] for name in scalers
     ]
     assert [image.rpartition(":")[2] for image in images] == [SETTINGS["tag"], "0.3.0"]
+
+
+def test_the_guides_overlay_on_a_remote_base_renders(tmp_path: Path) -> None:
+    """Fetched by git, as kubectl fetches it, from a repository that a tag names."""
+    repository = tmp_path / "convoy"
+    shutil.copytree(DEPLOY, repository / "deploy")
+    author = ("-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false")
+    for words in (["init", "--quiet"], ["add", "."], [*author, "commit", "--quiet", "-m", "Test"], ["tag", "v0.2.0"]):
+        subprocess.run(["git", *words], cwd=repository, check=True, timeout=60)
+    guide = (DEPLOY / "README.md").read_text()
+    (example,) = (block for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "?ref=" in block)
+    (tmp_path / "mine").mkdir()
+    text = example.replace("https://git.example.com/platform/convoy", f"file://{repository}")
+    (tmp_path / "mine/kustomization.yaml").write_text(text)
+    objects = build(tmp_path / "mine")
+    assert policy_problems(objects) == []
+    container = find(objects, "Deployment/serving")["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "ghcr.io/acme/serving:0.2.0"
+    assert find(objects, "HorizontalPodAutoscaler/serving")["spec"]["maxReplicas"] == 40
