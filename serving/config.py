@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 
 from convoy.options import option
 from serving.errors import StartupError
+from serving.inference.rate_limiter import parse_resource
 from serving.observability.logging import LogFormat
 
 TransportChoice = Literal["auto", "native", "grpcio"]
 ControlMode = Literal["none", "poll", "explicit"]
+RateLimitChoice = Literal["off", "execution_count"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 WebChoice = Literal["auto", "on", "off"]
 
@@ -82,6 +84,11 @@ class ServeConfig:
     response_cache_mb: int = 64
     """Megabytes of each process for responses of models whose configuration has response_cache { enable: true }. 0 for
     none."""
+    rate_limit: RateLimitChoice = "off"
+    """execution_count: instances wait for the resources that instance_group.rate_limiter of their configuration names.
+    off: they do not. Resources are each process's."""
+    rate_limit_resource: Annotated[tuple[str, ...], option("[NAME:COUNT[:GPU] ...]", "what one instance needs")] = ()
+    """How much there is of a resource, on each device or on one GPU (or cpu), with --rate-limit execution_count."""
     batch_timeout_s: float = 60.0
     """Seconds that a batch may be computed until its instance counts as hung; ten times the slowest batch of warm-up if
     that is longer. 0 for no limit."""
@@ -132,7 +139,7 @@ class ServeConfig:
         self._require("trace_sample", "must be between 0 and 1", 0 <= self.trace_sample <= 1)
         is_url = self.trace_endpoint is None or self.trace_endpoint.startswith(("http://", "https://"))
         self._require("trace_endpoint", "must be a URL that begins with http:// or https://", is_url)
-        self._check_origins()
+        self._check_lists()
         if (self.tls_cert is None) != (self.tls_key is None):
             raise StartupError("--tls-cert and --tls-key must be set together")
         if self.tls_client_ca is not None and self.tls_cert is None:
@@ -144,13 +151,21 @@ class ServeConfig:
         if self.transport == "native" and self.tls_cert is not None:
             raise StartupError("--transport native has no TLS: use --transport grpcio")
 
+    @property
+    def available_resources(self) -> dict[tuple[str, str], int]:
+        """How much there is of each resource, by name and device."""
+        return dict(filter(None, map(parse_resource, self.rate_limit_resource)))
+
     def _check_workers(self) -> None:
         if self.workers > 1 and self.grpc_socket is not None:
             raise StartupError("--workers needs --grpc-port: processes cannot share a Unix socket")
         if self.workers > 1 and self.allow_client_shm:
             raise StartupError("--allow-client-shm needs --workers 1: each process would have regions of its own")
 
-    def _check_origins(self) -> None:
+    def _check_lists(self) -> None:
+        for resource in self.rate_limit_resource:
+            if parse_resource(resource) is None:
+                raise StartupError(f"--rate-limit-resource {resource}: must be NAME:COUNT or NAME:COUNT:GPU")
         for origin in self.cors_origin:
             if not re.fullmatch(r"\*|https?://[^/\s*@]+", origin):
                 raise StartupError(f"--cors-origin {origin}: must be http:// or https:// with a host and no path, or *")

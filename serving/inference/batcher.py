@@ -20,6 +20,7 @@ from serving.inference.batch import ComputedBatch, QueuedRequest
 from serving.inference.instance import Instance, RunOverdue
 from serving.inference.outputs import Outputs
 from serving.inference.priority_queue import PriorityQueue
+from serving.inference.rate_limiter import Turn
 from serving.inference.request_queue import BatchLimits, RequestQueue
 from serving.inference.responder import Responder
 from serving.inference.response_cache import VersionCache
@@ -44,6 +45,7 @@ class Batcher:
 
     Args:
         cache: of the version's responses; None for none.
+        turns: of the instances, if they wait for resources.
 
     Attributes:
         on_health_change: called after every change of `is_healthy`, on any thread.
@@ -58,6 +60,7 @@ class Batcher:
         limits: BatchLimits,
         statistics: Statistics,
         cache: VersionCache | None = None,
+        turns: Sequence[Turn] = (),
     ) -> None:
         self.on_health_change: Callable[[], None] = lambda: None
         self.watch: Callable[[ComputedBatch, int], None] | None = None
@@ -66,6 +69,7 @@ class Batcher:
         self._limits = limits
         self._statistics = statistics
         self._cache = cache
+        self._turns = turns
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._queue = RequestQueue(limits) if limits.policies is None else PriorityQueue(limits)
@@ -78,7 +82,9 @@ class Batcher:
         self._responder, self._watchdog = self._make_responder(), self._make_watchdog()
         self._respond = self._answer if self._responder is None else self._responder.hand_over
         self._threads = [
-            threading.Thread(target=self._work, args=(instance,), name=f"{name}-{index}", daemon=True)
+            threading.Thread(
+                target=self._work, args=(instance, turns[index] if turns else None), name=f"{name}-{index}", daemon=True
+            )
             for index, instance in enumerate(self._instances)
         ]
         for thread in self._threads:
@@ -103,6 +109,11 @@ class Batcher:
     def num_hung(self) -> int:
         """Number of instances whose batch has exceeded its time limit."""
         return sum(instance.is_hung for instance in self._instances)
+
+    @property
+    def limited_s(self) -> float:
+        """How long instances with a batch have waited for resources, in all."""
+        return sum(turn.waited_s for turn in self._turns)
 
     @property
     def is_healthy(self) -> bool:
@@ -199,21 +210,37 @@ class Batcher:
 
     # ---- The threads -------------------------------------------------------------------------------------------------
 
-    def _work(self, instance: Instance) -> None:
+    def _work(self, instance: Instance, turn: Turn | None) -> None:
         is_closed = False
         while not is_closed:
             try:
-                is_closed = not self._run_next_batch(instance)
+                is_closed = not (self._run_next_batch(instance) if turn is None else self._run_in_turn(instance, turn))
             except RunOverdue:
                 self._recover(instance)
             except BaseException:  # a bug: the thread must live on
                 logger.exception("model '%s': a batch was lost", self._name)
         instance.close()
+        if turn is not None:
+            turn.close()
 
-    def _run_next_batch(self, instance: Instance) -> bool:
-        """Waits for a batch, computes it and responds. Returns False if the batcher is closed and empty."""
+    def _run_in_turn(self, instance: Instance, turn: Turn) -> bool:
+        """As `_run_next_batch`, of an instance that waits for resources, too. Another one may take its batch."""
         with self._lock:
             trigger = self._wait_for_batch()
+        if trigger is None:
+            return False
+        with turn:
+            return self._run_next_batch(instance, trigger)
+
+    def _run_next_batch(self, instance: Instance, trigger: BatchTrigger | None = None) -> bool:
+        """Waits for a batch, computes it and responds. Returns False if the batcher is closed and empty.
+
+        Args:
+            trigger: of a batch for which the caller has waited.
+        """
+        with self._lock:
+            if trigger is None:
+                trigger = self._wait_for_batch()
             if trigger is None:
                 return False
             requests, expired = self._queue.take_batch()

@@ -92,7 +92,6 @@ _REJECTED = {
 
 _IGNORED = {
     "instance_group.profile": "only TensorRT has profiles",
-    "instance_group.rate_limiter": "instances share no resource to limit",
     "instance_group.host_policy": "instances are not bound to NUMA nodes",
     "model_metrics": "all models have the same metrics",
     "metric_tags": "all models have the same metrics",

@@ -9,6 +9,7 @@ from typing import Literal
 
 from convoy.cpus import num_available_cpus
 from serving.errors import LoadError
+from serving.inference.rate_limiter import Resource
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +31,19 @@ class InstanceGroup:
         kind: "auto" uses the GPU if there is one.
         count: instances on each GPU, or in total on the CPU.
         gpus: indices of the GPUs to use; empty for all.
+        resources: of each instance, for the rate limiter.
+        priority: of its turns; 1 for the most.
     """
 
     kind: Literal["auto", "cpu", "gpu"] = "auto"
     count: int = 1
     gpus: tuple[int, ...] = ()
+    resources: tuple[Resource, ...] = ()
+    priority: int = 1
 
 
-def assign_devices(groups: Sequence[InstanceGroup], device: Device) -> list[int | None]:
-    """Returns the GPU of each instance, or None for the CPU.
+def assign_devices(groups: Sequence[InstanceGroup], device: Device) -> list[tuple[int | None, InstanceGroup]]:
+    """Returns the GPU of each instance, or None for the CPU, and its group.
 
     Args:
         groups: empty for the default, a single group of kind "auto".
@@ -47,17 +52,17 @@ def assign_devices(groups: Sequence[InstanceGroup], device: Device) -> list[int 
         LoadError: a group asks for a GPU that does not exist or is not allowed.
     """
     num_gpus = 0 if device == "cpu" else count_gpus()
-    assigned: list[int | None] = []
+    assigned: list[tuple[int | None, InstanceGroup]] = []
     for group in groups or (InstanceGroup(),):
         if group.kind == "cpu" or (group.kind == "auto" and num_gpus == 0):
-            assigned += [None] * group.count
+            assigned += [(None, group)] * group.count
             continue
         gpus = group.gpus or tuple(range(num_gpus))
         if not gpus or max(gpus) >= num_gpus:
             wanted = f"GPU {max(gpus)}" if gpus else "a GPU"
             reason = "the server was started with --device cpu" if device == "cpu" else f"there are {num_gpus} GPUs"
             raise LoadError(f"instance_group asks for {wanted}, but {reason}")
-        assigned += [gpu for gpu in gpus for _ in range(group.count)]
+        assigned += [(gpu, group) for gpu in gpus for _ in range(group.count)]
     return assigned
 
 

@@ -3,19 +3,29 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from serving.backends import Backend, Instance, registry
-from serving.models.devices import CudaUnavailable, Device, assign_devices, threads_per_instance
+from serving.models.devices import CudaUnavailable, Device, InstanceGroup, assign_devices, threads_per_instance
 from serving.models.spec import ModelSpec
 from serving.models.time_limit import open_with_limit
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An instance that has been opened, and where."""
+
+    backend: Backend
+    gpu: int | None
+    group: InstanceGroup
+
+
 def open_instances(
     version_folder: Path, spec: ModelSpec, device: Device, num_threads: int | None, limit_s: float
-) -> Sequence[Backend]:
+) -> Sequence[Opened]:
     """Opens the instances; on the CPU if the GPUs do not work and neither operator nor model requires them.
 
     Args:
@@ -36,9 +46,14 @@ def open_instances(
 
 
 def _open_on(
-    gpus: Sequence[int | None], version_folder: Path, spec: ModelSpec, num_threads: int | None, limit_s: float
-) -> Sequence[Backend]:
-    """Opens one instance for each element of `gpus`; None is the CPU."""
+    assigned: Sequence[tuple[int | None, InstanceGroup]],
+    version_folder: Path,
+    spec: ModelSpec,
+    num_threads: int | None,
+    limit_s: float,
+) -> Sequence[Opened]:
+    """Opens instances on their GPUs; None is the CPU."""
+    gpus = [gpu for gpu, _ in assigned]
     threads = threads_per_instance(len(gpus), num_threads)
     devices = ", ".join("CPU" if gpu is None else f"GPU {gpu}" for gpu in sorted(set(gpus), key=str))
     where = f"{spec.name} version {version_folder.name} on {devices}"
@@ -56,4 +71,5 @@ def _open_on(
             close_on_error.pop_all()
             return instances
 
-    return open_with_limit(open_all, limit_s)
+    backends = open_with_limit(open_all, limit_s)
+    return [Opened(backend, gpu, group) for backend, (gpu, group) in zip(backends, assigned, strict=True)]

@@ -19,13 +19,14 @@ from serving.backends import Backend
 from serving.config import ServeConfig
 from serving.errors import LoadError
 from serving.inference.batcher import Batcher, BatchLimits
+from serving.inference.rate_limiter import RateLimiter, Turn
 from serving.inference.response_cache import ResponseCache, VersionCache
 from serving.models.autocomplete import complete_backend, complete_tensors
 from serving.models.changes import LoadTurn
 from serving.models.devices import Device
 from serving.models.golden import check_golden, read_golden
 from serving.models.images import ImageTensor, find_image_tensor
-from serving.models.instances import open_instances
+from serving.models.instances import Opened, open_instances
 from serving.models.labels import read_labels
 from serving.models.manifest import Manifest, read_manifest, verify_digests
 from serving.models.samples import Sample, read_samples, run_samples
@@ -56,6 +57,7 @@ class LoadSettings:
         num_loads: how many models are opened at once.
         warm_ups: taken while a version is warmed up, which measures time.
         cache: of responses, for models whose configuration asks for it; None for none.
+        limiter: of the instances that name resources; None for no limits.
     """
 
     device: Device = "auto"
@@ -66,6 +68,7 @@ class LoadSettings:
     num_loads: int = 4
     warm_ups: LoadTurn = field(default_factory=LoadTurn, compare=False)
     cache: ResponseCache | None = field(default=None, compare=False)
+    limiter: RateLimiter | None = field(default=None, compare=False)
 
     @classmethod
     def from_config(cls, config: ServeConfig) -> "LoadSettings":
@@ -78,6 +81,7 @@ class LoadSettings:
             allow_model_code=config.allow_model_code,
             num_loads=config.load_threads,
             cache=ResponseCache(config.response_cache_mb << 20) if config.response_cache_mb else None,
+            limiter=RateLimiter(config.available_resources) if config.rate_limit == "execution_count" else None,
         )
 
 
@@ -125,11 +129,15 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     golden = read_golden(version_folder)
     samples = read_samples(folder, spec)
     with ExitStack() as close_on_error:
-        backends = open_instances(
+        opened = open_instances(
             version_folder, spec, settings.device, settings.num_threads, _FIRST_RUN_FACTOR * settings.batch_timeout_s
         )
+        backends = [instance.backend for instance in opened]
         for backend in backends:
             close_on_error.callback(backend.close)
+        turns = _register(opened, spec, settings.limiter)
+        for turn in turns:
+            close_on_error.callback(turn.close)
 
         def check(timed: Sequence[Backend]) -> list[Measured]:
             measured = [_warm_up(backend, spec, golden, samples) for backend in timed]
@@ -147,7 +155,7 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
         spec=spec,
         version=str(version),
         labels=labels,
-        batcher=Batcher(spec.name, backends, limits, statistics, cache),
+        batcher=Batcher(spec.name, backends, limits, statistics, cache, turns),
         statistics=statistics,
         load_s=time.monotonic() - began,
         images=images,
@@ -190,6 +198,24 @@ def _warm_up(backend: Backend, spec: ModelSpec, golden: Mapping[str, Array], sam
         known = {tensor.name: array for tensor, array in zip(spec.inputs, samples[0].inputs, strict=True)}
     measured = warm_up(backend, spec, known)
     return replace(measured, slowest_s=max(measured.slowest_s, run_samples(backend, spec, samples)))
+
+
+def _register(opened: Sequence[Opened], spec: ModelSpec, limiter: RateLimiter | None) -> list[Turn]:
+    """Returns the turns of the instances; none if they need not wait for any."""
+    if not any(instance.group.resources for instance in opened):
+        return []
+    if limiter is None:
+        logger.warning("%s: 'rate_limiter' has no effect without --rate-limit execution_count", spec.name)
+        return []
+    turns: list[Turn] = []
+    try:
+        for instance in opened:
+            turns.append(limiter.register(instance.group.resources, instance.gpu, instance.group.priority))
+    except LoadError:
+        for turn in turns:
+            turn.close()
+        raise
+    return turns
 
 
 def _open_cache(spec: ModelSpec, settings: LoadSettings, statistics: Statistics) -> VersionCache | None:

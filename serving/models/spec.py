@@ -9,6 +9,7 @@ from convoy.promotion import Promotion
 from protos.model_config_pb2 import DataType, ModelConfig, ModelDynamicBatching, ModelInstanceGroup, ModelQueuePolicy
 from serving.errors import LoadError
 from serving.inference.queue_policy import QueuePolicies, QueuePolicy
+from serving.inference.rate_limiter import Resource
 from serving.models.devices import InstanceGroup
 from serving.protocol.tensors import DATATYPES, TensorSpec
 
@@ -207,4 +208,11 @@ _KINDS: dict[int, Literal["auto", "cpu", "gpu"]] = {
 def _instance_group(group: ModelInstanceGroup) -> InstanceGroup:
     if group.count < 0 or min(group.gpus, default=0) < 0:
         raise LoadError(f"'instance_group': count and gpus must not be negative, got {group.count}, {list(group.gpus)}")
-    return InstanceGroup(_KINDS[group.kind], group.count or 1, tuple(group.gpus))
+    limiter = group.rate_limiter
+    return InstanceGroup(
+        _KINDS[group.kind],
+        group.count or 1,
+        tuple(group.gpus),
+        tuple(Resource(each.name, each.count, getattr(each, "global")) for each in limiter.resources),
+        limiter.priority or 1,
+    )

@@ -138,6 +138,12 @@ MODEL_METRICS = (
         "convoy_model_load_seconds", "gauge", "Time it took to load and warm up the version.", lambda m: m.model.load_s
     ),
     ModelMetric(
+        "convoy_rate_limited_seconds_total",
+        "counter",
+        "Time that instances with a batch waited for resources.",
+        lambda m: m.model.batcher.limited_s,
+    ),
+    ModelMetric(
         "convoy_cache_hits_total",
         "counter",
         "Requests that the response cache answered. They count as successes, but not as rows or batches.",

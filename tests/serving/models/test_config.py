@@ -114,7 +114,6 @@ def test_an_unsupported_field_is_rejected_by_name(text, field):
     [
         ("optimization { cuda { graphs: true } }", "optimization"),
         ('parameters { key: "intra_op_thread_count" value { string_value: "2" } }', "parameters"),
-        ("instance_group { rate_limiter { priority: 1 } }", "instance_group.rate_limiter"),
     ],
 )
 def test_a_field_without_effect_is_named_in_a_warning(text, field):
@@ -130,6 +129,7 @@ def test_a_field_without_effect_is_named_in_a_warning(text, field):
         "model_transaction_policy { decoupled: false }",
         "response_cache { enable: true }",
         'model_warmup { name: "w" }',
+        'instance_group { rate_limiter { resources { name: "memory" count: 1 } priority: 1 } }',
         "dynamic_batching { default_queue_policy { timeout_action: DELAY max_queue_size: 4 } }",
         "dynamic_batching { priority_levels: 2 default_priority_level: 1 priority_queue_policy { key: 1 value { } } }",
         "input { format: FORMAT_NCHW }",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from serving.errors import LoadError
+from serving.inference.rate_limiter import RateLimiter
 from serving.models import devices
 from serving.models.config import read_config
 from serving.models.devices import CudaUnavailable
@@ -83,6 +84,19 @@ def test_the_samples_of_the_configuration_run_before_the_version_serves(tmp_path
     write_version(tmp_path / "m", 2, scale(1))
     with pytest.raises(LoadError, match=r"model_warmup 'wrong': input 'x' is TYPE_FP32 of dims \[3\], got .* \[2\]"):
         load(2)
+
+
+def test_instances_that_need_more_than_there_is_are_not_loaded(tmp_path, load, caplog):
+    group = "instance_group { count: 2 rate_limiter { resources { name: 'memory' count: 3 } } }"
+    write_config(tmp_path / "m", SCALE_CONFIG + group)
+    write_version(tmp_path / "m", 1, scale(3))
+    limiter = RateLimiter({("memory", ""): 2})
+    with pytest.raises(LoadError, match="needs 3 of the resource 'memory', but the server has 2"):
+        load(settings=LoadSettings(device="cpu", num_threads=1, limiter=limiter))
+    model = load(settings=LoadSettings(device="cpu", num_threads=1, limiter=RateLimiter()))
+    assert infer(model, np.array([[1, 2, 3]], np.float32)) == [[[3, 6, 9]]]
+    load()
+    assert "m: 'rate_limiter' has no effect without --rate-limit execution_count" in caplog.text
 
 
 def test_without_a_configuration_the_tensors_come_from_the_onnx_file(tmp_path, load):
