@@ -41,7 +41,8 @@ def test_a_job_is_cancelled_continued_and_its_model_is_served(jobs: RemoteJobs, 
     run = tmp_path / "runs" / "digits"
     spec = JobSpec(
         arguments=(*training, "--model-repository", str(models)),
-        cpus=1,
+        cpus=2,
+        ranks=2,
         working_folder=str(tmp_path),
         run_folder=str(run),
     )
@@ -61,7 +62,8 @@ def test_a_job_is_cancelled_continued_and_its_model_is_served(jobs: RemoteJobs, 
         *_, last = jobs.watch(job.id)
         assert (last.data["state"], last.data["attempt"]) == (JobState.SUCCEEDED, 2)
         assert last.data["reason"].endswith(f"published in {models}/digits/1")
-        assert b"test accuracy" in b"".join(jobs.read_log(job.id, LogRange()))
+        first, second = (b"".join(jobs.read_log(job.id, LogRange(rank=rank))) for rank in (0, 1))
+        assert (b"test accuracy" in first, b"test accuracy" in second) == (True, False)
         assert json.loads((run / "result.json").read_text())["epochs"] == 3
         url = f"http://127.0.0.1:{server.http_port()}/v2/models/digits/ready"
         until = time.monotonic() + 60

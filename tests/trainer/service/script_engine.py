@@ -1,9 +1,11 @@
-"""The local engine with a script of Python in place of a training: `JobSpec.arguments` is the script."""
+"""Engines with a script of Python in place of a training: `JobSpec.arguments` is the script."""
 
+import shlex
 import sys
 
 from trainer.service.engines.engine import Plan
 from trainer.service.engines.local import LocalEngine
+from trainer.service.engines.slurm import SlurmEngine
 from trainer.service.jobs import Devices, JobSpec
 
 
@@ -15,3 +17,10 @@ class ScriptEngine(LocalEngine):
 
     def capacity(self) -> Devices:
         return Devices(("0", "1"), (0, 1, 2, 3))
+
+
+class SlurmScriptEngine(SlurmEngine):
+    """Runs scripts on a Slurm cluster, once on each host."""
+
+    def _command(self, spec: JobSpec, port: int) -> str:
+        return shlex.join([sys.executable, "-c", *spec.arguments, spec.run_folder])

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.service.conftest import run_until
+from tests.trainer.service.service_process import kill_while_jobs_run
+from tests.trainer.service.service_process import spec as script_spec
 from tests.trainer.service.slurm_cluster import SlurmCluster, install
 from trainer.errors import ConfigError
+from trainer.service import engines
 from trainer.service.controller import Controller
 from trainer.service.engines.slurm import SlurmEngine
 from trainer.service.jobs import FINAL, JobSpec, JobState, Stop
-from trainer.service.operations import Operations
+from trainer.service.operations import LogRange, Operations
 from trainer.service.store import JobStore
 
 pytestmark = pytest.mark.installs
@@ -76,6 +80,37 @@ def test_a_job_on_two_hosts_is_cancelled_and_continued_to_the_weights_of_one_on_
     assert digest(tmp_path, both.id) == digest(tmp_path, alone.id)
     result = json.loads((tmp_path / "runs" / str(both.id) / "result.json").read_text())
     assert result["world_size"] == 2
+    first, second = (b"".join(operations.read_log(both.id, LogRange(rank=rank))) for rank in (0, 1))
+    assert b"test accuracy" in first
+    assert b"test accuracy" not in second
+
+
+def test_a_service_that_is_killed_again_and_again_starts_each_job_once(cluster: SlurmCluster, tmp_path: Path) -> None:
+    kill_while_jobs_run(str(tmp_path / "jobs.db"), tmp_path, engine="slurm-script", num_jobs=5, num_kills=5)
+
+
+def test_a_lost_host_is_no_failure_and_the_job_goes_on_with_those_that_are_left(
+    cluster: SlurmCluster, store: JobStore, controller: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(engines._OURS, "slurm-script", "tests.trainer.service.script_engine:SlurmScriptEngine")
+    code = "import os, sys, time, pathlib; run = pathlib.Path(sys.argv[1]); run.mkdir(parents=True, exist_ok=True);"
+    code += "hosts = os.environ['SLURM_NNODES']; (run / hosts).touch(); time.sleep(60 if hosts == '2' else 0);"
+    code += "(run / 'result.json').write_text('{}')"
+    values = {"engine": "slurm-script", "nodes": (1, 2), "max_retries": 0}
+    job, _ = store.add(script_spec(tmp_path, code, **values), owner="ada")
+    run_until(controller, store, job.id, JobState.RUNNING, timeout_s=60)
+    until = time.monotonic() + 60
+    while not (tmp_path / "runs" / str(job.id) / "2").exists():
+        assert time.monotonic() < until, "it did not get both hosts"
+        time.sleep(0.1)
+    try:
+        for state in ("DRAIN", "DOWN"):  # the first, as a host that is only down comes back by itself
+            subprocess.run(["scontrol", "update", "NodeName=n2", f"State={state}", "Reason=test"], check=True)
+        done = run_until(controller, store, job.id, *FINAL, timeout_s=120)
+    finally:
+        subprocess.run(["scontrol", "update", "NodeName=n2", "State=RESUME"], check=True)
+    assert (done.state, done.num_retries) == (JobState.SUCCEEDED, 0)
+    assert (tmp_path / "runs" / str(job.id) / "1").exists()
 
 
 def test_a_controller_that_was_killed_after_sbatch_submits_nothing_twice(

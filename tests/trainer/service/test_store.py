@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,13 @@ SPEC = JobSpec(arguments=("--epochs", "3"), working_folder="/work", run_folder="
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[JobStore]:
-    with JobStore(str(tmp_path / "jobs.db")) as opened:
+def url(tmp_path: Path) -> str:
+    return str(tmp_path / "jobs.db")
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[JobStore]:
+    with JobStore(url) as opened:
         yield opened
 
 
@@ -186,3 +192,15 @@ def test_a_full_database_says_so_and_loses_nothing(store: JobStore) -> None:
     with pytest.raises(StoreError, match="full"):
         store.add(large, owner="ada")
     assert store.get(job.id) == job
+
+
+def test_services_that_create_one_new_store_at_once_agree_on_it(url: str) -> None:
+    together = threading.Barrier(6)
+
+    def create(_: int) -> str:
+        together.wait()
+        with JobStore(url) as opened:
+            return opened.identity
+
+    with ThreadPoolExecutor(6) as pool:
+        assert len(set(pool.map(create, range(6)))) == 1

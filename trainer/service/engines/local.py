@@ -60,7 +60,10 @@ class LocalEngine(AttemptFolders):
             raise ConfigError(f"{spec.working_folder}: no such folder")
 
     def plan(self, spec: JobSpec) -> Plan:
-        command = [sys.executable, "-m", "convoy", "train", "--nproc", str(spec.num_ranks), *spec.arguments]
+        command = [sys.executable]
+        if spec.max_ranks > 1:
+            command += ["-m", "trainer.launch", "--standalone", f"--nproc-per-node={spec.num_ranks}"]
+        command += ["-m", "trainer.main", *spec.arguments]
         notes = [f"in {spec.working_folder}"]
         if spec.memory_mb and not memory_limit.is_allowed():
             notes.append("without a limit of memory: this user may not create control groups")
@@ -123,7 +126,10 @@ class LocalEngine(AttemptFolders):
                 os.close(descriptor)
 
     def _command(self, job: Job) -> dict[str, Any]:
-        environment = {**os.environ, **job.spec.environment}
+        environment = (
+            {"OMP_NUM_THREADS": "1"} if job.spec.max_ranks > 1 else {}
+        )  # else torchrun warns; ranks set theirs
+        environment |= {**os.environ, **job.spec.environment}
         if job.devices.gpus or job.spec.gpus == 0:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(job.devices.gpus)
         environment |= rank_logging(job.spec, self._attempt(job) / "ranks")

@@ -54,7 +54,7 @@ first=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
 export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-}}
 [ -n "$SRUN_CPUS_PER_TASK" ] || unset SRUN_CPUS_PER_TASK
 # A rank that fails must not end the others' hosts while they save: the ranks end each other.
-srun --kill-on-bad-exit=0 {command}
+srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --kill-on-bad-exit=0 {command}
 code=$?
 echo "{{\\"code\\": $code}}" > {exit_file}.tmp && mv {exit_file}.tmp {exit_file}
 exit $code
@@ -155,12 +155,13 @@ class SlurmEngine(AttemptFolders):
         options = {
             "job-name": name,
             "nodes": f"{least}-{most}" if most > least else str(least),
-            "ntasks-per-node": "1",
             "output": str(folder / "log"),
             "open-mode": "append",
             "signal": f"TERM@{SAVE_BEFORE_END_S}",
             "requeue": "",
         }
+        if least == most:  # else Slurm would give it the least number of hosts, however many are free
+            options["ntasks-per-node"] = "1"
         if spec.gpus:
             options["gpus-per-node"] = str(spec.gpus)
         if spec.cpus:
@@ -170,19 +171,22 @@ class SlurmEngine(AttemptFolders):
         if spec.memory_mb:
             options["mem"] = f"{spec.memory_mb}M"
         options |= spec.engine_options
-        port = _FIRST_PORT + zlib.crc32(name.encode()) % _NUM_PORTS
-        command = [sys.executable, "-m", "trainer.launch", f"--nproc-per-node={spec.num_ranks}"]
-        meeting = f'--nnodes=$SLURM_NNODES --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint="$first:{port}"'
-        training = ["-m", "trainer.main", *spec.arguments, "--run-dir", spec.run_folder]
         variables = rank_logging(spec, folder / "ranks") | spec.environment
         exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
         return _SCRIPT.format(
             options="\n".join(f"#SBATCH --{key}" + (f"={value}" if value else "") for key, value in options.items()),
             folder=shlex.quote(spec.working_folder),
             environment="\n".join(["export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}", *exports]),
-            command=f"{shlex.join(command)} {meeting} {shlex.join(training)}",
+            command=self._command(spec, _FIRST_PORT + zlib.crc32(name.encode()) % _NUM_PORTS),
             exit_file=shlex.quote(str(folder / "exit.json")),
         )
+
+    def _command(self, spec: JobSpec, port: int) -> str:
+        """Returns what runs on each host, for the shell."""
+        command = [sys.executable, "-m", "trainer.launch", f"--nproc-per-node={spec.num_ranks}"]
+        meeting = f'--nnodes=$SLURM_NNODES --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint="$first:{port}"'
+        training = ["-m", "trainer.main", *spec.arguments, "--run-dir", spec.run_folder]
+        return f"{shlex.join(command)} {meeting} {shlex.join(training)}"
 
 
 def _run(*command: str) -> str:
