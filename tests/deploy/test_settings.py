@@ -71,6 +71,12 @@ def test_the_canary_has_a_tag_and_a_least_number_of_its_own() -> None:
     assert [image.rpartition(":")[2] for image in images] == [SETTINGS["tag"], "0.3.0"]
 
 
+def test_the_canarys_share_is_a_setting() -> None:
+    objects = on_top(["overlays/prod-cpu"], ["components/gateway"], stable_weight="95", canary_weight="5")
+    (rule,) = find(objects, "GRPCRoute/serving")["spec"]["rules"]
+    assert {ref["name"]: ref["weight"] for ref in rule["backendRefs"]} == {"serving": 95, "serving-canary": 5}
+
+
 def test_the_guides_overlay_on_a_remote_base_renders(tmp_path: Path) -> None:
     """Fetched by git, as kubectl fetches it, from a repository that a tag names."""
     repository = tmp_path / "convoy"
