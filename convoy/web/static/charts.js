@@ -21,7 +21,7 @@ export function lineChart(options) {
     chart.svg.setAttribute("height", height);
     chart.svg.replaceChildren(
       axes(scales, width, height, x, y),
-      ...series.map((one) => drawSeries(one, scales)),
+      ...series.map((one, i) => drawSeries(one, scales, i)),
       svg("line", { class: "cursor", y1: TOP, y2: height - BOTTOM, visibility: "hidden" }));
     chart.setLegend(series);
     chart.describe(series.map((one) => `${one.name}: ${number(lastOf(one.y))}`).join(", "));
@@ -113,7 +113,7 @@ function frame(label, hasLegend) {
     width: () => Math.max(220, Math.round(root.clientWidth || 480)),
     describe: (values) => { text.textContent = values; },
     setLegend: (series) => {
-      if (hasLegend) names.replaceChildren(...series.map((one, i) => h("li", {}, h("i", { class: `c${one.color ?? 1 + (i % 8)}` }), one.name)));
+      if (hasLegend) names.replaceChildren(...series.map((one, i) => h("li", {}, h("i", { class: `c${one.color ?? 1 + (i % 8)}${one.dashed ? " dashed" : ""}` }), one.name)));
     },
     onResize: (draw) => {
       let width = 0;
@@ -198,8 +198,8 @@ const titles = (width, height, x, y) => [
   y && svg("text", { x: 12, y: (TOP + height - BOTTOM) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(TOP + height - BOTTOM) / 2})` }, y),
 ];
 
-function drawSeries(one, scales) {
-  const kind = `c${one.color ?? 1}`;
+function drawSeries(one, scales, i) {
+  const kind = `c${one.color ?? 1 + (i % 8)}`;
   const group = svg("g", { class: kind });
   const places = one.x.map((value, i) => [scales.x(value), scales.y(one.y[i]), Number.isFinite(one.y[i])]);
   if (one.band) {
@@ -254,7 +254,7 @@ export function heatmap(canvas, values, width, height, { min = null, max = null,
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-function parseColor(text) {
+export function parseColor(text) {
   const digits = text.replace("#", "");
   const full = digits.length === 3 ? [...digits].map((digit) => digit + digit).join("") : digits;
   return [0, 2, 4].map((start) => parseInt(full.slice(start, start + 2), 16));

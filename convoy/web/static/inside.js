@@ -1,9 +1,9 @@
 // Inside: what the first layers make of the last picture, what a place in a map sees, and which pixels decide.
 
-import { heatmap } from "./charts.js";
+import { heatmap, parseColor } from "./charts.js";
 import { best, classify, label, layersOf, listModels, prepare, seen } from "./models.js";
 import { Pad } from "./pad.js";
-import { button, card, h, number, onTheme, percent, pixels } from "./ui.js";
+import { button, card, css, h, number, onTheme, percent, pixels } from "./ui.js";
 
 const PARALLEL = 6; // requests, as many as a browser sends at once
 const MOST_PLACES = 200; // of the occlusion map
@@ -67,7 +67,7 @@ async function demo(digit) {
   if (!model) throw new Error("no model that takes images is ready");
   const pad = new Pad(() => {});
   pad.draw(digit);
-  const { version, shape, pixels: values } = await prepare(model.name, await pad.toFile());
+  const { version, shape, pixels: values } = await prepare(model.name, pad.toFile());
   seen.picture = { model: model.name, input: model.input, labels: model.labels, version, shape, pixels: values };
   await load();
 }
@@ -271,7 +271,7 @@ async function hide() {
     const [winner] = best(before, 1);
     const drops = answers.slice(1).flatMap((answer) => answer.rows).map((row) => before[winner] - row[winner]);
     hiding = { rows, columns, drops, before: before[winner], name: label(labels, winner) };
-    occlusionText.textContent = `The darker a place, the more hiding it costs “${hiding.name}” (${percent(before[winner])}). `
+    occlusionText.textContent = `The bluer a place, the more hiding it costs “${hiding.name}” (${percent(before[winner])}). `
       + `${hidden.length} images of ${size} × ${size} hidden pixels in ${parts.length - 1} requests, ${Math.round(ms)} ms.`;
     drawOcclusion();
   } catch (error) {
@@ -321,5 +321,24 @@ async function inParallel(tasks) {
 
 function drawOcclusion() {
   const limit = Math.max(0.02, ...hiding.drops.map(Math.abs));
-  heatmap(occlusion, hiding.drops, hiding.columns, hiding.rows, { diverging: true, min: -limit, max: limit });
+  const [, height, width] = picture.shape;
+  const drops = Array.from({ length: height * width }, (_, i) => {
+    const row = Math.floor((Math.floor(i / width) / height) * hiding.rows);
+    return hiding.drops[row * hiding.columns + Math.floor(((i % width) / width) * hiding.columns)];
+  });
+  heatmap(occlusion, drops, width, height, { diverging: true, min: -limit, max: limit });
+  drawOutline(occlusion, width, height);
+}
+
+// Draws the picture itself over the map, faintly, in the colour of text.
+function drawOutline(canvas, width, height) {
+  const context = canvas.getContext("2d");
+  const map = context.getImageData(0, 0, width, height);
+  const text = parseColor(css("--text"));
+  const [ground] = groundOf(picture);
+  for (let i = 0; i < width * height; i++) {
+    const strength = (0.4 * Math.abs(picture.pixels[i] - ground)) / 255;
+    for (let c = 0; c < 3; c++) map.data[4 * i + c] += strength * (text[c] - map.data[4 * i + c]);
+  }
+  context.putImageData(map, 0, 0);
 }

@@ -116,16 +116,15 @@ function addAccess() {
   const why = h("p", { class: "muted small" });
   const accept = (text) => { setToken(text); input.value = ""; dialog.close(); hide(); show(); };
   const dialog = h("dialog", { class: "access", "aria-label": "Token" },
-    h("div", { class: "stack" },
+    h("form", { class: "stack", onsubmit: (event) => { event.preventDefault(); accept(input.value); } },
       h("h3", {}, "Token"),
       why,
       field("Token of this server", input),
       h("p", { class: "muted small" }, "It stays in this tab's memory and is sent as a header; a reload forgets it."),
       h("div", { class: "row" },
-        button("Use", () => accept(input.value), { kind: "primary" }),
+        h("button", { class: "primary" }, "Use"),
         button("Forget", () => accept("")),
         button("Cancel", () => dialog.close(), { kind: "quiet" }))));
-  input.addEventListener("keydown", (event) => { if (event.key === "Enter") accept(input.value); });
   const open = button("Token", () => { why.textContent = ""; dialog.showModal(); }, { kind: "small" });
   document.getElementById("access").append(open, dialog);
   onAccess((error) => {

@@ -5,7 +5,7 @@ import { barChart, lineChart } from "./charts.js";
 import { classify, listModels } from "./models.js";
 import { age, badge, button, card, choice, css, h, milliseconds, number, percent, say, table } from "./ui.js";
 
-const SECONDS = 120; // of the charts
+const SECONDS = 60; // of the charts
 const MAX_BATCHES = 240;
 const WINDOW_S = 10; // of the figures
 const LOAD = 600; // requests of the button
@@ -38,11 +38,11 @@ export const section = {
     loadPicker = choice("Model", []);
     root.append(
       h("div", { class: "row" }, h("h2", {}, "What the server does now"), state),
-      workers > 1 && h("p", { class: "lead" }, `Figures and batches are of one of ${workers} processes; /metrics has the sums of all.`),
+      workers > 1 ? h("p", { class: "lead" }, `Figures and batches are of one of ${workers} processes; /metrics has the sums of all.`) : "",
       figures,
       card("Batches as they are made", strip, stripText,
         h("div", { class: "row end no-print" }, loadPicker.root, button(`Send ${LOAD} requests`, sendLoad))),
-      h("div", { class: "grid" },
+      h("div", { class: "grid two" },
         card("Throughput", rates.root), card("Latency", latencies.root),
         card("Queue", queue.root), card("Batch sizes", sizes.root)),
       list);
@@ -102,8 +102,8 @@ function describeModel(model) {
       h("div", {}, version.version === model.serving ? badge("serves", "good") : badge(version.state.toLowerCase(), stateKind(version))),
       version.reason && h("p", { class: version.state === "UNAVAILABLE" && isRefused(version) ? "error small" : "muted small" }, version.reason)),
     accuracy(version),
-    version.exported ? h("time", { datetime: version.exported, title: version.exported }, age(version.exported)) : "–",
-    [version.recipe, version.dataset].filter(Boolean).join(" on ") || "–",
+    version.exported ? h("time", { class: "nowrap", datetime: version.exported, title: version.exported }, age(version.exported)) : "–",
+    h("span", { class: "nowrap" }, [version.recipe, version.dataset].filter(Boolean).join(" on ") || "–"),
     version.version === model.serving ? "" : button("Promote", () => change(model, "promote", { version: version.version }), { kind: "small no-print", label: `Promote version ${version.version} of ${model.name}` }),
   ]);
   return h("article", { class: "card" },
@@ -119,7 +119,7 @@ function accuracy(version) {
   if (version.accuracy === null || version.accuracy === undefined) return "–";
   const [low, high] = version.interval ?? [];
   const title = low === undefined ? null : `95 % interval ${percent(low)} to ${percent(high)}, ${number(version.num_images)} validation images`;
-  return h("span", { title }, percent(version.accuracy, 2), low !== undefined && h("span", { class: "muted small" }, ` (${percent(low)}–${percent(high)})`));
+  return h("span", { title }, percent(version.accuracy, 2), low !== undefined && h("div", { class: "muted small" }, `${(100 * low).toFixed(1)} to ${percent(high)}`));
 }
 
 async function change(model, verb, parameters) {
@@ -190,9 +190,16 @@ function drawFigures() {
   queue.set(pick((m) => m.now.queued));
   const counts = new Map();
   for (const each of last.figures.values()) {
-    for (const [rows, count] of Object.entries(each.batch_sizes)) counts.set(Number(rows), (counts.get(Number(rows)) ?? 0) + count);
+    for (const [rows, count] of Object.entries(each.batch_sizes)) {
+      const power = Math.ceil(Math.log2(Number(rows)));
+      counts.set(power, (counts.get(power) ?? 0) + count);
+    }
   }
-  sizes.set([...counts].sort(([a], [b]) => a - b).map(([rows, value]) => ({ name: String(rows), value })));
+  const largest = Math.max(3, ...counts.keys());
+  sizes.set(Array.from({ length: largest + 1 }, (_, power) => ({
+    name: power < 2 ? String(2 ** power) : `${2 ** (power - 1) + 1}–${2 ** power}`,
+    value: counts.get(power) ?? 0,
+  })));
 }
 
 function seriesOf(key, last) {
@@ -238,7 +245,7 @@ function repaint() {
   requestAnimationFrame(() => { needsPaint = false; paint(); });
 }
 
-const COLUMN = 14;
+const COLUMN = 18;
 
 function paint() {
   const scale = devicePixelRatio || 1;

@@ -63,7 +63,10 @@ export const section = {
 };
 
 function controls() {
-  const input = h("input", { type: "file", accept: "image/png,image/jpeg,image/webp", class: "sr-only", tabindex: -1, "aria-label": "Picture", onchange: () => { if (input.files[0]) open(input.files[0]); input.value = ""; } });
+  const input = h("input", {
+    type: "file", accept: "image/png,image/jpeg,image/webp", hidden: true, "aria-label": "Picture",
+    onchange: () => { if (input.files[0]) open(input.files[0]); input.value = ""; },
+  });
   const camera = button("Camera", () => (stream ? takePicture() : startCamera()));
   camera.classList.add("camera");
   drawing = h("p", { class: "muted small" });
@@ -100,7 +103,7 @@ const ask = latest(async () => {
   const asked = model;
   const began = performance.now();
   try {
-    const sent = file ?? (await pad.toFile());
+    const sent = file ?? pad.toFile();
     const prepared = await prepare(asked.name, sent, controller.signal);
     const [channels, height, width] = prepared.shape;
     const answer = await classify(asked.name, asked.input, prepared.pixels, controller.signal);
@@ -249,7 +252,7 @@ function describeCalls() {
 }
 
 async function download() {
-  const url = URL.createObjectURL(file ?? (await pad.toFile()));
+  const url = URL.createObjectURL(file ?? pad.toFile());
   h("a", { href: url, download: "digit.png" }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
@@ -264,7 +267,7 @@ function offerSaving() {
     h("div", { class: "row end" }, picked.root, button("Save", async () => {
       if (pad.isEmpty && !file) { say("There is nothing to save"); return; }
       try {
-        const saved = await save(model.name, file ?? (await pad.toFile()), picked.value);
+        const saved = await save(model.name, file ?? pad.toFile(), picked.value);
         say(`Saved as ${options.saves}/${saved.file}: ${saved.num_images} images so far`);
       } catch (error) {
         say(`${error.message}`, "error");

@@ -1,0 +1,59 @@
+"""A real Chromium for tests: Debian's, driven by Playwright."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ARGUMENTS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+"""Chromium's sandbox does not work for root in a container. A fake camera shows a green picture."""
+
+
+def chromium() -> str:
+    """Returns Chromium's path; installs Debian's package if it is not there."""
+    if shutil.which("chromium") is None:
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core"]):
+            subprocess.run(["apt-get", *command], check=True, capture_output=True, env=environment, timeout=300)
+    path = shutil.which("chromium")
+    assert path is not None
+    return path
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """Context with a browser without a window."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+def open_section(page: Page, port: int, hash_of_section: str) -> None:
+    """Opens a section of a server's page, and waits until it is there."""
+    page.goto("about:blank")
+    page.goto(f"http://127.0.0.1:{port}/#{hash_of_section}")
+    name = hash_of_section.partition("?")[0]
+    page.wait_for_selector(f"html[data-ready={name}]", state="attached")
+
+
+def draw(page: Page, strokes: list[list[tuple[float, float]]]) -> None:
+    """Draws with the mouse on the sheet, whose sides are 1."""
+    sheet = page.locator("canvas.pad")
+    sheet.scroll_into_view_if_needed()
+    box = sheet.bounding_box()
+    assert box is not None
+    for stroke in strokes:
+        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        for place in places[1:]:
+            page.mouse.move(*place, steps=4)
+        page.mouse.up()
+
+
+ONE = [[(0.5, 0.15), (0.5, 0.85)]]
+SEVEN = [[(0.25, 0.2), (0.75, 0.2), (0.45, 0.85)]]

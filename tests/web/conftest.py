@@ -1,0 +1,42 @@
+"""A server with its page and small models."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.config import ServeConfig
+from serving.server import Server
+from tests.serving.conftest import serve
+from tests.web.models import write_digits, write_strange
+from trainer.data import Dataset
+
+
+@pytest.fixture(scope="session")
+def page_models(tmp_path_factory: pytest.TempPathFactory, mini: Dataset) -> Path:
+    """A repository with the models of `tests.web.models`."""
+    repository = tmp_path_factory.mktemp("page-models")
+    images = np.asarray(mini.train.images).reshape(-1, 28, 28)
+    write_digits(repository, images, np.asarray(mini.train.labels, dtype=np.int64))
+    write_strange(repository)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of images that users label; it does not exist at first."""
+    return tmp_path_factory.mktemp("saved") / "corrected"
+
+
+@pytest.fixture(scope="session")
+def shown(page_models: Path, saved: Path) -> Iterator[Server]:
+    """A server that shows its page and saves images."""
+    for served in serve(config(page_models, save_images=saved)):
+        yield served.server
+
+
+def config(repository: Path, **options: object) -> ServeConfig:
+    """Returns the configuration of a server on free ports."""
+    given: dict[str, object] = {"model_repository": str(repository), "device": "cpu", "num_threads": 1, **options}
+    return ServeConfig(grpc_port=0, http_port=0, metrics_port=0, **given)  # type: ignore[arg-type]

@@ -1,0 +1,319 @@
+"""The page in a real Chromium: by mouse, finger and keyboard, dark, light, printed, with hostile names and tokens."""
+
+import functools
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, ViewportSize, expect
+
+from serving.server import Server
+from tests.serving.conftest import serve
+from tests.web.browser import ONE, SEVEN, draw, open_browser, open_section
+from tests.web.conftest import config
+from tests.web.models import HOSTILE
+
+pytestmark = pytest.mark.installs
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+PHONE: ViewportSize = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page whose errors, refused scripts and refused styles fail the test."""
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    yield page
+    context.close()
+    assert [problem for problem in problems if "status of 40" not in problem] == []
+
+
+@pytest.fixture(scope="module")
+def port(shown: Server) -> int:
+    return shown.http.port
+
+
+class TestTry:
+    def test_each_stroke_moves_the_bars(self, page: Page, port: int) -> None:
+        open_section(page, port, "try")
+        expect(page.locator(".headline")).to_have_text("Draw a digit")
+        draw(page, ONE)
+        expect(page.locator(".headline strong")).to_have_text("1")
+        page.get_by_role("button", name="Clear").click()
+        expect(page.locator(".headline")).to_have_text("Draw a digit")
+        draw(page, SEVEN)
+        expect(page.locator(".headline strong")).to_have_text("7")
+        expect(page.locator(".answers li")).to_have_count(10)
+        expect(page.locator(".facts")).to_contain_text("digits version 2 ·")
+        expect(page.locator(".facts")).to_contain_text(" ms")
+        assert page.locator("canvas.sight").evaluate("canvas => [canvas.width, canvas.height]") == [28, 28]
+        bright = (
+            "canvas => Math.max(...canvas.getContext('2d').getImageData(0, 0, 28, 28).data.filter((_, i) => !(i % 4)))"
+        )
+        assert page.locator("canvas.sight").evaluate(bright) > 200
+
+    def test_latency_of_a_drawing_is_printed(self, page: Page, port: int) -> None:
+        open_section(page, port, "try")
+        for _ in range(15):
+            draw(page, ONE)
+            page.get_by_role("button", name="Clear").click()
+        times = sorted(page.evaluate("performance.getEntriesByName('answer').map(entry => entry.duration)"))
+        assert len(times) >= 15
+        median, slow = times[len(times) // 2], times[-1 - len(times) // 20]
+        print(f"a drawing is answered in {median:.0f} ms (median), {slow:.0f} ms (95th percentile)")
+
+    def test_keyboard_draws_too(self, page: Page, port: int) -> None:
+        open_section(page, port, "try")
+        page.locator("canvas.pad").focus()
+        page.keyboard.press("Space")
+        for _ in range(18):
+            page.keyboard.press("ArrowDown")
+        page.keyboard.press("Space")
+        expect(page.locator(".headline strong")).to_have_text("1")
+        page.keyboard.press("Backspace")
+        expect(page.locator(".headline")).to_have_text("Draw a digit")
+
+    def test_finger_draws_on_a_phone_in_the_dark(self, browser: Browser, port: int) -> None:
+        context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True, color_scheme="dark")
+        page = context.new_page()
+        for name in ("inside?demo=4", "serve", "try"):
+            open_section(page, port, name)
+            assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        draw(page, ONE)
+        expect(page.locator(".headline strong")).to_have_text("1")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 19, 26)"
+        context.close()
+
+    def test_pictures_are_opened_dropped_and_photographed(self, page: Page, port: int) -> None:
+        open_section(page, port, "try")
+        page.get_by_label("Picture", exact=True).set_input_files(DIGITS / "1.png")
+        expect(page.locator(".headline strong")).to_have_text("1")
+        drop = """async (url) => {
+            const file = new File([await (await fetch(url)).blob()], "icon.png", { type: "image/png" });
+            const transfer = new DataTransfer();
+            transfer.items.add(file);
+            const sheet = document.querySelector("canvas.pad");
+            for (const type of ["dragover", "drop"])
+                sheet.dispatchEvent(new DragEvent(type, { bubbles: true, dataTransfer: transfer }));
+        }"""
+        page.get_by_role("button", name="Clear").click()
+        page.evaluate(drop, "/web/convoy.svg")  # an SVG is no picture for a network
+        expect(page.locator("#messages p.error")).to_have_count(1)
+        page.get_by_role("button", name="Camera").click()
+        expect(page.get_by_label("Camera", exact=True).locator("visible=true")).to_have_count(1)
+        page.get_by_role("button", name="Take").click()
+        expect(page.locator(".facts")).to_contain_text("Top 3")
+
+    def test_its_code_works(self, page: Page, port: int, tmp_path: Path) -> None:
+        open_section(page, port, "try")
+        draw(page, ONE)
+        expect(page.locator(".headline strong")).to_have_text("1")
+        page.get_by_text("Ask it from your own code").click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="digit.png").click()
+        download.value.save_as(tmp_path / "digit.png")
+        for name, shell in (("curl", ["sh", "-c"]), ("Python", [sys.executable, "-c"])):
+            page.get_by_role("button", name=f"Copy as {name}").click()
+            text = page.evaluate("navigator.clipboard.readText()")
+            done = subprocess.run([*shell, text], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+            assert (
+                done.stdout.replace("'", '"').replace(" ", "").startswith(('{"model_name":"digits"', '[{"index":1'))
+            ), done
+
+    def test_correction_is_saved_for_training(self, page: Page, port: int, saved: Path) -> None:
+        open_section(page, port, "try")
+        draw(page, SEVEN)
+        expect(page.locator(".headline strong")).to_have_text("7")
+        page.get_by_label("Wrong? It is").select_option("2")
+        page.get_by_role("button", name="Save").click()
+        expect(page.locator("#messages")).to_contain_text("Saved as corrected/2/")
+        [file] = (saved / "2").iterdir()
+        assert file.read_bytes().startswith(b"\x89PNG")
+
+    def test_names_are_text_and_never_html(self, page: Page, port: int) -> None:
+        open_section(page, port, "try?model=strange")
+        page.get_by_label("Picture", exact=True).set_input_files(DIGITS / "1.png")
+        expect(page.locator(".answers")).to_contain_text(HOSTILE)
+        open_section(page, port, "serve")
+        expect(page.locator("table").first).to_contain_text(HOSTILE)
+        assert page.locator("main img").count() == 0
+        assert page.title() == "Serve · Convoy"
+
+
+class TestInside:
+    def test_maps_fields_and_occlusion(self, page: Page, port: int) -> None:
+        open_section(page, port, "inside?demo=7")
+        expect(page.locator(".map")).to_have_count(16)
+        page.locator(".maps").focus()
+        before = page.get_by_text("It sees 5 × 5 pixels").inner_text()
+        page.keyboard.press("ArrowLeft")
+        after = page.get_by_text("It sees 5 × 5 pixels").inner_text()
+        assert before != after
+        page.get_by_role("button", name="3 max-pooling").click()
+        expect(page.get_by_text("It sees 7 × 7 pixels")).to_be_visible()
+        page.locator(".map canvas").nth(3).hover()
+        expect(page.get_by_text("Map 4 of 16")).to_be_visible()
+        expect(page.get_by_text("196 images of 5 × 5 hidden pixels in 7 requests")).to_be_visible()
+        page.locator("canvas.occlusion").hover()
+        expect(page.get_by_text("With this place hidden, “7” has")).to_be_visible()
+
+    def test_a_network_without_maps_says_so(self, page: Page, port: int) -> None:
+        open_section(page, port, "try?model=strange")
+        page.get_by_label("Picture", exact=True).set_input_files(DIGITS / "1.png")
+        expect(page.locator(".facts")).to_contain_text("Top 3")
+        page.get_by_role("link", name="Inside").click()
+        expect(page.get_by_text("has no convolution or pooling near its input")).to_be_visible()
+
+
+class TestServe:
+    def test_batches_are_drawn_and_nothing_is_watched_when_it_is_hidden(
+        self, page: Page, port: int, shown: Server
+    ) -> None:
+        open_section(page, port, "serve")
+        expect(page.get_by_text("live", exact=True)).to_be_visible()
+        page.get_by_role("button", name="Send 600 requests").click()
+        expect(page.locator("p[data-count]")).to_have_attribute("data-count", "240")
+        expect(page.get_by_text("images a batch", exact=True).first).to_be_visible()
+        expect(page.get_by_text("is damaged")).to_be_visible()
+        batcher = shown.repository.get("digits").batcher
+        assert batcher.watch is not None
+        page.get_by_role("link", name="Try").click()
+        for _ in range(100):
+            if batcher.watch is None:
+                break
+            page.wait_for_timeout(100)
+        assert batcher.watch is None
+
+    def test_promotion_asks_for_a_token_that_goes_nowhere_else(
+        self, page: Page, page_models: Path, tmp_path: Path
+    ) -> None:
+        tokens = tmp_path / "tokens"
+        tokens.write_text("reader-token name=reader scopes=infer\nadmin-token name=admin scopes=infer,admin\n")
+        tokens.chmod(0o600)
+        urls: list[str] = []
+        page.on("request", lambda request: urls.append(request.url))
+        for served in serve(config(page_models, token_file=tokens, model_control_mode="poll")):
+            open_section(page, served.server.http.port, "serve")
+            expect(page.get_by_role("dialog")).to_contain_text("expected header 'Authorization: Bearer TOKEN'")
+            page.get_by_label("Token of this server").fill("reader-token")
+            page.keyboard.press("Enter")
+            page.get_by_role("button", name="Promote version 1 of digits").click()
+            expect(page.get_by_role("dialog")).to_contain_text("needs the scope admin")
+            page.get_by_label("Token of this server").fill("admin-token")
+            page.get_by_role("button", name="Use").click()
+            page.get_by_role("button", name="Promote version 1 of digits").click()
+            expect(page.locator("#messages")).to_contain_text("digits: promote is done")
+            assert served.server.repository.get("digits").version == "1"
+            page.get_by_role("button", name="Roll back to version 2").click()
+            expect(page.locator("#messages")).to_contain_text("digits: rollback is done")
+            assert served.server.repository.get("digits").version == "2"
+            stored = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
+            assert "token" not in page.evaluate(stored)
+            assert not [url for url in urls if "token" in url]
+            assert page.get_by_label("Token of this server").input_value() == ""
+            page.goto("about:blank")
+        (page_models / "digits" / "serving.json").unlink()
+
+
+class TestEverywhere:
+    @pytest.mark.parametrize("section", ["try", "inside?demo=4", "serve"])
+    def test_controls_have_names_and_keys_reach_them(self, page: Page, port: int, section: str) -> None:
+        open_section(page, port, section)
+        nameless = """[...document.querySelectorAll('button, select, input, canvas[tabindex], a, [role=img]')]
+            .filter((e) => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length))
+            .map((e) => e.className)"""
+        assert page.evaluate(nameless) == []
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        reached = set()
+        for _ in range(25):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("document.activeElement.textContent.slice(0, 40)"))
+        assert {"Try", "Inside", "Serve"} <= reached
+
+    def test_print_leaves_out_what_paper_cannot_do(self, page: Page, port: int) -> None:
+        open_section(page, port, "try?demo=1")
+        page.emulate_media(media="print", color_scheme="dark")
+        assert not page.get_by_role("navigation").is_visible()
+        assert not page.get_by_role("button", name="Clear").is_visible()
+        assert page.locator(".answers").is_visible()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert len(page.pdf()) > 10_000
+
+    def test_policy_refuses_foreign_code(self, browser: Browser, port: int) -> None:
+        page = browser.new_page()
+        open_section(page, port, "try")
+        tried = """() => {
+            try { document.body.innerHTML = '<b>x</b>'; return 'html'; } catch (error) { return error.name; }
+        }"""
+        assert page.evaluate(tried) == "TypeError"
+        outside = "fetch('http://127.0.0.1:9/').then(() => 'sent', (error) => error.name)"
+        assert page.evaluate(outside) == "TypeError"
+        page.close()
+
+
+class TestOtherPages:
+    """Pages of other origins, which `--cors-origin` lets call the API."""
+
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> Iterator[str]:
+        """The origin of a site with an empty page."""
+        (tmp_path / "index.html").write_text("<!doctype html><title>shop</title>")
+        handler = functools.partial(_Quiet, directory=str(tmp_path))
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
+            thread = threading.Thread(target=site.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{site.server_port}"
+            site.shutdown()
+            thread.join()
+
+    def test_fetch_of_an_allowed_page_works_and_of_another_does_not(
+        self, page: Page, page_models: Path, other: str, shown: Server, tmp_path: Path
+    ) -> None:
+        tokens = tmp_path / "tokens"
+        tokens.write_text("secret\n")
+        tokens.chmod(0o600)
+        call = """async ([url, token]) => {
+            const pixels = Array(784).fill(0);
+            const body = { inputs: [{ name: "images", datatype: "UINT8", shape: [1, 1, 28, 28], data: pixels }] };
+            const headers = { "content-type": "application/json", ...(token && { authorization: `Bearer ${token}` }) };
+            try {
+                const response = await fetch(`${url}/v2/models/digits/infer`,
+                    { method: "POST", headers, body: JSON.stringify(body) });
+                return [response.status, (await response.json()).model_name ?? null];
+            } catch (error) { return [0, error.name]; }
+        }"""
+        for served in serve(config(page_models, cors_origin=(other,), token_file=tokens)):
+            allowed = f"http://127.0.0.1:{served.server.http.port}"
+            page.goto(other)
+            assert page.evaluate(call, [allowed, "secret"]) == [200, "digits"]
+            assert page.evaluate(call, [allowed, ""]) == [401, None]
+        assert page.context.browser is not None
+        stranger = page.context.browser.new_page()
+        stranger.goto(other)
+        assert stranger.evaluate(call, [f"http://127.0.0.1:{shown.http.port}", ""]) == [0, "TypeError"]
+        save = (
+            """(url) => fetch(url, { method: "POST", mode: "no-cors", body: "x" }).then((response) => response.type)"""
+        )
+        folder = f"http://127.0.0.1:{shown.http.port}/web/api/models/digits/save?label=1"
+        assert stranger.evaluate(save, folder) == "opaque"
+        stranger.close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
