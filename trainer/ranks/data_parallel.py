@@ -57,6 +57,7 @@ class DataParallel:
             self._ddp.register_comm_hook(None, bf16_compress_hook)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._activity = activity
+        self._has_exchanged_buckets = False
         self.gradients: list[torch.Tensor] = []
         """The memory of the last sum of gradients, which a captured graph writes to."""
 
@@ -67,7 +68,13 @@ class DataParallel:
             is_last: the backward pass of this part adds up the gradients of all parts and ranks; every rank has one
                 such part in each step.
         """
-        with nullcontext() if is_last else self._ddp.no_sync():
+        # The first forward pass after a backward pass is a collective: rank 0 sends the order of the gradients.
+        exchanges = bool(self.gradients) and not self._has_exchanged_buckets
+        self._has_exchanged_buckets |= exchanges
+        with (
+            nullcontext() if is_last else self._ddp.no_sync(),
+            self._activity.collective() if exchanges else nullcontext(),
+        ):
             logits: torch.Tensor = self._ddp(images)
         return logits
 

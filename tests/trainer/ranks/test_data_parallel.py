@@ -3,18 +3,21 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.conftest import ROOT, clean_environment, free_port
 from tests.trainer.loop.runs import ALONE
 from tests.trainer.ranks.ddp_ranks import CASES, Case, train
 from trainer.config import GradientReduction
 from trainer.data import Dataset
-from trainer.ranks.data_parallel import uses_ddp
+from trainer.ranks.activity import Activity
+from trainer.ranks.data_parallel import DataParallel, uses_ddp
 
 Trained = dict[int, list[dict[str, Any]]]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -37,6 +40,31 @@ def test_where_ddp_is_used(
     choice: GradientReduction, device: torch.device, size: int, virtual_shards: int | None, expected: bool
 ) -> None:
     assert uses_ddp(choice, device, size=size, virtual_shards=virtual_shards) == expected
+
+
+def test_every_pass_that_waits_for_other_ranks_counts_as_a_collective() -> None:
+    """A host that is lost in such a pass is then reported as lost, and not as a defect of this rank."""
+    calls = []
+
+    class Counting(Activity):
+        @contextmanager
+        def collective(self) -> Iterator[None]:
+            calls.append("collective")
+            yield
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = DataParallel(torch.nn.Linear(4, 3), Counting())
+        for _ in range(3):
+            loss = parallel.forward(torch.ones(2, 4), is_last=True).sum()
+            calls.append("forward")
+            parallel.backward(loss, is_last=True)
+            calls.append("backward")
+    finally:
+        dist.destroy_process_group()
+    # In the second forward pass the ranks exchange the order of the gradients.
+    forward, backward = ["forward"], ["collective", "backward"]
+    assert calls == [*forward, *backward, "collective", *forward, *backward, *forward, *backward]
 
 
 @pytest.fixture(scope="module")
