@@ -110,7 +110,6 @@ def versions_ready(pod: Pod, version: str) -> int:
         ("prod-cpu", 1),  # native
         ("dev", 1),  # grpcio
         pytest.param("prod-cpu", 2, marks=pytest.mark.minutes),
-        pytest.param("dev", 2, marks=pytest.mark.minutes),
     ],
 )
 def test_no_request_fails_while_all_pods_are_replaced_and_a_version_is_published(
