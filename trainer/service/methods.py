@@ -5,7 +5,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from convoy.auth import Principal, TokenFile
 from trainer.errors import ConfigError, TrainerError
@@ -163,6 +164,11 @@ class Methods:
         """Returns a job as the store has it, which costs less than `get`."""
         return await self._in_thread(self._operations.look, number, owner=_owner(caller))
 
+    async def mistakes(self, caller: Principal, number: int) -> list[dict[str, Any]]:
+        """Returns the worst mistakes of a job's run after each of its epochs, as far as the run has kept them."""
+        job = await self.look(caller, number)
+        return await self._in_thread(_read_mistakes, job.run_folder)
+
     async def watch(self, caller: Principal, number: int, after: int) -> AsyncGenerator[Event]:
         """Returns a job's events after the one of that number, until the job has ended."""
         await self.look(caller, number)
@@ -186,3 +192,9 @@ class Methods:
 def _owner(caller: Principal) -> str | None:
     """Returns whose jobs a caller sees; None for everybody's."""
     return None if SCOPE_ADMIN in caller.scopes else caller.name
+
+
+def _read_mistakes(run_folder: Path) -> list[dict[str, Any]]:
+    from trainer.records.mistakes import read_mistakes  # imports NumPy, which an idle service does without
+
+    return read_mistakes(run_folder)

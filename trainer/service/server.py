@@ -11,9 +11,11 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
+from starlette.routing import Route
 
 from convoy.auth import TokenFile
 from convoy.tls import TlsFiles
+from convoy.web.page import page_routes
 from protos import health_pb2
 from protos.pool import POOL
 from trainer.errors import ConfigError, TrainerError
@@ -33,7 +35,8 @@ PASS_EVERY_S = 0.5
 GRACE_S = 2.0
 """Time that calls have to end while the service stops. Jobs go on."""
 HEALTH = "grpc.health.v1.Health"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SECTIONS = ("learn", "lecture")
+"""Of the page."""
 
 
 class ControllerThread:
@@ -109,14 +112,13 @@ def serve(config: ServiceConfig) -> int:
     Raises:
         ConfigError: an option is wrong, the store cannot be opened, or an address is in use.
     """
-    is_local = config.host in _LOOPBACK
-    if not is_local and config.token_file is None:
+    if not config.is_local and config.token_file is None:
         raise ConfigError(f"--host {config.host}: whoever reaches the service runs programs; give --token-file")
     tls = TlsFiles(config.tls_certificate, config.tls_key) if config.tls_certificate and config.tls_key else None
     if bool(config.tls_certificate) is not bool(config.tls_key):
         raise ConfigError("--tls-certificate and --tls-key belong together")
     tokens = TokenFile(config.token_file, SCOPES) if config.token_file else None
-    if tokens and tls is None and not is_local:
+    if tokens and tls is None and not config.is_local:
         logger.warning("tokens travel in plain text: give --tls-certificate and --tls-key")
     with JobStore(config.store) as store:
         return asyncio.run(_serve(config, store, tokens, tls))
@@ -129,7 +131,8 @@ async def _serve(config: ServiceConfig, store: JobStore, tokens: TokenFile | Non
     server.add_generic_rpc_handlers([Servicer(methods, logger.error).handlers(), _health()])
     reflection.enable_server_reflection([SERVICE, HEALTH, reflection.SERVICE_NAME], server, pool=POOL)
     port = _open_port(server, f"{config.host}:{config.port}", tls)
-    rest = RestServer(build_app(methods), config.host, config.http_port, tls.server_context() if tls else None)
+    app = build_app(methods, pages=_pages() if config.shows_page else ())
+    rest = RestServer(app, config.host, config.http_port, tls.server_context() if tls else None)
     metrics, metrics_port = _start_metrics(config, store)
     await server.start()
     await rest.start()
@@ -147,6 +150,10 @@ async def _serve(config: ServiceConfig, store: JobStore, tokens: TokenFile | Non
     metrics.server_close()
     await asyncio.to_thread(thread.stop)
     return 0
+
+
+def _pages() -> list[Route]:
+    return page_routes(SECTIONS, title="Convoy training", options={"learn": {"api": "/v1/jobs"}})
 
 
 def _open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> int:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from convoy.options import option
 from trainer.service.embedded import default_store, engine_folder
@@ -22,6 +22,8 @@ class ServiceConfig:
     """Port of gRPC; 0 for any that is free."""
     http_port: int = 8004
     """Port of the REST API; 0 for any that is free."""
+    web: Literal["auto", "on", "off"] = "auto"
+    """Show a page at / of the REST API's port, to watch trainings. auto: if --host is of loopback."""
     metrics_port: int = 8005
     """Port of the metrics for Prometheus; 0 for any that is free."""
     token_file: Annotated[Path | None, option("FILE", "none")] = None
@@ -30,6 +32,15 @@ class ServiceConfig:
     """Certificate chain for TLS, PEM."""
     tls_key: Annotated[Path | None, option("FILE", "none")] = None
     """Its private key, PEM."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the service."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
+    @property
+    def shows_page(self) -> bool:
+        return self.web == "on" or (self.web == "auto" and self.is_local)
 
     @property
     def engine_folder(self) -> Path:

@@ -10,11 +10,13 @@ from typing import Any
 
 import httpx
 import jsonschema
+import numpy as np
 import pytest
 from openapi_spec_validator import validate
 
 from tests.serving.certificates import Authority, write
 from tests.trainer.service.service_process import QUICK, SLOW, Service, spec
+from trainer.records.mistakes import Mistake, write_mistakes
 from trainer.service.json_values import spec_json
 
 TWO_RANKS = (
@@ -73,8 +75,8 @@ def test_a_job_from_its_submission_to_its_deletion(api: httpx.Client, tmp_path: 
     shown = api.get(f"/v1/jobs/{job['id']}").json()
     assert (shown["state"], shown["last_event"], shown["spec"]) == ("SUCCEEDED", len(events), job["spec"])
     assert api.get(f"/v1/jobs/{job['id']}/logs").text == "hi\n"
-    found = api.get("/v1/jobs", params={"state": ["succeeded", "failed"], "limit": 1}).json()
-    assert found == {"jobs": [shown], "next_before": None}
+    found = api.get("/v1/jobs", params={"state": ["succeeded", "failed"], "before": job["id"] + 1, "limit": 1}).json()
+    assert found["jobs"] == [shown]
     assert api.get("/v1/capacity", params={"engine": "script"}).json()["cpus"] == 4
     assert api.delete(f"/v1/jobs/{job['id']}").status_code == 204
     assert api.get(f"/v1/jobs/{job['id']}").status_code == 404
@@ -154,23 +156,31 @@ def test_other_sites_pages_are_refused(api: httpx.Client, service: Service) -> N
     for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}, {"host": "[::1"}):
         assert api.post("/v1/jobs", headers=headers).status_code == 403
     assert api.get("/v1/jobs", headers={"origin": f"http://{service.http}"}).status_code == 200
+    assert "<html" in api.get("/").text
 
 
 def test_the_document_describes_what_the_service_answers(api: httpx.Client, tmp_path: Path) -> None:
     document = api.get("/openapi.json").json()
     validate(document)
     number = api.post("/v1/jobs", json=body(tmp_path, QUICK)).json()["id"]
+    (tmp_path / "runs" / str(number)).mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((2, 3), np.uint8)
+    write_mistakes(
+        tmp_path / "runs" / str(number), 1, [Mistake(pixels=pixels, label="4", predicted="9", confidence=0.5)]
+    )
     answers = {
         "Job": [api.get(f"/v1/jobs/{number}").json()],
         "Jobs": [api.get("/v1/jobs").json()],
         "Event": wait_until_ended(api, number),
         "Capacity": [api.get("/v1/capacity").json()],
         "Error": [api.get("/v1/jobs/9999").json()],
+        "Mistakes": [api.get(f"/v1/jobs/{number}/mistakes").json()],
     }
     for name, values in answers.items():
         schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
         for value in values:
             jsonschema.validate(value, schema)
+    assert answers["Mistakes"][0]["epochs"][0]["mistakes"][0]["predicted"] == "9"
     assert api.get("/v1/health/live").json() == {"live": True}
     assert api.get("/v1/health/ready").json() == {"ready": True}
 

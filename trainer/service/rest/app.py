@@ -67,6 +67,7 @@ class _Endpoints:
             Route(f"{job}/retry", self.retry_job, methods=["POST"]),
             Route(f"{job}/events", self.watch_job, methods=["GET"]),
             Route(f"{job}/logs", self.stream_logs, methods=["GET"]),
+            Route(f"{job}/mistakes", self.get_mistakes, methods=["GET"]),
             Route("/v1/capacity", self.get_capacity, methods=["GET"]),
             Route("/v1/health/live", self.live, methods=["GET"]),
             Route("/v1/health/ready", self.ready, methods=["GET"]),
@@ -130,6 +131,9 @@ class _Endpoints:
         if request.method == "HEAD":
             return Response(headers=stream_headers(), media_type="text/plain")
         return StreamingResponse(lines(chunks), headers=stream_headers(), media_type="text/plain")
+
+    async def get_mistakes(self, request: Request) -> Response:
+        return json_response({"epochs": await self._methods.mistakes(self._caller(request), path_number(request))})
 
     async def get_capacity(self, request: Request) -> Response:
         self._caller(request)

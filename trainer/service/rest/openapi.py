@@ -74,6 +74,13 @@ _JOB: Json = {
     "figures": _ANY | {"description": "The newest value of each figure, such as train_loss."},
     "last_event": _COUNT,
 }
+_MISTAKE: Json = {
+    **dict.fromkeys(("label", "predicted"), _TEXT),
+    "confidence": {"type": "number"},
+    **dict.fromkeys(("channels", "height", "width"), _COUNT),
+    "pixels": _TEXT | {"contentEncoding": "base64", "description": "uint8 [channels, height, width]."},
+}
+_MISTAKES: Json = {"type": "array", "items": _object(_MISTAKE)}
 _SCHEMAS: Json = {
     "Error": _object({"error": _TEXT}),
     "JobSpec": _object(_SPEC, optional=[name for name in _SPEC if name != "arguments"]),
@@ -104,6 +111,7 @@ _SCHEMAS: Json = {
             "active_jobs": _NUMBERS,
         }
     ),
+    "Mistakes": _object({"epochs": {"type": "array", "items": _object({"epoch": _COUNT, "mistakes": _MISTAKES})}}),
     "Cancellation": _object({"now": {"type": "boolean"}}, optional=("now",)),
 }
 
@@ -171,6 +179,9 @@ _OPERATIONS = {
             _parameter("attempt", "Another attempt than the last one.", _COUNT),
             _parameter("rank", "Only the output of this rank.", _COUNT),
         ),
+    ),
+    "get_mistakes": _Operation(
+        "Validation images that the run's network classifies wrongly, after each epoch", {"200": _ref("Mistakes")}
     ),
     "get_capacity": _Operation(
         "What an engine has, and what its jobs use",
