@@ -31,6 +31,7 @@ class Fault:
         part: of its path.
         status: of the answer; 0 drops the connection.
         is_done: whether the request has its effect before the answer is lost.
+        number: of the request, counted from 1, in place of method and path.
     """
 
     method: str
@@ -38,6 +39,11 @@ class Fault:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     is_done: bool = False
+    number: int = 0
+
+    def matches(self, method: str, path: str, number: int) -> bool:
+        """Returns whether it is this request's."""
+        return number == self.number if self.number else self.method == method and self.part in path
 
 
 class KubernetesApi:
@@ -248,7 +254,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
         verb = "WATCH" if "watch" in query else method
         self.api.requests.append(f"{verb} {path}")
-        fault = next((one for one in self.api.faults if one.method == verb and one.part in path), None)
+        number = len(self.api.requests)
+        fault = next((one for one in self.api.faults if one.matches(verb, path, number)), None)
         if fault is not None:
             self.api.faults.remove(fault)
             if fault.is_done:

@@ -1,5 +1,6 @@
 """The engine `kubernetes` against a small API server: the life of jobs, and every fault that the API has."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from tests.trainer.service.conftest import run_until
 from tests.trainer.service.kubernetes_api import Fault, KubernetesApi, wait_for
 from trainer.errors import ConfigError
 from trainer.service.controller import Controller
+from trainer.service.engines import kubernetes, kubernetes_mirror
 from trainer.service.engines.kubernetes import KubernetesEngine
 from trainer.service.engines.kubernetes_client import Api
 from trainer.service.jobs import FINAL, Job, JobSpec, JobState
@@ -36,6 +38,12 @@ class Cluster(KubernetesApi):
         for name in names:
             self.set_pod(name, "Running")
         return names
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_mirror, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(kubernetes, "READ_EVERY_S", 0.05)
 
 
 @pytest.fixture
@@ -262,6 +270,43 @@ def test_a_controller_that_was_killed_after_it_created_the_job_creates_no_second
     cluster.remove("jobs", cluster.main()["metadata"]["name"])
     assert run_until(third, store, job.id, *FINAL).state is JobState.LOST
     close(third)
+
+
+@pytest.mark.minutes
+def test_whichever_answer_is_lost_nothing_is_created_twice(
+    cluster: Cluster, store: JobStore, spec: Spec, tmp_path: Path
+) -> None:
+    """Each request of a start is lost once, before and after it has its effect; then half of the controllers die."""
+    cluster.kinds = ("trainjob", "job")
+    lost = 0
+    for number, is_done, dies in itertools.product(range(1, 9), (False, True), (False, True)):
+        controller = Controller(store, tmp_path)
+        job, _ = store.add(spec(), owner="ada")
+        cluster.faults = [Fault("", "", number=len(cluster.requests) + number, is_done=is_done)]
+        controller.make_pass()
+        if dies:
+            controller.resign()
+            close(controller)
+            controller = Controller(store, tmp_path)
+        wait_for(lambda number=job.id, by=controller: by.make_pass() and named(cluster, "trainjobs", number))
+        (item,) = named(cluster, "trainjobs", job.id)
+        controller.make_pass()
+        lost += not cluster.faults
+        cluster.faults = []
+        complete(store.get(job.id))
+        cluster.finish("trainjobs", item["metadata"]["name"], "Complete")
+        run_until(controller, store, job.id, JobState.SUCCEEDED)
+        (runtime,) = named(cluster, "trainingruntimes", job.id)
+        assert runtime["metadata"]["ownerReferences"][0]["uid"] == item["metadata"]["uid"]
+        assert [event.data["state"] for event in store.events(job.id) if event.kind == "state"].count("STARTING") == 1
+        controller.resign()
+        close(controller)
+    assert lost >= 24
+
+
+def named(cluster: Cluster, resource: str, number: int) -> list[dict[str, Any]]:
+    """Returns a job's objects."""
+    return [item for item in cluster.all(resource) if item["metadata"]["labels"]["convoy-job"] == str(number)]
 
 
 def test_a_name_that_is_taken_by_somebody_else_is_an_error(
