@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -134,3 +135,12 @@ def test_what_does_not_fit_is_refused_by_name(connected: tuple[Any, Any], region
         client.infer("rows", [x], outputs=[wanted(module, "echo", 31)])
     assert client.infer("rows", [x]).as_numpy("echo").shape == (2, 4)
     assert "system_shared_memory" in str(client.get_server_metadata())
+
+
+def test_the_api_is_described(sharing: Served) -> None:
+    url = f"http://127.0.0.1:{sharing.server.http.port}"
+    paths = httpx.get(f"{url}/openapi.json").json()["paths"]
+    assert paths["/v2/systemsharedmemory/region/{region}/register"]["post"]["requestBody"]
+    body = {"key": "a", "byte_size": "8"}
+    refused = httpx.post(f"{url}/v2/systemsharedmemory/region/r/register", json=body)
+    assert (refused.status_code, "byte_size" in refused.json()["error"]) == (400, True)

@@ -16,7 +16,7 @@ from serving.protocol.tensors import TensorSpec
 
 Json = dict[str, Any]
 
-OPENAPI_VERSION = "3.1.1"
+OPENAPI_WHOLE = "3.1.1"
 
 _ANY: Json = {"type": "object"}
 _NAME: Json = {"type": "string", "minLength": 1}
@@ -40,7 +40,42 @@ _TENSOR: Json = {
         "data": {"type": "array"},
     },
 }
+_WHOLE: Json = {"type": "integer", "minimum": 0}
 _SCHEMAS: Json = {
+    "ModelState": {
+        "type": "object",
+        "required": ["name", "serving", "versions"],
+        "properties": {
+            "name": _NAME,
+            "serving": _WHOLE | {"description": "The version of requests that name none; 0 if none is ready."},
+            "promoted": _WHOLE | {"description": "The version that was chosen; 0 if the version policy decides."},
+            "pinned": {"type": "boolean"},
+            "choice": {"type": "string"},
+            "time": {"type": "string"},
+            "before": _WHOLE | {"description": "The version that a roll-back would go to; 0 for none."},
+            "versions": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["version", "state", "reason"],
+                    "properties": {
+                        "version": _WHOLE,
+                        "state": {"enum": ["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]},
+                        "reason": {"type": "string"},
+                    },
+                },
+            },
+        },
+    },
+    "Regions": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "required": ["name", "key", "offset", "byte_size"],
+            "properties": {"name": _NAME, "key": _NAME, "offset": _WHOLE, "byte_size": _WHOLE},
+        },
+    },
+    "ModelStates": {"type": "array", "items": {"$ref": "#/components/schemas/ModelState"}},
     "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
     "InferRequest": {
         "type": "object",
@@ -120,6 +155,27 @@ _CLASSIFY = _Operation(
     (_TOP_K,),
 )
 _OBJECT_BODY: Json = {"application/json": _ANY}
+_REGION_BODY: Json = {
+    "application/json": {
+        "type": "object",
+        "required": ["key", "byte_size"],
+        "properties": {
+            "key": _NAME,
+            "byte_size": {"type": "integer", "minimum": 1},
+            "offset": _WHOLE,
+        },
+    }
+}
+
+
+def _version_body(minimum: int) -> Json:
+    """Returns the body that names a version; one of 0 may be left out."""
+    required = {"required": ["version"]} if minimum else {}
+    version = {"type": "object", "properties": {"version": {"type": "integer", "minimum": minimum}}, **required}
+    outer = {"required": ["parameters"]} if minimum else {}
+    return {"application/json": {"type": "object", "properties": {"parameters": version}, **outer}}
+
+
 _OPERATIONS = {
     "InferEndpoint": _INFER,
     "classify": _CLASSIFY,
@@ -133,8 +189,17 @@ _OPERATIONS = {
     "index": _Operation("All models of the repository and their states", bodies=_OBJECT_BODY),
     "load": _Operation("Load a model, or load it again", bodies=_OBJECT_BODY),
     "unload": _Operation("Unload a model", bodies=_OBJECT_BODY),
+    "models": _Operation("Which version of each model serves, and why", "ModelStates"),
+    "model_state": _Operation("Which version of a model serves, and why", "ModelState"),
+    "promote": _Operation("Serve a version until a newer one is exported", "ModelState", _version_body(1)),
+    "rollback": _Operation("Serve the version that served before", "ModelState", _version_body(0)),
+    "pin": _Operation("Serve a version, whatever is exported", "ModelState", _version_body(1)),
+    "unpin": _Operation("Let newer versions serve again", "ModelState", _OBJECT_BODY),
+    "shared_memory_status": _Operation("Registered shared memory", "Regions"),
+    "register_shared_memory": _Operation("Register shared memory of this machine", bodies=_REGION_BODY),
+    "unregister_shared_memory": _Operation("Forget shared memory", bodies=_OBJECT_BODY),
 }
-"""By the names of the endpoints. Others are described by their names alone."""
+"""By the names of the endpoints; of `control`, by the last part of its paths. Others are described by their names."""
 _LEFT_OUT = ("unsupported", "openapi")
 
 
@@ -150,12 +215,13 @@ def describe_api(routes: Sequence[BaseRoute], models: Sequence[Model], version: 
     for route in routes:
         if isinstance(route, Route) and route.name not in _LEFT_OUT:
             for method in sorted((route.methods or {"POST"}) - {"HEAD"}):
-                operation = _OPERATIONS.get(route.name) or _Operation(route.name.replace("_", " ").capitalize())
+                name = route.path.rpartition("/")[2] if route.name == "control" else route.name
+                operation = _OPERATIONS.get(name) or _Operation(name.replace("_", " ").capitalize())
                 paths.setdefault(route.path, {})[method.lower()] = _described(operation, route.path, method)
     for model in sorted(models, key=lambda model: int(model.version)):
         paths |= _model_paths(model)  # of several versions, the newest
     document: Json = {
-        "openapi": OPENAPI_VERSION,
+        "openapi": OPENAPI_WHOLE,
         "info": {"title": "Convoy", "version": version, "description": "Open Inference Protocol v2, and more."},
         "paths": paths,
         "components": {"schemas": _SCHEMAS},

@@ -108,13 +108,34 @@ def test_the_description_is_valid(http: httpx.Client, open_api: httpx.Client) ->
     assert open_api.get("/openapi.json").status_code == 401
 
 
+def test_the_description_has_the_promotions(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    promote = document["paths"]["/v2/repository/models/{model}/promote"]["post"]
+    assert promote["summary"] == "Serve a version until a newer one is exported"
+    schema = promote["requestBody"]["content"]["application/json"]["schema"]
+    jsonschema.validate({"parameters": {"version": 3}}, schema)
+    for wrong in ({}, {"parameters": {}}, {"parameters": {"version": 0}}, {"parameters": {"version": "3"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+    back = document["paths"]["/v2/repository/models/{model}/rollback"]["post"]
+    jsonschema.validate({}, back["requestBody"]["content"]["application/json"]["schema"])
+    for verb in ("promote", "rollback", "pin", "unpin"):
+        operation = document["paths"][f"/v2/repository/models/{{model}}/{verb}"]["post"]
+        answer = operation["responses"]["200"]["content"]["application/json"]["schema"]
+        assert answer == {"$ref": "#/components/schemas/ModelState"}
+    assert not any("systemsharedmemory" in path for path in document["paths"]), "it is off"
+
+
 def test_the_description_has_the_models_tensors(tmp_path: Path) -> None:
     write_colours(tmp_path)
     ports = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
     for served in serve(ServeConfig(model_repository=tmp_path, device="cpu", num_threads=1, **ports)):  # type: ignore[arg-type]
         url = f"http://127.0.0.1:{served.server.http.port}"
+        states = httpx.get(f"{url}/v2/repository/models").json()
         document = httpx.get(f"{url}/openapi.json").json()
         validate(document)
+        components = {"components": document["components"]}
+        jsonschema.validate(states, document["components"]["schemas"]["ModelStates"] | components)
         assert (
             "multipart/form-data" in document["paths"]["/v2/models/colours/classify"]["post"]["requestBody"]["content"]
         )
