@@ -223,10 +223,12 @@ def _lets_anyone_in(item: Object) -> bool:
 
 
 def data_apart(objects: Objects) -> Iterator[str]:
-    """Deleting an overlay deletes no shared volume and no namespace that has one; a GitOps tool prunes neither."""
-    pods = list(pod_templates(objects))
-    shared = [item for item in _all_of(objects, "PersistentVolumeClaim") if item["spec"]["accessModes"] != ONE_NODE]
-    for item in [*shared, *(_all_of(objects, "Namespace") if shared else ())]:
+    """Deleting an overlay deletes no volume, but for those of one node; a GitOps tool prunes none."""
+    pods, namespaces = list(pod_templates(objects)), _all_of(objects, "Namespace")
+    claims = _all_of(objects, "PersistentVolumeClaim")
+    if namespaces and all(claim["spec"]["accessModes"] == ONE_NODE for claim in claims):
+        return  # a laptop's overlay, which owns its namespace
+    for item in (*claims, *(namespaces if claims else ())):
         if pods:
             yield f"{name_of(item)}: is deleted together with {pods[0].owner}; overlays/foundation has it"
         if not PROTECTED.items() <= item["metadata"].get("annotations", {}).items():

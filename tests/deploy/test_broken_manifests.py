@@ -257,7 +257,7 @@ def test_data_that_is_deleted_with_a_release_is_caught() -> None:
     data = [item for item in render("foundation") if item["kind"] in ("Namespace", "PersistentVolumeClaim")]
     problems = policy_problems([*render("train-cpu"), *data])
     assert {problem.partition(":")[0] for problem in problems if "is deleted together with Job/trainer" in problem} == {
-        *("Namespace/convoy", "PersistentVolumeClaim/models", "PersistentVolumeClaim/training"),
+        *("Namespace/convoy", *(f"PersistentVolumeClaim/{name}" for name in ("models", "training", "jobs"))),
     }
 
 

@@ -68,7 +68,7 @@ def test_only_the_foundation_and_the_laptops_overlays_own_data() -> None:
 
 def test_the_foundation_protects_what_holds_data() -> None:
     held = [item for item in render("foundation") if item["kind"] in ("Namespace", "PersistentVolumeClaim")]
-    assert len(held) == 3
+    assert len(held) == 4
     assert all(PROTECTED.items() <= item["metadata"]["annotations"].items() for item in held)
 
 
