@@ -21,6 +21,7 @@ from tests.drawings import drawings
 from tests.serving.conftest import serve
 from tests.web.conftest import config
 from tests.web.models import HOSTILE
+from trainer.data import load_dataset
 
 FILES = sorted(path for path in STATIC.iterdir() if path.is_file())
 ONE = (Path(__file__).parents[2] / "examples" / "digits" / "1.png").read_bytes()
@@ -147,6 +148,16 @@ def test_saved_images_stay_inside_their_folder(
     assert save("digits", "8").status_code == 429
     assert {path.name for path in saved.iterdir()} == {"7", "%2E.%2F..%2Fetc", quote(HOSTILE, safe=" ")}
     assert not list(saved.rglob(".*"))
+
+
+def test_saved_images_are_a_data_set(tmp_path: Path) -> None:
+    folder = saved_images.SavedImages(tmp_path / "corrected")
+    for drawing, digit in drawings(60):
+        png = BytesIO()
+        drawing.save(png, "PNG")
+        folder.save(str(digit % 2), png.getvalue())
+    dataset = load_dataset(f"folder:{folder.folder}", tmp_path / "data", image_size=32, log=lambda line: None)
+    assert (dataset.classes, len(dataset.train.labels) + dataset.num_test) == (("0", "1"), 60)
 
 
 @pytest.mark.parametrize("verb", ["prepare", "layers", "save"])

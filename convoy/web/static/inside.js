@@ -41,10 +41,10 @@ export const section = {
     hideText = h("p", { class: "small", "aria-live": "polite" });
     body = h("div", { class: "stack" },
       h("div", { class: "inside" },
-        card("Maps of the first layers", tabs, maps),
         h("div", { class: "stack" },
-          card("What one value sees", h("div", { class: "framed" }, image, overlay), patches, reading),
-          card("What decides", occlusion, hideText, occlusionText))));
+          card("Maps of the first layers", tabs, maps),
+          card("What decides", h("div", { class: "decides" }, occlusion, h("div", { class: "stack" }, occlusionText, hideText)))),
+        card("What one value sees", h("div", { class: "framed" }, image, overlay), patches, reading)));
     root.append(h("h2", {}, "From pixels to features"), what, empty, body);
     listen();
     onTheme(() => { if (!root.hidden && picture) draw(); });

@@ -225,7 +225,7 @@ function describeFigures(key, last) {
       tile(recent ? number(Math.round(recent.requests * 10) / 10) : "–", "requests a second"),
       tile(recent?.median != null ? milliseconds(recent.median) : "–", "median latency"),
       tile(recent?.slow != null ? milliseconds(recent.slow) : "–", "95 % are faster"),
-      tile(number(queued), rows === queued ? `waiting, ${running} computed` : `waiting (${rows} images), ${running} computed`),
+      tile(number(queued), rows === queued ? `waiting, ${running} running` : `waiting (${rows} images), ${running} running`),
       tile(recent?.mean != null ? number(Math.round(recent.mean * 10) / 10) : "–", "images a batch"),
       tile(number(failed), "failed since the start")));
 }

@@ -132,7 +132,7 @@ function showAnswer(answer, ms) {
   }
   const winner = label(model.labels, order[0]);
   headline.replaceChildren(h("strong", {}, winner), h("span", { class: "muted" }, percent(probabilities[order[0]])));
-  facts.textContent = `Top 3: ${order.map((i) => label(model.labels, i)).join(", ")} · ${model.name} version ${answer.version} · ${ms.toFixed(1)} ms`;
+  facts.textContent = `Top 3: ${order.map((i) => `${label(model.labels, i)} (${percent(probabilities[i])})`).join(", ")} · ${model.name} version ${answer.version} · ${ms.toFixed(1)} ms`;
   if (announce) {
     spoken.textContent = `${winner}, ${percent(probabilities[order[0]], 0)}`;
     announce = false;
@@ -273,5 +273,5 @@ function offerSaving() {
         say(`${error.message}`, "error");
       }
     })),
-    h("p", { class: "muted small" }, "Train from them: ", h("code", {}, `convoy train ${options.saves}`)));
+    h("p", { class: "muted small" }, "Train from them: ", h("code", {}, `convoy train ${options.saves}${model.input.method === "mnist" ? " --no-mirror" : ""}`)));
 }
