@@ -381,6 +381,8 @@ def test_an_unknown_namespace_and_a_faulty_object_are_not_tried_again(
 ) -> None:
     wrong, _ = store.add(spec(max_retries=2, engine_options={"namespace": "none"}), owner="ada")
     assert run_until(controller, store, wrong.id, *FINAL).reason == "there is no namespace none in the cluster"
+    unknown, _ = store.add(spec(max_retries=2, engine_options={"kind": "trainjob"}), owner="ada")
+    assert run_until(controller, store, unknown.id, *FINAL).reason.endswith("kind=trainjob: this cluster has job")
     faulty, _ = store.add(spec(max_retries=2, environment={"A": 1}), owner="ada")
     assert run_until(controller, store, faulty.id, *FINAL).reason.startswith("the cluster refuses it: ")
 

@@ -40,11 +40,18 @@ class Reference:
 
 
 def choose_kind(api: Api, spec: JobSpec, options: Options) -> str:
-    """Returns the kind that a new job gets: a key of `KINDS`. Only a Job can lose hosts and go on."""
+    """Returns the kind that a new job gets: a key of `KINDS`. Only a Job can lose hosts and go on.
+
+    Raises:
+        ConfigError: the cluster does not have the kind that the options ask for.
+    """
     least, most = spec.nodes
     if most > least:
         return "job"
-    return _kinds(api)[0] if options.kind == "auto" else options.kind
+    known = _kinds(api)
+    if options.kind not in ("auto", *known):
+        raise ConfigError(f"--engine-options kind={options.kind}: this cluster has {', '.join(known)}")
+    return known[0] if options.kind == "auto" else options.kind
 
 
 def find(api: Api, spec: JobSpec, identity: Identity) -> Reference | None:
