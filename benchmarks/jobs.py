@@ -5,10 +5,11 @@ random moments and started again; with `--cancels` jobs are also cancelled at ra
 each job must have succeeded, no attempt may have been started twice, and every run must have the weights of a run that
 nobody disturbed.
 
-Speed: list and show with 10,000 jobs in the store, from submission to the start of the processes, and the memory of a
-service that has nothing to do.
+Speed: list and show with 10,000 jobs in the store, in this process and over REST; from submission to the start of the
+processes; from a change to its arrival at 200 watchers; the memory of a service that has nothing to do.
 
-Writes `benchmarks/results/jobs-DATE.json` and a table in Markdown; exit code 1 if a job went wrong.
+Writes `benchmarks/results/jobs-DATE.json` and a table in Markdown; with `--kills 0` only the speed: `jobs-speed-DATE`.
+Exit code 1 if a job went wrong. Other work on the machine makes all times longer: the results have its load.
 """
 
 import argparse
@@ -21,10 +22,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ sys.path.insert(0, str(ROOT))
 
 from trainer.errors import TrainerError
 from trainer.hardware import describe
+from trainer.service import tables
 from trainer.service.client import RemoteJobs
 from trainer.service.embedded import open_jobs
 from trainer.service.jobs import FINAL, JobSpec, JobState
@@ -43,6 +47,7 @@ from trainer.service.store import JobStore
 
 TRAINING = ("--recipe", "mnist", "--dataset", "mnist-mini", "--epochs", "1", "--no-export", "--device", "cpu")
 NUM_STORED = 10_000
+NUM_WATCHERS = 200
 
 
 class Service:
@@ -63,8 +68,9 @@ class Service:
         """Waits until it serves; returns its address, which stays."""
         until = time.monotonic() + 30
         while time.monotonic() < until:
-            if found := re.findall(r"serving on grpc (\S+):(\d+)", (self._folder / "service.log").read_text()):
-                self._port = found[-1][1]
+            log = (self._folder / "service.log").read_text()
+            if found := re.findall(r"serving on grpc (\S+):(\d+), http \S+:(\d+)", log):
+                self._port, self.http_port = found[-1][1], int(found[-1][2])
                 return f"{found[-1][0]}:{found[-1][1]}"
             time.sleep(0.02)
         sys.exit("the service does not start")
@@ -162,10 +168,13 @@ def measure_speed(folder: Path) -> dict[str, float]:
     store = str(folder / "jobs.db")
     with JobStore(store) as jobs:
         engines = folder / jobs.identity
-        for _ in range(NUM_STORED):
-            jobs.add(spec(folder), owner="ada")
+        jobs.add(spec(folder), owner="ada")
+        names = [column.name for column in tables.jobs.c if column.name not in ("id", "key")]
+        copies = sa.select(*(tables.jobs.c[name] for name in names)).where(tables.jobs.c.id == 1)
         with jobs._engine.begin() as connection:
             connection.execute(sa.text("UPDATE jobs SET state = 'CANCELLED'"))
+            for _ in range(NUM_STORED):
+                connection.execute(tables.jobs.insert().from_select(names, copies))
     found: dict[str, list[float]] = {"list": [], "show": [], "start": []}
     with open_jobs(store) as operations:
         for number in range(1, 22):
@@ -183,14 +192,67 @@ def measure_speed(folder: Path) -> dict[str, float]:
             while not process.exists():
                 time.sleep(0.001)
             found["start"].append(process.stat().st_mtime - began)
+            operations.cancel(job.id, now=True)
             while operations.get(job.id).state not in FINAL:
                 time.sleep(0.05)
     service = Service(folder)
     service.address()
     time.sleep(5)
     memory = int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{service.process.pid}/status").read_text())[0]) / 1000
+    with closing(HTTPConnection("127.0.0.1", service.http_port, timeout=60)) as http:
+        for number in range(1, 22):
+            for name, path in (("rest list", "/v1/jobs?limit=50"), ("rest show", f"/v1/jobs/{number * 400}")):
+                began = time.perf_counter()
+                _get(http, path)
+                found.setdefault(name, []).append(time.perf_counter() - began)
+    with JobStore(store) as jobs:
+        watched, _ = jobs.add(spec(folder), owner="ada")
+        with jobs._engine.begin() as connection:  # it stays in the queue
+            connection.execute(sa.text("UPDATE jobs SET not_before = 1e12 WHERE id = :id"), {"id": watched.id})
+    found["watchers"] = _measure_watchers(service.http_port, watched.id)
     service.kill()
-    return {**{name: statistics.median(times) for name, times in found.items()}, "memory_mb": memory}
+    return {**{name: statistics.median(times) for name, times in found.items()}, "memory_mb": memory} | {
+        "slowest_watcher": max(found["watchers"])
+    }
+
+
+def _get(http: HTTPConnection, path: str, method: str = "GET") -> bytes:
+    http.request(method, path)
+    response = http.getresponse()
+    body = response.read()
+    if response.status != 200:
+        sys.exit(f"{method} {path}: {response.status} {body.decode()}")
+    return body
+
+
+def _measure_watchers(port: int, number: int) -> list[float]:
+    """Returns the times from a cancellation to the arrival of its event at each watcher, over REST."""
+    arrived: list[float] = []
+    ready = threading.Semaphore(0)
+
+    def watch() -> None:
+        with closing(HTTPConnection("127.0.0.1", port, timeout=120)) as http:
+            http.request("GET", f"/v1/jobs/{number}/events")
+            response = http.getresponse()
+            while line := response.readline():
+                if line == b"id: 1\n":
+                    ready.release()
+                elif line == b"id: 2\n":
+                    arrived.append(time.perf_counter())
+
+    threads = [threading.Thread(target=watch) for _ in range(NUM_WATCHERS)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        ready.acquire()
+    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as http:
+        began = time.perf_counter()
+        _get(http, f"/v1/jobs/{number}/cancel", "POST")
+    for thread in threads:
+        thread.join()
+    if len(arrived) != NUM_WATCHERS:
+        sys.exit(f"only {len(arrived)} of {NUM_WATCHERS} watchers have the event")
+    return [moment - began for moment in arrived]
 
 
 def main() -> None:
@@ -199,8 +261,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    results: dict[str, Any] = {}
-    for name, with_cancels in (("kills", False), ("kills and cancels", True)):
+    results: dict[str, Any] = {"load": os.getloadavg()[0]}
+    for name, with_cancels in (("kills", False), ("kills and cancels", True)) if args.kills else ():
         folder = Path(tempfile.mkdtemp(prefix="convoy-jobs-"))
         results[name] = kill_service(folder, args.jobs, args.kills, with_cancels, args.seed)
         print(name, results[name], flush=True)
@@ -211,7 +273,7 @@ def main() -> None:
     shutil.rmtree(folder)
     machine = describe(torch.device("cpu"))
     lines = [f"`python benchmarks/jobs.py {' '.join(sys.argv[1:])}` on {machine['device']}.".replace(" `", "`"), ""]
-    for name in ("kills", "kills and cancels"):
+    for name in ("kills", "kills and cancels") if args.kills else ():
         found = results[name]
         verdict = "; ".join(found["wrong"]) or "each job ended once, with the weights of an undisturbed run"
         lines.append(
@@ -221,11 +283,16 @@ def main() -> None:
     lines += [
         f"- With {NUM_STORED:,} jobs in the store (SQLite): a page of 50 in {1000 * speed['list']:.0f} ms, a job in "
         f"{1000 * speed['show']:.0f} ms, medians of 21, each with a pass of the controller.",
+        f"- The same over REST, without a pass: {1000 * speed['rest list']:.0f} ms and "
+        f"{1000 * speed['rest show']:.0f} ms.",
         f"- From submission to the start of the job's processes: {1000 * speed['start']:.0f} ms, median of 5.",
+        f"- From a cancellation to its event at {NUM_WATCHERS} watchers of the job over REST: "
+        f"{1000 * speed['watchers']:.0f} ms in the median, {1000 * speed['slowest_watcher']:.0f} ms at the last one.",
         f"- Memory of an idle service: {speed['memory_mb']:.0f} MB.",
     ]
-    write_results("jobs", "Training as a service", machine, results, lines)
-    if any(results[name]["wrong"] for name in ("kills", "kills and cancels")):
+    lines += ["", f"Load of the machine at the start: {results['load']:.1f}, on {os.cpu_count()} CPUs."]
+    write_results("jobs" if args.kills else "jobs-speed", "Training as a service", machine, results, lines)
+    if any(results[name]["wrong"] for name in ("kills", "kills and cancels") if name in results):
         sys.exit(1)
 
 

@@ -5,11 +5,15 @@ SIGTERM on once, so that the job saves; SIGQUIT ends all of the job's processes.
 to start in a few hundredths of a second, and holds the descriptor LOCK, which tells others that the attempt is alive.
 """
 
-import json
 import os
+import sys
+
+if __name__ == "__main__" and os.fork():  # the process that starts jobs waits for this one, and not for the imports
+    os._exit(0)
+
+import json
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -183,6 +187,4 @@ def _fill(path: Path, value: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if os.fork():  # the process that starts jobs need not wait for their ends
-        os._exit(0)
     main(Path(sys.argv[1]), int(sys.argv[2]))
