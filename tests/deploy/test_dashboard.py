@@ -2,7 +2,6 @@
 
 import io
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from PIL import Image
 
 from serving.client import Client, ClientError
 from serving.client.images import ImageFile
+from tests.conftest import free_port, wait_for
 from tests.deploy.manifests import DEPLOY, Object
 from tests.serving.image_models import write_colours
 from tests.serving.server_process import ServerProcess
@@ -23,7 +23,7 @@ from tests.serving.server_process import ServerProcess
 pytestmark = pytest.mark.installs
 
 SCRAPE_S = 1
-PATIENCE_S = 60
+PATIENCE_S = 120
 DASHBOARD = json.loads((DEPLOY / "monitoring/grafana-dashboard.json").read_text())
 QUERIES = {
     f"{panel['title']}, {target['refId']}": target["expr"]
@@ -40,7 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     running = ServerProcess("--model-repository", str(folder), "--device", "cpu")
     running.target()
     yield running
-    running.stop()
+    assert running.stop() == 0
+    running.close()
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +62,17 @@ def queried(
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([*command, "--storage.tsdb.path=data"], cwd=folder, stdout=log, stderr=log)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1") as client:
+        wait_for("Prometheus", lambda: is_ready(client), lambda: process.poll() is not None)
         yield client, server
     process.terminate()
     assert process.wait(PATIENCE_S) == 0, (folder / "log").read_text()
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("rules").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def use(server: ServerProcess) -> None:
@@ -98,11 +100,8 @@ def test_every_panel_shows_a_local_server(queried: tuple[httpx.Client, ServerPro
     unanswered = dict(QUERIES)
     until = time.monotonic() + PATIENCE_S
     while unanswered and time.monotonic() < until:
-        try:
-            use(server)  # between two scrapes, so that rates are not zero for want of requests
-            unanswered = {name: query for name, query in unanswered.items() if not ask(client, query)}
-        except httpx.TransportError:
-            pass  # Prometheus does not listen yet
+        use(server)  # between two scrapes, so that rates are not zero for want of requests
+        unanswered = {name: query for name, query in unanswered.items() if not ask(client, query)}
         time.sleep(SCRAPE_S / 2)
     assert unanswered == {}
 
