@@ -3,6 +3,7 @@
 import base64
 import re
 import threading
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -218,6 +219,20 @@ def test_a_server_with_tokens_shows_the_page_and_no_data_without_one(page_models
             assert promotion.status_code == 403
             refused = http.post("/web/api/models/digits/save", params={"label": "1"}, content=ONE, headers=token)
             assert (refused.status_code, "--save-images" in refused.json()["error"]) == (403, True)
+
+
+def test_a_server_that_stops_does_not_wait_for_its_viewers(page_models: Path) -> None:
+    lines: list[str] = []
+    for served in serve(config(page_models)):
+        http = httpx.Client(base_url=f"http://127.0.0.1:{served.server.http.port}", timeout=30)
+        stream = http.send(http.build_request("GET", "/web/api/events"), stream=True)
+        viewer = threading.Thread(target=lambda of=stream: lines.extend(of.iter_lines()))
+        viewer.start()
+        began = time.monotonic()
+    viewer.join(30)
+    assert time.monotonic() - began < 20  # the grace period is 30 s
+    assert lines[0] == "event: hello"
+    http.close()
 
 
 def test_page_is_on_for_loopback_only_unless_it_is_asked_for(page_models: Path) -> None:

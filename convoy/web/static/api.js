@@ -70,6 +70,7 @@ export async function events(path, { onEvent, onState = () => {}, signal }) {
     } catch (error) {
       if (signal.aborted) return;
       onState(error.message);
+      if (error.status === 401 || error.status === 403) return; // until there is another token
     }
     await sleep(pause, signal);
     pause = Math.min(2 * pause, 15000);

@@ -104,9 +104,12 @@ function hide() {
 async function guarded(entry, action) {
   try {
     await action();
+    entry.failure?.remove();
   } catch (error) {
-    console.error(error);
-    entry.root.append(h("p", { class: "card error" }, `This section failed: ${error.message}.`));
+    entry.failure?.remove();
+    if (error.status !== 401 && error.status !== 403) console.error(error);
+    entry.failure = h("p", { class: "card error" }, `This section cannot be shown: ${error.message}.`);
+    entry.root.append(entry.failure);
   }
 }
 
