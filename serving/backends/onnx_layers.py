@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 
 from protos import onnx_graph_pb2 as pb
 from serving.errors import InvalidArgument
@@ -94,7 +95,10 @@ class OnnxLayers:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise InvalidArgument(f"the layers of models over {MAX_FILE_BYTES >> 20} MiB are not shown")
         content = file.read_bytes()
-        graph = pb.Model.FromString(content).graph
+        try:
+            graph = pb.Model.FromString(content).graph
+        except DecodeError as error:
+            raise InvalidArgument("the layers of this model cannot be shown: its file is damaged") from error
         given = {tensor.name for tensor in graph.initializer}
         self._layers = list(_first_layers(graph, given))
         if not self._layers:
