@@ -94,3 +94,17 @@ def test_curl_classifies(ports: dict[str, str], data_dir: Path) -> None:
     image = EXAMPLES / "digits/1.png"
     output = run(data_dir, "sh", EXAMPLES / "classify.sh", image, ports["http"], MODEL)
     assert re.search(r'"\d\.\d+:1:1"', output), output
+
+
+def test_the_lectures_polynomial_is_the_same_with_and_without_loops(data_dir: Path) -> None:
+    lines = run(data_dir, "python", EXAMPLES / "fit_polynomial.py").splitlines()
+    assert lines == ["1.000000, -2.000000, 3.000000"] * 2
+
+
+@pytest.mark.minutes
+def test_the_lectures_script_trains_nothing_as_printed_and_learns_as_written_today(data_dir: Path, mini: Dataset) -> None:
+    assert len(mini.train) == 5000  # the data set is on the disk
+    printed = run(data_dir, "python", EXAMPLES / "mnist_2018.py")
+    today = run(data_dir, "python", EXAMPLES / "mnist_today.py")
+    assert 80 < float(printed.split()[-2]) < 98
+    assert float(today.split()[-2]) < 6

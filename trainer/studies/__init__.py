@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.studies.capacity import CapacityConfig, study_capacity
+from trainer.studies.chain_rule import ChainRuleConfig, study_chain_rule
+from trainer.studies.flops import FlopsConfig, study_flops
+from trainer.studies.frameworks import FrameworksConfig, study_frameworks
+from trainer.studies.perceptron import PerceptronConfig, study_perceptron
 from trainer.studies.regression import RegressionConfig, study_regression
 from trainer.studies.seeds import SeedsConfig, study_seeds
 from trainer.studies.sweep import SweepConfig, study_sweep
@@ -26,6 +30,10 @@ class Study:
 
 STUDIES = {
     "regression": Study(RegressionConfig, study_regression, "a line through generated data (page 7)"),
+    "perceptron": Study(PerceptronConfig, study_perceptron, "a perceptron; T and C told apart (pages 9 to 12)"),
+    "chain-rule": Study(ChainRuleConfig, study_chain_rule, "the chain rule on a graph of operators (page 17)"),
+    "flops": Study(FlopsConfig, study_flops, "the price of a FLOP, here and in the lecture (pages 35 and 36)"),
+    "frameworks": Study(FrameworksConfig, study_frameworks, "the lecture's calls and its net by four means (page 39)"),
     "capacity": Study(CapacityConfig, study_capacity, "under-fitting and over-fitting (pages 46 to 51)"),
     "seeds": Study(SeedsConfig, study_seeds, "one recipe from many seeds (page 53)"),
     "zoo": Study(ZooConfig, study_zoo, "accuracy, multiply-adds and time of the families (page 37)"),
