@@ -65,6 +65,8 @@ def test_a_job_is_cancelled_continued_and_its_model_is_served(jobs: RemoteJobs, 
         first, second = (b"".join(jobs.read_log(job.id, LogRange(rank=rank))) for rank in (0, 1))
         assert (b"test accuracy" in first, b"test accuracy" in second) == (True, False)
         assert json.loads((run / "result.json").read_text())["epochs"] == 3
+        command = [sys.executable, "-m", "convoy", "models", "list", "--model-repository", str(models)]
+        assert "digits" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
         url = f"http://127.0.0.1:{server.http_port()}/v2/models/digits/ready"
         until = time.monotonic() + 60
         while httpx.get(url).status_code != 200:

@@ -94,16 +94,18 @@ class ControllerThread:
 
 
 class JobMetrics:
-    """Collects the number of jobs in each state when metrics are asked for."""
+    """Collects the numbers of jobs when metrics are asked for."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: JobStore, methods: Methods) -> None:
         self._store = store
+        self._methods = methods
 
     def collect(self) -> Iterable[Metric]:
         gauge = GaugeMetricFamily("convoy_jobs", "Jobs in each state.", labels=["state"])
         for state, number in self._store.count().items():
             gauge.add_metric([state.value], number)
         yield gauge
+        yield GaugeMetricFamily("convoy_watched_jobs", "Jobs that somebody watches.", value=self._methods.num_watched)
 
 
 def serve(config: ServiceConfig) -> int:
@@ -133,7 +135,7 @@ async def _serve(config: ServiceConfig, store: JobStore, tokens: TokenFile | Non
     port = _open_port(server, f"{config.host}:{config.port}", tls)
     app = build_app(methods, pages=_pages() if config.shows_page else ())
     rest = RestServer(app, config.host, config.http_port, tls.server_context() if tls else None)
-    metrics, metrics_port = _start_metrics(config, store)
+    metrics, metrics_port = _start_metrics(config, JobMetrics(store, methods))
     await server.start()
     await rest.start()
     thread.start()
@@ -166,9 +168,9 @@ def _open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> i
         raise ConfigError(f"cannot listen on {address}: {error}") from None
 
 
-def _start_metrics(config: ServiceConfig, store: JobStore) -> tuple[WSGIServer, int]:
+def _start_metrics(config: ServiceConfig, collector: JobMetrics) -> tuple[WSGIServer, int]:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(JobMetrics(store))
+    registry.register(collector)
     try:
         metrics, _ = start_http_server(config.metrics_port, config.host, registry)
     except OSError as error:

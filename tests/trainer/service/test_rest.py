@@ -104,7 +104,8 @@ def test_a_running_job_is_followed_by_many_and_cancelled(api: httpx.Client, serv
     for thread in threads:
         thread.start()
     with api.stream("GET", f"/v1/jobs/{number}/logs", params={"follow": "true"}) as log:
-        assert next(log.iter_lines()) == "began"
+        lines = log.iter_lines()
+        assert next(lines) == "began"
         answer = api.post(f"/v1/jobs/{number}/cancel", json={"now": True})
         assert (answer.status_code, answer.json()["state"] in ("RUNNING", "SAVING", "CANCELLED")) == (200, True)
     for thread in threads:
@@ -114,6 +115,23 @@ def test_a_running_job_is_followed_by_many_and_cancelled(api: httpx.Client, serv
     assert api.post(f"/v1/jobs/{number}/retry").status_code == 200
     assert api.post(f"/v1/jobs/{number}/cancel", json={"now": True}).status_code == 200
     wait_until_ended(api, number)
+
+
+def test_a_client_that_has_gone_frees_its_watcher(api: httpx.Client, service: Service, tmp_path: Path) -> None:
+    number = api.post("/v1/jobs", json=body(tmp_path, SLOW)).json()["id"]
+
+    def wait_for_watched(expected: int) -> None:
+        until = time.monotonic() + 20
+        while f"convoy_watched_jobs {expected}.0" not in httpx.get(f"http://{service.metrics}/metrics").text:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    with api.stream("GET", f"/v1/jobs/{number}/events") as response:
+        lines = response.iter_lines()  # closes the response when it is gone
+        assert next(lines) == "retry: 1000"
+        wait_for_watched(1)
+    wait_for_watched(0)
+    api.post(f"/v1/jobs/{number}/cancel", json={"now": True})
 
 
 def test_the_lines_of_one_rank(api: httpx.Client, tmp_path: Path) -> None:
