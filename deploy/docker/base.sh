@@ -15,7 +15,8 @@ mmdebstrap --quiet --variant=apt --mode=root --hook-dir=/usr/share/mmdebstrap/ho
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
   --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' \
   --dpkgopt='path-exclude=/usr/share/locale/*' \
-  --customize-hook='ln -s python3 "$1/usr/bin/python"' bookworm "$scratch/base.tar"
+  --customize-hook='ln -s python3 "$1/usr/bin/python"' \
+  --customize-hook='rm -f "$1/etc/hostname" "$1/etc/resolv.conf"' bookworm "$scratch/base.tar"
 
 container=$(buildah from scratch)
 buildah add --quiet "$container" "$scratch/base.tar" /

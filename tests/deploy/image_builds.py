@@ -22,6 +22,7 @@ CERTIFICATES = ("/etc/ssl/certs", "/usr/local/share/ca-certificates")
 RUN = """
 root=$1; shift
 mount --bind "$root" "$root"
+for file in hosts resolv.conf; do touch "$root/etc/$file"; mount --bind "/etc/$file" "$root/etc/$file"; done
 mount -o remount,bind,ro "$root"
 mount -t tmpfs tmpfs "$root/tmp"
 for system in dev proc; do mount --rbind "/$system" "$root/$system"; done
@@ -29,7 +30,8 @@ while [ "$1" != -- ]; do mount --bind "$1" "$root$2"; shift 2; done
 shift
 exec chroot --userspec=10001:10001 --groups=10001 "$root" "$@"
 """
-"""Shell script that runs a command on a read-only root as uid 10001. Arguments: ROOT [FOLDER PLACE]... -- COMMAND..."""
+"""Shell script that runs a command on a read-only root as uid 10001, with this machine's network and names. Arguments:
+ROOT [FOLDER PLACE]... -- COMMAND..."""
 
 
 def install() -> None:
