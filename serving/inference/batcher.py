@@ -341,6 +341,8 @@ class Batcher:
         logger.error("model '%s': an instance hangs: its batch takes longer than %g s", self._name, limit_s)
         error = DeadlineExceeded(f"model '{self._name}' did not finish the batch within {limit_s:g} s")
         self._fail_batch(requests, error)
+        if self._turns:
+            self._turns[self._instances.index(instance)].end()
         with self._lock:
             if self.is_healthy:
                 return

@@ -82,10 +82,12 @@ class RateLimiter:
         turn.may_run.wait()
 
     def give_back(self, turn: "Turn") -> None:
-        """Frees the resources of an instance."""
+        """Frees the resources of an instance, once."""
         with self._lock:
-            self._used.subtract(turn.needs)
-            self._grant()
+            if turn.is_running:
+                turn.is_running = False
+                self._used.subtract(turn.needs)
+                self._grant()
 
     def remove(self, turn: "Turn") -> None:
         """Forgets an instance."""
@@ -117,6 +119,7 @@ class RateLimiter:
             self._used.update(turn.needs)
             self._now = max(self._now, turn.start)
             turn.next_start = turn.start + turn.priority
+            turn.is_running = True
             turn.may_run.set()
 
 
@@ -125,6 +128,7 @@ class Turn:
 
     Attributes:
         start: of the turn that it waits for, as `RateLimiter` counts them; `next_start`: of the one after it.
+        is_running: the instance has its resources.
         waited_s: how long it has waited, in all.
     """
 
@@ -132,6 +136,7 @@ class Turn:
         self.needs = needs
         self.priority = priority
         self.start = self.next_start = 0
+        self.is_running = False
         self.may_run = threading.Event()
         self.waited_s = 0.0
         self._limiter = limiter
@@ -142,6 +147,10 @@ class Turn:
         self.waited_s += time.monotonic() - began
 
     def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Frees the resources: after the turn, or before it ends if the instance hangs, which must hold up no other."""
         self._limiter.give_back(self)
 
     def close(self) -> None:

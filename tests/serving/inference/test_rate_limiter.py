@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serving.errors import LoadError
+from serving.errors import DeadlineExceeded, LoadError
 from serving.inference.batcher import Batcher, BatchLimits
 from serving.inference.rate_limiter import RateLimiter, Resource, Turn, parse_resource
 from serving.observability.statistics import Statistics
@@ -135,6 +135,30 @@ def test_two_models_take_turns_and_finish_what_waits_when_they_close() -> None:
     assert backends[1].batches == [2]
     assert batchers[1].limited_s > 0
     assert limiter._turns == []
+    assert not +limiter._used
+
+
+def test_an_instance_that_hangs_keeps_no_resources() -> None:
+    limiter = RateLimiter()
+    backends = [Doubler(held=True), Doubler()]
+    hanging, other = (
+        Batcher(
+            "m",
+            [backend],
+            BatchLimits(max_batch_size=8, batch_timeout_s=limit_s),
+            Statistics(),
+            turns=[limiter.register([Resource("r", 1)], None, 1)],
+        )
+        for backend, limit_s in zip(backends, (0.05, 0), strict=True)
+    )
+    late, request = Request(), Request()
+    hanging.submit(late)
+    assert isinstance(late.wait(), DeadlineExceeded)
+    other.submit(request)
+    assert request.wait() == [[2, 2]]
+    backends[0].gate.release()
+    hanging.close()
+    other.close()
     assert not +limiter._used
 
 
