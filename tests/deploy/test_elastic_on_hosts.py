@@ -13,7 +13,7 @@ pytestmark = pytest.mark.minutes
 
 def test_an_elastic_run_goes_on_without_a_host_and_takes_its_replacement(has_namespaces: bool, tmp_path: Path) -> None:
     with network(["trainer-0", "trainer-1"], namespaces=has_namespaces) as hosts:
-        options = ("--epochs=30", "--save-every-steps=50", "--no-export")
+        options = ("--epochs=14", "--save-every-steps=50", "--no-export")
         job = build_job("train-elastic", hosts, tmp_path, *options, min_nodes=1, nodes=2)
         # The round without the lost host begins soon; the manifest waits half a minute for more hosts.
         variables = job.pods[0].container["env"]
