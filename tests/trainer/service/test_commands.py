@@ -72,6 +72,8 @@ def test_a_job_from_its_submission_to_its_deletion(jobs: Callable[..., tuple[int
         assert text in out
     assert jobs("logs 1")[1] == "one\ntwo\n"
     assert jobs("logs 1 --tail 1 --follow")[1] == "two\n"
+    assert jobs("logs 1 --rank 0")[1] == "one\ntwo\n"
+    assert jobs("logs 1 --rank 1")[2] == "error: rank 1: the job has the rank 0 only\n"
     assert json.loads(jobs("list --json")[1])["figures"]["val_accuracy"] == 0.875
     assert jobs("delete 1")[1] == f"job 1 is deleted; its run stays in {run_folder}\n"
     assert run_folder.is_dir()
