@@ -6,8 +6,10 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+PATIENCE_S = 60
+"""For what a page shows in the end."""
 ARGUMENTS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 """Chromium's sandbox does not work for root in a container. A fake camera shows a green picture."""
 
@@ -26,6 +28,7 @@ def chromium() -> str:
 @contextmanager
 def open_browser() -> Iterator[Browser]:
     """Context with a browser without a window."""
+    expect.set_options(timeout=1000 * PATIENCE_S)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
         yield browser
@@ -34,6 +37,7 @@ def open_browser() -> Iterator[Browser]:
 
 def open_section(page: Page, port: int, hash_of_section: str) -> None:
     """Opens a section of a server's page, and waits until it is there."""
+    page.set_default_timeout(1000 * PATIENCE_S)
     page.goto("about:blank")
     page.goto(f"http://127.0.0.1:{port}/#{hash_of_section}")
     name = hash_of_section.partition("?")[0]

@@ -153,12 +153,12 @@ def test_saved_images_stay_inside_their_folder(
 
 def test_saved_images_are_a_data_set(tmp_path: Path) -> None:
     folder = saved_images.SavedImages(tmp_path / "corrected")
-    for drawing, digit in drawings(60):
+    for drawing, digit in drawings(24):
         png = BytesIO()
         drawing.save(png, "PNG")
         folder.save(str(digit % 2), png.getvalue())
     dataset = load_dataset(f"folder:{folder.folder}", tmp_path / "data", image_size=32, log=lambda line: None)
-    assert (dataset.classes, len(dataset.train.labels) + dataset.num_test) == (("0", "1"), 60)
+    assert (dataset.classes, len(dataset.train.labels) + dataset.num_test) == (("0", "1"), 24)
 
 
 @pytest.mark.parametrize("verb", ["prepare", "layers", "save"])
@@ -182,9 +182,9 @@ def test_events_tell_batches_only_while_somebody_watches(shown: Server, http: ht
                 http_infer(shown)
             if line.startswith("data: ") and names[-1] == "batches":
                 assert '"num_requests":1' in line
+                assert batcher.watch is not None
                 break
         assert names[:3] == ["hello", "models", "figures"]
-        assert batcher.watch is not None
     deadline = threading.Event()
     for _ in range(100):
         if batcher.watch is None:
