@@ -42,6 +42,7 @@ _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _INTERRUPTED = {"NODE_FAIL", "PREEMPTED", "REVOKED", "BOOT_FAIL"}
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
+_NO_ANSWER = re.compile("Unable to contact slurm controller|Socket timed out|Connection refused|Zero Bytes")
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 
 _SCRIPT = """#!/bin/bash
@@ -193,13 +194,17 @@ def _run(*command: str) -> str:
     """Returns the output of one of Slurm's commands.
 
     Raises:
+        EngineUnavailableError: Slurm's controller does not answer; it may have done what was asked.
         TrainerError: it fails, with its own message.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        raise EngineUnavailableError(f"{command[0]}: no answer within {TIMEOUT_S:.0f} s") from error
+    except OSError as error:
         raise TrainerError(f"{command[0]}: {error}") from error
     if done.returncode != 0:
         message = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
-        raise TrainerError(f"{command[0]}: {message}")
+        kind = EngineUnavailableError if _NO_ANSWER.search(message) else TrainerError
+        raise kind(f"{command[0]}: {message}")
     return done.stdout
