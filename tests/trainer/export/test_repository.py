@@ -13,7 +13,8 @@ from tritonclient.grpc import model_config_pb2
 from convoy.promotion import PROMOTION_FILE, pin, write_promotion
 from trainer.errors import ConfigError, ExportError
 from trainer.export import repository
-from trainer.export.repository import RepositoryModel, printable
+from trainer.export.repository import RepositoryModel
+from trainer.paths import printable
 
 FILES = {"model.onnx": b"weights", "golden.npz": b"images"}
 
