@@ -1,7 +1,7 @@
 """The lecture's MNIST training (pages 41 and 42) as it was written in 2018, after our notes of its pages.
 
 The loop over batches is as printed: its range lacks the start, 0, so that nothing is trained, and about 90 % of the
-answers are wrong. `mnist_today.py` is the same training as it is written now. Run it with `python examples/mnist_2018.py`.
+answers are wrong. `mnist_today.py` is the same training as it is written now. Run: `python examples/mnist_2018.py`.
 """
 
 import torch

@@ -102,7 +102,7 @@ def test_the_lectures_polynomial_is_the_same_with_and_without_loops(data_dir: Pa
 
 
 @pytest.mark.minutes
-def test_the_lectures_script_trains_nothing_as_printed_and_learns_as_written_today(data_dir: Path, mini: Dataset) -> None:
+def test_the_lectures_script_learns_nothing_as_printed_but_as_written_today(data_dir: Path, mini: Dataset) -> None:
     assert len(mini.train) == 5000  # the data set is on the disk
     printed = run(data_dir, "python", EXAMPLES / "mnist_2018.py")
     today = run(data_dir, "python", EXAMPLES / "mnist_today.py")

@@ -65,7 +65,7 @@ def make_page(separable: Points, exclusive_or: Points, letters: Letters) -> Page
             f"{100 * last['own'][1]:.0f} %.",
             f"The perceptron {solved} on {len(separable.points)} points that a line separates. On exclusive or it "
             f"makes {exclusive_or.mistakes[-1]} mistakes in pass {len(exclusive_or.mistakes)}: no line is right there.",
-            "Points and letters are ours: our notes of the lecture have the names in its history, and no data.",
+            "Points and letters are ours: our notes of the lecture have names and years, and no data.",
         ],
         figures=[
             CaptionedFigure(

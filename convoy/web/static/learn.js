@@ -43,9 +43,9 @@ export const section = {
 };
 
 function build(root) {
-  charts.loss = lineChart({ label: "Loss by step", x: "step", y: "loss" });
+  charts.loss = lineChart({ label: "Loss by step", x: "step", y: "loss", log: true });
   charts.accuracy = lineChart({ label: "Accuracy by step", x: "step", y: "accuracy, %", yMax: 100 });
-  charts.speed = lineChart({ label: "Images a second by step", x: "step", y: "images/s", height: 160, yMin: 0 });
+  charts.speed = lineChart({ label: "Images a second by step", x: "step", height: 160, yMin: 0 });
   parts.validation = toggle("Show validation", true, draw);
   parts.runs = h("tbody");
   parts.none = h("p", { class: "muted" }, "No runs yet.");
@@ -67,7 +67,7 @@ function build(root) {
     h("div", { class: "grid halves" },
       card("Loss", charts.loss.root, parts.validation.root),
       card("Accuracy", charts.accuracy.root, h("p", { class: "muted small" }, "Colours as in the table. Solid: training; dashed: validation.")),
-      wide(card("Speed", charts.speed.root)),
+      wide(card("Images a second", charts.speed.root)),
       wide(parts.galleryCard)));
 }
 

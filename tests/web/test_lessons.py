@@ -1,0 +1,190 @@
+"""The sections Learn and Lecture in a real Chromium, with a real training service and run folders."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, ViewportSize, expect
+
+from tests.trainer.service.service_process import Service, spec
+from tests.trainer.watch.fake_run import FakeRun
+from tests.web.browser import open_browser, open_section
+from trainer.records.mistakes import Mistake, write_mistakes
+from trainer.service.json_values import spec_json
+from trainer.watch.server import build_app
+
+pytestmark = pytest.mark.installs
+
+PHONE: ViewportSize = {"width": 390, "height": 844}
+HOSTILE = "<img src=x onerror=alert(1)>"
+TRAINING = """
+import json, pathlib, signal, sys, time
+run = pathlib.Path(sys.argv[1])
+run.mkdir(parents=True, exist_ok=True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+with (run / "metrics.jsonl").open("w") as file:
+    for epoch in (1, 2, 3):
+        line = {"kind": "epoch", "step": 10 * epoch, "epoch": epoch, "time": time.time(), "train_loss": 1 / epoch,
+                "train_accuracy": 0.5, "val_loss": 1.5 / epoch, "val_accuracy": 0.25 * epoch}
+        file.write(json.dumps(line) + "\\n")
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page whose errors, refused scripts and refused styles fail the test."""
+    page = browser.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    yield page
+    page.close()
+    assert problems == []
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeRun]:
+    """A run that goes on."""
+    run = FakeRun(tmp_path_factory.mktemp("runs") / "running")
+    for epoch in (1, 2):
+        run.end_epoch(epoch)
+    pixels = np.full((4, 4), 200, np.uint8)
+    write_mistakes(run.path, 1, [Mistake(pixels=pixels, label="3", predicted="8", confidence=0.9)])
+    write_mistakes(run.path, 2, [Mistake(pixels=pixels, label=HOSTILE, predicted="9", confidence=0.7)] * 2)
+    with run.training():
+        yield run
+
+
+@pytest.fixture(scope="module")
+def port(running: FakeRun) -> Iterator[int]:
+    """The port of the page of two runs, one of which is finished."""
+    finished = FakeRun(running.path.with_name("finished"))
+    for epoch in (1, 2, 3):
+        finished.end_epoch(epoch)
+    finished.finish()
+    config = uvicorn.Config(build_app([finished.path, running.path]), port=0, lifespan="off", log_level="error")
+    listener = config.bind_socket()
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    yield listener.getsockname()[1]
+    server.should_exit = server.force_exit = True
+    thread.join()
+    listener.close()
+
+
+class TestLearn:
+    def test_a_run_is_followed_and_a_test_figure_is_shown_at_the_end_only(
+        self, page: Page, port: int, running: FakeRun
+    ) -> None:
+        open_section(page, port, "learn?run=1&run=2")
+        row = page.get_by_role("row").filter(has=page.get_by_label("Show running"))
+        expect(row).to_contain_text("20.00 %")
+        expect(row).to_contain_text("epoch 2 of 3")
+        running.write("result", 90, 2, val_accuracy=0.2, test_accuracy=0.77)  # written, but the run is not finished
+        running.write("step", 100, 3, loss=0.5, accuracy=0.5, images_per_second=1000, num_steps=135)
+        expect(page.get_by_label("Images a second by step")).to_be_visible()
+        expect(page.get_by_text("running: 1,000")).to_be_attached()
+        expect(row).not_to_contain_text("77")
+        finished = page.get_by_role("row").filter(has=page.get_by_label("Show finished"))
+        expect(finished).to_contain_text("99.00 %")
+        expect(page.get_by_role("button", name="Cancel")).to_have_count(0)  # nothing to cancel with
+        curves = page.get_by_label("Loss by step").locator("path.curve")
+        expect(curves).to_have_count(4)
+        page.get_by_label("Show validation").uncheck()
+        expect(curves).to_have_count(2)
+        page.get_by_label("Show finished").uncheck()
+        expect(curves).to_have_count(1)
+
+    def test_mistakes_of_each_epoch_are_a_gallery_of_text_and_pixels(self, page: Page, port: int) -> None:
+        open_section(page, port, "learn?run=2")
+        tiles = page.locator(".mistakes li")
+        expect(tiles).to_have_count(2)
+        expect(tiles.first).to_contain_text(f"{HOSTILE} → 9")
+        assert page.locator(".mistakes img").count() == 0
+        page.get_by_role("slider", name="Epoch").press("ArrowLeft")
+        expect(tiles).to_have_count(1)
+        expect(tiles.first).to_contain_text("3 → 8")
+        first_pixel = "canvas => [...canvas.getContext('2d').getImageData(0, 0, 1, 1).data]"
+        assert tiles.first.locator("canvas").evaluate(first_pixel) == [200, 200, 200, 255]
+
+    def test_a_job_is_cancelled_and_resumed(self, page: Page, tmp_path: Path) -> None:
+        service = Service(tmp_path / "jobs.db")
+        try:
+            with httpx.Client(base_url=f"http://{service.http}") as api:
+                job = api.post("/v1/jobs", json={"spec": spec_json(spec(tmp_path, TRAINING))}).json()
+                open_section(page, int(service.http.rpartition(":")[2]), "learn")
+                row = page.get_by_role("row").filter(has=page.get_by_label("Show 1", exact=True))
+                expect(row).to_contain_text("75.00 %", timeout=60_000)
+                page.get_by_role("button", name="Cancel 1").click()
+                expect(row).to_contain_text("cancelled", timeout=60_000)
+                page.get_by_role("button", name="Resume 1").click()
+                expect(row).to_contain_text("running", timeout=60_000)
+                api.post(f"/v1/jobs/{job['id']}/cancel", json={"now": True})
+                expect(row).to_contain_text("cancelled", timeout=60_000)
+        finally:
+            service.kill()
+
+    def test_a_hidden_section_asks_for_nothing(self, page: Page, port: int) -> None:
+        open_section(page, port, "learn")
+        asked: list[str] = []
+        page.get_by_role("link", name="Lecture").click()
+        page.wait_for_selector("html[data-ready=lecture]", state="attached")
+        page.on("request", lambda request: asked.append(request.url))
+        page.wait_for_timeout(4500)
+        assert asked == []
+
+
+class TestLecture:
+    def test_degree_and_noise_move_the_polynomial_and_its_errors(self, page: Page, port: int) -> None:
+        open_section(page, port, "lecture")
+        degree = page.get_by_role("slider", name="Degree")
+        degree.focus()
+        for _ in range(9):
+            page.keyboard.press("ArrowRight")
+        expect(page.get_by_text("Degree 9:")).to_contain_text("Over-fitting")
+        for _ in range(9):
+            page.keyboard.press("ArrowLeft")
+        expect(page.get_by_text("Degree 0:")).to_contain_text("Under-fitting")
+        noise = page.get_by_role("slider", name="Noise")
+        noise.fill("0")
+        degree.fill("9")
+        errors = page.get_by_text("Degree 9:").text_content() or ""
+        assert float(errors.split()[2]) < 1e-3  # nine degrees of freedom and no noise
+
+    def test_sgd_walks_to_the_line_of_least_squares(self, page: Page, port: int) -> None:
+        open_section(page, port, "lecture")
+        expect(page.get_by_text("Least squares: 0.811 mmHg a year.")).to_be_visible()
+        page.get_by_role("button", name="One step").click()
+        expect(page.get_by_text("Step 1: SGD")).to_be_visible()
+        page.get_by_role("button", name="Play").click()
+        expect(page.get_by_text("Step 360: SGD 0.8")).to_be_visible(timeout=120_000)
+        expect(page.get_by_role("button", name="Play")).to_be_visible()
+
+    def test_the_histogram_fills_to_what_was_measured(self, page: Page, port: int) -> None:
+        open_section(page, port, "lecture")
+        row = page.get_by_role("row").filter(has_text="runs here")
+        expect(row).to_contain_text("55 runs here1.100.880.75")
+        page.get_by_role("button", name="Empty it").click()
+        expect(row).to_contain_text("0 runs here–––")
+        page.get_by_role("button", name="Fill it").click()
+        expect(row).to_contain_text("55 runs here1.100.880.75", timeout=120_000)
+
+    @pytest.mark.parametrize("name", ["learn", "lecture"])
+    def test_sections_fit_a_phone_in_the_dark(self, browser: Browser, port: int, name: str) -> None:
+        context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True, color_scheme="dark")
+        page = context.new_page()
+        open_section(page, port, name)
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        context.close()
