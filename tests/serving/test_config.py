@@ -2,12 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serving.__main__ import main
 from serving.config import ServeConfig
-from serving.errors import StartupError
+from serving.errors import LoadError, StartupError
+from serving.inference.rate_limiter import Resource
+from serving.models.loader import LoadSettings
 
 FILE = Path("x.pem")
 
@@ -51,6 +54,9 @@ def test_auto_selects_native_only_where_it_is_safe(options: dict, transport: str
         ({"transport": "native", "tls_cert": FILE, "tls_key": FILE}, "--transport native has no TLS"),
         ({"workers": 0}, "--workers 0: must be positive"),
         ({"workers": 2, "grpc_socket": FILE}, "--workers needs --grpc-port"),
+        ({"workers": 2, "allow_client_shm": True}, "--allow-client-shm needs --workers 1"),
+        ({"response_cache_mb": -1}, "--response-cache-mb -1: must not be negative"),
+        ({"rate_limit_resource": ("r:2", "r")}, "--rate-limit-resource r: must be NAME:COUNT or NAME:COUNT:GPU"),
         ({"trace_sample": 1.5}, r"--trace-sample 1\.5: must be between 0 and 1"),
         ({"trace_endpoint": "collector:4318"}, "--trace-endpoint collector:4318: must be a URL that begins with http"),
     ],
@@ -93,3 +99,20 @@ def test_the_help_shows_each_option_with_one_default(capsys: pytest.CaptureFixtu
     num_threads = text.partition("--num-threads INT ")[2]
     assert num_threads.startswith("CPU threads of each model version, shared among its instances.")
     assert num_threads.partition(" --")[0].endswith("(default: the CPUs that the process may use)")
+
+
+def test_the_settings_of_loads_follow_the_options() -> None:
+    options: dict[str, Any] = {
+        "rate_limit": "execution_count",
+        "rate_limit_resource": ("r:2", "r:3:1"),
+        "response_cache_mb": 2,
+    }
+    settings = LoadSettings.from_config(ServeConfig(model_repository=Path(), **options))
+    assert settings.cache is not None
+    assert settings.cache.max_bytes == 2 << 20
+    assert settings.limiter is not None
+    settings.limiter.register([Resource("r", 3)], 1, 1)
+    with pytest.raises(LoadError, match="needs 3 of the resource 'r', but the server has 2"):
+        settings.limiter.register([Resource("r", 3)], None, 1)
+    plain = LoadSettings.from_config(ServeConfig(model_repository=Path(), response_cache_mb=0))
+    assert (plain.cache, plain.limiter) == (None, None)
