@@ -170,6 +170,6 @@ def _draw_filters(filters: torch.Tensor, *, narrow: bool) -> Figure:
     figure = new_figure(1.5 * len(filters), 1.7, narrow=narrow)
     size = float(filters.abs().max())
     for axes, values in zip(figure.subplots(1, len(filters), squeeze=False)[0], filters, strict=True):
-        axes.imshow(values, cmap="PuOr", vmin=-size, vmax=size)
+        axes.imshow(values.numpy(), cmap="PuOr", vmin=-size, vmax=size)
         axes.set(xticks=[], yticks=[])
     return figure
