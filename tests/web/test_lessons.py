@@ -153,14 +153,14 @@ class TestLecture:
         degree.focus()
         for _ in range(9):
             page.keyboard.press("ArrowRight")
-        expect(page.get_by_text("Degree 9:")).to_contain_text("Over-fitting")
+        expect(page.locator("p[aria-live]", has_text="Degree 9:")).to_contain_text("Over-fitting")
         for _ in range(9):
             page.keyboard.press("ArrowLeft")
-        expect(page.get_by_text("Degree 0:")).to_contain_text("Under-fitting")
+        expect(page.locator("p[aria-live]", has_text="Degree 0:")).to_contain_text("Under-fitting")
         noise = page.get_by_role("slider", name="Noise")
         noise.fill("0")
         degree.fill("9")
-        errors = page.get_by_text("Degree 9:").text_content() or ""
+        errors = page.locator("p[aria-live]", has_text="Degree 9:").text_content() or ""
         assert float(errors.split()[2]) < 1e-3  # nine degrees of freedom and no noise
 
     def test_sgd_walks_to_the_line_of_least_squares(self, page: Page, port: int) -> None:
