@@ -157,7 +157,7 @@ VERBS = {
     "train": Verb("train a model by a recipe, or on a folder of images", _train),
     "evaluate": Verb("measure a finished run's accuracy on its validation or test images", _trainer("evaluate")),
     "export": Verb("publish a finished run's model in a model repository", _trainer("export")),
-    "watch": Verb("follow runs in the terminal while they train", _trainer("watch")),
+    "watch": Verb("follow runs while they train, in the terminal or on a page", _trainer("watch")),
     "compare": Verb("show finished runs in one table, with all their seeds", _trainer("compare")),
     "study": Verb("repeat the lecture's experiments: regression, capacity, seeds, zoo, sweep and more", _trainer("study")),
     "recipes": Verb("list what can be trained, or all fields of a recipe", _trainer("recipes")),

@@ -13,7 +13,7 @@ SUMMARIES = {
     "train": "train a model, the same as trainer/main.py",
     "evaluate": "measure a finished run's accuracy on its validation or test images",
     "export": "publish a finished run's model in a model repository",
-    "watch": "follow runs in the terminal while they train",
+    "watch": "follow runs while they train, in the terminal or on a page",
     "compare": "show finished runs in one table, with all their seeds",
     "study": "repeat the lecture's experiments: regression, capacity, seeds, zoo, sweep and more",
     "recipes": "list what can be trained, or all fields of a recipe",
