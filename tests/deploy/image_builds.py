@@ -162,7 +162,7 @@ class Builder:
     def _run(self, *command: str, **variables: str) -> str:
         environment = {**self._environment, **{key: value for key, value in variables.items() if value}}
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600, check=False
+            command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=1200, check=False
         )
         assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
         return done.stdout
