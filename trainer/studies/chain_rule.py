@@ -66,7 +66,7 @@ def study_chain_rule(config: ChainRuleConfig) -> None:
     """Runs `python -m trainer study chain-rule`."""
     with World.join("cpu") as world, StudyFolder.open("chain-rule", config, config.run_dir, world) as folder:
         if world.is_main:
-            print(f"report: {write_page(folder, _make_page(make_leaves(config.seed)))}")
+            print(f"report: {write_page(folder, make_page(make_leaves(config.seed)))}")
 
 
 def make_leaves(seed: int) -> Tensors:
@@ -117,7 +117,8 @@ def by_differences(leaves: Tensors) -> Tensors:
     return found
 
 
-def _make_page(leaves: Tensors) -> Page:
+def make_page(leaves: Tensors) -> Page:
+    """Returns the page."""
     values = run_forward(leaves)
     gradients, autograd, differences = run_backward(values), by_autograd(leaves), by_differences(leaves)
     gap = max(float((gradients[name] - autograd[name]).abs().max()) for name in leaves)

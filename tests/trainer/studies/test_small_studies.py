@@ -9,16 +9,9 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.models.lecture import LectureNet
-from trainer.studies import STUDIES
-from trainer.studies.chain_rule import (
-    ChainRuleConfig,
-    by_autograd,
-    by_differences,
-    make_leaves,
-    run_backward,
-    run_forward,
-    study_chain_rule,
-)
+from trainer.report import figures
+from trainer.studies import STUDIES, chain_rule, frameworks, perceptron_page
+from trainer.studies.chain_rule import by_autograd, by_differences, make_leaves, run_backward, run_forward
 from trainer.studies.flops import FlopsConfig, make_page, study_flops, training_gflops
 from trainer.studies.frameworks import check_calls, numpy_forward
 from trainer.studies.perceptron import (
@@ -58,7 +51,7 @@ def test_letters_are_all_turns_at_all_places_and_shared_weights_find_them_at_new
     assert len(images.flatten(1).unique(dim=0)) == len(images)
     assert torch.bincount(letters).tolist() == [144, 144]
     assert torch.bincount(places).tolist() == [8] * 36
-    found = train_on_letters(filters=8, epochs=20, seed=0)
+    found = train_on_letters(filters=8, epochs=15, seed=0)
     assert found.curves["shared"][-1, 1] > 0.85 > 0.6 > found.curves["own"][-1, 1]
 
 
@@ -88,14 +81,25 @@ def test_calls_of_the_lecture_are_looked_up_and_numpy_computes_the_net() -> None
     np.testing.assert_allclose(numpy_forward(net)(images.numpy()), expected, atol=1e-5)
 
 
-def test_studies_write_their_pages(tmp_path: Path) -> None:
-    study_perceptron(PerceptronConfig(num_points=10, filters=1, epochs=1, run_dir=tmp_path / "perceptron"))
-    study_chain_rule(ChainRuleConfig(run_dir=tmp_path / "chain-rule"))
+def test_a_study_writes_its_page(tmp_path: Path) -> None:
     study_flops(FlopsConfig(size=16, seconds=0.01, device="cpu", run_dir=tmp_path / "flops"))
-    for name in ("perceptron", "chain-rule", "flops"):
-        assert name in STUDIES
-        assert json.loads((tmp_path / name / "result.json").read_text())["study"] == name
-        assert "<script" not in (tmp_path / name / "report.html").read_text()
+    assert json.loads((tmp_path / "flops/result.json").read_text())["study"] == "flops"
+    assert "<script" not in (tmp_path / "flops/report.html").read_text()
+    assert {"perceptron", "chain-rule", "flops", "frameworks"} <= STUDIES.keys()
+
+
+def test_figures_are_drawn_without_a_warning() -> None:
+    separable, letters = make_separable(10, 0), train_on_letters(filters=1, epochs=1, seed=0)
+    found = train_perceptron(*separable, passes=5)
+    pages = [
+        perceptron_page.make_page(found, train_perceptron(*make_exclusive_or(), passes=5), letters),
+        chain_rule.make_page(make_leaves(0)),
+        frameworks.make_page(check_calls(), {"PyTorch": 0.001, "NumPy": 0.002}, 1e-7, 16),
+    ]
+    with figures.style():
+        for figure in (figure for page in pages for figure in page.figures):
+            for narrow in (False, True):
+                assert figure.draw(narrow=narrow).axes
 
 
 def test_values_out_of_range_are_refused(tmp_path: Path) -> None:
