@@ -159,7 +159,7 @@ VERBS = {
     "export": Verb("publish a finished run's model in a model repository", _trainer("export")),
     "watch": Verb("follow runs while they train, in the terminal or on a page", _trainer("watch")),
     "compare": Verb("show finished runs in one table, with all their seeds", _trainer("compare")),
-    "study": Verb("repeat the lecture's experiments: regression, capacity, seeds, zoo, sweep and more", _trainer("study")),
+    "study": Verb("repeat the lecture's experiments: regression, capacity, seeds, zoo and others", _trainer("study")),
     "recipes": Verb("list what can be trained, or all fields of a recipe", _trainer("recipes")),
     "jobs": Verb("submit trainings as jobs of this machine; list, follow, cancel and retry them", _jobs),
     "data": Verb("list, fetch, verify and import data sets", _trainer("data")),

@@ -15,7 +15,7 @@ SUMMARIES = {
     "export": "publish a finished run's model in a model repository",
     "watch": "follow runs while they train, in the terminal or on a page",
     "compare": "show finished runs in one table, with all their seeds",
-    "study": "repeat the lecture's experiments: regression, capacity, seeds, zoo, sweep and more",
+    "study": "repeat the lecture's experiments: regression, capacity, seeds, zoo and others",
     "recipes": "list what can be trained, or all fields of a recipe",
     "data": "list, fetch, verify and import data sets",
 }
