@@ -1,1 +1,6 @@
 """Serves a model repository over gRPC and HTTP. `python -m serving --help`; the flow is in `serving.server`."""
+
+import os
+
+# Official builds of ONNX Runtime since 1.31 send usage data to their vendor, unless this is set before their import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
