@@ -43,8 +43,10 @@ serve: setup
 test: setup
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# What installs packages does so one test after another.
 test-all: test
-	$(BIN)/python -m pytest -m "installs or minutes"
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "minutes and not installs" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m installs
 
 lint: setup
 	$(BIN)/ruff format --check .

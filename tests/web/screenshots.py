@@ -65,6 +65,9 @@ def _photograph(browser: Browser, port: int, sections: tuple[str, ...], config: 
         for suffix, width, scheme in views:
             page = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme=scheme)
             open_section(page, port, section)
+            if section == "serve":  # has little to show without requests
+                page.wait_for_timeout(SETTLE_MS)
+                page.get_by_role("button", name="Send 600 requests").click()
             page.wait_for_timeout(SETTLE_MS)
             path = config.folder / f"page-{section.partition('?')[0]}{suffix}.png"
             page.screenshot(path=path, full_page=True)

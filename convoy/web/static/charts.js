@@ -140,7 +140,7 @@ function makeScale(values, min, max, from, to, isLog, margin = 0) {
   const usable = isLog ? values.filter((value) => value > 0) : values;
   let low = min ?? (usable.length ? usable.reduce((a, b) => Math.min(a, b)) : isLog ? 0.1 : 0);
   let high = max ?? (usable.length ? usable.reduce((a, b) => Math.max(a, b)) : 1);
-  if (low === high) [low, high] = isLog ? [low / 2, high * 2] : [low - 0.5, high + 0.5];
+  if (low === high) [low, high] = isLog ? [low / 2, high * 2] : low === min ? [low, low + 1] : [low - 0.5, high + 0.5];
   const forward = isLog ? (value) => Math.log10(Math.max(value, low / 1e6)) : (value) => value;
   let [first, last] = [forward(low), forward(high)];
   const extra = margin * (last - first);
