@@ -149,7 +149,8 @@ class Builder:
         try:
             root = Path(self._run("buildah", "mount", container).strip())
             config = json.loads(self._run("buildah", "inspect", "--type=image", name))["OCIv1"]["config"]
-            digest = self._run("buildah", "images", "--format={{.Digest}}", name).strip()
+            # Two names of one image are two lines.
+            (digest,) = set(self._run("buildah", "images", "--format={{.Digest}}", name).split())
             yield Image(digest, root, config)
         finally:
             self._run("buildah", "rm", container)
