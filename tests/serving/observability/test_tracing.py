@@ -283,6 +283,7 @@ def test_errors_are_in_the_span(
 
 def test_a_collector_that_does_not_answer_does_not_delay_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "CLOSE_S", 0.1)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # seconds, after which it gives up
     traced = connect("http://127.0.0.1:9", 1)
     trace = traced.begin("x", {})
     assert trace is not None
@@ -290,6 +291,10 @@ def test_a_collector_that_does_not_answer_does_not_delay_the_end(monkeypatch: py
     began = time.monotonic()
     traced.close()
     assert time.monotonic() - began < PATIENCE_S / 3
+    for thread in threading.enumerate():
+        if thread.name == "tracing-close":  # would draw random numbers for its pauses beside the next tests
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
 
 
 def test_a_missing_package_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
