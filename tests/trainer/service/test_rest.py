@@ -107,7 +107,9 @@ def test_a_running_job_is_followed_by_many_and_cancelled(api: httpx.Client, serv
         lines = log.iter_lines()
         assert next(lines) == "began"
         answer = api.post(f"/v1/jobs/{number}/cancel", json={"now": True})
-        assert (answer.status_code, answer.json()["state"] in ("RUNNING", "SAVING", "CANCELLED")) == (200, True)
+        assert answer.status_code == 200
+        # The first line may come before the service has seen that the job runs.
+        assert answer.json()["state"] in ("STARTING", "RUNNING", "SAVING", "CANCELLED")
     for thread in threads:
         thread.join(20)
     last = api.get(f"/v1/jobs/{number}").json()["last_event"]
