@@ -48,6 +48,8 @@ class WatchedRun:
         Raises:
             ConfigError: there is no such folder, or it holds no run.
         """
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is a file: give the folder of a run, or all of them with runs/*/")
         if not path.is_dir():
             raise ConfigError(f"{path} does not exist (yet): give the folder that the run's second line names")
         try:

@@ -68,6 +68,9 @@ def test_a_run_that_no_process_trains_has_stopped_or_failed(tmp_path: Path) -> N
 def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run does not exist \(yet\): give the folder"):
         WatchedRun.open(tmp_path / "run")
+    (tmp_path / "ledger.jsonl").touch()  # lies beside the runs
+    with pytest.raises(ConfigError, match=r"ledger.jsonl is a file: give the folder of a run"):
+        WatchedRun.open(tmp_path / "ledger.jsonl")
     for content in ("", "[]", "{}", json.dumps({"fingerprint": 3})):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ConfigError, match="holds no run"):
