@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from convoy.http_server import open_listener, uvicorn_config
 from convoy.web.page import page_routes
 from trainer.errors import ConfigError
 from trainer.records.mistakes import read_mistakes
@@ -45,20 +46,12 @@ def serve_runs(runs: Sequence[WatchedRun], port: int) -> None:
     Raises:
         ConfigError: the port is not available.
     """
-    config = uvicorn.Config(
-        build_app([run.path for run in runs]),
-        host=HOST,
-        port=port,
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
-    )
     try:
-        listener = config.bind_socket()
-    except SystemExit:  # uvicorn logs the reason and ends the process
+        listener = open_listener(HOST, port)
+    except OSError:
         raise ConfigError(f"--port {port}: the port is not available; --port 0 takes any that is free") from None
+    app = build_app([run.path for run in runs])
+    config = uvicorn_config(app, None, timeout_graceful_shutdown=GRACE_S)
     with listener:
         print(f"http://{HOST}:{listener.getsockname()[1]}/  (Ctrl-C ends the page, not the runs)", flush=True)
         uvicorn.Server(config).run(sockets=[listener])

@@ -6,7 +6,6 @@ httptools parses requests and uvloop runs the event loop; where uvloop is not in
 import asyncio
 import logging
 import math
-import os
 import socket
 import ssl
 import threading
@@ -17,6 +16,7 @@ from functools import partial
 import uvicorn
 from starlette.types import ASGIApp
 
+from convoy.http_server import open_listener, uvicorn_config
 from serving.errors import StartupError
 from serving.frontends.http import connections
 from serving.frontends.http.connections import Connections
@@ -27,7 +27,6 @@ from serving.observability.refusals import Refusals
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 2048
 _POLL_S = 0.005
 
 
@@ -154,36 +153,12 @@ def _build_server(
     app: ASGIApp, protocol: Callable[..., asyncio.Protocol], context: ssl.SSLContext | None
 ) -> uvicorn.Server:
     """Returns uvicorn without its own logging. Outside the main thread it installs no signal handlers."""
-    config = uvicorn.Config(
-        app,
-        interface="asgi3",
-        http=protocol,  # type: ignore[arg-type]  # any function that returns a protocol works
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=math.ceil(connections.KEEP_ALIVE_S),
-    )
-    config.load()
-    config.ssl = context
-    return uvicorn.Server(config)
+    keep_alive_s = math.ceil(connections.KEEP_ALIVE_S)
+    return uvicorn.Server(uvicorn_config(app, context, http=protocol, timeout_keep_alive=keep_alive_s))
 
 
 def _listen(host: str, port: int, reuse_port: bool) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server(
-            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both, reuse_port=reuse_port
-        )
+        return open_listener(host, port, reuse_port=reuse_port)
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise StartupError(f"cannot listen on {host} port {port}: {why}") from error
-    # Connections inherit it. uvloop sets it too, asyncio only on sockets made with proto=IPPROTO_TCP. Without it, a
-    # response in several packets takes 40 ms more.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
+        raise StartupError(str(error)) from error

@@ -2,8 +2,6 @@
 
 import asyncio
 import math
-import os
-import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from convoy.http_server import open_listener, uvicorn_config
 from trainer.errors import ConfigError
 
 KEEP_ALIVE_S = 75
@@ -35,25 +34,19 @@ class RestServer:
     """
 
     def __init__(self, app: ASGIApp, host: str, port: int, context: ssl.SSLContext | None) -> None:
-        self._listener = _listen(host, port)
+        try:
+            self._listener = open_listener(host, port)
+        except OSError as error:
+            raise ConfigError(str(error)) from error
         self.port: int = self._listener.getsockname()[1]
-        config = uvicorn.Config(
+        config = uvicorn_config(
             app,
-            interface="asgi3",
+            context,
             http="h11",  # it limits the size of a request's head
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
             limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
-        config.load()
-        config.ssl = context
         self._server = _Server(config)
 
     async def start(self) -> None:
@@ -73,12 +66,3 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leaves signals to the service, which stops this server."""
         yield
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=512)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise ConfigError(f"cannot listen on {host} port {port}: {why}") from error
