@@ -1,5 +1,6 @@
-"""What all HTTP servers of this project share: the socket that they listen on, and uvicorn's options."""
+"""What all HTTP servers of this project share: the socket that they listen on, uvicorn's options, and events."""
 
+import json
 import os
 import socket
 import ssl
@@ -59,3 +60,16 @@ def uvicorn_config(app: ASGIApp, context: ssl.SSLContext | None, **options: Any)
     config.load()
     config.ssl = context
     return config
+
+
+def server_sent_event(kind: str, data: object, number: int | None = None) -> str:
+    """Returns an event as a browser's EventSource reads it.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html
+
+    Args:
+        data: what JSON can hold.
+        number: the event's id, after which a client that connects again asks to go on.
+    """
+    name = "" if number is None else f"id: {number}\n"
+    return f"{name}event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"

@@ -4,7 +4,6 @@ There is nothing to submit, to cancel or to continue here, and so every request 
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from convoy.http_server import open_listener, uvicorn_config
+from convoy.http_server import open_listener, server_sent_event, uvicorn_config
 from convoy.web.page import page_routes
 from trainer.errors import ConfigError
 from trainer.records.mistakes import read_mistakes
@@ -130,7 +129,7 @@ async def _events(run: WatchedRun, after: int) -> AsyncIterator[str]:
 
 
 def _frame(number: int, kind: str, data: dict[str, Any]) -> str:
-    return f"id: {number}\nevent: {kind}\ndata: {json.dumps({'number': number, 'kind': kind, **data})}\n\n"
+    return server_sent_event(kind, {"number": number, "kind": kind, **data}, number)
 
 
 def _to_job(number: int, run: WatchedRun) -> dict[str, Any]:

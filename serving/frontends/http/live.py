@@ -5,7 +5,6 @@ batch. Nothing waits for a browser: what it does not take in time is left out an
 """
 
 import asyncio
-import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from convoy.http_server import server_sent_event
 from serving.errors import ResourceExhausted
 from serving.inference.batch import ComputedBatch
 from serving.models.repository import Model, Repository
@@ -55,7 +55,7 @@ class LiveEvents:
         viewer = _Viewer()
         self._viewers.append(viewer)
         try:
-            yield _event("hello", {"latency_bounds_s": LATENCY_BOUNDS_S})
+            yield server_sent_event("hello", {"latency_bounds_s": LATENCY_BOUNDS_S})
             tick = 0
             while not self._is_ending():
                 self._watch()
@@ -76,11 +76,11 @@ class LiveEvents:
         events = []
         if viewer.generation != self._repository.generation:
             viewer.generation = self._repository.generation
-            events.append(_event("models", {"generation": viewer.generation}))
+            events.append(server_sent_event("models", {"generation": viewer.generation}))
         if viewer.batches:
-            events.append(_event("batches", viewer.take()))
+            events.append(server_sent_event("batches", viewer.take()))
         if is_turn:
-            events.append(_event("figures", [_figures(model) for model in self._repository.ready_models()]))
+            events.append(server_sent_event("figures", [_figures(model) for model in self._repository.ready_models()]))
         return events
 
     def _watch(self) -> None:
@@ -153,7 +153,3 @@ def _figures(model: Model) -> dict[str, Any]:
         "oldest_s": batcher.oldest_age_s(),
         "running": batcher.num_running,
     }
-
-
-def _event(name: str, value: object) -> str:
-    return f"event: {name}\ndata: {json.dumps(value, separators=(',', ':'))}\n\n"

@@ -4,11 +4,11 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import TypeVar
 
+from convoy.http_server import server_sent_event
 from trainer.errors import TrainerError
 from trainer.service.jobs import Event
 from trainer.service.json_values import event_json
@@ -27,7 +27,10 @@ async def server_sent(events: AsyncGenerator[Event]) -> AsyncIterator[str]:
         yield f"retry: {RECONNECT_MS}\n\n"
         try:
             async for event in found:
-                yield ": keep-alive\n\n" if event is None else _frame(event)
+                if event is None:
+                    yield ": keep-alive\n\n"
+                else:
+                    yield server_sent_event(event.kind, event_json(event), event.number)
         except TrainerError as error:  # the client connects again after its last event
             yield f": {str(error).splitlines()[0]}\n\n"
 
@@ -40,11 +43,6 @@ async def lines(chunks: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
                 yield chunk
         except TrainerError as error:
             yield f"error: {error}\n".encode()
-
-
-def _frame(event: Event) -> str:
-    data = json.dumps(event_json(event), separators=(",", ":"))
-    return f"id: {event.number}\nevent: {event.kind}\ndata: {data}\n\n"
 
 
 async def _with_pauses(items: AsyncGenerator[T], every_s: float) -> AsyncGenerator[T | None]:
