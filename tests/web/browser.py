@@ -61,3 +61,11 @@ def draw(page: Page, strokes: list[list[tuple[float, float]]]) -> None:
 
 ONE = [[(0.5, 0.15), (0.5, 0.85)]]
 SEVEN = [[(0.25, 0.2), (0.75, 0.2), (0.45, 0.85)]]
+
+
+def watch_errors(page: Page) -> list[str]:
+    """Returns a list that takes each error of the page's scripts, and what its policy refuses."""
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    return problems

@@ -5,12 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from playwright.sync_api import Browser
 
 from serving.config import ServeConfig
 from serving.server import Server
 from tests.serving.conftest import serve
+from tests.web.browser import open_browser
 from tests.web.models import write_digits, write_strange
 from trainer.data import Dataset
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +31,13 @@ def page_models(tmp_path_factory: pytest.TempPathFactory, mini: Dataset) -> Path
     return repository
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of images that users label; it does not exist at first."""
     return tmp_path_factory.mktemp("saved") / "corrected"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shown(page_models: Path, saved: Path) -> Iterator[Server]:
     """A server that shows its page and saves images."""
     for served in serve(config(page_models, save_images=saved)):

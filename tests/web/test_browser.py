@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from serving.server import Server
 from tests.serving.conftest import serve
-from tests.web.browser import ONE, SEVEN, draw, open_browser, open_section
+from tests.web.browser import ONE, SEVEN, draw, open_section, watch_errors
 from tests.web.conftest import config
 from tests.web.models import HOSTILE
 
@@ -24,20 +24,12 @@ DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as browser:
-        yield browser
-
-
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page whose errors, refused scripts and refused styles fail the test."""
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    problems = watch_errors(page)
     yield page
     context.close()
     assert [problem for problem in problems if "status of 40" not in problem] == []

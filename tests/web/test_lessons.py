@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from tests.trainer.service.service_process import Service, spec
 from tests.trainer.watch.fake_run import FakeRun
-from tests.web.browser import open_browser, open_section
+from tests.web.browser import open_section, watch_errors
 from trainer.records.mistakes import Mistake, write_mistakes
 from trainer.service.json_values import spec_json
 from trainer.watch.server import build_app
@@ -35,19 +35,11 @@ time.sleep(600)
 """
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as browser:
-        yield browser
-
-
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page whose errors, refused scripts and refused styles fail the test."""
     page = browser.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    problems = watch_errors(page)
     yield page
     page.close()
     assert problems == []
