@@ -17,6 +17,16 @@ def option(metavar: str, default: str = "") -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "(required)")
 
 
+def check_port(name: str, port: int) -> None:
+    """Checks that a port can exist; 0 stands for any that is free.
+
+    Raises:
+        ValueError: names the option and its valid values.
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"{name} {port}: must be between 0 and 65535")
+
+
 def explain_in_one_line(printed: str, prog: str) -> str:
     """Returns tyro's explanation of a faulty command line, several lines in a box or between rules, as one line.
 

@@ -113,7 +113,9 @@ def serve(config: ServiceConfig) -> int:
 
     Raises:
         ConfigError: an option is wrong, the store cannot be opened, or an address is in use.
+        ValueError: a port cannot exist.
     """
+    config.check_ports()
     if not config.is_local and config.token_file is None:
         raise ConfigError(f"--host {config.host}: whoever reaches the service runs programs; give --token-file")
     tls = TlsFiles(config.tls_certificate, config.tls_key) if config.tls_certificate and config.tls_key else None

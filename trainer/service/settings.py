@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from convoy.options import option
+from convoy.options import check_port, option
 from trainer.service.embedded import default_store, engine_folder
 
 
@@ -32,6 +32,15 @@ class ServiceConfig:
     """Certificate chain for TLS, PEM."""
     tls_key: Annotated[Path | None, option("FILE", "none")] = None
     """Its private key, PEM."""
+
+    def check_ports(self) -> None:
+        """Checks the ports.
+
+        Raises:
+            ValueError: names the option and its valid values.
+        """
+        for name in ("port", "http_port", "metrics_port"):
+            check_port(f"--{name.replace('_', '-')}", getattr(self, name))
 
     @property
     def is_local(self) -> bool:

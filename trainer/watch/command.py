@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from convoy.options import option
+from convoy.options import check_port, option
 from trainer.errors import ConfigError
 from trainer.watch.run import State, WatchedRun
 from trainer.watch.terminal import follow_in_lines, follow_in_table
@@ -29,8 +29,10 @@ def watch_runs(config: WatchConfig) -> int:
     """Runs `python -m trainer watch`.
 
     Raises:
-        ConfigError: a folder does not exist or holds no run; the page's port or packages are missing.
+        ConfigError: no folder is given, or one does not exist or holds no run; the page's port or packages are missing.
     """
+    if not config.runs:
+        raise ConfigError("which runs? Give their folders, or all of them with runs/*/")
     runs = [WatchedRun.open(path) for path in config.runs]
     if config.web:
         _serve(runs, config.port)
@@ -46,4 +48,8 @@ def _serve(runs: list[WatchedRun], port: int) -> None:
         from trainer.watch.server import serve_runs
     except ModuleNotFoundError as error:
         raise ConfigError(f"--web needs the package {error.name}: install convoy-vision[serving]") from error
+    try:
+        check_port("--port", port)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     serve_runs(runs, port)

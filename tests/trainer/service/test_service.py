@@ -170,6 +170,8 @@ def test_health_and_reflection(service: Service) -> None:
         (["--host", "0.0.0.0"], "give --token-file"),
         (["--tls-key", "key.pem"], "belong together"),
         (["--store", "/dev/null/x.db"], "cannot be opened"),
+        (["--port", "99999"], "--port 99999: must be between 0 and 65535"),
+        (["--http-port", "-1"], "--http-port -1: must be between 0 and 65535"),
     ],
 )
 def test_a_service_that_cannot_start_says_why(options: list[str], message: str, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 from tests.trainer.watch.fake_run import FakeRun
+from trainer.errors import ConfigError
 from trainer.records.mistakes import Mistake, write_mistakes
+from trainer.watch.command import WatchConfig, watch_runs
 
 
 @contextmanager
@@ -102,3 +104,11 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error: --port {port}: the port is not available")
+
+
+def test_a_port_that_cannot_exist_and_no_run_are_one_line(tmp_path: Path) -> None:
+    run = FakeRun(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"^--port 99999: must be between 0 and 65535$"):
+        watch_runs(WatchConfig(runs=[run.path], web=True, port=99999))
+    with pytest.raises(ConfigError, match=r"^which runs"):
+        watch_runs(WatchConfig(runs=[]))
