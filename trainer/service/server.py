@@ -27,7 +27,7 @@ from trainer.service.rest.app import build_app
 from trainer.service.rest.server import RestServer
 from trainer.service.servicer import Servicer
 from trainer.service.settings import ServiceConfig
-from trainer.service.store import JobStore
+from trainer.service.store import JobStore, StoreError
 
 logger = logging.getLogger("convoy.training")
 
@@ -102,9 +102,15 @@ class JobMetrics:
 
     def collect(self) -> Iterable[Metric]:
         gauge = GaugeMetricFamily("convoy_jobs", "Jobs in each state.", labels=["state"])
-        for state, number in self._store.count().items():
+        try:
+            counts = self._store.count()
+        except StoreError:  # the controller logs it, once
+            counts = {}
+        for state, number in counts.items():
             gauge.add_metric([state.value], number)
         yield gauge
+        available = float(bool(counts))
+        yield GaugeMetricFamily("convoy_job_store_available", "Whether the store of jobs answers.", value=available)
         yield GaugeMetricFamily("convoy_watched_jobs", "Jobs that somebody watches.", value=self._methods.num_watched)
 
 

@@ -235,7 +235,11 @@ def test_tokens_have_owners_and_the_store_may_go_for_a_while(tmp_path: Path) -> 
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
             assert refused.json()["error"].startswith("the store of the jobs cannot be used: ")
             assert api.get("/v1/health/ready").status_code == 503
+            metrics = httpx.get(f"http://{service.metrics}/metrics")
+            assert (metrics.status_code, "convoy_job_store_available 0.0" in metrics.text) == (200, True)
+            assert "convoy_jobs{" not in metrics.text
             (tmp_path / "gone").rename(state)
             assert api.get("/v1/jobs", headers=ada).json()["jobs"][0]["state"] == "SUCCEEDED"
+            assert 'convoy_jobs{state="SUCCEEDED"} 1.0' in httpx.get(f"http://{service.metrics}/metrics").text
     finally:
         service.kill()
