@@ -1,6 +1,8 @@
 """Reads a run's `metrics.jsonl`, which `trainer.sinks` writes."""
 
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,49 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return metrics
 
 
-def is_metric(value: Any) -> bool:
-    """Returns whether a line's content is that of a metric, of a step or an epoch."""
-    return isinstance(value, dict) and {"kind", "step", "epoch"} <= value.keys()
+@dataclass(frozen=True, slots=True)
+class NewMetrics:
+    """What a run has written since a reader's last look.
+
+    Args:
+        lines: without those that are no metrics.
+        offset: bytes of the file that have been read.
+        inode: of the file.
+        is_anew: whether the file is another one, or shorter, and the lines are its first.
+    """
+
+    lines: list[dict[str, Any]]
+    offset: int
+    inode: int
+    is_anew: bool
+
+
+def read_new_metrics(folder: Path, offset: int, inode: int | None = None) -> NewMetrics:
+    """Reads a run's metrics while the run writes them, up to a last line that is half-written.
+
+    A run that continues from a checkpoint writes the file anew.
+
+    Args:
+        offset: bytes that have been read before.
+        inode: of the file that was read before; None if the reader does not know it.
+
+    Raises:
+        OSError: there is no file yet, or it cannot be read.
+    """
+    with (folder / METRICS_FILE).open("rb") as file:
+        status = os.fstat(file.fileno())
+        is_anew = status.st_size < offset or inode not in (None, status.st_ino)
+        start = 0 if is_anew else offset
+        file.seek(start)
+        content = file.read()
+    end = content.rfind(b"\n") + 1
+    lines = [line for line in map(_parse, content[:end].splitlines()) if line is not None]
+    return NewMetrics(lines, start + end, status.st_ino, is_anew)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and {"kind", "step", "epoch"} <= value.keys() else None

@@ -1,12 +1,11 @@
 """Follows a run's `metrics.jsonl` while the run writes it."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
-from trainer.records.metrics import METRICS_FILE
+from trainer.records.metrics import read_new_metrics
 
 MAX_LINES = 200
 """Of one reading; those of steps in between are left out."""
@@ -45,21 +44,17 @@ class Progress:
             each other.
         """
         try:
-            with (run_folder / METRICS_FILE).open("rb") as file:
-                start = self.offset if file.seek(0, 2) >= self.offset else 0
-                file.seek(start)
-                content = file.read()
+            read = read_new_metrics(run_folder, self.offset)
         except OSError:
             return self, []
-        end = content.rfind(b"\n") + 1  # a line may be half-written
-        new = [line for line in map(_parse, content[:end].splitlines()) if line is not None and self._is_news(line)]
+        new = [line for line in read.lines if self._is_news(line)]
         kept = [line for line, after in zip_longest(new, new[1:]) if not _is_covered(line, after)]
         figures = dict(self.figures)
         for line in kept:
             figures |= line
         step = max([self.step, *(line["step"] for line in kept)])
         epoch = max([self.epoch, *(line["epoch"] for line in kept if line["kind"] == "epoch")])
-        return type(self)(start + end, step, epoch, figures), kept[-MAX_LINES:]
+        return type(self)(read.offset, step, epoch, figures), kept[-MAX_LINES:]
 
     def _is_news(self, line: dict[str, Any]) -> bool:
         match line["kind"]:
@@ -72,11 +67,3 @@ class Progress:
 
 def _is_covered(line: dict[str, Any], after: dict[str, Any] | None) -> bool:
     return line["kind"] == "step" and after is not None and after["kind"] == "step"
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) and {"kind", "step", "epoch"} <= value.keys() else None

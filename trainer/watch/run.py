@@ -1,7 +1,6 @@
 """Reads how far a run is from its folder, while another process trains it. Imports no torch, which takes seconds."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from trainer.errors import ConfigError
 from trainer.files import is_locked
 from trainer.paths import FAILURE_FILE, LOCK_FILE, RESULT_FILE
-from trainer.records.metrics import METRICS_FILE, is_metric
+from trainer.records.metrics import METRICS_FILE, read_new_metrics
 
 
 class State(StrEnum):
@@ -38,7 +37,7 @@ class WatchedRun:
     state: State = State.RUNNING
     reason: str = ""
     lines: list[dict[str, Any]] = field(default_factory=list)
-    _inode: int = 0
+    _inode: int | None = None
     _offset: int = 0
 
     @classmethod
@@ -74,19 +73,14 @@ class WatchedRun:
         """
         self.state, self.reason = self._look_at_state()  # first: after an end there are no more lines
         try:
-            with (self.path / METRICS_FILE).open("rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_ino != self._inode or status.st_size < self._offset:
-                    self.lines, self._inode, self._offset = [], status.st_ino, 0
-                file.seek(self._offset)
-                content = file.read()
+            read = read_new_metrics(self.path, self._offset, self._inode)
         except OSError:  # not written yet
             return []
-        end = content.rfind(b"\n") + 1  # a line may be half-written
-        self._offset += end
-        new = [line for line in map(_parse, content[:end].splitlines()) if line is not None]
-        self.lines += new
-        return new
+        if read.is_anew:
+            self.lines = []
+        self._offset, self._inode = read.offset, read.inode
+        self.lines += read.lines
+        return read.lines
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """Returns the lines of steps, of epochs, or of the result."""
@@ -149,11 +143,3 @@ class WatchedRun:
             return ""
         has_continued = metrics.exists() and metrics.stat().st_mtime > failed_at
         return "" if has_continued else message.partition("\n")[0]
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if is_metric(value) else None
