@@ -2,7 +2,7 @@
 
 import { css, h, number, svg } from "./ui.js";
 
-const LEFT = 52;
+const LEFT = 64; // for numbers such as 10,000 beside the name of the axis
 const RIGHT = 12;
 const TOP = 10;
 const BOTTOM = 38;
