@@ -1,8 +1,8 @@
 """Files of credentials that are read when a process starts, and again when they change.
 
 Kubernetes swaps a symbolic link when it rotates a secret, and people edit files in place. The files are small: at most
-once a second, the thread that needs their value reads them. A look has three answers: the files are there, one is gone,
-or they cannot be used (unreadable, or invalid). Each change of the answer is logged once.
+once a second, the thread that needs their value reads them. A check has one of three results: the files are there, one
+is gone, or they cannot be used (unreadable, or invalid). Each change of the result is logged once.
 """
 
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 CHECK_INTERVAL_S = 1.0
-"""Pause between two looks at the files."""
+"""Pause between two checks of the files."""
 KEEP_S = 300.0
 """How long a value that may be revoked outlives files that cannot be used: time to mend them, and a bound."""
 

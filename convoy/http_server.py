@@ -13,7 +13,7 @@ BACKLOG = 2048
 
 
 def open_listener(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """Returns a socket that listens; on an IPv6 address that means all, for IPv4 too.
+    """Returns a listening socket. On `::`, all addresses of IPv6, it listens on those of IPv4 too.
 
     Args:
         port: 0 for any that is free.

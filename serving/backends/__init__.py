@@ -39,7 +39,7 @@ class Instance:
 
     Args:
         opened: what `load` has returned.
-        inputs: of the configuration; `outputs` as well.
+        inputs, outputs: as the configuration lists them.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Shows what the first layers of an ONNX classifier make of an image: one session with their outputs as well.
+"""The feature maps of an ONNX classifier's first layers, from a session that has their outputs, too.
 
-Opened when somebody asks for it, beside the instances that serve, on one CPU thread. The graph in the file stays as it
-is: messages of Protocol Buffers that follow each other are merged, so that outputs can be appended to the bytes.
+The session opens when a page asks for the maps, beside the instances that serve, on one CPU thread. The file stays as
+it is: Protocol Buffers merge messages that follow each other, so outputs can be appended to the file's bytes in memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +33,8 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """The pixels of the image that one value of a map depends on: `start + stride * index`, and `size` of them.
+class ReceptiveField:
+    """The pixels of the image that one value of a map depends on: `size` of them, from `start + stride * index` on.
 
     Args:
         size, stride, start: by rows and columns.
@@ -44,8 +44,8 @@ class Field:
     stride: tuple[int, int] = (1, 1)
     start: tuple[int, int] = (0, 0)
 
-    def after(self, node: pb.Node) -> "Field":
-        """Returns the field of a layer that slides a window over this one."""
+    def after(self, node: pb.Node) -> "ReceptiveField":
+        """Returns the receptive field of a layer that slides a window over this one."""
         attributes = {attribute.name: attribute for attribute in node.attribute}
         kernel = _pair(attributes, "kernel_shape", 1)
         strides, dilations, pads = (_pair(attributes, name, default) for name, default in _DEFAULTS)
@@ -57,7 +57,7 @@ class Field:
             )
             for axis in (0, 1)
         )
-        return Field((rows[0], columns[0]), (rows[1], columns[1]), (rows[2], columns[2]))
+        return ReceptiveField((rows[0], columns[0]), (rows[1], columns[1]), (rows[2], columns[2]))
 
 
 _DEFAULTS = (("strides", 1), ("dilations", 1), ("pads", 0))
@@ -65,7 +65,7 @@ _DEFAULTS = (("strides", 1), ("dilations", 1), ("pads", 0))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """What one layer makes of an image.
+    """The feature maps that one layer computes of an image.
 
     Args:
         operation: in ONNX's words.
@@ -75,7 +75,7 @@ class Layer:
     """
 
     operation: str
-    field: Field
+    field: ReceptiveField
     num_maps: int
     maps: Array
     filters: Array | None
@@ -119,7 +119,7 @@ class OnnxLayers:
             if output.ndim == 4
         ]
 
-    def _layer(self, node: pb.Node, field: Field, output: Array) -> Layer:
+    def _layer(self, node: pb.Node, field: ReceptiveField, output: Array) -> Layer:
         step = max(1, -(-max(output.shape[1:]) // MAX_SIDE))
         maps = np.ascontiguousarray(output[:MAX_MAPS, ::step, ::step], np.float32)
         if step > 1:
@@ -130,19 +130,19 @@ class OnnxLayers:
         return Layer(operation=node.op_type, field=field, num_maps=len(output), maps=maps, filters=filters)
 
 
-def _first_layers(graph: pb.Graph, given: set[str]) -> Iterator[tuple[pb.Node, Field]]:
+def _first_layers(graph: pb.Graph, given: set[str]) -> Iterator[tuple[pb.Node, ReceptiveField]]:
     """Yields the first layers that slide over the image, and the activations after them, with their fields.
 
     Args:
         given: names of the weights.
     """
-    fields: dict[str, Field] = {}
+    fields: dict[str, ReceptiveField] = {}
     num_layers = 0
     for node in graph.node:
         inputs = [name for name in node.input if name and name not in given]
         known = [fields[name] for name in inputs if name in fields]
         if not known and len(inputs) == 1 and not fields:
-            known = [Field()]  # the image itself
+            known = [ReceptiveField()]  # the image itself
         if not known or len(known) < len(inputs) or node.op_type not in (*_SLIDING, *_POINTWISE):
             continue
         field = max(known, key=lambda each: each.size)

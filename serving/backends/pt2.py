@@ -1,6 +1,6 @@
 """Models of torch.export, and packages that AOTInductor compiled from them, on the CPU or on one GPU.
 
-Both are files `model.pt2`. To open one is to run its code: torch evaluates expressions in it and may unpickle it, and a
+Both are files `model.pt2`. Opening one runs its code: torch evaluates expressions in it and may unpickle it, and a
 package holds machine code.
 """
 

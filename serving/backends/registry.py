@@ -35,7 +35,7 @@ class BackendType:
         backend: the name in `config.pbtxt`, Triton's where Triton has such a backend.
         platform: Triton's older name; empty for none.
         filename: the model's file, if the configuration names none.
-        runs_code: whether to load a model is to run code from its folder.
+        runs_code: whether loading a model runs code from its folder.
         describe: None if the backend's files do not describe their tensors.
     """
 
@@ -78,7 +78,7 @@ OWN = (ONNX, TORCHSCRIPT, PT2, PYTHON)
 
 
 def find_own(backend: str, platform: str) -> list[BackendType]:
-    """Returns our backends of these names; of any, if both are empty.
+    """Returns our backends that match both names; an empty name matches any.
 
     Args:
         backend: Triton's name, or that of the entry point.

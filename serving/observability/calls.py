@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 INFER = "ModelInfer"
 UNKNOWN = "unknown"
-"""Method of requests that no route fits, or that are no HTTP."""
+"""Method of requests that match no route, or are not HTTP."""
 
 METHODS_OF_ENDPOINTS = {
     "InferEndpoint": INFER,
@@ -42,7 +42,7 @@ METHODS_OF_ENDPOINTS = {
 
 
 def method_of(endpoint: object) -> str:
-    """Returns the method of an endpoint of HTTP: a function, or an object."""
+    """Returns the method under which the calls of an HTTP endpoint, a function or an object, are counted."""
     name = getattr(endpoint, "__name__", type(endpoint).__name__)
     return METHODS_OF_ENDPOINTS.get(name, name)
 
@@ -70,7 +70,7 @@ class Calls:
             latencies.add(seconds)
 
     def counted(self, method: str, handler: Callable[P, T]) -> Callable[P, T]:
-        """Returns a handler that does the same, and is counted."""
+        """Wraps a handler, so that its calls are counted."""
 
         @wraps(handler)
         def handle(*args: P.args, **kwargs: P.kwargs) -> T:

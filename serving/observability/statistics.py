@@ -60,7 +60,7 @@ class Latencies:
 
     Args:
         counts: requests in each interval between `LATENCY_BOUNDS_S`, the last one open-ended; not cumulative.
-        seconds: of all of them.
+        seconds: the sum of their durations.
     """
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
