@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 from tests.e2e.test_training import started, wait_for_line
+from trainer.cli import study_command
 
 pytestmark = pytest.mark.slow
 
@@ -106,12 +107,16 @@ def test_ranks_share_the_networks_and_the_main_rank_writes_all_results(tmp_path:
     assert [json.loads(line)["key"] for line in lines] == ["width 1, repeat 0", "width 2, repeat 0"]
 
 
-def test_wrong_options_are_errors_of_one_line(tmp_path: Path, data_dir: Path) -> None:
-    done = run("seed")
-    assert done.returncode == 2
-    assert done.stderr == "error: no study 'seed': did you mean seeds?\n"
-    done = run("sweep", "--grid", "lr=1,2", *small(data_dir, tmp_path / "study"))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: no field 'lr': did you mean param_groups.stem.lr")
-    assert done.stderr.count("\n") == 1
-    assert "regression" in run("--help").stdout
+def test_wrong_options_are_errors_of_one_line(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prog = "python -m trainer study"
+    assert study_command(["seed"], prog) == 2
+    assert capsys.readouterr().err == "error: no study 'seed': did you mean seeds?\n"
+    with pytest.raises(SystemExit, match="2"):
+        study_command(["sweep", "--grid", "lr=1,2", *small(data_dir, tmp_path / "study")], prog)
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: no field 'lr': did you mean param_groups.stem.lr")
+    assert printed.count("\n") == 1
+    assert study_command(["--help"], prog) == 0
+    assert "regression" in capsys.readouterr().out

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, clean_environment
+from trainer.cli import train_command
 from trainer.files import locked
 from trainer.paths import LOCK_FILE
 
@@ -75,23 +76,42 @@ def ranks_of(process: "subprocess.Popen[str]") -> list[int]:
     return sorted(children)
 
 
+def train_here(capsys: pytest.CaptureFixture[str], *arguments: str, data_dir: Path) -> tuple[int, str, str]:
+    """Trains on `mnist-mini` by a command line in this process. Returns its exit code, output and errors."""
+    capsys.readouterr()
+    known = ["--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu", "--no-export"]
+    with pytest.raises(SystemExit) as left:
+        train_command([*known, *arguments])
+    assert isinstance(left.value.code, int)
+    return left.value.code, *capsys.readouterr()
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4])
-def finished(request: pytest.FixtureRequest, runs: Path, run_trainer: RunTrainer) -> tuple[int, Path, str]:
-    """A run of two epochs with 1, 2 and 4 ranks."""
-    ranks: int = request.param
-    folder = runs / f"ranks-{ranks}"
-    done = run_trainer("--epochs", "2", "--precision", "float32", "--run-dir", str(folder), ranks=ranks)
-    assert done.returncode == 0, done.stderr
-    return ranks, folder, done.stdout
+TWO_EPOCHS = ("--epochs", "2", "--precision", "float32")
+EACH_WORLD_SIZE = pytest.mark.parametrize("ranks", [1, 2, 4])
 
 
-def test_a_run_leaves_a_complete_folder(finished: tuple[int, Path, str]) -> None:
-    ranks, folder, output = finished
+@pytest.fixture(scope="module")
+def finished(runs: Path, run_trainer: RunTrainer) -> Callable[[int], tuple[Path, str]]:
+    """The folder and the output of a run of two epochs, by its number of ranks."""
+
+    @functools.cache
+    def run(ranks: int) -> tuple[Path, str]:
+        folder = runs / f"ranks-{ranks}"
+        done = run_trainer(*TWO_EPOCHS, "--run-dir", str(folder), ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        return folder, done.stdout
+
+    return run
+
+
+@EACH_WORLD_SIZE
+def test_a_run_leaves_a_complete_folder(ranks: int, finished: Callable[[int], tuple[Path, str]]) -> None:
+    folder, output = finished(ranks)
     result = result_of(folder)
     assert result["world_size"] == ranks
     assert result["recipe"] == "mnist"
@@ -112,32 +132,37 @@ def test_a_run_leaves_a_complete_folder(finished: tuple[int, Path, str]) -> None
     assert f"{ranks} rank{'s' if ranks > 1 else ''} on cpu" in output
 
 
-def test_the_number_of_ranks_changes_nothing_but_rounding(finished: tuple[int, Path, str], runs: Path) -> None:
-    _, folder, _ = finished
-    alone = (runs / "ranks-1" / "metrics.jsonl").read_text().splitlines()
-    here = (folder / "metrics.jsonl").read_text().splitlines()
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_number_of_ranks_changes_nothing_but_rounding(
+    ranks: int, finished: Callable[[int], tuple[Path, str]]
+) -> None:
+    alone, here = ((finished(number)[0] / "metrics.jsonl").read_text().splitlines() for number in (1, ranks))
     for a, b in zip(map(json.loads, alone), map(json.loads, here), strict=True):
         for name in ("loss", "train_loss", "accuracy", "train_accuracy"):
             if name in a:
                 assert a[name] == pytest.approx(b[name], rel=0.02), (a, b)
 
 
-def test_the_evaluation_on_test_images_is_in_the_ledger(finished: tuple[int, Path, str], runs: Path) -> None:
-    _, folder, _ = finished
+@EACH_WORLD_SIZE
+def test_the_evaluation_on_test_images_is_in_the_ledger(
+    ranks: int, finished: Callable[[int], tuple[Path, str]], runs: Path
+) -> None:
+    folder, _ = finished(ranks)
     entries = [json.loads(line) for line in (runs / "ledger.jsonl").read_text().splitlines()]
     result = result_of(folder)
     mine = [entry for entry in entries if entry["weights_sha256"] == result["weights_sha256"]]
     assert [entry["num_errors"] for entry in mine] == [result["test_errors"]]
 
 
-def test_a_complete_run_is_not_trained_again(
-    runs: Path, run_trainer: RunTrainer, finished: tuple[int, Path, str]
+def test_ranks_do_not_train_a_complete_run_again(
+    run_trainer: RunTrainer, finished: Callable[[int], tuple[Path, str]]
 ) -> None:
-    ranks, folder, _ = finished
+    """Neither does one process: see `test_the_folder_of_another_run_is_refused`."""
+    folder, _ = finished(2)
     before = (folder / "result.json").read_bytes()
-    done = run_trainer("--epochs", "2", "--precision", "float32", "--run-dir", str(folder), ranks=ranks)
+    done = run_trainer(*TWO_EPOCHS, "--run-dir", str(folder), ranks=2)
     assert done.returncode == 0
-    assert "complete" in done.stdout
+    assert done.stdout.count(f"{folder} is complete; nothing to do.") == 1
     assert (folder / "result.json").read_bytes() == before
 
 
@@ -258,13 +283,13 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_step(
 
 
 def test_weights_that_diverged_in_the_last_step_are_not_evaluated_on_test_images(
-    tmp_path: Path, run_trainer: RunTrainer
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only the validation loss shows it."""
     arguments = ("--global-batch-size", "4500", "--lr-scale", "1e30", "--run-dir", str(tmp_path / "run"))
-    done = run_trainer("--epochs", "1", *arguments)
-    assert done.returncode == 5
-    assert re.search(r"^error: training diverged: the validation loss is (nan|inf) after epoch 1", done.stderr, re.M)
+    code, _, errors = train_here(capsys, "--epochs", "1", *arguments, data_dir=data_dir)
+    assert code == 5
+    assert re.search(r"^error: training diverged: the validation loss is (nan|inf) after epoch 1", errors, re.M)
     assert not (tmp_path / "ledger.jsonl").exists()
 
 
@@ -279,16 +304,18 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=list(MISTAKES))
 def test_a_users_mistake_is_one_line(
-    arguments: list[str], message: str, tmp_path: Path, run_trainer: RunTrainer
+    arguments: list[str], message: str, tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = run_trainer("--run-dir", str(tmp_path / "run"), *arguments)
-    if "--device" in arguments and done.returncode == 0:
+    if "--device" in arguments and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    assert done.returncode in (2, 3)
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert not (tmp_path / "run").exists()
+    folder = tmp_path / "run"
+    code, printed, errors = train_here(capsys, "--run-dir", str(folder), *arguments, data_dir=data_dir)
+    assert code in (2, 3)
+    assert printed == ""
+    assert errors.count("\n") == 1
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert not folder.exists()
 
 
 def test_more_ranks_than_images_in_a_step_are_refused_once(tmp_path: Path, run_trainer: RunTrainer) -> None:
@@ -297,19 +324,22 @@ def test_more_ranks_than_images_in_a_step_are_refused_once(tmp_path: Path, run_t
     assert done.stderr.count("error: 2 ranks for a global batch of 1") == 1
 
 
-def test_the_folder_of_another_run_is_refused(tmp_path: Path, run_trainer: RunTrainer) -> None:
+def test_the_folder_of_another_run_is_refused(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
-    assert run_trainer("--epochs", "1", "--run-dir", str(folder)).returncode == 0
+
+    def train(*arguments: str) -> tuple[int, str, str]:
+        return train_here(capsys, "--epochs", "1", "--run-dir", str(folder), *arguments, data_dir=data_dir)
+
+    assert train()[0] == 0
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for change, named in ((["--epochs", "2"], "recipe.epochs is 1, not 2"), (["--seed", "3"], "seed is 0, not 3")):
-        done = run_trainer("--epochs", "1", *change, "--run-dir", str(folder))
-        assert (done.returncode, done.stdout) == (2, "")  # before anything is built or printed
-        assert named in done.stderr
-    done = run_trainer("--epochs", "1", "--resume", "never", "--run-dir", str(folder))
-    assert (done.returncode, done.stdout) == (2, "")
-    done = run_trainer("--epochs", "1", "--run-dir", str(folder))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{folder} is complete; nothing to do. Its report: {folder}/report.html\n"
+        code, printed, errors = train(*change)
+        assert (code, printed) == (2, "")  # before anything is built or printed
+        assert named in errors
+    assert train("--resume", "never")[:2] == (2, "")
+    assert train() == (0, f"{folder} is complete; nothing to do. Its report: {folder}/report.html\n", "")
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

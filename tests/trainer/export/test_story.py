@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, clean_environment
+from convoy import cli
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 50, 40)}
 
@@ -27,25 +25,23 @@ def colours(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def convoy(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    known = ["--model-repository", str(tmp_path / "models"), "--data-dir", str(tmp_path / "data")]
-    return subprocess.run(
-        [sys.executable, "-m", "convoy", *arguments, *known],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
 @pytest.mark.slow
-def test_a_bad_model_does_not_replace_a_good_one(colours: Path, tmp_path: Path) -> None:
+def test_a_bad_model_does_not_replace_a_good_one(
+    colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands run in this process: only the first one waits for torch's exporters."""
+
+    def convoy(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.run([*arguments, "--model-repository", str(tmp_path / "models"), "--data-dir", str(tmp_path / "data")])
+        assert isinstance(left.value.code, int)
+        return left.value.code, *capsys.readouterr()
+
     train = ["train", str(colours), "--recipe", "cifar10-lenet5", "--image-size", "32", "--global-batch-size", "8"]
     train += ["--device", "cpu", "--precision", "float32", "--name", "colours"]
-    good = convoy(tmp_path, *train, "--lr-scale", "2", "--epochs", "20", "--run-dir", str(tmp_path / "runs/good"))
-    assert good.returncode == 0, good.stdout + good.stderr
+    code, output, errors = convoy(*train, "--lr-scale", "2", "--epochs", "20", "--run-dir", str(tmp_path / "runs/good"))
+    assert code == 0, output + errors
     versions = tmp_path / "models/colours"
     manifest = json.loads((versions / "1/manifest.json").read_text())
     assert manifest["metrics"]["val_errors"] == 0
@@ -53,28 +49,28 @@ def test_a_bad_model_does_not_replace_a_good_one(colours: Path, tmp_path: Path) 
     run = tmp_path / "runs/bad"
     # With this seed the network assigns every image to one class before its first step, and never leaves it.
     train_bad = [*train, "--lr-scale", "1e-6", "--seed", "6", "--epochs", "1", "--run-dir", str(run)]
-    bad = convoy(tmp_path, *train_bad)
-    assert bad.returncode == 6
-    assert bad.stderr.startswith("error: colours is not published: it assigns every image to the class 'green', ")
-    assert bad.stderr.count("\n") == 1
-    assert "--promote publishes it all the same; the run is complete" in bad.stderr
+    code, _, errors = convoy(*train_bad)
+    assert code == 6
+    assert errors.startswith("error: colours is not published: it assigns every image to the class 'green', ")
+    assert errors.count("\n") == 1
+    assert "--promote publishes it all the same; the run is complete" in errors
     command = f"python -m trainer export {run} --model-repository {tmp_path / 'models'} --promote"
-    assert bad.stderr.endswith(f": {command}\n")
+    assert errors.endswith(f": {command}\n")
     assert json.loads((run / "result.json").read_text())["exported"] is None
     assert (run / "report.html").exists()
     assert not (versions / "2").exists()
-    again = convoy(tmp_path, *train_bad)  # as Kubernetes or a job's retry does
-    assert (again.returncode, again.stderr) == (6, bad.stderr)
-    assert f"\n{run} is complete but not exported\nexporting colours: " in again.stdout
-    assert "epoch 1/" not in again.stdout
-    promoted = convoy(tmp_path, *train_bad, "--promote")
-    assert promoted.returncode == 0, promoted.stderr
-    assert "warning: --promote publishes colours, although it " in promoted.stdout
+    code, output, errors_again = convoy(*train_bad)  # as Kubernetes or a job's retry does
+    assert (code, errors_again) == (6, errors)
+    assert f"\n{run} is complete but not exported\nexporting colours: " in output
+    assert "epoch 1/" not in output
+    code, output, errors = convoy(*train_bad, "--promote")
+    assert code == 0, errors
+    assert "warning: --promote publishes colours, although it " in output
     quality = json.loads((versions / "2/manifest.json").read_text())["quality"]
     assert (quality["compared_with"], quality["promoted"]) == (1, True)
     assert json.loads((run / "result.json").read_text())["exported"] == str(versions / "2")
     shutil.rmtree(versions / "2")  # withdrawn: it is not published again
-    done = convoy(tmp_path, *train_bad)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith(f"\n{run} is complete; nothing to do. Its report: {run}/report.html\n")
+    code, output, errors = convoy(*train_bad)
+    assert (code, errors) == (0, "")
+    assert output.endswith(f"\n{run} is complete; nothing to do. Its report: {run}/report.html\n")
     assert not (versions / "2").exists()
