@@ -95,11 +95,11 @@ class SharedMemory:
     """The regions that clients have registered. Thread-safe.
 
     Args:
-        max_tensor_bytes: of an input, as of a message.
+        max_bytes: of all inputs of a request, as of a message.
     """
 
-    def __init__(self, max_tensor_bytes: int) -> None:
-        self._max_tensor_bytes = max_tensor_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._regions: dict[str, Region] = {}
 
@@ -150,24 +150,32 @@ class SharedMemory:
         """Returns a request with the inputs that it has in shared memory, and the places of its outputs.
 
         Raises:
-            InvalidArgument: a range is not inside its region, or an input has data as well.
+            InvalidArgument: a range is not inside its region, an input has data as well, or the inputs are too large.
             NotFound: a region is not registered.
         """
+        # Before any is read: a short request may name one region a thousand times.
+        num_bytes = sum(self._check_input(given, given.shared) for given in request.inputs if given.shared is not None)
+        if num_bytes > self._max_bytes:
+            raise InvalidArgument(
+                f"the inputs have {num_bytes} bytes in shared memory: at most {self._max_bytes} are accepted "
+                "(--max-message-bytes)"
+            )
         inputs = [given if given.shared is None else self._read(given, given.shared) for given in request.inputs]
         outputs = [
             output if output.shared is None else self._place(output, output.shared) for output in request.outputs
         ]
         return replace(request, inputs=inputs, outputs=outputs)
 
-    def _read(self, given: InferInput, shared: SharedRange) -> InferInput:
+    def _check_input(self, given: InferInput, shared: SharedRange) -> int:
+        """Checks an input. Returns its number of bytes."""
         if len(given.data):
             raise InvalidArgument(f"input {quote(given.name)} is in shared memory and has data: expected one of them")
+        self._checked(f"input {quote(given.name)}", shared)
+        num_bytes: int = shared.num_bytes
+        return num_bytes
+
+    def _read(self, given: InferInput, shared: SharedRange) -> InferInput:
         region = self._checked(f"input {quote(given.name)}", shared)
-        if shared.num_bytes > self._max_tensor_bytes:
-            raise InvalidArgument(
-                f"input {quote(given.name)} has {shared.num_bytes} bytes in shared memory: at most "
-                f"{self._max_tensor_bytes} are accepted (--max-message-bytes)"
-            )
         return replace(given, data=region.read(shared.offset, shared.num_bytes))
 
     def _place(self, output: RequestedOutput, shared: SharedRange) -> RequestedOutput:

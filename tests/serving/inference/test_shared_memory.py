@@ -27,7 +27,7 @@ def block() -> Iterator[Block]:
 @pytest.fixture
 def memory(block: Block) -> SharedMemory:
     """With a region of bytes 2 to 8."""
-    made = SharedMemory(max_tensor_bytes=5)
+    made = SharedMemory(max_bytes=5)
     made.register("r", f"/{block.name}", 2, 6)
     return made
 
@@ -68,6 +68,19 @@ def test_ranges_outside_a_region_are_refused(memory: SharedMemory, shared: Share
     if "accepted" not in reason:
         with pytest.raises(InvalidArgument, match=reason.replace("input 'x'", "output 'y'")):
             memory.resolve(asking(wanted=shared))
+
+
+def test_all_inputs_together_are_bounded_before_one_is_read(
+    memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request of 10 KB that named a region of 60 MB a hundred times took 6 GB."""
+    request = asking(given=SharedRange("r", 0, 3))
+    read: list[str] = []
+    monkeypatch.setattr(shared_memory.Region, "read", lambda region, offset, num_bytes: read.append(region.name))
+    request.inputs *= 2
+    with pytest.raises(InvalidArgument, match="the inputs have 6 bytes in shared memory: at most 5 are accepted"):
+        memory.resolve(request)
+    assert read == []
 
 
 def test_a_region_that_is_not_registered(memory: SharedMemory) -> None:
