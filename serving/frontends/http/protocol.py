@@ -15,6 +15,18 @@ from serving.observability.refusals import Refusals
 
 MAX_HEAD_BYTES = 64 << 10
 """Of an incomplete request line with headers, or of trailers; the same limit as uvicorn sets for h11."""
+MAX_HEADERS = 256
+"""Of a request. Each takes fifty times its bytes if it is short."""
+MAX_PIPELINED = 256
+"""Requests that wait on a connection. Further ones are not read, and the connection ends after those that are."""
+
+
+class _HeadTooLarge(Exception):
+    """A request has too many headers."""
+
+
+class _PipelineFull(Exception):
+    """Too many requests wait on a connection."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -44,6 +56,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._has_served = False
         self._is_receiving = False  # a request has begun, and not ended
         self._is_in_head = False
+        self._is_full = False  # no more requests are read
         self._reading, self._writing = RateWindow(), RateWindow()
         self._num_unsent = 0
         self.waits_since = 0.0
@@ -63,7 +76,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._exchange.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_full:
             return
         self._num_received += len(data)
         if self._head and data.startswith(self._head) and self._is_repeated(data):
@@ -81,8 +94,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self.send_400_response("the request is not HTTP/1.1")
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _PipelineFull):
+                self._is_full = True
+                self.cycle.keep_alive = False  # of the last one that waits
+            elif isinstance(error.__context__, _HeadTooLarge):
+                self.send_400_response(f"the request has more than {MAX_HEADERS} headers")
+            else:
+                self.send_400_response("the request is not HTTP/1.1")
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Parses a request again as if it did not offer another protocol: httptools takes its body for that protocol.
@@ -151,9 +170,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.waits_since = self.loop.time()
         self._is_in_head = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_in_head:
+            return  # a trailer: it must not pass for a header that has been checked
+        if len(self.headers) >= MAX_HEADERS:
+            raise _HeadTooLarge
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         if self._offers_upgrade():
             return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise _PipelineFull
         self._num_pending_bytes = 0
         self._is_in_head = False
         self._reading.start(self.loop.time(), self._num_received)

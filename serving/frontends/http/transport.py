@@ -36,7 +36,9 @@ class GentleTransport:
         return self._is_lingering or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Sends data at the end of this turn."""
+        """Sends data at the end of this turn; nothing more on a connection that closes."""
+        if self.is_closing():
+            return
         if not self._parts:
             self._loop.call_soon(self._flush)
         self._parts.append(data)
@@ -63,5 +65,5 @@ class GentleTransport:
 
     def _flush(self) -> None:
         parts, self._parts = self._parts, []
-        if parts:
+        if parts and not self._transport.is_closing():  # by its client, in this turn
             self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 from serving.frontends.http import HttpFrontend
-from serving.frontends.http.protocol import MAX_HEAD_BYTES
+from serving.frontends.http.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from tests.serving.fake_repository import PATIENCE_S
 
 REQUEST = b"GET /v2 HTTP/1.1\r\nHost: x\r\n"
@@ -63,6 +64,46 @@ def test_pipelined_requests_of_any_total_size_are_served(connection: socket.sock
     while received.count(b"HTTP/1.1 200 ") < count:
         received += connection.recv(1 << 16)
         assert b"HTTP/1.1 400 " not in received
+
+
+def test_requests_beyond_those_that_wait_are_not_read(connection: socket.socket) -> None:
+    """13,000 requests in one piece took 9 MB of a connection."""
+    connection.sendall((REQUEST + b"\r\n") * (2 * MAX_PIPELINED))
+    received = b""
+    while piece := connection.recv(1 << 16):
+        received += piece
+    assert received.count(b"HTTP/1.1 ") == received.count(b"HTTP/1.1 200 ") == MAX_PIPELINED + 1
+    assert received.count(b"connection: close") == 1
+
+
+def test_too_many_headers_are_refused(connection: socket.socket) -> None:
+    """Empty ones, of which 64 kB took a megabyte for as long as the request."""
+    assert exchange(connection, REQUEST + b"a:\r\n" * (MAX_HEADERS - 1) + b"\r\n")[0] == 200
+    status, headers, body = exchange(connection, REQUEST + b"a:\r\n" * MAX_HEADERS + b"\r\n")
+    assert (status, headers[b"connection"]) == (400, b"close")
+    assert json.loads(body) == {"error": f"the request has more than {MAX_HEADERS} headers"}
+
+
+def test_trailers_are_no_headers(connection: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quota of bytes and others read the headers again once the body is there."""
+    seen: list[bytes] = []
+    monkeypatch.setattr(
+        "serving.frontends.http.admin.count_decompressed",
+        lambda scope, body: seen.extend(name for name, _ in scope["headers"]),
+    )
+    status, _, _ = exchange(connection, CHUNKED + b"2\r\n{}\r\n0\r\nContent-Encoding: gzip\r\n\r\n")
+    assert (status, seen) == (200, [b"host", b"transfer-encoding"])
+
+
+def test_a_response_that_is_late_for_its_connection_is_no_error(
+    connection: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of a body is malformed in the same piece as its request, whose handler has not begun."""
+    caplog.set_level(logging.WARNING)
+    status, headers, _ = exchange(connection, CHUNKED.replace(b"index", b"no/where") + b"2\r\n{}x")
+    assert (status, headers[b"connection"]) == (400, b"close")
+    assert connection.recv(1) == b""
+    assert caplog.records == []
 
 
 def exchange(connection: socket.socket, request: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
