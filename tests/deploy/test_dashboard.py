@@ -28,7 +28,7 @@ DASHBOARD = json.loads((DEPLOY / "monitoring/grafana-dashboard.json").read_text(
 QUERIES = {
     f"{panel['title']}, {target['refId']}": target["expr"]
     for panel in DASHBOARD["panels"]
-    for target in panel["targets"]
+    for target in panel.get("targets", ())
 }
 
 

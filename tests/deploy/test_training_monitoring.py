@@ -25,7 +25,7 @@ def rules() -> list[Object]:
 
 
 def queries() -> list[str]:
-    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
 
 
 def test_every_metric_exists() -> None:
