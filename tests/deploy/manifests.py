@@ -43,6 +43,7 @@ COMPOSITIONS: dict[str, tuple[str, ...]] = {name: (f"overlays/{name}",) for name
     "prod-cpu with auth": ("overlays/prod-cpu", "components/auth", "components/pull-secret"),
     "pipeline with arm64": ("overlays/pipeline", "components/arm64"),
     "prod-cpu with remote-models": ("overlays/prod-cpu", "components/remote-models"),
+    "jobs with monitoring": ("overlays/jobs", "components/monitoring-jobs", "components/pull-secret"),
     "prod-gpu with mig": ("overlays/prod-gpu", "after", "components/mig", "components/runtime-class"),
     "train-cpu with spot": ("overlays/train-cpu", "components/spot"),
     "train-gpu with rdma": ("overlays/train-gpu", "after", "components/rdma", "components/runtime-class"),

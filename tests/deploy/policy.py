@@ -15,6 +15,9 @@ CLUSTER_SCOPED = {
     "ClusterTrainingRuntime",
 }
 DEFAULTS = {field.name: field.default for field in fields(ServeConfig)}
+FIRST_COPY_S = 1800
+"""A server that copies its models opens its ports after the first copy."""
+NODE_LOCAL_DNS = "169.254.20.10/32"
 ONE_NODE = ["ReadWriteOnce"]
 PRIVATE = {"10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"}
 PROTECTED = {
@@ -110,6 +113,10 @@ def probes(template: PodTemplate) -> Iterator[str]:
                 right = asked.get("path") == path and asked.get("port") == "metrics" and "scheme" not in asked
             if not right:
                 yield f"{container['name']} needs a {kind} probe that asks for {service} by gRPC, or the metrics port"
+        start = container.get("startupProbe", {})
+        patience_s = start.get("periodSeconds", 10) * start.get("failureThreshold", 3)
+        if option_text(container, "model-cache") is not None and patience_s < FIRST_COPY_S:
+            yield f"{container['name']} has {patience_s} s for its first copy of the models, and needs {FIRST_COPY_S}"
 
 
 def grace_period(template: PodTemplate) -> Iterator[str]:
@@ -139,8 +146,10 @@ def models_read_only(template: PodTemplate) -> Iterator[str]:
 
 
 def namespaced(objects: Objects) -> Iterator[str]:
-    """Namespaced objects name their namespace, and others do not."""
+    """Namespaced objects name their namespace, and others do not; rights go to accounts of the same namespace."""
     for item in objects:
+        if any(subject["namespace"] != item["metadata"]["namespace"] for subject in item.get("subjects", ())):
+            yield f"{name_of(item)}: gives rights to an account of another namespace"
         if ("namespace" in item["metadata"]) is (item["kind"] in CLUSTER_SCOPED):
             yield f"{name_of(item)}: must {'not ' if item['kind'] in CLUSTER_SCOPED else ''}name a namespace"
         if item["kind"] == "Namespace":
@@ -242,6 +251,8 @@ def callers(objects: Objects) -> Iterator[str]:
             if peer.get("namespaceSelector") == {}:
                 yield f"{name_of(item)}: a label of the pod alone must not let in other namespaces"
         for rule in item["spec"].get("egress", ()):
+            if "kube-dns" in str(rule) and NODE_LOCAL_DNS not in str(rule):
+                yield f"{name_of(item)}: must let out to {NODE_LOCAL_DNS}, the DNS of nodes with NodeLocal DNSCache"
             blocks = {peer["ipBlock"]["cidr"]: peer["ipBlock"] for peer in rule.get("to", ()) if "ipBlock" in peer}
             if "0.0.0.0/0" in blocks and not set(blocks["0.0.0.0/0"].get("except", ())) >= PRIVATE:
                 yield f"{name_of(item)}: 0.0.0.0/0 must except {sorted(PRIVATE)}"
@@ -276,7 +287,11 @@ def canary_waits(objects: Objects) -> Iterator[str]:
 def own_pods_in_queries(objects: Objects) -> Iterator[str]:
     """Queries filter by their own namespace, and a scaler counts only the pods that it scales, not the canary's."""
     for item in _all_of(objects, "PrometheusRule"):
-        yield from _foreign(item, [rule["expr"] for group in item["spec"]["groups"] for rule in group["rules"]])
+        rules = [rule for group in item["spec"]["groups"] for rule in group["rules"]]
+        yield from _foreign(item, [rule["expr"] for rule in rules])
+        for rule in rules:
+            if 'namespace="' not in rule["expr"]:
+                yield f"{name_of(item)}: {rule['alert']} asks about all namespaces"
     for item in _all_of(objects, "ScaledObject"):
         queries = [trigger["metadata"]["query"] for trigger in item["spec"]["triggers"]]
         yield from _foreign(item, queries)

@@ -10,7 +10,7 @@ import yaml
 
 from serving.config import ServeConfig
 from tests.deploy.locks import locked
-from tests.deploy.manifests import DEPLOY, OVERLAYS, Object, build, find, name_of, pod_templates, render
+from tests.deploy.manifests import DEPLOY, JOBS, OVERLAYS, Object, build, find, name_of, pod_templates, render
 from tests.deploy.policy import PROTECTED
 
 GITOPS = tuple(sorted(DEPLOY.glob("gitops/*/*.yaml")))
@@ -76,8 +76,11 @@ def test_servers_come_before_training() -> None:
     classes = {item["metadata"]["name"]: item for item in render("foundation") if item["kind"] == "PriorityClass"}
     assert classes["convoy-serving"]["value"] > classes["convoy-training"]["value"]
     assert classes["convoy-training"]["preemptionPolicy"] == "Never"
-    for overlay, name in (("prod-cpu", "convoy-serving"), ("prod-gpu", "convoy-serving")):
-        assert {template.spec.get("priorityClassName") for template in pod_templates(render(overlay))} == {name}
+    for overlay in ("prod-cpu", "prod-gpu"):
+        (template,) = pod_templates(render(overlay))
+        assert template.spec.get("priorityClassName") == "convoy-serving"
+    found = {template.owner: template.spec.get("priorityClassName") for template in pod_templates(render("jobs"))}
+    assert found == {JOBS: "convoy-serving", "Job/convoy-store-17-1": "convoy-training"}
 
 
 @pytest.mark.parametrize("overlay", ["prod-cpu", "prod-gpu"])
