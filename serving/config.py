@@ -1,12 +1,12 @@
 """The options of the server."""
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from convoy.options import option
+from convoy.same_origin import is_loopback
 from serving.errors import StartupError
 from serving.inference.rate_limiter import parse_resource
 from serving.observability.logging import LogFormat
@@ -184,12 +184,12 @@ class ServeConfig:
     @property
     def shows_page(self) -> bool:
         """Whether the server shows a page at `/`."""
-        return self.web == "on" or (self.web == "auto" and _is_loopback(self.host))
+        return self.web == "on" or (self.web == "auto" and is_loopback(self.host))
 
     @property
     def sends_tokens_in_plain_text(self) -> bool:
         """Whether tokens travel unencrypted over a network."""
-        return self.token_file is not None and self.tls_cert is None and not _is_loopback(self.host)
+        return self.token_file is not None and self.tls_cert is None and not is_loopback(self.host)
 
     def choose_transport(self) -> tuple[Literal["native", "grpcio"], str]:
         """Returns the transport and the reason for it."""
@@ -199,13 +199,6 @@ class ServeConfig:
             return "grpcio", "TLS"
         if self.grpc_socket is not None:
             return "native", "Unix socket"
-        if _is_loopback(self.host):
+        if is_loopback(self.host):
             return "native", "loopback"
         return "grpcio", "not on loopback, and native checks the size of a message only once it is in memory"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a host name
-        return host == "localhost"

@@ -80,7 +80,7 @@ def test_each_listed_section_has_its_module(http: httpx.Client) -> None:
     assert settings["sections"][:3] == ["try", "inside", "serve"]
     for name in settings["sections"]:
         assert "export const section" in http.get(f"/web/{name}.js").text
-    assert settings["options"]["try"] == {"saves": "corrected"}
+    assert settings["options"]["try"] == {"saves": "corrected", "max_bytes": 64 << 20}
 
 
 def test_models_are_described_with_reasons_and_accuracy(http: httpx.Client) -> None:
@@ -161,10 +161,36 @@ def test_saved_images_are_a_data_set(tmp_path: Path) -> None:
     assert (dataset.classes, len(dataset.train.labels) + dataset.num_test) == (("0", "1"), 24)
 
 
-@pytest.mark.parametrize("verb", ["prepare", "layers", "save"])
-def test_pages_of_other_sites_are_refused(http: httpx.Client, verb: str) -> None:
-    response = http.post(f"/web/api/models/digits/{verb}", content=ONE, headers={"sec-fetch-site": "cross-site"})
-    assert response.status_code == 403
+CHANGES = [
+    "/web/api/models/digits/save?label=1",
+    "/v2/repository/models/digits/promote",
+    "/v2/repository/models/digits/unload",
+]
+
+
+@pytest.mark.parametrize("path", CHANGES)
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "http://127.0.0.1:1"},
+        {"origin": "null"},  # of a page without a site, such as a file or a sandboxed frame
+        {"sec-fetch-site": "cross-site"},
+        {"origin": "http://evil.example", "host": "evil.example"},  # whose name leads to this machine
+    ],
+)
+def test_pages_of_other_sites_change_nothing(http: httpx.Client, path: str, sent: dict[str, str]) -> None:
+    response = http.post(path, content=ONE, headers={"content-type": "text/plain", **sent})
+    assert (response.status_code, "may not call this: see --cors-origin" in response.json()["error"]) == (403, True)
+
+
+def test_the_servers_own_page_and_named_pages_may(http: httpx.Client, page_models: Path) -> None:
+    own = {"origin": str(http.base_url).rstrip("/"), "sec-fetch-site": "same-origin"}
+    assert http.post("/web/api/models/digits/prepare", content=ONE, headers=own).status_code == 200
+    other = "https://shop.example"
+    for served in serve(config(page_models, cors_origin=(other,), model_control_mode="explicit")):
+        url = f"http://127.0.0.1:{served.server.http.port}/v2/repository/models/digits/unload"
+        assert httpx.post(url, json={}, headers={"origin": other}, timeout=30).status_code == 200
 
 
 def test_events_tell_batches_only_while_somebody_watches(shown: Server, http: httpx.Client) -> None:

@@ -73,7 +73,7 @@ def build_app(
         routes += build_page(services, server, address.page, server.repeats.bridge, max_body_bytes)
     app = Starlette(
         routes=routes,
-        middleware=build_middleware(services, server, tokens, access_log, address.cors_origins),
+        middleware=build_middleware(services, server, tokens, access_log, address, max_body_bytes),
         exception_handlers=ErrorHandlers(services.inference.refusals, services.inference.repository).by_exception,
     )
     app.router.redirect_slashes = False

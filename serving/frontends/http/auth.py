@@ -25,7 +25,7 @@ OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Paths that need no token: Kubernetes' probes have none."""
 
 _INFERS = ("/infer", "/classify")
-_PAGE_API = "/web/api/"
+PAGE_API = "/web/api/"
 
 PRINCIPAL = "principal"
 """Key of the caller's `Principal` in the ASGI scope; missing if the request needs no token."""
@@ -37,6 +37,7 @@ class AuthMiddleware:
     Args:
         permitting: takes a request's method and path, and returns the scopes of which one permits it; None for all.
         refusals: counts the requests that are refused; None to count nothing.
+        max_body_bytes: beyond which no body is read, whatever length a request declares.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class AuthMiddleware:
         tokens: TokenFile,
         permitting: Callable[[str, str], frozenset[str] | None],
         refusals: Refusals | None = None,
+        max_body_bytes: int = 0,
     ) -> None:
         self._app = app
         self._refusals = refusals
         self._tokens = tokens
         self._permitting = permitting
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         permitting = self._permitting(scope["method"], scope["path"])
@@ -76,7 +79,8 @@ class AuthMiddleware:
         scope[PRINCIPAL] = principal
         check_scope(principal, permitting, f"{scope['method']} {quote(scope['path'])}")
         length = headers.get(b"content-length")
-        check_quota(principal, int(length or 0))  # httptools has checked that it is a number
+        # httptools has checked that it is a number. A longer body is refused, and must not leave a debt of years.
+        check_quota(principal, min(int(length or 0), self._max_body_bytes))
         return receive if length is not None or principal.quota is None else _counted(receive, principal.quota)
 
     def _authenticate(self, credentials: bytes | None) -> Principal:
@@ -93,7 +97,7 @@ def api_scopes(method: str, path: str) -> frozenset[str] | None:
     """
     if path in OPEN_PATHS or is_page(path):
         return None
-    if method == "POST" and (path.endswith((*_INFERS, "/generate", "/generate_stream")) or path.startswith(_PAGE_API)):
+    if method == "POST" and (path.endswith((*_INFERS, "/generate", "/generate_stream")) or path.startswith(PAGE_API)):
         return INFERS
     return READS if method in ("GET", "HEAD") or path == "/v2/repository/index" else CHANGES_SERVER
 

@@ -1,19 +1,23 @@
 """ASGI middleware around all requests to the API: access log, closing of connections, authentication."""
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from convoy.auth import TokenFile
+from convoy.same_origin import is_loopback, is_own_page, names_loopback
+from serving.errors import PermissionDenied, quote
+from serving.frontends.common.auth import CHANGES_SERVER
 from serving.frontends.common.services import Services
 from serving.frontends.common.status import shutting_down
+from serving.frontends.http.address import HttpAddress
 from serving.frontends.http.auth import (
     OPEN_PATHS,
+    PAGE_API,
     PRINCIPAL,
     AuthMiddleware,
     api_scopes,
@@ -23,6 +27,7 @@ from serving.frontends.http.auth import (
 from serving.frontends.http.responses import error_response
 from serving.frontends.http.server import HttpServer
 from serving.observability.logging import AccessLog
+from serving.observability.refusals import Refusals
 
 CORS_METHODS = ("GET", "HEAD", "POST")
 CORS_HEADERS = ("authorization", "content-encoding", "content-type", "inference-header-content-length", "traceparent")
@@ -37,18 +42,15 @@ def build_middleware(
     server: HttpServer,
     tokens: TokenFile | None,
     access_log: AccessLog | None,
-    cors_origins: Sequence[str] = (),
+    address: HttpAddress,
+    max_body_bytes: int,
 ) -> list[Middleware]:
-    """Returns the middleware, outermost first: the log has refused requests too, and refusals close connections too.
-
-    Args:
-        cors_origins: of web pages that may call the API; `*` for all. A browser asks first, without a token.
-    """
+    """Returns the middleware, outermost first: the log has refused requests too, and refusals close connections too."""
     middleware = [Middleware(DrainMiddleware, services=services, server=server)]
-    if cors_origins:
+    if address.cors_origins:
         cors = Middleware(
             CORSMiddleware,
-            allow_origins=list(cors_origins),
+            allow_origins=list(address.cors_origins),
             allow_methods=CORS_METHODS,
             allow_headers=CORS_HEADERS,
             allow_credentials=False,
@@ -58,9 +60,18 @@ def build_middleware(
         middleware.insert(0, cors)
     if access_log is not None:
         middleware.insert(0, Middleware(AccessLogMiddleware, access_log=access_log))
+    refusals = services.inference.refusals
     if tokens is not None:
-        refusals = services.inference.refusals
-        middleware.append(Middleware(AuthMiddleware, tokens=tokens, permitting=api_scopes, refusals=refusals))
+        auth = Middleware(
+            AuthMiddleware,
+            tokens=tokens,
+            permitting=api_scopes,
+            refusals=refusals,
+            max_body_bytes=max_body_bytes,
+        )
+        middleware.append(auth)
+    elif "*" not in address.cors_origins:
+        middleware.append(Middleware(SameOriginMiddleware, address=address, refusals=refusals))
     return middleware
 
 
@@ -121,3 +132,38 @@ class DrainMiddleware:
         except asyncio.CancelledError:  # by uvicorn, when the grace period is over
             with suppress(RuntimeError):  # the response has begun
                 await error_response(shutting_down())(scope, receive, send_and_close)
+
+
+class SameOriginMiddleware:
+    """Refuses changes, and requests of the page, that another site's page may have sent through its reader's browser.
+
+    For a server without tokens, which trusts whoever can connect. Pages that `--cors-origin` names are not refused.
+    """
+
+    def __init__(self, app: ASGIApp, address: HttpAddress, refusals: Refusals) -> None:
+        self._app = app
+        self._allowed = frozenset(address.cors_origins)
+        self._is_local = is_loopback(address.host)
+        self._refusals = refusals
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if method == "POST" and (path.startswith(PAGE_API) or api_scopes(method, path) is CHANGES_SERVER):
+            origin = self._foreign_origin(Headers(scope=scope))
+            if origin is not None:
+                error = PermissionDenied(
+                    f"pages of {quote(origin)} may not call this: see --cors-origin and --token-file"
+                )
+                self._refusals.count_error(error, method=method_of_path(path))
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _foreign_origin(self, headers: Headers) -> str | None:
+        """Returns the origin of a page that is not the server's own and not allowed; None if there is no such page."""
+        origin, host = headers.get("origin"), headers.get("host", "")
+        if origin is None:
+            site = headers.get("sec-fetch-site", "none")
+            return None if site in ("none", "same-origin") else site
+        is_own = is_own_page(origin, host) and (not self._is_local or names_loopback(host))
+        return None if is_own or origin in self._allowed else origin

@@ -49,12 +49,18 @@ def build_page(
     endpoints = PageEndpoints(services, settings, bridge, executor, max_body_bytes)
     health = services.admin.health
     events = LiveEvents(services.admin.repository, lambda: server.is_stopping or health.is_draining)
-    return [*_static_routes(settings), *counted(_api_routes(endpoints, events), services.inference.refusals.calls)]
+    return [
+        *_static_routes(settings, max_body_bytes),
+        *counted(_api_routes(endpoints, events), services.inference.refusals.calls),
+    ]
 
 
-def _static_routes(settings: PageSettings) -> list[Route]:
+def _static_routes(settings: PageSettings, max_body_bytes: int) -> list[Route]:
     options: dict[str, dict[str, Any]] = {
-        "try": {"saves": None if settings.save_images is None else settings.save_images.name},
+        "try": {
+            "saves": None if settings.save_images is None else settings.save_images.name,
+            "max_bytes": max_body_bytes,
+        },
         "serve": {"workers": settings.num_workers},
     }
     return page_routes(SECTIONS, title="Convoy", options=options)
@@ -130,13 +136,7 @@ class PageEndpoints:
         return json_response({"file": f"{file.parent.name}/{file.name}", "num_images": num_images})
 
     def _find(self, request: Request) -> tuple[Model, ImageTensor]:
-        """Returns the model of a request, and its input.
-
-        Raises:
-            PermissionDenied: another site's page sent the request.
-        """
-        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            raise PermissionDenied("only this server's own page may call this")
+        """Returns the model of a request, and its input."""
         name = request.path_params["model"]
         model = self._repository.get(name, request.query_params.get("version", ""))
         if model.images is None:

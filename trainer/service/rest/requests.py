@@ -1,8 +1,7 @@
 """Reads requests, within limits of size and time, and refuses those that another web page sends."""
 
 import asyncio
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -11,8 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from convoy.same_origin import is_own_page, names_loopback
 from trainer.errors import ConfigError
-from trainer.service.methods import MAX_NUMBER
+from trainer.service.jobs import MAX_NUMBER
 from trainer.service.rest.responses import json_response
 
 M = TypeVar("M", bound=Message)
@@ -20,7 +20,6 @@ M = TypeVar("M", bound=Message)
 MAX_BODY_BYTES = 1024 * 1024
 BODY_S = 30.0
 """Longest time that a request's body may take to arrive."""
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 async def read_message(request: Request, message: M) -> M:
@@ -88,21 +87,14 @@ class SameOriginMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if _name(host) not in LOOPBACK:
+        if not names_loopback(host):
             refused = json_response({"error": f"Host {host!r}: a service without tokens serves this machine only"}, 403)
             await refused(scope, receive, send)
-        elif origin is not None and urlsplit(origin).netloc != host:
+        elif not is_own_page(origin, host):
             refused = json_response({"error": f"Origin {origin!r}: another site's page may not use this service"}, 403)
             await refused(scope, receive, send)
         else:
             await self._app(scope, receive, send)
-
-
-def _name(host: str) -> str:
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
 
 
 async def _read_body(request: Request) -> bytes:
@@ -121,6 +113,6 @@ async def _read_body(request: Request) -> bytes:
 
 
 def path_number(request: Request) -> int:
-    """Returns the number of the job in the path; one that no job has if it is too large."""
-    number: Any = request.path_params["id"]
-    return min(int(number), MAX_NUMBER)
+    """Returns the number of the job in the path."""
+    number: int = request.path_params["id"]
+    return number
