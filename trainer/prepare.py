@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -103,10 +104,8 @@ def load(  # noqa: PLR0913 (the options of a data set)
             f"use at most {recipe.global_batch_size} ranks, or a larger --global-batch-size"
         )
     memory = min(world.all_gather_object(device_memory(world.device)))  # all ranks have to choose the same source
-    is_first = world.local_rank == 0
-    if not is_first:
-        world.untimed_barrier("data", what="load the data set")
-    dataset = load_dataset(
+    load_it = partial(
+        load_dataset,
         recipe.dataset,
         data_dir,
         image_size=image_size,
@@ -114,12 +113,13 @@ def load(  # noqa: PLR0913 (the options of a data set)
         memory=memory,
         skip_bad_images=skip_bad_images,
         square=recipe.square,
+        num_threads=world.num_cpus,
         log=log,
-        verify=is_first,
     )
-    if is_first:  # on other hosts this may take longer than a collective waits
-        world.untimed_barrier("data", what="load the data set")
-    return dataset
+    first = load_it() if world.local_rank == 0 else None
+    world.untimed_barrier("data", what="load the data set")  # it may take longer than a collective waits
+    paths = world.all_gather_object(None if first is None else first.path)
+    return first or load_it(known_path=paths[world.rank - world.local_rank], verify=False)
 
 
 def source_of(config: TrainConfig, world: World) -> SourceChoice:

@@ -94,6 +94,8 @@ def load_dataset(  # noqa: PLR0913 (the options of a folder)
     memory: int | None = None,
     skip_bad_images: int = 0,
     square: Square = "crop",
+    num_threads: int | None = None,
+    known_path: Path | None = None,
     verify: bool = True,
     log: Callable[[str], None],
 ) -> Dataset:
@@ -109,6 +111,9 @@ def load_dataset(  # noqa: PLR0913 (the options of a folder)
         memory: bytes of the device that trains; a resident set takes at most a quarter. None for this machine's.
         skip_bad_images: files of a folder that cannot be decoded are left out, up to so many.
         square: how the images of a folder become squares.
+        num_threads: threads that decode streamed images outside of training; None for torch's number.
+        known_path: the file of this data set as another process of this machine has just opened it; a folder is then
+            not listed again.
         verify: hashes the decoded file, at about 1.4 GB/s. One process of a host is enough; the others should
             load after it, so that none keeps a damaged file that the first one replaces.
         log: receives each line for the user.
@@ -124,7 +129,13 @@ def load_dataset(  # noqa: PLR0913 (the options of a folder)
         from trainer.data.folder.image_folder import FolderOptions, load_image_folder
 
         options = FolderOptions(
-            image_size=image_size, source=source, memory=memory, skip_bad_images=skip_bad_images, square=square
+            image_size=image_size,
+            source=source,
+            memory=memory,
+            skip_bad_images=skip_bad_images,
+            square=square,
+            num_threads=num_threads,
+            known_path=known_path,
         )
         opened = load_image_folder(root, data_dir, options, verify=verify, log=log)
     elif source == "streamed":

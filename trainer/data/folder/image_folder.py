@@ -23,7 +23,7 @@ from trainer.data.decoded_file import DecodedDataset, open_decoded, open_or_crea
 from trainer.data.folder.decode import decode_pixels, select_images
 from trainer.data.folder.division import has_test_folder, split_rows
 from trainer.data.folder.duplicates import Digests, describe_duplicates
-from trainer.data.folder.index import FolderIndex, save_index
+from trainer.data.folder.index import FolderIndex, index_path, open_index, save_index
 from trainer.data.folder.indexing import (
     check_problems,
     complete_index,
@@ -43,6 +43,8 @@ Source = Literal["auto", "resident", "streamed"]
 
 _MAX_NAME_BYTES = 200
 """Of a folder's name, in the name of the folder for its decoded files: file systems allow 255 bytes in all."""
+_SKIPPING = "skipping"
+"""At the end of the name of a decoded file that lacks some of the images."""
 RESIDENT_SHARE = 4
 """A set is resident by itself if it takes at most one part in so many of the device's memory."""
 
@@ -57,6 +59,9 @@ class FolderOptions:
         memory: bytes of the device that trains; None for this machine's.
         skip_bad_images: files that cannot be decoded are left out, up to so many.
         square: how images become squares.
+        num_threads: threads that decode streamed images outside of training; None for torch's number.
+        known_path: the file of the data set that another process of this machine has just opened from the folder, with
+            these options; the folder is then not listed again.
     """
 
     image_size: int | None = None
@@ -64,6 +69,8 @@ class FolderOptions:
     memory: int | None = None
     skip_bad_images: int = 0
     square: Square = "crop"
+    num_threads: int | None = None
+    known_path: Path | None = None
 
     def fits(self, num_bytes: int) -> bool:
         """Returns whether `auto` keeps images of so many bytes resident."""
@@ -90,7 +97,7 @@ def load_image_folder(
     """
     if options.image_size is not None and options.image_size < 1:
         raise ConfigError(f"an image size must be at least 1, and {options.image_size} is not")
-    opening = _Opening(root, data_dir, list_folder(root), options, log)
+    opening = _Opening(root, data_dir, options, log)
     decoded: DecodedDataset | StreamedDataset | None = None
     if options.source != "streamed":
         decoded = opening.known(verify=verify)
@@ -118,21 +125,24 @@ def decoded_folder(root: Path, data_dir: Path) -> Path:
 class _Opening:
     """One opening of a folder."""
 
-    def __init__(
-        self, root: Path, data_dir: Path, listing: Listing, options: FolderOptions, log: Callable[[str], None]
-    ) -> None:
+    def __init__(self, root: Path, data_dir: Path, options: FolderOptions, log: Callable[[str], None]) -> None:
         self.name = f"{FOLDER_PREFIX}{root}"
-        self.listing = listing
         self.options = options
         self.log = log
         self.folder = decoded_folder(root, data_dir)
+        key = None if options.known_path is None else _listing_key(options.known_path)
+        self.listing: Listing | None = None
+        if key is None or not index_path(self.folder, key).exists():
+            self.listing = list_folder(root)
+            key = self.listing.key
+        self.key = key
         self.lock_path = self.folder.with_name(f"{self.folder.name}.lock")
         self.size = "native" if options.image_size is None else str(options.image_size)
         if options.square == "pad":
             self.size = f"padded-{self.size}"
-        self.path = self.folder / f"{self.size}-{listing.key}.pt"
+        self.path = self.folder / f"{self.size}-{self.key}.pt"
         if options.skip_bad_images and not self.path.exists():  # a file without images left out serves both
-            self.path = self.path.with_stem(f"{self.path.stem}-skipping")
+            self.path = self.path.with_stem(f"{self.path.stem}-{_SKIPPING}")
 
     def _log(self, line: str) -> None:
         self.log(_prefixed(self.name, line))
@@ -146,6 +156,8 @@ class _Opening:
         return None
 
     def index(self) -> FolderIndex:
+        if self.listing is None:
+            return open_index(index_path(self.folder, self.key))
         return open_or_make_index(self.listing, self.folder, self.lock_path, self._log)
 
     def shape(self, index: FolderIndex) -> tuple[int, int, int]:
@@ -175,6 +187,7 @@ class _Opening:
             shape,
             None if bit_depth is None else bit_depth.significant_bits,
             self.options.square,
+            self.options.num_threads,
             lambda rows: self._notes(
                 index, bit_depth, rows, {split: index.picture_sha256.numpy()[own] for split, own in rows.items()}
             ),
@@ -186,7 +199,7 @@ class _Opening:
 
     def _decode(self) -> DatasetContent:
         """Decodes all images; called under the lock."""
-        index = open_or_make_index_locked(self.listing, self.folder)
+        index = self.index() if self.listing is None else open_or_make_index_locked(self.listing, self.folder)
         shape, bit_depth = self.shape(index), find_bit_depth(index)
         bits = None if bit_depth is None else bit_depth.significant_bits
         images = decode_pixels(index, shape, bits or 16, self.folder, self._log, square=self.options.square)
@@ -238,6 +251,11 @@ class _Opening:
         duplicates = describe_duplicates(digests, labels, lambda name, number: index.file(int(rows[name][number])))
         notes += [f"warning: {line}" for line in duplicates]
         return tuple(_prefixed(self.name, note) for note in notes)
+
+
+def _listing_key(path: Path) -> str:
+    """Returns the key of a listing from the name of its index, or of a file that was decoded by it."""
+    return next(part for part in reversed(path.stem.split("-")) if part != _SKIPPING)
 
 
 def _prefixed(name: str, line: str) -> str:

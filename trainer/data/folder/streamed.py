@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,6 +38,7 @@ class FolderImages:
         shape: (C, H, W); images are square.
         significant_bits: of 16-bit grey images.
         square: how images become squares.
+        num_threads: threads that decode outside of training; None for torch's number.
     """
 
     index: FolderIndex
@@ -46,6 +47,7 @@ class FolderImages:
     shape: tuple[int, int, int]
     significant_bits: int = 16
     square: Square = "crop"
+    num_threads: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,7 +85,7 @@ class FolderImages:
 
     def chunks(self, indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
         """Yields decoded images, `size` at a time. Threads decode the next chunk while the caller works."""
-        return decode_chunks(self, indices, max(1, size), torch.get_num_threads())
+        return decode_chunks(self, indices, max(1, size), self.num_threads or torch.get_num_threads())
 
     def digests(self, indices: torch.Tensor) -> list[bytes]:
         """Returns the SHA-256 of each image's pixels as they are evaluated, the same as of a resident set."""
@@ -121,6 +123,7 @@ def open_streamed(  # noqa: PLR0913 (how images are decoded)
     shape: tuple[int, int, int],
     significant_bits: int | None,
     square: Square,
+    num_threads: int | None,
     describe: Callable[[dict[str, torch.Tensor]], tuple[str, ...]],
     log: Callable[[str], None],
 ) -> StreamedDataset:
@@ -132,6 +135,7 @@ def open_streamed(  # noqa: PLR0913 (how images are decoded)
         shape: (C, H, W) of each image.
         significant_bits: of 16-bit grey images; None without such images.
         square: how images become squares.
+        num_threads: threads that decode outside of training; None for torch's number.
         describe: returns the notes of the data set, from the positions in the index of the images of each split.
         log: receives each line for the user.
 
@@ -142,7 +146,7 @@ def open_streamed(  # noqa: PLR0913 (how images are decoded)
     ignore_warnings()  # they were logged when the index was made
     rows = split_rows(index)
     splits = {
-        split: FolderImages(index, own, index.labels[own], shape, significant_bits or 16, square)
+        split: FolderImages(index, own, index.labels[own], shape, significant_bits or 16, square, num_threads)
         for split, own in rows.items()
     }
     sha256 = _streamed_sha256(splits)
@@ -179,7 +183,7 @@ def open_test_images(path: Path, train: FolderImages) -> FolderImages:
     """
     index = open_index(path)
     rows = split_rows(index)["test"]
-    return FolderImages(index, rows, index.labels[rows], train.shape, train.significant_bits, train.square)
+    return replace(train, index=index, rows=rows, labels=index.labels[rows])
 
 
 def _streamed_sha256(splits: dict[str, FolderImages]) -> str:

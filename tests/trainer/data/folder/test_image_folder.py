@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests.trainer.data.folder.image_files import Load, put, put_class
+from trainer.data.folder import image_folder
 from trainer.data.test_set import load_test_set
 from trainer.errors import DataError
 
@@ -27,6 +29,22 @@ def test_a_flat_folder_holds_test_images_out(root: Path, load: Load, logged: lis
     assert logged == [
         f"folder:{root}: no test folder: {len(test)} of 20 images are held out as test set, by their content"
     ]
+
+
+@pytest.mark.parametrize("source", ["resident", "streamed"])
+@pytest.mark.parametrize("skip_bad_images", [0, 1])
+def test_a_folder_that_another_process_has_opened_is_not_listed_again(
+    root: Path, load: Load, monkeypatch: pytest.MonkeyPatch, source: str, skip_bad_images: int
+) -> None:
+    options = {"source": source, "skip_bad_images": skip_bad_images}
+    first = load(root, 8, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(image_folder, "list_folder", lambda root: pytest.fail(f"{root} is listed again"))
+        second = load(root, 8, **options, known_path=first.path)
+    assert (second.sha256, second.path) == (first.sha256, first.path)
+    assert torch.equal(load_test_set(second).labels, load_test_set(first).labels)
+    shutil.rmtree(first.path.parent)  # another host's, for all that this one knows
+    assert load(root, 8, **options, known_path=first.path).sha256 == first.sha256
 
 
 def test_an_image_stays_in_its_split(tmp_path: Path, load: Load) -> None:

@@ -3,7 +3,9 @@
 import os
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +123,25 @@ def test_chunks_are_the_images_in_order(photos: Path, load: Load) -> None:
     assert torch.equal(torch.cat(chunks), train.take(indices))
     assert train.take(indices[:0]).shape == (0, 3, 16, 16)
     next(train.chunks(indices, 1))  # the rest is not decoded
+
+
+def test_the_rank_says_how_many_threads_decode_for_evaluation(
+    photos: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Virtual shards leave torch one thread, for the sake of its sums; decoding may use all of the rank's CPUs."""
+    numbers, decode_chunks = [], streamed.decode_chunks
+
+    def counting(*arguments: Any) -> Iterator[torch.Tensor]:
+        numbers.append(arguments[-1])
+        return decode_chunks(*arguments)
+
+    monkeypatch.setattr(streamed, "decode_chunks", counting)
+    dataset = load(photos, 16, source="streamed", num_threads=3)
+    numbers.clear()
+    assert torch.equal(all_of(dataset.train), all_of(load(photos, 16, source="resident").train))
+    all_of(load_test_set(dataset))
+    all_of(load(photos, 16, source="streamed").train)
+    assert numbers == [3, 3, torch.get_num_threads()]
 
 
 def test_memory_decides_what_is_streamed(photos: Path, load: Load, logged: list[str]) -> None:
