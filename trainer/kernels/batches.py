@@ -6,7 +6,7 @@ Import this only where Triton is installed; see `choice`.
 import torch
 
 from trainer.kernels import image_kernels as kernels
-from trainer.kernels.launch import power_of_two
+from trainer.kernels.launch import launch, power_of_two
 
 _BLOCK = 1024
 _ROWS = 256
@@ -37,7 +37,9 @@ def gather_and_shift(
     out_height, out_width = (height, width) if size is None else (size, size)
     dtype = images.dtype if size is None else torch.float32
     out = torch.empty(len(indices), channels, out_height, out_width, dtype=dtype, device=images.device)
-    kernels.gather_and_shift[_grid(out)](
+    launch(
+        kernels.gather_and_shift,
+        _grid(out),
         images,
         indices,
         params,
@@ -65,7 +67,9 @@ def gather_and_warp(
     The arguments are those of `gather_and_shift`.
     """
     out = torch.empty(len(indices), *images.shape[1:], dtype=torch.float32, device=images.device)
-    kernels.gather_and_warp[_grid(out)](
+    launch(
+        kernels.gather_and_warp,
+        _grid(out),
         images,
         indices,
         params,
@@ -90,7 +94,9 @@ def jitter(
         brightness: whether this is changed, as for the others.
     """
     out = torch.empty(images.shape, dtype=torch.float32, device=images.device)
-    kernels.jitter[(len(images),)](
+    launch(
+        kernels.jitter,
+        (len(images),),
         images,
         params,
         out,
@@ -119,7 +125,9 @@ def normalize(
     size = (batch_size, num_channels, height, width)
     out = torch.empty(size, dtype=dtype, device=pixels.device, memory_format=torch.channels_last)
     rows = batch_size * height * width
-    kernels.normalize[(-(-rows // _ROWS),)](
+    launch(
+        kernels.normalize,
+        (-(-rows // _ROWS),),
         pixels,
         mean,
         deviation,

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from trainer.kernels import conv_kernels as kernels
 from trainer.kernels.fused import add_up
-from trainer.kernels.launch import empty_floats, power_of_two
+from trainer.kernels.launch import empty_floats, launch, power_of_two
 
 _BLOCK_ROWS = 64
 _BLOCK_COLUMNS = 32
@@ -50,7 +50,9 @@ def _weight_gradient(x: torch.Tensor, dy: torch.Tensor, weight: torch.Tensor, pa
     rows, columns = dy.numel() // filters, kernel_y * kernel_x * channels
     programs = min(_MAX_PROGRAMS, power_of_two(-(-rows // _BLOCK_ROWS)))
     partial = empty_floats(x, programs, filters * columns)
-    kernels.weight_gradient[(programs, -(-columns // _BLOCK_COLUMNS))](
+    launch(
+        kernels.weight_gradient,
+        (programs, -(-columns // _BLOCK_COLUMNS)),
         x,
         dy,
         partial,

@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from trainer.kernels import norm_kernels as kernels
-from trainer.kernels.launch import MERGE_BLOCK_CHANNELS, Pooling, Rows, empty_floats, empty_images, power_of_two
+from trainer.kernels.launch import MERGE_BLOCK_CHANNELS, Pooling, Rows, empty_floats, empty_images, launch, power_of_two
 
 Activation = Literal["none", "relu", "gelu"]
 
@@ -61,7 +61,9 @@ class _NormActivation(torch.autograd.Function):
         work = Rows.of(x.size(0) * pooling.out_height * pooling.out_width, x.size(1))
         pooled, index, mean, inverse_deviation = _normalize(x, norm, pooling, work)
         z = torch.empty_like(pooled)
-        kernels.activate[(work.blocks, work.channel_blocks)](
+        launch(
+            kernels.activate,
+            (work.blocks, work.channel_blocks),
             pooled,
             z,
             z if residual is None else residual,
@@ -102,7 +104,9 @@ class _NormActivation(torch.autograd.Function):
         if not needs_x:
             return None, *others
         dx = empty_images(dz, pooling.height, pooling.width)
-        kernels.apply_gradient[(work.blocks, work.channel_blocks)](
+        launch(
+            kernels.apply_gradient,
+            (work.blocks, work.channel_blocks),
             dz if dresidual is None else dresidual,
             pooled,
             index,
@@ -131,7 +135,9 @@ class _BiasGelu(torch.autograd.Function):
         x = _channels_last(x)
         work = Rows.of(x.numel() // x.size(1), x.size(1))
         z = torch.empty_like(x)
-        kernels.activate[(work.blocks, work.channel_blocks)](
+        launch(
+            kernels.activate,
+            (work.blocks, work.channel_blocks),
             x,
             z,
             x,
@@ -163,7 +169,9 @@ class _BiasGelu(torch.autograd.Function):
         if not needs_x:  # the convolution before it is frozen
             return None, dbias
         dx = torch.empty_like(x)
-        kernels.apply_gradient[(work.blocks, work.channel_blocks)](
+        launch(
+            kernels.apply_gradient,
+            (work.blocks, work.channel_blocks),
             dz,
             x,
             x,
@@ -194,7 +202,9 @@ class _PoolBiasRelu(torch.autograd.Function):
         work = Rows.of(x.size(0) * pooling.out_height * pooling.out_width, x.size(1))
         z = empty_images(x, pooling.out_height, pooling.out_width)
         index = torch.empty_like(z, dtype=torch.uint8)
-        kernels.pool_bias_relu[(work.blocks, work.channel_blocks)](
+        launch(
+            kernels.pool_bias_relu,
+            (work.blocks, work.channel_blocks),
             x,
             z,
             index,
@@ -219,7 +229,9 @@ class _PoolBiasRelu(torch.autograd.Function):
         work, pooling, dz = ctx.work, ctx.pooling, _channels_last(dz)
         dx = empty_images(dz, pooling.height, pooling.width)
         partial = empty_floats(dz, work.programs, work.channels)
-        kernels.pool_bias_relu_gradient[(work.programs, work.channel_blocks)](
+        launch(
+            kernels.pool_bias_relu_gradient,
+            (work.programs, work.channel_blocks),
             dz,
             index,
             dx,
@@ -248,7 +260,7 @@ class _GlobalMaximum(torch.autograd.Function):
         size = x.size(2) * x.size(3)
         work, block = Rows.of(size, x.size(1)), power_of_two(size)
         grid = (len(x), work.channel_blocks)
-        kernels.global_maximum[grid](x, z, size, work.units, UNIT=work.unit, BP=block, BC=work.block_channels)
+        launch(kernels.global_maximum, grid, x, z, size, work.units, UNIT=work.unit, BP=block, BC=work.block_channels)
         ctx.save_for_backward(x)
         return z
 
@@ -259,8 +271,17 @@ class _GlobalMaximum(torch.autograd.Function):
         dx = torch.empty_like(x)
         size = x.size(2) * x.size(3)
         work, block = Rows.of(size, x.size(1)), power_of_two(size)
-        kernels.global_maximum_gradient[(len(x), work.channel_blocks)](
-            dz.contiguous(), x, dx, size, work.units, UNIT=work.unit, BP=block, BC=work.block_channels
+        launch(
+            kernels.global_maximum_gradient,
+            (len(x), work.channel_blocks),
+            dz.contiguous(),
+            x,
+            dx,
+            size,
+            work.units,
+            UNIT=work.unit,
+            BP=block,
+            BC=work.block_channels,
         )
         return dx
 
@@ -270,7 +291,7 @@ def add_up(partial: torch.Tensor) -> torch.Tensor:
     programs, columns = partial.shape
     total = empty_floats(partial, columns)
     grid = (-(-columns // MERGE_BLOCK_CHANNELS),)
-    kernels.merge_sums[grid](partial, total, columns, BC=MERGE_BLOCK_CHANNELS, PROGRAMS=programs)
+    launch(kernels.merge_sums, grid, partial, total, columns, BC=MERGE_BLOCK_CHANNELS, PROGRAMS=programs)
     return total
 
 
@@ -282,7 +303,9 @@ def _normalize(x: torch.Tensor, norm: torch.nn.BatchNorm2d, pooling: Pooling, wo
         index = torch.empty_like(pooled, dtype=torch.uint8)
     counts = empty_floats(x, work.programs)
     partial = empty_floats(x, 2, work.programs, work.channels)
-    kernels.statistics[(work.programs, work.channel_blocks)](
+    launch(
+        kernels.statistics,
+        (work.programs, work.channel_blocks),
         x,
         pooled,
         index,
@@ -300,7 +323,9 @@ def _normalize(x: torch.Tensor, norm: torch.nn.BatchNorm2d, pooling: Pooling, wo
         PROGRAMS=work.programs,
     )
     mean, inverse_deviation = empty_floats(x, work.channels), empty_floats(x, work.channels)
-    kernels.merge_statistics[(-(-work.channels // MERGE_BLOCK_CHANNELS),)](
+    launch(
+        kernels.merge_statistics,
+        (-(-work.channels // MERGE_BLOCK_CHANNELS),),
         counts,
         partial[0],
         partial[1],
@@ -332,7 +357,9 @@ def _reduce(  # noqa: PLR0913 (of one kernel)
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the sums of the gradient before the activation, and those of its products with normalised values."""
     partial = empty_floats(dz, work.programs, 2 if norm else 1, work.channels)
-    kernels.reduce_gradient[(work.programs, work.channel_blocks)](
+    launch(
+        kernels.reduce_gradient,
+        (work.programs, work.channel_blocks),
         dz,
         x,
         dz if residual is None else residual,

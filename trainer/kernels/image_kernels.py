@@ -2,6 +2,8 @@
 
 The samples of a step are slices of an epoch's, at any multiple of 4 or 8 bytes. The kernels are therefore compiled for
 any alignment of these: else the capture of a CUDA graph might be the first to need another variant, and cannot compile.
+
+No argument is called `params`: Triton 3.6 has a variable of its own of that name where it looks at the arguments.
 """
 # mypy: ignore-errors
 # ruff: noqa: PLR0913
@@ -29,21 +31,21 @@ def _pixel(image, c, y, x, height, width, mirrored, upside_down, dx, dy, mask, F
     return tl.load(image + (c * height + y) * width + x, mask=mask & is_x_inside & is_y_inside, other=0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["indices", "params", "upside_down"])
-def gather_and_shift(images, indices, params, upside_down, out, num_params, channels, height, width, out_height,
+@triton.jit(do_not_specialize_on_alignment=["indices", "drawn", "upside_down"])
+def gather_and_shift(images, indices, drawn, upside_down, out, num_drawn, channels, height, width, out_height,
                      out_width, RESIZE: tl.constexpr, UPSIDE_DOWN: tl.constexpr, FILL: tl.constexpr,
                      BLOCK: tl.constexpr):  # fmt: skip
     """Writes the images of a batch, flipped, then shifted, then resized; grid (images, blocks of an output image).
 
-    `params` are rows of (mirrored, dx, dy, …), as `draw_params` makes them. The resize is `F.interpolate`'s, bilinear.
+    `drawn` are rows of (mirrored, dx, dy, …), as `draw_params` makes them. The resize is `F.interpolate`'s, bilinear.
     """
     number = tl.program_id(0)
     image = images + tl.load(indices + number).to(tl.int64) * (channels * height * width)
-    row = params + number * num_params
+    row = drawn + number * num_drawn
     mirrored, dx, dy = tl.load(row), tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
     down = 0.0
     if UPSIDE_DOWN:
-        down = tl.load(upside_down + number * num_params)
+        down = tl.load(upside_down + number * num_drawn)
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     out_size = channels * out_height * out_width
     mask = e < out_size
@@ -73,22 +75,22 @@ def _inside(image, c, y, x, height, width, mask):
     return tl.load(image + (c * height + y) * width + x, mask=is_inside, other=0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize_on_alignment=["indices", "params", "upside_down"])
-def gather_and_warp(images, indices, params, upside_down, out, num_params, channels, height, width,
+@triton.jit(do_not_specialize_on_alignment=["indices", "drawn", "upside_down"])
+def gather_and_warp(images, indices, drawn, upside_down, out, num_drawn, channels, height, width,
                     UPSIDE_DOWN: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Writes the images of a batch flipped, shifted, rotated and scaled; grid (images, blocks of an output image).
 
-    `params` are rows of (mirrored, dx, dy, angle, scale x, scale y), as `draw_params` makes them. The positions are
+    `drawn` are rows of (mirrored, dx, dy, angle, scale x, scale y), as `draw_params` makes them. The positions are
     those of `F.affine_grid`, the interpolation `F.grid_sample`'s, bilinear, with 0 outside.
     """
     number = tl.program_id(0)
     image = images + tl.load(indices + number).to(tl.int64) * (channels * height * width)
-    row = params + number * num_params
+    row = drawn + number * num_drawn
     angle, scale_x, scale_y = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
     cos, sin = tl.cos(angle), tl.sin(angle)
     sign_x, sign_y = 1.0 - 2.0 * tl.load(row), 1.0
     if UPSIDE_DOWN:
-        sign_y = 1.0 - 2.0 * tl.load(upside_down + number * num_params)
+        sign_y = 1.0 - 2.0 * tl.load(upside_down + number * num_drawn)
     shift_x, shift_y = 2.0 * tl.load(row + 1) / width, 2.0 * tl.load(row + 2) / height
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     out_size = channels * height * width
@@ -159,17 +161,17 @@ def _grey(red, green, blue, CHANNELS: tl.constexpr):
     return red
 
 
-@triton.jit(do_not_specialize_on_alignment=["params"])
-def jitter(images, params, out, num_params, size, CHANNELS: tl.constexpr, BRIGHTNESS: tl.constexpr,
+@triton.jit(do_not_specialize_on_alignment=["drawn"])
+def jitter(images, drawn, out, num_drawn, size, CHANNELS: tl.constexpr, BRIGHTNESS: tl.constexpr,
            CONTRAST: tl.constexpr, SATURATION: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Changes brightness, then contrast, then saturation, as `augment.colour` does; grid (images).
 
-    `params` are rows of the three factors, `images` [B, CHANNELS, size] with 1 or 3 channels.
+    `drawn` are rows of the three factors, `images` [B, CHANNELS, size] with 1 or 3 channels.
     """
     number = tl.program_id(0)
     image = images + number.to(tl.int64) * (CHANNELS * size)
     to = out + number.to(tl.int64) * (CHANNELS * size)
-    row = params + number * num_params
+    row = drawn + number * num_drawn
     brightness, contrast, saturation = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     mean = 0.0 * contrast
     if CONTRAST:

@@ -1,8 +1,8 @@
-"""How the kernels of `norm_kernels` share out a tensor: blocks, programs, and the window of a pooling."""
+"""Starts kernels, and shares out a tensor for those of `norm_kernels`: blocks, programs, the window of a pooling."""
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -76,6 +76,11 @@ class Pooling:
     def left(self) -> tuple[int, int]:
         """Lines and columns that no window covers."""
         return self.height % self.size, self.width % self.size
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Starts one of our Triton kernels with fused multiply-adds, whatever this version of Triton does unless told."""
+    kernel[grid](*arguments, **constants, enable_fp_fusion=True)
 
 
 def power_of_two(number: int) -> int:

@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from trainer.kernels import loss_kernels as kernels
 from trainer.kernels.fused import add_up
-from trainer.kernels.launch import empty_floats, power_of_two
+from trainer.kernels.launch import empty_floats, launch, power_of_two
 
 _BLOCK_SIZE = 1024
 
@@ -34,8 +34,18 @@ class _CrossEntropy(torch.autograd.Function):
         block_rows = max(1, _BLOCK_SIZE // columns)
         programs = power_of_two(-(-rows // block_rows))
         gradient, partial = empty_floats(logits, rows, classes), empty_floats(logits, programs, 2)
-        kernels.cross_entropy[(programs,)](
-            logits, labels, gradient, partial, rows, classes, smoothing, BM=block_rows, BC=columns
+        launch(
+            kernels.cross_entropy,
+            (programs,),
+            logits,
+            labels,
+            gradient,
+            partial,
+            rows,
+            classes,
+            smoothing,
+            BM=block_rows,
+            BC=columns,
         )
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype

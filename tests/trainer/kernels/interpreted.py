@@ -19,9 +19,10 @@ from trainer.loop.loss import TrainingLoss
 from trainer.models import Classifier
 from trainer.models.compact import CompactNet
 
-pytestmark = [  # numpy, of infinities and NaN
+pytestmark = [  # numpy's, of infinities and NaN, and of how Triton 3.6 reads an array of one number
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
 ]
 
 
