@@ -59,6 +59,7 @@ class Worker:
 
     def __init__(self, connection: Connection, assignment: Assignment) -> None:
         from serving.server import build_server
+        from serving.workers.listeners import HighListeners
 
         self._config = assignment.config
         self._changes = assignment.changes
@@ -66,6 +67,7 @@ class Worker:
         self._server.set_may_be_ready(False)
         self._channel = Channel(connection, self._handle, on_close=_end)
         self._server.admin.control.group = Group(self._channel)
+        self._listeners = HighListeners()
         self._has_caught_up = threading.Event()
         self._is_up = False
 
@@ -81,6 +83,7 @@ class Worker:
             wait_for_signal()
             self._server.drain()
             exit_after(self._config.grace_s + CLEAN_UP_S)
+            self._listeners.close()
             self._server.stop()
 
     def _load(self) -> None:
@@ -94,6 +97,7 @@ class Worker:
                     logger.warning("model '%s' could not be brought to where the others are: %s", change.model, error)
             self._has_caught_up.set()
             self._server.start()
+            self._listeners.hold(self._server.grpc.port, self._server.http.port)
         except StartupError as error:
             self._channel.tell(FAILED, str(error))
             _end()

@@ -9,6 +9,7 @@ import socket
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,20 +69,29 @@ def raise_backlog(place: int | str) -> None:
     Args:
         place: the port or the path on which sockets of this process listen.
     """
-    with suppress(OSError):  # systems without /dev/fd keep the backlog that they have
+    for listener in listeners(place):
+        with suppress(OSError):
+            listener.listen(BACKLOG)
+
+
+def listeners(place: int | str) -> Iterator[socket.socket]:
+    """Yields each socket of this process that listens on a port or a path; none on systems without /dev/fd.
+
+    They are duplicates, which are closed when the next one is asked for.
+    """
+    with suppress(OSError):
         for number in map(int, os.listdir("/dev/fd")):
             with suppress(OSError):  # closed since, or not a socket
                 if stat.S_ISSOCK(os.fstat(number).st_mode):
-                    _raise_backlog(number, place)
+                    with socket.socket(fileno=os.dup(number)) as found:
+                        if _listens(found, place):
+                            yield found
 
 
-def _raise_backlog(number: int, place: int | str) -> None:
-    """Raises the backlog of one socket, by its file descriptor, if it listens on `place`."""
-    with socket.socket(fileno=os.dup(number)) as found:
-        name = found.getsockname()
-        is_there = place == (name[1] if isinstance(name, tuple) else name)
-        if is_there and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            found.listen(BACKLOG)
+def _listens(found: socket.socket, place: int | str) -> bool:
+    name = found.getsockname()
+    is_there = place == (name[1] if isinstance(name, tuple) else name)
+    return is_there and bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _check_port(address: str) -> None:

@@ -1,12 +1,14 @@
 """Several processes behind one port: they look like one server."""
 
 import contextlib
+import json
 import os
 import re
 import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,21 @@ from tests.serving.server_process import ServerProcess
 
 PATIENCE_S = 60
 SERVICE = "/inference.GRPCInferenceService/"
+RETRY_POLICY = {
+    "methodConfig": [
+        {
+            "name": [{"service": "inference.GRPCInferenceService", "method": "ModelInfer"}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+"""As docs/serving.md shows it."""
 
 
 def publish(repository: Path, name: str) -> None:
@@ -61,9 +78,9 @@ def payload() -> bytes:
     return encoded
 
 
-def channel(server: ServerProcess) -> grpc.Channel:
+def channel(server: ServerProcess, *options: tuple[str, str]) -> grpc.Channel:
     """Returns a channel with a connection of its own."""
-    return grpc.insecure_channel(server.target(), options=[("grpc.use_local_subchannel_pool", 1)])
+    return grpc.insecure_channel(server.target(), options=[("grpc.use_local_subchannel_pool", 1), *options])
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -151,23 +168,23 @@ class TestDeath:
         loaded = httpx.post(f"{http}/v2/repository/models/other/load", json={}, timeout=PATIENCE_S)
         assert loaded.status_code == 200
         is_over = threading.Event()
-        counts: dict[str, int] = {"calls": 0, "retries": 0}
+        counts: Counter[str] = Counter()
         failures: list[str] = []
         threads = [
-            threading.Thread(target=self._call_on, args=(server, is_over, counts, failures), daemon=True)
-            for _ in range(8)
+            threading.Thread(target=caller, args=(server, is_over, counts, failures), daemon=True)
+            for caller in 5 * [self._call_grpc] + 3 * [self._call_http]
         ]
         for thread in threads:
             thread.start()
-        until(lambda: counts["calls"] > 200)
+        until(lambda: min(counts["grpc"], counts["http"]) > 100)
         counted = value(server, 'nv_inference_request_success{model="scale",version="1"}')
         [killed, other] = workers_of(server)
         os.kill(killed, signal.SIGKILL)
         server.wait_for(r"was ended by SIGKILL: starting it again in 0\.25 s")
         assert not is_ready(server) or len(workers_of(server)) == 2
         until(lambda: len(workers_of(server)) == 2 and is_ready(server))
-        after = counts["calls"]
-        until(lambda: counts["calls"] > after + 200)
+        before = Counter(counts)
+        until(lambda: all(counts[kind] > before[kind] + 100 for kind in before))
         is_over.set()
         for thread in threads:
             thread.join(PATIENCE_S)
@@ -180,23 +197,36 @@ class TestDeath:
         assert server.stop() == 0
 
     @staticmethod
-    def _call_on(server: ServerProcess, is_over: threading.Event, counts: dict[str, int], failures: list[str]) -> None:
-        """Makes one call after the other, on a new connection now and then. Retries once, when connected again."""
+    def _call_grpc(server: ServerProcess, is_over: threading.Event, counts: Counter[str], failures: list[str]) -> None:
+        """Makes one call after the other, on a new connection now and then. gRPC itself retries."""
         while not is_over.is_set():
-            with channel(server) as own:
+            with channel(server, ("grpc.service_config", json.dumps(RETRY_POLICY))) as own:
                 infer = own.unary_unary(f"{SERVICE}ModelInfer")
                 for _ in range(50):
-                    for attempt in (1, 2):
-                        try:
-                            infer(payload(), timeout=PATIENCE_S, wait_for_ready=attempt == 2)
-                            counts["calls"] += 1
-                            break
-                        except grpc.RpcError as error:
-                            if error.code() != grpc.StatusCode.UNAVAILABLE or attempt == 2:
-                                failures.append(f"{error.code()}: {error.details()}")
-                                break
-                            counts["retries"] += 1
-                            time.sleep(0.05)  # gRPC notices a moment after the call that its connection has ended
+                    try:
+                        infer(payload(), timeout=PATIENCE_S)
+                        counts["grpc"] += 1
+                    except grpc.RpcError as error:
+                        failures.append(f"{error.code()}: {error.details()}")
+
+    @staticmethod
+    def _call_http(server: ServerProcess, is_over: threading.Event, counts: Counter[str], failures: list[str]) -> None:
+        """Makes one request after the other. Retries once, at once, on a new connection."""
+        url = f"http://127.0.0.1:{server.http_port()}/v2/models/scale/infer"
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}]}
+        client = httpx.Client(timeout=PATIENCE_S)
+        while not is_over.is_set():
+            for is_last in (False, True):
+                try:
+                    client.post(url, json=body).raise_for_status()
+                    counts["http"] += 1
+                    break
+                except httpx.HTTPError as error:
+                    client.close()
+                    client = httpx.Client(timeout=PATIENCE_S)
+                    if is_last:
+                        failures.append(repr(error))
+        client.close()
 
     def test_pauses_grow_and_workers_end_with_their_supervisor(self, start: Callable[..., ServerProcess]) -> None:
         server = start()
