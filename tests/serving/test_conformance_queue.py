@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -50,6 +51,8 @@ dynamic_batching {
 }
 """
 
+SHARED = 'instance_group { count: 1 kind: KIND_CPU rate_limiter { resources { name: "bandwidth" count: 1 } } }'
+
 
 def write_model(repository: Path, name: str, config: str) -> None:
     folder = repository / name / "1"
@@ -64,11 +67,14 @@ def extended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     repository = tmp_path_factory.mktemp("models")
     write_model(repository, "cached", "response_cache { enable: true }")
     write_model(repository, "urgent", PRIORITIES)
+    write_model(repository, "first", SHARED)
+    write_model(repository, "second", SHARED)
     config = ServeConfig(
         model_repository=str(repository),
         model_control_mode="explicit",
-        load_model=("cached", "urgent"),
+        load_model=("cached", "urgent", "first", "second"),
         allow_model_code=True,
+        rate_limit="execution_count",
         transport=request.param,
         grpc_port=0,
         http_port=0,
@@ -221,3 +227,30 @@ def test_a_priority_must_be_a_number(extended: Served) -> None:
     )
     with pytest.raises(grpc.RpcError, match="parameter 'priority' must be a whole number, got 'high'"):
         call(request)
+
+
+# ---- Rate limits -----------------------------------------------------------------------------------------------------
+
+
+def test_models_that_share_a_resource_wait_for_each_other(extended: Served, clients: Clients) -> None:
+    """The first computes for a caller over gRPC, the second would for one over HTTP."""
+    (grpc_client, grpc_module), (_, http_module) = clients
+    first, second = (extended.server.repository.get(name).batcher for name in ("first", "second"))
+    held = extended.server.repository._path / "first" / "1" / "held"
+    held.touch()
+    with connect(extended, 1) as http_client, ThreadPoolExecutor(2) as pool:
+        try:
+            computing = pool.submit(ask, grpc_client, grpc_module, "first", [[-1, -1]])
+            wait_until(lambda: first.num_running == 1)
+            waiting = pool.submit(ask, http_client, http_module, "second", [[2, 2]])
+            wait_until(lambda: second.num_running + second.num_queued == 1)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.2)
+            assert not computing.done()
+        finally:
+            held.unlink()
+        assert computing.result(60).as_numpy("z").tolist() == [[-1, -1]]
+        assert waiting.result(60).as_numpy("z").tolist() == [[2, 2]]
+    text = httpx.get(f"http://127.0.0.1:{extended.server.http.metrics_port}/metrics").text
+    [limited] = re.findall(r'^convoy_rate_limited_seconds_total{model="second",version="1"} (.+)$', text, re.MULTILINE)
+    assert float(limited) >= 0.2
