@@ -234,10 +234,7 @@ def describe_api(routes: Sequence[BaseRoute], models: Sequence[Model], version: 
 
 def _described(operation: _Operation, path: str, method: str) -> Json:
     answer: Json = _ANY if operation.answer is None else {"$ref": f"#/components/schemas/{operation.answer}"}
-    error = {
-        "description": "Error",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-    }
+    error: Json = {"$ref": "#/components/schemas/Error"}
     described: Json = {
         "operationId": f"{method.lower()}{re.sub(r'[^A-Za-z0-9]+', '_', path)}".rstrip("_"),
         "summary": operation.summary,

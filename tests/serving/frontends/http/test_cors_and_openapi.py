@@ -148,3 +148,8 @@ def test_the_description_has_the_models_tensors(tmp_path: Path) -> None:
         for wrong in ({"shape": [1, 3, 5, 4]}, {"datatype": "FP32"}, {"name": "image"}):
             with pytest.raises(jsonschema.ValidationError):
                 jsonschema.validate({"inputs": [given | wrong]}, schema)
+        refusal = httpx.post(f"{url}/v2/models/colours/infer", json={"inputs": [given | {"name": "image"}]}).json()
+        failed = infer["responses"]["default"]["content"]["application/json"]["schema"] | components
+        jsonschema.validate(refusal, failed)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(answer, failed)
