@@ -58,15 +58,14 @@ class ExportModule(nn.Module):
 
 
 def fold(classifier: Classifier, views: TestTimeViews = "one") -> ExportModule:
-    """Returns a folded copy of a classifier, or a copy as it is if torch.fx cannot trace the network.
+    """Returns a folded copy of a classifier, or a copy as it is if torch.fx cannot trace it by its images alone.
 
     Args:
         classifier: on the CPU, float32, in evaluation mode; not changed.
         views: the views of each image whose logits the copy averages.
     """
-    try:
-        network = fx.symbolic_trace(copy.deepcopy(classifier.network))
-    except Exception:  # a network whose code depends on values cannot be traced
+    network = _trace(classifier.network)
+    if network is None:
         untraced = copy.deepcopy(classifier.network)
         return ExportModule(untraced, classifier.mean, classifier.deviation, views).eval().requires_grad_(False)
     for node in list(network.graph.nodes):
@@ -82,6 +81,15 @@ def fold(classifier: Classifier, views: TestTimeViews = "one") -> ExportModule:
     network.recompile()
     network.delete_all_unused_submodules()
     return ExportModule(network, mean, std, views).eval().requires_grad_(False)
+
+
+def _trace(network: nn.Module) -> fx.GraphModule | None:
+    try:
+        traced = fx.symbolic_trace(copy.deepcopy(network))
+    except Exception:  # a network whose code depends on values cannot be traced
+        return None
+    # An option, such as a mask of the attention, would be traced as if it were given.
+    return traced if sum(node.op == "placeholder" for node in traced.graph.nodes) == 1 else None
 
 
 def _fold_batch_norm(network: fx.GraphModule, node: fx.Node) -> None:

@@ -160,7 +160,19 @@ class Twice(nn.Module):
         return self.plain(x).mean(dim=(2, 3))
 
 
-@pytest.mark.parametrize("network", [Branching(), Twice(), nn.Conv2d(3, 5, 8)])
+class Masked(nn.Module):
+    """Takes an option that nobody gives, as timm's transformers do; tracing takes it as given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 5, 8), nn.BatchNorm2d(5)
+
+    def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        x: torch.Tensor = self.norm(self.conv(images))
+        return (x if mask is None else x * mask).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("network", [Branching(), Twice(), Masked(), nn.Conv2d(3, 5, 8)])
 @pytest.mark.parametrize("num_channels", [1, 3])
 @torch.inference_mode()
 def test_networks_of_the_user_stay_as_they_are_where_folding_would_change_them(
