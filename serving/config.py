@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from convoy.cpus import available_memory
 from convoy.options import option
 from convoy.same_origin import is_loopback
 from serving.errors import StartupError
@@ -19,6 +20,8 @@ WebChoice = Literal["auto", "on", "off"]
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 """The limit of gRPC and Protocol Buffers."""
+_SHARE_OF_MEMORY = 4
+"""The part of the memory that requests may take: a fourth, because they are copied while they are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,8 @@ class ServeConfig:
     that is longer. 0 for no limit."""
     max_message_bytes: int = 64 << 20
     """Size of the largest request, in bytes."""
+    message_memory_mb: Annotated[int | None, option("INT", "a quarter of its memory")] = None
+    """Megabytes of each process for requests over 64 KiB that arrive, wait or run. Further ones are refused."""
 
     drain_delay_s: float = 0.0
     """Seconds to serve on after SIGTERM while health reports NOT_SERVING, so that load balancers stop sending."""
@@ -133,6 +138,8 @@ class ServeConfig:
             self._require(name, "must be positive", getattr(self, name) > 0)
         in_range = 0 < self.max_message_bytes <= MAX_MESSAGE_BYTES
         self._require("max_message_bytes", f"must be between 1 and {MAX_MESSAGE_BYTES}", in_range)
+        is_enough = self.message_memory_mb is None or self.message_memory_mb << 20 >= self.max_message_bytes
+        self._require("message_memory_mb", f"must hold --max-message-bytes {self.max_message_bytes}", is_enough)
         for name in ("response_cache_mb", "batch_timeout_s", "drain_delay_s", "grace_s"):
             self._require(name, "must not be negative", 0 <= getattr(self, name) < float("inf"))
         self._require("num_threads", "must be positive", self.num_threads is None or self.num_threads > 0)
@@ -155,6 +162,13 @@ class ServeConfig:
     def available_resources(self) -> dict[tuple[str, str], int]:
         """How much there is of each resource, by name and device."""
         return dict(filter(None, map(parse_resource, self.rate_limit_resource)))
+
+    @property
+    def message_memory_bytes(self) -> int:
+        """Memory of one process for large requests, in bytes."""
+        if self.message_memory_mb is not None:
+            return self.message_memory_mb << 20
+        return max(self.max_message_bytes, available_memory() // (_SHARE_OF_MEMORY * self.workers))
 
     def _check_workers(self) -> None:
         if self.workers > 1 and self.grpc_socket is not None:

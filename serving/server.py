@@ -26,6 +26,7 @@ from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.limits import raise_file_limit
 from serving.frontends.common.services import Services
 from serving.frontends.http import HttpAddress, HttpFrontend, PageSettings
+from serving.inference.message_memory import MessageMemory
 from serving.inference.service import InferenceService
 from serving.inference.shared_memory import SharedMemory
 from serving.models.repository import Repository
@@ -192,7 +193,7 @@ def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
     tracing = None if config.trace_endpoint is None else connect(config.trace_endpoint, config.trace_sample)
     memory = SharedMemory(config.max_message_bytes) if config.allow_client_shm else None
     services = Services(
-        inference=InferenceService(repository, tracing, memory),
+        inference=InferenceService(repository, tracing, memory, MessageMemory(config.message_memory_bytes)),
         admin=AdminService(repository, health, version=version("convoy-vision"), memory=memory),
     )
     services.admin.count_calls(services.inference.refusals.calls)

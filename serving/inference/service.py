@@ -7,6 +7,7 @@ values. Knows no front end; all other RPCs are in `serving.protocol.admin`.
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from convoy.images import Pixels
@@ -14,6 +15,7 @@ from serving.errors import Internal, ServingError, Unavailable
 from serving.inference.batcher import BatcherClosed, Outputs, QueuedRequest
 from serving.inference.decoder import ImageDecoder
 from serving.inference.image_files import FilesGiven, holds_files
+from serving.inference.message_memory import UNCOUNTED_BYTES, MemoryShare, MessageMemory
 from serving.inference.parser_pool import ParserPool
 from serving.inference.plan import Plan, ValueEncoder
 from serving.inference.plan_cache import PlanCache
@@ -107,6 +109,34 @@ class InferenceRequest(QueuedRequest, Generic[R]):
     def cancel(self) -> None:
         """Drops the request unless its batch has started."""
         self._encoder.plan.model.batcher.cancel(self)
+
+
+class _CountedSink(Generic[R]):
+    """A sink that counts its message no longer once there is a response."""
+
+    def __init__(self, sink: ResponseSink[R], share: MemoryShare) -> None:
+        self._sink = sink
+        self._share = share
+
+    def succeed(self, response: R, /) -> None:
+        self._share.free()
+        self._sink.succeed(response)
+
+    def fail(self, error: ServingError) -> None:
+        self._share.free()
+        self._sink.fail(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _CountedRequest:
+    """A `RequestHandle` that counts its message no longer once it is cancelled."""
+
+    request: RequestHandle
+    share: MemoryShare
+
+    def cancel(self) -> None:
+        self.request.cancel()
+        self.share.free()
 
 
 class _Path(Generic[S, R]):
@@ -259,12 +289,18 @@ class InferenceService:
     Args:
         tracing: begins the traces of requests, for all front ends; None for no tracing.
         memory: shared memory of clients; None to allow none.
+        messages: the memory of large requests, of which the HTTP front end counts its own; None for no bound.
     """
 
     def __init__(
-        self, repository: Repository, tracing: Tracing | None = None, memory: SharedMemory | None = None
+        self,
+        repository: Repository,
+        tracing: Tracing | None = None,
+        memory: SharedMemory | None = None,
+        messages: MessageMemory | None = None,
     ) -> None:
         self.repository = repository
+        self.messages = messages or MessageMemory()
         self.refusals = Refusals()
         """Of requests that no batcher has counted, by all front ends."""
         self.tracing = tracing
@@ -285,6 +321,22 @@ class InferenceService:
         """
         if context.trace is not None:
             sink = TracedSink(sink, context.trace)
+        run = self._infer if len(payload) <= UNCOUNTED_BYTES else self._infer_large
+        return run(payload, context, sink)
+
+    def _infer_large(self, payload: bytes, context: RequestContext, sink: ResponseSink[bytes]) -> RequestHandle | None:
+        """Runs a message that is counted in the memory of messages."""
+        share = MemoryShare(self.messages)
+        try:
+            share.take(len(payload))
+        except ServingError as error:
+            self.refusals.count_error(error)
+            sink.fail(error)
+            return None
+        request = self._infer(payload, context, _CountedSink(sink, share))
+        return None if request is None else _CountedRequest(request, share)
+
+    def _infer(self, payload: bytes, context: RequestContext, sink: ResponseSink[bytes]) -> RequestHandle | None:
         try:
             split = SplitRequest(payload)
             if len(split.header) > MAX_QUICK_BYTES:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 from serving.inference.decoder import ImageDecoder
+from serving.inference.message_memory import MessageMemory
 from serving.models.repository import Model, Repository
 from serving.observability.calls import INFER, Calls
 from serving.observability.refusals import Refusals
@@ -226,10 +227,12 @@ MODEL_READY = "convoy_model_ready"
 REFUSED = "convoy_refused_requests_total"
 DECODED = "convoy_decoded_images_total"
 DECODING = "convoy_decoding_seconds_total"
+MESSAGE_BYTES = "convoy_message_bytes"
+MESSAGE_LIMIT = "convoy_message_limit_bytes"
 CALLS = "convoy_calls_total"
 CALL_DURATION = "convoy_call_duration_seconds"
 
-_OWN = (SERVER_READY, MODEL_READY, REFUSED, DECODED, DECODING, CALLS, CALL_DURATION)
+_OWN = (SERVER_READY, MODEL_READY, REFUSED, DECODED, DECODING, MESSAGE_BYTES, MESSAGE_LIMIT, CALLS, CALL_DURATION)
 NAMES = frozenset((*_OWN, *(metric.name for metric in MODEL_METRICS)))
 """All names but prometheus_client's `process_...`. The samples of a histogram add `_bucket`, `_sum` and `_count`."""
 
@@ -240,7 +243,14 @@ _TRITON_HEADER = re.compile(rb"^(# (?:HELP|TYPE) nv_\w+)_total ", re.MULTILINE)
 class Metrics(Collector):
     """The metrics of a server's models and of its process."""
 
-    def __init__(self, repository: Repository, refusals: Refusals, decoder: ImageDecoder | None = None) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        refusals: Refusals,
+        decoder: ImageDecoder | None = None,
+        messages: MessageMemory | None = None,
+    ) -> None:
+        self._messages = messages
         self._repository = repository
         self._refusals = refusals
         self._decoder = decoder
@@ -285,8 +295,13 @@ class Metrics(Collector):
             refused.add_sample(REFUSED, {"reason": reason, "model": model}, count)
         yield refused
         if self._decoder is not None:
-            yield _counter(DECODED, "Image files decoded.", self._decoder.num_images)
-            yield _counter(DECODING, "Time it took, summed over threads.", self._decoder.seconds)
+            yield _single(DECODED, "counter", "Image files decoded.", self._decoder.num_images)
+            yield _single(DECODING, "counter", "Time it took, summed over threads.", self._decoder.seconds)
+        if self._messages is not None:
+            yield _single(
+                MESSAGE_BYTES, "gauge", "Memory of large requests that arrive, wait or run.", self._messages.num_bytes
+            )
+            yield _single(MESSAGE_LIMIT, "gauge", "Largest memory of such requests.", self._messages.max_bytes)
         snapshots = [ModelSnapshot(model, model.statistics.snapshot()) for model in self._repository.ready_models()]
         yield from _call_families(self._refusals.calls, snapshots)
         for metric in MODEL_METRICS:
@@ -352,8 +367,9 @@ def _call_families(calls: Calls, snapshots: Sequence[ModelSnapshot]) -> Iterator
     yield durations
 
 
-def _counter(name: str, documentation: str, value: float) -> Metric:
-    family = Metric(name.removesuffix("_total"), documentation, "counter")
+def _single(name: str, kind: str, documentation: str, value: float) -> Metric:
+    """Returns a metric without labels."""
+    family = Metric(name.removesuffix("_total"), documentation, kind)
     family.add_sample(name, {}, value)
     return family
 

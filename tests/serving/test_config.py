@@ -37,6 +37,16 @@ def test_auto_selects_native_only_where_it_is_safe(options: dict, transport: str
     assert config.choose_transport()[0] == transport
 
 
+def test_the_memory_of_requests_is_a_quarter_of_what_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.config.available_memory", lambda: 4 << 30)
+
+    def memory(**options: Any) -> int:
+        return ServeConfig(model_repository="models", **options).message_memory_bytes
+
+    assert (memory(), memory(workers=2), memory(message_memory_mb=100)) == (1 << 30, 1 << 29, 100 << 20)
+    assert memory(max_message_bytes=2 << 30) == 2 << 30
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -44,6 +54,7 @@ def test_auto_selects_native_only_where_it_is_safe(options: dict, transport: str
         ({"max_queue_size": 0}, "--max-queue-size 0: must be positive"),
         ({"max_message_bytes": 2**31}, "--max-message-bytes 2147483648: must be between 1 and 2147483647"),
         ({"max_message_bytes": 0}, "--max-message-bytes 0: must be between 1 and 2147483647"),
+        ({"message_memory_mb": 63}, "--message-memory-mb 63: must hold --max-message-bytes 67108864"),
         ({"num_threads": -1}, "--num-threads -1: must be positive"),
         ({"batch_timeout_s": -1.0}, "--batch-timeout-s -1.0: must not be negative"),
         ({"batch_timeout_s": float("inf")}, "--batch-timeout-s inf: must not be negative"),

@@ -12,6 +12,7 @@ from convoy.auth import TokenFile
 from serving.frontends.common.services import Services
 from serving.frontends.http.address import HttpAddress
 from serving.frontends.http.admin import AdminEndpoints, Probed, health_routes, shared_memory_routes
+from serving.frontends.http.bodies import CountedBodies
 from serving.frontends.http.classify import ClassifyEndpoint
 from serving.frontends.http.counting import counted
 from serving.frontends.http.infer import InferEndpoint
@@ -77,7 +78,7 @@ def build_app(
         exception_handlers=ErrorHandlers(services.inference.refusals, services.inference.repository).by_exception,
     )
     app.router.redirect_slashes = False
-    return app
+    return CountedBodies(app, services.inference.messages)
 
 
 def _routes(admin: AdminService, endpoints: AdminEndpoints, infer: ASGIApp, classify: Endpoint) -> list[Route]:

@@ -17,6 +17,7 @@ from serving.frontends.common.auth import (
     check_quota,
     check_scope,
 )
+from serving.frontends.http.bodies import SHARE
 from serving.frontends.http.responses import error_response
 from serving.observability.calls import INFER, UNKNOWN
 from serving.observability.refusals import Refusals
@@ -117,12 +118,17 @@ def metrics_scopes(tokens: TokenFile) -> Callable[[str, str], frozenset[str] | N
 
 
 def count_decompressed(scope: Scope, body: bytes) -> None:
-    """Takes a body that was compressed out of its caller's quota, which only its bytes as sent have been."""
-    principal = scope.get(PRINCIPAL)
-    if principal is None or principal.quota is None:
-        return
+    """Counts a body that was compressed: until now, only its bytes as sent are in the memory of messages and the quota.
+
+    Raises:
+        ResourceExhausted: there is no memory left for it.
+    """
     headers = dict(scope["headers"])
-    if b"content-encoding" in headers:
+    if b"content-encoding" not in headers:
+        return
+    scope[SHARE].take(len(body))
+    principal = scope.get(PRINCIPAL)
+    if principal is not None and principal.quota is not None:
         principal.quota.take_more(max(0, len(body) - int(headers.get(b"content-length", 0))))
 
 

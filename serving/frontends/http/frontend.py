@@ -41,8 +41,9 @@ class HttpFrontend:
         self.metrics_port = 0
         self._address = address
         self._tls = tls
-        refusals = services.inference.refusals
-        self.metrics = metrics = Metrics(services.admin.repository, refusals, services.inference.decoder)
+        inference = services.inference
+        refusals = inference.refusals
+        self.metrics = metrics = Metrics(services.admin.repository, refusals, inference.decoder, inference.messages)
 
         def build_api(server: HttpServer) -> ASGIApp:
             return build_app(

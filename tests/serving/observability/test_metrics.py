@@ -34,7 +34,7 @@ def service(repository: FakeRepository) -> InferenceService:
 
 @pytest.fixture
 def metrics(service: InferenceService) -> Metrics:
-    return Metrics(service.repository, service.refusals, service.decoder)
+    return Metrics(service.repository, service.refusals, service.decoder, service.messages)
 
 
 class Scrape:
@@ -161,7 +161,7 @@ def test_queued_and_failed_requests_are_counted(
 def test_instances_that_hang_are_counted() -> None:
     repository = FakeRepository(twice(limits=BatchLimits(max_batch_size=8, batch_timeout_s=0.1)))
     service = make_service(repository)
-    metrics = Metrics(service.repository, service.refusals, service.decoder)
+    metrics = Metrics(service.repository, service.refusals, service.decoder, service.messages)
     assert Scrape(metrics)("convoy_hung_instances") == 0
     backend_of(repository.get("twice")).free.clear()
     over, answers = ask(service)

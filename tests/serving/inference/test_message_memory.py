@@ -1,0 +1,107 @@
+"""The memory of large messages: what is counted, for how long, and who is refused."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from serving.errors import ResourceExhausted, ServingError
+from serving.inference.message_memory import UNCOUNTED_BYTES, MemoryShare, MessageMemory
+from serving.inference.request import NO_CONTEXT
+from serving.inference.service import InferenceService
+from tests.serving.fake_repository import (
+    PATIENCE_S,
+    BlockingBackend,
+    FakeRepository,
+    backend_of,
+    make_service,
+    twice,
+)
+from tests.serving.inference.test_plan_cache import Response, message
+
+LARGE = UNCOUNTED_BYTES + 1
+
+
+@pytest.fixture
+def memory() -> MessageMemory:
+    return MessageMemory(2 * LARGE)
+
+
+def test_small_messages_pass_while_large_ones_fill_it(memory: MessageMemory) -> None:
+    large = MemoryShare(memory)
+    large.take(2 * LARGE)
+    small = MemoryShare(memory)
+    small.take(UNCOUNTED_BYTES)
+    with pytest.raises(ResourceExhausted, match="requests fill the 0 MB that the server has for them") as refused:
+        small.take(1)
+    assert refused.value.retry_after_ms == 1000
+    assert (memory.num_bytes, small.num_bytes) == (2 * LARGE, 0)
+
+
+def test_a_message_counts_from_its_first_byte_until_it_is_free(memory: MessageMemory) -> None:
+    share = MemoryShare(memory)
+    share.take(UNCOUNTED_BYTES)
+    assert memory.num_bytes == 0
+    share.take(1)
+    share.take(5)
+    assert memory.num_bytes == LARGE + 5
+    for _ in range(2):
+        share.free()
+        assert memory.num_bytes == 0
+
+
+def test_a_message_that_is_alone_may_exceed_it(memory: MessageMemory) -> None:
+    share = MemoryShare(memory)
+    share.take(9 * LARGE)
+    share.take(LARGE)
+    with pytest.raises(ResourceExhausted):
+        MemoryShare(memory).take(LARGE)
+
+
+class TestCallsOverGrpc:
+    @pytest.fixture
+    def repository(self) -> Iterator[FakeRepository]:
+        repository = FakeRepository(twice())
+        yield repository
+        repository.close()
+
+    @pytest.fixture
+    def backend(self, repository: FakeRepository) -> BlockingBackend:
+        return backend_of(repository.get("twice"))
+
+    @pytest.fixture
+    def service(self, repository: FakeRepository) -> InferenceService:
+        service = make_service(repository)
+        service.messages.max_bytes = 2 * LARGE
+        return service
+
+    @pytest.mark.parametrize("end", ["answer", "cancel", "fail"])
+    def test_are_counted_until_they_end(self, service: InferenceService, backend: BlockingBackend, end: str) -> None:
+        large = message(1, 1, 2, 3, request_id="a" * LARGE)
+        backend.free.clear()
+        running, waiting, refused, small = Response(), Response(), Response(), Response()
+        service.infer(large, NO_CONTEXT, running)
+        assert backend.began.acquire(timeout=PATIENCE_S)
+        service.messages.max_bytes = 3 * LARGE
+        request = service.infer(large, NO_CONTEXT, waiting)
+        counted = service.messages.num_bytes
+        assert counted == 2 * len(large)
+        assert service.infer(large, NO_CONTEXT, refused) is None
+        with pytest.raises(ResourceExhausted, match="requests fill the"):
+            refused.result(0)
+        assert service.refusals.snapshot() == {("resource_exhausted", ""): 1}
+        service.infer(message(1, 1, 2, 3), NO_CONTEXT, small)
+        if end == "cancel":
+            assert request is not None
+            request.cancel()
+            assert service.messages.num_bytes == len(large)
+        elif end == "fail":
+            backend.function = lambda x: []
+        backend.free.set()
+        assert isinstance(small.exception(PATIENCE_S), ServingError if end == "fail" else type(None))
+        assert service.messages.num_bytes == 0
+
+    def test_a_message_that_is_refused_is_not_counted(self, service: InferenceService) -> None:
+        wrong = Response()
+        assert service.infer(message(9, 1, 2, 3, request_id="a" * LARGE), NO_CONTEXT, wrong) is None
+        assert isinstance(wrong.exception(0), ServingError)
+        assert service.messages.num_bytes == 0
