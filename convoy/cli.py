@@ -125,6 +125,7 @@ def _trainer(verb: str) -> Callable[[Sequence[str]], int | None]:
 
 
 def _jobs(arguments: Sequence[str]) -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from trainer.service.commands import jobs_command
 
     return jobs_command(arguments)

@@ -7,9 +7,25 @@ import ssl
 from typing import Any
 
 import uvicorn
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import ASGIApp
 
 BACKLOG = 2048
+
+
+class _NumberConvertor(Convertor[int]):
+    """A path parameter `{id:number}`. Starlette's `int` fails with 500 at a number of thousands of digits."""
+
+    regex = "[0-9]{1,10}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("number", _NumberConvertor())
 
 
 def open_listener(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:

@@ -66,7 +66,9 @@ def read_new_metrics(folder: Path, offset: int, inode: int | None = None) -> New
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
-    except ValueError:
+        value = json.loads(line, parse_constant=lambda _: None)  # NaN, which JSON does not have
+    except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and {"kind", "step", "epoch"} <= value.keys() else None
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        return None
+    return value if all(isinstance(value.get(name), int) for name in ("step", "epoch")) else None

@@ -9,6 +9,7 @@ from convoy.processes import exit_on_broken_pipe
 
 def main(arguments: Sequence[str], prog: str = "python -m trainer.service") -> int:
     """Serves until SIGTERM or Ctrl-C. Returns the exit code: 2 for a faulty command line, else 0."""
+    from convoy.credentials import CredentialError
     from trainer.cli import parse
     from trainer.errors import TrainerError
     from trainer.service.settings import ServiceConfig
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str], prog: str = "python -m trainer.service") -> i
         return serve(config)
     except ModuleNotFoundError as error:
         print(f"error: the service needs {error.name}: install convoy-vision[serving]", file=sys.stderr)
-    except (TrainerError, ValueError) as error:
+    except (TrainerError, CredentialError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
     return 2
 

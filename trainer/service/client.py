@@ -1,10 +1,13 @@
 """The jobs of a service, with the operations of `operations.Operations`, over gRPC."""
 
+import re
+import ssl
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 
@@ -25,7 +28,9 @@ _CANNOT_BE_MET = {
     grpc.StatusCode.UNAUTHENTICATED,
 }
 _MAX_RECONNECTS = 60
-"""A follower reconnects that often, about once a second, while the service is restarted."""
+"""A follower reconnects that often in a row, about once a second, while the service is restarted."""
+_LIVED_S = 5.0
+"""A stream that has lasted so long was connected: a proxy may have ended it because it was silent."""
 
 
 class RemoteJobs:
@@ -38,16 +43,16 @@ class RemoteJobs:
     """
 
     def __init__(self, address: str, *, token: str | None = None, certificate: Path | None = None) -> None:
+        if "/" in address:
+            raise ConfigError(f"--service {address}: must be HOST:PORT of the service's gRPC")
         self._address = address if ":" in address else f"{address}:{DEFAULT_PORT}"
         if certificate is None:
             self._channel = grpc.insecure_channel(self._address)
         else:
-            try:
-                authority = certificate.read_bytes()
-            except OSError as error:
-                raise ConfigError(f"{certificate} cannot be read: {error.strerror}") from error
-            self._channel = grpc.secure_channel(self._address, grpc.ssl_channel_credentials(authority))
-        self._metadata = [(USER, user_name()), *([("authorization", f"Bearer {token}")] if token else [])]
+            credentials = grpc.ssl_channel_credentials(_read_authority(certificate))
+            self._channel = grpc.secure_channel(self._address, credentials)
+        # A header holds ASCII only; the name of a user need not.
+        self._metadata = [(USER, quote(user_name())), *([("authorization", f"Bearer {token}")] if token else [])]
 
     def close(self) -> None:
         self._channel.close()
@@ -64,8 +69,16 @@ class RemoteJobs:
         return to_job(self._call("GetJob", pb.GetJobRequest(id=number), pb.Job))
 
     def find(self, *, states: Iterable[JobState] = (), before: int | None = None, limit: int = 100) -> list[Job]:
-        request = pb.ListJobsRequest(states=map(from_state, states), before=before or 0, page_size=limit)
-        return [to_job(job) for job in self._call("ListJobs", request, pb.ListJobsResponse).jobs]
+        found: list[Job] = []
+        request = pb.ListJobsRequest(states=map(from_state, states), before=before or 0)
+        while len(found) < limit:  # the service limits the size of a page
+            request.page_size = limit - len(found)
+            page = self._call("ListJobs", request, pb.ListJobsResponse)
+            found += map(to_job, page.jobs)
+            request.before = page.next_before
+            if not page.next_before:
+                break
+        return found
 
     def cancel(self, number: int, *, now: bool = False) -> Job:
         return to_job(self._call("CancelJob", pb.CancelJobRequest(id=number, now=now), pb.Job))
@@ -83,7 +96,7 @@ class RemoteJobs:
             return Capacity(None, active)
         return Capacity(Devices(tuple(map(str, range(found.gpus))), tuple(range(found.cpus))), active)
 
-    def events(self, number: int) -> list[Event]:
+    def history(self, number: int) -> list[Event]:
         """Returns the events that are there."""
         last = self.get(number).next_event - 1
         found: list[Event] = []
@@ -95,7 +108,9 @@ class RemoteJobs:
 
     def watch(self, number: int, *, after: int = 0) -> Iterator[Event]:
         """Yields a job's events; goes on after the last one if the connection is lost."""
-        for _ in range(_MAX_RECONNECTS):
+        tries = 0
+        while tries < _MAX_RECONNECTS:
+            began = time.monotonic()
             try:
                 for message in self._stream("WatchJob", pb.WatchJobRequest(id=number, after=after), pb.Event):
                     after = message.number
@@ -104,6 +119,7 @@ class RemoteJobs:
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise self._error(error) from None
+                tries = 0 if time.monotonic() - began > _LIVED_S else tries + 1
                 time.sleep(1.0)
         raise TrainerError(f"the service at {self._address} does not answer")
 
@@ -146,14 +162,31 @@ def open_service(address: str, token_file: Path | None, certificate: Path | None
         token_file: holds the caller's token.
 
     Raises:
-        ConfigError: a file cannot be read.
+        ConfigError: a file cannot be read, or holds something else.
     """
-    try:
-        token = token_file.read_text().strip() if token_file else None
-    except OSError as error:
-        raise ConfigError(f"{token_file} cannot be read: {error.strerror}") from error
+    token = None
+    if token_file is not None:
+        token = _read(token_file).decode("ascii", "replace").strip()
+        if not re.fullmatch("[!-~]+", token):
+            raise ConfigError(f"{token_file} must hold one token, of printable ASCII characters")
     jobs = RemoteJobs(address, token=token, certificate=certificate)
     try:
         yield jobs
     finally:
         jobs.close()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_authority(path: Path) -> bytes:
+    content = _read(path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=content.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError):
+        raise ConfigError(f"{path} does not hold a certificate in PEM form") from None
+    return content

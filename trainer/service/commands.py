@@ -1,5 +1,6 @@
 """`convoy jobs`: submits trainings as jobs of this machine, and lists, follows, cancels and retries them."""
 
+import codecs
 import datetime
 import json
 import os
@@ -8,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,8 +18,10 @@ import tyro
 from convoy.options import option
 from convoy.verbs import Verb, run_verb
 from trainer.cli import parse, run_command
+from trainer.errors import ConfigError
+from trainer.paths import printable
 from trainer.service.embedded import default_store, open_jobs, user_name
-from trainer.service.jobs import FINAL, Job, JobState
+from trainer.service.jobs import FINAL, MAX_NUMBER, Job, JobState
 from trainer.service.json_values import event_json, job_json
 from trainer.service.operations import LogRange
 from trainer.service.submission import Submission, to_spec
@@ -72,7 +75,7 @@ class SubmitConfig(StoreConfig):
 
     submission: Annotated[Submission, tyro.conf.OmitArgPrefixes] = field(default_factory=Submission)
     key: Annotated[str | None, option("TEXT", "none")] = None
-    """Submits once: the same key again shows the job of then."""
+    """Submits once: the same key again, for the same training, shows the job of then."""
     dry_run: bool = False
     """Show what would run, and submit nothing."""
     training: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
@@ -158,9 +161,22 @@ def _verb(prog: str, name: str, kind: type[Any], run: Callable[[Any], int | None
     def command(arguments: Sequence[str]) -> int | None:
         ours, training = _divide(arguments) if kind is SubmitConfig else (arguments, ())
         config = parse(kind, ours, prog=f"{prog} {name}")
-        run_command(lambda: run(replace(config, training=training) if training else config))
+
+        def checked() -> int | None:
+            _check_numbers(config)
+            return run(replace(config, training=training) if training else config)
+
+        run_command(checked)
 
     return Verb(summary, command)
+
+
+def _check_numbers(config: Any) -> None:
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        if isinstance(value, int) and not 0 <= value <= MAX_NUMBER:
+            name = "job" if setting.name == "job" else f"--{setting.name}"
+            raise ConfigError(f"{name} {value}: must be at least 0, and at most {MAX_NUMBER}")
 
 
 def _divide(arguments: Sequence[str]) -> tuple[Sequence[str], tuple[str, ...]]:
@@ -191,7 +207,8 @@ def _list(config: ListConfig) -> None:
         states = [JobState(name.upper()) for name in config.state]
         found = jobs.find(states=states, before=config.before, limit=config.limit)
     if config.json:
-        print("\n".join(json.dumps(job_json(job)) for job in found))
+        for job in found:
+            print(json.dumps(job_json(job)))
         return
     if not found:
         print("no jobs" + (f" that are {' or '.join(config.state)}" if config.state else ""))
@@ -207,7 +224,7 @@ def _list(config: ListConfig) -> None:
 def _show(config: ShowConfig) -> None:
     with config.open() as jobs:
         job = jobs.get(config.job)
-        events = jobs.events(config.job)
+        events = jobs.history(config.job)
         plan = jobs.plan(job.spec)
     if config.json:
         print(json.dumps(job_json(job) | {"events": [event_json(event) for event in events]}))
@@ -228,7 +245,7 @@ def _show(config: ShowConfig) -> None:
     print(f"job {job.id}")
     for name, text in facts.items():
         if text:
-            print(f"  {name:13s} {text}")
+            print(f"  {name:13s} {printable(text)}")
     for event in events:
         if event.kind == "state":
             reason = f": {event.data['reason']}" if event.data["reason"] else ""
@@ -237,9 +254,10 @@ def _show(config: ShowConfig) -> None:
 
 def _logs(config: LogsConfig) -> None:
     wanted = LogRange(follow=config.follow, tail=config.tail, attempt=config.attempt, rank=config.rank)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a chunk may end within a character
     with config.open() as jobs:
         for chunk in jobs.read_log(config.job, wanted):
-            sys.stdout.write(chunk.decode(errors="replace"))
+            sys.stdout.write(decoder.decode(chunk))
             sys.stdout.flush()
 
 
@@ -298,7 +316,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None], str]] = {
 
 
 def _row(job: Job) -> tuple[str, ...]:
-    training = shlex.join(job.spec.arguments) or "mnist"
+    training = printable(shlex.join(job.spec.arguments)) or "mnist"
     gpus = str(job.spec.gpus) if job.spec.gpus else "-"
     age = duration(time.time() - job.submitted_at)
     shown = training if len(training) <= 60 else training[:57] + "..."
@@ -320,11 +338,11 @@ def _devices(job: Job) -> str:
 
 
 def _progress(job: Job) -> str:
-    figures = job.progress.get("figures", {})
+    figures = _numbers(job.progress.get("figures", {}))
     parts = [f"epoch {job.progress['epoch']}"] if job.progress.get("epoch") else []
     if "test_accuracy" in figures:
         parts.append(f"test {100 * figures['test_accuracy']:.2f} %")
-    elif figures.get("val_accuracy") is not None:
+    elif "val_accuracy" in figures:
         parts.append(f"validation {100 * figures['val_accuracy']:.2f} %")
     elif figures.get("step"):
         parts.append(f"step {figures['step']}")
@@ -336,12 +354,16 @@ def _describe_event(kind: str, data: dict[str, Any]) -> str:
         return str(data["state"]).lower() + (f": {data['reason']}" if data["reason"] else "")
     if kind == "note":
         return str(data["text"])
-    figures = [f"{name} {value:.4f}" for name, value in data.items() if "loss" in name and value is not None]
-    figures += [
-        f"{name} {100 * value:.2f} %" for name, value in data.items() if "accuracy" in name and value is not None
-    ]
+    numbers = _numbers(data)
+    figures = [f"{name} {value:.4f}" for name, value in numbers.items() if "loss" in name]
+    figures += [f"{name} {100 * value:.2f} %" for name, value in numbers.items() if "accuracy" in name]
     where = f"step {data['step']}" if data["kind"] == "step" else f"epoch {data['epoch']}"
     return "  ".join([where, *figures])
+
+
+def _numbers(figures: dict[str, Any]) -> dict[str, float]:
+    """Returns the figures that have a value, which comes from a file that any program may write."""
+    return {printable(name): value for name, value in figures.items() if isinstance(value, int | float)}
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ job only from the state in which it was seen.
 import os
 import re
 import socket
+import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -53,7 +54,7 @@ class Controller:
         self._log = log
         self._engines: dict[str, Engine] = {}
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._told: dict[int, str] = {}
+        self._told: dict[int | str, str] = {}
         self.lease: Lease | None = None
 
     def engine(self, name: str) -> Engine:
@@ -93,16 +94,23 @@ class Controller:
             raise
         except (TrainerError, OSError) as error:
             self._tell(job, str(error), lease)
+        except Exception as error:  # a defect, or a file in the run's folder that nobody foresaw
+            self._tell(job, f"{type(error).__name__}: {error}", lease, traceback.format_exc())
 
-    def _tell(self, job: Job, text: str, lease: Lease) -> None:
-        """Tells the user once about something that the next pass tries again."""
-        kind = re.sub(r"\d+", "", text)  # it may say how long ago, or how often
-        if self._told.get(job.id) == kind:
+    def _tell(self, job: Job, text: str, lease: Lease, details: str = "") -> None:
+        """Tells the user once about something that the next pass tries again; the details are for the log alone."""
+        if not self._is_news(job.id, text):
             return
-        self._told[job.id] = kind
-        self._log(f"job {job.id}: {text}")
+        self._log("\n".join([f"job {job.id}: {text}", *details.splitlines()]))
         with suppress(StaleError):
             self._store.add_note(job, text, lease)
+
+    def _is_news(self, subject: int | str, text: str) -> bool:
+        """Returns whether a text differs from the last one about a job or an engine in more than numbers."""
+        kind = re.sub(r"\d+", "", text)  # it may say how long ago, or how often
+        is_news = self._told.get(subject) != kind
+        self._told[subject] = kind
+        return is_news
 
     def _follow(self, job: Job, lease: Lease) -> None:
         engine = self.engine(job.spec.engine)
@@ -145,9 +153,11 @@ class Controller:
             ready = {job.id: job for job in theirs if job.state is JobState.QUEUED and job.not_before <= now}
             try:
                 machine = self.engine(name).capacity()
-            except TrainerError as error:
-                self._log(str(error))
+            except Exception as error:  # of an engine that is not installed any more, or somebody else's
+                if self._is_news(name, str(error)):
+                    self._log(f"--engine {name}: {error}")
                 continue
+            self._told.pop(name, None)
             if machine is None:  # it queues jobs itself
                 starting = [(number, Devices()) for number in ready]
             else:

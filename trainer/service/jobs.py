@@ -1,9 +1,17 @@
 """Jobs as values: what a user submits, and the states that a job goes through."""
 
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
+
+from trainer.errors import ConfigError
+
+MAX_NUMBER = 2**31 - 1
+"""Of what a user counts, and of a job: the API's and the store's integers have 32 bits."""
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NUMBERS = ("gpus", "cpus", "ranks", "memory_mb", "priority", "max_retries")
 
 
 class JobState(StrEnum):
@@ -92,6 +100,31 @@ class JobSpec:
     def max_ranks(self) -> int:
         """Processes of all hosts, at most."""
         return self.nodes[1] * self.num_ranks
+
+    def check(self) -> None:
+        """Checks what no engine could use: it would only fail when the job starts.
+
+        Raises:
+            ConfigError: says what is wrong.
+        """
+        given = {"arguments": self.arguments, "working_folder": (self.working_folder,)}
+        given |= {"run_folder": (self.run_folder,), "environment": tuple(self.environment.values())}
+        for name, texts in given.items():
+            if any("\0" in text for text in texts):
+                raise ConfigError(f"{name}: must not contain the character NUL")
+        for name in self.environment:
+            if not _VARIABLE.fullmatch(name):
+                raise ConfigError(f"environment: {name[:40]!r} is no name of a variable: letters, digits and _")
+        for name, value in self.engine_options.items():
+            if not value.isprintable():  # it may become a line of a script
+                raise ConfigError(f"engine option {name[:40]}: its value must be one line without control characters")
+        for name in _NUMBERS:
+            if abs(getattr(self, name)) > MAX_NUMBER:
+                raise ConfigError(f"{name} {getattr(self, name)}: must be at most {MAX_NUMBER}")
+
+    def with_number(self, number: int) -> Self:
+        """Returns the spec of the job of that number, which the run folder may name as `{id}`."""
+        return replace(self, run_folder=self.run_folder.replace("{id}", str(number)))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

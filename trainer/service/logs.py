@@ -52,23 +52,29 @@ def tail(path: Path, num_lines: int, prefix: bytes = b"") -> int:
     if prefix:
         return _tail_of_rank(path, num_lines, prefix)
     with path.open("rb") as file:
-        size = position = file.seek(0, 2)
-        content = b""
-        while position > 0 and content.count(b"\n") <= num_lines:
-            position = max(0, position - _CHUNK_BYTES)
-            file.seek(position)
-            content = file.read(size - position)
-    lines = content.splitlines(keepends=True)
-    return size - sum(map(len, lines[max(0, len(lines) - num_lines) :]))
+        size = file.seek(0, 2)
+        if num_lines == 0:
+            return size
+        for end in range(size, 0, -_CHUNK_BYTES):
+            start = max(0, end - _CHUNK_BYTES)
+            file.seek(start)
+            chunk = file.read(end - start)
+            position = len(chunk) - (end == size)  # the end of the last line begins no line
+            while (position := chunk.rfind(b"\n", 0, position)) >= 0:
+                num_lines -= 1
+                if num_lines == 0:
+                    return start + position + 1
+    return 0
 
 
 def _tail_of_rank(path: Path, num_lines: int, prefix: bytes) -> int:
-    position, found = 0, deque[int](maxlen=num_lines)
+    position, is_start, found = 0, True, deque[int](maxlen=num_lines)
     with path.open("rb") as file:
-        for line in file:
-            if line.startswith(prefix):
+        while part := file.readline(_CHUNK_BYTES):  # of a line of any length
+            if is_start and part.startswith(prefix):
                 found.append(position)
-            position += len(line)
+            position += len(part)
+            is_start = part.endswith(b"\n")
     return found[0] if found else position
 
 
@@ -130,15 +136,34 @@ class _Wanted:
 
     def __init__(self, prefix: bytes) -> None:
         self._prefix = prefix
-        self._unfinished = b""
+        self._undecided = b""  # the begin of a line, shorter than the prefix
+        self._is_wanted: bool | None = None  # the line whose begin has been seen
 
     def of(self, chunk: bytes) -> bytes:
-        """Returns the wanted part of the lines that a chunk completes."""
+        """Returns the wanted part of what a chunk adds. A line may have any length: none is kept in memory."""
         if not self._prefix:
             return chunk
-        *lines, self._unfinished = (self._unfinished + chunk).split(b"\n")
-        return b"".join(line.removeprefix(self._prefix) + b"\n" for line in lines if line.startswith(self._prefix))
+        *lines, last = (self._undecided + chunk).split(b"\n")
+        self._undecided = b""
+        found = []
+        for line in lines:
+            found += self._part(line + b"\n")
+            self._is_wanted = None
+        if self._is_wanted is None and len(last) < len(self._prefix):
+            self._undecided = last
+        else:
+            found += self._part(last)
+        return b"".join(found)
+
+    def _part(self, part: bytes) -> list[bytes]:
+        """Returns a part of a line, without the prefix at the line's begin, if it is wanted."""
+        if self._is_wanted is None:
+            self._is_wanted = part.startswith(self._prefix)
+            part = part.removeprefix(self._prefix)
+        return [part] if self._is_wanted else []
 
     def rest(self) -> bytes:
-        """Returns the last line if it has no end and is wanted."""
-        return self.of(b"\n") if self._unfinished else b""
+        """Ends the last line, which may have no end."""
+        has_begun, self._undecided = self._is_wanted, b""
+        self._is_wanted = None
+        return b"\n" if has_begun else b""

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from convoy.auth import Principal, TokenFile
 from trainer.errors import ConfigError, TrainerError
+from trainer.paths import printable
 from trainer.service.engines.engine import Plan
 from trainer.service.jobs import Event, Job, JobSpec, JobState
 from trainer.service.operations import Capacity, LogRange, Operations
@@ -26,8 +28,10 @@ NUM_LOGS = 64
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
 ANONYMOUS = "anonymous"
-MAX_NUMBER = 2**63 - 1
-"""Of a job or an event, in the store."""
+MAX_NAME = 255
+"""Characters of a caller's name and of a key."""
+_OF_THE_OPERATOR = "template"
+"""The engine option of Kubernetes that names a file of the service's machine, and decides which secrets a pod reads."""
 
 
 class UnauthenticatedError(TrainerError):
@@ -98,13 +102,13 @@ class Methods:
 
         Args:
             authorization: `Bearer TOKEN`.
-            user: the name.
+            user: the name, percent-encoded.
 
         Raises:
             UnauthenticatedError, ForbiddenError, QuotaError: the call is refused.
         """
         if self._tokens is None:
-            return Principal(user or ANONYMOUS, frozenset(SCOPES))
+            return Principal(printable(unquote(user or ANONYMOUS))[:MAX_NAME], frozenset(SCOPES))
         principal = self._tokens.find(authorization)
         if principal is None:
             raise UnauthenticatedError("expected 'authorization: Bearer TOKEN' with a token of this service")
@@ -123,9 +127,20 @@ class Methods:
         await self._in_thread(self._operations.find, limit=1)
 
     async def plan(self, spec: JobSpec) -> Plan:
+        """Returns what would run. Raises as `submit` does."""
+        _check_options(spec)
         return await self._in_thread(self._operations.plan, spec)
 
     async def submit(self, caller: Principal, spec: JobSpec, key: str | None) -> Job:
+        """Submits a job.
+
+        Raises:
+            ConfigError: the engine can never run it, or the key is impossible.
+            JobStateError: the key was used for another job.
+        """
+        _check_options(spec)
+        if key and not (key.isprintable() and len(key) <= MAX_NAME):
+            raise ConfigError(f"key: must be at most {MAX_NAME} printable characters")
         return await self._in_thread(self._operations.submit, spec, owner=caller.name, key=key or None)
 
     async def get(self, caller: Principal, number: int) -> Job:
@@ -192,6 +207,11 @@ class Methods:
 def _owner(caller: Principal) -> str | None:
     """Returns whose jobs a caller sees; None for everybody's."""
     return None if SCOPE_ADMIN in caller.scopes else caller.name
+
+
+def _check_options(spec: JobSpec) -> None:
+    if spec.engine == "kubernetes" and _OF_THE_OPERATOR in spec.engine_options:
+        raise ConfigError(f"engine option {_OF_THE_OPERATOR}: it is the service's own, CONVOY_KUBERNETES_TEMPLATE")
 
 
 def _read_mistakes(run_folder: Path) -> list[dict[str, Any]]:

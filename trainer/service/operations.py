@@ -99,16 +99,19 @@ class Operations:
         Raises:
             ConfigError: the engine can never run it.
         """
+        spec.check()
         engine = self._controller.engine(spec.engine)
         engine.check(spec)
         return engine.plan(spec)
 
     def submit(self, spec: JobSpec, *, owner: str, key: str | None = None) -> Job:
-        """Submits a job; a key that the owner has used before returns the job of then.
+        """Submits a job; a key that the owner has used before for the same returns the job of then.
 
         Raises:
             ConfigError: the engine can never run it.
+            JobStateError: the owner has used the key for another job.
         """
+        spec.check()
         self._controller.engine(spec.engine).check(spec)
         job, is_new = self._store.add(spec, owner=owner, key=key)
         if is_new:
@@ -195,14 +198,16 @@ class Operations:
         active = [job for job in self._store.unfinished() if job.spec.engine == engine and job.state in ACTIVE]
         return Capacity(self._controller.engine(engine).capacity(), tuple(active))
 
-    def events(self, number: int, *, after: int = 0, owner: str | None = None) -> list[Event]:
-        """Returns a job's events after the one of that number.
-
-        Raises:
-            UnknownJobError: there is no such job.
-        """
-        self._store.get(number, owner=owner)
+    def events(self, number: int, *, after: int = 0) -> list[Event]:
+        """Returns a job's events after the one of that number, a page of them at most."""
         return self._store.events(number, after=after)
+
+    def history(self, number: int) -> list[Event]:
+        """Returns all events of a job."""
+        found: list[Event] = []
+        while page := self._store.events(number, after=len(found)):
+            found += page
+        return found
 
     def watch(self, number: int, *, after: int = 0, owner: str | None = None) -> Iterator[Event]:
         """Yields a job's events, those that are there and each new one, until the job has ended.

@@ -1,6 +1,7 @@
 """What the end of an attempt means for its job."""
 
 import json
+import os
 import re
 import signal
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from convoy.processes import STOP_SIGNALS
 from trainer.errors import ConfigError, DataError, DivergenceError, ExportError
 from trainer.paths import FAILURE_FILE, RESULT_FILE
 from trainer.service.engines.engine import Phase, Status
-from trainer.service.jobs import Job, JobState, Stop
+from trainer.service.jobs import MAX_NUMBER, Job, JobState, Stop
 
 FIRST_PAUSE_S = 10.0
 LONGEST_PAUSE_S = 600.0
@@ -53,7 +54,7 @@ def judge(job: Job, status: Status, log: Path | None) -> Outcome:
         log: of the attempt, if it has one.
     """
     code = status.exit_code
-    if (job.run_folder / RESULT_FILE).exists() and code != ExportError.exit_code:
+    if os.path.exists(job.run_folder / RESULT_FILE) and code not in _PERMANENT:  # else it may be an older run's
         return Outcome(JobState.SUCCEEDED, _result_line(job.run_folder))
     if job.stop is not Stop.NONE:
         step = job.progress.get("step", 0)
@@ -87,7 +88,7 @@ def _result_line(run_folder: Path) -> str:
     result = _read(run_folder / RESULT_FILE)
     accuracy = result.get("test_accuracy")
     published = f"; published in {result['exported']}" if result.get("exported") else ""
-    return "" if accuracy is None else f"test accuracy {100 * accuracy:.2f} %{published}"
+    return f"test accuracy {100 * accuracy:.2f} %{published}" if isinstance(accuracy, int | float) else ""
 
 
 def _failure(job: Job, log: Path | None) -> tuple[str, int | None]:
@@ -98,8 +99,10 @@ def _failure(job: Job, log: Path | None) -> tuple[str, int | None]:
     except OSError:
         is_of_attempt = False
     if is_of_attempt and (report := _read(path)):
-        ranks = report.get("ranks") or [None]
-        return str(report.get("message", "")).strip(), ranks[0]
+        ranks = report.get("ranks")
+        first = ranks[0] if isinstance(ranks, list) and ranks else None
+        is_rank = isinstance(first, int) and 0 <= first <= MAX_NUMBER
+        return str(report.get("message", "")).strip(), first if is_rank else None
     for line in reversed(_last_lines(log)):
         if found := _ERROR.match(line):
             return found["message"], None if found["rank"] is None else int(found["rank"])
@@ -128,7 +131,7 @@ def _describe(code: int | None) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(), parse_constant=lambda _: None)
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

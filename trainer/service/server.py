@@ -140,7 +140,8 @@ async def _serve(config: ServiceConfig, store: JobStore, tokens: TokenFile | Non
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers([Servicer(methods, logger.error).handlers(), _health()])
     reflection.enable_server_reflection([SERVICE, HEALTH, reflection.SERVICE_NAME], server, pool=POOL)
-    port = _open_port(server, f"{config.host}:{config.port}", tls)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    port = _open_port(server, f"{host}:{config.port}", tls)
     app = build_app(methods, pages=_pages() if config.shows_page else ())
     rest = RestServer(app, config.host, config.http_port, tls.server_context() if tls else None)
     metrics, metrics_port = _start_metrics(config, JobMetrics(store, methods))
@@ -150,7 +151,7 @@ async def _serve(config: ServiceConfig, store: JobStore, tokens: TokenFile | Non
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
-    ports = f"grpc {config.host}:{port}, http {config.host}:{rest.port}, metrics {config.host}:{metrics_port}"
+    ports = f"grpc {host}:{port}, http {host}:{rest.port}, metrics {host}:{metrics_port}"
     logger.info("serving on %s", ports)
     await over.wait()
     logger.info("stopping; jobs go on")

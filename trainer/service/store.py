@@ -13,11 +13,14 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from trainer.errors import ConfigError, TrainerError
-from trainer.service.jobs import ACTIVE, FINAL, FOLLOWING, Devices, Event, Job, JobSpec, JobState, Stop
+from trainer.paths import printable
+from trainer.service.jobs import ACTIVE, FINAL, FOLLOWING, MAX_NUMBER, Devices, Event, Job, JobSpec, JobState, Stop
 from trainer.service.tables import connect, events, identities, jobs, leases
 
 CONTROLLER = "controller"
 """The name of the controllers' lease."""
+MAX_REASON = 1000
+"""Characters of a reason, which may come from a program's output."""
 
 
 class UnknownJobError(ConfigError):
@@ -80,22 +83,30 @@ class JobStore:
         """Adds a queued job; the run folder of the spec may contain `{id}`.
 
         Returns:
-            The job, and whether it is new. A key that the owner has used before returns that job.
+            The job, and whether it is new. A key that the owner has used before for the same returns that job.
+
+        Raises:
+            JobStateError: the owner has used the key for another job.
         """
-        if key is not None and (known := self._with_key(owner, key)) is not None:
+        if key is not None and (known := self._with_key(owner, key, spec)) is not None:
             return known, False
         try:
             return self._insert(spec, owner, key), True
         except sa.exc.IntegrityError:  # another submission of the key was faster
-            known = self._with_key(owner, key or "")
+            known = self._with_key(owner, key or "", spec)
             if known is None:
                 raise
             return known, False
 
-    def _with_key(self, owner: str, key: str) -> Job | None:
+    def _with_key(self, owner: str, key: str, spec: JobSpec) -> Job | None:
         with self._reads() as connection:
             row = connection.execute(sa.select(jobs).where(jobs.c.owner == owner, jobs.c.key == key)).first()
-        return None if row is None else _job(row)
+        if row is None:
+            return None
+        known = _job(row)
+        if known.spec != spec.with_number(known.id):
+            raise JobStateError(f"the key was used for job {known.id}, which is another training: choose a new key")
+        return known
 
     def _insert(self, spec: JobSpec, owner: str, key: str | None) -> Job:
         with self._transaction() as connection:
@@ -109,8 +120,8 @@ class JobStore:
             }
             values |= {"priority": spec.priority, "devices": Devices().to_json(), "progress": {}, "submitted_at": now}
             number = connection.scalar(jobs.insert().values(values).returning(jobs.c.id))
-            content = spec.to_json()
-            content["run_folder"] = spec.run_folder.replace("{id}", str(number))
+            assert number is not None
+            content = spec.with_number(number).to_json()
             connection.execute(jobs.update().where(jobs.c.id == number).values(spec=content))
             _append(connection, number, now, [("state", {"state": JobState.QUEUED, "reason": "", "attempt": 0})])
             return _job(connection.execute(sa.select(jobs).where(jobs.c.id == number)).one())
@@ -124,8 +135,10 @@ class JobStore:
         Raises:
             UnknownJobError: there is no such job.
         """
-        with self._reads() as connection:
-            row = connection.execute(sa.select(jobs).where(jobs.c.id == number)).first()
+        row = None
+        if 0 < number <= MAX_NUMBER:
+            with self._reads() as connection:
+                row = connection.execute(sa.select(jobs).where(jobs.c.id == number)).first()
         if row is None or owner not in (None, row.owner):
             raise UnknownJobError(f"there is no job {number}")
         return _job(row)
@@ -187,6 +200,7 @@ class JobStore:
         """
         if state not in FOLLOWING[job.state]:
             raise ValueError(f"job {job.id}: {state} cannot follow {job.state}")
+        reason = _as_reason(reason)
         with self._transaction() as connection:
             now = self._now(connection)
             values |= {"state": state, "reason": reason, "not_before": now + pause_s if pause_s else 0.0}
@@ -226,6 +240,7 @@ class JobStore:
         Raises:
             StaleError: as in `change`.
         """
+        text = _as_reason(text)
         with self._transaction() as connection:
             self._update(connection, job, lease, {"reason": text})
             _append(connection, job.id, self._now(connection), [("note", {"text": text})])
@@ -260,7 +275,7 @@ class JobStore:
                 first = {"name": name, "holder": holder, "token": 1, "expires_at": now + duration_s}
                 connection.execute(leases.insert().values(first))
                 return Lease(holder, 1)
-            if row.holder != holder and row.expires_at > now:
+            if row.holder != holder and now < row.expires_at <= now + duration_s:  # else the clock was put back
                 return None
             token = row.token + (row.holder != holder)
             renewed = {"holder": holder, "token": token, "expires_at": now + duration_s}
@@ -314,6 +329,12 @@ def _translated_errors() -> Iterator[None]:
     except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
         cause = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
         raise StoreError(f"the store of the jobs cannot be used: {cause}") from error
+
+
+def _as_reason(text: str) -> str:
+    """Returns a text as one line that any terminal and any database can hold."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= MAX_REASON else line[: MAX_REASON - 1] + "…"
 
 
 def _append(connection: sa.Connection, number: int, now: float, new: Sequence[tuple[str, dict[str, Any]]]) -> None:

@@ -16,7 +16,7 @@ from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.local import LocalTrainConfig, as_arguments, resolve
 from trainer.paths import image_folder
-from trainer.service.jobs import DEFAULT_RETRIES, JobSpec
+from trainer.service.jobs import DEFAULT_RETRIES, MAX_NUMBER, JobSpec
 
 _OURS: Mapping[str, str] = {
     "--run-dir": "give --run-dir before the --",
@@ -66,8 +66,9 @@ def to_spec(submission: Submission, training: Sequence[str]) -> JobSpec:
         ConfigError: says which option is wrong.
     """
     for name in ("gpus", "cpus", "ranks", "max_retries", "memory_gb"):
-        if getattr(submission, name) < 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(submission, name)}: must not be negative")
+        value = getattr(submission, name)
+        if not 0 <= value <= MAX_NUMBER:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 0, and at most {MAX_NUMBER}")
     arguments = [*([submission.path_or_recipe] if submission.path_or_recipe else []), *training]
     if submission.recipe:
         arguments = ["--recipe", submission.recipe, *arguments]
@@ -78,7 +79,10 @@ def to_spec(submission: Submission, training: Sequence[str]) -> JobSpec:
     if submission.gpus == 0 and "--device" not in [argument.partition("=")[0] for argument in training]:
         arguments += ["--device", "cpu"]
     run, name = read_training(arguments)
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the folder of this shell is gone: change to another one") from None
     run_folder = (here / (submission.run_dir or Path("runs") / f"job-{{id}}-{name}")).absolute()
     return JobSpec(
         arguments=("--recipe", run.recipe, *as_arguments(replace(run, recipe=TrainConfig().recipe))),

@@ -4,6 +4,7 @@ A write takes SQLite's only write lock when it begins, so that it never fails ha
 first; readers never wait (WAL). PostgreSQL locks the rows that a write changes.
 """
 
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,10 @@ def connect(url: str) -> sa.Engine:
     Raises:
         ConfigError: the database cannot be opened, or a newer version of Convoy made it.
     """
-    address = _address(url)
+    try:
+        address = _address(url)
+    except sa.exc.ArgumentError:
+        raise ConfigError("--store: must be the path of a file, or sqlite:///… or postgresql://…") from None
     try:
         engine = _create_engine(address)
         with engine.begin() as connection:
@@ -98,8 +102,6 @@ def connect(url: str) -> sa.Engine:
                 connection.execute(identities.insert().values(new))
     except ModuleNotFoundError as error:
         raise ConfigError(f"--store {_shown(address)} needs {error.name}: install convoy-vision[postgres]") from error
-    except sa.exc.ArgumentError as error:
-        raise ConfigError(f"--store {url}: {error}") from error
     except (sa.exc.SQLAlchemyError, OSError) as error:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise ConfigError(f"the store {_shown(address)} cannot be opened: {cause}") from error
@@ -124,6 +126,8 @@ def _create_engine(address: URL) -> sa.Engine:
         return sa.create_engine(address, pool_pre_ping=True)
     if address.database:
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        # For this user alone: the variables of a job may hold keys.
+        os.close(os.open(address.database, os.O_CREAT | os.O_RDONLY, 0o600))
     engine = sa.create_engine(address, poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_S})
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)

@@ -62,8 +62,10 @@ class Watches:
                 if job.state in FINAL and after >= job.next_event - 1:
                     return
                 if after >= job.next_event - 1:
-                    await changed.wait()
-                    if watched.task is not None and watched.task.done():
+                    assert watched.task is not None
+                    if not watched.task.done():  # else nobody would wake this watcher, which was busy until now
+                        await changed.wait()
+                    if watched.task.done():
                         watched.task.result()  # raises what ended the looking
         finally:
             self._leave(number, watched)

@@ -4,6 +4,7 @@ There is nothing to submit, to cancel or to continue here, and so every request 
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,12 @@ def build_app(folders: Sequence[Path]) -> Starlette:
     def watch_run(request: Request) -> Response:
         _, run = find(request)
         last = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
-        after = int(last) if last.isdecimal() else 0
+        after = int(last) if re.fullmatch("[0-9]{1,10}", last) else 0
         if run.state is not State.RUNNING and after > len(run.lines):
             return Response(status_code=204)  # a browser connects no more
         return StreamingResponse(_events(run, after), media_type="text/event-stream", headers=_NO_STORE)
 
-    job = "/v1/jobs/{id:int}"
+    job = "/v1/jobs/{id:number}"
     routes = [
         Route("/v1/jobs", list_runs),
         Route(job, get_run),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ def test_a_job_runs_to_its_result(store: JobStore, controller: Controller, scrip
         ("sys.exit(0)", JobState.FAILED, "it exited with 0, but its run folder has no result"),
         (COMPLETE + "sys.exit(6)", JobState.FAILED, "the run is complete, but its model could not be exported"),
         (COMPLETE + "sys.exit(143)", JobState.SUCCEEDED, "test accuracy 50.00 %"),
+        (COMPLETE + "print('error: of another run'); sys.exit(2)", JobState.FAILED, "of another run"),
+        ("(run / 'result.json').write_text('{\"test_accuracy\": \"x\"}')", JobState.SUCCEEDED, ""),
+        ("os.write(1, b'error: \\xff\\x1b[2J'); sys.exit(2)", JobState.FAILED, "��[2J"),
         ("os.kill(os.getppid(), 9); time.sleep(9)", JobState.LOST, "its processes are gone, and left no exit code"),
     ],
 )
@@ -76,6 +80,38 @@ def test_the_end_of_the_processes_decides_the_state(
     job, _ = store.add(script(code), owner="ada")
     job = run_until(controller, store, job.id, *FINAL)
     assert (job.state, job.reason) == (state, reason)
+
+
+def test_what_nobody_foresaw_of_one_job_holds_no_other_up(
+    store: JobStore, controller: Controller, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, _ = store.add(replace(script(COMPLETE), run_folder="/a\0b"), owner="eve")
+    good, _ = store.add(script(COMPLETE), owner="ada")
+    assert run_until(controller, store, good.id, *FINAL).state is JobState.SUCCEEDED
+    assert store.get(bad.id).reason == "ValueError: embedded null byte"
+    lines: list[str] = []
+    noting = Controller(store, Path("/nowhere"), log=lines.append)
+    monkeypatch.setattr(noting, "engine", lambda _: None)  # an engine with a defect
+    store.add(script(COMPLETE), owner="ada")
+    controller.resign()
+    for _ in range(2):
+        assert noting.make_pass()
+    assert sum("--engine script: " in line for line in lines) == 1  # told once
+
+
+def test_a_damaged_exit_code_is_a_lost_job(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    job, _ = store.add(script("(run / 'ready').touch(); time.sleep(60)"), owner="ada")
+    run_until(controller, store, job.id, JobState.RUNNING)
+    wait_for(tmp_path / "runs" / str(job.id) / "ready")
+    engine = controller.engine("script")
+    folder = engine.logs(store.get(job.id))[0].parent
+    assert folder.parent.parent.stat().st_mode & 0o077 == 0  # it holds the variables of jobs
+    engine.stop(job := store.get(job.id), Stop.KILL)
+    wait_for(folder / "exit.json")
+    (folder / "exit.json").write_bytes(b"\0" * 128)  # a power failure
+    assert run_until(controller, store, job.id, *FINAL).state is JobState.LOST
 
 
 def test_the_report_of_the_rank_that_failed_is_the_reason(

@@ -44,5 +44,7 @@ def test_steps_that_are_done_again_after_a_restart_are_no_news(tmp_path: Path) -
 
 
 def test_lines_that_are_no_metrics_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('no json\n[1]\n{"kind": "step"}\n' + json.dumps(epoch(1)) + "\n")
-    assert Progress().advanced(tmp_path)[1] == [epoch(1)]
+    wrong = ["no json", "[1]", '{"kind": "step"}', "[" * 100_000, json.dumps(epoch(1) | {"step": "x"})]
+    nan = json.dumps(epoch(1) | {"val_accuracy": float("nan")})  # which JSON, and so a browser, does not have
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*wrong, nan, ""]))
+    assert Progress().advanced(tmp_path)[1] == [epoch(1) | {"val_accuracy": None}]

@@ -25,6 +25,10 @@ TWO_RANKS = (
 )
 
 
+KUBERNETES = {"engine": "kubernetes", "engine_options": {"template": "/etc/passwd"}}
+NEW_LINE = {"engine": "slurm", "engine_options": {"partition": "a\nrm -rf x"}}
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     running = Service(tmp_path_factory.mktemp("service") / "jobs.db")
@@ -69,6 +73,8 @@ def test_a_job_from_its_submission_to_its_deletion(api: httpx.Client, tmp_path: 
     assert (answer.status_code, answer.headers["location"], job["owner"]) == (201, f"/v1/jobs/{job['id']}", "ada")
     again = api.post("/v1/jobs", json=request | {"key": "k"}, headers={"convoy-user": "ada"})
     assert again.json()["id"] == job["id"]
+    another = api.post("/v1/jobs", json=body(tmp_path, SLOW) | {"key": "k"}, headers={"convoy-user": "ada"})
+    assert (another.status_code, "the key was used for job" in another.text) == (409, True)
     events = wait_until_ended(api, job["id"])
     assert [event["number"] for event in events] == list(range(1, len(events) + 1))
     assert [events[0]["state"], events[-1]["state"]] == ["QUEUED", "SUCCEEDED"]
@@ -153,7 +159,8 @@ def test_errors_have_a_status_and_one_sentence(api: httpx.Client, tmp_path: Path
     wait_until_ended(api, number)
     for method, path, options, status, message in (
         ("GET", "/v1/jobs/9999", {}, 404, "there is no job 9999"),
-        ("GET", f"/v1/jobs/{2**70}/events", {}, 404, "there is no job"),
+        ("GET", f"/v1/jobs/{2**32}/events", {}, 404, "there is no job"),
+        ("GET", "/v1/jobs/" + "9" * 5000, {}, 404, "not found"),
         ("GET", "/v1/nothing", {}, 404, "not found: /v1/nothing"),
         ("PUT", "/v1/jobs", {}, 405, "/v1/jobs does not support PUT"),
         ("POST", f"/v1/jobs/{number}/cancel", {}, 409, "has ended: it is SUCCEEDED"),
@@ -164,6 +171,12 @@ def test_errors_have_a_status_and_one_sentence(api: httpx.Client, tmp_path: Path
         ("POST", "/v1/jobs", {"json": {"spec": {"wheels": 4}}}, 400, 'no field named "wheels"'),
         ("POST", "/v1/jobs", {"json": {"spec": {"engine": "script", "cpus": 9}}}, 400, "--cpus 9: this machine has 4"),
         ("POST", "/v1/jobs", {"json": {"spec": {"working_folder": "here"}}}, 400, "must be an absolute path"),
+        ("POST", "/v1/jobs", {"json": {"spec": {"working_folder": "/" + "a" * 9000}}}, 400, "no such folder"),
+        ("POST", "/v1/jobs", {"json": {"spec": {"run_folder": "/a\0"}}}, 400, "must not contain the character NUL"),
+        ("POST", "/v1/jobs", {"json": {"spec": {"environment": {"A=B": "c"}}}}, 400, "'A=B' is no name of a variable"),
+        ("POST", "/v1/jobs", {"json": {"key": "a\0"}}, 400, "key: must be at most 255 printable characters"),
+        ("POST", "/v1/jobs", {"json": {"spec": KUBERNETES}}, 400, "template: it is the service's own"),
+        ("POST", "/v1/jobs", {"json": {"spec": NEW_LINE}}, 400, "its value must be one line"),
         ("POST", "/v1/jobs", {"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "body"),
         ("POST", "/v1/jobs", {"content": b"{}"}, 415, "must be application/json"),
         ("POST", "/v1/jobs", {"content": b" " * 1_048_577}, 413, "at most 1048576 bytes"),

@@ -169,7 +169,7 @@ def test_health_and_reflection(service: Service) -> None:
     [
         (["--host", "0.0.0.0"], "give --token-file"),
         (["--tls-key", "key.pem"], "belong together"),
-        (["--store", "/dev/null/x.db"], "cannot be opened"),
+        (["--token-file", "/dev/null"], "token file /dev/null: it is empty"),
         (["--port", "99999"], "--port 99999: must be between 0 and 65535"),
         (["--http-port", "-1"], "--http-port -1: must be between 0 and 65535"),
     ],

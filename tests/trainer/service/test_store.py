@@ -1,6 +1,7 @@
 """The store: each change is guarded by what it leaves; events are numbered without gaps; the lease has one holder."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from trainer.errors import ConfigError
 from trainer.service import store as store_module
 from trainer.service.jobs import FINAL, FOLLOWING, JobSpec, JobState, Stop
-from trainer.service.store import JobStore, Lease, StaleError, StoreError, UnknownJobError
+from trainer.service.store import JobStateError, JobStore, Lease, StaleError, StoreError, UnknownJobError
 
 SPEC = JobSpec(arguments=("--epochs", "3"), working_folder="/work", run_folder="/runs/job-{id}")
 
@@ -39,8 +40,10 @@ def test_a_job_is_stored_whole_and_its_folder_has_its_number(store: JobStore) ->
 
 def test_a_key_submits_once_for_each_owner(store: JobStore) -> None:
     first, _ = store.add(SPEC, owner="ada", key="k")
-    again, is_new = store.add(replace(SPEC, gpus=1), owner="ada", key="k")
+    again, is_new = store.add(SPEC, owner="ada", key="k")
     other, other_is_new = store.add(SPEC, owner="bob", key="k")
+    with pytest.raises(JobStateError, match="the key was used for job 1, which is another training"):
+        store.add(replace(SPEC, gpus=1), owner="ada", key="k")
     assert (again, is_new, other_is_new) == (first, False, True)
     assert other.id != first.id
 
@@ -92,6 +95,20 @@ def test_the_lease_has_one_holder_until_it_ends_or_is_given_up(store: JobStore) 
     assert theirs is not None
     store.release_lease(mine)  # too late: it is the other's now
     assert store.acquire_lease("me", 60.0) is None
+
+
+def test_a_clock_that_is_put_back_keeps_nobody_from_the_lease(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.acquire_lease("gone", 60.0)
+    now = time.time()
+    monkeypatch.setattr(store_module.time, "time", lambda: now - 3600)
+    assert store.acquire_lease("me", 60.0)
+
+
+def test_a_reason_is_one_line_for_any_terminal(store: JobStore) -> None:
+    job, _ = store.add(SPEC, owner="ada")
+    changed = store.change(job, JobState.CANCELLED, "a\nb\x1b[31m\0\udcff" + "c" * 2000)
+    assert changed.reason == "a b�[31m��" + "c" * 989 + "…"
+    assert store.events(job.id)[-1].data["reason"] == changed.reason
 
 
 def test_every_state_that_may_follow_does_and_no_other(store: JobStore) -> None:
@@ -147,7 +164,7 @@ def test_the_queue_is_in_the_order_of_priorities_and_numbers(store: JobStore) ->
 
 def test_others_jobs_do_not_exist(store: JobStore) -> None:
     job, _ = store.add(SPEC, owner="ada")
-    for number, owner in ((job.id, "bob"), (99, None)):
+    for number, owner in ((job.id, "bob"), (99, None), (2**70, None)):
         with pytest.raises(UnknownJobError, match=f"there is no job {number}"):
             store.get(number, owner=owner)
 
@@ -165,6 +182,7 @@ def test_a_deleted_job_takes_its_events_and_never_gives_its_number(store: JobSto
     ("url", "message"),
     [
         ("mysql://host/name", "must be the path of a file"),
+        ("ada:secret@://", "must be the path of a file"),
         ("/dev/null/jobs.db", "cannot be opened"),
         ("postgresql://ada:secret@127.0.0.1:1/jobs", r"cannot be opened|convoy-vision\[postgres\]"),
     ],

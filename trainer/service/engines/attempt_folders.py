@@ -23,6 +23,13 @@ class AttemptFolders:
         attempts = (self._folder / str(job.id) / f"attempt-{number}" for number in range(1, job.attempt + 1))
         return [path for folder in attempts if (path := folder / "log").exists()]
 
+    def _make_attempt(self, job: Job) -> Path:
+        """Creates the attempt's folder, in one that only this user reads: it has the variables of the job."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = self._attempt(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def forget(self, job: Job) -> None:
         shutil.rmtree(self._folder / str(job.id), ignore_errors=True)
 
@@ -31,9 +38,9 @@ class AttemptFolders:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Returns the content of a file that is written by one rename; None if it is not there."""
+    """Returns the content of a file that is written by one rename; None if it is not there, or a crash damaged it."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content
-    except FileNotFoundError:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
         return None
+    return content if isinstance(content, dict) else None

@@ -56,7 +56,7 @@ class LocalEngine(AttemptFolders):
             raise ConfigError(f"--gpus {spec.gpus}: this machine has {len(machine.gpus)}")
         if spec.cpus > len(machine.cpus):
             raise ConfigError(f"--cpus {spec.cpus}: this machine has {len(machine.cpus)}")
-        if not Path(spec.working_folder).is_dir():
+        if not os.path.isdir(spec.working_folder):
             raise ConfigError(f"{spec.working_folder}: no such folder")
 
     def plan(self, spec: JobSpec) -> Plan:
@@ -77,7 +77,7 @@ class LocalEngine(AttemptFolders):
     def start(self, job: Job) -> None:
         folder = self._attempt(job)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._make_attempt(job)
             with (folder / "lock").open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if any((folder / name).exists() for name in ("process.json", "exit.json")):

@@ -71,7 +71,7 @@ def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
                 pass_fds=(lock,),
                 preexec_fn=lambda: _prepare(command),
             )
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         with suppress(OSError):
             (folder / "log").write_text(f"error: cannot start {command['arguments'][0]}: {error}\n")
         _fill(folder / "exit.json", {"code": 127, "time": time.time()})

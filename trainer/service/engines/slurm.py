@@ -92,7 +92,7 @@ class SlurmEngine(AttemptFolders):
     def start(self, job: Job) -> None:
         folder = self._attempt(job)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._make_attempt(job)
             with (folder / "lock").open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if any((folder / name).exists() for name in ("slurm.json", "exit.json")):

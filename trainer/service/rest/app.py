@@ -57,7 +57,7 @@ class _Endpoints:
         self._methods = methods
 
     def routes(self) -> list[Route]:
-        job = "/v1/jobs/{id:int}"
+        job = "/v1/jobs/{id:number}"
         return [
             Route("/v1/jobs", self.submit_job, methods=["POST"]),
             Route("/v1/jobs", self.list_jobs, methods=["GET"]),

@@ -145,7 +145,14 @@ _OPERATIONS = {
         "Submit a training",
         {"201": _ref("Job"), "200": _ref("Plan")},
         "Submission",
-        (_parameter("Idempotency-Key", "The same key again returns the job of then.", _TEXT, place="header"),),
+        (
+            _parameter(
+                "Idempotency-Key",
+                "Once more with the same body: the job of then.",
+                _TEXT,
+                place="header",
+            ),
+        ),
     ),
     "list_jobs": _Operation(
         "List jobs, newest first",
@@ -204,7 +211,7 @@ def describe_api(routes: Sequence[Route], *, has_tokens: bool) -> Json:
     """
     paths: Json = {}
     for route in routes:
-        path = route.path.replace(":int}", "}")
+        path = route.path.replace(":number}", "}")
         (method,) = (route.methods or set()) - {"HEAD"}
         paths.setdefault(path, {})[method.lower()] = _described(route.name, path)
     document: Json = {

@@ -1,7 +1,7 @@
 """Reads requests, within limits of size and time, and refuses those that another web page sends."""
 
 import asyncio
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from convoy.same_origin import is_own_page, names_loopback
 from trainer.errors import ConfigError
-from trainer.service.methods import MAX_NUMBER
+from trainer.service.jobs import MAX_NUMBER
 from trainer.service.rest.responses import json_response
 
 M = TypeVar("M", bound=Message)
@@ -58,7 +58,7 @@ def parse_integer(text: str, name: str) -> int:
         ConfigError: the text is none.
     """
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= MAX_NUMBER):
-        raise ConfigError(f"{name}={text[:40]}: must be a whole number, at least 0")
+        raise ConfigError(f"{name}={text[:40]}: must be a whole number from 0 to {MAX_NUMBER}")
     return int(text)
 
 
@@ -113,6 +113,6 @@ async def _read_body(request: Request) -> bytes:
 
 
 def path_number(request: Request) -> int:
-    """Returns the number of the job in the path; one that no job has if it is too large."""
-    number: Any = request.path_params["id"]
-    return min(int(number), MAX_NUMBER)
+    """Returns the number of the job in the path."""
+    number: int = request.path_params["id"]
+    return number

@@ -1,0 +1,46 @@
+"""One look serves all watchers, also those that are slow."""
+
+import asyncio
+
+import pytest
+
+from trainer.service import watching
+from trainer.service.jobs import Event, Job, JobSpec, JobState
+from trainer.service.store import StoreError
+
+JOB = Job(
+    id=1,
+    spec=JobSpec(arguments=(), working_folder="/"),
+    owner="ada",
+    key=None,
+    state=JobState.RUNNING,
+    submitted_at=0.0,
+    next_event=3,
+)
+
+
+def test_a_watcher_that_was_busy_while_the_looking_failed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "LOOK_EVERY_S", 0.01)
+    looks = iter([JOB])
+
+    async def get(_: int) -> Job:
+        for job in looks:
+            return job
+        raise StoreError("away")
+
+    async def read(_: int, after: int) -> list[Event]:
+        return [Event(after + 1, 0.0, "note", {"text": ""})]  # a page of one
+
+    async def watch() -> list[int]:
+        seen = []
+        async for event in watching.Watches(get, read).follow(1, 0):
+            seen.append(event.number)
+            await asyncio.sleep(0.1)  # meanwhile the looking fails
+        return seen
+
+    async def bounded() -> list[int]:
+        async with asyncio.timeout(5):
+            return await watch()
+
+    with pytest.raises(StoreError):
+        asyncio.run(bounded())
