@@ -7,7 +7,8 @@
 - ranks: our vector and DDP, on the GPUs that there are, or two ranks that share one.
 
 `--peer FILE ...` (airbench94_muon.py, hiverge's cifar10_speedrun.py) measures the clock alone, ours and theirs in turn,
-20 runs each. Writes `benchmarks/results/gpu-DATE.json` and a table in Markdown, after each part.
+20 runs each. Writes `benchmarks/results/gpu-DATE.json` and a table in Markdown, after each part; with `--part`, their
+names have the parts. A part that fails is named at the end of the table, and the others are measured all the same.
 """
 
 import argparse
@@ -17,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,11 +57,22 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.until = time.monotonic() + 60 * args.minutes
+        self.failures: dict[str, str] = {}
+        """What failed, and why."""
         self._datasets: dict[str, Dataset] = {}
 
     @property
     def is_over(self) -> bool:
         return bool(time.monotonic() > self.until)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Context of a part, whose failure is told and ends nothing else."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            self.failures[name] = (str(error).strip() or type(error).__name__)[-1000:]
+            print(f"{name} failed: {self.failures[name]}", file=sys.stderr, flush=True)
 
     def config(self, recipe: str, **changes: Any) -> TrainConfig:
         return TrainConfig(recipe=recipe, dataset=self.args.dataset, data_dir=self.args.data_dir, **changes)
@@ -76,20 +88,17 @@ class Bench:
         return [*dataset, "--data-dir", str(self.args.data_dir), "--device", self.args.device]
 
 
-def measure_steps(bench: Bench) -> dict[str, Any]:
-    """Returns microseconds per step of each recipe and way, and the kernels of our way."""
-    found: dict[str, Any] = {}
+def measure_steps(bench: Bench, found: dict[str, Any]) -> None:
+    """Finds microseconds per step of each recipe and way, and the kernels of our way."""
     with World.join(bench.args.device) as world:
         for recipe in STEPS:
             for way in ("our kernels", "torch's kernels", "compiled"):
                 if bench.is_over or (way == "compiled" and recipe not in COMPILED):
                     continue
-                try:
-                    found.setdefault(recipe, {})[way] = _time_step(bench, recipe, way, world)
-                except Exception as error:
-                    found.setdefault(recipe, {})[way] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-                print(f"step of {recipe}, {way}: {found[recipe][way]}", flush=True)
-    return found
+                with bench.part(f"step of {recipe}, {way}"):
+                    timed = _time_step(bench, recipe, way, world)
+                    found.setdefault(recipe, {})[way] = timed
+                    print(f"step of {recipe}, {way}: {timed}", flush=True)
 
 
 def _time_step(bench: Bench, recipe: str, way: str, world: World) -> dict[str, Any]:
@@ -146,28 +155,27 @@ def _kernels(work: Callable[[], object], device: torch.device) -> dict[str, Any]
     return {"number": sum(row[2] for row in rows), "most": {name[:80]: us for name, us, _ in rows[:KERNELS_SHOWN]}}
 
 
-def measure_clock(bench: Bench) -> dict[str, Any]:
-    """Returns warm trainings on all images of CIFAR-10, ours and the peers' in turn."""
+def measure_clock(bench: Bench, found: dict[str, Any]) -> None:
+    """Finds warm trainings on all images of CIFAR-10, ours and the peers' in turn."""
     script, own = ROOT / "benchmarks" / "peer_loop.py", ROOT / "benchmarks" / "warm_loop.py"
+    programs = {path.name: [str(script), str(path), "--data-dir", str(bench.args.data_dir)] for path in bench.args.peer}
+    programs |= {recipe: [str(own), "--recipe", recipe, *bench.options()] for recipe in CLOCKED}
     children = {}
-    for path in bench.args.peer:  # one after another: each chooses its kernels by their times
-        command = [sys.executable, str(script), str(path), "--data-dir", str(bench.args.data_dir)]
-        children[path.name] = Child(command)
-        print(f"{path.name} is ready after {children[path.name].prepared['ready_seconds']:.0f} s", flush=True)
-    for recipe in CLOCKED:
-        children[recipe] = Child([sys.executable, str(own), "--recipe", recipe, *bench.options()])
+    for name, command in programs.items():  # one after another: each chooses its kernels by their times
+        with bench.part(f"clock of {name}"):
+            child = children[name] = Child([sys.executable, *command])
+            found[name] = {**child.prepared, "runs": child.results}
+            print(f"{name} is ready after {child.prepared['ready_seconds']:.0f} s", flush=True)
     while any(len(child.results) < bench.args.runs for child in children.values()) and not bench.is_over:
         for name, child in children.items():
             child.run(min(BLOCK, bench.args.runs - len(child.results)))
             print(f"{name}: {child.results[-1]}", flush=True)
     for child in children.values():
         child.close()
-    return {name: {**child.prepared, "runs": child.results} for name, child in children.items()}
 
 
-def measure_cold(bench: Bench) -> dict[str, Any]:
-    """Returns whole commands, with everything from the start of Python to the report."""
-    found: dict[str, list[dict[str, float]]] = {recipe: [] for recipe in COLD}
+def measure_cold(bench: Bench, found: dict[str, Any]) -> None:
+    """Finds whole commands, with everything from the start of Python to the report."""
     for _ in range(bench.args.rounds):
         for recipe in COLD:
             if bench.is_over:
@@ -180,16 +188,14 @@ def measure_cold(bench: Bench) -> dict[str, Any]:
                 seconds = time.perf_counter() - began
                 result = _read_result(run)
             accuracy = result.get("test_accuracy_with_views", result["test_accuracy"])
-            found[recipe].append(
-                {"seconds": seconds, "train_seconds": result["train_seconds"], "test_accuracy": accuracy}
-            )
-            print(f"command of {recipe}: {found[recipe][-1]}", flush=True)
-    return found
+            figures = {"seconds": seconds, "train_seconds": result["train_seconds"], "test_accuracy": accuracy}
+            found.setdefault(recipe, []).append(figures)
+            print(f"command of {recipe}: {figures}", flush=True)
 
 
-def measure_seeds(bench: Bench) -> dict[str, Any]:
-    """Returns the rates of seeds as branches of one graph, and the seconds of a study of 100 seeds."""
-    found: dict[str, Any] = {"side by side": {}}
+def measure_seeds(bench: Bench, found: dict[str, Any]) -> None:
+    """Finds the rates of seeds as branches of one graph, and the seconds of a study of 100 seeds."""
+    found["side by side"] = {}
     with World.join(bench.args.device) as world:
         for recipe, numbers in NUM_TOGETHER.items():
             for number in numbers:
@@ -219,7 +225,6 @@ def measure_seeds(bench: Bench) -> dict[str, Any]:
             _run([sys.executable, "-m", "convoy", "study", "seeds", "--run-dir", str(study), *bench.options()])
             found["study of 100 seeds of mnist"] = {"seconds": time.perf_counter() - began, **_shares(study)}
             print(f"study of 100 seeds: {found['study of 100 seeds of mnist']}", flush=True)
-    return found
 
 
 def _shares(study: Path) -> dict[str, float]:
@@ -230,16 +235,16 @@ def _shares(study: Path) -> dict[str, float]:
     }
 
 
-def measure_ranks(bench: Bench) -> dict[str, Any]:
-    """Returns the ways to add up gradients, on all GPUs, or on two ranks that share the only one."""
+def measure_ranks(bench: Bench, found: dict[str, Any]) -> None:
+    """Finds the ways to add up gradients, on all GPUs, or on two ranks that share the only one."""
+    if bench.is_over:
+        return
     ranks = max(2, torch.cuda.device_count())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     shared = ["--allow-shared-gpu", "--recipes", "mnist", "cifar10-resnet18", "--steps", "30", "--rounds", "3"]
-    options = ["--dataset", bench.args.dataset] if bench.args.dataset else []
-    found: dict[str, Any] = run_json(
-        [*launcher, "benchmarks/reductions.py", *options, *(shared if torch.cuda.device_count() < 2 else [])]
-    )
-    return {**found, "one_gpu_is_shared": torch.cuda.device_count() < 2}
+    is_shared = torch.cuda.device_count() < 2
+    found |= run_json([*launcher, "benchmarks/reductions.py", *bench.options(), *(shared if is_shared else [])])
+    found["one_gpu_is_shared"] = is_shared
 
 
 def _run(command: list[str]) -> None:
@@ -253,7 +258,7 @@ def _read_result(run: Path) -> dict[str, Any]:
     return result
 
 
-PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Bench, dict[str, Any]], None]] = {
     "steps": measure_steps,
     "clock": measure_clock,
     "cold": measure_cold,
@@ -280,14 +285,18 @@ def main() -> None:
     machine = describe(torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu"))
     measured: dict[str, Any] = {}
     for part in args.part or (["clock"] if args.peer else list(PARTS)):
-        measured[part] = PARTS[part](bench)
+        with bench.part(part):
+            PARTS[part](bench, measured.setdefault(part, {}))
         lines = [
             f"`python benchmarks/gpu.py {' '.join(sys.argv[1:])}` on {machine['device']}, torch {machine['torch']}. "
             "Medians, in brackets the smallest and the largest; programs of a table take turns.",
             "",
-            *table(measured),
+            *table(measured, bench.failures),
         ]
-        write_results("gpu", "Training on a GPU", machine, measured, lines)
+        name = "-".join(["gpu", *(args.part or [])])
+        write_results(name, "Training on a GPU", machine, {**measured, "failures": bench.failures}, lines)
+    if bench.failures:
+        sys.exit(f"error: not measured: {', '.join(bench.failures)}")
 
 
 if __name__ == "__main__":

@@ -4,30 +4,36 @@ import statistics
 from typing import Any
 
 
-def table(measured: dict[str, Any]) -> list[str]:
-    """Returns the results in Markdown."""
+def table(measured: dict[str, Any], failures: dict[str, str]) -> list[str]:
+    """Returns the results in Markdown.
+
+    Args:
+        measured: the results of the parts that began.
+        failures: why each of these has no result, or a part of it.
+    """
     show = {"steps": _show_steps, "clock": _show_clock, "cold": _show_cold, "seeds": _show_seeds, "ranks": _show_ranks}
-    return [line for part, found in measured.items() for line in show[part](found)]
+    lines = [line for part, found in measured.items() if found for line in show[part](found)]
+    if failures:
+        lines += ["## Failed", "", *(f"- {name}: {reason.splitlines()[-1]}" for name, reason in failures.items()), ""]
+    return lines
 
 
 def _show_steps(found: dict[str, Any]) -> list[str]:
     lines = ["## Steps", "", "| step of | images | pixels | our kernels | torch's kernels | compiled | kernels |"]
     lines.append("|---|---|---|---|---|---|---|")
     for recipe, ways in found.items():
-        first = next(way for way in ways.values())
-        for pixels in first.get("microseconds", {"–": 0}):
+        first = next(iter(ways.values()))
+        for pixels in first["microseconds"]:
             cells = []
             for name in ("our kernels", "torch's kernels", "compiled"):
-                us = ways.get(name, {}).get("microseconds", {}).get(pixels)
-                cells.append("–" if us is None else f"{us:,.0f} µs")
+                cells.append(f"{ways[name]['microseconds'][pixels]:,.0f} µs" if name in ways else "–")
             number = ways.get("our kernels", {}).get("kernels", {}).get("number")
             shown = "–" if number is None else f"{number:.0f}"
-            lines.append(f"| `{recipe}` | {first.get('images', '–')} | {pixels} | {' | '.join(cells)} | {shown} |")
+            lines.append(f"| `{recipe}` | {first['images']} | {pixels} | {' | '.join(cells)} | {shown} |")
     lines += ["", "Ready (built, warmed up and captured) after, in seconds:"]
     for recipe, ways in found.items():
-        shown = ", ".join(f"{name} {way['ready_seconds']:.1f}" for name, way in ways.items() if "ready_seconds" in way)
-        errors = "".join(f"; {name}: {way['error']}" for name, way in ways.items() if "error" in way)
-        lines.append(f"- `{recipe}`: {shown}{errors}")
+        shown = ", ".join(f"{name} {way['ready_seconds']:.1f}" for name, way in ways.items())
+        lines.append(f"- `{recipe}`: {shown}")
     for recipe, ways in found.items():
         most = ways.get("our kernels", {}).get("kernels", {}).get("most", {})
         if most:
@@ -47,6 +53,8 @@ def _show_clock(found: dict[str, Any]) -> list[str]:
     ]
     for name, child in found.items():
         runs = child["runs"]
+        if not runs:
+            continue
         preparing = [run["preparing_seconds"] for run in runs if "preparing_seconds" in run]
         accuracies = [100 * run["test_accuracy"] for run in runs]
         error = f" ± {statistics.stdev(accuracies) / len(accuracies) ** 0.5:.2f}" if len(accuracies) > 1 else ""
@@ -55,7 +63,7 @@ def _show_clock(found: dict[str, Any]) -> list[str]:
             str(len(runs)),
             _spread([run["train_seconds"] for run in runs]),
             _spread(preparing) if preparing else "–",
-            f"{statistics.mean(accuracies):.2f}{error} %" if accuracies else "–",
+            f"{statistics.mean(accuracies):.2f}{error} %",
             f"{child['ready_seconds']:.1f} s",
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -66,11 +74,10 @@ def _show_cold(found: dict[str, Any]) -> list[str]:
     lines = ["## Whole commands, cold", "", "| command | runs | seconds | its training | test accuracy |"]
     lines.append("|---|---|---|---|---|")
     for recipe, runs in found.items():
-        if runs:
-            seconds, training = ([run[name] for run in runs] for name in ("seconds", "train_seconds"))
-            accuracy = 100 * statistics.mean(run["test_accuracy"] for run in runs)
-            shown = f"{len(runs)} | {_spread(seconds)} | {_spread(training)} | {accuracy:.2f} %"
-            lines.append(f"| `convoy train {recipe} --num-validation 0 --no-export` | {shown} |")
+        seconds, training = ([run[name] for run in runs] for name in ("seconds", "train_seconds"))
+        accuracy = 100 * statistics.mean(run["test_accuracy"] for run in runs)
+        shown = f"{len(runs)} | {_spread(seconds)} | {_spread(training)} | {accuracy:.2f} %"
+        lines.append(f"| `convoy train {recipe} --num-validation 0 --no-export` | {shown} |")
     return [*lines, ""]
 
 

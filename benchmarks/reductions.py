@@ -20,6 +20,7 @@ import torch
 from trainer.config import GradientReduction, TrainConfig
 from trainer.data import load_dataset, without_test_images
 from trainer.loop.sources import ResidentSource
+from trainer.paths import default_data_dir
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.records.run_folder import RunFolder
@@ -71,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=["mnist", "mnist-fast", "cifar10", "cifar10-resnet18"])
     parser.add_argument("--dataset", help="instead of the recipes'; mnist-mini needs no network")
+    parser.add_argument("--data-dir", type=Path, default=default_data_dir(), help="folder of data sets")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -79,7 +81,7 @@ def main() -> None:
     with World.join(args.device, allow_shared_gpu=args.allow_shared_gpu) as world:
         found = {}
         for recipe in args.recipes:
-            config = TrainConfig(recipe=recipe, dataset=args.dataset)
+            config = TrainConfig(recipe=recipe, dataset=args.dataset, data_dir=args.data_dir)
             found[recipe] = measure(config, world, args.steps, args.rounds, lambda line: print(line, file=sys.stderr))
         if world.is_main:
             print(json.dumps({"ranks": world.size, "device": world.device.type, "microseconds_a_step": found}))

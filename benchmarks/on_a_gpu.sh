@@ -1,0 +1,30 @@
+#!/bin/sh
+# All that only a GPU can show, on a machine without a network: sh benchmarks/on_a_gpu.sh DATA OUT [PART ...]
+#
+# DATA is a folder of data sets, OUT gets the logs and tables. Parts, in this order by default: tests, steps, clock,
+# cold, seeds, ranks. Each has a time limit, and one that fails ends no other. Needs torch, pytest and the trainer's
+# requirements; Convoy itself need not be installed.
+set -u
+data=$(cd "$1" && pwd) out=$(mkdir -p "$2" && cd "$2" && pwd) || exit 2
+shift 2
+cd "$(dirname "$0")/.." || exit 2
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # other packages' plugins have options and warnings of their own
+[ $# -gt 0 ] || set -- tests steps clock cold seeds ranks
+failed=0
+for part in "$@"; do
+  began=$(date +%s)
+  case $part in
+    tests)
+      timeout -k 10 420 python3 -m pytest -m gpu -v --durations=20 --continue-on-collection-errors -p no:cacheprovider \
+        --data-dir="$data"
+      ;;
+    *) timeout -k 10 420 python3 benchmarks/gpu.py --part "$part" --minutes 5 --data-dir "$data" ;;
+  esac > "$out/$part.log" 2>&1
+  code=$?
+  [ $code = 0 ] || failed=1
+  cp benchmarks/results/gpu-* "$out" 2> /dev/null
+  tail -n 40 "$out/$part.log"
+  echo "== $part: exit code $code after $(($(date +%s) - began)) s"
+done
+exit $failed
