@@ -68,10 +68,10 @@ def command(trainer_command: Callable[..., list[str]]) -> Callable[..., list[str
     return make
 
 
-def complete(command: Sequence[str], **variables: str) -> "subprocess.CompletedProcess[str]":
+def complete(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     """Runs a command to its end; on a machine with several GPUs it sees the first one only."""
-    environment = {**clean_environment(), "CUDA_VISIBLE_DEVICES": first_gpu(), **variables}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    environment = {**clean_environment(), "CUDA_VISIBLE_DEVICES": first_gpu()}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def first_gpu() -> str:
@@ -158,7 +158,7 @@ def test_parts_and_everything_else(tmp_path: Path, train: Train) -> None:
 
 def test_evaluation_on_two_ranks_gives_the_figures_of_the_training(two_ranks: Path, data_dir: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "trainer"]
-    done = complete([*launcher, "evaluate", str(two_ranks), "--data-dir", str(data_dir), *SHARED], PYTHONPATH=str(ROOT))
+    done = complete([*launcher, "evaluate", str(two_ranks), "--data-dir", str(data_dir), *SHARED])
     assert done.returncode == 0, done.stderr
     accuracy = 100 * result_of(two_ranks)["val_accuracy"]
     assert f"validation accuracy {accuracy:.2f} %" in done.stdout

@@ -1,4 +1,4 @@
-"""Whole trainings on a GPU reach the accuracy of their recipes, on real data sets: `pytest -m gpu --data-dir DIR`."""
+"""Whole trainings on a GPU reach the accuracy of their recipes, on real data sets: `pytest -m gpu --data-dir=DIR`."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def test_a_recipe_reaches_its_accuracy(
     """With the recipe's views; several standard deviations below the mean of its seeds."""
     data_dir: Path | None = request.config.option.data_dir
     if data_dir is None:
-        pytest.skip("give --data-dir, a folder with MNIST and CIFAR-10 as `convoy data fetch` leaves them")
+        pytest.skip("give --data-dir=DIR, a folder with MNIST and CIFAR-10 as `convoy data fetch` leaves them")
     try:
         load_dataset(RECIPES[recipe].dataset, data_dir.absolute(), log=print)
     except DataError as error:
