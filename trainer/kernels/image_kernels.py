@@ -3,7 +3,7 @@
 The samples of a step are slices of an epoch's, at any multiple of 4 or 8 bytes. The kernels are therefore compiled for
 any alignment of these: else the capture of a CUDA graph might be the first to need another variant, and cannot compile.
 
-No argument is called `params`: Triton 3.6 has a variable of its own of that name where it looks at the arguments.
+No argument is called `params`: Triton has a variable of its own of that name where it looks at a kernel's arguments.
 """
 # mypy: ignore-errors
 # ruff: noqa: PLR0913

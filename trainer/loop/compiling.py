@@ -4,6 +4,7 @@ Validation, evaluation and export use the network as it is.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -72,7 +73,8 @@ class CompiledNetwork(nn.Module):
     def _compiling(self, sizes: Collection[int]) -> Iterator[None]:
         began = time.perf_counter()
         try:
-            with self._activity.slow_phase():  # other processes compile, and this one is idle
+            with self._activity.slow_phase(), warnings.catch_warnings():  # other processes compile, and this one is idle
+                warnings.filterwarnings("ignore", message="TensorFloat32")  # advice, and `--precision tf32` is a choice
                 yield
         except RuntimeError as error:
             from torch._dynamo.exc import TorchDynamoException

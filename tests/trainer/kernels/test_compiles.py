@@ -1,81 +1,151 @@
-"""Compiles all kernels for GPUs, which needs none: it shows errors of Triton's compiler, and narrow loads."""
+"""Compiles the kernels of whole steps for GPUs, which needs none, from the arguments with which they are started."""
 
 import importlib.util
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from trainer.data import Dataset, ImageSet
+from trainer.data.augment import draw_params
+from trainer.kernels import choice
+from trainer.loop.learner import initial_model, parameter_groups
+from trainer.loop.loss import TrainingLoss
+from trainer.loop.optim import Optimizer
+from trainer.loop.step import Batch, TrainStep
+from trainer.recipes import RECIPES, Augment, Recipe
 
 pytestmark = [
     pytest.mark.minutes,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is for Linux"),
-    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION"),
 ]
 
-_FLOATS = {"epsilon", "momentum", "smoothing"}
-_INTEGERS = {"rows", "height", "width", "out_height", "out_width", "units", "blocks", "columns", "num_params"}
-_INTEGERS |= {"channels", "size", "classes"}
-_OF_TYPE = {
-    "*bf16": {"x", "pooled", "z", "residual", "dz", "du", "dx", "dy", "logits"},
-    "*u8": {"index", "images", "pixels"},
-    "*i64": {"indices", "labels"},
-}
-_BLOCK = {"UNIT": 8, "BM": 32, "BC": 64}
-_CONV = {"KERNEL_X": 3, "PAD_Y": 1, "PAD_X": 1, "BM": 64, "BK": 32, "PROGRAMS": 128}
-KERNELS: list[tuple[str, str, dict[str, Any]]] = [
-    ("norm_kernels", "statistics", {"POOL": 2, "PROGRAMS": 1024, **_BLOCK}),
-    ("norm_kernels", "statistics", {"POOL": 1, "PROGRAMS": 1024, **_BLOCK}),
-    ("norm_kernels", "merge_statistics", {"UNIT": 8, "BC": 8, "PROGRAMS": 1024}),
-    ("norm_kernels", "activate", {"NORM": True, "RESIDUAL": False, "ACT": "gelu", **_BLOCK}),
-    ("norm_kernels", "reduce_gradient", {"NORM": True, "RESIDUAL": True, "ACT": "relu", "PROGRAMS": 1024, **_BLOCK}),
-    ("norm_kernels", "reduce_gradient", {"NORM": False, "RESIDUAL": False, "ACT": "gelu", "PROGRAMS": 64, **_BLOCK}),
-    ("norm_kernels", "merge_sums", {"BC": 8, "PROGRAMS": 1024}),
-    (
-        "norm_kernels",
-        "apply_gradient",
-        {"NORM": True, "ACT": "gelu", "POOL": 2, "LEFT_Y": 1, "LEFT_X": 1, **_BLOCK},
-    ),
-    ("norm_kernels", "global_maximum", {"UNIT": 8, "BP": 16, "BC": 64}),
-    ("norm_kernels", "global_maximum_gradient", {"UNIT": 8, "BP": 16, "BC": 64}),
-    ("norm_kernels", "pool_bias_relu", {"POOL": 3, "OFF": 255, **_BLOCK}),
-    (
-        "norm_kernels",
-        "pool_bias_relu_gradient",
-        {"POOL": 3, "LEFT_Y": 0, "LEFT_X": 2, "OFF": 255, "PROGRAMS": 128, **_BLOCK},
-    ),
-    ("image_kernels", "gather_and_shift", {"RESIZE": False, "UPSIDE_DOWN": True, "FILL": "reflect", "BLOCK": 1024}),
-    ("image_kernels", "gather_and_shift", {"RESIZE": True, "UPSIDE_DOWN": False, "FILL": "zero", "BLOCK": 1024}),
-    ("image_kernels", "gather_and_warp", {"UPSIDE_DOWN": False, "BLOCK": 1024}),
-    (
-        "image_kernels",
-        "jitter",
-        {"CHANNELS": 3, "BRIGHTNESS": True, "CONTRAST": True, "SATURATION": True, "BLOCK": 1024},
-    ),
-    ("image_kernels", "normalize", {"CHANNELS": 3, "OUT_CHANNELS": 8, "PADDED": 8, "BM": 256}),
-    ("loss_kernels", "cross_entropy", {"BM": 64, "BC": 16}),
-    ("conv_kernels", "weight_gradient", {"CHANNELS": 16, "FILTERS": 32, "K": 144, "BN": 32, **_CONV}),
+COLOURFUL = replace(
+    RECIPES["cifar10-fast"],
+    widths=(16, 24, 40),
+    global_batch_size=40,
+    augment=Augment(flip="random", flip_vertical="random", shift=2, brightness=0.1, contrast=0.1, saturation=0.1),
+)
+RECIPES_AND_SHAPES = [
+    pytest.param(replace(RECIPES["mnist"], global_batch_size=20), (1, 28), id="mnist"),
+    pytest.param(replace(RECIPES["mnist-fast"], global_batch_size=50), (1, 28), id="mnist-fast"),
+    pytest.param(COLOURFUL, (3, 32), id="colours and two sizes"),
+    pytest.param(replace(RECIPES["cifar10-resnet18"], global_batch_size=2, augment=Augment()), (3, 32), id="resnet18"),
 ]
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_with_wide_loads(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+Compiled = dict[str, tuple[str, dict[str, Any], Any]]
+"""Compiled kernels by their hash, with names and constants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A GPU that is not there, as Triton's driver."""
+
+    capability: int
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability  # Triton keeps what it compiled by this number
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiled:
+    """The kernels that this test starts are compiled instead."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction, KernelInterface
+
+    found: Compiled = {}
+
+    def started(kernel: JITFunction[Any], grid: tuple[int, ...]) -> Callable[..., None]:
+        def compile_it(*arguments: Any, **constants: Any) -> None:
+            result = kernel.warmup(*arguments, grid=grid, **constants)
+            found[result.hash] = kernel.fn.__name__, constants, result
+
+        return compile_it
+
+    monkeypatch.setattr(KernelInterface, "__getitem__", started)
+    monkeypatch.setattr(driver, "_active", Target(90))
+    monkeypatch.setattr(choice, "_is_supported", lambda device: True)
+    monkeypatch.setattr(choice, "why_not", lambda device: None)
+    return found
+
+
+def run_step(recipe: Recipe, shape: tuple[int, int], mini: Dataset) -> None:
+    """Runs a step of each size of images on the CPU, in bfloat16; its values are those of uninitialised memory."""
+    (channels, size), batch_size = shape, recipe.global_batch_size
+    train = ImageSet(torch.zeros(60, channels, size, size, dtype=torch.uint8), torch.arange(60) % 10)
+    dataset = replace(mini, train=train, mean=(128.0,) * channels, std=(70.0,) * channels)
+    with choice.torch_only():
+        model = initial_model(recipe, dataset, torch.arange(60), seed=0).to(memory_format=torch.channels_last).train()
+    step = TrainStep(
+        model=model,
+        optimizer=Optimizer(parameter_groups(model, recipe)),
+        augment=recipe.augment,
+        loss=TrainingLoss(recipe.label_smoothing),
+        autocast=partial(torch.autocast, "cpu", dtype=torch.bfloat16),
+        all_reduce=lambda sums: sums,
+    )
+    params, part = draw_params(recipe.augment, 60, seed=0, epoch=0), slice(3, 3 + batch_size)
+    for image_size in {None, *(size for _, size in recipe.resolutions[:1])}:
+        batch = Batch(
+            images=train.images,
+            indices=torch.arange(60)[part],  # a slice, as of an epoch's
+            labels=train.labels[part],
+            augment_params=params[part],
+            dropout_seeds=torch.zeros(batch_size, dtype=torch.int64),
+            lr_factor=torch.ones(()),
+            sizes=(batch_size,),
+            num_images=batch_size,
+            image_size=image_size,
+        )
+        step(batch)
+
+
+@pytest.mark.parametrize(("recipe", "shape"), RECIPES_AND_SHAPES)
+def test_the_kernels_of_a_step_compile_with_wide_loads_and_without_spills(
+    recipe: Recipe, shape: tuple[int, int], mini: Dataset, compiled: Compiled, tmp_path: Path
+) -> None:
+    run_step(recipe, shape, mini)
+    assert len(compiled) > 10
+    for name, constants, kernel in compiled.values():
+        if constants.get("UNIT") == 8 and "BM" in constants:
+            assert "ld.global.v4" in kernel.asm["ptx"], f"{name} loads less than 16 bytes at a time: {constants}"
+        registers, local_bytes = resources(kernel.asm["cubin"], tmp_path)
+        assert registers < 255, (name, constants)
+        assert local_bytes == 0 or name == "gather_and_warp", (name, constants)  # sines of large angles need some
+        assert kernel.metadata.shared <= 48 << 10, (name, constants)
+
+
+def resources(cubin: bytes, folder: Path) -> tuple[int, int]:
+    """Returns a thread's registers and bytes of local memory, as a tool of CUDA's reads them that comes with Triton."""
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    for module, name, constants in KERNELS:
-        kernel = getattr(importlib.import_module(f"trainer.kernels.{module}"), name)
-        types = {each: "constexpr" if each in constants else _type_of(each) for each in kernel.arg_names}
-        pointers = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(types.values()) if kind[0] == "*"}
-        values = {(place,): constants[each] for place, each in enumerate(types) if each in constants}
-        source = ASTSource(fn=kernel, signature=types, constexprs=values, attrs=pointers)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
-        if module in ("norm_kernels", "conv_kernels") and name != "merge_sums":
-            assert "ld.global.v4" in compiled.asm["ptx"], f"{name} loads less than 16 bytes at a time"
+    tool, file = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump", folder / "kernel.cubin"
+    file.write_bytes(cubin)
+    done = subprocess.run([tool, "--dump-resource-usage", file], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", done.stdout)
+    assert found is not None, done.stdout
+    return int(found[1]), int(found[2]) + int(found[3])
 
 
-def _type_of(name: str) -> str:
-    if name in _FLOATS or name in _INTEGERS:
-        return "fp32" if name in _FLOATS else "i32"
-    return next((kind for kind, names in _OF_TYPE.items() if name in names), "*fp32")
+def test_they_compile_for_older_gpus(mini: Dataset, compiled: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime import driver
+
+    monkeypatch.setattr(driver, "_active", Target(80))
+    run_step(replace(RECIPES["mnist-fast"], global_batch_size=50), (1, 28), mini)
+    assert {kernel.metadata.target.arch for _, _, kernel in compiled.values()} == {80}
