@@ -73,7 +73,7 @@ class CompiledNetwork(nn.Module):
     def _compiling(self, sizes: Collection[int]) -> Iterator[None]:
         began = time.perf_counter()
         try:
-            with self._activity.slow_phase(), warnings.catch_warnings():  # other processes compile, and this one is idle
+            with self._activity.slow_phase(), warnings.catch_warnings():  # others compile, and this process is idle
                 warnings.filterwarnings("ignore", message="TensorFloat32")  # advice, and `--precision tf32` is a choice
                 yield
         except RuntimeError as error:
