@@ -11,7 +11,7 @@ from trainer.errors import ConfigError
 from trainer.hyperparameters import check_number
 
 Flip = Literal["none", "alternating", "random"]
-Fill = Literal["reflect", "zero"]
+Fill = Literal["reflect", "zero", "edge"]
 Policy = Literal["none", "trivial"]
 Square = Literal["crop", "pad"]
 """How an image of any shape becomes a square, before it is augmented: by its centre alone, or whole, on white."""
@@ -58,9 +58,10 @@ class Augment:
     shift: int = 0
     """Largest translation in pixels, both ways."""
     fill: Fill = "reflect"
-    """Content of the border that a shift uncovers."""
+    """Content of the border that a shift uncovers. `edge`: the nearest pixel of the image, also where rotation, scaling
+    or `policy` uncover a border, which otherwise is black."""
     rotate_degrees: float = 0.0
-    """Largest rotation, both ways. Rotation, scaling and their translation fill with zero, bilinear."""
+    """Largest rotation, both ways. Rotation, scaling and their translation are bilinear."""
     scale: float = 0.0
     """Largest relative change of size, both ways and for each axis on its own."""
     policy: Policy = "none"

@@ -46,6 +46,7 @@ _FIXED_WIDTH_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet152": partial(ResNet, depth=152),
 }
 """Networks whose widths a recipe cannot choose."""
+_NETWORKS_WITH_WIDTHS = ("airbench", "airbench-residual", "airbench-strided", "compact")
 
 
 def build_network(
@@ -59,7 +60,7 @@ def build_network(
         num_channels: channels of the images.
         image_size: height and width in pixels.
         num_classes: number of logits.
-        widths: channels of the layers, for `airbench`, `airbench-residual` and `compact` alone.
+        widths: channels of the layers, for the `airbench` networks and `compact` alone.
 
     Raises:
         ConfigError: there is no such network, or it cannot take images of this size.
@@ -71,8 +72,9 @@ def build_network(
     if is_reference(name):
         return build_own(name, **shape)
     match name.partition(":"):
-        case (("airbench" | "airbench-residual"), _, _):
-            return AirbenchNet(**shape, widths=widths, is_residual=name == "airbench-residual")
+        case (("airbench" | "airbench-residual" | "airbench-strided"), _, _):
+            is_residual, stride = name == "airbench-residual", 2 if name == "airbench-strided" else 1
+            return AirbenchNet(**shape, widths=widths, is_residual=is_residual, stride=stride)
         case "compact", _, _:
             return CompactNet(**shape, widths=widths)
         case "pretrained", _, original:
@@ -81,7 +83,7 @@ def build_network(
             return build_torchvision(original, image_size=image_size, num_classes=num_classes)
         case "timm", _, original:
             return build_timm(original, **shape)
-    raise unknown_name("network", name, [*_FIXED_WIDTH_NETWORKS, "airbench", "airbench-residual", "compact"])
+    raise unknown_name("network", name, [*_FIXED_WIDTH_NETWORKS, *_NETWORKS_WITH_WIDTHS])
 
 
 class Classifier(nn.Module):

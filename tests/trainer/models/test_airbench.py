@@ -14,6 +14,17 @@ def test_other_image_sizes_are_taken(num_channels: int, image_size: int) -> None
     assert net(torch.randn(2, num_channels, image_size, image_size)).shape == (2, 5)
 
 
+def test_a_stride_reads_patches_that_do_not_overlap() -> None:
+    shape = {"num_channels": 3, "image_size": 41, "num_classes": 5, "widths": (24, 8)}
+    plain, strided = AirbenchNet(**shape), AirbenchNet(**shape, stride=2)
+    images = torch.randn(2, 3, 41, 41)
+    for net in (plain, strided):
+        net.init_whitening(images)
+    assert torch.equal(strided.whiten.weight, plain.whiten.weight)
+    assert torch.allclose(strided.whiten(images), plain.whiten(images)[:, :, ::2, ::2], atol=1e-5)
+    assert strided(images).shape == (2, 5)
+
+
 def test_whitened_patches_are_uncorrelated_with_variance_one() -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(200, 3, 20, 20, generator=generator)
@@ -45,6 +56,8 @@ def test_whitening_weights_and_norm_scales_are_frozen() -> None:
 def test_images_that_are_too_small_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 20 x 20"):
         AirbenchNet(num_channels=3, image_size=16, num_classes=10, widths=(8, 8, 8))
+    with pytest.raises(ConfigError, match="at least 40 x 40"):
+        AirbenchNet(num_channels=3, image_size=39, num_classes=10, widths=(8, 8, 8), stride=2)
 
 
 @pytest.mark.parametrize("size", [20, 24, 28, 32])

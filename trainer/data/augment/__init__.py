@@ -54,7 +54,7 @@ def augment_batch(
     drawn = split_params(augment, augment_params)
     batch = gather(augment, images, indices, drawn, size)
     if "policy" in drawn:
-        batch = apply_trivial(batch.float(), drawn["policy"])
+        batch = apply_trivial(batch.float(), drawn["policy"], augment.fill)
     if "jitter" in drawn:
         batch = jitter(augment, batch.float(), drawn["jitter"])
     if "erase" in drawn:

@@ -23,7 +23,8 @@ def gather(
     Returns:
         `[B, C, H, W]`, uint8, or float32 in 0..255 where pixels are interpolated.
     """
-    if "crop" not in drawn and images.dtype == torch.uint8 and images.is_contiguous() and is_fusible(indices):
+    has_kernel = "crop" not in drawn and augment.fill != "edge" and images.dtype == torch.uint8
+    if has_kernel and images.is_contiguous() and is_fusible(indices):
         from trainer.kernels import batches
 
         params, upside_down = drawn["move"], drawn.get("upside_down")

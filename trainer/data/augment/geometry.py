@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from trainer.augmentation import Augment
+from trainer.augmentation import Augment, Fill
 from trainer.data.augment.choice import apply_where
 
 
@@ -43,7 +43,7 @@ def move(augment: Augment, batch: torch.Tensor, drawn: dict[str, torch.Tensor]) 
     """
     params, upside_down = drawn["move"], drawn.get("upside_down")
     if augment.is_affine:
-        return _affine(batch, params, upside_down)
+        return _affine(augment, batch, params, upside_down)
     if augment.shift:
         return _shift_and_flip(augment, batch, params, upside_down)
     if augment.flip != "none":
@@ -69,15 +69,18 @@ def _shift_and_flip(
     if augment.fill == "zero":
         inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
         outside = ~inside[:, None]
-        x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
-    else:
+    if augment.fill == "reflect":
         x, y = _reflect(x, width), _reflect(y, height)
+    else:
+        x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
     pixel = (y[:, :, None] * width + x[:, None, :]).view(len(batch), 1, -1)
     out = batch.flatten(2).gather(2, pixel.expand(-1, num_channels, -1)).view(batch.shape)
     return out if outside is None else out.masked_fill_(outside, 0)
 
 
-def _affine(batch: torch.Tensor, params: torch.Tensor, upside_down: torch.Tensor | None) -> torch.Tensor:
+def _affine(
+    augment: Augment, batch: torch.Tensor, params: torch.Tensor, upside_down: torch.Tensor | None
+) -> torch.Tensor:
     _, _, height, width = batch.shape
     mirrored, dx, dy, angle, scale_x, scale_y = params.unbind(1)
     cos, sin = angle.cos(), angle.sin()
@@ -87,18 +90,20 @@ def _affine(batch: torch.Tensor, params: torch.Tensor, upside_down: torch.Tensor
         sign_y = 1 - 2 * upside_down[:, 0]
         across, down = across * sign_y, down * sign_y
     rows = [sign * cos / scale_x, across, 2 * dx / width, sign * sin / scale_y, down, 2 * dy / height]
-    return warp(batch.float(), torch.stack(rows, dim=1))
+    return warp(batch.float(), torch.stack(rows, dim=1), augment.fill)
 
 
-def warp(batch: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """Returns the images under affine maps, bilinear, with black where a pixel comes from outside.
+def warp(batch: torch.Tensor, maps: torch.Tensor, fill: Fill) -> torch.Tensor:
+    """Returns the images under affine maps, bilinear.
 
     Args:
         batch: float32 `[B, C, H, W]`.
         maps: float32 `[B, 6]`, rows of 2 x 3 matrices from a pixel's position to that from which it comes, in -1..1.
+        fill: `edge`: a pixel from outside of the image is that of its edge; black otherwise.
     """
     grid = F.affine_grid(maps.view(-1, 2, 3), list(batch.shape), align_corners=False)
-    return F.grid_sample(batch, grid, align_corners=False)
+    padding_mode = "border" if fill == "edge" else "zeros"
+    return F.grid_sample(batch, grid, padding_mode=padding_mode, align_corners=False)
 
 
 def resize(batch: torch.Tensor, size: int) -> torch.Tensor:

@@ -4,9 +4,11 @@ Müller and Hutter, arXiv 2103.10158; the operations and strengths are those of 
 bilinear interpolation.
 """
 
+from functools import partial
+
 import torch
 
-from trainer.augmentation import Augment
+from trainer.augmentation import Augment, Fill
 from trainer.data.augment import colour
 from trainer.data.augment.choice import apply_where
 from trainer.data.augment.geometry import warp
@@ -65,16 +67,17 @@ def draw_trivial(augment: Augment, num_samples: int, seed: int, epoch: int) -> t
     return torch.stack([operation.float(), strength + is_factor], dim=1)
 
 
-def apply_trivial(batch: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+def apply_trivial(batch: torch.Tensor, params: torch.Tensor, fill: Fill = "zero") -> torch.Tensor:
     """Applies to each image its operation.
 
     Args:
         batch: float32 `[B, C, H, W]`; on a CPU it is overwritten.
         params: float32 `[B, 2]`, rows of `draw_trivial`.
+        fill: content of the borders that an operation uncovers, as `geometry.warp` takes it.
     """
     operation, strength = params.unbind(1)
     moves = (operation >= _FIRST_MOVING) & (operation <= _LAST_MOVING)
-    batch = apply_where(moves, batch, _move, operation, strength)
+    batch = apply_where(moves, batch, partial(_move, fill), operation, strength)
     for name, operate in _COLOUR_OPERATIONS.items():
         batch = apply_where(operation == OPERATIONS.index(name), batch, operate, strength)
     return batch
@@ -99,7 +102,7 @@ def _strengths() -> torch.Tensor:
     return torch.stack([of.get(name, torch.zeros(NUM_STRENGTHS)) for name in OPERATIONS])
 
 
-def _move(images: torch.Tensor, operation: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+def _move(fill: Fill, images: torch.Tensor, operation: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
     """Shears along an edge of the image, translates, or rotates about the centre."""
     _, _, height, width = images.shape
     shear_x, shear_y, shift_x, shift_y, degrees = (
@@ -117,4 +120,4 @@ def _move(images: torch.Tensor, operation: torch.Tensor, strength: torch.Tensor)
         cos,
         shear_y - shift_y * (2 / height),
     ]
-    return warp(images, torch.stack(rows, dim=1))
+    return warp(images, torch.stack(rows, dim=1), fill)

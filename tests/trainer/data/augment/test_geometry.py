@@ -26,7 +26,7 @@ def test_the_crop_of_everything_changes_nothing(photos: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("vertical", ["none", "random"])
-@pytest.mark.parametrize("fill", ["reflect", "zero"])
+@pytest.mark.parametrize("fill", ["reflect", "zero", "edge"])
 def test_shift_and_flip_equal_pad_crop_flip(images: torch.Tensor, fill: str, vertical: str) -> None:
     augment = Augment(flip="alternating", flip_vertical=vertical, shift=2, fill=fill)  # type: ignore[arg-type]
     augment_params = draw_params(augment, 50, seed=1, epoch=0)
@@ -35,7 +35,7 @@ def test_shift_and_flip_equal_pad_crop_flip(images: torch.Tensor, fill: str, ver
     for image, index in zip(out, indices.tolist(), strict=True):
         mirrored, dx, dy = augment_params[index, :3].tolist()
         upside_down = vertical == "random" and augment_params[index, 6] > 0
-        mode = {"mode": "reflect"} if fill == "reflect" else {"value": 0.0}
+        mode = {"reflect": {"mode": "reflect"}, "zero": {"value": 0.0}, "edge": {"mode": "replicate"}}[fill]
         source = images[index].float()
         source = source.flip(-1) if mirrored else source
         source = source.flip(-2) if upside_down else source
@@ -75,6 +75,18 @@ def test_affine_flips_and_shifts_as_the_integer_path_does(images: torch.Tensor, 
     augment_params = torch.tensor([[1.0, 1, -2, 0, 1, 1, upside_down]])
     expected = augment_batch(plain, images, torch.tensor([5]), augment_params).float()
     assert torch.allclose(augment_batch(affine, images, torch.tensor([5]), augment_params), expected, atol=1e-2)
+
+
+def test_the_edge_is_continued() -> None:
+    """Objects on a white ground stay on a white ground, without black corners."""
+    augment = Augment(shift=2, rotate_degrees=60, scale=0.5, fill="edge")
+    images = torch.full((1, 3, 24, 24), 255, dtype=torch.uint8)
+    images[:, :, 10:14, 10:14] = 0
+    indices = torch.zeros(40, dtype=torch.int64)
+    out = augment_batch(augment, images, indices, draw_params(augment, 40, seed=0, epoch=0)).float()
+    assert (out[:, :, [0, -1]] > 254).all()
+    assert (out[:, :, :, [0, -1]] > 254).all()
+    assert len(out.flatten(1).unique(dim=0)) == 40
 
 
 def test_rotation_is_torchvisions(photos: torch.Tensor) -> None:

@@ -65,6 +65,13 @@ def test_each_operation_is_torchvisions(name: str, drawn: torch.Tensor, photos: 
         assert (changed - expected).abs().max() <= 2, strength
 
 
+def test_the_edge_is_continued(drawn: torch.Tensor) -> None:
+    moves = drawn[(drawn[:, 0] > 0) & (drawn[:, 0] <= OPERATIONS.index("rotate"))][:200]
+    white = torch.full((200, 3, 64, 64), 255.0)
+    assert (apply_trivial(white.clone(), moves, "edge") > 254.9).all()
+    assert (apply_trivial(white.clone(), moves).amin(dim=(1, 2, 3)) == 0).sum() > 150
+
+
 def test_all_images_at_once_and_the_chosen_ones_alone_are_the_same(
     drawn: torch.Tensor, photos: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
