@@ -47,6 +47,11 @@ class QueuedRequest(ABC):
         self.num_bytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
 
     @property
+    def identity(self) -> tuple[Buffer, ...]:
+        """What the response cache knows it by, beside its shapes: requests of equal identities have equal outputs."""
+        return self.buffers
+
+    @property
     def level(self) -> int:
         """Its priority: 0 for the highest. Read by queues with priorities alone."""
         return 0

@@ -147,6 +147,13 @@ class Batcher:
         self._statistics.record_failure("REJECTED", NAMES[grpc_code(error)])
         raise error
 
+    def answer_at_once(self, request: QueuedRequest) -> bool:
+        """Answers a request that has no buffers yet, if its outputs are in the cache. Returns whether they are."""
+        outputs = self._cache.look_up(request) if self._cache is not None and self._is_open else None
+        if outputs is not None:
+            self._answer_hit(request, outputs)
+        return outputs is not None
+
     def cancel(self, request: QueuedRequest) -> None:
         """Removes a request from the queue. Does nothing if its batch has started."""
         with self._lock:
@@ -286,14 +293,16 @@ class Batcher:
     def _answer_from_cache(self, cache: VersionCache, request: QueuedRequest) -> bool:
         """Answers a request whose outputs are in the cache. Returns False if they are not."""
         outputs = cache.find(request)
-        if outputs is None:
-            return False
+        if outputs is not None:
+            self._answer_hit(request, outputs)
+        return outputs is not None
+
+    def _answer_hit(self, request: QueuedRequest, outputs: Outputs) -> None:
         try:
             request.finish(outputs, 0)
             self._statistics.record_cache_hit(request.arrived_ns, time.monotonic_ns())
         except BaseException as error:
             self._fail_response(request, error)
-        return True
 
     def _fail_response(self, request: QueuedRequest, error: BaseException) -> None:
         """Answers a request whose response could not be built."""

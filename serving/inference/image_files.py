@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from convoy.images import ImageError, Pixels, use_image
 from serving.errors import InvalidArgument, quote
 from serving.inference.request import InferInput, InferRequest
+from serving.inference.response_cache import MAX_DIGESTED_BYTES, digest
 from serving.models.images import ImageTensor
-from serving.protocol.tensors import DATATYPES, Elements, to_array
+from serving.protocol.tensors import DATATYPES, Buffer, Elements, to_array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,6 +60,14 @@ class ImageFiles:
             raise InvalidArgument(f"expected {shape[0]} BYTES elements for shape {list(shape)}, got {len(data.values)}")
         return [bytes(element) for element in data.values]
 
+    def digest(self) -> bytes | None:
+        """Returns a digest of the files, in whichever form they were sent; None for more than is digested.
+
+        Raises:
+            InvalidArgument: the tensor is malformed.
+        """
+        return None if self.num_bytes > MAX_DIGESTED_BYTES else digest(self.split())
+
 
 class FilesGiven(Exception):
     """A request holds image files, which must be decoded before it can be run.
@@ -66,6 +75,10 @@ class FilesGiven(Exception):
     Args:
         model: name of the model.
         images: the model's input.
+
+    Attributes:
+        pixels: of all files, [N, C, H, W], once they are decoded; until then empty.
+        digest: of the files, for a model with a response cache.
     """
 
     def __init__(self, request: InferRequest, model: str, images: ImageTensor) -> None:
@@ -74,11 +87,13 @@ class FilesGiven(Exception):
         self.model = model
         self.images = images
         self.files = ImageFiles(request.inputs[0])
+        self.pixels: Buffer = b""
+        self.digest: bytes | None = None
 
-    def with_pixels(self, pixels: Pixels) -> InferRequest:
+    def with_pixels(self) -> InferRequest:
         """Returns the request with pixels in place of the files."""
-        shape = pixels.shape if self.images.max_batch_size else pixels.shape[1:]
-        given = InferInput(self.images.name, "UINT8", shape, pixels.reshape(-1).data)
+        batch = self.request.inputs[0].shape[:1] if self.images.max_batch_size else ()
+        given = InferInput(self.images.name, "UINT8", (*batch, *self.images.shape), self.pixels)
         return replace(self.request, inputs=[given])
 
 

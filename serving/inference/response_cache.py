@@ -11,12 +11,13 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from serving.inference.batch import ComputedBatch, QueuedRequest
 from serving.inference.outputs import Outputs
 from serving.observability.statistics import Statistics
-from serving.protocol.tensors import Shape
+from serving.protocol.tensors import Buffer, Shape
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,17 @@ ENTRY_BYTES = 2048
 """What an entry takes beside the bytes of its outputs."""
 
 Key = tuple[tuple[Shape, ...], bytes]
+
+
+def digest(parts: Sequence[Buffer]) -> bytes | None:
+    """Returns the SHA-256 of parts and their lengths; None for more than is digested."""
+    if sum(map(len, parts)) > MAX_DIGESTED_BYTES:
+        return None
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(len(part).to_bytes(8, "little"))
+        hasher.update(part)
+    return hasher.digest()
 
 
 class _Entry(NamedTuple):
@@ -110,19 +122,16 @@ class VersionCache:
 
         A request that is looked up gets its `digest`, by which `keep` knows it again.
         """
-        request.digest = None
-        if request.num_bytes > MAX_DIGESTED_BYTES:
-            return None
         began_ns = time.monotonic_ns()
-        hasher = hashlib.sha256()
-        for buffer in request.buffers:
-            hasher.update(len(buffer).to_bytes(8, "little"))
-            hasher.update(buffer)
-        request.digest = hasher.digest()
-        outputs = self._cache.find(self, (request.shapes, request.digest))
-        if outputs is None:
+        outputs = self.look_up(request)
+        if outputs is None and request.digest is not None:
             self._statistics.record_cache_miss(1, time.monotonic_ns() - began_ns)
         return outputs
+
+    def look_up(self, request: QueuedRequest) -> Outputs | None:
+        """As `find`, but counts nothing."""
+        request.digest = digest(request.identity)
+        return None if request.digest is None else self._cache.find(self, (request.shapes, request.digest))
 
     def keep(self, batch: ComputedBatch) -> None:
         """Adds the outputs of the requests of a batch."""

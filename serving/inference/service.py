@@ -8,13 +8,14 @@ values. Knows no front end; all other RPCs are in `serving.protocol.admin`.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from convoy.images import Pixels
 from serving.errors import Internal, ServingError, Unavailable
-from serving.inference.batcher import BatcherClosed, Outputs, QueuedRequest
+from serving.inference.batcher import BatcherClosed
 from serving.inference.decoder import ImageDecoder
 from serving.inference.image_files import FilesGiven, holds_files
+from serving.inference.inference_request import Encoder, FilesRequest, InferenceRequest
 from serving.inference.message_memory import UNCOUNTED_BYTES, MemoryShare, MessageMemory
 from serving.inference.parser_pool import ParserPool
 from serving.inference.plan import Plan, ValueEncoder
@@ -29,6 +30,7 @@ from serving.inference.request import (
     TracedSink,
 )
 from serving.inference.shared_memory import SharedMemory, refusal
+from serving.models.loader import Model
 from serving.models.repository import Repository
 from serving.observability.refusals import Refusals
 from serving.observability.tracing import Tracing
@@ -46,69 +48,7 @@ _MAX_SWAPS = 8
 """Of the model version while a request is being queued."""
 
 S = TypeVar("S", bound=EncodedRequest)
-S_contra = TypeVar("S_contra", contravariant=True)
-R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
-
-
-class Encoder(Protocol[S_contra, R_co]):
-    """Takes the inputs out of the requests of a plan, and makes their responses."""
-
-    plan: Plan
-
-    def bind(self, request: S_contra) -> tuple[Buffer, ...]:
-        """Returns the inputs' bytes in the model's order.
-
-        Raises:
-            InvalidArgument: they do not fit the plan.
-        """
-
-    def encode(self, outputs: Outputs, first_row: int, request_id: str) -> R_co:
-        """Returns the response for the plan's rows of a batch."""
-
-
-class InferenceRequest(QueuedRequest, Generic[R]):
-    """A queued request that its client may cancel; a `RequestHandle`."""
-
-    __slots__ = ("_encoder", "_id", "_sink")
-
-    def __init__(
-        self,
-        encoder: Encoder[Any, R],
-        buffers: tuple[Buffer, ...],
-        request_id: str,
-        context: RequestContext,
-        sink: ResponseSink[R],
-    ) -> None:
-        plan = encoder.plan
-        deadline = context.deadline if plan.timeout_s is None else plan.deadline(context)
-        super().__init__(buffers, plan.shapes, plan.rows, deadline)
-        if context.trace is not None:
-            self.trace = context.trace
-            context.trace.set_model(plan.model.spec.name, plan.model.version)
-        self._encoder = encoder
-        self._id = request_id
-        self._sink = sink
-
-    @property
-    def level(self) -> int:
-        return self._encoder.plan.level
-
-    @property
-    def wait_us(self) -> int:
-        return self._encoder.plan.wait_us
-
-    def finish(self, outputs: Outputs, first_row: int) -> None:
-        self._sink.succeed(self._encoder.encode(outputs, first_row, self._id))
-        del self._sink  # it refers to this request: the cycle would keep the message until the garbage collector runs
-
-    def fail(self, error: ServingError) -> None:
-        self._sink.fail(error)
-        del self._sink
-
-    def cancel(self) -> None:
-        """Drops the request unless its batch has started."""
-        self._encoder.plan.model.batcher.cancel(self)
 
 
 class _CountedSink(Generic[R]):
@@ -167,12 +107,12 @@ class _Path(Generic[S, R]):
         self._encoders: PlanCache[Encoder[S, R]] = PlanCache(repository)
 
     def run(
-        self, encoded: S, context: RequestContext, sink: ResponseSink[R], decoded: InferRequest | None = None
+        self, encoded: S, context: RequestContext, sink: ResponseSink[R], decoded: FilesGiven | None = None
     ) -> RequestHandle | None:
         """Runs a request. The response or the error goes to `sink`.
 
         Args:
-            decoded: the request with pixels in place of the image files that it holds; None for any other request.
+            decoded: the image files that it holds, with their pixels; None for any other request.
 
         Returns:
             The request in flight; None if `sink` has been called already.
@@ -180,7 +120,10 @@ class _Path(Generic[S, R]):
         try:
             for _ in range(_MAX_SWAPS):
                 encoder, buffers = self._bind(encoded) if decoded is None else self._bind_decoded(encoded, decoded)
-                queued = InferenceRequest(encoder, buffers, encoded.request_id, context, sink)
+                if decoded is None or decoded.digest is None:
+                    queued = InferenceRequest(encoder, buffers, encoded.request_id, context, sink)
+                else:
+                    queued = FilesRequest(decoded.digest, encoder, buffers, encoded.request_id, context, sink)
                 try:
                     encoder.plan.model.batcher.submit(queued)
                     return queued
@@ -257,27 +200,42 @@ class _Path(Generic[S, R]):
             sink.fail(error)
 
         def run(pixels: Pixels) -> RequestHandle | None:
-            request = given.with_pixels(pixels)
+            given.pixels = pixels.reshape(-1).data
             try:
-                if self._repository.get(request.model_name, request.model_version).images != given.images:
+                if self._model_of(given).images != given.images:
                     raise Unavailable("the model was replaced while images were decoded for it: retry")
             except ServingError as error:
                 fail(error)
                 return None
-            return self.run(encoded, context, sink, request)
+            return self.run(encoded, context, sink, given)
 
         try:
+            if self._answer_at_once(given, encoded, context, sink):
+                return None
             return self._decoder.submit(given.files, given.images, context.deadline, then=run, fail=fail)
         except ServingError as error:
             fail(error)
             return None
 
-    def _bind_decoded(self, encoded: S, decoded: InferRequest) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
+    def _model_of(self, given: FilesGiven) -> Model:
+        return self._repository.get(given.request.model_name, given.request.model_version)
+
+    def _answer_at_once(self, given: FilesGiven, encoded: S, context: RequestContext, sink: ResponseSink[R]) -> bool:
+        """Answers a request whose image files the response cache knows. Returns whether it does."""
+        model = self._model_of(given)
+        if model.cache is None or model.images != given.images or (digest := given.files.digest()) is None:
+            return False
+        given.digest = digest
+        encoder = self._make_encoder(Plan(model, given.with_pixels()), encoded)
+        request: FilesRequest[R] = FilesRequest(digest, encoder, (), encoded.request_id, context, sink)
+        return model.batcher.answer_at_once(request)
+
+    def _bind_decoded(self, encoded: S, decoded: FilesGiven) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
         """As `_bind`, for a request whose images have been decoded. Its plan is not kept: decoding takes far longer."""
         try:
-            model = self._repository.get(decoded.model_name, decoded.model_version)
-            encoder = self._make_encoder(Plan(model, decoded), encoded)
-            return encoder, encoder.plan.bind_inputs(decoded.tensors)
+            request = decoded.with_pixels()
+            encoder = self._make_encoder(Plan(self._model_of(decoded), request), encoded)
+            return encoder, encoder.plan.bind_inputs(request.tensors)
         except ServingError as error:
             self._refusals.count_error(error)
             raise

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from protos import grpc_service_pb2 as pb
 from serving.client import Client, ClientError
-from serving.inference.service import InferenceRequest
+from serving.inference.inference_request import InferenceRequest
 from serving.models.repository import Model
 from serving.observability.statistics import Snapshot
 from tests.serving.conftest import SERVICE, Served, tensor

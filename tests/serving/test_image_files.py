@@ -38,6 +38,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, mini: Dataset) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_colours(folder)
     write_colours(folder, "alone", rows=0)
+    cached = write_colours(folder, "cached") / "config.pbtxt"
+    cached.write_text(cached.read_text() + "response_cache { enable: true }")
     write_digits(folder, mini.train.images[:, 0].numpy(), mini.train.labels.numpy())
     return folder
 
@@ -151,6 +153,34 @@ def test_files_share_batches_with_tensors(server: Served) -> None:
 def executions(client: triton.InferenceServerClient) -> tuple[int, int]:
     [stats] = client.get_inference_statistics("colours").model_stats
     return stats.inference_count, stats.execution_count
+
+
+def test_files_that_the_response_cache_knows_are_not_decoded(server: Served, url: str) -> None:
+    given = tensor("images", np.array(FILES, object))
+    typed = pb.ModelInferRequest(model_name="cached")
+    typed.inputs.add(name="images", datatype="BYTES", shape=[3, 1]).contents.bytes_contents.extend(FILES)
+    call = server.channel.unary_unary(
+        SERVICE + "ModelInfer", pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString
+    )
+    before = num_decoded(server)
+    with triton.InferenceServerClient(server.target) as client:
+        logits = client.infer("cached", [given]).as_numpy("logits")
+        assert num_decoded(server) == before + 3
+        wanted = [triton.InferRequestedOutput("logits")]
+        np.testing.assert_array_equal(client.infer("cached", [given], outputs=wanted).as_numpy("logits"), logits)
+        assert call(typed, timeout=60).raw_output_contents[0] == logits.tobytes()
+        form = [("file", file) for file in FILES]
+        classified = httpx.post(f"{url}/v2/models/cached/classify", files=form, timeout=60).json()
+        assert [image["predictions"][0]["label"] for image in classified["images"]] == list(COLOURS)
+        assert num_decoded(server) == before + 3
+        client.infer("cached", [tensor("images", np.array(FILES[:2], object))])
+        assert num_decoded(server) == before + 5
+        for _ in range(2):
+            with pytest.raises(InferenceServerException, match="image 2 of 2 cannot be used"):
+                client.infer("cached", [tensor("images", np.array([FILES[0], b"a cat"], object))])
+        [stats] = client.get_inference_statistics("cached").model_stats
+    counts = stats.inference_stats
+    assert (counts.cache_hit.count, counts.cache_miss.count, counts.success.count) == (3, 2, 5)
 
 
 # ---- What costs one refusal ------------------------------------------------------------------------------------------
