@@ -3,8 +3,8 @@
     python benchmarks/serving_images.py --model models/mnist/1/model.onnx [--triton ENVIRONMENT] [--rounds 4]
 
 ENVIRONMENT is a virtual environment with `nvidia-pytriton` 0.7 (the C++ server of Triton 2.51), `onnxruntime`, `pillow`
-and `simplejpeg`. Each server has the MNIST model and a small convnet of photographs of 96 x 96 pixels, which computes for
-less time than a photograph of 500 x 375 pixels takes to decode; Triton serves both from its Python backend
+and `simplejpeg`. Each server has the MNIST model and a small convnet of photographs of 96 x 96 pixels, which computes
+for less time than a photograph of 500 x 375 pixels takes to decode; Triton serves both from its Python backend
 (`triton_model.py`). Each request is one image; requests of a case are equal, so that all but the first of a model with
 a response cache are hits. All servers must answer alike before they are measured. They take turns (A B C A B C),
 because the speed of a shared machine changes by the minute. h2load generates the load: as many requests as the server
@@ -322,8 +322,8 @@ def report(rounds: list[Round], photo: bytes) -> str:
         f"`{bench.command()}`, on {bench.machine()}; the load comes from the same machine. Medians of the rounds.",
         "",
         f"Tensors are of one MNIST image. JPEG files have {WIDTH} x {HEIGHT} pixels and {len(photo) // 1000} kB; a "
-        f"convnet of {SIDE} x {SIDE} pixels follows. Triton 2.51 decodes in its Python backend, with Pillow or simplejpeg. "
-        "Cached: the model has `response_cache { enable: true }`, and all requests but the first are hits.",
+        f"convnet of {SIDE} x {SIDE} pixels follows. Triton 2.51 decodes in its Python backend, with Pillow or "
+        "simplejpeg. Cached: the model has `response_cache { enable: true }`, and all requests but the first are hits.",
         "",
         *table(rounds, "CPU time of the server a request, in µs", lambda load: load.cpu_us_per_request),
         *table(rounds, "Requests a second", lambda load: load.requests_per_second),
