@@ -34,9 +34,9 @@ def test_a_batch_needs_few_operations() -> None:
     parameters = [torch.randn(8, 4 + number, 3, 3) for number in range(6)]
     updates = [torch.randn_like(each) for each in parameters]
     muon, lr = BatchedMuon(parameters), torch.tensor(0.1)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as batched:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as batched:
         muon.step(updates, lr)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as single:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as single:
         muon_step(parameters, updates, lr)
     products = [
         sum(event.count for event in profile.key_averages() if "mm" in event.key) for profile in (batched, single)
