@@ -59,6 +59,38 @@ def draw(page: Page, strokes: list[list[tuple[float, float]]]) -> None:
         page.mouse.up()
 
 
+LOW_CONTRAST = """() => {
+    const parse = (text) => {
+        const numbers = text.match(/[\\d.]+/g).map(Number);
+        const scale = text.startsWith("color(") ? 255 : 1;
+        return [...numbers.slice(0, 3).map((value) => scale * value), numbers[3] ?? 1];
+    };
+    const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+    const light = (color) => [0.2126, 0.7152, 0.0722].reduce((sum, part, i) => {
+        const value = color[i] / 255;
+        return sum + part * (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+    }, 0);
+    const parents = (element) => element ? [element, ...parents(element.parentElement)] : [];
+    const found = new Set();
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+        const element = texts.currentNode.parentElement;
+        const style = getComputedStyle(element);
+        if (!texts.currentNode.textContent.trim() || !element.getClientRects().length) continue;
+        const above = parents(element);
+        const ground = above.map((each) => parse(getComputedStyle(each).backgroundColor))
+            .reduceRight((below, top) => over(top, below), [255, 255, 255, 1]);
+        const opacity = above.reduce((product, each) => product * Number(getComputedStyle(each).opacity), 1);
+        const ink = parse(element instanceof SVGElement ? style.fill : style.color);
+        const both = [light(over([...ink.slice(0, 3), ink[3] * opacity], ground)), light(ground)];
+        const ratio = (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+        if (ratio < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5))
+            found.add(`${ratio.toFixed(2)}: ${texts.currentNode.textContent.trim().slice(0, 40)}`);
+    }
+    return [...found];
+}"""
+"""Returns the texts of a page whose contrast is below level AA of the WCAG."""
+
 ONE = [[(0.5, 0.15), (0.5, 0.85)]]
 SEVEN = [[(0.25, 0.2), (0.75, 0.2), (0.45, 0.85)]]
 

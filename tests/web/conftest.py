@@ -46,5 +46,6 @@ def shown(page_models: Path, saved: Path) -> Iterator[Server]:
 
 def config(repository: Path, **options: object) -> ServeConfig:
     """Returns the configuration of a server on free ports."""
-    given: dict[str, object] = {"model_repository": str(repository), "device": "cpu", "num_threads": 1, **options}
-    return ServeConfig(grpc_port=0, http_port=0, metrics_port=0, **given)  # type: ignore[arg-type]
+    given: dict[str, object] = {"model_repository": str(repository), "device": "cpu", "num_threads": 1}
+    given |= {"grpc_port": 0, "http_port": 0, "metrics_port": 0, **options}
+    return ServeConfig(**given)  # type: ignore[arg-type]

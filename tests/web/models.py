@@ -67,6 +67,27 @@ def write_strange(repository: Path) -> None:
     write_version(folder, 1, content, manifest={"preprocessing": Preprocessing().to_json()})
 
 
+def write_many(repository: Path, num_classes: int) -> None:
+    """Writes the model `many`, whose answers about digits are random, but differ."""
+    weights = np.random.default_rng(0).normal(size=(784, num_classes)).astype(np.float32) / 100
+    content = onnx_model(
+        [
+            helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["floats"], ["features"]),
+            helper.make_node("MatMul", ["features", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        ],
+        [("images", TensorProto.UINT8, ["N", 1, 28, 28])],
+        [("probabilities", TensorProto.FLOAT, ["N", num_classes])],
+        {"weights": weights},
+    )
+    folder = repository / "many"
+    write_config(folder, _CONFIG.format(dims=[1, 28, 28], classes=num_classes))
+    names = (f"a long name of a class, such as breeds of dogs have, number {number}" for number in range(num_classes))
+    (folder / "labels.txt").write_text("\n".join(names) + "\n")
+    write_version(folder, 1, content, manifest={"preprocessing": Preprocessing("mnist").to_json()})
+
+
 def _network(filters: npt.NDArray[np.float32], readout: npt.NDArray[np.float32] | None = None) -> bytes:
     """Returns the network; without a readout, what makes its features."""
     nodes = [

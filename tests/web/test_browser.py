@@ -8,15 +8,16 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from serving.server import Server
 from tests.serving.conftest import serve
-from tests.web.browser import ONE, SEVEN, draw, open_section, watch_errors
+from tests.web.browser import LOW_CONTRAST, ONE, SEVEN, draw, open_section, watch_errors
 from tests.web.conftest import config
-from tests.web.models import HOSTILE
+from tests.web.models import HOSTILE, write_many
 
 pytestmark = pytest.mark.installs
 
@@ -132,11 +133,22 @@ class TestTry:
         open_section(page, port, "try")
         draw(page, SEVEN)
         expect(page.locator(".headline strong")).to_have_text("7")
+        page.get_by_role("button", name="Save").click()
+        expect(page.locator("#messages")).to_have_text("Choose what it is")
         page.get_by_label("Wrong? It is").select_option("2")
         page.get_by_role("button", name="Save").click()
         expect(page.locator("#messages")).to_contain_text("Saved as corrected/2/")
         [file] = (saved / "2").iterdir()
         assert file.read_bytes().startswith(b"\x89PNG")
+
+    def test_a_models_name_ends_no_quotes_of_the_shell(self, page: Page, tmp_path: Path) -> None:
+        write_many(tmp_path, 2)
+        (tmp_path / "many").rename(tmp_path / "it's; rm -r $HOME")
+        for served in serve(config(tmp_path)):
+            open_section(page, served.server.http.port, "try")
+            page.get_by_text("Ask it from your own code").click()
+            expect(page.locator("pre").first).to_contain_text("/it%27s%3B%20rm%20-r%20%24HOME/classify")
+            page.goto("about:blank")
 
     def test_names_are_text_and_never_html(self, page: Page, port: int) -> None:
         open_section(page, port, "try?model=strange")
@@ -163,7 +175,12 @@ class TestInside:
         expect(page.get_by_text("Map 4 of 16")).to_be_visible()
         expect(page.get_by_text("196 images of 5 × 5 hidden pixels in 7 requests")).to_be_visible()
         page.locator("canvas.occlusion").hover()
-        expect(page.get_by_text("With this place hidden, “7” has")).to_be_visible()
+        told = page.get_by_text("With this place hidden, “7” has")
+        expect(told).to_be_visible()
+        page.locator("canvas.occlusion").focus()
+        place = page.locator(".decides .overlay").get_attribute("style")
+        page.keyboard.press("ArrowUp")
+        assert page.locator(".decides .overlay").get_attribute("style") != place
 
     def test_a_network_without_maps_says_so(self, page: Page, port: int) -> None:
         open_section(page, port, "try?model=strange")
@@ -183,6 +200,9 @@ class TestServe:
         expect(page.locator("p[data-count]")).to_have_attribute("data-count", re.compile(r"\d{2,}"))
         expect(page.get_by_text("images a batch", exact=True).first).to_be_visible()
         expect(page.get_by_text("is damaged")).to_be_visible()
+        page.get_by_label("Batches as they are made").focus()
+        page.keyboard.press("ArrowLeft")
+        expect(page.get_by_text(re.compile(r"digits version 2: \d+ images? of \d+ requests?, waiting"))).to_be_visible()
         batcher = shown.repository.get("digits").batcher
         assert batcher.watch is not None
         page.get_by_role("link", name="Try").click()
@@ -238,6 +258,17 @@ class TestEverywhere:
             page.keyboard.press("Tab")
             reached.add(page.evaluate("document.activeElement.textContent.slice(0, 40)"))
         assert {"Try", "Inside", "Serve"} <= reached
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_text_can_be_read_and_nothing_moves_for_who_wants_that(
+        self, page: Page, port: int, scheme: Literal["light", "dark"]
+    ) -> None:
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        for section in ("try?demo=4", "inside?demo=4", "serve", "lecture"):
+            open_section(page, port, section)
+            assert page.evaluate(LOW_CONTRAST) == []
+        moving = "[...document.querySelectorAll('*')].filter((e) => getComputedStyle(e).transitionDuration !== '0s')"
+        assert page.evaluate(f"{moving}.length") == 0
 
     def test_print_leaves_out_what_paper_cannot_do(self, page: Page, port: int) -> None:
         open_section(page, port, "try?demo=1")

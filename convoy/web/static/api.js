@@ -24,7 +24,7 @@ export async function request(path, init = {}) {
     response = await fetch(path, { ...init, headers, credentials: "omit", redirect: "error" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("the server does not answer");
+    throw Object.assign(new Error("the server does not answer"), { status: 0 });
   }
   if (response.ok) return response;
   const error = new Error(await messageOf(response));
@@ -69,7 +69,7 @@ export async function events(path, { onEvent, onState = () => {}, signal }) {
       onState("ended");
     } catch (error) {
       if (signal.aborted) return;
-      onState(error.message);
+      onState(error instanceof TypeError ? "the connection broke" : error.message);
       if (error.status === 401 || error.status === 403) return; // until there is another token
     }
     await sleep(pause, signal);

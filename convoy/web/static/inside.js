@@ -3,12 +3,12 @@
 import { heatmap, parseColor } from "./charts.js";
 import { best, classify, label, layersOf, listModels, prepare, seen } from "./models.js";
 import { Pad } from "./pad.js";
-import { button, card, css, h, number, onTheme, percent, pixels } from "./ui.js";
+import { button, card, css, h, number, onTheme, percent, pixels, say } from "./ui.js";
 
 const PARALLEL = 6; // requests, as many as a browser sends at once
 const MOST_PLACES = 200; // of the occlusion map
 
-let page, body, empty, what, tabs, maps, reading, image, overlay, patch, filter, patches, filterBox, occlusion, occlusionText, hideText;
+let page, body, empty, what, tabs, maps, reading, image, overlay, patch, filter, patches, filterBox, occlusion, occlusionText, hideText, covering;
 let picture = null;
 let layers = [];
 let chosen = { layer: 0, map: 0, row: 0, column: 0 };
@@ -26,7 +26,7 @@ export const section = {
       h("p", {}, "Draw something under Try, and come back: this page shows what happens to it inside the network."),
       h("div", { class: "row no-print" },
         button("Draw", () => page.go("try"), { kind: "primary" }),
-        button("Show me a 4", () => demo(4))));
+        button("Show me a 4", () => demo(4).catch((error) => say(error.message, "error")))));
     tabs = h("div", { class: "row tabs no-print", role: "group", "aria-label": "Layer" });
     maps = h("div", { class: "maps", tabindex: 0, role: "group", "aria-label": "Maps: arrow keys move the place, Page Up and Page Down change the map" });
     reading = h("p", { class: "small", "aria-live": "polite" });
@@ -36,14 +36,15 @@ export const section = {
     filter = h("canvas", { role: "img", "aria-label": "The weights of this map's filter" });
     filterBox = h("figure", {}, filter, h("figcaption", {}, "× filter"));
     patches = h("div", { class: "patches" }, h("figure", {}, patch, h("figcaption", {}, "It sees")), filterBox);
-    occlusion = h("canvas", { class: "occlusion", role: "img", "aria-label": "Occlusion map" });
+    occlusion = h("canvas", { class: "occlusion", role: "img", tabindex: 0, "aria-label": "Occlusion map: arrow keys choose the place" });
+    covering = h("div", { class: "overlay", hidden: true });
     occlusionText = h("p", { class: "muted small" });
     hideText = h("p", { class: "small", "aria-live": "polite" });
     body = h("div", { class: "stack" },
       h("div", { class: "inside" },
         h("div", { class: "stack" },
           card("Maps of the first layers", tabs, maps),
-          card("What decides", h("div", { class: "decides" }, occlusion, h("div", { class: "stack" }, occlusionText, hideText)))),
+          card("What decides", h("div", { class: "decides" }, h("div", { class: "framed" }, occlusion, covering), h("div", { class: "stack" }, occlusionText, hideText)))),
         card("What one value sees", h("div", { class: "framed" }, image, overlay), patches, reading)));
     root.append(h("h2", {}, "From pixels to features"), what, empty, body);
     listen();
@@ -80,8 +81,7 @@ async function load() {
   hiding = null;
   const [channels, height, width] = picture.shape;
   pixels(image, picture.pixels, width, height, channels);
-  what.textContent = `${picture.model} version ${picture.version}. `
-    + "Point at a map, or move with the arrow keys, to see which pixels a value depends on.";
+  what.textContent = `${picture.model} version ${picture.version}`;
   await Promise.all([loadLayers(), hide()]);
 }
 
@@ -91,6 +91,8 @@ async function loadLayers() {
   } catch (error) {
     if (error.name === "AbortError") { picture = null; return; }
     layers = [];
+    overlay.hidden = patches.hidden = true;
+    reading.textContent = "";
     tabs.replaceChildren();
     maps.replaceChildren(h("p", { class: "muted" }, `${error.message}.`));
     return;
@@ -101,6 +103,8 @@ async function loadLayers() {
     tab.append(h("span", { class: "muted" }, ` ${layer.num_maps} × ${height}×${width}`));
     return tab;
   }));
+  overlay.hidden = patches.hidden = false;
+  what.textContent += ". Point at a map, or move with the arrow keys, to see which pixels a value depends on.";
   choose({ layer: 0, map: strongest(layers[0]) }, true);
 }
 
@@ -231,13 +235,26 @@ function listen() {
     choose(change);
   });
   occlusion.addEventListener("pointermove", (event) => {
-    if (!hiding) return;
     const box = occlusion.getBoundingClientRect();
-    const row = Math.min(hiding.rows - 1, Math.floor(((event.clientY - box.top) / box.height) * hiding.rows));
-    const column = Math.min(hiding.columns - 1, Math.floor(((event.clientX - box.left) / box.width) * hiding.columns));
-    const left = hiding.before - hiding.drops[row * hiding.columns + column];
-    hideText.textContent = `With this place hidden, “${hiding.name}” has ${percent(left)} in place of ${percent(hiding.before)}.`;
+    uncover((event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width);
   });
+  occlusion.addEventListener("keydown", (event) => {
+    const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [];
+    if (down === undefined || !hiding) return;
+    event.preventDefault();
+    uncover((hiding.row + down + 0.5) / hiding.rows, (hiding.column + right + 0.5) / hiding.columns);
+  });
+}
+
+// Tells what hiding the place costs that lies so far down and to the right, in parts of the picture's sides.
+function uncover(down, right) {
+  if (!hiding) return;
+  hiding.row = Math.max(0, Math.min(hiding.rows - 1, Math.floor(down * hiding.rows)));
+  hiding.column = Math.max(0, Math.min(hiding.columns - 1, Math.floor(right * hiding.columns)));
+  place(covering, hiding.column / hiding.columns, hiding.row / hiding.rows, 1 / hiding.columns, 1 / hiding.rows);
+  covering.hidden = false;
+  const left = hiding.before - hiding.drops[hiding.row * hiding.columns + hiding.column];
+  hideText.textContent = `With this place hidden, “${hiding.name}” has ${percent(left)} in place of ${percent(hiding.before)}.`;
 }
 
 // ---- The occlusion map: the same picture, each time with another place hidden, in batches through the server ----
@@ -259,9 +276,10 @@ async function hide() {
   }
   occlusionText.textContent = `Hiding ${hidden.length} places …`;
   hideText.textContent = "";
-  const most = Math.max(1, Math.min(input.max_batch_size || 1, 32, Math.floor((4 << 20) / given.pixels.length)));
+  covering.hidden = true;
+  const together = Math.max(1, Math.min(input.max_batch_size || 1, 32, Math.floor((4 << 20) / given.pixels.length)));
   const parts = [[given.pixels]];
-  for (let i = 0; i < hidden.length; i += most) parts.push(hidden.slice(i, i + most));
+  for (let i = 0; i < hidden.length; i += together) parts.push(hidden.slice(i, i + together));
   const began = performance.now();
   try {
     const answers = await inParallel(parts.map((part) => () => classify(given.model, input, joined(part), controller.signal)));
@@ -270,7 +288,8 @@ async function hide() {
     const [before] = answers[0].rows;
     const [winner] = best(before, 1);
     const drops = answers.slice(1).flatMap((answer) => answer.rows).map((row) => before[winner] - row[winner]);
-    hiding = { rows, columns, drops, before: before[winner], name: label(labels, winner) };
+    const [most] = best(drops, 1);
+    hiding = { rows, columns, drops, before: before[winner], name: label(labels, winner), row: Math.floor(most / columns), column: most % columns };
     occlusionText.textContent = `The bluer a place, the more hiding it costs “${hiding.name}” (${percent(before[winner])}). `
       + `${hidden.length} images of ${size} × ${size} hidden pixels in ${parts.length - 1} requests, ${Math.round(ms)} ms.`;
     drawOcclusion();

@@ -17,7 +17,7 @@ const charts = {};
 const parts = {};
 let api = "/v1/jobs";
 let canChange = true;
-let timers = [];
+let timer = 0;
 let stopped = new AbortController();
 let drawing = 0;
 let hasChosen = false;
@@ -32,12 +32,12 @@ export const section = {
   },
   async show(params) {
     stopped = new AbortController();
-    await list(params.getAll("run").map(Number));
-    timers = [setInterval(() => list().catch((error) => say(error.message, "error")), LIST_EVERY_MS)];
+    timer = setInterval(look, LIST_EVERY_MS);
+    await look(params.getAll("run").map(Number));
   },
   hide() {
     stopped.abort();
-    timers.forEach(clearInterval);
+    clearInterval(timer);
     for (const run of runs.values()) run.stream = null;
   },
 };
@@ -48,7 +48,8 @@ function build(root) {
   charts.speed = lineChart({ label: "Images a second by step", x: "step", height: 160, yMin: 0 });
   parts.validation = toggle("Show validation", true, draw);
   parts.runs = h("tbody");
-  parts.none = h("p", { class: "muted" }, "No runs yet.");
+  parts.none = h("p", { class: "muted", hidden: true }, "No runs yet. ", h("code", {}, "convoy jobs submit mnist"), " begins one.");
+  parts.trouble = h("p", { class: "error trouble", role: "status" });
   parts.more = h("p", { class: "muted small" });
   parts.which = choice("Run", [], loadMistakes);
   parts.epoch = slider("Epoch", { min: 1, max: 1, value: 1 }, drawMistakes);
@@ -61,7 +62,7 @@ function build(root) {
     h("h2", {}, "Learn"),
     h("p", { class: "lead" }, "Runs while they train, over each other. A test accuracy appears when a run is finished: "
       + "whoever looks at it earlier begins to choose by it (page 57 of the lecture)."),
-    card("Runs", parts.none, h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Runs" },
+    card("Runs", parts.trouble, parts.none, h("div", { class: "scroll long", tabindex: 0, role: "group", "aria-label": "Runs" },
       h("table", { class: "runs" }, h("thead", {}, h("tr", {}, ["Show", "Run", "State", "Progress", "Validation", "Test", ""]
         .map((head) => h("th", { scope: "col" }, head)))), parts.runs)), parts.more),
     h("div", { class: "grid halves" },
@@ -74,6 +75,19 @@ function build(root) {
 function wide(made) {
   made.classList.add("wide");
   return made;
+}
+
+// Asks for the runs. A server that does not answer is asked again; one that wants a token, when there is one.
+async function look(wanted = []) {
+  try {
+    await list(wanted);
+    parts.trouble.textContent = "";
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    const isRefused = error.status === 401 || error.status === 403;
+    if (isRefused) clearInterval(timer);
+    parts.trouble.textContent = isRefused ? `${error.message}.` : `${error.message}; trying again.`;
+  }
 }
 
 async function list(wanted = []) {
@@ -142,7 +156,7 @@ function stream(run) {
         run.stream = null;
         follow();
       } else if (text !== "live" && text !== "ended") {
-        say(`${nameOf(run.job)}: ${text}; trying again`, "error");
+        parts.trouble.textContent = `${nameOf(run.job)}: ${text}; trying again.`;
       }
     },
   }).catch((error) => say(error.message, "error"));
@@ -157,11 +171,15 @@ function soon() {
 
 const nameOf = (job) => job.name ?? (job.spec.run_folder.split("/").filter(Boolean).pop() || `job ${job.id}`);
 
+// A run folder does not tell whether somebody has cancelled its run.
+const stateOf = (job) => (job.state === "CANCELLED" && !canChange ? "stopped" : job.state.toLowerCase());
+
 const linesOf = (run, kind) => [...run.lines.values()].filter((line) => line.kind === kind).sort((a, b) => a.step - b.step);
 
 const newest = (run, kind, name) => linesOf(run, kind).map((line) => line[name]).filter(Number.isFinite).pop();
 
 function drawTable() {
+  if (parts.runs.matches(":active")) { soon(); return; } // a button that is being pressed stays where it is
   const focused = document.activeElement?.dataset?.action;
   parts.none.hidden = runs.size > 0;
   const ordered = [...runs.values()].sort((a, b) => b.job.id - a.job.id);
@@ -185,7 +203,7 @@ function row(run) {
   return h("tr", {},
     h("td", {}, h("span", { class: `choose c${color ?? 0}` }, box, color && h("i", { class: "swatch" }))),
     h("td", {}, nameOf(job), job.spec.arguments.length > 0 && h("div", { class: "muted small mono" }, job.spec.arguments.join(" "))),
-    h("td", {}, badge(job.state.toLowerCase(), KINDS[job.state] ?? ""), job.reason && h("div", { class: "muted small" }, job.reason)),
+    h("td", {}, badge(stateOf(job), KINDS[job.state] ?? ""), job.reason && h("div", { class: "muted small" }, job.reason)),
     h("td", {}, progress(run)),
     h("td", {}, percent(validation, 2)),
     h("td", {}, percent(test, 2)),
@@ -277,7 +295,8 @@ async function loadMistakes() {
 function drawMistakes() {
   const shown = kept[parts.epoch.value - 1];
   parts.epoch.root.hidden = kept.length < 2;
-  parts.galleryNote.textContent = !shown ? "This run has kept none yet: they come with each epoch's validation."
+  const isOver = FINAL.has(runs.get(Number(parts.which.value))?.job.state);
+  parts.galleryNote.textContent = !shown ? isOver ? "This run has kept none." : "None yet: they come with each epoch's validation."
     : `After epoch ${shown.epoch}: label → answer, and how sure the network is. These are validation images.`;
   parts.gallery.replaceChildren(...(shown?.mistakes ?? []).map((one) => {
     const canvas = h("canvas", { role: "img", "aria-label": `${one.label}, taken for ${one.predicted}` });

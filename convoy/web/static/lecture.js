@@ -6,12 +6,14 @@ import { fitLine, fitPolynomial, meanSquare, normals, polynomial, sgdSteps, true
 import { button, card, code, h, number, slider, table, toggle } from "./ui.js";
 
 const FRAME_MS = 40;
+const MOST = 1000; // mean square error that the figure of degrees draws
 let running = new Set(); // the timers of animations
 
 export const section = {
   title: "Lecture",
   styles: true,
   mount(root) {
+    root.classList.add("lecture");
     root.append(
       h("h2", {}, "Lecture"),
       h("p", { class: "lead" }, "François Fleuret, Deep Learning in PyTorch, part 1 (AMLD, EPFL, 10 February 2018). What you move here "
@@ -30,7 +32,7 @@ const figure = (pages, title, ...children) => {
   return made;
 };
 
-const command = (text) => code(`python -m trainer study ${text}`);
+const command = (text) => code(`convoy study ${text}`);
 
 // What lies outside a chart is not drawn.
 const inside = (value, low, high) => (value >= low && value <= high ? value : NaN);
@@ -107,7 +109,7 @@ function regression() {
   return figure("page 7", "A line, by SGD",
     h("p", {}, "Blood pressure by age, on generated data. A batch of people pulls the line at each step."),
     chart.root, rate.root, batch.root, falling.root,
-    h("div", { class: "row no-print" }, moving.play, button("One step", () => { moving.pause(); advance(1); }), button("Again", changed)),
+    h("div", { class: "row no-print" }, moving.play, button("One step", () => { moving.pause(); advance(1); }), button("Start again", changed)),
     path.root, note, command("regression"));
 }
 
@@ -117,7 +119,7 @@ function polynomials() {
   const grid = Array.from({ length: 201 }, (_, i) => i / 200);
   let points = { x: data.points.x, z: data.points.z };
   const chart = lineChart({ label: "Points, true function and fitted polynomial", yMin: -1, yMax: 2, xMin: 0, xMax: 1 });
-  const errors = lineChart({ label: "Mean square error by degree", x: "degree", y: "mean square error", log: true, height: 200, yMin: 1e-3, yMax: 10, xMin: 0, xMax: 9 });
+  const errors = lineChart({ label: "Mean square error by degree", x: "degree", y: "mean square error", log: true, height: 200, yMin: 1e-3, yMax: MOST, xMin: 0, xMax: 9 });
   const note = h("p", { "aria-live": "polite" });
 
   const draw = () => {
@@ -131,11 +133,11 @@ function polynomials() {
       { name: `degree ${degree.value}`, color: 2, x: grid, y: grid.map((x) => inside(polynomial(fits[degree.value], x), -1, 2)) },
       { name: "points", color: 1, x: points.x, y: y.map((value) => inside(value, -1, 2)), points: true, line: false }]);
     const degrees = fits.map((_, d) => d);
-    const clamp = (values) => values.map((value) => Math.max(1e-3, Math.min(10, value)));
+    const clamp = (values) => values.map((value) => Math.max(1e-3, Math.min(MOST, value)));
     errors.set([
       { name: "on the points", color: 1, x: degrees, y: clamp(train), points: true },
       { name: "on new points", color: 2, x: degrees, y: clamp(test), points: true },
-      { name: "chosen", color: 8, dashed: true, x: [degree.value, degree.value], y: [1e-3, 10] }]);
+      { name: "chosen", color: 8, dashed: true, x: [degree.value, degree.value], y: [1e-3, MOST] }]);
     const best = test.indexOf(Math.min(...test));
     const verdict = degree.value < best ? "Under-fitting: a higher degree is better on new points."
       : degree.value > best ? "Over-fitting: better on the points, worse on new ones." : "The best degree for new points.";
@@ -159,13 +161,14 @@ function polynomials() {
 function seeds() {
   const [low, width] = [0.7, 0.05];
   const bins = Array.from({ length: 10 }, (_, i) => low + i * width);
-  const chart = barChart({ label: "Runs by test error", x: "test error, % (each bar from its number on)", y: "runs", max: 20 });
+  const count = (errors) => bins.map((start) => errors.filter((error) => error >= start - 1e-9 && error < start + width - 1e-9).length);
+  const chart = barChart({ label: "Runs by test error", x: "test error, % (a bar: from its number up to the next)", y: "runs", max: Math.max(...count(data.seeds)) });
   const summary = h("div", { "aria-live": "polite" });
   let shown = data.seeds.length;
 
   const draw = () => {
     const errors = data.seeds.slice(0, shown);
-    const counts = bins.map((start) => errors.filter((error) => error >= start - 1e-9 && error < start + width - 1e-9).length);
+    const counts = count(errors);
     chart.set(bins.map((start, i) => ({ name: start.toFixed(2), value: counts[i] })));
     const sorted = [...errors].sort((a, b) => a - b);
     const middle = sorted.length / 2;
@@ -181,7 +184,7 @@ function seeds() {
   const moving = animation("Fill it", () => {
     wait = (wait + 1) % 3;
     if (wait) return true;
-    shown += 1;
+    shown = shown === data.seeds.length ? 0 : shown + 1;
     return draw();
   });
   draw();
@@ -218,13 +221,16 @@ function networks() {
 
 function others() {
   const rows = [
-    ["9–12", "A perceptron finds a line where there is one; T and C told apart by shared weights", "study perceptron"],
-    ["17", "The chain rule on a graph of operators, by hand and by autograd", "study chain-rule"],
-    ["21, 37", "Accuracy, multiply-adds and time of the families of networks", "study zoo"],
-    ["35–36", "The price of a FLOP: the lecture's card and this machine", "study flops"],
-    ["39", "The lecture's calls then and now; one network in several frameworks", "study frameworks"],
-    ["54–57", "A search that cannot use the test set", "study sweep --grid lr_scale=0.5,1,2"],
+    ["9–12", "A perceptron finds a line where there is one; T and C told apart by shared weights", "convoy study perceptron"],
+    ["17", "The chain rule on a graph of operators, by hand and by autograd", "convoy study chain-rule"],
+    ["21, 37", "Accuracy, multiply-adds and time of the families of networks", "convoy study zoo"],
+    ["35–36", "The price of a FLOP: the lecture's card and this machine", "convoy study flops"],
+    ["39", "The lecture's calls then and now; one network in several frameworks", "convoy study frameworks"],
+    ["41–42", "The MNIST script as printed, whose loop never runs", "python examples/mnist_2018.py"],
+    ["41–42", "The same training as it is written today", "python examples/mnist_today.py"],
+    ["48", "The function fit_polynomial whole, with its loops and without", "python examples/fit_polynomial.py"],
+    ["54–57", "A search that cannot use the test set", "convoy study sweep --grid lr_scale=0.5,1,2"],
   ];
   return card("More to run", table(["Page", "What", "Command"],
-    rows.map(([page, what, text]) => [page, what, h("code", {}, `python -m trainer ${text}`)])));
+    rows.map(([page, what, text]) => [page, what, h("code", {}, text)])));
 }

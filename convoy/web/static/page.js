@@ -106,9 +106,12 @@ async function guarded(entry, action) {
     await action();
     entry.failure?.remove();
   } catch (error) {
+    if (error.name === "AbortError") return; // the user has moved on meanwhile
     entry.failure?.remove();
-    if (error.status !== 401 && error.status !== 403) console.error(error);
-    entry.failure = h("p", { class: "card error" }, `This section cannot be shown: ${error.message}.`);
+    if (error.status === undefined) console.error(error);
+    entry.failure = h("article", { class: "card" },
+      h("p", { class: "error" }, `This section cannot be shown: ${error.message}.`),
+      h("div", { class: "row" }, button("Try again", () => { hide(); show(); })));
     entry.root.append(entry.failure);
   }
 }
@@ -129,8 +132,10 @@ function addAccess() {
         button("Forget", () => accept("")),
         button("Cancel", () => dialog.close(), { kind: "quiet" }))));
   const open = button("Token", () => { why.textContent = ""; dialog.showModal(); }, { kind: "small" });
+  open.hidden = true; // a server without tokens asks for none
   document.getElementById("access").append(open, dialog);
   onAccess((error) => {
+    open.hidden = false;
     open.textContent = hasToken() ? "Token set" : "Token";
     if (!error || dialog.open) return;
     why.textContent = error.message;

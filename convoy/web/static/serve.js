@@ -18,7 +18,8 @@ let leftOut = 0;
 let colors = new Map();
 let controller = null;
 let needsPaint = false;
-let state, list, figures, rates, latencies, sizes, queue, strip, stripText, loadPicker, workers;
+let pointed = null; // a batch, counted from the newest
+let state, trouble, list, figures, rates, latencies, sizes, queue, strip, stripText, loadPicker, workers;
 
 export const section = {
   title: "Serve",
@@ -27,17 +28,18 @@ export const section = {
   mount(root, page) {
     workers = page.options.workers ?? 1;
     state = h("span", { class: "badge", role: "status" }, "connecting");
+    trouble = h("span", { class: "muted small" });
     list = h("div", { class: "stack" });
     figures = h("div", { class: "tiles" });
     rates = lineChart({ label: "Images a second", x: "seconds ago", y: "images / s", xMin: -SECONDS, xMax: 0, yMin: 0, height: 210 });
     latencies = lineChart({ label: "Latency", x: "seconds ago", y: "ms", xMin: -SECONDS, xMax: 0, yMin: 0, height: 210 });
     queue = lineChart({ label: "Queue", x: "seconds ago", y: "requests", xMin: -SECONDS, xMax: 0, yMin: 0, height: 210 });
     sizes = barChart({ label: "Batches by size, since the start", x: "images in a batch", y: "batches", height: 210 });
-    strip = h("canvas", { class: "strip", role: "img", "aria-label": "Batches as they are made" });
-    stripText = h("p", { class: "muted small" });
+    strip = h("canvas", { class: "strip", role: "img", tabindex: 0, "aria-label": "Batches as they are made: arrow keys choose one" });
+    stripText = h("p", { class: "muted small", "aria-live": "polite" });
     loadPicker = choice("Model", []);
     root.append(
-      h("div", { class: "row" }, h("h2", {}, "What the server does now"), state),
+      h("div", { class: "row" }, h("h2", {}, "What the server does now"), state, trouble),
       workers > 1 ? h("p", { class: "lead" }, `Figures and batches are of one of ${workers} processes; /metrics has the sums of all.`) : "",
       figures,
       card("Batches as they are made", strip, stripText,
@@ -46,27 +48,34 @@ export const section = {
         card("Throughput", rates.root), card("Latency", latencies.root),
         card("Queue", queue.root), card("Batch sizes", sizes.root)),
       list);
-    strip.addEventListener("pointermove", (event) => describeBatch(event));
-    strip.addEventListener("pointerleave", () => describeBatch(null));
+    const choose = (fromRight) => { pointed = fromRight; describeBatch(); };
+    strip.addEventListener("pointermove", (event) => choose(Math.floor((strip.getBoundingClientRect().right - event.clientX) / COLUMN)));
+    for (const end of ["pointerleave", "blur"]) strip.addEventListener(end, () => choose(null));
+    strip.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: 1, ArrowRight: -1 }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      choose(pointed === null ? 0 : Math.max(0, Math.min(numVisible() - 1, pointed + move)));
+    });
     new ResizeObserver(() => repaint()).observe(strip);
   },
 
-  async show() {
+  show() {
     controller = new AbortController();
-    await refresh();
     drawFigures();
-    events("/web/api/events", { onEvent, onState, signal: controller.signal });
+    events("/web/api/events", { onEvent, onState, signal: controller.signal }); // tells of the models first
   },
 
   hide() {
     controller?.abort();
-    history = [];
   },
 };
 
 function onState(text) {
-  state.textContent = text;
-  state.className = `badge ${text === "live" ? "good" : "warn"}`;
+  const isLive = text === "live";
+  state.textContent = isLive ? "live" : "not connected";
+  state.className = `badge ${isLive ? "good" : "warn"}`;
+  trouble.textContent = isLive ? "" : text === "ended" ? "The server has ended." : `${text}.`;
 }
 
 function onEvent(name, value) {
@@ -94,7 +103,7 @@ async function refresh() {
 
 function describeModel(model) {
   const actions = h("div", { class: "row no-print" });
-  if (model.before) actions.append(button(`Roll back to version ${model.before}`, () => change(model, "rollback", { version: model.serving }), { kind: "danger" }));
+  if (model.serving && model.before) actions.append(button(`Roll back to version ${model.before}`, () => change(model, "rollback", { version: model.serving }), { kind: "danger" }));
   if (model.pinned) actions.append(button("Unpin", () => change(model, "unpin", {})));
   const rows = model.versions.toReversed().map((version) => [
     h("strong", {}, String(version.version)),
@@ -224,7 +233,7 @@ function describeFigures(key, last) {
     h("div", { class: "figures" },
       tile(recent ? number(Math.round(recent.requests * 10) / 10) : "–", "requests a second"),
       tile(recent?.median != null ? milliseconds(recent.median) : "–", "median latency"),
-      tile(recent?.slow != null ? milliseconds(recent.slow) : "–", "95 % are faster"),
+      tile(recent?.slow != null ? milliseconds(recent.slow) : "–", "95 % are answered within"),
       tile(number(queued), rows === queued ? `waiting, ${running} running` : `waiting (${rows} images), ${running} running`),
       tile(recent?.mean != null ? number(Math.round(recent.mean * 10) / 10) : "–", "images a batch"),
       tile(number(failed), "failed since the start")));
@@ -278,36 +287,35 @@ function paint() {
     context.fillStyle = css("--muted");
     context.fillText(String(batch.rows), x + COLUMN / 2 - 0.5, height - 4);
   });
-  if (!visible.length) {
-    context.fillStyle = css("--muted");
-    context.fillText("No batch since this page looks. Draw something, or send requests.", width / 2, height / 2);
-  }
   stripText.dataset.count = batches.length;
-  if (!stripText.dataset.pointed) describeBatch(null);
+  if (pointed === null) describeBatch();
 }
 
-function describeBatch(event) {
-  if (!event) {
-    delete stripText.dataset.pointed;
+const numVisible = () => Math.min(batches.length, Math.floor(strip.clientWidth / COLUMN));
+
+function describeBatch() {
+  if (!batches.length) {
+    stripText.textContent = "No batch since you opened this page: draw something under Try, or send requests.";
+    return;
+  }
+  if (pointed === null || pointed >= numVisible()) {
     stripText.textContent = "A column is a batch, a block in it a request, as tall as its images; the newest is on the right."
       + (leftOut ? ` ${number(leftOut)} batches went by undrawn.` : "");
     return;
   }
-  const count = Math.min(batches.length, Math.floor(strip.clientWidth / COLUMN));
-  const fromRight = Math.floor((strip.getBoundingClientRect().right - event.clientX) / COLUMN);
-  const batch = batches[batches.length - 1 - fromRight];
-  if (!batch || fromRight >= count) { describeBatch(null); return; }
+  const batch = batches[batches.length - 1 - pointed];
   const waits = batch.requests.map(([, waited]) => waited);
-  stripText.dataset.pointed = "1";
-  stripText.textContent = `${batch.model} version ${batch.version}: ${batch.rows} images of ${batch.num_requests} requests, which waited `
+  stripText.textContent = `${batch.model} version ${batch.version}: ${counted(batch.rows, "image")} of ${counted(batch.num_requests, "request")}, waiting `
     + `${milliseconds(Math.min(...waits) / 1e6)} to ${milliseconds(Math.max(...waits) / 1e6)}; computed in ${milliseconds(batch.compute_us / 1e6)}; `
     + { full: "closed because it was full.", idle: "closed because an instance was free.", delay: "closed when its delay was over." }[batch.closed];
 }
 
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
 // Sends requests of 1 to 8 random images, six at a time: what one browser can do.
 async function sendLoad(event) {
   const model = models.find((each) => each.name === loadPicker.value);
-  if (!model) return;
+  if (!model) { say("No model that takes images is ready"); return; }
   const { target } = event;
   target.disabled = true;
   const most = Math.min(8, model.input.max_batch_size || 1);

@@ -2,14 +2,14 @@
 
 import { best, classify, label, latest, listModels, prepare, save, seen } from "./models.js";
 import { Pad } from "./pad.js";
-import { button, card, choice, code, h, percent, pixels, say } from "./ui.js";
+import { button, card, choice, code, h, number, percent, pixels, say } from "./ui.js";
 
 const MAX_BARS = 10;
 
 let models = [];
 let model = null;
 let options = {};
-let pad, picker, answers, headline, facts, sight, sightText, calls, saving, video, stream, spoken, labels, drawing;
+let pad, picker, answers, headline, facts, sight, sightText, calls, saving, video, camera, stream, spoken, labels, drawing;
 let file = null; // what was last sent: a PNG of the sheet, or the user's own file
 let controller = new AbortController();
 
@@ -65,10 +65,9 @@ export const section = {
 function controls() {
   const input = h("input", {
     type: "file", accept: "image/png,image/jpeg,image/webp", hidden: true, "aria-label": "Picture",
-    onchange: () => { if (input.files[0]) open(input.files[0]); input.value = ""; },
+    onchange: () => { if (input.files[0]) open(input.files); input.value = ""; },
   });
-  const camera = button("Camera", () => (stream ? takePicture() : startCamera()));
-  camera.classList.add("camera");
+  camera = button("Camera", () => (stream ? takePicture() : startCamera()));
   drawing = h("p", { class: "muted small" });
   return h("div", { class: "stack no-print" },
     h("div", { class: "row" },
@@ -123,7 +122,7 @@ const ask = latest(async () => {
 function showAnswer(answer, ms) {
   const [probabilities] = answer.rows;
   const order = best(probabilities, 3);
-  if (!labels) buildBars(probabilities, order);
+  if (!order.every((index) => labels?.has(index))) buildBars(probabilities);
   for (const [index, bar] of labels) {
     const value = probabilities[index];
     bar.row.dataset.rank = order.indexOf(index) + 1;
@@ -139,7 +138,7 @@ function showAnswer(answer, ms) {
   }
 }
 
-// A model of few classes has a bar for each, in their order; another one those of the first answer.
+// A model of few classes has a bar for each, in their order; another one those of the likeliest, until others are.
 function buildBars(probabilities) {
   const indices = probabilities.length <= MAX_BARS ? probabilities.map((_, i) => i) : best(probabilities, MAX_BARS);
   labels = new Map(indices.map((index) => {
@@ -148,7 +147,6 @@ function buildBars(probabilities) {
     const row = h("li", {}, h("span", { class: "name" }, label(model.labels, index)), h("span", { class: "bar" }, fill), text);
     return [index, { row, fill, text }];
   }));
-  if (probabilities.length > MAX_BARS) labels.isPartial = true;
   answers.replaceChildren(...[...labels.values()].map((bar) => bar.row));
 }
 
@@ -171,15 +169,23 @@ function fail(error) {
 
 // ---- Pictures ----
 
-async function open(given) {
+// Shows the first of some files, and asks the model about it. What cannot be shown leaves everything as it is.
+async function open(files) {
   stopCamera();
-  if (!given.type.startsWith("image/")) { say("That is no picture", "error"); return; }
+  const [given] = files;
+  const megabytes = (bytes) => `${number(bytes / 1e6)} MB`;
+  if (!given.type.startsWith("image/")) { say(`${given.name || "This"} is no image`, "error"); return; }
+  if (given.size > options.max_bytes) {
+    say(`${given.name} has ${megabytes(given.size)}; this server takes at most ${megabytes(options.max_bytes)}`, "error");
+    return;
+  }
   try {
     pad.show(await createImageBitmap(given));
   } catch {
-    say("The browser cannot read this picture", "error");
+    say(`The browser cannot read ${given.name || "this image"}`, "error");
     return;
   }
+  if (files.length > 1) say(`One at a time: this is ${given.name}, the first of ${files.length} files`);
   file = given;
   labels = null;
   announce = true;
@@ -192,33 +198,46 @@ function listenForFiles(root) {
   root.addEventListener("drop", (event) => {
     event.preventDefault();
     pad.canvas.classList.remove("over");
-    if (event.dataTransfer.files[0]) open(event.dataTransfer.files[0]);
+    if (event.dataTransfer.files.length) open(event.dataTransfer.files);
+    else say("Drop the file of an image", "error");
   });
   document.addEventListener("paste", (event) => {
-    const given = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
-    if (!root.hidden && given) { event.preventDefault(); open(given); }
+    if (root.hidden || event.target.closest?.("dialog")) return;
+    event.preventDefault();
+    if (event.clipboardData.files.length) open(event.clipboardData.files);
+    else say("The clipboard holds no image", "error");
   });
 }
 
+const NO_CAMERA = {
+  NotAllowedError: "The browser does not let this page use the camera",
+  NotFoundError: "This device has no camera",
+};
+
 async function startCamera() {
+  const { signal } = controller;
+  camera.disabled = true; // while the browser asks its user
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-  } catch {
-    say("No camera, or the browser does not allow it", "error");
+  } catch (error) {
+    say(isSecureContext ? NO_CAMERA[error.name] ?? `The camera does not work: ${error.message}` : "A camera needs https", "error");
     return;
+  } finally {
+    camera.disabled = false;
   }
+  if (signal.aborted) { stopCamera(); return; } // the user has left the section meanwhile
   video.srcObject = stream;
   video.hidden = false;
   pad.canvas.hidden = true;
   await video.play();
-  document.querySelector(".camera").textContent = "Take";
+  camera.textContent = "Take";
 }
 
 async function takePicture() {
   const shot = await createImageBitmap(video);
   const canvas = new OffscreenCanvas(shot.width, shot.height);
   canvas.getContext("2d").drawImage(shot, 0, 0);
-  await open(await canvas.convertToBlob({ type: "image/jpeg" }));
+  await open([await canvas.convertToBlob({ type: "image/jpeg" })]);
 }
 
 function stopCamera() {
@@ -227,13 +246,14 @@ function stopCamera() {
   stream = null;
   video.hidden = true;
   pad.canvas.hidden = false;
-  document.querySelector(".camera").textContent = "Camera";
+  camera.textContent = "Camera";
 }
 
 // ---- Code and corrections ----
 
 function describeCalls() {
-  const url = `${location.origin}/v2/models/${encodeURIComponent(model.name)}/classify?top_k=3`;
+  const name = encodeURIComponent(model.name).replaceAll("'", "%27"); // which would end the shell's quotes
+  const url = `${location.origin}/v2/models/${name}/classify?top_k=3`;
   calls.replaceChildren(
     h("p", { class: "muted small" }, "With a file of yours, or with ", button("digit.png", download, { kind: "small" }), ", which is what you see above."),
     h("h3", {}, "curl"),
@@ -262,16 +282,18 @@ function offerSaving() {
     saving.replaceChildren();
     return;
   }
-  const picked = choice("Wrong? It is", model.labels.map((each) => [each, each]));
+  const picked = choice("Wrong? It is", [["", "…"], ...model.labels.map((each) => [each, each])]);
   saving.replaceChildren(
     h("div", { class: "row end" }, picked.root, button("Save", async () => {
       if (pad.isEmpty && !file) { say("There is nothing to save"); return; }
+      if (!picked.value) { say("Choose what it is"); return; }
       try {
         const saved = await save(model.name, file ?? pad.toFile(), picked.value);
-        say(`Saved as ${options.saves}/${saved.file}: ${saved.num_images} images so far`);
+        say(`Saved as ${options.saves}/${saved.file}: ${saved.num_images} ${saved.num_images === 1 ? "image" : "images"} so far`);
+        picked.value = "";
       } catch (error) {
         say(`${error.message}`, "error");
       }
     })),
-    h("p", { class: "muted small" }, "Train from them: ", h("code", {}, `convoy train ${options.saves}${model.input.method === "mnist" ? " --no-mirror" : ""}`)));
+    h("p", { class: "muted small" }, "To train from what is saved: ", h("code", {}, `convoy train ${options.saves}${model.input.method === "mnist" ? " --no-mirror" : ""}`)));
 }
