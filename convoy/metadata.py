@@ -7,6 +7,9 @@ import re
 import struct
 import zlib
 
+_MAX_CHUNKS = 100_000
+"""Of a PNG file. A file of 64 MB has 8,000 if each holds 8 kB."""
+
 # The tags that pixels depend on (TIFF 6.0, https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf): size, bits,
 # compression, photometry, strips, tiles, predictor, colour map, orientation, extra samples, JPEG tables and YCbCr.
 _TIFF_TAGS = {*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326)}
@@ -20,7 +23,8 @@ def without_metadata(data: bytes) -> bytes | None:
         data: the content of an image file of any format.
 
     Returns:
-        The content of a file with the same pixels; None for formats other than PNG, TIFF and AVIF.
+        The content of a file with the same pixels; None for formats other than PNG, TIFF and AVIF, and for a PNG of
+        countless chunks.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _without_png_chunks(data)
@@ -32,10 +36,13 @@ def without_metadata(data: bytes) -> bytes | None:
     return None
 
 
-def _without_png_chunks(data: bytes) -> bytes:
+def _without_png_chunks(data: bytes) -> bytes | None:
     """Leaves out ancillary chunks, whose names begin with a lower-case letter (https://www.w3.org/TR/png-3/)."""
-    kept, position = [data[:8]], 8
+    kept, position, num_chunks = [data[:8]], 8, 0
     while position < len(data):
+        num_chunks += 1
+        if num_chunks > _MAX_CHUNKS:
+            return None
         length, name = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]
         chunk = data[position : position + 12 + length]
         is_intact = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])

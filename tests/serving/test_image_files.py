@@ -186,11 +186,11 @@ def test_files_that_the_response_cache_knows_are_not_decoded(server: Served, url
 # ---- What costs one refusal ------------------------------------------------------------------------------------------
 
 
-def png(width: int, height: int, *chunks: bytes) -> bytes:
+def png(width: int, height: int, *, num_chunks: int = 0) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"zzZz", b"") * num_chunks
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1 << 20))) + chunk(b"IEND", b"")
 
 
@@ -224,6 +224,9 @@ REFUSED = {
     "text": (b"a cat", "expected a JPEG, PNG or WebP file"),
     "empty": (b"", "expected a JPEG, PNG or WebP file"),
     "scans": (many_scans(), "more than 100 scans"),
+    # A megabyte of them took half a second of the server.
+    "chunks": (png(9, 9, num_chunks=20_000), "it consists of too many parts"),
+    "comments": (picture("red", "JPEG")[:2] + b"\xff\xfe\0\2" * 20_000, "it consists of too many parts"),
 }
 
 
