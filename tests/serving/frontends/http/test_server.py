@@ -150,6 +150,18 @@ class TestToken:
         assert httpx.get(url(server, "/v2/health/ready")).status_code == 200
         assert httpx.get(f"http://127.0.0.1:{server.metrics_port}/metrics").status_code == 200
 
+    def test_a_length_that_no_body_may_have_does_not_use_up_a_quota(self, start: Start, tmp_path: Path) -> None:
+        """A declared petabyte locked its caller out for three years."""
+        path = tmp_path / "tokens"
+        path.write_text("secret name=a scopes=infer bytes_per_second=100M")
+        path.chmod(0o600)
+        server = start(tokens=TokenFile(path, SCOPES))
+        head = f"POST {INFER} HTTP/1.1\r\nAuthorization: Bearer secret\r\nContent-Length: {10**15}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
+            connection.sendall(head.encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+        assert httpx.get(url(server, "/v2"), headers={"Authorization": "Bearer secret"}).status_code == 200
+
     def test_requests_with_it_are_served(self, start: Start, token: TokenFile) -> None:
         response = httpx.post(url(start(tokens=token), INFER), json=REQUEST, headers={"Authorization": "Bearer secret"})
         assert response.json()["outputs"][1]["data"] == [6]
