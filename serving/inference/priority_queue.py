@@ -52,16 +52,27 @@ class _Batch:
 
     def fill(self, level: _Level) -> None:
         """Takes the requests of a level, as far as they fit."""
+        self._move_overdue(level)
         while level.in_time and not self.is_full:
-            request = level.in_time[0]
-            if not request.wait_us or self._now_ns - request.arrived_ns < 1000 * request.wait_us:
-                self._take_first(level.in_time)
-            elif level.policy.delays:
-                level.delayed.append(level.in_time.popleft())
-            else:
-                self.expired.append(level.in_time.popleft())
+            self._take_first(level.in_time)
+            self._move_overdue(level)
         while level.delayed and not self.is_full:
             self._take_first(level.delayed)
+
+    def _move_overdue(self, level: _Level) -> None:
+        """Refuses or delays the first requests of a level, as long as their time is up.
+
+        Also where the batch is full, or requests of a low priority would learn nothing while higher ones keep coming.
+        """
+        while level.in_time and self._is_overdue(level.in_time[0]):
+            request = level.in_time.popleft()
+            is_late = request.deadline is not None and request.deadline <= self._now
+            (level.delayed if level.policy.delays and not is_late else self.expired).append(request)
+
+    def _is_overdue(self, request: QueuedRequest) -> bool:
+        if request.deadline is not None and request.deadline <= self._now:
+            return True
+        return bool(request.wait_us) and self._now_ns - request.arrived_ns >= 1000 * request.wait_us
 
     def _take_first(self, waiting: deque[QueuedRequest]) -> None:
         request = waiting[0]

@@ -122,7 +122,7 @@ class InferRequest:
             self.model_version,
             tuple([(given.name, given.datatype, given.shape) for given in self.inputs]),
             tuple([(output.name, output.classification) for output in self.outputs]),
-            tuple(self.parameters.items()),
+            tuple([(name, type(value), value) for name, value in self.parameters.items()]),  # 1 == 1.0 == True
         )
 
     @property

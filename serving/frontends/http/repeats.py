@@ -212,8 +212,7 @@ class Exchange:
         except ServingError as error:
             self._send_error(error_response(error))
         except Exception:
-            logger.exception("a response could not be rendered")
-            self._send_error(json_response({"error": "the server failed; its log says why"}, 500))
+            self._send_defect()
         else:
             self._send(200, response_headers(body, json_length), body)
 
@@ -222,8 +221,15 @@ class Exchange:
             body, json_length = await self._repeats.executor.run(response.render, self._repeats.max_body_bytes)
         except ServingError as error:
             self._send_error(error_response(error))
+        except Exception:
+            self._send_defect()
         else:
             self._send(200, response_headers(body, json_length), body)
+
+    def _send_defect(self) -> None:
+        """Answers a request whose response could not be rendered, and logs the exception that is being handled."""
+        logger.exception("a response could not be rendered")
+        self._send_error(json_response({"error": "the server failed; its log says why"}, 500))
 
     def _send_error(self, response: Response) -> None:
         self._send(response.status_code, response.raw_headers, bytes(response.body))

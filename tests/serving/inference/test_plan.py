@@ -35,3 +35,9 @@ def test_typed_contents_are_counted_before_they_are_converted() -> None:
         plan.bind_inputs([parsed, Elements(DATATYPES["INT64"], Unreadable([1, 2, 3]))])
     assert plan.bind_inputs([parsed, parsed]) == (np.array([1, 2]).tobytes(),) * 2
     repository.close()
+
+
+def test_requests_whose_parameters_differ_in_type_have_plans_of_their_own() -> None:
+    """1 == 1.0 == True: `"timeout": true` was accepted after `"timeout": 1`."""
+    keys = {InferRequest("m", [], parameters={"timeout": value}).key for value in (1, 1.0, True)}
+    assert len(keys) == 3

@@ -90,10 +90,18 @@ def test_a_request_that_waited_too_long_is_refused_or_delayed_behind_its_level()
     assert queue.take_batch() == ([in_time, slow, low], [late])
 
 
+def test_a_low_priority_is_refused_in_time_while_higher_ones_fill_each_batch() -> None:
+    queue = queue_of(ROOM, ROOM, max_rows=1)
+    late, ended, high = Prior(1, wait_us=10, waited_us=20), Prior(1, deadline=time.monotonic() - 1), Prior(0)
+    put(queue, late, ended, Prior(1), high, Prior(0))
+    assert queue.take_batch() == ([high], [late, ended])
+
+
 def test_a_deadline_ends_a_delayed_request_too() -> None:
     queue = queue_of(QueuePolicy(max_queue_size=100, delays=True), max_rows=1)
-    put(queue, Prior(0, wait_us=1, waited_us=5, deadline=time.monotonic() - 1), Prior(0), Prior(0))
+    put(queue, Prior(0, wait_us=1, waited_us=5, deadline=time.monotonic() + 0.05), Prior(0), Prior(0))
     assert [len(part) for part in queue.take_batch()] == [1, 0]
+    time.sleep(0.06)
     assert [len(part) for part in queue.take_batch()] == [1, 0]
     assert [len(part) for part in queue.take_batch()] == [0, 1]
 

@@ -15,9 +15,10 @@ from convoy import credentials
 from convoy.auth import TokenFile
 from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.services import Services
-from serving.frontends.http import HttpFrontend
+from serving.frontends.http import HttpFrontend, repeats
 from serving.frontends.http.repeats import Exchange
 from serving.observability.logging import AccessLog
+from serving.protocol.json_infer import JsonEncoder
 from tests.serving.fake_repository import (
     PATIENCE_S,
     BlockingBackend,
@@ -265,6 +266,21 @@ def test_another_version_is_used_at_once(
             for _ in range(2):
                 assert json.loads(exchange(connection, request())[2])["model_version"] == version
     assert ways == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("max_inline_bytes", [0, -1], ids=["on the event loop", "on the executor"])
+def test_a_response_that_cannot_be_rendered_is_answered(
+    start: Callable[..., HttpFrontend], ways: list[bool], monkeypatch: pytest.MonkeyPatch, max_inline_bytes: int
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise MemoryError
+
+    with connect(start()) as connection:
+        assert [exchange(connection, request())[0] for _ in range(2)] == [200, 200]
+        monkeypatch.setattr(repeats, "MAX_INLINE_BYTES", max_inline_bytes)
+        monkeypatch.setattr(JsonEncoder, "render", fail)
+        assert exchange(connection, request())[0] == 500
+    assert ways == [True, True]
 
 
 class TestTokens:
