@@ -1,7 +1,11 @@
 """Options of command lines that tyro reads: how the help shows them, and how a faulty command line is explained."""
 
+import contextlib
+import io
 import itertools
 import re
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import tyro
@@ -27,6 +31,30 @@ def check_port(name: str, port: int) -> None:
         raise ValueError(f"{name} {port}: must be between 0 and 65535")
 
 
+def parse_options(kind: Any, arguments: Sequence[str], *, prog: str, prints: bool = True, **settings: Any) -> Any:
+    """Parses a command line. A faulty one ends the process with one line and exit code 2, `--help` with the help.
+
+    Args:
+        kind: a dataclass, or a union of subcommands.
+        prints: False if another process of the same command prints help and errors.
+        settings: further arguments of `tyro.cli`.
+
+    Returns:
+        An instance of `kind`.
+    """
+    explained = io.StringIO()
+    try:
+        with (
+            contextlib.redirect_stdout(sys.stdout if prints else io.StringIO()),
+            contextlib.redirect_stderr(explained),
+        ):
+            return tyro.cli(kind, args=arguments, prog=prog, **settings)
+    except SystemExit as left:
+        if left.code and prints:
+            print(explain_in_one_line(explained.getvalue(), prog), file=sys.stderr)
+        raise
+
+
 def explain_in_one_line(printed: str, prog: str) -> str:
     """Returns tyro's explanation of a faulty command line, several lines in a box or between rules, as one line.
 
@@ -39,7 +67,8 @@ def explain_in_one_line(printed: str, prog: str) -> str:
     parts = [list(part) for is_rule, part in itertools.groupby(lines, _is_rule) if not is_rule]
     if "╭" not in plain:  # standard output is not UTF-8: the title is above the first rule, not in a border
         parts = parts[1:]
-    problem = " ".join(itertools.takewhile(bool, parts[0] if parts else [])) or "the command line is faulty"
+    problem = _missing(parts) or " ".join(itertools.takewhile(bool, parts[0] if parts else []))
+    problem = problem or "the command line is faulty"
     for noise in (
         "Error parsing ",
         "'None', ",
@@ -49,7 +78,18 @@ def explain_in_one_line(printed: str, prog: str) -> str:
         problem = problem.replace(noise, "")
     names = [line.split()[0] for part in parts if part[0].startswith("Perhaps") for line in part if line[:2] == "--"]
     hint = f"did you mean {' or '.join(dict.fromkeys(names))}?" if names else f"see {prog} --help"
-    return f"error: {problem[0].lower()}{problem[1:].removesuffix('.')}: {hint}"
+    if not problem[:2].isupper():  # else it begins with the name of an argument
+        problem = problem[0].lower() + problem[1:]
+    return f"error: {problem.removesuffix('.')}: {hint}"
+
+
+def _missing(parts: Sequence[Sequence[str]]) -> str:
+    """Returns which required options are missing, and which given ones are unknown; "" if none is missing."""
+    if not parts or not parts[0][0].startswith("Missing from "):
+        return ""
+    names = [line for line in parts[0] if line.startswith("--") or line.isupper()]  # each with lines of help below it
+    unknown = [word for part in parts if part[0].startswith("Unrecognized options") for word in part[1:]]
+    return f"missing {' and '.join(names)}" + (f", and unrecognized {' '.join(unknown)}" if unknown else "")
 
 
 def _is_rule(line: str) -> bool:

@@ -20,15 +20,14 @@ def main(arguments: Sequence[str], *, prog: str = "python -m serving") -> int:
     """
     # As process 1 of a container, a process ignores signals that it does not handle. There is nothing to drain yet.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    import tyro
-
+    from convoy.options import parse_options
     from serving.config import ServeConfig
 
     # gRPC's core reads this once. Its own lines on standard error would break JSON logs.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # OpenMP reads this once, too. Its threads would spin between two batches and take CPU time from the front ends.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    config = tyro.cli(ServeConfig, args=arguments, prog=prog)
+    config: ServeConfig = parse_options(ServeConfig, arguments, prog=prog)
     from serving.observability.logging import report_startup_error, set_up_logging
 
     set_up_logging(config.log_format)

@@ -1,7 +1,5 @@
 """The command line: parses options, runs the command, and turns failures into one line and an exit code."""
 
-import contextlib
-import io
 import os
 import signal
 import sys
@@ -162,21 +160,14 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | No
         default: has the values of options that the command line does not give.
     """
     is_main = _environment().is_main
-    import tyro
+    from convoy.options import parse_options
 
-    from convoy.options import explain_in_one_line
-
-    shown, explained = sys.stdout if is_main else io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(explained):
-            parsed = tyro.cli(kind, args=arguments, prog=prog, default=default)
-            assert parsed is not None
-            return parsed
-    except SystemExit as left:
+        parsed: T = parse_options(kind, arguments, prog=prog, default=default, prints=is_main)
+        return parsed
+    except SystemExit:
         if not is_main:
             time.sleep(LINGER_S)
-        elif left.code:
-            print(explain_in_one_line(explained.getvalue(), prog), file=sys.stderr)
         raise
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn, TypeVar
 import tyro
 
 from convoy.images import EXTENSIONS
-from convoy.options import option
+from convoy.options import option, parse_options
 from convoy.verbs import Verb, run_verb
 from serving.client.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Client
 from serving.client.connection import Tls, is_loopback, parse_target
@@ -174,7 +174,8 @@ def status(config: StatusConfig) -> int:
 
 def parse(kind: type[Config], arguments: Sequence[str], prog: str) -> Config:
     """Returns the options of a command line; ends the process if it is wrong."""
-    return tyro.cli(kind, args=arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+    options: Config = parse_options(kind, arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+    return options
 
 
 def _exit_code(command: Callable[[], int]) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from convoy.options import option
+from convoy.options import option, parse_options
 from trainer.data.datasets import DATASETS, dataset_info, decoded_path, load_dataset, open_or_fetch
 from trainer.data.decoded_file import DecodedDataset, check_digest, open_decoded, write_decoded
 from trainer.data.folder.division import split_rows
@@ -100,8 +100,8 @@ def run(arguments: Sequence[str], prog: str = "python -m trainer data") -> int:
     Raises:
         TrainerError: the command fails.
     """
-    command: ListDatasets | FetchDatasets | VerifyDatasets | ImportDataset = tyro.cli(
-        Command, args=arguments, prog=prog, description="Lists, downloads, verifies and imports data sets."
+    command: ListDatasets | FetchDatasets | VerifyDatasets | ImportDataset = parse_options(
+        Command, arguments, prog=prog, description="Lists, downloads, verifies and imports data sets."
     )
     command = replace(command, data_dir=expand_home(command.data_dir))
     match command:

@@ -106,6 +106,10 @@ def study_sweep(config: SweepConfig) -> None:
         context = TrialContext(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
         trials = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
         with StudyFolder.open("sweep", config, config.run_dir, world) as folder, explain_interruption(folder):
+            progress.log(
+                f"{len(candidates)} candidates of {base.name} on {base.dataset}, {' '.join(config.grid)}: "
+                f"{len(trials)} trainings of {base.epochs} epochs; study folder {folder.path}"
+            )
             mine = {
                 _trial_path(folder, number, seed): (number, seed) for number, seed in trials[world.rank :: world.size]
             }

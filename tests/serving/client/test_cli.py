@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -212,12 +213,14 @@ COMMAND = [sys.executable, "-m", "serving.client"]
 
 
 def test_an_unreachable_server_is_reported_in_one_line() -> None:
-    ended = subprocess.run(
-        [*COMMAND, "status", "--target", "127.0.0.1:1"], capture_output=True, text=True, timeout=60, check=False
-    )
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and it does not listen
+        target = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [*COMMAND, "status", "--target", target]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (3, "")
     assert ended.stderr == (
-        "error: no server responds at 127.0.0.1:1: Connection refused; "
+        f"error: no server responds at {target}: Connection refused; "
         "start it with python -m serving --model-repository models\n"
     )
 

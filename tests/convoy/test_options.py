@@ -1,0 +1,34 @@
+"""A faulty command line is one line and exit code 2, whichever command it is of."""
+
+import pytest
+
+from convoy import cli
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("train --epoch 3", "unrecognized options: --epoch, 3: did you mean --epochs?"),
+        ("evaluate", "missing RUN: see convoy evaluate --help"),
+        ("data fetc", "unrecognized options: fetc: see convoy data --help"),
+        (
+            "jobs show seven",
+            "JOB: invalid literal for int() with base 10: 'seven': see convoy jobs show --help",
+        ),
+        (
+            "serve --model-repository m --port 1",
+            "unrecognized options: --port, 1: did you mean --grpc-port or --http-port",
+        ),
+        (
+            "classify --modl m a.png",
+            "missing --model NAME, and unrecognized --modl m a.png: see convoy classify --help",
+        ),
+        ("models pin", "missing NAME and VERSION: see convoy models pin --help"),
+    ],
+)
+def test_a_faulty_command_line_is_one_line(command: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(command.split())
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert printed.err.startswith(f"error: {line}")
