@@ -1,29 +1,32 @@
-"""Builds images for real and runs them: the server's, and the trainer's for CPUs.
+"""Builds images for real and runs them: the server's, with and without an object store, and the trainer's for CPUs.
 
 Builds neither image for GPUs, which take 4 to 9 GB of downloads: `make images` does. The base is made from Debian's
 packages by `base.sh`, not pulled; chroot isolation tests neither cgroups nor seccomp.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import httpx
 import pytest
 
 from tests.conftest import wait_for
 from tests.deploy.image_builds import SCRIPTS, Builder, Image, install, torch_for_cpus
 from tests.deploy.locks import locked
-from tests.serving.model_files import scale
+from tests.serving.model_files import SCALE_CONFIG, scale, write_config, write_version
 from tests.serving.server_process import READY
 
 pytestmark = pytest.mark.installs
 
-MAX_MB = {"serving": 350, "trainer": 1500}
+MAX_MB = {"serving": 350, "serving-remote": 420, "trainer": 1500}
 SERVES = "import serving.server, serving.frontends.native, serving.frontends.grpcio, serving.backends.onnx, sys"
 PROVIDERS = "import onnxruntime; print(onnxruntime.get_available_providers())"
 WRITES = """
@@ -91,24 +94,42 @@ def test_the_server_answers_as_uid_10001_on_a_read_only_root(serving: Image, tmp
     assert serving.output("python", "-c", write) == "10001\n30\n"
 
     models, log = tmp_path / "models", tmp_path / "log"
-    (models / "scale/1").mkdir(parents=True)
-    (models / "scale/config.pbtxt").write_text('name: "scale" backend: "onnxruntime" max_batch_size: 8\n')
-    (models / "scale/1/model.onnx").write_bytes(scale(3.0))
+    write_config(models / "scale", SCALE_CONFIG)
+    write_version(models / "scale", 1, scale(3.0))
     let_others_in(tmp_path)
-    ports = [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
-    process = serving.start(["", "--model-repository=/models", *ports], {"/models": models}, log)
+    with running(serving, ["--model-repository=/models"], {"/models": models}, log) as ask:
+        assert ask() == [3, 6, 9]
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_servers_image_follows_an_object_store(builder: Builder, tmp_path: Path) -> None:
+    from moto.server import ThreadedMotoServer
+
+    store = ThreadedMotoServer("127.0.0.1", 0)
+    store.start()
+    address = "http://{}:{}".format(*store.get_host_and_port())
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    model, copy, log = tmp_path / "scale", tmp_path / "copy", tmp_path / "log"
+    write_config(model, SCALE_CONFIG)
+    write_version(model, 1, scale(3.0), manifest={})
+    copy.mkdir()
+    copy.chmod(0o777)
+    let_others_in(tmp_path)
     try:
-        wait_for("a ready server", lambda: bool(READY.search(log.read_text())), lambda: process.poll() is not None)
-        ready = READY.search(log.read_text())
-        assert ready is not None
-        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
-        answer = httpx.post(f"http://127.0.0.1:{ready[3]}/v2/models/scale/infer", json={"inputs": [tensor]}, timeout=60)
-        assert answer.json()["outputs"][0]["data"] == [3, 6, 9]
-        process.terminate()
-        assert process.wait(60) == 0, log.read_text()
+        bucket = fsspec.filesystem("s3", key="a", secret="b", endpoint_url=address)
+        bucket.mkdir("bucket")
+        bucket.put(str(model), "bucket/models/scale", recursive=True)
+        arguments = ["--model-repository=s3://bucket/models", "--model-cache=/models", "--model-control-mode=poll"]
+        variables = {**keys, "AWS_ENDPOINT_URL_S3": address}
+        with builder.container(builder.build("serving-remote")) as image:
+            assert image.megabytes <= MAX_MB["serving-remote"]
+            with running(image, [*arguments, "--poll-interval-s=0.5"], {"/models": copy}, log, variables) as ask:
+                assert ask() == [3, 6, 9]
+                version = write_version(model, 2, scale(4.0), manifest={})
+                bucket.put(str(version), "bucket/models/scale/2", recursive=True)
+                wait_for("version 2", lambda: ask() == [4, 8, 12])
     finally:
-        process.kill()
-        process.wait()
+        store.stop()
 
 
 def test_two_builds_are_equal(builder: Builder, serving: Image) -> None:
@@ -155,6 +176,31 @@ def test_the_trainers_image_trains_without_cuda(
             process.kill()
             process.wait()
         assert (tmp_path / "models/mnist/1/model.onnx").exists(), log.read_text()
+
+
+@contextlib.contextmanager
+def running(
+    image: Image,
+    arguments: Sequence[str],
+    folders: Mapping[str, Path],
+    log: Path,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[Callable[[], Any]]:
+    """Context with a server of an image, started by its entry point, and what asks its model for three numbers."""
+    ports = [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
+    process = image.start(["", *arguments, *ports], folders, log, variables)
+    try:
+        wait_for("a ready server", lambda: bool(READY.search(log.read_text())), lambda: process.poll() is not None)
+        ready = READY.search(log.read_text())
+        assert ready is not None
+        url = f"http://127.0.0.1:{ready[3]}/v2/models/scale/infer"
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
+        yield lambda: httpx.post(url, json={"inputs": [tensor]}, timeout=60).json()["outputs"][0]["data"]
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def let_others_in(folder: Path) -> None:
