@@ -10,14 +10,17 @@ shift 2
 cd "$(dirname "$0")/.." || exit 2
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # other packages' plugins have options and warnings of their own
+limit=""
+python3 -c "import pytest_timeout" 2> /dev/null && limit="-p pytest_timeout --timeout=150"
 [ $# -gt 0 ] || set -- tests steps clock cold seeds ranks
 failed=0
 for part in "$@"; do
   began=$(date +%s)
   case $part in
     tests)
-      timeout -k 10 420 python3 -m pytest -m gpu -v --durations=20 --continue-on-collection-errors -p no:cacheprovider \
-        --data-dir="$data"
+      # shellcheck disable=SC2086 # several words
+      timeout -k 10 420 python3 -m pytest -m gpu -v --durations=20 --continue-on-collection-errors $limit \
+        -p no:cacheprovider --data-dir="$data" tests/trainer tests/serving tests/e2e
       ;;
     *) timeout -k 10 420 python3 benchmarks/gpu.py --part "$part" --minutes 5 --data-dir "$data" ;;
   esac > "$out/$part.log" 2>&1
