@@ -2,7 +2,7 @@
 
 from typing import Any
 
-START_HINT = "start it with python -m serving --model-repository models"
+START_HINT = "start it with convoy serve --model-repository models"
 
 _NO_CONNECTION = (
     "connections to all backends failing",

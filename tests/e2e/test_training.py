@@ -405,7 +405,7 @@ def test_a_run_whose_export_fails_is_complete_and_names_the_command_to_retry(
         *_, last = process.stdout.read().splitlines()
         assert process.wait(timeout=30) == 6
     assert last.startswith("error: cannot write to the model repository")
-    assert last.endswith(f"to retry: python -m trainer export {folder} --model-repository {models}")
+    assert last.endswith(f"to retry: convoy export {folder} --model-repository {models}")
     assert result_of(folder)["exported"] is None
     assert (folder / "report.html").exists()
     models.unlink()

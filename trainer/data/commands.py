@@ -174,7 +174,7 @@ def verify_datasets(command: VerifyDatasets) -> int:
             exit_code = DataError.exit_code
         except DamagedFileError as error:
             again = "its next use decodes it again"
-            repair = again if expected is None else f"repair it with python -m trainer data fetch {name}"
+            repair = again if expected is None else f"repair it with convoy data fetch {name}"
             print(f"{name}: DAMAGED: {error}; {repair}")
             exit_code = DataError.exit_code
         else:

@@ -197,9 +197,7 @@ def _publish(
     files = files | {GOLDEN: golden_file(*reference.golden)}
     manifest = partial(build_manifest, model=model, reference=reference, files=files, check_results=check_results)
     version = model.publish(files, manifest)
-    reference.run.progress.log(
-        f"exported to {version}; serve it: python -m serving --model-repository {model.repository}"
-    )
+    reference.run.progress.log(f"exported to {version}; serve it: convoy serve --model-repository {model.repository}")
     if (pinned := model.pinned()) is not None:
         unpin = f"convoy models unpin {model.name}"
         reference.run.progress.log(f"version {pinned} is pinned and keeps serving until {unpin}")

@@ -135,7 +135,7 @@ def export_trained(run: Run, plan: ExportPlan, result: Result) -> str:
     try:
         return str(export(run, plan.model, result, plan.options))
     except TrainerError as error:
-        command = f"python -m trainer export {run.folder.path} --model-repository {plan.model.repository}"
+        command = f"convoy export {run.folder.path} --model-repository {plan.model.repository}"
         for name in ("thorough", "export_views"):
             command += f" --{name.replace('_', '-')}" if getattr(plan.options, name) else ""
         retry = f": {command} --promote" if isinstance(error, QualityError) else f"; to retry: {command}"

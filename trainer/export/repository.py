@@ -187,8 +187,7 @@ class RepositoryModel:
 
     def _raise_incompatible(self, difference: str) -> None:
         raise ConfigError(
-            f"{difference}: choose another --model-repository, or another name with python -m trainer export RUN "
-            "--name NAME"
+            f"{difference}: choose another --model-repository, or another name with convoy export RUN --name NAME"
         )
 
     @contextlib.contextmanager

@@ -114,7 +114,7 @@ def _to_html(folder: StudyFolder, page: Page, drawings: list[tuple[CaptionedFigu
         "options": groups(description["asked"]),
         "origin": groups(origin),
         "machines": [description["machine"], *others],
-        "command": f"python -m trainer study {folder.name}",
+        "command": f"convoy study {folder.name}",
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": format_cell}

@@ -221,7 +221,7 @@ def test_an_unreachable_server_is_reported_in_one_line() -> None:
     assert (ended.returncode, ended.stdout) == (3, "")
     assert ended.stderr == (
         f"error: no server responds at {target}: Connection refused; "
-        "start it with python -m serving --model-repository models\n"
+        "start it with convoy serve --model-repository models\n"
     )
 
 

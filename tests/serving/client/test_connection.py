@@ -123,7 +123,7 @@ def test_a_refused_connection() -> None:
         with Client(target) as client, pytest.raises(ClientError) as caught:
             client.is_live()
     assert caught.value.message == (
-        f"no server responds at {target}: Connection refused; start it with python -m serving --model-repository models"
+        f"no server responds at {target}: Connection refused; start it with convoy serve --model-repository models"
     )
 
 

@@ -59,7 +59,7 @@ def test_fetch_verify_damage_fetch(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run("verify", "--data-dir", tmp_path) == 3
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("tiny: DAMAGED: ")
-    assert lines[0].endswith("python -m trainer data fetch tiny")
+    assert lines[0].endswith("convoy data fetch tiny")
     assert lines[1].startswith("synthetic: good")
     assert run("fetch", "tiny", "--data-dir", tmp_path) == 0
     assert run("verify", "tiny", "--data-dir", tmp_path) == 0

@@ -173,7 +173,7 @@ def test_each_step_is_logged(version: Path, printed: list[str]) -> None:
     assert first == "exporting digits: ONNX, TorchScript, torch.export"
     assert second.endswith(" % of 150 validation images right; digits has no earlier version")
     assert third.startswith("every format matches the trained model on 1,000 images: batch sizes 1, 2, 3, 17, 256, ")
-    assert fourth == f"exported to {version}; serve it: python -m serving --model-repository {version.parent.parent}"
+    assert fourth == f"exported to {version}; serve it: convoy serve --model-repository {version.parent.parent}"
 
 
 def test_a_run_without_a_result_has_no_figures_in_the_manifest(reference: ReferenceModel) -> None:

@@ -54,7 +54,7 @@ def test_a_bad_model_does_not_replace_a_good_one(
     assert errors.startswith("error: colours is not published: it assigns every image to the class 'green', ")
     assert errors.count("\n") == 1
     assert "--promote publishes it all the same; the run is complete" in errors
-    command = f"python -m trainer export {run} --model-repository {tmp_path / 'models'} --promote"
+    command = f"convoy export {run} --model-repository {tmp_path / 'models'} --promote"
     assert errors.endswith(f": {command}\n")
     assert json.loads((run / "result.json").read_text())["exported"] is None
     assert (run / "report.html").exists()

@@ -69,7 +69,7 @@ def fetch_dataset(
             return content
     raise DataError(
         f"{info.name} cannot be fetched from any source ({' | '.join(failures)}). If you have the files, "
-        f"`python -m trainer data import {info.name} PATH` takes them from a folder or an archive"
+        f"`convoy data import {info.name} PATH` takes them from a folder or an archive"
     )
 
 

@@ -108,7 +108,7 @@ def test_when_all_fail_every_source_is_named(server: FaultyServer, tmp_path: Pat
     message = str(caught.value)
     assert "no-such-host.invalid: its name cannot be resolved" in message
     assert "answered 404" in message
-    assert "`python -m trainer data import tiny PATH`" in message
+    assert "`convoy data import tiny PATH`" in message
     assert "\n" not in message
 
 
