@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 from onnx import TensorProto, helper
+from onnxruntime import get_available_providers
 
 from protos.model_config_pb2 import ModelConfig
 from serving.backends import onnx
@@ -230,6 +231,7 @@ def test_a_server_of_onnx_models_never_loads_torch():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(count_gpus() == 0, reason="needs a CUDA device")
+@pytest.mark.skipif("CUDAExecutionProvider" not in get_available_providers(), reason="needs onnxruntime-gpu")
 def test_the_gpu_gives_the_same_outputs(model_file):
     file = model_file(classifier())
     config = ModelConfig()

@@ -122,7 +122,10 @@ def test_muon_of_all_filters_at_once() -> None:
     ("name", "size", "channels"), [("airbench", 32, 3), ("compact", 28, 1), ("lecture", 28, 1), ("resnet18", 32, 3)]
 )
 def test_a_network_in_bfloat16(name: str, size: int, channels: int) -> None:
-    """Gradients of early layers collect the rounding of all later ones; a wrong kernel would be off by more than 1."""
+    """Gradients of early layers collect the rounding of all later ones, up to half of their size in a ResNet.
+
+    With the kernels they may be about as far from those in float32 as with torch's operations.
+    """
     torch.manual_seed(0)
     widths = (16, 32, 32, 64) if name == "compact" else (64, 256, 256)
     network = build_network(name, num_channels=channels, image_size=size, num_classes=10, widths=widths)
@@ -130,14 +133,18 @@ def test_a_network_in_bfloat16(name: str, size: int, channels: int) -> None:
     model.to(memory_format=torch.channels_last).to(CUDA).train()
     pixels = torch.randint(256, (128, channels, size, size), dtype=torch.uint8, device=CUDA)
     labels = torch.arange(128, device=CUDA) % 10
-    gradients = []
-    for context in (nullcontext(), choice.torch_only()):
+
+    def gradients(*, is_low: bool) -> dict[str, torch.Tensor]:
         model.zero_grad()
-        with context, torch.autocast("cuda", dtype=torch.bfloat16):
+        with torch.autocast(CUDA.type, dtype=torch.bfloat16, enabled=is_low):
             logits = model(pixels)
-        with context:
-            TrainingLoss(0.1).measure(logits, labels)[0].backward()
-        gradients.append({name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for parameter, expected in gradients[1].items():
-        assert float((gradients[0][parameter] - expected).norm() / expected.norm()) < 0.3, parameter
+        TrainingLoss(0.1).measure(logits, labels)[0].backward()
+        return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+    ours = gradients(is_low=True)
+    with choice.torch_only():
+        theirs, exact = gradients(is_low=True), gradients(is_low=False)
+    assert ours.keys() == theirs.keys() == exact.keys()
+    for parameter, expected in exact.items():
+        mine, others = (float((each[parameter] - expected).norm() / expected.norm()) for each in (ours, theirs))
+        assert mine < 2 * others + 0.1, parameter
