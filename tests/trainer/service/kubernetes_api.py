@@ -1,8 +1,9 @@
 """A small API server of Kubernetes: the REST calls that the engine uses, with faults when a test wants them.
 
-It stores what it is sent, checks it by the strict schemas, and has watches, bookmarks, foreground deletion, tokens and
-rights. It runs no controllers: a test plays the Job's, the scheduler's and the kubelet's parts by calling `add_pod`,
-`change` and `end_pod`.
+It stores what it is sent, checks it by the strict schemas, and has watches, bookmarks, foreground deletion and tokens.
+It permits what the Role of `deploy/base/jobs` permits, so that every test of the engine shows that the Role suffices.
+It runs no controllers: a test plays the Job's, the scheduler's and the kubelet's parts by calling `add_pod`, `change`
+and `end_pod`.
 """
 
 import json
@@ -16,9 +17,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import yaml
+
+from tests.deploy.manifests import DEPLOY
 from tests.deploy.schema import schema_problems
 
 Object = dict[str, Any]
+RIGHTS = {
+    (group, resource, verb)
+    for rule in yaml.safe_load((DEPLOY / "base/jobs/role.yaml").read_text())["rules"]
+    for group in rule["apiGroups"]
+    for resource in rule["resources"]
+    for verb in rule["verbs"]
+}
 GROUPS = {"trainjob": "trainer.kubeflow.org/v1alpha1", "jobset": "jobset.x-k8s.io/v1alpha2", "job": "batch/v1"}
 
 
@@ -53,7 +64,7 @@ class KubernetesApi:
         self.kinds = kinds or ("job",)
         self.tokens = {"good"}
         self.forbidden: set[tuple[str, str]] = set()
-        """Pairs of a verb and a resource."""
+        """Pairs of a verb and a resource, of those that the Role permits."""
         self.namespaces = {"training"}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
@@ -265,6 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.headers.get("Authorization", "").removeprefix("Bearer ") not in self.api.tokens:
             self._refuse(401, "Unauthorized")
+        elif path != "/apis" and (refusal := self._refusal(verb, path)):
+            self._refuse(403, refusal)
         elif verb == "WATCH":
             self._watch(path, query)
         else:
@@ -280,13 +293,6 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, {"groups": [{"name": "x", "versions": versions}]}
         parts = path.split("/namespaces/")[1].split("/")
         collection = path.split("/namespaces/")[0] + f"/namespaces/{parts[0]}/{parts[1]}"
-        verb = {"GET": "get" if len(parts) > 2 else "list", "POST": "create", "PATCH": "patch"}.get(method, "delete")
-        if (verb, parts[1]) in self.api.forbidden:
-            who = 'User "system:serviceaccount:convoy:jobs"'
-            return (
-                403,
-                f'{parts[1]} is forbidden: {who} cannot {verb} resource "{parts[1]}" in the namespace "{parts[0]}"',
-            )
         if parts[0] not in self.api.namespaces:
             return 404, f'namespaces "{parts[0]}" not found'
         if parts[2:]:
@@ -302,6 +308,20 @@ class _Handler(BaseHTTPRequestHandler):
             uid = query["fieldSelector"].split(",")[0].split("=")[1]
             items = [item for item in items if item["involvedObject"]["uid"] == uid]
         return 200, {"metadata": {"resourceVersion": str(version)}, "items": items}
+
+    def _refusal(self, method: str, path: str) -> str:
+        """Returns why the service's account may not make a request; empty if it may."""
+        head, _, rest = path.partition("/namespaces/")
+        namespace, resource, *name = rest.split("/")
+        of_one = {"GET": "get", "PATCH": "patch", "DELETE": "delete"}
+        of_all = {"GET": "list", "POST": "create", "DELETE": "deletecollection", "WATCH": "watch"}
+        verb = (of_one if name else of_all)[method]
+        group = "" if head == "/api/v1" else head.split("/")[2]
+        resource = "/".join([resource, *name[1:]])
+        if (group, resource, verb) in RIGHTS and (verb, resource) not in self.api.forbidden:
+            return ""
+        who = 'User "system:serviceaccount:convoy:jobs"'
+        return f'{resource} is forbidden: {who} cannot {verb} resource "{resource}" in the namespace "{namespace}"'
 
     def _one(self, method: str, path: str, name: list[str], query: dict[str, str], body: Object) -> tuple[int, Any]:
         item = self.api.get(path, name[0])
