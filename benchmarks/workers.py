@@ -1,11 +1,15 @@
 """Measures a server of one worker and of several, and simulates how connections spread over many.
 
     python benchmarks/workers.py --model models/mnist/1/model.onnx --workers 1 2
+    python benchmarks/workers.py --python --workers 1 2
+
+With `--python` the model is a loop in Python of about a millisecond: a process computes one request at a time, because
+Python runs one thread at a time, and the load generator needs next to nothing.
 
 The load comes from h2load on the same machine, so that N workers have fewer than N cores: the CPU time of a request
 says whether workers cost each other anything, and requests/s how much of it the machine gives. On a machine with enough
 cores, `--load-cpus 0-3` keeps h2load on some of them, and the server on the others. Writes
-`benchmarks/results/workers-DATE.md`; without `--model`, only prints what it simulates.
+`benchmarks/results/workers-DATE.md`, or `workers-python-DATE.md`; without a model, only prints what it simulates.
 """
 
 import argparse
@@ -28,6 +32,17 @@ import serving as bench  # benchmarks/serving.py
 ROOT = Path(__file__).parent.parent
 CONCURRENCY = 32
 """Requests in flight for each worker."""
+PYTHON_MODEL = """
+def run(batch):
+    images, total = batch["images"], 0
+    for number in range(40_000 * len(images)):
+        total += number
+    return {"sums": images.sum(axis=(1, 2, 3), dtype="int64")}
+"""
+PYTHON_CONFIG = """
+backend: "python" max_batch_size: 8
+input { name: "images" data_type: TYPE_UINT8 dims: [1, 28, 28] } output { name: "sums" data_type: TYPE_INT64 dims: [] }
+"""
 
 
 def measure(repository: Path, payload: Path, workers: int, options: argparse.Namespace) -> dict[str, float]:
@@ -36,7 +51,7 @@ def measure(repository: Path, payload: Path, workers: int, options: argparse.Nam
     command = [
         *pinned, sys.executable, "-m", "serving", "--model-repository", str(repository), "--num-threads", "1",
         "--grpc-port", "PORT", "--http-port", "0", "--metrics-port", "0", "--workers", str(workers),
-        "--transport", options.transport,
+        "--transport", options.transport, *(["--allow-model-code"] if options.python else []),
     ]  # fmt: skip
     with bench.running(bench.Server("workers", command)) as (port, pid, _):
         run_load(port, payload, 2, workers, options)
@@ -53,6 +68,16 @@ def measure(repository: Path, payload: Path, workers: int, options: argparse.Nam
             "busiest worker / mean": busy[-1] / statistics.mean(busy),
             "memory, MB": resident_mb(pid),
         }
+
+
+def write_model(folder: Path, options: argparse.Namespace) -> None:
+    """Writes the model `peer`: the ONNX file, or a loop in Python."""
+    (folder / "1").mkdir(parents=True)
+    if options.python:
+        (folder / "1/model.py").write_text(PYTHON_MODEL)
+        (folder / "config.pbtxt").write_text(PYTHON_CONFIG)
+    else:
+        shutil.copy(options.model, folder / "1/model.onnx")
 
 
 def run_load(port: int, payload: Path, seconds: float, workers: int, options: argparse.Namespace) -> int:
@@ -109,6 +134,7 @@ def simulation() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="an MNIST model.onnx of `make train`; without it, only simulate")
+    parser.add_argument("--python", action="store_true", help="a model that is a loop in Python, in place of --model")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--connections", type=int, default=16, help="of each worker")
     parser.add_argument("--transport", default="native", choices=["native", "grpcio"])
@@ -118,7 +144,7 @@ def main() -> None:
     parser.add_argument("--load-cpus", help="CPUs for h2load, such as 0-3; the server gets the others")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
-    if options.model is None:
+    if options.model is None and not options.python:
         print("\n".join(simulation()))
         return
     image = np.random.default_rng(0).integers(0, 256, (1, 1, 28, 28)).astype(np.uint8)
@@ -126,8 +152,7 @@ def main() -> None:
     rounds: list[list[dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "models/peer/1").mkdir(parents=True)
-        shutil.copy(options.model, folder / "models/peer/1/model.onnx")
+        write_model(folder / "models/peer", options)
         payload = write_framed(bench.REQUEST, folder, "grpc")
         for number in range(options.rounds):  # in turn: the speed of a shared machine changes by the minute
             rounds.append([measure(folder / "models", payload, workers, options) for workers in options.workers])
@@ -140,7 +165,7 @@ def main() -> None:
         lines.append(f"| {workers} | {' | '.join(f'{value:,.4g}' for value in medians)} |")
     text = "\n".join([*lines, "", "Simulated share of the capacity, by connections:", "", *simulation(), ""])
     print(text)
-    (options.out / f"workers-{date}.md").write_text(text)
+    (options.out / f"workers-{'python-' if options.python else ''}{date}.md").write_text(text)
 
 
 if __name__ == "__main__":
