@@ -25,9 +25,9 @@ NAMES = ("onnxruntime", "onnx", "grpc", "tritonclient", "starlette", "uvicorn", 
 
 
 @pytest.mark.slow
-def test_gpu_tests_are_collected_without_the_packages_of_the_server() -> None:
+def test_gpu_tests_are_collected_without_the_packages_of_the_server(tmp_path: Path) -> None:
     """The files that need them are named at the end, and all others are collected and skipped without a GPU."""
-    command = [sys.executable, "-c", WITHOUT.format(names=NAMES)]
+    command = [sys.executable, "-c", WITHOUT.format(names=NAMES), f"--data-dir={tmp_path}"]
     done = subprocess.run(
         command,
         cwd=ROOT,
