@@ -21,11 +21,13 @@ class RepositoryFolder:
         mirror: keeps the folder as a copy of a remote repository; None if it is none.
 
     Attributes:
+        place: the folder, or the address of what it is a copy of.
         unreadable: why the last scan could not read the folder, or what it is a copy of; empty if it could.
     """
 
     def __init__(self, path: Path, on_change: Callable[[], None], mirror: Mirror | None = None) -> None:
         self.path = path
+        self.place = str(path) if mirror is None else mirror.address
         self.unreadable = ""
         self._on_change = on_change
         self._mirror = mirror
@@ -93,7 +95,7 @@ class RepositoryFolder:
             return
         self.unreadable = unreadable
         if unreadable:
-            logger.warning("%s: %s; the models that serve keep serving", self.path, unreadable)
+            logger.warning("%s: %s; the models that serve keep serving", self.place, unreadable)
         else:
-            logger.info("%s: the repository can be read again", self.path)
+            logger.info("%s: the repository can be read again", self.place)
         self._on_change()

@@ -47,6 +47,7 @@ class Mirror:
 
     def __init__(self, remote: RemoteRepository, folder: Path) -> None:
         self.folder = folder
+        self.address = remote.address
         self._remote = remote
         self._lock = threading.RLock()
         self._seen: dict[tuple[str, int], Tags] = {}
@@ -68,7 +69,7 @@ class Mirror:
             fetched = self._read_index()
             models = self._remote.list()
             if not models and fetched:
-                raise OSError(f"{self._remote.address} holds no models any more")
+                raise OSError(f"{self.address} holds no models any more")
             for name, model in models.items():
                 extra = wanted[1] if wanted is not None and wanted[0] == name else 0
                 try:
@@ -80,7 +81,7 @@ class Mirror:
             for name in fetched.keys() - models.keys():
                 self._remove(self.folder / name)
                 del fetched[name]
-                logger.info("%s: gone from %s", name, self._remote.address)
+                logger.info("%s: gone from %s", name, self.address)
             self._write_index(fetched)
             self._is_first = False
 
@@ -147,7 +148,7 @@ class Mirror:
         """Logs why something was not fetched, once for each reason."""
         if self._said.get((name, version)) != (files, reason):
             what = f"{name} version {version}" if version else name
-            logger.warning("%s is not fetched from %s: %s", what, self._remote.address, reason)
+            logger.warning("%s is not fetched from %s: %s", what, self.address, reason)
         self._said[name, version] = (files, reason)
 
     def _fetch_file(self, path: str, file: Path) -> None:
@@ -181,11 +182,11 @@ class Mirror:
             return {}  # all is fetched again
 
     def _is_ours(self, index: dict[str, object]) -> bool:
-        return index["address"] == self._remote.address
+        return index["address"] == self.address
 
     def _write_index(self, models: dict[str, Tags]) -> None:
         staged = self.folder / f"{_INDEX}.new"
-        staged.write_text(json.dumps({"address": self._remote.address, "models": models}))
+        staged.write_text(json.dumps({"address": self.address, "models": models}))
         staged.replace(self.folder / _INDEX)
 
 

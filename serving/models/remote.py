@@ -3,6 +3,7 @@
 Knows nothing of the local copy. Errors of all kinds of stores are OSErrors here.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from serving.models.scanner import WARMUP_FOLDER, is_plain_name, version_number
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "checksum", "LastModified", "mtime", "created", "ino")
 """What stores tell of a file that differs when its content does. All that are there count."""
+
+
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with its stack, and advice at each poll
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class RemoteRepository:
                 self._files, root = fsspec.core.url_to_fs(address)
         except ImportError as error:
             raise StartupError(f"{address} needs a library: {error}; install convoy-vision[remote]") from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise StartupError(f"{address} cannot be opened: {error}") from error
         self._root = str(root).rstrip("/")
 
@@ -109,7 +113,10 @@ def _as_os_errors() -> Iterator[None]:
     """Turns the errors of a store's own library into OSErrors of one line."""
     try:
         yield
-    except (OSError, ImportError, ValueError):
+    except ImportError:
         raise
     except Exception as error:
-        raise OSError(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+        if isinstance(error, OSError) and error.strerror:
+            raise
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise OSError(kind + str(error).strip().partition("\n")[0].rstrip(".")) from error

@@ -159,12 +159,14 @@ class Repository:
         folders = self._folder.check()
         names = folders.models
         if not names and not folders.unreadable and self._mode == "none":
-            raise StartupError(f"no model in {self._path}: a model is a folder with folders named 1, 2, … in it")
+            raise StartupError(
+                f"no model in {self._folder.place}: a model is a folder with folders named 1, 2, … in it"
+            )
         if not names and self._mode == "poll":
-            logger.warning("no model in %s yet: the server reports ready without models", self._path)
+            logger.warning("no model in %s yet: the server reports ready without models", self._folder.place)
         for name in self._initial_models:
             if name not in names and name not in folders.unreadable:
-                raise StartupError(f"no model {quote(name)} in {self._path}, which has {join_names(names)}")
+                raise StartupError(f"no model {quote(name)} in {self._folder.place}, which has {join_names(names)}")
 
     def start(self) -> None:
         """Loads the initial models, a few at a time. If the mode is "poll", starts polling.

@@ -17,6 +17,7 @@ from serving.models.remote import RemoteRepository, is_address
 from serving.models.repository import Repository
 from serving.models_command import main
 from tests.serving.model_files import SCALE_CONFIG, scale, write_config, write_version
+from tests.serving.models.fake_hub import REPOSITORY, TOKEN, fake_hub
 from tests.serving.models.test_repository import ask, eventually
 
 
@@ -282,6 +283,37 @@ def test_an_address_on_the_command_line(source, tmp_path, capsys):
     with pytest.raises(SystemExit) as exited:
         main(("list", "--model-repository", f"file://{tmp_path}/nowhere", "--model-cache", str(tmp_path / "other")))
     assert exited.value.code in (0, 3)
+
+
+# ---- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_private_repository_of_a_hub(source, tmp_path, monkeypatch, open_repository, caplog):
+    models = tmp_path / "hub" / "models"
+    models.parent.mkdir()
+    source.rename(models)
+    with fake_hub(models.parent) as hub:
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.url})
+        monkeypatch.setenv("HF_TOKEN", "wrong")
+        remote = RemoteRepository(f"hf://{REPOSITORY}/models")
+        with pytest.raises(OSError, match=r"repository not found.* make sure you are authenticated"):
+            remote.list()
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        repository = open_repository(Mirror(remote, tmp_path / "copy"), "explicit")
+        repository.load("m")
+        assert ask(repository, "m") == 3
+        write_version(models / "m", 4, scale(4), manifest={})
+        repository.load("m")
+        assert ask(repository, "m") == 4
+        repository.promotions.pin("m", 2)
+        assert ask(repository, "m") == 2
+        assert read_promotion(models / "m").pinned
+        with pytest.raises(OSError, match=r"^Repository id must be 'namespace/name', got 'user'"):
+            RemoteRepository("hf://user").list()
+    repository.load("m")
+    assert f"{remote.address}: the remote repository cannot be read: ConnectError: " in caplog.text
+    assert ask(repository, "m") == 2
 
 
 # ---- S3 --------------------------------------------------------------------------------------------------------------
