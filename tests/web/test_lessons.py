@@ -1,5 +1,6 @@
 """The sections Learn and Lecture in a real Chromium, with a real training service and run folders."""
 
+import statistics
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
+from tests.conftest import ROOT
 from tests.trainer.service.service_process import Service, spec
 from tests.trainer.watch.fake_run import FakeRun
 from tests.web.browser import open_section, watch_errors
 from trainer.records.mistakes import Mistake, write_mistakes
 from trainer.service.json_values import spec_json
+from trainer.studies.page_data import make_data
 from trainer.watch.server import build_app
 
 pytestmark = pytest.mark.installs
@@ -165,13 +168,20 @@ class TestLecture:
         expect(page.get_by_role("button", name="Play")).to_be_visible()
 
     def test_the_histogram_fills_to_what_was_measured(self, page: Page, port: int) -> None:
+        errors = make_data(ROOT / "benchmarks" / "results")["seeds"]
+        figures = f"{max(errors):.2f}{statistics.median(errors):.2f}{min(errors):.2f}"
         open_section(page, port, "lecture")
         row = page.get_by_role("row").filter(has_text="runs here")
-        expect(row).to_contain_text("55 runs here1.100.880.75")
+        expect(row).to_contain_text(f"{len(errors)} runs here{figures}")
+        bars = page.locator(".chart", has=page.get_by_label("Runs by test error")).locator("p")
+        counts = [int(bar.partition(": ")[2]) for bar in (bars.text_content() or "").split(", ")]
+        assert sum(counts) == len(errors)  # no run lies outside
         page.get_by_role("button", name="Empty it").click()
         expect(row).to_contain_text("0 runs here–––")
         page.get_by_role("button", name="Fill it").click()
-        expect(row).to_contain_text("55 runs here1.100.880.75", timeout=120_000)
+        expect(row).to_contain_text(f"{len(errors)} runs here{figures}", timeout=120_000)
+        page.get_by_role("button", name="Fill it").click()
+        expect(row).not_to_contain_text(str(len(errors)))  # it fills anew
 
     @pytest.mark.parametrize("name", ["learn", "lecture"])
     def test_sections_fit_a_phone_in_the_dark(self, browser: Browser, port: int, name: str) -> None:

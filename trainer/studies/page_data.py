@@ -16,7 +16,7 @@ from trainer.studies.capacity import CapacityConfig, first_points, true_function
 from trainer.studies.regression import RegressionConfig, make_people
 
 PATH = Path(convoy.web.__file__).with_name("static") / "lecture_data.js"
-SEEDS = "seeds-mnist-2026-11-24.csv"
+SEEDS = "seeds-mnist-2026-11-27.csv"
 LECTURE_SEEDS = {"worst": 1.3, "median": 1.0, "best": 0.82}
 NETWORKS = {
     "widths": [1, 2, 4, 8, 16, 32, 64, 128, 256],

@@ -3,7 +3,7 @@
 import { heatmap, parseColor } from "./charts.js";
 import { best, classify, label, layersOf, listModels, prepare, seen } from "./models.js";
 import { Pad } from "./pad.js";
-import { button, card, css, h, number, onTheme, percent, pixels, say } from "./ui.js";
+import { button, card, css, h, number, onTheme, percent, pixels, say, sentence } from "./ui.js";
 
 const PARALLEL = 6; // requests, as many as a browser sends at once
 const MOST_PLACES = 200; // of the occlusion map
@@ -26,7 +26,7 @@ export const section = {
       h("p", {}, "Draw something under Try, and come back: this page shows what happens to it inside the network."),
       h("div", { class: "row no-print" },
         button("Draw", () => page.go("try"), { kind: "primary" }),
-        button("Show me a 4", () => demo(4).catch((error) => say(error.message, "error")))));
+        button("Show me a 4", () => demo(4).catch((error) => say(sentence(error.message), "error")))));
     tabs = h("div", { class: "row tabs no-print", role: "group", "aria-label": "Layer" });
     maps = h("div", { class: "maps", tabindex: 0, role: "group", "aria-label": "Maps: arrow keys move the place, Page Up and Page Down change the map" });
     reading = h("p", { class: "small", "aria-live": "polite" });
@@ -94,7 +94,7 @@ async function loadLayers() {
     overlay.hidden = patches.hidden = true;
     reading.textContent = "";
     tabs.replaceChildren();
-    maps.replaceChildren(h("p", { class: "muted" }, `${error.message}.`));
+    maps.replaceChildren(h("p", { class: "muted" }, sentence(error.message)));
     return;
   }
   tabs.replaceChildren(...layers.map((layer, i) => {
@@ -295,7 +295,7 @@ async function hide() {
     drawOcclusion();
   } catch (error) {
     if (error.name === "AbortError") { picture = null; return; }
-    occlusionText.textContent = `${error.message}.`;
+    occlusionText.textContent = sentence(error.message);
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { events, getJson, postJson } from "./api.js";
 import { lineChart } from "./charts.js";
-import { badge, button, card, choice, duration, fromBase64, h, number, percent, pixels, say, slider, toggle } from "./ui.js";
+import { badge, button, card, choice, duration, fromBase64, h, number, percent, pixels, say, sentence, slider, toggle } from "./ui.js";
 
 const MAX_SHOWN = 8; // as many as there are colours
 const MAX_STREAMS = 4; // a browser opens six connections to a server, and the page needs some for itself
@@ -86,7 +86,7 @@ async function look(wanted = []) {
     if (error.name === "AbortError") return;
     const isRefused = error.status === 401 || error.status === 403;
     if (isRefused) clearInterval(timer);
-    parts.trouble.textContent = isRefused ? `${error.message}.` : `${error.message}; trying again.`;
+    parts.trouble.textContent = sentence(isRefused ? error.message : `${error.message}; trying again`);
   }
 }
 

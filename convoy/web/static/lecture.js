@@ -159,8 +159,9 @@ function polynomials() {
 // ---- Page 53 ----
 
 function seeds() {
-  const [low, width] = [0.7, 0.05];
-  const bins = Array.from({ length: 10 }, (_, i) => low + i * width);
+  const width = 0.05;
+  const low = width * Math.floor(Math.min(...data.seeds) / width + 1e-9);
+  const bins = Array.from({ length: 1 + Math.floor((Math.max(...data.seeds) - low) / width + 1e-9) }, (_, i) => low + i * width);
   const count = (errors) => bins.map((start) => errors.filter((error) => error >= start - 1e-9 && error < start + width - 1e-9).length);
   const chart = barChart({ label: "Runs by test error", x: "test error, % (a bar: from its number up to the next)", y: "runs", max: Math.max(...count(data.seeds)) });
   const summary = h("div", { "aria-live": "polite" });

@@ -3,7 +3,7 @@
 import { events, postJson } from "./api.js";
 import { barChart, lineChart } from "./charts.js";
 import { classify, listModels } from "./models.js";
-import { age, badge, button, card, choice, css, h, milliseconds, number, percent, say, table } from "./ui.js";
+import { age, badge, button, card, choice, css, h, milliseconds, number, percent, say, sentence, table } from "./ui.js";
 
 const SECONDS = 60; // of the charts
 const MAX_BATCHES = 240;
@@ -75,7 +75,7 @@ function onState(text) {
   const isLive = text === "live";
   state.textContent = isLive ? "live" : "not connected";
   state.className = `badge ${isLive ? "good" : "warn"}`;
-  trouble.textContent = isLive ? "" : text === "ended" ? "The server has ended." : `${text}.`;
+  trouble.textContent = isLive ? "" : text === "ended" ? "The server has ended." : sentence(text);
 }
 
 function onEvent(name, value) {

@@ -2,7 +2,7 @@
 
 import { best, classify, label, latest, listModels, prepare, save, seen } from "./models.js";
 import { Pad } from "./pad.js";
-import { button, card, choice, code, h, number, percent, pixels, say } from "./ui.js";
+import { button, card, choice, code, h, number, percent, pixels, say, sentence } from "./ui.js";
 
 const MAX_BARS = 10;
 
@@ -130,7 +130,7 @@ function showAnswer(answer, ms) {
     bar.text.textContent = percent(value);
   }
   const winner = label(model.labels, order[0]);
-  headline.replaceChildren(h("strong", {}, winner), h("span", { class: "muted" }, percent(probabilities[order[0]])));
+  headline.replaceChildren(h("strong", { class: winner.length > 12 && "long" }, winner), h("span", { class: "muted share" }, percent(probabilities[order[0]])));
   facts.textContent = `Top 3: ${order.map((i) => `${label(model.labels, i)} (${percent(probabilities[i])})`).join(", ")} · ${model.name} version ${answer.version} · ${ms.toFixed(1)} ms`;
   if (announce) {
     spoken.textContent = `${winner}, ${percent(probabilities[order[0]], 0)}`;
@@ -144,7 +144,7 @@ function buildBars(probabilities) {
   labels = new Map(indices.map((index) => {
     const fill = h("i");
     const text = h("span", { class: "value" });
-    const row = h("li", {}, h("span", { class: "name" }, label(model.labels, index)), h("span", { class: "bar" }, fill), text);
+    const row = h("li", {}, h("span", { class: "name", title: label(model.labels, index) }, label(model.labels, index)), h("span", { class: "bar" }, fill), text);
     return [index, { row, fill, text }];
   }));
   answers.replaceChildren(...[...labels.values()].map((bar) => bar.row));
@@ -161,7 +161,7 @@ function blank() {
 }
 
 function fail(error) {
-  headline.replaceChildren(h("span", { class: "error" }, `${error.message}.`));
+  headline.replaceChildren(h("span", { class: "error small" }, sentence(error.message)));
   answers.replaceChildren();
   labels = null;
   facts.textContent = "";
@@ -292,7 +292,7 @@ function offerSaving() {
         say(`Saved as ${options.saves}/${saved.file}: ${saved.num_images} ${saved.num_images === 1 ? "image" : "images"} so far`);
         picked.value = "";
       } catch (error) {
-        say(`${error.message}`, "error");
+        say(sentence(error.message), "error");
       }
     })),
     h("p", { class: "muted small" }, "To train from what is saved: ", h("code", {}, `convoy train ${options.saves}${model.input.method === "mnist" ? " --no-mirror" : ""}`)));

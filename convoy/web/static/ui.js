@@ -122,6 +122,9 @@ export function pixels(canvas, data, width, height, channels = 1) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
+// What a server says of an error begins without a capital.
+export const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+
 export const fromBase64 = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 
 // ---- Formats ----
