@@ -74,7 +74,9 @@ class CommandLine:
         for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
             if argument.startswith("--config"):
                 name, equals, value = argument.partition("=")
-                in_file = read_config_file(Path(value if equals else following)) if name == "--config" else in_file
+                file = value if equals else following
+                if name == "--config" and file and (equals or not file.startswith("-")):  # else the parser complains
+                    in_file = read_config_file(Path(file))
         joined = _values_last(arguments, "--set", lambda text: "=" in text)
         return cls(_values_last(joined, "--log-to", get_args(LogTo).__contains__), frozenset(names), in_file)
 

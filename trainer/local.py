@@ -26,6 +26,7 @@ from trainer.ranks.environment import RankEnvironment
 from trainer.recipe_fields import parse_assignments
 from trainer.recipe_files import load_recipe
 from trainer.recipes import RECIPES, find_recipe
+from trainer.recipes.own_images import PHOTOS
 from trainer.user_code import is_reference
 
 if TYPE_CHECKING:
@@ -87,13 +88,28 @@ def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConf
         raise ConfigError(f"--nproc {config.nproc}: must be at least 1")
     if path_or_recipe is None:
         return run, ""
-    if path_or_recipe in RECIPES or not os.path.isdir(path_or_recipe):
+    if not _is_folder(path_or_recipe, given):
+        recipe = _recipe_name(path_or_recipe)
         if "--recipe" in given:
             raise ConfigError(f"{path_or_recipe} and --recipe {run.recipe}: give one recipe")
-        return replace(run, recipe=_recipe_name(path_or_recipe)), ""
+        return replace(run, recipe=recipe), ""
     if "--dataset" in given:
         raise ConfigError(f"{path_or_recipe} and --dataset {run.dataset}: give one data set")
     return _resolve_folder(replace(run, dataset=full_name(f"{FOLDER_PREFIX}{path_or_recipe}")), given)
+
+
+def _is_folder(name: str, given: Collection[str]) -> bool:
+    """Returns whether the positional argument names a folder.
+
+    A recipe takes precedence over a folder of its name, except `photos`: it has no images of its own, and folders are
+    often called so.
+    """
+    is_folder = os.path.isdir(name)
+    if name != PHOTOS.name or "--dataset" in given:
+        return is_folder and name not in RECIPES
+    if not is_folder:
+        raise ConfigError(f"{name}: no such folder; to train by the recipe {name}: convoy train FOLDER --recipe {name}")
+    return True
 
 
 def _recipe_name(reference: str) -> str:
@@ -101,6 +117,8 @@ def _recipe_name(reference: str) -> str:
         raise ConfigError(f"{reference}: give a file of options with --config {reference}")
     if is_reference(reference):
         return reference
+    if reference not in RECIPES and os.path.exists(reference):
+        raise ConfigError(f"{reference} is a file: give the folder that holds one folder of images for each class")
     if os.sep in reference:
         raise ConfigError(f"{reference}: no such folder")
     try:

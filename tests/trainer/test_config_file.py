@@ -68,6 +68,7 @@ def test_values_may_be_given_several_times_and_before_other_arguments() -> None:
         ("log-to = ['stdout']", "log-to = .*must be"),
         ("epochs = ", "is not a TOML file: Invalid value"),
         ("config = 'x'", "no option 'config'"),
+        ("a = " + "[" * 5000, "is not a TOML file"),
     ],
 )
 def test_a_faulty_file_is_one_line(content: str, message: str, file: Path) -> None:

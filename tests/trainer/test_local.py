@@ -46,7 +46,7 @@ def put_images(folder: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_images", "batch_size", "epochs"), [(10, 16, 1000), (300, 16, 63), (700, 32, 56), (1000, 64, 77)]
+    ("num_images", "batch_size", "epochs"), [(10, 16, 1200), (300, 16, 75), (700, 32, 67), (1000, 64, 93)]
 )
 def test_a_folder_gets_a_recipe_for_small_images_and_enough_steps(
     num_images: int, batch_size: int, epochs: int, tmp_path: Path
@@ -55,11 +55,11 @@ def test_a_folder_gets_a_recipe_for_small_images_and_enough_steps(
     run, line = resolved(str(tmp_path / "photos"))
     dataset = f"folder:{tmp_path}/photos"
     assert run == TrainConfig(
-        recipe="photos", dataset=dataset, image_size=64, epochs=epochs, global_batch_size=batch_size
+        recipe="photos", dataset=dataset, image_size=160, epochs=epochs, global_batch_size=batch_size
     )
     chosen, command = line.splitlines()
     assert chosen.startswith(f"{dataset}: {math.ceil(num_images * 0.9**2):,} training images, no GPU: recipe photos: ")
-    assert chosen.endswith(f"; {epochs} epochs, {batch_size} images per step, 64 x 64 pixels")
+    assert chosen.endswith(f"; {epochs} epochs, {batch_size} images per step, 160 x 160 pixels")
     assert resolved(*shlex.split(command.removeprefix("the same as: convoy train "))) == (run, "")
 
 
@@ -81,11 +81,11 @@ def test_options_override_the_choice_for_a_folder(tmp_path: Path) -> None:
         return run.recipe, run.image_size, run.epochs, run.global_batch_size
 
     assert chosen("--recipe=mnist", "--image-size", "28") == ("mnist", 28, 28, 32)
-    assert chosen("--epochs", "5") == ("photos", 64, 5, None)
-    assert chosen("--global-batch-size", "100") == ("photos", 64, 167, 100)
-    assert chosen("--virtual-shards", "64") == ("photos", 64, 56, 64)
+    assert chosen("--epochs", "5") == ("photos", 160, 5, None)
+    assert chosen("--global-batch-size", "100") == ("photos", 160, 200, 100)
+    assert chosen("--virtual-shards", "64") == ("photos", 160, 67, 64)
     assert chosen("--recipe=finetune-resnet18", "--image-size=224") == ("finetune-resnet18", 224, 28, 32)
-    assert chosen("--set", "epochs=5") == ("photos", 64, None, None)
+    assert chosen("--set", "epochs=5") == ("photos", 160, None, None)
 
 
 def test_the_size_of_the_images_is_looked_at(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_file_of_options_holds_for_a_folder(tmp_path: Path) -> None:
 def test_parts_of_a_folder_count_as_they_are(tmp_path: Path) -> None:
     for part, number in (("train", 700), ("val", 4), ("test", 4)):
         put_images(tmp_path / part, number)
-    assert resolved(str(tmp_path))[0].epochs == 46  # 22 steps of 32 images each
+    assert resolved(str(tmp_path))[0].epochs == 55  # 22 steps of 32 images each
 
 
 def test_a_recipe_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +130,23 @@ def test_a_recipe_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: py
     assert resolved("./mnist", "--epochs", "1")[0].dataset == f"folder:{tmp_path / 'mnist'}"
 
 
+def test_photos_is_the_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^photos: no such folder; .*: convoy train FOLDER --recipe photos$"):
+        resolved("photos")
+    put_images(tmp_path / "photos", 4)
+    assert resolved("photos", "--epochs", "1")[0].dataset == f"folder:{tmp_path / 'photos'}"
+    run, _ = resolved("photos", "--dataset", "folder:others")
+    assert (run.recipe, run.dataset) == ("photos", "folder:others")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["mnits"], "no such folder, and no recipe 'mnits': did you mean mnist"),
         (["./photos"], "./photos: no such folder"),
+        (["mnits", "--recipe", "cifar10"], "no such folder, and no recipe 'mnits': did you mean mnist"),
+        (["/dev/null"], "/dev/null is a file: give the folder that holds one folder of images for each class"),
         (["run.toml"], "run.toml: give a file of options with --config run.toml"),
         (["mnist", "--recipe", "cifar10"], "mnist and --recipe cifar10: give one recipe"),
         ([".", "--dataset", "cifar10"], ". and --dataset cifar10: give one data set"),

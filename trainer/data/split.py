@@ -31,8 +31,8 @@ def stratified_split(labels: torch.Tensor, num_held_out: int, seed: int) -> tupl
         raise ConfigError(f"a seed must not be negative, and {seed} is")
     if not 0 <= num_held_out <= len(labels) - len(values):
         raise ConfigError(
-            f"cannot hold out {num_held_out} of {len(labels)} samples: "
-            f"between 0 and {len(labels) - len(values)} leave one for each of {len(values)} classes"
+            f"{num_held_out} of {len(labels)} images cannot be held out: each of {len(values)} classes must keep one; "
+            "there are too few images"
         )
     generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))  # its stream is frozen
     held_out = np.zeros(len(labels), dtype=bool)

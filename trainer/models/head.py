@@ -38,6 +38,16 @@ def run_once(network: nn.Module, images: torch.Tensor) -> object:
         network.train(is_training)
 
 
+def has_gradient(network: nn.Module, images: torch.Tensor) -> bool:
+    """Returns whether a network's output depends on parameters that can be trained."""
+    is_training = network.training
+    try:
+        with torch.enable_grad():
+            return bool(network.eval()(images).requires_grad)
+    finally:
+        network.train(is_training)
+
+
 def fit_head(network: nn.Module, images: torch.Tensor, num_classes: int, *, name: str) -> str | None:
     """Replaces the head by a new one where the network has another number of outputs.
 

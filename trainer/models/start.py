@@ -16,7 +16,7 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.models import build_network, num_parameters
 from trainer.models import efficientnet_lite as lite
 from trainer.models.freezing import freeze_until
-from trainer.models.head import find_head, fit_head, run_once
+from trainer.models.head import find_head, fit_head, has_gradient, run_once
 from trainer.models.originals import published_normalization
 from trainer.models.own import takes_num_channels
 from trainer.models.randomness import NUM_TRIAL_IMAGES, seed_dropouts
@@ -137,6 +137,10 @@ def _adapt(
     replaced = fit_head(network, images, num_classes, name=recipe.network)
     if replaced is not None:
         log(f"{recipe.network}: the last layer ({replaced}) is new, for {num_classes:,} classes")
+    if not has_gradient(network, images):
+        raise ConfigError(
+            f"{recipe.network} cannot be trained: what it returns depends on no parameter, as after detach()"
+        )
     if seed_dropouts(network, images):
         log(
             f"{recipe.network} draws random numbers of its own, so its weights depend on the number of ranks and on "

@@ -5,6 +5,7 @@ network's; those of another implementation are matched by their order, if all sh
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,8 @@ def read_weights(path: Path) -> Weights:
 
             content: Any = safetensors.torch.load(path.read_bytes())
         else:
-            with path.open("rb") as file:
+            with path.open("rb") as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a file that another program wrote; the error says enough
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -80,6 +80,10 @@ def test_a_network_for_other_classes_gets_a_new_head_and_grey_images_become_colo
         ("def MyNet(): return 7", r"my_net\.py:MyNet returns int: it must be a torch.nn.Module"),
         ("MyNet = 7", r"my_net\.py:MyNet is of type int: it must be a class or a function"),
         ("def MyNet(): raise ValueError('no')", r"my_net\.py, line 3, in MyNet: ValueError: no"),
+        (
+            LINEAR.replace("self.head(features)", "self.head(features).detach()"),
+            r"my_net\.py:MyNet cannot be trained: ",
+        ),
         ("MyNet = nn.Identity", r"my_net\.py:MyNet returns 3 x 3 x 16 x 16 for 3 images: a network returns 5 logits"),
         (
             LINEAR.replace("width, num_classes", "7, num_classes"),

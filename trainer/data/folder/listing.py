@@ -247,12 +247,12 @@ def _extension(path: str) -> str:
 
 
 def _files_under(folder: Path, passed_over: set[Path]) -> Iterator[str]:
-    """Yields the files under `folder`, through links, but each real folder once: a link may lead back up.
+    """Yields the files under `folder`, through links, but each real folder once, and none that holds `folder`.
 
     Hidden files and folders and the folders of systems are left out: copies in `.ipynb_checkpoints` or thumbnails in
     `@eaDir` would get into both the training and the test split.
     """
-    seen: set[str] = set()
+    seen = {str(path) for path in Path(os.path.realpath(folder)).parents}  # a link up leads to the other classes
     for where, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
         real = os.path.realpath(where)
         if real in seen:

@@ -69,6 +69,7 @@ def test_links_are_followed_once(root: Path, load: Load) -> None:
     put_class(root.parent / "elsewhere", 10, 120)
     (root / "linked").symlink_to(root.parent / "elsewhere")
     (root.parent / "elsewhere" / "back").symlink_to(root.parent / "elsewhere")
+    (root / "cat" / "up").symlink_to(root)  # dogs are no cats
     dataset = load(root)
     assert dataset.classes == ("cat", "dog", "linked")
     assert len(dataset.train) + dataset.num_test == 30
