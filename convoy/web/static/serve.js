@@ -98,7 +98,7 @@ async function refresh() {
   models = await listModels();
   loadPicker.set(models.filter((model) => model.input).map((model) => [model.name, model.name]));
   list.replaceChildren(...models.map(describeModel));
-  if (!models.length) list.append(h("p", { class: "card" }, "The repository holds no model. ", h("code", {}, "make train"), " exports one."));
+  if (!models.length) list.append(h("p", { class: "card" }, "The repository holds no model. ", h("code", {}, "convoy train"), " exports one."));
 }
 
 function describeModel(model) {
