@@ -255,7 +255,7 @@ def ways(cache: Path, names: Sequence[str]) -> list[Way]:
     """Returns the ways of that name; fetches the weights where one needs them."""
     chosen = []
     if "scratch" in names:
-        options = ("--recipe", "photos", "--image-size", "64", "--epochs", "60", *ALL_WAYS)
+        options = ("--recipe", "photos", "--image-size", "160", *ALL_WAYS)
         chosen.append(Way("From scratch", options, 80))
     if "finetune" in names:
         chosen.append(

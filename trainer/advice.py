@@ -11,7 +11,7 @@ from trainer.recipes import RECIPES, Recipe
 
 GOOD_STEPS = 500
 """BiT (arXiv 1912.11370) fine-tunes on any set of fewer than 20,000 images for as many."""
-GOOD_STEPS_OF = {"photos": 1000, "finetune-efficientnet-lite0": 90}
+GOOD_STEPS_OF = {"photos": 1200, "finetune-efficientnet-lite0": 90}
 """Of recipes that are made for small sets, in place of the steps on the data set that others were chosen on."""
 FEW_STEPS = 0.6
 """Share of the good number of steps below which a training ends before the network has learned what it can."""

@@ -11,10 +11,10 @@ PHOTOS = {"num_training": 700, "short_side": 375, "has_gpu": False}
 @pytest.mark.parametrize(
     ("facts", "recipe", "image_size"),
     [
-        (PHOTOS, "photos", 64),
-        ({**PHOTOS, "short_side": None}, "photos", 64),
+        (PHOTOS, "photos", 160),
+        ({**PHOTOS, "short_side": None}, "photos", 160),
         ({**PHOTOS, "has_package": True}, "finetune-efficientnet-lite0", 224),
-        ({**PHOTOS, "has_package": True, "short_side": 64}, "photos", 64),
+        ({**PHOTOS, "has_package": True, "short_side": 64}, "photos", 160),
         ({**PHOTOS, "short_side": 32}, "cifar10-small", 32),
         ({**PHOTOS, "has_weights": True}, "finetune-efficientnet-lite0", 224),
         ({**PHOTOS, "has_weights": True, "has_network": True}, "finetune-network", 224),

@@ -25,7 +25,7 @@ def test_every_recipe_names_a_known_data_set_and_network(recipe: Recipe) -> None
     if recipe.network.startswith(PRETRAINED_PREFIX):
         assert recipe.network.removeprefix(PRETRAINED_PREFIX) in PRETRAINED  # building it would fetch its weights
     elif recipe.network.startswith("airbench"):
-        build_network(recipe.network, num_channels=3, image_size=32, num_classes=10, widths=recipe.widths)
+        build_network(recipe.network, num_channels=3, image_size=64, num_classes=10, widths=recipe.widths)
     else:
         with torch.device("meta"):
             build_network(recipe.network, num_channels=3, image_size=32, num_classes=10, widths=recipe.widths)

@@ -105,8 +105,9 @@ class Run:
         self.learner = replace(learner, average=None)
 
     def image_size(self, step: int) -> int | None:
-        """Returns the size in pixels to which a step resizes the images; None for their own."""
-        return self.recipe.image_size(step, self.num_steps)
+        """Returns the size in pixels to which a step reduces the images; None for their own."""
+        size = self.recipe.image_size(step, self.num_steps)
+        return size if size is not None and size < self.dataset.train.shape[1] else None
 
     def lr_factors(self, epoch: int) -> torch.Tensor:
         """Returns the learning rate's factor at each step of an epoch, float32 on the device."""

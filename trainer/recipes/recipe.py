@@ -82,8 +82,8 @@ class Recipe:
     """Training images set aside, stratified; at most a tenth of a smaller set. 0: none, all are trained on, once the
     hyper-parameters are fixed; nothing is chosen by validation then, and no validation accuracy is shown."""
     resolutions: tuple[tuple[float, int], ...] = ()
-    """Smaller images at first: [fraction of the run until which they are resized, pixels], such as [[0.3, 24], [0.6,
-    28]]; after the last fraction they have their own size. For networks that take several sizes."""
+    """Smaller images at first: [fraction of the run until which larger ones are resized, pixels], such as [[0.3, 24],
+    [0.6, 28]]; after the last fraction they have their own size. For networks that take several sizes."""
     file_sha256: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the user's files that decide the computation, by what they hold: `recipe`, `network`, `weights`. The
     trainer fills it in."""

@@ -51,6 +51,11 @@ def test_the_network_sees_images_that_grow(mini: Dataset, tmp_path: Path) -> Non
     assert seen == [16, 16, 20, 20, 28, 28]
 
 
+def test_images_are_never_enlarged(mini: Dataset, tmp_path: Path) -> None:
+    run = make_run(replace(GROWING, resolutions=((0.4, 24), (0.7, 64))), mini, tmp_path)
+    assert [run.image_size(step) for step in range(6)] == [24, 24, None, None, None, None]
+
+
 def test_a_run_that_was_stopped_at_a_smaller_resolution_ends_in_the_same_weights(mini: Dataset, tmp_path: Path) -> None:
     losses(make_run(GROWING, mini, tmp_path / "stopped"), 4, SaveInterval(steps=3))
     again = make_run(GROWING, mini, tmp_path / "stopped")
