@@ -31,11 +31,6 @@ def load_recipe(reference: str) -> Recipe:
     return find_recipe(reference)
 
 
-def is_recipe_file(reference: str) -> bool:
-    """Returns whether a recipe is named by its file."""
-    return is_reference(reference) or reference.endswith(".toml")
-
-
 def read_toml(path: Path) -> dict[str, object]:
     """Returns the content of a TOML file.
 

@@ -16,11 +16,6 @@ _OURS = {
 }
 
 
-def engine_names() -> list[str]:
-    """Returns the names of the engines that are installed."""
-    return sorted(_targets())
-
-
 def open_engine(name: str, folder: Path, after_end: Sequence[str] = ()) -> Engine:
     """Returns an engine.
 
