@@ -9,6 +9,7 @@ first: then all who connect again reach other workers.
 import fcntl
 import os
 import resource
+from contextlib import suppress
 
 from serving.frontends.common.address import listeners
 from serving.frontends.common.limits import MAX_OPEN_FILES
@@ -32,7 +33,8 @@ class HighListeners:
         lowest = min(limit, _HIGHEST) - _ROOM
         for port in ports:
             for listener in listeners(port):
-                self._numbers.append(fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, lowest))
+                with suppress(OSError):  # no number is left
+                    self._numbers.append(fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, lowest))
 
     def close(self) -> None:
         """Gives the numbers up."""

@@ -28,6 +28,7 @@ RETRY_POLICY = {
     "methodConfig": [
         {
             "name": [{"service": "inference.GRPCInferenceService", "method": "ModelInfer"}],
+            "waitForReady": True,
             "retryPolicy": {
                 "maxAttempts": 3,
                 "initialBackoff": "0.1s",
