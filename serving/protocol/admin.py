@@ -33,6 +33,7 @@ EXTENSIONS = (
     "model_configuration",
     "binary_tensor_data",
     "parameters",
+    "schedule_policy",
     "statistics",
 )
 """Triton's names of the protocol extensions that the server supports."""
@@ -45,7 +46,7 @@ _UNSUPPORTED_RPCS = {
     "CudaSharedMemoryStatus": "shared memory of GPUs",
     "CudaSharedMemoryRegister": "shared memory of GPUs",
     "CudaSharedMemoryUnregister": "shared memory of GPUs",
-    "TraceSetting": "tracing",
+    "TraceSetting": "changing trace settings at run time",
     "LogSettings": "changing log settings at run time",
 }
 

@@ -32,7 +32,7 @@ def test_the_server(client: triton.InferenceServerClient) -> None:
     metadata = client.get_server_metadata()
     assert metadata.name == "convoy"
     assert metadata.version
-    assert {"classification", "model_repository", "statistics"} <= set(metadata.extensions)
+    assert {"classification", "model_repository", "schedule_policy", "statistics"} <= set(metadata.extensions)
 
 
 def test_whether_a_model_is_ready(client: triton.InferenceServerClient) -> None:

@@ -121,7 +121,9 @@ class AdminEndpoints:
         return self._admin.shared_memory
 
     async def unsupported(self, request: Request) -> Response:
-        raise Unsupported(f"{request.url.path}: this server does not support this part of Triton's API")
+        path = request.url.path
+        hint = " without --allow-client-shm" if path.startswith("/v2/systemsharedmemory/") else ""
+        raise Unsupported(f"{path}: this server does not support this part of Triton's API{hint}")
 
     async def _change(self, request: Request, change: Callable[[str, dict[str, Any], Caller], Any]) -> Response:
         """Changes a model, which may take seconds, outside the event loop, unless its caller leaves before."""
