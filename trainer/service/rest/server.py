@@ -8,11 +8,14 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from convoy.http_server import open_listener, uvicorn_config
 from trainer.errors import ConfigError
 
 KEEP_ALIVE_S = 75
+HEAD_S = 30.0
+"""How long a new connection may take until the head of its first request is complete."""
 MAX_HEAD_BYTES = 32 * 1024
 MAX_CONNECTIONS = 1000
 """Beyond it, requests are answered with 503; each watcher has a connection."""
@@ -42,8 +45,8 @@ class RestServer:
         config = uvicorn_config(
             app,
             context,
-            http="h11",  # it limits the size of a request's head
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            http=_Protocol,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,  # of a request's head, which only h11 limits
             limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
@@ -59,6 +62,18 @@ class RestServer:
         self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
         self._server.should_exit = True
         await self._serving
+
+
+class _Protocol(H11Protocol):
+    """A connection, which is closed if its client does not send a request: uvicorn would keep it for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_S, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
