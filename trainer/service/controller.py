@@ -154,8 +154,10 @@ class Controller:
             try:
                 machine = self.engine(name).capacity()
             except Exception as error:  # of an engine that is not installed any more, or somebody else's
-                if self._is_news(name, str(error)):
-                    self._log(f"--engine {name}: {error}")
+                is_known = isinstance(error, TrainerError)
+                text = str(error) if is_known else f"--engine {name}: {type(error).__name__}: {error}"
+                if self._is_news(name, text):
+                    self._log(text)
                 continue
             self._told.pop(name, None)
             if machine is None:  # it queues jobs itself

@@ -59,8 +59,9 @@ def digest(tmp_path: Path, number: int) -> str:
 
 
 def test_a_job_on_two_hosts_is_cancelled_and_continued_to_the_weights_of_one_on_one_host(
-    cluster: SlurmCluster, store: JobStore, controller: Controller, tmp_path: Path
+    cluster: SlurmCluster, store: JobStore, tmp_path: Path
 ) -> None:
+    controller = Controller(store, tmp_path / "my jobs %j")
     operations = Operations(store, controller, controller.make_pass)
     alone = operations.submit(spec(tmp_path, "--epochs", "2", nodes=1), owner="ada")
     done = run_until(controller, store, alone.id, *FINAL, timeout_s=120)

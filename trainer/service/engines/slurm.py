@@ -101,7 +101,9 @@ class SlurmEngine(AttemptFolders):
                 number = _run("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%i").strip()
                 if not number:
                     (folder / "script.sh").write_text(self._script(job.spec, name, folder))
-                    number = _run("sbatch", "--parsable", str(folder / "script.sh")).strip().partition(";")[0]
+                    log = str(folder / "log").replace("%", "%%")  # %j and others stand for numbers
+                    submit = ("sbatch", "--parsable", f"--output={log}", str(folder / "script.sh"))
+                    number = _run(*submit).strip().partition(";")[0]
                 write_json(folder / "slurm.json", {"job": number.splitlines()[0]})
         except OSError as error:
             kind = EngineUnavailableError if error.errno in (errno.ENOSPC, errno.EDQUOT) else TrainerError
@@ -156,7 +158,6 @@ class SlurmEngine(AttemptFolders):
         options = {
             "job-name": name,
             "nodes": f"{least}-{most}" if most > least else str(least),
-            "output": str(folder / "log"),
             "open-mode": "append",
             "signal": f"TERM@{SAVE_BEFORE_END_S}",
             "requeue": "",
@@ -175,7 +176,9 @@ class SlurmEngine(AttemptFolders):
         variables = rank_logging(spec, folder / "ranks") | spec.environment
         exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
         return _SCRIPT.format(
-            options="\n".join(f"#SBATCH --{key}" + (f"={value}" if value else "") for key, value in options.items()),
+            options="\n".join(
+                f"#SBATCH --{key}" + (f"={_quoted(value)}" if value else "") for key, value in options.items()
+            ),
             folder=shlex.quote(spec.working_folder),
             environment="\n".join(["export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}", *exports]),
             command=self._command(spec, _FIRST_PORT + zlib.crc32(name.encode()) % _NUM_PORTS),
@@ -188,6 +191,12 @@ class SlurmEngine(AttemptFolders):
         meeting = f'--nnodes=$SLURM_NNODES --rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID --rdzv-endpoint="$first:{port}"'
         training = ["-m", "trainer.main", *spec.arguments, "--run-dir", spec.run_folder]
         return f"{shlex.join(command)} {meeting} {shlex.join(training)}"
+
+
+def _quoted(value: str) -> str:
+    """Returns the value of an option as sbatch reads it in a script."""
+    escaped = re.sub(r'(["\\])', r"\\\1", value)
+    return value if re.fullmatch(r"[\w.,:/@%+=-]+", value) else f'"{escaped}"'
 
 
 def _run(*command: str) -> str:
