@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import httpx
 import pytest
 
@@ -103,6 +102,7 @@ def test_the_server_answers_as_uid_10001_on_a_read_only_root(serving: Image, tmp
 
 @pytest.mark.filterwarnings("default")
 def test_the_servers_image_follows_an_object_store(builder: Builder, tmp_path: Path) -> None:
+    import boto3
     from moto.server import ThreadedMotoServer
 
     store = ThreadedMotoServer("127.0.0.1", 0)
@@ -116,18 +116,21 @@ def test_the_servers_image_follows_an_object_store(builder: Builder, tmp_path: P
     copy.chmod(0o777)
     let_others_in(tmp_path)
     try:
-        bucket = fsspec.filesystem("s3", key="a", secret="b", endpoint_url=address)
-        bucket.mkdir("bucket")
-        bucket.put(str(model), "bucket/models/scale", recursive=True)
+        client = boto3.client(
+            "s3", endpoint_url=address, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1"
+        )
+        client.create_bucket(Bucket="bucket")
+        upload(client, model)
         arguments = ["--model-repository=s3://bucket/models", "--model-cache=/models", "--model-control-mode=poll"]
         variables = {**keys, "AWS_ENDPOINT_URL_S3": address}
         with builder.container(builder.build("serving-remote")) as image:
             assert image.megabytes <= MAX_MB["serving-remote"]
             with running(image, [*arguments, "--poll-interval-s=0.5"], {"/models": copy}, log, variables) as ask:
                 assert ask() == [3, 6, 9]
-                version = write_version(model, 2, scale(4.0), manifest={})
-                bucket.put(str(version), "bucket/models/scale/2", recursive=True)
+                write_version(model, 2, scale(4.0), manifest={})
+                upload(client, model)
                 wait_for("version 2", lambda: ask() == [4, 8, 12])
+        client.close()
     finally:
         store.stop()
 
@@ -176,6 +179,12 @@ def test_the_trainers_image_trains_without_cuda(
             process.kill()
             process.wait()
         assert (tmp_path / "models/mnist/1/model.onnx").exists(), log.read_text()
+
+
+def upload(client: Any, model: Path) -> None:
+    """Puts the files of a model into the bucket's folder `models`."""
+    for file in (path for path in model.rglob("*") if path.is_file()):
+        client.upload_file(str(file), "bucket", f"models/{file.relative_to(model.parent)}")
 
 
 @contextlib.contextmanager
