@@ -310,7 +310,7 @@ def random_dataset(mini: Dataset, size: int, num_channels: int) -> Dataset:
 def test_every_recipe_trains_on_shards_of_one_image(mini: Dataset, tmp_path: Path, name: str) -> None:
     """At a small image size, where some norms get one value per channel."""
     recipe = replace(RECIPES[name], augment=Augment(), global_batch_size=3, precision="float32")
-    for size in (16, 32):
+    for size in (16, 32, 40):
         dataset = random_dataset(mini, size, num_channels=3)
         with suppress(ConfigError):
             learner = make_run(recipe, dataset, tmp_path / str(size)).learner
