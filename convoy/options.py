@@ -31,6 +31,14 @@ def check_port(name: str, port: int) -> None:
         raise ValueError(f"{name} {port}: must be between 0 and 65535")
 
 
+_PLAINER = {
+    r"invalid literal for int\(\) with base 10: ('.*?')": r"expected a whole number, got \1",
+    r"could not convert string to float: ('.*?')": r"expected a number, got \1",
+    r"no type matching (.+?) could be instantiated from \[(.*?)\]": r"expected \1, got \2",
+}
+"""How Convoy says what Python and tyro say of a wrong value."""
+
+
 def parse_options(kind: Any, arguments: Sequence[str], *, prog: str, prints: bool = True, **settings: Any) -> Any:
     """Parses a command line. A faulty one ends the process with one line and exit code 2, `--help` with the help.
 
@@ -76,6 +84,8 @@ def explain_in_one_line(printed: str, prog: str) -> str:
         " (required)",
     ):  # how tyro shows an option that need not be given
         problem = problem.replace(noise, "")
+    for pattern, plainer in _PLAINER.items():
+        problem = re.sub(pattern, plainer, problem)
     names = [line.split()[0] for part in parts if part[0].startswith("Perhaps") for line in part if line[:2] == "--"]
     hint = f"did you mean {' or '.join(dict.fromkeys(names))}?" if names else f"see {prog} --help"
     if not problem[:2].isupper():  # else it begins with the name of an argument

@@ -11,10 +11,9 @@ from convoy import cli
         ("train --epoch 3", "unrecognized options: --epoch, 3: did you mean --epochs?"),
         ("evaluate", "missing RUN: see convoy evaluate --help"),
         ("data fetc", "unrecognized options: fetc: see convoy data --help"),
-        (
-            "jobs show seven",
-            "JOB: invalid literal for int() with base 10: 'seven': see convoy jobs show --help",
-        ),
+        ("jobs show seven", "JOB: expected a whole number, got 'seven': see convoy jobs show --help"),
+        ("train --epochs x", "--epochs: expected INT, got 'x': see convoy train --help"),
+        ("models list --timeout-s x", "--timeout-s: expected a number, got 'x': see convoy models list --help"),
         (
             "serve --model-repository m --port 1",
             "unrecognized options: --port, 1: did you mean --grpc-port or --http-port",

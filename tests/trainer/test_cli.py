@@ -100,7 +100,7 @@ def test_every_verb_has_help(arguments: list[str], code: int, text: str) -> None
         ),
         (
             ["--epochs", "abc"],
-            "--epochs: no type matching INT could be instantiated from ['abc']: see ",
+            "--epochs: expected INT, got 'abc': see ",
         ),
         (["--epoch", "3"], "unrecognized options: --epoch, 3: did you mean --epochs?"),
         (["--run-dir"], "missing value for argument '--run-dir'. Expected 1 values: see trainer/main.py --help"),
