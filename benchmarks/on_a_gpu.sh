@@ -2,8 +2,8 @@
 # All that only a GPU can show, on a machine without a network: sh benchmarks/on_a_gpu.sh DATA OUT [PART ...]
 #
 # DATA is a folder of data sets, OUT gets the logs and tables. Parts, in this order by default: tests, steps, clock,
-# cold, seeds, ranks. Each has a time limit, and one that fails ends no other. Needs torch, pytest and the trainer's
-# requirements; Convoy itself need not be installed.
+# cold, seeds, ranks, decoders. Each has a time limit, and one that fails ends no other. Needs torch, pytest and the
+# trainer's requirements; Convoy itself need not be installed. `decoders` needs torchvision too.
 set -u
 data=$(cd "$1" && pwd) out=$(mkdir -p "$2" && cd "$2" && pwd) || exit 2
 shift 2
@@ -12,7 +12,7 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # other packages' plugins have options and warnings of their own
 limit=""
 python3 -c "import pytest_timeout" 2> /dev/null && limit="-p pytest_timeout --timeout=150"
-[ $# -gt 0 ] || set -- tests steps clock cold seeds ranks
+[ $# -gt 0 ] || set -- tests steps clock cold seeds ranks decoders
 failed=0
 for part in "$@"; do
   began=$(date +%s)
@@ -21,6 +21,11 @@ for part in "$@"; do
       # shellcheck disable=SC2086 # several words
       timeout -k 10 420 python3 -m pytest -m gpu -v --durations=20 --continue-on-collection-errors $limit \
         -p no:cacheprovider --data-dir="$data" tests/trainer tests/serving tests/e2e
+      ;;
+    decoders)
+      python3 benchmarks/jpegs.py "$out/jpegs" --files 500 &&
+        timeout -k 10 120 python3 benchmarks/decoders.py "$out/jpegs"
+      rm -rf "$out/jpegs"
       ;;
     *) timeout -k 10 420 python3 benchmarks/gpu.py --part "$part" --minutes 5 --data-dir "$data" ;;
   esac > "$out/$part.log" 2>&1
