@@ -119,7 +119,7 @@ def load(  # noqa: PLR0913 (the options of a data set)
     first = load_it() if world.local_rank == 0 else None
     world.untimed_barrier("data", what="load the data set")  # it may take longer than a collective waits
     paths = world.all_gather_object(None if first is None else first.path)
-    return first or load_it(known_path=paths[world.rank - world.local_rank], verify=False)
+    return first if first is not None else load_it(known_path=paths[world.rank - world.local_rank], verify=False)
 
 
 def source_of(config: TrainConfig, world: World) -> SourceChoice:

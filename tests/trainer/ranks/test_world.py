@@ -450,10 +450,10 @@ import trainer.prepare, trainer.ranks.waiting, trainer.ranks.world
 trainer.ranks.waiting.FIRST_S = 1.0
 trainer.ranks.world.COLLECTIVE_TIMEOUT_S = 1.0
 
-def prepare(*arguments, verify, **options):
+def prepare(*arguments, verify=True, known_path=None, **options):
     if verify:
         time.sleep(3 * world_here.rank)
-    return verify
+    return types.SimpleNamespace(path=f"of rank {world_here.rank}", told=[verify, known_path])
 
 def body(world):
     global world_here
@@ -463,17 +463,18 @@ def body(world):
     recipe = types.SimpleNamespace(dataset="mnist", global_batch_size=100, square="crop")
     prepared = trainer.prepare.load(recipe, None, None, world_here, print)
     world.activity.timeout_s = 600
-    show([world.rank, prepared, world.all_gather_object(world.rank)])
+    show([world.rank, prepared.told, world.all_gather_object(world.rank)])
 """
     done = run_ranks(body, 3, tmp_path, join='"cpu", hang_timeout_s=0.5')
     assert done.returncode == 0, done.stderr
-    assert sorted(values_of(done), key=str) == [[rank, rank % 2 == 0, [0, 1, 2]] for rank in range(3)]
+    told = [[True, None], [False, "of rank 0"], [True, None]]
+    assert sorted(values_of(done), key=str) == [[rank, told[rank], [0, 1, 2]] for rank in range(3)]
     # Beside other work, the start may take so long that other ranks log that they wait for rank 0's store.
-    told = re.findall("^rank .* waits .* to load the data set.*", done.stderr, re.MULTILINE)
+    waits = re.findall("^rank .* waits .* to load the data set.*", done.stderr, re.MULTILINE)
     assert re.fullmatch(
-        r"rank 0 waits for rank 2 \(process \d+ on .*\) to load the data set \(\d+ s so far\)", told[-1]
+        r"rank 0 waits for rank 2 \(process \d+ on .*\) to load the data set \(\d+ s so far\)", waits[-1]
     )
-    assert all(line.startswith("rank 0 waits for") for line in told)
+    assert all(line.startswith("rank 0 waits for") for line in waits)
 
 
 @pytest.mark.slow
