@@ -1,13 +1,16 @@
 """A real Chromium for tests: Debian's, driven by Playwright."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 PATIENCE_S = 60
 """For what a page shows in the end."""
 ARGUMENTS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
@@ -93,6 +96,21 @@ LOW_CONTRAST = """() => {
 
 ONE = [[(0.5, 0.15), (0.5, 0.85)]]
 SEVEN = [[(0.25, 0.2), (0.75, 0.2), (0.45, 0.85)]]
+
+
+@contextmanager
+def open_page(browser: Browser, expected: str) -> Iterator[Page]:
+    """Context with a page that may use the clipboard. Errors, refused scripts and refused styles fail the test.
+
+    Args:
+        expected: pattern of the errors that do not.
+    """
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    problems = watch_errors(page)
+    yield page
+    context.close()
+    assert [problem for problem in problems if not re.search(expected, problem)] == []
 
 
 def watch_errors(page: Page) -> list[str]:

@@ -44,6 +44,11 @@ def shown(page_models: Path, saved: Path) -> Iterator[Server]:
         yield served.server
 
 
+@pytest.fixture(scope="module")
+def port(shown: Server) -> int:
+    return shown.http.port
+
+
 def config(repository: Path, **options: object) -> ServeConfig:
     """Returns the configuration of a server on free ports."""
     given: dict[str, object] = {"model_repository": str(repository), "device": "cpu", "num_threads": 1}

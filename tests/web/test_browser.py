@@ -15,30 +15,19 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from serving.server import Server
 from tests.serving.conftest import serve
-from tests.web.browser import LOW_CONTRAST, ONE, SEVEN, draw, open_section, watch_errors
+from tests.web.browser import DIGITS, LOW_CONTRAST, ONE, SEVEN, draw, open_page, open_section
 from tests.web.conftest import config
 from tests.web.models import HOSTILE, write_many
 
 pytestmark = pytest.mark.installs
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page whose errors, refused scripts and refused styles fail the test."""
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
-    page = context.new_page()
-    problems = watch_errors(page)
-    yield page
-    context.close()
-    assert [problem for problem in problems if "status of 40" not in problem] == []
-
-
-@pytest.fixture(scope="module")
-def port(shown: Server) -> int:
-    return shown.http.port
+    with open_page(browser, "status of 40") as page:
+        yield page
 
 
 class TestTry:

@@ -1,6 +1,5 @@
 """What visitors do beside the page's buttons: files of any kind, other tabs, and servers that end and return."""
 
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +12,13 @@ from playwright.sync_api import Browser, Page, expect
 from serving.server import Server
 from tests.serving.conftest import serve
 from tests.trainer.watch.fake_run import FakeRun
-from tests.web.browser import ONE, draw, open_section, watch_errors
+from tests.web.browser import DIGITS, ONE, draw, open_page, open_section
 from tests.web.conftest import config
 from tests.web.models import write_many
 from trainer.watch.server import build_app
 
 pytestmark = pytest.mark.installs
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 DROP = """async (given) => {
     const transfer = new DataTransfer();
     for (const [name, type, content] of given) {
@@ -42,17 +40,8 @@ SHOW = """(isHidden) => {
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
-    page = context.new_page()
-    problems = watch_errors(page)
-    yield page
-    context.close()
-    assert [problem for problem in problems if not re.search(r"status of 4|net::ERR", problem)] == []
-
-
-@pytest.fixture(scope="module")
-def port(shown: Server) -> int:
-    return shown.http.port
+    with open_page(browser, r"status of 4|net::ERR") as page:
+        yield page
 
 
 def file_of(name: str, kind: str = "image/png") -> list[object]:
