@@ -38,6 +38,11 @@ class ConfigError(TrainerError):
     exit_code = 2
 
 
+def no_run(path: Path) -> ConfigError:
+    """Returns the error about a folder that holds no run."""
+    return ConfigError(f"{path} holds no run: a run's folder has a config.json, and is in runs/ by default")
+
+
 class MismatchError(ConfigError):
     """The ranks were started with different settings. Exit code 2.
 

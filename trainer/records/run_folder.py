@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.config import Resume, TrainConfig
 from trainer.config_file import RUN_TOML, write_config_file
 from trainer.data import Dataset
-from trainer.errors import CheckpointError, ConfigError, TrainerError, reading, writing
+from trainer.errors import CheckpointError, ConfigError, TrainerError, no_run, reading, writing
 from trainer.files import create_folder, is_temporary, locked, write_json
 from trainer.network_files import keep_network
 from trainer.paths import FAILURE_FILE, LOCK_FILE, RESULT_FILE, default_model_name, image_folder
@@ -83,7 +83,7 @@ class RunFolder:
                 return cls(path, Fingerprint(json.loads((path / "config.json").read_text())["fingerprint"]))
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-                    raise ConfigError(f"{path} holds no run: {error.strerror}") from error
+                    raise no_run(path) from error
                 raise
 
     def check(self, resume: Resume, world: World) -> None:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, no_run
 from trainer.files import is_locked
 from trainer.paths import FAILURE_FILE, LOCK_FILE, RESULT_FILE
 from trainer.records.metrics import METRICS_FILE, read_new_metrics
@@ -55,9 +55,7 @@ class WatchedRun:
             recipe = json.loads((path / "config.json").read_text())["fingerprint"]["recipe"]
             run = cls(path, recipe.get("epochs"), recipe.get("global_batch_size"))
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            raise ConfigError(
-                f"{path} holds no run: a run's folder has a config.json, and is in runs/ by default"
-            ) from None
+            raise no_run(path) from None
         run.look()
         return run
 
