@@ -31,9 +31,13 @@ class Encoder(Protocol[S_contra, R_co]):
 
 
 class InferenceRequest(QueuedRequest, Generic[R]):
-    """A queued request that its client may cancel; a `RequestHandle`."""
+    """A queued request that its client may cancel; a `RequestHandle`.
 
-    __slots__ = ("_encoder", "_id", "_sink")
+    Args:
+        files_digest: of the image files that it held, by which the response cache knows it; None for any other request.
+    """
+
+    __slots__ = ("_encoder", "_files_digest", "_id", "_sink")
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class InferenceRequest(QueuedRequest, Generic[R]):
         request_id: str,
         context: RequestContext,
         sink: ResponseSink[R],
+        files_digest: bytes | None = None,
     ) -> None:
         plan = encoder.plan
         deadline = context.deadline if plan.timeout_s is None else plan.deadline(context)
@@ -50,6 +55,7 @@ class InferenceRequest(QueuedRequest, Generic[R]):
             self.trace = context.trace
             context.trace.set_model(plan.model.spec.name, plan.model.version)
         self._encoder = encoder
+        self._files_digest = files_digest
         self._id = request_id
         self._sink = sink
 
@@ -60,6 +66,10 @@ class InferenceRequest(QueuedRequest, Generic[R]):
     @property
     def wait_us(self) -> int:
         return self._encoder.plan.wait_us
+
+    @property
+    def identity(self) -> tuple[Buffer, ...]:
+        return super().identity if self._files_digest is None else (b"image files", self._files_digest)
 
     def finish(self, outputs: Outputs, first_row: int) -> None:
         self._sink.succeed(self._encoder.encode(outputs, first_row, self._id))
@@ -72,29 +82,3 @@ class InferenceRequest(QueuedRequest, Generic[R]):
     def cancel(self) -> None:
         """Drops the request unless its batch has started."""
         self._encoder.plan.model.batcher.cancel(self)
-
-
-class FilesRequest(InferenceRequest[R]):
-    """A request of image files.
-
-    Args:
-        digest: of the files, by which the response cache knows the request.
-    """
-
-    __slots__ = ("_digest",)
-
-    def __init__(
-        self,
-        digest: bytes,
-        encoder: Encoder[Any, R],
-        buffers: tuple[Buffer, ...],
-        request_id: str,
-        context: RequestContext,
-        sink: ResponseSink[R],
-    ) -> None:
-        super().__init__(encoder, buffers, request_id, context, sink)
-        self._digest = digest
-
-    @property
-    def identity(self) -> tuple[Buffer, ...]:
-        return b"image files", self._digest

@@ -15,7 +15,7 @@ from serving.errors import Internal, ServingError, Unavailable
 from serving.inference.batcher import BatcherClosed
 from serving.inference.decoder import ImageDecoder
 from serving.inference.image_files import FilesGiven, holds_files
-from serving.inference.inference_request import Encoder, FilesRequest, InferenceRequest
+from serving.inference.inference_request import Encoder, InferenceRequest
 from serving.inference.message_memory import UNCOUNTED_BYTES, MemoryShare, MessageMemory
 from serving.inference.parser_pool import ParserPool
 from serving.inference.plan import Plan, ValueEncoder
@@ -120,10 +120,8 @@ class _Path(Generic[S, R]):
         try:
             for _ in range(_MAX_SWAPS):
                 encoder, buffers = self._bind(encoded) if decoded is None else self._bind_decoded(encoded, decoded)
-                if decoded is None or decoded.digest is None:
-                    queued = InferenceRequest(encoder, buffers, encoded.request_id, context, sink)
-                else:
-                    queued = FilesRequest(decoded.digest, encoder, buffers, encoded.request_id, context, sink)
+                digest = None if decoded is None else decoded.digest
+                queued = InferenceRequest(encoder, buffers, encoded.request_id, context, sink, digest)
                 try:
                     encoder.plan.model.batcher.submit(queued)
                     return queued
@@ -227,7 +225,7 @@ class _Path(Generic[S, R]):
             return False
         given.digest = digest
         encoder = self._make_encoder(Plan(model, given.with_pixels()), encoded)
-        request: FilesRequest[R] = FilesRequest(digest, encoder, (), encoded.request_id, context, sink)
+        request = InferenceRequest(encoder, (), encoded.request_id, context, sink, digest)
         return model.batcher.answer_at_once(request)
 
     def _bind_decoded(self, encoded: S, decoded: FilesGiven) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
