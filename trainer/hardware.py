@@ -5,6 +5,7 @@ import ctypes
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,22 +45,33 @@ def has_tf32(device: torch.device) -> bool:
 def allow_tf32(is_allowed: bool) -> None:
     """Decides for this process whether GPUs may compute float32 convolutions and matrix products in TF32.
 
-    torch allows it for convolutions unless told otherwise. TF32 keeps 10 of float32's 23 bits of a factor's fraction.
-    The backward pass and a CUDA graph take the setting of the moment in which they are computed or captured.
+    torch allows it for convolutions unless told otherwise, and TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 for products, too.
+    TF32 keeps 10 of float32's 23 bits of a factor's fraction. The backward pass and a CUDA graph take the setting of
+    the moment in which they are computed or captured.
     """
-    torch.backends.cudnn.allow_tf32 = is_allowed
+    torch.set_float32_matmul_precision("highest")  # on CPUs, too: a user's network may have asked for bfloat16
     torch.backends.cuda.matmul.allow_tf32 = is_allowed
+    cudnn: Any = torch.backends.cudnn
+    cudnn.allow_tf32 = is_allowed
+    if not is_allowed:  # or else convolutions follow `torch.backends.fp32_precision`
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
 
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
     """Context in which GPUs compute float32 convolutions and matrix products in float32."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    of_convolutions, of_products = tf32_settings()
     allow_tf32(False)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = of_convolutions, of_products
+
+
+def tf32_settings() -> tuple[bool, bool]:
+    """Returns whether this process allows TF32, for convolutions and for matrix products, by whichever setting."""
+    backends: Any = torch.backends
+    return backends.cudnn.conv.fp32_precision == "tf32", backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def bfloat16_instructions() -> list[str]:

@@ -104,8 +104,20 @@ def open_device(spec: ModelSpec, gpu: int | None, num_threads: int) -> torch.dev
     if strings := [tensor.name for tensor in (*spec.inputs, *spec.outputs) if tensor.datatype.size == 0]:
         raise LoadError(f"torch's models have no strings, but '{strings[0]}' is TYPE_STRING in the configuration")
     torch.set_num_threads(num_threads)
-    torch.backends.cudnn.allow_tf32 = False  # the golden batch was computed in float32; TF32 differs by up to 1e-3
+    _compute_in_float32()
     return torch.device("cpu") if gpu is None else torch.device("cuda", gpu)
+
+
+def _compute_in_float32() -> None:
+    """Forbids TF32 in this process, in which the golden batch was not computed: it differs by up to 1e-3.
+
+    torch allows it for convolutions unless told otherwise; the environment (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE) and
+    models in Python may allow it for products. They may have used torch's older settings or `fp32_precision`.
+    """
+    cudnn: Any = torch.backends.cudnn
+    cudnn.allow_tf32 = False
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
 
 
 @contextmanager

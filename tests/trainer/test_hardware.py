@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 from convoy.cpus import available_memory, num_available_cpus
-from trainer.hardware import allow_tf32, describe, has_tf32, without_tf32
+from trainer.hardware import allow_tf32, describe, has_tf32, tf32_settings, without_tf32
 
 # The first convolution allocates more than 32 MB, which glibc always maps afresh; for less, it depends.
 COUNT_FAULTS = """
@@ -51,17 +52,30 @@ def test_gpus_since_ampere_have_tf32(capability: tuple[int, int], has: bool, mon
     assert not has_tf32(torch.device("cpu"))
 
 
-def settings_of_tf32() -> tuple[bool, bool]:
-    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-
-
 @pytest.mark.usefixtures("restores_tf32")
 def test_tf32_is_allowed_for_convolutions_and_matrix_products_alike() -> None:
     for is_allowed in (True, False):
         allow_tf32(is_allowed)
         with without_tf32():
-            assert settings_of_tf32() == (False, False)
-        assert settings_of_tf32() == (is_allowed, is_allowed)
+            assert tf32_settings() == (False, False)
+        assert tf32_settings() == (is_allowed, is_allowed)
+
+
+@pytest.mark.usefixtures("restores_tf32")
+def test_tf32_is_forbidden_whatever_a_users_network_has_set() -> None:
+    backends: Any = torch.backends
+    try:
+        for setting in (backends, backends.cuda.matmul, backends.mkldnn.matmul):
+            setting.fp32_precision = "tf32"
+            with without_tf32():
+                assert tf32_settings() == (False, False)
+            allow_tf32(False)
+            assert tf32_settings() == (False, False)
+            assert not backends.cudnn.allow_tf32  # raises an error where older and newer settings disagree
+            assert not backends.cuda.matmul.allow_tf32
+            assert backends.mkldnn.matmul.fp32_precision == "ieee"
+    finally:
+        backends.fp32_precision = backends.mkldnn.matmul.fp32_precision = "none"
 
 
 @pytest.mark.gpu

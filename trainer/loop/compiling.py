@@ -5,7 +5,7 @@ Validation, evaluation and export use the network as it is.
 
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -41,11 +41,12 @@ class CompiledNetwork(nn.Module):
         log: Callable[[str], None],
     ) -> None:
         super().__init__()
-        check_compiler(device)
         self.network = network
-        self._compiled = torch.compile(network.forward, dynamic=False, options=_options())
+        with _without_warnings():
+            check_compiler(device)
+            self._compiled = torch.compile(network.forward, dynamic=False, options=_options())
         self._sizes = frozenset(size for size in sizes if size > 1)  # norms treat a single image in a way of their own
-        self._known: set[tuple[int, int | None]] = set()
+        self._known: set[tuple[int, Hashable]] = set()
         self._activity = activity
         self._log = log
 
@@ -55,17 +56,17 @@ class CompiledNetwork(nn.Module):
         logits: torch.Tensor = forward(pixels)
         return logits
 
-    def step(self, sizes: Collection[int], image_size: int | None) -> AbstractContextManager[None]:
+    def step(self, sizes: Collection[int], kind: Hashable) -> AbstractContextManager[None]:
         """Context of a step: tells the user what compiling costs, where it compiles.
 
         Args:
             sizes: images of its shards.
-            image_size: height and width to which the step resizes them; None for those that they have.
+            kind: of the step; the passes of each kind are compiled by themselves.
 
         Raises:
             ConfigError: compiling fails.
         """
-        new = {(size, image_size) for size in self._sizes.intersection(sizes)} - self._known
+        new = {(size, kind) for size in self._sizes.intersection(sizes)} - self._known
         self._known |= new
         return self._compiling([size for size, _ in new]) if new else nullcontext()
 
@@ -73,8 +74,7 @@ class CompiledNetwork(nn.Module):
     def _compiling(self, sizes: Collection[int]) -> Iterator[None]:
         began = time.perf_counter()
         try:
-            with self._activity.slow_phase(), warnings.catch_warnings():  # others compile, and this process is idle
-                warnings.filterwarnings("ignore", message="TensorFloat32")  # advice, and `--precision tf32` is a choice
+            with self._activity.slow_phase(), _without_warnings():  # others compile, and this process is idle
                 yield
         except RuntimeError as error:
             from torch._dynamo.exc import TorchDynamoException
@@ -85,6 +85,15 @@ class CompiledNetwork(nn.Module):
             raise ConfigError(f"--compile: torch.compile fails: {reason.strip()}; leave --compile out") from error
         images = " and ".join(map(str, sorted(sizes)))
         self._log(f"--compile: compiling took {time.perf_counter() - began:.1f} s, for {images} images at a time")
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Context without the warnings of torch.compile that no user can act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch 2.11's compiler imports what torch has deprecated
+        warnings.filterwarnings("ignore", message="TensorFloat32")  # advice, and `--precision tf32` is a choice
+        yield
 
 
 def check_compiler(device: torch.device) -> None:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,8 @@ def compiled_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
 
     def pretend(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        warnings.warn("torch 2.11 warns while it imports its compiler", DeprecationWarning, stacklevel=1)
+
         def compiled(pixels: torch.Tensor) -> Any:
             sizes.append(len(pixels))
             return forward(pixels)
