@@ -108,17 +108,16 @@ def _time_step(bench: Bench, recipe: str, way: str, world: World) -> dict[str, A
         run, _ = open_run(config, world, bench.dataset(config))
         run.learner.model.train()
         batch = ResidentSource(run).batch(0)
-        sizes: list[int | None] = [*(size for _, size in run.recipe.resolutions), None]
         found: dict[str, Any] = {"microseconds": {}, "images": run.recipe.global_batch_size}
-        for size in sizes:
-            sized = replace(batch, image_size=size)
+        for kind in run.kinds:
+            batch = replace(batch, kind=kind)
             for _ in range(NUM_WARM_UP):
-                run.learner.step(sized)
+                run.learner.step(batch)
             wait_for(world.device)
-            if size == sizes[0]:
-                found["ready_seconds"] = time.perf_counter() - began
-            pixels = str(size or run.dataset.train.shape[1])
-            found["microseconds"][pixels] = 1e6 * _seconds_of(partial(run.learner.step, sized), world.device)
+            found.setdefault("ready_seconds", time.perf_counter() - began)
+            shown = str(kind.image_size or run.dataset.train.shape[1])
+            shown += "" if kind.trains_whitening_bias else ", frozen bias"
+            found["microseconds"][shown] = 1e6 * _seconds_of(partial(run.learner.step, batch), world.device)
         if way == "our kernels" and world.device.type == "cuda":
             found["kernels"] = _kernels(partial(run.learner.step, batch), world.device)
         run.learner.release()

@@ -28,7 +28,7 @@ from trainer.records.run_folder import RunFolder
 from trainer.train import setup
 
 NUM_WARM_UP = 8
-"""Steps of each size of images before the clock: the graph is captured in the fourth."""
+"""Steps of each kind before the clock: the graph is captured in the fourth."""
 
 
 def open_run(config: TrainConfig, world: World, dataset: Dataset | None = None) -> tuple[Run, Dataset]:
@@ -51,9 +51,9 @@ class WarmTraining:
         self._run.learner.model.train()
         source = ResidentSource(self._run)
         self._images, batch = source.images, source.batch(0)
-        for size in [*(size for _, size in self._run.recipe.resolutions), None]:
+        for kind in self._run.kinds:
             for _ in range(NUM_WARM_UP):
-                self._run.learner.step(replace(batch, image_size=size))
+                self._run.learner.step(replace(batch, kind=kind))
 
     def train(self, seed: int) -> dict[str, float]:
         """Trains from a seed, and returns seconds and the test accuracy with the recipe's views."""

@@ -22,7 +22,7 @@ from trainer.loop.ema import WeightAverage
 from trainer.loop.loss import TrainingLoss, class_weights
 from trainer.loop.optim import Optimizer
 from trainer.loop.shards import share_of
-from trainer.loop.step import NUM_EAGER_STEPS, Batch, GraphedStep, GraphedStepBySize, TrainStep
+from trainer.loop.step import NUM_EAGER_STEPS, Batch, GraphedStep, GraphedStepByKind, TrainStep
 from trainer.models import Classifier
 from trainer.models.airbench import AirbenchNet
 from trainer.models.start import starting_network
@@ -102,9 +102,14 @@ class Learner:
         with self.autocast():
             return average_views(model, pixels, views)
 
+    def rehearse(self, batch: Batch) -> None:
+        """Runs the forward and the backward pass of a batch that is one shard, and forgets what they computed."""
+        step = self.step if isinstance(self.step, GraphedStep | GraphedStepByKind) else self.train_step
+        step.rehearse(batch)
+
     def release(self) -> None:
         """Frees what only training steps need: NCCL's communicator cannot close while a CUDA graph uses it."""
-        if isinstance(self.step, GraphedStep | GraphedStepBySize):
+        if isinstance(self.step, GraphedStep | GraphedStepByKind):
             self.step.release()
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,6 +169,7 @@ def build_learner(  # noqa: PLR0913 (what decides a learner)
         augment=recipe.augment,
         loss=TrainingLoss(recipe.label_smoothing, None if weights is None else weights.to(world.device)),
         average=average,
+        whitening_bias=_whitening_bias(model),
         compiled=compiled,
         autocast=autocast,
         all_reduce=world.all_reduce,
@@ -189,7 +195,14 @@ def _graphed(step: TrainStep, recipe: Recipe, world: World, log: Callable[[str],
         log(f"warning: no Triton kernels, so steps are slower: {reason}")
     num_eager_steps = NUM_EAGER_STEPS_OF_DDP if world.uses_ddp else NUM_EAGER_STEPS
     make = partial(GraphedStep, step, log, world, stream=torch.cuda.Stream(), num_eager_steps=num_eager_steps)
-    return GraphedStepBySize(make) if recipe.resolutions else make()
+    has_kinds = bool(recipe.resolutions) or recipe.whitening_bias_until < 1
+    return GraphedStepByKind(make) if has_kinds else make()
+
+
+def _whitening_bias(model: Classifier) -> nn.Parameter | None:
+    """Returns the bias of an airbench network's whitening layer, unless it is frozen from the start."""
+    bias = model.network.whiten.bias if isinstance(model.network, AirbenchNet) else None
+    return bias if isinstance(bias, nn.Parameter) and bias.requires_grad else None
 
 
 def _check_resolutions(recipe: Recipe, model: Classifier, images: torch.Tensor) -> None:

@@ -5,6 +5,7 @@ takes convolution filters (torch.optim.Muon takes matrices only), and the first 
 torch._dynamo, which takes as long as importing torch itself.
 """
 
+from itertools import compress
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, lr_factor: torch.Tensor) -> None:
-        """Updates the parameters from their gradients, which it may overwrite.
+        """Updates the parameters from their gradients, which it may overwrite; those without one stay as they are.
 
         Args:
             lr_factor: float32 scalar tensor on the parameters' device.
@@ -58,8 +59,11 @@ class Optimizer:
             self._clip()
         if self._num_steps is not None:
             self._num_steps += 1
-        for group, (weights, momenta, squares) in self._work.items():
+        for group, work in self._work.items():
+            weights, momenta, squares = _with_gradients(*work)
             updates = [weight.grad for weight in weights if weight.grad is not None]
+            if not updates:
+                continue
             lr = lr_factor * group.lr
             if group.optimizer == "sgd" and _is_fused(weights, updates):
                 sgd_step(group, weights, updates, momenta, lr)
@@ -113,6 +117,14 @@ class Optimizer:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(known)))
         scale = (self._clip_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(known, torch.where(norm.isfinite(), scale, torch.nan))
+
+
+def _with_gradients(
+    weights: list[torch.Tensor], momenta: list[torch.Tensor], squares: list[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    """Returns the weights that have a gradient, and what belongs to them."""
+    known = [weight.grad is not None for weight in weights]
+    return list(compress(weights, known)), list(compress(momenta, known)), list(compress(squares, known))
 
 
 def _is_fused(weights: list[torch.Tensor], gradients: list[torch.Tensor]) -> bool:

@@ -12,6 +12,7 @@ from trainer.data.order import num_steps_per_epoch
 from trainer.errors import CheckpointError, DivergenceError
 from trainer.evaluation.baseline import Baseline
 from trainer.loop.learner import Learner
+from trainer.loop.step import StepKind
 from trainer.loop.stopping import BestEpoch
 from trainer.progress import Progress
 from trainer.ranks.world import World
@@ -104,10 +105,19 @@ class Run:
             learner.model.load_state_dict(learner.average.model.state_dict())
         self.learner = replace(learner, average=None)
 
-    def image_size(self, step: int) -> int | None:
-        """Returns the size in pixels to which a step reduces the images; None for their own."""
+    def kind_of(self, step: int) -> StepKind:
+        """Returns the kind of a step, which the recipe alone decides; it never enlarges images."""
         size = self.recipe.image_size(step, self.num_steps)
-        return size if size is not None and size < self.dataset.train.shape[1] else None
+        has_bias = self.learner.train_step.whitening_bias is not None
+        return StepKind(
+            image_size=size if size is not None and size < self.dataset.train.shape[1] else None,
+            trains_whitening_bias=not has_bias or self.recipe.trains_whitening_bias(step, self.num_steps),
+        )
+
+    @property
+    def kinds(self) -> list[StepKind]:
+        """The kinds of the run's steps, in the order in which they come."""
+        return list(dict.fromkeys(map(self.kind_of, range(self.num_steps))))
 
     def lr_factors(self, epoch: int) -> torch.Tensor:
         """Returns the learning rate's factor at each step of an epoch, float32 on the device."""

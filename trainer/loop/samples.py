@@ -9,7 +9,7 @@ from trainer.data.augment import draw_crops, draw_params
 from trainer.data.order import balanced_order, dropout_seeds, epoch_order
 from trainer.loop.run import Run
 from trainer.loop.shards import share_of
-from trainer.loop.step import Batch
+from trainer.loop.step import Batch, StepKind
 from trainer.ranks.world import World
 
 
@@ -94,14 +94,12 @@ class EpochSamples:
         moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in tensors.items()}
         return type(self)(**moved)
 
-    def batch(
-        self, images: torch.Tensor, share: StepShare, lr_factor: torch.Tensor, image_size: int | None = None
-    ) -> Batch:
+    def batch(self, images: torch.Tensor, share: StepShare, lr_factor: torch.Tensor, kind: StepKind) -> Batch:
         """Returns this rank's part of a step.
 
         Args:
             images: uint8 `[M, C, H, W]`, all images into which `indices` point.
-            image_size: pixels to which the step resizes the images; None for their own size.
+            kind: of the step.
         """
         return Batch(
             images=images,
@@ -112,5 +110,5 @@ class EpochSamples:
             lr_factor=lr_factor,
             sizes=share.sizes,
             num_images=share.num_images,
-            image_size=image_size,
+            kind=kind,
         )

@@ -81,7 +81,7 @@ class ResidentSource:
             self._samples = self._draw(epoch).to(run.world.device)
             self._lr_factors = run.lr_factors(epoch)
         share = StepShare.of(number * batch_size, len(self._samples.indices), batch_size, run.world)
-        return self._samples.batch(self.images, share, self._lr_factors[number], run.image_size(step))
+        return self._samples.batch(self.images, share, self._lr_factors[number], run.kind_of(step))
 
     def _draw(self, epoch: int) -> EpochSamples:
         ahead, self._ahead = self._ahead, None

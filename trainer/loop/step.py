@@ -1,8 +1,8 @@
 """One training step: gather, augment, forward, backward, update; eager, or replayed as one CUDA graph."""
 
 import itertools
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +28,19 @@ NUM_EAGER_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepKind:
+    """What decides which operations a step has: each kind has a CUDA graph of its own.
+
+    Args:
+        image_size: pixels to which the step resizes the images; None for their own size.
+        trains_whitening_bias: whether the step updates the bias of an airbench network's whitening layer.
+    """
+
+    image_size: int | None = None
+    trains_whitening_bias: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """A rank's part of a global batch; the tensors are on the device.
 
@@ -40,7 +53,7 @@ class Batch:
         lr_factor: float32 scalar.
         sizes: samples in each of the rank's shards, in order.
         num_images: samples of the global batch, over all ranks.
-        image_size: pixels to which the step resizes the images; None for their own size.
+        kind: of the step; the same on all ranks.
     """
 
     images: torch.Tensor
@@ -51,7 +64,7 @@ class Batch:
     lr_factor: torch.Tensor
     sizes: tuple[int, ...]
     num_images: int
-    image_size: int | None = None
+    kind: StepKind = StepKind()
 
     @property
     def owns_images(self) -> bool:
@@ -65,6 +78,7 @@ class TrainStep:
     Args:
         model: pixels to logits.
         average: follows the weights, if the recipe has a moving average of them.
+        whitening_bias: stays as it is in steps of a kind that does not train it; None if it is never trained.
         compiled: computes the model's forward and backward passes; None for the model as it is.
         autocast: makes the context of the forward pass's precision.
         all_reduce: sums a vector over the ranks.
@@ -80,6 +94,7 @@ class TrainStep:
         augment: Augment,
         loss: TrainingLoss,
         average: WeightAverage[Classifier] | None = None,
+        whitening_bias: nn.Parameter | None = None,
         compiled: CompiledNetwork | None = None,
         autocast: Callable[[], torch.autocast],
         all_reduce: Callable[[torch.Tensor], torch.Tensor],
@@ -92,6 +107,7 @@ class TrainStep:
         self._augment = augment
         self._loss = loss
         self._average = average
+        self.whitening_bias = whitening_bias
         self._autocast = autocast
         self._all_reduce = all_reduce
         self._num_ranks = num_ranks
@@ -109,11 +125,12 @@ class TrainStep:
         Returns:
             float32 `[2]`: the sum of the losses and the number of correct answers, over all ranks.
         """
-        with nullcontext() if self._compiled is None else self._compiled.step(batch.sizes, batch.image_size):
+        with nullcontext() if self._compiled is None else self._compiled.step(batch.sizes, batch.kind):
             return self._compute(batch)
 
     def _compute(self, batch: Batch) -> torch.Tensor:
         starts = [0, *itertools.accumulate(batch.sizes)]
+        frozen = self._freeze(batch.kind)
         if self._data_parallel is not None and self._ddp is None:
             self._connect(self._data_parallel, batch)
         try:
@@ -122,12 +139,30 @@ class TrainStep:
                 if self._ddp is not None and not any(batch.sizes):
                     self._add_nothing(self._ddp, batch)
             result = self._sums.unpack(self._all_reduce(mine), batch.num_images)
+            if frozen is not None:
+                frozen.grad = None  # so that the optimizer leaves it alone
             self._optimizer.step(batch.lr_factor)
             if self._average is not None:
                 self._average.update()
         finally:  # a step whose capture fails is run again, eagerly, and must not add to old gradients
             self._optimizer.zero_grad()
         return result
+
+    def rehearse(self, batch: Batch) -> None:
+        """Runs the forward and the backward pass of a batch that is one shard, and forgets what they computed."""
+        self._freeze(batch.kind)
+        try:
+            with self._norms.collecting():
+                self._shard(batch, 0, 0)
+        finally:
+            self._optimizer.zero_grad()
+
+    def _freeze(self, kind: StepKind) -> nn.Parameter | None:
+        """Returns the parameter that a kind of step does not train, and leaves out its gradient."""
+        frozen = None if kind.trains_whitening_bias else self.whitening_bias
+        if self.whitening_bias is not None and self._data_parallel is None:  # DDP expects all gradients that it knows
+            self.whitening_bias.requires_grad_(frozen is None)
+        return frozen
 
     def _shard(self, batch: Batch, shard: int, start: int) -> torch.Tensor:
         """Returns one shard's vector. Computes nothing for a shard without images."""
@@ -138,7 +173,7 @@ class TrainStep:
         labels: torch.Tensor | MixedLabels = batch.labels[part]
         # Before autocast: bfloat16 is too coarse for the positions of pixels.
         params = batch.augment_params[part]
-        images = augment_batch(self._augment, batch.images, batch.indices[part], params, batch.image_size)
+        images = augment_batch(self._augment, batch.images, batch.indices[part], params, batch.kind.image_size)
         if self._augment.mixes:
             images, share = mix_batch(self._augment, images, batch.augment_params[part])
             labels = MixedLabels(batch.labels[part], batch.labels[part].flip(0), share)
@@ -229,6 +264,11 @@ class GraphedStep:
         assert self._result is not None
         return self._result
 
+    def rehearse(self, batch: Batch) -> None:
+        """Does `TrainStep.rehearse` where the steps will be: memory belongs to a stream."""
+        with self._on_stream():
+            self._step.rehearse(batch)
+
     def release(self) -> None:
         """Frees the graph; further steps are eager. NCCL's communicator cannot close while a graph uses it."""
         if self._graph is not None:
@@ -238,11 +278,15 @@ class GraphedStep:
         self._step.disconnect()
 
     def _eager(self, batch: Batch) -> torch.Tensor:
+        with self._on_stream():
+            return self._step(batch)
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            result = self._step(batch)
+            yield
         torch.cuda.current_stream().wait_stream(self._stream)
-        return result
 
     def _capture(self, batch: Batch) -> None:
         static = replace(
@@ -288,8 +332,8 @@ class GraphedStep:
         torch._foreach_copy_([target.augment_params, target.lr_factor], [source.augment_params, source.lr_factor])
 
 
-class GraphedStepBySize:
-    """One CUDA graph for each size of a run's images: those of the recipe's `resolutions`, and their own.
+class GraphedStepByKind:
+    """One CUDA graph for each kind of a run's steps.
 
     Args:
         make: returns a new graphed step; all are of the same `TrainStep`.
@@ -297,13 +341,20 @@ class GraphedStepBySize:
 
     def __init__(self, make: Callable[[], GraphedStep]) -> None:
         self._make = make
-        self._steps: dict[int | None, GraphedStep] = {}
+        self._steps: dict[StepKind, GraphedStep] = {}
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Runs the step as `GraphedStep.__call__` does."""
-        if batch.image_size not in self._steps:
-            self._steps[batch.image_size] = self._make()
-        return self._steps[batch.image_size](batch)
+        return self._step_of(batch.kind)(batch)
+
+    def rehearse(self, batch: Batch) -> None:
+        """Does `GraphedStep.rehearse`."""
+        self._step_of(batch.kind).rehearse(batch)
+
+    def _step_of(self, kind: StepKind) -> GraphedStep:
+        if kind not in self._steps:
+            self._steps[kind] = self._make()
+        return self._steps[kind]
 
     def release(self) -> None:
         """Frees the graphs; further steps are eager."""

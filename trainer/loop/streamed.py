@@ -60,7 +60,7 @@ class StreamedSource:
         if line := self._waits.advice(run.dataset.train.shape[1]):
             run.progress.log(line)
         drawn, share = self._epochs[epoch], self._share(step)
-        batch = drawn.samples.batch(images, share, drawn.lr_factors[number], run.image_size(step))
+        batch = drawn.samples.batch(images, share, drawn.lr_factors[number], run.kind_of(step))
         batch = replace(batch, indices=torch.arange(len(images)))
         return batch if self._uploader is None else self._uploader.upload(batch)
 

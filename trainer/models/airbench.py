@@ -1,8 +1,8 @@
 """The airbench family: small convnets without residual connections, made for short trainings.
 
 Keller Jordan, arXiv 2404.00498. Differences from the paper: the last pooling is a global maximum, which is the same for
-32x32 pixels and takes any size from 20 pixels up; the widths of the three stages are free; the bias of the whitening
-layer is trained to the end of the run, whereas the paper freezes it after three epochs.
+32x32 pixels and takes any size from 20 pixels up; the widths of the three stages are free. The paper freezes
+the bias of the whitening layer after three epochs, and a recipe after its `whitening_bias_until`.
 """
 
 import torch

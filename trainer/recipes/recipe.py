@@ -84,6 +84,9 @@ class Recipe:
     resolutions: tuple[tuple[float, int], ...] = ()
     """Smaller images at first: [fraction of the run until which larger ones are resized, pixels], such as [[0.3, 24],
     [0.6, 28]]; after the last fraction they have their own size. For networks that take several sizes."""
+    whitening_bias_until: float = 1.0
+    """Fraction of the run after which the bias of an airbench network's first layer, which whitens, stays as it is: no
+    step after it computes a gradient of that layer. 1: it is trained to the end. Other networks have no such layer."""
     file_sha256: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the user's files that decide the computation, by what they hold: `recipe`, `network`, `weights`. The
     trainer fills it in."""
@@ -93,6 +96,7 @@ class Recipe:
             check_number(name, getattr(self, name), 0, math.inf)
         for name in ("ema_decay", "label_smoothing"):
             check_number(name, getattr(self, name), 0, 1, excludes_most=True)
+        check_number("whitening_bias_until", self.whitening_bias_until, 0, 1)
         if self.balanced_sampling and self.class_weights != "none":
             raise ConfigError("balanced_sampling and class_weights both favour rare classes: choose one of them")
         if self.num_validation == 0 and (self.patience or self.keep_best):
@@ -112,6 +116,10 @@ class Recipe:
     def image_size(self, step: int, num_steps: int) -> int | None:
         """Returns the size in pixels to which images are resized at a step, counted from 0; None for their own."""
         return next((size for until, size in self.resolutions if step < round(until * num_steps)), None)
+
+    def trains_whitening_bias(self, step: int, num_steps: int) -> bool:
+        """Returns whether a step, counted from 0, updates the bias of the whitening layer."""
+        return step < round(self.whitening_bias_until * num_steps)
 
     def with_augmentation(
         self,

@@ -18,11 +18,14 @@ from trainer.loop.look_ahead import LookAhead
 from trainer.loop.run import Run
 from trainer.loop.saving import save
 from trainer.loop.sources import ResidentSource
-from trainer.loop.step import NUM_EAGER_STEPS, Batch, TrainStep
+from trainer.loop.step import NUM_EAGER_STEPS, Batch, StepKind, TrainStep
 from trainer.recipes import Recipe
 from trainer.records.checkpoint import Checkpoints
 
 SAVE_EVERY_S = 20.0
+
+Kinds = tuple[StepKind, ...]
+"""Of a step of each run."""
 
 
 def branch_key(recipe: Recipe) -> tuple[Any, ...] | None:
@@ -32,7 +35,14 @@ def branch_key(recipe: Recipe) -> tuple[Any, ...] | None:
     """
     if recipe.patience or recipe.keep_best:
         return None
-    return recipe.dataset, recipe.num_validation, recipe.global_batch_size, recipe.epochs, recipe.resolutions
+    return (
+        recipe.dataset,
+        recipe.num_validation,
+        recipe.global_batch_size,
+        recipe.epochs,
+        recipe.resolutions,
+        recipe.whitening_bias_until,
+    )
 
 
 class Branches:
@@ -84,7 +94,7 @@ def _in_turn(steps: list[TrainStep], totals: torch.Tensor) -> Callable[[list[Bat
 
 
 class _GraphedBranches:
-    """A step of each run as one CUDA graph; one graph for each size of images.
+    """A step of each run as one CUDA graph; one graph for each combination of kinds.
 
     As `GraphedStep`: the first steps are eager, and batches of another number of images stay so.
     """
@@ -93,23 +103,23 @@ class _GraphedBranches:
         self._steps, self._totals, self._log = steps, totals, log
         self._stream = torch.cuda.Stream()
         self._streams = [torch.cuda.Stream() for _ in steps]  # torch has 32: some branches may follow each other
-        self._graphs: dict[int | None, tuple[torch.cuda.CUDAGraph, list[Batch]]] = {}
-        self._num_eager: dict[int | None, int] = {}
+        self._graphs: dict[Kinds, tuple[torch.cuda.CUDAGraph, list[Batch]]] = {}
+        self._num_eager: dict[Kinds, int] = {}
         self._largest = 0
         self._may_capture = True
 
     def __call__(self, batches: list[Batch]) -> None:
-        size, num_images = batches[0].image_size, batches[0].num_images
+        kinds, num_images = _kinds_of(batches), batches[0].num_images
         self._largest = max(self._largest, num_images)
-        num_eager = self._num_eager.get(size, 0)
+        num_eager = self._num_eager.get(kinds, 0)
         is_usual = num_images == self._largest
-        if self._may_capture and is_usual and num_eager >= NUM_EAGER_STEPS and size not in self._graphs:
+        if self._may_capture and is_usual and num_eager >= NUM_EAGER_STEPS and kinds not in self._graphs:
             self._capture(batches)
-        if size not in self._graphs or not is_usual:
-            self._num_eager[size] = num_eager + 1
+        if kinds not in self._graphs or not is_usual:
+            self._num_eager[kinds] = num_eager + 1
             self._eager(batches)
             return
-        graph, static = self._graphs[size]
+        graph, static = self._graphs[kinds]
         _copy(batches, static)
         graph.replay()
 
@@ -135,7 +145,7 @@ class _GraphedBranches:
             self._may_capture = False
             self._log(f"warning: no CUDA graph, the steps run one kernel at a time: {str(error).splitlines()[0]}")
             return
-        self._graphs[batches[0].image_size] = graph, static
+        self._graphs[_kinds_of(batches)] = graph, static
 
     def _record(self, batches: list[Batch]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
@@ -155,6 +165,10 @@ class _GraphedBranches:
         for stream in self._streams:
             current.wait_stream(stream)
         self._totals += torch.stack(results)
+
+
+def _kinds_of(batches: list[Batch]) -> Kinds:
+    return tuple(batch.kind for batch in batches)
 
 
 def _clone(batch: Batch) -> Batch:

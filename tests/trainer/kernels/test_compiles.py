@@ -18,7 +18,7 @@ from trainer.kernels import choice
 from trainer.loop.learner import initial_model, parameter_groups
 from trainer.loop.loss import TrainingLoss
 from trainer.loop.optim import Optimizer
-from trainer.loop.step import Batch, TrainStep
+from trainer.loop.step import Batch, StepKind, TrainStep
 from trainer.recipes import RECIPES, Augment, Recipe
 
 pytestmark = [
@@ -111,7 +111,7 @@ def run_step(recipe: Recipe, shape: tuple[int, int], mini: Dataset) -> None:
             lr_factor=torch.ones(()),
             sizes=(batch_size,),
             num_images=batch_size,
-            image_size=image_size,
+            kind=StepKind(image_size=image_size),
         )
         step(batch)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.hyperparameters import OptimizerName, ParamGroup
 from trainer.loop import optim
 from trainer.loop.muon import newton_schulz
 from trainer.loop.optim import Optimizer
-from trainer.recipes import ParamGroup
 
 
 def _train(model: nn.Module, step, num_steps: int = 20) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
@@ -40,6 +40,24 @@ def test_sgd_equals_torchs(momentum: float) -> None:
 
     for a, b in zip(_train(mine, my_step), _train(theirs, their_step), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weights_without_a_gradient_stay_as_they_are_and_change_no_others(optimizer: OptimizerName) -> None:
+    """Their norm is not in the limit, and they do not decay."""
+    group = ParamGroup(lr=0.1, momentum=0.9, weight_decay=0.1, optimizer=optimizer)
+    found = []
+    for known in ([0, 1, 2, 3], [0, 2, 3]):
+        weights = list(_model().parameters())
+        start = weights[1].detach().clone()
+        step = Optimizer([(group, [weights[number] for number in known])], clip_norm=0.1)
+        for _ in range(3):
+            for number in (0, 2, 3):
+                weights[number].grad = torch.ones_like(weights[number])
+            step.step(torch.tensor(1.0))
+        assert torch.equal(weights[1], start)
+        found.append(weights)
+    assert all(torch.equal(mine, other) for mine, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])

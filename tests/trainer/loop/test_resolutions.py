@@ -16,7 +16,7 @@ from trainer.errors import ConfigError
 from trainer.loop.fit import fit
 from trainer.loop.run import restore
 from trainer.loop.saving import SaveInterval
-from trainer.loop.step import Batch, GraphedStep, GraphedStepBySize
+from trainer.loop.step import Batch, GraphedStep, GraphedStepByKind, StepKind
 from trainer.ranks.world import World
 from trainer.recipe_fields import recipe_from_table, recipe_to_table
 from trainer.recipes import RECIPES, Augment, Recipe
@@ -53,7 +53,7 @@ def test_the_network_sees_images_that_grow(mini: Dataset, tmp_path: Path) -> Non
 
 def test_images_are_never_enlarged(mini: Dataset, tmp_path: Path) -> None:
     run = make_run(replace(GROWING, resolutions=((0.4, 24), (0.7, 64))), mini, tmp_path)
-    assert [run.image_size(step) for step in range(6)] == [24, 24, None, None, None, None]
+    assert [run.kind_of(step).image_size for step in range(6)] == [24, 24, None, None, None, None]
 
 
 def test_a_run_that_was_stopped_at_a_smaller_resolution_ends_in_the_same_weights(mini: Dataset, tmp_path: Path) -> None:
@@ -102,14 +102,14 @@ def test_a_network_of_one_size_is_refused_before_the_first_step(
         make_run(recipe, mini, tmp_path)
 
 
-def test_each_size_has_a_graph_of_its_own() -> None:
+def test_each_kind_of_step_has_a_graph_of_its_own() -> None:
     class Counted:
         def __init__(self) -> None:
-            self.seen: list[int | None] = []
+            self.seen: list[StepKind] = []
             self.is_released = False
 
         def __call__(self, batch: Batch) -> torch.Tensor:
-            self.seen.append(batch.image_size)
+            self.seen.append(batch.kind)
             return torch.zeros(2)
 
         def release(self) -> None:
@@ -121,15 +121,16 @@ def test_each_size_has_a_graph_of_its_own() -> None:
         made.append(Counted())
         return cast(GraphedStep, made[-1])
 
-    step = GraphedStepBySize(make)
-    for size in (24, 24, 28, None, None):
-        step(_batch(size))
+    step = GraphedStepByKind(make)
+    small, frozen, full = StepKind(image_size=24), StepKind(image_size=24, trains_whitening_bias=False), StepKind()
+    for kind in (small, small, frozen, full, full):
+        step(_batch(kind))
     step.release()
-    assert [one.seen for one in made] == [[24, 24], [28], [None, None]]
+    assert [one.seen for one in made] == [[small, small], [frozen], [full, full]]
     assert all(one.is_released for one in made)
 
 
-def _batch(size: int | None) -> Batch:
+def _batch(kind: StepKind) -> Batch:
     nothing = torch.zeros(0)
     return Batch(
         images=nothing,
@@ -140,5 +141,5 @@ def _batch(size: int | None) -> Batch:
         lr_factor=nothing,
         sizes=(1,),
         num_images=1,
-        image_size=size,
+        kind=kind,
     )

@@ -11,6 +11,7 @@ from tests.trainer.loop.runs import SHORT, make_run
 from trainer.data import Dataset
 from trainer.loop.samples import EpochSamples, StepShare
 from trainer.loop.shards import sum_in_tree
+from trainer.loop.step import StepKind
 from trainer.ranks.world import World
 from trainer.recipes import Augment
 
@@ -51,7 +52,7 @@ def test_ranks_that_share_a_batch_add_up_to_it(num_images: int, mini: Dataset, t
                 dropout_seeds=torch.zeros(num_images),
             )
             share = StepShare.of(0, num_images, num_images, world)
-            run.learner.step(samples.batch(mini.train.images, share, torch.tensor(1.0)))
+            run.learner.step(samples.batch(mini.train.images, share, torch.tensor(1.0), StepKind()))
         totals.append(torch.stack(sums).sum(dim=0))
     assert torch.allclose(totals[0], totals[1], atol=1e-5)
 
@@ -80,7 +81,7 @@ def test_augmented_and_mixed_batches_have_the_same_bits_on_any_number_of_ranks(m
             run = make_run(recipe, mini, tmp_path / f"{size}", world=world)
             samples = EpochSamples.draw(run, epoch=1)
             share = StepShare.of(44, len(samples.indices), 22, world)
-            run.learner.step(samples.batch(mini.train.images, share, torch.tensor(1.0)))
+            run.learner.step(samples.batch(mini.train.images, share, torch.tensor(1.0), StepKind()))
         return sum_in_tree(lambda rank: recorded[rank], size)
 
     alone = sums_of(1)

@@ -18,7 +18,7 @@ from trainer.loop.ema import WeightAverage
 from trainer.loop.learner import initial_model, parameter_groups
 from trainer.loop.loss import TrainingLoss
 from trainer.loop.optim import Optimizer
-from trainer.loop.step import Batch, GraphedStep, TrainStep
+from trainer.loop.step import Batch, GraphedStep, StepKind, TrainStep
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES, Augment, ParamGroup
 from trainer.records.checkpoint import weights_sha256
@@ -147,11 +147,12 @@ def test_a_cuda_graph_can_hold_a_step(name: str, mini: Dataset) -> None:
         augment=recipe.augment,
         loss=TrainingLoss(recipe.label_smoothing, torch.ones(10, device=device) if recipe is WITH_EVERYTHING else None),
         average=WeightAverage(model, recipe.ema_decay, warmup=True) if recipe.ema_decay else None,
+        whitening_bias=dict(model.named_parameters()).get("network.whiten.bias"),
         autocast=nullcontext,  # type: ignore[arg-type] # there is none for this device
         all_reduce=lambda sums: sums,
     )
-    for sizes in ((20,), (10, 10)):
-        batch = batch_of(mini.train, torch.arange(20), device, sizes)
+    for sizes, kind in (((20,), StepKind()), ((10, 10), StepKind(trains_whitening_bias=False))):
+        batch = replace(batch_of(mini.train, torch.arange(20), device, sizes), kind=kind)
         batch = replace(batch, augment_params=torch.zeros(20, num_params(recipe.augment), device=device))
         step(batch)  # the steps before the capture may
         with SingleDeviceMode(device) as watch:
