@@ -20,8 +20,8 @@ def norm_activation(
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
     """Computes `operations.norm_activation`, and updates the norm's running statistics."""
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
     result: torch.Tensor = _NormActivation.apply(x, norm.weight, norm.bias, residual, norm, activation, pool)
     return result
 

@@ -47,20 +47,22 @@ class BatchNormSums:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Context in which the norms' running statistics are the batch statistics of the last forward pass."""
+        """Context in which the norms' running statistics are the batch statistics of the last forward pass.
+
+        The norms do not count here: `update` does, once for all shards.
+        """
         if not self._norms:
             yield
             return
         self._old = torch.cat([*self._means, *self._variances])
-        counts, momenta = torch._foreach_add(self._counts, 0), [norm.momentum for norm in self._norms]
+        momenta = [norm.momentum for norm in self._norms]
         try:
             for norm in self._norms:
-                norm.momentum = 1.0
+                norm.momentum, norm.num_batches_tracked = 1.0, None
             yield
         finally:
-            for norm, momentum in zip(self._norms, momenta, strict=True):
-                norm.momentum = momentum
-            torch._foreach_copy_(self._counts, counts)
+            for norm, momentum, count in zip(self._norms, momenta, self._counts, strict=True):
+                norm.momentum, norm.num_batches_tracked = momentum, count
             torch._foreach_copy_([*self._means, *self._variances], list(self._old.split([*self._sizes, *self._sizes])))
 
     @contextmanager
