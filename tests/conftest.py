@@ -1,5 +1,6 @@
 """Fixtures and helpers of all tests: a small real data set on disk, and ways to start the trainer as a user does."""
 
+import functools
 import itertools
 import os
 import resource
@@ -37,18 +38,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `-m gpu`: leaves out files without such a test, and those that need packages that are not installed."""
+    """With `-m gpu`: leaves out what has no such test, and what needs packages that are not installed.
+
+    The conftest.py of a folder that is left out is not imported.
+    """
     if config.option.markexpr != "gpu":
         return None
+    if not _has_gpu_tests(collection_path):
+        return True
     conftest = collection_path / "conftest.py"
     file = conftest if conftest != Path(__file__) and conftest.is_file() else collection_path
-    if file.suffix != ".py" or (file.name.startswith("test_") and "mark.gpu" not in file.read_text()):
-        return True if file.suffix == ".py" else None
-    if missing := missing_packages(file):
+    if file.is_file() and (missing := missing_packages(file)):
         left_out = config.stash.setdefault(_LEFT_OUT, {})
         left_out[str(collection_path.relative_to(ROOT))] = missing
         return True
     return None
+
+
+@functools.cache
+def _has_gpu_tests(path: Path) -> bool:
+    """Returns whether a test file, or one in a folder or below, has a test that is marked `gpu`."""
+    if path.is_dir():
+        return any(map(_has_gpu_tests, path.rglob("test_*.py")))
+    return path.match("test_*.py") and "mark.gpu" in path.read_text()
 
 
 @pytest.fixture(scope="session")

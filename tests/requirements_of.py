@@ -7,7 +7,6 @@ and says so at its end.
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -48,16 +47,19 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _imports_of(file: Path) -> Iterator[str]:
-    """Yields the dotted names of what a module imports when it is loaded; of `from a import b` both a and a.b."""
+@functools.cache
+def _imports_of(file: Path) -> list[str]:
+    """Returns the dotted names of what a module imports when it is loaded; of `from a import b` both a and a.b."""
+    found: list[str] = []
     for statement in ast.parse(file.read_bytes()).body:
         match statement:
             case ast.Import(names=names):
-                yield from (each.name for each in names)
+                found += [each.name for each in names]
             case ast.ImportFrom(module=str() as module, names=names, level=0):
-                yield module
+                found.append(module)
                 if module.partition(".")[0] in OURS:
-                    yield from (f"{module}.{each.name}" for each in names)
+                    found += [f"{module}.{each.name}" for each in names]
+    return found
 
 
 def _files_of(name: str) -> list[Path]:

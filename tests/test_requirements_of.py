@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import ROOT, clean_environment, pytest_ignore_collect
 from tests.requirements_of import missing_packages
 
 WITHOUT = """
@@ -38,17 +40,29 @@ def test_gpu_tests_are_collected_without_the_packages_of_the_server(tmp_path: Pa
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "tritonclient, uvicorn: tests/serving" in done.stdout
     assert "left out, without the packages onnx, onnxruntime: tests/trainer/export" in done.stdout
+    assert "left out, without the packages onnx, onnxruntime: tests/serving/backends/test_onnx.py" in done.stdout
+    assert "tests/serving/frontends" not in done.stdout
+    assert "test_torch_instance.py" in done.stdout
     assert "test_branches.py" in done.stdout
     skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
     assert skipped
     assert all("CUDA device" in line for line in skipped)
 
 
+def test_a_folder_without_gpu_tests_is_left_out_before_its_conftest_is_imported(pytestconfig: pytest.Config) -> None:
+    """Its packages may be there and not fit together: grpcio, and grpcio-reflection for a newer one."""
+    config: Any = SimpleNamespace(option=SimpleNamespace(markexpr="gpu"), stash=pytest.Stash())
+    assert pytest_ignore_collect(ROOT / "tests/serving/frontends", config)
+    assert pytest_ignore_collect(ROOT / "tests/serving/backends/test_python.py", config)
+    assert pytest_ignore_collect(ROOT / "tests/serving/backends", config) is None
+    assert pytest_ignore_collect(ROOT / "tests/serving/frontends", pytestconfig) is None
+
+
 def test_what_is_imported_when_a_file_is_loaded_is_needed(tmp_path: Path) -> None:
     file = tmp_path / "test_it.py"
     file.write_text("import no_such_package.part\nimport json\ndef late():\n    import another_one\n")
     assert missing_packages(file) == ["no_such_package"]
+    file = tmp_path / "test_other.py"
     file.write_text("from tests.requirements_of import missing_packages\nimport pytest\n")
     assert missing_packages(file) == []

@@ -1,17 +1,23 @@
-"""Real servers for the tests, one for each transport, with a repository of tiny models."""
+"""Real servers for the tests, one for each transport, with a repository of tiny models.
+
+Functions import what they need of gRPC and ONNX: tests of backends on a GPU run where these are not installed.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grpc
 import pytest
-import tritonclient.grpc as triton
 
-from serving.config import ServeConfig
 from serving.protocol.tensors import DATATYPES, Array
-from serving.server import Server, build_server
-from tests.serving.onnx_models import LOADED, write_repository
+
+if TYPE_CHECKING:
+    import grpc
+    import tritonclient.grpc as triton
+
+    from serving.config import ServeConfig
+    from serving.server import Server
 
 SERVICE = "/inference.GRPCInferenceService/"
 MAX_MESSAGE_BYTES = 1 << 20
@@ -27,15 +33,17 @@ class Served:
         channel: a gRPC channel to the server.
     """
 
-    server: Server
+    server: "Server"
     transport: str
     target: str
-    channel: grpc.Channel
+    channel: "grpc.Channel"
 
 
 @pytest.fixture(scope="session")
 def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the models of `tests.serving.onnx_models`."""
+    from tests.serving.onnx_models import write_repository
+
     folder = tmp_path_factory.mktemp("models")
     write_repository(folder)
     return folder
@@ -44,6 +52,9 @@ def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", params=["native", "grpcio"])
 def served(request: pytest.FixtureRequest, model_repository: Path) -> Iterator[Served]:
     """A server with all models of `LOADED`, for each of the two transports."""
+    from serving.config import ServeConfig
+    from tests.serving.onnx_models import LOADED
+
     yield from serve(
         ServeConfig(
             model_repository=model_repository,
@@ -61,22 +72,30 @@ def served(request: pytest.FixtureRequest, model_repository: Path) -> Iterator[S
 
 
 @pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[triton.InferenceServerClient]:
+def client(served: Served) -> Iterator["triton.InferenceServerClient"]:
     """Triton's client, as an independent implementation."""
+    import tritonclient.grpc as triton
+
     with triton.InferenceServerClient(served.target) as connected:
         yield connected
 
 
-def tensor(name: str, array: Array) -> triton.InferInput:
+def tensor(name: str, array: Array) -> "triton.InferInput":
     """Returns an input with raw contents."""
+    import tritonclient.grpc as triton
+
     datatype = next(kind.name for kind in DATATYPES.values() if kind.dtype == array.dtype)
     infer_input = triton.InferInput(name, list(array.shape), datatype)
     infer_input.set_data_from_numpy(array)
     return infer_input
 
 
-def serve(config: ServeConfig) -> Iterator[Served]:
+def serve(config: "ServeConfig") -> Iterator[Served]:
     """Yields a server with this configuration once it is ready, and stops it afterwards."""
+    import grpc
+
+    from serving.server import build_server
+
     server = build_server(config)
     server.start()
     try:
