@@ -6,7 +6,7 @@ Import this only where Triton is installed; see `choice`.
 import torch
 
 from trainer.kernels import image_kernels as kernels
-from trainer.kernels.launch import launch, power_of_two
+from trainer.kernels.launch import empty_images, launch, power_of_two
 
 _BLOCK = 1024
 _ROWS = 256
@@ -111,19 +111,16 @@ def jitter(
     return out
 
 
-def normalize(
-    pixels: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor, *, num_channels: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """Returns `(pixels - mean) / deviation`, channels last, padded with channels of zeros.
+def normalize(pixels: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+    """Returns `(pixels - mean) / deviation`, channels last.
 
     Args:
         pixels: uint8 or float32 `[B, C, H, W]`.
-        num_channels: of the result: C, or a power of two above it.
+        dtype: of the result.
     """
     pixels = pixels.contiguous()
     batch_size, channels, height, width = pixels.shape
-    size = (batch_size, num_channels, height, width)
-    out = torch.empty(size, dtype=dtype, device=pixels.device, memory_format=torch.channels_last)
+    out = empty_images(pixels, height, width, dtype)
     rows = batch_size * height * width
     launch(
         kernels.normalize,
@@ -135,8 +132,7 @@ def normalize(
         rows,
         height * width,
         CHANNELS=channels,
-        OUT_CHANNELS=num_channels,
-        PADDED=power_of_two(num_channels),
+        BC=power_of_two(channels),
         BM=_ROWS,
     )
     return out

@@ -115,15 +115,14 @@ def gather_and_warp(images, indices, drawn, upside_down, out, num_drawn, channel
 
 
 @triton.jit
-def normalize(pixels, mean, deviation, out, rows, size, CHANNELS: tl.constexpr, OUT_CHANNELS: tl.constexpr,
-              PADDED: tl.constexpr, BM: tl.constexpr):  # fmt: skip
-    """Writes (pixels - mean) / deviation, channels last, with zeros in the padded channels; grid (row blocks).
+def normalize(pixels, mean, deviation, out, rows, size, CHANNELS: tl.constexpr, BC: tl.constexpr,
+              BM: tl.constexpr):  # fmt: skip
+    """Writes (pixels - mean) / deviation, channels last; grid (row blocks).
 
-    `pixels` are [B, CHANNELS, size], in 0..255; `rows` is B times size, PADDED a power of two from OUT_CHANNELS
-    on.
+    `pixels` are [B, CHANNELS, size], in 0..255; `rows` is B times size, BC a power of two from CHANNELS on.
     """
     m = tl.program_id(0) * BM + tl.arange(0, BM)
-    c = tl.arange(0, PADDED)
+    c = tl.arange(0, BC)
     image = m // size
     at = (image * CHANNELS * size + (m - image * size))[:, None] + c[None, :] * size
     mask = (m < rows)[:, None] & (c < CHANNELS)[None, :]
@@ -131,9 +130,7 @@ def normalize(pixels, mean, deviation, out, rows, size, CHANNELS: tl.constexpr, 
     centre = tl.load(mean + c, mask=c < CHANNELS, other=0.0)
     scale = tl.load(deviation + c, mask=c < CHANNELS, other=1.0)
     value = tl.math.div_rn(value - centre[None, :], tl.zeros_like(value) + scale[None, :])
-    value = tl.where(mask, value, 0.0)
-    mask = (m < rows)[:, None] & (c < OUT_CHANNELS)[None, :]
-    tl.store(out + m[:, None] * OUT_CHANNELS + c[None, :], value, mask=mask)
+    tl.store(out + m[:, None] * CHANNELS + c[None, :], value, mask=mask)
 
 
 @triton.jit

@@ -88,9 +88,11 @@ def power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-def empty_images(like: torch.Tensor, height: int, width: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Returns an uninitialised channels-last tensor with the images and channels of another one."""
-    size = (like.size(0), like.size(1), height, width)
+def empty_images(
+    like: torch.Tensor, height: int, width: int, dtype: torch.dtype | None = None, *, channels: int | None = None
+) -> torch.Tensor:
+    """Returns an uninitialised channels-last tensor, with the images and, where none are given, channels of another."""
+    size = (like.size(0), channels or like.size(1), height, width)
     return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 

@@ -9,16 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.kernels.choice import MAX_NUMEL, is_fused, is_fusible
+from trainer.kernels.choice import is_fused, is_fusible
 
 Activation = Literal["none", "relu", "gelu"]
 
 _MAX_CLASSES = 1024
 _MAX_PIXELS_OF_GLOBAL_MAXIMUM = 64
-_PADDED_CHANNELS = 8
-_MAX_SMALL_CHANNELS = 16
-_MAX_SMALL_FILTERS = 128
-"""Up to here a convolution is small: cuDNN takes long for the gradient of its weights."""
+_PADDED_FILTERS = (17, 32)
+"""Results of so many filters are padded to the larger number: the next convolution takes half of the time."""
 
 
 def cross_entropy(
@@ -64,25 +62,20 @@ def norm_activation(
 
 
 def normalize(pixels: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor | None:
-    """Returns `(pixels - mean) / deviation` for a first convolution, or None where there are no kernels.
-
-    They are in the type that autocast would give them, and padded with channels of zeros to 8: cuDNN's kernels for
-    tensor cores take channels in multiples of 8.
+    """Returns `(pixels - mean) / deviation`, in the type that autocast would give it; None where there are no kernels.
 
     Args:
         pixels: uint8 or float32 `[B, C, H, W]`.
         mean: float32 with C elements, as `deviation`.
     """
     is_known = pixels.dtype in (torch.uint8, torch.float32) and mean.numel() == pixels.size(1)
-    is_known = is_known and pixels.numel() < MAX_NUMEL // _PADDED_CHANNELS
     if not is_known or not torch.is_grad_enabled() or not is_fusible(pixels):
         return None
     from trainer.kernels import batches
 
     device = pixels.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    num_channels = max(_PADDED_CHANNELS, pixels.size(1))
-    return batches.normalize(pixels, mean, deviation, num_channels=num_channels, dtype=dtype)
+    return batches.normalize(pixels, mean, deviation, dtype=dtype)
 
 
 def global_maximum(x: torch.Tensor, *, is_training: bool) -> torch.Tensor:
@@ -96,7 +89,7 @@ def global_maximum(x: torch.Tensor, *, is_training: bool) -> torch.Tensor:
 
 
 def convolution(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
-    """Returns conv(x); in training, x may have further channels of zeros, from `normalize`."""
+    """Returns conv(x); in training, x may have further channels of zeros, from `conv_bias_gelu`."""
     if not conv.training or (x.size(1) == conv.in_channels and not is_fused(x)):
         y: torch.Tensor = conv(x)
         return y
@@ -105,15 +98,16 @@ def convolution(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
 
 
 def conv_bias_gelu(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
-    """Returns GELU(conv(x)).
+    """Returns GELU(conv(x)); with kernels for frozen filters, which may add channels of zeros."""
+    if conv.training and is_fused(x):
+        from trainer.kernels import convolution as kernels
 
-    Where the filters are frozen, only the bias gets a gradient.
-    """
-    if conv.bias is None or not conv.training or not is_fused(x):
-        return F.gelu(convolution(x, conv))
-    from trainer.kernels import fused
-
-    return fused.bias_gelu(_without_bias(x, conv), conv.bias)
+        fewest, most = _PADDED_FILTERS
+        num_channels = most if fewest <= conv.out_channels <= most else conv.out_channels
+        result = kernels.conv_bias_gelu(x, conv, num_channels)
+        if result is not None:
+            return result
+    return F.gelu(convolution(x, conv))
 
 
 def conv_pool_relu(x: torch.Tensor, conv: nn.Conv2d, pool: int, *, flat: bool = False) -> torch.Tensor:
@@ -152,20 +146,13 @@ def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
 
 
 def _without_bias(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    if is_fused(x):
+        from trainer.kernels import convolution as kernels
+
+        result = kernels.convolution(x, conv)
+        if result is not None:
+            return result
     weight = conv.weight
     if x.size(1) > weight.size(1):
         weight = F.pad(weight, (0, 0, 0, 0, 0, x.size(1) - weight.size(1)))
-    if weight.requires_grad and is_fused(x) and _is_small(x, conv):
-        from trainer.kernels.convolution import convolution as small_convolution
-
-        return small_convolution(x, weight, (int(conv.padding[0]), int(conv.padding[1])))
     return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-
-def _is_small(x: torch.Tensor, conv: nn.Conv2d) -> bool:
-    """Returns whether the gradient of a convolution's weights has a kernel: for few channels, in the type of x."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    is_plain = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
-    is_few = x.size(1) <= _MAX_SMALL_CHANNELS and conv.out_channels <= _MAX_SMALL_FILTERS
-    return is_plain and is_few and x.dtype == dtype and not isinstance(conv.padding, str)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.kernels.operations import conv_bias_gelu, global_maximum, norm_activation
+from trainer.kernels.operations import conv_bias_gelu, convolution, global_maximum, norm_activation
 from trainer.models.layers import check_image_size
 
 MIN_IMAGE_SIZE = 20
@@ -90,7 +90,7 @@ class _Stage(nn.Module):
         self.conv2, self.norm2 = _conv(width, width), _norm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = norm_activation(self.conv1(x), self.norm1, "gelu", pool=2)
+        x = norm_activation(convolution(x, self.conv1), self.norm1, "gelu", pool=2)
         return norm_activation(self.conv2(x), self.norm2, "gelu")
 
 
@@ -102,7 +102,7 @@ class _ResidualStage(_Stage):
         self.conv3, self.norm3 = _conv(width, width), _norm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first = norm_activation(self.conv1(x), self.norm1, "gelu", pool=2)
+        first = norm_activation(convolution(x, self.conv1), self.norm1, "gelu", pool=2)
         x = norm_activation(self.conv2(first), self.norm2, "gelu")
         return norm_activation(self.conv3(x), self.norm3, "gelu", residual=first)
 

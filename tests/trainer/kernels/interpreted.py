@@ -9,12 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.trainer.kernels.comparison import assert_close, conv_step, images, norm_step
+from tests.trainer.kernels.comparison import Tensors, assert_close, conv_step, images, norm_step
 from trainer.augmentation import Augment
 from trainer.data.augment import augment_batch, draw_params
 from trainer.data.augment.colour import jitter
 from trainer.kernels import batches, choice
-from trainer.kernels.operations import Activation, conv_pool_relu, convolution, global_maximum, norm_activation
+from trainer.kernels import convolution as convolutions
+from trainer.kernels.operations import (
+    Activation,
+    conv_bias_gelu,
+    conv_pool_relu,
+    convolution,
+    global_maximum,
+    norm_activation,
+)
 from trainer.loop.loss import TrainingLoss
 from trainer.models import Classifier
 from trainer.models.compact import CompactNet
@@ -224,17 +232,15 @@ def test_colours_are_torchs(channels: int, changed: dict[str, float]) -> None:
         torch.testing.assert_close(ours, jitter(augment, pixels, params), atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize(("num_channels", "out_channels"), [(3, 3), (3, 8), (1, 8)])
+@pytest.mark.parametrize("num_channels", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_normalized_images_are_torchs_with_padding(num_channels: int, out_channels: int, dtype: torch.dtype) -> None:
+def test_normalized_images_are_torchs(num_channels: int, dtype: torch.dtype) -> None:
     pixels = torch.randint(256, (3, num_channels, 5, 7), dtype=torch.uint8)
     mean, deviation = torch.rand(1, num_channels, 1, 1) * 100, torch.rand(1, num_channels, 1, 1) * 50 + 1
-    ours = batches.normalize(pixels, mean, deviation, num_channels=out_channels, dtype=dtype)
+    ours = batches.normalize(pixels, mean, deviation, dtype=dtype)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     rounding = 0 if dtype == torch.float32 else 2**-7  # the interpreter cuts digits off, a GPU rounds
-    expected = (pixels.float() - mean) / deviation
-    torch.testing.assert_close(ours[:, :num_channels].float(), expected, atol=0, rtol=rounding)
-    assert not bool(ours[:, num_channels:].any())
+    torch.testing.assert_close(ours.float(), (pixels.float() - mean) / deviation, atol=0, rtol=rounding)
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(1, 10), (130, 10), (3, 257)])
@@ -257,19 +263,63 @@ def test_cross_entropy_is_torchs(rows: int, classes: int, dtype: torch.dtype) ->
     assert results[0]["correct"] == results[1]["correct"]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_small_convolutions_have_their_own_weight_gradient(channels: int) -> None:
-    conv = nn.Conv2d(channels, 20, (3, 5), padding=(1, 2), bias=False)
-    x = images(2, channels, 7, 6).requires_grad_()
-    gradients = []
+def conv_results(conv: nn.Conv2d, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Computes a convolution's forward and backward pass; returns all results."""
+    x, conv.weight.grad = x.detach().requires_grad_(), None
+    y = convolution(x, conv)
+    (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
+    return {"y": y.detach(), "x": x.grad, "weight": conv.weight.grad}
+
+
+CONVOLUTIONS = [
+    pytest.param((2, 1, 7, 6), nn.Conv2d(1, 20, (3, 5), padding=(1, 2), bias=False), id="images"),
+    pytest.param((2, 3, 9, 8), nn.Conv2d(3, 5, 2, stride=2, bias=False), id="images, stride 2"),
+    pytest.param((1, 3, 5, 5), nn.Conv2d(3, 70, 5, bias=False), id="two blocks of filters, one pixel"),
+    pytest.param((3, 20, 6, 5), nn.Conv2d(20, 12, 3, padding=1, bias=False), id="several blocks of columns"),
+    pytest.param((2, 40, 4, 4), nn.Conv2d(40, 24, 3, padding=3, bias=False), id="40 channels, wide padding"),
+]
+
+
+@pytest.mark.parametrize(("shape", "conv"), CONVOLUTIONS)
+def test_small_convolutions_are_our_own(shape: tuple[int, ...], conv: nn.Conv2d) -> None:
+    ours = conv_results(conv, images(*shape) - 3)
+    with choice.torch_only():
+        theirs = conv_results(conv, images(*shape) - 3)
+    assert_close(ours, theirs, rounding=2e-6)
+    assert type(convolution(images(*shape), conv).grad_fn).__name__ == "_ConvolutionBackward"
+
+
+@pytest.mark.parametrize("most", [0, 2**30], ids=["cuDNN's product", "our own"])
+def test_large_convolutions_keep_cudnns_products(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "_MAX_SMALL_WORK", most)
+    conv, x = nn.Conv2d(24, 10, 3, padding=1, bias=False), images(2, 24, 5, 6) - 3
+    with choice.torch_only():
+        theirs = conv_results(conv, x)
+    ours = conv_results(conv, F.pad(x, (0, 0, 0, 0, 0, 8)).contiguous(memory_format=torch.channels_last))
+    assert not bool(ours["x"][:, 24:].any())
+    assert_close({**ours, "x": ours["x"][:, :24]}, theirs, rounding=2e-6)
+
+
+@pytest.mark.parametrize("learns_bias", [False, True])
+def test_filters_before_gelu_are_padded_with_zeros(learns_bias: bool) -> None:
+    """Whitening and the first convolution, together."""
+    torch.manual_seed(0)
+    whiten, conv = nn.Conv2d(3, 24, 2), nn.Conv2d(24, 6, 3, bias=False)
+    assert whiten.bias is not None
+    whiten.weight.requires_grad_(False)
+    whiten.bias.requires_grad_(learns_bias)
+    results: list[Tensors] = []
     for context in (nullcontext(), choice.torch_only()):
-        x.grad = conv.weight.grad = None
+        whiten.bias.grad = conv.weight.grad = None
         with context:
-            y = convolution(x, conv)
-        assert (type(y.grad_fn).__name__ == "_ConvolutionBackward") == (not gradients)
+            z = conv_bias_gelu(images(3, 3, 6, 7) - 3, whiten)
+            y = convolution(z, conv)
+        assert z.size(1) == (24 if results else 32)
+        assert not bool(z[:, 24:].any())
         (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
-        gradients.append({"weight": conv.weight.grad, "x": x.grad})
-    assert_close(*gradients, rounding=2e-6)
+        found = {"z": z.detach()[:, :24], "y": y.detach(), "weight": conv.weight.grad}
+        results.append({**found, "bias": whiten.bias.grad} if learns_bias else found)
+    assert_close(*results, rounding=2e-6)
 
 
 def test_a_classifier_trains_as_with_torch() -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.kernels.comparison import assert_close, conv_step, images, norm_step
+from tests.trainer.kernels.comparison import Tensors, assert_close, conv_step, images, norm_step
 from trainer.augmentation import Augment
 from trainer.data.augment import augment_batch, draw_params
 from trainer.kernels import choice
-from trainer.kernels.operations import Activation, convolution
+from trainer.kernels.operations import Activation, conv_bias_gelu, convolution
 from trainer.loop.loss import TrainingLoss
 from trainer.loop.muon import BatchedMuon, muon_step
 from trainer.models import Classifier, build_network
@@ -66,19 +66,41 @@ def test_convolutions(kind: str) -> None:
         assert_close(ours, conv_step(x, kind), rounding=1e-5)
 
 
-@pytest.mark.parametrize(("channels", "filters", "size"), [(8, 16, 28), (16, 32, 14)])
+@pytest.mark.parametrize(
+    ("channels", "filters", "size", "kernel"), [(1, 32, 28, 5), (16, 32, 14, 3), (32, 64, 8, 5), (24, 64, 31, 3)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_of_small_filters(channels: int, filters: int, size: int, dtype: torch.dtype) -> None:
-    x = images(250, channels, size, size).to(CUDA, dtype) - 3
-    conv = nn.Conv2d(channels, filters, 3, padding=1, bias=False).to(CUDA)
-    gradients = []
+def test_small_convolutions(channels: int, filters: int, size: int, kernel: int, dtype: torch.dtype) -> None:
+    images_ = images(250, channels, size, size).to(CUDA, dtype) - 3
+    conv = nn.Conv2d(channels, filters, kernel, padding=1, bias=False).to(CUDA, memory_format=torch.channels_last)
+    results = []
     for context in (nullcontext(), choice.torch_only()):
-        conv.weight.grad = None
+        conv.weight.grad, x = None, images_.detach().requires_grad_()
         with context, torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
             y = convolution(x, conv)
         (y.float() * torch.arange(y.numel(), device=CUDA).view_as(y).sin()).sum().backward()
-        gradients.append({"weight": conv.weight.grad})
-    assert_close(*gradients, rounding=1e-4 if dtype == torch.float32 else 2e-2)
+        results.append({"y": y.detach(), "weight": conv.weight.grad, "x": x.grad})
+    assert_close(*results, rounding=1e-4 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("learns_bias", [False, True])
+def test_whitening(learns_bias: bool) -> None:
+    torch.manual_seed(0)
+    whiten, conv = nn.Conv2d(3, 24, 2).to(CUDA), nn.Conv2d(24, 64, 3, padding=1, bias=False).to(CUDA)
+    assert whiten.bias is not None
+    whiten.weight.requires_grad_(False)
+    whiten.bias.requires_grad_(learns_bias)
+    x = images(500, 3, 32, 32).to(CUDA) - 3
+    results: list[Tensors] = []
+    for context in (nullcontext(), choice.torch_only()):
+        whiten.bias.grad = conv.weight.grad = None
+        with context:
+            z = conv_bias_gelu(x, whiten)
+            y = convolution(z, conv)
+        (y * torch.arange(y.numel(), device=CUDA).view_as(y).sin()).sum().backward()
+        found = {"z": z.detach()[:, :24], "y": y.detach(), "weight": conv.weight.grad}
+        results.append({**found, "bias": whiten.bias.grad} if learns_bias else found)
+    assert_close(*results, rounding=1e-4)
 
 
 @pytest.mark.parametrize("size", [None, 24])
