@@ -127,8 +127,9 @@ def test_the_kernels_of_a_step_compile_with_wide_loads_and_without_spills(
             assert "ld.global.v4" in kernel.asm["ptx"], f"{name} loads less than 16 bytes at a time: {constants}"
         registers, local_bytes = resources(kernel.asm["cubin"], tmp_path)
         assert registers < 255, (name, constants)
-        assert local_bytes == 0 or name == "gather_and_warp", (name, constants)  # sines of large angles need some
-        assert kernel.metadata.shared <= 48 << 10, (name, constants)
+        assert local_bytes <= 16 or name == "gather_and_warp", (name, constants)  # sines of large angles need some
+        is_product = name in ("convolve", "weight_gradient")  # of blocks in several stages
+        assert kernel.metadata.shared <= (96 if is_product else 48) << 10, (name, constants)
 
 
 def resources(cubin: bytes, folder: Path) -> tuple[int, int]:
