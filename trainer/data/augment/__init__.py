@@ -56,7 +56,7 @@ def augment_batch(
     if "policy" in drawn:
         batch = apply_trivial(batch.float(), drawn["policy"], augment.fill)
     if "jitter" in drawn:
-        batch = jitter(augment, batch.float(), drawn["jitter"])
+        batch = jitter(augment, batch, drawn["jitter"])
     if "erase" in drawn:
         batch = erase(batch, drawn["erase"])
     return batch

@@ -15,6 +15,7 @@ def jitter(augment: Augment, images: torch.Tensor, params: torch.Tensor) -> torc
     """Changes brightness, contrast, saturation and hue, in this order. (torchvision shuffles it for each image.)
 
     Args:
+        images: uint8 or float32; the kernel reads either, without a copy.
         params: float32 `[B, 4]`: three factors, and the turn of the hue in -0.5..0.5.
     """
     brightness, contrast, saturation, hue = params.unbind(1)
@@ -24,6 +25,7 @@ def jitter(augment: Augment, images: torch.Tensor, params: torch.Tensor) -> torc
 
         images = batches.jitter(images, params, **changes)
         return adjust_hue(images, hue) if augment.hue else images
+    images = images.float()
     if augment.brightness:
         images = adjust_brightness(images, brightness)
     if augment.contrast:
