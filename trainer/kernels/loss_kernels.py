@@ -7,10 +7,11 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize_on_alignment=["labels"])  # a slice of an epoch's, see `image_kernels`
-def cross_entropy(logits, labels, gradient, partial, rows, classes, smoothing, BM: tl.constexpr, BC: tl.constexpr):
-    """Writes the gradient of the summed loss, and each program's sums: losses and correct answers; grid (programs).
+def cross_entropy(logits, labels, gradient, partial, rows, classes, smoothing, factor, BM: tl.constexpr,
+                  BC: tl.constexpr):  # fmt: skip
+    """Writes `factor` times the gradient of the summed loss, and each program's losses and correct answers, summed.
 
-    `logits` are [rows, classes], `partial` [programs, 2]; a program without rows writes zeros.
+    Grid (programs). `logits` are [rows, classes], `partial` [programs, 2]; a program without rows writes zeros.
     """
     program = tl.program_id(0)
     m = program * BM + tl.arange(0, BM)
@@ -25,7 +26,7 @@ def cross_entropy(logits, labels, gradient, partial, rows, classes, smoothing, B
     total = tl.where(is_row, tl.sum(exponential, 1), 1.0)
     surprise = tl.where(mask, tl.log(total)[:, None] + top[:, None] - x, 0.0)  # minus the logarithms of the shares
     target = (1.0 - smoothing) * (c[None, :] == label[:, None]).to(tl.float32) + smoothing / classes
-    tl.store(gradient + at, exponential / total[:, None] - target, mask=mask)
+    tl.store(gradient + at, (exponential / total[:, None] - target) * factor, mask=mask)
     loss = tl.sum(tl.sum(surprise * target, 1), 0)
     answer = tl.min(tl.where(mask & (x == top[:, None]), c[None, :], BC), 1)
     correct = tl.sum(((answer == label) & is_row).to(tl.float32), 0)

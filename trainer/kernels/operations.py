@@ -20,19 +20,23 @@ _PADDED_FILTERS = (17, 32)
 
 
 def cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float
+    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float, factor: float
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Returns the sum of the losses and the number of correct answers, or None where there are no kernels.
+    """Returns the losses of a batch and their gradient, or None where there are no kernels.
 
     Args:
         logits: `[B, classes]`.
         labels: int64 `[B]`.
+        factor: of the loss in the gradient.
+
+    Returns:
+        float32 `[2]`, the sum of the losses and the number of correct answers; and the gradient of the logits.
     """
     if not is_fused(logits) or logits.size(1) > _MAX_CLASSES:
         return None
     from trainer.kernels import loss
 
-    return loss.cross_entropy(logits, labels, label_smoothing)
+    return loss.cross_entropy(logits.detach(), labels, label_smoothing, factor)
 
 
 def norm_activation(

@@ -66,6 +66,22 @@ class BatchNormSums:
             torch._foreach_copy_([*self._means, *self._variances], list(self._old.split([*self._sizes, *self._sizes])))
 
     @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Context of a step of one shard of several images: the norms update their running statistics themselves.
+
+        These are those of `update`, up to rounding. Nothing else here is called in such a step.
+        """
+        for norm in self._norms:
+            norm.num_batches_tracked = None
+        try:
+            yield
+        finally:
+            for norm, count in zip(self._norms, self._counts, strict=True):
+                norm.num_batches_tracked = count
+        if self._counts:
+            torch._foreach_add_(self._counts, 1)
+
+    @contextmanager
     def forward_pass(self, num_images: int) -> Iterator[None]:
         """Context of a shard's forward pass, inside of `collecting`.
 

@@ -25,6 +25,24 @@ class MixedLabels:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredLoss:
+    """The loss of a shard, and where its backward pass begins.
+
+    Args:
+        sums: float32 `[2]`, the sum of the losses and the number of correct answers, without gradient.
+        root: where the backward pass begins: the loss, or the logits.
+        gradient: that of `root`, if that is no scalar.
+    """
+
+    sums: torch.Tensor
+    root: torch.Tensor
+    gradient: torch.Tensor | None = None
+
+    def backward(self) -> None:
+        torch.autograd.backward(self.root, self.gradient)
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingLoss:
     """The cross-entropy, summed over the images of a shard.
 
@@ -36,19 +54,23 @@ class TrainingLoss:
     label_smoothing: float = 0.0
     class_weights: torch.Tensor | None = None
 
-    def measure(self, logits: torch.Tensor, labels: torch.Tensor | MixedLabels) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the sum of the losses, and the number of correct answers, a number without gradient.
+    def measure(self, logits: torch.Tensor, labels: torch.Tensor | MixedLabels, factor: float = 1.0) -> MeasuredLoss:
+        """Returns the loss of a shard.
 
         Args:
             logits: `[B, classes]` of any floating-point type.
             labels: int64 `[B]`, or those of mixtures.
+            factor: of the loss in the backward pass.
         """
         if not isinstance(labels, MixedLabels) and self.class_weights is None:
-            measured = cross_entropy(logits, labels, self.label_smoothing)
+            measured = cross_entropy(logits, labels, self.label_smoothing, factor)
             if measured is not None:
-                return measured
+                sums, gradient = measured
+                return MeasuredLoss(sums, logits, gradient)
         logits = logits.float()
-        return self(logits, labels), count_correct(logits, labels)
+        loss = self(logits, labels)
+        sums = torch.stack((loss.detach(), count_correct(logits, labels).to(loss.dtype)))
+        return MeasuredLoss(sums, loss * factor)
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor | MixedLabels) -> torch.Tensor:
         """Returns the sum of the losses; the loss of a mixture is the mean over its labels, weighted by their shares.

@@ -59,8 +59,24 @@ class ShardSums:
         """Returns the vector of a shard without images, float32 `[length]` on the model's device."""
         return torch.zeros(self._length, device=self._device)
 
-    def collect(self, loss: torch.Tensor, correct: torch.Tensor, num_images: int) -> torch.Tensor:
-        """Returns one shard's vector after its backward pass, and clears the parameters' gradients."""
+    def complete(self) -> None:
+        """Gives the parameters the gradients that `unpack` would, after the backward pass of the only shard.
+
+        There is nothing to add up, and so nothing to copy: what has no gradient gets zeros.
+        """
+        for parameter in self._parameters:
+            gradient = parameter.grad
+            if gradient is None:
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            elif gradient.stride() != parameter.stride():  # autograd lets them differ where a size is 1
+                parameter.grad = gradient.as_strided(parameter.shape, parameter.stride())
+
+    def collect(self, losses: torch.Tensor, num_images: int) -> torch.Tensor:
+        """Returns one shard's vector after its backward pass, and clears the parameters' gradients.
+
+        Args:
+            losses: float32 `[2]`, the sum of the losses and the number of correct answers.
+        """
         sums = self.zeros()
         gradients = [parameter.grad for parameter in self._parameters]
         views = [view for view, gradient in zip(self._views(sums), gradients, strict=True) if gradient is not None]
@@ -69,7 +85,7 @@ class ShardSums:
         for parameter in self._parameters:
             parameter.grad = None
         self._norms.write(sums[self._num_gradients : -2], num_images)
-        sums[-2], sums[-1] = loss, correct
+        sums[-2:] = losses
         return sums
 
     def unpack(self, sums: torch.Tensor, num_images: int) -> torch.Tensor:

@@ -129,16 +129,11 @@ class TrainStep:
             return self._compute(batch)
 
     def _compute(self, batch: Batch) -> torch.Tensor:
-        starts = [0, *itertools.accumulate(batch.sizes)]
         frozen = self._freeze(batch.kind)
         if self._data_parallel is not None and self._ddp is None:
             self._connect(self._data_parallel, batch)
         try:
-            with self._norms.collecting():
-                mine = sum_in_tree(lambda shard: self._shard(batch, shard, starts[shard]), len(batch.sizes))
-                if self._ddp is not None and not any(batch.sizes):
-                    self._add_nothing(self._ddp, batch)
-            result = self._sums.unpack(self._all_reduce(mine), batch.num_images)
+            result = self._only_shard(batch) if self._has_one_shard(batch) else self._all_shards(batch)
             if frozen is not None:
                 frozen.grad = None  # so that the optimizer leaves it alone
             self._optimizer.step(batch.lr_factor)
@@ -153,9 +148,31 @@ class TrainStep:
         self._freeze(batch.kind)
         try:
             with self._norms.collecting():
-                self._shard(batch, 0, 0)
+                self._differentiate(batch, 0, 0)
         finally:
             self._optimizer.zero_grad()
+
+    def _has_one_shard(self, batch: Batch) -> bool:
+        """Returns whether there is nothing to add up. On CPUs, all the same, steps have the bits that they always had.
+
+        A shard of one image may leave out statistics of norms, which is up to `BatchNormSums`.
+        """
+        is_only = self._num_ranks == 1 and len(batch.sizes) == 1 and self._data_parallel is None
+        return is_only and batch.sizes[0] > 1 and batch.images.is_cuda
+
+    def _only_shard(self, batch: Batch) -> torch.Tensor:
+        with self._norms.updating():
+            sums = self._differentiate(batch, 0, 0)
+        self._sums.complete()
+        return sums
+
+    def _all_shards(self, batch: Batch) -> torch.Tensor:
+        starts = [0, *itertools.accumulate(batch.sizes)]
+        with self._norms.collecting():
+            mine = sum_in_tree(lambda shard: self._shard(batch, shard, starts[shard]), len(batch.sizes))
+            if self._ddp is not None and not any(batch.sizes):
+                self._add_nothing(self._ddp, batch)
+        return self._sums.unpack(self._all_reduce(mine), batch.num_images)
 
     def _freeze(self, kind: StepKind) -> nn.Parameter | None:
         """Returns the parameter that a kind of step does not train, and leaves out its gradient."""
@@ -167,8 +184,15 @@ class TrainStep:
     def _shard(self, batch: Batch, shard: int, start: int) -> torch.Tensor:
         """Returns one shard's vector. Computes nothing for a shard without images."""
         size = batch.sizes[shard]
-        if size == 0:
-            return self._sums.zeros()
+        return self._sums.collect(self._differentiate(batch, shard, start), size) if size else self._sums.zeros()
+
+    def _differentiate(self, batch: Batch, shard: int, start: int) -> torch.Tensor:
+        """Runs a shard's forward and backward pass.
+
+        Returns:
+            float32 `[2]`: the sum of the losses and the number of correct answers.
+        """
+        size = batch.sizes[shard]
         part = slice(start, start + size)
         labels: torch.Tensor | MixedLabels = batch.labels[part]
         # Before autocast: bfloat16 is too coarse for the positions of pixels.
@@ -181,12 +205,13 @@ class TrainStep:
         is_last = not any(batch.sizes[shard + 1 :])
         with self._autocast(), dropout_seeds, self._norms.forward_pass(size):
             logits = self._forward(images) if self._ddp is None else self._ddp.forward(images, is_last=is_last)
-        loss, num_correct = self._loss.measure(logits, labels)
+        factor = (1 if self._ddp is None else self._num_ranks) / batch.num_images
+        loss = self._loss.measure(logits, labels, factor)
         if self._ddp is None:
-            (loss * (1 / batch.num_images)).backward()
+            loss.backward()
         else:
-            self._ddp.backward(loss * (self._num_ranks / batch.num_images), is_last=is_last)
-        return self._sums.collect(loss.detach(), num_correct, size)
+            self._ddp.backward(loss.backward, is_last=is_last)
+        return loss.sums
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         if self._cast is None or not torch.is_autocast_enabled(images.device.type):
@@ -219,7 +244,7 @@ class TrainStep:
         dropout_seeds = use_dropout_seeds(self._dropouts, torch.zeros(1, dtype=torch.int64, device=images.device))
         with self._autocast(), dropout_seeds, self._norms.forward_pass(1):
             logits = ddp.forward(images, is_last=True)
-        ddp.backward(logits.float().sum() * 0.0, is_last=True)
+        ddp.backward((logits.float().sum() * 0.0).backward, is_last=True)
 
 
 class GraphedStep:

@@ -5,6 +5,7 @@
 """
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -78,13 +79,12 @@ class DataParallel:
             logits: torch.Tensor = self._ddp(images)
         return logits
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+    def backward(self, run: Callable[[], None], *, is_last: bool) -> None:
         """Runs the backward pass of the part; after that of the last one, every parameter has its gradient."""
+        with self._activity.collective() if is_last else nullcontext():
+            run()
         if not is_last:
-            loss.backward()
             return
-        with self._activity.collective():
-            loss.backward()
         for parameter in self._parameters:
             if parameter.grad is None:  # the network does not use it
                 parameter.grad = torch.zeros_like(parameter)

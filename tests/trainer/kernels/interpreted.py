@@ -230,6 +230,7 @@ def test_colours_are_torchs(channels: int, changed: dict[str, float]) -> None:
     ours = jitter(augment, pixels, params)
     with choice.torch_only():
         torch.testing.assert_close(ours, jitter(augment, pixels, params), atol=1e-2, rtol=0)
+    torch.testing.assert_close(jitter(augment, pixels.byte(), params), ours, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("num_channels", [1, 3])
@@ -254,11 +255,11 @@ def test_cross_entropy_is_torchs(rows: int, classes: int, dtype: torch.dtype) ->
     for context in (nullcontext(), choice.torch_only()):
         leaf = logits.clone().requires_grad_()
         with context:
-            loss, correct = TrainingLoss(0.2).measure(leaf, labels)
-        (loss / rows).backward()
+            loss = TrainingLoss(0.2).measure(leaf, labels, 1 / rows)
+        loss.backward()
         assert leaf.grad.dtype == dtype
-        assert not correct.requires_grad
-        results.append({"loss": loss.detach(), "correct": correct, "gradient": leaf.grad})
+        assert not loss.sums.requires_grad
+        results.append({"loss": loss.sums[0], "correct": loss.sums[1], "gradient": leaf.grad * rows})
     assert_close(*results, rounding=1e-6 if dtype == torch.float32 else 1e-2)
     assert results[0]["correct"] == results[1]["correct"]
 
@@ -334,8 +335,7 @@ def test_a_classifier_trains_as_with_torch() -> None:
         trained = copy.deepcopy(model)
         with context:
             logits = trained(pixels)
-            loss, _ = TrainingLoss(0.1).measure(logits, torch.tensor([0, 3, 4]))
-            loss.backward()
+            TrainingLoss(0.1).measure(logits, torch.tensor([0, 3, 4])).backward()
         gradients = {name: each.grad for name, each in trained.named_parameters() if each.grad is not None}
         buffers = {name: each for name, each in trained.named_buffers() if each.is_floating_point()}
         results.append({"logits": logits.detach(), **gradients, **buffers})

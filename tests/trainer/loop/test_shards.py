@@ -46,10 +46,26 @@ def test_unpack_restores_the_collected_gradients() -> None:
     norms = BatchNormSums(model)
     sums = ShardSums(model, norms)
     with norms.collecting():
-        vector = sums.collect(torch.tensor(3.0), torch.tensor(2), 5)
+        vector = sums.collect(torch.tensor([3.0, 2.0]), 5)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert sums.unpack(vector, 5).tolist() == [3, 2]
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, gradient)
         assert parameter.grad.stride() == parameter.stride()
+
+
+def test_the_gradients_of_the_only_shard_are_kept_as_they_are() -> None:
+    model = nn.ModuleDict({"used": nn.Conv2d(1, 4, 3), "unused": nn.Linear(2, 2), "frozen": nn.Linear(2, 2)})
+    model.to(memory_format=torch.channels_last)
+    sums = ShardSums(model, BatchNormSums(model))
+    model["frozen"].requires_grad_(False)
+    weight = model["used"].weight
+    gradient = torch.randn(4, 1, 3, 3)
+    weight.grad = gradient
+    sums.complete()
+    assert weight.grad.data_ptr() == gradient.data_ptr()
+    assert torch.equal(weight.grad, gradient)
+    assert weight.grad.stride() == weight.stride() != gradient.stride()  # they differ where a size is 1
+    assert torch.equal(model["unused"].weight.grad, torch.zeros(2, 2))
+    assert model["frozen"].weight.grad is None

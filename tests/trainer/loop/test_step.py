@@ -71,6 +71,24 @@ def test_a_sharded_step_equals_the_step_of_the_whole_batch(mini: Dataset, tmp_pa
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_the_step_of_one_shard_has_nothing_to_add_up(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs leave out the vector of sums, and norms update their statistics themselves."""
+    recipe = replace(SHORT, network="compact", widths=(4, 4, 4, 4))
+    learners = []
+    for is_only in (True, False):
+        monkeypatch.setattr(TrainStep, "_has_one_shard", lambda self, batch, is_only=is_only: is_only)
+        learner = make_run(recipe, mini, tmp_path / "run").learner
+        learner.model.train()
+        for start in (0, 30):
+            result = learner.step(batch_of(mini.train, torch.arange(start, start + 30), torch.device("cpu")))
+        assert all(parameter.grad is None for parameter in learner.model.parameters())
+        learners.append({"result": result, **learner.model.state_dict()})
+    for name, mine in learners[0].items():
+        torch.testing.assert_close(mine, learners[1][name], rtol=1e-5, atol=1e-5, msg=name)
+
+
 def test_a_failed_step_does_not_change_the_next_one(
     mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,7 @@ def test_every_pass_that_waits_for_other_ranks_counts_as_a_collective() -> None:
         for _ in range(3):
             loss = parallel.forward(torch.ones(2, 4), is_last=True).sum()
             calls.append("forward")
-            parallel.backward(loss, is_last=True)
+            parallel.backward(loss.backward, is_last=True)
             calls.append("backward")
     finally:
         dist.destroy_process_group()
