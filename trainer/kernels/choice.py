@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from threading import Thread
 
 import torch
 
@@ -45,16 +47,31 @@ def torch_only() -> Iterator[None]:
         _allowed = before
 
 
-@functools.cache
 def why_not(device: torch.device) -> str | None:
     """Returns why a GPU does without the kernels, in one line; None if they work there.
 
-    The first call on a device compiles and runs a small kernel: Triton needs a C compiler and a cache folder, and may
-    not know the GPU. It must not be made during the capture of a CUDA graph.
+    The first call on a device waits for `try_kernels`, and must not be made during the capture of a CUDA graph.
     """
+    return try_kernels(device).result()
+
+
+@functools.cache
+def try_kernels(device: torch.device) -> Future[str | None]:
+    """Starts to compile and run a small kernel, in a thread of its own; returns the future result of `why_not`.
+
+    Triton needs a C compiler and a cache folder, and may not know the GPU.
+    """
+    found: Future[str | None] = Future()
+    Thread(target=lambda: found.set_result(_try_kernels(device)), name="try-kernels", daemon=True).start()
+    return found
+
+
+def _try_kernels(device: torch.device) -> str | None:
     try:
         from trainer.kernels.fused import add_up
 
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         with torch.no_grad():
             total = add_up(torch.ones(2, 3, device=device)).tolist()
     except Exception as error:

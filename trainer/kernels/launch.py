@@ -1,6 +1,8 @@
 """Starts kernels, and shares out a tensor for those of `norm_kernels`: blocks, programs, the window of a pooling."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -12,6 +14,9 @@ _MAX_BLOCK_CHANNELS = 64
 _MAX_PROGRAMS = 1024
 """Summing programs over all blocks of channels: 8 for each of some 130 multiprocessors."""
 MERGE_BLOCK_CHANNELS = 8
+
+Start = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]
+"""A kernel, its grid, its arguments and its constants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,26 @@ class Pooling:
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Starts one of our Triton kernels with fused multiply-adds, whatever this version of Triton does unless told."""
-    kernel[grid](*arguments, **constants, enable_fp_fusion=True)
+    _start((kernel, grid, arguments, {**constants, "enable_fp_fusion": True}))
+
+
+def _start_now(start: Start) -> None:
+    kernel, grid, arguments, constants = start
+    kernel[grid](*arguments, **constants)
+
+
+_start: Callable[[Start], None] = _start_now
+
+
+@contextmanager
+def started_by(function: Callable[[Start], None]) -> Iterator[None]:
+    """Context in which a function gets the kernels, and the GPU none: in all threads, as autograd has its own."""
+    global _start
+    before, _start = _start, function
+    try:
+        yield
+    finally:
+        _start = before
 
 
 def power_of_two(number: int) -> int:

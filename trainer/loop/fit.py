@@ -11,6 +11,7 @@ from trainer.evaluation.baseline import TrainingWarning
 from trainer.evaluation.evaluate import Evaluation, chunk_size, evaluate
 from trainer.loop.look_ahead import LookAhead
 from trainer.loop.memory import out_of_memory
+from trainer.loop.rehearsal import await_kernels
 from trainer.loop.run import Run
 from trainer.loop.saving import BackgroundSaver, SaveInterval
 from trainer.loop.shown_mistakes import mistakes_in_validation
@@ -53,6 +54,7 @@ def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None, sin
     run.progress.start(step=run.state.step, num_steps=run.num_steps)
     with stop.deferred():
         try:
+            await_kernels(run)
             while not run.is_trained:
                 with run.world.activity.computing():
                     loop.train_epoch()

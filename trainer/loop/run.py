@@ -11,6 +11,7 @@ from trainer.data import Dataset, Images
 from trainer.data.order import num_steps_per_epoch
 from trainer.errors import CheckpointError, DivergenceError
 from trainer.evaluation.baseline import Baseline
+from trainer.kernels.ahead import Compilation
 from trainer.loop.learner import Learner
 from trainer.loop.step import StepKind
 from trainer.loop.stopping import BestEpoch
@@ -47,6 +48,7 @@ class Run:
         dataset: without its test images.
         train_indices: int64, the training images that are trained on.
         validation_images: the images that `validation_indices`, int64, point into; no indices with num_validation 0.
+        kernels: those of its steps, which `compile_ahead` compiles in the background.
     """
 
     recipe: Recipe
@@ -61,6 +63,7 @@ class Run:
     world: World
     progress: Progress
     state: TrainState
+    kernels: Compilation | None = None
 
     @property
     def baseline(self) -> Baseline:

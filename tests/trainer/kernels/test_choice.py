@@ -39,7 +39,7 @@ def test_kernels_that_work_are_used_unless_torchs_are_asked_for(
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is for Linux")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels work here")
 def test_a_device_where_triton_does_not_work_says_why_in_one_line() -> None:
-    choice.why_not.cache_clear()
+    choice.try_kernels.cache_clear()
     reason = choice.why_not(CPU)
     assert reason
     assert "\n" not in reason

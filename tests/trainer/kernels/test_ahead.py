@@ -1,0 +1,172 @@
+"""Kernels are compiled in the background, and they are those that a step starts. No GPU is needed."""
+
+import importlib.util
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.loop.runs import ALONE, SHORT, make_run
+from trainer.data import Dataset, ImageSet
+from trainer.kernels import choice
+from trainer.kernels.ahead import Compilation
+from trainer.kernels.launch import launch
+from trainer.loop import step as steps
+from trainer.loop.rehearsal import await_kernels, compile_ahead
+from trainer.loop.sources import ResidentSource
+from trainer.ranks.consistency import digest_of
+from trainer.recipes import RECIPES, Recipe
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is for Linux")
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Gpu:
+    """A GPU that is not there, as Triton's driver: kernels are compiled for it, and started in vain."""
+
+    launchers: list[str] = field(default_factory=list)
+    """Of the kernels that are ready to be started, in the order in which they became so."""
+    started: list[str] = field(default_factory=list)
+    compiled: list[str] = field(default_factory=list)
+    """Names of kernels that were not in the cache."""
+    capability: int = 90
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return id(self)  # Triton keeps what it compiled by this number
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+    @property
+    def utils(self) -> Any:
+        return SimpleNamespace(
+            get_device_properties=lambda _device: {"max_shared_mem": 227 << 10},
+            load_binary=lambda *_: (1, 1, 0, 0, 1024),
+            unload_module=lambda _module: None,
+        )
+
+    def launcher_cls(self, _source: Any, metadata: Any) -> Callable[..., None]:
+        self.launchers.append(metadata.hash)
+        return lambda *_, **__: self.started.append(metadata.hash)
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """Kernels of tensors on the CPU are compiled for this GPU, with an empty cache."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    from triton import knobs
+    from triton.runtime import driver
+
+    gpu = Gpu()
+
+    def listen(*, src: Any, cache_hit: bool, **_: Any) -> None:
+        if not cache_hit:
+            gpu.compiled.append(src.name)
+
+    monkeypatch.setattr(knobs.compilation, "listener", listen)
+    monkeypatch.setattr(driver, "_active", gpu)
+    monkeypatch.setattr(choice, "_is_supported", lambda device: True)
+    monkeypatch.setattr(choice, "why_not", lambda device: None)
+    return gpu
+
+
+def add_up() -> None:
+    from trainer.kernels import fused
+
+    fused.add_up(torch.ones(2, 3))
+
+
+def test_a_rehearsed_kernel_is_compiled_in_the_background_and_ready_to_be_started(gpu: Gpu) -> None:
+    before = set(threading.enumerate())
+    compilation = Compilation(CPU, 2)
+    with compilation.rehearsal():
+        add_up()
+        add_up()
+    assert not gpu.started
+    compilation.wait()
+    assert gpu.compiled == ["merge_sums"]
+    assert len(gpu.launchers) == 1
+    add_up()
+    assert gpu.started == gpu.launchers
+    assert gpu.compiled == ["merge_sums"]
+    compilation.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_an_error_in_the_background_is_left_to_the_step(gpu: Gpu, capfd: pytest.CaptureFixture[str]) -> None:
+    from trainer.kernels import norm_kernels
+
+    compilation = Compilation(CPU, 1)
+    with compilation.rehearsal():
+        launch(norm_kernels.merge_sums, (1,), torch.ones(2, 3), torch.ones(3), 3, BC=3, PROGRAMS=2)  # no power of two
+    compilation.wait()
+    assert not gpu.launchers
+    add_up()
+    assert gpu.started
+    assert "Exception in thread" not in capfd.readouterr().err
+
+
+SMALL = replace(RECIPES["cifar10-fast"], widths=(16, 24, 40), global_batch_size=40, num_validation=0)
+OF_MNIST = replace(RECIPES["mnist"], global_batch_size=30, num_validation=0, epochs=1)
+RUNS = [
+    pytest.param(SMALL, (3, 32), 1, id="kinds of steps, an epoch's last batch"),
+    pytest.param(OF_MNIST, (1, 28), 2, id="shards of several sizes"),
+]
+
+
+@pytest.mark.minutes
+@pytest.mark.parametrize(("recipe", "shape", "num_shards"), RUNS)
+def test_the_kernels_of_a_rehearsal_are_those_of_the_steps(  # noqa: PLR0913 (fixtures)
+    recipe: Recipe,
+    shape: tuple[int, int],
+    num_shards: int,
+    gpu: Gpu,
+    mini: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "_is_cast_together", lambda *_: True)  # as on GPUs
+    (channels, size), number = shape, 101
+    train = ImageSet(torch.zeros(number, channels, size, size, dtype=torch.uint8), torch.arange(number) % 10)
+    dataset = replace(mini, train=train, mean=(128.0,) * channels, std=(70.0,) * channels)
+    world = replace(ALONE, virtual_shards=num_shards, on_leave=ExitStack())
+    with choice.torch_only():
+        run = make_run(recipe, dataset, tmp_path / "run", world=world)
+        assert compile_ahead(run) is None
+    run.learner.train_step._autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    before = digest_of(list(run.learner.model.state_dict().values()))
+    run.kernels = compile_ahead(run)
+    assert torch.equal(digest_of(list(run.learner.model.state_dict().values())), before)
+    await_kernels(run)
+    assert not gpu.started
+    compiled, source = len(gpu.compiled), ResidentSource(run)
+    seen = set()
+    for step in range(run.num_steps):
+        batch = source.batch(step)
+        if (batch.kind, batch.sizes) not in seen:
+            seen.add((batch.kind, batch.sizes))
+            run.learner.step(batch)
+    assert len(seen) > len(run.kinds)
+    assert len(gpu.compiled) == compiled > 10
+    assert set(gpu.started) == set(gpu.launchers)
+    world.on_leave.close()
+
+
+def test_what_has_no_kernels_is_not_rehearsed(mini: Dataset, tmp_path: Path) -> None:
+    run = make_run(SHORT, mini, tmp_path / "run")
+    assert compile_ahead(run) is None
+    await_kernels(run)
