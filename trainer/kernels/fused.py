@@ -6,9 +6,16 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from trainer.kernels import norm_kernels as kernels
-from trainer.kernels.launch import MERGE_BLOCK_CHANNELS, Pooling, Rows, empty_floats, empty_images, launch, power_of_two
+from trainer.kernels.launch import MERGE_BLOCK_CHANNELS, Pooling, Rows, Share, empty_floats, empty_images, launch
 
 Activation = Literal["none", "relu", "gelu"]
+
+_STATISTICS = Share(4096, block_channels=32)
+_POOLED_STATISTICS = Share(1024, programs=1024)
+_GRADIENT_SUMS = Share(2048, block_channels=32)
+_POOLED_GRADIENT_SUMS = Share(2048)
+_VALUES = Share(2048)
+_MAXIMA = Share(1024)
 
 
 def norm_activation(
@@ -26,10 +33,9 @@ def norm_activation(
     return result
 
 
-def bias_gelu(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Returns GELU(x + bias) for channels `[C]`."""
-    result: torch.Tensor = _BiasGelu.apply(x, bias)
-    return result
+def bias_gelu_gradient(dz: torch.Tensor, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient of the bias of GELU(x + bias), float32 `[C]`, from that of the result."""
+    return _reduce(_channels_last(dz), x, (bias, bias, bias, bias), "gelu", norm=False)[0]
 
 
 def pool_bias_relu(x: torch.Tensor, bias: torch.Tensor, pool: int) -> torch.Tensor:
@@ -58,12 +64,11 @@ class _NormActivation(torch.autograd.Function):
     ) -> torch.Tensor:
         x, residual = _channels_last(x), None if residual is None else _channels_last(residual)
         pooling = Pooling(pool, x.size(2), x.size(3))
-        work = Rows.of(x.size(0) * pooling.out_height * pooling.out_width, x.size(1))
-        pooled, index, mean, inverse_deviation = _normalize(x, norm, pooling, work)
-        z = torch.empty_like(pooled)
+        pooled, index, mean, inverse_deviation = _normalize(x, norm, pooling)
+        z, work = torch.empty_like(pooled), _rows(pooled, _VALUES)
         launch(
             kernels.activate,
-            (work.blocks, work.channel_blocks),
+            work.grid,
             pooled,
             z,
             z if residual is None else residual,
@@ -73,25 +78,24 @@ class _NormActivation(torch.autograd.Function):
             bias,
             work.rows,
             work.units,
-            NORM=True,
             RESIDUAL=residual is not None,
             ACT=activation,
-            UNIT=work.unit,
-            BM=work.block_rows,
-            BC=work.block_channels,
+            **work.constants,
         )
-        ctx.save_for_backward(pooled, index, mean, inverse_deviation, weight, bias, residual)
-        ctx.work, ctx.pooling, ctx.activation = work, pooling, activation
+        # The sign of the result is all that ReLU's gradient needs, and the next layer keeps the result anyway.
+        other = z if residual is not None and activation == "relu" else residual
+        ctx.save_for_backward(pooled, index, mean, inverse_deviation, weight, bias, other)
+        ctx.pooling, ctx.activation = pooling, activation
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: torch.Tensor) -> tuple[Any, ...]:
-        pooled, index, mean, inverse_deviation, weight, bias, residual = ctx.saved_tensors
-        work, pooling, activation, dz = ctx.work, ctx.pooling, ctx.activation, _channels_last(dz)
+        pooled, index, mean, inverse_deviation, weight, bias, other = ctx.saved_tensors
+        pooling, activation, dz = ctx.pooling, ctx.activation, _channels_last(dz)
         scales = (mean, inverse_deviation, weight, bias)
-        dresidual = None if residual is None else torch.empty_like(dz)
-        sums, products = _reduce(dz, pooled, scales, work, activation, residual=residual, du=dresidual)
+        dresidual = None if other is None else torch.empty_like(dz)
+        sums, products = _reduce(dz, pooled, scales, activation, other=other, du=dresidual)
         needs_x, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
         others = (
             products if needs_weight else None,
@@ -103,10 +107,10 @@ class _NormActivation(torch.autograd.Function):
         )
         if not needs_x:
             return None, *others
-        dx = empty_images(dz, pooling.height, pooling.width)
+        dx, work = empty_images(dz, pooling.height, pooling.width), _rows(pooled, _VALUES)
         launch(
             kernels.apply_gradient,
-            (work.blocks, work.channel_blocks),
+            work.grid,
             dz if dresidual is None else dresidual,
             pooled,
             index,
@@ -117,81 +121,13 @@ class _NormActivation(torch.autograd.Function):
             work.rows,
             *pooling.sizes,
             work.units,
-            NORM=True,
             ACT=activation if dresidual is None else "none",
             POOL=pooling.size,
             LEFT_Y=pooling.left[0],
             LEFT_X=pooling.left[1],
-            UNIT=work.unit,
-            BM=work.block_rows,
-            BC=work.block_channels,
+            **work.constants,
         )
         return dx, *others
-
-
-class _BiasGelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        x = _channels_last(x)
-        work = Rows.of(x.numel() // x.size(1), x.size(1))
-        z = torch.empty_like(x)
-        launch(
-            kernels.activate,
-            (work.blocks, work.channel_blocks),
-            x,
-            z,
-            x,
-            bias,
-            bias,
-            bias,
-            bias,
-            work.rows,
-            work.units,
-            NORM=False,
-            RESIDUAL=False,
-            ACT="gelu",
-            UNIT=work.unit,
-            BM=work.block_rows,
-            BC=work.block_channels,
-        )
-        ctx.save_for_backward(x, bias)
-        ctx.work = work
-        return z
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dz: torch.Tensor) -> tuple[Any, ...]:
-        x, bias = ctx.saved_tensors
-        work, dz = ctx.work, _channels_last(dz)
-        needs_x, needs_bias = ctx.needs_input_grad
-        scales = (bias, bias, bias, bias)
-        dbias = _reduce(dz, x, scales, work, "gelu", norm=False)[0] if needs_bias else None
-        if not needs_x:  # the convolution before it is frozen
-            return None, dbias
-        dx = torch.empty_like(x)
-        launch(
-            kernels.apply_gradient,
-            (work.blocks, work.channel_blocks),
-            dz,
-            x,
-            x,
-            dx,
-            *scales,
-            bias,
-            bias,
-            work.rows,
-            *Pooling(1, x.size(2), x.size(3)).sizes,
-            work.units,
-            NORM=False,
-            ACT="gelu",
-            POOL=1,
-            LEFT_Y=0,
-            LEFT_X=0,
-            UNIT=work.unit,
-            BM=work.block_rows,
-            BC=work.block_channels,
-        )
-        return dx, dbias
 
 
 class _PoolBiasRelu(torch.autograd.Function):
@@ -199,12 +135,11 @@ class _PoolBiasRelu(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor, pool: int) -> torch.Tensor:
         x = _channels_last(x)
         pooling = Pooling(pool, x.size(2), x.size(3))
-        work = Rows.of(x.size(0) * pooling.out_height * pooling.out_width, x.size(1))
         z = empty_images(x, pooling.out_height, pooling.out_width)
-        index = torch.empty_like(z, dtype=torch.uint8)
+        index, work = torch.empty_like(z, dtype=torch.uint8), _rows(z, _VALUES)
         launch(
             kernels.pool_bias_relu,
-            (work.blocks, work.channel_blocks),
+            work.grid,
             x,
             z,
             index,
@@ -214,24 +149,23 @@ class _PoolBiasRelu(torch.autograd.Function):
             work.units,
             POOL=pool,
             OFF=kernels.OFF,
-            UNIT=work.unit,
-            BM=work.block_rows,
-            BC=work.block_channels,
+            **work.constants,
         )
         ctx.save_for_backward(index)
-        ctx.work, ctx.pooling = work, pooling
+        ctx.pooling = pooling
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: torch.Tensor) -> tuple[Any, ...]:
         (index,) = ctx.saved_tensors
-        work, pooling, dz = ctx.work, ctx.pooling, _channels_last(dz)
+        pooling, dz = ctx.pooling, _channels_last(dz)
+        work = _rows(dz, _POOLED_GRADIENT_SUMS)
         dx = empty_images(dz, pooling.height, pooling.width)
         partial = empty_floats(dz, work.programs, work.channels)
         launch(
             kernels.pool_bias_relu_gradient,
-            (work.programs, work.channel_blocks),
+            work.summing_grid,
             dz,
             index,
             dx,
@@ -244,9 +178,7 @@ class _PoolBiasRelu(torch.autograd.Function):
             LEFT_Y=pooling.left[0],
             LEFT_X=pooling.left[1],
             OFF=kernels.OFF,
-            UNIT=work.unit,
-            BM=work.block_rows,
-            BC=work.block_channels,
+            **work.constants,
             PROGRAMS=work.programs,
         )
         return dx, add_up(partial), None
@@ -257,10 +189,8 @@ class _GlobalMaximum(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         x = _channels_last(x)
         z = torch.empty(x.shape[:2], dtype=x.dtype, device=x.device)
-        size = x.size(2) * x.size(3)
-        work, block = Rows.of(size, x.size(1)), power_of_two(size)
-        grid = (len(x), work.channel_blocks)
-        launch(kernels.global_maximum, grid, x, z, size, work.units, UNIT=work.unit, BP=block, BC=work.block_channels)
+        size, work = x.size(2) * x.size(3), Rows.of(x.size(0), x.size(1), _MAXIMA)
+        launch(kernels.global_maximum, work.grid, x, z, work.rows, size, work.units, **work.constants)
         ctx.save_for_backward(x)
         return z
 
@@ -268,21 +198,9 @@ class _GlobalMaximum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dz: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
-        dx = torch.empty_like(x)
-        size = x.size(2) * x.size(3)
-        work, block = Rows.of(size, x.size(1)), power_of_two(size)
-        launch(
-            kernels.global_maximum_gradient,
-            (len(x), work.channel_blocks),
-            dz.contiguous(),
-            x,
-            dx,
-            size,
-            work.units,
-            UNIT=work.unit,
-            BP=block,
-            BC=work.block_channels,
-        )
+        dz, dx = dz.contiguous(), torch.empty_like(x)
+        size, work = x.size(2) * x.size(3), Rows.of(x.size(0), x.size(1), _MAXIMA)
+        launch(kernels.global_maximum_gradient, work.grid, dz, x, dx, work.rows, size, work.units, **work.constants)
         return dx
 
 
@@ -295,17 +213,18 @@ def add_up(partial: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _normalize(x: torch.Tensor, norm: torch.nn.BatchNorm2d, pooling: Pooling, work: Rows) -> tuple[torch.Tensor, ...]:
+def _normalize(x: torch.Tensor, norm: torch.nn.BatchNorm2d, pooling: Pooling) -> tuple[torch.Tensor, ...]:
     """Pools x and updates the norm; returns pooled images, indices of maxima, means and inverse deviations."""
-    pooled, index = x, x
+    pooled, index, share = x, x, _STATISTICS
     if pooling.size > 1:
         pooled = empty_images(x, pooling.out_height, pooling.out_width)
-        index = torch.empty_like(pooled, dtype=torch.uint8)
+        index, share = torch.empty_like(pooled, dtype=torch.uint8), _POOLED_STATISTICS
+    work = _rows(pooled, share)
     counts = empty_floats(x, work.programs)
     partial = empty_floats(x, 2, work.programs, work.channels)
     launch(
         kernels.statistics,
-        (work.programs, work.channel_blocks),
+        work.summing_grid,
         x,
         pooled,
         index,
@@ -317,9 +236,7 @@ def _normalize(x: torch.Tensor, norm: torch.nn.BatchNorm2d, pooling: Pooling, wo
         work.units,
         work.blocks,
         POOL=pooling.size,
-        UNIT=work.unit,
-        BM=work.block_rows,
-        BC=work.block_channels,
+        **work.constants,
         PROGRAMS=work.programs,
     )
     mean, inverse_deviation = empty_floats(x, work.channels), empty_floats(x, work.channels)
@@ -348,21 +265,21 @@ def _reduce(  # noqa: PLR0913 (of one kernel)
     dz: torch.Tensor,
     x: torch.Tensor,
     scales: tuple[torch.Tensor, ...],
-    work: Rows,
     activation: Activation,
     *,
     norm: bool = True,
-    residual: torch.Tensor | None = None,
+    other: torch.Tensor | None = None,
     du: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the sums of the gradient before the activation, and those of its products with normalised values."""
+    work = _rows(dz, _GRADIENT_SUMS)
     partial = empty_floats(dz, work.programs, 2 if norm else 1, work.channels)
     launch(
         kernels.reduce_gradient,
-        (work.programs, work.channel_blocks),
+        work.summing_grid,
         dz,
         x,
-        dz if residual is None else residual,
+        dz if other is None else other,
         dz if du is None else du,
         *scales,
         partial,
@@ -370,15 +287,17 @@ def _reduce(  # noqa: PLR0913 (of one kernel)
         work.units,
         work.blocks,
         NORM=norm,
-        RESIDUAL=residual is not None,
+        RESIDUAL=other is not None,
         ACT=activation,
-        UNIT=work.unit,
-        BM=work.block_rows,
-        BC=work.block_channels,
+        **work.constants,
         PROGRAMS=work.programs,
     )
     totals = add_up(partial.flatten(1)).view(-1, work.channels)
     return totals[0], totals[-1]
+
+
+def _rows(images: torch.Tensor, share: Share) -> Rows:
+    return Rows.of(images.numel() // images.size(1), images.size(1), share)
 
 
 def _channels_last(images: torch.Tensor) -> torch.Tensor:

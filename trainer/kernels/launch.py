@@ -8,15 +8,30 @@ from typing import Any, Self
 
 import torch
 
-_BLOCK_SIZE = 2048
-"""Values in a block: 16 for each thread of 4 warps, which leaves registers for 6 to 8 programs at a time."""
-_MAX_BLOCK_CHANNELS = 64
-_MAX_PROGRAMS = 1024
-"""Summing programs over all blocks of channels: 8 for each of some 130 multiprocessors."""
+_MIN_BLOCKS = 128
+"""Blocks are smaller where there would be fewer of them: one for each of some 130 multiprocessors."""
+_MIN_BLOCK_SIZE = 1024
 MERGE_BLOCK_CHANNELS = 8
 
 Start = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]
 """A kernel, its grid, its arguments and its constants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How a kernel shares out a tensor, on every GPU: the order of sums, and so a run's bits, depends on it.
+
+    Args:
+        block_size: values in a block, as many as its registers allow.
+        block_channels: channels in a block, at most. Fewer make fewer rows of partial sums, and more lines of memory
+            of which a program takes a half.
+        programs: programs that sum, over all blocks of channels, at most.
+    """
+
+    block_size: int
+    block_channels: int = 64
+    programs: int = 512
+    """4 for each of some 130 multiprocessors: all run at once, and each pays once for adding up its threads' sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +59,32 @@ class Rows:
     programs: int
 
     @classmethod
-    def of(cls, rows: int, channels: int) -> Self:
+    def of(cls, rows: int, channels: int, share: Share) -> Self:
         unit = 8 if channels % 8 == 0 else 1
-        block_channels = min(_MAX_BLOCK_CHANNELS, power_of_two(channels))
-        block_rows = _BLOCK_SIZE // block_channels
-        blocks, channel_blocks = math.ceil(rows / block_rows), math.ceil(channels / block_channels)
-        programs = min(power_of_two(blocks), max(1, _MAX_PROGRAMS // power_of_two(channel_blocks)))
+        block_channels = min(share.block_channels, power_of_two(channels))
+        channel_blocks = math.ceil(channels / block_channels)
+        block_size = share.block_size
+        while block_size > _MIN_BLOCK_SIZE and rows * channels < _MIN_BLOCKS * block_size:
+            block_size //= 2
+        block_rows = block_size // block_channels
+        blocks = math.ceil(rows / block_rows)
+        programs = min(power_of_two(blocks), max(1, share.programs // power_of_two(channel_blocks)))
         return cls(rows, channels // unit, unit, block_rows, block_channels, blocks, channel_blocks, programs)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """One program for each block."""
+        return self.blocks, self.channel_blocks
+
+    @property
+    def summing_grid(self) -> tuple[int, int]:
+        return self.programs, self.channel_blocks
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What all kernels of blocks are compiled for."""
+        is_whole = self.channels % self.block_channels == 0
+        return {"UNIT": self.unit, "WHOLE": is_whole, "BM": self.block_rows, "BC": self.block_channels}
 
     @property
     def channels(self) -> int:

@@ -6,7 +6,8 @@ rows times `BC` channels. Kernels that sum have a fixed number of programs: prog
 kernel adds up. There are no atomic additions: the order of each sum depends on the shape alone, and so do its bits.
 
 All kernels compute in float32, whatever the tensors' type. `units * UNIT` is the number of channels: where it is a
-multiple of 8, the compiler knows that from `UNIT`, and loads 16 bytes at a time.
+multiple of 8, the compiler knows that from `UNIT`, and loads 16 bytes at a time. `WHOLE` says that it is a multiple of
+`BC`: the kernels are bound by arithmetic as much as by memory, and then no channel needs a comparison of its own.
 
 NaN is treated as torch treats it: a maximum over values with a NaN is NaN, and ReLU passes NaN on in both directions.
 """
@@ -27,23 +28,25 @@ def _bell(u):
 
 
 @triton.jit
-def _upper_tail(u, bell):
-    """Returns the normal distribution's upper tail at |u|, within 7.5e-8 (Abramowitz and Stegun, 26.2.17).
+def _upper_tail(u):
+    """Returns the normal distribution's upper tail at |u| over exp(-u² / 2), within 7.5e-8 after the product.
 
-    Shares the exponential with the density; erf would need one of its own, and the kernels are bound by arithmetic.
+    Abramowitz and Stegun, 26.2.17. It shares the exponential with the density; erf would need one of its own. A GPU has
+    an instruction for the reciprocal root, and takes several for a quotient.
     """
-    t = 1.0 / (1.0 + 0.2316419 * tl.abs(u))
+    line = 1.0 + 0.2316419 * tl.abs(u)
+    t = tl.rsqrt(line * line)
     poly = 0.5307027143 * t - 0.7265760131
     poly = poly * t + 0.7107068707
     poly = poly * t - 0.1422483683
     poly = poly * t + 0.1274147959
-    return poly * t * bell
+    return poly * t
 
 
 @triton.jit
 def _activation(u, ACT: tl.constexpr):
     if ACT == "gelu":
-        tail = _upper_tail(u, _bell(u))
+        tail = _upper_tail(u) * _bell(u)
         u = u * tl.where(u < 0, tail, 1.0 - tail)
     if ACT == "relu":
         u = tl.where(u <= 0, 0.0, u)
@@ -53,13 +56,21 @@ def _activation(u, ACT: tl.constexpr):
 @triton.jit
 def _through_activation(gradient, u, ACT: tl.constexpr):
     """Returns the gradient before the activation of `u` from that after it."""
-    if ACT == "gelu":
-        bell = _bell(u)
-        tail = _upper_tail(u, bell)
-        gradient = gradient * (tl.where(u < 0, tail, 1.0 - tail) + 0.3989422804014327 * u * bell)
+    if ACT == "gelu":  # its slopes at u and -u add up to 1
+        slope = (_upper_tail(u) - 0.3989422804014327 * tl.abs(u)) * _bell(u)
+        gradient = gradient * tl.where(u < 0, slope, 1.0 - slope)
     if ACT == "relu":
         gradient = tl.where(u <= 0, 0.0, gradient)
     return gradient
+
+
+@triton.jit
+def _mask(m, c, rows, channels, WHOLE: tl.constexpr):
+    """Returns which rows and channels there are, to be broadcast to the block."""
+    mask = (m < rows)[:, None]
+    if not WHOLE:
+        mask = mask & (c < channels)[None, :]
+    return mask
 
 
 @triton.jit
@@ -110,7 +121,7 @@ def _scatter(dx, gradient, index, m, c, mask, height, width, out_height, out_wid
 
 @triton.jit
 def statistics(x, pooled, index, counts, means, squares, rows, height, width, out_height, out_width, units, blocks,
-               POOL: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+               POOL: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
                PROGRAMS: tl.constexpr):  # fmt: skip
     """Pools, and computes each program's partial statistics by Welford's method; grid (PROGRAMS, channel blocks).
 
@@ -123,10 +134,10 @@ def statistics(x, pooled, index, counts, means, squares, rows, height, width, ou
     seen = tl.zeros((BM,), tl.float32)
     mean = tl.zeros((BM, BC), tl.float32)
     square = tl.zeros((BM, BC), tl.float32)
+    turn = 0.0
     for block in range(program, blocks, PROGRAMS):
         m = block * BM + tl.arange(0, BM)
-        is_row = m < rows
-        mask = is_row[:, None] & (c < channels)[None, :]
+        mask = _mask(m, c, rows, channels, WHOLE)
         at = m[:, None] * channels + c[None, :]
         if POOL > 1:
             first = _first_pixel(m, height, width, out_height, out_width, POOL)
@@ -135,10 +146,12 @@ def statistics(x, pooled, index, counts, means, squares, rows, height, width, ou
             tl.store(index + at, best.to(tl.uint8), mask=mask)
         else:
             value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-        seen += is_row.to(tl.float32)
-        difference = tl.where(mask, value - mean, 0.0)
-        mean += difference * (1.0 / tl.maximum(seen, 1.0))[:, None]
-        square += difference * tl.where(mask, value - mean, 0.0)
+        turn += 1.0  # what each row that is in this block, the last one perhaps, has seen
+        seen += (m < rows).to(tl.float32)
+        value = tl.where(mask, value, mean)
+        difference = value - mean
+        mean += difference * (1.0 / turn)
+        square += difference * (value - mean)
     count = tl.sum(seen, 0)
     mean_of_all = tl.sum(mean * seen[:, None], 0) / tl.maximum(count, 1.0)
     difference = mean - mean_of_all[None, :]
@@ -152,7 +165,10 @@ def statistics(x, pooled, index, counts, means, squares, rows, height, width, ou
 @triton.jit
 def merge_statistics(counts, means, squares, mean, inverse_deviation, running_mean, running_variance, rows, units,
                      epsilon, momentum, UNIT: tl.constexpr, BC: tl.constexpr, PROGRAMS: tl.constexpr):  # fmt: skip
-    """Merges the programs' statistics by Chan's formula, and updates the running ones; grid (channel blocks)."""
+    """Merges the programs' statistics by Chan's formula, and updates the running ones; grid (channel blocks).
+
+    It loads everything first: a load that waits for another one would take as long as the rest.
+    """
     channels = units * UNIT
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     p = tl.arange(0, PROGRAMS)
@@ -161,85 +177,98 @@ def merge_statistics(counts, means, squares, mean, inverse_deviation, running_me
     at = p[:, None] * channels + c[None, :]
     count = tl.load(counts + p)[:, None]
     of_programs = tl.load(means + at, mask=mask, other=0.0)
+    squares_of_programs = tl.load(squares + at, mask=mask, other=0.0)
+    old_mean = tl.load(running_mean + c, mask=is_channel, other=0.0)
+    old_variance = tl.load(running_variance + c, mask=is_channel, other=0.0)
     new_mean = tl.sum(of_programs * count, 0) / rows
     difference = of_programs - new_mean[None, :]
-    total = tl.sum(tl.load(squares + at, mask=mask, other=0.0) + difference * difference * count, 0)
+    total = tl.sum(squares_of_programs + difference * difference * count, 0)
     tl.store(mean + c, new_mean, mask=is_channel)
     tl.store(inverse_deviation + c, 1.0 / tl.sqrt(total / rows + epsilon), mask=is_channel)
-    old = tl.load(running_mean + c, mask=is_channel, other=0.0)
-    tl.store(running_mean + c, (1.0 - momentum) * old + momentum * new_mean, mask=is_channel)
-    old = tl.load(running_variance + c, mask=is_channel, other=0.0)
-    tl.store(running_variance + c, (1.0 - momentum) * old + momentum * (total / (rows - 1)), mask=is_channel)
+    tl.store(running_mean + c, (1.0 - momentum) * old_mean + momentum * new_mean, mask=is_channel)
+    new_variance = (1.0 - momentum) * old_variance + momentum * (total / (rows - 1))
+    tl.store(running_variance + c, new_variance, mask=is_channel)
 
 
 @triton.jit
-def _normalized(x, mean, inverse_deviation, at, c, mask, is_channel, NORM: tl.constexpr):
-    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+def _channel_values(mean, inverse_deviation, weight, bias, c, is_channel, NORM: tl.constexpr):
+    """Returns for each channel what `(x - centre) * scale + shift` computes the value before the activation from."""
+    shift = tl.load(bias + c, mask=is_channel, other=0.0)
+    centre, deviation, scale = tl.zeros_like(shift), tl.zeros_like(shift) + 1.0, tl.zeros_like(shift) + 1.0
     if NORM:
         centre = tl.load(mean + c, mask=is_channel, other=0.0)
-        value = (value - centre[None, :]) * tl.load(inverse_deviation + c, mask=is_channel, other=0.0)[None, :]
-    return value
+        deviation = tl.load(inverse_deviation + c, mask=is_channel, other=0.0)
+        scale = deviation * tl.load(weight + c, mask=is_channel, other=0.0)
+    return centre, deviation, scale, shift
 
 
 @triton.jit
-def _before_activation(normalized, weight, bias, c, is_channel, NORM: tl.constexpr):
+def _before_activation(x, centre, scale, shift, NORM: tl.constexpr):
+    """Returns the differences of x to their mean, and the values before the activation."""
+    difference = x.to(tl.float32)
     if NORM:
-        normalized = normalized * tl.load(weight + c, mask=is_channel, other=0.0)[None, :]
-    return normalized + tl.load(bias + c, mask=is_channel, other=0.0)[None, :]
+        difference -= centre[None, :]
+        u = difference * scale[None, :] + shift[None, :]
+    else:
+        u = difference + shift[None, :]
+    return difference, u
 
 
 @triton.jit
-def activate(x, z, residual, mean, inverse_deviation, weight, bias, rows, units, NORM: tl.constexpr,
-             RESIDUAL: tl.constexpr, ACT: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
+def activate(x, z, residual, mean, inverse_deviation, weight, bias, rows, units, RESIDUAL: tl.constexpr,
+             ACT: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
              BC: tl.constexpr):  # fmt: skip
-    """Writes z = ACT(norm(x) + residual), or ACT(x + bias) without NORM; grid (row blocks, channel blocks)."""
+    """Writes z = ACT(norm(x) + residual); grid (row blocks, channel blocks)."""
     channels = units * UNIT
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    is_channel = c < channels
-    mask = (m < rows)[:, None] & is_channel[None, :]
+    mask = _mask(m, c, rows, channels, WHOLE)
     at = m[:, None] * channels + c[None, :]
-    normalized = _normalized(x, mean, inverse_deviation, at, c, mask, is_channel, NORM)
-    u = _before_activation(normalized, weight, bias, c, is_channel, NORM)
+    value = tl.load(x + at, mask=mask, other=0.0)
+    centre, _, scale, shift = _channel_values(mean, inverse_deviation, weight, bias, c, c < channels, True)
+    _, u = _before_activation(value, centre, scale, shift, True)
     if RESIDUAL:
         u += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(z + at, _activation(u, ACT), mask=mask)
 
 
 @triton.jit
-def reduce_gradient(dz, x, residual, du, mean, inverse_deviation, weight, bias, partial, rows, units, blocks,
-                    NORM: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
-                    BC: tl.constexpr, PROGRAMS: tl.constexpr):  # fmt: skip
+def reduce_gradient(dz, x, other, du, mean, inverse_deviation, weight, bias, partial, rows, units, blocks,
+                    NORM: tl.constexpr, RESIDUAL: tl.constexpr, ACT: tl.constexpr, UNIT: tl.constexpr,
+                    WHOLE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, PROGRAMS: tl.constexpr):  # fmt: skip
     """Sums the gradient before the activation, and its product with the normalised values, for each channel.
 
-    With RESIDUAL, `du` gets the gradient before the activation, which is that of the residual. Grid (PROGRAMS, channel
-    blocks); `partial` is [PROGRAMS, 2, channels]: sums, then products. Without NORM there are no products, and it is
-    [PROGRAMS, 1, channels].
+    With RESIDUAL, `du` gets the gradient before the activation, which is that of the residual, and `other` is the
+    residual, for ReLU the result. Grid (PROGRAMS, channel blocks); `partial` is [PROGRAMS, 2, channels]: sums, then
+    products. Without NORM there are no products, and it is [PROGRAMS, 1, channels].
     """
     program = tl.program_id(0)
     channels = units * UNIT
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     is_channel = c < channels
+    centre, deviation, scale, shift = _channel_values(mean, inverse_deviation, weight, bias, c, is_channel, NORM)
     total = tl.zeros((BM, BC), tl.float32)
     product = tl.zeros((BM, BC), tl.float32)
     for block in range(program, blocks, PROGRAMS):
         m = block * BM + tl.arange(0, BM)
-        mask = (m < rows)[:, None] & is_channel[None, :]
+        mask = _mask(m, c, rows, channels, WHOLE)
         at = m[:, None] * channels + c[None, :]
         gradient = tl.load(dz + at, mask=mask, other=0.0).to(tl.float32)
-        normalized = _normalized(x, mean, inverse_deviation, at, c, mask, is_channel, NORM)
-        u = _before_activation(normalized, weight, bias, c, is_channel, NORM)
-        if RESIDUAL:
-            u += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(x + at, mask=mask, other=0.0)
+        difference, u = _before_activation(value, centre, scale, shift, NORM)
+        if RESIDUAL and ACT == "relu":
+            u = tl.load(other + at, mask=mask, other=0.0)
+        elif RESIDUAL:
+            u += tl.load(other + at, mask=mask, other=0.0).to(tl.float32)
         gradient = _through_activation(gradient, u, ACT)
         if RESIDUAL:
             tl.store(du + at, gradient, mask=mask)
-        total += gradient
+        total += gradient  # 0 where there is no row
         if NORM:
-            product += tl.where(mask, gradient * normalized, 0.0)
+            product += gradient * difference
     if NORM:
         tl.store(partial + 2 * program * channels + c, tl.sum(total, 0), mask=is_channel)
-        tl.store(partial + (2 * program + 1) * channels + c, tl.sum(product, 0), mask=is_channel)
+        tl.store(partial + (2 * program + 1) * channels + c, tl.sum(product, 0) * deviation, mask=is_channel)
     else:
         tl.store(partial + program * channels + c, tl.sum(total, 0), mask=is_channel)
 
@@ -256,8 +285,8 @@ def merge_sums(partial, total, columns, BC: tl.constexpr, PROGRAMS: tl.constexpr
 
 @triton.jit
 def apply_gradient(dz, x, index, dx, mean, inverse_deviation, weight, bias, sums, products, rows, height, width,
-                   out_height, out_width, units, NORM: tl.constexpr, ACT: tl.constexpr, POOL: tl.constexpr,
-                   LEFT_Y: tl.constexpr, LEFT_X: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr,
+                   out_height, out_width, units, ACT: tl.constexpr, POOL: tl.constexpr, LEFT_Y: tl.constexpr,
+                   LEFT_X: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
                    BC: tl.constexpr):  # fmt: skip
     """Writes the gradient of the input before pooling, norm and activation; grid (row blocks, channel blocks).
 
@@ -267,20 +296,19 @@ def apply_gradient(dz, x, index, dx, mean, inverse_deviation, weight, bias, sums
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     is_channel = c < channels
-    mask = (m < rows)[:, None] & is_channel[None, :]
+    mask = _mask(m, c, rows, channels, WHOLE)
     at = m[:, None] * channels + c[None, :]
     gradient = tl.load(dz + at, mask=mask, other=0.0).to(tl.float32)
-    normalized = _normalized(x, mean, inverse_deviation, at, c, mask, is_channel, NORM)
-    u = _before_activation(normalized, weight, bias, c, is_channel, NORM)
-    gradient = _through_activation(gradient, u, ACT)
-    if NORM:
-        constant = tl.load(sums + c, mask=is_channel, other=0.0) / rows
-        slope = tl.load(products + c, mask=is_channel, other=0.0) / rows
-        scale = tl.load(inverse_deviation + c, mask=is_channel, other=0.0)
-        scale = scale * tl.load(weight + c, mask=is_channel, other=0.0)
-        gradient = scale[None, :] * (gradient - constant[None, :] - normalized * slope[None, :])
+    value = tl.load(x + at, mask=mask, other=0.0)
     if POOL > 1:
         best = tl.load(index + at, mask=mask, other=0)
+    centre, deviation, scale, shift = _channel_values(mean, inverse_deviation, weight, bias, c, is_channel, True)
+    difference, u = _before_activation(value, centre, scale, shift, True)
+    gradient = _through_activation(gradient, u, ACT)
+    constant = tl.load(sums + c, mask=is_channel, other=0.0) / rows
+    slope = deviation * (tl.load(products + c, mask=is_channel, other=0.0) / rows)
+    gradient = scale[None, :] * (gradient - constant[None, :] - difference * slope[None, :])
+    if POOL > 1:
         _scatter(dx, gradient, best, m, c, mask, height, width, out_height, out_width, channels, POOL, LEFT_Y, LEFT_X)
     else:
         tl.store(dx + at, gradient, mask=mask)
@@ -288,13 +316,14 @@ def apply_gradient(dz, x, index, dx, mean, inverse_deviation, weight, bias, sums
 
 @triton.jit
 def pool_bias_relu(x, z, index, bias, rows, height, width, out_height, out_width, units, POOL: tl.constexpr,
-                   OFF: tl.constexpr, UNIT: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+                   OFF: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
+                   BC: tl.constexpr):  # fmt: skip
     """Writes z = ReLU(max-pool(x) + bias), and the index of each maximum, or OFF; grid (row blocks, channel blocks)."""
     channels = units * UNIT
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     is_channel = c < channels
-    mask = (m < rows)[:, None] & is_channel[None, :]
+    mask = _mask(m, c, rows, channels, WHOLE)
     at = m[:, None] * channels + c[None, :]
     first = _first_pixel(m, height, width, out_height, out_width, POOL)
     value, best = _window_maximum(x, first, c, mask, width, channels, POOL)
@@ -306,7 +335,7 @@ def pool_bias_relu(x, z, index, bias, rows, height, width, out_height, out_width
 @triton.jit
 def pool_bias_relu_gradient(dz, index, dx, sums, rows, height, width, out_height, out_width, units, blocks,
                             POOL: tl.constexpr, LEFT_Y: tl.constexpr, LEFT_X: tl.constexpr, OFF: tl.constexpr,
-                            UNIT: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+                            UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
                             PROGRAMS: tl.constexpr):  # fmt: skip
     """Writes the gradient of x, and each program's sums, the bias's gradient; grid (PROGRAMS, channel blocks)."""
     program = tl.program_id(0)
@@ -316,7 +345,7 @@ def pool_bias_relu_gradient(dz, index, dx, sums, rows, height, width, out_height
     total = tl.zeros((BM, BC), tl.float32)
     for block in range(program, blocks, PROGRAMS):
         m = block * BM + tl.arange(0, BM)
-        mask = (m < rows)[:, None] & is_channel[None, :]
+        mask = _mask(m, c, rows, channels, WHOLE)
         at = m[:, None] * channels + c[None, :]
         gradient = tl.load(dz + at, mask=mask, other=0.0).to(tl.float32)
         best = tl.load(index + at, mask=mask, other=0)
@@ -326,31 +355,39 @@ def pool_bias_relu_gradient(dz, index, dx, sums, rows, height, width, out_height
 
 
 @triton.jit
-def _image_maximum(x, at, mask):
-    """Returns an image's values and their maximum in each channel; NaN if there is one."""
-    value = tl.load(x + at, mask=mask, other=-float("inf")).to(tl.float32)
-    has_nan = tl.max((value != value).to(tl.int32), 0) > 0
-    return value, tl.where(has_nan, float("nan"), tl.max(value, 0))
+def global_maximum(x, z, images, size, units, UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
+                   BC: tl.constexpr):  # fmt: skip
+    """Writes the maximum over the `size` pixels of each image and channel; grid (image blocks, channel blocks)."""
+    channels = units * UNIT
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    mask = _mask(m, c, images, channels, WHOLE)
+    best = tl.full((BM, BC), -float("inf"), tl.float32)
+    for p in range(size):
+        at = (m * size + p)[:, None] * channels + c[None, :]
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        best = tl.where((value > best) | (value != value), value, best)
+    tl.store(z + m[:, None] * channels + c[None, :], best, mask=mask)
 
 
 @triton.jit
-def global_maximum(x, z, size, units, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
-    """Writes the maximum over the `size` pixels of each image and channel; grid (images, channel blocks)."""
+def global_maximum_gradient(dz, x, dx, images, size, units, UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
+                            BC: tl.constexpr):  # fmt: skip
+    """Shares the gradient evenly among equal maxima, as torch's `amax`; grid (image blocks, channel blocks)."""
     channels = units * UNIT
-    p, c = tl.arange(0, BP), tl.program_id(1) * BC + tl.arange(0, BC)
-    at = (tl.program_id(0) * size + p)[:, None] * channels + c[None, :]
-    _, best = _image_maximum(x, at, (p < size)[:, None] & (c < channels)[None, :])
-    tl.store(z + tl.program_id(0) * channels + c, best, mask=c < channels)
-
-
-@triton.jit
-def global_maximum_gradient(dz, x, dx, size, units, UNIT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
-    """Shares the gradient evenly among equal maxima, as torch's `amax`; grid (images, channel blocks)."""
-    channels = units * UNIT
-    p, c = tl.arange(0, BP), tl.program_id(1) * BC + tl.arange(0, BC)
-    at = (tl.program_id(0) * size + p)[:, None] * channels + c[None, :]
-    mask = (p < size)[:, None] & (c < channels)[None, :]
-    value, best = _image_maximum(x, at, mask)
-    is_best = (mask & (value == best[None, :])).to(tl.float32)
-    gradient = tl.load(dz + tl.program_id(0) * channels + c, mask=c < channels, other=0.0).to(tl.float32)
-    tl.store(dx + at, is_best * (gradient / tl.sum(is_best, 0))[None, :], mask=mask)
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    mask = _mask(m, c, images, channels, WHOLE)
+    gradient = tl.load(dz + m[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    best = tl.full((BM, BC), -float("inf"), tl.float32)
+    count = tl.zeros((BM, BC), tl.float32)
+    for p in range(size):
+        at = (m * size + p)[:, None] * channels + c[None, :]
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        count = tl.where(value > best, 0.0, count) + (value >= best).to(tl.float32)
+        best = tl.where((value > best) | (value != value), value, best)
+    share = gradient / tl.where(best == best, count, 0.0)
+    for p in range(size):
+        at = (m * size + p)[:, None] * channels + c[None, :]
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dx + at, (value == best).to(tl.float32) * share, mask=mask)

@@ -13,8 +13,9 @@ from tests.trainer.kernels.comparison import Tensors, assert_close, conv_step, i
 from trainer.augmentation import Augment
 from trainer.data.augment import augment_batch, draw_params
 from trainer.data.augment.colour import jitter
-from trainer.kernels import batches, choice
+from trainer.kernels import batches, choice, fused
 from trainer.kernels import convolution as convolutions
+from trainer.kernels.launch import Share
 from trainer.kernels.operations import (
     Activation,
     conv_bias_gelu,
@@ -86,6 +87,17 @@ def test_norm_with_residual(activation: Activation) -> None:
     with choice.torch_only():
         theirs = norm_step(x, activation, 1, residual=residual)
     assert "dresidual" in ours
+    assert_close(ours, theirs, rounding=2e-6)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_norm_with_several_blocks_for_each_program(pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for share in ("_STATISTICS", "_POOLED_STATISTICS", "_GRADIENT_SUMS", "_VALUES"):
+        monkeypatch.setattr(fused, share, Share(64, block_channels=8, programs=2))
+    x, residual = images(3, 20, 6, 7), images(3, 20, 6 // pool, 7 // pool, seed=2) - 3
+    ours = norm_step(x, "relu", pool, residual=residual)
+    with choice.torch_only():
+        theirs = norm_step(x, "relu", pool, residual=residual)
     assert_close(ours, theirs, rounding=2e-6)
 
 
@@ -161,7 +173,7 @@ def test_convolution_pool_relu(pool: int) -> None:
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_global_maximum_shares_gradients_among_equal_maxima(value: float) -> None:
-    x = images(2, 5, 3, 3).requires_grad_()
+    x = images(130, 5, 3, 3).requires_grad_()  # two blocks of images
     with torch.no_grad():
         x[0, 0, 1] = x[0, 0].max()
         x[1, 1, 0, 0] = value
@@ -170,7 +182,7 @@ def test_global_maximum_shares_gradients_among_equal_maxima(value: float) -> Non
         x.grad = None
         with context:
             z = global_maximum(x, is_training=True)
-        z.backward(torch.arange(10.0).view(2, 5))
+        z.backward(torch.arange(650.0).view(130, 5))
         results.append({"z": z.detach(), "dx": x.grad})
     assert_close(*results)
 
