@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.loop.runs import losses, make_run
+from tests.trainer.loop.runs import ALONE, losses, make_run
 from tests.trainer.loop.test_samples import IsolatedRank
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet
@@ -19,7 +19,7 @@ from trainer.loop.samples import EpochSamples, StepShare
 from trainer.loop.saving import SaveInterval
 from trainer.loop.shards import sum_in_tree
 from trainer.loop.sources import ResidentSource
-from trainer.loop.step import StepKind
+from trainer.loop.step import GraphedStepByKind, StepKind
 from trainer.recipes import RECIPES, ParamGroup, Recipe
 from trainer.records.checkpoint import weights_sha256
 from trainer.signals import StopRequest
@@ -135,3 +135,25 @@ def test_the_share_is_that_of_the_steps() -> None:
     assert not recipe.trains_whitening_bias(0, 8)
     with pytest.raises(ConfigError, match=r"whitening_bias_until 1\.5: must be at least 0 and at most 1"):
         TrainConfig(recipe="cifar10", set=("whitening_bias_until=1.5",)).resolve()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_replayed_graphs_of_both_kinds_equal_the_eager_steps(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as in `World.join` on a GPU
+    recipe = replace(FREEZING, epochs=1, widths=(16, 32, 32), precision="bfloat16")
+    digests = []
+    for is_graphed in (False, True):
+        run = make_run(recipe, mini, tmp_path, world=replace(ALONE, device=torch.device("cuda", 0)))
+        graphed, source = run.learner.step, ResidentSource(run)
+        assert isinstance(graphed, GraphedStepByKind)
+        run.learner.model.train()
+        for number in range(run.num_steps):
+            (graphed if is_graphed else run.learner.train_step)(source.batch(number))
+        assert [step._graph is not None for step in graphed._steps.values()] == [True, True] * is_graphed
+        run.learner.release()
+        source.close()
+        digests.append(weights_sha256(run.learner.model))
+    assert digests[0] == digests[1]

@@ -175,7 +175,7 @@ def test_replays_get_their_own_inputs(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("recipe", ["mnist", "mnist-fast", "cifar10-resnet18"])
+@pytest.mark.parametrize("recipe", ["mnist", "mnist-fast", "cifar10", "cifar10-resnet18"])
 def test_branches_of_a_graph_give_the_bits_of_lone_runs(
     recipe: str, mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
