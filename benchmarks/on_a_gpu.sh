@@ -10,8 +10,9 @@ shift 2
 cd "$(dirname "$0")/.." || exit 2
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # other packages' plugins have options and warnings of their own
-limit=""
+limit="" parallel=""
 python3 -c "import pytest_timeout" 2> /dev/null && limit="-p pytest_timeout --timeout=150"
+python3 -c "import xdist" 2> /dev/null && parallel="-p xdist -n 4 --dist loadfile"
 [ $# -gt 0 ] || set -- tests steps clock cold seeds ranks decoders
 failed=0
 for part in "$@"; do
@@ -19,8 +20,8 @@ for part in "$@"; do
   case $part in
     tests)
       # shellcheck disable=SC2086 # several words
-      timeout -k 10 420 python3 -m pytest -m gpu -v --durations=20 --continue-on-collection-errors $limit \
-        -p no:cacheprovider --data-dir="$data" tests/trainer tests/serving tests/e2e
+      timeout -k 10 420 python3 -m pytest -m gpu -v --durations=20 --continue-on-collection-errors $limit $parallel \
+        -p no:cacheprovider --data-dir="$data"
       ;;
     decoders)
       python3 benchmarks/jpegs.py "$out/jpegs" --files 500 &&

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         left_out[str(collection_path.relative_to(ROOT))] = missing
         return True
     return None
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hands what was left out to the process that prints it, from one of pytest-xdist's."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(_LEFT_OUT, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes what one of pytest-xdist's processes has left out; all leave out the same."""
+    node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", {})
 
 
 @functools.cache

@@ -1,0 +1,70 @@
+"""Trainings of several ranks that share the first GPU, each a host of its own for NCCL (`--allow-shared-gpu`).
+
+Times mean nothing here, as the ranks' kernels take turns. Most of a short training is its start, so that tests start
+several at the same time. Needs no network, and no package but those of training.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, clean_environment
+
+Result = TypeVar("Result")
+Completed = "subprocess.CompletedProcess[str]"
+Command = Callable[..., list[str]]
+
+ON_A_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("one_gpu"),
+]
+SHARED = ("--device", "cuda", "--allow-shared-gpu")
+FEW = ("--num-validation", "3000")
+"""Of the 5,000 images of `mnist-mini`: 2,000 are trained on."""
+PLAIN = ("--recipe", "mnist", "--epochs", "2", "--precision", "float32", *FEW)
+# Batch norm, Muon, AdamW, clipping, an average, two sizes of images; the last batch of an epoch has 20 of 70 images.
+EVERYTHING = (
+    *("--recipe", "mnist-fast", "--global-batch-size", "70", "--epochs", "2", "--precision", "float32"),
+    *("--num-validation", "3580", "--set", "param_groups.vectors.optimizer=adamw", "param_groups.vectors.lr=0.002"),
+    *("clip_norm=2", "ema_decay=0.9", "resolutions=[[0.5, 24]]"),
+)
+SHARDED = (*EVERYTHING, "--virtual-shards", "4", "--save-every-steps", "10")
+
+
+def first_gpu() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
+def complete(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Runs a command to its end."""
+    return subprocess.run(
+        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=140, check=False
+    )
+
+
+def trained(command: Sequence[str], *, may_be_eager: bool = False) -> str:
+    """Runs a training to its end, with a CUDA graph, and returns what it prints."""
+    done = complete(command)
+    assert done.returncode == 0, done.stderr
+    assert may_be_eager or "no CUDA graph" not in done.stdout
+    return done.stdout
+
+
+def at_once(*functions: Callable[[], Result]) -> list[Result]:
+    """Calls functions at the same time, each in a thread, and returns their results."""
+    with ThreadPoolExecutor(len(functions)) as pool:
+        return [future.result() for future in [pool.submit(function) for function in functions]]
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["train_loss"] for line in lines if line["kind"] == "epoch"]
