@@ -2,8 +2,9 @@
 # All that only a GPU can show, on a machine without a network: sh benchmarks/on_a_gpu.sh DATA OUT [PART ...]
 #
 # DATA is a folder of data sets, OUT gets the logs and tables. Parts, in this order by default: tests, steps, clock,
-# cold, seeds, ranks, decoders. Each has a time limit, and one that fails ends no other. Needs torch, pytest and the
-# trainer's requirements; Convoy itself need not be installed. `decoders` needs torchvision too.
+# cold, seeds, ranks, decoders, serving. Each has a time limit, and one that fails ends no other. Needs torch, pytest and
+# the trainer's requirements; Convoy itself need not be installed. `decoders` needs torchvision too, `serving` gRPC,
+# pygrpc-native, and onnxruntime-gpu in place of onnxruntime (without it, ONNX is left out).
 set -u
 data=$(cd "$1" && pwd) out=$(mkdir -p "$2" && cd "$2" && pwd) || exit 2
 shift 2
@@ -13,7 +14,7 @@ export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # other packages' plugins have options a
 limit="" parallel=""
 python3 -c "import pytest_timeout" 2> /dev/null && limit="-p pytest_timeout --timeout=150"
 python3 -c "import xdist" 2> /dev/null && parallel="-p xdist -n 4 --dist loadfile"
-[ $# -gt 0 ] || set -- tests steps clock cold seeds ranks decoders
+[ $# -gt 0 ] || set -- tests steps clock cold seeds ranks decoders serving
 failed=0
 for part in "$@"; do
   began=$(date +%s)
@@ -28,6 +29,7 @@ for part in "$@"; do
         timeout -k 10 120 python3 benchmarks/decoders.py "$out/jpegs"
       rm -rf "$out/jpegs"
       ;;
+    serving) timeout -k 10 150 python3 benchmarks/serving_gpu.py ;;
     *) timeout -k 10 420 python3 benchmarks/gpu.py --part "$part" --minutes 5 --data-dir "$data" ;;
   esac > "$out/$part.log" 2>&1
   code=$?

@@ -31,10 +31,18 @@ def run_json(command: list[str]) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def write_results(name: str, title: str, machine: dict[str, Any], measured: dict[str, Any], lines: list[str]) -> None:
-    """Writes NAME-DATE.json and its table in Markdown to `benchmarks/results`, and prints the table."""
+def write_results(
+    name: str,
+    title: str,
+    machine: dict[str, Any],
+    measured: dict[str, Any],
+    lines: list[str],
+    folder: Path = ROOT / "benchmarks" / "results",
+) -> None:
+    """Writes NAME-DATE.json and its table in Markdown to the folder, and prints the table."""
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    target = ROOT / "benchmarks" / "results" / f"{name}-{date}"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}-{date}"
     target.with_suffix(".json").write_text(json.dumps({"date": date, "machine": machine, **measured}, indent=2) + "\n")
     text = "\n".join([f"# {title}, {date}", "", *lines])
     target.with_suffix(".md").write_text(text + "\n")
