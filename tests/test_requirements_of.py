@@ -40,7 +40,6 @@ def test_gpu_tests_are_collected_without_the_packages_of_the_server(tmp_path: Pa
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "left out, without the packages onnx, onnxruntime: tests/trainer/export" in done.stdout
     assert "left out, without the packages onnx, onnxruntime: tests/serving/backends/test_onnx.py" in done.stdout
     assert "tests/serving/frontends" not in done.stdout
     assert "test_torch_instance.py" in done.stdout
