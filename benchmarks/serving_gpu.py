@@ -297,6 +297,7 @@ def measure_server(bench: Bench, found: dict[str, Any]) -> None:
     network = SERVED if SERVED in bench.args.networks else bench.args.networks[0]
     served = [backend for backend in BACKENDS if f"{network}, {backend}" not in bench.left_out]
     with bench.part("server"):
+        declare_package(bench.repository.parent)
         server = ServerProcess(
             "--model-repository", str(bench.repository), "--transport", "native", "--device", bench.args.device,
             "--allow-model-code", "--model-control-mode", "explicit", "--metrics-port", "0",
@@ -309,6 +310,14 @@ def measure_server(bench: Bench, found: dict[str, Any]) -> None:
                     name = f"{network}, {backend}, {batch}"
                     if bench.has_time(f"server: {name}"):
                         found[name] = load_server(bench, target, bench.model(network, backend), network, batch)
+
+
+def declare_package(folder: Path) -> None:
+    """Lets a server run where Convoy is not installed: it asks for the version of its package."""
+    metadata = folder / "convoy_vision-0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: convoy-vision\nVersion: 0\n")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))
 
 
 def load_server(bench: Bench, target: str, model: str, network: str, batch: int) -> dict[str, float]:
@@ -359,7 +368,7 @@ def main() -> None:
         print("error: no CUDA device here; this measures serving on one", file=sys.stderr)
         sys.exit(2)
     args.out = args.out.absolute()
-    os.chdir(ROOT)  # where the server's process finds its packages
+    os.chdir(ROOT)  # where the server's process finds its modules
     measured: dict[str, Any] = {"alone": {}, "two": {}, "server": {}}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder) / "models")
