@@ -1,7 +1,7 @@
-"""Casts a network's weights to autocast's type in one operation, and their gradients back in another.
+"""Casts a network's weights to autocast's type in one operation, and leaves their gradients in that type.
 
-Autocast casts each weight on its own: some 16 kernels of a step of the lecture's net, which has 86. The values are the
-same, to the bit.
+Autocast casts each weight on its own, and each gradient back: some 16 kernels of a step of the lecture's net, which has
+86. The values are the same, to the bit; what adds gradients up, or updates weights by them, reads them as float32.
 """
 
 from typing import Any
@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+
+from trainer.kernels.updates import cast
 
 _LAYERS = (nn.Conv2d, nn.Linear)
 
@@ -34,28 +36,25 @@ class CastWeights:
         ]
         self._names = [name for name, _ in named]
         self._parameters = [parameter for _, parameter in named]
+        for parameter in self._parameters:
+            parameter.grad_dtype = None  # of whatever type
 
     def __call__(self, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Returns the model's result; call it within autocast to the same type."""
-        cast = _CastTogether.apply(dtype, *self._parameters)
-        result: torch.Tensor = functional_call(self._model, dict(zip(self._names, cast, strict=True)), (images,))
+        weights = _CastTogether.apply(dtype, *self._parameters)
+        result: torch.Tensor = functional_call(self._model, dict(zip(self._names, weights, strict=True)), (images,))
         return result
 
 
 class _CastTogether(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        cast = [torch.empty_like(parameter, dtype=dtype) for parameter in parameters]
-        torch._foreach_copy_(cast, list(parameters))
+        weights = [torch.empty_like(parameter, dtype=dtype) for parameter in parameters]
+        cast(parameters, weights)
         ctx.set_materialize_grads(False)
-        return tuple(cast)
+        return tuple(weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        known = [gradient for gradient in gradients if gradient is not None]
-        cast = [torch.empty_like(gradient, dtype=torch.float32) for gradient in known]
-        if known:
-            torch._foreach_copy_(cast, known)
-        remaining = iter(cast)
-        return None, *(None if gradient is None else next(remaining) for gradient in gradients)
+        return None, *gradients

@@ -5,12 +5,13 @@ takes convolution filters (torch.optim.Muon takes matrices only), and the first 
 torch._dynamo, which takes as long as importing torch itself.
 """
 
-from itertools import compress
+from itertools import compress, zip_longest
 from typing import Any
 
 import torch
 from torch import nn
 
+from trainer.kernels.updates import SgdTensor, cast, sgd
 from trainer.loop.muon import BatchedMuon, muon_step
 from trainer.recipes import ParamGroup
 
@@ -37,6 +38,12 @@ class Optimizer:
             mine[0].extend(parameters)
             mine[1].extend(momenta)
             mine[2].extend(squares)
+        self._sgd = [
+            SgdTensor(weight, momentum, float(group.lr), float(group.weight_decay), float(group.momentum))
+            for group, (weights, momenta, _) in self._work.items()
+            if group.optimizer == "sgd"
+            for weight, momentum in zip_longest(weights, momenta)
+        ]
         self._muon = {
             group: BatchedMuon(weights)
             for group, (weights, _, _) in self._work.items()
@@ -59,15 +66,15 @@ class Optimizer:
             self._clip()
         if self._num_steps is not None:
             self._num_steps += 1
+        is_done = sgd(self._sgd, lr_factor)
         for group, work in self._work.items():
+            if group.optimizer == "sgd" and is_done:
+                continue
             weights, momenta, squares = _with_gradients(*work)
-            updates = [weight.grad for weight in weights if weight.grad is not None]
+            updates = _gradients(weights)
             if not updates:
                 continue
             lr = lr_factor * group.lr
-            if group.optimizer == "sgd" and _is_fused(weights, updates):
-                sgd_step(group, weights, updates, momenta, lr)
-                continue
             if squares:
                 assert self._num_steps is not None
                 updates = _adamw_updates(group, updates, momenta, squares, self._num_steps)
@@ -112,8 +119,10 @@ class Optimizer:
 
         A norm that is not finite makes all gradients NaN: the run must end, not go on without moving.
         """
-        gradients = [weight.grad for weights, _, _ in self._work.values() for weight in weights]
-        known = [gradient for gradient in gradients if gradient is not None]
+        weights = [weight for weights, _, _ in self._work.values() for weight in weights if weight.grad is not None]
+        known = _gradients(weights)
+        for weight, gradient in zip(weights, known, strict=True):
+            weight.grad = gradient
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(known)))
         scale = (self._clip_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(known, torch.where(norm.isfinite(), scale, torch.nan))
@@ -127,38 +136,14 @@ def _with_gradients(
     return list(compress(weights, known)), list(compress(momenta, known)), list(compress(squares, known))
 
 
-def _is_fused(weights: list[torch.Tensor], gradients: list[torch.Tensor]) -> bool:
-    """Returns whether SGD is one operation of torch's: on GPUs, as on CPUs its last bits would be other ones."""
-    is_alike = [weight.stride() for weight in weights] == [gradient.stride() for gradient in gradients]
-    return is_alike and all(each.is_cuda and each.dtype == torch.float32 for each in (*weights, *gradients))
-
-
-def sgd_step(
-    group: ParamGroup,
-    weights: list[torch.Tensor],
-    gradients: list[torch.Tensor],
-    momenta: list[torch.Tensor],
-    lr: torch.Tensor,
-) -> None:
-    """Updates weights and momenta by SGD, in one operation after the decay of weights.
-
-    Args:
-        gradients: with the strides of the weights, as the momenta.
-    """
-    if group.weight_decay:
-        torch._foreach_mul_(weights, 1 - lr * group.weight_decay)
-    torch._fused_sgd_(
-        weights,
-        gradients,
-        momenta,
-        weight_decay=0.0,
-        momentum=group.momentum,
-        lr=lr,
-        dampening=0.0,
-        nesterov=bool(momenta),
-        maximize=False,
-        is_first_step=False,
-    )
+def _gradients(weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the gradients of weights that have one, in the weights' types."""
+    found = [(weight.grad, weight.dtype) for weight in weights if weight.grad is not None]
+    others = [gradient for gradient, dtype in found if gradient.dtype != dtype]
+    converted = [torch.empty_like(gradient, dtype=dtype) for gradient, dtype in found if gradient.dtype != dtype]
+    cast(others, converted)
+    remaining = iter(converted)
+    return [gradient if gradient.dtype == dtype else next(remaining) for gradient, dtype in found]
 
 
 def _has_momentum(group: ParamGroup) -> bool:

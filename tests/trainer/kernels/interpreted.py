@@ -13,7 +13,7 @@ from tests.trainer.kernels.comparison import Tensors, assert_close, conv_step, i
 from trainer.augmentation import Augment
 from trainer.data.augment import augment_batch, draw_params
 from trainer.data.augment.colour import jitter
-from trainer.kernels import batches, choice, fused
+from trainer.kernels import batches, choice, fused, updates
 from trainer.kernels import convolution as convolutions
 from trainer.kernels.launch import Share
 from trainer.kernels.operations import (
@@ -24,9 +24,12 @@ from trainer.kernels.operations import (
     global_maximum,
     norm_activation,
 )
+from trainer.kernels.updates import cast
 from trainer.loop.loss import TrainingLoss
+from trainer.loop.optim import Optimizer
 from trainer.models import Classifier
 from trainer.models.compact import CompactNet
+from trainer.recipes import ParamGroup
 
 pytestmark = [  # numpy's, of infinities and NaN, and of how Triton 3.6 reads an array of one number
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
@@ -333,6 +336,44 @@ def test_filters_before_gelu_are_padded_with_zeros(learns_bias: bool) -> None:
         found = {"z": z.detach()[:, :24], "y": y.detach(), "weight": conv.weight.grad}
         results.append({**found, "bias": whiten.bias.grad} if learns_bias else found)
     assert_close(*results, rounding=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sgd_of_many_tensors_is_torchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one start holds, of several groups, layouts and sizes, one of them without a gradient."""
+    monkeypatch.setattr(updates, "_MAX_TENSORS", 4)
+    monkeypatch.setattr(updates, "_BLOCK", 64)
+    random = torch.Generator().manual_seed(0)
+    shapes = [(70,), (2, 3, 5, 7), (1,), (5, 1, 3, 3), (3, 2), (2, 64), (7,)]
+    settings = [ParamGroup(lr=0.1, momentum=0.9, weight_decay=0.2), ParamGroup(lr=0.3)]
+    start = [torch.randn(shape, generator=random) for shape in shapes]
+    gradients = [[torch.randn(shape, generator=random) for shape in shapes] for _ in range(2)]
+    results = []
+    for context in (nullcontext, choice.torch_only):
+        weights = [nn.Parameter(channels_last(each.clone())) for each in start]
+        optimizer = Optimizer([(group, weights[number::2]) for number, group in enumerate(settings)])
+        for step in gradients:
+            for number, (weight, gradient) in enumerate(zip(weights, step, strict=True)):
+                weight.grad_dtype = None
+                weight.grad = None if number == 4 else gradient.to(dtype if gradient.ndim > 1 else torch.float32)
+            with context():
+                optimizer.step(torch.tensor(0.5))
+        results.append({str(number): weight.detach() for number, weight in enumerate(weights)})
+        momenta = [each for group in optimizer.state_dict()["momenta"] for each in group]
+        results[-1] |= {f"momentum {number}": each for number, each in enumerate(momenta)}
+    assert_close(*results)
+
+
+def test_casts_of_many_tensors_are_torchs() -> None:
+    sources = [images(number, 3, 7, 9) for number in range(1, 4)]
+    targets = [torch.empty_like(each, dtype=torch.bfloat16) for each in sources]
+    cast(sources, targets)
+    for ours, expected in zip(targets, sources, strict=True):
+        assert torch.equal(ours, expected.bfloat16())  # `images` are multiples of 1/4: bfloat16 has them all
+
+
+def channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def test_a_classifier_trains_as_with_torch() -> None:

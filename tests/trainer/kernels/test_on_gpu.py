@@ -11,9 +11,12 @@ from trainer.augmentation import Augment
 from trainer.data.augment import augment_batch, draw_params
 from trainer.kernels import choice
 from trainer.kernels.operations import Activation, conv_bias_gelu, convolution
+from trainer.kernels.updates import cast
 from trainer.loop.loss import TrainingLoss
 from trainer.loop.muon import BatchedMuon, muon_step
+from trainer.loop.optim import Optimizer
 from trainer.models import Classifier, build_network
+from trainer.recipes import ParamGroup
 
 pytestmark = [
     pytest.mark.gpu,
@@ -126,6 +129,31 @@ def test_losses() -> None:
         loss.backward()
         results.append({"sums": loss.sums, "gradient": leaf.grad})
     assert_close(*results, rounding=1e-5)
+
+
+def test_sgd_and_casts() -> None:
+    shapes = [(70,), (64, 24, 3, 3), (1,), (16, 1, 3, 3), (512, 512, 3, 3), (10, 512)] * 7
+    start, gradients = ([torch.randn(shape, device=CUDA) for shape in shapes] for _ in range(2))
+    results = []
+    for context in (nullcontext(), choice.torch_only()):
+        weights = [nn.Parameter(channels_last(each.clone())) for each in start]
+        settings = [ParamGroup(lr=0.1, momentum=0.9, weight_decay=0.2), ParamGroup(lr=0.3)]
+        optimizer = Optimizer([(group, weights[number::2]) for number, group in enumerate(settings)])
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad_dtype = None
+            weight.grad = gradient.to(torch.bfloat16 if gradient.ndim > 1 else torch.float32)
+        with context:
+            optimizer.step(torch.tensor(0.5, device=CUDA))
+            optimizer.step(torch.tensor(0.5, device=CUDA))
+            low = [torch.empty_like(weight, dtype=torch.bfloat16) for weight in weights]
+            cast(weights, low)
+        assert all(torch.equal(mine, weight.bfloat16()) for mine, weight in zip(low, weights, strict=True))
+        results.append({str(number): weight.detach() for number, weight in enumerate(weights)})
+    assert_close(*results)
+
+
+def channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def test_muon_of_all_filters_at_once() -> None:

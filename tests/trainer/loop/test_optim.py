@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from trainer.hyperparameters import OptimizerName, ParamGroup
-from trainer.loop import optim
 from trainer.loop.muon import newton_schulz
 from trainer.loop.optim import Optimizer
 
@@ -91,23 +90,20 @@ def test_a_norm_that_is_not_finite_spoils_all_weights(bad: float) -> None:
     assert all(bool(weight.isnan().all()) for weight in weights)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_sgd_as_one_operation_is_the_same(momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPUs use it; torch has it for CPUs, too."""
-    results = []
-    for is_fused in (False, True):
-        monkeypatch.setattr(optim, "_is_fused", lambda weights, gradients, is_fused=is_fused: is_fused)
-        model = _model()
-        group = ParamGroup(lr=0.1, momentum=momentum, weight_decay=0.1)
-        optimizer = Optimizer([(group, list(model.parameters()))])
-
-        def step(optimizer: Optimizer = optimizer) -> None:
-            optimizer.step(torch.tensor(0.5))
-            optimizer.zero_grad()
-
-        results.append(_train(model, step))
-    for a, b in zip(*results, strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
+def test_gradients_in_bfloat16_are_read_as_float32() -> None:
+    """`CastWeights` leaves them so."""
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        groups, weights = [], [torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) for _ in range(3)]
+        for weight, optimizer in zip(weights, ("sgd", "muon", "adamw"), strict=True):
+            gradient = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)).bfloat16()
+            parameter = nn.Parameter(weight)
+            parameter.grad_dtype = None
+            parameter.grad = gradient.to(dtype)
+            groups.append((ParamGroup(lr=0.1, momentum=0.9, optimizer=optimizer), [parameter]))
+        Optimizer(groups, clip_norm=1.0).step(torch.tensor(1.0))
+        found += weights
+    assert all(torch.equal(mine, expected) for mine, expected in zip(found[:3], found[3:], strict=True))
 
 
 def test_weight_decay_is_decoupled_and_relative_to_the_rate() -> None:
