@@ -110,6 +110,8 @@ def train_to_report(
     else:
         for line in advise(run.recipe, dataset_size(run), is_mirroring_chosen=config.chooses_mirroring):
             log(line)
+    if run.kernels is not None and run.world.is_main:
+        import trainer.report.page  # noqa: F401 (imports matplotlib for the report, while kernels are compiled)
     with run.open_sinks(config.log_to, config.metrics_address) as sinks:
         fit(run, stop, SaveInterval(seconds=config.save_every_s, steps=config.save_every_steps), sinks)
         validation = validate(run)

@@ -61,7 +61,8 @@ def _sgd_of(block, weights, momenta, gradients, firsts, sizes, rates, decays, sh
         _sgd_block(w, v, g, at, at < size, lr, keep, momentum)
 
 
-@triton.jit(do_not_specialize=["firsts", "sizes"])
+# The factor is an element of an epoch's: see `image_kernels`.
+@triton.jit(do_not_specialize=["firsts", "sizes"], do_not_specialize_on_alignment=["factor"])
 def sgd(weights, momenta, gradients, firsts, sizes, rates, decays, shares, factor, BLOCK: tl.constexpr):
     """Updates weights by SGD with Nesterov momentum and decoupled decay; grid (blocks).
 

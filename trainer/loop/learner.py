@@ -1,6 +1,7 @@
 """The learner of a run: model, optimizer and training step, built for a recipe."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -102,10 +103,15 @@ class Learner:
         with self.autocast():
             return average_views(model, pixels, views)
 
-    def rehearse(self, batch: Batch) -> None:
-        """Runs the forward and the backward pass of a batch that is one shard, and forgets what they computed."""
+    def rehearse(self, batches: Iterable[Batch]) -> None:
+        """Runs steps on this rank alone, and takes back what they change."""
+        state = copy.deepcopy(self.state_dict())
         step = self.step if isinstance(self.step, GraphedStep | GraphedStepByKind) else self.train_step
-        step.rehearse(batch)
+        try:
+            for batch in batches:
+                step.rehearse(batch)
+        finally:
+            self.load_state_dict(state)
 
     def release(self) -> None:
         """Frees what only training steps need: NCCL's communicator cannot close while a CUDA graph uses it."""

@@ -10,7 +10,7 @@ from trainer.data.augment import draw_params
 from trainer.kernels.ahead import Compilation
 from trainer.kernels.choice import is_fusible
 from trainer.loop.run import Run
-from trainer.loop.shards import share_of
+from trainer.loop.samples import StepShare
 from trainer.loop.step import Batch
 
 _MAX_THREADS = 16
@@ -20,8 +20,8 @@ _MAX_THREADS = 16
 def compile_ahead(run: Run) -> Compilation | None:
     """Starts to compile the kernels of a run's steps, in the background; they are those that a rehearsal asks for.
 
-    A rehearsal is a forward and a backward pass for each kind of step and each number of images, on images that do not
-    matter, and without our kernels. It changes nothing, and loads what cuDNN and cuBLAS need.
+    A rehearsal is a step of each kind and each number of images, without images that matter and without our kernels.
+    It changes nothing, and loads what cuDNN and cuBLAS need.
 
     Returns:
         The compilation, for which the first step should wait. None where there is nothing to compile: on CPUs, for
@@ -37,8 +37,7 @@ def compile_ahead(run: Run) -> Compilation | None:
     world.on_leave.callback(compilation.close)
     learner.model.train()
     with suppress(Exception), compilation.rehearsal():  # what fails here, such as for memory, fails in the step
-        for batch in _batches(run):
-            learner.rehearse(batch)
+        learner.rehearse(_batches(run))
     return compilation
 
 
@@ -52,24 +51,23 @@ def await_kernels(run: Run) -> None:
 
 
 def _batches(run: Run) -> Iterator[Batch]:
-    """Yields a batch of each kind of step and each number of images that a shard has."""
-    recipe, device, dataset = run.recipe, run.world.device, run.dataset
-    batch_size, num_images = recipe.global_batch_size, len(run.train_indices)
-    numbers = min(batch_size, num_images), num_images % batch_size
-    sizes = [size for number in numbers for size in share_of(number, 0, 1, run.world.num_shards).sizes if size]
-    for size in dict.fromkeys(sizes):
-        image_size = None if dataset.is_streamed else dataset.train.shape[1:]
-        params = draw_params(recipe.augment, size, seed=0, epoch=0, image_size=image_size)
+    """Yields this rank's part of a batch of each kind of step, of the usual size and of an epoch's last one."""
+    recipe, device, dataset, num_images = run.recipe, run.world.device, run.dataset, len(run.train_indices)
+    starts = 0, (run.steps_per_epoch - 1) * recipe.global_batch_size
+    shares = [StepShare.of(start, num_images, recipe.global_batch_size, run.world) for start in starts]
+    for sizes, num_global in dict.fromkeys((share.sizes, share.num_images) for share in shares):
+        size, image_size = sum(sizes), None if dataset.is_streamed else dataset.train.shape[1:]
+        params = draw_params(recipe.augment, size, seed=0, epoch=0, image_size=image_size).to(device)
         zeros = torch.zeros(size, dtype=torch.int64, device=device)
         for kind in run.kinds:
             yield Batch(
                 images=torch.zeros(1, *dataset.train.shape, dtype=torch.uint8, device=device),
                 indices=zeros,
                 labels=zeros,
-                augment_params=params.to(device),
+                augment_params=params,
                 dropout_seeds=zeros,
-                lr_factor=torch.ones((), device=device),
-                sizes=(size,),
-                num_images=size,
+                lr_factor=torch.zeros((), device=device),
+                sizes=sizes,
+                num_images=num_global,
                 kind=kind,
             )

@@ -129,11 +129,18 @@ class TrainStep:
             return self._compute(batch)
 
     def _compute(self, batch: Batch) -> torch.Tensor:
-        frozen = self._freeze(batch.kind)
         if self._data_parallel is not None and self._ddp is None:
             self._connect(self._data_parallel, batch)
+        return self._update(batch, self._all_reduce)
+
+    def rehearse(self, batch: Batch) -> None:
+        """Runs a step without the other ranks: it changes the model and the optimizer, and means nothing."""
+        self._update(batch, lambda sums: sums)
+
+    def _update(self, batch: Batch, all_reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        frozen = self._freeze(batch.kind)
         try:
-            result = self._only_shard(batch) if self._has_one_shard(batch) else self._all_shards(batch)
+            result = self._only_shard(batch) if self._has_one_shard(batch) else self._all_shards(batch, all_reduce)
             if frozen is not None:
                 frozen.grad = None  # so that the optimizer leaves it alone
             self._optimizer.step(batch.lr_factor)
@@ -142,15 +149,6 @@ class TrainStep:
         finally:  # a step whose capture fails is run again, eagerly, and must not add to old gradients
             self._optimizer.zero_grad()
         return result
-
-    def rehearse(self, batch: Batch) -> None:
-        """Runs the forward and the backward pass of a batch that is one shard, and forgets what they computed."""
-        self._freeze(batch.kind)
-        try:
-            with self._norms.collecting():
-                self._differentiate(batch, 0, 0)
-        finally:
-            self._optimizer.zero_grad()
 
     def _has_one_shard(self, batch: Batch) -> bool:
         """Returns whether there is nothing to add up. On CPUs, all the same, steps have the bits that they always had.
@@ -166,13 +164,13 @@ class TrainStep:
         self._sums.complete()
         return sums
 
-    def _all_shards(self, batch: Batch) -> torch.Tensor:
+    def _all_shards(self, batch: Batch, all_reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         starts = [0, *itertools.accumulate(batch.sizes)]
         with self._norms.collecting():
             mine = sum_in_tree(lambda shard: self._shard(batch, shard, starts[shard]), len(batch.sizes))
             if self._ddp is not None and not any(batch.sizes):
                 self._add_nothing(self._ddp, batch)
-        return self._sums.unpack(self._all_reduce(mine), batch.num_images)
+        return self._sums.unpack(all_reduce(mine), batch.num_images)
 
     def _freeze(self, kind: StepKind) -> nn.Parameter | None:
         """Returns the parameter that a kind of step does not train, and leaves out its gradient."""

@@ -1,6 +1,7 @@
 """Kernels are compiled in the background, and they are those that a step starts. No GPU is needed."""
 
 import importlib.util
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -120,6 +121,14 @@ def test_an_error_in_the_background_is_left_to_the_step(gpu: Gpu, capfd: pytest.
     assert "Exception in thread" not in capfd.readouterr().err
 
 
+def tensors(state: Any) -> list[torch.Tensor]:
+    """All tensors of a state."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list) else []
+    return [tensor for value in values for tensor in tensors(value)]
+
+
 SMALL = replace(RECIPES["cifar10-fast"], widths=(16, 24, 40), global_batch_size=40, num_validation=0)
 OF_MNIST = replace(RECIPES["mnist"], global_batch_size=30, num_validation=0, epochs=1)
 RUNS = [
@@ -140,17 +149,14 @@ def test_the_kernels_of_a_rehearsal_are_those_of_the_steps(  # noqa: PLR0913 (fi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(steps, "_is_cast_together", lambda *_: True)  # as on GPUs
-    (channels, size), number = shape, 101
-    train = ImageSet(torch.zeros(number, channels, size, size, dtype=torch.uint8), torch.arange(number) % 10)
-    dataset = replace(mini, train=train, mean=(128.0,) * channels, std=(70.0,) * channels)
     world = replace(ALONE, virtual_shards=num_shards, on_leave=ExitStack())
     with choice.torch_only():
-        run = make_run(recipe, dataset, tmp_path / "run", world=world)
+        run = make_run(recipe, blank(mini, 101, *shape), tmp_path / "run", world=world)
         assert compile_ahead(run) is None
     run.learner.train_step._autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-    before = digest_of(list(run.learner.model.state_dict().values()))
+    before = digest_of(tensors(run.learner.state_dict()))
     run.kernels = compile_ahead(run)
-    assert torch.equal(digest_of(list(run.learner.model.state_dict().values())), before)
+    assert torch.equal(digest_of(tensors(run.learner.state_dict())), before)
     await_kernels(run)
     assert not gpu.started
     compiled, source = len(gpu.compiled), ResidentSource(run)
@@ -164,6 +170,53 @@ def test_the_kernels_of_a_rehearsal_are_those_of_the_steps(  # noqa: PLR0913 (fi
     assert len(gpu.compiled) == compiled > 10
     assert set(gpu.started) == set(gpu.launchers)
     world.on_leave.close()
+
+
+def blank(mini: Dataset, number: int, channels: int, size: int) -> Dataset:
+    """A data set of black images."""
+    train = ImageSet(torch.zeros(number, channels, size, size, dtype=torch.uint8), torch.arange(number) % 10)
+    return replace(mini, train=train, mean=(128.0,) * channels, std=(70.0,) * channels)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("name", "shape"), [("mnist-fast", (1, 28)), ("cifar10-fast", (3, 32))])
+def test_on_a_gpu_the_steps_of_a_run_compile_nothing(
+    name: str, shape: tuple[int, int], mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    from triton import knobs
+
+    compiled: list[str] = []
+    monkeypatch.setattr(knobs.compilation, "listener", lambda *, src, cache_hit, **_: compiled.append(src.name))
+    device = torch.device("cuda", 0)
+    assert choice.why_not(device) is None
+    forget_kernels()
+    recipe = replace(RECIPES[name], num_validation=0)
+    world = replace(ALONE, device=device, on_leave=ExitStack())
+    dataset = blank(mini, 2 * recipe.global_batch_size + 50, *shape)
+    run = make_run(recipe, dataset, tmp_path / "run", world=world)
+    before = digest_of(tensors(run.learner.state_dict())).cpu()
+    run.kernels = compile_ahead(run)
+    assert torch.equal(digest_of(tensors(run.learner.state_dict())).cpu(), before)
+    await_kernels(run)
+    num_compiled, source = len(compiled), ResidentSource(run)
+    assert num_compiled > 10
+    for step in range(run.num_steps):  # eager ones, captures, and replays
+        run.learner.step(source.batch(step))
+    assert compiled[num_compiled:] == []
+    run.learner.release()
+    world.on_leave.close()
+
+
+def forget_kernels() -> None:
+    """Makes this process compile or load each kernel again."""
+    from triton.runtime.jit import JITFunction
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("trainer.kernels.")]:
+        for value in vars(module).values():
+            if isinstance(value, JITFunction):
+                value.device_caches.clear()
 
 
 def test_what_has_no_kernels_is_not_rehearsed(mini: Dataset, tmp_path: Path) -> None:
