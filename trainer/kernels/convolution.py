@@ -18,15 +18,17 @@ from trainer.kernels.launch import empty_floats, empty_images, launch, power_of_
 
 _IMAGE_CHANNELS = 4
 """Up to here x is images, of which cuDNN, whose kernels for tensor cores take channels in multiples of 8, is slow."""
-_MAX_CHANNELS = 64
-_MAX_SMALL_WORK = 2**30
-"""Up to here, in multiplications, cuDNN's tiles of a product are too few for a GPU's multiprocessors."""
+_MAX_CHANNELS = 128
+_MAX_SMALL_WORK = 2**32
+"""Up to here, in multiplications, our own product takes no longer than cuDNN's, whose tiles are few and large."""
 _MAX_CHANNELS_OF_GRADIENT = 32
 """Up to here cuDNN is slow in the gradient of the filters, however many pixels there are."""
 _ROW_BLOCKS = 128
 """About the number of multiprocessors: with fewer rows, blocks become smaller."""
 _GRADIENT_BLOCK_ROWS = 64
-_GRADIENT_PROGRAMS = 512
+_GRADIENT_STAGES = 2
+"""Of loads ahead of products: with three there is shared memory for fewer programs at a time."""
+_GRADIENT_PROGRAMS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,5 +267,6 @@ def _filter_gradient(x: torch.Tensor, dy: torch.Tensor, product: _Product) -> to
         BN=block_filters,
         BK=block_columns,
         PROGRAMS=programs,
+        num_stages=_GRADIENT_STAGES,
     )
     return add_up(partial).view(product.filters, kernel_y, kernel_x, product.channels).permute(0, 3, 1, 2)
