@@ -13,6 +13,7 @@ names have the parts. A part that fails is named at the end of the table, and th
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -174,7 +175,7 @@ def measure_clock(bench: Bench, found: dict[str, Any]) -> None:
 
 
 def measure_cold(bench: Bench, found: dict[str, Any]) -> None:
-    """Finds whole commands, with everything from the start of Python to the report."""
+    """Finds whole commands, with everything from the start of Python to the report: kernels are compiled anew."""
     for _ in range(bench.args.rounds):
         for recipe in COLD:
             if bench.is_over:
@@ -183,7 +184,8 @@ def measure_cold(bench: Bench, found: dict[str, Any]) -> None:
                 run = Path(folder) / "run"
                 options = ["--num-validation", "0", "--no-export", "--run-dir", str(run)]
                 began = time.perf_counter()
-                _run([sys.executable, "-m", "convoy", "train", recipe, *options, *bench.options()])
+                command = [sys.executable, "-m", "convoy", "train", recipe, *options, *bench.options()]
+                _run(command, TRITON_CACHE_DIR=f"{folder}/cache")
                 seconds = time.perf_counter() - began
                 result = _read_result(run)
             accuracy = result.get("test_accuracy_with_views", result["test_accuracy"])
@@ -246,8 +248,9 @@ def measure_ranks(bench: Bench, found: dict[str, Any]) -> None:
     found["one_gpu_is_shared"] = is_shared
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def _run(command: list[str], **variables: str) -> None:
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"error: {' '.join(command)} failed:\n{done.stdout}{done.stderr}")
 
