@@ -181,9 +181,13 @@ def test_compiled_passes_are_part_of_the_graph(
     device = torch.device("cuda", 0)
     world = World(rank=0, size=1, local_rank=0, device=device, num_threads=1)
     few = replace(mini, train=ImageSet(mini.train.images[:1100], mini.train.labels[:1100]))
+    # With the recipe's rate of 0.1, weights that differ by 1e-6 differ by 0.02 after these 20 steps; now by 2e-5.
+    slow = {name: replace(group, lr=0.01) for name, group in SHORT.param_groups.items()}
     weights = []
     for is_compiled in (True, False):
-        run = compiled_run(SHORT, few, tmp_path / str(is_compiled), world, is_compiled=is_compiled)
+        run = compiled_run(
+            replace(SHORT, param_groups=slow), few, tmp_path / str(is_compiled), world, is_compiled=is_compiled
+        )
         with StopRequest() as stop:
             fit(run, stop)
         weights.append([parameter.detach().cpu() for parameter in run.learner.model.parameters()])
@@ -191,4 +195,4 @@ def test_compiled_passes_are_part_of_the_graph(
     assert printed.count("--compile: compiling took") == 1
     assert "no CUDA graph" not in printed
     for mine, theirs in zip(*weights, strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-3)
+        assert torch.allclose(mine, theirs, atol=1e-4)
