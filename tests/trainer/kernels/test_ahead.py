@@ -121,6 +121,19 @@ def test_an_error_in_the_background_is_left_to_the_step(gpu: Gpu, capfd: pytest.
     assert "Exception in thread" not in capfd.readouterr().err
 
 
+def test_threads_end_when_a_run_does(gpu: Gpu) -> None:
+    from trainer.kernels import fused
+
+    before = set(threading.enumerate())
+    never, ended = Compilation(CPU, 1), Compilation(CPU, 1)
+    with ended.rehearsal():
+        for programs in (2, 4, 8, 16):
+            fused.add_up(torch.ones(programs, 3))
+    for compilation in (never, ended):
+        compilation.close()
+    assert set(threading.enumerate()) == before
+
+
 def tensors(state: Any) -> list[torch.Tensor]:
     """All tensors of a state."""
     if isinstance(state, torch.Tensor):
