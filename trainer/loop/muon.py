@@ -7,11 +7,20 @@ zeros change no norm and no product.
 
 import math
 from collections import defaultdict
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
+from trainer.kernels.choice import MAX_NUMEL
+from trainer.kernels.updates import is_updated
+
+if TYPE_CHECKING:
+    from trainer.kernels.muon import MuonBatch
+
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """The polynomial's coefficients."""
+_MAX_BATCH = 32
 _MAX_PADDING = 4
 """Matrices are padded into one batch if that has at most this many times their own elements; else by shape."""
 
@@ -49,7 +58,7 @@ def newton_schulz(matrices: torch.Tensor, num_iterations: int = 3) -> torch.Tens
 
 
 class BatchedMuon:
-    """`muon_step` for several parameters at once, in few operations, for GPUs.
+    """`muon_step` for several parameters at once, in few operations, for GPUs: by kernels of our own, or torch's.
 
     Args:
         parameters: float32 on one device; filters or matrices, whose first dimension is that of their rows.
@@ -62,8 +71,49 @@ class BatchedMuon:
         batches: dict[tuple[int, int], list[int]] = defaultdict(list)
         for number, shape in enumerate(wide):
             batches[(0, 0) if is_one_batch else shape].append(number)
-        self._numbers = list(batches.values())
-        self._batches = [_Batch([parameters[number] for number in numbers]) for numbers in self._numbers]
+        starts = [(numbers, start) for numbers in batches.values() for start in range(0, len(numbers), _MAX_BATCH)]
+        self._numbers = [numbers[start : start + _MAX_BATCH] for numbers, start in starts]
+        self._parameters = parameters
+        self._has_kernels = largest * _MAX_BATCH < MAX_NUMEL
+
+    def step_by_kernels(
+        self,
+        gradients: list[torch.Tensor],
+        momenta: list[torch.Tensor],
+        momentum: float,
+        lr: float,
+        lr_factor: torch.Tensor,
+    ) -> bool:
+        """Updates the parameters by Muon with Nesterov momentum, and the momenta, if there are kernels for it.
+
+        Args:
+            gradients: of all parameters.
+            momenta: of their strides; none without momentum.
+            momentum: share of the momenta that each step keeps.
+            lr: the learning rate, without its factor.
+            lr_factor: float32 scalar.
+
+        Returns:
+            Whether there are kernels.
+        """
+        if not self._has_kernels or not all(is_updated(parameter) for parameter in self._parameters):
+            return False
+        for numbers, batch in zip(self._numbers, self._batches_of_kernels, strict=True):
+            mine = [momenta[number] for number in numbers] if momenta else []
+            batch.step([gradients[number] for number in numbers], mine, momentum, lr, lr_factor)
+        return True
+
+    @cached_property
+    def _batches(self) -> "list[_Batch]":
+        return [_Batch([self._parameters[number] for number in numbers]) for numbers in self._numbers]
+
+    @cached_property
+    def _batches_of_kernels(self) -> "list[MuonBatch]":
+        from trainer.kernels.muon import MuonBatch
+
+        return [
+            MuonBatch([self._parameters[number] for number in numbers], _NEWTON_SCHULZ) for numbers in self._numbers
+        ]
 
     def step(self, updates: list[torch.Tensor], lr: torch.Tensor) -> None:
         """Updates the parameters; `updates` have their shapes."""

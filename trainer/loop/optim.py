@@ -45,9 +45,7 @@ class Optimizer:
             for weight, momentum in zip_longest(weights, momenta)
         ]
         self._muon = {
-            group: BatchedMuon(weights)
-            for group, (weights, _, _) in self._work.items()
-            if group.optimizer == "muon" and weights[0].is_cuda
+            group: BatchedMuon(weights) for group, (weights, _, _) in self._work.items() if group.optimizer == "muon"
         }
         # On the device, so that a CUDA graph can count; float64, as 1 - beta2^t has few digits left in float32.
         self._num_steps: torch.Tensor | None = None
@@ -67,32 +65,43 @@ class Optimizer:
         if self._num_steps is not None:
             self._num_steps += 1
         is_done = sgd(self._sgd, lr_factor)
-        for group, work in self._work.items():
+        for group in self._work:
             if group.optimizer == "sgd" and is_done:
                 continue
-            weights, momenta, squares = _with_gradients(*work)
-            updates = _gradients(weights)
-            if not updates:
-                continue
-            lr = lr_factor * group.lr
-            if squares:
-                assert self._num_steps is not None
-                updates = _adamw_updates(group, updates, momenta, squares, self._num_steps)
-            elif momenta:
-                torch._foreach_mul_(momenta, group.momentum)
-                torch._foreach_add_(momenta, updates)
-                updates = list(torch._foreach_add(updates, momenta, alpha=group.momentum))
-            if group.optimizer == "muon":
-                self._muon_step(group, weights, updates, lr)
-                continue
-            if group.weight_decay:
-                torch._foreach_mul_(weights, 1 - lr * group.weight_decay)
-            torch._foreach_sub_(weights, list(torch._foreach_mul(updates, lr)))
+            if group.optimizer != "muon" or not self._muon_by_kernels(group, lr_factor):
+                self._step_by_torch(group, lr_factor)
+
+    def _muon_by_kernels(self, group: ParamGroup, lr_factor: torch.Tensor) -> bool:
+        """Updates a group by Muon's kernels; returns whether there are some for it."""
+        weights, momenta, _ = self._work[group]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        if len(gradients) < len(weights):
+            return False
+        return self._muon[group].step_by_kernels(gradients, momenta, group.momentum, group.lr, lr_factor)
+
+    def _step_by_torch(self, group: ParamGroup, lr_factor: torch.Tensor) -> None:
+        weights, momenta, squares = _with_gradients(*self._work[group])
+        updates, lr = _gradients(weights), lr_factor * group.lr
+        if not updates:
+            return
+        if squares:
+            assert self._num_steps is not None
+            updates = _adamw_updates(group, updates, momenta, squares, self._num_steps)
+        elif momenta:
+            torch._foreach_mul_(momenta, group.momentum)
+            torch._foreach_add_(momenta, updates)
+            updates = list(torch._foreach_add(updates, momenta, alpha=group.momentum))
+        if group.optimizer == "muon":
+            self._muon_step(group, weights, updates, lr)
+            return
+        if group.weight_decay:
+            torch._foreach_mul_(weights, 1 - lr * group.weight_decay)
+        torch._foreach_sub_(weights, list(torch._foreach_mul(updates, lr)))
 
     def _muon_step(
         self, group: ParamGroup, weights: list[torch.Tensor], updates: list[torch.Tensor], lr: torch.Tensor
     ) -> None:
-        if group in self._muon:
+        if weights[0].is_cuda and len(weights) == len(self._work[group][0]):
             self._muon[group].step(updates, lr)
         else:
             muon_step(weights, updates, lr)

@@ -13,7 +13,7 @@ from trainer.kernels import choice
 from trainer.kernels.operations import Activation, conv_bias_gelu, convolution
 from trainer.kernels.updates import cast
 from trainer.loop.loss import TrainingLoss
-from trainer.loop.muon import BatchedMuon, muon_step
+from trainer.loop.muon import muon_step
 from trainer.loop.optim import Optimizer
 from trainer.models import Classifier, build_network
 from trainer.recipes import ParamGroup
@@ -156,16 +156,37 @@ def channels_last(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def test_muon_of_all_filters_at_once() -> None:
-    """In bfloat16 both are a few percent away from an orthogonal matrix, each in its own way."""
-    shapes = [(64, 24, 3, 3), (64, 64, 3, 3), (256, 64, 3, 3), (256, 256, 3, 3)]
-    ours = [torch.randn(shape, device=CUDA).contiguous(memory_format=torch.channels_last) for shape in shapes]
-    theirs, updates = [each.clone() for each in ours], [torch.randn_like(each) for each in ours]
-    lr = torch.tensor(0.2, device=CUDA)
-    BatchedMuon(ours).step(updates, lr)
-    muon_step(theirs, updates, lr)
-    for mine, expected in zip(ours, theirs, strict=True):
+@pytest.mark.parametrize("sizes", [(24, 64, 256), (16, 32, 64), (3, 600, 40)])
+def test_muon(sizes: tuple[int, int, int]) -> None:
+    """In bfloat16 all are a few percent away from an orthogonal matrix, each in its own way."""
+    first, second, third = sizes
+    shapes = [(second, first, 3, 3), (second, second, 3, 3), (third, second, 3, 3), (third, third, 3, 3)]
+    start, *steps = ([channels_last(torch.randn(shape, device=CUDA)) for shape in shapes] for _ in range(3))
+
+    def updated(*, is_low: bool) -> list[torch.Tensor]:
+        weights = [nn.Parameter(each.clone()) for each in start]
+        optimizer = Optimizer([(ParamGroup(lr=0.4, momentum=0.6, optimizer="muon"), weights)])
+        for gradients in steps:
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad_dtype = None
+                weight.grad = gradient.bfloat16() if is_low else gradient.bfloat16().float()
+            optimizer.step(torch.tensor(0.5, device=CUDA))
+        momenta: list[torch.Tensor] = optimizer.state_dict()["momenta"][0]
+        return [*(weight.detach() for weight in weights), *momenta]
+
+    ours, again = updated(is_low=True), updated(is_low=True)
+    with choice.torch_only():
+        at_once = updated(is_low=False)
+    momenta, theirs = [torch.zeros_like(each) for each in start], [each.clone() for each in start]
+    for gradients in steps:
+        low = [gradient.bfloat16().float() for gradient in gradients]
+        momenta = [0.6 * momentum + each for momentum, each in zip(momenta, low, strict=True)]
+        updates = [each + 0.6 * momentum for momentum, each in zip(momenta, low, strict=True)]
+        muon_step(theirs, updates, torch.tensor(0.2, device=CUDA))
+    for mine, same, other, expected in zip(ours, again, at_once, [*theirs, *momenta], strict=True):
+        assert torch.equal(mine, same)
         assert float((mine - expected).norm() / expected.norm()) < 0.02
+        assert float((other - expected).norm() / expected.norm()) < 0.02
 
 
 @pytest.mark.parametrize(
