@@ -30,7 +30,8 @@ ON_A_GPU = [
 SHARED = ("--device", "cuda", "--allow-shared-gpu")
 FEW = ("--num-validation", "3000")
 """Of the 5,000 images of `mnist-mini`: 2,000 are trained on."""
-PLAIN = ("--recipe", "mnist", "--epochs", "2", "--precision", "float32", *FEW)
+PLAIN = ("--recipe", "mnist", "--epochs", "2", "--precision", "float32", "--lr-scale", "0.3", *FEW)
+"""At the recipe's own rate, rounding grows to 5 % of the loss in these 40 steps; at this one, to 0.2 %."""
 # Batch norm, Muon, AdamW, clipping, an average, two sizes of images; the last batch of an epoch has 20 of 70 images.
 EVERYTHING = (
     *("--recipe", "mnist-fast", "--global-batch-size", "70", "--epochs", "2", "--precision", "float32"),
