@@ -22,7 +22,7 @@ for part in "$@"; do
     tests)
       # shellcheck disable=SC2086 # several words
       timeout -k 10 420 python3 -m pytest -m gpu -v --durations=20 --continue-on-collection-errors $limit $parallel \
-        -p no:cacheprovider --data-dir="$data"
+        --log-level=INFO -p no:cacheprovider --data-dir="$data"
       ;;
     decoders)
       python3 benchmarks/jpegs.py "$out/jpegs" --files 500 &&
