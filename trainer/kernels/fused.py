@@ -10,12 +10,12 @@ from trainer.kernels.launch import MERGE_BLOCK_CHANNELS, Pooling, Rows, Share, e
 
 Activation = Literal["none", "relu", "gelu"]
 
-_STATISTICS = Share(4096, block_channels=32)
-_POOLED_STATISTICS = Share(1024, programs=1024)
-_GRADIENT_SUMS = Share(2048, block_channels=32)
-_POOLED_GRADIENT_SUMS = Share(2048)
-_VALUES = Share(2048)
-_MAXIMA = Share(1024)
+_STATISTICS = Share(2048, block_channels=32)
+_POOLED_STATISTICS = Share(1024, block_channels=64, programs=1024)
+_RESULTS = Share(4096, block_channels=128)
+_MAXIMA = Share(1024, block_channels=64, warps=8)
+_GRADIENT_SUMS = Share(2048, block_channels=64)
+_GRADIENTS = Share(2048, block_channels=128)
 
 
 def norm_activation(
@@ -65,7 +65,7 @@ class _NormActivation(torch.autograd.Function):
         x, residual = _channels_last(x), None if residual is None else _channels_last(residual)
         pooling = Pooling(pool, x.size(2), x.size(3))
         pooled, index, mean, inverse_deviation = _normalize(x, norm, pooling)
-        z, work = torch.empty_like(pooled), _rows(pooled, _VALUES)
+        z, work = torch.empty_like(pooled), _rows(pooled, _RESULTS)
         launch(
             kernels.activate,
             work.grid,
@@ -107,7 +107,7 @@ class _NormActivation(torch.autograd.Function):
         )
         if not needs_x:
             return None, *others
-        dx, work = empty_images(dz, pooling.height, pooling.width), _rows(pooled, _VALUES)
+        dx, work = empty_images(dz, pooling.height, pooling.width), _rows(pooled, _GRADIENTS)
         launch(
             kernels.apply_gradient,
             work.grid,
@@ -136,7 +136,7 @@ class _PoolBiasRelu(torch.autograd.Function):
         x = _channels_last(x)
         pooling = Pooling(pool, x.size(2), x.size(3))
         z = empty_images(x, pooling.out_height, pooling.out_width)
-        index, work = torch.empty_like(z, dtype=torch.uint8), _rows(z, _VALUES)
+        index, work = torch.empty_like(z, dtype=torch.uint8), _rows(z, _GRADIENTS)
         launch(
             kernels.pool_bias_relu,
             work.grid,
@@ -160,7 +160,7 @@ class _PoolBiasRelu(torch.autograd.Function):
     def backward(ctx: Any, dz: torch.Tensor) -> tuple[Any, ...]:
         (index,) = ctx.saved_tensors
         pooling, dz = ctx.pooling, _channels_last(dz)
-        work = _rows(dz, _POOLED_GRADIENT_SUMS)
+        work = _rows(dz, _GRADIENT_SUMS)
         dx = empty_images(dz, pooling.height, pooling.width)
         partial = empty_floats(dz, work.programs, work.channels)
         launch(

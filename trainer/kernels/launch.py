@@ -23,15 +23,16 @@ class Share:
 
     Args:
         block_size: values in a block, as many as its registers allow.
-        block_channels: channels in a block, at most. Fewer make fewer rows of partial sums, and more lines of memory
-            of which a program takes a half.
-        programs: programs that sum, over all blocks of channels, at most.
+        block_channels: channels in a block, at most. More are longer pieces of memory, fewer make fewer partial sums.
+        programs: programs that sum, over all blocks of channels, at most: 4 for each of some 130 multiprocessors all
+            run at once, and each pays once for adding up its threads' sums.
+        warps: threads of a program, in 32.
     """
 
     block_size: int
-    block_channels: int = 64
+    block_channels: int
     programs: int = 512
-    """4 for each of some 130 multiprocessors: all run at once, and each pays once for adding up its threads' sums."""
+    warps: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Rows:
         block_channels: channels of a block, a power of two.
         blocks: blocks of rows.
         channel_blocks: blocks of channels.
-        programs: programs that sum over the rows of a block of channels, a power of two.
+        programs: programs that sum over the rows of a block of channels, a power of two; they have two blocks or more.
+        warps: threads of a program, in 32.
     """
 
     rows: int
@@ -57,6 +59,7 @@ class Rows:
     blocks: int
     channel_blocks: int
     programs: int
+    warps: int
 
     @classmethod
     def of(cls, rows: int, channels: int, share: Share) -> Self:
@@ -68,13 +71,14 @@ class Rows:
             block_size //= 2
         block_rows = block_size // block_channels
         blocks = math.ceil(rows / block_rows)
-        programs = min(power_of_two(blocks), max(1, share.programs // power_of_two(channel_blocks)))
-        return cls(rows, channels // unit, unit, block_rows, block_channels, blocks, channel_blocks, programs)
+        programs = min(power_of_two(math.ceil(blocks / 2)), max(1, share.programs // power_of_two(channel_blocks)))
+        units = channels // unit
+        return cls(rows, units, unit, block_rows, block_channels, blocks, channel_blocks, programs, share.warps)
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> tuple[int]:
         """One program for each block."""
-        return self.blocks, self.channel_blocks
+        return (self.blocks * self.channel_blocks,)
 
     @property
     def summing_grid(self) -> tuple[int, int]:
@@ -84,7 +88,8 @@ class Rows:
     def constants(self) -> dict[str, Any]:
         """What all kernels of blocks are compiled for."""
         is_whole = self.channels % self.block_channels == 0
-        return {"UNIT": self.unit, "WHOLE": is_whole, "BM": self.block_rows, "BC": self.block_channels}
+        sizes = {"UNIT": self.unit, "WHOLE": is_whole, "BM": self.block_rows, "BC": self.block_channels}
+        return {**sizes, "num_warps": self.warps}
 
     @property
     def channels(self) -> int:
