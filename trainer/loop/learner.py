@@ -20,10 +20,11 @@ from trainer.kernels.choice import why_not
 from trainer.loop.batch_norm import has_single_values
 from trainer.loop.compiling import CompiledNetwork
 from trainer.loop.ema import WeightAverage
+from trainer.loop.graphed_step import NUM_EAGER_STEPS, GraphedStep, GraphedStepByKind
 from trainer.loop.loss import TrainingLoss, class_weights
 from trainer.loop.optim import Optimizer
 from trainer.loop.shards import share_of
-from trainer.loop.step import NUM_EAGER_STEPS, Batch, GraphedStep, GraphedStepByKind, TrainStep
+from trainer.loop.step import Batch, TrainStep
 from trainer.models import Classifier
 from trainer.models.airbench import AirbenchNet
 from trainer.models.start import starting_network

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from trainer.errors import DivergenceError
+from trainer.loop.graphed_step import NUM_EAGER_STEPS
 from trainer.loop.look_ahead import LookAhead
 from trainer.loop.run import Run
 from trainer.loop.saving import save
 from trainer.loop.sources import ResidentSource
-from trainer.loop.step import NUM_EAGER_STEPS, Batch, StepKind, TrainStep
+from trainer.loop.step import Batch, StepKind, TrainStep
 from trainer.recipes import Recipe
 from trainer.records.checkpoint import Checkpoints
 

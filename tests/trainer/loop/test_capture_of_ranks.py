@@ -10,7 +10,8 @@ from tests.trainer.ranks.test_world import run_ranks, values_of
 BODY = """
 def body(world):
     from contextlib import suppress
-    from trainer.loop.step import Batch, GraphedStep
+    from trainer.loop.graphed_step import GraphedStep
+    from trainer.loop.step import Batch
     torch.cuda.Stream = object
 
     class Step:

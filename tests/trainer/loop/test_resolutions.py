@@ -14,9 +14,10 @@ from trainer.data import Dataset
 from trainer.data.augment import augment_batch, draw_params, resize
 from trainer.errors import ConfigError
 from trainer.loop.fit import fit
+from trainer.loop.graphed_step import GraphedStep, GraphedStepByKind
 from trainer.loop.run import restore
 from trainer.loop.saving import SaveInterval
-from trainer.loop.step import Batch, GraphedStep, GraphedStepByKind, StepKind
+from trainer.loop.step import Batch, StepKind
 from trainer.ranks.world import World
 from trainer.recipe_fields import recipe_from_table, recipe_to_table
 from trainer.recipes import RECIPES, Augment, Recipe

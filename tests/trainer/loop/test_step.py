@@ -15,10 +15,11 @@ from trainer.data import Dataset, ImageSet
 from trainer.data.augment import num_params
 from trainer.errors import ConfigError
 from trainer.loop.ema import WeightAverage
+from trainer.loop.graphed_step import GraphedStep
 from trainer.loop.learner import initial_model, parameter_groups
 from trainer.loop.loss import TrainingLoss
 from trainer.loop.optim import Optimizer
-from trainer.loop.step import Batch, GraphedStep, StepKind, TrainStep
+from trainer.loop.step import Batch, StepKind, TrainStep
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES, Augment, ParamGroup
 from trainer.records.checkpoint import weights_sha256

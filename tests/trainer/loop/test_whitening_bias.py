@@ -14,12 +14,13 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet
 from trainer.errors import ConfigError
 from trainer.loop.fit import fit
+from trainer.loop.graphed_step import GraphedStepByKind
 from trainer.loop.run import Run, restore
 from trainer.loop.samples import EpochSamples, StepShare
 from trainer.loop.saving import SaveInterval
 from trainer.loop.shards import sum_in_tree
 from trainer.loop.sources import ResidentSource
-from trainer.loop.step import GraphedStepByKind, StepKind
+from trainer.loop.step import StepKind
 from trainer.recipes import RECIPES, ParamGroup, Recipe
 from trainer.records.checkpoint import weights_sha256
 from trainer.signals import StopRequest
