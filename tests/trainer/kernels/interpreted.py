@@ -13,7 +13,7 @@ from tests.trainer.kernels.comparison import Tensors, assert_close, conv_step, i
 from trainer.augmentation import Augment
 from trainer.data.augment import augment_batch, draw_params
 from trainer.data.augment.colour import jitter
-from trainer.kernels import batches, choice, fused, updates
+from trainer.kernels import batches, choice, fused, muon, updates
 from trainer.kernels import convolution as convolutions
 from trainer.kernels.launch import Share
 from trainer.kernels.operations import (
@@ -362,6 +362,31 @@ def test_sgd_of_many_tensors_is_torchs(dtype: torch.dtype, monkeypatch: pytest.M
         momenta = [each for group in optimizer.state_dict()["momenta"] for each in group]
         results[-1] |= {f"momentum {number}": each for number, each in enumerate(momenta)}
     assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [[(4, 3, 3, 3), (6, 4, 3, 3), (5, 8)], [(3, 4, 3, 3), (2, 40)], [(70, 9, 3, 3)], [(20, 1, 1, 1), (9, 1)]],
+)
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_muon_is_torchs(shapes: list[tuple[int, ...]], momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, as the interpreter cannot multiply matrices in bfloat16; wide, tall and more rows than a tile has."""
+    monkeypatch.setattr(muon, "MATRIX_TYPE", torch.float32)
+    random = torch.Generator().manual_seed(0)
+    start, *steps = ([torch.randn(shape, generator=random) for shape in shapes] for _ in range(3))
+    results = []
+    for context in (nullcontext, choice.torch_only):
+        weights = [nn.Parameter(channels_last(each.clone())) for each in start]
+        optimizer = Optimizer([(ParamGroup(lr=0.3, momentum=momentum, optimizer="muon"), weights)])
+        for gradients in steps:
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient.clone()
+            with context():
+                optimizer.step(torch.tensor(0.5))
+        results.append({str(number): weight.detach() for number, weight in enumerate(weights)})
+        momenta = optimizer.state_dict()["momenta"][0]
+        results[-1] |= {f"momentum {number}": each for number, each in enumerate(momenta)}
+    assert_close(*results, rounding=1e-5)
 
 
 def test_casts_of_many_tensors_are_torchs() -> None:
