@@ -15,7 +15,7 @@ from trainer.data.order import generator
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.views import average_views
-from trainer.hardware import allow_tf32
+from trainer.hardware import allow_tf32, without_tf32
 from trainer.kernels.choice import why_not
 from trainer.loop.batch_norm import has_single_values
 from trainer.loop.compiling import CompiledNetwork
@@ -274,7 +274,8 @@ def initial_model(
     if isinstance(start.network, AirbenchNet) and not has_weights(recipe):
         number = min(NUM_WHITENING_IMAGES, max(1, NUM_WHITENING_IMAGES * 32 * 32 // (image_size * image_size)))
         pixels = dataset.train.take(train_indices[:number]).to(device)
-        start.network.init_whitening(model.to(device).normalize(pixels))
+        with without_tf32():  # which the environment or an earlier run of this process may allow
+            start.network.init_whitening(model.to(device).normalize(pixels))
     return model.to(CPU).train()
 
 

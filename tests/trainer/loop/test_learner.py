@@ -10,9 +10,10 @@ from tests.trainer.loop.runs import ALONE, SHORT, losses, make_run
 from trainer.data import Dataset, ImageSet
 from trainer.data.augment import draw_params
 from trainer.data.order import dropout_seeds
-from trainer.hardware import allow_tf32
+from trainer.hardware import allow_tf32, tf32_settings
 from trainer.loop.learner import initial_model
 from trainer.loop.step import Batch
+from trainer.models.airbench import AirbenchNet
 from trainer.recipes import RECIPES, ParamGroup, Precision, Recipe
 from trainer.records.checkpoint import weights_sha256
 
@@ -56,6 +57,17 @@ def test_a_learner_computes_and_records_the_precision_of_its_recipe(
     assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
     with learner.autocast():
         assert torch.is_autocast_enabled("cpu") == (precision == "bfloat16")
+
+
+@pytest.mark.usefixtures("restores_tf32")
+def test_whitening_is_computed_in_float32(mini: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment, or an earlier run with `tf32`, would decide the initial weights on a GPU."""
+    allow_tf32(True)
+    settings: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(AirbenchNet, "init_whitening", lambda self, images: settings.append(tf32_settings()))
+    initial_model(RECIPES["cifar10"], mini, torch.arange(4), seed=0)
+    assert settings == [(False, False)]
+    assert tf32_settings() == (True, True)
 
 
 def test_the_seed_alone_decides_the_initial_weights(mini: Dataset, tmp_path: Path) -> None:
