@@ -28,7 +28,10 @@ NAMES = ("onnxruntime", "onnx", "grpc", "tritonclient", "starlette", "uvicorn", 
 
 @pytest.mark.slow
 def test_gpu_tests_are_collected_without_the_packages_of_the_server(tmp_path: Path) -> None:
-    """The files that need them are named at the end, and all others are collected and skipped without a GPU."""
+    """The files that need them are named at the end, and all others are collected and skipped without a GPU.
+
+    A file is recognised by the words `mark.gpu` in it.
+    """
     command = [sys.executable, "-c", WITHOUT.format(names=NAMES), f"--data-dir={tmp_path}"]
     done = subprocess.run(
         command,
@@ -44,6 +47,7 @@ def test_gpu_tests_are_collected_without_the_packages_of_the_server(tmp_path: Pa
     assert "tests/serving/frontends" not in done.stdout
     assert "test_torch_instance.py" in done.stdout
     assert "test_branches.py" in done.stdout
+    assert all(file.name in done.stdout for file in (ROOT / "tests").rglob("test_gpu_*.py"))
     skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
     assert skipped
     assert all("CUDA device" in line for line in skipped)

@@ -22,7 +22,6 @@ Completed = "subprocess.CompletedProcess[str]"
 Command = Callable[..., list[str]]
 
 ON_A_GPU = [
-    pytest.mark.gpu,
     pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.usefixtures("one_gpu"),

@@ -17,7 +17,7 @@ from tests.e2e.test_training import result_of
 from tests.serving.server_process import ServerProcess
 from trainer.cli import evaluate_command
 
-pytestmark = ON_A_GPU
+pytestmark = [pytest.mark.gpu, *ON_A_GPU]
 
 GPU: int | None = 0
 BACKENDS = {"torchscript": torchscript, "pt2": pt2}

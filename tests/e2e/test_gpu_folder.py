@@ -10,7 +10,7 @@ from PIL import Image
 from tests.e2e.gpu_ranks import ON_A_GPU
 from trainer.cli import train_command
 
-pytestmark = ON_A_GPU
+pytestmark = [pytest.mark.gpu, *ON_A_GPU]
 
 
 def put_photographs(folder: Path, number: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.gpu_ranks import EVERYTHING, ON_A_GPU, PLAIN, SHARED, Command, at_once, complete, losses, trained
 from tests.e2e.test_training import result_of
 
-pytestmark = ON_A_GPU
+pytestmark = [pytest.mark.gpu, *ON_A_GPU]
 
 REDUCTIONS = {"auto": 0.01, "vector": 0.01, "ddp-bfloat16": 0.05}
 """The relative tolerance of the losses, by `--gradient-reduction`."""

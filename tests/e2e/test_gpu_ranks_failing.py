@@ -8,11 +8,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import wait_for
 from tests.e2e.gpu_ranks import FEW, ON_A_GPU, Command, at_once, complete
 from tests.e2e.test_training import ranks_of, started, wait_for_line
 
-pytestmark = ON_A_GPU
+pytestmark = [pytest.mark.gpu, *ON_A_GPU]
 
 FAILS_ON_RANK_1 = """
 import os

@@ -14,7 +14,7 @@ from tests.conftest import ROOT, clean_environment, free_port, wait_for
 from tests.e2e.gpu_ranks import ON_A_GPU, PLAIN, SHARDED, Command, at_once, trained
 from tests.e2e.test_training import ranks_of, result_of, started
 
-pytestmark = ON_A_GPU
+pytestmark = [pytest.mark.gpu, *ON_A_GPU]
 
 DDP = (*PLAIN, "--epochs", "4", "--save-every-steps", "10")
 

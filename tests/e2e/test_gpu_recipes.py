@@ -14,7 +14,7 @@ from trainer.data import load_dataset
 from trainer.errors import DataError
 from trainer.recipes import RECIPES
 
-pytestmark = ON_A_GPU
+pytestmark = [pytest.mark.gpu, *ON_A_GPU]
 
 LEAST = {"mnist": 0.988, "mnist-fast": 0.993, "cifar10": 0.935, "cifar10-fast": 0.93}
 """Accuracies with the recipes' views, several standard deviations below the means of their seeds."""
