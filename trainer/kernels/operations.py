@@ -15,6 +15,8 @@ Activation = Literal["none", "relu", "gelu"]
 
 _MAX_CLASSES = 1024
 _MAX_PIXELS_OF_GLOBAL_MAXIMUM = 64
+_MAX_ROWS = 512
+"""Vectors of which one program sums up gradients; torch has more programs for more of them."""
 _PADDED_FILTERS = (17, 32)
 """Results of so many filters are padded to the larger number: the next convolution takes half of the time."""
 
@@ -124,6 +126,20 @@ def conv_pool_relu(x: torch.Tensor, conv: nn.Conv2d, pool: int, *, flat: bool = 
 
     result = fused.pool_bias_relu(_without_bias(x, conv), conv.bias, pool)
     return result.flatten(1) if flat else result
+
+
+def linear(x: torch.Tensor, layer: nn.Linear, *, relu: bool = False) -> torch.Tensor:
+    """Returns layer(x), or with `relu` ReLU(layer(x)), for vectors `[B, N]`."""
+    if layer.training and is_fused(x) and len(x) <= _MAX_ROWS and _is_of_one_type(x, layer.weight, layer.bias):
+        from trainer.kernels import linear as kernels
+
+        return kernels.linear(x, layer.weight, layer.bias, relu=relu)
+    y: torch.Tensor = layer(x)
+    return F.relu(y) if relu else y
+
+
+def _is_of_one_type(*tensors: torch.Tensor | None) -> bool:
+    return len({None if each is None else each.dtype for each in tensors}) == 1
 
 
 def _has_kernels(x: torch.Tensor, norm: nn.BatchNorm2d, pool: int, residual: torch.Tensor | None) -> bool:

@@ -1,10 +1,9 @@
 """The MNIST convnet of Fleuret's AMLD 2018 introduction to PyTorch (page 42 of the lecture)."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from trainer.kernels.operations import conv_pool_relu
+from trainer.kernels.operations import conv_pool_relu, linear
 from trainer.models.layers import check_image_size
 
 MIN_IMAGE_SIZE = 22
@@ -41,5 +40,4 @@ class LectureNet(nn.Module):
         """Returns logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
         x = conv_pool_relu(images, self.conv1, 3)
         x = conv_pool_relu(x, self.conv2, 2, flat=True)
-        logits: torch.Tensor = self.fc2(F.relu(self.fc1(x)))
-        return logits
+        return linear(linear(x, self.fc1, relu=True), self.fc2)

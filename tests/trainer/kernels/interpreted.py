@@ -22,6 +22,7 @@ from trainer.kernels.operations import (
     conv_pool_relu,
     convolution,
     global_maximum,
+    linear,
     norm_activation,
 )
 from trainer.kernels.updates import cast
@@ -259,7 +260,7 @@ def test_normalized_images_are_torchs(num_channels: int, dtype: torch.dtype) -> 
     torch.testing.assert_close(ours.float(), (pixels.float() - mean) / deviation, atol=0, rtol=rounding)
 
 
-@pytest.mark.parametrize(("rows", "classes"), [(1, 10), (130, 10), (3, 257)])
+@pytest.mark.parametrize(("rows", "classes"), [(1, 10), (130, 10), (300, 10), (3, 257)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cross_entropy_is_torchs(rows: int, classes: int, dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(0)
@@ -335,6 +336,23 @@ def test_filters_before_gelu_are_padded_with_zeros(learns_bias: bool) -> None:
         (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
         found = {"z": z.detach()[:, :24], "y": y.detach(), "weight": conv.weight.grad}
         results.append({**found, "bias": whiten.bias.grad} if learns_bias else found)
+    assert_close(*results, rounding=2e-6)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("rows", [3, 130])
+def test_linear_layers_are_torchs(rows: int, relu: bool) -> None:
+    x = torch.randn(rows, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    torch.manual_seed(0)
+    layer = nn.Linear(7, 21)
+    results = []
+    for context in (nullcontext(), choice.torch_only()):
+        x.grad = layer.weight.grad = layer.bias.grad = None
+        with context:
+            z = linear(x, layer, relu=relu)
+        assert (type(z.grad_fn).__name__ == "_LinearBackward") == (not results)
+        (z * torch.arange(z.numel()).view_as(z).sin()).sum().backward()
+        results.append({"z": z.detach(), "x": x.grad, "weight": layer.weight.grad, "bias": layer.bias.grad})
     assert_close(*results, rounding=2e-6)
 
 

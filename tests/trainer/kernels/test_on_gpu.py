@@ -10,7 +10,7 @@ from tests.trainer.kernels.comparison import Tensors, assert_close, conv_step, i
 from trainer.augmentation import Augment
 from trainer.data.augment import augment_batch, draw_params
 from trainer.kernels import choice
-from trainer.kernels.operations import Activation, conv_bias_gelu, convolution
+from trainer.kernels.operations import Activation, conv_bias_gelu, convolution, linear
 from trainer.kernels.updates import cast
 from trainer.loop.loss import TrainingLoss
 from trainer.loop.muon import muon_step
@@ -129,6 +129,21 @@ def test_losses() -> None:
         loss.backward()
         results.append({"sums": loss.sums, "gradient": leaf.grad})
     assert_close(*results, rounding=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "relu"), [(576, 200, True), (200, 10, False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_layers(inputs: int, outputs: int, relu: bool, dtype: torch.dtype) -> None:
+    x = torch.randn(100, inputs, device=CUDA, dtype=dtype).requires_grad_()
+    layer = nn.Linear(inputs, outputs).to(CUDA, dtype)
+    results = []
+    for context in (nullcontext(), choice.torch_only()):
+        x.grad = layer.weight.grad = layer.bias.grad = None
+        with context:
+            z = linear(x, layer, relu=relu)
+        (z.float() * torch.arange(z.numel(), device=CUDA).view_as(z).sin()).sum().backward()
+        results.append({"z": z.detach(), "x": x.grad, "weight": layer.weight.grad, "bias": layer.bias.grad})
+    assert_close(*results, rounding=1e-5 if dtype == torch.float32 else 1e-2)
 
 
 def test_sgd_and_casts() -> None:
