@@ -181,6 +181,7 @@ def build_learner(  # noqa: PLR0913 (what decides a learner)
         autocast=autocast,
         all_reduce=world.all_reduce,
         num_ranks=world.size,
+        is_alone=world.size == 1 and world.virtual_shards is None,
         data_parallel=world.data_parallel if world.uses_ddp else None,
     )
     return Learner(

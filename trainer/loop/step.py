@@ -78,6 +78,7 @@ class TrainStep:
         autocast: makes the context of the forward pass's precision.
         all_reduce: sums a vector over the ranks.
         num_ranks: their number.
+        is_alone: there is one rank, without virtual shards, which compute the same whatever the number of ranks.
         data_parallel: wraps the model so that DDP sums the gradients; None if they are part of the vector.
     """
 
@@ -94,6 +95,7 @@ class TrainStep:
         autocast: Callable[[], torch.autocast],
         all_reduce: Callable[[torch.Tensor], torch.Tensor],
         num_ranks: int = 1,
+        is_alone: bool = False,
         data_parallel: Callable[[nn.Module], DataParallel] | None = None,
     ) -> None:
         self._model = model if compiled is None else compiled
@@ -106,6 +108,7 @@ class TrainStep:
         self._autocast = autocast
         self._all_reduce = all_reduce
         self._num_ranks = num_ranks
+        self._is_alone = is_alone
         self._data_parallel = data_parallel
         self._ddp: DataParallel | None = None
         self._kept: list[torch.Tensor] = []
@@ -150,8 +153,7 @@ class TrainStep:
 
         A shard of one image may leave out statistics of norms, which is up to `BatchNormSums`.
         """
-        is_only = self._num_ranks == 1 and len(batch.sizes) == 1 and self._data_parallel is None
-        return is_only and batch.sizes[0] > 1 and batch.images.is_cuda
+        return self._is_alone and len(batch.sizes) == 1 and batch.sizes[0] > 1 and batch.images.is_cuda
 
     def _only_shard(self, batch: Batch) -> torch.Tensor:
         with self._norms.updating():
