@@ -21,7 +21,7 @@ def _place(at, size, length, WIDTH: tl.constexpr, PLAIN: tl.constexpr):
     return tl.where(length > columns, column * WIDTH + row, row * WIDTH + column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lengths"])
 def collect(weights, momenta, gradients, updates, partial, sizes, lengths, share, HEIGHT: tl.constexpr,
             WIDTH: tl.constexpr, PLAIN: tl.constexpr, MOMENTUM: tl.constexpr, PROGRAMS: tl.constexpr,
             BLOCK: tl.constexpr):  # fmt: skip
@@ -88,7 +88,7 @@ def polynomial(gram, result, partial, a, b, c, SIZE: tl.constexpr, FIRST: tl.con
     tl.store(result + at, (scale * value).to(result.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lengths"])
 def update(weights, orthogonal, partial, sizes, lengths, factor, rate, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
            PLAIN: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Gives each weight the norm of a matrix with orthogonal rows, and subtracts its update; grid (PROGRAMS, filters).

@@ -77,7 +77,7 @@ class Optimizer:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         if len(gradients) < len(weights):
             return False
-        return self._muon[group].step_by_kernels(gradients, momenta, group.momentum, group.lr, lr_factor)
+        return self._muon[group].step_by_kernels(gradients, momenta, float(group.momentum), float(group.lr), lr_factor)
 
     def _step_by_torch(self, group: ParamGroup, lr_factor: torch.Tensor) -> None:
         weights, momenta, squares = _with_gradients(*self._work[group])
