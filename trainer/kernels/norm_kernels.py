@@ -145,7 +145,6 @@ def statistics(x, pooled, index, counts, means, squares, rows, height, width, ou
     program = tl.program_id(0)
     channels = units * UNIT
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    seen = tl.zeros((BM,), tl.float32)
     mean = tl.zeros((BM, BC), tl.float32)
     square = tl.zeros((BM, BC), tl.float32)
     turn = 0.0
@@ -160,14 +159,15 @@ def statistics(x, pooled, index, counts, means, squares, rows, height, width, ou
             tl.store(index + at, best.to(tl.uint8), mask=mask)
         else:
             value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-        turn += 1.0  # what each row that is in this block, the last one perhaps, has seen
-        seen += (m < rows).to(tl.float32)
+        turn += 1.0  # values at each place; only the program's last block may have places without one
         value = tl.where(mask, value, mean)
         difference = value - mean
         mean += difference * (1.0 / turn)
         square += difference * (value - mean)
-    count = tl.sum(seen, 0)
-    mean_of_all = tl.sum(mean * seen[:, None], 0) / tl.maximum(count, 1.0)
+    last = program + (tl.cdiv(blocks - program, PROGRAMS) - 1) * PROGRAMS
+    seen = turn - (last * BM + tl.arange(0, BM) >= rows).to(tl.float32)
+    count = turn * BM - tl.maximum((last + 1) * BM - rows, 0)
+    mean_of_all = tl.sum(mean * seen[:, None], 0) / count
     difference = mean - mean_of_all[None, :]
     tl.store(means + program * channels + c, mean_of_all, mask=c < channels)
     total = tl.sum(square + difference * difference * seen[:, None], 0)
