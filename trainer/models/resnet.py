@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from trainer.kernels.operations import norm_activation
+from trainer.kernels.operations import linear, norm_activation
 from trainer.models.layers import ConvNormRelu, check_image_size, init_kaiming
 
 MIN_IMAGE_SIZE = 8
@@ -61,8 +61,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns logits `[B, num_classes]` of normalised images `[B, num_channels, image_size, image_size]`."""
-        logits: torch.Tensor = self.head(self.blocks(self.stem(images)).mean(dim=(2, 3)))
-        return logits
+        return linear(self.blocks(self.stem(images)).mean(dim=(2, 3)), self.head)
 
 
 class _Residual(nn.Module):
