@@ -198,6 +198,8 @@ def build_learner(  # noqa: PLR0913 (what decides a learner)
 
 def _graphed(step: TrainStep, recipe: Recipe, world: World, log: Callable[[str], None]) -> Step:
     """Returns the step as CUDA graphs, all captured on one stream: DDP is bound to that of its first step."""
+    # The thread of backward passes gets its CUDA context with its first kernel; cuBLAS would warn that it has none.
+    torch.ones((), device=world.device, requires_grad=True).mul(1).backward()
     reason = why_not(world.device)
     if reason is not None:
         log(f"warning: no Triton kernels, so steps are slower: {reason}")
