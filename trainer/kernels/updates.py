@@ -11,9 +11,9 @@ from trainer.kernels.launch import launch
 _MAX_TENSORS = 32
 """Tensors of one start: their addresses are arguments, and have to fit into 4 KB."""
 _BLOCK = 1024
-_LARGE_BLOCK = 2048
-_LARGE = 1 << 20
-"""Values from which there are enough large blocks for all multiprocessors."""
+_LARGE = 1 << 21
+"""Values from which a program computes several blocks: there are enough for all multiprocessors."""
+_LOOPS = 4
 
 
 def cast(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
@@ -27,7 +27,7 @@ def cast(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> No
 
     for part in _parts([each.numel() for each in sources]):
         mine, theirs = tuple(sources[part.tensors]), tuple(targets[part.tensors])
-        launch(kernels.cast, (part.blocks,), mine, theirs, part.firsts, part.sizes, BLOCK=part.block)
+        launch(kernels.cast, (part.programs,), mine, theirs, part.firsts, part.sizes, LOOPS=part.loops, BLOCK=_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def sgd(tensors: Sequence[SgdTensor], lr_factor: torch.Tensor) -> bool:
             mine = chosen[part.tensors]
             launch(
                 kernels.sgd,
-                (part.blocks,),
+                (part.programs,),
                 tuple(each.weight for each, _ in mine),
                 tuple(each.weight if each.momenta is None else each.momenta for each, _ in mine),
                 tuple(gradient for _, gradient in mine),
@@ -80,7 +80,8 @@ def sgd(tensors: Sequence[SgdTensor], lr_factor: torch.Tensor) -> bool:
                 tuple(each.weight_decay for each, _ in mine),
                 tuple(0.0 if each.momenta is None else each.momentum for each, _ in mine),
                 lr_factor,
-                BLOCK=part.block,
+                LOOPS=part.loops,
+                BLOCK=_BLOCK,
             )
     return True
 
@@ -100,25 +101,25 @@ def like(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Tensors of one start of a kernel, with the numbers of their first blocks and their sizes."""
+    """Tensors of one start of a kernel, with the numbers of their first programs and their sizes."""
 
     tensors: slice
     firsts: tuple[int, ...]
     sizes: tuple[int, ...]
-    blocks: int
-    block: int
+    programs: int
+    loops: int
 
 
 def _parts(sizes: list[int]) -> Iterator[_Part]:
-    block = _LARGE_BLOCK if sum(sizes) > _LARGE else _BLOCK
+    loops = _LOOPS if sum(sizes) > _LARGE else 1
     for start in range(0, len(sizes), _MAX_TENSORS):
         tensors = slice(start, start + _MAX_TENSORS)
-        firsts, blocks = [], 0
+        firsts, programs = [], 0
         for size in sizes[tensors]:
-            firsts.append(blocks)
-            blocks += -(-size // block)
-        if blocks:
-            yield _Part(tensors, tuple(firsts), tuple(sizes[tensors]), blocks, block)
+            firsts.append(programs)
+            programs += -(-size // (loops * _BLOCK))
+        if programs:
+            yield _Part(tensors, tuple(firsts), tuple(sizes[tensors]), programs, loops)
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
