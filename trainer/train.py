@@ -22,10 +22,9 @@ from trainer.evaluation.recall import balanced_accuracy
 from trainer.evaluation.views import is_headline_averaged
 from trainer.export.plan import ExportPlan, check_complete, export_trained, plan_export
 from trainer.hardware import describe, keep_freed_memory
-from trainer.kernels.choice import try_kernels
 from trainer.loop.fit import fit
 from trainer.loop.learner import build_learner
-from trainer.loop.rehearsal import compile_ahead
+from trainer.loop.rehearsal import compile_ahead, start_compilers
 from trainer.loop.run import Run, TrainState, restore, restore_final_weights
 from trainer.loop.saving import SaveInterval
 from trainer.loop.shown_mistakes import mistakes_in_validation
@@ -69,8 +68,7 @@ def train(config: TrainConfig) -> None:
         ) as world,
         Progress(is_main=world.is_main, stop=stop) as progress,
     ):
-        if world.device.type == "cuda":
-            try_kernels(world.device)  # in the background, while data are read
+        compilation = start_compilers(world)  # in the background, while data are read
         recipe, dataset, folder = prepare(config, world, progress.log)
         if check_complete(folder, config, world, progress.log):
             return
@@ -78,7 +76,8 @@ def train(config: TrainConfig) -> None:
         run = setup(recipe, without_test_images(dataset), folder, world, progress, is_trained=is_trained)
         if is_trained:
             log_setup(run, load_recipe(config.recipe).global_batch_size)
-            run.kernels = compile_ahead(run)
+            if compilation is not None:
+                compile_ahead(run, compilation)
         planned = plan_export(run, config)
         with folder.entered(config.resume, world, progress.log):
             # Again: the process that used the folder before may have completed the run.

@@ -88,7 +88,8 @@ def polynomial(gram, result, partial, a, b, c, SIZE: tl.constexpr, FIRST: tl.con
     tl.store(result + at, (scale * value).to(result.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["lengths"])
+# The factor is an element of an epoch's: see `image_kernels`.
+@triton.jit(do_not_specialize=["lengths"], do_not_specialize_on_alignment=["factor"])
 def update(weights, orthogonal, partial, sizes, lengths, factor, rate, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
            PLAIN: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Gives each weight the norm of a matrix with orthogonal rows, and subtracts its update; grid (PROGRAMS, filters).

@@ -7,38 +7,49 @@ import torch
 
 from convoy.cpus import num_available_cpus
 from trainer.data.augment import draw_params
-from trainer.kernels.ahead import Compilation
-from trainer.kernels.choice import is_fusible
+from trainer.kernels.ahead import Compilation, is_cache_empty
+from trainer.kernels.choice import is_fusible, try_kernels
 from trainer.loop.run import Run
 from trainer.loop.samples import StepShare
 from trainer.loop.step import Batch
+from trainer.ranks.world import World
 
 _MAX_THREADS = 16
-"""Kernels compiled at a time: a sixth of the work holds Python's lock."""
+"""Kernels that are compiled at a time."""
 
 
-def compile_ahead(run: Run) -> Compilation | None:
-    """Starts to compile the kernels of a run's steps, in the background; they are those that a rehearsal asks for.
-
-    A rehearsal is a step of each kind and each number of images, without images that matter and without our kernels.
-    It changes nothing, and loads what cuDNN and cuBLAS need.
+def start_compilers(world: World) -> Compilation | None:
+    """Starts what compiles kernels for the ranks of a host, in the background.
 
     Returns:
-        The compilation, for which the first step should wait. None where there is nothing to compile: on CPUs, for
-        networks with other kernels than ours, and on all ranks of a host but one, which find the kernels in Triton's
-        cache.
+        None on CPUs, and on all ranks of a host but one: they find the kernels in Triton's cache.
     """
-    world, learner = run.world, run.learner
-    if world.local_rank > 0 or not is_fusible(torch.zeros(1, device=world.device)):
+    if world.device.type != "cuda":
         return None
-    if run.folder.fingerprint.is_compiled or not getattr(learner.model.network, "suits_kernels", False):
+    is_cold = is_cache_empty()
+    try_kernels(world.device)
+    if world.local_rank > 0:
         return None
-    compilation = Compilation(world.device, min(num_available_cpus(), _MAX_THREADS))
+    compilation = Compilation(world.device, min(num_available_cpus(), _MAX_THREADS), has_processes=is_cold)
     world.on_leave.callback(compilation.close)
+    return compilation
+
+
+def compile_ahead(run: Run, compilation: Compilation) -> None:
+    """Begins to compile the kernels of a run's steps; they are those that a rehearsal asks for.
+
+    A rehearsal is a step of each kind and each number of images, without images that matter and without our kernels.
+    It changes nothing, and loads what cuDNN and cuBLAS need. Networks with other kernels than ours have none.
+    """
+    learner = run.learner
+    is_ours = getattr(learner.model.network, "suits_kernels", False) and not run.folder.fingerprint.is_compiled
+    if not is_ours or not is_fusible(torch.zeros(1, device=run.world.device)):
+        compilation.close()
+        return
+    run.kernels = compilation
     learner.model.train()
     with suppress(Exception), compilation.rehearsal():  # what fails here, such as for memory, fails in the step
         learner.rehearse(_batches(run))
-    return compilation
 
 
 def await_kernels(run: Run) -> None:

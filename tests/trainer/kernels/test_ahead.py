@@ -1,6 +1,7 @@
 """Kernels are compiled in the background, and they are those that a step starts. No GPU is needed."""
 
 import importlib.util
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -17,10 +18,10 @@ import torch
 from tests.trainer.loop.runs import ALONE, SHORT, make_run
 from trainer.data import Dataset, ImageSet
 from trainer.kernels import choice
-from trainer.kernels.ahead import Compilation
+from trainer.kernels.ahead import Compilation, is_cache_empty
 from trainer.kernels.launch import launch
 from trainer.loop import step as steps
-from trainer.loop.rehearsal import await_kernels, compile_ahead
+from trainer.loop.rehearsal import await_kernels, compile_ahead, start_compilers
 from trainer.loop.sources import ResidentSource
 from trainer.ranks.consistency import digest_of
 from trainer.recipes import RECIPES, Recipe
@@ -108,6 +109,43 @@ def test_a_rehearsed_kernel_is_compiled_in_the_background_and_ready_to_be_starte
     assert set(threading.enumerate()) == before
 
 
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended
+        return b""
+
+
+def test_processes_fill_the_cache_and_end(gpu: Gpu) -> None:
+    compilation = Compilation(CPU, 2, has_processes=True)
+    with compilation.rehearsal():
+        add_up()
+    compilation.wait()
+    assert not gpu.compiled  # by this process
+    assert len(gpu.launchers) == 1
+    add_up()
+    assert gpu.started == gpu.launchers
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"trainer.kernels.compiler" in read(path)]
+
+
+def test_a_process_that_is_gone_is_done_without(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    compilation = Compilation(CPU, 1, has_processes=True)
+    with compilation.rehearsal():
+        add_up()
+    compilation.wait()
+    assert gpu.compiled == ["merge_sums"]
+
+
+@pytest.mark.parametrize(("variable", "folder"), [("TRITON_CACHE_DIR", "."), ("TRITON_HOME", ".triton/cache")])
+def test_an_empty_cache_is_known(variable: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert is_cache_empty()
+    (tmp_path / folder / "kernel").mkdir(parents=True)
+    assert not is_cache_empty()
+
+
 def test_an_error_in_the_background_is_left_to_the_step(gpu: Gpu, capfd: pytest.CaptureFixture[str]) -> None:
     from trainer.kernels import norm_kernels
 
@@ -148,18 +186,19 @@ SMALL = replace(
 )
 OF_MNIST = replace(RECIPES["mnist"], global_batch_size=30, num_validation=0, epochs=1)
 RUNS = [
-    pytest.param(SMALL, 80, (3, 32), 1, id="kinds of steps"),
-    pytest.param(OF_MNIST, 101, (1, 28), 2, id="shards, and an epoch's last batch"),
+    pytest.param(SMALL, 80, (3, 32), 1, True, id="kinds of steps"),
+    pytest.param(OF_MNIST, 101, (1, 28), 2, False, id="shards, and an epoch's last batch"),
 ]
 
 
 @pytest.mark.minutes
-@pytest.mark.parametrize(("recipe", "number", "shape", "num_shards"), RUNS)
+@pytest.mark.parametrize(("recipe", "number", "shape", "num_shards", "has_processes"), RUNS)
 def test_the_kernels_of_a_rehearsal_are_those_of_the_steps(  # noqa: PLR0913 (fixtures)
     recipe: Recipe,
     number: int,
     shape: tuple[int, int],
     num_shards: int,
+    has_processes: bool,
     gpu: Gpu,
     mini: Dataset,
     tmp_path: Path,
@@ -169,14 +208,14 @@ def test_the_kernels_of_a_rehearsal_are_those_of_the_steps(  # noqa: PLR0913 (fi
     world = replace(ALONE, virtual_shards=num_shards, on_leave=ExitStack())
     with choice.torch_only():
         run = make_run(recipe, blank(mini, number, *shape), tmp_path / "run", world=world)
-        assert compile_ahead(run) is None
     run.learner.train_step._autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
     before = digest_of(tensors(run.learner.state_dict()))
-    run.kernels = compile_ahead(run)
+    compile_ahead(run, Compilation(CPU, 2, has_processes=has_processes))
     assert torch.equal(digest_of(tensors(run.learner.state_dict())), before)
     await_kernels(run)
     assert not gpu.started
     compiled, source = len(gpu.compiled), ResidentSource(run)
+    assert not compiled if has_processes else compiled > 10
     seen = set()
     for step in range(run.num_steps):
         batch = source.batch(step)
@@ -184,9 +223,8 @@ def test_the_kernels_of_a_rehearsal_are_those_of_the_steps(  # noqa: PLR0913 (fi
             seen.add((batch.kind, batch.sizes))
             run.learner.step(batch)
     assert len(seen) > 1
-    assert len(gpu.compiled) == compiled > 10
+    assert len(gpu.compiled) == compiled
     assert set(gpu.started) == set(gpu.launchers)
-    world.on_leave.close()
 
 
 def blank(mini: Dataset, number: int, channels: int, size: int) -> Dataset:
@@ -208,17 +246,19 @@ def test_on_a_gpu_the_steps_of_a_run_compile_nothing(
     monkeypatch.setattr(knobs.compilation, "listener", lambda *, src, cache_hit, **_: compiled.append(src.name))
     device = torch.device("cuda", 0)
     assert choice.why_not(device) is None
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     forget_kernels()
     recipe = replace(RECIPES[name], num_validation=0)
     world = replace(ALONE, device=device, on_leave=ExitStack())
     dataset = blank(mini, 2 * recipe.global_batch_size + 50, *shape)
     run = make_run(recipe, dataset, tmp_path / "run", world=world)
     before = digest_of(tensors(run.learner.state_dict())).cpu()
-    run.kernels = compile_ahead(run)
+    compilation = start_compilers(world)
+    assert compilation is not None
+    compile_ahead(run, compilation)
     assert torch.equal(digest_of(tensors(run.learner.state_dict())).cpu(), before)
     await_kernels(run)
     num_compiled, source = len(compiled), ResidentSource(run)
-    assert num_compiled > 10
     for step in range(run.num_steps):  # eager ones, captures, and replays
         run.learner.step(source.batch(step))
     assert compiled[num_compiled:] == []
@@ -237,6 +277,8 @@ def forget_kernels() -> None:
 
 
 def test_what_has_no_kernels_is_not_rehearsed(mini: Dataset, tmp_path: Path) -> None:
+    assert start_compilers(ALONE) is None
     run = make_run(SHORT, mini, tmp_path / "run")
-    assert compile_ahead(run) is None
+    compile_ahead(run, Compilation(CPU, 1))
+    assert run.kernels is None
     await_kernels(run)
