@@ -76,9 +76,9 @@ class Rows:
         return cls(rows, units, unit, block_rows, block_channels, blocks, channel_blocks, programs, share.warps)
 
     @property
-    def grid(self) -> tuple[int]:
+    def grid(self) -> tuple[int, int]:
         """One program for each block."""
-        return (self.blocks * self.channel_blocks,)
+        return self.blocks, self.channel_blocks
 
     @property
     def summing_grid(self) -> tuple[int, int]:

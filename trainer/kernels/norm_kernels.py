@@ -6,9 +6,6 @@ rows times `BC` channels. Kernels that sum have a fixed number of programs: prog
 kernel adds up. There are no atomic additions: the order of each sum depends on the shape alone, and so do its bits.
 They load the next two blocks while they compute one (`num_stages`).
 
-Kernels that write a value for each row go from the last row to the first: the sums before them were read the other way,
-so that the last rows are still in the cache, and the convolution after them begins with the first rows.
-
 All kernels compute in float32, whatever the tensors' type. `units * UNIT` is the number of channels: where it is a
 multiple of 8, the compiler knows that from `UNIT`, and loads 16 bytes at a time. `WHOLE` says that it is a multiple of
 `BC`: the kernels are bound by arithmetic as much as by memory, and then no channel needs a comparison of its own.
@@ -66,16 +63,6 @@ def _through_activation(gradient, u, ACT: tl.constexpr):
     if ACT == "relu":
         gradient = tl.where(u <= 0, 0.0, gradient)
     return gradient
-
-
-@triton.jit
-def _block(channels, BM: tl.constexpr, BC: tl.constexpr):
-    """Returns the rows and channels of a program of a grid (row blocks · channel blocks), the last rows first."""
-    number = tl.num_programs(0) - 1 - tl.program_id(0)
-    row_block = number // tl.cdiv(channels, BC)
-    m = row_block * BM + tl.arange(0, BM)
-    c = (number - row_block * tl.cdiv(channels, BC)) * BC + tl.arange(0, BC)
-    return m, c
 
 
 @triton.jit
@@ -232,9 +219,10 @@ def _before_activation(x, centre, scale, shift, NORM: tl.constexpr):
 def activate(x, z, residual, mean, inverse_deviation, weight, bias, rows, units, RESIDUAL: tl.constexpr,
              ACT: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
              BC: tl.constexpr):  # fmt: skip
-    """Writes z = ACT(norm(x) + residual); grid (row blocks · channel blocks)."""
+    """Writes z = ACT(norm(x) + residual); grid (row blocks, channel blocks)."""
     channels = units * UNIT
-    m, c = _block(channels, BM, BC)
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
     mask = _mask(m, c, rows, channels, WHOLE)
     at = m[:, None] * channels + c[None, :]
     value = tl.load(x + at, mask=mask, other=0.0)
@@ -301,12 +289,13 @@ def apply_gradient(dz, x, index, dx, mean, inverse_deviation, weight, bias, sums
                    out_height, out_width, units, ACT: tl.constexpr, POOL: tl.constexpr, LEFT_Y: tl.constexpr,
                    LEFT_X: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
                    BC: tl.constexpr):  # fmt: skip
-    """Writes the gradient of the input before pooling, norm and activation; grid (row blocks · channel blocks).
+    """Writes the gradient of the input before pooling, norm and activation; grid (row blocks, channel blocks).
 
     `sums` and `products` are of `reduce_gradient`, over all rows.
     """
     channels = units * UNIT
-    m, c = _block(channels, BM, BC)
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
     is_channel = c < channels
     mask = _mask(m, c, rows, channels, WHOLE)
     at = m[:, None] * channels + c[None, :]
@@ -330,9 +319,10 @@ def apply_gradient(dz, x, index, dx, mean, inverse_deviation, weight, bias, sums
 def pool_bias_relu(x, z, index, bias, rows, height, width, out_height, out_width, units, POOL: tl.constexpr,
                    OFF: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
                    BC: tl.constexpr):  # fmt: skip
-    """Writes z = ReLU(max-pool(x) + bias), and the index of each maximum or OFF; grid (row blocks · channel blocks)."""
+    """Writes z = ReLU(max-pool(x) + bias), and the index of each maximum or OFF; grid (row blocks, channel blocks)."""
     channels = units * UNIT
-    m, c = _block(channels, BM, BC)
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
     is_channel = c < channels
     mask = _mask(m, c, rows, channels, WHOLE)
     at = m[:, None] * channels + c[None, :]
@@ -368,9 +358,10 @@ def pool_bias_relu_gradient(dz, index, dx, sums, rows, height, width, out_height
 @triton.jit
 def global_maximum(x, z, images, size, units, UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
                    BC: tl.constexpr):  # fmt: skip
-    """Writes the maximum over the `size` pixels of each image and channel; grid (image blocks · channel blocks)."""
+    """Writes the maximum over the `size` pixels of each image and channel; grid (image blocks, channel blocks)."""
     channels = units * UNIT
-    m, c = _block(channels, BM, BC)
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
     mask = _mask(m, c, images, channels, WHOLE)
     best = tl.full((BM, BC), -float("inf"), tl.float32)
     for p in range(size):
@@ -383,9 +374,10 @@ def global_maximum(x, z, images, size, units, UNIT: tl.constexpr, WHOLE: tl.cons
 @triton.jit
 def global_maximum_gradient(dz, x, dx, images, size, units, UNIT: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr,
                             BC: tl.constexpr):  # fmt: skip
-    """Shares the gradient evenly among equal maxima, as torch's `amax`; grid (image blocks · channel blocks)."""
+    """Shares the gradient evenly among equal maxima, as torch's `amax`; grid (image blocks, channel blocks)."""
     channels = units * UNIT
-    m, c = _block(channels, BM, BC)
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
     mask = _mask(m, c, images, channels, WHOLE)
     gradient = tl.load(dz + m[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
     best = tl.full((BM, BC), -float("inf"), tl.float32)

@@ -98,7 +98,7 @@ def test_norm_with_residual(activation: Activation) -> None:
 def test_norm_with_several_blocks_for_each_program(pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for share in ("_STATISTICS", "_POOLED_STATISTICS", "_RESULTS", "_GRADIENT_SUMS", "_GRADIENTS"):
         monkeypatch.setattr(fused, share, Share(64, block_channels=8, programs=2))
-    x, residual = images(3, 20, 6, 7), images(3, 20, 6 // pool, 7 // pool, seed=2) - 3
+    x, residual = images(3, 20, 6, 7), images(3, 20, 6, 7, seed=2) - 3 if pool == 1 else None
     ours = norm_step(x, "relu", pool, residual=residual)
     with choice.torch_only():
         theirs = norm_step(x, "relu", pool, residual=residual)
