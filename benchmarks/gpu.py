@@ -14,6 +14,7 @@ names have the parts. A part that fails is named at the end of the table, and th
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -50,6 +51,13 @@ NUM_WARM_UP = 20
 BLOCK = 5
 """Trainings of a program before the next one has its turn."""
 KERNELS_SHOWN = 12
+LINES = {
+    "set up": r"\S+ on \S+: ",
+    "first epoch": r"epoch 1/",
+    "last epoch": r"epoch (\d+)/\1:",
+    "report": r"report: ",
+}
+"""Lines of a training, of which the time is told."""
 
 
 class Bench:
@@ -183,13 +191,12 @@ def measure_cold(bench: Bench, found: dict[str, Any]) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 run = Path(folder) / "run"
                 options = ["--num-validation", "0", "--no-export", "--run-dir", str(run)]
-                began = time.perf_counter()
                 command = [sys.executable, "-m", "convoy", "train", recipe, *options, *bench.options()]
-                _run(command, TRITON_CACHE_DIR=f"{folder}/cache")
-                seconds = time.perf_counter() - began
+                seconds, until = _time_lines(command, TRITON_CACHE_DIR=f"{folder}/cache", PYTHONUNBUFFERED="1")
                 result = _read_result(run)
             accuracy = result.get("test_accuracy_with_views", result["test_accuracy"])
             figures = {"seconds": seconds, "train_seconds": result["train_seconds"], "test_accuracy": accuracy}
+            figures["seconds_until"] = until
             found.setdefault(recipe, []).append(figures)
             print(f"command of {recipe}: {figures}", flush=True)
 
@@ -248,11 +255,26 @@ def measure_ranks(bench: Bench, found: dict[str, Any]) -> None:
     found["one_gpu_is_shared"] = is_shared
 
 
-def _run(command: list[str], **variables: str) -> None:
-    environment = {**os.environ, **variables}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"error: {' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+
+
+def _time_lines(command: list[str], **variables: str) -> tuple[float, dict[str, float]]:
+    """Runs a training; returns its seconds, and those until it prints certain lines."""
+    began, until, lines = time.perf_counter(), dict[str, float](), []
+    environment = {**os.environ, **variables}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        for line in process.stdout or ():
+            lines.append(line)
+            for name, pattern in LINES.items():
+                if re.match(pattern, line):
+                    until[name] = time.perf_counter() - began
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} failed:\n{''.join(lines)}")
+    return time.perf_counter() - began, until
 
 
 def _read_result(run: Path) -> dict[str, Any]:
