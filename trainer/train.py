@@ -109,8 +109,10 @@ def train_to_report(
     else:
         for line in advise(run.recipe, dataset_size(run), is_mirroring_chosen=config.chooses_mirroring):
             log(line)
-    if run.kernels is not None and run.world.is_main:
-        import trainer.report.page  # noqa: F401 (imports matplotlib for the report, while kernels are compiled)
+    if run.kernels is not None and run.world.is_main:  # for the log and the report, while kernels are compiled
+        import tensorboard.summary.writer.record_writer  # noqa: F401
+
+        import trainer.report.page  # noqa: F401
     with run.open_sinks(config.log_to, config.metrics_address) as sinks:
         fit(run, stop, SaveInterval(seconds=config.save_every_s, steps=config.save_every_steps), sinks)
         validation = validate(run)
