@@ -61,6 +61,14 @@ def await_kernels(run: Run) -> None:
         run.world.barrier()
 
 
+def compile_now(run: Run) -> None:
+    """Compiles the kernels of a run's steps, several at a time. All ranks call this."""
+    compilation = start_compilers(run.world)
+    if compilation is not None:
+        compile_ahead(run, compilation)
+    await_kernels(run)
+
+
 def _batches(run: Run) -> Iterator[Batch]:
     """Yields this rank's part of a batch of each kind of step, of the usual size and of an epoch's last one."""
     recipe, device, dataset, num_images = run.recipe, run.world.device, run.dataset, len(run.train_indices)

@@ -16,6 +16,7 @@ import torch
 from trainer.errors import DivergenceError
 from trainer.loop.graphed_step import NUM_EAGER_STEPS
 from trainer.loop.look_ahead import LookAhead
+from trainer.loop.rehearsal import compile_now
 from trainer.loop.run import Run
 from trainer.loop.saving import save
 from trainer.loop.sources import ResidentSource
@@ -215,6 +216,7 @@ def train_side_by_side(
     first, what = runs[0], f"{len(runs)} runs side by side"
     losses, seconds = _restore(runs, checkpoints)
     branches = Branches(runs, log)
+    compile_now(first)  # all runs have the same kernels
     saved_at = time.monotonic()
     try:
         for epoch in range(first.num_epochs_done, first.recipe.epochs):
