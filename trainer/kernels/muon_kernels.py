@@ -62,7 +62,7 @@ def polynomial(gram, result, partial, a, b, c, SIZE: tl.constexpr, FIRST: tl.con
     """Writes a + b·G + c·G² of symmetric matrices [filters, SIZE, SIZE]; grid (filters, blocks of rows, of columns).
 
     In the first iteration matrices are not divided by their norms yet, the roots of the sums of `partial`: so G is
-    divided by their squares, and the result by them.
+    divided by their squares, and the result by them. A matrix whose sum is infinite becomes 0, as by a division.
     """
     filter = tl.program_id(0)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
@@ -79,11 +79,14 @@ def polynomial(gram, result, partial, a, b, c, SIZE: tl.constexpr, FIRST: tl.con
         x = tl.load(mine + m[:, None] * SIZE + k[None, :], mask=(m < SIZE)[:, None] & (k < SIZE)[None, :], other=0.0)
         y = tl.load(mine + k[:, None] * SIZE + n[None, :], mask=(k < SIZE)[:, None] & (n < SIZE)[None, :], other=0.0)
         if FIRST:
-            x, y = (x.to(tl.float32) * square).to(x.dtype), (y.to(tl.float32) * square).to(y.dtype)
+            x = tl.where(square > 0, x.to(tl.float32) * square, 0.0).to(x.dtype)
+            y = tl.where(square > 0, y.to(tl.float32) * square, 0.0).to(y.dtype)
         total = tl.dot(x, y, total, input_precision="ieee")
     mask = (m < SIZE)[:, None] & (n < SIZE)[None, :]
     at = filter * (SIZE * SIZE) + m[:, None] * SIZE + n[None, :]
-    g = tl.load(gram + at, mask=mask, other=0.0).to(tl.float32) * square
+    g = tl.load(gram + at, mask=mask, other=0.0).to(tl.float32)
+    if FIRST:
+        g = tl.where(square > 0, g * square, 0.0)
     value = a * (m[:, None] == n[None, :]).to(tl.float32) + b * g + c * total
     tl.store(result + at, (scale * value).to(result.dtype.element_ty), mask=mask)
 

@@ -1,6 +1,7 @@
 """Tests of the Triton kernels in Triton's interpreter; `test_interpreted` starts them, with TRITON_INTERPRET=1."""
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -406,6 +407,20 @@ def test_muon_is_torchs(shapes: list[tuple[int, ...]], momentum: float, monkeypa
         momenta = optimizer.state_dict()["momenta"][0]
         results[-1] |= {f"momentum {number}": each for number, each in enumerate(momenta)}
     assert_close(*results, rounding=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("value", [1e25, float("nan")])
+def test_muon_survives_gradients_whose_squares_overflow(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their update is 0, as in torch; NaN spreads."""
+    monkeypatch.setattr(muon, "MATRIX_TYPE", torch.float32)
+    weights = [nn.Parameter(torch.randn(16, 32, generator=torch.Generator().manual_seed(0)))]
+    before, weights[0].grad = weights[0].detach().clone(), torch.full((16, 32), value)
+    Optimizer([(ParamGroup(lr=0.3, momentum=0.0, optimizer="muon"), weights)]).step(torch.tensor(0.5))
+    if math.isnan(value):
+        assert bool(weights[0].isnan().all())
+    else:
+        torch.testing.assert_close(weights[0].detach(), before * (4 / before.norm()))
 
 
 def test_casts_of_many_tensors_are_torchs() -> None:
