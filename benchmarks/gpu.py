@@ -42,6 +42,7 @@ from trainer.paths import default_data_dir
 from trainer.ranks.world import World
 from trainer.studies.branches import Branches
 
+WAYS = ("our kernels", "torch's kernels", "compiled")
 STEPS = ("mnist", "mnist-fast", "cifar10", "cifar10-fast", "cifar10-resnet18", "cifar10-96")
 COMPILED = ("mnist", "cifar10", "cifar10-resnet18")
 CLOCKED = ("cifar10-fast", "cifar10")
@@ -101,7 +102,7 @@ def measure_steps(bench: Bench, found: dict[str, Any]) -> None:
     """Finds microseconds per step of each recipe and way, and the kernels of our way."""
     with World.join(bench.args.device) as world:
         for recipe in STEPS:
-            for way in ("our kernels", "torch's kernels", "compiled"):
+            for way in WAYS[: bench.args.ways]:
                 if bench.is_over or (way == "compiled" and recipe not in COMPILED):
                     continue
                 with bench.part(f"step of {recipe}, {way}"):
@@ -295,6 +296,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=tuple(PARTS), help="parts to measure [default: all, or the clock]")
     parser.add_argument("--peer", type=Path, nargs="+", default=[], help="scripts of other speed runs on CIFAR-10")
+    parser.add_argument("--ways", type=int, default=len(WAYS), help=f"of steps, the first ones of {', '.join(WAYS)}")
     parser.add_argument("--runs", type=int, default=20, help="warm trainings of each")
     parser.add_argument("--rounds", type=int, default=3, help="cold commands of each")
     parser.add_argument("--minutes", type=float, default=8, help="after them, nothing new begins")

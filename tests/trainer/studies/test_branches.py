@@ -181,7 +181,9 @@ def test_branches_of_a_graph_give_the_bits_of_lone_runs(
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # as in `World.join` on a GPU
     world = replace(ALONE, device=torch.device("cuda", 0))
-    short = replace(RECIPES[recipe], dataset="mnist-mini", epochs=2, global_batch_size=250)
+    # At cifar10's own rates, made for photographs, digits with their even background diverge in bfloat16.
+    slow = {kind: replace(group, lr=0.01 * group.lr) for kind, group in RECIPES[recipe].param_groups.items()}
+    short = replace(RECIPES[recipe], dataset="mnist-mini", epochs=2, global_batch_size=250, param_groups=slow)
     digests = []
     for seeds in ((0, 1, 2), (2,)):
         runs = [make_run(short, mini, tmp_path / f"{len(seeds)}-{seed}", world=world, seed=seed) for seed in seeds]
