@@ -132,6 +132,7 @@ def statistics(x, pooled, index, counts, means, squares, rows, height, width, ou
     program = tl.program_id(0)
     channels = units * UNIT
     c = tl.program_id(1) * BC + tl.arange(0, BC)
+    seen = tl.zeros((BM,), tl.float32)
     mean = tl.zeros((BM, BC), tl.float32)
     square = tl.zeros((BM, BC), tl.float32)
     turn = 0.0
@@ -147,12 +148,12 @@ def statistics(x, pooled, index, counts, means, squares, rows, height, width, ou
         else:
             value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         turn += 1.0  # values at each place; only the program's last block may have places without one
+        seen += (m < rows).to(tl.float32)  # if counted afterwards, a window's pixels are loaded one after another
         value = tl.where(mask, value, mean)
         difference = value - mean
         mean += difference * (1.0 / turn)
         square += difference * (value - mean)
     last = program + (tl.cdiv(blocks - program, PROGRAMS) - 1) * PROGRAMS
-    seen = turn - (last * BM + tl.arange(0, BM) >= rows).to(tl.float32)
     count = turn * BM - tl.maximum((last + 1) * BM - rows, 0)
     mean_of_all = tl.sum(mean * seen[:, None], 0) / count
     difference = mean - mean_of_all[None, :]
