@@ -28,7 +28,7 @@ _ROW_BLOCKS = 128
 _GRADIENT_BLOCK_ROWS = 64
 _GRADIENT_STAGES = 2
 """Of loads ahead of products: with three there is shared memory for fewer programs at a time."""
-_GRADIENT_PROGRAMS = 256
+_GRADIENT_PROGRAMS = 512
 
 
 @dataclass(frozen=True, slots=True)
