@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Union
 
 from convoy.verbs import Verb, run_verb
+from convoy.version import convoy_version
 
 SHELLS = ("bash", "zsh", "fish")
 SERVING_VERBS = ("serve", "classify", "status", "models")
@@ -27,9 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     match list(arguments):
         case ["--version"]:
-            from importlib.metadata import version
-
-            print(f"convoy {version('convoy-vision')}")
+            print(f"convoy {convoy_version()}")
             return 0
         case ["--completion", shell] if shell in SHELLS:
             print(completion_script(shell))

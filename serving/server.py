@@ -14,11 +14,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 
 from convoy.auth import TokenFile
 from convoy.credentials import CredentialError
 from convoy.tls import TlsFiles
+from convoy.version import convoy_version
 from serving.config import ServeConfig
 from serving.errors import StartupError
 from serving.frontends import Frontend
@@ -194,7 +194,7 @@ def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
     memory = SharedMemory(config.max_message_bytes) if config.allow_client_shm else None
     services = Services(
         inference=InferenceService(repository, tracing, memory, MessageMemory(config.message_memory_bytes)),
-        admin=AdminService(repository, health, version=version("convoy-vision"), memory=memory),
+        admin=AdminService(repository, health, version=convoy_version(), memory=memory),
     )
     services.admin.count_calls(services.inference.refusals.calls)
     tokens, tls = read_credentials(config)

@@ -7,7 +7,6 @@ answers the section's requests for data itself.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from convoy.version import convoy_version
 
 STATIC = Path(__file__).parent / "static"
 
@@ -66,7 +67,7 @@ def page_routes(
     """
     settings = {
         "title": title,
-        "version": version("convoy-vision"),
+        "version": convoy_version(),
         "sections": list(sections),
         "options": {name: dict(values) for name, values in (options or {}).items()},
     }

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from starlette.routing import Route
 
+from convoy.version import convoy_version
 from trainer.service.jobs import JobState
 from trainer.service.methods import DEFAULT_PAGE, MAX_PAGE
 
@@ -216,7 +216,7 @@ def describe_api(routes: Sequence[Route], *, has_tokens: bool) -> Json:
         paths.setdefault(path, {})[method.lower()] = _described(route.name, path)
     document: Json = {
         "openapi": OPENAPI_VERSION,
-        "info": {"title": "Convoy training", "version": version("convoy-vision"), "description": "Trainings as jobs."},
+        "info": {"title": "Convoy training", "version": convoy_version(), "description": "Trainings as jobs."},
         "paths": paths,
         "components": {"schemas": _SCHEMAS},
     }
