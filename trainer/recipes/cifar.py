@@ -58,8 +58,8 @@ CIFAR10_FAST = replace(
     augment=Augment(flip="alternating", shift=2, brightness=0.14, contrast=0.13),
     resolutions=((0.3, 24), (0.65, 28)),
 )
-"""Put together from published recipes and our own measurements of their parts. Variants of it with 8 and 9 epochs had no
-higher accuracy on validation images (benchmarks/results/gpu-2026-11-27.md)."""
+"""Put together from published recipes and our own measurements of their parts. Variants with 8 and 9 epochs were no
+better on validation images (benchmarks/results/gpu-2026-11-27.md)."""
 
 CIFAR10_96 = replace(
     CIFAR10,
