@@ -126,7 +126,7 @@ class Classifier(nn.Module):
         return logits
 
     def _inputs(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns normalised images; on GPUs in training, where the network takes them, with padded channels."""
+        """Returns normalised images; on GPUs in training by a kernel, in the type of the first convolution."""
         if not self.training or not getattr(self.network, "suits_kernels", False):
             return self.normalize(pixels)
         images = normalize(pixels, self.mean, self.deviation)

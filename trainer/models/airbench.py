@@ -36,7 +36,7 @@ class AirbenchNet(nn.Module):
     """
 
     suits_kernels = True
-    """In training, the first convolution may get further channels of zeros; weights are used in their layers alone."""
+    """Weights are used in their layers alone, so that a step may cast them together, and a forward pass keeps no state."""
 
     def __init__(
         self,
