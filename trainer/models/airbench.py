@@ -36,7 +36,7 @@ class AirbenchNet(nn.Module):
     """
 
     suits_kernels = True
-    """Weights are used in their layers alone, so that a step may cast them together, and a forward pass keeps no state."""
+    """Weights are used in their layers alone, so that a step may cast them together; a forward pass keeps no state."""
 
     def __init__(
         self,

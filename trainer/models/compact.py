@@ -27,7 +27,7 @@ class CompactNet(nn.Module):
     """
 
     suits_kernels = True
-    """Weights are used in their layers alone, so that a step may cast them together, and a forward pass keeps no state."""
+    """Weights are used in their layers alone, so that a step may cast them together; a forward pass keeps no state."""
 
     def __init__(self, *, num_channels: int, image_size: int, num_classes: int, widths: tuple[int, ...]) -> None:
         super().__init__()
