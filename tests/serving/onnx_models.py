@@ -63,7 +63,8 @@ def write_repository(folder: Path) -> None:
     _write(folder, "versions", _plus(1), "max_batch_size: 8 version_policy { all { } }")
     (folder / "versions" / "2").mkdir()
     onnx.save(_plus(2), folder / "versions" / "2" / "model.onnx")
-    queue = "dynamic_batching { default_queue_policy { max_queue_size: 2 } }"
+    # A preferred size: the one that the server measures may be 1 on a busy machine.
+    queue = "dynamic_batching { preferred_batch_size: [ 4 ] default_queue_policy { max_queue_size: 2 } }"
     _write(folder, "slow", _slow(), f"max_batch_size: 4 {queue}")
     _write(folder, "failing", _failing(), "max_batch_size: 4")
     _write(folder, "broken", None, "max_batch_size: 4")
