@@ -9,6 +9,8 @@ from threading import Thread
 import torch
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LEAST_CAPABILITY = (8, 0)
+"""From here GPUs multiply matrices in bfloat16, and have the 96 KB of shared memory that our products take."""
 MAX_NUMEL = 2**31
 """The kernels count with 32 bits."""
 
@@ -71,6 +73,10 @@ def _try_kernels(device: torch.device) -> str | None:
         from trainer.kernels.fused import add_up
 
         if device.type == "cuda":
+            capability = torch.cuda.get_device_capability(device)
+            if capability < _LEAST_CAPABILITY:
+                found = ".".join(map(str, capability))
+                return f"they need a GPU of capability 8.0 (Ampere) or later, and this one has {found}"
             torch.cuda.set_device(device)
         with torch.no_grad():
             total = add_up(torch.ones(2, 3, device=device)).tolist()

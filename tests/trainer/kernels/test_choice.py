@@ -43,3 +43,10 @@ def test_a_device_where_triton_does_not_work_says_why_in_one_line() -> None:
     reason = choice.why_not(CPU)
     assert reason
     assert "\n" not in reason
+
+
+def test_gpus_that_are_too_old_use_torchs_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4, for example: a small kernel works there, and a step would fail at the first product in bfloat16."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    reason = choice._try_kernels(torch.device("cuda", 0))
+    assert reason == "they need a GPU of capability 8.0 (Ampere) or later, and this one has 7.5"
