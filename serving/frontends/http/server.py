@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -141,12 +142,25 @@ async def _sweep(peers: Connections) -> None:
             logger.exception("the time limits of connections could not be checked")
 
 
+class _HandshakeLimit:
+    """Mixin of an event loop whose servers give a TLS handshake less than the 60 s of asyncio, which uvicorn keeps."""
+
+    async def create_server(self, *args: Any, ssl: ssl.SSLContext | None = None, **options: Any) -> asyncio.Server:
+        limit = {} if ssl is None else {"ssl_handshake_timeout": connections.HANDSHAKE_S}
+        server: asyncio.Server = await super().create_server(*args, ssl=ssl, **options, **limit)  # type: ignore[misc]
+        return server
+
+
 def _new_event_loop() -> asyncio.AbstractEventLoop:
     try:
-        import uvloop
+        from uvloop import Loop
     except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+        from asyncio import SelectorEventLoop as Loop  # type: ignore[assignment]
+
+    class LimitedLoop(_HandshakeLimit, Loop):  # type: ignore[misc]
+        pass
+
+    return LimitedLoop()
 
 
 def _build_server(
