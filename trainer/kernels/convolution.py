@@ -90,15 +90,16 @@ class _Product:
         return self.channels <= _MAX_CHANNELS_OF_GRADIENT
 
 
-def convolution(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor | None:
-    """Returns conv(x) without the bias, or None where none of its products is ours.
+def convolution(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    """Returns conv(x) without the bias: torch's where none of its products is ours.
 
     Args:
         x: `[B, C, H, W]`, with further channels of zeros or without.
     """
     product = _Product.of(x, conv)
     if product is None or not (product.has_own_result or product.has_own_filter_gradient):
-        return None
+        weight = conv.weight if x.size(1) == conv.in_channels else _with_channels(conv.weight, x.size(1))
+        return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
     result: torch.Tensor = _Convolution.apply(x, conv.weight, product)
     return result
 

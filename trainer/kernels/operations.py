@@ -96,7 +96,7 @@ def global_maximum(x: torch.Tensor, *, is_training: bool) -> torch.Tensor:
 
 def convolution(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
     """Returns conv(x); in training, x may have further channels of zeros, from `conv_bias_gelu`."""
-    if not conv.training or (x.size(1) == conv.in_channels and not is_fused(x)):
+    if not conv.training or not is_fused(x):
         y: torch.Tensor = conv(x)
         return y
     y = _without_bias(x, conv)
@@ -166,13 +166,7 @@ def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
 
 
 def _without_bias(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
-    if is_fused(x):
-        from trainer.kernels import convolution as kernels
+    """Returns conv(x) without the bias, for x that uses the kernels."""
+    from trainer.kernels import convolution as kernels
 
-        result = kernels.convolution(x, conv)
-        if result is not None:
-            return result
-    weight = conv.weight
-    if x.size(1) > weight.size(1):
-        weight = F.pad(weight, (0, 0, 0, 0, 0, x.size(1) - weight.size(1)))
-    return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return kernels.convolution(x, conv)

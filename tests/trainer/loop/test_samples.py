@@ -13,7 +13,7 @@ from trainer.loop.samples import EpochSamples, StepShare
 from trainer.loop.shards import sum_in_tree
 from trainer.loop.step import StepKind
 from trainer.ranks.world import World
-from trainer.recipes import Augment
+from trainer.recipes import Augment, Recipe
 
 
 class IsolatedRank(World):
@@ -33,6 +33,21 @@ class IsolatedRank(World):
     def all_reduce(self, sums: torch.Tensor) -> torch.Tensor:
         self.recorded.append(sums.clone())
         return sums
+
+
+def sums_on_ranks(size: int, recipe: Recipe, dataset: Dataset, folder: Path, kind: StepKind) -> torch.Tensor:
+    """Returns the sums of a step of 22 images under four virtual shards, which so many ranks compute."""
+    recorded: list[torch.Tensor] = []
+    for rank in range(size):
+        world = IsolatedRank(
+            rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), num_threads=1, virtual_shards=4
+        )
+        object.__setattr__(world, "recorded", recorded)
+        run = make_run(recipe, dataset, folder / f"{size}", world=world)
+        samples = EpochSamples.draw(run, epoch=1)
+        share = StepShare.of(44, len(samples.indices), 22, world)
+        run.learner.step(samples.batch(dataset.train.images, share, torch.tensor(1.0), kind))
+    return sum_in_tree(lambda rank: recorded[rank], size)
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 7, 100])
@@ -72,17 +87,7 @@ def test_augmented_and_mixed_batches_have_the_same_bits_on_any_number_of_ranks(m
     recipe = replace(SHORT, augment=augment, label_smoothing=0.1)
 
     def sums_of(size: int) -> torch.Tensor:
-        recorded: list[torch.Tensor] = []
-        for rank in range(size):
-            world = IsolatedRank(
-                rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), num_threads=1, virtual_shards=4
-            )
-            object.__setattr__(world, "recorded", recorded)
-            run = make_run(recipe, mini, tmp_path / f"{size}", world=world)
-            samples = EpochSamples.draw(run, epoch=1)
-            share = StepShare.of(44, len(samples.indices), 22, world)
-            run.learner.step(samples.batch(mini.train.images, share, torch.tensor(1.0), StepKind()))
-        return sum_in_tree(lambda rank: recorded[rank], size)
+        return sums_on_ranks(size, recipe, mini, tmp_path, StepKind())
 
     alone = sums_of(1)
     assert alone[-2] > 22  # the sum of the losses

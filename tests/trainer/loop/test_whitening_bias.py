@@ -9,16 +9,14 @@ import pytest
 import torch
 
 from tests.trainer.loop.runs import ALONE, losses, make_run
-from tests.trainer.loop.test_samples import IsolatedRank
+from tests.trainer.loop.test_samples import sums_on_ranks
 from trainer.config import TrainConfig
 from trainer.data import Dataset, ImageSet
 from trainer.errors import ConfigError
 from trainer.loop.fit import fit
 from trainer.loop.graphed_step import GraphedStepByKind
 from trainer.loop.run import Run, restore
-from trainer.loop.samples import EpochSamples, StepShare
 from trainer.loop.saving import SaveInterval
-from trainer.loop.shards import sum_in_tree
 from trainer.loop.sources import ResidentSource
 from trainer.loop.step import StepKind
 from trainer.recipes import RECIPES, ParamGroup, Recipe
@@ -110,17 +108,7 @@ def test_a_step_has_the_same_bits_on_any_number_of_ranks(mini: Dataset, tmp_path
     """Under virtual shards."""
 
     def sums_of(size: int) -> torch.Tensor:
-        recorded: list[torch.Tensor] = []
-        for rank in range(size):
-            world = IsolatedRank(
-                rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), num_threads=1, virtual_shards=4
-            )
-            object.__setattr__(world, "recorded", recorded)
-            run = make_run(FREEZING, mini, tmp_path / f"{size}", world=world)
-            samples = EpochSamples.draw(run, epoch=1)
-            share = StepShare.of(44, len(samples.indices), 22, world)
-            run.learner.step(samples.batch(mini.train.images, share, torch.tensor(1.0), FROZEN))
-        return sum_in_tree(lambda rank: recorded[rank], size)
+        return sums_on_ranks(size, FREEZING, mini, tmp_path, FROZEN)
 
     alone = sums_of(1)
     assert alone[:8].count_nonzero() == 0  # in the place of the bias's gradient
