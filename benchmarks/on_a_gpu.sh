@@ -6,15 +6,27 @@
 # the trainer's requirements; Convoy itself need not be installed. `decoders` needs torchvision too, `serving` gRPC,
 # pygrpc-native, and onnxruntime-gpu in place of onnxruntime (without it, ONNX is left out).
 set -u
-data=$(cd "$1" && pwd) out=$(mkdir -p "$2" && cd "$2" && pwd) || exit 2
+parts="tests steps clock cold seeds ranks decoders serving"
+fail() {
+  echo "error: $1" >&2
+  exit 2
+}
+[ $# -ge 2 ] || fail "usage: sh benchmarks/on_a_gpu.sh DATA OUT [PART ...]"
+[ -d "$1" ] || fail "$1: no such folder of data sets"
+data=$(cd "$1" && pwd)
+out=$(mkdir -p "$2" && cd "$2" && pwd) || exit 2
 shift 2
+for part in "$@"; do
+  case " $parts " in *" $part "*) ;; *) fail "no part is called $part: there are $parts" ;; esac
+done
 cd "$(dirname "$0")/.." || exit 2
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # other packages' plugins have options and warnings of their own
 limit="" parallel=""
 python3 -c "import pytest_timeout" 2> /dev/null && limit="-p pytest_timeout --timeout=150"
 python3 -c "import xdist" 2> /dev/null && parallel="-p xdist -n 4 --dist loadfile"
-[ $# -gt 0 ] || set -- tests steps clock cold seeds ranks decoders serving
+# shellcheck disable=SC2086 # several words
+[ $# -gt 0 ] || set -- $parts
 failed=0
 for part in "$@"; do
   began=$(date +%s)
