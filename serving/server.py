@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from convoy.allocator import limit_arenas
 from convoy.auth import TokenFile
 from convoy.credentials import CredentialError
 from convoy.tls import TlsFiles
@@ -187,6 +188,7 @@ def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
     Raises:
         StartupError: the repository, a certificate or the token file cannot be read, or OpenTelemetry is missing.
     """
+    limit_arenas()
     repository = Repository.from_config(config)
     repository.check()
     health = Health()

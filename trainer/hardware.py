@@ -1,7 +1,6 @@
-"""Facts about this machine: precision support, memory reuse, and the description written into results."""
+"""Facts about this machine: precision support, and the description written into results."""
 
 import contextlib
-import ctypes
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +11,6 @@ import torch
 from convoy.cpus import available_memory, num_available_cpus
 
 _BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>, the same on every glibc
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc reuse the memory of freed tensors instead of returning it to the kernel.
-
-    By default every activation of more than a few hundred kB is a fresh `mmap`: 3,520 page faults per step for the
-    lecture's net at batch size 100, and half of its time. So malloc maps nothing and never trims the top of the heap.
-    Does nothing if the C library is not glibc.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    except (OSError, AttributeError):
-        return
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -4,6 +4,7 @@ import os
 import sys
 from dataclasses import replace
 
+from convoy.allocator import keep_freed_memory
 from trainer.config import EvaluateConfig, ExportConfig
 from trainer.data import Dataset, without_test_images
 from trainer.errors import ConfigError
@@ -13,7 +14,6 @@ from trainer.evaluation.ledger import Ledger
 from trainer.evaluation.recall import describe_balance
 from trainer.evaluation.views import describe_with_views
 from trainer.export.plan import ExportOptions, repository_model
-from trainer.hardware import keep_freed_memory
 from trainer.loop.run import Run, restore_final_weights
 from trainer.models import num_parameters
 from trainer.network_files import find_network

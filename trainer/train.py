@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from convoy.allocator import keep_freed_memory
 from trainer.advice import DatasetSize, advise, describe_batch
 from trainer.augmentation import check_shift
 from trainer.config import TrainConfig
@@ -21,7 +22,7 @@ from trainer.evaluation.ledger import Ledger, RecordedEvaluation, evaluate_and_r
 from trainer.evaluation.recall import balanced_accuracy
 from trainer.evaluation.views import is_headline_averaged
 from trainer.export.plan import ExportPlan, check_complete, export_trained, plan_export
-from trainer.hardware import describe, keep_freed_memory
+from trainer.hardware import describe
 from trainer.loop.fit import fit
 from trainer.loop.learner import build_learner
 from trainer.loop.rehearsal import compile_ahead, start_compilers

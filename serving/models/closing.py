@@ -1,10 +1,9 @@
 """Closes a version that is taken out of service."""
 
-import contextlib
-import ctypes
 import logging
 import threading
 
+from convoy.allocator import return_freed_memory
 from serving.models.loader import Model
 
 logger = logging.getLogger(__name__)
@@ -21,7 +20,7 @@ def close_model(model: Model) -> None:
     closing.join(_CLOSE_PATIENCE_S)
     if closing.is_alive():
         logger.warning("%s has not finished its requests after %g s: left behind", name, _CLOSE_PATIENCE_S)
-    return_memory()
+    return_freed_memory()
 
 
 def _close_batcher(model: Model, name: str) -> None:
@@ -29,13 +28,3 @@ def _close_batcher(model: Model, name: str) -> None:
         model.batcher.close()
     except Exception:
         logger.exception("%s could not be closed", name)
-
-
-def return_memory() -> None:
-    """Returns freed memory to the system, from the middle of glibc's heaps too.
-
-    Blocks that other models and requests hold lie between those of the closed one, so that a server whose models are
-    replaced for days would grow. Takes some milliseconds. Does nothing if the C library is not glibc.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -9,12 +9,12 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from convoy.allocator import keep_freed_memory
 from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import Dataset
 from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluation.ledger import Ledger
 from trainer.files import write_json
-from trainer.hardware import keep_freed_memory
 from trainer.loop.run import Run
 from trainer.paths import default_data_dir
 from trainer.prepare import load

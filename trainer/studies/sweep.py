@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from convoy.allocator import keep_freed_memory
 from trainer.augmentation import check_shift
 from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import without_test_images
 from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluation.evaluate import evaluate
 from trainer.files import write_json
-from trainer.hardware import keep_freed_memory
 from trainer.paths import default_data_dir
 from trainer.prepare import load
 from trainer.progress import Progress

@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from convoy.http_server import open_listener, uvicorn_config
+from convoy.http_server import open_listener, stop_listening, uvicorn_config
 from serving.errors import StartupError
 from serving.frontends.http import connections
 from serving.frontends.http.connections import Connections
@@ -100,7 +100,7 @@ class HttpServer:
             return
         self.is_stopping = True
         time.sleep(linger_s)
-        self._listener.listen(0)  # the kernel resets the connections that wait to be accepted when the port closes
+        stop_listening(self._listener)
         self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
         self._server.should_exit = True
         self._thread.join()

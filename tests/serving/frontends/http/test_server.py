@@ -366,7 +366,6 @@ class TestStop:
         server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
         server.start()
         outcomes: set[tuple[object, ...]] = set()
-        resets: list[ConnectionResetError] = []
         served = threading.Barrier(17)
 
         def call() -> None:
@@ -377,9 +376,6 @@ class TestStop:
                     response = connection.getresponse()
                     response.read()
                 except ConnectionRefusedError:
-                    return
-                except ConnectionResetError as error:
-                    resets.append(error)
                     return
                 outcomes.add((response.status, response.getheader("connection"), response.getheader("retry-after")))
                 if number == 3:
@@ -392,7 +388,6 @@ class TestStop:
             for done in calls:
                 done.result(timeout=PATIENCE_S)
         assert outcomes == {(200, None, None), (503, "close", "1")}
-        assert len(resets) <= 3  # by the kernel: those in its queue while the port closes
 
     def test_a_request_on_an_idle_connection_is_refused(self, own_services: Services) -> None:
         server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
@@ -477,8 +472,10 @@ class TestStop:
 def _wait_until_refused(port: int) -> None:
     for _ in range(3000):
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
+            socket.create_connection(("127.0.0.1", port), timeout=0.02).close()
         except ConnectionRefusedError:
             return
+        except TimeoutError:  # the server is about to close the port
+            continue
         threading.Event().wait(0.01)
     pytest.fail("the port is still open")
