@@ -15,8 +15,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from convoy.allocator import keep_freed_memory
 from trainer.data import load_dataset
-from trainer.hardware import has_fast_bfloat16, keep_freed_memory
+from trainer.hardware import has_fast_bfloat16
 from trainer.models import Classifier
 from trainer.models.lecture import LectureNet
 from trainer.paths import default_data_dir

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from convoy.allocator import keep_freed_memory
 from trainer.data import load_dataset
-from trainer.hardware import keep_freed_memory
 from trainer.loop.learner import build_learner
 from trainer.paths import default_data_dir
 from trainer.ranks.consistency import digest_of

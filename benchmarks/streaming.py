@@ -39,13 +39,14 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, PILToTensor, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 from training import ROOT, write_results
 
+from convoy.allocator import keep_freed_memory
 from convoy.cpus import num_available_cpus
 from trainer.augmentation import Augment
 from trainer.config import TrainConfig
 from trainer.data import load_dataset, without_test_images
 from trainer.data.augment import augment_batch, draw_crops
 from trainer.data.folder.decoder import decode_crop
-from trainer.hardware import describe, keep_freed_memory
+from trainer.hardware import describe
 from trainer.loop.run import Run
 from trainer.loop.streamed import StreamedSource
 from trainer.progress import Progress
