@@ -94,7 +94,7 @@ class TrainingLoop:
         self._run = run
         self._stop = stop
         self._source = open_source(run)
-        self._saver = BackgroundSaver(run, save_every)
+        self._saver = BackgroundSaver(run, save_every, self._check_finite)
         self._stop_consensus = StopConsensus(run.world)
         self._stopwatch = Stopwatch(run.state.seconds, run.world.device)
         self._results = StepResults(run.world.device, run.state.seconds)
@@ -110,6 +110,7 @@ class TrainingLoop:
         self._saver.close()
 
     def save_and_wait(self) -> None:
+        self._check_finite()
         self._saver.save_and_wait()
 
     def train_epoch(self) -> None:
@@ -141,7 +142,7 @@ class TrainingLoop:
         self._look_ahead.wait()
         run.state.step += 1
         run.world.failure_context.step = run.state.step
-        if run.world.device.type == "cpu" and not math.isfinite(result[0]):
+        if not self._look_ahead.num_steps and not math.isfinite(result[0]):  # else to read the loss would wait for it
             self._check_finite()
 
     def end_epoch(self) -> None:

@@ -1,6 +1,7 @@
 """Saves a run while it trains: intervals, the content of a checkpoint, and a thread that writes it."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +42,14 @@ class BackgroundSaver:
     """Saves a run in a thread while it trains. A checkpoint that cannot be written is a warning; the next one follows.
 
     For the main rank; on others it does nothing.
+
+    Args:
+        check: raises DivergenceError with the step whose loss is not finite; the weights do not tell the step.
     """
 
-    def __init__(self, run: Run, save_every: SaveInterval) -> None:
+    def __init__(self, run: Run, save_every: SaveInterval, check: Callable[[], None]) -> None:
         self._run = run
+        self._check = check
         self._save_every = save_every
         self._writer = CheckpointWriter(run.checkpoints)
         self._num_saved = 0
@@ -62,6 +67,7 @@ class BackgroundSaver:
         self._finish()
         since_s = time.monotonic() - (self._last_save_at or 0.0)
         if self._save_every.is_due(run.state.step, since_s, self._num_saved):
+            self._check()
             self._writer.begin(run.state.step, _checkpoint_content(run))
             self._last_save_at, self._num_saved = time.monotonic(), self._num_saved + 1
 
@@ -70,6 +76,7 @@ class BackgroundSaver:
 
         Raises:
             CheckpointError: it cannot be written.
+            DivergenceError: the weights are not finite.
         """
         self._finish()
         save(self._run)

@@ -13,11 +13,13 @@ import torch
 
 from tests.conftest import ROOT, fill
 from tests.trainer.loop.runs import ALONE, SHORT, losses, make_run
+from tests.trainer.loop.test_look_ahead import FakeGpu
 from trainer.data import Dataset, ImageSet
-from trainer.errors import Interrupted
+from trainer.errors import DivergenceError, Interrupted
 from trainer.evaluation.baseline import Baseline, TrainingWarning
 from trainer.loop.fit import fit
 from trainer.loop.learner import Learner
+from trainer.loop.look_ahead import LookAhead
 from trainer.loop.run import restore
 from trainer.loop.saving import SaveInterval
 from trainer.progress import Progress
@@ -211,6 +213,30 @@ def test_a_run_that_is_stopped_in_its_last_step_is_trained_to_the_end(mini: Data
     with StopRequest() as stop:
         fit(again, stop)
     assert [line["epoch"] for line in epoch_lines(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.parametrize("save_every", [SaveInterval(steps=4), SaveInterval(seconds=1e9)], ids=["saved", "stopped"])
+def test_a_loss_that_is_read_late_is_named_before_the_weights_that_it_spoilt(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: SaveInterval
+) -> None:
+    """As on a GPU, where a loss is read when a log line or a checkpoint is due, or when the run is stopped."""
+    monkeypatch.setattr("trainer.loop.fit.LookAhead", lambda _: LookAhead(torch.device("cuda"), FakeGpu().event))
+    run = make_run(SHORT, mini, tmp_path / "run")
+    with StopRequest() as stop:
+        step = run.learner.step
+
+        def diverging(batch: Any) -> torch.Tensor:
+            result = step(batch)
+            if run.state.step == 5:
+                next(run.learner.model.parameters()).data.fill_(torch.nan)
+                if save_every.steps is None:
+                    stop.request(signal.SIGTERM, "")
+            return result if run.state.step < 5 else result * torch.nan
+
+        run.learner = replace(run.learner, step=diverging)
+        with pytest.raises(DivergenceError, match="the loss is nan at step 6; ") as told:
+            fit(run, stop, save_every)
+    assert ("step-00000004" in str(told.value)) == (save_every.steps == 4)
 
 
 def test_the_hang_timeout_follows_the_steps_and_is_short_from_the_second_epoch_on(
