@@ -1,11 +1,12 @@
 """Decodes the image files of requests on threads of its own: neither an event loop nor an instance waits for them.
 
-Three bounds hold: on the bytes of the requests that wait, on the pixels that are decoded at the same time, and on the
-number of threads. Requests take turns: once an image is decoded, the next of its request goes to the end of the queue.
-The first request starts the threads.
+Three bounds hold: on the bytes of the requests that wait, with the pixels that they become; on the pixels that are
+decoded at the same time; and on the number of threads. Requests take turns: once an image is decoded, the next of its
+request goes to the end of the queue. The first request starts the threads.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,8 @@ from serving.models.images import ImageTensor
 logger = logging.getLogger(__name__)
 
 MAX_WAITING_BYTES = 256 << 20
-"""Of the files that wait to be decoded. One request may exceed it, so that every size is accepted."""
+"""Of the files that wait to be decoded, and of the pixels that the model gets in their place: a file of 70 bytes may
+become 150 KB of them. One request may exceed it, so that every size is accepted."""
 MAX_PIXELS_AT_ONCE = 1 << 26
 """That all threads decode at the same time, in about half a gigabyte. One image may have as many."""
 
@@ -70,11 +72,11 @@ class ImageDecoder:
         Raises:
             ResourceExhausted: too many bytes wait.
         """
+        job = _Job(self, files, images, deadline, then=then, fail=fail)
         with self._changed:
             if self._num_bytes > MAX_WAITING_BYTES:
                 raise ResourceExhausted(f"{self._num_bytes} bytes of images wait to be decoded", _RETRY_AFTER_MS)
-            self._num_bytes += files.num_bytes
-        job = _Job(self, files, images, deadline, then=then, fail=fail)
+            self._num_bytes += job.num_bytes
         self.run(job.start)
         return job
 
@@ -106,7 +108,11 @@ class ImageDecoder:
 
 
 class _Job:
-    """The files of one request, and then the request with their pixels; a `RequestHandle`."""
+    """The files of one request, and then the request with their pixels; a `RequestHandle`.
+
+    Attributes:
+        num_bytes: of the files and of the pixels.
+    """
 
     def __init__(
         self,
@@ -120,7 +126,7 @@ class _Job:
     ) -> None:
         self._pool = pool
         self._given: ImageFiles | None = files
-        self._num_bytes = files.num_bytes
+        self.num_bytes = files.num_bytes + files.num_files * math.prod(images.shape)
         self._files: list[bytes] = []
         self._images = images
         self._deadline = deadline
@@ -195,7 +201,7 @@ class _Job:
                 return False
             self._is_over = True
             self._given = None
-        self._pool.free(self._num_bytes)
+        self._pool.free(self.num_bytes)
         return True
 
     def cancel(self) -> None:

@@ -41,11 +41,13 @@ class ImageFiles:
         given: the input; its shape has been checked.
 
     Attributes:
+        num_files: by the shape.
         num_bytes: of all files.
     """
 
     def __init__(self, given: InferInput) -> None:
         self._given = given
+        self.num_files = given.shape[0]
         data = given.data
         self.num_bytes = sum(map(len, data.values)) if isinstance(data, Elements) else len(data)
 

@@ -103,13 +103,23 @@ def test_bytes_that_wait_are_bounded(held: Held, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(decoder_module, "MAX_WAITING_BYTES", 10)
     decoder = ImageDecoder(1)
     first, _ = submit(decoder, [b"a" * 11])
-    with pytest.raises(ResourceExhausted, match="11 bytes of images wait to be decoded") as refused:
+    with pytest.raises(ResourceExhausted, match="15 bytes of images wait to be decoded") as refused:
         submit(decoder, [b"b"])
     assert refused.value.retry_after_ms
     held.go_on.release()
     assert isinstance(first.result(), np.ndarray)
     held.go_on.release()
     assert isinstance(submit(decoder, [b"b"])[0].result(), np.ndarray)
+
+
+def test_pixels_of_tiny_files_are_bounded_too(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_module, "MAX_WAITING_BYTES", 10)
+    decoder = ImageDecoder(1)
+    three, _ = submit(decoder, [b"a", b"b", b"c"])
+    with pytest.raises(ResourceExhausted, match="15 bytes of images wait to be decoded"):
+        submit(decoder, [b"d"])
+    held.go_on.release(3)
+    assert isinstance(three.result(), np.ndarray)
 
 
 def test_pixels_at_the_same_time_are_bounded(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
