@@ -20,6 +20,14 @@ PLAIN_LINE_INTERVAL_S = 10.0
 BAR_INTERVAL_S = 0.25
 
 
+def duration(seconds: float) -> str:
+    """Returns a time such as 45 s, 12 min, 3 h or 4 d."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 class Progress:
     """Prints messages and progress on the main rank, nothing on the others.
 
@@ -103,7 +111,7 @@ class Progress:
             left = (time.monotonic() - since) / max(1, step - first) * (num_steps - step)
             self.log(
                 f"epoch {epoch}  step {step}/{num_steps}  loss {loss:.4f}  accuracy {100 * accuracy:.2f} %  "
-                f"{rate:,.0f} images/s  {left:.0f} s left"
+                f"{rate:,.0f} images/s  {duration(left)} left"
             )
 
     def stop(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 from convoy.processes import _Output
 from trainer import progress as module
 from trainer.errors import Interrupted
-from trainer.progress import Progress
+from trainer.progress import Progress, duration
 from trainer.signals import StopRequest
 
 
@@ -54,3 +54,7 @@ def test_a_terminal_that_closes_under_the_bar_asks_the_run_to_stop(monkeypatch: 
         with pytest.raises(Interrupted, match=r"cannot write the output \(Input/output error\)"):
             work()
         assert sys.stdout is stdout  # not rich's any more
+
+
+def test_durations_have_one_unit() -> None:
+    assert [duration(seconds) for seconds in (0.2, 119, 120, 7200, 200_000)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]

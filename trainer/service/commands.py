@@ -20,6 +20,7 @@ from convoy.verbs import Verb, run_verb
 from trainer.cli import parse, run_command
 from trainer.errors import ConfigError
 from trainer.paths import printable
+from trainer.progress import duration
 from trainer.service.embedded import default_store, open_jobs, user_name
 from trainer.service.jobs import FINAL, MAX_NUMBER, Job, JobState
 from trainer.service.json_values import event_json, job_json
@@ -364,14 +365,6 @@ def _describe_event(kind: str, data: dict[str, Any]) -> str:
 def _numbers(figures: dict[str, Any]) -> dict[str, float]:
     """Returns the figures that have a value, which comes from a file that any program may write."""
     return {printable(name): value for name, value in figures.items() if isinstance(value, int | float)}
-
-
-def duration(seconds: float) -> str:
-    """Returns a time such as 45 s, 12 min, 3 h or 4 d."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
 
 
 def _clock(seconds: float) -> str:

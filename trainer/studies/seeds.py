@@ -27,7 +27,14 @@ from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
 from trainer.studies.seeds_page import SeedResults, make_page
-from trainer.studies.trials import Trial, TrialContext, explain_interruption, train_trials
+from trainer.studies.trials import (
+    Trial,
+    TrialContext,
+    describe_left,
+    describe_plan,
+    explain_interruption,
+    train_trials,
+)
 from trainer.train import evaluate_on_test_set, summarize, validate
 
 
@@ -38,7 +45,7 @@ class SeedsConfig:
     recipe: str = "mnist"
     """The recipe; `convoy recipes` lists them all."""
     runs: int = 100
-    """Number of seeds, counted from --first-seed."""
+    """Number of seeds, counted from --first-seed. Each is a whole training, one after another on CPUs."""
     first_seed: int = 0
     """The first seed."""
     dataset: str | None = None
@@ -83,13 +90,15 @@ def study_seeds(config: SeedsConfig) -> None:
             weights=config.weights,
         ).resolve()
         config = replace(config, dataset=config.dataset and recipe.dataset)
+        seeds = list(range(config.first_seed, config.first_seed + config.runs))
+        details = f"seeds {seeds[0]} to {seeds[-1]}, each evaluated once on the test images; --runs asks for fewer"
+        progress.log(describe_plan([recipe], config.runs, details))
         # Seeds that are trained side by side need their images in memory.
         dataset = load(recipe, config.image_size, config.data_dir, world, progress.log, source="resident")
         context = TrialContext(
             world=world, dataset=dataset, image_size=config.image_size, progress=Progress(is_main=False), stop=stop
         )
         with StudyFolder.open("seeds", config, config.run_dir, world) as folder, explain_interruption(folder):
-            seeds = list(range(config.first_seed, config.first_seed + config.runs))
             _train_all(seeds[world.rank :: world.size], config.stack, recipe, context, folder)
             if world.is_main:
                 results = _collect_results(seeds, folder)
@@ -112,10 +121,9 @@ def _train_all(seeds: list[int], most: int, recipe: Recipe, context: TrialContex
             _record_divergence(folder, seed, trained.error)
             continue
         result = _evaluate_seed(trained.run, context.dataset, trained.num_together)
-        left = (time.monotonic() - began) / number * (len(todo) - number)
         print(
             f"seed {seed}: test error {100 * (1 - result.test_accuracy):.2f} %, "
-            f"{result.train_seconds:.1f} s; {number} of {len(todo)}, {left / 60:.0f} min left",
+            f"{result.train_seconds:.1f} s; {describe_left(began, number, len(todo))}",
             flush=True,
         )
 

@@ -23,6 +23,7 @@ from trainer.paths import default_data_dir
 from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.world import World
+from trainer.recipes import Recipe
 from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
@@ -34,18 +35,28 @@ from trainer.studies.search_space import (
     make_candidates,
 )
 from trainer.studies.sweep_page import make_page
-from trainer.studies.trials import TrainedTrial, Trial, TrialContext, explain_interruption, train_trials
+from trainer.studies.trials import (
+    TrainedTrial,
+    Trial,
+    TrialContext,
+    describe_left,
+    describe_plan,
+    explain_interruption,
+    train_trials,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
-    """Tries values of a recipe's fields and ranks them by validation accuracy. The ranks share the candidates."""
+    """Trains a recipe with each combination of --grid's values, and ranks them by validation accuracy.
+
+    Each is a whole training: without options four, of the recipe mnist with four learning rates. Ranks share them.
+    """
 
     recipe: str = "mnist"
     """The recipe to change."""
     grid: tuple[str, ...] = ("lr_scale=0.25,0.5,1,2",)
-    """FIELD=VALUE,VALUE…, several: a recipe's fields, as `convoy recipes NAME` shows them, and lr_scale for all its
-    learning rates."""
+    """Values to try, all combinations: fields that `convoy recipes NAME` shows, or lr_scale for all learning rates."""
     random: int = 0
     """Try this many of the grid's combinations, drawn at random; 0: all of them."""
     seeds: int = 1
@@ -100,27 +111,19 @@ def study_sweep(config: SweepConfig) -> None:
         config = replace(config, dataset=config.dataset and base.dataset)
         candidates = make_candidates(config.grid, config.random)
         recipes = [apply_candidate(own.resolve(), candidate, config.set) for candidate in candidates]
+        seeds = f", from {config.seeds} seeds each" if config.seeds > 1 else ""
+        details = f"{' '.join(config.grid)}{seeds}, ranked by validation images; --grid asks for other values"
+        progress.log(describe_plan(recipes, config.seeds, details))
         dataset = without_test_images(load(base, config.image_size, config.data_dir, world, progress.log))
         for recipe in recipes:
             check_shift(recipe.augment, dataset.train.shape[1])
         context = TrialContext(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
         trials = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
         with StudyFolder.open("sweep", config, config.run_dir, world) as folder, explain_interruption(folder):
-            progress.log(
-                f"{len(candidates)} candidates of {base.name} on {base.dataset}, {' '.join(config.grid)}: "
-                f"{len(trials)} trainings of {base.epochs} epochs; study folder {folder.path}"
+            progress.log(f"study folder {folder.path}")
+            _train(
+                trials[world.rank :: world.size], list(zip(candidates, recipes, strict=True)), config, context, folder
             )
-            mine = {
-                _trial_path(folder, number, seed): (number, seed) for number, seed in trials[world.rank :: world.size]
-            }
-            todo = [
-                Trial(recipes[number], seed, path)
-                for path, (number, seed) in mine.items()
-                if not _result_path(path).exists()
-            ]
-            for trained in train_trials(context, todo, folder, most=config.stack):
-                number, _ = mine[trained.trial.path]
-                _record(trained, candidates[number], context)
             if world.is_main:
                 results = [_wait_for_result(folder, number, seed) for number, seed in trials]
                 if all(result["diverged"] for result in results):
@@ -146,8 +149,34 @@ def training_command(config: SweepConfig, candidate: Candidate) -> str:
     return shlex.join(["convoy", "train", *given, *as_options(candidate, config.set)])
 
 
-def _record(trained: TrainedTrial, candidate: Candidate, context: TrialContext) -> None:
-    """Validates a trained candidate, and writes its result."""
+def _train(
+    trials: list[tuple[int, int]],
+    candidates: list[tuple[Candidate, Recipe]],
+    config: SweepConfig,
+    context: TrialContext,
+    folder: StudyFolder,
+) -> None:
+    """Trains and validates those of this rank's trials that have no result yet.
+
+    Args:
+        trials: each the number of a candidate, and a seed.
+    """
+    number_of = {_trial_path(folder, number, seed): number for number, seed in trials}
+    todo = [
+        Trial(candidates[number][1], seed, path)
+        for number, seed in trials
+        if not _result_path(path := _trial_path(folder, number, seed)).exists()
+    ]
+    if len(todo) < len(trials):
+        print(f"{len(trials) - len(todo)} of {len(trials)} trainings are done already", flush=True)
+    began = time.monotonic()
+    for num_done, trained in enumerate(train_trials(context, todo, folder, most=config.stack), start=1):
+        outcome = _record(trained, candidates[number_of[trained.trial.path]][0], context)
+        print(f"{outcome}; {describe_left(began, num_done, len(todo))}", flush=True)
+
+
+def _record(trained: TrainedTrial, candidate: Candidate, context: TrialContext) -> str:
+    """Validates a trained candidate and writes its result, which it returns in words."""
     trial, run = trained.trial, trained.run
     result: dict[str, Any] = {"seed": trial.seed, "values": candidate, "diverged": run is None}
     if run is None:
@@ -159,7 +188,7 @@ def _record(trained: TrainedTrial, candidate: Candidate, context: TrialContext) 
         outcome = f"validation accuracy {100 * found.accuracy:.2f} %"
     with writing(_result_path(trial.path)):
         write_json(_result_path(trial.path), result | {"train_seconds": trained.seconds})
-    print(f"{describe_candidate(candidate)}, seed {trial.seed}: {outcome}", flush=True)
+    return f"{describe_candidate(candidate)}, seed {trial.seed}: {outcome}"
 
 
 def _wait_for_result(folder: StudyFolder, number: int, seed: int) -> dict[str, Any]:

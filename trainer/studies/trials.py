@@ -20,7 +20,7 @@ from trainer.data import Dataset, without_test_images
 from trainer.errors import ConfigError, DivergenceError, Interrupted
 from trainer.loop.fit import fit
 from trainer.loop.run import Run, restore
-from trainer.progress import Progress
+from trainer.progress import Progress, duration
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
 from trainer.records.checkpoint import Checkpoints
@@ -191,6 +191,31 @@ def train_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path) ->
     run = open_trial(context, recipe, seed, path)
     fit(run, context.stop)
     return run
+
+
+def describe_plan(recipes: Sequence[Recipe], num_seeds: int, details: str) -> str:
+    """Returns what a study is about to train: `4 trainings of 10 epochs each: mnist on mnist, …`.
+
+    Args:
+        recipes: what is trained, each from every seed, on one data set.
+        details: the end of the line.
+    """
+    number, epochs = len(recipes) * num_seeds, sorted({recipe.epochs for recipe in recipes})
+    span = f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else f"{epochs[0]}"
+    return (
+        f"{number} training{'s' if number > 1 else ''} of {span} epoch{'s' if epochs[-1] > 1 else ''} each: "
+        f"{recipes[0].name} on {recipes[0].dataset}, {details}"
+    )
+
+
+def describe_left(began: float, num_done: int, num_all: int) -> str:
+    """Returns how many trials are done, and how long the others will take at this rate: `1 of 4, 3 min left`.
+
+    Args:
+        began: when the first one began, by `time.monotonic`.
+    """
+    left = (time.monotonic() - began) / num_done * (num_all - num_done)
+    return f"{num_done} of {num_all}" + (f", {duration(left)} left" if num_done < num_all else "")
 
 
 @contextmanager

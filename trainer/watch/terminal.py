@@ -8,6 +8,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from trainer.progress import duration
 from trainer.watch.run import State, WatchedRun
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _epoch(run: WatchedRun) -> str:
 def _ending(run: WatchedRun) -> str:
     if run.state is State.RUNNING:
         left = run.seconds_left
-        return "" if left is None else f"{_duration(left)} left"
+        return "" if left is None else f"{duration(left)} left"
     return f"{run.state}{_test(run)}"
 
 
@@ -179,15 +180,8 @@ def _describe_step(run: WatchedRun) -> str:
     parts = [f"step {run.step:,}{of}", f"loss {_number(_loss(run), '{:.4f}')}, accuracy {_percent(_accuracy(run))}"]
     speed, left = run.images_per_second, run.seconds_left
     parts += [f"{speed:,.0f} images/s"] if speed is not None else []
-    parts += [f"{_duration(left)} left"] if left is not None else []
+    parts += [f"{duration(left)} left"] if left is not None else []
     return "; ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _number(value: float | None, pattern: str) -> str:

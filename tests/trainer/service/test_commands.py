@@ -10,7 +10,7 @@ import pytest
 
 from tests.trainer.service.script_engine import ScriptEngine
 from trainer.service import engines
-from trainer.service.commands import duration, jobs_command
+from trainer.service.commands import jobs_command
 from trainer.service.engines.engine import Plan
 from trainer.service.jobs import JobSpec
 
@@ -123,7 +123,3 @@ def test_a_mistake_is_one_line(line: str, message: str, jobs: Callable[..., tupl
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: ")
     assert message in err
-
-
-def test_durations_have_one_unit() -> None:
-    assert [duration(seconds) for seconds in (0.2, 119, 120, 7200, 200_000)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]

@@ -55,7 +55,9 @@ def test_all_seeds_are_trained_evaluated_and_shown(
     assert [entry["seed"] for entry in entries] == [0, 1, 2]  # in the workspace's ledger; the study has none
     assert not (folder / "ledger.jsonl").exists()
     assert (folder / "seeds.csv").read_text().count("\n") == 4
-    assert "3 of 3" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("3 trainings of 1 epoch each: mnist-lenet5 on mnist-mini, seeds 0 to 2, each evaluated")
+    assert "; 3 of 3\n" in printed
     # After an interruption before the last seed, the study continues with that seed and gives the same result.
     (folder / "seed-2/result.json").unlink()
     before = (tmp_path / "runs/ledger.jsonl").read_text()

@@ -35,7 +35,11 @@ def test_the_best_on_validation_is_named_and_no_test_image_used(
     assert result["command"] == (
         f"convoy train --recipe mnist-lenet5 --dataset mnist-mini --epochs 1 --data-dir {data_dir}"
     )
-    assert f"to train with the best values: {result['command']}\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("3 trainings of 1 epoch each: mnist-lenet5 on mnist-mini, lr_scale=0.0001,1,1e9, ranked")
+    assert "lr_scale 0.0001, seed 0: validation accuracy" in printed
+    assert "; 1 of 3, " in printed
+    assert f"to train with the best values: {result['command']}\n" in printed
     assert result["candidates"][2]["diverged"]  # ranked last; the study continues
     assert result["candidates"][2]["val_accuracy"] is result["candidates"][2]["val_loss"] is None
     page = (folder / "report.html").read_text()
@@ -43,9 +47,10 @@ def test_the_best_on_validation_is_named_and_no_test_image_used(
     assert "<td>diverged</td>" in re.sub(r"<td[^>]*>", "<td>", page)
     assert not (tmp_path / "runs/ledger.jsonl").exists()
     assert "test_accuracy" not in (folder / "result.json").read_text()
-    capsys.readouterr()
     study_sweep(config)
-    assert "validation accuracy" not in capsys.readouterr().out  # no candidate is trained again
+    printed = capsys.readouterr().out
+    assert "3 of 3 trainings are done already" in printed
+    assert "validation accuracy" not in printed  # no candidate is trained again
 
 
 def test_the_command_trains_the_candidates_recipe() -> None:
@@ -64,6 +69,17 @@ def test_the_command_trains_the_candidates_recipe() -> None:
     trained = line.combine(parse(TrainConfig, line.arguments, prog="convoy train", default=line.default)).resolve()
     base = TrainConfig(**own | {"set": ()}).resolve()  # type: ignore[arg-type]
     assert trained == apply_candidate(base, candidate, config.set)
+
+
+def test_the_plan_is_printed_before_a_data_set_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = f"folder:{tmp_path / 'missing'}"
+    config = SweepConfig(dataset=missing, grid=("epochs=2,4,6", "augment.shift=0,1"), random=5, seeds=2, device="cpu")
+    with pytest.raises(ConfigError, match="missing"):
+        study_sweep(config)
+    assert capsys.readouterr().out == (
+        f"10 trainings of 2 to 6 epochs each: mnist on {missing}, epochs=2,4,6 augment.shift=0,1, from 2 seeds each, "
+        "ranked by validation images; --grid asks for other values\n"
+    )
 
 
 def test_candidates_that_all_diverge_are_an_error(tmp_path: Path, data_dir: Path) -> None:
