@@ -316,6 +316,7 @@ def test_curl_with_a_body(url: str, tmp_path: Path) -> None:
     ("path", "options", "status", "reason"),
     [
         ("colours/classify", {"data": {"file": "a.png"}, "files": {"x": FILES[0]}}, 400, "a field that is no file"),
+        (f"colours/classify?top_k=0000000001{'9' * 5000}", {"files": {"file": FILES[0]}}, 400, "top_k must be a"),
         ("colours/classify?top_k=0", {"files": {"file": FILES[0]}}, 400, "top_k must be a positive whole number"),
         ("nothing/classify", {"files": {"file": FILES[0]}}, 404, "unknown model 'nothing'"),
         ("colours/versions/9/classify", {"files": {"file": FILES[0]}}, 404, "9"),

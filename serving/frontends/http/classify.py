@@ -84,7 +84,7 @@ class ClassifyEndpoint:
 def _top_k(text: str | None) -> int:
     if text is None:
         return DEFAULT_TOP_K
-    if not (text.isascii() and text.isdecimal() and 0 < int(text[:10]) < 1 << 16):
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 0 < int(text) < 1 << 16):
         raise InvalidArgument(f"top_k must be a positive whole number, got {quote(text)}")
     return int(text)
 
