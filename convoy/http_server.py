@@ -1,5 +1,6 @@
-"""What all HTTP servers of this project share: the socket that they listen on, uvicorn's options, and events."""
+"""What all HTTP servers of this project share: the socket that they listen on, uvicorn, and events."""
 
+import asyncio
 import contextlib
 import ctypes
 import json
@@ -14,6 +15,8 @@ from typing import Any
 import uvicorn
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import ASGIApp
+
+from convoy.handshakes import Handshakes, max_handshakes
 
 BACKLOG = 2048
 
@@ -70,7 +73,7 @@ def open_listener(host: str, port: int, *, reuse_port: bool = False) -> socket.s
     return listener
 
 
-def stop_listening(listener: socket.socket) -> None:
+async def stop_listening(listener: socket.socket) -> None:
     """Lets nobody else connect to a listening socket, and returns once the event loop has accepted those who have.
 
     The kernel resets the connections that wait to be accepted when a socket closes: their clients fail although the
@@ -83,7 +86,7 @@ def stop_listening(listener: socket.socket) -> None:
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 5, ctypes.addressof(program)))
         began = time.monotonic()
         while (passed := time.monotonic() - began) < _SETTLE_S or (passed < _DRAIN_S and _num_waiting(listener)):
-            time.sleep(_POLL_S)
+            await asyncio.sleep(_POLL_S)
 
 
 def _num_waiting(listener: socket.socket) -> int:
@@ -91,29 +94,43 @@ def _num_waiting(listener: socket.socket) -> int:
     return int.from_bytes(info[_ACCEPT_QUEUE], sys.byteorder)
 
 
-def uvicorn_config(app: ASGIApp, context: ssl.SSLContext | None, **options: Any) -> uvicorn.Config:
-    """Returns uvicorn's options, without its own logging and its headers about itself.
+class Server(uvicorn.Server):
+    """uvicorn without its own logging and its headers about itself, and with bounds for TLS handshakes.
+
+    Before it closes its port, it accepts all who have connected.
 
     Args:
         context: of TLS; None for plain text.
-        options: further options of uvicorn.
+        options: of uvicorn.
     """
-    config = uvicorn.Config(
-        app,
-        interface="asgi3",
-        ws="none",
-        lifespan="off",
-        backlog=BACKLOG,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        **options,
-    )
-    config.load()
-    config.ssl = context
-    return config
+
+    def __init__(self, app: ASGIApp, context: ssl.SSLContext | None, **options: Any) -> None:
+        config = uvicorn.Config(
+            app,
+            interface="asgi3",
+            ws="none",
+            lifespan="off",
+            backlog=BACKLOG,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            **options,
+        )
+        config.load()
+        super().__init__(config)
+        self.handshakes: Handshakes | None = None
+        if context is not None:
+            self.handshakes = Handshakes(context, config.http_protocol_class, max_handshakes())
+            config.http_protocol_class = self.handshakes  # type: ignore[assignment]  # uvicorn calls it only
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finishes requests, then closes all connections. uvicorn calls it when it should end."""
+        await asyncio.gather(*map(stop_listening, sockets or []))
+        if self.handshakes is not None:
+            self.handshakes.abort()
+        await super().shutdown(sockets)
 
 
 def server_sent_event(kind: str, data: object, number: int | None = None) -> str:

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -18,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from convoy.http_server import open_listener, server_sent_event, uvicorn_config
+from convoy.http_server import Server, open_listener, server_sent_event
 from convoy.web.page import page_routes
 from trainer.errors import ConfigError
 from trainer.records.mistakes import read_mistakes
@@ -51,10 +50,10 @@ def serve_runs(runs: Sequence[WatchedRun], port: int) -> None:
     except OSError:
         raise ConfigError(f"--port {port}: the port is not available; --port 0 takes any that is free") from None
     app = build_app([run.path for run in runs])
-    config = uvicorn_config(app, None, timeout_graceful_shutdown=GRACE_S)
+    server = Server(app, None, timeout_graceful_shutdown=GRACE_S)
     with listener:
         print(f"http://{HOST}:{listener.getsockname()[1]}/  (Ctrl-C ends the page, not the runs)", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 def build_app(folders: Sequence[Path]) -> Starlette:

@@ -7,8 +7,6 @@ import heapq
 import resource
 from typing import Protocol
 
-HANDSHAKE_S = 20.0
-"""How long a TLS handshake may take, as with grpcio. Such a connection is not among the open ones yet."""
 FIRST_BYTE_S = 30.0
 """How long a new connection may stay silent."""
 KEEP_ALIVE_S = 75.0

@@ -12,12 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-import uvicorn
 from starlette.types import ASGIApp
 
-from convoy.http_server import open_listener, stop_listening, uvicorn_config
+from convoy.http_server import Server, open_listener
 from serving.errors import StartupError
 from serving.frontends.http import connections
 from serving.frontends.http.connections import Connections
@@ -60,7 +58,7 @@ class HttpServer:
         self._build_app = build_app
         self._max_connections = max_connections
         self._refusals = refusals
-        self._server: uvicorn.Server | None = None
+        self._server: Server | None = None
         self._executors: list[BoundedExecutor] = []
         self._is_up = threading.Event()
 
@@ -100,7 +98,6 @@ class HttpServer:
             return
         self.is_stopping = True
         time.sleep(linger_s)
-        stop_listening(self._listener)
         self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
         self._server.should_exit = True
         self._thread.join()
@@ -142,33 +139,17 @@ async def _sweep(peers: Connections) -> None:
             logger.exception("the time limits of connections could not be checked")
 
 
-class _HandshakeLimit:
-    """Mixin of an event loop whose servers give a TLS handshake less than the 60 s of asyncio, which uvicorn keeps."""
-
-    async def create_server(self, *args: Any, ssl: ssl.SSLContext | None = None, **options: Any) -> asyncio.Server:
-        limit = {} if ssl is None else {"ssl_handshake_timeout": connections.HANDSHAKE_S}
-        server: asyncio.Server = await super().create_server(*args, ssl=ssl, **options, **limit)  # type: ignore[misc]
-        return server
-
-
 def _new_event_loop() -> asyncio.AbstractEventLoop:
     try:
-        from uvloop import Loop
+        import uvloop
     except ImportError:
-        from asyncio import SelectorEventLoop as Loop  # type: ignore[assignment]
-
-    class LimitedLoop(_HandshakeLimit, Loop):  # type: ignore[misc]
-        pass
-
-    return LimitedLoop()
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
-def _build_server(
-    app: ASGIApp, protocol: Callable[..., asyncio.Protocol], context: ssl.SSLContext | None
-) -> uvicorn.Server:
-    """Returns uvicorn without its own logging. Outside the main thread it installs no signal handlers."""
-    keep_alive_s = math.ceil(connections.KEEP_ALIVE_S)
-    return uvicorn.Server(uvicorn_config(app, context, http=protocol, timeout_keep_alive=keep_alive_s))
+def _build_server(app: ASGIApp, protocol: Callable[..., asyncio.Protocol], context: ssl.SSLContext | None) -> Server:
+    """Returns uvicorn, which installs no signal handlers outside the main thread."""
+    return Server(app, context, http=protocol, timeout_keep_alive=math.ceil(connections.KEEP_ALIVE_S))
 
 
 def _listen(host: str, port: int, reuse_port: bool) -> socket.socket:

@@ -6,11 +6,10 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from convoy.http_server import open_listener, uvicorn_config
+from convoy.http_server import Server, open_listener
 from trainer.errors import ConfigError
 
 KEEP_ALIVE_S = 75
@@ -42,7 +41,7 @@ class RestServer:
         except OSError as error:
             raise ConfigError(str(error)) from error
         self.port: int = self._listener.getsockname()[1]
-        config = uvicorn_config(
+        self._server = _Server(
             app,
             context,
             http=_Protocol,
@@ -50,7 +49,6 @@ class RestServer:
             limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
-        self._server = _Server(config)
 
     async def start(self) -> None:
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
@@ -76,7 +74,7 @@ class _Protocol(H11Protocol):
             self.transport.close()
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leaves signals to the service, which stops this server."""

@@ -25,7 +25,7 @@ from convoy.tls import TlsFiles
 from serving.errors import InvalidArgument, StartupError
 from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.services import Services
-from serving.frontends.http import HttpAddress, HttpFrontend, connections
+from serving.frontends.http import HttpAddress, HttpFrontend
 from serving.frontends.http.executor import MAX_INLINE_BYTES
 from serving.observability.logging import AccessLog
 from serving.protocol.json_codec import parse_request
@@ -85,8 +85,9 @@ class TestListening:
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+            assert server._api._server is not None
             (served,) = server._api._server.server_state.connections
-            assert type(served.loop).__bases__[-1].__module__.startswith(loop)
+            assert type(served.loop).__module__.startswith(loop)
             accepted = served.transport.get_extra_info("socket")
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
@@ -190,18 +191,6 @@ class TestTls:
             httpx.get(url(server, "/v2", scheme="https"), verify=trust)
         trust_other = ssl.create_default_context(cadata=other.certificate.decode())
         assert httpx.get(url(server, "/v2", scheme="https"), verify=trust_other).status_code == 200
-
-    @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-    def test_a_handshake_that_does_not_end_is_cut_off(
-        self, start: Start, authority: Authority, tmp_path: Path, loop: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        if loop == "asyncio":
-            monkeypatch.setitem(sys.modules, "uvloop", None)
-        monkeypatch.setattr(connections, "HANDSHAKE_S", 0.3)
-        server = start(tls=TlsFiles(*write(tmp_path, authority.issue())))
-        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
-            connection.sendall(b"\x16\x03\x01")  # the first bytes of a client's greeting
-            assert connection.recv(1) == b""
 
     def test_clients_need_a_certificate_under_mutual_tls(
         self, start: Start, authority: Authority, trust: ssl.SSLContext, tmp_path: Path
