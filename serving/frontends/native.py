@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from pygrpc_native import EVENT_CALL, STREAM_FULL, NativeGrpcFront
 
 from convoy.auth import Principal, TokenFile
-from protos.health_pb2 import HealthCheckRequest
 from serving.errors import ResourceExhausted, ServingError, StartupError
 from serving.frontends.common import limits
 from serving.frontends.common.address import UNIX, check_address, private_address, raise_backlog, socket_path
@@ -35,8 +34,7 @@ from serving.frontends.grpcio import GrpcioFrontend
 from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
 from serving.models.changes import Caller
 from serving.observability.logging import AccessLog, AccessLogEntry
-from serving.protocol.admin import health_response
-from serving.protocol.grpc_codec import decode
+from serving.protocol.admin import health_response, watched_service
 from serving.protocol.methods import HEALTH_WATCH, INFER
 from serving.protocol.status import OK, grpc_code, trailing_metadata
 
@@ -233,7 +231,7 @@ class NativeFrontend:
             call.succeed(self._services.admin.unary[path](payload))
 
     def _watch(self, call: "_NativeCall", payload: bytes, peer: str) -> None:
-        name = decode(HealthCheckRequest, payload).service
+        name = watched_service(payload)
         self._open_watches.open(peer)
 
         def send(state: int) -> None:

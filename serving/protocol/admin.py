@@ -19,7 +19,7 @@ from serving.observability.calls import Calls
 from serving.observability.health import Health
 from serving.observability.statistics import Duration
 from serving.protocol.control import ControlService
-from serving.protocol.grpc_codec import parameter_values
+from serving.protocol.grpc_codec import decode, parameter_values
 from serving.protocol.handling import handler
 from serving.protocol.methods import HEALTH_CHECK, INFERENCE_SERVICE
 from serving.protocol.shared_memory import SharedMemoryService
@@ -38,6 +38,7 @@ EXTENSIONS = (
 )
 """Triton's names of the protocol extensions that the server supports."""
 
+_MAX_WATCH_BYTES = 4096
 _NO_SHARED_MEMORY = "shared memory without --allow-client-shm"
 _UNSUPPORTED_RPCS = {
     "SystemSharedMemoryStatus": _NO_SHARED_MEMORY,
@@ -210,6 +211,18 @@ class AdminService:
             return pb.RepositoryModelUnloadResponse()
 
         return handler(pb.RepositoryModelUnloadRequest, unload)(payload)
+
+
+def watched_service(payload: bytes) -> str:
+    """Returns the service that a serialised HealthCheckRequest names, which is kept while a client watches it.
+
+    Raises:
+        InvalidArgument: the message is malformed, or longer than the name of any model.
+    """
+    if len(payload) > _MAX_WATCH_BYTES:
+        raise InvalidArgument(f"the name of a service has at most {_MAX_WATCH_BYTES} bytes, got {len(payload)}")
+    service: str = decode(health_pb2.HealthCheckRequest, payload).service
+    return service
 
 
 def health_response(state: int) -> health_pb2.HealthCheckResponse:

@@ -6,10 +6,14 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from serving.errors import Internal, ServingError
+from serving.errors import Internal, InvalidArgument, ServingError
 from serving.protocol.grpc_codec import decode
 
 logger = logging.getLogger(__name__)
+
+MAX_BYTES = 512 << 10
+"""Of a message without tensors. The longest has a configuration of 64 thousand characters. Countless parameters of a
+load would cost fourteen times their bytes, and half a second a megabyte."""
 
 
 def handler(kind: type[Message], respond: Callable[[Any], Message]) -> Callable[[bytes], bytes]:
@@ -21,6 +25,10 @@ def handler(kind: type[Message], respond: Callable[[Any], Message]) -> Callable[
     """
 
     def handle(payload: bytes) -> bytes:
+        if len(payload) > MAX_BYTES:
+            raise InvalidArgument(
+                f"the {kind.__name__} of {len(payload)} bytes is too long: at most {MAX_BYTES} are accepted"
+            )
         request = decode(kind, payload)
         try:
             response: bytes = respond(request).SerializeToString()

@@ -16,6 +16,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient.utils import InferenceServerException
 
+from protos import grpc_service_pb2 as pb
 from protos import health_pb2
 from tests.serving.conftest import SERVICE, Served, tensor
 from tests.serving.onnx_models import LOADED
@@ -173,6 +174,16 @@ def test_models_that_cannot_be_loaded(client: triton.InferenceServerClient, name
         with pytest.raises(InferenceServerException) as caught:
             change(name)
         assert caught.value.status() == f"StatusCode.{status}"
+
+
+def test_a_load_of_countless_parameters(served: Served) -> None:
+    request = pb.RepositoryModelLoadRequest(model_name="spare")
+    for number in range(60_000):
+        request.parameters[f"{number:05}"].int64_param = 1
+    call = served.channel.unary_unary(f"{SERVICE}RepositoryModelLoad")
+    with pytest.raises(grpc.RpcError, match="bytes is too long: at most 524288 are accepted") as caught:
+        call(request.SerializeToString(), timeout=60)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 UNSUPPORTED: dict[str, Callable[[Any], Any]] = {

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from grpc._cython import cygrpc
 
 from convoy.auth import Principal
-from protos.health_pb2 import HealthCheckRequest
 from serving.errors import InvalidArgument, ServingError
 from serving.frontends.common.auth import check_method, check_quota, check_token
 from serving.frontends.common.calls import log_failure
@@ -19,8 +18,7 @@ from serving.frontends.grpcio.rpc import deadline_after
 from serving.inference.request import RequestHandle
 from serving.observability.health import Health
 from serving.observability.tracing import RequestTrace
-from serving.protocol.admin import health_response
-from serving.protocol.grpc_codec import decode
+from serving.protocol.admin import health_response, watched_service
 from serving.protocol.methods import INFER
 from serving.protocol.status import OK, grpc_code, trailing_metadata
 
@@ -184,7 +182,7 @@ class WatchCall(Call):
             InvalidArgument: the message is malformed.
             ResourceExhausted: too many calls are open.
         """
-        name, peer = decode(HealthCheckRequest, payload).service, self.peer()
+        name, peer = watched_service(payload), self.peer()
         open_calls.open(peer)
         unsubscribe = health.watch(name, self.send)
 

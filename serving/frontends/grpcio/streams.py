@@ -16,7 +16,6 @@ import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from convoy.auth import TokenFile
-from protos import health_pb2
 from protos.pool import POOL
 from serving.errors import ServingError
 from serving.frontends.common import limits
@@ -27,8 +26,8 @@ from serving.frontends.grpcio.infer_stream import InferStream
 from serving.frontends.grpcio.rpc import abort, deadline_after, on_termination
 from serving.inference.service import InferenceService
 from serving.observability.health import Health
-from serving.protocol.admin import health_response
-from serving.protocol.grpc_codec import decode, encode_stream_error, encode_stream_response
+from serving.protocol.admin import health_response, watched_service
+from serving.protocol.grpc_codec import encode_stream_error, encode_stream_response
 from serving.protocol.methods import CONTROL_SERVICE, HEALTH_SERVICE, INFERENCE_SERVICE, STREAM_INFER
 
 
@@ -124,7 +123,7 @@ def watch(health: Health, streams: OpenStreams) -> grpc.RpcMethodHandler:
         states: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         on_termination(context, lambda: states.put(None))
         try:
-            name = decode(health_pb2.HealthCheckRequest, payload).service
+            name = watched_service(payload)
             with streams.register(calls, context.peer(), lambda: states.put(None)):
                 unsubscribe = health.watch(name, states.put)
                 try:

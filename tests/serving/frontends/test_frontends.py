@@ -341,8 +341,11 @@ class TestHealth:
         assert next(state for state in states if state.status == SERVICE_UNKNOWN)
         states.cancel()
 
-    def test_a_malformed_message_is_refused(self, channel: grpc.Channel) -> None:
-        call = channel.unary_stream(HEALTH_WATCH)(b"\xff\xff", timeout=WAIT_S)
+    @pytest.mark.parametrize(
+        "message", [b"\xff\xff", health_pb2.HealthCheckRequest(service="x" * 5000).SerializeToString()]
+    )
+    def test_malformed_and_long_messages_are_refused(self, channel: grpc.Channel, message: bytes) -> None:
+        call = channel.unary_stream(HEALTH_WATCH)(message, timeout=WAIT_S)
         assert refusal(lambda: next(call)).code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
