@@ -24,6 +24,8 @@ MAX_CHANGES = 16
 
 _MAX_WAIT_S = 600.0
 """How long a caller without a deadline waits."""
+_LOOK_S = 0.25
+"""Pause between two looks whether a caller that waits has gone: it must not keep its place from others."""
 
 LOAD_PATIENCE_S = 60.0
 """After which the others no longer wait for a model that is loading."""
@@ -102,7 +104,7 @@ class Changes:
         Raises:
             ResourceExhausted: too many changes run or wait already.
             DeadlineExceeded: the deadline has passed. A change that has started goes on.
-            Cancelled: the caller has gone before the change was started.
+            Cancelled: the caller has gone. A change that has started goes on.
             Unavailable: the change takes too long for a caller without a deadline, and goes on; or there is no thread.
         """
         with self._lock:
@@ -121,15 +123,23 @@ class Changes:
             self._forget(name)
             raise
         future.add_done_callback(lambda _: self._forget(name))
-        left_s = _MAX_WAIT_S if caller.deadline is None else max(0.0, caller.deadline - time.monotonic())
-        finished, _ = wait([future], left_s)
-        if finished:
+        if self._wait(future, caller):
             return future.result()
         was_waiting = future.cancel()
         state = "waits for another change and is not made" if was_waiting else "goes on; the index will show its result"
+        if caller.is_cancelled():
+            raise Cancelled(f"the caller has gone: the change of model '{name}' {state}")
         if caller.deadline is None:
             raise Unavailable(f"after {_MAX_WAIT_S:.0f} s, the change of model '{name}' {state}")
         raise DeadlineExceeded(f"the deadline has passed: the change of model '{name}' {state}")
+
+    def _wait(self, future: Future[Any], caller: Caller) -> bool:
+        """Waits for a change as long as its caller does. Returns whether it has been made."""
+        until = time.monotonic() + _MAX_WAIT_S if caller.deadline is None else caller.deadline
+        while (left_s := until - time.monotonic()) > 0 and not caller.is_cancelled():
+            if wait([future], min(left_s, _LOOK_S)).done:
+                return True
+        return future.done()
 
     def _forget(self, name: str) -> None:
         """Makes room for another caller, and drops changes whose callers have gone from the queue."""

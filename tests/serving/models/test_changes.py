@@ -115,6 +115,28 @@ def test_callers_who_left_take_no_room(changes, free):
     assert changes.call("other", lambda: 7, ANYONE) == 7
 
 
+def test_callers_who_hang_up_take_no_room(changes, free):
+    hang(changes, "m", free)
+    has_gone = threading.Event()
+    errors = []
+
+    def call():
+        with pytest.raises(Cancelled, match="'m' waits for another change and is not made") as caught:
+            changes.call("m", lambda: None, Caller(is_cancelled=has_gone.is_set))
+        errors.append(caught.value)
+
+    threads = [threading.Thread(target=call) for _ in range(MAX_CHANGES)]
+    for thread in threads:
+        thread.start()
+    while len(changes._queues["m"]) < MAX_CHANGES:
+        time.sleep(0.001)
+    has_gone.set()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert len(errors) == MAX_CHANGES
+    assert changes.call("other", lambda: 7, ANYONE) == 7
+
+
 def test_one_model_loads_at_a_time():
     turn, inside, most = LoadTurn(), [], []
 
