@@ -123,7 +123,8 @@ def report_failure(context: FailureContext, lock: FailureLock | None, peers: Pee
     try:
         yield
     except Exception as error:
-        with ignore_signals():
+        # torchrun ends all ranks when one has exited: none may do so before it has told the user.
+        with ignore_signals(for_good=lock is not None):
             if lock is not None:
                 _acquire_or_leave(error, context, lock, peers)
             ranks = error.ranks if isinstance(error, DesyncError | MismatchError) else [context.rank]

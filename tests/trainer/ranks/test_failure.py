@@ -1,11 +1,17 @@
 """One rank reports a failure, and also writes it to the disk."""
 
 import json
+import signal
+from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 
-from trainer.ranks.failure import FailureContext, FailureLock, write_error, write_failure
+from trainer.ranks.activity import Activity
+from trainer.ranks.failure import FailureContext, FailureLock, report_failure, write_error, write_failure
+from trainer.ranks.watchdog import Watchdog
+from trainer.signals import StopRequest
 
 
 def test_the_first_rank_gets_the_lock_and_each_round_has_its_own() -> None:
@@ -34,3 +40,15 @@ def test_without_a_folder_nothing_is_written_and_nothing_fails(tmp_path: Path) -
     write_failure(FailureContext(), "gone", kind="Hang", trace=None, ranks=[])
     write_failure(FailureContext(folder=tmp_path / "missing"), "gone", kind="Hang", trace=None, ranks=[])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_reports_and_is_slow_to_leave_is_not_ended_with_the_others() -> None:
+    """torchrun sends SIGTERM to all ranks as soon as one has exited: the message was lost."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    reporting = report_failure(
+        FailureContext(world_size=2), FailureLock(store, "round", 0), Watchdog(FailureContext(), Activity())
+    )
+    leaving = ExitStack()
+    leaving.callback(signal.raise_signal, signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), StopRequest(), leaving, reporting:
+        raise ZeroDivisionError
