@@ -50,11 +50,11 @@ class ServeConfig:
     repository in which nobody can write who may not run code in this process."""
 
     transport: TransportChoice = "auto"
-    """gRPC server. native: faster, no TLS, trusted network, deadlines over 50 ms. grpcio: any. auto: by address."""
-    host: str = "127.0.0.1"
+    """gRPC server. native: faster; no TLS, trusted networks only. grpcio: for all else. auto: native on loopback."""
+    host: Annotated[str, option("HOST", "127.0.0.1")] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 or :: for all interfaces."""
     grpc_port: int = 8001
-    """Port of gRPC. For this and the next two ports, 0 takes any free port, which the log shows."""
+    """Port of gRPC. Here, as for --http-port and --metrics-port, 0 takes any free port, which the log shows."""
     grpc_socket: Annotated[Path | None, option("PATH", "none")] = None
     """Unix socket to listen on for gRPC, in place of --grpc-port."""
     http_port: int = 8000

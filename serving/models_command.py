@@ -21,11 +21,7 @@ from serving.errors import InvalidArgument, NotFound, ServingError, StartupError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhereConfig:
-    """Where the models are.
-
-    Exit codes: 0 success; 2 the command line is wrong, or there is no such model or version; 3 the server does not
-    respond, the version does not load, or the folder cannot be written; 130 Ctrl-C.
-    """
+    """Where the models are."""
 
     model_repository: Annotated[str | None, option("PATH", "asks the server")] = None
     """Folder or address of a model repository to work in, without a server. A server in poll mode follows."""
@@ -38,10 +34,7 @@ class WhereConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedConfig:
-    """A model, and where it is.
-
-    Exit codes: as `convoy models list`.
-    """
+    """A model, and where it is."""
 
     name: Annotated[str, tyro.conf.Positional, option("NAME")]
     """Name of the model."""
@@ -50,10 +43,7 @@ class NamedConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionConfig:
-    """A version of a model, and where it is.
-
-    Exit codes: as `convoy models list`.
-    """
+    """A version of a model, and where it is."""
 
     name: Annotated[str, tyro.conf.Positional, option("NAME")]
     """Name of the model."""
@@ -71,14 +61,20 @@ VERBS: dict[str, tuple[type[Any], str]] = {
     "unpin": (NamedConfig, "let versions take over again that are newer than the pinned one"),
 }
 
+EXIT_CODES = (
+    "Exit codes: 0 success; 2 the command line is wrong, or there is no such model or version; 3 the server does not "
+    "respond, the version does not load, or the folder cannot be written; 130 Ctrl-C."
+)
+
 
 def main(arguments: Sequence[str], *, prog: str = "convoy models") -> NoReturn:
     """Runs the verb and ends the process."""
 
-    def runner(verb: str, config: type[Any]) -> Callable[[Sequence[str]], int]:
-        return lambda rest: _run(verb, parse(config, rest, f"{prog} {verb}"))
+    def runner(verb: str, config: type[Any], summary: str) -> Callable[[Sequence[str]], int]:
+        description = f"{summary[0].upper()}{summary[1:]}.\n\n{EXIT_CODES}"
+        return lambda rest: _run(verb, parse(config, rest, f"{prog} {verb}", description))
 
-    verbs = {name: Verb(summary, runner(name, config)) for name, (config, summary) in VERBS.items()}
+    verbs = {name: Verb(summary, runner(name, config, summary)) for name, (config, summary) in VERBS.items()}
     try:
         sys.exit(run_verb(prog, verbs, arguments))
     except ClientError as error:

@@ -172,9 +172,14 @@ def status(config: StatusConfig) -> int:
     return 0
 
 
-def parse(kind: type[Config], arguments: Sequence[str], prog: str) -> Config:
-    """Returns the options of a command line; ends the process if it is wrong."""
-    options: Config = parse_options(kind, arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+def parse(kind: type[Config], arguments: Sequence[str], prog: str, description: str | None = None) -> Config:
+    """Returns the options of a command line; ends the process if it is wrong.
+
+    Args:
+        description: what the help says first, if not the docstring of `kind`.
+    """
+    pairs_off = (tyro.conf.FlagCreatePairsOff,)
+    options: Config = parse_options(kind, arguments, prog=prog, description=description, config=pairs_off)
     return options
 
 

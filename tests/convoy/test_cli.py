@@ -1,6 +1,8 @@
 """The command `convoy`, as a user runs it."""
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +145,25 @@ def test_other_shells_have_scripts(shell: str, start: str) -> None:
 def test_an_unknown_shell_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--completion", "ksh"]) == 2
     assert capsys.readouterr().err == "error: convoy --completion takes one of bash, zsh, fish\n"
+
+
+def commands() -> list[list[str]]:
+    from serving.models_command import VERBS as MODELS_VERBS
+    from trainer.service.commands import COMMANDS as JOBS_COMMANDS
+    from trainer.studies import STUDIES
+
+    pages = {"study": STUDIES, "jobs": JOBS_COMMANDS, "models": MODELS_VERBS}
+    inner = [[verb, name] for verb, names in pages.items() for name in names]
+    return [*([verb] for verb in cli.VERBS if verb not in pages), *inner]
+
+
+def test_help_says_what_a_command_does_and_shows_defaults_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's None, () and types mean nothing to a user, and what a command does is not what its options are."""
+    firsts = {}
+    for command in commands():
+        with contextlib.suppress(SystemExit):
+            cli.run([*command, "--help"])
+        shown = capsys.readouterr().out
+        firsts[" ".join(command)] = shown.splitlines()[2]
+        assert not re.search(r"None|\(default: \)|default: [^)]*\] \(default|--[a-z-]+ STR", shown), command
+    assert len(set(firsts.values())) == len(firsts), firsts

@@ -76,7 +76,7 @@ class SubmitConfig(StoreConfig):
 
     submission: Annotated[Submission, tyro.conf.OmitArgPrefixes] = field(default_factory=Submission)
     key: Annotated[str | None, option("TEXT", "none")] = None
-    """Submits once: the same key again, for the same training, shows the job of then."""
+    """Submit once: with the same key and training again, show the job that exists."""
     dry_run: bool = False
     """Show what would run, and submit nothing."""
     training: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
@@ -99,7 +99,7 @@ class ListConfig(StoreConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobConfig(StoreConfig):
-    """Names a job."""
+    """A job."""
 
     job: Annotated[int, tyro.conf.Positional, option("JOB")]
     """The number of the job."""
@@ -146,11 +146,21 @@ class CancelConfig(JobConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CapacityConfig(StoreConfig):
-    """Shows the machine and what its jobs use."""
+class RetryConfig(JobConfig):
+    """Continues a job that failed, was cancelled or lost, from its last checkpoint."""
 
-    engine: str = "local"
-    """The engine."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteConfig(JobConfig):
+    """Deletes a job that has ended, and its logs. Its run folder stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapacityConfig(StoreConfig):
+    """Shows what the machine has, and what its jobs use."""
+
+    engine: Annotated[str, option("NAME", "local")] = "local"
+    """What runs jobs: local (this machine), slurm or kubernetes (a cluster)."""
 
 
 def jobs_command(arguments: Sequence[str], prog: str = PROG) -> int:
@@ -310,8 +320,8 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None], str]] = {
     "logs": (LogsConfig, _logs, "print the output of a job, or follow it"),
     "watch": (WatchConfig, _watch, "follow a job's states and figures"),
     "cancel": (CancelConfig, _cancel, "save and end a job; again: end it at once"),
-    "retry": (JobConfig, _retry, "continue a job that failed, was cancelled or lost"),
-    "delete": (JobConfig, _delete, "delete a job that has ended; its run folder stays"),
+    "retry": (RetryConfig, _retry, "continue a job that failed, was cancelled or lost"),
+    "delete": (DeleteConfig, _delete, "delete a job that has ended; its run folder stays"),
     "capacity": (CapacityConfig, _capacity, "show what the machine has and its jobs use"),
 }
 

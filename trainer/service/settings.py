@@ -16,7 +16,7 @@ class ServiceConfig:
         default_factory=lambda: str(default_store())
     )
     """The file with the jobs, or postgresql://USER@HOST/NAME. Several services may share one: one of them leads."""
-    host: str = "127.0.0.1"
+    host: Annotated[str, option("HOST", "127.0.0.1")] = "127.0.0.1"
     """Address to listen on. Another one than this machine's own needs --token-file."""
     port: int = 8003
     """Port of gRPC; 0 for any that is free."""

@@ -33,17 +33,17 @@ class Submission:
     path_or_recipe: Annotated[str | None, tyro.conf.Positional, option("[PATH-OR-RECIPE]", "the recipe mnist")] = None
     """A folder of images, or a recipe, as for convoy train."""
     recipe: Annotated[str | None, option("RECIPE", "mnist")] = None
-    """The recipe; the same as giving it alone."""
-    engine: str = "local"
-    """What runs the job."""
+    """The recipe; the same as giving it as PATH-OR-RECIPE."""
+    engine: Annotated[str, option("NAME", "local")] = "local"
+    """What runs the job: local (this machine), slurm or kubernetes (a cluster)."""
     gpus: int = 0
-    """GPUs; 0 to compute on CPUs."""
+    """GPUs that the job has to itself; 0 to compute on CPUs."""
     cpus: Annotated[int, option("N", "all, or with GPUs none of its own")] = 0
-    """CPUs of its own."""
+    """CPUs that the job has to itself."""
     ranks: Annotated[int, option("N", "one for each GPU, or 1")] = 0
-    """Processes."""
+    """Processes of the training, which are its ranks."""
     memory_gb: Annotated[float, option("GB", "no limit")] = 0.0
-    """Limit of its memory."""
+    """Limit of the job's memory."""
     priority: int = 0
     """Jobs of a higher priority start first."""
     max_retries: int = DEFAULT_RETRIES

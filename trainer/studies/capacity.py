@@ -3,10 +3,12 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 
+from convoy.options import option
 from trainer.data import ImageSet, load_dataset, split_validation
 from trainer.data.order import generator
 from trainer.errors import ConfigError
@@ -48,8 +50,8 @@ class CapacityConfig:
     """Epochs of a network's training."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder in which data sets are kept."""
-    run_dir: Path | None = None
-    """Folder of this study; an existing one is continued. [default: runs/study-capacity-TIME]"""
+    run_dir: Annotated[Path | None, option("PATH", "runs/study-capacity-TIME")] = None
+    """Folder of this study; an existing one is continued."""
 
 
 def study_capacity(config: CapacityConfig) -> None:

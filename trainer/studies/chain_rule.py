@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from matplotlib.figure import Figure
 
+from convoy.options import option
 from trainer.data.order import generator
 from trainer.ranks.world import World
 from trainer.report.figures import LIGHT
@@ -25,8 +27,8 @@ class ChainRuleConfig:
 
     seed: int = 0
     """Seed of the input, the target and the weights."""
-    run_dir: Path | None = None
-    """Folder of this study. [default: runs/study-chain-rule-TIME]"""
+    run_dir: Annotated[Path | None, option("PATH", "runs/study-chain-rule-TIME")] = None
+    """Folder of this study."""
 
 
 @dataclass(frozen=True, slots=True)

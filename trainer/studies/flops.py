@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from matplotlib.figure import Figure
 
+from convoy.options import option
 from trainer.config import DeviceChoice
 from trainer.errors import ConfigError
 from trainer.models.cost import count_cost
@@ -36,12 +38,12 @@ class FlopsConfig:
     """Rows and columns of the matrices."""
     seconds: float = 2.0
     """Time to measure."""
-    price: float | None = None
+    price: Annotated[float | None, option("DOLLARS", "none")] = None
     """What the device costs, in dollars, for its price per GFLOP/s."""
     device: DeviceChoice = "auto"
     """auto: a GPU if there is one."""
-    run_dir: Path | None = None
-    """Folder of this study. [default: runs/study-flops-TIME]"""
+    run_dir: Annotated[Path | None, option("PATH", "runs/study-flops-TIME")] = None
+    """Folder of this study."""
 
 
 def study_flops(config: FlopsConfig) -> None:

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 
+from convoy.options import option
 from trainer.errors import ConfigError
 from trainer.models import Classifier
 from trainer.models.lecture import LectureNet
@@ -38,8 +40,8 @@ class FrameworksConfig:
     """Images of a forward pass."""
     seconds: float = 1.0
     """Time to measure each."""
-    run_dir: Path | None = None
-    """Folder of this study. [default: runs/study-frameworks-TIME]"""
+    run_dir: Annotated[Path | None, option("PATH", "runs/study-frameworks-TIME")] = None
+    """Folder of this study."""
 
 
 def study_frameworks(config: FrameworksConfig) -> None:

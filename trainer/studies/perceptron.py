@@ -7,11 +7,13 @@ orientations at every place of a small image, are told apart by shared 3x3 weigh
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from convoy.options import option
 from trainer.data.order import generator
 from trainer.errors import ConfigError
 from trainer.ranks.world import World
@@ -40,8 +42,8 @@ class PerceptronConfig:
     """Epochs of the two networks."""
     seed: int = 0
     """Seed of the points, of their order, of the places to train on and of the initial weights."""
-    run_dir: Path | None = None
-    """Folder of this study. [default: runs/study-perceptron-TIME]"""
+    run_dir: Annotated[Path | None, option("PATH", "runs/study-perceptron-TIME")] = None
+    """Folder of this study."""
 
 
 def study_perceptron(config: PerceptronConfig) -> None:

@@ -6,9 +6,11 @@ a year, with noise.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
+from convoy.options import option
 from trainer.errors import ConfigError
 from trainer.ranks.world import World
 from trainer.studies.folder import StudyFolder
@@ -32,8 +34,8 @@ class RegressionConfig:
     """Seed of the data and of SGD's order."""
     epochs: int = 400
     """Epochs of SGD."""
-    run_dir: Path | None = None
-    """Folder of this study. [default: runs/study-regression-TIME]"""
+    run_dir: Annotated[Path | None, option("PATH", "runs/study-regression-TIME")] = None
+    """Folder of this study."""
 
 
 def study_regression(config: RegressionConfig) -> None:

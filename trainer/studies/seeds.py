@@ -8,8 +8,10 @@ import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 from convoy.allocator import keep_freed_memory
+from convoy.options import option
 from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import Dataset
 from trainer.errors import ConfigError, DivergenceError, writing
@@ -42,31 +44,30 @@ from trainer.train import evaluate_on_test_set, summarize, validate
 class SeedsConfig:
     """Runs one recipe from many seeds; reports worst, median and best with intervals. The ranks share the seeds."""
 
-    recipe: str = "mnist"
+    recipe: Annotated[str, option("RECIPE", "mnist")] = "mnist"
     """The recipe; `convoy recipes` lists them all."""
     runs: int = 100
     """Number of seeds, counted from --first-seed. Each is a whole training, one after another on CPUs."""
     first_seed: int = 0
     """The first seed."""
-    dataset: str | None = None
-    """Data set instead of the recipe's, as for a training run."""
-    image_size: int | None = None
+    dataset: Annotated[str | None, option("NAME", "the recipe's")] = None
+    """The data set, as for a training run."""
+    image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
     """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
-    epochs: int | None = None
-    """Number of epochs, instead of the recipe's."""
-    set: tuple[str, ...] = ()
+    epochs: Annotated[int | None, option("INT", "the recipe's")] = None
+    """Number of epochs."""
+    set: Annotated[tuple[str, ...], option("FIELD=VALUE ...", "the recipe's fields")] = ()
     """New values of the recipe's fields, FIELD=VALUE, as for a training run."""
-    network: str | None = None
-    """Network instead of the recipe's, as for a training run."""
-    weights: str | None = None
-    """File of weights to start from instead of the recipe's, as for a training run."""
+    network: Annotated[str | None, option("NAME", "the recipe's")] = None
+    """The network, as for a training run."""
+    weights: Annotated[str | None, option("FILE", "the recipe's")] = None
+    """File of weights to start from, as for a training run."""
     stack: int = 0
-    """Seeds trained side by side, as branches of one CUDA graph; 1: one after another; 0: up to 64, as many as the
-    GPU's memory holds. On CPUs, where it gains nothing, 0 is 1. No choice changes a seed's weights."""
+    """Seeds side by side on a GPU, to the same weights. 0: as many as its memory holds, up to 64; on CPUs 1."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder in which data sets are kept."""
-    run_dir: Path | None = None
-    """Folder of this study; an existing one is continued. [default: runs/study-seeds-TIME]"""
+    run_dir: Annotated[Path | None, option("PATH", "runs/study-seeds-TIME")] = None
+    """Folder of this study; an existing one is continued."""
     device: DeviceChoice = "auto"
     """auto uses the GPUs if there are any, one for each rank."""
 

@@ -10,9 +10,10 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from convoy.allocator import keep_freed_memory
+from convoy.options import option
 from trainer.augmentation import check_shift
 from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import without_test_images
@@ -45,6 +46,8 @@ from trainer.studies.trials import (
     train_trials,
 )
 
+_GRID = "lr_scale=0.25,0.5,1,2"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepConfig:
@@ -53,33 +56,32 @@ class SweepConfig:
     Each is a whole training: without options four, of the recipe mnist with four learning rates. Ranks share them.
     """
 
-    recipe: str = "mnist"
+    recipe: Annotated[str, option("RECIPE", "mnist")] = "mnist"
     """The recipe to change."""
-    grid: tuple[str, ...] = ("lr_scale=0.25,0.5,1,2",)
+    grid: Annotated[tuple[str, ...], option("FIELD=VALUE,VALUE ...", _GRID)] = (_GRID,)
     """Values to try, all combinations: fields that `convoy recipes NAME` shows, or lr_scale for all learning rates."""
     random: int = 0
     """Try this many of the grid's combinations, drawn at random; 0: all of them."""
     seeds: int = 1
     """Train each candidate from this many seeds, and rank by the mean."""
-    dataset: str | None = None
-    """Data set instead of the recipe's, as for a training run."""
-    image_size: int | None = None
+    dataset: Annotated[str | None, option("NAME", "the recipe's")] = None
+    """The data set, as for a training run."""
+    image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
     """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
-    epochs: int | None = None
-    """Number of epochs, instead of the recipe's."""
-    set: tuple[str, ...] = ()
+    epochs: Annotated[int | None, option("INT", "the recipe's")] = None
+    """Number of epochs."""
+    set: Annotated[tuple[str, ...], option("FIELD=VALUE ...", "the recipe's fields")] = ()
     """New values of the recipe's fields for all candidates, FIELD=VALUE, as for a training run."""
-    network: str | None = None
-    """Network instead of the recipe's, as for a training run."""
-    weights: str | None = None
-    """File of weights to start from instead of the recipe's, as for a training run."""
+    network: Annotated[str | None, option("NAME", "the recipe's")] = None
+    """The network, as for a training run."""
+    weights: Annotated[str | None, option("FILE", "the recipe's")] = None
+    """File of weights to start from, as for a training run."""
     stack: int = 0
-    """Trainings side by side, as branches of one CUDA graph; 1: one after another; 0: up to 64, as many as the GPU's
-    memory holds. On CPUs, where it gains nothing, 0 is 1. No choice changes a result."""
+    """Trainings side by side on a GPU, to the same result. 0: as many as its memory holds, up to 64; on CPUs 1."""
     data_dir: Path = field(default_factory=default_data_dir)
     """Folder in which data sets are kept."""
-    run_dir: Path | None = None
-    """Folder of this study; an existing one is continued. [default: runs/study-sweep-TIME]"""
+    run_dir: Annotated[Path | None, option("PATH", "runs/study-sweep-TIME")] = None
+    """Folder of this study; an existing one is continued."""
     device: DeviceChoice = "auto"
     """auto uses the GPUs if there are any, one for each rank."""
 

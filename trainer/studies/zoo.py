@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import nn
 
+from convoy.options import option
 from trainer.data.datasets import DATASETS
 from trainer.errors import ConfigError
 from trainer.evaluation.ledger import Ledger
@@ -83,8 +85,8 @@ class ZooConfig:
     """Leave out batch sizes whose pass would take longer than this."""
     runs: Path = Path("runs")
     """Folder of the finished runs, for the accuracies of our networks on CIFAR-10."""
-    run_dir: Path | None = None
-    """Folder of this study; an existing one is continued. [default: runs/study-zoo-TIME]"""
+    run_dir: Annotated[Path | None, option("PATH", "runs/study-zoo-TIME")] = None
+    """Folder of this study; an existing one is continued."""
 
 
 def study_zoo(config: ZooConfig) -> None:
@@ -112,10 +114,10 @@ def study_zoo(config: ZooConfig) -> None:
 
 
 def _check(config: ZooConfig) -> None:
-    for option, names, known in (("originals", config.originals, _ORIGINALS), ("small", config.small, _SMALL)):
+    for kind, names, known in (("originals", config.originals, _ORIGINALS), ("small", config.small, _SMALL)):
         for name in names:
             if name not in known:
-                raise ConfigError(f"--{option} {name}: choose from {', '.join(known)}")
+                raise ConfigError(f"--{kind} {name}: choose from {', '.join(known)}")
     if not config.batch_sizes or min(config.batch_sizes) < 1 or list(config.batch_sizes) != sorted(config.batch_sizes):
         raise ConfigError("--batch-sizes must be one or more rising numbers of at least 1")
 
