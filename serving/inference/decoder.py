@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
 from convoy.cpus import num_available_cpus
 from convoy.images import Pixels
-from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError
+from serving.errors import Cancelled, DeadlineExceeded, Internal, ResourceExhausted, ServingError
 from serving.inference.image_files import ImageFiles, count_pixels, decode_file
 from serving.inference.request import RequestHandle
 from serving.models.images import ImageTensor
@@ -67,12 +68,12 @@ class ImageDecoder:
         Args:
             deadline: on the clock of `time.monotonic`; None for none.
             then: takes the pixels, [N, C, H, W], on one of the threads.
-            fail: is called in place of `then` if an image cannot be used.
+            fail: is called in place of `then` if an image cannot be used, or the request is cancelled.
 
         Raises:
             ResourceExhausted: too many bytes wait.
         """
-        job = _Job(self, files, images, deadline, then=then, fail=fail)
+        job = _Job(self, files, images, deadline, _Outcome(then, fail))
         with self._changed:
             if self._num_bytes > MAX_WAITING_BYTES:
                 raise ResourceExhausted(f"{self._num_bytes} bytes of images wait to be decoded", _RETRY_AFTER_MS)
@@ -107,37 +108,37 @@ class ImageDecoder:
                 self._changed.notify_all()
 
 
+class _Outcome(NamedTuple):
+    """What a request's files lead to: one of the two is called, once."""
+
+    then: Callable[[Pixels], RequestHandle | None]
+    fail: Callable[[ServingError], None]
+
+
 class _Job:
     """The files of one request, and then the request with their pixels; a `RequestHandle`.
+
+    A job that is over may stay in the pool's queue for seconds. It keeps nothing of its request.
 
     Attributes:
         num_bytes: of the files and of the pixels.
     """
 
     def __init__(
-        self,
-        pool: ImageDecoder,
-        files: ImageFiles,
-        images: ImageTensor,
-        deadline: float | None,
-        *,
-        then: Callable[[Pixels], RequestHandle | None],
-        fail: Callable[[ServingError], None],
+        self, pool: ImageDecoder, files: ImageFiles, images: ImageTensor, deadline: float | None, outcome: _Outcome
     ) -> None:
+        self.num_bytes = files.num_bytes + files.num_files * math.prod(images.shape)
         self._pool = pool
         self._given: ImageFiles | None = files
-        self.num_bytes = files.num_bytes + files.num_files * math.prod(images.shape)
         self._files: list[bytes] = []
         self._images = images
         self._deadline = deadline
-        self._then = then
-        self._fail = fail
+        self._outcome: _Outcome | None = outcome  # None once it is decoded, failed or cancelled
         self._lock = threading.Lock()
-        self._is_over = False  # decoded, failed or cancelled
         self._is_cancelled = False
         self._request: RequestHandle | None = None
         self._sizes: Sequence[int] = ()
-        self._pixels: Pixels
+        self._pixels: Pixels = np.empty(0, np.uint8)
         self._next = 0
         self._num_left = 0
 
@@ -147,27 +148,31 @@ class _Job:
         if given is None:
             return
         try:
-            self._files = given.split()
-            self._num_left = len(self._files)
-            self._sizes = count_pixels(self._files)
+            files = given.split()
+            sizes = count_pixels(files)
         except BaseException as error:
             self._end(error)
             return
-        self._pixels = np.empty((len(self._files), *self._images.shape), np.uint8)
-        for _ in range(min(len(self._files), self._pool.num_threads)):
+        with self._lock:
+            if self._outcome is None:
+                return
+            self._files, self._sizes, self._num_left = files, sizes, len(files)
+            self._pixels = np.empty((len(files), *self._images.shape), np.uint8)
+        for _ in range(min(len(files), self._pool.num_threads)):
             self._pool.run(self._decode_next)
 
     def _decode_next(self) -> None:
         with self._lock:
             index = self._next
-            if self._is_over or index == len(self._sizes):
+            if self._outcome is None or index == len(self._sizes):
                 return
             self._next += 1
+            files, pixels = self._files, self._pixels
         try:
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 raise DeadlineExceeded("too late: the request's deadline passed while its images were decoded")
             with self._pool.room(self._sizes[index]):
-                self._pixels[index] = decode_file(self._files, index, self._images)
+                pixels[index] = decode_file(files, index, self._images)
         except BaseException as error:  # a thread of the pool must go on, whatever a decoder raises
             self._end(error)
             return
@@ -175,15 +180,13 @@ class _Job:
             self._num_left -= 1
             is_last = self._num_left == 0
         if is_last:
-            self._finish()
+            self._finish(pixels)
         else:
             self._pool.run(self._decode_next)
 
-    def _finish(self) -> None:
-        if self._close():
-            self._request = self._then(self._pixels)
-            self._files = []
-            del self._pixels
+    def _finish(self, pixels: Pixels) -> None:
+        if (outcome := self._close()) is not None:
+            self._request = outcome.then(pixels)
             if self._is_cancelled:  # `cancel` may have run before `_request` was set
                 self.cancel()
 
@@ -191,21 +194,23 @@ class _Job:
         if not isinstance(error, ServingError):
             logger.error("images could not be decoded", exc_info=error)
             error = Internal("the images could not be decoded; the server's log says why")
-        if self._close():
-            self._fail(error)
+        if (outcome := self._close()) is not None:
+            outcome.fail(error)
 
-    def _close(self) -> bool:
-        """Forgets the files. Returns False if that was done before."""
+    def _close(self) -> _Outcome | None:
+        """Forgets the request. Returns what it leads to; None if that was done before."""
         with self._lock:
-            if self._is_over:
-                return False
-            self._is_over = True
-            self._given = None
+            outcome, self._outcome = self._outcome, None
+            if outcome is None:
+                return None
+            self._given, self._files, self._pixels = None, [], np.empty(0, np.uint8)
         self._pool.free(self.num_bytes)
-        return True
+        return outcome
 
     def cancel(self) -> None:
+        """Drops the request. If that is before it was queued for its model, it fails, so that it is counted."""
         self._is_cancelled = True
-        self._close()
+        if (outcome := self._close()) is not None:
+            outcome.fail(Cancelled("the request was cancelled while its images were decoded"))
         if self._request is not None:
             self._request.cancel()

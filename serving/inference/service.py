@@ -7,7 +7,7 @@ values. Knows no front end; all other RPCs are in `serving.protocol.admin`.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from convoy.images import Pixels
@@ -191,7 +191,7 @@ class _Path(Generic[S, R]):
     def _decode(
         self, given: FilesGiven, encoded: S, context: RequestContext, sink: ResponseSink[R]
     ) -> RequestHandle | None:
-        """Decodes the image files of a request, then runs it."""
+        """Decodes the image files of a request, then runs it. Decodes nothing for one that does not fit the model."""
 
         def fail(error: ServingError) -> None:
             self._refusals.count_error(error, given.model)
@@ -199,16 +199,12 @@ class _Path(Generic[S, R]):
 
         def run(pixels: Pixels) -> RequestHandle | None:
             given.pixels = pixels.reshape(-1).data
-            try:
-                if self._model_of(given).images != given.images:
-                    raise Unavailable("the model was replaced while images were decoded for it: retry")
-            except ServingError as error:
-                fail(error)
-                return None
             return self.run(encoded, context, sink, given)
 
         try:
-            if self._answer_at_once(given, encoded, context, sink):
+            plan = Plan(self._model_of(given), given.with_pixels())
+            context = replace(context, deadline=plan.deadline(context))  # decoding counts in the request's time-out
+            if self._answer_at_once(plan, given, encoded, context, sink):
                 return None
             return self._decoder.submit(given.files, given.images, context.deadline, then=run, fail=fail)
         except ServingError as error:
@@ -216,17 +212,25 @@ class _Path(Generic[S, R]):
             return None
 
     def _model_of(self, given: FilesGiven) -> Model:
-        return self._repository.get(given.request.model_name, given.request.model_version)
+        """Returns the model that a request's image files are for.
 
-    def _answer_at_once(self, given: FilesGiven, encoded: S, context: RequestContext, sink: ResponseSink[R]) -> bool:
+        Raises:
+            Unavailable: it has been replaced by one that takes others.
+        """
+        model = self._repository.get(given.request.model_name, given.request.model_version)
+        if model.images != given.images:
+            raise Unavailable("the model was replaced while images were decoded for it: retry")
+        return model
+
+    def _answer_at_once(
+        self, plan: Plan, given: FilesGiven, encoded: S, context: RequestContext, sink: ResponseSink[R]
+    ) -> bool:
         """Answers a request whose image files the response cache knows. Returns whether it does."""
-        model = self._model_of(given)
-        if model.cache is None or model.images != given.images or (digest := given.files.digest()) is None:
+        if plan.model.cache is None or (digest := given.files.digest()) is None:
             return False
         given.digest = digest
-        encoder = self._make_encoder(Plan(model, given.with_pixels()), encoded)
-        request = InferenceRequest(encoder, (), encoded.request_id, context, sink, digest)
-        return model.batcher.answer_at_once(request)
+        request = InferenceRequest(self._make_encoder(plan, encoded), (), encoded.request_id, context, sink, digest)
+        return plan.model.batcher.answer_at_once(request)
 
     def _bind_decoded(self, encoded: S, decoded: FilesGiven) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
         """As `_bind`, for a request whose images have been decoded. Its plan is not kept: decoding takes far longer."""
@@ -235,7 +239,7 @@ class _Path(Generic[S, R]):
             encoder = self._make_encoder(Plan(self._model_of(decoded), request), encoded)
             return encoder, encoder.plan.bind_inputs(request.tensors)
         except ServingError as error:
-            self._refusals.count_error(error)
+            self._refusals.count_error(error, decoded.model)
             raise
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import subprocess
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from protos import grpc_service_pb2 as pb
 from serving.client import Client
 from serving.client.images import ImageFile
 from serving.config import ServeConfig, TransportChoice
+from serving.inference import decoder
+from serving.inference.image_files import decode_file
 from tests.drawings import drawings
 from tests.serving.conftest import SERVICE, Served, serve, tensor
 from tests.serving.image_models import COLOURS, write_colours, write_digits
@@ -80,9 +83,12 @@ def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (60, 40)) ->
     return content.getvalue()
 
 
+def metrics(server: Served) -> str:
+    return httpx.get(f"http://127.0.0.1:{server.server.http.metrics_port}/metrics").text
+
+
 def num_decoded(server: Served) -> int:
-    text = httpx.get(f"http://127.0.0.1:{server.server.http.metrics_port}/metrics").text
-    return int(float(text.split("\nconvoy_decoded_images_total ")[1].split()[0]))
+    return int(float(metrics(server).split("\nconvoy_decoded_images_total ")[1].split()[0]))
 
 
 def prepared(content: bytes) -> np.ndarray:
@@ -181,6 +187,43 @@ def test_files_that_the_response_cache_knows_are_not_decoded(server: Served, url
         [stats] = client.get_inference_statistics("cached").model_stats
     counts = stats.inference_stats
     assert (counts.cache_hit.count, counts.cache_miss.count, counts.success.count) == (3, 2, 5)
+
+
+# ---- While files are decoded -----------------------------------------------------------------------------------------
+
+
+def test_a_time_out_counts_the_decoding(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "decode_file", lambda *given: (time.sleep(0.3), decode_file(*given))[1])
+    with triton.InferenceServerClient(server.target) as client, pytest.raises(InferenceServerException) as caught:
+        client.infer("colours", [tensor("images", np.array(FILES[:1], object))], timeout=200_000)
+    assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+
+
+@pytest.mark.parametrize("name", ["server", "grpcio_server"])
+def test_a_call_that_is_cancelled_is_counted(
+    request: pytest.FixtureRequest, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, began, go_on = request.getfixturevalue(name), threading.Event(), threading.Event()
+    monkeypatch.setattr(decoder, "decode_file", lambda *given: (began.set(), go_on.wait(60), decode_file(*given))[2])
+    with triton.InferenceServerClient(server.target) as client:
+        files = [tensor("images", np.array(FILES[:1], object))]
+        call = client.async_infer("colours", files, lambda result, error: None)
+        assert began.wait(60)
+        call.cancel()
+        until = time.monotonic() + 60
+        while 'refused_requests_total{model="colours",reason="cancelled"} 1.0' not in metrics(server):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    go_on.set()
+
+
+def test_nothing_is_decoded_for_a_request_that_does_not_fit(server: Served) -> None:
+    before = num_decoded(server)
+    with triton.InferenceServerClient(server.target) as client:
+        wanted = [triton.InferRequestedOutput("nothing")]
+        with pytest.raises(InferenceServerException, match="unexpected inference output 'nothing'"):
+            client.infer("colours", [tensor("images", np.array(FILES, object))], outputs=wanted)
+    assert num_decoded(server) == before
 
 
 # ---- What costs one refusal ------------------------------------------------------------------------------------------

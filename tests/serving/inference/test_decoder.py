@@ -1,9 +1,11 @@
 """Image files are decoded on a few threads, in turns, and within bounds."""
 
+import gc
 import io
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from convoy.images import Pixels
 from convoy.preprocessing import Preprocessing
-from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError
+from serving.errors import Cancelled, DeadlineExceeded, Internal, ResourceExhausted, ServingError
 from serving.inference import decoder as decoder_module
 from serving.inference.decoder import ImageDecoder
 from serving.inference.image_files import ImageFiles
@@ -150,7 +152,27 @@ def test_a_request_that_is_cancelled_is_not_decoded_further(held: Held) -> None:
     other, _ = submit(decoder, [b"c"])
     assert isinstance(other.result(), np.ndarray)
     assert held.began.get(timeout=WAIT_S) == b"c"
+    assert isinstance(request.result(), Cancelled)
     assert request.outcome.empty()
+
+
+class Files(list[bytes]):
+    """A list that can be referred to weakly."""
+
+
+def test_a_request_that_is_cancelled_leaves_no_file_in_the_queue(held: Held) -> None:
+    decoder = ImageDecoder(1)
+    first, _ = submit(decoder, [b"first"])
+    assert held.began.get(timeout=WAIT_S) == b"first"
+    files = Files([b"a", b"b"])
+    waiting, handle = submit(decoder, files)
+    references = [weakref.ref(files), weakref.ref(waiting)]
+    handle.cancel()
+    del files, waiting, handle
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+    held.go_on.release()
+    assert isinstance(first.result(), np.ndarray)
 
 
 def test_cancelling_reaches_what_was_started(held: Held) -> None:
