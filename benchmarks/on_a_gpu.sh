@@ -33,7 +33,7 @@ for part in "$@"; do
   case $part in
     tests)
       # shellcheck disable=SC2086 # several words
-      timeout -k 10 420 python3 -m pytest -m gpu -v --durations=20 --continue-on-collection-errors $limit $parallel \
+      timeout -s INT -k 20 420 python3 -m pytest -m gpu -v --durations=20 --continue-on-collection-errors $limit $parallel \
         --log-level=INFO -p no:cacheprovider --data-dir="$data"
       ;;
     decoders)

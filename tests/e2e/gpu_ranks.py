@@ -6,9 +6,13 @@ several at the same time. Needs no network, and no package but those of training
 
 import json
 import os
+import signal
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +20,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, clean_environment
+from tests.e2e.test_training import ranks_of, started
 
 Result = TypeVar("Result")
 Completed = "subprocess.CompletedProcess[str]"
@@ -45,10 +50,21 @@ def first_gpu() -> str:
 
 
 def complete(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    """Runs a command to its end."""
-    return subprocess.run(
-        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=140, check=False
-    )
+    """Runs a command to its end, and prints what all its ranks print: pytest shows that if the test fails."""
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=140, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        show(command, *(part.decode() for part in (error.stdout, error.stderr) if isinstance(part, bytes)))
+        raise
+    show(command, done.stdout, done.stderr)
+    return done
+
+
+def show(command: Sequence[str], *printed: str) -> None:
+    """Prints a command with its output, as one text: commands that run at the same time print in turn."""
+    sys.stdout.write("\n".join([f"$ {' '.join(command)}", *printed, ""]))
 
 
 def trained(command: Sequence[str], *, may_be_eager: bool = False) -> str:
@@ -57,6 +73,34 @@ def trained(command: Sequence[str], *, may_be_eager: bool = False) -> str:
     assert done.returncode == 0, done.stderr
     assert may_be_eager or "no CUDA graph" not in done.stdout
     return done.stdout
+
+
+@contextmanager
+def started_for(seconds: float, command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """Starts a command as `started` does, and kills it with its ranks after a while: nobody may wait for ever.
+
+    Prints what is left of the output at the end; `wait_for_line` has printed the rest.
+    """
+    with started(command) as process:
+        timer = threading.Timer(seconds, kill_all, [process])
+        timer.start()
+        try:
+            yield process
+        finally:
+            timer.cancel()
+            kill_all(process)
+            assert process.stdout is not None
+            show(command, process.stdout.read())
+
+
+def kill_all(launcher: "subprocess.Popen[str]") -> None:
+    """Kills a launcher and its ranks, which have sessions of their own."""
+    ranks = ranks_of(launcher)
+    launcher.kill()
+    for pid in ranks:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    launcher.wait()
 
 
 def at_once(*functions: Callable[[], Result]) -> list[Result]:

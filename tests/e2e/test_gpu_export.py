@@ -94,3 +94,4 @@ def test_a_server_on_the_gpu_answers(models: Path, golden: dict[str, Array], mon
         assert server.stop() == 0
     finally:
         server.close()
+        print("".join(server.lines))

@@ -1,18 +1,16 @@
 """Several ranks over NCCL: runs that were killed, or lost a host, end in the weights of undisturbed ones."""
 
-import os
-import signal
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, clean_environment, free_port, wait_for
-from tests.e2e.gpu_ranks import ON_A_GPU, PLAIN, SHARDED, Command, at_once, trained
-from tests.e2e.test_training import ranks_of, result_of, started
+from tests.e2e.gpu_ranks import ON_A_GPU, PLAIN, SHARDED, Command, at_once, kill_all, show, started_for, trained
+from tests.e2e.test_training import result_of
 
 pytestmark = [pytest.mark.gpu, *ON_A_GPU]
 
@@ -40,9 +38,8 @@ def digests(one_gpu: None, tmp_path_factory: pytest.TempPathFactory, gpu_command
 
 
 def kill_once_saved(command: list[str], folder: Path) -> None:
-    with started(command) as process:
+    with started_for(120, command) as process:
         until_saved(folder, process)
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def until_saved(folder: Path, process: "subprocess.Popen[str]") -> None:
@@ -68,6 +65,7 @@ def test_an_elastic_run_loses_a_host_and_goes_on_with_the_other(
     timing = "last_call_timeout=4,join_timeout=60,keep_alive_interval=2,keep_alive_max_attempt=3"
     logs = [tmp_path / f"{number}.log" for number in range(2)]
     with ExitStack() as stack:
+        stack.callback(lambda: show([script, *arguments], *(log.read_text() for log in logs)))
         agents: list[subprocess.Popen[str]] = []
         for number in range(2):
             elastic = ["--nnodes=1:2", "--nproc_per_node=1", "--max-restarts=5", "--local-addr=127.0.0.1"]
@@ -82,7 +80,7 @@ def test_an_elastic_run_loses_a_host_and_goes_on_with_the_other(
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            stack.callback(kill_host, agent)
+            stack.callback(kill_all, agent)
             agents.append(agent)
         wait_for(
             "training on two hosts",
@@ -90,14 +88,6 @@ def test_an_elastic_run_loses_a_host_and_goes_on_with_the_other(
             lambda: agents[0].poll() is not None,
         )
         until_saved(tmp_path / "run", agents[0])
-        kill_host(agents[1])
+        kill_all(agents[1])
         assert agents[0].wait(timeout=100) == 0
     assert result_of(tmp_path / "run")["weights_sha256"] == digests["sharded"]
-
-
-def kill_host(agent: "subprocess.Popen[str]") -> None:
-    """Kills an agent and its ranks, which have sessions of their own."""
-    for pid in (agent.pid, *ranks_of(agent)):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    agent.wait()

@@ -56,8 +56,10 @@ def started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
 
 
 def wait_for_line(process: "subprocess.Popen[str]", pattern: str) -> str:
+    """Returns the next line with this pattern. Prints the lines before it, which pytest shows if the test fails."""
     assert process.stdout is not None
     for line in process.stdout:
+        print(line, end="")
         if re.search(pattern, line):
             return line
     raise AssertionError(f"the process ended without a line like {pattern!r}")
