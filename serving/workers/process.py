@@ -34,6 +34,7 @@ class WorkerProcess:
 
     Attributes:
         state: as the worker told last.
+        heard: when that was, on the clock of `time.monotonic`; None before the first time.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class WorkerProcess:
     ) -> None:
         self.number = assignment.number
         self.state = State()
+        self.heard: float | None = None
         self._on_exit = on_exit
         ours, theirs = socket.socketpair()
         with theirs:

@@ -47,6 +47,8 @@ FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 30.0
 """Before a worker is started again: twice as long after each death, until one has lived for `STEADY_S`."""
 STEADY_S = 60.0
+SILENT_S = 60.0
+"""After which a worker that tells nothing hangs as a whole, as when a model in Python never gives the GIL back."""
 METRICS_TIMEOUT_S = 1.0
 """After which a worker's metrics are those of the last scrape."""
 _STOP_MARGIN_S = 5.0
@@ -108,11 +110,20 @@ class Supervisor:
 
     def is_live(self) -> bool:
         """Returns whether no worker must be restarted."""
-        return all(worker.state.is_live for worker in list(self._workers.values()))
+        return all(worker.state.is_live for worker in list(self._workers.values())) and not self._has_silent()
 
     def is_ready(self) -> bool:
         """Returns whether all workers are ready."""
-        return self._is_ready and not self._is_stopping
+        return self._is_ready and not self._is_stopping and not self._has_silent()
+
+    def _has_silent(self) -> bool:
+        """Returns whether a worker that has told its state once tells it no longer, and logs which."""
+        since = time.monotonic() - SILENT_S
+        for worker in list(self._workers.values()):
+            if worker.heard is not None and worker.heard < since:
+                logger.error("worker %d hangs: it has told nothing for %g s", worker.number, SILENT_S)
+                return True
+        return False
 
     def start(self) -> None:
         """Starts the workers, and the port of metrics and probes.
@@ -188,8 +199,9 @@ class Supervisor:
     def _handle(self, worker: WorkerProcess, name: str, argument: Any) -> Any:
         """Answers a call of a worker."""
         if name == STATE:
-            worker.state = argument
-            self._update(worker)
+            is_news, worker.state, worker.heard = argument != worker.state, argument, time.monotonic()
+            if is_news:
+                self._update(worker)
         elif name == FAILED:
             if self._was_ready:
                 logger.error("worker %d cannot start: %s", worker.number, argument)

@@ -11,11 +11,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-from convoy.processes import exit_on_broken_pipe
+from convoy.processes import whole_command
 from serving.errors import ServingError, StartupError
 from serving.models.group import Done
 from serving.observability.logging import set_up_logging
@@ -36,6 +37,9 @@ from serving.workers.messages import (
 logger = logging.getLogger(__name__)
 
 EXIT_CANNOT_START = 2
+
+BEAT_S = 1.0
+"""Pause between two messages to the supervisor, which hears nothing of a process that hangs as a whole."""
 
 
 def main(file_descriptor: int) -> int:
@@ -80,6 +84,7 @@ class Worker:
         with stop_signals() as wait_for_signal:
             self._channel.start()
             threading.Thread(target=self._load, name="loader", daemon=True).start()
+            threading.Thread(target=self._beat, name="beat", daemon=True).start()
             wait_for_signal()
             self._server.drain()
             exit_after(self._config.grace_s + CLEAN_UP_S)
@@ -105,6 +110,11 @@ class Worker:
         self._is_up = True
         self._server.repository.subscribe(self._tell_state)
         self._tell_state()
+
+    def _beat(self) -> None:
+        while True:
+            self._tell_state()
+            time.sleep(BEAT_S)
 
     def _tell_state(self) -> None:
         repository = self._server.repository
@@ -158,5 +168,5 @@ def _end() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_broken_pipe():
+    with whole_command():
         sys.exit(main(int(sys.argv[1])))

@@ -19,6 +19,9 @@ import numpy as np
 import pytest
 
 from protos import grpc_service_pb2 as pb
+from serving.config import ServeConfig
+from serving.workers import supervisor
+from serving.workers.worker import BEAT_S
 from tests.serving.model_files import scale
 from tests.serving.server_process import ServerProcess
 
@@ -250,3 +253,24 @@ def _lives(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+@pytest.mark.minutes
+def test_a_worker_that_hangs_as_a_whole_is_not_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path, "scale")
+    monkeypatch.setattr(supervisor, "SILENT_S", 5 * BEAT_S)
+    config = ServeConfig(
+        model_repository=str(tmp_path), workers=2, grpc_port=0, http_port=0, metrics_port=0, device="cpu"
+    )
+    with contextlib.ExitStack() as ports:
+        server = supervisor.Supervisor(supervisor._hold_ports(config, ports))
+        ports.callback(server.stop)
+        server.start()
+        until(server.is_ready)
+        assert server.is_live()
+        worker = server._workers[1]
+        os.kill(worker.pid, signal.SIGSTOP)
+        until(lambda: not server.is_live())
+        assert not server.is_ready()
+        os.kill(worker.pid, signal.SIGCONT)
+        until(lambda: server.is_live() and server.is_ready())
