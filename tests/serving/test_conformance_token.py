@@ -1,9 +1,11 @@
 """A server with a token, on both gRPC front ends: everything except health needs it."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -53,11 +55,19 @@ WRONG = [
 @pytest.mark.parametrize("metadata", WRONG, ids=["none", "wrong", "bare", "empty"])
 def test_calls_without_the_token_are_refused(guarded: Served, metadata: tuple[tuple[str, str], ...]) -> None:
     options = {"timeout": 60, "metadata": metadata}
+    before = num_refused(guarded)
     calls = [guarded.channel.unary_unary(SERVICE + name).future(b"", **options) for name in UNARY]
     calls += [guarded.channel.stream_stream(path)(iter([b""]), **options) for path in STREAMS]
     for call in calls:
         assert call.code() == grpc.StatusCode.UNAUTHENTICATED
         assert "sesame" not in call.details()
+    assert num_refused(guarded) == before + 2, "ModelInfer and ModelStreamInfer"
+
+
+def num_refused(guarded: Served) -> int:
+    text = httpx.get(f"http://127.0.0.1:{guarded.server.http.metrics_port}/metrics").text
+    found = re.search(r'^convoy_refused_requests_total{model="",reason="unauthenticated"} (\d+)', text, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def test_calls_with_the_token_are_served(guarded: Served) -> None:

@@ -43,6 +43,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no t
     ) -> None:
         self._tokens = tokens
         self._access_log = access_log
+        self._refusals = services.inference.refusals
         self._handlers = _make_handlers(services, streams, tokens)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
@@ -57,6 +58,8 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no t
             if principal is not None and principal.quota is not None and handler.unary_unary is not None:
                 handler = metered(handler, principal)
         except (Unauthenticated, PermissionDenied) as error:
+            if path in (INFER, STREAM_INFER):
+                self._refusals.count_error(error)
             handler = _refusal(error)
         return handler if self._access_log is None else logged(handler, path, self._access_log, principal)
 
