@@ -53,17 +53,26 @@ class Region:
         while left:
             part = os.pread(self.descriptor, left, position)
             if not part:
-                raise InvalidArgument(f"shared memory region {quote(self.name)} has become smaller than it was")
+                raise self._shrunk()
             parts.append(part)
             position, left = position + len(part), left - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, offset: int, data: Buffer) -> None:
-        """Writes bytes into the region."""
+        """Writes bytes into the region.
+
+        Raises:
+            InvalidArgument: the client has made the object smaller; writing would make it larger again.
+        """
         view = memoryview(data)
+        if os.fstat(self.descriptor).st_size < self.offset + offset + len(view):
+            raise self._shrunk()
         written = 0
         while written < len(view):
             written += os.pwrite(self.descriptor, view[written:], self.offset + offset + written)
+
+    def _shrunk(self) -> InvalidArgument:
+        return InvalidArgument(f"shared memory region {quote(self.name)} has become smaller than it was")
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,9 +159,14 @@ def test_a_region_is_closed_once_no_request_needs_it(memory: SharedMemory, block
 
 
 def test_a_region_that_its_client_shrinks_is_an_error_of_the_request(memory: SharedMemory, block: Block) -> None:
+    place = memory.resolve(asking(wanted=SharedRange("r", 0, 5))).outputs[0].place
+    assert place is not None
     os.truncate(f"/dev/shm/{block.name}", 4)
     with pytest.raises(InvalidArgument, match="region 'r' has become smaller than it was"):
         memory.resolve(asking(given=SharedRange("r", 0, 5)))
+    with pytest.raises(InvalidArgument, match="region 'r' has become smaller than it was"):
+        place.write("y", b"12345")
+    assert os.stat(f"/dev/shm/{block.name}").st_size == 4
 
 
 def test_a_server_that_allows_none_says_so() -> None:
