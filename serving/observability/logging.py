@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from typing import Any, Literal
@@ -31,6 +32,8 @@ def set_up_logging(log_format: LogFormat, *, worker: int | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("serving").setLevel(logging.INFO)
     logging.captureWarnings(True)
+    # torch reads this when it is imported. What its C++ code writes by itself would break JSON logs.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     log_uncaught_exceptions()
 
 

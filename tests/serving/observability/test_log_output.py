@@ -43,6 +43,15 @@ for model, wrong in ((b"garbage", {}), (scale(2.0), {"x": np.zeros((1, 1, 7), np
 fail()
 """
 
+OF_TORCH = """
+from datetime import timedelta
+from serving.observability.logging import set_up_logging
+set_up_logging("json")
+from torch.distributed import TCPStore
+TCPStore("127.0.0.1", 1, 2, False, timedelta(seconds=0.01))
+"""
+"""Nobody listens on that port, which torch's C++ code reports by lines of its own."""
+
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
@@ -74,6 +83,15 @@ def test_what_writes_by_itself_is_json_too() -> None:
         "an exception ends the process",
     ]
     assert all("ZeroDivisionError: an error" in line["exception"] for line in lines[1:])
+
+
+@pytest.mark.minutes
+def test_torch_writes_nothing_by_itself() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
+    command = [sys.executable, "-c", OF_TORCH]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    [line] = done.stderr.splitlines()
+    assert "DistNetworkError" in json.loads(line)["exception"]
 
 
 def test_an_unread_output_holds_up_nobody(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
