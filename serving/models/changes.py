@@ -107,6 +107,7 @@ class Changes:
             Cancelled: the caller has gone. A change that has started goes on.
             Unavailable: the change takes too long for a caller without a deadline, and goes on; or there is no thread.
         """
+        caller.check(name)
         with self._lock:
             if self._num_called >= MAX_CHANGES:
                 message = f"{self._num_called} loads and unloads run or wait already: retry later"
