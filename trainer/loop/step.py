@@ -233,7 +233,7 @@ class TrainStep:
 
     def _add_nothing(self, ddp: DataParallel, batch: Batch) -> None:
         """Adds up gradients of zero, so that the others do not wait for a rank without images."""
-        images = batch.images[:1]
+        images = batch.images[:1].contiguous()
         if not len(images):
             images = images.new_zeros(1, *images.shape[1:])
         dropout_seeds = use_dropout_seeds(self._dropouts, torch.zeros(1, dtype=torch.int64, device=images.device))

@@ -113,7 +113,7 @@ class _Uploader:
         """Returns the batch on the GPU, for work that is queued on the current stream."""
         names = ("images", "indices", "labels", "augment_params", "dropout_seeds")
         with torch.cuda.stream(self._stream):
-            moved = {name: getattr(batch, name).to(self._device, non_blocking=True) for name in names}
+            moved = {name: getattr(batch, name).to(self._device, non_blocking=True).contiguous() for name in names}
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._stream)
         for tensor in moved.values():

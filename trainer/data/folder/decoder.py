@@ -159,7 +159,9 @@ def _resized(pixels: Pixels, size: int) -> Pixels:
     Returns:
         uint8 `[C, size, size]`.
     """
-    images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    height, width, num_channels = pixels.shape
+    part = np.ascontiguousarray(pixels).reshape(1, height, width, num_channels)
+    images = torch.from_numpy(part).permute(0, 3, 1, 2)
     resized: Pixels = F.interpolate(images, (size, size), mode="bilinear", antialias=True)[0].numpy()
     return resized
 

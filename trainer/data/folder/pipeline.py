@@ -45,7 +45,8 @@ class DecodedBatch:
     """A batch that is being decoded.
 
     Args:
-        images: uint8 `[B, C, H, W]`, into which the tasks decode.
+        images: uint8 `[B, C, H, W]`, into which the tasks decode. The channels of a pixel lie side by side, as decoders
+            write them: the step, which copies the batch in any case, separates them.
         tasks: either begun, or run one after the other by `result`.
     """
 
@@ -95,7 +96,9 @@ class DecodePool:
             indices: int64 `[B]`.
             boxes: float32 `[B, 4]`, the part of each image; None for images as evaluation and serving prepare them.
         """
-        images = torch.empty(len(indices), *self._files.shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        num_channels, height, width = self._files.shape
+        pixels = torch.empty(len(indices), height, width, num_channels, dtype=torch.uint8, pin_memory=self._pin_memory)
+        images = pixels.permute(0, 3, 1, 2)
         per_task = max(1, min(_MAX_PER_TASK, len(indices) // max(1, 2 * self._num_workers)))
         chosen: list[Box | None] = [None] * len(indices) if boxes is None else [_box(row) for row in boxes.tolist()]
         tasks: list[Callable[[], None]] = [
@@ -134,10 +137,10 @@ def decode_chunks(
         for start in range(0, len(indices), size):
             begun = pool.begin(indices[start : start + size])
             if pending is not None:
-                yield pending.result()
+                yield pending.result().contiguous()
             pending = begun
         if pending is not None:
-            yield pending.result()
+            yield pending.result().contiguous()
 
 
 def _box(row: list[float]) -> Box:
