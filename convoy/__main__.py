@@ -3,12 +3,12 @@
 import sys
 from typing import NoReturn
 
-from convoy.processes import exit_on_broken_pipe
+from convoy.processes import whole_command
 
 
 def main() -> NoReturn:
     """Runs the command line of this process, and exits with its code."""
-    with exit_on_broken_pipe():
+    with whole_command():
         from convoy.cli import run
 
         sys.exit(run(sys.argv[1:]))

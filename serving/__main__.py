@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from convoy.processes import exit_on_broken_pipe
+from convoy.processes import whole_command
 from serving.errors import StartupError
 
 EXIT_CANNOT_START = 2
@@ -46,5 +46,5 @@ def main(arguments: Sequence[str], *, prog: str = "python -m serving") -> int:
 
 
 if __name__ == "__main__":
-    with exit_on_broken_pipe():
+    with whole_command():
         sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from convoy.processes import exit_on_broken_pipe
+from convoy.processes import whole_command
 from convoy.verbs import Verb, run_verb
 from trainer.cli import COMMANDS
 
@@ -28,5 +28,5 @@ def _run(verb: str) -> Callable[[Sequence[str]], int | None]:
 VERBS = {verb: Verb(summary, _run(verb)) for verb, summary in SUMMARIES.items()}
 
 if __name__ == "__main__":
-    with exit_on_broken_pipe():
+    with whole_command():
         sys.exit(run_verb(PROG, VERBS, sys.argv[1:]))

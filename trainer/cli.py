@@ -193,7 +193,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        raise  # standard output cannot be written: `exit_on_broken_pipe` handles it
+        raise  # standard output cannot be written: `whole_command` handles it
     except Exception as error:
         if environment.has_error_file:
             _record_for_torchrun(error)

@@ -7,9 +7,9 @@ if __name__ == "__main__":
     # Python puts this file's folder first; the packages are beside it, not in it.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-    from convoy.processes import exit_on_broken_pipe
+    from convoy.processes import whole_command
 
-    with exit_on_broken_pipe():
+    with whole_command():
         from trainer.cli import train_command
 
         train_command(sys.argv[1:])

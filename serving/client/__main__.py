@@ -3,10 +3,10 @@
 import os
 import sys
 
-from convoy.processes import exit_on_broken_pipe
+from convoy.processes import whole_command
 
 if __name__ == "__main__":
-    with exit_on_broken_pipe():
+    with whole_command():
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the client reports errors itself, in one line
         from serving.client.cli import main
 

@@ -56,9 +56,48 @@ def test_a_full_disk_is_reported_in_one_line() -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_names_that_cannot_be_encoded_are_written_with_escapes(encoding: str) -> None:
     script = (
-        "import os; from convoy.processes import exit_on_broken_pipe\n"
-        "with exit_on_broken_pipe(): print(os.fsdecode(b'caf\\xe9'))"
+        "import os; from convoy.processes import whole_command\nwith whole_command(): print(os.fsdecode(b'caf\\xe9'))"
     )
     environment = clean_environment() | {"PYTHONIOENCODING": f"{encoding}:strict"}
     output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, check=True)
     assert output.stdout == b"caf\\udce9\n"
+
+
+ENDS = """
+import atexit, logging, sys, threading
+from convoy.processes import whole_command
+
+class Kept:
+    def __del__(self):
+        print("teardown", flush=True)
+
+kept = Kept()
+
+def work():
+    threading.Event().wait(0.2)
+    print("thread")
+
+with whole_command():
+    handler = logging.StreamHandler(sys.stdout)
+    handler.close = lambda: print("logging")
+    atexit.register(print, "atexit")
+    threading.Thread(target=work).start()
+    {end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("", 0), ("sys.exit()", 0), ("sys.exit(3)", 3), ("sys.exit(-1)", 255), ("sys.exit('error: x')", 1)],
+)
+def test_a_command_ends_without_teardown_but_with_all_else(end: str, code: int) -> None:
+    command = [sys.executable, "-c", ENDS.format(end=end)]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "thread\natexit\nlogging\n")
+    assert done.stderr == ("error: x\n" if code == 1 else "")
+
+
+def test_an_error_that_nobody_catches_has_its_traceback_and_code() -> None:
+    command = [sys.executable, "-c", ENDS.format(end="raise ValueError('lost')")]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "ValueError: lost")

@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from convoy.processes import exit_on_broken_pipe
+from convoy.processes import whole_command
 
 
 def main(arguments: Sequence[str], prog: str = "python -m trainer.service") -> int:
@@ -28,5 +28,5 @@ def main(arguments: Sequence[str], prog: str = "python -m trainer.service") -> i
 
 
 if __name__ == "__main__":
-    with exit_on_broken_pipe():
+    with whole_command():
         sys.exit(main(sys.argv[1:]))
