@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from serving.models.changes import Caller
+
 
 class Done(Protocol):
     """Says what has been changed."""
@@ -15,15 +17,19 @@ class Done(Protocol):
 class Group(Protocol):
     """All processes, as one of them sees them."""
 
-    def changing(self, name: str) -> AbstractContextManager[Done]:
-        """Context in which no other process changes a model. At its end, all make the change that this one has made."""
+    def changing(self, name: str, caller: Caller) -> AbstractContextManager[Done]:
+        """Context in which no other process changes a model. At its end, all make the change that this one has made.
+
+        Raises:
+            Cancelled, DeadlineExceeded: its caller did not wait for its turn.
+        """
 
 
 class Alone:
     """The group of a server that is one process."""
 
     @contextmanager
-    def changing(self, name: str) -> Iterator[Done]:
+    def changing(self, name: str, caller: Caller) -> Iterator[Done]:
         yield _ignore
 
 

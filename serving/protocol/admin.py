@@ -163,7 +163,7 @@ class AdminService:
         config = parameters.get("config")
         if config is not None and not isinstance(config, str):
             raise InvalidArgument("load parameter 'config' must be a string of JSON")
-        with self.control.group.changing(name) as done:
+        with self.control.group.changing(name, caller) as done:
             self.repository.load(name, config, caller)
             done("load", config)
 
@@ -171,7 +171,7 @@ class AdminService:
         """Unloads a model. Blocks until its queued requests are answered."""
         for parameter in parameters.keys() - {"unload_dependents"}:
             raise Unsupported(f"unload parameter {quote(parameter)} is not supported")
-        with self.control.group.changing(name) as done:
+        with self.control.group.changing(name, caller) as done:
             self.repository.unload(name, caller)
             done("unload")
 

@@ -62,7 +62,7 @@ class ControlService:
             verb: promote, rollback, pin or unpin.
             version: to promote or pin, or to roll back from; 0 to roll back from whichever serves.
         """
-        with self.group.changing(name) as done:
+        with self.group.changing(name, caller) as done:
             self._make_change(verb, name, version, caller)
             done("follow")
         state: pb.ModelState = self.models(name).models[0]

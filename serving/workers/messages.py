@@ -7,7 +7,7 @@ from serving.config import ServeConfig
 # Calls of a worker: its argument, and what it returns.
 STATE = "state"  # State
 FAILED = "failed"  # str: why the worker cannot start
-BEGIN = "begin"  # str: a model; returns when no other worker changes it
+BEGIN = "begin"  # str: a model; returns whether the worker may change it, after a moment if another one does
 END = (
     "end"  # (str, Change | None): the model, and what this worker has changed; returns when all workers have changed it
 )

@@ -49,6 +49,8 @@ MAX_PAUSE_S = 30.0
 STEADY_S = 60.0
 SILENT_S = 60.0
 """After which a worker that tells nothing hangs as a whole, as when a model in Python never gives the GIL back."""
+TURN_S = 0.25
+"""How long a worker waits for its turn to change a model, before it looks whether its caller still waits."""
 METRICS_TIMEOUT_S = 1.0
 """After which a worker's metrics are those of the last scrape."""
 _STOP_MARGIN_S = 5.0
@@ -209,9 +211,10 @@ class Supervisor:
                 self._failure = argument
                 self._has_failed.set()
         elif name == BEGIN:
-            self._begin_change(worker, argument)
+            return self._begin_change(worker, argument)
         elif name == END:
             self._end_change(worker, *argument)
+        return None
 
     def _update(self, told: WorkerProcess | None = None) -> None:
         """Tells the workers whether all of them are ready, if that has changed or one is new."""
@@ -230,11 +233,14 @@ class Supervisor:
 
     # ---- Changes of models -------------------------------------------------------------------------------------------
 
-    def _begin_change(self, worker: WorkerProcess, model: str) -> None:
-        """Waits until no other worker changes the model."""
+    def _begin_change(self, worker: WorkerProcess, model: str) -> bool:
+        """Returns whether a worker may change a model, after a moment if another one does: its caller may give up."""
         with self._lock:
-            self._changed.wait_for(lambda: model not in self._owners)
-            self._owners[model] = worker.number
+            is_free = self._changed.wait_for(lambda: model not in self._owners, TURN_S)
+            is_there = self._workers.get(worker.number) is worker  # else nobody would end the change
+            if is_free and is_there:
+                self._owners[model] = worker.number
+            return is_free and is_there
 
     def _end_change(self, worker: WorkerProcess, model: str, change: Change | None) -> None:
         """Lets all other workers make the change that one has made."""

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 
 from convoy.processes import whole_command
 from serving.errors import ServingError, StartupError
+from serving.models.changes import Caller
 from serving.models.group import Done
 from serving.observability.logging import set_up_logging
 from serving.workers.channel import Channel
@@ -149,14 +150,16 @@ class Group:
         self._channel = channel
 
     @contextmanager
-    def changing(self, name: str) -> Iterator[Done]:
+    def changing(self, name: str, caller: Caller) -> Iterator[Done]:
         """Context in which no other worker changes a model. At its end, all make the change that this one has made.
 
         Raises:
             Internal: a worker could not.
+            Cancelled, DeadlineExceeded: its caller did not wait for its turn.
         """
         made: list[Change] = []
-        self._channel.call(BEGIN, name)
+        while not self._channel.call(BEGIN, name):
+            caller.check(name)
         try:
             yield lambda verb, config=None: made.append(Change(verb, name, config))
         finally:

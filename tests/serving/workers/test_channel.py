@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from serving.errors import Internal, NotFound, Unavailable
+from serving.errors import Cancelled, Internal, NotFound, Unavailable
+from serving.models.changes import Caller
 from serving.workers.channel import Channel
+from serving.workers.messages import BEGIN
+from serving.workers.worker import Group
 
 PATIENCE_S = 30
 Pair = Callable[..., tuple[Channel, Channel]]
@@ -75,3 +78,12 @@ def test_the_end_of_the_other_side_ends_calls(pair: Pair) -> None:
     with pytest.raises(Unavailable, match="has ended"):
         one.call("echo")
     one.tell("echo")
+
+
+def test_a_caller_who_has_gone_waits_for_no_turn(pair: Pair) -> None:
+    asked: list[tuple[str, Any]] = []
+    channel, _ = pair(lambda name, argument: asked.append((name, argument)))  # None: another worker has the turn
+    caller = Caller(is_cancelled=lambda: len(asked) > 1)
+    with pytest.raises(Cancelled, match="of model 'm' was not started"), Group(channel).changing("m", caller):
+        raise AssertionError("it has no turn")
+    assert asked == [(BEGIN, "m")] * 2
