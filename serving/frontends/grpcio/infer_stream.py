@@ -8,7 +8,8 @@ from typing import Any
 import grpc
 
 from convoy.auth import Principal
-from serving.errors import Cancelled, ServingError
+from serving.errors import Cancelled, ResourceExhausted, ServingError
+from serving.inference.message_memory import MemoryShare, MessageMemory
 from serving.inference.request import RequestContext, RequestHandle
 from serving.inference.service import InferenceService
 from serving.observability.tracing import RequestTrace
@@ -78,6 +79,7 @@ class InferStream:
                     return
                 call = self._calls[0]
             yield call.wait()
+            call.free()
             with self._changed:
                 self._calls.popleft()
                 self._changed.notify_all()
@@ -102,16 +104,21 @@ class InferStream:
             self._changed.wait_for(lambda: len(self._calls) < MAX_IN_FLIGHT or self._has_ended)
             if self._has_ended:
                 return None
-            call = _StreamedCall()
+            call = _StreamedCall(self._service.messages)
             self._calls.append(call)
             self._changed.notify_all()
             return call
 
 
 class _StreamedCall:
-    """A `ResponseSink` whose result can be waited for. Ignores all results but the first."""
+    """A `ResponseSink` whose result can be waited for. Ignores all results but the first.
 
-    def __init__(self) -> None:
+    Args:
+        memory: counts a large response until `free` is called, as its client may not read it.
+    """
+
+    def __init__(self, memory: MessageMemory) -> None:
+        self._share = MemoryShare(memory)
         self._is_done = threading.Event()
         self._result: bytes | ServingError = Cancelled("the client has cancelled the call")
         self._request: RequestHandle | None = None
@@ -122,15 +129,25 @@ class _StreamedCall:
             self._request.cancel()  # `cancel` may have run before `_request` was set; after a response it does nothing
 
     def succeed(self, payload: bytes) -> None:
-        self._end(payload)
+        try:
+            self._share.take(len(payload))
+        except ResourceExhausted as error:
+            self._end(error)
+        else:
+            self._end(payload)
 
     def fail(self, error: ServingError) -> None:
         self._end(error)
 
     def cancel(self) -> None:
         self._is_done.set()
+        self.free()
         if self._request is not None:
             self._request.cancel()
+
+    def free(self) -> None:
+        """Counts the response no longer."""
+        self._share.free()
 
     def wait(self) -> bytes | ServingError:
         self._is_done.wait()
@@ -140,3 +157,5 @@ class _StreamedCall:
         if not self._is_done.is_set():
             self._result = result
             self._is_done.set()
+        else:
+            self.free()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from protos import health_pb2
 from serving import errors
+from serving.inference.message_memory import MessageMemory
 from serving.inference.request import RequestContext, RequestHandle, ResponseSink
 from serving.models.changes import Caller
 from serving.observability.health import Health
@@ -53,6 +54,7 @@ class FakeInference:
     def __init__(self) -> None:
         self.held: queue.Queue[HeldRequest] = queue.Queue()
         self.refusals = Refusals()
+        self.messages = MessageMemory()
         self.tracing = None
 
     def infer(self, payload: bytes, context: RequestContext, sink: ResponseSink[bytes]) -> RequestHandle | None:
