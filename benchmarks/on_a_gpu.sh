@@ -28,6 +28,7 @@ python3 -c "import xdist" 2> /dev/null && parallel="-p xdist -n 4 --dist loadfil
 # shellcheck disable=SC2086 # several words
 [ $# -gt 0 ] || set -- $parts
 failed=0
+touch "$out/began" # older results are of other sessions
 for part in "$@"; do
   began=$(date +%s)
   case $part in
@@ -46,7 +47,7 @@ for part in "$@"; do
   esac > "$out/$part.log" 2>&1
   code=$?
   [ $code = 0 ] || failed=1
-  cp benchmarks/results/gpu-* "$out" 2> /dev/null
+  find benchmarks/results -name 'gpu-*' -newer "$out/began" -exec cp {} "$out" \;
   tail -n 40 "$out/$part.log"
   echo "== $part: exit code $code after $(($(date +%s) - began)) s"
 done
