@@ -99,7 +99,8 @@ def convolution(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
     product = _Product.of(x, conv)
     if product is None or not (product.has_own_result or product.has_own_filter_gradient):
         weight = conv.weight if x.size(1) == conv.in_channels else _with_channels(conv.weight, x.size(1))
-        return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        y: torch.Tensor = conv._conv_forward(x, weight, None)  # which knows `padding_mode`
+        return y
     result: torch.Tensor = _Convolution.apply(x, conv.weight, product)
     return result
 

@@ -307,6 +307,11 @@ def test_small_convolutions_are_our_own(shape: tuple[int, ...], conv: nn.Conv2d)
     assert type(convolution(images(*shape), conv).grad_fn).__name__ == "_ConvolutionBackward"
 
 
+def test_other_convolutions_are_torchs() -> None:
+    conv, x = nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect", groups=2), images(2, 6, 5, 4)
+    torch.testing.assert_close(convolution(x, conv), conv(x))
+
+
 @pytest.mark.parametrize("most", [0, 2**30], ids=["cuDNN's product", "our own"])
 def test_large_convolutions_keep_cudnns_products(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "_MAX_SMALL_WORK", most)
