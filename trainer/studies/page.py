@@ -74,7 +74,7 @@ class Page:
 
 
 def write_page(folder: StudyFolder, page: Page) -> Path:
-    """Draws and writes all figures, tables, `report.html` and `result.json`.
+    """Draws and writes all figures, tables, `report.html` and `result.json`, and prints the most important finding.
 
     Returns:
         The path of `report.html`.
@@ -91,7 +91,8 @@ def write_page(folder: StudyFolder, page: Page) -> Path:
         path = folder.path / "report.html"
         write_atomically(path, _to_html(folder, page, drawings).encode())
         _write_result(folder, page)
-        return path
+    print(page.findings[0])
+    return path
 
 
 def _write_figure(folder: StudyFolder, figure: CaptionedFigure) -> dict[str, dict[str, str]]:
