@@ -59,7 +59,8 @@ def test_the_page_has_a_wide_and_a_narrow_image_of_each_figure(tmp_path: Path) -
 
     figure = CaptionedFigure(name="empty", title="Empty", caption="Nothing.", draw=draw)
     write_page(
-        StudyFolder(tmp_path, "zoo"), Page(title="A page", findings=["none"], figures=[figure], tables=[TABLE], result={})
+        StudyFolder(tmp_path, "zoo"),
+        Page(title="A page", findings=["none"], figures=[figure], tables=[TABLE], result={}),
     )
     html = (tmp_path / "report.html").read_text()
     assert [figure.get_figwidth() for figure in drawn] == [7.2, NARROW_WIDTH]
