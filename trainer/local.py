@@ -140,10 +140,14 @@ def _resolve_folder(run: TrainConfig, given: Collection[str]) -> tuple[TrainConf
     recipe = run.resolve()
     command = shlex.join(["convoy", "train", *as_arguments(run)])
     return run, (
-        f"{recipe.dataset}: {describe(facts)}: recipe {recipe.name}{why}; {recipe.epochs} epochs, "
+        f"{recipe.dataset}: {describe(facts)}: recipe {recipe.name}{why}; {_epochs(recipe.epochs)}, "
         f"{recipe.global_batch_size} images per step, {run.image_size} x {run.image_size} pixels\n"
         f"the same as: {command}"
     )
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'s' if number > 1 else ''}"
 
 
 def _fit_to_folder(run: TrainConfig, num_images: int) -> TrainConfig:

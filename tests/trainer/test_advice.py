@@ -67,6 +67,7 @@ def test_too_few_steps_give_a_line_with_a_batch_and_epochs_that_suit_the_set() -
     assert advice("cifar10", size(10_000)) == [
         "60 steps in all are few for cifar10 (276 on cifar10): try --global-batch-size 512 --epochs 14"
     ]
+    assert advice(replace(SMALL, epochs=1), size(90))[0].startswith("1 step in all is little for cifar10-small (720")
     assert advice(replace(SMALL, epochs=150), size(560)) == []
 
 

@@ -8,11 +8,12 @@ import torch
 
 from trainer.data.order import generator
 from trainer.errors import ConfigError
+from trainer.network_files import with_files
 from trainer.recipe_fields import parse_assignments, set_fields
 from trainer.recipes import Recipe
 from trainer.typed_values import as_text
 
-_FIXED = ("dataset", "num_validation")
+_FIXED = ("dataset", "num_validation", "square")
 """Fields that a sweep must not change: they decide the validation images."""
 
 Candidate = dict[str, float | int | str]
@@ -64,7 +65,7 @@ def apply_candidate(recipe: Recipe, candidate: Candidate, assignments: tuple[str
     if isinstance(scale, str) or not 0 < scale < math.inf:
         raise ConfigError(f"--grid lr_scale={scale}: must be a positive number")
     groups = {kind: replace(group, lr=group.lr * scale) for kind, group in recipe.param_groups.items()}
-    return replace(recipe, param_groups=groups)
+    return with_files(replace(recipe, param_groups=groups))
 
 
 def describe_candidate(candidate: Candidate) -> str:

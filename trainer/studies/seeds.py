@@ -54,6 +54,8 @@ class SeedsConfig:
     """The data set, as for a training run."""
     image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
     """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
+    skip_bad_images: int = 0
+    """Leave out files that cannot be decoded, up to so many, as for a training run."""
     epochs: Annotated[int | None, option("INT", "the recipe's")] = None
     """Number of epochs."""
     set: Annotated[tuple[str, ...], option("FIELD=VALUE ...", "the recipe's fields")] = ()
@@ -95,7 +97,15 @@ def study_seeds(config: SeedsConfig) -> None:
         details = f"seeds {seeds[0]} to {seeds[-1]}, each evaluated once on the test images; --runs asks for fewer"
         progress.log(describe_plan([recipe], config.runs, details))
         # Seeds that are trained side by side need their images in memory.
-        dataset = load(recipe, config.image_size, config.data_dir, world, progress.log, source="resident")
+        dataset = load(
+            recipe,
+            config.image_size,
+            config.data_dir,
+            world,
+            progress.log,
+            source="resident",
+            skip_bad_images=config.skip_bad_images,
+        )
         context = TrialContext(
             world=world, dataset=dataset, image_size=config.image_size, progress=Progress(is_main=False), stop=stop
         )

@@ -68,6 +68,8 @@ class SweepConfig:
     """The data set, as for a training run."""
     image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
     """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
+    skip_bad_images: int = 0
+    """Leave out files that cannot be decoded, up to so many, as for a training run."""
     epochs: Annotated[int | None, option("INT", "the recipe's")] = None
     """Number of epochs."""
     set: Annotated[tuple[str, ...], option("FIELD=VALUE ...", "the recipe's fields")] = ()
@@ -116,7 +118,9 @@ def study_sweep(config: SweepConfig) -> None:
         seeds = f", from {config.seeds} seeds each" if config.seeds > 1 else ""
         details = f"{' '.join(config.grid)}{seeds}, ranked by validation images; --grid asks for other values"
         progress.log(describe_plan(recipes, config.seeds, details))
-        dataset = without_test_images(load(base, config.image_size, config.data_dir, world, progress.log))
+        skipped = config.skip_bad_images
+        dataset = load(base, config.image_size, config.data_dir, world, progress.log, skip_bad_images=skipped)
+        dataset = without_test_images(dataset)
         for recipe in recipes:
             check_shift(recipe.augment, dataset.train.shape[1])
         context = TrialContext(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
@@ -142,6 +146,7 @@ def training_command(config: SweepConfig, candidate: Candidate) -> str:
         "recipe": config.recipe,
         "dataset": config.dataset,
         "image-size": config.image_size,
+        "skip-bad-images": config.skip_bad_images or None,
         "network": config.network,
         "weights": config.weights,
         "epochs": None if "epochs" in candidate else config.epochs,

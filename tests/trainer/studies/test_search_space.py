@@ -1,6 +1,7 @@
 """Tests of the search space of a sweep: its candidates, and the recipes that they give."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,14 @@ def test_another_batch_scales_the_learning_rates_as_in_a_training() -> None:
     assert changed == TrainConfig(global_batch_size=50, lr_scale=3).resolve()
 
 
+def test_files_that_a_candidate_names_are_known_by_their_content(tmp_path: Path) -> None:
+    file = tmp_path / "my_net.py"
+    file.write_text("from torch import nn\nNet = nn.Identity\n")
+    changed = apply_candidate(MNIST, {"network": f"{file}:Net"})
+    assert changed == TrainConfig(network=f"{file}:Net").resolve()
+    assert changed.file_sha256.keys() == {"network"}
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -55,6 +64,7 @@ def test_another_batch_scales_the_learning_rates_as_in_a_training() -> None:
         ("epochs", 0.5),
         ("lr_scale", -1),
         ("num_validation", 100),
+        ("square", "pad"),
         ("global_batch_size", 0),
         ("epochs", 0),
         ("augment.shift", -1),

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.data.folder.image_files import put_class
 from trainer.cli import parse
 from trainer.config import TrainConfig
 from trainer.config_file import CommandLine
-from trainer.errors import ConfigError, DivergenceError
+from trainer.errors import ConfigError, DataError, DivergenceError
 from trainer.studies.search_space import apply_candidate
 from trainer.studies.sweep import SweepConfig, study_sweep, training_command
 
@@ -80,6 +81,27 @@ def test_the_plan_is_printed_before_a_data_set_is_read(tmp_path: Path, capsys: p
         f"10 trainings of 2 to 6 epochs each: mnist on {missing}, epochs=2,4,6 augment.shift=0,1, from 2 seeds each, "
         "ranked by validation images; --grid asks for other values\n"
     )
+
+
+def test_bad_files_of_a_folder_are_left_out_as_in_a_training(tmp_path: Path) -> None:
+    for name, level in (("cat", 50), ("dog", 200)):
+        put_class(tmp_path / "images" / name, 10, level)
+    (tmp_path / "images" / "cat" / "note.png").write_text("no image")
+    config = SweepConfig(
+        recipe="mnist-lenet5",
+        dataset=f"folder:{tmp_path / 'images'}",
+        image_size=28,
+        epochs=1,
+        grid=("lr_scale=1",),
+        data_dir=tmp_path / "data",
+        run_dir=tmp_path / "runs" / "study",
+        device="cpu",
+    )
+    with pytest.raises(DataError, match="--skip-bad-images 1 leaves them out"):
+        study_sweep(config)
+    study_sweep(replace(config, skip_bad_images=1))
+    result = json.loads((tmp_path / "runs" / "study" / "result.json").read_text())
+    assert "--image-size 28 --skip-bad-images 1" in result["command"]
 
 
 def test_candidates_that_all_diverge_are_an_error(tmp_path: Path, data_dir: Path) -> None:
