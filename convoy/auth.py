@@ -3,7 +3,10 @@
 import logging
 import os
 import stat
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -13,6 +16,9 @@ from convoy.quotas import Quota
 from convoy.token_lines import Rates, parse_token_lines
 
 logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+"""How often the tokens of calls that stay open are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +55,40 @@ class TokenFile:
         self._key = os.urandom(32)  # of the digests: without it, the time of a comparison tells nothing about a token
         self._quotas: dict[tuple[str, Rates], Quota] = {}
         self._file = CredentialFiles([path], lambda contents: self._parse(contents[0]), revoke=_without_tokens)
+        self._open_calls = _OpenCalls()
         if path.stat().st_mode & stat.S_IROTH:
             logger.warning("token file %s can be read by every user of this machine", path)
 
     def find(self, header: str | None) -> Principal | None:
         """Returns the principal of the token in an `authorization` header; None if it holds no valid one."""
-        principals = self._file.get().principals
-        if header is None:
-            return None
-        scheme, _, token = header.partition(" ")
-        return principals.get(self._digest(token.strip())) if scheme.lower() == "bearer" else None
+        return self._file.get().principals.get(self._digest_of(header))
+
+    @contextmanager
+    def watch(self, header: str | None, end: Callable[[], None]) -> Iterator[None]:
+        """Context of a call that stays open: calls `end` once its token is revoked, or has another name or scopes.
+
+        Args:
+            header: the call's `authorization`, which was valid when the call began.
+            end: called once at most, on another thread, within two seconds; must not block.
+        """
+        digest = self._digest_of(header)
+
+        def rights() -> tuple[str, frozenset[str]] | None:
+            principal = self._file.get().principals.get(digest)
+            return None if principal is None else (principal.name, principal.scopes)
+
+        given = rights()
+        with self._open_calls.add(lambda: given is not None and rights() == given, end):
+            yield
 
     def lists(self, scope: str) -> bool:
         """Returns whether a line names the scope; lines that hold nothing but a token do not count."""
         return scope in self._file.get().listed_scopes
+
+    def _digest_of(self, header: str | None) -> bytes:
+        """Returns the digest of the token in an `authorization` header; an empty one if it holds none."""
+        scheme, _, token = (header or "").partition(" ")
+        return self._digest(token.strip()) if scheme.lower() == "bearer" else b""
 
     def _digest(self, token: str) -> bytes:
         return blake2b(token.encode("utf-8", "backslashreplace"), key=self._key).digest()
@@ -99,3 +125,47 @@ class _Tokens:
 
 def _without_tokens(tokens: _Tokens) -> _Tokens:
     return replace(tokens, principals={})
+
+
+class _OpenCalls:
+    """The calls that stay open, each with a test of its token. Thread-safe.
+
+    A thread makes the tests; while no call is open there is none.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: dict[object, tuple[Callable[[], bool], Callable[[], None]]] = {}
+        self._is_looking = False
+
+    @contextmanager
+    def add(self, is_valid: Callable[[], bool], end: Callable[[], None]) -> Iterator[None]:
+        key = object()
+        with self._lock:
+            self._calls[key] = is_valid, end
+            if not self._is_looking:
+                self._is_looking = True
+                threading.Thread(target=self._look, name="open-calls", daemon=True).start()
+        try:
+            yield
+        finally:
+            self._take(key)
+
+    def _take(self, key: object) -> bool:
+        with self._lock:
+            return self._calls.pop(key, None) is not None
+
+    def _look(self) -> None:
+        while calls := self._wait_and_list():
+            for key, (is_valid, end) in calls:
+                if not is_valid() and self._take(key):
+                    try:
+                        end()
+                    except Exception:  # the other calls are looked at, too
+                        logger.exception("a call could not be ended whose token is no longer valid")
+
+    def _wait_and_list(self) -> list[tuple[object, tuple[Callable[[], bool], Callable[[], None]]]]:
+        time.sleep(LOOK_EVERY_S)
+        with self._lock:
+            self._is_looking = bool(self._calls)
+            return list(self._calls.items())

@@ -2,12 +2,14 @@
 
 import gc
 import logging
+import queue
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from convoy import credentials
+from convoy import auth, credentials
 from convoy.auth import Principal, TokenFile
 from convoy.credentials import CredentialError
 
@@ -172,3 +174,49 @@ def test_threads_always_see_the_old_or_the_new_token(path: Path) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+class TestOpenCalls:
+    @pytest.fixture(autouse=True)
+    def _look_often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(auth, "LOOK_EVERY_S", 0.01)
+
+    @pytest.mark.parametrize(
+        "content", ["secret-2", "secret-1 name=b scopes=admin", "secret-1 name=a scopes=admin,infer", None]
+    )
+    def test_end_once_when_their_line_goes_or_changes(self, path: Path, content: str | None) -> None:
+        path.write_text("secret-1 name=a scopes=admin")
+        tokens = TokenFile(path, SCOPES)
+        ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+        with tokens.watch("Bearer secret-1", lambda: ended.put("a")):
+            if content is None:
+                path.unlink()
+            else:
+                replace(path, content)
+            assert ended.get(timeout=20) == "a"
+            time.sleep(0.05)
+            assert ended.empty()
+
+    def test_go_on_while_their_token_is_valid(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path.write_text("secret-1 name=a scopes=admin\nsecret-2 name=a scopes=admin")
+        tokens = TokenFile(path, SCOPES)
+        ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+        with tokens.watch("Bearer secret-2", lambda: ended.put("kept")):
+            with tokens.watch("Bearer secret-1", lambda: ended.put("over")):
+                pass
+            with (
+                tokens.watch("Bearer secret-1", lambda: 1 / 0),
+                tokens.watch("Bearer secret-1", lambda: ended.put("a")),
+            ):
+                replace(path, "secret-2 name=a scopes=admin requests_per_second=9")
+                assert ended.get(timeout=20) == "a"
+        time.sleep(0.05)
+        assert ended.empty()
+        assert "a call could not be ended" in caplog.text
+
+    def test_leave_no_thread(self, path: Path) -> None:
+        before = set(threading.enumerate())
+        with TokenFile(path, SCOPES).watch("Bearer secret-1", lambda: None):
+            (looking,) = set(threading.enumerate()) - before
+        looking.join(20)
+        assert not looking.is_alive()

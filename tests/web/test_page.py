@@ -13,6 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from convoy import auth
 from convoy.web.page import CONTENT_SECURITY_POLICY, STATIC
 from serving.config import ServeConfig
 from serving.errors import StartupError
@@ -229,7 +230,10 @@ def test_too_many_pages_are_refused(http: httpx.Client, monkeypatch: pytest.Monk
     assert http.get("/web/api/events").status_code == 429
 
 
-def test_a_server_with_tokens_shows_the_page_and_no_data_without_one(page_models: Path, tmp_path: Path) -> None:
+def test_a_server_with_tokens_shows_the_page_and_no_data_without_one(
+    page_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "LOOK_EVERY_S", 0.05)
     tokens = tmp_path / "tokens"
     tokens.write_text("reader name=reader scopes=infer\n")
     tokens.chmod(0o600)
@@ -245,6 +249,13 @@ def test_a_server_with_tokens_shows_the_page_and_no_data_without_one(page_models
             assert promotion.status_code == 403
             refused = http.post("/web/api/models/digits/save", params={"label": "1"}, content=ONE, headers=token)
             assert (refused.status_code, "--save-images" in refused.json()["error"]) == (403, True)
+            with http.stream("GET", "/web/api/events", headers=token) as stream:
+                lines = stream.iter_lines()
+                assert next(lines) == "event: hello"
+                tokens.unlink()
+                for _ in lines:  # until the server ends the stream
+                    pass
+            assert http.get("/web/api/events", headers=token).status_code == 401
 
 
 def test_a_server_that_stops_does_not_wait_for_its_viewers(page_models: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainer.paths import printable
 from trainer.service.engines.engine import Plan
 from trainer.service.jobs import Event, Job, JobSpec, JobState
 from trainer.service.operations import Capacity, LogRange, Operations
+from trainer.service.pauses import with_pauses
 from trainer.service.watching import Watches
 
 T = TypeVar("T")
@@ -118,6 +120,17 @@ class Methods:
             raise QuotaError(wait_s)
         return principal
 
+    def while_valid(self, authorization: str | None, items: AsyncGenerator[T]) -> AsyncGenerator[T]:
+        """Returns the items of a call that stays open, which end when its token is revoked.
+
+        Args:
+            authorization: of the call, which `identify` has accepted.
+
+        Raises:
+            UnauthenticatedError: the token is revoked.
+        """
+        return items if self._tokens is None else _while_valid(self._tokens, authorization, items)
+
     async def check_store(self) -> None:
         """Returns if the store answers.
 
@@ -202,6 +215,23 @@ class Methods:
 
     async def _in_thread(self, act: Callable[..., T], *arguments: object, **named: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(act, *arguments, **named))
+
+
+async def _while_valid(tokens: TokenFile, authorization: str | None, items: AsyncGenerator[T]) -> AsyncGenerator[T]:
+    loop = asyncio.get_running_loop()
+    revoked: asyncio.Future[None] = loop.create_future()
+
+    def end() -> None:
+        with suppress(RuntimeError):  # the service has stopped
+            loop.call_soon_threadsafe(revoked.set_result, None)
+
+    with tokens.watch(authorization, end):
+        async with aclosing(items), aclosing(with_pauses(items, until=revoked)) as found:
+            async for item in found:
+                if item is not None:
+                    yield item
+    if revoked.done():
+        raise UnauthenticatedError("the token of this call is no longer valid")
 
 
 def _owner(caller: Principal) -> str | None:

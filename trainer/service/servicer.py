@@ -70,7 +70,8 @@ class Servicer:
         self, method: Callable[..., Any], request: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
         try:
-            async with aclosing(method(request, self._caller(context))) as messages:
+            found = method(request, self._caller(context))
+            async with aclosing(self._methods.while_valid(_metadata(context).get("authorization"), found)) as messages:
                 async for message in messages:
                     yield message
         except Exception as error:
@@ -115,7 +116,7 @@ class Servicer:
                 yield pb.LogChunk(content=chunk)
 
     def _caller(self, context: grpc.aio.ServicerContext[Any, Any]) -> Principal:
-        metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
+        metadata = _metadata(context)
         return self._methods.identify(metadata.get("authorization"), metadata.get(USER))
 
     async def _abort(self, context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
@@ -127,3 +128,7 @@ class Servicer:
         self._log(f"defect: {type(error).__name__}: {error}")
         await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the service's log has more")
         raise AssertionError  # `abort` raises
+
+
+def _metadata(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in context.invocation_metadata() or ()}

@@ -41,11 +41,21 @@ def check_token(tokens: TokenFile | None, method: str, metadata: Iterable[tuple[
     """
     if tokens is None or method in _OPEN_METHODS:
         return None
-    credentials = next((value for key, value in metadata if key == "authorization"), None)
-    principal = tokens.find(credentials) if isinstance(credentials, str) else None
+    principal = tokens.find(credentials_of(metadata))
     if principal is None:
         raise Unauthenticated("expected metadata 'authorization: Bearer TOKEN' with a token of this server")
     return principal
+
+
+def credentials_of(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """Returns the value of `authorization` in the metadata of a call; None without one."""
+    value = next((value for key, value in metadata if key == "authorization"), None)
+    return value if isinstance(value, str) else None
+
+
+def token_revoked() -> Unauthenticated:
+    """Returns the error of a call that was open when its token was revoked."""
+    return Unauthenticated("the token of this call is no longer valid")
 
 
 def check_method(principal: Principal | None, method: str) -> None:

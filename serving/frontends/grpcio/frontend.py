@@ -62,7 +62,7 @@ class GrpcioFrontend:
         self._address = address
         self._reuse_port = reuse_port
         self._tls = tls
-        self._streams = OpenStreams()
+        self._streams = OpenStreams(tokens)
         num_streams = limits.MAX_STREAMS + limits.MAX_WATCHES + limits.MAX_REFLECTIONS
         self._threads = ThreadPoolExecutor(num_streams + NUM_SPARE_THREADS, thread_name_prefix="grpcio")
         self._server = grpc.server(

@@ -2,13 +2,13 @@
 
 On grpcio each of them occupies a thread while it is open, and ModelStreamInfer two; therefore their number is limited,
 for each kind by itself, so that those that need no token cannot shut out the others. When the server stops it asks them
-to end, because grpcio waits for them.
+to end, because grpcio waits for them; when a token is revoked, those of its callers.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from convoy.auth import TokenFile
 from protos.pool import POOL
 from serving.errors import ServingError
 from serving.frontends.common import limits
-from serving.frontends.common.auth import admit
+from serving.frontends.common.auth import admit, credentials_of, token_revoked
 from serving.frontends.common.limits import OpenCalls
 from serving.frontends.common.status import shutting_down
 from serving.frontends.grpcio.infer_stream import InferStream
@@ -31,51 +31,81 @@ from serving.protocol.grpc_codec import encode_stream_error, encode_stream_respo
 from serving.protocol.methods import CONTROL_SERVICE, HEALTH_SERVICE, INFERENCE_SERVICE, STREAM_INFER
 
 
-class OpenStreams:
-    """All open streams. Thread-safe."""
+class OpenStream:
+    """An open stream.
 
-    def __init__(self) -> None:
+    Args:
+        end: makes the stream end soon; called from another thread.
+
+    Attributes:
+        error: why it ends, if its client has not ended it.
+    """
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self.error: ServingError = shutting_down()
+        self.end = end
+
+    def revoke(self) -> None:
+        """Ends the stream because its token is no longer valid."""
+        self.error = token_revoked()
+        self.end()
+
+
+class OpenStreams:
+    """All open streams. Thread-safe.
+
+    Args:
+        tokens: None if the server asks for none.
+    """
+
+    def __init__(self, tokens: TokenFile | None) -> None:
+        self._tokens = tokens
         self._lock = threading.Lock()
-        self._end_callbacks: dict[object, Callable[[], None]] = {}
+        self._open: set[OpenStream] = set()
         self.is_ending = False
 
     @contextmanager
-    def register(self, calls: OpenCalls, peer: str, end: Callable[[], None]) -> Iterator[None]:
+    def register(
+        self, calls: OpenCalls, peer: str, end: Callable[[], None], credentials: str | None = None
+    ) -> Iterator[OpenStream]:
         """Context that counts a stream as open.
 
         Args:
             calls: counts the streams of its kind.
             peer: its client's address.
-            end: makes the stream end soon; called from another thread when the server stops.
+            end: makes the stream end soon; called from another thread when the server stops or the token is revoked.
+            credentials: with the token of a stream that needs one.
 
         Raises:
             ResourceExhausted: too many streams of its kind are open.
             Unavailable: the server is shutting down.
         """
-        key = object()
+        stream = OpenStream(end)
         with self._lock:
             if self.is_ending:
                 raise shutting_down()
             calls.open(peer)
-            self._end_callbacks[key] = end
+            self._open.add(stream)
         try:
-            yield
+            tokens = self._tokens if credentials is not None else None
+            with nullcontext() if tokens is None else tokens.watch(credentials, stream.revoke):
+                yield stream
         finally:
             with self._lock:
-                self._end_callbacks.pop(key, None)
+                self._open.discard(stream)
                 calls.close(peer)
 
     @property
     def num_open(self) -> int:
-        return len(self._end_callbacks)
+        return len(self._open)
 
     def end(self) -> None:
         """Asks all streams to end, and refuses new ones."""
         with self._lock:
             self.is_ending = True
-            callbacks = list(self._end_callbacks.values())
-        for callback in callbacks:
-            callback()
+            streams = list(self._open)
+        for stream in streams:
+            stream.end()
 
 
 def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenFile | None) -> grpc.RpcMethodHandler:
@@ -88,15 +118,14 @@ def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenF
     calls = OpenCalls("ModelStreamInfer calls", limits.MAX_STREAMS)
 
     def handle(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        ends_on_error = ("triton_grpc_error", "true") in list(context.invocation_metadata())
+        metadata = context.invocation_metadata()
+        ends_on_error = ("triton_grpc_error", "true") in list(metadata)
         # For each message: its token may be revoked while the stream is open.
-        admit_message = partial(admit, tokens, STREAM_INFER, context.invocation_metadata())
-        stream = InferStream(
-            service, deadline_after(context.time_remaining()), admit_message, context.invocation_metadata()
-        )
+        admit_message = partial(admit, tokens, STREAM_INFER, metadata)
+        stream = InferStream(service, deadline_after(context.time_remaining()), admit_message, metadata)
         on_termination(context, stream.cancel)
         try:
-            with streams.register(calls, context.peer(), stream.end):
+            with streams.register(calls, context.peer(), stream.end, credentials_of(metadata)) as open_stream:
                 threading.Thread(target=stream.read, args=(requests,), name="infer-stream", daemon=True).start()
                 for response in stream.responses():
                     if isinstance(response, bytes):
@@ -106,7 +135,7 @@ def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenF
                     else:
                         yield encode_stream_error(response)
                 if not stream.is_complete:
-                    raise shutting_down()
+                    raise open_stream.error
         except ServingError as error:
             stream.cancel()
             abort(context, error)
@@ -144,8 +173,9 @@ def reflect(streams: OpenStreams) -> grpc.RpcMethodHandler:
     calls = OpenCalls("reflection calls", limits.MAX_REFLECTIONS, limits.MAX_REFLECTIONS_PER_HOST)
 
     def handle(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        credentials = credentials_of(context.invocation_metadata())
         try:
-            with streams.register(calls, context.peer(), context.cancel):
+            with streams.register(calls, context.peer(), context.cancel, credentials):
                 yield from servicer.ServerReflectionInfo(requests, context)
         except ServingError as error:
             abort(context, error)

@@ -71,7 +71,7 @@ def build_app(
     protocol = [*_routes(services.admin, endpoints, infer, classify.classify), Route("/openapi.json", openapi)]
     routes = counted(protocol, services.inference.refusals.calls)
     if address.page is not None:
-        routes += build_page(services, server, address.page, server.repeats.bridge, max_body_bytes)
+        routes += build_page(services, server, address.page, server.repeats.bridge, max_body_bytes, tokens)
     app = Starlette(
         routes=routes,
         middleware=build_middleware(services, server, tokens, access_log, address, max_body_bytes),

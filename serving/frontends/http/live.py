@@ -8,11 +8,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from convoy.auth import TokenFile
 from convoy.http_server import server_sent_event
 from serving.errors import ResourceExhausted
 from serving.inference.batch import ComputedBatch
@@ -38,31 +40,36 @@ class LiveEvents:
 
     Args:
         is_ending: whether the server drains or stops: streams end, so that it need not wait for them.
+        tokens: of which viewers must send one; the stream of one that is revoked ends. None for no authentication.
     """
 
-    def __init__(self, repository: Repository, is_ending: Callable[[], bool]) -> None:
+    def __init__(self, repository: Repository, is_ending: Callable[[], bool], tokens: TokenFile | None) -> None:
         self._repository = repository
         self._is_ending = is_ending
+        self._tokens = tokens
         self._viewers: list[_Viewer] = []
 
     async def page_events(self, request: Request) -> Response:
-        """Answers with a stream that ends when the viewer leaves or the server stops."""
+        """Answers with a stream that ends when the viewer leaves, its token is revoked, or the server stops."""
         if len(self._viewers) >= MAX_VIEWERS:
             raise ResourceExhausted(f"{MAX_VIEWERS} pages watch this server already", retry_after_ms=5000)
-        return StreamingResponse(self._stream(), media_type="text/event-stream", headers=_HEADERS)
+        return StreamingResponse(
+            self._stream(request.headers.get("authorization")), media_type="text/event-stream", headers=_HEADERS
+        )
 
-    async def _stream(self) -> AsyncIterator[str]:
+    async def _stream(self, credentials: str | None) -> AsyncIterator[str]:
         viewer = _Viewer()
         self._viewers.append(viewer)
         try:
-            yield server_sent_event("hello", {"latency_bounds_s": LATENCY_BOUNDS_S})
-            tick = 0
-            while not self._is_ending():
-                self._watch()
-                for text in self._news(viewer, is_turn=tick % FIGURES_EVERY == 0):
-                    yield text
-                tick += 1
-                await asyncio.sleep(TICK_S)
+            with nullcontext() if self._tokens is None else self._tokens.watch(credentials, viewer.leave):
+                yield server_sent_event("hello", {"latency_bounds_s": LATENCY_BOUNDS_S})
+                tick = 0
+                while not (viewer.has_left or self._is_ending()):
+                    self._watch()
+                    for text in self._news(viewer, is_turn=tick % FIGURES_EVERY == 0):
+                        yield text
+                    tick += 1
+                    await asyncio.sleep(TICK_S)
         finally:
             self._viewers.remove(viewer)
             self._watch()
@@ -96,9 +103,14 @@ class _Viewer:
     """What one page has not been sent yet. A batcher's thread adds, the event loop takes."""
 
     def __init__(self) -> None:
+        self.has_left = False
         self.generation = -1
         self.batches: deque[Batch] = deque(maxlen=MAX_BATCHES)
         self.num_added = 0
+
+    def leave(self) -> None:
+        """Ends the stream soon; on any thread."""
+        self.has_left = True
 
     def add(self, batch: Batch) -> None:
         self.batches.append(batch)

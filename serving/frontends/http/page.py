@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from convoy.auth import TokenFile
 from convoy.images import Pixels
 from convoy.web.page import page_routes
 from serving.backends.onnx_layers import Layer, OnnxLayers
@@ -42,13 +43,18 @@ MAX_OPEN_LAYERS = 2
 
 
 def build_page(
-    services: Services, server: HttpServer, settings: PageSettings, bridge: LoopBridge, max_body_bytes: int
+    services: Services,
+    server: HttpServer,
+    settings: PageSettings,
+    bridge: LoopBridge,
+    max_body_bytes: int,
+    tokens: TokenFile | None,
 ) -> list[Route]:
     """Returns the routes of the page's files, which need no token, and of its requests for data, which do."""
     executor = server.executor("page", "requests of pages are being answered", num_threads=1, max_pending=16)
     endpoints = PageEndpoints(services, settings, bridge, executor, max_body_bytes)
     health = services.admin.health
-    events = LiveEvents(services.admin.repository, lambda: server.is_stopping or health.is_draining)
+    events = LiveEvents(services.admin.repository, lambda: server.is_stopping or health.is_draining, tokens)
     return [
         *_static_routes(settings, max_body_bytes),
         *counted(_api_routes(endpoints, events), services.inference.refusals.calls),

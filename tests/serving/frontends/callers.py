@@ -53,11 +53,11 @@ def watch(channel: grpc.Channel, service: str) -> Any:
     return call(health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S)
 
 
-def reflection(channel: grpc.Channel) -> Any:
+def reflection(channel: grpc.Channel, **options: Any) -> Any:
     """Returns a reflection call that stays open after its first response, until it is cancelled."""
     requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     requests.put(reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString())
-    call = channel.stream_stream(REFLECTION[0])(iter(requests.get, None), timeout=WAIT_S)
+    call = channel.stream_stream(REFLECTION[0])(iter(requests.get, None), timeout=WAIT_S, **options)
     call.add_done_callback(lambda _: requests.put(None))
     return call
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from convoy import auth
 from convoy.auth import TokenFile
 from protos import health_pb2
 from serving.errors import StartupError
@@ -383,6 +384,29 @@ class TestToken:
             call = channel.stream_stream(path)(iter([b""]), timeout=WAIT_S)
             error = refusal(functools.partial(next, call))
             assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+
+    def test_open_streams_end_when_it_is_revoked(
+        self, channel: grpc.Channel, token_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(auth, "LOOK_EVERY_S", 0.05)
+        token_file.write_text("secret-1 name=a scopes=infer\nsecret-2 name=a scopes=infer\n")
+        revoked, kept = (Stream(channel, **bearer(token)) for token in ("secret-1", "secret-2"))
+        described = reflection(channel, **bearer("secret-1"))
+        for stream in (revoked, kept):
+            stream.send(b"1")
+            next(stream.call)
+        next(described)
+        token_file.write_text("secret-2 name=a scopes=infer\n")
+        error = refusal(functools.partial(next, revoked.call))
+        assert (error.code(), error.details()) == (
+            grpc.StatusCode.UNAUTHENTICATED,
+            "the token of this call is no longer valid",
+        )
+        assert refusal(functools.partial(next, described)).code() is grpc.StatusCode.CANCELLED
+        kept.send(b"1")
+        next(kept.call)
+        for stream in (revoked, kept):
+            stream.close()
 
     def test_health_does_not_need_it(self, channel: grpc.Channel) -> None:
         assert health_pb2.HealthCheckResponse.FromString(ask(channel, HEALTH_CHECK)).status == NOT_SERVING

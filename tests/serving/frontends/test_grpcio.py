@@ -177,7 +177,7 @@ class TestModelStreamInfer:
 
 class TestOpenStreams:
     def test_their_number_is_limited(self) -> None:
-        streams, calls = OpenStreams(), OpenCalls("calls", 1)
+        streams, calls = OpenStreams(None), OpenCalls("calls", 1)
         with (
             streams.register(calls, "unix:", lambda: None),
             pytest.raises(ResourceExhausted, match="at most 1 calls"),
@@ -188,7 +188,7 @@ class TestOpenStreams:
             pass
 
     def test_end_asks_them_to_end_and_refuses_new_ones(self) -> None:
-        streams, calls, asked = OpenStreams(), OpenCalls("calls", 2), []
+        streams, calls, asked = OpenStreams(None), OpenCalls("calls", 2), []
         with streams.register(calls, "unix:", lambda: asked.append(1)):
             streams.end()
         assert asked == [1]

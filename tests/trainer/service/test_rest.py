@@ -254,5 +254,16 @@ def test_tokens_have_owners_and_the_store_may_go_for_a_while(tmp_path: Path) -> 
             (tmp_path / "gone").rename(state)
             assert api.get("/v1/jobs", headers=ada).json()["jobs"][0]["state"] == "SUCCEEDED"
             assert 'convoy_jobs{state="SUCCEEDED"} 1.0' in httpx.get(f"http://{service.metrics}/metrics").text
+            running = api.post("/v1/jobs", json=body(tmp_path, SLOW), headers=ada).json()["id"]
+            with (
+                api.stream("GET", f"/v1/jobs/{running}/events", headers=ada) as events,
+                api.stream("GET", f"/v1/jobs/{running}/logs?follow=true", headers=ada) as log,
+            ):
+                tokens.write_text("token-of-root name=root scopes=admin\n")
+                assert list(events.iter_lines())[-2:] == [": the token of this call is no longer valid", ""]
+                assert list(log.iter_lines())[-1] == "error: the token of this call is no longer valid"
+            assert api.get(f"/v1/jobs/{running}/events", headers=ada).status_code == 401
+            root = {"authorization": "Bearer token-of-root"}
+            assert api.post(f"/v1/jobs/{running}/cancel", json={"now": True}, headers=root).status_code == 200
     finally:
         service.kill()

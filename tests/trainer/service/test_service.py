@@ -124,7 +124,7 @@ def test_two_services_on_one_store_answer_and_one_takes_over(service: Service, t
 
 def test_tokens_have_owners_and_an_administrator_sees_all(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
-    lines = (f"a-token-of-{name} name={name} scopes={scope}" for name, scope in SCOPES.items())
+    lines = [f"a-token-of-{name} name={name} scopes={scope}" for name, scope in SCOPES.items()]
     tokens.write_text("\n".join(lines))
     tokens.chmod(0o600)
     authority = Authority()
@@ -147,6 +147,13 @@ def test_tokens_have_owners_and_an_administrator_sees_all(tmp_path: Path) -> Non
         with pytest.raises(ConfigError, match="Bearer TOKEN"):
             wrong.find()
         wrong.close()
+        running = remotes["ada"].submit(spec(tmp_path, SLOW), owner="").id
+        events = remotes["ada"].watch(running)
+        next(events)
+        tokens.write_text("\n".join(lines[1:]))
+        with pytest.raises(ConfigError, match="the token of this call is no longer valid"):
+            list(events)
+        remotes["root"].cancel(running, now=True)
     finally:
         for remote in remotes.values():
             remote.close()

@@ -1,6 +1,7 @@
 """The routes and endpoints of the REST API, as an ASGI application."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -28,6 +29,8 @@ from trainer.service.rest.requests import (
     read_message,
 )
 from trainer.service.rest.responses import HANDLERS, json_response, stream_headers
+
+T = TypeVar("T")
 
 
 def build_app(methods: Methods, *, pages: Sequence[BaseRoute] = ()) -> ASGIApp:
@@ -116,7 +119,7 @@ class _Endpoints:
         headers = stream_headers()
         if request.method == "HEAD":
             return Response(headers=headers, media_type="text/event-stream")
-        events = await self._methods.watch(caller, number, after)
+        events = self._while_valid(request, await self._methods.watch(caller, number, after))
         return StreamingResponse(server_sent(events), headers=headers, media_type="text/event-stream")
 
     async def stream_logs(self, request: Request) -> Response:
@@ -127,7 +130,7 @@ class _Endpoints:
             attempt=integer(request, "attempt"),
             rank=integer(request, "rank"),
         )
-        chunks = await self._methods.open_log(caller, number, wanted)
+        chunks = self._while_valid(request, await self._methods.open_log(caller, number, wanted))
         if request.method == "HEAD":
             return Response(headers=stream_headers(), media_type="text/plain")
         return StreamingResponse(lines(chunks), headers=stream_headers(), media_type="text/plain")
@@ -150,6 +153,9 @@ class _Endpoints:
 
     def _caller(self, request: Request) -> Principal:
         return self._methods.identify(request.headers.get("authorization"), request.headers.get(USER))
+
+    def _while_valid(self, request: Request, items: AsyncGenerator[T]) -> AsyncGenerator[T]:
+        return self._methods.while_valid(request.headers.get("authorization"), items)
 
 
 def _state(name: str) -> JobState:

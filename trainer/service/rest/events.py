@@ -3,17 +3,14 @@
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
-from typing import TypeVar
+from contextlib import aclosing
 
 from convoy.http_server import server_sent_event
 from trainer.errors import TrainerError
 from trainer.service.jobs import Event
 from trainer.service.json_values import event_json
-
-T = TypeVar("T")
+from trainer.service.pauses import with_pauses
 
 KEEP_ALIVE_S = 15.0
 """A silent stream sends a comment so often: proxies close connections that are silent, and a dead client is noticed."""
@@ -23,7 +20,7 @@ RECONNECT_MS = 1000
 
 async def server_sent(events: AsyncGenerator[Event]) -> AsyncIterator[str]:
     """Yields events as a browser's EventSource reads them; each has its number as id."""
-    async with aclosing(events), aclosing(_with_pauses(events, KEEP_ALIVE_S)) as found:
+    async with aclosing(events), aclosing(with_pauses(events, KEEP_ALIVE_S)) as found:
         yield f"retry: {RECONNECT_MS}\n\n"
         try:
             async for event in found:
@@ -43,24 +40,3 @@ async def lines(chunks: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
                 yield chunk
         except TrainerError as error:
             yield f"error: {error}\n".encode()
-
-
-async def _with_pauses(items: AsyncGenerator[T], every_s: float) -> AsyncGenerator[T | None]:
-    """Yields the items, and None whenever there was none for some time."""
-    end = object()
-    waiting = asyncio.ensure_future(anext(items, end))
-    try:
-        while True:
-            done, _ = await asyncio.wait({waiting}, timeout=every_s)
-            if not done:
-                yield None
-                continue
-            item = waiting.result()
-            if item is end:
-                return
-            yield item  # type: ignore[misc]  # not the end
-            waiting = asyncio.ensure_future(anext(items, end))
-    finally:
-        waiting.cancel()
-        with suppress(asyncio.CancelledError, Exception):  # the generator must not run when it is closed
-            await waiting
