@@ -5,12 +5,13 @@ nothing would hold files that no limit of connections counts.
 """
 
 import asyncio
-import resource
 import ssl
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
+
+from convoy.open_files import max_open_files
 
 HANDSHAKE_S = 20.0
 """How long a handshake may take, as with grpcio."""
@@ -19,8 +20,7 @@ MAX_HANDSHAKES = 1000
 
 def max_handshakes() -> int:
     """Returns how many handshakes may be under way: an eighth of the files that the process may open."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_HANDSHAKES if soft == resource.RLIM_INFINITY else min(MAX_HANDSHAKES, soft // 8)
+    return min(MAX_HANDSHAKES, max_open_files() // 8)
 
 
 class Handshakes:

@@ -8,11 +8,10 @@ first: then all who connect again reach other workers.
 
 import fcntl
 import os
-import resource
 from contextlib import suppress
 
+from convoy.open_files import max_open_files
 from serving.frontends.common.address import listeners
-from serving.frontends.common.limits import MAX_OPEN_FILES
 
 _HIGHEST = 1 << 16
 """The kernel's table of files takes 8 bytes for each number up to the highest one."""
@@ -28,9 +27,7 @@ class HighListeners:
 
     def hold(self, *ports: int) -> None:
         """Gives a high number to each socket that listens on one of the ports."""
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        limit = MAX_OPEN_FILES if soft == resource.RLIM_INFINITY else soft
-        lowest = min(limit, _HIGHEST) - _ROOM
+        lowest = min(max_open_files(), _HIGHEST) - _ROOM
         for port in ports:
             for listener in listeners(port):
                 with suppress(OSError):  # no number is left

@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from contextlib import suppress
 
+from convoy.open_files import MAX_OPEN_FILES, max_open_files
 from serving.errors import ResourceExhausted
 
 MAX_STREAMS = 256
@@ -25,7 +26,6 @@ KEEPALIVE_TIMEOUT_S = 20
 
 BACKLOG = 4096
 """Connections that may wait to be accepted. The kernel cuts it to net.core.somaxconn."""
-MAX_OPEN_FILES = 1 << 20
 _RESERVED_FILES = 256
 """Open files that are left for models, logs and metrics."""
 
@@ -50,9 +50,7 @@ def raise_file_limit() -> int:
 
 def max_connections() -> int:
     """Returns how many connections one front end may hold: half of the open files that the process may have."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = MAX_OPEN_FILES if soft == resource.RLIM_INFINITY else min(soft, MAX_OPEN_FILES)
-    return max(1, (limit - _RESERVED_FILES) // 2)
+    return max(1, (max_open_files() - _RESERVED_FILES) // 2)
 
 
 def too_many_changes() -> ResourceExhausted:

@@ -4,8 +4,9 @@ A sweep once a second looks at all of them, which costs less than a timer for ea
 """
 
 import heapq
-import resource
 from typing import Protocol
+
+from convoy.open_files import max_open_files
 
 FIRST_BYTE_S = 30.0
 """How long a new connection may stay silent."""
@@ -32,8 +33,7 @@ def max_connections() -> int:
 
     The other half is for gRPC, the metrics and the models.
     """
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 2)
+    return min(MAX_CONNECTIONS, max_open_files() // 2)
 
 
 class Connection(Protocol):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from convoy.open_files import MAX_OPEN_FILES
 from serving.errors import ResourceExhausted
 from serving.frontends.common import limits
 from serving.frontends.common.limits import OpenCalls
@@ -57,7 +58,7 @@ class TestFileLimit:
 
     def test_is_raised_to_the_hard_limit(self) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        expected = limits.MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, limits.MAX_OPEN_FILES)
+        expected = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
         assert limits.raise_file_limit() == expected
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (expected, hard)
         assert limits.raise_file_limit() == expected
