@@ -6,19 +6,17 @@ them, together with the runs of the same setting that were evaluated outside the
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from convoy.allocator import keep_freed_memory
 from convoy.options import option
-from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import Dataset
 from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluation.ledger import Ledger
 from trainer.files import write_json
 from trainer.loop.run import Run
-from trainer.paths import default_data_dir
 from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.world import World
@@ -32,6 +30,7 @@ from trainer.studies.seeds_page import SeedResults, make_page
 from trainer.studies.trials import (
     Trial,
     TrialContext,
+    TrialOptions,
     describe_left,
     describe_plan,
     explain_interruption,
@@ -41,37 +40,15 @@ from trainer.train import evaluate_on_test_set, summarize, validate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeedsConfig:
+class SeedsConfig(TrialOptions):
     """Runs one recipe from many seeds; reports worst, median and best with intervals. The ranks share the seeds."""
 
-    recipe: Annotated[str, option("RECIPE", "mnist")] = "mnist"
-    """The recipe; `convoy recipes` lists them all."""
     runs: int = 100
     """Number of seeds, counted from --first-seed. Each is a whole training, one after another on CPUs."""
     first_seed: int = 0
     """The first seed."""
-    dataset: Annotated[str | None, option("NAME", "the recipe's")] = None
-    """The data set, as for a training run."""
-    image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
-    """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
-    skip_bad_images: int = 0
-    """Leave out files that cannot be decoded, up to so many, as for a training run."""
-    epochs: Annotated[int | None, option("INT", "the recipe's")] = None
-    """Number of epochs."""
-    set: Annotated[tuple[str, ...], option("FIELD=VALUE ...", "the recipe's fields")] = ()
-    """New values of the recipe's fields, FIELD=VALUE, as for a training run."""
-    network: Annotated[str | None, option("NAME", "the recipe's")] = None
-    """The network, as for a training run."""
-    weights: Annotated[str | None, option("FILE", "the recipe's")] = None
-    """File of weights to start from, as for a training run."""
-    stack: int = 0
-    """Seeds side by side on a GPU, to the same weights. 0: as many as its memory holds, up to 64; on CPUs 1."""
-    data_dir: Path = field(default_factory=default_data_dir)
-    """Folder in which data sets are kept."""
     run_dir: Annotated[Path | None, option("PATH", "runs/study-seeds-TIME")] = None
     """Folder of this study; an existing one is continued."""
-    device: DeviceChoice = "auto"
-    """auto uses the GPUs if there are any, one for each rank."""
 
 
 def study_seeds(config: SeedsConfig) -> None:
@@ -84,14 +61,7 @@ def study_seeds(config: SeedsConfig) -> None:
         raise ConfigError("--runs must be at least 1, --stack and --first-seed must not be negative")
     keep_freed_memory()
     with StopRequest() as stop, World.join(config.device) as world, Progress(is_main=world.is_main) as progress:
-        recipe = TrainConfig(
-            recipe=config.recipe,
-            dataset=config.dataset,
-            epochs=config.epochs,
-            set=config.set,
-            network=config.network,
-            weights=config.weights,
-        ).resolve()
+        recipe = replace(config.training(), set=config.set).resolve()
         config = replace(config, dataset=config.dataset and recipe.dataset)
         seeds = list(range(config.first_seed, config.first_seed + config.runs))
         details = f"seeds {seeds[0]} to {seeds[-1]}, each evaluated once on the test images; --runs asks for fewer"

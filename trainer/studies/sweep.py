@@ -7,7 +7,7 @@ choice. The test accuracy of the best one is known only after a training run of 
 import json
 import shlex
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,6 @@ from typing import Annotated, Any
 from convoy.allocator import keep_freed_memory
 from convoy.options import option
 from trainer.augmentation import check_shift
-from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import without_test_images
 from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluation.evaluate import evaluate
@@ -40,6 +39,7 @@ from trainer.studies.trials import (
     TrainedTrial,
     Trial,
     TrialContext,
+    TrialOptions,
     describe_left,
     describe_plan,
     explain_interruption,
@@ -50,42 +50,20 @@ _GRID = "lr_scale=0.25,0.5,1,2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(TrialOptions):
     """Trains a recipe with each combination of --grid's values, and ranks them by validation accuracy.
 
     Each is a whole training: without options four, of the recipe mnist with four learning rates. Ranks share them.
     """
 
-    recipe: Annotated[str, option("RECIPE", "mnist")] = "mnist"
-    """The recipe to change."""
     grid: Annotated[tuple[str, ...], option("FIELD=VALUE,VALUE ...", _GRID)] = (_GRID,)
     """Values to try, all combinations: fields that `convoy recipes NAME` shows, or lr_scale for all learning rates."""
     random: int = 0
     """Try this many of the grid's combinations, drawn at random; 0: all of them."""
     seeds: int = 1
     """Train each candidate from this many seeds, and rank by the mean."""
-    dataset: Annotated[str | None, option("NAME", "the recipe's")] = None
-    """The data set, as for a training run."""
-    image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
-    """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
-    skip_bad_images: int = 0
-    """Leave out files that cannot be decoded, up to so many, as for a training run."""
-    epochs: Annotated[int | None, option("INT", "the recipe's")] = None
-    """Number of epochs."""
-    set: Annotated[tuple[str, ...], option("FIELD=VALUE ...", "the recipe's fields")] = ()
-    """New values of the recipe's fields for all candidates, FIELD=VALUE, as for a training run."""
-    network: Annotated[str | None, option("NAME", "the recipe's")] = None
-    """The network, as for a training run."""
-    weights: Annotated[str | None, option("FILE", "the recipe's")] = None
-    """File of weights to start from, as for a training run."""
-    stack: int = 0
-    """Trainings side by side on a GPU, to the same result. 0: as many as its memory holds, up to 64; on CPUs 1."""
-    data_dir: Path = field(default_factory=default_data_dir)
-    """Folder in which data sets are kept."""
     run_dir: Annotated[Path | None, option("PATH", "runs/study-sweep-TIME")] = None
     """Folder of this study; an existing one is continued."""
-    device: DeviceChoice = "auto"
-    """auto uses the GPUs if there are any, one for each rank."""
 
 
 def study_sweep(config: SweepConfig) -> None:
@@ -102,13 +80,7 @@ def study_sweep(config: SweepConfig) -> None:
         World.join(config.device) as world,
         Progress(is_main=world.is_main, stop=stop) as progress,
     ):
-        own = TrainConfig(
-            recipe=config.recipe,
-            dataset=config.dataset,
-            epochs=config.epochs,
-            network=config.network,
-            weights=config.weights,
-        )
+        own = config.training()
         base = replace(own, set=config.set).resolve()
         if base.num_validation == 0:
             raise ConfigError(f"{base.name} has num_validation 0: a sweep ranks its candidates by validation images")

@@ -10,16 +10,20 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
+from convoy.options import option
 from convoy.processes import describe_output_error
+from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import Dataset, without_test_images
 from trainer.errors import ConfigError, DivergenceError, Interrupted
 from trainer.loop.fit import fit
 from trainer.loop.run import Run, restore
+from trainer.paths import default_data_dir
 from trainer.progress import Progress, duration
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
@@ -33,6 +37,44 @@ from trainer.train import setup
 
 MOST_SIDE_BY_SIDE = 64
 """On a GPU: 64 runs of a small network have three times the rate of one, and 32 nearly as much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialOptions:
+    """The options of a study whose trials are trainings of one recipe."""
+
+    recipe: Annotated[str, option("RECIPE", "mnist")] = "mnist"
+    """The recipe; `convoy recipes` lists them all."""
+    dataset: Annotated[str | None, option("NAME", "the recipe's")] = None
+    """The data set, as for a training run."""
+    image_size: Annotated[int | None, option("INT", "their own, if all are squares of one size")] = None
+    """For folder:PATH only: size in pixels to which images are resized (the shorter side) and cropped to a square."""
+    skip_bad_images: int = 0
+    """Leave out files that cannot be decoded, up to so many, as for a training run."""
+    epochs: Annotated[int | None, option("INT", "the recipe's")] = None
+    """Number of epochs."""
+    set: Annotated[tuple[str, ...], option("FIELD=VALUE ...", "the recipe's fields")] = ()
+    """New values of the recipe's fields for all trainings, FIELD=VALUE, as for a training run."""
+    network: Annotated[str | None, option("NAME", "the recipe's")] = None
+    """The network, as for a training run."""
+    weights: Annotated[str | None, option("FILE", "the recipe's")] = None
+    """File of weights to start from, as for a training run."""
+    stack: int = 0
+    """Trainings side by side on a GPU, to the same result. 0: as many as its memory holds, up to 64; on CPUs 1."""
+    data_dir: Path = field(default_factory=default_data_dir)
+    """Folder in which data sets are kept."""
+    device: DeviceChoice = "auto"
+    """auto uses the GPUs if there are any, one for each rank."""
+
+    def training(self) -> TrainConfig:
+        """Returns the options of a training, without --set: a study may have values of its own that come first."""
+        return TrainConfig(
+            recipe=self.recipe,
+            dataset=self.dataset,
+            epochs=self.epochs,
+            network=self.network,
+            weights=self.weights,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
