@@ -158,11 +158,11 @@ class _OpenCalls:
     def _look(self) -> None:
         while calls := self._wait_and_list():
             for key, (is_valid, end) in calls:
-                if not is_valid() and self._take(key):
-                    try:
+                try:
+                    if not is_valid() and self._take(key):
                         end()
-                    except Exception:  # the other calls are looked at, too
-                        logger.exception("a call could not be ended whose token is no longer valid")
+                except Exception:  # the other calls are looked at, too
+                    logger.exception("a call could not be ended whose token is no longer valid")
 
     def _wait_and_list(self) -> list[tuple[object, tuple[Callable[[], bool], Callable[[], None]]]]:
         time.sleep(LOOK_EVERY_S)
