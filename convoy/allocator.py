@@ -35,7 +35,7 @@ def limit_arenas() -> None:
     """Gives all threads together two heaps for each CPU, unless the environment says how many. Call it at the start.
 
     By default glibc makes up to eight heaps for each CPU, and spreads new threads over them. Each change of a model
-    starts threads, so that every heap grows to the size of the largest model that was ever loaded in it.
+    starts threads, and in a soak test these heaps grew; benchmarks/results has how much less with two.
     """
     if "MALLOC_ARENA_MAX" in os.environ or "glibc.malloc.arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
         return
