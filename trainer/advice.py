@@ -113,7 +113,7 @@ def _advise_on_steps(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
         num_steps, on_own = _num_steps(recipe, size.num_training), usual_steps(usual)
         are_few = f"{num_steps:,} steps in all are few" if num_steps > 1 else "1 step in all is little"
         comparison = f" ({on_own:,} on {usual.dataset})" if on_own else ""
-        yield (f"{are_few} for {recipe.name}{comparison}: try --global-batch-size {batch_size} --epochs {epochs}")
+        yield f"{are_few} for {recipe.name}{comparison}: try --global-batch-size {batch_size} --epochs {epochs}"
     elif recipe.global_batch_size < min(num_classes, MAX_SUGGESTED_BATCH_SIZE, size.num_training // 2):
         larger = min(MAX_SUGGESTED_BATCH_SIZE, 2 ** math.ceil(math.log2(num_classes)))
         yield (
