@@ -24,7 +24,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Convoy needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12 …")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if ! cat requirements.lock pyproject.toml | sha256sum | cmp -s - $(VENV)/installed; then \
-	  echo "installing the locked versions into $(VENV) (5.8 GB; some minutes)"; \
+	  echo "installing the locked versions into $(VENV) (7 GB; some minutes)"; \
 	  rm -f $(VENV)/installed && \
 	  $(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock && \
 	  $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . && \
