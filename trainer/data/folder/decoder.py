@@ -55,7 +55,7 @@ _TURNS = {
 """The turn for each value of the EXIF orientation."""
 
 
-def decode_crop(
+def decode_crop(  # noqa: PLR0913 (how images are decoded)
     path: Path,
     box: Box | None,
     size: int,
@@ -63,6 +63,7 @@ def decode_crop(
     significant_bits: int = 16,
     *,
     square: Square = "crop",
+    data: bytes | None = None,
 ) -> Pixels:
     """Decodes a part of an image and resizes it to a square.
 
@@ -74,6 +75,7 @@ def decode_crop(
         num_channels: 1 for grey or 3 for RGB.
         significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
         square: how a whole image becomes a square.
+        data: the content of the file, if it has been read.
 
     Returns:
         Pixels, uint8 `[C, size, size]`.
@@ -96,8 +98,9 @@ def decode_crop(
         return use_image(path, pad)
     if box is None:
         return read_image(path, shape, significant_bits=significant_bits)
-    with explain_decode_errors(path):
-        data = path.read_bytes()
+    if data is None:
+        with explain_decode_errors(path):
+            data = path.read_bytes()
     pixels = _crop_jpeg(data, box, size, num_channels)
     return use_image(path, lambda image: crop(image, box)) if pixels is None else pixels
 
@@ -160,9 +163,8 @@ def _resized(pixels: Pixels, size: int) -> Pixels:
         uint8 `[C, size, size]`.
     """
     height, width, num_channels = pixels.shape
-    part = np.ascontiguousarray(pixels).reshape(1, height, width, num_channels)
-    images = torch.from_numpy(part).permute(0, 3, 1, 2)
-    resized: Pixels = F.interpolate(images, (size, size), mode="bilinear", antialias=True)[0].numpy()
+    part = np.ascontiguousarray(pixels).reshape(1, height, width, num_channels).transpose(0, 3, 1, 2)
+    resized: Pixels = F.interpolate(torch.from_numpy(part), (size, size), mode="bilinear", antialias=True).numpy()[0]
     return resized
 
 

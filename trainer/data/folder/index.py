@@ -6,6 +6,8 @@ module does not know how they are found out; `indexing` does.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,15 +121,35 @@ class FolderIndex:
             DataError: the file is gone, cannot be read or has changed.
         """
         path = self.file(row)
-        try:
-            status = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise DataError(f"{path} is gone since the data set was opened: put it back, or train anew") from error
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        if (status.st_size, status.st_mtime_ns) != (int(self.num_bytes[row]), int(self.changed_ns[row])):
-            raise DataError(f"{path} has changed since the data set was opened: restore it, or train anew")
+        with _explain_errors(path):
+            self._check_unchanged(row, path, os.stat(path))
         return path
+
+    def read_unchanged_file(self, row: int) -> tuple[Path, bytes]:
+        """Returns the path of a file that is what it was when the folder was listed, and its content.
+
+        Raises:
+            DataError: the file is gone, cannot be read or has changed.
+        """
+        path = self.file(row)
+        # os.read gives up Python's lock once, where Path.read_bytes does five times, for which other decoders wait.
+        with _explain_errors(path):
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe in its place must not block
+            try:
+                status = os.fstat(file)
+                self._check_unchanged(row, path, status)
+                data = os.read(file, status.st_size)
+                while len(data) < status.st_size and (more := os.read(file, status.st_size - len(data))):
+                    data += more
+            finally:
+                os.close(file)
+        return path, data
+
+    def _check_unchanged(self, row: int, path: Path, status: os.stat_result) -> None:
+        # NumPy's elements: torch gives up Python's lock for each of its own.
+        known = self.num_bytes.numpy()[row], self.changed_ns.numpy()[row]
+        if (status.st_size, status.st_mtime_ns) != known:
+            raise DataError(f"{path} has changed since the data set was opened: restore it, or train anew")
 
     def has(self, flag: int) -> npt.NDArray[np.bool_]:
         """Returns whether each file has a flag, [N]."""
@@ -146,6 +168,16 @@ class FolderIndex:
     def is_complete(self) -> bool:
         """Whether each file has been decoded, or cannot be."""
         return int(self.has(DECODED).sum()) + len(self.problems) == len(self)
+
+
+@contextmanager
+def _explain_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path} is gone since the data set was opened: put it back, or train anew") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def index_path(folder: Path, key: str) -> Path:

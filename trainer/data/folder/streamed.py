@@ -71,11 +71,14 @@ class FolderImages:
         Raises:
             DataError: the file has changed or is gone since the data set was opened, or cannot be read.
         """
-        row = int(self.rows[number])
-        path = self.index.unchanged_file(row)
+        row = int(self.rows.numpy()[number])
         num_channels, size, _ = self.shape
+        if box is None or self.square == "pad":
+            path, data = self.index.unchanged_file(row), None
+        else:
+            path, data = self.index.read_unchanged_file(row)
         try:
-            return decode_crop(path, box, size, num_channels, self.significant_bits, square=self.square)
+            return decode_crop(path, box, size, num_channels, self.significant_bits, square=self.square, data=data)
         except ImageError as error:
             self.index.unchanged_file(row)  # it may have been replaced just now
             raise DataError(f"{path} cannot be read any more: {error}") from error

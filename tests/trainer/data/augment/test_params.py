@@ -94,6 +94,17 @@ def test_a_sample_is_augmented_the_same_in_every_batch(name: str, num_channels: 
         assert not torch.equal(among.float(), images.float())
 
 
+@pytest.mark.parametrize("name", sorted(ALONE))
+def test_the_order_of_the_bytes_changes_nothing(name: str, images: torch.Tensor) -> None:
+    """Streamed batches have a pixel's channels side by side; the network's convolutions must not see that."""
+    batch = images[:16]
+    streamed = batch.contiguous(memory_format=torch.channels_last)
+    params, own = draw_params(ALONE[name], 16, 0, 0), torch.arange(16)
+    expected, found = (augment_batch(ALONE[name], each, own, params) for each in (batch, streamed))
+    assert torch.equal(expected, found)
+    assert found.is_contiguous()
+
+
 def test_columns_are_those_of_the_operations_in_use() -> None:
     assert num_params(Augment()) == 6
     assert draw_params(Augment(crop_area=0.5), 3, 0, 0).shape == (3, 6)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -58,6 +59,14 @@ def test_the_next_chunk_is_decoded_while_the_caller_works_and_no_further_one() -
     assert files.decoded >= set(range(10))
     assert not files.decoded & set(range(15, 20))
     del chunks  # a caller that stops early
+
+
+def test_a_batch_has_the_channels_of_a_pixel_side_by_side_and_a_chunk_has_not() -> None:
+    files = Numbers()
+    files.shape = (3, 2, 2)
+    with closing(DecodePool(files, 2)) as pool:
+        assert pool.begin(ALL).result().is_contiguous(memory_format=torch.channels_last)
+    assert next(decode_chunks(files, ALL, 20, 2)).is_contiguous()
 
 
 def test_an_empty_set_has_no_chunks() -> None:

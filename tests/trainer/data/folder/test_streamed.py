@@ -21,6 +21,8 @@ from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.ledger import images_sha256
 
+PART = (0.1, 0.2, 0.5, 0.6)
+
 
 def all_of(images: Images) -> torch.Tensor:
     return images.take(torch.arange(len(images)))
@@ -173,13 +175,16 @@ def test_files_decide_the_identity_and_their_names_do_not(photos: Path, load: Lo
     assert load(photos, 16, source="streamed").sha256 != first.sha256
 
 
-@pytest.mark.parametrize("change", ["gone", "other bytes", "touched", "damaged in place"])
+@pytest.mark.parametrize("change", ["gone", "other bytes", "touched", "damaged in place", "a named pipe"])
 def test_a_file_that_changes_while_it_is_used_is_named(photos: Path, load: Load, change: str) -> None:
     train = load(photos, 16, source="streamed").train
     path = train.index.file(int(train.rows[4]))
     status = path.stat()
     if change == "gone":
         path.unlink()
+    elif change == "a named pipe":
+        path.unlink()
+        os.mkfifo(path)
     elif change == "other bytes":
         Image.new("RGB", (8, 8)).save(path)
     elif change == "touched":
@@ -191,7 +196,19 @@ def test_a_file_that_changes_while_it_is_used_is_named(photos: Path, load: Load,
     with pytest.raises(DataError, match=f"{path} {expected}") as caught:
         train.take(torch.arange(10))
     assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=f"{path} {expected}"):
+        train.decode(4, PART)
     assert len(train.take(torch.tensor([0, 1, 2, 3, 5]))) == 5
+
+
+def test_a_file_system_that_reads_in_small_pieces_changes_nothing(
+    photos: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, read = load(photos, 16, source="streamed").train, os.read
+    expected = [train.decode(number, PART) for number in range(3)]
+    monkeypatch.setattr(os, "read", lambda file, size: read(file, min(size, 100)))
+    for number, pixels in enumerate(expected):
+        assert np.array_equal(train.decode(number, PART), pixels)
 
 
 def test_another_process_gets_images_by_the_path_of_the_index(photos: Path, load: Load) -> None:
