@@ -27,7 +27,8 @@ def cross_entropy(logits, labels, gradient, partial, rows, classes, smoothing, f
     surprise = tl.where(mask, tl.log(total)[:, None] + top[:, None] - x, 0.0)  # minus the logarithms of the shares
     target = (1.0 - smoothing) * (c[None, :] == label[:, None]).to(tl.float32) + smoothing / classes
     tl.store(gradient + at, (exponential / total[:, None] - target) * factor, mask=mask)
-    loss = tl.sum(tl.sum(surprise * target, 1), 0)
+    # A class that is no target may be impossible: infinity times 0 is no number.
+    loss = tl.sum(tl.sum(tl.where(target > 0, surprise * target, 0.0), 1), 0)
     answer = tl.min(tl.where(mask & (x == top[:, None]), c[None, :], BC), 1)
     correct = tl.sum(((answer == label) & is_row).to(tl.float32), 0)
     tl.store(partial + 2 * program, loss)

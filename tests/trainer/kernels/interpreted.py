@@ -281,6 +281,22 @@ def test_cross_entropy_is_torchs(rows: int, classes: int, dtype: torch.dtype) ->
     assert results[0]["correct"] == results[1]["correct"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("label", [0, 1])
+def test_cross_entropy_of_nan_and_infinity_is_torchs(value: float, smoothing: float, label: int) -> None:
+    logits, labels = torch.tensor([[value, 1.0, 2.0]]), torch.tensor([label])
+    results = []
+    for context in (nullcontext(), choice.torch_only()):
+        leaf = logits.clone().requires_grad_()
+        with context:
+            loss = TrainingLoss(smoothing).measure(leaf, labels)
+        loss.backward()
+        results.append((loss.sums[0], leaf.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
 def conv_results(conv: nn.Conv2d, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """Computes a convolution's forward and backward pass; returns all results."""
     x, conv.weight.grad = x.detach().requires_grad_(), None
