@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 from convoy.cpus import num_available_cpus
 from convoy.images import Pixels
 from serving.errors import Cancelled, DeadlineExceeded, Internal, ResourceExhausted, ServingError
-from serving.inference.image_files import ImageFiles, count_pixels, decode_file
+from serving.inference.image_files import ImageFiles, check_headers, decode_file
 from serving.inference.request import RequestHandle
 from serving.models.images import ImageTensor
 
@@ -137,42 +137,42 @@ class _Job:
         self._lock = threading.Lock()
         self._is_cancelled = False
         self._request: RequestHandle | None = None
-        self._sizes: Sequence[int] = ()
         self._pixels: Pixels = np.empty(0, np.uint8)
         self._next = 0
         self._num_left = 0
 
     def start(self) -> None:
-        """Reads the headers of all files, and begins to decode them."""
+        """Begins to decode the files, on this thread and others; before that, reads the headers of several files."""
         given = self._given
         if given is None:
             return
         try:
             files = given.split()
-            sizes = count_pixels(files)
+            if len(files) > 1:
+                check_headers(files)
         except BaseException as error:
             self._end(error)
             return
         with self._lock:
             if self._outcome is None:
                 return
-            self._files, self._sizes, self._num_left = files, sizes, len(files)
+            self._files, self._num_left = files, len(files)
             self._pixels = np.empty((len(files), *self._images.shape), np.uint8)
-        for _ in range(min(len(files), self._pool.num_threads)):
+        for _ in range(min(len(files), self._pool.num_threads) - 1):
             self._pool.run(self._decode_next)
+        self._decode_next()
 
     def _decode_next(self) -> None:
         with self._lock:
             index = self._next
-            if self._outcome is None or index == len(self._sizes):
+            if self._outcome is None or index == len(self._files):
                 return
             self._next += 1
             files, pixels = self._files, self._pixels
         try:
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 raise DeadlineExceeded("too late: the request's deadline passed while its images were decoded")
-            with self._pool.room(self._sizes[index]):
-                pixels[index] = decode_file(files, index, self._images)
+            pixels[index] = decode_file(files, index, self._images, self._pool.room)
         except BaseException as error:  # a thread of the pool must go on, whatever a decoder raises
             self._end(error)
             return

@@ -77,9 +77,9 @@ def url(server: Served) -> str:
     return f"http://127.0.0.1:{server.server.http.port}"
 
 
-def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (60, 40)) -> bytes:
+def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (60, 40), **options: Any) -> bytes:
     content = io.BytesIO()
-    Image.new("RGB", size, RGB[colour]).save(content, kind)
+    Image.new("RGB", size, RGB[colour]).save(content, kind, **options)
     return content.getvalue()
 
 
@@ -251,10 +251,18 @@ def noise() -> bytes:
     return content.getvalue()
 
 
-def many_scans() -> bytes:
-    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00"
+SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00\0"
+
+
+def with_scans(content: bytes) -> bytes:
+    """Returns a JPEG file with 120 further scans, half of which begin at even places."""
+    return content[:-2] + 120 * SCAN + content[-2:]
+
+
+def scan_by_scan() -> bytes:
+    """Returns a file whose first scan has one component."""
     content = picture("red", "JPEG")
-    return content[:-2] + 120 * (scan + b"\0") + content[-2:]  # half of them begin at even places
+    return with_scans(content.replace(b"\xff\xda\x00\x0c\x03", SCAN + b"\xff\xda\x00\x0c\x03"))
 
 
 REFUSED = {
@@ -266,7 +274,9 @@ REFUSED = {
     "truncated": (noise()[:-200], "the image cannot be used: .*truncated"),
     "text": (b"a cat", "expected a JPEG, PNG or WebP file"),
     "empty": (b"", "expected a JPEG, PNG or WebP file"),
-    "scans": (many_scans(), "more than 100 scans"),
+    "progressive": (with_scans(picture("red", "JPEG", progressive=True)), "more than 100 scans"),
+    "scans": (scan_by_scan(), "more than 100 scans"),
+    "scans after the last": (with_scans(picture("red", "JPEG")), "the image cannot be used: .*broken"),
     # A megabyte of them took half a second of the server.
     "chunks": (png(9, 9, num_chunks=20_000), "it consists of too many parts"),
     "comments": (picture("red", "JPEG")[:2] + b"\xff\xfe\0\2" * 20_000, "it consists of too many parts"),
@@ -284,7 +294,7 @@ def test_a_file_that_cannot_be_used_is_refused(server: Served, url: str, name: s
     response = httpx.post(f"{url}/v2/models/colours/classify", content=content, headers={"content-type": "image/png"})
     assert response.status_code == 400
     assert re.search(reason, response.json()["error"])
-    assert num_decoded(server) - before == (2 if name == "truncated" else 0), "nothing else is decoded"
+    assert num_decoded(server) - before == (2 if name in ("truncated", "scans after the last") else 0)
 
 
 def test_one_bad_file_of_many_is_named_before_any_is_decoded(server: Served) -> None:
