@@ -89,7 +89,9 @@ class NativeFrontend:
         self._paths = [path for path, _ in self._methods]
         self._calls: dict[int, _NativeCall] = {}
         self._watches: dict[_NativeCall, Callable[[], None]] = {}
-        self._open_watches = OpenCalls("Watch calls", limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
+        self._open_watches = OpenCalls(
+            "Watch", services.inference.refusals, limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST
+        )
         self._is_stopping = False
         self._changes = ChangeThreads(services.admin.blocking)
         self._thread: threading.Thread | None = None

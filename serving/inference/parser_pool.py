@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from serving.errors import ResourceExhausted
+from serving.errors import Cancelled, ResourceExhausted, ServingError
 from serving.inference.request import RequestHandle
 
 MAX_WAITING_BYTES = 256 << 20
@@ -21,8 +21,13 @@ class ParserPool:
         self._lock = threading.Lock()
         self._num_bytes = 0
 
-    def submit(self, num_bytes: int, parse_and_run: Callable[[], RequestHandle | None]) -> RequestHandle:
+    def submit(
+        self, num_bytes: int, parse_and_run: Callable[[], RequestHandle | None], fail: Callable[[ServingError], None]
+    ) -> RequestHandle:
         """Queues the job of one request; its handle cancels the job, or what it has started.
+
+        Args:
+            fail: is called in place of `parse_and_run` if the request is cancelled before its turn.
 
         Raises:
             ResourceExhausted: too many bytes wait.
@@ -34,7 +39,7 @@ class ParserPool:
                     _RETRY_AFTER_MS,
                 )
             self._num_bytes += num_bytes
-        job = _Job(parse_and_run)
+        job = _Job(parse_and_run, fail)
         future = self._executor.submit(job)
         future.add_done_callback(lambda _: self._count_done(num_bytes))
         return job
@@ -47,13 +52,15 @@ class ParserPool:
 class _Job:
     """A job, and then the request that it has started; a `RequestHandle`."""
 
-    def __init__(self, parse_and_run: Callable[[], RequestHandle | None]) -> None:
+    def __init__(self, parse_and_run: Callable[[], RequestHandle | None], fail: Callable[[ServingError], None]) -> None:
         self._parse_and_run = parse_and_run
+        self._fail = fail
         self._is_cancelled = False
         self._request: RequestHandle | None = None
 
     def __call__(self) -> None:
         if self._is_cancelled:
+            self._fail(Cancelled("the request was cancelled before it was parsed"))
             return
         self._request = self._parse_and_run()
         if self._is_cancelled:  # `cancel` may have run before `_request` was set

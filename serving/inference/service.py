@@ -127,15 +127,19 @@ class _Path(Generic[S, R]):
                     return queued
                 except BatcherClosed:  # the version was replaced after it was found: the repository has a newer one
                     self._encoders.clear()
-            raise Unavailable("the model is being replaced")
+            self._refuse(Unavailable("the model is being replaced"), sink)
         except FilesGiven as given:
             return self._decode(given, encoded, context, sink)
-        except ServingError as error:
+        except ServingError as error:  # it has been counted
             sink.fail(error)
         except Exception:
             logger.exception("a request failed before it was queued")
-            sink.fail(Internal("the request could not be run; the server's log says why"))
+            self._refuse(Internal("the request could not be run; the server's log says why"), sink)
         return None
+
+    def _refuse(self, error: ServingError, sink: ResponseSink[R]) -> None:
+        self._refusals.count_error(error)
+        sink.fail(error)
 
     def run_again(self, encoded: S, context: RequestContext, sink: ResponseSink[R]) -> RequestHandle | None:
         """Runs a request if its plan is cached and nothing is wrong with it.
@@ -290,8 +294,7 @@ class InferenceService:
         try:
             share.take(len(payload))
         except ServingError as error:
-            self.refusals.count_error(error)
-            sink.fail(error)
+            self._refuse(error, sink)
             return None
         request = self._infer(payload, context, _CountedSink(sink, share))
         return None if request is None else _CountedRequest(request, share)
@@ -300,12 +303,19 @@ class InferenceService:
         try:
             split = SplitRequest(payload)
             if len(split.header) > MAX_QUICK_BYTES:
-                return self._parsers.submit(len(payload), lambda: self._messages.run(split, context, sink))
+                return self._parsers.submit(
+                    len(payload),
+                    lambda: self._messages.run(split, context, sink),
+                    lambda error: self._refuse(error, sink),
+                )
         except ServingError as error:
-            self.refusals.count_error(error)
-            sink.fail(error)
+            self._refuse(error, sink)
             return None
         return self._messages.run(split, context, sink)
+
+    def _refuse(self, error: ServingError, sink: ResponseSink[bytes]) -> None:
+        self.refusals.count_error(error)
+        sink.fail(error)
 
     def infer_json(
         self, request: JsonRequest, context: RequestContext, sink: ResponseSink[JsonResponse]

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from convoy.open_files import MAX_OPEN_FILES, max_open_files
 from serving.errors import ResourceExhausted
+from serving.observability.refusals import Refusals
 
 MAX_STREAMS = 256
 """Open ModelStreamInfer calls."""
@@ -59,15 +60,16 @@ def too_many_changes() -> ResourceExhausted:
 
 
 class OpenCalls:
-    """Bounds the open calls of one kind, in total and for each host that makes them. Thread-safe.
+    """Bounds the open calls of one method, in total and for each host that makes them. Thread-safe.
 
     Args:
-        what: plural name of the calls, for the error message.
+        refusals: counts the calls that are refused.
         per_host: None for no limit. Calls over Unix sockets have no host; only the total bounds them.
     """
 
-    def __init__(self, what: str, total: int, per_host: int | None = None) -> None:
-        self._what = what
+    def __init__(self, method: str, refusals: Refusals, total: int, per_host: int | None = None) -> None:
+        self._method = method
+        self._refusals = refusals
         self._total = total
         self._per_host = per_host
         self._lock = threading.Lock()
@@ -85,10 +87,15 @@ class OpenCalls:
         host = _host(peer)
         with self._lock:
             if self._hosts.total() >= self._total:
-                raise ResourceExhausted(f"this server serves at most {self._total} {self._what} at a time")
-            if host and self._per_host is not None and self._hosts[host] >= self._per_host:
-                raise ResourceExhausted(f"this server serves at most {self._per_host} {self._what} of one host")
-            self._hosts[host] += 1
+                limit = f"{self._total} {self._method} calls at a time"
+            elif host and self._per_host is not None and self._hosts[host] >= self._per_host:
+                limit = f"{self._per_host} {self._method} calls of one host"
+            else:
+                self._hosts[host] += 1
+                return
+        error = ResourceExhausted(f"this server serves at most {limit}")
+        self._refusals.count_error(error, method=self._method)
+        raise error
 
     def close(self, peer: str) -> None:
         """Counts a call that has ended."""

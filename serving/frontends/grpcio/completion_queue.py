@@ -66,7 +66,9 @@ class CompletionQueue:
         self._events = events
         self._services = services
         self._changes = ChangeThreads(services.admin.blocking)
-        self._open_watches = OpenCalls("Watch calls", limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
+        self._open_watches = OpenCalls(
+            "Watch", services.inference.refusals, limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST
+        )
         self._num_requested = 0
         self._thread = threading.Thread(target=self._take_events, name="grpcio-calls", daemon=True)
 

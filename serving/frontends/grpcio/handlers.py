@@ -73,8 +73,8 @@ def _make_handlers(
     handlers |= {path: _change(path, handler, free) for path, handler in admin.blocking.items()}
     handlers[INFER] = _infer(services.inference)
     handlers[STREAM_INFER] = stream_infer(services.inference, streams, tokens)
-    handlers[HEALTH_WATCH] = watch(admin.health, streams)
-    return handlers | dict.fromkeys(REFLECTION, reflect(streams))
+    handlers[HEALTH_WATCH] = watch(admin.health, streams, services.inference.refusals)
+    return handlers | dict.fromkeys(REFLECTION, reflect(streams, services.inference.refusals))
 
 
 def _unary(path: str, handler: Handler) -> grpc.RpcMethodHandler:

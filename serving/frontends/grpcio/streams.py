@@ -26,6 +26,7 @@ from serving.frontends.grpcio.infer_stream import InferStream
 from serving.frontends.grpcio.rpc import abort, deadline_after, on_termination
 from serving.inference.service import InferenceService
 from serving.observability.health import Health
+from serving.observability.refusals import Refusals
 from serving.protocol.admin import health_response, watched_service
 from serving.protocol.grpc_codec import encode_stream_error, encode_stream_response
 from serving.protocol.methods import CONTROL_SERVICE, HEALTH_SERVICE, INFERENCE_SERVICE, STREAM_INFER
@@ -115,7 +116,7 @@ def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenF
     the client sends the metadata `triton_grpc_error: true`.
     """
 
-    calls = OpenCalls("ModelStreamInfer calls", limits.MAX_STREAMS)
+    calls = OpenCalls("ModelStreamInfer", service.refusals, limits.MAX_STREAMS)
 
     def handle(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         metadata = context.invocation_metadata()
@@ -143,10 +144,10 @@ def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenF
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def watch(health: Health, streams: OpenStreams) -> grpc.RpcMethodHandler:
+def watch(health: Health, streams: OpenStreams, refusals: Refusals) -> grpc.RpcMethodHandler:
     """Returns the handler of Watch: sends a service's state, then each change, until the client or server ends it."""
 
-    calls = OpenCalls("Watch calls", limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
+    calls = OpenCalls("Watch", refusals, limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
 
     def handle(payload: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         states: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -167,10 +168,10 @@ def watch(health: Health, streams: OpenStreams) -> grpc.RpcMethodHandler:
     return grpc.unary_stream_rpc_method_handler(handle)
 
 
-def reflect(streams: OpenStreams) -> grpc.RpcMethodHandler:
+def reflect(streams: OpenStreams, refusals: Refusals) -> grpc.RpcMethodHandler:
     """Returns the handler of reflection, which describes messages and RPCs to tools such as grpcurl."""
     servicer = reflection.ReflectionServicer((INFERENCE_SERVICE, HEALTH_SERVICE, CONTROL_SERVICE), pool=POOL)
-    calls = OpenCalls("reflection calls", limits.MAX_REFLECTIONS, limits.MAX_REFLECTIONS_PER_HOST)
+    calls = OpenCalls("ServerReflectionInfo", refusals, limits.MAX_REFLECTIONS, limits.MAX_REFLECTIONS_PER_HOST)
 
     def handle(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         credentials = credentials_of(context.invocation_metadata())

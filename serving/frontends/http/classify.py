@@ -78,6 +78,7 @@ class ClassifyEndpoint:
         response: InferResponse = await await_response(
             self._bridge, lambda sink: self._service.submit(inference, context, sink), None, request.receive
         )
+        scope[SUBMITTED] = False  # as in `infer`
         return json_response(_described(response, files))
 
 

@@ -115,6 +115,7 @@ class InferEndpoint:
             request.parse()
         scope[SUBMITTED] = True
         response = await self._infer(request, context, receive, policies)
+        scope[SUBMITTED] = False  # what goes wrong from here on is not in the model's statistics
         if response.size_in_json > MAX_INLINE_OUTPUT_BYTES:
             payload, length = await self._executor.run(response.render, self._max_body_bytes)
         else:

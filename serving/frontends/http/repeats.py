@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from starlette.responses import Response
 
 from convoy.auth import TokenFile
-from serving.errors import ServingError
+from convoy.same_origin import HostCheck
+from serving.errors import Internal, ServingError
 from serving.frontends.common.auth import INFERS
 from serving.frontends.common.status import shutting_down
 from serving.frontends.http.executor import BoundedExecutor
@@ -26,7 +27,7 @@ from serving.frontends.http.infer import (
     Result,
     response_headers,
 )
-from serving.frontends.http.responses import error_response, json_response
+from serving.frontends.http.responses import error_response
 from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
 from serving.inference.service import InferenceService
 from serving.observability.logging import AccessLog, AccessLogEntry
@@ -50,14 +51,15 @@ class KnownHead:
     Attributes:
         credentials: the header `authorization`; None without one.
         method: for the access log.
+        model: its name.
         num_bytes: of the head and the body.
     """
 
-    __slots__ = ("_length", "_model", "_size", "_version", "credentials", "method", "num_bytes")
+    __slots__ = ("_length", "_size", "_version", "credentials", "method", "model", "num_bytes")
 
     def __init__(self, size: int, path: re.Match[bytes], headers: dict[bytes, bytes]) -> None:
         self._size = size
-        self._model, self._version = str(path[1], "ascii"), str(path[2] or b"", "ascii")
+        self.model, self._version = str(path[1], "ascii"), str(path[2] or b"", "ascii")
         self._length = int(headers[HEADER_LENGTH])
         credentials = headers.get(b"authorization")
         self.credentials = None if credentials is None else credentials.decode("latin-1")
@@ -66,7 +68,7 @@ class KnownHead:
 
     def request(self, data: bytes) -> JsonRequest:
         """Returns the request in the bytes of a head and a body."""
-        return JsonRequest(memoryview(data)[self._size :], self._length, self._model, self._version)
+        return JsonRequest(memoryview(data)[self._size :], self._length, self.model, self._version)
 
 
 class Connection(Protocol):
@@ -87,6 +89,9 @@ class Repeats:
         executor: renders large responses.
         is_ending: whether requests should take the long way, where they are refused or end their connections.
         max_body_bytes: of requests and responses.
+
+    Attributes:
+        hosts: whose refused names take the long way, where they are refused; the application may set it.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class Repeats:
         self.executor = executor
         self.max_body_bytes = max_body_bytes
         self.tokens = tokens
+        self.hosts: HostCheck | None = None
         self.access_log = access_log
 
     def know(self, head: bytes, scope: Mapping[str, Any]) -> KnownHead | None:
@@ -120,6 +126,7 @@ class Repeats:
             or headers.get(b"connection", b"keep-alive").lower() != b"keep-alive"
             or not all(number.isdigit() and len(number) <= 18 for number in numbers)
             or int(numbers[0]) > self.max_body_bytes
+            or (self.hosts is not None and self.hosts.refuses(headers.get(b"host", b"").decode("latin-1")))
         ):
             return None
         return KnownHead(len(head), path, headers)
@@ -146,6 +153,7 @@ class Exchange:
         self._repeats = repeats
         self._connection = connection
         self._request: RequestHandle | None = None
+        self._model = ""
         self._entry: AccessLogEntry | None = None
         self.response_complete = True
         self.keep_alive = True
@@ -168,7 +176,7 @@ class Exchange:
         request = repeats.service.infer_json_again(known.request(data), context, self)
         if request is None:
             return False
-        self._request = request
+        self._request, self._model = request, known.model
         if entry is not None:
             entry.principal = context.principal
             self._entry = entry
@@ -210,7 +218,7 @@ class Exchange:
         try:
             body, json_length = response.render(self._repeats.max_body_bytes)
         except ServingError as error:
-            self._send_error(error_response(error))
+            self._refuse(error)
         except Exception:
             self._send_defect()
         else:
@@ -220,16 +228,21 @@ class Exchange:
         try:
             body, json_length = await self._repeats.executor.run(response.render, self._repeats.max_body_bytes)
         except ServingError as error:
-            self._send_error(error_response(error))
+            self._refuse(error)
         except Exception:
             self._send_defect()
         else:
             self._send(200, response_headers(body, json_length), body)
 
+    def _refuse(self, error: ServingError) -> None:
+        """Answers, and counts, a request whose response cannot be rendered: the model's statistics have it as good."""
+        self._repeats.service.refusals.count_error(error, self._model)
+        self._send_error(error_response(error))
+
     def _send_defect(self) -> None:
-        """Answers a request whose response could not be rendered, and logs the exception that is being handled."""
+        """As `_refuse`; logs the exception that is being handled."""
         logger.exception("a response could not be rendered")
-        self._send_error(json_response({"error": "the server failed; its log says why"}, 500))
+        self._refuse(Internal("the server failed; its log says why"))
 
     def _send_error(self, response: Response) -> None:
         self._send(response.status_code, response.raw_headers, bytes(response.body))

@@ -56,7 +56,7 @@ class ErrorHandlers:
             ServingError: self._on_serving_error,
             HTTPException: self._on_http_error,
             ClientDisconnect: _on_disconnect,
-            Exception: _on_defect,
+            Exception: self._on_defect,
         }
 
     async def _on_serving_error(self, request: Request, error: Exception) -> Response:
@@ -71,6 +71,11 @@ class ErrorHandlers:
         template = _MESSAGES.get(error.status_code)
         message = template.format(path=request.url.path, method=request.method) if template else error.detail
         return json_response({"error": message}, error.status_code, error.headers)
+
+    async def _on_defect(self, request: Request, error: Exception) -> Response:
+        """Handles a defect. Starlette re-raises the error after this response, and uvicorn logs its traceback."""
+        self._count(request, "internal")
+        return json_response({"error": "the server failed; its log says why"}, 500)
 
     def _count(self, request: Request, reason: str) -> None:
         if self._refusals is None or self._repository is None or request.scope.get(SUBMITTED):
@@ -87,8 +92,3 @@ class ErrorHandlers:
 async def _on_disconnect(request: Request, error: Exception) -> Response:
     """Handles a client that has disconnected: the status is for the access log."""
     return Response(status_code=499)
-
-
-async def _on_defect(request: Request, error: Exception) -> Response:
-    """Handles a defect. Starlette re-raises the error after this response, and uvicorn logs its traceback."""
-    return json_response({"error": "the server failed; its log says why"}, 500)

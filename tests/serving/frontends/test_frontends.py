@@ -328,6 +328,10 @@ class TestHealth:
                 error = refusal(functools.partial(next, refused))
                 assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert "at most 1 " in error.details()
+            counted = {key: sum(calls.counts) for key, calls in services.inference.refusals.calls.snapshot().items()}
+            assert counted == {
+                (name, "RESOURCE_EXHAUSTED", ""): 1 for name in ("Watch", "ServerReflectionInfo", "ModelStreamInfer")
+            }
             stream.close()
             states.cancel()
             tool.cancel()

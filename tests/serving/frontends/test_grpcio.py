@@ -25,6 +25,7 @@ from serving.frontends.grpcio.infer_stream import MAX_IN_FLIGHT
 from serving.frontends.grpcio.streams import OpenStreams
 from serving.observability.health import NOT_SERVING, SERVING
 from serving.observability.logging import AccessLog
+from serving.observability.refusals import Refusals
 from serving.protocol.methods import INFER, STREAM_INFER
 from tests.serving.certificates import Authority, write
 from tests.serving.frontends.callers import (
@@ -177,10 +178,10 @@ class TestModelStreamInfer:
 
 class TestOpenStreams:
     def test_their_number_is_limited(self) -> None:
-        streams, calls = OpenStreams(None), OpenCalls("calls", 1)
+        streams, calls = OpenStreams(None), OpenCalls("Stream", Refusals(), 1)
         with (
             streams.register(calls, "unix:", lambda: None),
-            pytest.raises(ResourceExhausted, match="at most 1 calls"),
+            pytest.raises(ResourceExhausted, match="at most 1 Stream calls"),
             streams.register(calls, "unix:", lambda: None),
         ):
             pass
@@ -188,7 +189,7 @@ class TestOpenStreams:
             pass
 
     def test_end_asks_them_to_end_and_refuses_new_ones(self) -> None:
-        streams, calls, asked = OpenStreams(None), OpenCalls("calls", 2), []
+        streams, calls, asked = OpenStreams(None), OpenCalls("Stream", Refusals(), 2), []
         with streams.register(calls, "unix:", lambda: asked.append(1)):
             streams.end()
         assert asked == [1]

@@ -9,11 +9,12 @@ from convoy.open_files import MAX_OPEN_FILES
 from serving.errors import ResourceExhausted
 from serving.frontends.common import limits
 from serving.frontends.common.limits import OpenCalls
+from serving.observability.refusals import Refusals
 
 
 class TestOpenCalls:
     def test_their_number_is_limited(self) -> None:
-        calls = OpenCalls("Watch calls", 2)
+        calls = OpenCalls("Watch", Refusals(), 2)
         calls.open("ipv4:10.0.0.1:1000")
         calls.open("ipv4:10.0.0.2:1000")
         with pytest.raises(ResourceExhausted, match="serves at most 2 Watch calls at a time"):
@@ -29,7 +30,7 @@ class TestOpenCalls:
         ],
     )
     def test_their_number_of_one_host_is_limited(self, one: str, same_host: str, other: str) -> None:
-        calls = OpenCalls("Watch calls", 10, per_host=1)
+        calls = OpenCalls("Watch", Refusals(), 10, per_host=1)
         calls.open(one)
         with pytest.raises(ResourceExhausted, match="at most 1 Watch calls of one host"):
             calls.open(same_host)
@@ -39,7 +40,7 @@ class TestOpenCalls:
 
     @pytest.mark.parametrize("peer", ["unix:", "unix:7", "unix-abstract:name", ""])
     def test_unix_sockets_have_no_host(self, peer: str) -> None:
-        calls = OpenCalls("Watch calls", 3, per_host=1)
+        calls = OpenCalls("Watch", Refusals(), 3, per_host=1)
         for _ in range(3):
             calls.open(peer)
         with pytest.raises(ResourceExhausted, match="at most 3"):

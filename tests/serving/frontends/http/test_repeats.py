@@ -13,9 +13,10 @@ import pytest
 
 from convoy import credentials
 from convoy.auth import TokenFile
+from serving.errors import InvalidArgument
 from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.services import Services
-from serving.frontends.http import HttpFrontend, repeats
+from serving.frontends.http import HttpFrontend, infer, repeats
 from serving.frontends.http.repeats import Exchange
 from serving.observability.logging import AccessLog
 from serving.protocol.json_infer import JsonEncoder
@@ -268,19 +269,31 @@ def test_another_version_is_used_at_once(
     assert ways == [True, False, True, False, True]
 
 
-@pytest.mark.parametrize("max_inline_bytes", [0, -1], ids=["on the event loop", "on the executor"])
-def test_a_response_that_cannot_be_rendered_is_answered(
-    start: Callable[..., HttpFrontend], ways: list[bool], monkeypatch: pytest.MonkeyPatch, max_inline_bytes: int
+@pytest.mark.parametrize("num_before", [0, 2], ids=["the long way", "the short way"])
+@pytest.mark.parametrize("error", [MemoryError(), InvalidArgument("no")])
+def test_a_response_that_cannot_be_rendered_is_answered_and_counted(
+    start: Callable[..., HttpFrontend],
+    own_services: Services,
+    ways: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+    num_before: int,
+    error: Exception,
 ) -> None:
-    def fail(*arguments: Any) -> None:
-        raise MemoryError
+    status, reason = (400, "invalid_argument") if isinstance(error, InvalidArgument) else (500, "internal")
 
-    with connect(start()) as connection:
-        assert [exchange(connection, request())[0] for _ in range(2)] == [200, 200]
-        monkeypatch.setattr(repeats, "MAX_INLINE_BYTES", max_inline_bytes)
-        monkeypatch.setattr(JsonEncoder, "render", fail)
-        assert exchange(connection, request())[0] == 500
-    assert ways == [True, True]
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    server = start()
+    for _place in ("on the event loop", "on the executor"):
+        with connect(server) as connection:
+            assert [exchange(connection, request())[0] for _ in range(num_before)] == [200] * num_before
+            with monkeypatch.context() as patch:
+                patch.setattr(JsonEncoder, "render", fail)
+                assert exchange(connection, request())[0] == status
+        monkeypatch.setattr(repeats, "MAX_INLINE_BYTES", -1)
+        monkeypatch.setattr(infer, "MAX_INLINE_OUTPUT_BYTES", -1)
+    assert own_services.inference.refusals.snapshot() == {(reason, "twice"): 2}
 
 
 class TestTokens:
