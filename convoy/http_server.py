@@ -10,6 +10,7 @@ import ssl
 import struct
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -17,9 +18,16 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import ASGIApp
 
 from convoy.handshakes import Handshakes, max_handshakes
+from convoy.open_files import Reserve
 
 BACKLOG = 2048
+RESERVE = 16
+"""Descriptors that a server keeps for its connections."""
 
+_ACCEPTS_AT_ONCE = 64
+"""Connections that are accepted before others are served."""
+_PAUSE_S = 0.05
+"""How long a server waits for a free descriptor before it accepts again."""
 _SETTLE_S, _DRAIN_S, _POLL_S = 0.05, 1.0, 0.005
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>
 _DROP_SYN = struct.pack(
@@ -97,14 +105,25 @@ def _num_waiting(listener: socket.socket) -> int:
 class Server(uvicorn.Server):
     """uvicorn without its own logging and its headers about itself, and with bounds for TLS handshakes.
 
-    Before it closes its port, it accepts all who have connected.
+    It accepts connections itself: event loops close those that arrive while the process has no descriptor left, or wait
+    for a second. Before it closes its port, it accepts all who have connected.
 
     Args:
         context: of TLS; None for plain text.
+        reserve: descriptors for the server's connections, to be refilled when one has been closed; None for some.
+        make_room: closes connections that wait for their clients, when no descriptor is left for another one.
         options: of uvicorn.
     """
 
-    def __init__(self, app: ASGIApp, context: ssl.SSLContext | None, **options: Any) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        context: ssl.SSLContext | None,
+        *,
+        reserve: Reserve | None = None,
+        make_room: Callable[[], None] = lambda: None,
+        **options: Any,
+    ) -> None:
         config = uvicorn.Config(
             app,
             interface="asgi3",
@@ -120,14 +139,62 @@ class Server(uvicorn.Server):
         )
         config.load()
         super().__init__(config)
+        self._reserve = reserve or Reserve(RESERVE)
+        self._make_room = make_room
+        self._listeners: list[socket.socket] = []
+        self._accepted: set[asyncio.Task[object]] = set()
         self.handshakes: Handshakes | None = None
         if context is not None:
             self.handshakes = Handshakes(context, config.http_protocol_class, max_handshakes())
             config.http_protocol_class = self.handshakes  # type: ignore[assignment]  # uvicorn calls it only
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to accept connections. uvicorn calls it."""
+        await super().startup([])
+        self._listeners = sockets or []
+        for listener in self._listeners:
+            listener.setblocking(False)
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                connection = self._reserve.accept(listener)
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                break
+            except OSError:  # no descriptor, or no memory
+                self._make_room()
+                loop.remove_reader(listener)
+                loop.call_later(_PAUSE_S, self._go_on, listener)
+                break
+            connection.setblocking(False)
+            task = loop.create_task(loop.connect_accepted_socket(self._make_protocol, connection))
+            self._accepted.add(task)
+            task.add_done_callback(self._forget)
+        self._reserve.refill()
+
+    def _go_on(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _forget(self, task: "asyncio.Task[object]") -> None:
+        self._accepted.discard(task)
+        if not task.cancelled():
+            task.exception()  # its client has disconnected meanwhile
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        state, app_state = self.server_state, self.lifespan.state
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=state, app_state=app_state, _loop=asyncio.get_running_loop())
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finishes requests, then closes all connections. uvicorn calls it when it should end."""
         await asyncio.gather(*map(stop_listening, sockets or []))
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+        self._reserve.close()
         if self.handshakes is not None:
             self.handshakes.abort()
         await super().shutdown(sockets)

@@ -19,6 +19,7 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from convoy.cpus import num_available_cpus
+from convoy.same_origin import host_check
 from serving.config import ServeConfig
 from serving.errors import Internal, ServingError, StartupError
 from serving.frontends.http.app import build_metrics_app
@@ -102,9 +103,10 @@ class Supervisor:
         self._failure: str | None = None
         self._has_failed = threading.Event()
         tokens, _ = read_credentials(config)
+        hosts = host_check(config.metrics_host or config.host, config.cors_origin)
         self._metrics = HttpServer(
             "http-metrics",
-            lambda server: build_metrics_app(self, self._render, tokens),
+            lambda server: build_metrics_app(self, self._render, tokens, hosts),
             max_connections=lambda: METRICS_CONNECTIONS,
             refusals=Refusals(),
         )

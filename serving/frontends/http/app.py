@@ -9,6 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from convoy.auth import TokenFile
+from convoy.same_origin import HostCheck
 from serving.frontends.common.services import Services
 from serving.frontends.http.address import HttpAddress
 from serving.frontends.http.admin import AdminEndpoints, Probed, health_routes, shared_memory_routes
@@ -16,7 +17,7 @@ from serving.frontends.http.bodies import CountedBodies
 from serving.frontends.http.classify import ClassifyEndpoint
 from serving.frontends.http.counting import counted
 from serving.frontends.http.infer import InferEndpoint
-from serving.frontends.http.middleware import build_middleware, metrics_middleware
+from serving.frontends.http.middleware import build_middleware, checked_hosts, metrics_middleware
 from serving.frontends.http.openapi import describe_api
 from serving.frontends.http.page import build_page
 from serving.frontends.http.repeats import Repeats
@@ -58,6 +59,7 @@ def build_app(
         tokens=tokens,
         access_log=access_log,
     )
+    server.repeats.hosts = checked_hosts(server, tokens, address)
     infer = InferEndpoint(services.inference, server.repeats.bridge, executor, max_body_bytes)
     classify = ClassifyEndpoint(services.inference, server.repeats.bridge, executor, max_body_bytes)
     changes = server.executor("http-blocking", "models are being loaded or unloaded", num_threads=16, max_pending=16)
@@ -110,7 +112,9 @@ def _routes(admin: AdminService, endpoints: AdminEndpoints, infer: ASGIApp, clas
     ]
 
 
-def build_metrics_app(admin: Probed, render: Callable[[str], tuple[bytes, str]], tokens: TokenFile | None) -> ASGIApp:
+def build_metrics_app(
+    admin: Probed, render: Callable[[str], tuple[bytes, str]], tokens: TokenFile | None, hosts: HostCheck | None
+) -> ASGIApp:
     """Returns `GET /metrics`, and health for probes that have no client certificate."""
 
     async def metrics(request: Request) -> Response:
@@ -119,5 +123,5 @@ def build_metrics_app(admin: Probed, render: Callable[[str], tuple[bytes, str]],
 
     routes = [Route("/metrics", metrics), *health_routes(admin)]
     return Starlette(
-        routes=routes, middleware=metrics_middleware(tokens), exception_handlers=ErrorHandlers().by_exception
+        routes=routes, middleware=metrics_middleware(tokens, hosts), exception_handlers=ErrorHandlers().by_exception
     )

@@ -3,10 +3,11 @@
 A sweep once a second looks at all of them, which costs less than a timer for each: 10,000 take 3 ms.
 """
 
+import asyncio
 import heapq
 from typing import Protocol
 
-from convoy.open_files import max_open_files
+from convoy.open_files import Reserve, max_open_files
 
 FIRST_BYTE_S = 30.0
 """How long a new connection may stay silent."""
@@ -61,10 +62,12 @@ class Connections:
 
     Args:
         limit: the largest number of connections.
+        reserve: descriptors for further connections; is refilled when one has been closed.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, reserve: Reserve) -> None:
         self.limit = limit
+        self._reserve = reserve
         self._open: set[Connection] = set()
 
     def __len__(self) -> int:
@@ -80,14 +83,17 @@ class Connections:
             False if all others are busy: the caller should refuse the connection.
         """
         if len(self._open) >= self.limit:
-            self._make_room()
+            self.make_room()
         if len(self._open) >= self.limit:
             return False
         self._open.add(connection)
         return True
 
     def discard(self, connection: Connection) -> None:
+        """Forgets a connection that is about to be closed."""
         self._open.discard(connection)
+        if self._reserve.is_short:
+            asyncio.get_running_loop().call_soon(self._reserve.refill)
 
     def expire(self) -> bool:
         """Answers the requests that the grace period cuts off. Returns whether there were any."""
@@ -104,7 +110,8 @@ class Connections:
         for connection in list(self._open):
             connection.check(now)
 
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
+        """Closes those that have waited longest for their clients."""
         waiting = [connection for connection in self._open if connection.is_waiting]
         # Several at once, so that a flood of connections does not search all of them for each.
         for connection in heapq.nsmallest(max(1, self.limit // 16), waiting, key=lambda each: each.waits_since):

@@ -3,6 +3,7 @@
 from starlette.types import ASGIApp
 
 from convoy.auth import TokenFile
+from convoy.same_origin import host_check
 from convoy.tls import TlsFiles
 from serving.errors import StartupError
 from serving.frontends.common.services import Services
@@ -41,6 +42,7 @@ class HttpFrontend:
         self.metrics_port = 0
         self._address = address
         self._tls = tls
+        metrics_hosts = host_check(address.metrics_host or address.host, address.cors_origins)
         inference = services.inference
         refusals = inference.refusals
         self.metrics = metrics = Metrics(services.admin.repository, refusals, inference.decoder, inference.messages)
@@ -56,7 +58,7 @@ class HttpFrontend:
             )
 
         def build_metrics(server: HttpServer) -> ASGIApp:
-            return build_metrics_app(services.admin, metrics.render, tokens)
+            return build_metrics_app(services.admin, metrics.render, tokens, metrics_hosts)
 
         self._api = HttpServer("http", build_api, max_connections=max_connections, refusals=refusals)
         self._metrics = HttpServer(

@@ -1,6 +1,7 @@
 """ASGI middleware around all requests to the API: access log, closing of connections, authentication."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -9,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from convoy.auth import TokenFile
-from convoy.same_origin import is_loopback, is_own_page, names_loopback
+from convoy.same_origin import HostCheck, host_check, is_own_page
 from serving.errors import PermissionDenied, quote
 from serving.frontends.common.auth import CHANGES_SERVER
 from serving.frontends.common.services import Services
@@ -61,6 +62,9 @@ def build_middleware(
     if access_log is not None:
         middleware.insert(0, Middleware(AccessLogMiddleware, access_log=access_log))
     refusals = services.inference.refusals
+    hosts = checked_hosts(server, tokens, address)
+    if hosts is not None:
+        middleware.append(Middleware(HostMiddleware, hosts=hosts, refusals=refusals))
     if tokens is not None:
         auth = Middleware(
             AuthMiddleware,
@@ -75,9 +79,19 @@ def build_middleware(
     return middleware
 
 
-def metrics_middleware(tokens: TokenFile | None) -> list[Middleware]:
+def checked_hosts(server: HttpServer, tokens: TokenFile | None, address: HttpAddress) -> HostCheck | None:
+    """Returns what refuses names of other sites on the port of the API; None if it has tokens or TLS."""
+    is_open = tokens is None and not server.has_tls
+    return host_check(address.host, address.cors_origins) if is_open else None
+
+
+def metrics_middleware(tokens: TokenFile | None, hosts: HostCheck | None) -> list[Middleware]:
     """Returns the middleware of the metrics' port."""
-    return [] if tokens is None else [Middleware(AuthMiddleware, tokens=tokens, permitting=metrics_scopes(tokens))]
+    permitting = None if tokens is None else metrics_scopes(tokens)
+    middleware = [] if hosts is None else [Middleware(HostMiddleware, hosts=hosts, permitting=permitting)]
+    if tokens is not None and permitting is not None:
+        middleware.append(Middleware(AuthMiddleware, tokens=tokens, permitting=permitting))
+    return middleware
 
 
 class AccessLogMiddleware:
@@ -134,6 +148,41 @@ class DrainMiddleware:
                 await error_response(shutting_down())(scope, receive, send_and_close)
 
 
+class HostMiddleware:
+    """Refuses requests for a name that another site can have, except for health, and unless they need a token.
+
+    Args:
+        permitting: as of `AuthMiddleware`; None if no request needs a token.
+        refusals: counts the requests that are refused; None to count nothing.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: HostCheck,
+        permitting: Callable[[str, str], frozenset[str] | None] | None = None,
+        refusals: Refusals | None = None,
+    ) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._permitting = permitting
+        self._refusals = refusals
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        host = Headers(scope=scope).get("host", "")
+        needs_token = self._permitting is not None and self._permitting(scope["method"], path) is not None
+        if needs_token or path in OPEN_PATHS or not self._hosts.refuses(host):
+            await self._app(scope, receive, send)
+            return
+        error = PermissionDenied(
+            f"the host {quote(host)} may be another site's: name it with --cors-origin, or set --token-file"
+        )
+        if self._refusals is not None:
+            self._refusals.count_error(error, method=method_of_path(path))
+        await error_response(error)(scope, receive, send)
+
+
 class SameOriginMiddleware:
     """Refuses changes, and requests of the page, that another site's page may have sent through its reader's browser.
 
@@ -143,7 +192,6 @@ class SameOriginMiddleware:
     def __init__(self, app: ASGIApp, address: HttpAddress, refusals: Refusals) -> None:
         self._app = app
         self._allowed = frozenset(address.cors_origins)
-        self._is_local = is_loopback(address.host)
         self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -165,5 +213,4 @@ class SameOriginMiddleware:
         if origin is None:
             site = headers.get("sec-fetch-site", "none")
             return None if site in ("none", "same-origin") else site
-        is_own = is_own_page(origin, host) and (not self._is_local or names_loopback(host))
-        return None if is_own or origin in self._allowed else origin
+        return None if is_own_page(origin, host) or origin in self._allowed else origin

@@ -15,7 +15,8 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
-from convoy.http_server import Server, open_listener
+from convoy.http_server import RESERVE, Server, open_listener
+from convoy.open_files import Reserve
 from serving.errors import StartupError
 from serving.frontends.http import connections
 from serving.frontends.http.connections import Connections
@@ -39,6 +40,7 @@ class HttpServer:
 
     Attributes:
         port: that it listens on, once `listen` has returned.
+        has_tls: once it has started.
         is_stopping: whether new requests should be refused.
         repeats: the short way of requests that repeat; the application may set it.
     """
@@ -52,6 +54,7 @@ class HttpServer:
         refusals: Refusals,
     ) -> None:
         self.port = 0
+        self.has_tls = False
         self.is_stopping = False
         self.repeats: Repeats | None = None
         self._name = name
@@ -82,6 +85,7 @@ class HttpServer:
 
     def start(self, context: ssl.SSLContext | None = None) -> None:
         """Starts to serve."""
+        self.has_tls = context is not None
         self._thread = threading.Thread(target=self._run, args=(context,), name=self._name, daemon=True)
         self._thread.start()
         self._is_up.wait()
@@ -112,10 +116,18 @@ class HttpServer:
             self._is_up.set()
 
     async def _serve(self, context: ssl.SSLContext | None) -> None:
-        peers = Connections(self._max_connections())
+        reserve = Reserve(RESERVE)
+        peers = Connections(self._max_connections(), reserve)
         app = self._build_app(self)
         protocol = partial(BoundedHttpProtocol, peers=peers, refusals=self._refusals, repeats=self.repeats)
-        self._server = _build_server(app, protocol, context)
+        self._server = Server(
+            app,
+            context,
+            reserve=reserve,
+            make_room=peers.make_room,
+            http=protocol,
+            timeout_keep_alive=math.ceil(connections.KEEP_ALIVE_S),
+        )
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         while not self._server.started:
             await asyncio.sleep(_POLL_S)
@@ -145,11 +157,6 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
-
-
-def _build_server(app: ASGIApp, protocol: Callable[..., asyncio.Protocol], context: ssl.SSLContext | None) -> Server:
-    """Returns uvicorn, which installs no signal handlers outside the main thread."""
-    return Server(app, context, http=protocol, timeout_keep_alive=math.ceil(connections.KEEP_ALIVE_S))
 
 
 def _listen(host: str, port: int, reuse_port: bool) -> socket.socket:

@@ -21,6 +21,8 @@ from trainer.service.operations import LogRange
 from trainer.service.rest.events import lines, server_sent
 from trainer.service.rest.openapi import describe_api
 from trainer.service.rest.requests import (
+    LIVE,
+    READY,
     SameOriginMiddleware,
     flag,
     integer,
@@ -72,8 +74,8 @@ class _Endpoints:
             Route(f"{job}/logs", self.stream_logs, methods=["GET"]),
             Route(f"{job}/mistakes", self.get_mistakes, methods=["GET"]),
             Route("/v1/capacity", self.get_capacity, methods=["GET"]),
-            Route("/v1/health/live", self.live, methods=["GET"]),
-            Route("/v1/health/ready", self.ready, methods=["GET"]),
+            Route(LIVE, self.live, methods=["GET"]),
+            Route(READY, self.ready, methods=["GET"]),
         ]
 
     async def submit_job(self, request: Request) -> Response:

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from convoy.same_origin import is_own_page, names_loopback
+from convoy.same_origin import HostCheck, is_own_page
 from trainer.errors import ConfigError
 from trainer.service.jobs import MAX_NUMBER
 from trainer.service.rest.responses import json_response
@@ -18,6 +18,7 @@ from trainer.service.rest.responses import json_response
 M = TypeVar("M", bound=Message)
 
 MAX_BODY_BYTES = 1024 * 1024
+HEALTH_PATHS = LIVE, READY = "/v1/health/live", "/v1/health/ready"
 BODY_S = 30.0
 """Longest time that a request's body may take to arrive."""
 
@@ -77,17 +78,20 @@ def flag(request: Request, name: str) -> bool:
 class SameOriginMiddleware:
     """Refuses requests that a web page of another origin may have sent through its reader's browser.
 
-    For a service without tokens: it trusts everybody on this machine, but not the pages that a browser here shows. A
-    page sends its origin along; one that has given itself a name for this machine's address sends that name as Host.
+    For a service without tokens: it trusts everybody on this machine, but not the pages that a browser here shows.
+    Health is told to anybody.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._hosts = HostCheck()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not names_loopback(host):
+        if scope["path"] in HEALTH_PATHS:
+            await self._app(scope, receive, send)
+        elif self._hosts.refuses(host):
             refused = json_response({"error": f"Host {host!r}: a service without tokens serves this machine only"}, 403)
             await refused(scope, receive, send)
         elif not is_own_page(origin, host):
