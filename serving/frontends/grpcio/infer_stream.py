@@ -12,6 +12,7 @@ from serving.errors import Cancelled, ResourceExhausted, ServingError
 from serving.inference.message_memory import MemoryShare, MessageMemory
 from serving.inference.request import RequestContext, RequestHandle
 from serving.inference.service import InferenceService
+from serving.observability.refusals import Refusals
 from serving.observability.tracing import RequestTrace
 
 MAX_IN_FLIGHT = 128
@@ -104,7 +105,7 @@ class InferStream:
             self._changed.wait_for(lambda: len(self._calls) < MAX_IN_FLIGHT or self._has_ended)
             if self._has_ended:
                 return None
-            call = _StreamedCall(self._service.messages)
+            call = _StreamedCall(self._service.messages, self._service.refusals)
             self._calls.append(call)
             self._changed.notify_all()
             return call
@@ -115,10 +116,12 @@ class _StreamedCall:
 
     Args:
         memory: counts a large response until `free` is called, as its client may not read it.
+        refusals: counts a response for which there is no memory: the model's statistics have it as good.
     """
 
-    def __init__(self, memory: MessageMemory) -> None:
+    def __init__(self, memory: MessageMemory, refusals: Refusals) -> None:
         self._share = MemoryShare(memory)
+        self._refusals = refusals
         self._is_done = threading.Event()
         self._result: bytes | ServingError = Cancelled("the client has cancelled the call")
         self._request: RequestHandle | None = None
@@ -132,6 +135,7 @@ class _StreamedCall:
         try:
             self._share.take(len(payload))
         except ResourceExhausted as error:
+            self._refusals.count_error(error)
             self._end(error)
         else:
             self._end(payload)

@@ -39,6 +39,7 @@ def test_large_responses_that_nobody_reads_fill_the_memory_of_messages(service: 
         *[ResourceExhausted] * 2,
     ]
     assert service.messages.num_bytes == 0
+    assert service.refusals.snapshot() == {("resource_exhausted", ""): 2}
 
 
 def test_a_stream_that_ends_frees_the_responses_that_nobody_has_read(service: FakeInference) -> None:
