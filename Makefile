@@ -7,7 +7,8 @@ NPROC ?= 4
 .PHONY: help setup train serve test test-all lint bench lock images
 
 help:
-	@echo "make train      train the MNIST convnet on $(NPROC) processes (NPROC=n for another number) and export it"
+	@echo "make train      train the MNIST convnet on $(NPROC) processes (NPROC=n for another number) and export it;"
+	@echo "                ARGS='--run-dir runs/mine' hands options to the trainer, and continues that run"
 	@echo "make serve      serve the models in models/ over gRPC and HTTP, on loopback"
 	@echo "make test       run the test suite, on two cores"
 	@echo "make test-all   run it, and then the tests that take minutes or install packages (9 GB)"
@@ -33,7 +34,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 
 # OMP_NUM_THREADS only silences torchrun's warning: each rank sets its own number of threads.
 train: setup
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=$(NPROC) trainer/main.py
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=$(NPROC) trainer/main.py $(ARGS)
 
 serve: setup
 	$(BIN)/python -m serving --model-repository models --model-control-mode poll

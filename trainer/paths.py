@@ -13,6 +13,8 @@ RESULT_FILE = "result.json"
 """In a run's folder: written last, when the run is complete."""
 FAILURE_FILE = "failure.json"
 """In a run's folder: the report of the last failure."""
+CHECKPOINTS = "checkpoints"
+"""In a run's folder: the folder of its checkpoints."""
 LOCK_FILE = ".in-use"
 """In the folder of a run or a study: locked by the process that uses the folder."""
 

@@ -31,7 +31,7 @@ from trainer.loop.saving import SaveInterval
 from trainer.loop.shown_mistakes import mistakes_in_validation
 from trainer.models import num_parameters
 from trainer.network_files import without_paths
-from trainer.paths import image_folder
+from trainer.paths import CHECKPOINTS, image_folder
 from trainer.prepare import prepare
 from trainer.progress import Progress
 from trainer.ranks.world import World
@@ -191,7 +191,7 @@ def setup(
         validation_indices=validation_indices,
         learner=build_learner(recipe, dataset, train_indices, seed, world, log, is_compiled=is_compiled),
         folder=folder,
-        checkpoints=Checkpoints(folder.path / "checkpoints", progress.log),
+        checkpoints=Checkpoints(folder.path / CHECKPOINTS, progress.log),
         world=world,
         progress=progress,
         state=TrainState(totals=torch.zeros(2, dtype=torch.float64, device=world.device)),

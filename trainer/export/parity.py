@@ -165,7 +165,7 @@ class ParityCheck:
         # For small batches a layer takes microseconds, and synchronising threads after each costs more than it saves.
         with torch_threads(num_available_cpus() if batch_size == MAX_BATCH_SIZE else 1):
             for images in _within(limit_s, self.images.batches(batch_size, num_images)):
-                self.log(f"checking {subject}: {done:,} of up to {num_images:,} images")
+                self.log(f"checking {subject}: image {done + 1:,} of up to {num_images:,}")
                 outputs.append(self._predict(subject, predict, images))
                 done += len(images)
         logits, probabilities = (np.concatenate(parts) for parts in zip(*outputs, strict=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
+from trainer.paths import CHECKPOINTS
 from trainer.sinks.base import Kind, Mistake, Outcome, RunInfo
 
 STEP = "convoy_training_step"
@@ -46,7 +47,7 @@ class PrometheusSink:
         self._set(NUM_STEPS, "Steps of the whole run.", run.num_steps)
         self._set(PROGRESS_TIME, "Time of the last logged step or epoch.", time.time())
         saved = Gauge(CHECKPOINT_TIME, "Time of the newest checkpoint; 0 for none.", ["run"], registry=self._registry)
-        saved.labels(run.name).set_function(lambda: _newest_change(run.folder / "checkpoints"))
+        saved.labels(run.name).set_function(lambda: _newest_change(run.folder / CHECKPOINTS))
         host, _, port = address.rpartition(":")
         self._server, self._thread = start_http_server(int(port), host.strip("[]"), self._registry)
 

@@ -74,13 +74,14 @@ class StudyFolder:
     def _check(self, identity: dict[str, Any], defaults: dict[str, Any], machine: dict[str, Any]) -> None:
         """Checks that the folder holds this study, and records the machine if it is a new one."""
         known = self.description()
-        if (
-            known["study"] != identity["study"]
-            or _with_defaults(known["asked"], defaults, identity) != identity["asked"]
-        ):
+        if known["study"] != identity["study"]:
+            raise ConfigError(f"--run-dir {self.path} holds the study {known['study']}: choose another folder")
+        theirs, ours = _with_defaults(known["asked"], defaults, identity), identity["asked"]
+        if differing := [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]:
+            options = ", ".join(_option(name, theirs.get(name)) for name in differing)
             raise ConfigError(
-                f"--run-dir {self.path} holds another study, {known['study']} with the options {known['asked']}: "
-                "choose another folder"
+                f"--run-dir {self.path} holds this study with other options, {options}: give the same ones to continue "
+                "it, or choose another folder"
             )
         others = known.get("continued_on", [])
         if _without_threads(machine) not in map(_without_threads, [known["machine"], *others]):
@@ -126,6 +127,16 @@ def _with_defaults(asked: dict[str, Any], defaults: dict[str, Any], identity: di
     """Returns the options of a folder, with the defaults of those of this study's that its version did not have."""
     missing = {name: defaults[name] for name in identity["asked"] if name in defaults}
     return missing | {name: value for name, value in asked.items() if name not in _FREE_OPTIONS}
+
+
+def _option(name: str, value: Any) -> str:
+    """Returns an option as on the command line."""
+    flag = name.replace("_", "-")
+    if value is None:
+        return f"no --{flag}"
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _without_threads(machine: dict[str, Any]) -> dict[str, Any]:

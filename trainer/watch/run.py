@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.errors import ConfigError, no_run
 from trainer.files import is_locked
-from trainer.paths import FAILURE_FILE, LOCK_FILE, RESULT_FILE
+from trainer.paths import CHECKPOINTS, FAILURE_FILE, LOCK_FILE, RESULT_FILE
 from trainer.records.metrics import METRICS_FILE, read_new_metrics
 
 
@@ -87,6 +87,12 @@ class WatchedRun:
     @property
     def step(self) -> int:
         return max((line["step"] for line in self.lines), default=0)
+
+    @property
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint: that of an interrupted run may be later than its last line."""
+        names = (path.name.removeprefix("step-") for path in (self.path / CHECKPOINTS).glob("step-*"))
+        return max((int(name) for name in names if name.isdecimal()), default=0)
 
     @property
     def num_steps(self) -> int | None:

@@ -119,7 +119,7 @@ def describe_end(run: WatchedRun) -> str:
     """Returns how a run ended, with its test accuracy if it is complete."""
     if run.state is State.FINISHED:
         return f"finished{_test(run)}"
-    return f"{run.state} at step {run.step:,}: {run.reason}"
+    return f"{run.state} at step {max(run.step, run.saved_step):,}: {run.reason}"
 
 
 def curve(values: Sequence[float], width: int = _CURVE_WIDTH) -> str:

@@ -153,9 +153,9 @@ def test_progress_names_the_file_the_batch_size_and_the_images(images: ParityIma
     logged: list[str] = []
     make_check(images, expected, log=logged.append).run("model.pt", make_predictor(lambda logits: None))
     assert logged[:3] == [
-        "checking model.pt at batch size 256: 0 of up to 45 images",
-        "checking model.pt at batch size 17: 0 of up to 45 images",
-        "checking model.pt at batch size 17: 17 of up to 45 images",
+        "checking model.pt at batch size 256: image 1 of up to 45",
+        "checking model.pt at batch size 17: image 1 of up to 45",
+        "checking model.pt at batch size 17: image 18 of up to 45",
     ]
 
 

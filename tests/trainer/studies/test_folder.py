@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from tests.conftest import files_of_at_most, fill
 from trainer.errors import CheckpointError, ConfigError
 from trainer.ranks.world import World
+from trainer.studies import folder
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import CaptionedFigure, Page, write_page
 
@@ -62,10 +63,28 @@ def test_another_number_of_threads_is_the_same_machine(tmp_path: Path) -> None:
 def test_other_options_are_another_study(tmp_path: Path) -> None:
     write_empty_study(tmp_path)
     with (
-        pytest.raises(ConfigError, match=r"holds another study, capacity with the options \{'seed': 0\}"),
+        pytest.raises(ConfigError, match="holds this study with other options, --seed 0: give the same ones"),
         StudyFolder.open("capacity", Options(seed=1), tmp_path, ALONE),
     ):
         pass
+    with (
+        pytest.raises(ConfigError, match="holds the study capacity: choose another folder"),
+        StudyFolder.open("zoo", Options(seed=0), tmp_path, ALONE),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("value", "option"),
+    [
+        (3, "--num-seeds 3"),
+        (None, "no --num-seeds"),
+        (False, "--no-num-seeds"),
+        (["a=1", "b=2"], "--num-seeds a=1 b=2"),
+    ],
+)
+def test_an_option_is_named_as_it_is_given(value: Any, option: str) -> None:
+    assert folder._option("num_seeds", value) == option
 
 
 def test_a_result_that_does_not_fit_leaves_earlier_ones(tmp_path: Path) -> None:

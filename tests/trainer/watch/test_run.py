@@ -10,6 +10,7 @@ from tests.trainer.watch.fake_run import FakeRun
 from trainer.errors import ConfigError
 from trainer.files import write_atomically
 from trainer.watch.run import State, WatchedRun
+from trainer.watch.terminal import describe_end
 
 
 def test_lines_come_as_they_are_written(tmp_path: Path) -> None:
@@ -63,6 +64,14 @@ def test_a_run_that_no_process_trains_has_stopped_or_failed(tmp_path: Path) -> N
         assert WatchedRun.open(written.path).state is State.RUNNING
     (written.path / "metrics.jsonl").touch()
     assert WatchedRun.open(written.path).state is State.STOPPED  # the failure was before it
+
+
+def test_an_interrupted_run_has_the_step_that_it_saved(tmp_path: Path) -> None:
+    written = FakeRun(tmp_path / "run")
+    assert describe_end(WatchedRun.open(written.path)).startswith("stopped at step 0: ")
+    for name in ("step-00000002", "step-00000001", ".step-00000003.tmp"):
+        (written.path / "checkpoints" / name).mkdir(parents=True)
+    assert describe_end(WatchedRun.open(written.path)).startswith("stopped at step 2: the same command")
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
