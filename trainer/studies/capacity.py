@@ -63,6 +63,8 @@ def study_capacity(config: CapacityConfig) -> None:
     _check(config)
     with World.join("cpu") as world, StudyFolder.open("capacity", config, config.run_dir, world) as folder:
         torch.set_num_threads(1)  # the networks are too small for several threads
+        if world.is_main:
+            print(_describe(config, folder), flush=True)
         polynomials = fit_polynomials(config.num_points, config.noise, config.repeats, config.seed)
         networks = _train_networks(config, folder, world)
         if world.is_main:
@@ -76,6 +78,14 @@ def _check(config: CapacityConfig) -> None:
         raise ConfigError("--label-noise must lie between 0 and 1, --noise must be a number and not negative")
     if not config.widths or min(config.widths) < 1:
         raise ConfigError("--widths must be one or more numbers of at least 1")
+
+
+def _describe(config: CapacityConfig, folder: StudyFolder) -> str:
+    number = len(config.widths) * config.network_repeats
+    return (
+        f"{number} networks with {min(config.widths)} to {max(config.widths)} hidden units, each trained on "
+        f"{config.num_images} images for {config.epochs} epochs; results in {folder.path}"
+    )
 
 
 def true_function(x: torch.Tensor) -> torch.Tensor:

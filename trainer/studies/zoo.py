@@ -99,6 +99,7 @@ def study_zoo(config: ZooConfig) -> None:
     with World.join("cpu") as world, StudyFolder.open("zoo", config, config.run_dir, world) as folder:
         if not world.is_main:
             return  # ranks that measure at the same time would slow each other down
+        print(_describe(config, folder), flush=True)
         originals = [_original_entry(name) for name in _ORIGINALS]
         finished = _finished_results(config.runs)
         small = [_small_entry(name, finished) for name in _SMALL]
@@ -120,6 +121,16 @@ def _check(config: ZooConfig) -> None:
                 raise ConfigError(f"--{kind} {name}: choose from {', '.join(known)}")
     if not config.batch_sizes or min(config.batch_sizes) < 1 or list(config.batch_sizes) != sorted(config.batch_sizes):
         raise ConfigError("--batch-sizes must be one or more rising numbers of at least 1")
+
+
+def _describe(config: ZooConfig, folder: StudyFolder) -> str:
+    number = len(config.originals) + len(config.small)
+    minutes = number * len(config.runtimes) * len(config.batch_sizes) * config.seconds / 60
+    each = f"{config.seconds:g} s or three passes each"
+    return (
+        f"{number} networks in {len(config.runtimes)} runtimes at {len(config.batch_sizes)} batch sizes, {each}: "
+        f"{minutes:.0f} minutes or more; results in {folder.path}"
+    )
 
 
 def _original_entry(name: str) -> ZooEntry:

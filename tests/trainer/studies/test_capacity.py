@@ -60,7 +60,9 @@ def test_the_study_continues_after_an_interruption(
 ) -> None:
     config = replace(TINY, data_dir=data_dir, run_dir=tmp_path / "study")
     study_capacity(config)
-    assert capsys.readouterr().out.count("training error") == 4
+    printed = capsys.readouterr().out
+    assert printed.startswith("4 networks with ")
+    assert printed.count("training error") == 4
     for name in ("polynomials", "errors-by-degree", "errors-by-width"):
         assert (tmp_path / f"study/figures/{name}.png").exists()
     whole = (tmp_path / "study/result.json").read_bytes()

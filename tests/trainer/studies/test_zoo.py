@@ -46,6 +46,7 @@ def test_the_study_measures_each_runtime_once(
     (tmp_path / "runs/study-seeds/result.json").write_text(json.dumps(whole_study))
     study_zoo(config)
     folder = tmp_path / "runs" / "study"
+    assert f"minutes or more; results in {folder}\n" in capsys.readouterr().out.splitlines(keepends=True)[0]
     result = json.loads((folder / "result.json").read_text())
     assert result["imagenet"]["resnet50"]["accuracy"] == pytest.approx(0.76130)
     assert result["imagenet"]["vgg16"]["num_parameters"] == 138_357_544
