@@ -27,6 +27,7 @@ class QueuedRequest(ABC):
         deadline: on the clock of `time.monotonic`; None for none.
 
     Attributes:
+        arrived_ns: when it arrived, on the clock of `time.monotonic_ns`.
         trace: None for a request that is not traced.
         digest: of the inputs, set by the response cache alone; None for a request that is not cached.
     """
@@ -45,6 +46,11 @@ class QueuedRequest(ABC):
         self.trace: RequestTrace | None = None
         self.arrived_ns = time.monotonic_ns()
         self.num_bytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+
+    @property
+    def queued_ns(self) -> int:
+        """When it was queued, on the clock of `arrived_ns`."""
+        return self.arrived_ns
 
     @property
     def identity(self) -> tuple[Buffer, ...]:

@@ -26,7 +26,6 @@ from serving.inference.responder import Responder
 from serving.inference.response_cache import VersionCache
 from serving.inference.watchdog import Watchdog
 from serving.observability.statistics import BatchTrigger, Reason, Statistics
-from serving.observability.tracing import RequestTrace
 from serving.protocol.status import CANCELLED, NAMES, grpc_code
 
 __all__ = ["BatchLimits", "Batcher", "BatcherClosed", "Outputs", "QueuedRequest"]
@@ -46,6 +45,7 @@ class Batcher:
     Args:
         cache: of the version's responses; None for none.
         turns: of the instances, if they wait for resources.
+        takes_files: whether image files are decoded before some of the requests are queued.
 
     Attributes:
         on_health_change: called after every change of `is_healthy`, on any thread.
@@ -53,7 +53,7 @@ class Batcher:
             raise.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (all that a version has)
         self,
         name: str,
         backends: Sequence[Backend],
@@ -61,6 +61,8 @@ class Batcher:
         statistics: Statistics,
         cache: VersionCache | None = None,
         turns: Sequence[Turn] = (),
+        *,
+        takes_files: bool = False,
     ) -> None:
         self.on_health_change: Callable[[], None] = lambda: None
         self.watch: Callable[[ComputedBatch, int], None] | None = None
@@ -70,6 +72,7 @@ class Batcher:
         self._statistics = statistics
         self._cache = cache
         self._turns = turns
+        self._takes_files = takes_files
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._queue = RequestQueue(limits) if limits.policies is None else PriorityQueue(limits)
@@ -280,10 +283,12 @@ class Batcher:
                 self._fail_response(request, error)
             row += request.rows
         answered_ns = time.monotonic_ns()
-        if traced := [(request.trace, request.arrived_ns) for request in batch.requests if request.trace is not None]:
+        if traced := [request for request in batch.requests if request.trace is not None]:
             self._trace(batch, traced, answered_ns)
         if arrivals:
-            self._statistics.record_batch(arrivals, batch.rows, (*batch.times_ns, answered_ns), batch.trigger)
+            decoding_ns = sum(map(_decoding_ns, batch.requests)) if self._takes_files else 0
+            times_ns = (*batch.times_ns, answered_ns)
+            self._statistics.record_batch(arrivals, batch.rows, times_ns, batch.trigger, decoding_ns)
         if (watch := self.watch) is not None:
             watch(batch, answered_ns)
         self._ns_per_row += 0.1 * ((answered_ns - batch.times_ns[0]) / batch.rows - self._ns_per_row)
@@ -311,12 +316,14 @@ class Batcher:
             error = Internal("the response could not be built; the server's log says why")
         self._fail(request, error, "OTHER")
 
-    def _trace(self, batch: ComputedBatch, traced: Sequence[tuple[RequestTrace, int]], answered_ns: int) -> None:
+    def _trace(self, batch: ComputedBatch, requests: Sequence[QueuedRequest], answered_ns: int) -> None:
         facts = {"convoy.model": self._name, "convoy.batch.rows": batch.rows, "convoy.batch.closed": batch.trigger}
+        traced = [(request.trace, request) for request in requests if request.trace is not None]
         try:
-            traced[0][0].add_batch(traced, batch.times_ns, facts | {"convoy.batch.requests": len(batch.requests)})
-            for trace, arrived_ns in traced:
-                self._statistics.record_exemplar(trace.trace_id, answered_ns - arrived_ns)
+            queued = [(trace, request.queued_ns) for trace, request in traced]
+            queued[0][0].add_batch(queued, batch.times_ns, facts | {"convoy.batch.requests": len(batch.requests)})
+            for trace, request in traced:
+                self._statistics.record_exemplar(trace.trace_id, answered_ns - request.arrived_ns)
         except Exception:
             logger.exception("model '%s': a batch could not be traced", self._name)
 
@@ -373,5 +380,9 @@ class Batcher:
             self.on_health_change()
 
 
+def _decoding_ns(request: QueuedRequest) -> int:
+    return request.queued_ns - request.arrived_ns
+
+
 def _waited(request: QueuedRequest) -> str:
-    return f"the request waited {(time.monotonic_ns() - request.arrived_ns) * 1e-6:.0f} ms"
+    return f"the request waited {(time.monotonic_ns() - request.queued_ns) * 1e-6:.0f} ms"

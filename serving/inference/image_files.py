@@ -5,6 +5,7 @@ accepted, so that the decoders of all others cannot be reached from the network.
 """
 
 import struct
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -88,12 +89,14 @@ class FilesGiven(Exception):
         images: the model's input.
 
     Attributes:
+        arrived_ns: when the request arrived, on the clock of `time.monotonic_ns`.
         pixels: of all files, [N, C, H, W], once they are decoded; until then empty.
         digest: of the files, for a model with a response cache.
     """
 
     def __init__(self, request: InferRequest, model: str, images: ImageTensor) -> None:
         super().__init__()
+        self.arrived_ns = time.monotonic_ns()
         self.request = request
         self.model = model
         self.images = images

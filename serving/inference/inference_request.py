@@ -4,6 +4,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from serving.errors import ServingError
 from serving.inference.batch import QueuedRequest
+from serving.inference.image_files import FilesGiven
 from serving.inference.outputs import Outputs
 from serving.inference.plan import Plan
 from serving.inference.request import RequestContext, ResponseSink
@@ -31,13 +32,9 @@ class Encoder(Protocol[S_contra, R_co]):
 
 
 class InferenceRequest(QueuedRequest, Generic[R]):
-    """A queued request that its client may cancel; a `RequestHandle`.
+    """A queued request that its client may cancel; a `RequestHandle`."""
 
-    Args:
-        files_digest: of the image files that it held, by which the response cache knows it; None for any other request.
-    """
-
-    __slots__ = ("_encoder", "_files_digest", "_id", "_sink")
+    __slots__ = ("_encoder", "_id", "_sink")
 
     def __init__(
         self,
@@ -46,7 +43,6 @@ class InferenceRequest(QueuedRequest, Generic[R]):
         request_id: str,
         context: RequestContext,
         sink: ResponseSink[R],
-        files_digest: bytes | None = None,
     ) -> None:
         plan = encoder.plan
         deadline = context.deadline if plan.timeout_s is None else plan.deadline(context)
@@ -55,7 +51,6 @@ class InferenceRequest(QueuedRequest, Generic[R]):
             self.trace = context.trace
             context.trace.set_model(plan.model.spec.name, plan.model.version)
         self._encoder = encoder
-        self._files_digest = files_digest
         self._id = request_id
         self._sink = sink
 
@@ -66,10 +61,6 @@ class InferenceRequest(QueuedRequest, Generic[R]):
     @property
     def wait_us(self) -> int:
         return self._encoder.plan.wait_us
-
-    @property
-    def identity(self) -> tuple[Buffer, ...]:
-        return super().identity if self._files_digest is None else (b"image files", self._files_digest)
 
     def finish(self, outputs: Outputs, first_row: int) -> None:
         self._sink.succeed(self._encoder.encode(outputs, first_row, self._id))
@@ -82,3 +73,36 @@ class InferenceRequest(QueuedRequest, Generic[R]):
     def cancel(self) -> None:
         """Drops the request unless its batch has started."""
         self._encoder.plan.model.batcher.cancel(self)
+
+
+class DecodedRequest(InferenceRequest[R]):
+    """A request whose image files have been decoded. It arrived before that, and was queued afterwards.
+
+    Args:
+        given: the files. The response cache knows the request by their digest, if they have one.
+    """
+
+    __slots__ = ("_files_digest", "_queued_ns")
+
+    def __init__(
+        self,
+        encoder: Encoder[Any, R],
+        buffers: tuple[Buffer, ...],
+        request_id: str,
+        context: RequestContext,
+        sink: ResponseSink[R],
+        given: FilesGiven,
+    ) -> None:
+        super().__init__(encoder, buffers, request_id, context, sink)
+        self._files_digest = given.digest
+        self.arrived_ns, self._queued_ns = given.arrived_ns, self.arrived_ns
+        if context.trace is not None:
+            context.trace.add_decoding(self.arrived_ns, self._queued_ns)
+
+    @property
+    def queued_ns(self) -> int:
+        return self._queued_ns
+
+    @property
+    def identity(self) -> tuple[Buffer, ...]:
+        return super().identity if self._files_digest is None else (b"image files", self._files_digest)

@@ -72,7 +72,7 @@ class _Batch:
     def _is_overdue(self, request: QueuedRequest) -> bool:
         if request.deadline is not None and request.deadline <= self._now:
             return True
-        return bool(request.wait_us) and self._now_ns - request.arrived_ns >= 1000 * request.wait_us
+        return bool(request.wait_us) and self._now_ns - request.queued_ns >= 1000 * request.wait_us
 
     def _take_first(self, waiting: deque[QueuedRequest]) -> None:
         request = waiting[0]
@@ -107,7 +107,7 @@ class PriorityQueue(RequestQueue):
         self.requests = self._by_arrival
 
     def oldest_ns(self) -> int:
-        return next(iter(self._by_arrival)).arrived_ns
+        return next(iter(self._by_arrival)).queued_ns
 
     def add(self, request: QueuedRequest) -> bool:
         level = self._levels[request.level]

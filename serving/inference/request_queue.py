@@ -54,8 +54,8 @@ class RequestQueue:
         self._num_bytes = 0
 
     def oldest_ns(self) -> int:
-        """Returns when the oldest request arrived; there must be one."""
-        return self._waiting[0].arrived_ns
+        """Returns when the oldest request was queued; there must be one."""
+        return self._waiting[0].queued_ns
 
     def add(self, request: QueuedRequest) -> bool:
         """Adds a request. Returns False if the queue is full."""

@@ -15,7 +15,7 @@ from serving.errors import Internal, ServingError, Unavailable
 from serving.inference.batcher import BatcherClosed
 from serving.inference.decoder import ImageDecoder
 from serving.inference.image_files import FilesGiven, holds_files
-from serving.inference.inference_request import Encoder, InferenceRequest
+from serving.inference.inference_request import DecodedRequest, Encoder, InferenceRequest
 from serving.inference.message_memory import UNCOUNTED_BYTES, MemoryShare, MessageMemory
 from serving.inference.parser_pool import ParserPool
 from serving.inference.plan import Plan, ValueEncoder
@@ -120,8 +120,11 @@ class _Path(Generic[S, R]):
         try:
             for _ in range(_MAX_SWAPS):
                 encoder, buffers = self._bind(encoded) if decoded is None else self._bind_decoded(encoded, decoded)
-                digest = None if decoded is None else decoded.digest
-                queued = InferenceRequest(encoder, buffers, encoded.request_id, context, sink, digest)
+                queued: InferenceRequest[R]
+                if decoded is None:
+                    queued = InferenceRequest(encoder, buffers, encoded.request_id, context, sink)
+                else:
+                    queued = DecodedRequest(encoder, buffers, encoded.request_id, context, sink, decoded)
                 try:
                     encoder.plan.model.batcher.submit(queued)
                     return queued
@@ -233,7 +236,7 @@ class _Path(Generic[S, R]):
         if plan.model.cache is None or (digest := given.files.digest()) is None:
             return False
         given.digest = digest
-        request = InferenceRequest(self._make_encoder(plan, encoded), (), encoded.request_id, context, sink, digest)
+        request = DecodedRequest(self._make_encoder(plan, encoded), (), encoded.request_id, context, sink, given)
         return plan.model.batcher.answer_at_once(request)
 
     def _bind_decoded(self, encoded: S, decoded: FilesGiven) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:

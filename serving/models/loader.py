@@ -155,7 +155,7 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
         spec=spec,
         version=str(version),
         labels=labels,
-        batcher=Batcher(spec.name, backends, limits, statistics, cache, turns),
+        batcher=Batcher(spec.name, backends, limits, statistics, cache, turns, takes_files=images is not None),
         statistics=statistics,
         load_s=time.monotonic() - began,
         images=images,

@@ -112,7 +112,7 @@ MODEL_METRICS = (
     ModelMetric(
         "convoy_request_duration_seconds",
         "histogram",
-        "Time from the arrival of a request to its response; successful requests only.",
+        "Time from the arrival of a request to its response, decoding included; successful requests only.",
         lambda m: Histogram(LATENCY_BOUNDS_S, m.stats.latency_counts, m.stats.success.ns * 1e-9, m.stats.exemplars),
     ),
     ModelMetric("convoy_queue_requests", "gauge", "Requests in the queue.", lambda m: m.model.batcher.num_queued),

@@ -81,7 +81,7 @@ class Snapshot:
     Args:
         success: requests that succeeded, from arrival to response.
         fail: requests that failed, from arrival to error.
-        queue: from a request's arrival until its batch was closed.
+        queue: from a request's arrival, or from the decoding of its image files, until its batch was closed.
         compute_input: assembling the batch.
         compute_infer: running the model.
         compute_output: splitting the outputs and sending the responses.
@@ -149,13 +149,19 @@ class Statistics:
         self._totals = Snapshot()
 
     def record_batch(
-        self, arrivals_ns: Sequence[int], rows: int, times_ns: tuple[int, int, int, int], trigger: BatchTrigger
+        self,
+        arrivals_ns: Sequence[int],
+        rows: int,
+        times_ns: tuple[int, int, int, int],
+        trigger: BatchTrigger,
+        decoding_ns: int = 0,
     ) -> None:
         """Records a batch that succeeded.
 
         Args:
             arrivals_ns: when each of its requests arrived, on the clock of `time.monotonic_ns`.
             times_ns: when it was closed, assembled, computed and answered, on the same clock.
+            decoding_ns: of all its requests, from their arrival until their image files were decoded.
         """
         closed, assembled, computed, answered = times_ns
         requests = len(arrivals_ns)
@@ -165,7 +171,7 @@ class Statistics:
         with self._lock:
             totals = self._totals
             totals.success.add(requests, requests * answered - arrived)
-            totals.queue.add(requests, requests * closed - arrived)
+            totals.queue.add(requests, requests * closed - arrived - decoding_ns)
             totals.compute_input.add(requests, requests * input_ns)
             totals.compute_infer.add(requests, requests * infer_ns)
             totals.compute_output.add(requests, requests * output_ns)

@@ -1,6 +1,7 @@
 """Traces of inferences, sent to an OpenTelemetry collector. Imports OpenTelemetry only when tracing is on.
 
-A traced request has a span from its arrival to its response, and one for its time in the queue. A batch has a span, and
+A traced request has a span from its arrival to its response, one for decoding its image files, and one for its time in
+the queue. A batch has a span, and
 the model's run has one inside it. It belongs to the trace of its first traced request and links to all of them, and
 their queue spans link to it. A request that comes with a W3C `traceparent` follows its sampled flag
 (https://www.w3.org/TR/trace-context/); of all others, a share is traced.
@@ -125,13 +126,18 @@ class RequestTrace:
         if self._span.is_recording():
             self._span.end()
 
+    def add_decoding(self, began_ns: int, ended_ns: int) -> None:
+        """Adds the span of decoding the request's image files. Times are of `time.monotonic_ns`."""
+        to_epoch = time.time_ns() - time.monotonic_ns()
+        self._tracer.start_span("decode", self._context, start_time=began_ns + to_epoch).end(ended_ns + to_epoch)
+
     def add_batch(
         self, others: "Sequence[tuple[RequestTrace, int]]", times_ns: tuple[int, int, int], facts: Mapping[str, Any]
     ) -> None:
         """Adds the spans of a batch, and of the queue of its traced requests. Call it on the first of them.
 
         Args:
-            others: all traced requests, this one too, and when each arrived.
+            others: all traced requests, this one too, and when each was queued.
             times_ns: when the batch was closed, assembled and computed. As all times, of `time.monotonic_ns`.
             facts: attributes of the batch.
         """
@@ -145,8 +151,8 @@ class RequestTrace:
         compute.end(computed)
         batch.end(computed)
         link = [Link(batch.get_span_context())]
-        for trace, arrived_ns in others:
-            queue = self._tracer.start_span("queue", trace._context, links=link, start_time=arrived_ns + to_epoch)
+        for trace, queued_ns in others:
+            queue = self._tracer.start_span("queue", trace._context, links=link, start_time=queued_ns + to_epoch)
             queue.end(closed)
 
 

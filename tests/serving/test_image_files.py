@@ -217,6 +217,19 @@ def test_a_call_that_is_cancelled_is_counted(
     go_on.set()
 
 
+def test_durations_begin_before_the_decoding(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "decode_file", lambda *given: (time.sleep(0.3), decode_file(*given))[1])
+    statistics = server.server.repository.get("alone").statistics
+    before = statistics.snapshot()
+    with triton.InferenceServerClient(server.target) as client:
+        began = time.monotonic_ns()
+        client.infer("alone", [tensor("images", np.array(FILES[:1], object))])
+        took_ns = time.monotonic_ns() - began
+    after = statistics.snapshot()
+    assert 0.3e9 <= after.success.ns - before.success.ns <= took_ns
+    assert 0 <= after.queue.ns - before.queue.ns <= took_ns - 0.3e9, "it was not queued yet"
+
+
 def test_nothing_is_decoded_for_a_request_that_does_not_fit(server: Served) -> None:
     before = num_decoded(server)
     with triton.InferenceServerClient(server.target) as client:

@@ -133,7 +133,7 @@ def _observer(model: Model, viewers: list[_Viewer]) -> Callable[[ComputedBatch, 
             "closed": batch.trigger,
             "num_requests": len(batch.requests),
             "requests": [
-                [request.rows, (closed_ns - request.arrived_ns) // 1000] for request in batch.requests[:MAX_REQUESTS]
+                [request.rows, (closed_ns - request.queued_ns) // 1000] for request in batch.requests[:MAX_REQUESTS]
             ],
             "compute_us": (batch.times_ns[2] - closed_ns) // 1000,
             "answer_us": (answered_ns - batch.times_ns[2]) // 1000,

@@ -1,10 +1,12 @@
 """Traces of inferences through every front end, as a collector receives them."""
 
 import http.server
+import io
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import grpc
@@ -12,21 +14,27 @@ import httpx
 import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from PIL import Image
 
+from convoy.preprocessing import Preprocessing
 from protos.grpc_service_pb2 import ModelInferRequest
 from serving.errors import StartupError
 from serving.frontends.common.services import Services
 from serving.frontends.grpcio import GrpcioFrontend
 from serving.frontends.http import HttpAddress, HttpFrontend
 from serving.frontends.native import NativeFrontend
+from serving.inference.request import InferInput, InferRequest, RequestContext
 from serving.inference.service import InferenceService
+from serving.models.images import ImageTensor
 from serving.models.repository import Repository
 from serving.observability import tracing
 from serving.observability.health import Health
 from serving.observability.tracing import Tracing, connect
 from serving.protocol.admin import AdminService
 from serving.protocol.methods import INFER, STREAM_INFER
-from tests.serving.fake_repository import PATIENCE_S, FakeRepository, backend_of, twice
+from serving.protocol.tensors import DATATYPES, Elements
+from tests.serving.fake_repository import PATIENCE_S, FakeRepository, backend_of, make_model, tensor, twice
+from tests.serving.inference.test_plan_cache import Response
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -255,6 +263,37 @@ def test_a_batch_links_to_its_requests(
     queued = [span for span in collector.spans if span.name == "queue"]
     assert sorted(span.trace_id.hex() for span in queued) == traces
     assert {span.links[0].span_id for span in queued} == {batch.span_id}
+
+
+def test_decoding_has_a_span_before_the_queue(
+    collector: Collector,
+    traced: Tracing,
+    finish: Callable[[], None],
+    repository: FakeRepository,
+    services: Services,
+) -> None:
+    tensors = [tensor("images", "UINT8", -1, 3, 4, 4)], [tensor("sum", "FP32", -1, 1)]
+    model = make_model("images", lambda x: [x.reshape(len(x), -1).sum(axis=1, keepdims=True, dtype="f4")], tensors)
+    repository.replace(replace(model, images=ImageTensor("images", (3, 4, 4), 8, Preprocessing())))
+    content, response = io.BytesIO(), Response()
+    Image.new("RGB", (400, 400)).save(content, "PNG")
+    files = Elements(DATATYPES["BYTES"], [content.getvalue()])
+    request = InferRequest("images", [InferInput("images", "BYTES", (1,), files)])
+    context = RequestContext(trace=traced.begin("x", {"traceparent": SAMPLED}))
+    services.inference.submit(request, context, cast(Any, response))
+    response.result(PATIENCE_S)
+    finish()
+    spans = by_name(collector)
+    assert spans.keys() == {"x", "decode", "queue", "batch", "compute"}
+    assert spans["decode"].parent_span_id == spans["x"].span_id
+    times = [
+        time
+        for name in ("decode", "queue")
+        for time in (spans[name].start_time_unix_nano, spans[name].end_time_unix_nano)
+    ]
+    assert times == sorted(times)
+    assert times[1] > times[0]
+    assert spans["x"].start_time_unix_nano <= times[0]
 
 
 @pytest.mark.parametrize("kind", ["grpc", "http"])
