@@ -4,9 +4,11 @@ One thread receives the calls: it queues inferences and answers quick RPCs itsel
 models. Any thread may send a response. pygrpc-native has no bidirectional streams: it forwards ModelStreamInfer and
 reflection to a grpcio server on a private Unix socket.
 
-pygrpc-native 0.5.0 ends calls at their deadline and reports them as cancelled. It has three gaps:
+pygrpc-native 0.5.0 ends calls at their deadline and reports them as cancelled. It has four gaps:
 
 - No limit on a message's size: a message that is too large is refused only once it is in memory.
+- No limit of connections, and no way to hand it a listening socket or accepted ones: it takes all files that the
+  process may open. The HTTP ports keep some for themselves (`convoy.open_files.Reserve`).
 - No TLS.
 - No metadata whose names begin with `grpc-`: the retry hint is sent as `retry-pushback-ms`, which our client follows
   and gRPC's own retries do not.

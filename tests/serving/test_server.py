@@ -24,6 +24,7 @@ from tests.serving.model_files import scale
 from tests.serving.server_process import READY, ServerProcess
 
 PATIENCE_S = 120
+MAX_FILES = 128
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
@@ -112,6 +113,27 @@ def wait_until_not_serving(target: str) -> None:
         )(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
         assert any(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING for answer in watch)
         watch.cancel()
+
+
+def test_metrics_and_health_are_told_while_connections_take_all_files(start, models: Path) -> None:
+    prefix = ("prlimit", f"--nofile={MAX_FILES}:{MAX_FILES}")
+    server = start("--model-repository", str(models), "--transport", "native", prefix=prefix)
+    target = server.target().rpartition(":")
+    ports = [int(target[2])] * MAX_FILES + [server.http_port(), server.metrics_port()] * 40
+    with contextlib.ExitStack() as stack:
+        for port in ports:  # each of them stays silent
+            stack.enter_context(socket.create_connection((target[0], port), timeout=PATIENCE_S))
+        for _ in range(5):
+            assert httpx.get(f"http://127.0.0.1:{server.metrics_port()}/metrics").status_code == 200
+            for port in (server.metrics_port(), server.http_port()):
+                assert httpx.get(f"http://127.0.0.1:{port}/v2/health/ready").status_code == 200
+        assert server.num_files() == MAX_FILES
+    assert ask_once(server.target()) == 1
+
+
+def ask_once(target: str) -> float:
+    with grpc.insecure_channel(target) as channel:
+        return ask(channel)
 
 
 @pytest.mark.parametrize("transport", ["native", "grpcio"])

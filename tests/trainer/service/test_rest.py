@@ -1,6 +1,7 @@
 """The REST API of the service, which runs as a process of its own, called over HTTP."""
 
 import json
+import socket
 import ssl
 import threading
 import time
@@ -188,8 +189,18 @@ def test_errors_have_a_status_and_one_sentence(api: httpx.Client, tmp_path: Path
 def test_other_sites_pages_are_refused(api: httpx.Client, service: Service) -> None:
     for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}, {"host": "[::1"}):
         assert api.post("/v1/jobs", headers=headers).status_code == 403
+    assert api.get("/v1/jobs", headers={"host": "evil.example"}).status_code == 403
+    assert api.get("/v1/health/ready", headers={"host": "evil.example"}).status_code == 200
     assert api.get("/v1/jobs", headers={"origin": f"http://{service.http}"}).status_code == 200
     assert "<html" in api.get("/").text
+
+
+@pytest.mark.parametrize("path", ["/v1/health/live", "/v1/jobs"])
+def test_a_load_balancers_request_without_host_is_answered(service: Service, path: str) -> None:
+    host, _, port = service.http.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
 def test_the_document_describes_what_the_service_answers(api: httpx.Client, tmp_path: Path) -> None:
