@@ -29,7 +29,7 @@ from serving.inference.request import (
     ResponseSink,
     TracedSink,
 )
-from serving.inference.shared_memory import SharedMemory, refusal
+from serving.inference.shared_memory import SharedGiven, SharedMemory, refusal
 from serving.models.loader import Model
 from serving.models.repository import Repository
 from serving.observability.refusals import Refusals
@@ -85,20 +85,23 @@ class _Path(Generic[S, R]):
     Args:
         decoder: decodes image files.
         memory: shared memory of clients; None for a server that allows none.
+        messages: the memory of large requests.
         parse: returns the values in a request.
         make_encoder: returns what makes a plan's responses.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what both protocols share, and what they do not)
         self,
         repository: Repository,
         refusals: Refusals,
         decoder: ImageDecoder,
         memory: SharedMemory | None,
+        messages: MessageMemory,
         parse: Callable[[S], InferRequest],
         make_encoder: Callable[[Plan, S], Encoder[S, R]],
     ) -> None:
         self._memory = memory
+        self._messages = messages
         self._repository = repository
         self._refusals = refusals
         self._decoder = decoder
@@ -107,19 +110,28 @@ class _Path(Generic[S, R]):
         self._encoders: PlanCache[Encoder[S, R]] = PlanCache(repository)
 
     def run(
-        self, encoded: S, context: RequestContext, sink: ResponseSink[R], decoded: FilesGiven | None = None
+        self,
+        encoded: S,
+        context: RequestContext,
+        sink: ResponseSink[R],
+        decoded: FilesGiven | None = None,
+        resolved: InferRequest | None = None,
     ) -> RequestHandle | None:
         """Runs a request. The response or the error goes to `sink`.
 
         Args:
             decoded: the image files that it holds, with their pixels; None for any other request.
+            resolved: its values with what it has in shared memory; None for a request that has nothing there, or is
+                not read yet.
 
         Returns:
             The request in flight; None if `sink` has been called already.
         """
         try:
             for _ in range(_MAX_SWAPS):
-                encoder, buffers = self._bind(encoded) if decoded is None else self._bind_decoded(encoded, decoded)
+                encoder, buffers = (
+                    self._bind(encoded, resolved) if decoded is None else self._bind_decoded(encoded, decoded)
+                )
                 queued: InferenceRequest[R]
                 if decoded is None:
                     queued = InferenceRequest(encoder, buffers, encoded.request_id, context, sink)
@@ -133,6 +145,8 @@ class _Path(Generic[S, R]):
             self._refuse(Unavailable("the model is being replaced"), sink)
         except FilesGiven as given:
             return self._decode(given, encoded, context, sink)
+        except SharedGiven as given:
+            return self._run_shared(given.request, encoded, context, sink)
         except ServingError as error:  # it has been counted
             sink.fail(error)
         except Exception:
@@ -165,8 +179,12 @@ class _Path(Generic[S, R]):
             sink.fail(error)
         return queued
 
-    def _bind(self, encoded: S) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
-        """Returns the encoder of a request's plan, and its inputs in the model's order."""
+    def _bind(self, encoded: S, resolved: InferRequest | None) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
+        """Returns the encoder of a request's plan, and its inputs in the model's order.
+
+        Raises:
+            FilesGiven, SharedGiven: the inputs must be decoded or read before.
+        """
         key = encoded.key
         encoder = self._encoders.find(key)
         name = ""
@@ -174,9 +192,11 @@ class _Path(Generic[S, R]):
             if encoder is not None:
                 return encoder, encoder.bind(encoded)
             generation = self._repository.generation
-            request = self._parse(encoded)
+            request = resolved or self._parse(encoded)
             if request.uses_shared_memory:
-                request, key = self._share(request), None
+                if resolved is None:
+                    raise SharedGiven(request)
+                key = None
             model = self._repository.get(request.model_name, request.model_version)
             name = model.spec.name
             if model.images is not None and holds_files(request, model.images):
@@ -189,11 +209,23 @@ class _Path(Generic[S, R]):
             self._refusals.count_error(error, name or (encoder.plan.model.spec.name if encoder else ""))
             raise
 
-    def _share(self, request: InferRequest) -> InferRequest:
-        """Returns a request with the inputs that it has in shared memory, and the places of its outputs."""
-        if self._memory is None:
-            raise refusal(request)
-        return self._memory.resolve(request)
+    def _run_shared(
+        self, request: InferRequest, encoded: S, context: RequestContext, sink: ResponseSink[R]
+    ) -> RequestHandle | None:
+        """Reads what a request has in shared memory, then runs it. What is read counts in the memory of messages."""
+        share = MemoryShare(self._messages)
+        try:
+            if self._memory is None:
+                raise refusal(request)
+            resolved = self._memory.resolve(request, share)
+        except BaseException as error:
+            share.free()
+            if not isinstance(error, ServingError):
+                raise
+            self._refuse(error, sink)
+            return None
+        queued = self.run(encoded, context, _CountedSink(sink, share), resolved=resolved)
+        return None if queued is None else _CountedRequest(queued, share)
 
     def _decode(
         self, given: FilesGiven, encoded: S, context: RequestContext, sink: ResponseSink[R]
@@ -272,7 +304,7 @@ class InferenceService:
         """Of requests that no batcher has counted, by all front ends."""
         self.tracing = tracing
         self.decoder = ImageDecoder()
-        shared = (repository, self.refusals, self.decoder, memory)
+        shared = (repository, self.refusals, self.decoder, memory, self.messages)
         self._messages: _Path[SplitRequest, bytes] = _Path(*shared, parse_request, make_response_encoder)
         self._bodies: _Path[JsonRequest, JsonResponse] = _Path(*shared, JsonRequest.parse, JsonEncoder)
         self._values: _Path[InferRequest, InferResponse] = _Path(

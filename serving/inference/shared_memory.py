@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.errors import InvalidArgument, NotFound, ServingError, Unsupported, quote
+from serving.inference.message_memory import MemoryShare
 from serving.inference.request import InferInput, InferRequest, RequestedOutput, SharedRange
 from serving.protocol.tensors import Buffer
 
@@ -100,6 +101,14 @@ class Place:
         return replace(self.range, num_bytes=len(data))
 
 
+class SharedGiven(Exception):
+    """A request has tensors in shared memory, which must be read before it can be run."""
+
+    def __init__(self, request: InferRequest) -> None:
+        super().__init__()
+        self.request = request
+
+
 class SharedMemory:
     """The regions that clients have registered. Thread-safe.
 
@@ -155,12 +164,16 @@ class SharedMemory:
         with self._lock:
             return [self._find(name)] if name else [self._regions[name] for name in sorted(self._regions)]
 
-    def resolve(self, request: InferRequest) -> InferRequest:
+    def resolve(self, request: InferRequest, share: MemoryShare) -> InferRequest:
         """Returns a request with the inputs that it has in shared memory, and the places of its outputs.
+
+        Args:
+            share: of the memory of messages, in which the inputs count: they are copied.
 
         Raises:
             InvalidArgument: a range is not inside its region, an input has data as well, or the inputs are too large.
             NotFound: a region is not registered.
+            ResourceExhausted: there is no memory for the inputs.
         """
         # Before any is read: a short request may name one region a thousand times.
         num_bytes = sum(self._check_input(given, given.shared) for given in request.inputs if given.shared is not None)
@@ -169,6 +182,7 @@ class SharedMemory:
                 f"the inputs have {num_bytes} bytes in shared memory: at most {self._max_bytes} are accepted "
                 "(--max-message-bytes)"
             )
+        share.take(num_bytes)
         inputs = [given if given.shared is None else self._read(given, given.shared) for given in request.inputs]
         outputs = [
             output if output.shared is None else self._place(output, output.shared) for output in request.outputs

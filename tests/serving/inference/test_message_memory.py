@@ -1,19 +1,26 @@
 """The memory of large messages: what is counted, for how long, and who is refused."""
 
 from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory as Block
+from typing import cast
 
 import pytest
 
+from protos.grpc_service_pb2 import ModelInferRequest
 from serving.errors import ResourceExhausted, ServingError
 from serving.inference.message_memory import UNCOUNTED_BYTES, MemoryShare, MessageMemory
 from serving.inference.request import NO_CONTEXT
 from serving.inference.service import InferenceService
+from serving.inference.shared_memory import SharedMemory
+from serving.models.repository import Repository
 from tests.serving.fake_repository import (
     PATIENCE_S,
     BlockingBackend,
     FakeRepository,
     backend_of,
+    make_model,
     make_service,
+    tensor,
     twice,
 )
 from tests.serving.inference.test_plan_cache import Response, message
@@ -103,5 +110,69 @@ class TestCallsOverGrpc:
     def test_a_message_that_is_refused_is_not_counted(self, service: InferenceService) -> None:
         wrong = Response()
         assert service.infer(message(9, 1, 2, 3, request_id="a" * LARGE), NO_CONTEXT, wrong) is None
+        assert isinstance(wrong.exception(0), ServingError)
+        assert service.messages.num_bytes == 0
+
+
+class TestInputsInSharedMemory:
+    WIDTH = LARGE // 4 + 1
+    SIZE = 4 * WIDTH
+
+    @pytest.fixture
+    def repository(self) -> Iterator[FakeRepository]:
+        tensors = [tensor("x", "FP32", -1, self.WIDTH)], [tensor("y", "FP32", -1, 1)]
+        repository = FakeRepository(make_model("wide", lambda x: [x[:, :1]], tensors))
+        yield repository
+        repository.close()
+
+    @pytest.fixture
+    def region(self) -> Iterator[Block]:
+        block = Block(create=True, size=self.SIZE)
+        yield block
+        block.close()
+        block.unlink()
+
+    @pytest.fixture
+    def service(self, repository: FakeRepository, region: Block) -> InferenceService:
+        memory = SharedMemory(self.SIZE)
+        memory.register("region", region.name, 0, self.SIZE)
+        return InferenceService(cast(Repository, repository), memory=memory, messages=MessageMemory(2 * self.SIZE))
+
+    def message(self, region: str = "region") -> bytes:
+        request = ModelInferRequest(model_name="wide")
+        given = request.inputs.add(name="x", datatype="FP32", shape=[1, self.WIDTH])
+        given.parameters["shared_memory_region"].string_param = region
+        given.parameters["shared_memory_byte_size"].int64_param = self.SIZE
+        payload: bytes = request.SerializeToString()
+        return payload
+
+    @pytest.mark.parametrize("end", ["answer", "cancel"])
+    def test_count_until_the_request_ends(
+        self, service: InferenceService, repository: FakeRepository, end: str
+    ) -> None:
+        backend = backend_of(repository.get("wide"))
+        backend.free.clear()
+        running, waiting, refused = Response(), Response(), Response()
+        service.infer(self.message(), NO_CONTEXT, running)
+        assert backend.began.acquire(timeout=PATIENCE_S)
+        request = service.infer(self.message(), NO_CONTEXT, waiting)
+        assert service.messages.num_bytes == 2 * self.SIZE
+        assert service.infer(self.message(), NO_CONTEXT, refused) is None
+        assert isinstance(refused.exception(0), ResourceExhausted)
+        assert service.refusals.snapshot() == {("resource_exhausted", ""): 1}
+        if end == "cancel":
+            assert request is not None
+            request.cancel()
+            assert service.messages.num_bytes == self.SIZE
+        backend.free.set()
+        for response in [running] if end == "cancel" else [running, waiting]:
+            assert response.result(PATIENCE_S)
+        assert service.messages.num_bytes == 0
+
+    def test_that_are_refused_do_not_count(self, service: InferenceService) -> None:
+        unknown, wrong = Response(), Response()
+        assert service.infer(self.message("none"), NO_CONTEXT, unknown) is None
+        assert isinstance(unknown.exception(0), ServingError)
+        service.infer(self.message().replace(b"wide", b"none"), NO_CONTEXT, wrong)
         assert isinstance(wrong.exception(0), ServingError)
         assert service.messages.num_bytes == 0

@@ -9,6 +9,7 @@ import pytest
 
 from serving.errors import InvalidArgument, NotFound, Unsupported
 from serving.inference import shared_memory
+from serving.inference.message_memory import MemoryShare, MessageMemory
 from serving.inference.request import InferInput, InferRequest, RequestedOutput, SharedRange
 from serving.inference.shared_memory import SharedMemory, refusal
 
@@ -32,13 +33,17 @@ def memory(block: Block) -> SharedMemory:
     return made
 
 
+def resolve(memory: SharedMemory, request: InferRequest) -> InferRequest:
+    return memory.resolve(request, MemoryShare(MessageMemory()))
+
+
 def asking(*, given: SharedRange | None = None, wanted: SharedRange | None = None, data: bytes = b"") -> InferRequest:
     inputs = [InferInput("x", "UINT8", (1,), data, given)]
     return InferRequest("m", inputs, outputs=[RequestedOutput("y", shared=wanted)], uses_shared_memory=True)
 
 
 def test_an_input_is_read_and_an_output_written_at_its_offset(memory: SharedMemory, block: Block) -> None:
-    resolved = memory.resolve(asking(given=SharedRange("r", 1, 3), wanted=SharedRange("r", 2, 4)))
+    resolved = resolve(memory, asking(given=SharedRange("r", 1, 3), wanted=SharedRange("r", 2, 4)))
     assert resolved.inputs[0].data == b"345"
     place = resolved.outputs[0].place
     assert place is not None
@@ -64,10 +69,10 @@ def test_an_input_is_read_and_an_output_written_at_its_offset(memory: SharedMemo
 )
 def test_ranges_outside_a_region_are_refused(memory: SharedMemory, shared: SharedRange, reason: str) -> None:
     with pytest.raises(InvalidArgument, match=reason):
-        memory.resolve(asking(given=shared))
+        resolve(memory, asking(given=shared))
     if "accepted" not in reason:
         with pytest.raises(InvalidArgument, match=reason.replace("input 'x'", "output 'y'")):
-            memory.resolve(asking(wanted=shared))
+            resolve(memory, asking(wanted=shared))
 
 
 def test_all_inputs_together_are_bounded_before_one_is_read(
@@ -79,14 +84,14 @@ def test_all_inputs_together_are_bounded_before_one_is_read(
     monkeypatch.setattr(shared_memory.Region, "read", lambda region, offset, num_bytes: read.append(region.name))
     request.inputs *= 2
     with pytest.raises(InvalidArgument, match="the inputs have 6 bytes in shared memory: at most 5 are accepted"):
-        memory.resolve(request)
+        resolve(memory, request)
     assert read == []
 
 
 def test_a_region_that_is_not_registered(memory: SharedMemory) -> None:
     for request in (asking(given=SharedRange("q", 0, 1)), asking(wanted=SharedRange("q", 0, 1))):
         with pytest.raises(NotFound, match="unable to find system shared memory region 'q'"):
-            memory.resolve(request)
+            resolve(memory, request)
     with pytest.raises(NotFound):
         memory.regions("q")
     memory.unregister("q")
@@ -94,7 +99,7 @@ def test_a_region_that_is_not_registered(memory: SharedMemory) -> None:
 
 def test_data_beside_shared_memory_contradict_it(memory: SharedMemory) -> None:
     with pytest.raises(InvalidArgument, match="input 'x' is in shared memory and has data"):
-        memory.resolve(asking(given=SharedRange("r", 0, 1), data=b"1"))
+        resolve(memory, asking(given=SharedRange("r", 0, 1), data=b"1"))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +152,7 @@ def test_names_are_unique_and_bounded(memory: SharedMemory, block: Block, monkey
 
 
 def test_a_region_is_closed_once_no_request_needs_it(memory: SharedMemory, block: Block) -> None:
-    place = memory.resolve(asking(wanted=SharedRange("r", 0, 1))).outputs[0].place
+    place = resolve(memory, asking(wanted=SharedRange("r", 0, 1))).outputs[0].place
     assert place is not None
     descriptor = memory.regions()[0].descriptor
     memory.unregister()
@@ -159,11 +164,11 @@ def test_a_region_is_closed_once_no_request_needs_it(memory: SharedMemory, block
 
 
 def test_a_region_that_its_client_shrinks_is_an_error_of_the_request(memory: SharedMemory, block: Block) -> None:
-    place = memory.resolve(asking(wanted=SharedRange("r", 0, 5))).outputs[0].place
+    place = resolve(memory, asking(wanted=SharedRange("r", 0, 5))).outputs[0].place
     assert place is not None
     os.truncate(f"/dev/shm/{block.name}", 4)
     with pytest.raises(InvalidArgument, match="region 'r' has become smaller than it was"):
-        memory.resolve(asking(given=SharedRange("r", 0, 5)))
+        resolve(memory, asking(given=SharedRange("r", 0, 5)))
     with pytest.raises(InvalidArgument, match="region 'r' has become smaller than it was"):
         place.write("y", b"12345")
     assert os.stat(f"/dev/shm/{block.name}").st_size == 4
