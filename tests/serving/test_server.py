@@ -123,11 +123,11 @@ def test_metrics_and_health_are_told_while_connections_take_all_files(start, mod
     with contextlib.ExitStack() as stack:
         for port in ports:  # each of them stays silent
             stack.enter_context(socket.create_connection((target[0], port), timeout=PATIENCE_S))
+        server.wait_for("accept failed: Too many open files")
         for _ in range(5):
             assert httpx.get(f"http://127.0.0.1:{server.metrics_port()}/metrics").status_code == 200
             for port in (server.metrics_port(), server.http_port()):
                 assert httpx.get(f"http://127.0.0.1:{port}/v2/health/ready").status_code == 200
-        assert server.num_files() == MAX_FILES
     assert ask_once(server.target()) == 1
 
 
