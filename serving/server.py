@@ -163,7 +163,8 @@ class Server:
     def _update_health(self) -> None:
         ready = {entry.name: False for entry in self.repository.index(ready_only=False)}
         ready |= {model.spec.name: True for model in self.repository.ready_models()}
-        self.health.update(self.repository.is_ready() and self._may_be_ready, ready, live=not self.repository.is_hung())
+        is_ready, is_live = self.repository.is_ready() and self._may_be_ready, not self.repository.is_unhealthy()
+        self.health.update(is_ready, ready, live=is_live)
 
 
 def log_addresses(

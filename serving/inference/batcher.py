@@ -6,6 +6,9 @@ to retry. Requests that are cancelled or past their deadline before their batch 
 
 A batch that takes longer than its time limit makes its instance unhealthy until the backend returns. Its requests get
 an error, and the other instances serve on; without any, the batcher is unhealthy and refuses requests.
+
+So it is with an instance whose batches fail one after the other, if it fails on the version's own sample, too. It takes
+that check again and again, with growing pauses, and serves on once it passes.
 """
 
 import logging
@@ -13,11 +16,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from serving.backends import Backend
 from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError, Unavailable
 from serving.inference.batch import ComputedBatch, QueuedRequest
-from serving.inference.instance import Instance, RunOverdue
+from serving.inference.instance import MAX_FAILED_BATCHES, Instance, RunOverdue
 from serving.inference.outputs import Outputs
 from serving.inference.priority_queue import PriorityQueue
 from serving.inference.rate_limiter import Turn
@@ -33,6 +37,8 @@ __all__ = ["BatchLimits", "Batcher", "BatcherClosed", "Outputs", "QueuedRequest"
 logger = logging.getLogger(__name__)
 
 _JOIN_S = 0.05
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 60.0
+"""Between two checks of an instance that is broken."""
 
 
 class BatcherClosed(Exception):
@@ -46,6 +52,7 @@ class Batcher:
         cache: of the version's responses; None for none.
         turns: of the instances, if they wait for resources.
         takes_files: whether image files are decoded before some of the requests are queued.
+        check: raises an error if a backend is broken; None for no check.
 
     Attributes:
         on_health_change: called after every change of `is_healthy`, on any thread.
@@ -63,6 +70,7 @@ class Batcher:
         turns: Sequence[Turn] = (),
         *,
         takes_files: bool = False,
+        check: Callable[[Backend], object] | None = None,
     ) -> None:
         self.on_health_change: Callable[[], None] = lambda: None
         self.watch: Callable[[ComputedBatch, int], None] | None = None
@@ -81,7 +89,8 @@ class Batcher:
         self._is_closing = False
         self._is_open = True  # neither closing nor unhealthy
         self._ns_per_row = 0.0
-        self._instances = [Instance(name, backend, limits.max_batch_size > 0) for backend in backends]
+        self._stopping = threading.Event()
+        self._instances = [Instance(name, backend, limits.max_batch_size > 0, check) for backend in backends]
         self._responder, self._watchdog = self._make_responder(), self._make_watchdog()
         self._respond = self._answer if self._responder is None else self._responder.hand_over
         self._threads = [
@@ -114,14 +123,29 @@ class Batcher:
         return sum(instance.is_hung for instance in self._instances)
 
     @property
+    def num_broken(self) -> int:
+        """Number of instances that have failed their check."""
+        return sum(bool(instance.failure) for instance in self._instances)
+
+    @property
+    def failure(self) -> str:
+        """Why the batcher is unhealthy; empty if it is not."""
+        if self.is_healthy:
+            return ""
+        broken = [instance.failure for instance in self._instances if not instance.is_hung]
+        if not broken:
+            return "hangs: no instance finished its batch in time"
+        return f"is broken: its batches fail, and so does its own check: {broken[0]}"
+
+    @property
     def limited_s(self) -> float:
         """How long instances with a batch have waited for resources, in all."""
         return sum(turn.waited_s for turn in self._turns)
 
     @property
     def is_healthy(self) -> bool:
-        """Whether an instance is left that does not hang."""
-        return self.num_hung < len(self._instances)
+        """Whether an instance is left that neither hangs nor is broken."""
+        return not all(instance.is_hung or instance.failure for instance in self._instances)
 
     def oldest_age_s(self) -> float:
         """Returns how long the oldest queued request has waited; 0 if the queue is empty."""
@@ -134,7 +158,7 @@ class Batcher:
 
         Raises:
             ResourceExhausted: the queue is full.
-            Unavailable: all instances hang.
+            Unavailable: all instances hang or are broken.
             BatcherClosed: `close` has been called.
         """
         if self._cache is not None and self._is_open and self._answer_from_cache(self._cache, request):
@@ -172,6 +196,7 @@ class Batcher:
         with self._lock:
             self._is_closing, self._is_open = True, False
             self._changed.notify_all()
+        self._stopping.set()
         for instance, thread in zip(self._instances, self._threads, strict=True):
             while thread.is_alive() and not instance.is_hung:
                 thread.join(_JOIN_S)
@@ -189,14 +214,14 @@ class Batcher:
     def _refusal(self) -> ServingError:
         """Returns why a request cannot be queued, with an estimate of when half of the queue will be done."""
         if not self._is_open:
-            return self._hung_error()
+            return self._unhealthy_error()
         seconds = self._ns_per_row * 1e-9 * self._queue.num_rows / len(self._instances)
         retry_after_ms = min(1000, max(1, math.ceil(500 * seconds))) if seconds else 100
         waiting = len(self._queue.requests)
         return ResourceExhausted(f"the queue of model '{self._name}' is full: {waiting} requests wait", retry_after_ms)
 
-    def _hung_error(self) -> Unavailable:
-        return Unavailable(f"model '{self._name}' hangs: no instance finished its batch in time")
+    def _unhealthy_error(self) -> Unavailable:
+        return Unavailable(f"model '{self._name}' {self.failure}")
 
     def _wait_for_batch(self) -> BatchTrigger | None:
         """Waits until a batch may start. Returns why, or None if the batcher is closed and empty."""
@@ -225,6 +250,8 @@ class Batcher:
         while not is_closed:
             try:
                 is_closed = not (self._run_next_batch(instance) if turn is None else self._run_in_turn(instance, turn))
+                if not is_closed and instance.num_failed >= MAX_FAILED_BATCHES and instance.may_check():
+                    is_closed = not self._examine(instance, turn)
             except RunOverdue:
                 self._recover(instance)
             except BaseException:  # a bug: the thread must live on
@@ -340,7 +367,7 @@ class Batcher:
         except BaseException:
             logger.exception("model '%s': an error could not be sent", self._name)
 
-    # ---- Instances that hang -----------------------------------------------------------------------------------------
+    # ---- Instances that hang, or are broken --------------------------------------------------------------------------
 
     def _make_watchdog(self) -> Watchdog | None:
         limit_s = self._limits.batch_timeout_s
@@ -359,23 +386,52 @@ class Batcher:
         self._fail_batch(requests, error)
         if self._turns:
             self._turns[self._instances.index(instance)].end()
+        self._refuse_if_unhealthy()
+
+    def _examine(self, instance: Instance, turn: Turn | None) -> bool:
+        """Checks an instance whose batches fail, and keeps it from others until its check passes.
+
+        Returns:
+            False if the batcher is closed before that.
+        """
+        failure, pause_s = self._check(instance, turn), _FIRST_PAUSE_S
+        if failure:
+            logger.error("model '%s': an instance is broken: %s", self._name, failure)
+            with self._lock:
+                instance.failure = failure
+            self._refuse_if_unhealthy()
+        while failure:
+            if self._stopping.wait(pause_s):
+                return False
+            failure, pause_s = self._check(instance, turn), min(2 * pause_s, _MAX_PAUSE_S)
+        if instance.failure:
+            self._recover(instance)
+        return True
+
+    def _check(self, instance: Instance, turn: Turn | None) -> str:
+        with turn or nullcontext():
+            return instance.check()
+
+    def _refuse_if_unhealthy(self) -> None:
+        """Refuses the requests that wait, and all that come, if no instance is left."""
         with self._lock:
             if self.is_healthy:
                 return
             self._is_open = False
             waiting = self._queue.clear()
         for request in waiting:
-            self._fail(request, self._hung_error(), "REJECTED")
+            self._fail(request, self._unhealthy_error(), "REJECTED")
         self.on_health_change()
 
     def _recover(self, instance: Instance) -> None:
-        """Takes an instance back whose backend has returned after its time limit."""
+        """Takes an instance back whose backend has returned after its time limit, or has passed its check again."""
         with self._lock:
             was_healthy = self.is_healthy
-            instance.is_hung = False
+            what = "hung has finished its batch" if instance.is_hung else "was broken passes its check"
+            instance.is_hung, instance.failure = False, ""
             self._is_open = not self._is_closing
         then = "and is freed" if self._is_closing else "and serves again"
-        logger.warning("model '%s': an instance that hung has finished its batch %s", self._name, then)
+        logger.warning("model '%s': an instance that %s %s", self._name, what, then)
         if not was_healthy:
             self.on_health_change()
 

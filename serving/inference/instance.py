@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from serving.backends import Backend
 from serving.errors import Internal
@@ -19,6 +19,12 @@ from serving.observability.statistics import BatchTrigger
 
 logger = logging.getLogger(__name__)
 
+MAX_FAILED_BATCHES = 3
+"""One after the other, until the instance is checked."""
+
+_CHECK_PAUSES = 100
+"""How long until the next check, as a multiple of the last one's duration: clients can cause no more work."""
+_MIN_CHECK_PAUSE_S, _MAX_CHECK_PAUSE_S = 10.0, 600.0
 _MAX_ERROR_CHARACTERS = 400
 _PAUSE_OF_TRACEBACKS_S = 5.0
 _FRUITLESS_SHARE = 0.1
@@ -75,15 +81,28 @@ class Instance:
 
     Args:
         has_batch_dimension: whether the first dimension of all tensors is the batch.
+        check: raises an error if a backend does not compute what it is known to compute; None if nothing is known.
 
     Attributes:
         attempt: the run in progress; None while the backend is idle.
+        num_failed: batches of which no request was computed, since the last one that was, or the last check.
+        failure: why the last check failed; empty if it passed. Set by the batcher.
         is_hung: the run in progress has exceeded its time limit. Set by the batcher.
     """
 
-    def __init__(self, model_name: str, backend: Backend, has_batch_dimension: bool) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        backend: Backend,
+        has_batch_dimension: bool,
+        check: Callable[[Backend], object] | None = None,
+    ) -> None:
         self.attempt: Attempt | None = None
         self.is_hung = False
+        self.num_failed = 0
+        self.failure = ""
+        self._check = check
+        self._next_check = 0.0
         self._model_name = model_name
         self._backend = backend
         self._has_batch_dimension = has_batch_dimension
@@ -102,7 +121,12 @@ class Instance:
             RunOverdue: the watchdog has answered all requests that are in no result.
         """
         result = self._run(requests, requests, trigger)
-        if isinstance(result, ComputedBatch) or len(requests) == 1 or self._budget.is_spent():
+        if isinstance(result, ComputedBatch):
+            self.num_failed = 0
+            yield result
+            return
+        self.num_failed += 1
+        if len(requests) == 1 or self._budget.is_spent():
             yield result
         else:
             yield from self._run_parts(requests, trigger)
@@ -127,7 +151,9 @@ class Instance:
                 continue
             has_rescued = has_rescued or isinstance(result, ComputedBatch)
             yield result
-        if not has_rescued:
+        if has_rescued:
+            self.num_failed = 0
+        else:
             self._budget.spend(time.monotonic() - began)
 
     def _run(
@@ -154,6 +180,31 @@ class Instance:
         self._checker.check(arrays, batch_dimension)
         times_ns = (began_ns, assembled_ns, time.monotonic_ns())
         return ComputedBatch(requests, rows, Outputs(arrays, batch_dimension), times_ns, trigger)
+
+    def may_check(self) -> bool:
+        """Returns whether enough time has passed since the last check: requests that fail must cause few of them."""
+        return self._check is not None and time.monotonic() >= self._next_check
+
+    def check(self) -> str:
+        """Runs the check. Returns why it fails; empty if it passes.
+
+        Raises:
+            RunOverdue: the watchdog has given the run up.
+        """
+        assert self._check is not None
+        attempt, began = Attempt(()), time.monotonic()
+        self.attempt = attempt
+        failure = ""
+        try:
+            self._check(self._backend)
+        except BaseException as error:  # as in `_run`
+            failure = _last_line(error)
+        self.attempt, self.num_failed = None, 0
+        now = time.monotonic()
+        self._next_check = now + min(_MAX_CHECK_PAUSE_S, max(_MIN_CHECK_PAUSE_S, _CHECK_PAUSES * (now - began)))
+        if not attempt.claim():
+            raise RunOverdue
+        return failure
 
     def _log_failure(self, requests: Sequence[QueuedRequest], error: BaseException) -> None:
         """Logs a traceback at most every 5 s: clients must not fill the disk with requests that fail."""

@@ -42,15 +42,16 @@ class Watchdog:
         while not self._stopping.wait(min(_MAX_PAUSE_S, self._limit_s / 8)):
             for instance in self._instances:
                 requests = self._claim_overdue(instance)
-                if requests:
+                if requests is not None:
                     self._on_hung(instance, requests)
 
-    def _claim_overdue(self, instance: Instance) -> Sequence[QueuedRequest]:
+    def _claim_overdue(self, instance: Instance) -> Sequence[QueuedRequest] | None:
+        """Returns the unanswered requests of a batch that is overdue; None if there is no such batch."""
         attempt = instance.attempt
         if attempt is None or time.monotonic_ns() - attempt.began_ns < self._limit_s * 1e9:
-            return ()
+            return None
         with self._lock:
             if not attempt.claim():
-                return ()
+                return None
             instance.is_hung = True
             return attempt.requests

@@ -30,6 +30,7 @@ from serving.models.instances import Opened, open_instances
 from serving.models.labels import read_labels
 from serving.models.manifest import Manifest, read_manifest, verify_digests
 from serving.models.samples import Sample, read_samples, run_samples
+from serving.models.self_check import make_check
 from serving.models.spec import ModelSpec, to_spec
 from serving.models.time_limit import call_with_limit
 from serving.models.warmup import Measured, warm_up
@@ -155,7 +156,16 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
         spec=spec,
         version=str(version),
         labels=labels,
-        batcher=Batcher(spec.name, backends, limits, statistics, cache, turns, takes_files=images is not None),
+        batcher=Batcher(
+            spec.name,
+            backends,
+            limits,
+            statistics,
+            cache,
+            turns,
+            takes_files=images is not None,
+            check=make_check(spec, golden, samples, manifest.golden_tolerance),
+        ),
         statistics=statistics,
         load_s=time.monotonic() - began,
         images=images,

@@ -127,9 +127,9 @@ class Repository:
         required, serving = self._required, self._snapshot.serving
         return required is not None and all((name, "") in serving for name in required)
 
-    def is_hung(self) -> bool:
-        """Returns whether a loaded version hangs in all its instances: only a new process can be sure to end that."""
-        return bool(self._snapshot.hung)
+    def is_unhealthy(self) -> bool:
+        """Returns whether a loaded version hangs or is broken in all its instances: a new process may end that."""
+        return bool(self._snapshot.unhealthy)
 
     def index(self, ready_only: bool) -> list[IndexEntry]:
         """Returns the repository index, sorted by name and number."""

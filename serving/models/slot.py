@@ -17,6 +17,8 @@ State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 
 _MAX_PAUSE_S = 300.0
 """Between two attempts to load a version after a failure that may pass."""
+_CALM_S = 2 * _MAX_PAUSE_S
+"""After which a version that breaks again is not the one that has just been mended by loading it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class Slot:
         unreadable: why the last scan could not read its folder; empty if it could.
         retry_at: when to load the same files again; None for never.
         pause_s: between the last failure and `retry_at`.
+        is_broken: `retry_at` is for a version that is broken, not for files that did not load.
+        broke_at: when it was last found to be, on the clock of `time.monotonic`.
     """
 
     state: State = "UNAVAILABLE"
@@ -121,6 +125,8 @@ class Slot:
     unreadable: str = ""
     retry_at: float | None = None
     pause_s: float = 0.0
+    is_broken: bool = False
+    broke_at: float = -_CALM_S
 
     def entry(self, name: str, version: int, unreadable: str = "") -> IndexEntry:
         """Returns the version's entry of the repository index.
@@ -139,7 +145,7 @@ class Slot:
     def begin(self, found: Fingerprint) -> None:
         """Notes an attempt to load the version. After a change of files, pauses begin anew."""
         if self.attempted != found:
-            self.pause_s = 0.0
+            self.pause_s, self.is_broken = 0.0, False
         self.attempted, self.retry_at = found, None
         if self.model is None:
             self.state, self.reason = "LOADING", ""
@@ -152,12 +158,31 @@ class Slot:
         """
         self.state, self.reason = "UNAVAILABLE" if self.model is None else "READY", to_utf8(str(error))
         if first_pause_s is not None and isinstance(error, TransientLoadError):
-            self.pause_s = min(2 * self.pause_s or first_pause_s, _MAX_PAUSE_S)
-            self.retry_at = time.monotonic() + self.pause_s
+            self._retry_later(first_pause_s)
+
+    def look_after(self, first_pause_s: float) -> None:
+        """Plans to load a version again that is broken, and forgets that when it is not any more.
+
+        One that breaks as soon as it is loaded again, whatever its clients do, is loaded with pauses that grow.
+        """
+        is_broken = self.model is not None and self.model.batcher.num_broken > 0 and not self.model.batcher.is_healthy
+        if is_broken and self.retry_at is None:
+            now = time.monotonic()
+            if now - self.broke_at > _CALM_S:
+                self.pause_s = 0.0
+            self.is_broken, self.broke_at = True, now
+            self._retry_later(first_pause_s)
+        elif self.is_broken and not is_broken:
+            self.is_broken, self.retry_at, self.reason = False, None, ""
+
+    def _retry_later(self, first_pause_s: float) -> None:
+        self.pause_s = min(2 * self.pause_s or first_pause_s, _MAX_PAUSE_S)
+        self.retry_at = time.monotonic() + self.pause_s
 
     def succeed(self, model: Model) -> None:
         """Notes that the version serves."""
-        self.state, self.reason, self.model, self.pause_s = "READY", "", model, 0.0
+        self.pause_s = self.pause_s if self.is_broken else 0.0
+        self.state, self.reason, self.model, self.is_broken = "READY", "", model, False
 
     def remove(self, state: State, reason: str) -> None:
         """Notes that the version does not serve. Its files are loaded anew when it should serve again."""

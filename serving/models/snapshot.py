@@ -5,9 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from serving.errors import InvalidArgument, NotFound, Unavailable, quote
 from serving.models.loader import Model
-from serving.models.slot import IndexEntry, ModelView, Standing
-
-_HANGS = "the model hangs: no instance has finished its batch in time (--batch-timeout-s)"
+from serving.models.slot import IndexEntry, ModelView, Standing, to_utf8
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +15,15 @@ class RepositorySnapshot:
     Args:
         serving: each ready version by (name, version), and that of requests which name none also by (name, "").
         index: sorted by name and number.
-        hung: the models with a version that is loaded but hangs in all its instances; such a version is not ready.
+        unhealthy: the models with a version that is loaded, but hangs or is broken in all its instances; such a version
+            is not ready.
         is_read: whether the repository has been read. Before, no model is known, and none unknown.
         standings: by model.
     """
 
     serving: Mapping[tuple[str, str], Model] = field(default_factory=dict)
     index: tuple[IndexEntry, ...] = ()
-    hung: frozenset[str] = frozenset()
+    unhealthy: frozenset[str] = frozenset()
     is_read: bool = False
     standings: Mapping[str, Standing] = field(default_factory=dict)
 
@@ -39,12 +38,12 @@ class RepositorySnapshot:
         """
         serving = {}
         index: list[IndexEntry] = []
-        hung = {
+        unhealthy = {
             name for name, view in views.items() if not all(model.batcher.is_healthy for model in view.ready.values())
         }
         for name, view in views.items():
-            if name in hung:
-                view = _without_hung(view)
+            if name in unhealthy:
+                view = _without_unhealthy(view)
             index += (
                 [replace(entry, cause=unreadable, retry_at=None) for entry in view.entries]
                 if unreadable
@@ -55,7 +54,7 @@ class RepositorySnapshot:
             if view.default is not None:
                 serving[name, ""] = view.ready[view.default]
         standings = {name: view.standing for name, view in views.items()}
-        return cls(serving, tuple(index), frozenset(hung), is_read, standings)
+        return cls(serving, tuple(index), frozenset(unhealthy), is_read, standings)
 
     def find(self, name: str, version: str, *, is_closing: bool) -> Model:
         """Finds a version by another spelling of its number, such as "01", or explains why it is not in `serving`.
@@ -71,7 +70,7 @@ class RepositorySnapshot:
         """
         entries = self._entries(name)
         if not version:
-            if is_closing or name in self.hung or any(entry.state == "LOADING" for entry in entries):
+            if is_closing or name in self.unhealthy or any(entry.state == "LOADING" for entry in entries):
                 raise Unavailable(f"model '{name}' is not ready: {_reason(entries)}")
             # Triton's words and status code.
             raise NotFound(f"model '{name}' has no available versions: {_reason(entries)}")
@@ -124,12 +123,19 @@ def _reason(entries: Collection[IndexEntry]) -> str:
     return entry.reason or entry.state.lower()
 
 
-def _without_hung(view: ModelView) -> ModelView:
-    """Returns the view of a model in which versions that hang are not ready."""
-    ready = {version: model for version, model in view.ready.items() if model.batcher.is_healthy}
-    hung = {str(version) for version in view.ready.keys() - ready.keys()}
-    entries = (
-        replace(entry, state="UNAVAILABLE", cause=_HANGS, retry_at=None) if entry.version in hung else entry
-        for entry in view.entries
-    )
+def _without_unhealthy(view: ModelView) -> ModelView:
+    """Returns the view of a model in which versions that hang or are broken are not ready."""
+    failures = {str(version): model.batcher.failure for version, model in view.ready.items()}
+    entries = (_explain(entry, failures.get(entry.version, "")) for entry in view.entries)
+    ready = {version: model for version, model in view.ready.items() if not failures[str(version)]}
     return replace(view, ready=ready, entries=tuple(entries))
+
+
+def _explain(entry: IndexEntry, failure: str) -> IndexEntry:
+    """Returns the entry of a version that is not ready for a failure; the same entry if that is empty."""
+    if not failure:
+        return entry
+    cause = f"the model {to_utf8(failure)}"
+    return replace(
+        entry, state="UNAVAILABLE", cause=f"{cause}; loading it again: {entry.cause}" if entry.cause else cause
+    )

@@ -89,7 +89,8 @@ class ModelVersions:
     def retry_failed(self) -> None:
         """Makes the next update load failed versions again even if their files have not changed."""
         for slot in self._slots.values():
-            slot.attempted = None if slot.reason else slot.attempted
+            is_unhealthy = slot.model is not None and not slot.model.batcher.is_healthy
+            slot.attempted = None if slot.reason or is_unhealthy else slot.attempted
 
     def check_override(self, override: str) -> None:
         """Checks a configuration that a client sends, before anything changes.
@@ -305,6 +306,8 @@ class ModelVersions:
         stable: bool,
     ) -> None:
         """Loads a version unless these files were already attempted or may be incomplete."""
+        if self._retry_s is not None:
+            slot.look_after(self._retry_s)
         if found is None:
             slot.reason = _NO_FOLDER
         elif slot.attempted == found and not slot.is_due():

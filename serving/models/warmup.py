@@ -55,6 +55,13 @@ def warm_up(backend: Backend, spec: ModelSpec, golden: Mapping[str, Array]) -> M
     return Measured(best, max(seconds * (rows or 1) for rows, seconds in row_s.items()))
 
 
+def zero_row(spec: ModelSpec) -> list[Array] | None:
+    """Returns one row of zeros for each input; None if strings or open sizes leave the value open."""
+    if not all(_has_fixed_size(tensor, spec) for tensor in spec.inputs):
+        return None
+    return [_warmup_input(tensor, None, 1 if spec.max_batch_size else None) for tensor in spec.inputs]
+
+
 def run_checked(backend: Backend, spec: ModelSpec, inputs: Sequence[Array], rows: int | None) -> list[Array]:
     """Runs one batch and checks shapes and data types of inputs and outputs against the configuration.
 

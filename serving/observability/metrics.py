@@ -136,6 +136,12 @@ MODEL_METRICS = (
         lambda m: m.model.batcher.num_hung,
     ),
     ModelMetric(
+        "convoy_broken_instances",
+        "gauge",
+        "Instances whose batches and own check all fail; a version without any other is not ready.",
+        lambda m: m.model.batcher.num_broken,
+    ),
+    ModelMetric(
         "convoy_model_load_seconds", "gauge", "Time it took to load and warm up the version.", lambda m: m.model.load_s
     ),
     ModelMetric(

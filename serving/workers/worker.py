@@ -120,7 +120,7 @@ class Worker:
     def _tell_state(self) -> None:
         repository = self._server.repository
         models = tuple(f"{model.spec.name} version {model.version}" for model in repository.ready_models())
-        self._channel.tell(STATE, State(self._is_up and repository.is_ready(), not repository.is_hung(), models))
+        self._channel.tell(STATE, State(self._is_up and repository.is_ready(), not repository.is_unhealthy(), models))
 
     def _handle(self, name: str, argument: object) -> object:
         if name == METRICS:
