@@ -21,8 +21,6 @@ from convoy.handshakes import Handshakes, max_handshakes
 from convoy.open_files import Reserve
 
 BACKLOG = 2048
-RESERVE = 16
-"""Descriptors that a server keeps for its connections."""
 
 _ACCEPTS_AT_ONCE = 64
 """Connections that are accepted before others are served."""
@@ -139,7 +137,7 @@ class Server(uvicorn.Server):
         )
         config.load()
         super().__init__(config)
-        self._reserve = reserve or Reserve(RESERVE)
+        self._reserve = reserve or Reserve()
         self._make_room = make_room
         self._listeners: list[socket.socket] = []
         self._accepted: set[asyncio.Task[object]] = set()

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 MAX_OPEN_FILES = 1 << 20
 """What an unlimited process counts with."""
+MAX_RESERVE = 64
 
 
 def max_open_files() -> int:
@@ -20,11 +21,15 @@ def max_open_files() -> int:
 class Reserve:
     """Descriptors that are kept open for one listener, which gives them up when the process may open no more files.
 
-    So it accepts connections when others of the process have taken all descriptors.
+    So it accepts connections when others of the process have taken all descriptors. One that waits for a descriptor all
+    the time may take one for good now and then, between the end of a connection and the refill.
+
+    Args:
+        size: None for a sixteenth of the files that the process may open, and at most `MAX_RESERVE`.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int | None = None) -> None:
+        self._size = min(MAX_RESERVE, max_open_files() // 16) if size is None else size
         self._spares: list[int] = []
         self.refill()
 

@@ -15,7 +15,7 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
-from convoy.http_server import RESERVE, Server, open_listener
+from convoy.http_server import Server, open_listener
 from convoy.open_files import Reserve
 from serving.errors import StartupError
 from serving.frontends.http import connections
@@ -116,7 +116,7 @@ class HttpServer:
             self._is_up.set()
 
     async def _serve(self, context: ssl.SSLContext | None) -> None:
-        reserve = Reserve(RESERVE)
+        reserve = Reserve()
         peers = Connections(self._max_connections(), reserve)
         app = self._build_app(self)
         protocol = partial(BoundedHttpProtocol, peers=peers, refusals=self._refusals, repeats=self.repeats)
