@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -122,8 +123,11 @@ def to_svg(figure: Figure, *, transparent: bool = False) -> str:
     """Returns the drawing as SVG, the same bytes for the same drawing."""
     file = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    if figure.axes and (layout := figure.get_layout_engine()) is not None:
+        FigureCanvasSVG(figure)  # its text is measured
+        layout.execute(figure)
+        figure.set_layout_engine(None)  # with an engine, even "none", `savefig` draws everything twice
     figure.savefig(file, format="svg", metadata=nothing, transparent=transparent)
-    figure.set_layout_engine("none")  # else each further format would lay it out again
     return file.getvalue().replace("'DejaVu Sans', sans-serif", _FONTS)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from trainer.data import ImageSet
@@ -157,6 +158,20 @@ def test_the_page_is_self_contained(tmp_path: Path, shape: tuple[int, int, int])
         "metrics.jsonl",
         "report.html",
     ]
+
+
+def test_each_file_of_a_figure_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    draw = Figure.draw
+
+    def count(figure: Figure, renderer: Any) -> None:
+        drawn.append(figure)
+        draw(figure, renderer)
+
+    monkeypatch.setattr(Figure, "draw", count)
+    report(tmp_path / "run", ("cat", "dog", "owl"), some_mistakes(), changes={"dataset": "cifar10"})
+    files = list((tmp_path / "run/figures").iterdir())
+    assert len(drawn) == len(files) + len(("loss", "accuracy", "years, on the page"))
 
 
 def test_the_numbers_of_the_result_are_shown(tmp_path: Path) -> None:
