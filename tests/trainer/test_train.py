@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import ROOT, clean_environment
 from trainer.compare import compare_runs
 from trainer.config import EvaluateConfig, TrainConfig
 from trainer.data.decoded_file import open_decoded
@@ -28,6 +31,30 @@ from trainer.reopen import evaluate_run
 from trainer.studies.seeds import SeedsConfig, study_seeds
 from trainer.train import setup, train
 
+HEAVY = (
+    "PIL",
+    "grpc",
+    "jinja2",
+    "matplotlib",
+    "mlflow",
+    "networkx",
+    "onnx",
+    "onnxruntime",
+    "pandas",
+    "scipy",
+    "serving",
+    "starlette",
+    "sympy",
+    "tensorboard",
+    "timm",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.onnx",
+    "torchvision",
+    "triton",
+    "wandb",
+)
+"""Packages that a training on a CPU needs after its last step, if at all."""
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), num_threads=2)
 
 
@@ -48,6 +75,20 @@ def predictions(folder: Path, data_dir: Path) -> tuple[torch.Tensor, torch.Tenso
     model = run.learner.model.eval()
     with torch.inference_mode(), run.learner.autocast():
         return torch.cat([model(chunk).argmax(dim=1) for chunk in test.images.split(500)]), test.labels
+
+
+def test_nothing_heavy_is_imported_before_the_first_step(tmp_path: Path, data_dir: Path) -> None:
+    code = (
+        "import sys, trainer.train\nfrom trainer.cli import train_command\n"
+        f"trainer.train.fit = lambda *_: sys.exit(str([name for name in {HEAVY} if name in sys.modules]))\n"
+        "train_command(sys.argv[1:])"
+    )
+    options = ["--dataset", "mnist-mini", "--num-validation", "0", "--device", "cpu"]
+    folders = {"--data-dir": data_dir, "--run-dir": tmp_path / "run", "--model-repository": tmp_path / "models"}
+    given = [str(part) for option in folders.items() for part in option]
+    command = [sys.executable, "-c", code, *options, *given]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.stderr == "[]\n"
 
 
 def test_the_headline_is_of_one_view_and_the_figure_with_views_follows_it(
