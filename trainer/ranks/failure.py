@@ -175,10 +175,11 @@ def _is_acquired(lock: FailureLock, within_s: float) -> bool:
 def _is_lost_connection(error: Exception, *, in_collective: bool) -> bool:
     """Returns whether a healthy rank gets this error when a peer is gone.
 
-    NCCL reports a lost peer wherever the code waits for the GPU. Outside of collectives, other lost connections are
-    not connections between ranks.
+    Only ranks are connected by NCCL and Gloo, which may report a lost peer later, where the code waits for something
+    else. Outside of collectives, other lost connections are not connections between ranks.
     """
-    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "NCCL" in str(error)):
+    message = str(error) if isinstance(error, RuntimeError) else ""
+    if isinstance(error, dist.DistError) or "NCCL" in message or "gloo/transport" in message:
         return True
-    is_lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection"))
+    is_lost = "gloo" in message or "Connection" in message
     return in_collective and (is_lost or isinstance(error, ConnectionError))

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from trainer.errors import TrainerError
+from trainer.ranks import failure
 from trainer.ranks.activity import Activity
 from trainer.ranks.failure import FailureContext, FailureLock, report_failure, write_error, write_failure
 from trainer.ranks.watchdog import Watchdog
@@ -52,3 +54,24 @@ def test_a_rank_that_reports_and_is_slow_to_leave_is_not_ended_with_the_others()
     leaving.callback(signal.raise_signal, signal.SIGTERM)
     with pytest.raises(ZeroDivisionError), StopRequest(), leaving, reporting:
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("message", "is_lost_rank"),
+    [
+        ("[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:6535: Connection reset by peer", True),
+        ("NCCL communicator was aborted", True),
+        ("Connection refused by the database", False),
+    ],
+)
+def test_a_lost_connection_outside_of_collectives(
+    message: str, is_lost_rank: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of another rank may show later, where the code waits for something else."""
+    monkeypatch.setattr(failure, "LOCK_WAIT_S", 0.0)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    lock, watchdog = FailureLock(store, "round", 0), Watchdog(FailureContext(), Activity())
+    expected = (TrainerError, "rank 0 lost another rank") if is_lost_rank else (RuntimeError, message)
+    reporting = report_failure(FailureContext(world_size=2), lock, watchdog)
+    with pytest.raises(expected[0], match=expected[1]), StopRequest(), reporting:
+        raise RuntimeError(message)
