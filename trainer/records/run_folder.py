@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.config import Resume, TrainConfig
 from trainer.config_file import RUN_TOML, write_config_file
@@ -213,7 +214,8 @@ class RunFolder:
     def _check_same_run(self, known: "RunFolder", resume: Resume) -> None:
         if resume == "never":
             raise ConfigError(f"--resume never, but {self.path} holds a run: choose another --run-dir")
-        for name, theirs, ours in known.fingerprint.differences(self.fingerprint):
+        differences = known.fingerprint.differences(self.fingerprint)
+        for name, theirs, ours in sorted(differences, key=_is_consequence):
             if name == "recipe.precision":
                 raise ConfigError(
                     f"--run-dir {self.path}: this run computes in {theirs}, and this command, on this hardware, would "
@@ -228,6 +230,11 @@ class RunFolder:
             if name == "compiled":
                 steps, remedy = ("compiled", "with") if theirs else ("not compiled", "without")
                 raise ConfigError(f"--run-dir {self.path}: this run's steps are {steps}: continue {remedy} --compile")
+            if name == "dataset_sha256" and image_folder(self.fingerprint.dataset):
+                raise ConfigError(
+                    f"--run-dir {self.path}: the folder of images is not what this run is trained on: images have been "
+                    "added, changed or removed since, or others are left out; undo that, or choose another --run-dir"
+                )
             raise ConfigError(
                 f"--run-dir {self.path} is of another run: its {name} is {theirs}, not {ours}; choose another folder"
             )
@@ -269,6 +276,11 @@ def create_in_runs(kind: str, suffix: str = "") -> Path:
     """
     with writing(RUNS):
         return create_folder(RUNS, f"{kind}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}{suffix}")
+
+
+def _is_consequence(difference: tuple[str, Any, Any]) -> bool:
+    """Returns whether other differences, such as that of the image size, explain this one better."""
+    return difference[0] == "dataset_sha256"
 
 
 def _new_folder(recipe: str, seed: int, world: World) -> Path:

@@ -99,6 +99,16 @@ def test_another_run_may_not_enter(change: dict, message: str, mini: Dataset, tm
         enter(replace(config, **change.get("config", {})), change.get("recipe", RECIPE), mini, ALONE)
 
 
+def test_a_folder_of_images_that_has_changed_is_told_but_not_where_an_option_has(mini: Dataset, tmp_path: Path) -> None:
+    config = TrainConfig(run_dir=tmp_path / "run")
+    photos, changed = replace(RECIPE, dataset="folder:/photos"), replace(mini, sha256="e" * 64)
+    enter(config, photos, mini, ALONE)
+    with pytest.raises(ConfigError, match="images have been added, changed or removed since"):
+        enter(config, photos, changed, ALONE)
+    with pytest.raises(ConfigError, match=r"recipe\.square is None, not pad"):
+        enter(config, replace(photos, square="pad"), changed, ALONE)
+
+
 @pytest.mark.parametrize(
     ("begun", "here", "remedy"),
     [

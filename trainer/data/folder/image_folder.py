@@ -199,7 +199,10 @@ class _Opening:
 
     def _decode(self) -> DatasetContent:
         """Decodes all images; called under the lock."""
-        index = self.index() if self.listing is None else open_or_make_index_locked(self.listing, self.folder)
+        if self.listing is None:
+            index = self.index()
+        else:
+            index = open_or_make_index_locked(self.listing, self.folder, self._log)
         shape, bit_depth = self.shape(index), find_bit_depth(index)
         bits = None if bit_depth is None else bit_depth.significant_bits
         images = decode_pixels(index, shape, bits or 16, self.folder, self._log, square=self.options.square)

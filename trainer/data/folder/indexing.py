@@ -1,8 +1,10 @@
 """Makes and completes the index of a folder. What an older index knows about a file that is unchanged is taken over."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from contextlib import suppress
+from heapq import nsmallest
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from trainer.errors import DataError
 from trainer.files import sha256_of_file
 
 _KNOWLEDGE = ("extents", "flags", "largest", "file_sha256", "picture_sha256")
+_NUM_LISTED = 3
 
 
 def open_or_make_index(listing: Listing, folder: Path, lock_path: Path, log: Callable[[str], None]) -> FolderIndex:
@@ -41,15 +44,15 @@ def open_or_make_index(listing: Listing, folder: Path, lock_path: Path, log: Cal
         with file_lock(lock_path, log) as excludes_others:
             if excludes_others:
                 remove_stale(folder)
-            return open_or_make_index_locked(listing, folder)
+            return open_or_make_index_locked(listing, folder, log)
 
 
-def open_or_make_index_locked(listing: Listing, folder: Path) -> FolderIndex:
+def open_or_make_index_locked(listing: Listing, folder: Path, log: Callable[[str], None]) -> FolderIndex:
     """Does the same for a caller that holds the lock."""
     path = index_path(folder, listing.key)
     with suppress(FileNotFoundError, DamagedFileError):
         return open_index(path)
-    save_index(_make_index(listing, folder), path)
+    save_index(_make_index(listing, folder, log), path)
     for older in set(folder.glob("*.index")) - {path}:
         discard(older)
         if not older.exists():
@@ -121,23 +124,49 @@ def log_warnings(index: FolderIndex, log: Callable[[str], None]) -> None:
         log(f"warning: Pillow warns about {len(problems)} of {len(index)} images: {list_some(problems)}")
 
 
-def _make_index(listing: Listing, folder: Path) -> FolderIndex:
+def _make_index(listing: Listing, folder: Path, log: Callable[[str], None]) -> FolderIndex:
     index = FolderIndex.of(listing)
-    for path in folder.glob("*.index"):
+    changes: list[str] = []
+    for path in sorted(folder.glob("*.index"), key=_made_at):  # the newest last
         with suppress(FileNotFoundError, DataError):
-            _take_over(index, open_index(path))
+            changes = _take_over(index, open_index(path))
+    if changes:
+        log(f"the folder has changed since it was last read: {', '.join(changes)}")
     read_headers(index)
     return index
 
 
-def _take_over(index: FolderIndex, older: FolderIndex) -> None:
-    """Enters what an older index knows about files with the same name, size and modification time."""
+def _made_at(path: Path) -> float:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _take_over(index: FolderIndex, older: FolderIndex) -> list[str]:
+    """Enters what an older index knows about files with the same name, size and modification time.
+
+    Returns:
+        What has changed since the older index, a part of a line for each kind of change.
+    """
     _, rows, known = np.intersect1d(_states(index), _states(older), assume_unique=True, return_indices=True)
     for name in _KNOWLEDGE:
         getattr(index, name)[torch.from_numpy(rows)] = getattr(older, name)[torch.from_numpy(known)]
     if older.warnings:
         new_rows = dict(zip(known.tolist(), rows.tolist(), strict=True))
         index.warnings.update({new_rows[row]: text for row, text in older.warnings.items() if row in new_rows})
+    now, before = _other_names(index, rows), _other_names(older, known)
+    kinds = {"gone": before - now, "new": now - before, "changed": now & before}
+    return [_describe_names(kind, names) for kind, names in kinds.items() if names]
+
+
+def _other_names(index: FolderIndex, rows: npt.NDArray[np.int64]) -> set[bytes]:
+    """Returns the names of the files that are in none of the rows."""
+    return {index.name(row) for row in np.setdiff1d(np.arange(len(index)), rows).tolist()}
+
+
+def _describe_names(kind: str, names: set[bytes]) -> str:
+    listed = [os.fsdecode(name) for name in nsmallest(_NUM_LISTED, names)]
+    return f"{len(names)} {kind} ({', '.join(listed)}{', …' if len(names) > len(listed) else ''})"
 
 
 def _states(index: FolderIndex) -> npt.NDArray[np.bytes_]:

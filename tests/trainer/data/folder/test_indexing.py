@@ -53,6 +53,24 @@ def test_only_new_and_changed_files_are_read_again(root: Path, load: Load, decod
     )  # one is still in use
 
 
+@pytest.mark.parametrize("source", ["resident", "streamed"])
+def test_what_changed_in_the_folder_is_named(root: Path, load: Load, logged: list[str], source: str) -> None:
+    load(root, source=source)
+    assert not any("has changed" in line for line in logged)
+    put(root / "dog" / "new.png", 7)
+    put(root / "cat" / "001.png", 8)
+    for number in range(2, 6):
+        (root / "cat" / f"{number:03}.png").unlink()
+    load(root, source=source)
+    assert [line for line in logged if "has changed" in line] == [
+        f"folder:{root}: the folder has changed since it was last read: "
+        "4 gone (cat/002.png, cat/003.png, cat/004.png, …), 1 new (dog/new.png), 1 changed (cat/001.png)"
+    ]
+    logged.clear()
+    load(root, source=source)
+    assert not any("has changed" in line for line in logged)
+
+
 def test_an_interrupted_index_goes_on(
     root: Path, load: Load, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
