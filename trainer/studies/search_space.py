@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,9 @@ from trainer.typed_values import as_text
 _FIXED = ("dataset", "num_validation", "square")
 """Fields that a sweep must not change: they decide the validation images."""
 
+_BETWEEN_VALUES = re.compile(r",(?![^\[]*\])")
+"""A comma that is not inside a list's brackets."""
+
 Candidate = dict[str, float | int | str]
 """Values by the field of the recipe (dotted for nested fields) or `lr_scale`."""
 
@@ -24,7 +28,7 @@ def make_candidates(grid: tuple[str, ...], num_random: int) -> list[Candidate]:
     """Returns the combinations of a grid, in order.
 
     Args:
-        grid: entries such as `lr_scale=0.5,1,2`.
+        grid: entries such as `lr_scale=0.5,1,2` or, for a field that is a list, `widths=[8,16],[16,32]`.
         num_random: number of combinations to draw at random (with a fixed seed); 0 for all.
 
     Raises:
@@ -32,10 +36,13 @@ def make_candidates(grid: tuple[str, ...], num_random: int) -> list[Candidate]:
     """
     axes: list[list[tuple[str, float | int | str]]] = []
     for entry in grid:
-        name, equals, values = entry.partition("=")
-        if not equals or not name or not all(values.split(",")):
-            raise ConfigError(f"--grid {entry}: write FIELD=VALUE,VALUE…, such as lr_scale=0.5,1,2")
-        axes.append([(name, _parse(value)) for value in values.split(",")])
+        name, _, text = entry.partition("=")
+        values = _BETWEEN_VALUES.split(text)
+        if not name or not all(values):
+            raise ConfigError(
+                f"--grid {entry}: write FIELD=VALUE,VALUE…, such as lr_scale=0.5,1,2 or 'widths=[8,16],[16,32]'"
+            )
+        axes.append([(name, _parse(value)) for value in values])
     combinations = [dict(combination) for combination in itertools.product(*axes)]
     if not num_random or num_random >= len(combinations):
         return combinations

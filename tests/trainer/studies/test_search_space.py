@@ -8,7 +8,7 @@ import pytest
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 from trainer.recipes import RECIPES
-from trainer.studies.search_space import apply_candidate, make_candidates
+from trainer.studies.search_space import Candidate, apply_candidate, as_options, make_candidates
 
 MNIST = RECIPES["mnist"]
 
@@ -23,6 +23,13 @@ def test_a_grid_gives_all_combinations_in_order() -> None:
     ]
 
 
+def test_a_list_in_brackets_is_one_value() -> None:
+    found = make_candidates(("widths=[8,16,16],[16, 32, 32],[]",), 0)
+    recipe = RECIPES["cifar10-fast"]
+    assert [apply_candidate(recipe, candidate).widths for candidate in found] == [(8, 16, 16), (16, 32, 32), ()]
+    assert as_options(found[0]) == ["--set", "widths=[8,16,16]"]
+
+
 def test_random_candidates_are_the_same_each_time() -> None:
     grid = ("lr_scale=1,2,3,4,5", "global_batch_size=10,20,30,40")
     found = make_candidates(grid, 6)
@@ -32,7 +39,7 @@ def test_random_candidates_are_the_same_each_time() -> None:
 
 
 def test_a_candidate_changes_the_recipe() -> None:
-    values = {"lr_scale": 0.5, "augment.shift": 2, "label_smoothing": 0, "precision": "bfloat16"}
+    values: Candidate = {"lr_scale": 0.5, "augment.shift": 2, "label_smoothing": 0, "precision": "bfloat16"}
     changed = apply_candidate(MNIST, values)
     assert {group.lr for group in changed.param_groups.values()} == {0.05}
     assert changed.augment.shift == 2
