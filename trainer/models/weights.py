@@ -41,7 +41,8 @@ class LoadedWeights:
         num_tensors: tensors of the network, without counters.
         by_order: the names differ, and the order decided.
         new: names whose first dimension is another number of classes: they keep their initial weights.
-        missing: other names of the network that the file lacks, or has in another shape.
+        reshaped: other names that the file has in another shape.
+        missing: names of the network that the file lacks.
         unused: names of the file that the network lacks.
     """
 
@@ -50,6 +51,7 @@ class LoadedWeights:
     num_tensors: int
     by_order: bool
     new: tuple[str, ...]
+    reshaped: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
 
@@ -58,6 +60,7 @@ class LoadedWeights:
         how = ", matched by their order, as the file has other names" if self.by_order else ""
         parts = [f"{self.file}: {self.num_loaded:,} of {self.num_tensors:,} tensors loaded{how}"]
         parts += [f"new: {_first(self.new)}"] if self.new else []
+        parts += [f"of another shape in the file: {_first(self.reshaped)}"] if self.reshaped else []
         parts += [f"not in the file: {_first(self.missing)}"] if self.missing else []
         parts += [f"not used: {_first(self.unused)}"] if self.unused else []
         return "; ".join(parts)
@@ -93,8 +96,8 @@ def read_weights(path: Path) -> Weights:
                 f"{path} holds objects that only code from the file could make, and Convoy runs none: save the "
                 "state_dict alone, as torch.save(network.state_dict(), FILE) does"
             ) from error
-        if cause.startswith("Weights only load failed"):
-            cause = "torch.save did not write it"
+        if cause.startswith("Weights only load failed") or isinstance(error, EOFError | LookupError):
+            cause = "torch.save did not write it"  # what reads it as one says nothing, or a byte that it met
         raise DataError(f"{path} does not hold weights: {cause[:100]}") from error
     return _flat(content, path)
 
@@ -109,7 +112,8 @@ def load_weights(network: nn.Module, weights: Weights, *, file: str, num_classes
         file: the file's name, for messages.
 
     Raises:
-        ConfigError: fewer than half of the network's other tensors are in the file.
+        ConfigError: fewer than half of the network's other filters and matrices are in the file. Vectors do not count:
+            the norms of two networks are often alike.
     """
     mine: Weights = {name: tensor for name, tensor in network.state_dict().items() if isinstance(tensor, torch.Tensor)}
     names, by_order = _match_by_name(mine, weights), False
@@ -120,17 +124,20 @@ def load_weights(network: nn.Module, weights: Weights, *, file: str, num_classes
     new = [
         name for name in names if name not in fitting and _is_other_head(mine[name], weights[names[name]], num_classes)
     ]
-    missing = [name for name in mine if name not in fitting and name not in new and not name.endswith(_COUNTERS)]
+    reshaped = [name for name in names if name not in fitting and name not in new]
+    missing = [name for name in mine if name not in names and not name.endswith(_COUNTERS)]
     loaded = LoadedWeights(
         file=file,
         num_loaded=_count(fitting),
         num_tensors=_count(mine),
         by_order=by_order,
         new=tuple(new),
+        reshaped=tuple(reshaped),
         missing=tuple(missing),
         unused=tuple(name for name in weights if name not in names.values() and not name.endswith(_COUNTERS)),
     )
-    if loaded.num_loaded < _MIN_SHARE * (loaded.num_tensors - len(new)):
+    expected = [name for name in mine if mine[name].ndim > 1 and name not in new]
+    if sum(name in fitting for name in expected) < _MIN_SHARE * len(expected):
         raise ConfigError(f"these weights are of another network: {loaded.describe()}")
     network.load_state_dict(fitting, strict=False)
     return loaded

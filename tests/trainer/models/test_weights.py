@@ -98,6 +98,18 @@ def test_missing_and_unused_tensors_are_named_and_too_many_are_refused() -> None
         load_weights(lenet(), few, file="some.pth", num_classes=10)
 
 
+def test_filters_of_another_shape_are_told_and_norms_that_fit_do_not_make_up_for_them() -> None:
+    def network(kernel: int, *, last: int = 3) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 8, kernel), nn.BatchNorm2d(8), nn.Conv2d(8, 8, last), nn.BatchNorm2d(8), nn.Linear(8, 4)
+        )
+
+    text = load_weights(network(3), network(5).state_dict(), file="some.pth", num_classes=4).describe()
+    assert text == "some.pth: 13 of 14 tensors loaded; of another shape in the file: 0.weight"
+    with pytest.raises(ConfigError, match=r"of another network: .* of another shape in the file: 0\.weight, 2\.weight"):
+        load_weights(network(3), network(5, last=1).state_dict(), file="some.pth", num_classes=4)
+
+
 class Harmful:
     def __reduce__(self) -> Any:
         return os.mkdir, ("code-was-run",)
@@ -118,6 +130,8 @@ def test_other_files_are_one_line(name: str, content: bytes, tmp_path: Path) -> 
     with pytest.raises(DataError, match=f"{name} does not hold weights: ") as error:
         read_weights(tmp_path / name)
     assert "\n" not in str(error.value)
+    if name.endswith(".pth") and not content.startswith(b"PK"):
+        assert str(error.value).endswith(": torch.save did not write it")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     with pytest.raises(DataError, match="does not hold weights: it has no state dict"):
         read_weights(tmp_path / "none.pth")
