@@ -78,7 +78,9 @@ class StudyFolder:
             raise ConfigError(f"--run-dir {self.path} holds the study {known['study']}: choose another folder")
         theirs, ours = _with_defaults(known["asked"], defaults, identity), identity["asked"]
         if differing := [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]:
-            options = ", ".join(_option(name, theirs.get(name)) for name in differing)
+            options = ", ".join(
+                f"{_option(name, theirs.get(name))} (you ask for {_option(name, ours.get(name))})" for name in differing
+            )
             raise ConfigError(
                 f"--run-dir {self.path} holds this study with other options, {options}: give the same ones to continue "
                 "it, or choose another folder"

@@ -63,7 +63,7 @@ def test_another_number_of_threads_is_the_same_machine(tmp_path: Path) -> None:
 def test_other_options_are_another_study(tmp_path: Path) -> None:
     write_empty_study(tmp_path)
     with (
-        pytest.raises(ConfigError, match="holds this study with other options, --seed 0: give the same ones"),
+        pytest.raises(ConfigError, match=r"other options, --seed 0 \(you ask for --seed 1\): give the same ones"),
         StudyFolder.open("capacity", Options(seed=1), tmp_path, ALONE),
     ):
         pass

@@ -70,7 +70,7 @@ def test_the_study_writes_a_page_tables_and_figures(tmp_path: Path, capsys: pyte
 
 def test_the_folder_of_another_study_is_refused(tmp_path: Path) -> None:
     study_regression(RegressionConfig(num_people=20, epochs=2, run_dir=tmp_path / "study"))
-    with pytest.raises(ConfigError, match="with other options, --num-people 20: "):
+    with pytest.raises(ConfigError, match="with other options, --num-people 20 "):
         study_regression(RegressionConfig(num_people=21, epochs=2, run_dir=tmp_path / "study"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
