@@ -77,7 +77,7 @@ class StudyFolder:
         if known["study"] != identity["study"]:
             raise ConfigError(f"--run-dir {self.path} holds the study {known['study']}: choose another folder")
         theirs, ours = _with_defaults(known["asked"], defaults, identity), identity["asked"]
-        if differing := [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]:
+        if differing := [name for name in {**theirs, **ours} if theirs.get(name, ...) != ours.get(name, ...)]:
             options = ", ".join(
                 f"{_option(name, theirs.get(name))} (you ask for {_option(name, ours.get(name))})" for name in differing
             )

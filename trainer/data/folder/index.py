@@ -132,7 +132,7 @@ class FolderIndex:
             DataError: the file is gone, cannot be read or has changed.
         """
         path = self.file(row)
-        # os.read gives up Python's lock once, where Path.read_bytes does five times, for which other decoders wait.
+        # Path.read_bytes makes more system calls, and each gives up Python's lock, for which other decoders wait.
         with _explain_errors(path):
             file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe in its place must not block
             try:
