@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="duration of each load")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     rounds: list[tuple[dict[str, Row], dict[str, Row]]] = []
     for number in range(options.rounds):
         before, digests_before = measure_round(options.before, options)

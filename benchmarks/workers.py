@@ -147,6 +147,7 @@ def main() -> None:
     if options.model is None and not options.python:
         print("\n".join(simulation()))
         return
+    options.out.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(0).integers(0, 256, (1, 1, 28, 28)).astype(np.uint8)
     bench.REQUEST = bench.request(image)
     rounds: list[list[dict[str, float]]] = []
