@@ -9,12 +9,13 @@ from trainer.errors import ConfigError
 from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
+from trainer.paths import LEDGER_FILE
 from trainer.recipes import TestTimeViews
 from trainer.records.result import Result
-from trainer.records.run_folder import RunFolder
+from trainer.records.run_folder import STUDY_FILE, RunFolder
 
 _MOST_NAMED = 5
-"""Missing runs that the error names."""
+"""Runs that a line names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,19 @@ def compare_runs(paths: list[Path]) -> list[str]:
 
     A setting has a row for one view of each image and, where its recipe has several test-time views, one with them.
 
+    Args:
+        paths: run folders, folders of studies, which stand for the finished runs in them, and ledgers, which are left
+            out: so `runs/*` is all runs of a workspace.
+
     Raises:
-        ConfigError: A run is not complete, the runs have different test images, the ledger has runs of a setting that
+        ConfigError: No run is complete, the runs have different test images, the ledger has runs of a setting that
             `paths` leaves out (the best of several chosen runs is no estimate), or entries of the ledger are missing.
     """
     if not paths:
         raise ConfigError("name the folders of the runs to compare")
+    found_runs, unfinished = _read_all(paths)
     # Runs with the same weights are one run, however often they are named.
-    runs = list({(run.setting, run.result.weights_sha256): run for run in map(_read, paths)}.values())
+    runs = list({(run.setting, run.result.weights_sha256): run for run in found_runs}.values())
     _check_same_test_set(runs)
     ledgers = sorted({run.folder.ledger_path for run in runs})
     for ledger in ledgers:
@@ -78,15 +84,38 @@ def compare_runs(paths: list[Path]) -> list[str]:
         found = _all_accuracies(setting, members)
         rows += _rows(members[0], list(found.values()))
         notes += [*_note_averaged(members, found), *_note_warnings(members)]
+    if unfinished:
+        notes.append(f"left out, as they have no result yet: {_name_some(unfinished)}")
     return [header, *rows, *notes, *(_describe_ledger(ledger, runs) for ledger in ledgers)]
 
 
-def _read(path: Path) -> _ComparedRun:
-    folder = RunFolder.read(path)
-    result = folder.result()
-    if result is None:
-        raise ConfigError(f"{path} has no result yet: let the run end first")
-    return _ComparedRun(folder, result)
+def _read_all(paths: list[Path]) -> tuple[list[_ComparedRun], list[str]]:
+    """Returns the finished runs, and the paths with others.
+
+    Raises:
+        ConfigError: a path is none of those that `compare_runs` takes, or no run is finished.
+    """
+    runs: list[_ComparedRun] = []
+    unfinished: dict[str, None] = {}
+    for path in paths:
+        if path.name == LEDGER_FILE and path.is_file():
+            continue
+        is_study = (path / STUDY_FILE).exists()
+        for folder in [config.parent for config in sorted(path.glob("*/config.json"))] if is_study else [path]:
+            run = RunFolder.read(folder)
+            if (result := run.result()) is not None:
+                runs.append(_ComparedRun(run, result))
+            else:
+                unfinished[str(path)] = None
+    if not runs:
+        names = f": {_name_some(list(unfinished))}" if unfinished else ""
+        raise ConfigError(f"no run has a result yet{names}; let a run end first")
+    return runs, list(unfinished)
+
+
+def _name_some(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _check_same_test_set(runs: list[_ComparedRun]) -> None:
@@ -132,11 +161,9 @@ def _all_accuracies(setting: str, members: list[_ComparedRun]) -> dict[str, _Acc
             if known is None or known.one_view is None:
                 accuracies[entry.weights_sha256] = _Accuracies.of(views, entry.accuracy, entry.accuracy_with_views)
     if missing:
-        named = ", ".join(list(missing.values())[:_MOST_NAMED])
-        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         raise ConfigError(
-            f"{members[0].result.recipe} was also evaluated in {named}{more}: name those runs too, because only all "
-            "runs of a setting, of every seed and number of ranks, can be compared"
+            f"{members[0].result.recipe} was also evaluated in {_name_some(list(missing.values()))}: name those runs "
+            "too, because only all runs of a setting, of every seed and number of ranks, can be compared"
         )
     return accuracies
 

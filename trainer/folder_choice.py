@@ -12,6 +12,7 @@ class FolderFacts:
 
     Args:
         num_training: training images.
+        is_estimated: whether that is before Convoy holds images out of them, by their content.
         short_side: the median of the images' shorter sides, in pixels; None if no image can be read.
         has_gpu: whether the training will use a GPU.
         has_weights: whether the command line names weights to start from.
@@ -22,6 +23,7 @@ class FolderFacts:
     num_training: int
     short_side: int | None
     has_gpu: bool
+    is_estimated: bool = False
     has_weights: bool = False
     has_network: bool = False
     has_package: bool = False
@@ -87,4 +89,5 @@ def choose(facts: FolderFacts) -> Row:
 def describe(facts: FolderFacts) -> str:
     """Returns the facts that a user can check, in a few words."""
     side = "" if facts.short_side is None else f" of about {facts.short_side} pixels"
-    return f"{facts.num_training:,} training images{side}, {'a GPU' if facts.has_gpu else 'no GPU'}"
+    number = f"{'about ' if facts.is_estimated else ''}{facts.num_training:,}"
+    return f"{number} training images{side}, {'a GPU' if facts.has_gpu else 'no GPU'}"

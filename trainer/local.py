@@ -168,6 +168,7 @@ def _look_at_folder(run: TrainConfig) -> FolderFacts:
     num_missing = 2 - ("validation" in splits) - ("test" in splits)
     return FolderFacts(
         num_training=math.ceil(len(splits["train"]) * 0.9**num_missing),
+        is_estimated=num_missing > 0,
         short_side=_median_side([root / os.fsdecode(name) for name in _some_names(splits["train"])]),
         has_gpu=_num_gpus(run) > 0,
         has_weights=run.weights is not None,

@@ -10,6 +10,7 @@ from trainer.errors import ConfigError
 FOLDER_PREFIX = "folder:"
 """Before the path of a folder of images, in the name of a data set."""
 RESULT_FILE = "result.json"
+LEDGER_FILE = "ledger.jsonl"
 """In a run's folder: written last, when the run is complete."""
 FAILURE_FILE = "failure.json"
 """In a run's folder: the report of the last failure."""

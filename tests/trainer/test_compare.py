@@ -168,6 +168,25 @@ def test_other_training_images_are_compared_on_the_same_test_images(tmp_path: Pa
     assert len(compare_runs(paths)) == 4
 
 
+def test_all_that_a_workspace_holds_is_compared(tmp_path: Path) -> None:
+    study = tmp_path / "study-seeds"
+    study.mkdir()
+    (study / "study.json").write_text("{}")
+    seeds = [make_run(study, seed, errors) for seed, errors in ((1, 20), (2, 30), (3, 30))]
+    runs = [make_run(tmp_path, 0, 10), make_run(tmp_path, 0, 40, lr=0.2)]
+    for unfinished in (seeds[2], runs[1]):
+        (unfinished / "result.json").unlink()
+    ledger = (tmp_path / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "ledger.jsonl").write_text("".join(ledger[:2] + ledger[3:4]))  # neither of them was evaluated
+    for path in (runs[0], *seeds[:2]):
+        result = json.loads((path / "result.json").read_text())
+        (path / "result.json").write_text(json.dumps(result | {"num_test_looks": 3}))
+    lines = compare_runs(sorted(tmp_path.iterdir()))
+    assert lines[1].split()[3:7] == ["3", "97.00", "98.00", "99.00"]
+    assert lines[2] == f"left out, as they have no result yet: {runs[1]}, {study}"
+    assert compare_runs([runs[0], study])[1] == lines[1]
+
+
 def test_other_images_and_unfinished_runs_are_refused(tmp_path: Path) -> None:
     one, other = make_run(tmp_path, 0, 10), make_run(tmp_path, 0, 10, dataset="e" * 64)
     with pytest.raises(ConfigError, match=r"different images, pets \(dddddddd\) and pets \(eeeeeeee\)"):
@@ -175,7 +194,7 @@ def test_other_images_and_unfinished_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name the folders"):
         compare_runs([])
     (one / "result.json").unlink()
-    with pytest.raises(ConfigError, match="no result yet"):
+    with pytest.raises(ConfigError, match=f"no run has a result yet: {one}; let a run end first"):
         compare_runs([one])
     with pytest.raises(ConfigError, match="holds no run"):
         compare_runs([tmp_path / "nowhere"])

@@ -1,5 +1,7 @@
 """The choice of a recipe for a folder, from facts alone."""
 
+from dataclasses import replace
+
 import pytest
 
 from trainer.folder_choice import TABLE, FolderFacts, choose, describe
@@ -37,3 +39,4 @@ def test_every_row_names_a_recipe_and_the_last_fits_everything() -> None:
 def test_facts_are_told_in_a_few_words() -> None:
     facts = FolderFacts(num_training=1200, short_side=375, has_gpu=True)
     assert describe(facts) == "1,200 training images of about 375 pixels, a GPU"
+    assert describe(replace(facts, is_estimated=True)).startswith("about 1,200 training images of")

@@ -58,7 +58,9 @@ def test_a_folder_gets_a_recipe_for_small_images_and_enough_steps(
         recipe="photos", dataset=dataset, image_size=160, epochs=epochs, global_batch_size=batch_size
     )
     chosen, command = line.splitlines()
-    assert chosen.startswith(f"{dataset}: {math.ceil(num_images * 0.9**2):,} training images, no GPU: recipe photos: ")
+    assert chosen.startswith(
+        f"{dataset}: about {math.ceil(num_images * 0.9**2):,} training images, no GPU: recipe photos: "
+    )
     assert chosen.endswith(f"; {epochs} epochs, {batch_size} images per step, 160 x 160 pixels")
     assert resolved(*shlex.split(command.removeprefix("the same as: convoy train "))) == (run, "")
 
@@ -96,7 +98,7 @@ def test_the_size_of_the_images_is_looked_at(tmp_path: Path) -> None:
         Image.new("L", size).save(path)
     run, line = resolved(str(tmp_path))
     assert run.image_size == 32
-    assert "4 training images of about 29 pixels, no GPU: recipe cifar10-small: a small network for small" in line
+    assert "about 4 training images of about 29 pixels, no GPU: recipe cifar10-small: a small network for small" in line
 
 
 def test_weights_at_hand_are_fine_tuned(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError, TrainerError, no_run, reading, writing
 from trainer.files import create_folder, is_temporary, locked, write_json
 from trainer.network_files import keep_network
-from trainer.paths import FAILURE_FILE, LOCK_FILE, RESULT_FILE, default_model_name, image_folder
+from trainer.paths import FAILURE_FILE, LEDGER_FILE, LOCK_FILE, RESULT_FILE, default_model_name, image_folder
 from trainer.ranks.world import World
 from trainer.recipe_files import read_toml
 from trainer.recipes import Recipe
@@ -172,7 +172,7 @@ class RunFolder:
     def ledger_path(self) -> Path:
         """The workspace's ledger, in the folder of the run folders and studies; a study's runs are one level deeper."""
         workspace = self.path.absolute().parent
-        return (workspace.parent if (workspace / STUDY_FILE).exists() else workspace) / "ledger.jsonl"
+        return (workspace.parent if (workspace / STUDY_FILE).exists() else workspace) / LEDGER_FILE
 
     @property
     def origin(self) -> Origin:

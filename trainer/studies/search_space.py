@@ -32,7 +32,7 @@ def make_candidates(grid: tuple[str, ...], num_random: int) -> list[Candidate]:
         num_random: number of combinations to draw at random (with a fixed seed); 0 for all.
 
     Raises:
-        ConfigError: an entry is not FIELD=VALUE,VALUE….
+        ConfigError: an entry is not FIELD=VALUE,VALUE…, or a bracket is missing.
     """
     axes: list[list[tuple[str, float | int | str]]] = []
     for entry in grid:
@@ -42,6 +42,8 @@ def make_candidates(grid: tuple[str, ...], num_random: int) -> list[Candidate]:
             raise ConfigError(
                 f"--grid {entry}: write FIELD=VALUE,VALUE…, such as lr_scale=0.5,1,2 or 'widths=[8,16],[16,32]'"
             )
+        if any(value.count("[") != value.count("]") for value in values):
+            raise ConfigError(f"--grid {entry}: a bracket is missing; write lists as in 'widths=[8,16],[16,32]'")
         axes.append([(name, _parse(value)) for value in values])
     combinations = [dict(combination) for combination in itertools.product(*axes)]
     if not num_random or num_random >= len(combinations):

@@ -66,16 +66,8 @@ def study_seeds(config: SeedsConfig) -> None:
         seeds = list(range(config.first_seed, config.first_seed + config.runs))
         details = f"seeds {seeds[0]} to {seeds[-1]}, each evaluated once on the test images; --runs asks for fewer"
         progress.log(describe_plan([recipe], config.runs, details))
-        # Seeds that are trained side by side need their images in memory.
-        dataset = load(
-            recipe,
-            config.image_size,
-            config.data_dir,
-            world,
-            progress.log,
-            source="resident",
-            skip_bad_images=config.skip_bad_images,
-        )
+        skipped = config.skip_bad_images
+        dataset = load(recipe, config.image_size, config.data_dir, world, progress.log, skip_bad_images=skipped)
         context = TrialContext(
             world=world, dataset=dataset, image_size=config.image_size, progress=Progress(is_main=False), stop=stop
         )

@@ -24,6 +24,7 @@ from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.models import Classifier, build_network
 from trainer.models.cost import Cost, count_cost
 from trainer.models.originals import build_original
+from trainer.paths import LEDGER_FILE
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES
 from trainer.records.result import Result
@@ -103,7 +104,7 @@ def study_zoo(config: ZooConfig) -> None:
         originals = [_original_entry(name) for name in _ORIGINALS]
         finished = _finished_results(config.runs)
         small = [_small_entry(name, finished) for name in _SMALL]
-        num_evaluations = len(Ledger(config.runs / "ledger.jsonl").entries(DATASETS["cifar10"].sha256))
+        num_evaluations = len(Ledger(config.runs / LEDGER_FILE).entries(DATASETS["cifar10"].sha256))
         for name in config.originals:
             size = _ORIGINAL_SIZES.get(name, 224)
             _measure_all(folder, config, f"original {name}", partial(build_original, name), size)

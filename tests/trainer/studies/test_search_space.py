@@ -90,3 +90,9 @@ def test_fields_that_cannot_be_swept_are_refused(name: str, value: float | str) 
 def test_a_malformed_grid_is_refused(entry: str) -> None:
     with pytest.raises(ConfigError, match="write FIELD=VALUE"):
         make_candidates((entry,), 0)
+
+
+@pytest.mark.parametrize("entry", ["widths=[8,16", "widths=8,16]", "widths=[8,16],[16"])
+def test_a_missing_bracket_is_named(entry: str) -> None:
+    with pytest.raises(ConfigError, match="a bracket is missing"):
+        make_candidates((entry,), 0)

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.trainer.data.folder.image_files import put_class
 from tests.trainer.records.results import make_result
 from trainer.config import TrainConfig
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DivergenceError
 from trainer.loop.run import Run
 from trainer.recipes import RECIPES, Recipe
+from trainer.records.run_folder import RunFolder
 from trainer.report.figures import style
 from trainer.studies.seeds import SeedsConfig, study_seeds
 from trainer.studies.seeds_page import SeedResults, make_page
@@ -95,6 +97,24 @@ def test_a_seed_that_diverges_is_counted_and_the_study_continues(
     assert "1 of 2 seeds diverged and have no test error: 1." in (tmp_path / "runs/study/report.html").read_text()
     study_seeds(replace(config, runs=2, stack=2))
     assert "2 of 2 seeds are done already" in capsys.readouterr().out
+
+
+def test_images_that_do_not_fit_in_memory_are_streamed(
+    config: SeedsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, colour in (("cat", 50), ("dog", 200)):
+        put_class(tmp_path / "images" / name, 20, colour)
+    config = replace(config, recipe="cifar10-lenet5", dataset=f"folder:{tmp_path}/images", image_size=32, runs=2)
+    study_seeds(config)
+    monkeypatch.setattr("trainer.prepare.device_memory", lambda device: 1000)
+    other = tmp_path / "runs" / "streamed"
+    study_seeds(replace(config, run_dir=other))
+    folders = [RunFolder.read(folder / "seed-1") for folder in (tmp_path / "runs" / "study", other)]
+    assert [folder.fingerprint.source for folder in folders] == ["resident", "streamed"]
+    results = [folder.result() for folder in folders]
+    assert results[0] is not None
+    assert results[1] is not None
+    assert results[0].weights_sha256 == results[1].weights_sha256
 
 
 def test_a_recipe_that_always_diverges_is_an_error(config: SeedsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
