@@ -1,16 +1,19 @@
 """Compares ways to decode a random crop of a JPEG file to 224 pixels: `python benchmarks/decoders.py FOLDER …`.
 
 Every way decodes the same crops of the same files, in one thread, in rounds that alternate; the table has the medians
-of its processor time, which other work on the machine changes less than the time on the clock.
+of its processor time, which other work on the machine changes less than the time on the clock. nvImageCodec, which
+decodes a crop alone, is measured where it is installed (`pip install nvidia-nvimgcodec-cu12`).
 The reference for the differences is Pillow's full decoding with an antialiased resize. docs/decisions has the choice.
 """
 
 import argparse
+import importlib
 import io
 import math
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,7 @@ from trainer.data.augment import draw_crops
 from trainer.data.folder.decoder import _crop_jpeg
 
 Pixels = npt.NDArray[np.uint8]
+Way = Callable[[bytes, Box], Pixels]
 SIZE = 224
 
 
@@ -90,7 +94,25 @@ def convoy(data: bytes, box: Box) -> Pixels:
     return found
 
 
-WAYS: dict[str, Callable[[bytes, Box], Pixels]] = {
+def nvimagecodec() -> tuple[Way, Way]:
+    """Returns how nvImageCodec decodes a crop alone, which torch resizes, and how it decodes a whole image."""
+    library = importlib.import_module("nvidia.nvimgcodec")
+    backends = [library.Backend(library.CPU_ONLY)]
+    options = {"max_num_cpu_threads": 1, "options": ":fancy_upsampling=1"}  # as libjpeg does by itself
+    decoder = library.Decoder(device_id=library.NVIMGCODEC_DEVICE_CPU_ONLY, backends=backends, **options)
+
+    def crop(data: bytes, box: Box) -> Pixels:
+        stream = library.CodeStream(data)
+        left, top, right, bottom = rectangle(box, stream.height, stream.width)
+        part = stream.get_sub_code_stream(region=library.Region(top, left, bottom, right))
+        pixels = torch.from_numpy(np.asarray(decoder.decode(part).cpu())).permute(2, 0, 1)[None]
+        found: Pixels = F.interpolate(pixels, (SIZE, SIZE), mode="bilinear", antialias=True)[0].numpy()
+        return found
+
+    return crop, lambda data, _: np.asarray(decoder.decode(library.CodeStream(data)).cpu())
+
+
+WAYS: dict[str, Way] = {
     "Pillow": pillow,
     "Pillow, draft": pillow_draft,
     "torchvision.io, torch resize": torchvision,
@@ -99,14 +121,16 @@ WAYS: dict[str, Callable[[bytes, Box], Pixels]] = {
     "the same, scales in eighths": simplejpeg_eighths,
     "Convoy": convoy,
 }
+ALONE: dict[str, Way] = {"simplejpeg alone, whole image": lambda data, _: simplejpeg.decode_jpeg(data, "RGB")}
+with suppress(ModuleNotFoundError):
+    WAYS["nvImageCodec, the crop, torch resize"], ALONE["nvImageCodec alone, whole image"] = nvimagecodec()
 
 
 def measure(files: list[bytes], boxes: list[Box], num_rounds: int) -> dict[str, float]:
     """Returns the milliseconds for an image, and those of decoding alone, by way."""
     times: dict[str, list[float]] = {}
-    alone = {"simplejpeg alone, whole image": lambda data, _: simplejpeg.decode_jpeg(data, "RGB")}
     for _ in range(num_rounds):
-        for name, way in {**WAYS, **alone}.items():
+        for name, way in {**WAYS, **ALONE}.items():
             began = time.process_time()
             for data, box in zip(files, boxes, strict=True):
                 way(data, box)
