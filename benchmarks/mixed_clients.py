@@ -68,7 +68,7 @@ class Clients:
     """All kinds of clients of one server.
 
     Calls that end early have a connection of their own: the native transport ends connections with many such calls
-    (docs/serving.md).
+    (docs/serving-security.md).
 
     Attributes:
         num_ended: calls on that connection that failed because it was ended.

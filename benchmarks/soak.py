@@ -193,7 +193,7 @@ def report(outcome: Soak, transport: str) -> list[str]:
         f"({100 * (late / early - 1):+.2f} %). Threads {first.threads} to {last.threads}, descriptors {first.files} to "
         f"{last.files}. CPU {100 * (last.cpu_s - first.cpu_s) / (last.at_s - first.at_s or 1):.0f} % of one core. "
         f"Exit code {outcome.exit_code}. Calls that end early share a connection; {outcome.clients.num_ended:,} "
-        "failed because the server ended it (too_many_resets or a broken pipe, docs/serving.md).",
+        "failed because the server ended it (too_many_resets or a broken pipe, docs/serving-security.md).",
         "",
         "| client | calls | failed | median, p99 of the last 20,000 |",
         "|---|---|---|---|",

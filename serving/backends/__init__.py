@@ -1,6 +1,6 @@
 """The backends that run models. Only the modules of this folder import torch or onnxruntime.
 
-`serving.backends.registry` finds them. docs/serving.md describes how another package adds one.
+`serving.backends.registry` finds them. docs/model-configuration.md describes how another package adds one.
 """
 
 from collections.abc import Callable, Sequence

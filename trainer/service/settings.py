@@ -27,7 +27,7 @@ class ServiceConfig:
     metrics_port: int = 8005
     """Port of the metrics for Prometheus; 0 for any that is free."""
     token_file: Annotated[Path | None, option("FILE", "none")] = None
-    """Tokens of the callers, with the scopes submit (their own jobs) and admin (all jobs); see docs/serving.md."""
+    """Tokens of the callers, with the scopes submit (own jobs) and admin (all jobs); see docs/serving-security.md."""
     tls_certificate: Annotated[Path | None, option("FILE", "none")] = None
     """Certificate chain for TLS, PEM."""
     tls_key: Annotated[Path | None, option("FILE", "none")] = None

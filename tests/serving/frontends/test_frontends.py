@@ -158,7 +158,7 @@ class TestOddCalls:
     def test_compressed_ones_count_with_their_size(self, channel: grpc.Channel, kind: str) -> None:
         for method in (grpc.Compression.Gzip, grpc.Compression.Deflate):
             if (kind, method) == ("native", grpc.Compression.Deflate):
-                expected = grpc.StatusCode.UNIMPLEMENTED  # pygrpc-native has gzip only: docs/serving.md
+                expected = grpc.StatusCode.UNIMPLEMENTED  # pygrpc-native has gzip only: docs/serving-security.md
             else:
                 assert ask(channel, LIVE, b"abc", compression=method) == b"abc"
                 expected = grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -42,7 +42,7 @@ RETRY_POLICY = {
         }
     ]
 }
-"""As docs/serving.md shows it."""
+"""As docs/serving-operations.md shows it."""
 
 
 def publish(repository: Path, name: str) -> None:
