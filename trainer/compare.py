@@ -54,24 +54,39 @@ class _Accuracies:
 
 
 def compare_runs(paths: list[Path]) -> list[str]:
-    """Returns the lines of the table: worst, median, best and mean test accuracy of each setting, and its std.
+    """Returns the lines of a table: worst, median, best and mean test accuracy of each setting, and its std.
 
     A setting has a row for one view of each image and, where its recipe has several test-time views, one with them.
+    Runs with different test images are in tables of their own.
 
     Args:
         paths: run folders, folders of studies, which stand for the finished runs in them, and ledgers, which are left
             out: so `runs/*` is all runs of a workspace.
 
     Raises:
-        ConfigError: No run is complete, the runs have different test images, the ledger has runs of a setting that
-            `paths` leaves out (the best of several chosen runs is no estimate), or entries of the ledger are missing.
+        ConfigError: No run is complete, the ledger has runs of a setting that `paths` leaves out (the best of several
+            chosen runs is no estimate), or entries of the ledger are missing.
     """
     if not paths:
         raise ConfigError("name the folders of the runs to compare")
     found_runs, unfinished = _read_all(paths)
     # Runs with the same weights are one run, however often they are named.
     runs = list({(run.setting, run.result.weights_sha256): run for run in found_runs}.values())
-    _check_same_test_set(runs)
+    tables: dict[str, list[_ComparedRun]] = {}
+    for run in runs:
+        tables.setdefault(run.test_set, []).append(run)
+    lines: list[str] = []
+    for test_set, members in tables.items():
+        if len(tables) > 1:
+            lines += ["", f"tested on {members[0].result.dataset} ({test_set[:8]})"]
+        lines += _table(members)
+    if unfinished:
+        lines += ["", f"left out, as they have no result yet: {_name_some(unfinished)}"]
+    return lines[1:] if len(tables) > 1 else lines
+
+
+def _table(runs: list[_ComparedRun]) -> list[str]:
+    """Returns the table of runs with the same test images, and notes about them."""
     ledgers = sorted({run.folder.ledger_path for run in runs})
     for ledger in ledgers:
         _check_ledger(ledger, [run for run in runs if run.folder.ledger_path == ledger])
@@ -84,8 +99,6 @@ def compare_runs(paths: list[Path]) -> list[str]:
         found = _all_accuracies(setting, members)
         rows += _rows(members[0], list(found.values()))
         notes += [*_note_averaged(members, found), *_note_warnings(members)]
-    if unfinished:
-        notes.append(f"left out, as they have no result yet: {_name_some(unfinished)}")
     return [header, *rows, *notes, *(_describe_ledger(ledger, runs) for ledger in ledgers)]
 
 
@@ -116,13 +129,6 @@ def _read_all(paths: list[Path]) -> tuple[list[_ComparedRun], list[str]]:
 def _name_some(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return ", ".join(names[:_MOST_NAMED]) + more
-
-
-def _check_same_test_set(runs: list[_ComparedRun]) -> None:
-    test_sets = {run.test_set: run.result.dataset for run in runs}
-    if len(test_sets) > 1:
-        names = " and ".join(f"{name} ({digest[:8]})" for digest, name in test_sets.items())
-        raise ConfigError(f"the runs were tested on different images, {names}: compare runs on one data set")
 
 
 def _check_ledger(path: Path, runs: list[_ComparedRun]) -> None:

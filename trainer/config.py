@@ -336,4 +336,4 @@ class CompareConfig:
     """Compares finished runs, setting by setting: worst, median and best accuracy over all evaluated seeds."""
 
     runs: Annotated[list[Path], tyro.conf.Positional, option("RUN ...")]
-    """Runs and studies of one data set, such as runs/*. All evaluated seeds of each setting must be given."""
+    """Runs and studies, such as runs/*. All evaluated seeds of each setting must be given."""
