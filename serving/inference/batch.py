@@ -28,12 +28,14 @@ class QueuedRequest(ABC):
 
     Attributes:
         arrived_ns: when it arrived, on the clock of `time.monotonic_ns`.
+        decoding_ns: from then on until its image files were decoded; 0 for a request without any.
         trace: None for a request that is not traced.
         digest: of the inputs, set by the response cache alone; None for a request that is not cached.
     """
 
     __slots__ = ("arrived_ns", "buffers", "deadline", "digest", "num_bytes", "rows", "shapes", "trace")
 
+    decoding_ns: int = 0
     digest: bytes | None
 
     def __init__(
@@ -50,7 +52,7 @@ class QueuedRequest(ABC):
     @property
     def queued_ns(self) -> int:
         """When it was queued, on the clock of `arrived_ns`."""
-        return self.arrived_ns
+        return self.arrived_ns + self.decoding_ns
 
     @property
     def identity(self) -> tuple[Buffer, ...]:

@@ -51,7 +51,6 @@ class Batcher:
     Args:
         cache: of the version's responses; None for none.
         turns: of the instances, if they wait for resources.
-        takes_files: whether image files are decoded before some of the requests are queued.
         check: raises an error if a backend is broken; None for no check.
 
     Attributes:
@@ -68,8 +67,6 @@ class Batcher:
         statistics: Statistics,
         cache: VersionCache | None = None,
         turns: Sequence[Turn] = (),
-        *,
-        takes_files: bool = False,
         check: Callable[[Backend], object] | None = None,
     ) -> None:
         self.on_health_change: Callable[[], None] = lambda: None
@@ -80,7 +77,6 @@ class Batcher:
         self._statistics = statistics
         self._cache = cache
         self._turns = turns
-        self._takes_files = takes_files
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._queue = RequestQueue(limits) if limits.policies is None else PriorityQueue(limits)
@@ -299,13 +295,14 @@ class Batcher:
     def _answer(self, batch: ComputedBatch) -> None:
         """Gives each request its rows, and records the batch."""
         arrivals = []
-        row = 0
+        row = decoding_ns = 0
         if self._cache is not None:
             self._cache.keep(batch)
         for request in batch.requests:
             try:
                 request.finish(batch.outputs, row)
                 arrivals.append(request.arrived_ns)
+                decoding_ns += request.decoding_ns
             except BaseException as error:
                 self._fail_response(request, error)
             row += request.rows
@@ -313,7 +310,6 @@ class Batcher:
         if traced := [request for request in batch.requests if request.trace is not None]:
             self._trace(batch, traced, answered_ns)
         if arrivals:
-            decoding_ns = sum(map(_decoding_ns, batch.requests)) if self._takes_files else 0
             times_ns = (*batch.times_ns, answered_ns)
             self._statistics.record_batch(arrivals, batch.rows, times_ns, batch.trigger, decoding_ns)
         if (watch := self.watch) is not None:
@@ -394,23 +390,34 @@ class Batcher:
         Returns:
             False if the batcher is closed before that.
         """
-        failure, pause_s = self._check(instance, turn), _FIRST_PAUSE_S
-        if failure:
-            logger.error("model '%s': an instance is broken: %s", self._name, failure)
+        pause_s = _FIRST_PAUSE_S
+        while failure := self._check(instance, turn):
             with self._lock:
-                instance.failure = failure
-            self._refuse_if_unhealthy()
-        while failure:
+                is_known = bool(instance.failure) and not instance.is_hung
+                instance.is_hung, instance.failure = False, failure
+            if not is_known:
+                logger.error("model '%s': an instance is broken: %s", self._name, failure)
+                self._refuse_if_unhealthy()
             if self._stopping.wait(pause_s):
                 return False
-            failure, pause_s = self._check(instance, turn), min(2 * pause_s, _MAX_PAUSE_S)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
         if instance.failure:
             self._recover(instance)
         return True
 
     def _check(self, instance: Instance, turn: Turn | None) -> str:
+        """Returns why the check of an instance fails; empty if it passes.
+
+        Raises:
+            RunOverdue: it passes after its time limit.
+        """
         with turn or nullcontext():
-            return instance.check()
+            try:
+                return instance.check()
+            except RunOverdue as overdue:
+                if not overdue.failure:
+                    raise
+                return overdue.failure
 
     def _refuse_if_unhealthy(self) -> None:
         """Refuses the requests that wait, and all that come, if no instance is left."""
@@ -434,10 +441,6 @@ class Batcher:
         logger.warning("model '%s': an instance that %s %s", self._name, what, then)
         if not was_healthy:
             self.on_health_change()
-
-
-def _decoding_ns(request: QueuedRequest) -> int:
-    return request.queued_ns - request.arrived_ns
 
 
 def _waited(request: QueuedRequest) -> str:

@@ -150,14 +150,14 @@ class _Job:
             files = given.split()
             if len(files) > 1:
                 check_headers(files)
+            pixels = np.empty((len(files), *self._images.shape), np.uint8)
         except BaseException as error:
             self._end(error)
             return
         with self._lock:
             if self._outcome is None:
                 return
-            self._files, self._num_left = files, len(files)
-            self._pixels = np.empty((len(files), *self._images.shape), np.uint8)
+            self._files, self._pixels, self._num_left = files, pixels, len(files)
         for _ in range(min(len(files), self._pool.num_threads) - 1):
             self._pool.run(self._decode_next)
         self._decode_next()

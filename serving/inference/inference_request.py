@@ -82,7 +82,7 @@ class DecodedRequest(InferenceRequest[R]):
         given: the files. The response cache knows the request by their digest, if they have one.
     """
 
-    __slots__ = ("_files_digest", "_queued_ns")
+    __slots__ = ("_files_digest", "decoding_ns")
 
     def __init__(
         self,
@@ -95,13 +95,10 @@ class DecodedRequest(InferenceRequest[R]):
     ) -> None:
         super().__init__(encoder, buffers, request_id, context, sink)
         self._files_digest = given.digest
-        self.arrived_ns, self._queued_ns = given.arrived_ns, self.arrived_ns
+        self.decoding_ns = self.arrived_ns - given.arrived_ns
+        self.arrived_ns = given.arrived_ns
         if context.trace is not None:
-            context.trace.add_decoding(self.arrived_ns, self._queued_ns)
-
-    @property
-    def queued_ns(self) -> int:
-        return self._queued_ns
+            context.trace.add_decoding(self.arrived_ns, self.queued_ns)
 
     @property
     def identity(self) -> tuple[Buffer, ...]:

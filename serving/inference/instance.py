@@ -32,7 +32,15 @@ _FRUITLESS_CREDIT_S = 1.0
 
 
 class RunOverdue(Exception):
-    """The backend returned after its time limit: the requests have been answered with an error."""
+    """The backend returned after its time limit: the requests have been answered with an error.
+
+    Args:
+        failure: why the check fails that it was; empty if it passes, or was none.
+    """
+
+    def __init__(self, failure: str = "") -> None:
+        super().__init__(failure)
+        self.failure = failure
 
 
 class Attempt:
@@ -203,7 +211,7 @@ class Instance:
         now = time.monotonic()
         self._next_check = now + min(_MAX_CHECK_PAUSE_S, max(_MIN_CHECK_PAUSE_S, _CHECK_PAUSES * (now - began)))
         if not attempt.claim():
-            raise RunOverdue
+            raise RunOverdue(failure)
         return failure
 
     def _log_failure(self, requests: Sequence[QueuedRequest], error: BaseException) -> None:

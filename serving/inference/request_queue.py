@@ -92,7 +92,9 @@ class RequestQueue:
         oldest_ns = time.monotonic_ns() - 1000 * self._limits.timeout_us if self._limits.timeout_us else 0
         while queue and room > 0:
             request = queue[0]
-            if (request.deadline is not None and request.deadline <= now) or request.arrived_ns < oldest_ns:
+            if (request.deadline is not None and request.deadline <= now) or (
+                oldest_ns and request.queued_ns < oldest_ns
+            ):
                 expired.append(request)
             elif requests and (request.rows > room or not fit_together(requests[0].shapes, request.shapes)):
                 break

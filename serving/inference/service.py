@@ -149,13 +149,16 @@ class _Path(Generic[S, R]):
             return self._run_shared(given.request, encoded, context, sink)
         except ServingError as error:  # it has been counted
             sink.fail(error)
-        except Exception:
-            logger.exception("a request failed before it was queued")
-            self._refuse(Internal("the request could not be run; the server's log says why"), sink)
+        except Exception as error:
+            self._refuse(error, sink)
         return None
 
-    def _refuse(self, error: ServingError, sink: ResponseSink[R]) -> None:
-        self._refusals.count_error(error)
+    def _refuse(self, error: Exception, sink: ResponseSink[R], model: str = "") -> None:
+        """Answers, and counts, a request that is not queued."""
+        if not isinstance(error, ServingError):
+            logger.error("a request failed before it was queued", exc_info=error)
+            error = Internal("the request could not be run; the server's log says why")
+        self._refusals.count_error(error, model)
         sink.fail(error)
 
     def run_again(self, encoded: S, context: RequestContext, sink: ResponseSink[R]) -> RequestHandle | None:
@@ -218,10 +221,8 @@ class _Path(Generic[S, R]):
             if self._memory is None:
                 raise refusal(request)
             resolved = self._memory.resolve(request, share)
-        except BaseException as error:
+        except Exception as error:
             share.free()
-            if not isinstance(error, ServingError):
-                raise
             self._refuse(error, sink)
             return None
         queued = self.run(encoded, context, _CountedSink(sink, share), resolved=resolved)
@@ -232,9 +233,8 @@ class _Path(Generic[S, R]):
     ) -> RequestHandle | None:
         """Decodes the image files of a request, then runs it. Decodes nothing for one that does not fit the model."""
 
-        def fail(error: ServingError) -> None:
-            self._refusals.count_error(error, given.model)
-            sink.fail(error)
+        def fail(error: Exception) -> None:
+            self._refuse(error, sink, given.model)
 
         def run(pixels: Pixels) -> RequestHandle | None:
             given.pixels = pixels.reshape(-1).data
@@ -246,7 +246,7 @@ class _Path(Generic[S, R]):
             if self._answer_at_once(plan, given, encoded, context, sink):
                 return None
             return self._decoder.submit(given.files, given.images, context.deadline, then=run, fail=fail)
-        except ServingError as error:
+        except Exception as error:
             fail(error)
             return None
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError
 from serving.inference.batcher import Batcher, BatcherClosed, BatchLimits, Outputs, QueuedRequest
+from serving.inference.request_queue import RequestQueue
 from serving.observability.statistics import Statistics
 from serving.protocol.tensors import DATATYPES, Array, TensorSpec
 
@@ -199,6 +200,44 @@ def test_a_request_past_the_queue_timeout_is_not_computed(harness) -> None:
     waiting = made.submit(2)
     made.backends[0].gate.release(9)
     assert isinstance(waiting.wait(), DeadlineExceeded)
+
+
+class Decoded(Request):
+    """A request whose image files took some seconds to decode; its response cannot be built, if that is odd."""
+
+    __slots__ = ("decoding_ns",)
+
+    def __init__(self, row: int, *, seconds: int) -> None:
+        super().__init__((row,))
+        self.decoding_ns = seconds * 10**9
+        self.arrived_ns -= self.decoding_ns
+
+    def finish(self, outputs: Outputs, first_row: int) -> None:
+        if self.decoding_ns % (2 * 10**9):
+            raise ValueError
+        super().finish(outputs, first_row)
+
+
+def test_the_queue_timeout_is_for_the_queue_not_for_decoding() -> None:
+    queue = RequestQueue(BatchLimits(max_batch_size=8, timeout_us=10**6))
+    queue.add(request := Decoded(1, seconds=10))
+    assert queue.take_batch() == ([request], [])
+
+
+def test_decoding_is_no_time_in_the_queue(harness, caplog: pytest.LogCaptureFixture) -> None:
+    made = harness(Doubler(held=True))
+    first = made.occupy()
+    requests = [Decoded(1, seconds=1001), Decoded(2, seconds=100)]
+    for request in requests:
+        made.batcher.submit(request)
+    made.backends[0].gate.release(2)
+    for request in [first, *requests]:
+        request.wait()
+    made.batcher.close()
+    now = made.statistics.snapshot()
+    assert (now.success.count, now.fail.count) == (2, 1)
+    assert now.success.ns > 100e9
+    assert 0 <= now.queue.ns < 50e9
 
 
 def test_cancelling_does_not_affect_other_requests(harness) -> None:

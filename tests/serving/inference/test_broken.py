@@ -111,6 +111,25 @@ def test_a_check_that_hangs_is_found(make: Make) -> None:
     assert made.submit(4).wait() == [[8, 8]]
 
 
+def test_a_check_that_hangs_and_then_fails_does_not_pass(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "_FIRST_PAUSE_S", 60.0)
+    backend = Doubler(fails="no device")
+    made = make(backend)
+    made.fail(MAX_FAILED_BATCHES - 1)
+    made.batcher._instances[0]._check = lambda one: one.run([np.zeros((1, 2), np.uint8)])
+    while backend.gate.acquire(blocking=False):
+        pass
+    backend.gate.release()  # for the batch, not for the check
+    made.fail(1)
+    wait_until(lambda: made.batcher.num_hung == 1)
+    backend.gate.release()
+    wait_until(lambda: made.batcher.num_hung == 0)
+    assert (made.batcher.num_broken, made.batcher.is_healthy) == (1, False)
+    assert made.batcher.failure.endswith("so does its own check: no device")
+    with pytest.raises(Unavailable):
+        made.submit(1)
+
+
 def test_closing_does_not_wait_for_the_next_check(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batcher, "_FIRST_PAUSE_S", 60.0)
     made = make(Doubler(fails="no device"))

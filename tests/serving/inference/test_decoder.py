@@ -72,10 +72,12 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     held.go_on.release(100)
 
 
-def submit(decoder: ImageDecoder, files: list[bytes], deadline: float | None = None) -> tuple[Request, RequestHandle]:
+def submit(
+    decoder: ImageDecoder, files: list[bytes], deadline: float | None = None, images: ImageTensor = TENSOR
+) -> tuple[Request, RequestHandle]:
     request = Request()
     given = ImageFiles(InferInput("images", "BYTES", (len(files),), Elements(DATATYPES["BYTES"], files)))
-    return request, decoder.submit(given, TENSOR, deadline, then=request.then, fail=request.outcome.put)
+    return request, decoder.submit(given, images, deadline, then=request.then, fail=request.outcome.put)
 
 
 def png(value: int) -> bytes:
@@ -197,3 +199,12 @@ def test_a_decoder_that_crashes_fails_its_request_alone(held: Held) -> None:
     assert isinstance(crashed.result(), Internal)
     assert isinstance(submit(decoder, [b"a"])[0].result(), np.ndarray)
     assert crashed.outcome.empty(), "one error alone"
+
+
+def test_pixels_for_which_there_is_no_memory(held: Held) -> None:
+    decoder = ImageDecoder(1)
+    request, _ = submit(decoder, [b"x"], images=ImageTensor("images", (1 << 20,) * 3, 64, Preprocessing()))
+    assert isinstance(request.result(), Internal)
+    held.go_on.release()
+    request, _ = submit(decoder, [b"y"])
+    assert isinstance(request.result(), np.ndarray)

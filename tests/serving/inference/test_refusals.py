@@ -1,13 +1,20 @@
 """What is refused or dropped before a model's queue is counted, wherever that happens."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory as Block
+from typing import cast
 
 import pytest
 
+from protos.grpc_service_pb2 import ModelInferRequest
 from serving.errors import Cancelled, Internal, Unavailable
+from serving.inference.message_memory import MessageMemory
 from serving.inference.request import NO_CONTEXT
 from serving.inference.service import MAX_QUICK_BYTES, InferenceService
+from serving.inference.shared_memory import Region, SharedMemory
+from serving.models.repository import Repository
 from tests.serving.fake_repository import PATIENCE_S, FakeRepository, make_service, twice
 from tests.serving.inference.test_plan_cache import Response, message
 
@@ -58,6 +65,35 @@ def test_a_model_that_is_replaced_again_and_again(service: InferenceService, rep
     assert service.infer(message(1, 1), NO_CONTEXT, response) is None
     assert isinstance(response.exception(0), Unavailable)
     assert service.refusals.snapshot() == {("unavailable", ""): 1}
+
+
+def test_shared_memory_that_cannot_be_read(repository: FakeRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on the thread that parses: its request would wait for ever."""
+
+    def fail(self: Region, offset: int, num_bytes: int) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(Region, "read", fail)
+    memory, messages = SharedMemory(1 << 20), MessageMemory()
+    service = InferenceService(cast(Repository, repository), memory=memory, messages=messages)
+    with contextlib.closing(Block(create=True, size=1 << 20)) as block:
+        memory.register("r", block.name, 0, 1 << 20)
+        for note in ("", LARGE):
+            response = Response()
+            service.infer(shared_message("r", 12 << 10, note), NO_CONTEXT, response)
+            assert isinstance(response.exception(PATIENCE_S), Internal)
+        block.unlink()
+    assert service.refusals.snapshot() == {("internal", ""): 2}
+    assert messages.num_bytes == 0
+
+
+def shared_message(region: str, rows: int, note: str) -> bytes:
+    request = ModelInferRequest.FromString(message(1, note=note))
+    del request.inputs[:], request.raw_input_contents[:]
+    given = request.inputs.add(name="numbers", datatype="FP32", shape=[rows, 3])
+    given.parameters["shared_memory_region"].string_param = region
+    given.parameters["shared_memory_byte_size"].int64_param = 12 * rows
+    return request.SerializeToString()
 
 
 def test_a_defect(service: InferenceService, repository: FakeRepository, monkeypatch: pytest.MonkeyPatch) -> None:
