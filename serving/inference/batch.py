@@ -33,9 +33,8 @@ class QueuedRequest(ABC):
         digest: of the inputs, set by the response cache alone; None for a request that is not cached.
     """
 
-    __slots__ = ("arrived_ns", "buffers", "deadline", "digest", "num_bytes", "rows", "shapes", "trace")
+    __slots__ = ("arrived_ns", "buffers", "deadline", "decoding_ns", "digest", "num_bytes", "rows", "shapes", "trace")
 
-    decoding_ns: int = 0
     digest: bytes | None
 
     def __init__(
@@ -47,6 +46,7 @@ class QueuedRequest(ABC):
         self.deadline = deadline
         self.trace: RequestTrace | None = None
         self.arrived_ns = time.monotonic_ns()
+        self.decoding_ns = 0
         self.num_bytes = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
 
     @property

@@ -82,7 +82,7 @@ class DecodedRequest(InferenceRequest[R]):
         given: the files. The response cache knows the request by their digest, if they have one.
     """
 
-    __slots__ = ("_files_digest", "decoding_ns")
+    __slots__ = ("_files_digest",)
 
     def __init__(
         self,

@@ -142,6 +142,11 @@ class Slot:
         """Returns whether the time has come to load the same files again."""
         return self.retry_at is not None and time.monotonic() >= self.retry_at
 
+    def try_again(self) -> None:
+        """Makes the next update load the version even if its files have not changed, unless it serves as it should."""
+        is_unhealthy = self.model is not None and not self.model.batcher.is_healthy
+        self.attempted = None if self.reason or is_unhealthy else self.attempted
+
     def begin(self, found: Fingerprint) -> None:
         """Notes an attempt to load the version. After a change of files, pauses begin anew."""
         if self.attempted != found:

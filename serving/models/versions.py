@@ -89,8 +89,7 @@ class ModelVersions:
     def retry_failed(self) -> None:
         """Makes the next update load failed versions again even if their files have not changed."""
         for slot in self._slots.values():
-            is_unhealthy = slot.model is not None and not slot.model.batcher.is_healthy
-            slot.attempted = None if slot.reason or is_unhealthy else slot.attempted
+            slot.try_again()
 
     def check_override(self, override: str) -> None:
         """Checks a configuration that a client sends, before anything changes.
@@ -160,7 +159,7 @@ class ModelVersions:
         if version not in found:
             return (files.unreadable.get(version) if files else None) or _NO_FOLDER
         slot = self._slots.setdefault(version, Slot())
-        slot.attempted = None if slot.reason else slot.attempted
+        slot.try_again()
         self._load_if_changed(version, slot, found[version], self._read_config(self.override), True)
         return slot.reason
 

@@ -205,7 +205,7 @@ def test_a_request_past_the_queue_timeout_is_not_computed(harness) -> None:
 class Decoded(Request):
     """A request whose image files took some seconds to decode; its response cannot be built, if that is odd."""
 
-    __slots__ = ("decoding_ns",)
+    __slots__ = ()
 
     def __init__(self, row: int, *, seconds: int) -> None:
         super().__init__((row,))

@@ -111,6 +111,15 @@ def test_a_choice_that_cannot_be_written_changes_nothing(folder, open_repository
     assert not list(folder.glob(".serving*"))
 
 
+def test_a_version_that_is_broken_is_loaded_again(folder, open_repository):
+    repository = open_repository()
+    broken = repository.get("m").batcher
+    broken._instances[0].failure = "no device"
+    repository.promotions.promote("m", 3)
+    assert repository.get("m").batcher is not broken
+    assert ask(repository, "m") == 3
+
+
 def test_a_new_version_takes_over_unless_another_is_pinned(folder, open_repository):
     repository = open_repository("poll")
     repository.promotions.pin("m", 2)
