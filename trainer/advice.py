@@ -68,8 +68,7 @@ def choose_batch_and_epochs(recipe: Recipe, num_images: int, *, batch_size: int 
         The global batch and the epochs.
     """
     if batch_size is None:
-        power_of_two = 2 ** max(0, round(math.log2(num_images / STEPS_PER_EPOCH)))
-        batch_size = min(recipe.global_batch_size, max(MIN_BATCH_SIZE, power_of_two))
+        batch_size = min(recipe.global_batch_size, max(MIN_BATCH_SIZE, _batch_of_epoch(num_images)))
     return batch_size, max(recipe.epochs, math.ceil(_good_steps(recipe) / math.ceil(num_images / batch_size)))
 
 
@@ -87,13 +86,14 @@ def describe_batch(recipe: Recipe, usual: int) -> str:
     return f"{text} (the recipe: {usual}; learning rates are scaled by {factor:.3g})"
 
 
-def advise(recipe: Recipe, size: DatasetSize, *, is_mirroring_chosen: bool) -> list[str]:
+def advise(recipe: Recipe, size: DatasetSize, *, is_mirroring_chosen: bool, num_shards: int = 1) -> list[str]:
     """Returns lines about what the recipe assumes and the set may lack, the most important first; `MAX_LINES` at most.
 
     Args:
         recipe: as it is about to be trained.
         size: the data set's.
         is_mirroring_chosen: the command line has --mirror or --no-mirror.
+        num_shards: parts into which the run cuts each batch, which no batch may be smaller than.
     """
     lines: list[str] = []
     if size.is_folder and recipe.augment.flip != "none" and not is_mirroring_chosen:
@@ -101,25 +101,42 @@ def advise(recipe: Recipe, size: DatasetSize, *, is_mirroring_chosen: bool) -> l
             f"{recipe.name} mirrors images at random; if left and right matter (letters, arrows, faces of clocks), "
             "use --no-mirror"
         )
-    lines += _advise_on_steps(recipe, size)
+    lines += _advise_on_steps(recipe, size, num_shards)
     lines += _advise_on_images(recipe, size)
     return lines[:MAX_LINES]
 
 
-def _advise_on_steps(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
-    usual, num_classes = _usual(recipe), len(size.num_training_by_class)
-    batch_size, epochs = choose_batch_and_epochs(usual, size.num_training)
-    if has_few_steps(recipe, size.num_training):
-        num_steps, on_own = _num_steps(recipe, size.num_training), usual_steps(usual)
+def _advise_on_steps(recipe: Recipe, size: DatasetSize, num_shards: int) -> Iterator[str]:
+    usual, num_images, num_classes = _usual(recipe), size.num_training, len(size.num_training_by_class)
+    if has_few_steps(recipe, num_images):
+        num_steps, on_own = _num_steps(recipe, num_images), usual_steps(usual)
         are_few = f"{num_steps:,} steps in all are few" if num_steps > 1 else "1 step in all is little"
         comparison = f" ({on_own:,} on {usual.dataset})" if on_own else ""
-        yield f"{are_few} for {recipe.name}{comparison}: try --global-batch-size {batch_size} --epochs {epochs}"
-    elif recipe.global_batch_size < min(num_classes, MAX_SUGGESTED_BATCH_SIZE, size.num_training // 2):
-        larger = min(MAX_SUGGESTED_BATCH_SIZE, 2 ** math.ceil(math.log2(num_classes)))
+        suitable, _ = choose_batch_and_epochs(usual, num_images)
+        batch_size = _enlarge_for_classes(min(recipe.global_batch_size, max(suitable, num_shards)), size)
+        yield f"{are_few} for {recipe.name}{comparison}: try {_options(recipe, num_images, batch_size)}"
+    elif (batch_size := _enlarge_for_classes(recipe.global_batch_size, size)) > recipe.global_batch_size:
         yield (
             f"{num_classes:,} classes are more than the {recipe.global_batch_size} images of a step: "
-            f"--global-batch-size {larger} makes the steps more alike"
+            f"try {_options(recipe, num_images, batch_size)}, so that the steps are more alike"
         )
+
+
+def _enlarge_for_classes(batch_size: int, size: DatasetSize) -> int:
+    """Returns a batch that may have an image of every class, as far as the set is large enough for it."""
+    num_classes = len(size.num_training_by_class)
+    most = min(MAX_SUGGESTED_BATCH_SIZE, _batch_of_epoch(size.num_training))
+    return batch_size if batch_size >= min(num_classes, most) else min(1 << math.ceil(math.log2(num_classes)), most)
+
+
+def _options(recipe: Recipe, num_images: int, batch_size: int) -> str:
+    """Returns the options that give a run this batch and enough steps, without those that it has."""
+    options = [] if batch_size == recipe.global_batch_size else [f"--global-batch-size {batch_size}"]
+    _, epochs = choose_batch_and_epochs(_usual(recipe), num_images, batch_size=batch_size)
+    changed = replace(recipe, global_batch_size=batch_size)
+    if epochs > recipe.epochs and any(has_few_steps(each, num_images) for each in (recipe, changed)):
+        options.append(f"--epochs {epochs}")
+    return " ".join(options)
 
 
 def _advise_on_images(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
@@ -146,6 +163,11 @@ def _advise_on_images(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
 def _usual(recipe: Recipe) -> Recipe:
     """Returns Convoy's recipe of that name, without changes by a command line; the user's own recipe as it is."""
     return RECIPES.get(recipe.name, recipe)
+
+
+def _batch_of_epoch(num_images: int) -> int:
+    """Returns the power of two with which an epoch has about STEPS_PER_EPOCH steps."""
+    return 1 << max(0, round(math.log2(num_images / STEPS_PER_EPOCH)))
 
 
 def _good_steps(recipe: Recipe) -> int:

@@ -108,7 +108,10 @@ def train_to_report(
     if restore(run):
         log(f"continuing at step {run.state.step} of {run.num_steps}, saved in {run.folder.path}")
     else:
-        for line in advise(run.recipe, dataset_size(run), is_mirroring_chosen=config.chooses_mirroring):
+        is_mirroring_chosen, num_shards = config.chooses_mirroring, run.world.num_shards
+        for line in advise(
+            run.recipe, dataset_size(run), is_mirroring_chosen=is_mirroring_chosen, num_shards=num_shards
+        ):
             log(line)
     if run.kernels is not None and run.world.is_main:  # for the log and the report, while kernels are compiled
         import tensorboard.summary.writer.record_writer  # noqa: F401

@@ -1,5 +1,7 @@
 """Advice on a recipe for a data set: lines before a training, and a batch and epochs for small sets."""
 
+import itertools
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +61,10 @@ def test_too_few_steps_give_a_line_with_a_batch_and_epochs_that_suit_the_set() -
         "16 steps in all are few for cifar10-small (720 on cifar10): try --global-batch-size 32 --epochs 28"
     ]
     assert advice(SMALL.with_global_batch_size(32), size(560)) == [
-        "144 steps in all are few for cifar10-small (720 on cifar10): try --global-batch-size 32 --epochs 28"
+        "144 steps in all are few for cifar10-small (720 on cifar10): try --epochs 28"
+    ]
+    assert advice(replace(SMALL, epochs=28), size(560)) == [
+        "56 steps in all are few for cifar10-small (720 on cifar10): try --global-batch-size 32"
     ]
     assert advice("finetune-resnet18", size(560)) == [
         "45 steps in all are few for finetune-resnet18: try --global-batch-size 32 --epochs 28"
@@ -85,6 +90,31 @@ def test_the_suggested_batch_and_epochs_give_enough_steps(num_images: int) -> No
         assert choose_batch_and_epochs(recipe, num_images, batch_size=100)[0] == 100
 
 
+def options_in(lines: list[str]) -> dict[str, int]:
+    return {name: int(value) for name, value in re.findall(r"--(global-batch-size|epochs) (\d+)", " ".join(lines))}
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist", "cifar10", "cifar10-small", "any-network", "finetune-resnet18", *GOOD_STEPS_OF]
+)
+def test_suggested_options_change_the_run_and_silence_the_line(name: str) -> None:
+    recipe = RECIPES[name]
+    cases = itertools.product((2, 60, 560, 3000, 20_000), (2, 60, 300), (4, 16, 100, 500), (1, 5, 40), (1, 48))
+    for num_images, num_classes, batch_size, epochs, num_shards in cases:
+        if num_classes > num_images or num_shards > batch_size:
+            continue
+        known = size({str(number): len(range(number, num_images, num_classes)) for number in range(num_classes)})
+        has = {"global-batch-size": batch_size, "epochs": epochs}
+        run = replace(recipe.with_global_batch_size(batch_size), epochs=epochs)
+        asked = options_in(advise(run, known, is_mirroring_chosen=True, num_shards=num_shards))
+        assert not asked.items() & has.items()
+        assert asked.get("global-batch-size", num_shards) >= num_shards
+        has |= asked
+        followed = replace(recipe.with_global_batch_size(has["global-batch-size"]), epochs=has["epochs"])
+        left = advise(followed, known, is_mirroring_chosen=True, num_shards=num_shards)
+        assert not any("step" in line for line in left), (asked, left)
+
+
 def test_rare_classes_and_few_validation_images_give_a_line() -> None:
     classes = {"cat": 900, "dog": 900, "okapi": 7, "saola": 12}
     assert advice(replace(SMALL, epochs=100), size(classes, num_validation=12)) == [
@@ -105,7 +135,8 @@ def test_rare_classes_and_few_validation_images_give_a_line() -> None:
 def test_more_classes_than_images_in_a_step_give_a_line() -> None:
     many = size({str(number): 50 for number in range(200)})
     assert advice("finetune-resnet18", many) == [
-        "200 classes are more than the 64 images of a step: --global-batch-size 256 makes the steps more alike"
+        "200 classes are more than the 64 images of a step: try --global-batch-size 256 --epochs 13, so that the steps "
+        "are more alike"
     ]
     assert advice(SMALL.with_global_batch_size(256), replace(many)) == []
     assert advice("cifar10-resnet18", size({str(number): 1000 for number in range(128)})) == []

@@ -115,10 +115,11 @@ class Baseline:
         # A rare class may be rarer than 0.1 %: then predictions that are nearly all of one class may all be right.
         if count < num_images and (count < ONE_CLASS_SHARE * num_images or num_labels > 0.99 * num_images):
             return []
+        are = "is" if num_labels == 1 else "are"
         which = f"all {num_images:,}" if count == num_images else f"{count:,} of {num_images:,}"
         text = (
             f"the network predicts the class {self.classes[commonest]!r} for {which} validation images, of which "
-            f"{num_labels:,} are of that class; try another --lr-scale or more --epochs, and check the labels"
+            f"{num_labels:,} {are} of that class; try another --lr-scale or more --epochs, and check the labels"
         )
         return [TrainingWarning(kind="one-class", text=text)]
 
