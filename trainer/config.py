@@ -122,7 +122,7 @@ class TrainConfig:
         Raises:
             ConfigError: there is no such recipe, or a value is impossible.
         """
-        self._check_values()
+        self.check_values()
         own = load_recipe(self.recipe)
         recipe = own.with_augmentation(
             mirror=self.mirror, shift=self.shift, rotate_degrees=self.rotate_degrees, scale=self.scale
@@ -162,7 +162,12 @@ class TrainConfig:
                 raise ConfigError(f"{getattr(resolved, kind)} has changed since {self.recipe} was written: restore it")
         return resolved
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        """Checks the values by themselves, without the recipe.
+
+        Raises:
+            ConfigError: one is impossible.
+        """
         for name in ("epochs", "global_batch_size", "image_size", "grad_accumulation", "save_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

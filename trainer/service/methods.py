@@ -16,6 +16,7 @@ from trainer.paths import printable
 from trainer.service.engines.engine import Plan
 from trainer.service.jobs import Event, Job, JobSpec, JobState
 from trainer.service.operations import Capacity, LogRange, Operations
+from trainer.service.options import check_options
 from trainer.service.pauses import with_pauses
 from trainer.service.watching import Watches
 
@@ -141,17 +142,17 @@ class Methods:
 
     async def plan(self, spec: JobSpec) -> Plan:
         """Returns what would run. Raises as `submit` does."""
-        _check_options(spec)
+        _check(spec)
         return await self._in_thread(self._operations.plan, spec)
 
     async def submit(self, caller: Principal, spec: JobSpec, key: str | None) -> Job:
         """Submits a job.
 
         Raises:
-            ConfigError: the engine can never run it, or the key is impossible.
+            ConfigError: the engine can never run it, an option of the training is wrong, or the key is impossible.
             JobStateError: the key was used for another job.
         """
-        _check_options(spec)
+        _check(spec)
         if key and not (key.isprintable() and len(key) <= MAX_NAME):
             raise ConfigError(f"key: must be at most {MAX_NAME} printable characters")
         return await self._in_thread(self._operations.submit, spec, owner=caller.name, key=key or None)
@@ -239,9 +240,10 @@ def _owner(caller: Principal) -> str | None:
     return None if SCOPE_ADMIN in caller.scopes else caller.name
 
 
-def _check_options(spec: JobSpec) -> None:
+def _check(spec: JobSpec) -> None:
     if spec.engine == "kubernetes" and _OF_THE_OPERATOR in spec.engine_options:
         raise ConfigError(f"engine option {_OF_THE_OPERATOR}: it is the service's own, CONVOY_KUBERNETES_TEMPLATE")
+    check_options(spec.arguments)
 
 
 def _read_mistakes(run_folder: Path) -> list[dict[str, Any]]:
