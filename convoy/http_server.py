@@ -140,7 +140,7 @@ class Server(uvicorn.Server):
         self._reserve = reserve or Reserve()
         self._make_room = make_room
         self._listeners: list[socket.socket] = []
-        self._accepted: set[asyncio.Task[object]] = set()
+        self._accepted: set[asyncio.Task[None]] = set()
         self.handshakes: Handshakes | None = None
         if context is not None:
             self.handshakes = Handshakes(context, config.http_protocol_class, max_handshakes())
@@ -167,19 +167,22 @@ class Server(uvicorn.Server):
                 loop.call_later(_PAUSE_S, self._go_on, listener)
                 break
             connection.setblocking(False)
-            task = loop.create_task(loop.connect_accepted_socket(self._make_protocol, connection))
+            task = loop.create_task(self._connect(connection))
             self._accepted.add(task)
-            task.add_done_callback(self._forget)
+            task.add_done_callback(self._accepted.discard)
         self._reserve.refill()
 
     def _go_on(self, listener: socket.socket) -> None:
         if listener in self._listeners:
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
-    def _forget(self, task: "asyncio.Task[object]") -> None:
-        self._accepted.discard(task)
-        if not task.cancelled():
-            task.exception()  # its client has disconnected meanwhile
+    async def _connect(self, connection: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._make_protocol, connection)
+        except BaseException as error:
+            connection.close()
+            if not isinstance(error, OSError):  # else its client has disconnected meanwhile
+                raise
 
     def _make_protocol(self) -> asyncio.Protocol:
         state, app_state = self.server_state, self.lifespan.state
@@ -192,6 +195,8 @@ class Server(uvicorn.Server):
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             asyncio.get_running_loop().remove_reader(listener)
+        if self._accepted:  # uvicorn tells those to end that are connected
+            await asyncio.wait(self._accepted, timeout=_DRAIN_S)
         self._reserve.close()
         if self.handshakes is not None:
             self.handshakes.abort()

@@ -24,6 +24,8 @@ PATIENCE_S = 20.0
 
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
+LOOPS = (asyncio.new_event_loop, uvloop.new_event_loop)
+
 APP = Starlette(routes=[Route("/", lambda request: PlainTextResponse("here"))])
 
 
@@ -83,7 +85,46 @@ def test_a_server_answers_who_has_connected_when_it_is_told_to_stop() -> None:
         assert late.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_a_server_does_not_wait_for_who_is_accepted_when_its_port_closes(
+    new_loop: NewLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def connect_last(listener: socket.socket) -> None:
+        late.connect(listener.getsockname())
+        asyncio.get_running_loop().call_soon(server._accept, listener)
+
+    monkeypatch.setattr(http_server, "stop_listening", connect_last)
+    server = Server(APP, None, timeout_graceful_shutdown=1)
+    server.should_exit = True
+    with (
+        open_listener("127.0.0.1", 0) as listener,
+        socket.socket() as late,
+        asyncio.Runner(loop_factory=new_loop) as runner,
+    ):
+        runner.run(server.serve(sockets=[listener]))
+        assert "timeout graceful shutdown exceeded" not in caplog.text
+        assert late.recv(1) == b""
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_a_protocol_that_cannot_be_made_is_logged(new_loop: NewLoop, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(**options: object) -> asyncio.Protocol:
+        raise ZeroDivisionError("a defect")
+
+    async def serve_one() -> None:
+        server = Server(APP, None, http=fail)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        with connect(listener.getsockname()[1]) as client:
+            assert await asyncio.to_thread(client.recv, 1) == b""
+        server.should_exit = True
+        await serving
+
+    with open_listener("127.0.0.1", 0) as listener, asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(serve_one())
+    assert "ZeroDivisionError: a defect" in caplog.text
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
 class TestHandshakes:
     """Clients that connect to a port with TLS and say nothing."""
 
