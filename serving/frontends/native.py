@@ -28,15 +28,16 @@ from serving.errors import ResourceExhausted, ServingError, StartupError
 from serving.frontends.common import limits
 from serving.frontends.common.address import UNIX, check_address, private_address, raise_backlog, socket_path
 from serving.frontends.common.auth import check_method, check_quota, check_token
-from serving.frontends.common.calls import ChangeThreads, log_failure
+from serving.frontends.common.calls import ChangeThreads, log_failure, watched
 from serving.frontends.common.limits import OpenCalls
 from serving.frontends.common.services import Services
 from serving.frontends.common.status import code_without_response, shutting_down, status_details
 from serving.frontends.grpcio import GrpcioFrontend
 from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
 from serving.models.changes import Caller
+from serving.observability.calls import method_of_rpc
 from serving.observability.logging import AccessLog, AccessLogEntry
-from serving.protocol.admin import health_response, watched_service
+from serving.protocol.admin import health_response
 from serving.protocol.methods import HEALTH_WATCH, INFER
 from serving.protocol.status import OK, grpc_code, trailing_metadata
 
@@ -95,7 +96,7 @@ class NativeFrontend:
             "Watch", services.inference.refusals, limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST
         )
         self._is_stopping = False
-        self._changes = ChangeThreads(services.admin.blocking)
+        self._changes = ChangeThreads(services.admin.blocking, services.inference.refusals)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -199,8 +200,6 @@ class NativeFrontend:
         try:
             self._dispatch(call, path, payload, details)
         except ServingError as error:
-            if path == INFER:  # the service has not seen it
-                self._services.inference.refusals.count_error(error)
             call.fail(error)
         except Exception:
             call.fail(log_failure(path))
@@ -212,7 +211,8 @@ class NativeFrontend:
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
         return _LoggedCall(self._front, self._calls, call_id, self._access_log.begin(path, peer), deadline)
 
-    def _dispatch(self, call: "_NativeCall", path: str, payload: bytes, details: CallDetails) -> None:
+    def _admit(self, call: "_NativeCall", path: str, payload: bytes, details: CallDetails) -> Principal | None:
+        """Makes all checks of a call. Returns its caller; None if it needs no token."""
         principal = check_token(self._tokens, path, details[0])
         call.set_principal(principal)
         check_method(principal, path)
@@ -222,6 +222,14 @@ class NativeFrontend:
         if self._is_stopping:
             raise shutting_down()
         check_quota(principal, len(payload))
+        return principal
+
+    def _dispatch(self, call: "_NativeCall", path: str, payload: bytes, details: CallDetails) -> None:
+        try:
+            principal = self._admit(call, path, payload, details)
+        except ServingError as error:  # no service has seen the call
+            self._services.inference.refusals.count_error(error, method=method_of_rpc(path))
+            raise
         if path == INFER:
             tracing = self._services.inference.tracing
             trace = None if tracing is None else tracing.begin_call(details[0])
@@ -235,7 +243,7 @@ class NativeFrontend:
             call.succeed(self._services.admin.unary[path](payload))
 
     def _watch(self, call: "_NativeCall", payload: bytes, peer: str) -> None:
-        name = watched_service(payload)
+        name = watched(payload, self._open_watches)
         self._open_watches.open(peer)
 
         def send(state: int) -> None:

@@ -47,6 +47,11 @@ def method_of(endpoint: object) -> str:
     return METHODS_OF_ENDPOINTS.get(name, name)
 
 
+def method_of_rpc(path: str) -> str:
+    """Returns the method under which the calls of an RPC of this server are counted."""
+    return path.rpartition("/")[2]
+
+
 class Calls:
     """Numbers and durations of calls by method, status and model. Thread-safe."""
 

@@ -15,7 +15,7 @@ from serving.errors import InvalidArgument, NotFound, Unavailable, Unsupported, 
 from serving.inference.shared_memory import SharedMemory
 from serving.models.changes import ANYONE, Caller
 from serving.models.repository import Model, Repository
-from serving.observability.calls import Calls
+from serving.observability.calls import Calls, method_of_rpc
 from serving.observability.health import Health
 from serving.observability.statistics import Duration
 from serving.protocol.control import ControlService
@@ -86,10 +86,8 @@ class AdminService:
 
     def count_calls(self, calls: Calls) -> None:
         """Counts the calls over gRPC from now on. Call it before front ends are created."""
-        self.unary = {path: calls.counted(path.rpartition("/")[2], handler) for path, handler in self.unary.items()}
-        self.blocking = {
-            path: calls.counted(path.rpartition("/")[2], handler) for path, handler in self.blocking.items()
-        }
+        self.unary = {path: calls.counted(method_of_rpc(path), handler) for path, handler in self.unary.items()}
+        self.blocking = {path: calls.counted(method_of_rpc(path), handler) for path, handler in self.blocking.items()}
 
     # -- messages ----------------------------------------------------------------------------------------------------
 

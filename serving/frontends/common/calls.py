@@ -5,10 +5,14 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from serving.errors import Internal, ServingError
+from serving.errors import Internal, InvalidArgument, ServingError
 from serving.frontends.common import limits
+from serving.frontends.common.limits import OpenCalls
 from serving.inference.request import ResponseSink
 from serving.models.changes import Caller
+from serving.observability.calls import method_of_rpc
+from serving.observability.refusals import Refusals
+from serving.protocol.admin import watched_service
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +33,33 @@ def log_failure(path: str) -> Internal:
     return Internal("the server failed; its log says why")
 
 
+def watched(payload: bytes, calls: OpenCalls) -> str:
+    """Returns the service that a Watch call's message names.
+
+    Args:
+        calls: counts the call if it is refused.
+
+    Raises:
+        InvalidArgument: the message is malformed, or too long.
+    """
+    try:
+        return watched_service(payload)
+    except InvalidArgument as error:
+        calls.count_refused(error)
+        raise
+
+
 class ChangeThreads:
     """Loads and unloads models on threads of their own.
 
     Args:
         handlers: by method path.
+        refusals: counts the changes that are refused.
     """
 
-    def __init__(self, handlers: Mapping[str, Callable[[bytes, Caller], bytes]]) -> None:
+    def __init__(self, handlers: Mapping[str, Callable[[bytes, Caller], bytes]], refusals: Refusals) -> None:
         self._handlers = handlers
+        self._refusals = refusals
         self._free = threading.BoundedSemaphore(limits.MAX_BLOCKING)
         self._threads = ThreadPoolExecutor(limits.MAX_BLOCKING, thread_name_prefix="changes")
 
@@ -48,7 +70,9 @@ class ChangeThreads:
             ResourceExhausted: too many run or wait.
         """
         if not self._free.acquire(blocking=False):
-            raise limits.too_many_changes()
+            error = limits.too_many_changes()
+            self._refusals.count_error(error, method=method_of_rpc(path))
+            raise error
         handler = self._handlers[path]
         change = self._threads.submit(respond, sink, path, lambda: handler(payload, caller))
         change.add_done_callback(lambda _: self._free.release())

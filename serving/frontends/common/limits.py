@@ -6,7 +6,7 @@ from collections import Counter
 from contextlib import suppress
 
 from convoy.open_files import MAX_OPEN_FILES, max_open_files
-from serving.errors import ResourceExhausted
+from serving.errors import ResourceExhausted, ServingError
 from serving.observability.refusals import Refusals
 
 MAX_STREAMS = 256
@@ -94,8 +94,12 @@ class OpenCalls:
                 self._hosts[host] += 1
                 return
         error = ResourceExhausted(f"this server serves at most {limit}")
-        self._refusals.count_error(error, method=self._method)
+        self.count_refused(error)
         raise error
+
+    def count_refused(self, error: ServingError) -> None:
+        """Counts a call that is refused with this error."""
+        self._refusals.count_error(error, method=self._method)
 
     def close(self, peer: str) -> None:
         """Counts a call that has ended."""

@@ -11,14 +11,14 @@ from grpc._cython import cygrpc
 from convoy.auth import Principal
 from serving.errors import InvalidArgument, ServingError
 from serving.frontends.common.auth import check_method, check_quota, check_token
-from serving.frontends.common.calls import log_failure
+from serving.frontends.common.calls import log_failure, watched
 from serving.frontends.common.limits import OpenCalls
 from serving.frontends.common.status import code_without_response, shutting_down, status_details
 from serving.frontends.grpcio.rpc import deadline_after
 from serving.inference.request import RequestHandle
 from serving.observability.health import Health
 from serving.observability.tracing import RequestTrace
-from serving.protocol.admin import health_response, watched_service
+from serving.protocol.admin import health_response
 from serving.protocol.methods import INFER
 from serving.protocol.status import OK, grpc_code, trailing_metadata
 
@@ -43,7 +43,7 @@ class Method:
     path: str
     make_call: "Callable[[CompletionQueue, Method, Any], Call]"
     handle: "Callable[[Any, bytes], None]"
-    on_refusal: Callable[[ServingError], None] = lambda error: None
+    on_refusal: Callable[[ServingError], None]
 
 
 class Call:
@@ -182,7 +182,7 @@ class WatchCall(Call):
             InvalidArgument: the message is malformed.
             ResourceExhausted: too many calls are open.
         """
-        name, peer = watched_service(payload), self.peer()
+        name, peer = watched(payload, open_calls), self.peer()
         open_calls.open(peer)
         unsubscribe = health.watch(name, self.send)
 

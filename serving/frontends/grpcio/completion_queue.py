@@ -25,6 +25,7 @@ from serving.frontends.common.status import shutting_down
 from serving.frontends.grpcio.calls import Call, Method, WatchCall
 from serving.inference.request import NO_CONTEXT, RequestContext
 from serving.models.changes import Caller
+from serving.observability.calls import method_of_rpc
 from serving.observability.logging import AccessLog
 from serving.protocol.methods import HEALTH_WATCH, INFER
 
@@ -65,10 +66,9 @@ class CompletionQueue:
         self._core = core
         self._events = events
         self._services = services
-        self._changes = ChangeThreads(services.admin.blocking)
-        self._open_watches = OpenCalls(
-            "Watch", services.inference.refusals, limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST
-        )
+        self._refusals = refusals = services.inference.refusals
+        self._changes = ChangeThreads(services.admin.blocking, refusals)
+        self._open_watches = OpenCalls("Watch", refusals, limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
         self._num_requested = 0
         self._thread = threading.Thread(target=self._take_events, name="grpcio-calls", daemon=True)
 
@@ -101,12 +101,15 @@ class CompletionQueue:
         self.num_open -= 1
 
     def _methods(self) -> Iterator[Method]:
-        yield Method(INFER, Call, self._infer, self._services.inference.refusals.count_error)
-        yield Method(HEALTH_WATCH, WatchCall, self._watch)
+        yield self._method(INFER, Call, self._infer)
+        yield self._method(HEALTH_WATCH, WatchCall, self._watch)
         for path, handler in self._services.admin.unary.items():
-            yield Method(path, Call, partial(_respond, handler))
+            yield self._method(path, Call, partial(_respond, handler))
         for path in self._services.admin.blocking:
-            yield Method(path, Call, partial(self._start_change, path))
+            yield self._method(path, Call, partial(self._start_change, path))
+
+    def _method(self, path: str, kind: type[Call], handle: Callable[[Any, bytes], None]) -> Method:
+        return Method(path, kind, handle, partial(self._refusals.count_error, method=method_of_rpc(path)))
 
     def _infer(self, call: Call, payload: bytes) -> None:
         is_plain = call.deadline is None and call.principal is None and call.trace is None

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import grpc
 
@@ -24,7 +25,9 @@ from serving.frontends.grpcio.rpc import abort, deadline_after, logged, metered,
 from serving.frontends.grpcio.streams import OpenStreams, reflect, stream_infer, watch
 from serving.inference.service import InferenceService
 from serving.models.changes import Caller
+from serving.observability.calls import UNKNOWN, method_of_rpc
 from serving.observability.logging import AccessLog
+from serving.observability.refusals import Refusals
 from serving.protocol.methods import HEALTH_WATCH, INFER, STREAM_INFER
 
 logger = logging.getLogger(__name__)
@@ -49,17 +52,18 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no t
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         """Returns the handler of an RPC. grpcio calls it for each RPC, on one thread."""
         path, principal = details.method, None
+        method = method_of_rpc(path) if path in self._handlers else UNKNOWN
+        count = partial(self._refusals.count_error, method=method)
         try:
             principal = check_token(self._tokens, path, details.invocation_metadata)
             check_method(principal, path)
-            handler = self._handlers.get(path) or _refusal(
-                Unsupported(f"unknown RPC {quote(path)}: use reflection to list the RPCs of this server")
-            )
+            if path not in self._handlers:
+                raise Unsupported(f"unknown RPC {quote(path)}: use reflection to list the RPCs of this server")
+            handler = self._handlers[path]
             if principal is not None and principal.quota is not None and handler.unary_unary is not None:
-                handler = metered(handler, principal)
-        except (Unauthenticated, PermissionDenied) as error:
-            if path in (INFER, STREAM_INFER):
-                self._refusals.count_error(error)
+                handler = metered(handler, principal, count)
+        except (Unauthenticated, PermissionDenied, Unsupported) as error:
+            count(error)
             handler = _refusal(error)
         return handler if self._access_log is None else logged(handler, path, self._access_log, principal)
 
@@ -67,14 +71,14 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no t
 def _make_handlers(
     services: Services, streams: OpenStreams, tokens: TokenFile | None
 ) -> Mapping[str, grpc.RpcMethodHandler]:
-    admin = services.admin
+    admin, refusals = services.admin, services.inference.refusals
     free = threading.BoundedSemaphore(limits.MAX_BLOCKING)
     handlers = {path: _unary(path, handler) for path, handler in admin.unary.items()}
-    handlers |= {path: _change(path, handler, free) for path, handler in admin.blocking.items()}
+    handlers |= {path: _change(path, handler, free, refusals) for path, handler in admin.blocking.items()}
     handlers[INFER] = _infer(services.inference)
     handlers[STREAM_INFER] = stream_infer(services.inference, streams, tokens)
-    handlers[HEALTH_WATCH] = watch(admin.health, streams, services.inference.refusals)
-    return handlers | dict.fromkeys(REFLECTION, reflect(streams, services.inference.refusals))
+    handlers[HEALTH_WATCH] = watch(admin.health, streams, refusals)
+    return handlers | dict.fromkeys(REFLECTION, reflect(streams, refusals))
 
 
 def _unary(path: str, handler: Handler) -> grpc.RpcMethodHandler:
@@ -95,13 +99,15 @@ def _unary_with_context(path: str, handler: Callable[[bytes, grpc.ServicerContex
 
 
 def _change(
-    path: str, handler: Callable[[bytes, Caller], bytes], free: threading.BoundedSemaphore
+    path: str, handler: Callable[[bytes, Caller], bytes], free: threading.BoundedSemaphore, refusals: Refusals
 ) -> grpc.RpcMethodHandler:
     """Returns the handler of an RPC that loads or unloads a model, unless the call has ended before its turn."""
 
     def handle(payload: bytes, context: grpc.ServicerContext) -> bytes:
         if not free.acquire(blocking=False):
-            raise limits.too_many_changes()
+            error = limits.too_many_changes()
+            refusals.count_error(error, method=method_of_rpc(path))
+            raise error
         try:
             return handler(payload, Caller(deadline_after(context.time_remaining()), lambda: not context.is_active()))
         finally:

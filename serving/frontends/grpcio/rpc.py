@@ -36,13 +36,20 @@ def on_termination(context: grpc.ServicerContext, callback: Callable[[], None]) 
         callback()
 
 
-def metered(handler: grpc.RpcMethodHandler, principal: Principal) -> grpc.RpcMethodHandler:
-    """Returns the same handler of a unary RPC, which takes each message out of its caller's quotas first."""
+def metered(
+    handler: grpc.RpcMethodHandler, principal: Principal, on_refusal: Callable[[ServingError], None]
+) -> grpc.RpcMethodHandler:
+    """Returns the same handler of a unary RPC, which takes each message out of its caller's quotas first.
+
+    Args:
+        on_refusal: is told of the error if a quota is used up.
+    """
 
     def unary(payload: bytes, context: grpc.ServicerContext) -> Any:
         try:
             check_quota(principal, len(payload))
         except ResourceExhausted as error:
+            on_refusal(error)
             abort(context, error)
         return handler.unary_unary(payload, context)
 

@@ -20,6 +20,7 @@ from protos.pool import POOL
 from serving.errors import ServingError
 from serving.frontends.common import limits
 from serving.frontends.common.auth import admit, credentials_of, token_revoked
+from serving.frontends.common.calls import watched
 from serving.frontends.common.limits import OpenCalls
 from serving.frontends.common.status import shutting_down
 from serving.frontends.grpcio.infer_stream import InferStream
@@ -27,7 +28,7 @@ from serving.frontends.grpcio.rpc import abort, deadline_after, on_termination
 from serving.inference.service import InferenceService
 from serving.observability.health import Health
 from serving.observability.refusals import Refusals
-from serving.protocol.admin import health_response, watched_service
+from serving.protocol.admin import health_response
 from serving.protocol.grpc_codec import encode_stream_error, encode_stream_response
 from serving.protocol.methods import CONTROL_SERVICE, HEALTH_SERVICE, INFERENCE_SERVICE, STREAM_INFER
 
@@ -153,7 +154,7 @@ def watch(health: Health, streams: OpenStreams, refusals: Refusals) -> grpc.RpcM
         states: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         on_termination(context, lambda: states.put(None))
         try:
-            name = watched_service(payload)
+            name = watched(payload, calls)
             with streams.register(calls, context.peer(), lambda: states.put(None)):
                 unsubscribe = health.watch(name, states.put)
                 try:

@@ -53,6 +53,12 @@ LOAD = "/inference.GRPCInferenceService/RepositoryModelLoad"
 Make = Callable[..., Frontend]
 
 
+def refused(services: FakeServices) -> dict[tuple[str, str], int]:
+    """Returns the number of refused calls by method and status."""
+    calls = services.inference.refusals.calls.snapshot()
+    return {(method, status): sum(found.counts) for (method, status, _), found in calls.items()}
+
+
 class TestUnary:
     @pytest.mark.parametrize(("path", "response"), [(INFER, b"ABC"), (LIVE, b"abc")])
     def test_responds(self, channel: grpc.Channel, path: str, response: bytes) -> None:
@@ -230,12 +236,13 @@ class TestChanges:
         done: queue.Queue[grpc.Call] = queue.Queue()
         for load in loads:
             load.add_done_callback(done.put)
-        refused = done.get(timeout=WAIT_S)
-        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "16 models are being loaded or unloaded already" in refused.details()
+        first = done.get(timeout=WAIT_S)
+        assert first.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "16 models are being loaded or unloaded already" in first.details()
         assert ask(channel, LIVE, b"still here") == b"still here"
         services.admin.gate.set()
         assert len([load for load in loads if load.code() is grpc.StatusCode.OK]) == MAX_BLOCKING
+        assert refused(services) == {("RepositoryModelLoad", "RESOURCE_EXHAUSTED"): 1}
 
     def test_whose_callers_have_gone_are_not_made(self, channel: grpc.Channel, services: FakeServices) -> None:
         load = unary(channel, LOAD)
@@ -324,14 +331,12 @@ class TestHealth:
             stream = Stream(channel)
             stream.send(b"")
             assert stream.next() == response("")
-            for refused in (watch(channel, ""), reflection(channel), Stream(channel).call):
-                error = refusal(functools.partial(next, refused))
+            for one_more in (watch(channel, ""), reflection(channel), Stream(channel).call):
+                error = refusal(functools.partial(next, one_more))
                 assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert "at most 1 " in error.details()
-            counted = {key: sum(calls.counts) for key, calls in services.inference.refusals.calls.snapshot().items()}
-            assert counted == {
-                (name, "RESOURCE_EXHAUSTED", ""): 1 for name in ("Watch", "ServerReflectionInfo", "ModelStreamInfer")
-            }
+            names = ("Watch", "ServerReflectionInfo", "ModelStreamInfer")
+            assert refused(services) == {(name, "RESOURCE_EXHAUSTED"): 1 for name in names}
             stream.close()
             states.cancel()
             tool.cancel()
@@ -349,9 +354,12 @@ class TestHealth:
     @pytest.mark.parametrize(
         "message", [b"\xff\xff", health_pb2.HealthCheckRequest(service="x" * 5000).SerializeToString()]
     )
-    def test_malformed_and_long_messages_are_refused(self, channel: grpc.Channel, message: bytes) -> None:
+    def test_malformed_and_long_messages_are_refused(
+        self, channel: grpc.Channel, services: FakeServices, message: bytes
+    ) -> None:
         call = channel.unary_stream(HEALTH_WATCH)(message, timeout=WAIT_S)
         assert refusal(lambda: next(call)).code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused(services) == {("Watch", "INVALID_ARGUMENT"): 1}
 
 
 class TestToken:
@@ -411,6 +419,33 @@ class TestToken:
         next(kept.call)
         for stream in (revoked, kept):
             stream.close()
+
+    def test_refused_calls_are_counted_by_method(
+        self, channel: grpc.Channel, services: FakeServices, token_file: Path
+    ) -> None:
+        token_file.write_text("reader name=a scopes=admin\nslow name=b scopes=infer,admin requests_per_second=0.01\n")
+        for path in (LIVE, LOAD, STREAM_INFER, REFLECTION[1], "/no.Such/Rpc"):
+            call = channel.stream_stream(path)(iter([b""]), timeout=WAIT_S)
+            refusal(functools.partial(next, call))
+        call = channel.stream_stream("/no.Such/Rpc")(iter([b""]), timeout=WAIT_S, **bearer("reader"))
+        refusal(functools.partial(next, call))
+        refusal(functools.partial(ask, channel, INFER, b"", **bearer("reader")))
+        ask(channel, LIVE, b"", **bearer("slow"))
+        for path in (LIVE, LOAD):
+            refusal(functools.partial(ask, channel, path, b"", **bearer("slow")))
+        assert refused(services) == {
+            ("ServerLive", "UNAUTHENTICATED"): 1,
+            ("RepositoryModelLoad", "UNAUTHENTICATED"): 1,
+            ("ModelStreamInfer", "UNAUTHENTICATED"): 1,
+            ("ServerReflectionInfo", "UNAUTHENTICATED"): 1,
+            ("unknown", "UNAUTHENTICATED"): 1,
+            ("unknown", "UNIMPLEMENTED"): 1,
+            ("ModelInfer", "PERMISSION_DENIED"): 1,
+            ("ServerLive", "RESOURCE_EXHAUSTED"): 1,
+            ("RepositoryModelLoad", "RESOURCE_EXHAUSTED"): 1,
+        }
+        reasons = {reason: count for (reason, _), count in services.inference.refusals.snapshot().items()}
+        assert reasons == {"unauthenticated": 5, "unimplemented": 1, "permission_denied": 1, "resource_exhausted": 2}
 
     def test_health_does_not_need_it(self, channel: grpc.Channel) -> None:
         assert health_pb2.HealthCheckResponse.FromString(ask(channel, HEALTH_CHECK)).status == NOT_SERVING
