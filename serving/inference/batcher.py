@@ -377,11 +377,11 @@ class Batcher:
     def _abandon(self, instance: Instance, requests: Sequence[QueuedRequest]) -> None:
         """Answers for an instance that hangs, and for the queue if it was the last one."""
         limit_s = self._limits.batch_timeout_s
-        logger.error("model '%s': an instance hangs: its batch takes longer than %g s", self._name, limit_s)
         error = DeadlineExceeded(f"model '{self._name}' did not finish the batch within {limit_s:g} s")
-        self._fail_batch(requests, error)
-        if self._turns:
+        if self._turns:  # first of all: the instance may return, and take its next turn
             self._turns[self._instances.index(instance)].end()
+        logger.error("model '%s': an instance hangs: its batch takes longer than %g s", self._name, limit_s)
+        self._fail_batch(requests, error)
         self._refuse_if_unhealthy()
 
     def _examine(self, instance: Instance, turn: Turn | None) -> bool:

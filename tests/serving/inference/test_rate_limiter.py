@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serving.errors import DeadlineExceeded, LoadError
+from serving.errors import DeadlineExceeded, LoadError, ServingError
 from serving.inference.batcher import Batcher, BatchLimits
 from serving.inference.rate_limiter import RateLimiter, Resource, Turn, parse_resource
 from serving.observability.statistics import Statistics
@@ -136,6 +136,30 @@ def test_two_models_take_turns_and_finish_what_waits_when_they_close() -> None:
     assert batchers[1].limited_s > 0
     assert limiter._turns == []
     assert not +limiter._used
+
+
+def test_an_instance_that_returns_while_its_requests_are_answered_keeps_its_next_turn() -> None:
+    class Answered(Request):
+        """The instance has taken its next batch before the watchdog goes on."""
+
+        def fail(self, error: ServingError) -> None:
+            backend.gate.release()
+            wait_until(lambda: batcher.num_hung == 0)
+            batcher.submit(following)
+            assert backend.began.acquire(timeout=TIMEOUT_S)
+            super().fail(error)
+
+    limiter, backend, following = RateLimiter(), Doubler(held=True), Request()
+    limits = BatchLimits(max_batch_size=8, batch_timeout_s=0.3)
+    batcher = Batcher("m", [backend], limits, Statistics(), turns=[limiter.register([Resource("r", 1)], None, 1)])
+    batcher.submit(late := Answered())
+    assert backend.began.acquire(timeout=TIMEOUT_S)
+    assert isinstance(late.wait(), DeadlineExceeded)
+    time.sleep(0.05)
+    assert +limiter._used == {("r", "cpu"): 1}
+    backend.gate.release()
+    assert following.wait() == [[2, 2]]
+    batcher.close()
 
 
 def test_an_instance_that_hangs_keeps_no_resources() -> None:
