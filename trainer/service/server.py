@@ -5,15 +5,21 @@ import logging
 import signal
 import threading
 from collections.abc import Iterable
-from wsgiref.simple_server import WSGIServer
 
 import grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from convoy.auth import TokenFile
+from convoy.same_origin import is_loopback
 from convoy.tls import TlsFiles
 from convoy.web.page import page_routes
 from protos import health_pb2
@@ -24,6 +30,7 @@ from trainer.service.messages import SERVICE
 from trainer.service.methods import SCOPES, Methods
 from trainer.service.operations import Operations
 from trainer.service.rest.app import build_app
+from trainer.service.rest.requests import SameOriginMiddleware
 from trainer.service.rest.server import RestServer
 from trainer.service.servicer import Servicer
 from trainer.service.settings import ServiceConfig
@@ -144,21 +151,20 @@ async def _serve(config: ServiceConfig, store: JobStore, tokens: TokenFile | Non
     port = _open_port(server, f"{host}:{config.port}", tls)
     app = build_app(methods, pages=_pages() if config.shows_page else ())
     rest = RestServer(app, config.host, config.http_port, tls.server_context() if tls else None)
-    metrics, metrics_port = _start_metrics(config, JobMetrics(store, methods))
+    metrics = RestServer(_metrics_app(JobMetrics(store, methods), config.host), config.host, config.metrics_port, None)
     await server.start()
     await rest.start()
+    await metrics.start()
     thread.start()
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
-    ports = f"grpc {host}:{port}, http {host}:{rest.port}, metrics {host}:{metrics_port}"
+    ports = f"grpc {host}:{port}, http {host}:{rest.port}, metrics {host}:{metrics.port}"
     logger.info("serving on %s", ports)
     await over.wait()
     logger.info("stopping; jobs go on")
-    await asyncio.gather(server.stop(GRACE_S), rest.stop(GRACE_S))
+    await asyncio.gather(server.stop(GRACE_S), rest.stop(GRACE_S), metrics.stop(GRACE_S))
     methods.close()
-    metrics.shutdown()
-    metrics.server_close()
     await asyncio.to_thread(thread.stop)
     return 0
 
@@ -177,14 +183,17 @@ def _open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> i
         raise ConfigError(f"cannot listen on {address}: {error}") from None
 
 
-def _start_metrics(config: ServiceConfig, collector: JobMetrics) -> tuple[WSGIServer, int]:
+def _metrics_app(collector: JobMetrics, host: str) -> ASGIApp:
+    """Returns `GET /metrics`, which asks for no token, and so answers on loopback as the API without tokens does."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
-    try:
-        metrics, _ = start_http_server(config.metrics_port, config.host, registry)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {config.host} port {config.metrics_port}: {error}") from None
-    return metrics, metrics.server_port
+
+    def metrics(request: Request) -> Response:  # not async: it waits for the store
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"content-type": content_type})
+
+    middleware = [Middleware(SameOriginMiddleware)] if is_loopback(host) else []
+    return Starlette(routes=[Route("/metrics", metrics)], middleware=middleware)
 
 
 def _health() -> grpc.GenericRpcHandler:

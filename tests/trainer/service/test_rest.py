@@ -193,6 +193,10 @@ def test_other_sites_pages_are_refused(api: httpx.Client, service: Service) -> N
     assert api.get("/v1/jobs", headers={"host": "evil.example"}).status_code == 403
     assert api.get("/v1/health/ready", headers={"host": "evil.example"}).status_code == 200
     assert api.get("/v1/jobs", headers={"origin": f"http://{service.http}"}).status_code == 200
+    metrics = f"http://{service.metrics}/metrics"
+    assert httpx.get(metrics, headers={"host": "evil.example"}).status_code == 403
+    assert "convoy_jobs" not in httpx.get(metrics, headers={"host": "evil.example"}).text
+    assert "convoy_jobs" in httpx.get(metrics, headers={"host": "localhost:8005"}).text
     assert "<html" in api.get("/").text
 
 
@@ -260,6 +264,8 @@ def test_tokens_have_owners_and_the_store_may_go_for_a_while(tmp_path: Path) -> 
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
             assert refused.json()["error"].startswith("the store of the jobs cannot be used: ")
             assert api.get("/v1/health/ready").status_code == 503
+            renamed = httpx.get(f"http://{service.metrics}/metrics", headers={"host": "evil.example"})
+            assert renamed.status_code == 403, "the metrics ask for no token"
             metrics = httpx.get(f"http://{service.metrics}/metrics")
             assert (metrics.status_code, "convoy_job_store_available 0.0" in metrics.text) == (200, True)
             assert "convoy_jobs{" not in metrics.text

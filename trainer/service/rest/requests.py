@@ -78,8 +78,8 @@ def flag(request: Request, name: str) -> bool:
 class SameOriginMiddleware:
     """Refuses requests that a web page of another origin may have sent through its reader's browser.
 
-    For a service without tokens: it trusts everybody on this machine, but not the pages that a browser here shows.
-    Health is told to anybody.
+    For ports without tokens: they trust everybody on this machine, but not the pages that a browser here shows. Health
+    is told to anybody.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -92,7 +92,7 @@ class SameOriginMiddleware:
         if scope["path"] in HEALTH_PATHS:
             await self._app(scope, receive, send)
         elif self._hosts.refuses(host):
-            refused = json_response({"error": f"Host {host!r}: a service without tokens serves this machine only"}, 403)
+            refused = json_response({"error": f"Host {host!r}: a port without tokens serves this machine only"}, 403)
             await refused(scope, receive, send)
         elif not is_own_page(origin, host):
             refused = json_response({"error": f"Origin {origin!r}: another site's page may not use this service"}, 403)
