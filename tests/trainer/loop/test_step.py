@@ -1,6 +1,8 @@
 """The training step, eager, and replayed as a CUDA graph where there is a GPU."""
 
+import math
 from contextlib import nullcontext, suppress
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -14,12 +16,14 @@ from tests.trainer.single_device import SingleDeviceMode
 from trainer.data import Dataset, ImageSet
 from trainer.data.augment import num_params
 from trainer.errors import ConfigError
+from trainer.hyperparameters import OptimizerName, Schedule
 from trainer.loop.ema import WeightAverage
 from trainer.loop.graphed_step import GraphedStep
 from trainer.loop.learner import initial_model, parameter_groups
 from trainer.loop.loss import TrainingLoss
 from trainer.loop.optim import Optimizer
 from trainer.loop.step import Batch, StepKind, TrainStep
+from trainer.network_files import with_files
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES, Augment, ParamGroup
 from trainer.records.checkpoint import weights_sha256
@@ -59,6 +63,63 @@ def test_a_step_equals_a_plain_torch_loop(mini: Dataset, tmp_path: Path) -> None
         optimizer.step()
     for mine, theirs in zip(run.learner.model.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+SMOOTH_NETWORK = """
+from torch import nn
+
+def net(num_classes):
+    return nn.Sequential(nn.Conv2d(1, 4, 5, stride=4), nn.Tanh(), nn.Flatten(), nn.Linear(144, num_classes))
+"""
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "sizes"),
+    [("sgd", 0.02, (40,)), ("sgd", 0.02, (13, 0, 7, 20)), ("adamw", 0.002, (13, 0, 7, 20))],
+)
+def test_steps_with_all_settings_equal_a_loop_in_float64(
+    optimizer: OptimizerName, lr: float, sizes: tuple[int, ...], mini: Dataset, tmp_path: Path
+) -> None:
+    """Smoothed labels, clipped gradients, decoupled weight decay and a cosine with warm-up; one shard and several.
+
+    The network is smooth, as roundings that change the larger of two values have other gradients.
+    """
+    num_steps, momentum, weight_decay, clip_norm = 8, 0.9, 0.3, 1.1
+    network = tmp_path / "smooth.py"
+    network.write_text(SMOOTH_NETWORK)
+    group = ParamGroup(lr=lr, momentum=momentum, weight_decay=weight_decay, optimizer=optimizer, epsilon=1e-4)
+    groups = dict.fromkeys(SHORT.param_groups, group)
+    recipe = with_files(
+        replace(SHORT, network=f"{network}:net", param_groups=groups, clip_norm=clip_norm, label_smoothing=0.1)
+    )
+    schedule = Schedule(kind="cosine", warmup=0.25, final=0.1)
+    learner = make_run(recipe, mini, tmp_path / "run").learner
+    learner.model.train()
+    reference = deepcopy(learner.model).double()
+    weights = list(reference.parameters())
+    theirs: torch.optim.Optimizer = torch.optim.SGD(weights, lr=lr, momentum=momentum, nesterov=True)
+    if optimizer == "adamw":
+        theirs = torch.optim.AdamW(weights, lr=lr, eps=1e-4, weight_decay=weight_decay)
+    norms = []
+    for step in range(num_steps):
+        indices = torch.arange(40 * step, 40 * step + 40)
+        factor = torch.tensor(schedule.factor(step, num_steps))
+        batch = batch_of(mini.train, indices, torch.device("cpu"), sizes)
+        loss_sum = learner.step(replace(batch, lr_factor=factor))[0].item()
+
+        cosine = 0.1 + 0.9 * (1 + math.cos(math.pi * (step - 2) / 5)) / 2
+        rate = theirs.param_groups[0]["lr"] = lr * ((step + 1) / 3 if step < 2 else cosine)
+        loss = F.cross_entropy(reference(mini.train.images[indices]), mini.train.labels[indices], label_smoothing=0.1)
+        theirs.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(weights, clip_norm)))
+        if optimizer == "sgd":  # torch's own decay is not decoupled
+            torch._foreach_mul_([weight.data for weight in weights], 1 - rate * weight_decay)
+        theirs.step()
+        assert loss_sum / 40 == pytest.approx(loss.item(), rel=1e-5)
+        for mine, expected in zip(learner.model.parameters(), weights, strict=True):
+            torch.testing.assert_close(mine.double(), expected, rtol=0, atol=3e-7)
+    assert min(norms) < clip_norm < max(norms), norms
 
 
 def test_a_sharded_step_equals_the_step_of_the_whole_batch(mini: Dataset, tmp_path: Path) -> None:
