@@ -114,12 +114,19 @@ def roll_back(current: Promotion | None, target: int, serving: int | None, prese
 
 
 def served_before(current: Promotion | None, serving: int | None, present: Collection[int]) -> list[int]:
-    """Returns the versions to roll back to, the best first: what served before as far as known, then older ones."""
+    """Returns the versions to roll back to, the best first: what served before as far as known, then older ones.
+
+    If another version serves than the chosen one, and none that is newer, the chosen one does not load.
+    """
     before: list[int] = []
     if current is not None:
         if serving is not None and serving > current.newest_known:  # took over by itself, as others between may have
             before += sorted((v for v in present if current.newest_known < v < serving), reverse=True)
-        before += [current.version, *reversed(current.history)]
+            before.append(current.version)
+        elif serving is None:
+            before.append(current.version)
+        history = current.history
+        before += reversed(history[: history.index(serving)] if serving in history else history)
     before += sorted((v for v in present if serving is None or v < serving), reverse=True)
     return [version for version in dict.fromkeys(before) if version != serving and version in present]
 

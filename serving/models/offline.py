@@ -3,7 +3,7 @@
 A running server follows with its next poll, or when it is started again. It does not load a version that is damaged.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,13 +33,15 @@ class OfflineModel:
 
     Args:
         present: its versions, sorted.
-        serving: the version that a server would serve if it loads; None if there is none.
+        damaged: why versions before `serving` cannot be loaded.
+        serving: the best version that is not damaged, which a server would serve if it loads; None if there is none.
     """
 
     folder: Path
     policy: VersionPolicy
     promotion: Promotion | None
     present: tuple[int, ...]
+    damaged: Mapping[int, str]
     serving: int | None
 
     @classmethod
@@ -59,17 +61,25 @@ class OfflineModel:
             raise Unavailable(f"{folder} cannot be read: {describe(error)}") from error
         except (LoadError, PromotionError) as error:
             raise InvalidArgument(f"model {quote(folder.name)}: {error}") from error
-        candidates = [version for version in policy.candidates(files.versions, promotion) if version in files.versions]
-        return cls(folder, policy, promotion, tuple(sorted(files.versions)), candidates[0] if candidates else None)
+        damaged: dict[int, str] = {}
+        serving = None
+        for version in policy.candidates(files.versions, promotion):
+            if version not in files.versions:
+                continue
+            if not (damage := _damage(folder / str(version))):
+                serving = version
+                break
+            damaged[version] = damage
+        return cls(folder, policy, promotion, tuple(sorted(files.versions)), damaged, serving)
 
     def state(self) -> ModelState:
-        """Returns the model's state in the words of a server. Which versions load is not known."""
+        """Returns the model's state in the words of a server. Of what does not load, only damaged files are known."""
         before = served_before(self.promotion, self.serving, self.present)
         state = ModelState(
             name=self.folder.name,
             serving=self.serving or 0,
             before=before[0] if before else 0,
-            versions=[VersionState(version=version) for version in self.present],
+            versions=[self._version_state(version) for version in self.present],
         )
         if self.promotion is not None:
             state.promoted, state.pinned = self.promotion.version, self.promotion.pinned
@@ -90,36 +100,51 @@ class OfflineModel:
             Unavailable: the folder cannot be read or written.
         """
         try:
-            choice = self._choose(verb, version)
-            if verb != "unpin":
-                self._check(choice.version)
-            write(self.folder, choice)
+            write(self.folder, self._roll_back() if verb == "rollback" else self._choose(verb, version))
         except (PromotionError, LoadError) as error:
             raise InvalidArgument(f"model {quote(self.folder.name)}: {error}") from error
         except OSError as error:
             raise Unavailable(f"{self.folder} cannot be written: {describe(error)}") from error
 
-    def _choose(self, verb: str, version: int) -> Promotion:
-        match verb:
-            case "promote":
-                return promote(self.promotion, version, self.serving, self.present)
-            case "pin":
-                return pin(self.promotion, version, self.serving, self.present)
-            case "unpin":
-                return unpin(self.promotion)
-        for before in served_before(self.promotion, self.serving, self.present):
-            return roll_back(self.promotion, before, self.serving, self.present)
-        raise PromotionError("there is no version to roll back to")
+    def _version_state(self, version: int) -> VersionState:
+        reason = self.damaged.get(version, "")
+        return VersionState(version=version, state="UNAVAILABLE" if reason else "", reason=reason)
 
-    def _check(self, version: int) -> None:
+    def _choose(self, verb: str, version: int) -> Promotion:
+        if verb == "unpin":
+            return unpin(self.promotion)
+        choice = (promote if verb == "promote" else pin)(self.promotion, version, self.serving, self.present)
+        self._check_allowed(version)
+        if damage := _damage(self.folder / str(version)):
+            raise LoadError(damage)
+        return choice
+
+    def _roll_back(self) -> Promotion:
+        """Returns the choice of the first version to roll back to that is not damaged."""
+        failures = []
+        for version in served_before(self.promotion, self.serving, self.present):
+            self._check_allowed(version)
+            if not (damage := _damage(self.folder / str(version))):
+                return roll_back(self.promotion, version, self.serving, self.present)
+            failures.append(f"version {version}: {damage}")
+        raise PromotionError("; ".join(failures) or "there is no version to roll back to")
+
+    def _check_allowed(self, version: int) -> None:
         if version not in self.present:
             known = ", ".join(map(str, self.present)) or "none"
             raise NotFound(f"model {quote(self.folder.name)} has no version {version}: it has {known}")
         if self.policy.versions is not None and version not in self.policy.versions:
             allowed = ", ".join(map(str, self.policy.versions))
             raise PromotionError(f"the version policy allows only {allowed}, not version {version}")
-        folder = self.folder / str(version)
+
+
+def _damage(folder: Path) -> str:
+    """Returns why the files of a version cannot be loaded; empty if its manifest finds no fault."""
+    try:
         verify_digests(folder, read_manifest(folder))
+    except LoadError as error:
+        return str(error)
+    return ""
 
 
 def find_models(repository: Path, name: str = "") -> list[OfflineModel]:

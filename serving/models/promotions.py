@@ -5,6 +5,7 @@
 A version that does not load changes nothing. `convoy.promotion` defines what each change means.
 """
 
+import errno
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ from serving.models.spec import VersionPolicy
 from serving.models.versions import ModelVersions
 
 logger = logging.getLogger(__name__)
+
+_NOT_PERMITTED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_ELSEWHERE = (
+    "Use 'convoy models' with '--model-repository PATH' where it can be written: this server follows in poll mode, or "
+    "when it is started again"
+)
 
 Choose = Callable[[Promotion | None, int, int | None, Collection[int]], Promotion]
 """Takes the choice until now, the version, the one that serves, and all versions. Returns the new choice."""
@@ -133,6 +140,8 @@ class Promotions:
         except OSError as error:
             versions.retreat(ready)
             reason = f"the model repository cannot be written: {describe(error)}"
+            if error.errno in _NOT_PERMITTED:
+                reason += f". {_ELSEWHERE}"
             raise Internal(f"nothing has changed for model '{versions.name}': {reason}") from error
 
 

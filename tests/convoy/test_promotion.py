@@ -75,6 +75,14 @@ def test_a_roll_back_of_a_version_that_took_over_by_itself():
     assert served_before(rolled, 6, present) == [3, 5, 4]
 
 
+def test_a_roll_back_does_not_go_to_what_failed_before():
+    choice = promote(promote(promote(None, 2, 5, [1, 2, 5]), 1, 2, [1, 2, 5]), 5, 1, [1, 2, 5])
+    assert (choice.version, choice.history) == (5, (2, 1))
+    assert served_before(choice, 5, [1, 2, 5]) == [1, 2]
+    assert served_before(choice, 2, [1, 2, 5]) == [1], "5 does not load; 1 served after 2, and is older"
+    assert served_before(choice, None, [1, 2, 5]) == [5, 1, 2]
+
+
 def test_a_roll_back_of_a_pinned_version_pins_the_one_before():
     choice = roll_back(pin(None, 5, 4, [4, 5]), 4, 5, [4, 5])
     assert (choice.pinned, choice.version) == (True, 4)

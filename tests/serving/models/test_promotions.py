@@ -1,8 +1,10 @@
 """Versions are promoted, pinned and rolled back while they serve; what does not load, or cannot be written, changes
 nothing."""
 
+import errno
 import json
 import logging
+import os
 import shutil
 
 import pytest
@@ -76,6 +78,17 @@ def test_a_roll_back_returns_to_what_served_before_and_a_repeated_call_changes_n
     assert ask(repository, "m") == 1
 
 
+def test_a_roll_back_leaves_the_version_that_serves_in_place_of_a_damaged_one(folder, open_repository):
+    open_repository().promotions.promote("m", 3)
+    good, files = (folder / "3/model.onnx").read_bytes(), folder / "3/model.onnx"
+    files.write_bytes(b"no model")
+    repository = open_repository()
+    assert ask(repository, "m") == 2
+    files.write_bytes(good)  # it loads now, but has not served before version 2
+    repository.promotions.roll_back("m")
+    assert ask(repository, "m") == 1
+
+
 def test_a_roll_back_skips_versions_that_do_not_load(folder, open_repository):
     repository = open_repository()
     (folder / "2/model.onnx").write_bytes(b"no model")
@@ -97,15 +110,24 @@ def test_a_bad_version_changes_nothing(folder, open_repository, verb):
         getattr(repository.promotions, verb)("n", 1)
 
 
-def test_a_choice_that_cannot_be_written_changes_nothing(folder, open_repository, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "$"),
+        (errno.EROFS, r"\. Use 'convoy models' with '--model-repository PATH' where it can be written"),
+        (errno.EACCES, r"\. Use 'convoy models' with '--model-repository PATH' where it can be written"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["promote", "pin", "roll_back"])
+def test_a_choice_that_cannot_be_written_changes_nothing(folder, open_repository, monkeypatch, verb, number, advice):
     repository = open_repository()
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(Internal, match="the model repository cannot be written: No space left on device"):
-        repository.promotions.promote("m", 2)
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(Internal, match=f"the model repository cannot be written: {os.strerror(number)}{advice}"):
+        getattr(repository.promotions, verb)("m", 2 if verb != "roll_back" else 0)
     assert (ask(repository, "m"), read_promotion(folder)) == (3, None)
     assert entries(repository)[2] == ("UNAVAILABLE", "the version policy selects other versions")
     assert not list(folder.glob(".serving*"))
@@ -214,6 +236,31 @@ def test_a_folder_is_changed_without_a_server(folder):
     find_models(folder.parent, "m")[0].change("rollback", 0)
     find_models(folder.parent, "m")[0].change("unpin", 0)
     assert find_models(folder.parent, "m")[0].state().choice == "rolled back from version 1 to version 3"
+
+
+def test_a_roll_back_in_a_folder_takes_no_damaged_version_for_one_that_serves(folder):
+    (folder / "3/model.onnx").write_bytes(b"no model")
+    (model,) = find_models(folder.parent)
+    state = model.state()
+    assert (state.serving, state.before) == (2, 1)
+    assert [(each.version, each.state) for each in state.versions] == [(1, ""), (2, ""), (3, "UNAVAILABLE")]
+    assert "model.onnx is damaged" in state.versions[2].reason
+    model.change("rollback", 0)
+    state = find_models(folder.parent, "m")[0].state()
+    assert (state.serving, state.choice) == (1, "rolled back from version 2 to version 1")
+
+
+def test_a_roll_back_in_a_folder_skips_damaged_versions(folder):
+    (folder / "2/model.onnx").write_bytes(b"no model")
+    find_models(folder.parent)[0].change("rollback", 0)
+    assert find_models(folder.parent)[0].state().serving == 1
+    (folder / "1/model.onnx").write_bytes(b"no model")
+    write_promotion(folder, pin(None, 3, 3, [1, 2, 3]))
+    with pytest.raises(
+        InvalidArgument, match=r"version 2: model\.onnx is damaged.*; version 1: model\.onnx is damaged"
+    ):
+        find_models(folder.parent)[0].change("rollback", 0)
+    assert read_promotion(folder).version == 3
 
 
 def test_a_folder_keeps_its_choice_if_the_change_is_impossible(folder):
