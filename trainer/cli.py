@@ -1,5 +1,6 @@
 """The command line: parses options, runs the command, and turns failures into one line and an exit code."""
 
+import atexit
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import trainer.ranks.launcher  # noqa: F401 (records the parent process before torch is imported, which takes seconds)
-from convoy.processes import restore_ctrl_c
+from convoy.processes import exit_on_ctrl_c, restore_ctrl_c
 from convoy.verbs import Verb, run_verb
 from trainer.errors import ConfigError, Interrupted, PeerError, TrainerError
 from trainer.ranks.environment import RankEnvironment
@@ -211,6 +212,7 @@ def _exit(code: int) -> NoReturn:
     sys.stderr.flush()
     if _environment().world_size > 1:
         os._exit(code)
+    atexit.register(exit_on_ctrl_c)  # the command has ended: Ctrl-C in the teardown of libraries shows no stack
     sys.exit(code)
 
 

@@ -169,3 +169,26 @@ def test_ctrl_c_while_torch_is_imported_is_quiet(command: list[str], tmp_path: P
         process.send_signal(signal.SIGINT)
         printed, errors = process.communicate(timeout=60)
     assert (process.returncode, printed, errors) == (130, b"", b"")
+
+
+SLOW_TEARDOWN = """
+import atexit, time
+from trainer.cli import run_command
+
+def tear_down():
+    print("tearing down", flush=True)
+    time.sleep(60)
+
+atexit.register(tear_down)
+run_command(lambda: print("done"))
+"""
+
+
+def test_ctrl_c_after_the_end_of_a_command_is_quiet() -> None:
+    command = [sys.executable, "-c", SLOW_TEARDOWN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["done\n", "tearing down\n"]
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 130
