@@ -95,7 +95,8 @@ def resolve(config: LocalTrainConfig, given: Collection[str]) -> tuple[TrainConf
         return replace(run, recipe=recipe), ""
     if "--dataset" in given:
         raise ConfigError(f"{path_or_recipe} and --dataset {run.dataset}: give one data set")
-    return _resolve_folder(replace(run, dataset=full_name(f"{FOLDER_PREFIX}{path_or_recipe}")), given)
+    run = replace(run, dataset=full_name(f"{FOLDER_PREFIX}{path_or_recipe}"))
+    return _resolve_folder(run, given, config.nproc or _num_gpus(run))
 
 
 def _is_folder(name: str, given: Collection[str]) -> bool:
@@ -127,7 +128,7 @@ def _recipe_name(reference: str) -> str:
         raise ConfigError(f"no such folder, and {error}") from None
 
 
-def _resolve_folder(run: TrainConfig, given: Collection[str]) -> tuple[TrainConfig, str]:
+def _resolve_folder(run: TrainConfig, given: Collection[str], num_ranks: int) -> tuple[TrainConfig, str]:
     facts = _look_at_folder(run)
     choice = choose(facts)
     why = "" if "--recipe" in given else f": {choice.why}"
@@ -136,7 +137,7 @@ def _resolve_folder(run: TrainConfig, given: Collection[str]) -> tuple[TrainConf
     if "--image-size" not in given:
         run = replace(run, image_size=choice.image_size)
     if run.epochs is None and not {"epochs", "global_batch_size"} & parse_assignments(run.set).keys():
-        run = _fit_to_folder(run, facts.num_training)
+        run = _fit_to_folder(run, facts.num_training, num_ranks)
     recipe = run.resolve()
     command = shlex.join(["convoy", "train", *as_arguments(run)])
     return run, (
@@ -150,12 +151,15 @@ def _epochs(number: int) -> str:
     return f"{number} epoch{'s' if number > 1 else ''}"
 
 
-def _fit_to_folder(run: TrainConfig, num_images: int) -> TrainConfig:
+def _fit_to_folder(run: TrainConfig, num_images: int, num_ranks: int) -> TrainConfig:
     """Returns the run with a global batch and epochs that suit the folder, if it is too small for the recipe's."""
     if not has_few_steps(run.resolve(), num_images):
         return run
-    batch_size, epochs = choose_batch_and_epochs(load_recipe(run.recipe), num_images, batch_size=run.global_batch_size)
-    return replace(run, global_batch_size=max(batch_size, run.virtual_shards or 1), epochs=epochs)
+    recipe, batch_size = load_recipe(run.recipe), run.global_batch_size
+    if batch_size is None:
+        batch_size = max(choose_batch_and_epochs(recipe, num_images)[0], run.virtual_shards or num_ranks)
+    _, epochs = choose_batch_and_epochs(recipe, num_images, batch_size=batch_size)
+    return replace(run, global_batch_size=batch_size, epochs=epochs)
 
 
 def _look_at_folder(run: TrainConfig) -> FolderFacts:

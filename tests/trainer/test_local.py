@@ -86,7 +86,8 @@ def test_options_override_the_choice_for_a_folder(tmp_path: Path) -> None:
     assert chosen("--epochs", "5") == ("photos", 160, 5, None)
     assert "; 1 epoch, 64 images per step" in resolved(str(tmp_path), "--epochs", "1")[1]
     assert chosen("--global-batch-size", "100") == ("photos", 160, 200, 100)
-    assert chosen("--virtual-shards", "64") == ("photos", 160, 67, 64)
+    assert chosen("--virtual-shards", "64") == ("photos", 160, 134, 64)
+    assert chosen("--nproc", "48") == ("photos", 160, 100, 48)  # each rank needs an image of a batch
     assert chosen("--recipe=finetune-resnet18", "--image-size=224") == ("finetune-resnet18", 224, 28, 32)
     assert chosen("--set", "epochs=5") == ("photos", 160, None, None)
 
