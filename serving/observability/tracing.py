@@ -98,7 +98,7 @@ class Tracing:
 class RequestTrace:
     """The trace of one request. Used by one thread at a time."""
 
-    __slots__ = ("_context", "_span", "_tracer")
+    __slots__ = ("_context", "_span", "_to_epoch", "_tracer")
 
     def __init__(self, tracer: Any, span: "Span") -> None:
         from opentelemetry.trace import set_span_in_context
@@ -106,6 +106,7 @@ class RequestTrace:
         self._tracer = tracer
         self._span = span
         self._context: Context = set_span_in_context(span)
+        self._to_epoch = time.time_ns() - time.monotonic_ns()  # once, or spans would overlap by some nanoseconds
 
     @property
     def trace_id(self) -> str:
@@ -128,8 +129,8 @@ class RequestTrace:
 
     def add_decoding(self, began_ns: int, ended_ns: int) -> None:
         """Adds the span of decoding the request's image files. Times are of `time.monotonic_ns`."""
-        to_epoch = time.time_ns() - time.monotonic_ns()
-        self._tracer.start_span("decode", self._context, start_time=began_ns + to_epoch).end(ended_ns + to_epoch)
+        decode = self._tracer.start_span("decode", self._context, start_time=began_ns + self._to_epoch)
+        decode.end(ended_ns + self._to_epoch)
 
     def add_batch(
         self, others: "Sequence[tuple[RequestTrace, int]]", times_ns: tuple[int, int, int], facts: Mapping[str, Any]
@@ -143,8 +144,7 @@ class RequestTrace:
         """
         from opentelemetry.trace import Link, set_span_in_context
 
-        to_epoch = time.time_ns() - time.monotonic_ns()
-        closed, assembled, computed = (moment + to_epoch for moment in times_ns)
+        closed, assembled, computed = (moment + self._to_epoch for moment in times_ns)
         links = [Link(trace._span.get_span_context()) for trace, _ in others]
         batch = self._tracer.start_span("batch", self._context, links=links, attributes=facts, start_time=closed)
         compute = self._tracer.start_span("compute", set_span_in_context(batch), start_time=assembled)
@@ -152,8 +152,9 @@ class RequestTrace:
         batch.end(computed)
         link = [Link(batch.get_span_context())]
         for trace, queued_ns in others:
-            queue = self._tracer.start_span("queue", trace._context, links=link, start_time=queued_ns + to_epoch)
-            queue.end(closed)
+            start = queued_ns + trace._to_epoch
+            queue = self._tracer.start_span("queue", trace._context, links=link, start_time=start)
+            queue.end(times_ns[0] + trace._to_epoch)
 
 
 def connect(endpoint: str, sample: float) -> Tracing:
