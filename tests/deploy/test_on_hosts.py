@@ -107,7 +107,7 @@ def versions_ready(pod: Pod, version: str) -> int:
 @pytest.mark.parametrize(
     ("overlay", "workers"),
     [
-        ("prod-cpu", 1),  # native
+        pytest.param("prod-cpu", 1, marks=pytest.mark.minutes),  # native
         ("dev", 1),  # grpcio
         pytest.param("prod-cpu", 2, marks=pytest.mark.minutes),
     ],
