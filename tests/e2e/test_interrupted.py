@@ -75,7 +75,7 @@ def test_ctrl_c_ends_a_stalled_download(ranks: int, tmp_path: Path, trainer_comm
     assert [path.name for path in data_dir.rglob("*") if path.is_file()] == ["mnist.lock"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.minutes), 2])
 def test_sigterm_ends_a_slow_report(
     ranks: int,
     tmp_path: Path,
@@ -98,7 +98,7 @@ def test_sigterm_ends_a_slow_report(
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.minutes), 2])
 def test_closed_output_ends_a_training_that_is_continued_later(
     ranks: int,
     tmp_path: Path,

@@ -185,7 +185,7 @@ def undisturbed(runs: Path, run_trainer: RunTrainer) -> Callable[[int], str]:
     return digest
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.minutes), 2])
 def test_a_killed_and_restarted_run_ends_in_the_same_weights(
     ranks: int, tmp_path: Path, trainer_command: Command, run_trainer: RunTrainer, undisturbed: Callable[[int], str]
 ) -> None:
