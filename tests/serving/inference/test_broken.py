@@ -94,15 +94,20 @@ def test_checks_that_pass_are_rare(make: Make, monkeypatch: pytest.MonkeyPatch) 
     wait_until(lambda: len(made.checked) == 3)
 
 
-def test_a_check_that_hangs_is_found(make: Make) -> None:
-    backend = Doubler(fails="no device")
-    made = make(backend)
+def fail_until_check_hangs(made: Checked, backend: Doubler) -> None:
+    """Fails the batches before a check, which then waits at the backend's gate."""
     made.fail(MAX_FAILED_BATCHES - 1)
     made.batcher._instances[0]._check = lambda one: one.run([np.zeros((1, 2), np.uint8)])
     while backend.gate.acquire(blocking=False):
         pass
     backend.gate.release()  # for the batch, not for the check
     made.fail(1)
+
+
+def test_a_check_that_hangs_is_found(make: Make) -> None:
+    backend = Doubler(fails="no device")
+    made = make(backend)
+    fail_until_check_hangs(made, backend)
     wait_until(lambda: made.reported == [False])
     assert made.batcher.num_hung == 1
     backend.fails = ""
@@ -115,12 +120,7 @@ def test_a_check_that_hangs_and_then_fails_does_not_pass(make: Make, monkeypatch
     monkeypatch.setattr(batcher, "_FIRST_PAUSE_S", 60.0)
     backend = Doubler(fails="no device")
     made = make(backend)
-    made.fail(MAX_FAILED_BATCHES - 1)
-    made.batcher._instances[0]._check = lambda one: one.run([np.zeros((1, 2), np.uint8)])
-    while backend.gate.acquire(blocking=False):
-        pass
-    backend.gate.release()  # for the batch, not for the check
-    made.fail(1)
+    fail_until_check_hangs(made, backend)
     wait_until(lambda: made.batcher.num_hung == 1)
     backend.gate.release()
     wait_until(lambda: made.batcher.num_hung == 0)
