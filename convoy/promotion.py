@@ -122,8 +122,7 @@ def served_before(current: Promotion | None, serving: int | None, present: Colle
     if current is not None:
         if serving is not None and serving > current.newest_known:  # took over by itself, as others between may have
             before += sorted((v for v in present if current.newest_known < v < serving), reverse=True)
-            before.append(current.version)
-        elif serving is None:
+        if serving is None or serving > current.newest_known:  # else the chosen one serves, or does not load
             before.append(current.version)
         history = current.history
         before += reversed(history[: history.index(serving)] if serving in history else history)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, list_names
 from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
@@ -81,7 +81,7 @@ def compare_runs(paths: list[Path]) -> list[str]:
             lines += ["", f"tested on {members[0].result.dataset} ({test_set[:8]})"]
         lines += _table(members)
     if unfinished:
-        lines += ["", f"left out, as they have no result yet: {_name_some(unfinished)}"]
+        lines += ["", f"left out, as they have no result yet: {list_names(unfinished, _MOST_NAMED)}"]
     return lines[1:] if len(tables) > 1 else lines
 
 
@@ -121,14 +121,9 @@ def _read_all(paths: list[Path]) -> tuple[list[_ComparedRun], list[str]]:
             else:
                 unfinished[str(path)] = None
     if not runs:
-        names = f": {_name_some(list(unfinished))}" if unfinished else ""
+        names = f": {list_names(list(unfinished), _MOST_NAMED)}" if unfinished else ""
         raise ConfigError(f"no run has a result yet{names}; let a run end first")
     return runs, list(unfinished)
-
-
-def _name_some(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _check_ledger(path: Path, runs: list[_ComparedRun]) -> None:
@@ -167,9 +162,10 @@ def _all_accuracies(setting: str, members: list[_ComparedRun]) -> dict[str, _Acc
             if known is None or known.one_view is None:
                 accuracies[entry.weights_sha256] = _Accuracies.of(views, entry.accuracy, entry.accuracy_with_views)
     if missing:
+        named = list_names(list(missing.values()), _MOST_NAMED)
         raise ConfigError(
-            f"{members[0].result.recipe} was also evaluated in {_name_some(list(missing.values()))}: name those runs "
-            "too, because only all runs of a setting, of every seed and number of ranks, can be compared"
+            f"{members[0].result.recipe} was also evaluated in {named}: name those runs too, because only all runs of "
+            "a setting, of every seed and number of ranks, can be compared"
         )
     return accuracies
 

@@ -17,7 +17,7 @@ its traceback.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -111,6 +111,12 @@ class Interrupted(BaseException):
         super().__init__(f"{cause}: {outcome}")
         self.cause = cause
         self.signal_number = signal_number
+
+
+def list_names(names: Sequence[str], most: int) -> str:
+    """Returns the first names as a part of a line: `a, b, c and 7 more`."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], *, listed_by: str = "") -> ConfigError:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, list_names
 
 _NESTED_IN = (
     *("state_dict_ema", "model_ema", "ema", "ema_state_dict", "average"),
@@ -59,10 +59,10 @@ class LoadedWeights:
         """Returns one line for the user."""
         how = ", matched by their order, as the file has other names" if self.by_order else ""
         parts = [f"{self.file}: {self.num_loaded:,} of {self.num_tensors:,} tensors loaded{how}"]
-        parts += [f"new: {_first(self.new)}"] if self.new else []
-        parts += [f"of another shape in the file: {_first(self.reshaped)}"] if self.reshaped else []
-        parts += [f"not in the file: {_first(self.missing)}"] if self.missing else []
-        parts += [f"not used: {_first(self.unused)}"] if self.unused else []
+        parts += [f"new: {list_names(self.new, _NUM_SHOWN)}"] if self.new else []
+        parts += [f"of another shape in the file: {list_names(self.reshaped, _NUM_SHOWN)}"] if self.reshaped else []
+        parts += [f"not in the file: {list_names(self.missing, _NUM_SHOWN)}"] if self.missing else []
+        parts += [f"not used: {list_names(self.unused, _NUM_SHOWN)}"] if self.unused else []
         return "; ".join(parts)
 
 
@@ -191,8 +191,3 @@ def _is_other_head(mine: torch.Tensor, other: torch.Tensor, num_classes: int) ->
 
 def _count(weights: Weights) -> int:
     return sum(not name.endswith(_COUNTERS) for name in weights)
-
-
-def _first(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _NUM_SHOWN:,} more" if len(names) > _NUM_SHOWN else ""
-    return ", ".join(names[:_NUM_SHOWN]) + more
