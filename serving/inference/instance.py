@@ -23,7 +23,7 @@ MAX_FAILED_BATCHES = 3
 """One after the other, until the instance is checked."""
 
 _CHECK_PAUSES = 100
-"""How long until the next check, as a multiple of the last one's duration: clients can cause no more work."""
+"""How long until the next check, as a multiple of the duration of one that found nothing: clients can cause no more."""
 _MIN_CHECK_PAUSE_S, _MAX_CHECK_PAUSE_S = 10.0, 600.0
 _MAX_ERROR_CHARACTERS = 400
 _PAUSE_OF_TRACEBACKS_S = 5.0
@@ -196,6 +196,9 @@ class Instance:
     def check(self) -> str:
         """Runs the check. Returns why it fails; empty if it passes.
 
+        One that finds nothing is not repeated soon: the requests may be at fault. An instance that was broken and
+        passes may break again, and is checked as soon as its batches fail.
+
         Raises:
             RunOverdue: the watchdog has given the run up.
         """
@@ -208,8 +211,9 @@ class Instance:
         except BaseException as error:  # as in `_run`
             failure = _last_line(error)
         self.attempt, self.num_failed = None, 0
-        now = time.monotonic()
-        self._next_check = now + min(_MAX_CHECK_PAUSE_S, max(_MIN_CHECK_PAUSE_S, _CHECK_PAUSES * (now - began)))
+        if not (failure or self.failure):
+            now = time.monotonic()
+            self._next_check = now + min(_MAX_CHECK_PAUSE_S, max(_MIN_CHECK_PAUSE_S, _CHECK_PAUSES * (now - began)))
         if not attempt.claim():
             raise RunOverdue(failure)
         return failure

@@ -67,6 +67,9 @@ def test_the_only_instance_breaks_and_recovers(make: Make, caplog: pytest.LogCap
     wait_until(lambda: made.reported == [False, True])
     assert made.submit(4).wait() == [[8, 8]]
     assert caplog.text.count("an instance is broken: no device") == 1
+    made.backends[0].fails = "no device"  # again, soon after a check that it has passed
+    made.fail(MAX_FAILED_BATCHES)
+    wait_until(lambda: made.reported == [False, True, False])
 
 
 def test_the_other_instances_serve_on(make: Make) -> None:
