@@ -42,7 +42,7 @@ class ImageDecoder:
 
     Attributes:
         num_images: that have been decoded.
-        seconds: that it took, summed over the threads.
+        seconds: that decoding took, summed over the threads.
     """
 
     def __init__(self, num_threads: int | None = None) -> None:
@@ -98,11 +98,13 @@ class ImageDecoder:
                 self._changed.wait()
             self._num_pixels += num_pixels
         began = time.monotonic()
+        num_images = 0
         try:
             yield
+            num_images = 1  # a file with damaged metadata fails, and is decoded again
         finally:
             with self._changed:
-                self.num_images += 1
+                self.num_images += num_images
                 self.seconds += time.monotonic() - began
                 self._num_pixels -= num_pixels
                 self._changed.notify_all()

@@ -3,9 +3,11 @@
 import gc
 import io
 import queue
+import struct
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -93,6 +95,18 @@ def test_pixels_are_in_the_order_of_the_files() -> None:
     assert isinstance(pixels, np.ndarray)
     np.testing.assert_array_equal(pixels[:, 0, 0, 0], np.arange(40))
     assert (decoder.num_images, decoder.seconds > 0) == (40, True)
+
+
+def test_a_file_that_is_decoded_again_without_its_damaged_metadata_counts_once() -> None:
+    content = png(7)
+    end = content.rindex(b"IEND") - 4
+    text = b"zTXtlong\0\0" + zlib.compress(bytes(4 << 20))  # Pillow refuses it, after the pixels
+    damaged = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    decoder = ImageDecoder(1)
+    with pytest.warns(UserWarning, match="its metadata are damaged"):
+        result = submit(decoder, [content[:end] + damaged + content[end:]])[0].result()
+    assert isinstance(result, np.ndarray)
+    assert decoder.num_images == 1
 
 
 def test_a_small_request_does_not_wait_for_a_large_one(held: Held) -> None:
