@@ -108,6 +108,7 @@ class Slot:
     Args:
         reason: why the version is not ready, or why its newer files were not loaded.
         model: what serves; None for nothing.
+        loaded: the files that `model` was loaded from.
         attempted: the files of the last attempt to load it, successful or not.
         is_missing: the last scan found no folder.
         unreadable: why the last scan could not read its folder; empty if it could.
@@ -120,6 +121,7 @@ class Slot:
     state: State = "UNAVAILABLE"
     reason: str = ""
     model: Model | None = None
+    loaded: Fingerprint | None = None
     attempted: Fingerprint | None = None
     is_missing: bool = False
     unreadable: str = ""
@@ -168,7 +170,8 @@ class Slot:
     def look_after(self, first_pause_s: float) -> None:
         """Plans to load a version again that is broken, and forgets that when it is not any more.
 
-        One that breaks as soon as it is loaded again, whatever its clients do, is loaded with pauses that grow.
+        Why newer files were not loaded is not forgotten: they still are not. One that breaks as soon as it is loaded
+        again, whatever its clients do, is loaded with pauses that grow.
         """
         is_broken = self.model is not None and self.model.batcher.num_broken > 0 and not self.model.batcher.is_healthy
         if is_broken and self.retry_at is None:
@@ -178,7 +181,8 @@ class Slot:
             self.is_broken, self.broke_at = True, now
             self._retry_later(first_pause_s)
         elif self.is_broken and not is_broken:
-            self.is_broken, self.retry_at, self.reason = False, None, ""
+            self.is_broken, self.retry_at = False, None
+            self.reason = "" if self.attempted == self.loaded else self.reason
 
     def _retry_later(self, first_pause_s: float) -> None:
         self.pause_s = min(2 * self.pause_s or first_pause_s, _MAX_PAUSE_S)
@@ -188,6 +192,7 @@ class Slot:
         """Notes that the version serves."""
         self.pause_s = self.pause_s if self.is_broken else 0.0
         self.state, self.reason, self.model, self.is_broken = "READY", "", model, False
+        self.loaded = self.attempted
 
     def remove(self, state: State, reason: str) -> None:
         """Notes that the version does not serve. Its files are loaded anew when it should serve again."""

@@ -41,7 +41,7 @@ def test_pauses_grow_while_it_breaks_again_and_begin_anew_after_a_calm(monkeypat
 
 
 def test_also_while_it_does_not_load() -> None:
-    version = Slot("READY", model=model(), attempted=FILES)
+    version = Slot("READY", model=model(), attempted=FILES, loaded=FILES)
     version.look_after(2)
     version.begin(FILES)
     version.fail(LoadError("no device"), 2)
@@ -70,3 +70,17 @@ def test_new_files_that_do_not_load_are_tried_again_after_it_has_recovered() -> 
     version.model = model(num_broken=0, is_healthy=True)
     version.look_after(2)
     assert (version.retry_at is None, version.reason) == (False, "no memory")
+
+
+def test_why_new_files_do_not_load_is_still_told_after_it_has_recovered() -> None:
+    version = Slot()
+    version.begin(FILES)
+    version.succeed(model(num_broken=0, is_healthy=True))
+    version.begin(Fingerprint("{}", (), ()))
+    version.fail(LoadError("damaged"), 2)
+    serving, version.model = version.model, model()
+    version.look_after(2)
+    assert version.retry_at is not None
+    version.model = serving
+    version.look_after(2)
+    assert (version.retry_at, version.reason) == (None, "damaged")
