@@ -16,7 +16,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from convoy.promotion import PROMOTION_FILE, Promotion, PromotionError, read_promotion, served_before, to_bytes
@@ -106,11 +106,15 @@ class Mirror:
         for file in [file for file in fetched if not _version(file) and file not in model.own]:
             (folder / file).unlink(missing_ok=True)
             del fetched[file]
-        for version in _wanted(folder, model, extra):
-            files = model.versions[version]
-            before = _of_version(fetched, version)
-            if before != files or not (folder / str(version)).is_dir():
-                self._fetch_version(name, version, files, fetched)
+        usable, tried = model.versions, set[int]()
+        while wanted := [version for version in _wanted(folder, usable, extra) if version not in tried]:
+            tried.update(wanted)
+            for version in wanted:
+                files = model.versions[version]
+                if _of_version(fetched, version) != files or not (folder / str(version)).is_dir():
+                    self._fetch_version(name, version, files, fetched)
+            # Others take the places of those that are damaged.
+            usable = {version: files for version, files in usable.items() if not self._is_refused(name, version, files)}
         for version in {number for file in fetched if (number := _version(file))} - model.versions.keys():
             self._remove(folder / str(version))
             _forget(fetched, version)
@@ -120,8 +124,8 @@ class Mirror:
         if MANIFEST_FILE not in files and not self._is_first and self._seen.get((name, version)) != files:
             self._seen[name, version] = files
             return
-        if self._said.get((name, version), ({}, ""))[0] == files:
-            return  # it would be refused again
+        if self._is_refused(name, version, files):
+            return
         folder, before, began = self.folder / name, _of_version(fetched, version), time.monotonic()
         with _staging(folder) as staged:
             num_fetched = 0
@@ -143,6 +147,10 @@ class Mirror:
         fetched |= {f"{version}/{file}": tag for file, tag in files.items()}
         self._said.pop((name, version), None)
         logger.info("%s version %d: %d files fetched in %.2f s", name, version, num_fetched, time.monotonic() - began)
+
+    def _is_refused(self, name: str, version: int, files: Tags) -> bool:
+        """Returns whether these files of a version have been found to be damaged."""
+        return self._said.get((name, version), ({}, ""))[0] == files
 
     def _say(self, name: str, version: int, files: Tags, reason: str) -> None:
         """Logs why something was not fetched, once for each reason."""
@@ -213,16 +221,16 @@ def _user_cache() -> Path:
     return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")) / "convoy"
 
 
-def _wanted(folder: Path, model: RemoteModel, extra: int) -> list[int]:
+def _wanted(folder: Path, versions: Collection[int], extra: int) -> list[int]:
     """Returns the versions to fetch: those that the policy selects, one to fall back to, and one to roll back to."""
     try:
         policy, promotion = version_policy(read_config(folder)), read_promotion(folder)
     except (LoadError, PromotionError):  # the server says so, and keeps what it has
-        return [extra] if extra in model.versions else []
-    candidates = [version for version in policy.candidates(model.versions, promotion) if version in model.versions]
+        return [extra] if extra in versions else []
+    candidates = [version for version in policy.candidates(versions, promotion) if version in versions]
     wanted = candidates if policy.num_versions is None else candidates[: policy.num_versions + 1]
-    before = served_before(promotion, candidates[0] if candidates else None, model.versions)[:1]
-    return [version for version in dict.fromkeys([*wanted, *before, extra]) if version in model.versions]
+    before = served_before(promotion, candidates[0] if candidates else None, versions)[:1]
+    return [version for version in dict.fromkeys([*wanted, *before, extra]) if version in versions]
 
 
 def _version(file: str) -> int:

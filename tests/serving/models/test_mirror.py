@@ -256,6 +256,22 @@ def test_a_choice_is_written_to_the_address(source, mirror, open_repository, tmp
     assert (ask(repository, "m"), read_promotion(source / "m").version) == (1, 1)
 
 
+def test_a_roll_back_from_the_best_of_damaged_versions(source, mirror, open_repository, tmp_path, capsys):
+    for version in (4, 5):
+        (write_version(source / "m", version, scale(version), manifest={}) / "model.onnx").write_bytes(b"damaged")
+    repository = open_repository(mirror)
+    assert ask(repository, "m") == 3
+    assert {path.split("/")[1] for path in visible(mirror.folder)} == {"2", "3", "config.pbtxt"}
+    repository.promotions.roll_back("m")
+    assert ask(repository, "m") == 2
+    (source / "m" / PROMOTION_FILE).unlink()
+    main_of_copy = ("--model-repository", f"file://{source}", "--model-cache", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit) as exited:
+        main(("rollback", "m", *main_of_copy))
+    assert (exited.value.code, read_promotion(source / "m").version) == (0, 2)
+    assert "m serves version 2; rolled back from version 3 to version 2" in capsys.readouterr().out
+
+
 def test_in_explicit_mode_a_load_fetches(source, remote, mirror, open_repository, caplog):
     repository = open_repository(mirror, "explicit")
     write_version(source / "m", 4, scale(4), manifest={})
