@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Union
 
+from convoy.extras import how_to_install
 from convoy.verbs import Verb, run_verb
 from convoy.version import convoy_version
 
@@ -44,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
             raise  # a defect of ours
         verb = arguments[0]
         extra = "serving" if verb in SERVING_VERBS else "trainer"
-        print(f"error: convoy {verb} needs {package}: install convoy-vision[{extra}]", file=sys.stderr)
+        print(f"error: convoy {verb} needs {package}: {how_to_install(extra)}", file=sys.stderr)
         return 2
 
 

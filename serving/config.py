@@ -34,7 +34,7 @@ class ServeConfig:
 
     model_repository: Annotated[str, option("PATH")]
     """Folder that holds one folder for each model, as `convoy export` writes it and Triton reads it; or an address such
-    as s3://BUCKET/models or hf://USER/NAME, of which the server keeps a copy (install convoy-vision[remote])."""
+    as s3://BUCKET/models or hf://USER/NAME, of which the server keeps a copy (pip install '.[remote]')."""
     model_cache: Annotated[Path | None, option("PATH", "~/.cache/convoy/repositories")] = None
     """Folder for the copies of repositories at an address."""
     model_control_mode: ControlMode = "none"
@@ -121,7 +121,8 @@ class ServeConfig:
     """Log one line for each RPC."""
 
     trace_endpoint: Annotated[str | None, option("URL", "no tracing")] = None
-    """OpenTelemetry collector that gets traces of inferences, by OTLP over HTTP. Needs convoy-vision[tracing]."""
+    """OpenTelemetry collector that gets traces of inferences, by OTLP over HTTP. Needs
+    pip install '.[tracing]'."""
     trace_sample: float = 0.01
     """Share of the inferences that are traced. Those that come with a W3C traceparent follow its sampled flag."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convoy.extras import how_to_install
 from serving.errors import StartupError
 from serving.models.scanner import WARMUP_FOLDER, is_plain_name, version_number
 
@@ -55,7 +56,7 @@ class RemoteRepository:
             with _as_os_errors():
                 self._files, root = fsspec.core.url_to_fs(address)
         except ImportError as error:
-            raise StartupError(f"{address} needs a library: {error}; install convoy-vision[remote]") from error
+            raise StartupError(f"{address} needs a library: {error}; {how_to_install('remote')}") from error
         except OSError as error:
             raise StartupError(f"{address} cannot be opened: {error}") from error
         self._root = str(root).rstrip("/")

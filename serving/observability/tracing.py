@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from convoy.extras import how_to_install
 from serving.errors import ServingError, StartupError
 from serving.protocol.status import NAMES, grpc_code
 
@@ -172,7 +173,7 @@ def connect(endpoint: str, sample: float) -> Tracing:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise StartupError("--trace-endpoint needs OpenTelemetry: pip install 'convoy-vision[tracing]'") from error
+        raise StartupError(f"--trace-endpoint needs OpenTelemetry: {how_to_install('tracing')}") from error
     url = endpoint if urlsplit(endpoint).path.strip("/") else endpoint.rstrip("/") + PATH
     return Tracing(sample, BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from convoy import cli
+from convoy.extras import how_to_install
 from convoy.verbs import Verb
 from tests.conftest import ROOT, clean_environment
 from trainer.__main__ import SUMMARIES
@@ -91,10 +92,10 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setitem(cli.VERBS, "serve", needs("onnxruntime.capi"))
     assert cli.run(["serve"]) == 2
-    assert capsys.readouterr().err == "error: convoy serve needs onnxruntime: install convoy-vision[serving]\n"
+    assert capsys.readouterr().err == f"error: convoy serve needs onnxruntime: {how_to_install('serving')}\n"
     monkeypatch.setitem(cli.VERBS, "train", needs("trainer"))
     assert cli.run(["train"]) == 2
-    assert capsys.readouterr().err == "error: convoy train needs trainer: install convoy-vision[trainer]\n"
+    assert capsys.readouterr().err == f"error: convoy train needs trainer: {how_to_install('trainer')}\n"
     monkeypatch.setitem(cli.VERBS, "train", needs("trainer.no_such_module"))
     with pytest.raises(ModuleNotFoundError):
         cli.run(["train"])

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from convoy.extras import how_to_install
 from convoy.processes import whole_command
 
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str], prog: str = "python -m trainer.service") -> i
 
         return serve(config)
     except ModuleNotFoundError as error:
-        print(f"error: the service needs {error.name}: install convoy-vision[serving]", file=sys.stderr)
+        print(f"error: the service needs {error.name}: {how_to_install('serving')}", file=sys.stderr)
     except (TrainerError, CredentialError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
     return 2

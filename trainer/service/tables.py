@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import NullPool
 
+from convoy.extras import how_to_install
 from trainer.errors import ConfigError
 
 SCHEMA_VERSION = 1
@@ -101,7 +102,7 @@ def connect(url: str) -> sa.Engine:
                 new = {"schema_version": SCHEMA_VERSION, "identity": uuid.uuid4().hex[:12]}
                 connection.execute(identities.insert().values(new))
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--store {_shown(address)} needs {error.name}: install convoy-vision[postgres]") from error
+        raise ConfigError(f"--store {_shown(address)} needs {error.name}: {how_to_install('postgres')}") from error
     except (sa.exc.SQLAlchemyError, OSError) as error:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise ConfigError(f"the store {_shown(address)} cannot be opened: {cause}") from error

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from convoy.extras import how_to_install
 from trainer.config import LogTo
 from trainer.errors import ConfigError, Interrupted
 from trainer.recipe_fields import flatten
@@ -25,9 +26,9 @@ def check_installed(services: Sequence[LogTo], metrics_address: str | None = Non
     """
     for service in services:
         if importlib.util.find_spec(service) is None:
-            raise ConfigError(f"--log-to {service} needs the package {service}: install convoy-vision[{service}]")
+            raise ConfigError(f"--log-to {service} needs the package {service}: {how_to_install(service)}")
     if metrics_address is not None and importlib.util.find_spec("prometheus_client") is None:
-        raise ConfigError("--metrics-address needs the package prometheus-client: install it")
+        raise ConfigError(f"--metrics-address needs the package prometheus-client: {how_to_install('serving')}")
 
 
 class Sinks:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from convoy.extras import how_to_install
 from convoy.options import check_port, option
 from trainer.errors import ConfigError
 from trainer.watch.run import State, WatchedRun
@@ -47,7 +48,7 @@ def _serve(runs: list[WatchedRun], port: int) -> None:
     try:
         from trainer.watch.server import serve_runs
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--web needs the package {error.name}: install convoy-vision[serving]") from error
+        raise ConfigError(f"--web needs the package {error.name}: {how_to_install('serving')}") from error
     try:
         check_port("--port", port)
     except ValueError as error:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from convoy.extras import how_to_install
 from trainer.errors import ConfigError
 from trainer.service.engines.engine import Engine
 
@@ -33,7 +34,7 @@ def open_engine(name: str, folder: Path, after_end: Sequence[str] = ()) -> Engin
     try:
         engine: Engine = getattr(importlib.import_module(module), kind)(folder, after_end)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--engine {name} needs {error.name}: install convoy-vision[{name}]") from error
+        raise ConfigError(f"--engine {name} needs {error.name}: {how_to_install(name)}") from error
     except Exception as error:
         raise ConfigError(f"--engine {name} cannot be loaded: {error}") from error
     return engine
