@@ -21,8 +21,8 @@ MAX_PIPELINED = 256
 """Requests that wait on a connection. Further ones are not read, and the connection ends after those that are."""
 
 
-class _HeadTooLarge(Exception):
-    """A request has too many headers."""
+class _Malformed(Exception):
+    """A request is refused for its head, which httptools accepts; the message says why."""
 
 
 class _PipelineFull(Exception):
@@ -98,8 +98,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if isinstance(error.__context__, _PipelineFull):
                 self._is_full = True
                 self.cycle.keep_alive = False  # of the last one that waits
-            elif isinstance(error.__context__, _HeadTooLarge):
-                self.send_400_response(f"the request has more than {MAX_HEADERS} headers")
+            elif isinstance(error.__context__, _Malformed):
+                self.send_400_response(str(error.__context__))
             else:
                 self.send_400_response("the request is not HTTP/1.1")
 
@@ -174,7 +174,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if not self._is_in_head:
             return  # a trailer: it must not pass for a header that has been checked
         if len(self.headers) >= MAX_HEADERS:
-            raise _HeadTooLarge
+            raise _Malformed(f"the request has more than {MAX_HEADERS} headers")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -182,6 +182,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         if len(self.pipeline) >= MAX_PIPELINED:
             raise _PipelineFull
+        if [name for name, _ in self.headers].count(b"host") > 1:  # RFC 9112, section 3.2
+            raise _Malformed("the request has more than one Host")
         self._num_pending_bytes = 0
         self._is_in_head = False
         self._reading.start(self.loop.time(), self._num_received)

@@ -81,6 +81,16 @@ def test_requests_without_a_name_pass(start: Start) -> None:
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
+def test_two_names_are_refused(start: Start) -> None:
+    """One may be checked, and the other taken by a server behind a proxy, or by the short way of inferences."""
+    server = start(replace(ANY_PORT, cors_origins=("*",)))
+    for twice in (request(more="host: y\r\n"), b"GET /v2 HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n"):
+        with connect(server) as connection:
+            status, headers, body = exchange(connection, twice)
+        assert (status, headers[b"connection"]) == (400, b"close")
+        assert body == b'{"error": "the request has more than one Host"}'
+
+
 def test_pages_that_may_call_name_hosts(start: Start) -> None:
     server = start(replace(ANY_PORT, cors_origins=("https://shop.example",)))
     for port, path in ((server.port, "/v2"), (server.metrics_port, "/metrics")):
