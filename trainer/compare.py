@@ -189,10 +189,10 @@ def _note_averaged(members: list[_ComparedRun], accuracies: dict[str, _Accuracie
     runs = [run for run in members if accuracies[run.result.weights_sha256].one_view is None]
     if not runs:
         return []
-    path, more = runs[0].folder.path, f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    paths = [str(run.folder.path) for run in runs]
     return [
-        f"{path}{more}: evaluated by version 0.1, with {NUM_VIEWS[runs[0].views]} views alone; for the accuracy of one "
-        f"view, as served: convoy evaluate {path} --split test"
+        f"{list_names(paths, 1)}: evaluated by version 0.1, with {NUM_VIEWS[runs[0].views]} views alone; for the "
+        f"accuracy of one view, as served: convoy evaluate {paths[0]} --split test"
     ]
 
 

@@ -19,8 +19,8 @@ from trainer.data.folder.indexing import find_changed
 from trainer.data.mapped_file import DamagedFileError
 from trainer.data.published.fetch import import_dataset
 from trainer.data.published.progress import download_progress
-from trainer.data.staging import explain_disk_errors, file_lock, remove_stale
-from trainer.errors import ConfigError, DataError
+from trainer.data.staging import exclusive_folder
+from trainer.errors import ConfigError, DataError, list_names
 from trainer.paths import FOLDER_PREFIX, default_data_dir, expand_home, full_name, image_folder
 
 
@@ -198,14 +198,10 @@ def import_files(command: ImportDataset) -> None:
     if not os.path.exists(command.path):  # False, too, for a path that may not be read
         raise ConfigError(f"{command.path} does not exist")
     path = decoded_path(info, command.data_dir)
-    with explain_disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(command.data_dir / f"{info.name}.lock", print) as excludes_others:
-            if excludes_others:
-                remove_stale(path.parent)
-            content = import_dataset(info, command.path, command.data_dir)
-            check_digest(content, info.sha256)
-            write_decoded(content, path)
+    with exclusive_folder(path.parent, command.data_dir / f"{info.name}.lock", print):
+        content = import_dataset(info, command.path, command.data_dir)
+        check_digest(content, info.sha256)
+        write_decoded(content, path)
     print(f"{info.name}: taken from {command.path}, verified, {path.stat().st_size / 1e6:.1f} MB in {path}")
 
 
@@ -260,8 +256,7 @@ def _verify_streamed(name: str, path: Path) -> int:
     except DamagedFileError as error:
         changed = [f"{error}; its next use makes it again"]
     if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        print(f"{name}: DAMAGED: {changed[0]}{more}")
+        print(f"{name}: DAMAGED: {list_names(changed, 1)}")
         return DataError.exit_code
     print(f"{name}: good, all files are as they were indexed")
     return 0

@@ -16,7 +16,7 @@ import torch
 
 from trainer.data.content import DatasetContent, ImageSet, content_digest
 from trainer.data.mapped_file import DamagedFileError, map_tensors, share_lock, write_tensors
-from trainer.data.staging import explain_disk_errors, file_lock, remove_stale
+from trainer.data.staging import exclusive_folder
 from trainer.data.statistics import pixel_statistics
 from trainer.errors import DataError
 
@@ -120,22 +120,18 @@ def open_or_create(
     """
     with suppress(FileNotFoundError, DamagedFileError):
         return open_decoded(path, expected_sha256=expected_sha256, verify=verify)
-    with explain_disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(lock_path, log) as excludes_others:
-            if excludes_others:
-                remove_stale(path.parent)
-            try:
-                return open_decoded(path, expected_sha256=expected_sha256)
-            except FileNotFoundError:
-                pass
-            except DamagedFileError as error:
-                set_aside = path.with_suffix(".damaged")
-                os.replace(path, set_aside)
-                log(f"{error}; set aside as {set_aside.name}, making it again")
-            content = create()
-            check_digest(content, expected_sha256)
-            write_decoded(content, path)
+    with exclusive_folder(path.parent, lock_path, log):
+        try:
+            return open_decoded(path, expected_sha256=expected_sha256)
+        except FileNotFoundError:
+            pass
+        except DamagedFileError as error:
+            set_aside = path.with_suffix(".damaged")
+            os.replace(path, set_aside)
+            log(f"{error}; set aside as {set_aside.name}, making it again")
+        content = create()
+        check_digest(content, expected_sha256)
+        write_decoded(content, path)
     return open_decoded(path, expected_sha256=expected_sha256, verify=False)
 
 

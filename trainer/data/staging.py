@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from trainer.errors import ConfigError, DataError
@@ -31,6 +31,33 @@ def file_lock(path: Path, log: Callable[[str], None], *, log_after_s: float = 3.
     path.parent.mkdir(parents=True, exist_ok=True)
     waiting = f"waiting for another process that is preparing {path.stem}"
     return locked(path, log, waiting, log_after_s=log_after_s)
+
+
+@contextmanager
+def exclusive_folder(folder: Path, lock_path: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """Makes a context in which this process alone of this machine writes in `folder`; the others wait.
+
+    The folder is made where it is missing, without the unfinished files of killed processes, and removed at the end if
+    nothing is in it. The lock file stays: to remove one for which others wait would let two of them in.
+
+    Args:
+        folder: for files that are made once.
+        lock_path: the lock file, outside of the folder.
+        log: receives a line if this process has to wait.
+
+    Raises:
+        DataError: the disk is full.
+        ConfigError: the folder cannot be written.
+    """
+    with explain_disk_errors(folder), file_lock(lock_path, log) as excludes_others:
+        folder.mkdir(parents=True, exist_ok=True)
+        if excludes_others:
+            remove_stale(folder)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 @contextmanager

@@ -193,7 +193,7 @@ def test_import_of_wrong_files(tmp_path: Path) -> None:
         run("import", "tiny", tmp_path / "missing", "--data-dir", tmp_path)
     with pytest.raises(ConfigError, match="comes with the package"):
         run("import", "synthetic", tmp_path, "--data-dir", tmp_path)
-    assert list((tmp_path / "data" / "tiny").iterdir()) == []
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny.lock"]
 
 
 def test_a_typo_costs_no_download(tmp_path: Path, server: FaultyServer) -> None:
@@ -248,7 +248,7 @@ def test_an_interrupted_fetch_prints_a_line_and_leaves_nothing(
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (code, f"{number.name}: stopped\n".encode())
-    assert list((tmp_path / "tiny").iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.lock"]
 
 
 def test_without_a_home_directory_help_works_and_the_default_folder_is_one_line(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from trainer.data.split import as_strings
+from trainer.errors import list_names
 
 _OVERLAPS = (
     ("validation", "train", "training images, too, pixel for pixel: validation accuracy will be too high"),
@@ -50,12 +51,10 @@ def describe_duplicates(
             split = int(np.searchsorted(ends, position, side="right"))
             return path(names[split], position - int(starts[split]))
 
-        pairs = _first_pairs(pictures, classes, contradicted)
-        listed = "; ".join(f"{file(one)} and {file(other)}" for one, other in pairs)
-        more = f"; and {number - _NUM_LISTED} more" if number > _NUM_LISTED else ""
+        pairs = [f"{file(one)} = {file(other)}" for one, other in _first_pairs(pictures, classes, contradicted)]
         yield (
-            f"{number} image{'s contradict' if number > 1 else ' contradicts'} another one "
-            f"of another class, pixel for pixel: {listed}{more}; no model can be right about both: remove the wrong one"
+            f"{number} image{'s are' if number > 1 else ' is'} in two classes, pixel for pixel: "
+            f"{list_names(pairs, _NUM_LISTED)}; no model can be right about both: remove the wrong one"
         )
     by_split = dict(zip(digests, np.split(pictures, ends[:-1]), strict=True))
     copies = {name: own[~contradicted[own]] for name, own in by_split.items()}
@@ -83,7 +82,7 @@ def _contradictions(pictures: npt.NDArray[np.int64], classes: npt.NDArray[np.int
 def _first_pairs(
     pictures: npt.NDArray[np.int64], classes: npt.NDArray[np.int64], contradicted: npt.NDArray[np.bool_]
 ) -> list[tuple[int, int]]:
-    """Returns the positions of the first two images of different classes for the first few pictures."""
+    """Returns the positions of the first two images of different classes for each such picture."""
     first: dict[int, int] = {}
     found: dict[int, tuple[int, int]] = {}
     for position in np.flatnonzero(contradicted[pictures]).tolist():
@@ -91,4 +90,4 @@ def _first_pairs(
         earlier = first.setdefault(picture, position)
         if classes[position] != classes[earlier]:
             found.setdefault(picture, (earlier, position))
-    return list(found.values())[:_NUM_LISTED]
+    return list(found.values())

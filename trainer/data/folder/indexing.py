@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from heapq import nsmallest
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,8 @@ from trainer.data.folder.listing import Listing
 from trainer.data.folder.probe import read_headers
 from trainer.data.folder.workers import ImageProblem, list_some, map_in_threads
 from trainer.data.mapped_file import DamagedFileError, discard
-from trainer.data.staging import explain_disk_errors, file_lock, remove_stale
-from trainer.errors import DataError
+from trainer.data.staging import exclusive_folder
+from trainer.errors import DataError, list_names
 from trainer.files import sha256_of_file
 
 _KNOWLEDGE = ("extents", "flags", "largest", "file_sha256", "picture_sha256")
@@ -39,12 +38,8 @@ def open_or_make_index(listing: Listing, folder: Path, lock_path: Path, log: Cal
     """
     with suppress(FileNotFoundError, DamagedFileError):
         return open_index(index_path(folder, listing.key))
-    with explain_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(lock_path, log) as excludes_others:
-            if excludes_others:
-                remove_stale(folder)
-            return open_or_make_index_locked(listing, folder, log)
+    with exclusive_folder(folder, lock_path, log):
+        return open_or_make_index_locked(listing, folder, log)
 
 
 def open_or_make_index_locked(listing: Listing, folder: Path, log: Callable[[str], None]) -> FolderIndex:
@@ -79,7 +74,7 @@ def complete_index(
     path = index.path
     assert path is not None
     if not index.is_complete or len(index.problems) > max_problems:
-        with explain_disk_errors(path.parent), file_lock(lock_path, log):
+        with exclusive_folder(path.parent, lock_path, log):
             index = open_index(path)  # another process may have completed it
             if not index.is_complete or len(index.problems) > max_problems:
                 examine_files(index, log, lambda: save_index(index, path))
@@ -165,8 +160,7 @@ def _other_names(index: FolderIndex, rows: npt.NDArray[np.int64]) -> set[bytes]:
 
 
 def _describe_names(kind: str, names: set[bytes]) -> str:
-    listed = [os.fsdecode(name) for name in nsmallest(_NUM_LISTED, names)]
-    return f"{len(names)} {kind} ({', '.join(listed)}{', …' if len(names) > len(listed) else ''})"
+    return f"{len(names)} {kind} ({list_names([os.fsdecode(name) for name in sorted(names)], _NUM_LISTED)})"
 
 
 def _states(index: FolderIndex) -> npt.NDArray[np.bytes_]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from convoy.images import EXTENSIONS
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, list_names
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 """The split by the name of its folder, in lower case."""
@@ -234,9 +234,8 @@ def _list_split(
 
 
 def _describe(counts: Counter[str], noun: str, what: str = "") -> str:
-    number, kinds = counts.total(), [kind for kind, _ in counts.most_common(_NUM_LISTED)]
-    more = ", …" if len(counts) > len(kinds) else ""
-    return f"{number} {noun}{'s' if number > 1 else ''}{what} ({', '.join(kinds)}{more})"
+    number, kinds = counts.total(), [kind for kind, _ in counts.most_common()]
+    return f"{number} {noun}{'s' if number > 1 else ''}{what} ({list_names(kinds, _NUM_LISTED)})"
 
 
 def _extension(path: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from convoy.cpus import num_available_cpus
 from convoy.images import ImageError
+from trainer.errors import list_names
 
 _MAX_THREADS = 8
 _AHEAD = 16
@@ -93,5 +94,4 @@ def ignore_warnings() -> None:
 
 def list_some(problems: Sequence[ImageProblem]) -> str:
     """Returns the first few problems as a part of a line."""
-    listed = ", ".join(f"{problem.path} ({problem.reason})" for problem in problems[:_NUM_LISTED])
-    return listed + (f" and {len(problems) - _NUM_LISTED} more" if len(problems) > _NUM_LISTED else "")
+    return list_names([f"{problem.path} ({problem.reason})" for problem in problems], _NUM_LISTED)

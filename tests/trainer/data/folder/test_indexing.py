@@ -64,7 +64,7 @@ def test_what_changed_in_the_folder_is_named(root: Path, load: Load, logged: lis
     load(root, source=source)
     assert [line for line in logged if "has changed" in line] == [
         f"folder:{root}: the folder has changed since it was last read: "
-        "4 gone (cat/002.png, cat/003.png, cat/004.png, …), 1 new (dog/new.png), 1 changed (cat/001.png)"
+        "4 gone (cat/002.png, cat/003.png, cat/004.png and 1 more), 1 new (dog/new.png), 1 changed (cat/001.png)"
     ]
     logged.clear()
     load(root, source=source)
