@@ -1,14 +1,19 @@
 """Metrics for Prometheus, on a port of the main rank, as long as it trains."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, make_wsgi_app, start_http_server
 
+from convoy.same_origin import HostCheck, host_check
 from trainer.paths import CHECKPOINTS
 from trainer.sinks.base import Kind, Mistake, Outcome, RunInfo
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 STEP = "convoy_training_step"
 NUM_STEPS = "convoy_training_num_steps"
@@ -49,7 +54,10 @@ class PrometheusSink:
         saved = Gauge(CHECKPOINT_TIME, "Time of the newest checkpoint; 0 for none.", ["run"], registry=self._registry)
         saved.labels(run.name).set_function(lambda: _newest_change(run.folder / CHECKPOINTS))
         host, _, port = address.rpartition(":")
-        self._server, self._thread = start_http_server(int(port), host.strip("[]"), self._registry)
+        host = host.strip("[]")
+        self._server, self._thread = start_http_server(int(port), host, self._registry)
+        if (hosts := host_check(host, ())) is not None:
+            self._server.set_app(_for_this_machine(make_wsgi_app(self._registry), hosts))
 
     @property
     def port(self) -> int:
@@ -75,6 +83,18 @@ class PrometheusSink:
         if name not in self._gauges:
             self._gauges[name] = Gauge(name, text, ["run"], registry=self._registry)
         self._gauges[name].labels(self._run.name).set(value)
+
+
+def _for_this_machine(app: "WSGIApplication", hosts: HostCheck) -> "WSGIApplication":
+    """Returns the application, which refuses names that another site can have."""
+
+    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if not hosts.refuses(environ.get("HTTP_HOST")):
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain")])
+        return [b"the Host may be another site's: this port serves this machine only\n"]
+
+    return answer
 
 
 def _newest_change(folder: Path) -> float:

@@ -4,6 +4,7 @@ import os
 import socket
 import urllib.request
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -41,6 +42,9 @@ def test_the_page_shows_the_newest_figures_while_the_run_trains(tmp_path: Path) 
         assert first["convoy_training_last_checkpoint_timestamp_seconds"] == 1e9
         assert "convoy_training_validation_accuracy" not in first
         assert not any(name in first for name, _ in FIGURES.values())
+        foreign = urllib.request.Request(f"http://{address}/metrics", headers={"Host": f"evil.example:{port}"})
+        with pytest.raises(HTTPError, match="403"):
+            urllib.request.urlopen(foreign, timeout=30)
         figures = {"loss": 0.5, "accuracy": 0.75, "lr_factor": 1.0, "images_per_second": 1e3, "seconds": 2.0}
         sinks.write("step", step=50, epoch=2, **figures)
         sinks.write("epoch", step=90, epoch=2, train_loss=0.4, val_loss=0.6, val_accuracy=0.7)
