@@ -47,6 +47,10 @@ class ImageError(ValueError):
     """An image cannot be opened or decoded; the message gives the reason in one line, without the path."""
 
 
+class UnknownFormatError(ImageError):
+    """A file is no image, or one of a format that is not read."""
+
+
 def read_image(path: Path, shape: tuple[int, int, int], *, significant_bits: int = 16) -> Pixels:
     """Decodes and prepares an image file.
 
@@ -247,10 +251,12 @@ def explain_decode_errors(path: Path | None = None) -> Iterator[None]:
     Args:
         path: the file, whose path the message leaves out; None for an image that comes from no file.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         yield
+    except UnidentifiedImageError as error:
+        raise UnknownFormatError("it is no image, or damaged at its beginning") from error
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ImageError(f"it has more than {limit:.0f} million pixels: scale it down") from error

@@ -134,9 +134,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, listed_by: str =
     if close := closest(0.5):
         hint = f"did you mean {' or '.join(close)}?"
     elif len(names) > _MAX_LISTED:
-        hint = f"of {len(names)}, the closest are {', '.join(closest(0.0))}" + f"; {listed_by} lists all" * bool(
-            listed_by
-        )
+        hint = f"{listed_by} lists all" if listed_by else f"of {len(names)}, the closest are {', '.join(closest(0.0))}"
     else:
         hint = f"there are {', '.join(names)}"
     return ConfigError(f"no {kind} {name!r}: {hint}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from convoy.images import ImageError, Pixels, use_image
+from convoy.images import ImageError, Pixels, UnknownFormatError, use_image
 from serving.errors import InvalidArgument, quote
 from serving.inference.request import InferInput, InferRequest
 from serving.inference.response_cache import MAX_DIGESTED_BYTES, digest
@@ -215,5 +215,5 @@ def _num_scans(data: bytes) -> int:
 
 def _cannot_use(number: int, total: int, error: ImageError) -> InvalidArgument:
     which = "the image" if total == 1 else f"image {number} of {total}"
-    reason = "expected a JPEG, PNG or WebP file" if "cannot identify image file" in str(error) else str(error)
+    reason = "expected a JPEG, PNG or WebP file" if isinstance(error, UnknownFormatError) else str(error)
     return InvalidArgument(f"{which} cannot be used: {reason}")
