@@ -5,6 +5,7 @@ A running server follows with its next poll, or when it is started again. It doe
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from convoy.promotion import (
@@ -23,7 +24,7 @@ from serving.errors import InvalidArgument, LoadError, NotFound, Unavailable, qu
 from serving.models.config import read_config
 from serving.models.files import describe
 from serving.models.manifest import read_manifest, verify_digests
-from serving.models.scanner import check_name, has_model, scan_model, scan_repository
+from serving.models.scanner import FileStats, check_name, has_model, scan_model, scan_repository, scan_version
 from serving.models.spec import VersionPolicy, version_policy
 
 
@@ -140,6 +141,15 @@ class OfflineModel:
 
 def _damage(folder: Path) -> str:
     """Returns why the files of a version cannot be loaded; empty if its manifest finds no fault."""
+    try:
+        return _compare(folder, scan_version(folder))
+    except OSError as error:
+        return f"its folder cannot be read: {describe(error)}"
+
+
+@cache
+def _compare(folder: Path, files: FileStats) -> str:
+    """As `_damage`. Reads files once until they change: a change asks before and after, and a model may have a GB."""
     try:
         verify_digests(folder, read_manifest(folder))
     except LoadError as error:

@@ -11,6 +11,7 @@ import pytest
 
 from convoy.promotion import PROMOTION_FILE, pin, read_promotion, write_promotion
 from serving.errors import Internal, InvalidArgument, NotFound, Unavailable
+from serving.models import offline
 from serving.models.loader import LoadSettings
 from serving.models.offline import find_models
 from serving.models.repository import Repository
@@ -248,6 +249,17 @@ def test_a_roll_back_in_a_folder_takes_no_damaged_version_for_one_that_serves(fo
     model.change("rollback", 0)
     state = find_models(folder.parent, "m")[0].state()
     assert (state.serving, state.choice) == (1, "rolled back from version 2 to version 1")
+
+
+def test_a_change_in_a_folder_reads_each_file_once(folder, monkeypatch):
+    read = []
+    verify = offline.verify_digests
+    monkeypatch.setattr(
+        offline, "verify_digests", lambda path, manifest: read.append(path.name) or verify(path, manifest)
+    )
+    find_models(folder.parent, "m")[0].change("promote", 2)
+    assert find_models(folder.parent, "m")[0].state().serving == 2
+    assert read == ["3", "2"]
 
 
 def test_a_roll_back_in_a_folder_skips_damaged_versions(folder):
