@@ -53,6 +53,9 @@ class Batcher:
         turns: of the instances, if they wait for resources.
         check: raises an error if a backend is broken; None for no check.
 
+    Raises:
+        RuntimeError: the process has no more threads. The backends are closed.
+
     Attributes:
         on_health_change: called after every change of `is_healthy`, on any thread.
         watch: called with every batch and the time of its answer, while somebody watches; it must neither block nor
@@ -87,16 +90,25 @@ class Batcher:
         self._ns_per_row = 0.0
         self._stopping = threading.Event()
         self._instances = [Instance(name, backend, limits.max_batch_size > 0, check) for backend in backends]
-        self._responder, self._watchdog = self._make_responder(), self._make_watchdog()
-        self._respond = self._answer if self._responder is None else self._responder.hand_over
+        self._responder: Responder | None = None
+        self._watchdog: Watchdog | None = None
         self._threads = [
             threading.Thread(
                 target=self._work, args=(instance, turns[index] if turns else None), name=f"{name}-{index}", daemon=True
             )
             for index, instance in enumerate(self._instances)
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            self._responder, self._watchdog = self._make_responder(), self._make_watchdog()
+            self._respond = self._answer if self._responder is None else self._responder.hand_over
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError:
+            self.close()
+            for thread in self._threads:
+                if thread.ident is None:  # it has not started: this one frees its instance
+                    thread.run()
+            raise
 
     @property
     def num_queued(self) -> int:

@@ -2,7 +2,7 @@
 
 Three bounds hold: on the bytes of the requests that wait, with the pixels that they become; on the pixels that are
 decoded at the same time; and on the number of threads. Requests take turns: once an image is decoded, the next of its
-request goes to the end of the queue. The first request starts the threads.
+request goes to the end of the queue.
 """
 
 import logging
@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from convoy.cpus import num_available_cpus
 from convoy.images import Pixels
+from convoy.threads import ThreadPool
 from serving.errors import Cancelled, DeadlineExceeded, Internal, ResourceExhausted, ServingError
 from serving.inference.image_files import ImageFiles, check_headers, decode_file
 from serving.inference.request import RequestHandle
@@ -49,7 +49,7 @@ class ImageDecoder:
         self.num_images = 0
         self.seconds = 0.0
         self.num_threads = num_threads or num_available_cpus()
-        self._executor = ThreadPoolExecutor(self.num_threads, thread_name_prefix="decoder")
+        self._executor = ThreadPool(self.num_threads, "decoder")
         self._changed = threading.Condition()
         self._num_bytes = 0
         self._num_pixels = 0

@@ -2,8 +2,8 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
+from convoy.threads import ThreadPool
 from serving.errors import Cancelled, ResourceExhausted, ServingError
 from serving.inference.request import RequestHandle
 
@@ -17,7 +17,7 @@ class ParserPool:
     """Runs jobs one after the other, within a bound on the size of their messages."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="parser")
+        self._executor = ThreadPool(1, "parser")
         self._lock = threading.Lock()
         self._num_bytes = 0
 

@@ -16,8 +16,12 @@ def close_model(model: Model) -> None:
     """Finishes the requests of a version that serves no longer, and frees it. Leaves behind one that hangs."""
     name = f"{model.spec.name} version {model.version}"
     closing = threading.Thread(target=_close_batcher, args=(model, name), name=f"close-{model.spec.name}", daemon=True)
-    closing.start()
-    closing.join(_CLOSE_PATIENCE_S)
+    try:
+        closing.start()
+    except RuntimeError:  # the process has no more threads, and gets some back by this
+        _close_batcher(model, name)
+    else:
+        closing.join(_CLOSE_PATIENCE_S)
     if closing.is_alive():
         logger.warning("%s has not finished its requests after %g s: left behind", name, _CLOSE_PATIENCE_S)
     return_freed_memory()

@@ -8,12 +8,13 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
 
+from convoy.threads import ThreadPool
 from serving.errors import Internal, ServingError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Channel:
         self._numbers = count()
         self._waiting: dict[int, Future[Any]] = {}
         self._is_closed = False
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="channel-calls")
+        self._threads = ThreadPool(NUM_THREADS, "channel-calls")
         self._thread = threading.Thread(target=self._receive, name="channel", daemon=True)
 
     def start(self) -> None:

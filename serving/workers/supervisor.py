@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from prometheus_client.core import Metric
 
 from convoy.cpus import num_available_cpus
 from convoy.same_origin import host_check
+from convoy.threads import ThreadPool
 from serving.config import ServeConfig
 from serving.errors import Internal, ServingError, StartupError
 from serving.frontends.http.app import build_metrics_app
@@ -110,7 +110,7 @@ class Supervisor:
             max_connections=lambda: METRICS_CONNECTIONS,
             refusals=Refusals(),
         )
-        self._calls = ThreadPoolExecutor(4 * config.workers, thread_name_prefix="workers")
+        self._calls = ThreadPool(4 * config.workers, "workers")
 
     def is_live(self) -> bool:
         """Returns whether no worker must be restarted."""

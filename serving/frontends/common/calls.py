@@ -3,8 +3,8 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
+from convoy.threads import ThreadPool
 from serving.errors import Internal, InvalidArgument, ServingError
 from serving.frontends.common import limits
 from serving.frontends.common.limits import OpenCalls
@@ -61,7 +61,7 @@ class ChangeThreads:
         self._handlers = handlers
         self._refusals = refusals
         self._free = threading.BoundedSemaphore(limits.MAX_BLOCKING)
-        self._threads = ThreadPoolExecutor(limits.MAX_BLOCKING, thread_name_prefix="changes")
+        self._threads = ThreadPool(limits.MAX_BLOCKING, "changes")
 
     def start(self, sink: ResponseSink[bytes], path: str, payload: bytes, caller: Caller) -> None:
         """Starts a change, which is not made if its caller has gone when it is its turn.

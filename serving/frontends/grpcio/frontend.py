@@ -1,10 +1,9 @@
 """The grpcio server: its address, options and certificates; how it starts and stops."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import grpc
 
 from convoy.auth import TokenFile
+from convoy.threads import ThreadPool
 from convoy.tls import Certificates, TlsFiles
 from serving.errors import StartupError
 from serving.frontends.common import limits
@@ -64,7 +63,7 @@ class GrpcioFrontend:
         self._tls = tls
         self._streams = OpenStreams(tokens)
         num_streams = limits.MAX_STREAMS + limits.MAX_WATCHES + limits.MAX_REFLECTIONS
-        self._threads = ThreadPoolExecutor(num_streams + NUM_SPARE_THREADS, thread_name_prefix="grpcio")
+        self._threads = ThreadPool(num_streams + NUM_SPARE_THREADS, "grpcio")
         self._server = grpc.server(
             self._threads,
             handlers=(Handlers(services, self._streams, tokens=tokens, access_log=access_log),),

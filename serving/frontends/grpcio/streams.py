@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from convoy.auth import TokenFile
 from protos.pool import POOL
-from serving.errors import ServingError
+from serving.errors import ServingError, Unavailable
 from serving.frontends.common import limits
 from serving.frontends.common.auth import admit, credentials_of, token_revoked
 from serving.frontends.common.calls import watched
@@ -128,7 +128,7 @@ def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenF
         on_termination(context, stream.cancel)
         try:
             with streams.register(calls, context.peer(), stream.end, credentials_of(metadata)) as open_stream:
-                threading.Thread(target=stream.read, args=(requests,), name="infer-stream", daemon=True).start()
+                _start(threading.Thread(target=stream.read, args=(requests,), name="infer-stream", daemon=True))
                 for response in stream.responses():
                     if isinstance(response, bytes):
                         yield encode_stream_response(response)
@@ -143,6 +143,18 @@ def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenF
             abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(handle)
+
+
+def _start(reader: threading.Thread) -> None:
+    """Starts the thread that reads a stream.
+
+    Raises:
+        Unavailable: the process has no more threads.
+    """
+    try:
+        reader.start()
+    except RuntimeError as error:
+        raise Unavailable(f"the stream was not started: {error}") from error
 
 
 def watch(health: Health, streams: OpenStreams, refusals: Refusals) -> grpc.RpcMethodHandler:

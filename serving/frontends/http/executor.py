@@ -3,9 +3,9 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from convoy.threads import ThreadPool
 from serving.errors import ResourceExhausted
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class BoundedExecutor:
     """
 
     def __init__(self, name: str, what: str, *, num_threads: int, max_pending: int) -> None:
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
+        self._threads = ThreadPool(num_threads, name)
         self._what = what
         self._max_pending = max_pending
         self._free = threading.BoundedSemaphore(max_pending)

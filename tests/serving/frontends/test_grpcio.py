@@ -171,6 +171,20 @@ class TestModelStreamInfer:
         assert stream.next() == response("first")
         assert held(services).payload == b"hold-%d" % MAX_IN_FLIGHT
 
+    @ONCE
+    def test_without_a_thread_it_is_refused(self, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name == "infer-stream":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        start = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        stream.send(b"hold")
+        error = refusal(stream.next)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert error.details() == "the stream was not started: can't start new thread"
+
     def test_an_oversized_message_ends_the_stream(self, stream: Stream) -> None:
         stream.send(b"x" * (LIMIT + 1))
         assert refusal(stream.next).code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -453,6 +453,21 @@ def test_closing_finishes_queued_requests_and_refuses_new_ones(harness) -> None:
         made.submit(3)
 
 
+def test_without_threads_it_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, num_left = threading.Thread.start, iter(range(2))  # the watchdog's, and that of one instance
+
+    def refuse(thread: threading.Thread) -> None:
+        if next(num_left, None) is None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    backends, limits = [Doubler() for _ in range(3)], BatchLimits(max_batch_size=1, batch_timeout_s=60)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Batcher("m", backends, limits, Statistics())
+    assert [backend.is_closed for backend in backends] == [True] * 3
+
+
 def test_statistics_count_requests_rows_and_batches(harness) -> None:
     made = harness(Doubler(held=True))
     first = made.occupy()
