@@ -182,8 +182,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         if len(self.pipeline) >= MAX_PIPELINED:
             raise _PipelineFull
-        if [name for name, _ in self.headers].count(b"host") > 1:  # RFC 9112, section 3.2
-            raise _Malformed("the request has more than one Host")
+        if len({name for name, _ in self.headers}) < len(self.headers):
+            self._join_headers()
         self._num_pending_bytes = 0
         self._is_in_head = False
         self._reading.start(self.loop.time(), self._num_received)
@@ -191,7 +191,29 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._remember_head()
         if self.scope["raw_path"].endswith(b"/"):
             self.scope["path"] = self.scope["path"].rstrip("/") or "/"
-        if self.scope["http_version"] == "1.0" and self.parser.should_keep_alive():
+        if self.scope["http_version"] == "1.0":
+            self._begin_old()
+
+    def _join_headers(self) -> None:
+        """Joins the values of each header that comes several times (RFC 9110, section 5.3): all readers see the same.
+
+        Raises:
+            _Malformed: it is Host, of which one may have been checked, and another be used (RFC 9112, section 3.2).
+        """
+        joined: dict[bytes, bytes] = {}
+        for name, value in self.headers:
+            if name == b"host" and name in joined:
+                raise _Malformed("the request has more than one Host")
+            joined[name] = joined[name] + b", " + value if name in joined else value
+        self.headers[:] = joined.items()
+
+    def _begin_old(self) -> None:
+        """Begins a request of HTTP/1.0: its client knows no status 100, and its connection lasts if it asks for that.
+
+        Not with a transfer encoding, which a proxy before this server may not have understood (RFC 9112, section 6.1).
+        """
+        self.cycle.waiting_for_100_continue = False
+        if self.parser.should_keep_alive() and b"transfer-encoding" not in dict(self.headers):
             self.cycle.keep_alive = True
             self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"keep-alive")]
 

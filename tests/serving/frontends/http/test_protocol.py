@@ -160,6 +160,20 @@ class TestFormsOfRequests:
         assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         assert exchange(connection, b"{}")[0] == 200
 
+    @pytest.mark.parametrize(
+        ("headers", "expected"),
+        [
+            (b"Expect: 100-continue\r\nConnection: keep-alive\r\nContent-Length: 2", b"keep-alive"),
+            (b"Connection: keep-alive\r\nTransfer-Encoding: chunked", b"close"),
+        ],
+    )
+    def test_http_1_0(self, connection: socket.socket, headers: bytes, expected: bytes) -> None:
+        """It has no status 100; and a proxy of its age, which may not know chunks, keeps no connection with them."""
+        body = b"2\r\n{}\r\n0\r\n\r\n" if b"chunked" in headers else b"{}"
+        request = b"POST /v2/repository/index HTTP/1.0\r\n%s\r\n\r\n%s" % (headers, body)
+        status, answered, _ = exchange(connection, request)
+        assert (status, answered[b"connection"]) == (200, expected)
+
     def test_head_and_options(self, http: httpx.Client) -> None:
         response = http.head("/v2")
         assert (response.status_code, response.content) == (200, b"")
@@ -183,9 +197,10 @@ class TestFormsOfRequests:
         assert (status, answered[b"connection"]) == (400, b"close")
         assert list(json.loads(body)) == ["error"]
 
-    def test_transfer_encodings_other_than_chunked_are_refused(self, connection: socket.socket) -> None:
-        head = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"
-        assert exchange(connection, head + b"0\r\n\r\n")[0] == 501
+    @pytest.mark.parametrize("between", [b", ", b"\r\nTransfer-Encoding: "], ids=["list", "lines"])
+    def test_transfer_encodings_other_than_chunked_are_refused(self, connection: socket.socket, between: bytes) -> None:
+        lines = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip%schunked\r\n\r\n" % between
+        assert exchange(connection, lines + b"0\r\n\r\n")[0] == 501
 
     def test_an_empty_body(self, http: httpx.Client) -> None:
         assert http.post("/v2/repository/index").status_code == 200
