@@ -16,9 +16,8 @@ from convoy.cpus import num_available_cpus
 from trainer.errors import ExportError
 from trainer.export.formats import FloatArray, Predictor
 from trainer.export.parity_images import ParityImages
-from trainer.export.repository import MAX_BATCH_SIZE
 
-BATCH_SIZES = (MAX_BATCH_SIZE, 17, 3, 2, 1)
+SMALL_BATCHES = (17, 3, 2, 1)
 TOLERANCE = 1e-4
 """Largest accepted difference of a logit or a probability, where no logit is larger than `USUAL_LOGIT`."""
 USUAL_LOGIT = 25.0
@@ -140,11 +139,11 @@ class ParityCheck:
             ExportError: an output differs by more than the tolerance. The message names the file, the batch size, the
                 image and both values.
         """
-        num_images = len(self.reference)
-        outputs = largest or self.compute(name, predict, MAX_BATCH_SIZE, num_images, self.plan.largest_s)
-        results = [self._compare(name, MAX_BATCH_SIZE, outputs)]
+        num_images, largest_batch = len(self.reference), self.images.largest_batch
+        outputs = largest or self.compute(name, predict, largest_batch, num_images, self.plan.largest_s)
+        results = [self._compare(name, largest_batch, outputs)]
         num_images = min(num_images, self.plan.num_images_of_small_batches or num_images)
-        for size in BATCH_SIZES[1:]:
+        for size in (size for size in SMALL_BATCHES if size < largest_batch):
             outputs = self.compute(name, predict, size, num_images, self.plan.small_s)
             results.append(self._compare(name, size, outputs))
         return results
@@ -163,7 +162,7 @@ class ParityCheck:
         outputs = []
         done = 0
         # For small batches a layer takes microseconds, and synchronising threads after each costs more than it saves.
-        with torch_threads(num_available_cpus() if batch_size == MAX_BATCH_SIZE else 1):
+        with torch_threads(num_available_cpus() if batch_size == self.images.largest_batch else 1):
             for images in _within(limit_s, self.images.batches(batch_size, num_images)):
                 self.log(f"checking {subject}: image {done + 1:,} of up to {num_images:,}")
                 outputs.append(self._predict(subject, predict, images))

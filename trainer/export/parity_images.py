@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from trainer.data import Images
+from trainer.export.repository import largest_batch
 
 
 class ParityImages:
@@ -30,6 +31,9 @@ class ParityImages:
         self.num_validation = len(validation_indices)
         self.labels = torch.cat([images.labels[indices] for _, images, indices in self._parts]).numpy()
         """Int64 `[N]`, validation images first."""
+
+        self.largest_batch = largest_batch(training[0].shape)
+        """Number of images."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -15,7 +15,7 @@ from trainer.export.parity import QUICK, THOROUGH, ParityCheck, ParityPlan, Pari
 from trainer.export.plan import ExportOptions
 from trainer.export.quality import Correctness, Decision, QualityError, constant_class, decide
 from trainer.export.reference import ReferenceModel, largest_difference
-from trainer.export.repository import GOLDEN, MAX_BATCH_SIZE, ONNX, RepositoryModel
+from trainer.export.repository import GOLDEN, ONNX, RepositoryModel
 from trainer.export.throttle import throttled
 from trainer.loop.run import Run
 from trainer.records.result import Result
@@ -97,7 +97,7 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
         files = {ONNX: quantize(float32, calibration.split(CALIBRATION_BATCH_SIZE))}
         predict = load_predictor(ONNX, files[ONNX])
         check = _parity_check(reference, plan, log)
-        outputs = check.compute(ONNX, predict, MAX_BATCH_SIZE, len(reference.logits), plan.served_s)
+        outputs = check.compute(ONNX, predict, check.images.largest_batch, len(reference.logits), plan.served_s)
         logits = outputs[0]
         before = _correctness(reference, reference.logits[: len(logits)])
         run.progress.log(_check_accuracy_loss(before, _correctness(reference, logits), model.name))
@@ -151,7 +151,7 @@ def _check_served(
     on_gpu = reference.logits_on_gpu(options.device) if options.device.type == "cuda" else None
     if on_gpu is not None:
         return check.run(ONNX, predict), on_gpu
-    outputs = check.compute(ONNX, predict, MAX_BATCH_SIZE, len(reference.parity_images), plan.served_s)
+    outputs = check.compute(ONNX, predict, check.images.largest_batch, len(reference.parity_images), plan.served_s)
     return check.run(ONNX, predict, outputs), outputs[0]
 
 

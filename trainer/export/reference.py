@@ -13,7 +13,6 @@ from trainer.export.formats import FloatArray
 from trainer.export.golden import golden_images
 from trainer.export.parity import TOLERANCE, USUAL_LOGIT, ParityPlan, reference_logits
 from trainer.export.parity_images import ParityImages
-from trainer.export.repository import MAX_BATCH_SIZE
 from trainer.hardware import without_tf32
 from trainer.loop.run import Run
 from trainer.models import Classifier
@@ -61,7 +60,7 @@ class ReferenceModel:
             views=views,
             parity_images=parity_images,
             logits=reference_logits(
-                predict, parity_images.batches(MAX_BATCH_SIZE, len(parity_images)), plan.reference_s
+                predict, parity_images.batches(parity_images.largest_batch, len(parity_images)), plan.reference_s
             ),
             golden=(golden, reference_logits(predict, [golden])),
             result=result,
@@ -74,7 +73,7 @@ class ReferenceModel:
                 classifier = copy.deepcopy(self.classifier).to(device)
                 return reference_logits(
                     lambda images: average_views(classifier, images.to(device), self.views),
-                    self.parity_images.batches(MAX_BATCH_SIZE, len(self.parity_images)),
+                    self.parity_images.batches(self.parity_images.largest_batch, len(self.parity_images)),
                 )
         except torch.OutOfMemoryError:
             return None

@@ -134,6 +134,17 @@ def test_small_batches_compute_as_many_images_as_planned(images: ParityImages, e
     assert {result.batch_size: result.num_images for result in found} == {256: 45, 17: 20, 3: 20, 2: 20, 1: 20}
 
 
+def test_no_batch_is_larger_than_those_that_are_served() -> None:
+    images = ImageSet(torch.zeros(10, 1, 400, 400, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64))
+    few = ParityImages((images, torch.arange(10)), (images, torch.arange(0)), 0)
+
+    def predict(images: npt.NDArray[np.uint8]) -> tuple[FloatArray, FloatArray]:
+        return np.zeros((len(images), 10), np.float32), np.full((len(images), 10), 0.1, np.float32)
+
+    found = make_check(few, np.zeros((10, 10), np.float32), PATIENT).run("model.pt", predict)
+    assert [result.batch_size for result in found] == [8, 3, 2, 1]
+
+
 def test_the_trained_model_and_the_largest_batch_stop_at_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     images = ImageSet(torch.zeros(600, 1, 28, 28, dtype=torch.uint8), torch.zeros(600, dtype=torch.int64))
     many = ParityImages((images, torch.arange(600)), (images, torch.arange(0)), 0)

@@ -57,6 +57,11 @@ def test_triton_reads_the_configuration(model: RepositoryModel) -> None:
     ]
 
 
+@pytest.mark.parametrize(("size", "expected"), [(28, 256), (90, 256), (91, 128), (224, 32), (1024, 2), (5000, 1)])
+def test_large_images_have_small_batches(model: RepositoryModel, size: int, expected: int) -> None:
+    assert replace(model, image_shape=(3, size, size)).config().max_batch_size == expected
+
+
 @pytest.mark.parametrize(("bits", "expected"), [(None, []), (16, []), (12, ["12"]), (8, ["8"])])
 def test_the_configuration_has_the_significant_bits_of_16_bit_files(
     model: RepositoryModel, bits: int | None, expected: list[str]

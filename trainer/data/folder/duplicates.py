@@ -63,10 +63,8 @@ def describe_duplicates(
             yield f"{number} of {len(by_split[name])} {name} images are {meaning}; remove them from one of the two"
     number = len(copies["train"]) - len(np.unique(copies["train"]))
     if number and "validation" not in digests:
-        yield (
-            f"{number} training images are duplicates of others, pixel for pixel: some may be set aside for validation "
-            "while their duplicates are trained on"
-        )
+        are = "s are duplicates of others" if number > 1 else " is a duplicate of another one"
+        yield f"{number} training image{are}, pixel for pixel: validation may get what is also trained on"
 
 
 def _contradictions(pictures: npt.NDArray[np.int64], classes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
