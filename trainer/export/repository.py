@@ -34,8 +34,8 @@ CONFIG, LABELS, ONNX = "config.pbtxt", "labels.txt", "model.onnx"
 GOLDEN, MANIFEST = "golden.npz", "manifest.json"
 MAX_BATCH_SIZE = 256
 _MAX_PIXELS = 1 << 21
-"""Of the largest batch, which a server runs when it loads a model. For EfficientNet-Lite0 on 224 x 224 pixels, 256 images
-take 2.6 GB and 21 s of CPU time, and 32 of them 0.4 GB and 3 s; each image costs no more."""
+"""Of the largest batch, which a server runs when it loads a model. For EfficientNet-Lite0 on 224 x 224 pixels, 256
+images take 2.6 GB and 21 s of CPU time, and 32 of them 0.4 GB and 3 s; each image costs no more."""
 
 
 def largest_batch(image_shape: tuple[int, int, int]) -> int:
