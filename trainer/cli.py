@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import trainer.ranks.launcher  # noqa: F401 (records the parent process before torch is imported, which takes seconds)
+from convoy.collector import lasting_imports
 from convoy.processes import exit_on_ctrl_c, restore_ctrl_c
 from convoy.verbs import Verb, run_verb
 from trainer.errors import ConfigError, Interrupted, PeerError, TrainerError
@@ -36,7 +37,8 @@ def train_command(arguments: Sequence[str], prog: str = "trainer/main.py") -> No
 
     line = read_command_line(arguments)
     config = parse(TrainConfig, line.arguments, prog=prog, default=line.default)
-    from trainer.train import train  # imports torch, which --help and a faulty command line need not wait for
+    with lasting_imports():
+        from trainer.train import train  # imports torch, which --help and a faulty command line need not wait for
 
     run_command(lambda: train(line.combine(config)))
 
@@ -46,7 +48,8 @@ def evaluate_command(arguments: Sequence[str], prog: str) -> NoReturn:
     from trainer.config import EvaluateConfig
 
     config = parse(EvaluateConfig, arguments, prog=prog)
-    from trainer.reopen import evaluate_run  # imports torch, which --help and a faulty command line need not wait for
+    with lasting_imports():
+        from trainer.reopen import evaluate_run  # imports torch, which --help and a faulty line need not wait for
 
     run_command(lambda: evaluate_run(config))
 
@@ -56,7 +59,8 @@ def export_command(arguments: Sequence[str], prog: str) -> NoReturn:
     from trainer.config import ExportConfig
 
     config = parse(ExportConfig, arguments, prog=prog)
-    from trainer.reopen import export_run  # imports torch, which --help and a faulty command line need not wait for
+    with lasting_imports():
+        from trainer.reopen import export_run  # imports torch, which --help and a faulty line need not wait for
 
     run_command(lambda: export_run(config))
 
@@ -81,7 +85,8 @@ def watch_command(arguments: Sequence[str], prog: str) -> NoReturn:
 
 def study_command(arguments: Sequence[str], prog: str) -> int:
     """Runs one of the studies; also under torchrun."""
-    from trainer.studies import STUDIES
+    with lasting_imports():
+        from trainer.studies import STUDIES
 
     def verb(name: str, study: "Study") -> Verb:
         def run(rest: Sequence[str]) -> NoReturn:

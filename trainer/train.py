@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from convoy.allocator import keep_freed_memory
+from convoy.collector import paused_collector
 from trainer.advice import DatasetSize, advise, describe_batch
 from trainer.augmentation import check_shift
 from trainer.config import TrainConfig
@@ -114,9 +115,10 @@ def train_to_report(
         ):
             log(line)
     if run.kernels is not None and run.world.is_main:  # for the log and the report, while kernels are compiled
-        import tensorboard.summary.writer.record_writer  # noqa: F401
+        with paused_collector():
+            import tensorboard.summary.writer.record_writer  # noqa: F401
 
-        import trainer.report.page  # noqa: F401
+            import trainer.report.page  # noqa: F401
     with run.open_sinks(config.log_to, config.metrics_address) as sinks:
         fit(run, stop, SaveInterval(seconds=config.save_every_s, steps=config.save_every_steps), sinks)
         validation = validate(run)
@@ -382,7 +384,8 @@ def report(run: Run, result: Result, test_images: Images, test: Evaluation, reco
     Raises:
         CheckpointError: they cannot be written.
     """
-    from trainer.report.page import write_report  # imports matplotlib, which takes a second
+    with paused_collector():
+        from trainer.report.page import write_report  # imports matplotlib, which takes a second
 
     with writing(run.folder.path):
         write_report(run.folder.path, result, run.dataset.classes, test_images, test)

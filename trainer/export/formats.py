@@ -5,7 +5,8 @@ The files hold nothing about the machine that made them: no paths, no stack trac
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import onnxruntime
 import torch
 from torch import nn
 
+from convoy.collector import paused_collector
 from convoy.cpus import num_available_cpus
 from trainer.export.repository import INPUT, LOGITS, ONNX, PROBABILITIES
 from trainer.hardware import without_tf32
@@ -35,9 +37,7 @@ def convert(model: nn.Module, example: torch.Tensor) -> dict[str, bytes]:
     Returns:
         The content of each file by its name.
     """
-    with warnings.catch_warnings():
-        # torch warns that TorchScript is deprecated; the other two formats are there for that reason.
-        warnings.simplefilter("ignore")
+    with _converting():
         program = _to_program(model, example)
         return {
             TORCHSCRIPT: _to_torchscript(model, example),
@@ -48,8 +48,7 @@ def convert(model: nn.Module, example: torch.Tensor) -> dict[str, bytes]:
 
 def convert_to_onnx(model: nn.Module, example: torch.Tensor) -> bytes:
     """Converts a model to ONNX alone, with the same result as `convert`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _converting():
         return _to_onnx(_to_program(model, example))
 
 
@@ -82,6 +81,15 @@ def serialize_onnx(model: onnx.ModelProto) -> bytes:
     onnx.checker.check_model(clean, full_check=True)
     content: bytes = clean.SerializeToString(deterministic=True)
     return content
+
+
+@contextmanager
+def _converting() -> Iterator[None]:
+    """Context of a conversion: imports torch's compiler, and makes some hundred thousand objects."""
+    with paused_collector(), warnings.catch_warnings():
+        # torch warns that TorchScript is deprecated; the other two formats are there for that reason.
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _to_program(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
