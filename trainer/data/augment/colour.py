@@ -102,7 +102,8 @@ def autocontrast(images: torch.Tensor) -> torch.Tensor:
 
 def equalize(images: torch.Tensor) -> torch.Tensor:
     """Makes the levels of each channel equally frequent, as Pillow's `ImageOps.equalize` does."""
-    levels = images.round().long().flatten(2)
+    # A rehearsal leaves images uncomputed, and after an index out of bounds a GPU computes nothing more.
+    levels = images.round().long().clamp_(0, 255).flatten(2)
     counts = images.new_zeros(*levels.shape[:2], 256)
     counts.scatter_add_(2, levels, images.new_ones(1).expand(levels.shape))
     brightest = counts.gather(2, levels.amax(dim=2, keepdim=True))

@@ -45,6 +45,12 @@ def test_equalize_is_torchvisions(photos: torch.Tensor) -> None:
     assert torch.equal(colour.equalize(tiny.float()), functional.equalize(tiny).float())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 1e30])
+def test_equalize_takes_memory_that_holds_no_image(value: float) -> None:
+    """As in `loop.rehearsal`; on a GPU an error of this kind would be one of all that follows."""
+    assert colour.equalize(torch.full((1, 3, 4, 4), value)).shape == (1, 3, 4, 4)
+
+
 @pytest.mark.parametrize("operation", [colour.adjust_saturation, colour.adjust_hue])
 def test_grey_images_have_no_saturation_and_no_hue(operation: Callable[..., torch.Tensor]) -> None:
     grey = torch.arange(256.0).view(1, 1, 16, 16)
