@@ -86,7 +86,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._piece = b"" if self._is_receiving else data
         self._feed(data)
         self._piece = b""
-        if self._num_pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._num_pending_bytes > MAX_HEAD_BYTES and not (self._is_full or self.transport.is_closing()):
             self.send_400_response(f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
 
     def _feed(self, data: bytes) -> None:
@@ -96,12 +96,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _PipelineFull):
-                self._is_full = True
-                self.cycle.keep_alive = False  # of the last one that waits
+                self._end_after_waiting()
             elif isinstance(error.__context__, _Malformed):
                 self.send_400_response(str(error.__context__))
             else:
                 self.send_400_response("the request is not HTTP/1.1")
+
+    def _end_after_waiting(self) -> None:
+        """Reads no more requests, and ends the connection after the responses to those that it has read."""
+        self._is_full = True
+        self.cycle.keep_alive = False  # of the last one that waits
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Parses a request again as if it did not offer another protocol: httptools takes its body for that protocol.
@@ -185,9 +189,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if len({name for name, _ in self.headers}) < len(self.headers):
             self._join_headers()
         self._num_pending_bytes = 0
-        self._is_in_head = False
         self._reading.start(self.loop.time(), self._num_received)
         super().on_headers_complete()
+        self._is_in_head = False
         self._remember_head()
         if self.scope["raw_path"].endswith(b"/"):
             self.scope["path"] = self.scope["path"].rstrip("/") or "/"
@@ -299,11 +303,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         return unsent > 0 and self._writing.is_too_slow(now, -unsent)
 
     def _refuse(self, status: int, message: str, reason: str) -> None:
-        """Sends an error that the application knows nothing of, and closes the connection."""
+        """Sends an error that the application knows nothing of, and closes the connection.
+
+        It must not pass for the response to a request before it, which comes first.
+        """
         self._refusals.count(reason, method=UNKNOWN)
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            self.abort()  # in the middle of another response
-            return
+        is_in_body = self._is_receiving and not self._is_in_head
+        if is_in_body and self.is_waiting and self.cycle.response_complete:
+            self.transport.close()
+        elif is_in_body and (not self.is_waiting or self.cycle.response_started):
+            self.abort()
+        elif not self.is_waiting:
+            self._end_after_waiting()
+        else:
+            self._send_refusal(status, message)
+
+    def _send_refusal(self, status: int, message: str) -> None:
         body = json.dumps({"error": message}).encode()
         headers = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
         if status == 503:

@@ -13,6 +13,7 @@ import pytest
 from serving.frontends.http import HttpFrontend
 from serving.frontends.http.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from tests.serving.fake_repository import PATIENCE_S
+from tests.serving.frontends.http.conftest import MAX_BODY
 
 REQUEST = b"GET /v2 HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -74,6 +75,23 @@ def test_requests_beyond_those_that_wait_are_not_read(connection: socket.socket)
         received += piece
     assert received.count(b"HTTP/1.1 ") == received.count(b"HTTP/1.1 200 ") == MAX_PIPELINED + 1
     assert received.count(b"connection: close") == 1
+
+
+def test_what_follows_a_request_and_is_malformed_does_not_take_its_response(connection: socket.socket) -> None:
+    """A client that declares too short a body got the error of the rest, and its request was lost."""
+    connection.sendall(CHUNKED + b"2\r\n{}\r\n0\r\n\r\n" + REQUEST + b"\r\n" + b'"}\r\n')
+    received = b""
+    while piece := connection.recv(1 << 16):
+        received += piece
+    assert (received.count(b"HTTP/1.1 "), received.count(b"HTTP/1.1 200 ")) == (2, 2)
+    assert received.count(b"connection: close") == 1
+
+
+def test_a_body_that_is_refused_and_then_malformed_has_one_response(connection: socket.socket) -> None:
+    piece = b"%x\r\n%s\r\n" % (MAX_BODY, bytes(MAX_BODY))
+    assert exchange(connection, CHUNKED + piece + b"2\r\n{}\r\n")[0] == 413
+    connection.sendall(b"no size of a chunk\r\n")
+    assert connection.recv(1 << 16) == b""
 
 
 def test_too_many_headers_are_refused(connection: socket.socket) -> None:
