@@ -2,8 +2,8 @@
 
 A traced request has a span from its arrival to its response, one for decoding its image files, and one for its time in
 the queue. A batch has a span, and the model's run has one inside it. It belongs to the trace of its first traced
-request and links to all of them, and their queue spans link to it. A request that comes with a W3C `traceparent` follows its sampled flag
-(https://www.w3.org/TR/trace-context/); of all others, a share is traced.
+request and links to all of them, and their queue spans link to it. A request that comes with a W3C `traceparent`
+follows its sampled flag (https://www.w3.org/TR/trace-context/); of all others, a share is traced.
 """
 
 import logging
