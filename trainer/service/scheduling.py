@@ -28,16 +28,19 @@ def choose(
         running: the devices of the jobs that run.
     """
     taken = list(running)
-    blocked: list[Need] = []
+    free = _without(machine, taken)
+    refused: set[Need] = set()  # of each need once: thousands of jobs may wait
     started = []
     for number, need in waiting:
-        free = _without(machine, taken)
-        if _fits(need, free) and not any(_may_delay(need, other, free, taken) for other in blocked):
+        if need in refused:  # and since then there is only less room
+            continue
+        if _fits(need, free) and not any(_may_delay(need, other, free, taken) for other in refused):
             devices = Devices(free.gpus[: need.gpus], free.cpus[: need.cpus])
             taken.append(devices)
+            free = _without(machine, taken)
             started.append((number, devices))
         else:
-            blocked.append(need)
+            refused.add(need)
     return started
 
 

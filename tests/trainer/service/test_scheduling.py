@@ -1,5 +1,6 @@
 """Which jobs start: priorities and order are the store's; here, what fits, and what may overtake."""
 
+import time
 from itertools import permutations
 
 import pytest
@@ -42,6 +43,13 @@ def test_a_job_overtakes_only_if_it_delays_nobody(
     waiting: list[Need], running: list[Devices], expected: list[int]
 ) -> None:
     assert started(waiting, running) == expected
+
+
+def test_thousands_of_jobs_that_wait_cost_no_time() -> None:
+    waiting = [*[Need(0, 16)] * 3000, Need(8, 0), *[Need(1, 0)] * 3000]
+    began = time.process_time()
+    assert started(waiting, [Devices(("0",), tuple(range(8)))]) == []
+    assert time.process_time() - began < 1.0
 
 
 def test_in_whatever_order_jobs_end_the_first_one_starts_as_early_as_without_the_others() -> None:
