@@ -56,17 +56,20 @@ class Watches:
         try:
             while True:
                 changed, job = watched.changed, watched.job
-                for event in await self._after(watched, after):
+                found = await self._after(watched, after)
+                for event in found:
                     after = event.number
                     yield event
                 if job.state in FINAL and after >= job.next_event - 1:
                     return
-                if after >= job.next_event - 1:
+                if not found or after >= job.next_event - 1:
                     assert watched.task is not None
                     if not watched.task.done():  # else nobody would wake this watcher, which was busy until now
                         await changed.wait()
                     if watched.task.done():
                         watched.task.result()  # raises what ended the looking
+                        if watched.job is job:  # somebody has deleted the job, and the rest of its events
+                            return
         finally:
             self._leave(number, watched)
 
@@ -101,7 +104,9 @@ class Watches:
                 job = await self._get(number)
                 if job.next_event != watched.job.next_event:
                     last = watched.events[-1].number if watched.events else watched.job.next_event - 1
-                    watched.events = (watched.events + await self._read(number, last))[-MAX_KEPT:]
+                    while last < job.next_event - 1 and (page := await self._read(number, last)):
+                        watched.events = (watched.events + page)[-MAX_KEPT:]
+                        last = page[-1].number
                     watched.job = job
                     self._wake(watched)
         finally:

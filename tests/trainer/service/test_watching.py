@@ -1,6 +1,7 @@
 """One look serves all watchers, also those that are slow."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,23 @@ JOB = Job(
     submitted_at=0.0,
     next_event=3,
 )
+
+
+def test_the_events_of_many_pages_arrive_and_a_deleted_job_ends_its_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "LOOK_EVERY_S", 0.01)
+    looks = iter([JOB, replace(JOB, next_event=40), replace(JOB, next_event=50, state=JobState.FAILED)])
+
+    async def get(_: int) -> Job:
+        return next(looks)
+
+    async def read(_: int, after: int) -> list[Event]:  # pages of ten; the last events were deleted with the job
+        return [Event(number, 0.0, "note", {"text": ""}) for number in range(after + 1, min(after + 11, 45))]
+
+    async def watch() -> list[int]:
+        async with asyncio.timeout(5):
+            return [event.number async for event in watching.Watches(get, read).follow(1, 0)]
+
+    assert asyncio.run(watch()) == list(range(1, 45))
 
 
 def test_a_watcher_that_was_busy_while_the_looking_failed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
