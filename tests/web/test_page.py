@@ -2,9 +2,12 @@
 
 import base64
 import re
+import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -225,9 +228,21 @@ def http_infer(server: Server) -> None:
     assert response.status_code == 200
 
 
-def test_too_many_pages_are_refused(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "MAX_VIEWERS", 0)
-    assert http.get("/web/api/events").status_code == 429
+def test_too_many_pages_are_refused(shown: Server, http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if all of them come at once."""
+    monkeypatch.setattr(live, "MAX_VIEWERS", 2)
+    with ExitStack() as stack:
+        address = ("127.0.0.1", shown.http.port)
+        viewers = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(8)]
+        for viewer in viewers:
+            viewer.sendall(b"GET /web/api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert Counter(viewer.recv(4096).split()[1] for viewer in viewers) == {b"200": 2, b"429": 6}
+    for _ in range(100):  # until the server has noticed that they have left
+        with http.stream("GET", "/web/api/events") as stream:
+            if stream.status_code == 200:
+                return
+        time.sleep(0.1)
+    pytest.fail("viewers who have left still count")
 
 
 def test_a_server_with_tokens_shows_the_page_and_no_data_without_one(

@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from convoy.auth import TokenFile
 from convoy.http_server import server_sent_event
@@ -53,26 +54,25 @@ class LiveEvents:
         """Answers with a stream that ends when the viewer leaves, its token is revoked, or the server stops."""
         if len(self._viewers) >= MAX_VIEWERS:
             raise ResourceExhausted(f"{MAX_VIEWERS} pages watch this server already", retry_after_ms=5000)
-        return StreamingResponse(
-            self._stream(request.headers.get("authorization")), media_type="text/event-stream", headers=_HEADERS
-        )
-
-    async def _stream(self, credentials: str | None) -> AsyncIterator[str]:
         viewer = _Viewer()
         self._viewers.append(viewer)
-        try:
-            with nullcontext() if self._tokens is None else self._tokens.watch(credentials, viewer.leave):
-                yield server_sent_event("hello", {"latency_bounds_s": LATENCY_BOUNDS_S})
-                tick = 0
-                while not (viewer.has_left or self._is_ending()):
-                    self._watch()
-                    for text in self._news(viewer, is_turn=tick % FIGURES_EVERY == 0):
-                        yield text
-                    tick += 1
-                    await asyncio.sleep(TICK_S)
-        finally:
-            self._viewers.remove(viewer)
-            self._watch()
+        stream = self._stream(viewer, request.headers.get("authorization"))
+        return _Events(stream, on_end=lambda: self._forget(viewer))
+
+    async def _stream(self, viewer: "_Viewer", credentials: str | None) -> AsyncIterator[str]:
+        with nullcontext() if self._tokens is None else self._tokens.watch(credentials, viewer.leave):
+            yield server_sent_event("hello", {"latency_bounds_s": LATENCY_BOUNDS_S})
+            tick = 0
+            while not (viewer.has_left or self._is_ending()):
+                self._watch()
+                for text in self._news(viewer, is_turn=tick % FIGURES_EVERY == 0):
+                    yield text
+                tick += 1
+                await asyncio.sleep(TICK_S)
+
+    def _forget(self, viewer: "_Viewer") -> None:
+        self._viewers.remove(viewer)
+        self._watch()
 
     def _news(self, viewer: "_Viewer", *, is_turn: bool) -> list[str]:
         """Returns the events since the last tick.
@@ -97,6 +97,24 @@ class LiveEvents:
                 model.batcher.watch = None
             elif model.batcher.watch is None:
                 model.batcher.watch = _observer(model, self._viewers)
+
+
+class _Events(StreamingResponse):
+    """A stream of events.
+
+    Args:
+        on_end: is called once, also if the stream has not begun when its viewer leaves.
+    """
+
+    def __init__(self, events: AsyncIterator[str], on_end: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=_HEADERS)
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
 
 
 class _Viewer:
