@@ -1,7 +1,9 @@
 """The engine `slurm`: jobs as batch jobs of a Slurm cluster, which queues and places them.
 
     jobs/17/attempt-1/script.sh   what sbatch runs: srun starts torchrun once on each host
-                      slurm.json  the number that Slurm gave it
+                      slurm.json  the number that Slurm gave it; 0 if it has none, or forgot it with the job's end
+                      SAVE, KILL  what the job was asked to do
+                      missing.json  since when Slurm does not have the job any more
                       exit.json   the exit code, written by the script at its end
                       log         output of all ranks
                       ranks       the same of each rank, if there are several: torchrun's files
@@ -17,11 +19,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer.errors import ConfigError, TrainerError
@@ -42,12 +45,15 @@ _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _INTERRUPTED = {"NODE_FAIL", "PREEMPTED", "REVOKED", "BOOT_FAIL"}
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
+_OURS = {"array", "clusters", "error", "job-name", "nodes", "open-mode", "output", "test-only", "wait", "wrap"}
+"""Options of sbatch with which this engine would lose the job, run it twice, or not have its output."""
 _NO_ANSWER = re.compile("Unable to contact slurm controller|Socket timed out|Connection refused|Zero Bytes")
+_NO_NUMBER = "0"
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 
 _SCRIPT = """#!/bin/bash
 {options}
-rm -f {exit_file}
+rm -f {exit_file} {save_file}
 cd {folder} || exit 2
 {environment}
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -74,7 +80,7 @@ class SlurmEngine(AttemptFolders):
         super().__init__(folder)
         self._queue: dict[str, str] = {}
         self._queue_read_at = -QUEUE_AGE_S
-        self._missing_since: dict[str, float] = {}
+        self._silent_until, self._silence = 0.0, ""
 
     def check(self, spec: JobSpec) -> None:
         if shutil.which("sbatch") is None:
@@ -82,6 +88,9 @@ class SlurmEngine(AttemptFolders):
         for name in spec.engine_options:
             if not _OPTION.fullmatch(name):
                 raise ConfigError(f"--engine-options {name}=…: must be a long option of sbatch without --")
+            if name in _OURS:
+                remedy = ": give --nodes" if name == "nodes" else ""
+                raise ConfigError(f"--engine-options {name}=…: a job has its own{remedy}")
 
     def plan(self, spec: JobSpec) -> Plan:
         return Plan(("sbatch", "SCRIPT"), tuple(self._script(spec, "convoy-{id}-{attempt}", Path("JOB")).splitlines()))
@@ -90,24 +99,40 @@ class SlurmEngine(AttemptFolders):
         return None
 
     def start(self, job: Job) -> None:
+        self._begin(job, self._submit)
+
+    def _begin(self, job: Job, otherwise: Callable[[Job], str]) -> None:
+        """Notes the number of the attempt's batch job, which somebody may have submitted before.
+
+        Args:
+            otherwise: called if nobody has; returns the number.
+        """
         folder = self._attempt(job)
         try:
             self._make_attempt(job)
             with (folder / "lock").open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if any((folder / name).exists() for name in ("slurm.json", "exit.json")):
+                if (folder / "slurm.json").exists():
                     return
-                name = self._name(job)
-                number = _run("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%i").strip()
-                if not number:
-                    (folder / "script.sh").write_text(self._script(job.spec, name, folder))
-                    log = str(folder / "log").replace("%", "%%")  # %j and others stand for numbers
-                    submit = ("sbatch", "--parsable", f"--output={log}", str(folder / "script.sh"))
-                    number = _run(*submit).strip().partition(";")[0]
+                known = self._ask("squeue", "--noheader", "--states=all", f"--name={self._name(job)}", "--format=%i")
+                has_ended = (folder / "exit.json").exists()  # so long ago that Slurm has forgotten it
+                number = known.strip() or (_NO_NUMBER if has_ended else otherwise(job))
                 write_json(folder / "slurm.json", {"job": number.splitlines()[0]})
         except OSError as error:
             kind = EngineUnavailableError if error.errno in (errno.ENOSPC, errno.EDQUOT) else TrainerError
             raise kind(f"cannot start job {job.id} in {folder}: {error.strerror or error}") from error
+
+    def _submit(self, job: Job) -> str:
+        folder = self._attempt(job)
+        (folder / "script.sh").write_bytes(os.fsencode(self._script(job.spec, self._name(job), folder)))
+        log = str(folder / "log").replace("%", "%%")  # %j and others stand for numbers
+        submit = ("sbatch", "--parsable", f"--output={log}", str(folder / "script.sh"))
+        return self._ask(*submit).strip().partition(";")[0]
+
+    def _give_up(self, job: Job) -> str:
+        """Has an attempt that nobody has submitted end as if it had been stopped."""
+        write_json(self._attempt(job) / "exit.json", {"code": -signal.SIGTERM})
+        return _NO_NUMBER
 
     def status(self, job: Job) -> Status:
         folder = self._attempt(job)
@@ -118,22 +143,36 @@ class SlurmEngine(AttemptFolders):
         ended = read_json(folder / "exit.json")
         if ended is not None and state not in _WAITING | _RUNNING:  # a requeued script writes another one
             return Status(Phase.ENDED, int(ended["code"]))
-        if state in _WAITING:
-            return Status(Phase.STARTING)
-        if state in _RUNNING:
-            self._missing_since.pop(number, None)
-            return Status(Phase.RUNNING)
+        if state in _WAITING | _RUNNING:
+            (folder / "missing.json").unlink(missing_ok=True)
+            return Status(Phase.STARTING if state in _WAITING else Phase.RUNNING)
+        reason = f"Slurm ended it: {state.lower().replace('_', ' ')}" if state else ""
         if state in _INTERRUPTED:
-            return Status(Phase.INTERRUPTED, reason=f"Slurm ended it: {state.lower().replace('_', ' ')}")
-        since = self._missing_since.setdefault(number, time.monotonic())
-        return Status(Phase.RUNNING if time.monotonic() < since + GRACE_S else Phase.GONE)
+            return Status(Phase.INTERRUPTED, reason=reason)
+        now, noted = time.time(), read_json(folder / "missing.json")
+        since = float(noted["since"]) if noted else now
+        if noted is None:
+            write_json(folder / "missing.json", {"since": now})
+        return Status(Phase.RUNNING) if 0 <= now - since < GRACE_S else Status(Phase.GONE, reason=reason)
 
     def stop(self, job: Job, stop: Stop) -> None:
-        number, folder = self._number(job), self._attempt(job)
-        if number is None or stop is Stop.NONE or (folder / stop).exists():
+        if stop is Stop.NONE:
             return
-        is_waiting = self._state(number) in _WAITING
-        _run("scancel", *(["--signal=TERM"] if stop is Stop.SAVE and not is_waiting else []), number)
+        if self._number(job) is None:
+            self._begin(job, self._give_up)
+        number, folder = self._number(job), self._attempt(job)
+        if number in (None, _NO_NUMBER) or (folder / stop).exists():
+            return
+        options = []
+        if stop is Stop.SAVE and self._state(str(number)) not in _WAITING:
+            options = ["--signal=TERM"]
+            # Its script may not have come to srun yet: then the signal would reach nobody.
+            if (
+                f"{number}.0"
+                not in self._ask("squeue", "--steps", "--noheader", f"--jobs={number}", "--format=%i").split()
+            ):
+                return
+        self._ask("scancel", *options, str(number))
         (folder / stop).touch()  # a second SIGTERM would end a training that still saves
 
     def _name(self, job: Job) -> str:
@@ -148,10 +187,25 @@ class SlurmEngine(AttemptFolders):
         """Returns Slurm's word for a job's state; empty for one that Slurm has forgotten."""
         # A job that was submitted after the last reading is not in it.
         if number not in self._queue or time.monotonic() - self._queue_read_at >= QUEUE_AGE_S:
-            lines = _run("squeue", "--noheader", "--states=all", "--format=%i %T").splitlines()
+            lines = self._ask("squeue", "--noheader", "--states=all", "--format=%i %T").splitlines()
             self._queue = dict(line.split(maxsplit=1) for line in lines if line.strip())
             self._queue_read_at = time.monotonic()
         return self._queue.get(number, "").strip()
+
+    def _ask(self, *command: str) -> str:
+        """Returns what one of Slurm's commands answers; see `_run`.
+
+        One that waited long in vain is not followed by others for as long: all jobs of all engines would wait for them.
+        """
+        if time.monotonic() < self._silent_until:
+            raise EngineUnavailableError(self._silence)
+        began = time.monotonic()
+        try:
+            return _run(*command)
+        except EngineUnavailableError as error:
+            waited = time.monotonic() - began
+            self._silence, self._silent_until = str(error), time.monotonic() + (waited if waited > 1 else 0)
+            raise
 
     def _script(self, spec: JobSpec, name: str, folder: Path) -> str:
         least, most = spec.nodes
@@ -183,6 +237,7 @@ class SlurmEngine(AttemptFolders):
             environment="\n".join(["export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}", *exports]),
             command=self._command(spec, _FIRST_PORT + zlib.crc32(name.encode()) % _NUM_PORTS),
             exit_file=shlex.quote(str(folder / "exit.json")),
+            save_file=shlex.quote(str(folder / Stop.SAVE)),  # of a run before Slurm requeued it
         )
 
     def _command(self, spec: JobSpec, port: int) -> str:
