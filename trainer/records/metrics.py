@@ -1,6 +1,7 @@
 """Reads a run's `metrics.jsonl`, which `trainer.sinks` writes."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,14 @@ def read_new_metrics(folder: Path, offset: int, inode: int | None = None) -> New
     return NewMetrics(lines, start + end, status.st_ino, is_anew)
 
 
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line, parse_constant=lambda _: None)  # NaN, which JSON does not have
+        value = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)  # JSON has no NaN and no infinity
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):

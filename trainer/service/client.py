@@ -15,8 +15,8 @@ from protos import training_pb2 as pb
 from trainer.errors import ConfigError, TrainerError
 from trainer.service.embedded import user_name
 from trainer.service.engines.engine import Plan
-from trainer.service.jobs import Devices, Event, Job, JobSpec, JobState
-from trainer.service.messages import DEFAULT_PORT, SERVICE, USER, from_spec, from_state, to_event, to_job
+from trainer.service.jobs import ACTIVE, MAX_NUMBER, Devices, Event, Job, JobSpec, JobState
+from trainer.service.messages import DEFAULT_PORT, SERVICE, USER, from_spec, from_state, to_event, to_job, to_spec
 from trainer.service.operations import Capacity, LogRange
 
 TIMEOUT_S = 30.0
@@ -58,11 +58,12 @@ class RemoteJobs:
         self._channel.close()
 
     def plan(self, spec: JobSpec) -> Plan:
-        found = self._call("SubmitJob", pb.SubmitJobRequest(spec=from_spec(spec), dry_run=True), pb.SubmitJobResponse)
+        request = pb.SubmitJobRequest(spec=_sent(spec), dry_run=True)
+        found = self._call("SubmitJob", request, pb.SubmitJobResponse)
         return Plan(tuple(found.command), tuple(found.notes))
 
     def submit(self, spec: JobSpec, *, owner: str, key: str | None = None) -> Job:
-        request = pb.SubmitJobRequest(spec=from_spec(spec), key=key or "")
+        request = pb.SubmitJobRequest(spec=_sent(spec), key=key or "")
         return to_job(self._call("SubmitJob", request, pb.SubmitJobResponse).job)
 
     def get(self, number: int) -> Job:
@@ -91,10 +92,15 @@ class RemoteJobs:
 
     def capacity(self, engine: str) -> Capacity:
         found = self._call("GetCapacity", pb.GetCapacityRequest(engine=engine), pb.Capacity)
-        active = tuple(self.get(number) for number in found.active_jobs)
-        if found.queues_itself:
-            return Capacity(None, active)
-        return Capacity(Devices(tuple(map(str, range(found.gpus))), tuple(range(found.cpus))), active)
+        mine = self.find(states=ACTIVE, limit=MAX_NUMBER) if found.active_jobs else []
+        machine = Devices(tuple(map(str, range(found.gpus))), tuple(range(found.cpus)))
+        return Capacity(
+            None if found.queues_itself else machine,
+            active=tuple(found.active_jobs),
+            jobs=tuple(job for job in mine if job.id in found.active_jobs),
+            gpus_in_use=found.gpus_in_use,
+            cpus_in_use=found.cpus_in_use,
+        )
 
     def history(self, number: int) -> list[Event]:
         """Returns the events that are there."""
@@ -108,6 +114,7 @@ class RemoteJobs:
 
     def watch(self, number: int, *, after: int = 0) -> Iterator[Event]:
         """Yields a job's events; goes on after the last one if the connection is lost."""
+        self.get(number)  # a service that is not there at all is not waited for
         tries = 0
         while tries < _MAX_RECONNECTS:
             began = time.monotonic()
@@ -174,6 +181,13 @@ def open_service(address: str, token_file: Path | None, certificate: Path | None
         yield jobs
     finally:
         jobs.close()
+
+
+def _sent(spec: JobSpec) -> pb.JobSpec:
+    message = from_spec(spec)
+    if to_spec(message) != spec:
+        raise ConfigError("a service takes UTF-8 only: rename the folders or files whose names are not")
+    return message
 
 
 def _read(path: Path) -> bytes:

@@ -236,10 +236,13 @@ def _show(config: ShowConfig) -> None:
     with config.open() as jobs:
         job = jobs.get(config.job)
         events = jobs.history(config.job)
-        plan = jobs.plan(job.spec)
-    if config.json:
-        print(json.dumps(job_json(job) | {"events": [event_json(event) for event in events]}))
-        return
+        if config.json:
+            print(json.dumps(job_json(job) | {"events": [event_json(event) for event in events]}))
+            return
+        try:
+            command = shlex.join(jobs.plan(job.spec).command)
+        except ConfigError:  # it could not be submitted any more: a folder is gone, or a GPU
+            command = ""
     facts = {
         "state": _stands(job) + (f": {job.reason}" if job.reason else ""),
         "owner": job.owner,
@@ -251,7 +254,7 @@ def _show(config: ShowConfig) -> None:
         "progress": _progress(job),
         "run folder": job.spec.run_folder,
         "in": job.spec.working_folder,
-        "command": shlex.join(plan.command),
+        "command": command,
     }
     print(f"job {job.id}")
     for name, text in facts.items():
@@ -303,14 +306,15 @@ def _delete(config: JobConfig) -> None:
 def _capacity(config: CapacityConfig) -> None:
     with config.open() as jobs:
         capacity = jobs.capacity(config.engine)
-    active = capacity.active
     if capacity.machine is None:
-        print(f"{config.engine} queues jobs itself; {len(active)} are with it")
+        print(f"{config.engine} queues jobs itself; {len(capacity.active)} are with it")
         return
     print(f"GPUs: {capacity.gpus_in_use} of {capacity.num_gpus} in use")
     print(f"CPUs: {capacity.cpus_in_use} of {capacity.num_cpus} in use")
-    for job in active:
+    for job in capacity.jobs:
         print(f"  job {job.id}  {_devices(job)}")
+    if others := len(capacity.active) - len(capacity.jobs):
+        print(f"  {others} of other users")
 
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None], str]] = {

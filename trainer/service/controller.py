@@ -25,7 +25,7 @@ from trainer.service.jobs import ACTIVE, Devices, Job, JobState, Stop
 from trainer.service.outcome import Outcome, after_failure, judge
 from trainer.service.progress import Progress
 from trainer.service.scheduling import Need, choose
-from trainer.service.store import JobStore, Lease, StaleError, StoreError
+from trainer.service.store import JobStore, Lease, StaleError, StoreError, as_reason
 
 LEASE_S = 5.0
 """A controller that is gone is replaced after this time."""
@@ -54,7 +54,7 @@ class Controller:
         self._log = log
         self._engines: dict[str, Engine] = {}
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._told: dict[int | str, str] = {}
+        self._told: dict[str, str] = {}
         self.lease: Lease | None = None
 
     def engine(self, name: str) -> Engine:
@@ -99,24 +99,22 @@ class Controller:
 
     def _tell(self, job: Job, text: str, lease: Lease, details: str = "") -> None:
         """Tells the user once about something that the next pass tries again; the details are for the log alone."""
-        if not self._is_news(job.id, text):
+        if _kind(as_reason(text)) == _kind(job.reason):
             return
         self._log("\n".join([f"job {job.id}: {text}", *details.splitlines()]))
         with suppress(StaleError):
             self._store.add_note(job, text, lease)
 
-    def _is_news(self, subject: int | str, text: str) -> bool:
-        """Returns whether a text differs from the last one about a job or an engine in more than numbers."""
-        kind = re.sub(r"\d+", "", text)  # it may say how long ago, or how often
-        is_news = self._told.get(subject) != kind
-        self._told[subject] = kind
-        return is_news
-
     def _follow(self, job: Job, lease: Lease) -> None:
         engine = self.engine(job.spec.engine)
         status = engine.status(job)
         if status.phase is Phase.ABSENT:  # the controller that was to start it was killed before it did
-            self._begin(job, lease)
+            if job.stop is Stop.NONE:
+                self._begin(job, lease)
+                return
+            engine.stop(job, job.stop)  # so that no late controller starts it either
+            if engine.status(job).phase in (Phase.ABSENT, Phase.ENDED):
+                self._conclude(job, Outcome(JobState.CANCELLED, "before it started"), lease, None)
             return
         job = self._read_progress(job, lease)
         if status.phase in (Phase.ENDED, Phase.GONE, Phase.INTERRUPTED):
@@ -129,9 +127,8 @@ class Controller:
                 self._change(job, JobState.SAVING, "was asked to stop", lease)
         elif status.phase is Phase.RUNNING and job.state is JobState.STARTING:
             self._change(job, JobState.RUNNING, status.reason, lease)
-        elif status.reason and status.reason != job.reason:
+        elif as_reason(status.reason) != job.reason:
             self._store.add_note(job, status.reason, lease)
-        self._told.pop(job.id, None)
 
     def _read_progress(self, job: Job, lease: Lease) -> Job:
         old = Progress.from_json(job.progress)
@@ -150,14 +147,15 @@ class Controller:
         now, unfinished = self._store.now(), self._store.unfinished()
         for name in sorted({job.spec.engine for job in unfinished if job.state is JobState.QUEUED}):
             theirs = [job for job in unfinished if job.spec.engine == name]
-            ready = {job.id: job for job in theirs if job.state is JobState.QUEUED and job.not_before <= now}
+            ready = {job.id: job for job in theirs if job.state is JobState.QUEUED and not job.pause_s(now)}
             try:
                 machine = self.engine(name).capacity()
             except Exception as error:  # of an engine that is not installed any more, or somebody else's
                 is_known = isinstance(error, TrainerError)
                 text = str(error) if is_known else f"--engine {name}: {type(error).__name__}: {error}"
-                if self._is_news(name, text):
+                if self._told.get(name) != _kind(text):
                     self._log(text)
+                self._told[name] = _kind(text)
                 continue
             self._told.pop(name, None)
             if machine is None:  # it queues jobs itself
@@ -186,6 +184,11 @@ class Controller:
         changed = self._store.change(job, state, reason, lease=lease, **values)
         self._log(f"job {job.id}: {state}" + (f": {reason}" if reason else ""))
         return changed
+
+
+def _kind(text: str) -> str:
+    """Returns a text without its numbers: it may say how long ago, or how often."""
+    return re.sub(r"\d+", "", text)
 
 
 def _need(job: Job, machine: Devices) -> Need | None:

@@ -11,11 +11,14 @@ from pathlib import Path
 
 from trainer.errors import ConfigError
 from trainer.service.controller import Controller
-from trainer.service.jobs import ACTIVE
 from trainer.service.operations import Operations
-from trainer.service.store import JobStore
+from trainer.service.store import JobStore, StoreError
 
 _WAIT_FOR_PASS_S = 5.0
+_STORE_PAUSE_S = 10.0
+"""Until a store is tried again that could not be used."""
+_STORE_TRIES = 8640
+"""For a day."""
 
 
 def default_store() -> Path:
@@ -47,15 +50,20 @@ def open_jobs(store: str) -> Iterator[Operations]:
     """
     with JobStore(store) as jobs:
         controller = Controller(jobs, engine_folder(store), after_end=pass_command(store))
-        make_pass = partial(advance, controller)
+        make_pass = partial(advance, jobs, controller)
         yield Operations(jobs, controller, advance=make_pass, refresh=make_pass)
 
 
-def advance(controller: Controller) -> None:
-    """Makes one pass; waits for another process's for a moment, which then sees the same jobs."""
+def advance(jobs: JobStore, controller: Controller) -> None:
+    """Makes one pass, or waits until another process, such as a service, begins one: it sees the same jobs."""
     until = time.monotonic() + _WAIT_FOR_PASS_S
     try:
+        begun = None
         while not controller.make_pass() and time.monotonic() < until:
+            newest = jobs.lease_end()
+            if begun is not None and newest > begun:
+                return
+            begun = newest
             time.sleep(0.05)
     finally:
         controller.resign()
@@ -70,26 +78,21 @@ def user_name() -> str:
 
 
 def advance_until_idle(store: str) -> None:
-    """Makes passes while a job waits for the pause before its retry, and none runs whose end would make the next one.
-
-    Raises:
-        ConfigError: the store cannot be opened.
-    """
-    with JobStore(store) as jobs:
-        controller = Controller(jobs, engine_folder(store), after_end=pass_command(store))
-        while True:
-            advance(controller)
-            waiting = jobs.unfinished()
-            if any(job.state in ACTIVE for job in waiting) or not waiting:
-                return
-            pause = min(job.not_before for job in waiting) - jobs.now()
-            if pause <= 0:  # this machine can never run them
-                return
-            time.sleep(pause)
+    """Makes passes while a job waits for the pause before its retry. Others wait for the end of one that runs."""
+    for _ in range(_STORE_TRIES):
+        try:
+            with JobStore(store) as jobs:
+                controller = Controller(jobs, engine_folder(store), after_end=pass_command(store))
+                while True:
+                    advance(jobs, controller)
+                    now = jobs.now()
+                    pauses = [pause_s for job in jobs.unfinished() if (pause_s := job.pause_s(now))]
+                    if not pauses:
+                        return
+                    time.sleep(min(pauses))
+        except (StoreError, ConfigError):  # its disk is full, or it is away: nobody else may start what waits
+            time.sleep(_STORE_PAUSE_S)
 
 
 if __name__ == "__main__":  # an attempt has ended: the next job may start
-    try:
-        advance_until_idle(sys.argv[1])
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    advance_until_idle(sys.argv[1])

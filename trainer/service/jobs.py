@@ -3,6 +3,7 @@
 import re
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +11,9 @@ from trainer.errors import ConfigError
 
 MAX_NUMBER = 2**31 - 1
 """Of what a user counts, and of a job: the API's and the store's integers have 32 bits."""
+MAX_TEXT = 100_000
+"""Characters of a job's arguments, variables and options: every pass reads all jobs that wait, and a kernel takes only
+128 KiB as one argument."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NUMBERS = ("gpus", "cpus", "ranks", "memory_mb", "priority", "max_retries")
 
@@ -55,6 +59,8 @@ class Stop(StrEnum):
 
 
 DEFAULT_RETRIES = 2
+LONGEST_PAUSE_S = 600.0
+"""Of a queued job before a retry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +124,9 @@ class JobSpec:
         for name, value in self.engine_options.items():
             if not value.isprintable():  # it may become a line of a script
                 raise ConfigError(f"engine option {name[:40]}: its value must be one line without control characters")
+        size = sum(map(len, [*self.arguments, *chain(*self.environment.items()), *chain(*self.engine_options.items())]))
+        if size > MAX_TEXT:
+            raise ConfigError(f"arguments, environment and engine options have {size} characters, at most {MAX_TEXT}")
         for name in _NUMBERS:
             if abs(getattr(self, name)) > MAX_NUMBER:
                 raise ConfigError(f"{name} {getattr(self, name)}: must be at most {MAX_NUMBER}")
@@ -196,6 +205,11 @@ class Job:
     @property
     def run_folder(self) -> Path:
         return Path(self.spec.run_folder)
+
+    def pause_s(self, now: float) -> float:
+        """Returns how long a queued job still waits before it may start."""
+        pause_s = self.not_before - now
+        return pause_s if 0 < pause_s <= LONGEST_PAUSE_S else 0.0  # a longer one is of a clock that was put back
 
 
 @dataclass(frozen=True, slots=True)

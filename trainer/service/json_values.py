@@ -52,5 +52,5 @@ def capacity_json(engine: str, capacity: Capacity) -> dict[str, Any]:
         "cpus": capacity.num_cpus,
         "gpus_in_use": capacity.gpus_in_use,
         "cpus_in_use": capacity.cpus_in_use,
-        "active_jobs": [job.id for job in capacity.active],
+        "active_jobs": list(capacity.active),
     }

@@ -47,6 +47,11 @@ def prefix_of(rank: int | None, spec: JobSpec) -> bytes:
     return RANK_PREFIX.replace("${rank}", str(rank)).encode() if spec.max_ranks > 1 else b""
 
 
+def written(paths: Sequence[Path]) -> list[Path]:
+    """Returns the logs that are there: an attempt may have ended before it wrote one."""
+    return [path for path in paths if path.exists()]
+
+
 def tail(path: Path, num_lines: int, prefix: bytes = b"") -> int:
     """Returns where the last lines of a file, that begin with `prefix`, begin, in bytes."""
     if prefix:
@@ -99,11 +104,12 @@ def follow(
     Yields empty bytes where there is nothing new.
 
     Args:
-        look: returns the job and its logs.
+        look: returns the job and the log of each attempt.
         num_lines: of what is there, only the last ones.
         prefix: only lines that begin with it, without it.
     """
     job, paths = look()
+    paths = written(paths)
     path, wanted = paths[-1] if paths else None, _Wanted(prefix)
     position = tail(path, num_lines, prefix) if path is not None and num_lines is not None else 0
     while True:
@@ -122,6 +128,7 @@ def follow(
         yield b""  # the caller may want to stop
         time.sleep(POLL_S)
         job, paths = look()
+        paths = written(paths)
 
 
 def _chunks(path: Path, start: int) -> Iterator[bytes]:

@@ -17,8 +17,9 @@ USER = "convoy-user"
 
 
 def from_spec(spec: JobSpec) -> pb.JobSpec:
+    """Returns a job. Bytes of a path that are not UTF-8, which a message cannot hold, become replacement characters."""
     return pb.JobSpec(
-        arguments=spec.arguments,
+        arguments=map(_utf8, spec.arguments),
         engine=spec.engine,
         min_nodes=spec.nodes[0],
         max_nodes=spec.nodes[1],
@@ -28,11 +29,15 @@ def from_spec(spec: JobSpec) -> pb.JobSpec:
         memory_mb=spec.memory_mb,
         priority=spec.priority,
         max_retries=spec.max_retries,
-        working_folder=spec.working_folder,
-        run_folder=spec.run_folder,
-        environment=spec.environment,
-        engine_options=spec.engine_options,
+        working_folder=_utf8(spec.working_folder),
+        run_folder=_utf8(spec.run_folder),
+        environment={name: _utf8(value) for name, value in spec.environment.items()},
+        engine_options={name: _utf8(value) for name, value in spec.engine_options.items()},
     )
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def to_spec(message: pb.JobSpec) -> JobSpec:
@@ -178,5 +183,5 @@ def from_capacity(capacity: Capacity) -> pb.Capacity:
         cpus=capacity.num_cpus,
         gpus_in_use=capacity.gpus_in_use,
         cpus_in_use=capacity.cpus_in_use,
-        active_jobs=[job.id for job in capacity.active],
+        active_jobs=capacity.active,
     )

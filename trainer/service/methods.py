@@ -32,7 +32,7 @@ MAX_PAGE = 1000
 DEFAULT_PAGE = 100
 ANONYMOUS = "anonymous"
 MAX_NAME = 255
-"""Characters of a caller's name and of a key."""
+"""Characters of a caller's name."""
 _OF_THE_OPERATOR = "template"
 """The engine option of Kubernetes that names a file of the service's machine, and decides which secrets a pod reads."""
 
@@ -149,12 +149,10 @@ class Methods:
         """Submits a job.
 
         Raises:
-            ConfigError: the engine can never run it, an option of the training is wrong, or the key is impossible.
+            ConfigError: the engine can never run it, an option of the training is wrong, or the key is.
             JobStateError: the key was used for another job.
         """
         _check(spec)
-        if key and not (key.isprintable() and len(key) <= MAX_NAME):
-            raise ConfigError(f"key: must be at most {MAX_NAME} printable characters")
         return await self._in_thread(self._operations.submit, spec, owner=caller.name, key=key or None)
 
     async def get(self, caller: Principal, number: int) -> Job:

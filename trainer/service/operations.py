@@ -19,11 +19,15 @@ class Capacity:
 
     Args:
         machine: None if the engine queues jobs itself.
-        active: the jobs that use it.
+        active: numbers of the jobs that use it.
+        jobs: those of them that the caller may see.
     """
 
     machine: Devices | None
-    active: tuple[Job, ...]
+    active: tuple[int, ...]
+    jobs: tuple[Job, ...]
+    gpus_in_use: int
+    cpus_in_use: int
 
     @property
     def num_gpus(self) -> int:
@@ -32,14 +36,6 @@ class Capacity:
     @property
     def num_cpus(self) -> int:
         return len(self.machine.cpus) if self.machine else 0
-
-    @property
-    def gpus_in_use(self) -> int:
-        return sum(len(job.devices.gpus) for job in self.active)
-
-    @property
-    def cpus_in_use(self) -> int:
-        return sum(len(job.devices.cpus) for job in self.active)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +65,8 @@ class LogRange:
 
 POLL_S = 0.5
 """Between two looks at a job that is followed."""
+MAX_KEY = 255
+"""Characters."""
 _NUM_TRIES = 20
 """Of a change that others' changes keep making stale."""
 
@@ -108,9 +106,11 @@ class Operations:
         """Submits a job; a key that the owner has used before for the same returns the job of then.
 
         Raises:
-            ConfigError: the engine can never run it.
+            ConfigError: the engine can never run it, or the key is impossible.
             JobStateError: the owner has used the key for another job.
         """
+        if key is not None and not (key.isprintable() and len(key) <= MAX_KEY):
+            raise ConfigError(f"key: must be at most {MAX_KEY} printable characters")
         spec.check()
         self._controller.engine(spec.engine).check(spec)
         job, is_new = self._store.add(spec, owner=owner, key=key)
@@ -195,8 +195,14 @@ class Operations:
             ConfigError: there is no such engine.
         """
         self._refresh()
-        active = [job for job in self._store.unfinished() if job.spec.engine == engine and job.state in ACTIVE]
-        return Capacity(self._controller.engine(engine).capacity(), tuple(active))
+        jobs = [job for job in self._store.unfinished() if job.spec.engine == engine and job.state in ACTIVE]
+        return Capacity(
+            self._controller.engine(engine).capacity(),
+            active=tuple(job.id for job in jobs),
+            jobs=tuple(jobs),
+            gpus_in_use=sum(len(job.devices.gpus) for job in jobs),
+            cpus_in_use=sum(len(job.devices.cpus) for job in jobs),
+        )
 
     def events(self, number: int, *, after: int = 0) -> list[Event]:
         """Returns a job's events after the one of that number, a page of them at most."""
@@ -242,9 +248,8 @@ class Operations:
         prefix = logs.prefix_of(wanted.rank, job.spec)
         if wanted.follow and wanted.attempt is None:
             return logs.follow(look, wanted.tail, prefix)
-        if not paths:
-            return iter(())
-        return logs.read(paths[(wanted.attempt or len(paths)) - 1], wanted.tail, prefix)
+        written = logs.written(paths if wanted.attempt is None else paths[wanted.attempt - 1 : wanted.attempt])
+        return logs.read(written[-1], wanted.tail, prefix) if written else iter(())
 
     def _change(self, number: int, owner: str | None, change: Callable[[Job], None]) -> Job:
         for _ in range(_NUM_TRIES):

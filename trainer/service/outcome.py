@@ -12,11 +12,10 @@ from convoy.processes import STOP_SIGNALS
 from trainer.errors import ConfigError, DataError, DivergenceError, ExportError
 from trainer.paths import FAILURE_FILE, RESULT_FILE
 from trainer.service.engines.engine import Phase, Status
-from trainer.service.jobs import MAX_NUMBER, Job, JobState, Stop
+from trainer.service.jobs import LONGEST_PAUSE_S, MAX_NUMBER, Job, JobState, Stop
 
 FIRST_PAUSE_S = 10.0
-LONGEST_PAUSE_S = 600.0
-"""Pauses before retries double from the first to the longest."""
+"""Pauses before retries double from this one to `LONGEST_PAUSE_S`."""
 _CANNOT_START = 127
 _PERMANENT = {
     ConfigError.exit_code: "the request cannot be met",
@@ -54,7 +53,7 @@ def judge(job: Job, status: Status, log: Path | None) -> Outcome:
         log: of the attempt, if it has one.
     """
     code = status.exit_code
-    if os.path.exists(job.run_folder / RESULT_FILE) and code not in _PERMANENT:  # else it may be an older run's
+    if _has_result(job, code):
         return Outcome(JobState.SUCCEEDED, _result_line(job.run_folder))
     if job.stop is not Stop.NONE:
         step = job.progress.get("step", 0)
@@ -84,6 +83,21 @@ def after_failure(job: Job, state: JobState, reason: str, rank: int | None = Non
     return Outcome(JobState.QUEUED, text, pause_s=pause, is_retry=True, failing_rank=rank)
 
 
+def _has_result(job: Job, code: int | None) -> bool:
+    """Returns whether the attempt has completed the run, and not an earlier one, which may lack its model."""
+    if code == 0:
+        return os.path.exists(job.run_folder / RESULT_FILE)
+    return code not in _PERMANENT and _is_of_attempt(job, job.run_folder / RESULT_FILE)
+
+
+def _is_of_attempt(job: Job, path: Path) -> bool:
+    """Returns whether a file was written since the attempt was started."""
+    try:
+        return job.started_at is not None and path.stat().st_mtime >= job.started_at
+    except OSError:
+        return False
+
+
 def _result_line(run_folder: Path) -> str:
     result = _read(run_folder / RESULT_FILE)
     accuracy = result.get("test_accuracy")
@@ -94,11 +108,7 @@ def _result_line(run_folder: Path) -> str:
 def _failure(job: Job, log: Path | None) -> tuple[str, int | None]:
     """Returns the message of the rank that failed and its number, from its report or else from the log."""
     path = job.run_folder / FAILURE_FILE
-    try:
-        is_of_attempt = job.started_at is not None and path.stat().st_mtime >= job.started_at
-    except OSError:
-        is_of_attempt = False
-    if is_of_attempt and (report := _read(path)):
+    if _is_of_attempt(job, path) and (report := _read(path)):
         ranks = report.get("ranks")
         first = ranks[0] if isinstance(ranks, list) and ranks else None
         is_rank = isinstance(first, int) and 0 <= first <= MAX_NUMBER

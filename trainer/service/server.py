@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import threading
+import traceback
 from collections.abc import Iterable
 
 import grpc
@@ -79,8 +80,8 @@ class ControllerThread:
             except TrainerError as error:  # such as a store that is gone for a minute
                 self._complain(str(error))
                 continue
-            except Exception:
-                logger.exception("a pass failed; the next one tries again")
+            except Exception as error:
+                self._complain(f"{type(error).__name__}: {error}", traceback.format_exc())
                 continue
             self._complain("")
             if leads is not was_leading:
@@ -91,10 +92,11 @@ class ControllerThread:
         except Exception:
             logger.exception("the lease could not be given up; it ends by itself")
 
-    def _complain(self, complaint: str) -> None:
+    def _complain(self, complaint: str, details: str = "") -> None:
         """Logs an error once, and its end."""
         if complaint and complaint != self._complaint:
-            logger.error("%s; jobs go on, and the service tries again every %g s", complaint, PASS_EVERY_S)
+            told = f"{complaint}; jobs go on, and the service tries again every {PASS_EVERY_S:g} s"
+            logger.error("%s", "\n".join([told, *details.splitlines()]))
         elif self._complaint and not complaint:
             logger.info("the store can be used again")
         self._complaint = complaint

@@ -200,7 +200,7 @@ class JobStore:
         """
         if state not in FOLLOWING[job.state]:
             raise ValueError(f"job {job.id}: {state} cannot follow {job.state}")
-        reason = _as_reason(reason)
+        reason = as_reason(reason)
         with self._transaction() as connection:
             now = self._now(connection)
             values |= {"state": state, "reason": reason, "not_before": now + pause_s if pause_s else 0.0}
@@ -235,15 +235,15 @@ class JobStore:
             _append(connection, job.id, self._now(connection), [("progress", line) for line in lines])
 
     def add_note(self, job: Job, text: str, lease: Lease) -> None:
-        """Appends a note to the events, and makes it the reason for the state in which the job is.
+        """Appends a note to the events, and makes it the reason for the job's state; an empty one only ends the last.
 
         Raises:
             StaleError: as in `change`.
         """
-        text = _as_reason(text)
+        text = as_reason(text)
         with self._transaction() as connection:
             self._update(connection, job, lease, {"reason": text})
-            _append(connection, job.id, self._now(connection), [("note", {"text": text})])
+            _append(connection, job.id, self._now(connection), [("note", {"text": text})] if text else [])
 
     def events(self, number: int, *, after: int = 0, limit: int = 1000) -> list[Event]:
         """Returns a job's events whose numbers are larger than `after`, oldest first."""
@@ -281,6 +281,11 @@ class JobStore:
             renewed = {"holder": holder, "token": token, "expires_at": now + duration_s}
             connection.execute(leases.update().where(leases.c.name == name).values(renewed))
             return Lease(holder, token)
+
+    def lease_end(self, *, name: str = CONTROLLER) -> float:
+        """Returns when the lease ends if nobody extends it; 0 if it is free. It grows with each pass that begins."""
+        with self._reads() as connection:
+            return connection.scalar(sa.select(leases.c.expires_at).where(leases.c.name == name)) or 0.0
 
     def release_lease(self, lease: Lease, *, name: str = CONTROLLER) -> None:
         """Ends a lease before its time, if it still holds."""
@@ -323,15 +328,22 @@ class JobStore:
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
-    """Raises `StoreError` for an error that is the database's own and no defect of a statement."""
+    """Raises `StoreError` for an error that is the database's own and no defect of a statement.
+
+    Such as a damaged file (DatabaseError itself), a server that became a read-only standby (InternalError), or no free
+    connection because none of them is answered (TimeoutError).
+    """
     try:
         yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-        cause = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        if isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError | sa.exc.DataError):
+            raise
+        reason = getattr(error, "orig", error)
+        cause = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
         raise StoreError(f"the store of the jobs cannot be used: {cause}") from error
 
 
-def _as_reason(text: str) -> str:
+def as_reason(text: str) -> str:
     """Returns a text as one line that any terminal and any database can hold."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= MAX_REASON else line[: MAX_REASON - 1] + "…"

@@ -103,8 +103,8 @@ def to_spec(submission: Submission, training: Sequence[str]) -> JobSpec:
 def _nodes(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
     least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not 0 < least <= most:
-        raise ConfigError(f"--nodes {text}: must be a number of hosts, or MIN:MAX")
+    if not 0 < least <= most <= MAX_NUMBER:
+        raise ConfigError(f"--nodes {text[:40]}: must be a number of hosts, or MIN:MAX")
     return least, most
 
 

@@ -21,6 +21,9 @@ CREATION_LOCK = 0x636F6E766F79
 """PostgreSQL's number of the lock under which the tables are created: "convoy" in ASCII."""
 BUSY_TIMEOUT_S = 30
 """Longest wait of a write for another process's."""
+_POSTGRES_TIMEOUTS = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+_POSTGRES_TIMEOUTS |= {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+"""A host that is gone answers nothing: without these a call waits for it for minutes. The URL may have others."""
 
 metadata = sa.MetaData()
 _JSON = sa.JSON()
@@ -124,7 +127,8 @@ def _address(url: str) -> URL:
 
 def _create_engine(address: URL) -> sa.Engine:
     if address.get_backend_name() != "sqlite":
-        return sa.create_engine(address, pool_pre_ping=True)
+        timeouts = {name: value for name, value in _POSTGRES_TIMEOUTS.items() if name not in address.query}
+        return sa.create_engine(address, pool_pre_ping=True, connect_args=timeouts)
     if address.database:
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
         # For this user alone: the variables of a job may hold keys.

@@ -329,7 +329,7 @@ class _Handler(BaseHTTPRequestHandler):
             return 404, f'"{name[0]}" not found'
         if name[1:] == ["log"]:
             lines = [line for line in self.api.logs.get(name[0], []) if line[0][:19] >= query.get("sinceTime", "")[:19]]
-            return 200, "".join(f"{stamp} {text}\n" for stamp, text in lines).encode()
+            return 200, "".join(f"{stamp} {text}\n" for stamp, text in lines).encode()[: int(query["limitBytes"])]
         if method == "DELETE":
             return self.api.delete(path, name[0], body), {}
         if method == "PATCH":

@@ -91,6 +91,20 @@ def test_a_failed_job_gives_exit_code_1_and_can_be_tried_again(jobs: Callable[..
     assert (code, out) in ((0, "job 1: starting\n"), (0, "job 1: running\n"))
 
 
+def test_a_job_whose_folder_is_gone_is_shown(
+    jobs: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    store = f"--store {tmp_path / 'jobs.db'}"
+    assert jobs(f"submit {store} --engine quick --cpus 1 --run-dir {tmp_path / 'run'}")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert jobs("watch 1")[0] == 0
+    (tmp_path / "work").rmdir()
+    code, out, _ = jobs("show 1")
+    assert (code, "command" in out, "succeeded: test accuracy 75.00 %" in out) == (0, False, True)
+
+
 def test_a_dry_run_shows_the_command_and_a_key_submits_once(jobs: Callable[..., tuple[int, str, str]]) -> None:
     assert "runs/job-{id}-mnist" in jobs("submit --engine quick --dry-run")[1]
     assert jobs("list")[1] == "no jobs\n"
@@ -111,6 +125,8 @@ def test_a_dry_run_shows_the_command_and_a_key_submits_once(jobs: Callable[..., 
         ("list --service localhost --token-file /dev/null", "/dev/null must hold one token"),
         ("list --service localhost --tls-ca /dev/null", "/dev/null does not hold a certificate"),
         ("submit --engine moon", "--engine moon: there are"),
+        ("submit --engine quick --key 'a\tb'", "key: must be at most 255 printable characters"),
+        ("submit --nodes 99999999999", "--nodes 99999999999: must be a number of hosts"),
         ("submit -- --run-dir x", "--run-dir after the --: give --run-dir before the --"),
         ("submit -- --epochs many", "options of convoy train: "),
         ("submit -- --recipe cifer10", "did you mean cifar10"),

@@ -18,10 +18,11 @@ from tests.trainer.service.conftest import run_until
 from trainer.errors import ConfigError
 from trainer.service.controller import Controller
 from trainer.service.engines import local_runner
-from trainer.service.engines.engine import Phase, Status
+from trainer.service.engines.engine import EngineUnavailableError, Phase, Status
+from trainer.service.engines.local import LocalEngine
 from trainer.service.engines.local_runner import start_time
 from trainer.service.jobs import FINAL, Job, JobSpec, JobState, Stop
-from trainer.service.operations import Operations
+from trainer.service.operations import LogRange, Operations
 from trainer.service.store import JobStore
 
 Script = Callable[..., JobSpec]
@@ -68,6 +69,7 @@ def test_a_job_runs_to_its_result(store: JobStore, controller: Controller, scrip
         ("sys.exit(0)", JobState.FAILED, "it exited with 0, but its run folder has no result"),
         (COMPLETE + "sys.exit(6)", JobState.FAILED, "the run is complete, but its model could not be exported"),
         (COMPLETE + "sys.exit(143)", JobState.SUCCEEDED, "test accuracy 50.00 %"),
+        (COMPLETE + "os.utime(run / 'result.json', (1, 1)); sys.exit(1)", JobState.FAILED, "exit code 1"),
         (COMPLETE + "print('error: of another run'); sys.exit(2)", JobState.FAILED, "of another run"),
         ("(run / 'result.json').write_text('{\"test_accuracy\": \"x\"}')", JobState.SUCCEEDED, ""),
         ("os.write(1, b'error: \\xff\\x1b[2J'); sys.exit(2)", JobState.FAILED, "��[2J"),
@@ -97,6 +99,70 @@ def test_what_nobody_foresaw_of_one_job_holds_no_other_up(
     for _ in range(2):
         assert noting.make_pass()
     assert sum("--engine script: " in line for line in lines) == 1  # told once
+
+
+def test_trouble_is_told_once_by_all_controllers_and_taken_back_when_it_is_over(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = store.add(script(SAVES), owner="ada")
+    run_until(controller, store, job.id, JobState.RUNNING)
+    controller.resign()
+
+    def away(self: object, job: Job) -> Status:
+        raise EngineUnavailableError(f"no answer for {time.monotonic()} s")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalEngine, "status", away)
+        for _ in range(3):  # as each command is one, without a service
+            other = Controller(store, tmp_path)
+            assert other.make_pass()
+            other.resign()
+    assert store.get(job.id).reason.startswith("no answer for")
+    assert controller.make_pass()
+    assert (store.get(job.id).state, store.get(job.id).reason) == (JobState.RUNNING, "")
+    assert [event.kind for event in store.events(job.id)] == ["state"] * 3 + ["note"]
+    store.request_stop(store.get(job.id), Stop.KILL)
+    run_until(controller, store, job.id, *FINAL)
+
+
+def test_the_log_of_an_attempt_is_its_own(store: JobStore, controller: Controller, script: Script) -> None:
+    operations = Operations(store, controller, controller.make_pass)
+    job, _ = store.add(script("print('error: of the second'); sys.exit(2)"), owner="ada")
+    store.request_stop(store.change(job, JobState.STARTING), Stop.SAVE)  # and killed here
+    assert run_until(controller, store, job.id, *FINAL).reason == "before it started"
+    operations.retry(job.id)
+    assert run_until(controller, store, job.id, *FINAL).reason == "of the second"
+    read = {number: b"".join(operations.read_log(job.id, LogRange(attempt=number))) for number in (1, 2)}
+    assert read == {1: b"", 2: b"error: of the second\n"}
+    for follow in (False, True):
+        assert b"".join(operations.read_log(job.id, LogRange(follow=follow))) == read[2]
+
+
+def test_a_job_that_was_cancelled_before_its_start_is_started_by_no_late_controller(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    job, _ = store.add(script(COMPLETE), owner="ada")
+    job = store.change(job, JobState.STARTING)
+    store.request_stop(job, Stop.SAVE)
+    assert run_until(controller, store, job.id, *FINAL).reason == "before it started"
+    controller.engine("script").start(job)
+    time.sleep(0.2)
+    assert not (tmp_path / "runs" / str(job.id)).exists()
+
+
+def test_a_job_that_runs_on_another_host_is_not_started_here(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    job, _ = store.add(script("open(run / 'starts', 'a').write('x')\n" + SAVES), owner="ada")
+    run_until(controller, store, job.id, JobState.RUNNING)
+    wait_for(tmp_path / "runs" / str(job.id) / "ready")
+    running = store.get(job.id)
+    controller.resign()
+    elsewhere = Controller(store, tmp_path / "elsewhere")
+    lost = run_until(elsewhere, store, job.id, *FINAL)
+    assert (lost.state, "has no files of it" in lost.reason) == (JobState.LOST, True)
+    controller.engine("script").stop(running, Stop.KILL)
+    assert (tmp_path / "runs" / str(job.id) / "starts").read_text() == "x"
 
 
 def test_a_damaged_exit_code_is_a_lost_job(

@@ -14,10 +14,12 @@ from tests.trainer.service.conftest import run_until
 from tests.trainer.service.kubernetes_api import Fault, KubernetesApi, wait_for
 from trainer.errors import ConfigError
 from trainer.service.controller import Controller
-from trainer.service.engines import kubernetes, kubernetes_mirror
+from trainer.service.engines import kubernetes, kubernetes_logs, kubernetes_mirror
+from trainer.service.engines.engine import EngineUnavailableError
 from trainer.service.engines.kubernetes import KubernetesEngine
 from trainer.service.engines.kubernetes_client import Api
 from trainer.service.jobs import FINAL, Job, JobSpec, JobState
+from trainer.service.logs import written
 from trainer.service.operations import Operations
 from trainer.service.store import JobStore
 
@@ -111,7 +113,7 @@ def notes(store: JobStore, number: int) -> list[str]:
 
 
 def read_log(controller: Controller, job: Job) -> str:
-    return "".join(path.read_text() for path in controller.engine("kubernetes").logs(job))
+    return "".join(path.read_text() for path in written(controller.engine("kubernetes").logs(job)))
 
 
 def test_a_job_waits_runs_and_succeeds(
@@ -231,6 +233,49 @@ def test_the_host_that_failed_first_gives_the_exit_code(
     job = run_until(controller, store, job.id, *FINAL)
     assert (job.state, job.exit_code) == (JobState.FAILED, 4)
     assert job.reason.endswith("no space left")
+
+
+def test_the_output_of_a_pod_that_ended_is_copied_whole(
+    cluster: Cluster, store: JobStore, controller: Controller, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_logs, "MAX_BYTES", 200)
+    job, _ = store.add(spec(nodes=(1, 1)), owner="ada")
+    run_until(controller, store, job.id, JobState.STARTING)
+    (pod,) = cluster.run(1)
+    lines = [f"line {second}" for second in range(50)] + ["error: the last line"]
+    cluster.logs[pod] = [(f"2026-01-01T00:00:{second:02}Z", line) for second, line in enumerate(lines)]
+    cluster.end_pod(pod, 4)
+    cluster.finish("jobs", cluster.main()["metadata"]["name"], "Failed")
+    assert run_until(controller, store, job.id, *FINAL).reason == "the last line"
+    assert read_log(controller, store.get(job.id)).splitlines() == lines
+
+
+def test_a_conflict_with_a_quota_is_tried_again(
+    cluster: Cluster, store: JobStore, controller: Controller, spec: Spec
+) -> None:
+    cluster.faults += [Fault("POST", "/services", 409), Fault("POST", "/jobs", 409)]  # by another writer of the quota
+    job, _ = store.add(spec(), owner="ada")
+    wait_for(lambda: controller.make_pass() and cluster.all("jobs"))
+    assert (store.get(job.id).num_retries, len(cluster.all("services"))) == (0, 1)
+
+
+def test_a_watch_that_a_proxy_cuts_every_time_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CutMirror(kubernetes_mirror.Mirror):
+        def _list(self) -> None:
+            self._version = "1"
+
+        def _watch(self) -> None:
+            self._know()
+            self._over.wait(0.1)
+            raise EngineUnavailableError("cut")
+
+    monkeypatch.setattr(kubernetes_mirror, "_LONGEST_PAUSE_S", 0.05)
+    mirror = CutMirror(Api(), "/pods", "a=b")
+    until = time.monotonic() + 0.6
+    while time.monotonic() < until:
+        assert mirror.find("a", "b") == []
+        time.sleep(0.005)
+    mirror.close()
 
 
 def test_a_deleted_job_is_lost_and_an_evicted_pod_is_no_failure(

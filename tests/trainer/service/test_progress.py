@@ -46,5 +46,6 @@ def test_steps_that_are_done_again_after_a_restart_are_no_news(tmp_path: Path) -
 def test_lines_that_are_no_metrics_are_left_out(tmp_path: Path) -> None:
     wrong = ["no json", "[1]", '{"kind": "step"}', "[" * 100_000, json.dumps(epoch(1) | {"step": "x"})]
     nan = json.dumps(epoch(1) | {"val_accuracy": float("nan")})  # which JSON, and so a browser, does not have
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*wrong, nan, ""]))
-    assert Progress().advanced(tmp_path)[1] == [epoch(1) | {"val_accuracy": None}]
+    infinite = nan.replace("NaN", "1e999")
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*wrong, nan, infinite, ""]))
+    assert Progress().advanced(tmp_path)[1] == [epoch(1) | {"val_accuracy": None}] * 2

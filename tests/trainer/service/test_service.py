@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -62,6 +62,8 @@ def test_errors_have_the_status_that_clients_expect(jobs: RemoteJobs, tmp_path: 
         (lambda: list(jobs.read_log(99, LogRange())), "there is no job 99"),
         (lambda: jobs.cancel(job.id), "has ended: it is SUCCEEDED"),
         (lambda: jobs.submit(spec(Path("relative"), QUICK), owner=""), "must be an absolute path"),
+        (lambda: jobs.submit(spec(tmp_path / "\udcff", QUICK), owner=""), "a service takes UTF-8 only"),
+        (lambda: jobs.submit(spec(tmp_path, "x" * 200_000), owner=""), "have 200000 characters, at most 100000"),
         (lambda: jobs.capacity("moon"), "--engine moon: there are"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -148,6 +150,10 @@ def test_tokens_have_owners_and_an_administrator_sees_all(tmp_path: Path) -> Non
             wrong.find()
         wrong.close()
         running = remotes["ada"].submit(spec(tmp_path, SLOW), owner="").id
+        while [found.id for found in remotes["ada"].capacity("script").jobs] != [running]:
+            time.sleep(0.05)
+        others = remotes["bob"].capacity("script")
+        assert (others.cpus_in_use, others.active, others.jobs) == (1, (running,), ())
         events = remotes["ada"].watch(running)
         next(events)
         tokens.write_text("\n".join(lines[1:]))
@@ -188,9 +194,12 @@ def test_a_service_that_cannot_start_says_why(options: list[str], message: str, 
     assert message in done.stderr
 
 
-def test_a_service_that_does_not_answer_is_one_line() -> None:
+@pytest.mark.parametrize("call", [lambda jobs: jobs.find(), lambda jobs: list(jobs.watch(1))])
+def test_a_service_that_does_not_answer_is_one_line_at_once(call: Callable[[RemoteJobs], object]) -> None:
+    began = time.monotonic()
     with pytest.raises(TrainerError, match=r"127\.0\.0\.1:1 does not answer"):
-        RemoteJobs("127.0.0.1:1").find()
+        call(RemoteJobs("127.0.0.1:1"))
+    assert time.monotonic() - began < 10
 
 
 def test_the_service_takes_little_memory_when_it_is_idle(service: Service) -> None:

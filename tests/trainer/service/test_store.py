@@ -212,6 +212,28 @@ def test_a_full_database_says_so_and_loses_nothing(store: JobStore) -> None:
     assert store.get(job.id) == job
 
 
+def test_a_damaged_database_says_so(store: JobStore, url: str) -> None:
+    for _ in range(100):
+        store.add(SPEC, owner="ada")
+    size = Path(url).stat().st_size
+    with Path(url).open("r+b") as file:
+        file.seek(4096)
+        file.write(b"x" * (size - 4096))
+    with pytest.raises(StoreError, match=r"malformed|disk I/O"):
+        store.unfinished()
+
+
+@pytest.mark.parametrize(("put_back_s", "pause_s"), [(0, 60), (30, 90), (3600, 0), (-3600, 0)])
+def test_a_pause_ends_whatever_the_clock_does(
+    put_back_s: float, pause_s: float, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = store.add(SPEC, owner="ada")
+    queued = store.change(store.change(job, JobState.STARTING), JobState.QUEUED, pause_s=60)
+    now = time.time()
+    monkeypatch.setattr(store_module.time, "time", lambda: now - put_back_s)
+    assert queued.pause_s(store.now()) == pytest.approx(pause_s, abs=1)
+
+
 def test_services_that_create_one_new_store_at_once_agree_on_it(url: str) -> None:
     together = threading.Barrier(6)
 

@@ -20,8 +20,8 @@ class AttemptFolders:
         self._folder = folder / "jobs"
 
     def logs(self, job: Job) -> Sequence[Path]:
-        attempts = (self._folder / str(job.id) / f"attempt-{number}" for number in range(1, job.attempt + 1))
-        return [path for folder in attempts if (path := folder / "log").exists()]
+        job_folder = self._folder / str(job.id)
+        return [job_folder / f"attempt-{number}" / "log" for number in range(1, job.attempt + 1)]
 
     def _make_attempt(self, job: Job) -> Path:
         """Creates the attempt's folder, in one that only this user reads: it has the variables of the job."""

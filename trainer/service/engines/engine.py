@@ -84,10 +84,16 @@ class Engine(Protocol):
         """Returns the state of the job's attempt."""
 
     def stop(self, job: Job, stop: Stop) -> None:
-        """Asks the attempt to save and end, or ends it at once. Does nothing if it has ended."""
+        """Asks the attempt to save and end, or ends it at once. Does nothing if it has ended.
+
+        One that was never started is not started any more, as far as the engine can see to that.
+        """
 
     def logs(self, job: Job) -> Sequence[Path]:
-        """Returns the log files of all attempts, oldest first; the last one may still grow."""
+        """Returns the log file of each attempt, oldest first.
+
+        It need not exist: an attempt may have ended before it wrote one. The last one may still grow.
+        """
 
     def forget(self, job: Job) -> None:
         """Deletes what the engine keeps of a finished job."""

@@ -149,7 +149,7 @@ class Api:
         match response.status:
             case 404:
                 raise NotFoundError(f"{what}: {message}")
-            case 409:
+            case 409 if not what.startswith("POST") or "already exists" in message:  # else a quota's other writer
                 raise ExistsError(message)
             case 410:
                 raise ExpiredError(message)

@@ -39,17 +39,19 @@ def fetch(api: Api, folder: Path, pods: Iterable[Object]) -> None:
             log.truncate(state["size"])
             for pod in pods:
                 known = state["pods"].setdefault(pod["metadata"]["uid"], {"time": "", "ties": 0, "is_whole": False})
-                if not known["is_whole"]:
-                    with suppress(TrainerError):
-                        log.write(_new(api, pod, known))
+                with suppress(TrainerError):
+                    is_cut = not known["is_whole"]
+                    while is_cut:
+                        new, is_cut = _new(api, pod, known)
+                        log.write(new)
             log.flush()
             state["size"] = log.tell()
         if state["size"] != before or not (folder / "pods.json").exists():
             write_json(folder / "pods.json", state)
 
 
-def _new(api: Api, pod: Object, known: dict[str, Any]) -> bytes:
-    """Returns a pod's new lines, and notes in `known` how far they go.
+def _new(api: Api, pod: Object, known: dict[str, Any]) -> tuple[bytes, bool]:
+    """Returns a pod's new lines, and whether there are more; notes in `known` how far they go.
 
     The API knows no position in bytes: each line comes with its time, and the next request begins at the last second.
     """
@@ -61,7 +63,8 @@ def _new(api: Api, pod: Object, known: dict[str, Any]) -> bytes:
     has_ended = pod["status"]["phase"] in ("Succeeded", "Failed")
     content = api.read(f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}/log", query)
     *lines, unfinished = content.split(b"\n")
-    if unfinished and has_ended and len(content) < MAX_BYTES:
+    is_cut = len(content) >= MAX_BYTES
+    if unfinished and has_ended and not is_cut:
         lines.append(unfinished)
     new, seen = [], 0
     for line in lines:
@@ -77,5 +80,5 @@ def _new(api: Api, pod: Object, known: dict[str, Any]) -> bytes:
         else:
             known["time"], known["ties"], seen = time, 1, 1
         new.append(text + b"\n")
-    known["is_whole"] = has_ended and len(content) < MAX_BYTES
-    return b"".join(new)
+    known["is_whole"] = has_ended and not is_cut
+    return b"".join(new), is_cut and bool(new)

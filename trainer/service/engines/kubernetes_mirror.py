@@ -7,6 +7,7 @@ From the second failure on the copy answers nothing, so that no caller takes an 
 
 import json
 import threading
+import time
 from collections import OrderedDict
 from typing import Any
 
@@ -88,6 +89,7 @@ class Mirror:
     def _run(self) -> None:
         pause_s = _FIRST_PAUSE_S
         while not self._over.is_set():
+            began = time.monotonic()
             try:
                 if not self._version:
                     self._list()
@@ -97,6 +99,8 @@ class Mirror:
                 self._version = ""
                 self._over.wait(_FIRST_PAUSE_S / 10)
             except Exception as error:
+                if time.monotonic() - began > _LONGEST_PAUSE_S:  # it has worked until now: a proxy may cut it each time
+                    pause_s = _FIRST_PAUSE_S
                 if pause_s > _FIRST_PAUSE_S or not self._is_known.is_set():  # a lost connection alone is no news
                     self._error = error if isinstance(error, TrainerError) else EngineUnavailableError(repr(error))
                     self._is_known.set()

@@ -15,10 +15,11 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from trainer.files import write_json
 from trainer.service.engines import local_runner, memory_limit
 from trainer.service.engines.attempt_folders import AttemptFolders, read_json
 from trainer.service.engines.engine import EngineUnavailableError, Phase, Plan, Status
-from trainer.service.jobs import Devices, Job, JobSpec, Stop
+from trainer.service.jobs import Devices, Job, JobSpec, JobState, Stop
 from trainer.service.logs import rank_logging
 
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
@@ -76,31 +77,24 @@ class LocalEngine(AttemptFolders):
 
     def start(self, job: Job) -> None:
         folder = self._attempt(job)
-        try:
-            self._make_attempt(job)
-            with (folder / "lock").open("ab") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if any((folder / name).exists() for name in ("process.json", "exit.json")):
-                    return
-                write_json(folder / "command.json", self._command(job))
-                # By its path, so that it starts in a few hundredths of a second: it imports nothing of ours.
-                command = [sys.executable, "-I", "-S", local_runner.__file__, str(folder), str(lock.fileno())]
+        with self._unless_begun(job) as lock:
+            if lock is None:
+                return
+            write_json(folder / "command.json", self._command(job))
+            # By its path, so that it starts in a few hundredths of a second: it imports nothing of ours.
+            command = [sys.executable, "-I", "-S", local_runner.__file__, str(folder), str(lock)]
+            try:
                 subprocess.run(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
-                    pass_fds=(lock.fileno(),),
+                    pass_fds=(lock,),
                     check=True,
                 )
-        except BlockingIOError:
-            return
-        except OSError as error:
-            kind = EngineUnavailableError if error.errno in _PASSING else TrainerError
-            raise kind(f"cannot start job {job.id} in {folder}: {error.strerror or error}") from error
-        except subprocess.CalledProcessError as error:
-            raise TrainerError(f"cannot start job {job.id} in {folder}: its runner failed") from error
+            except subprocess.CalledProcessError as error:
+                raise TrainerError(f"cannot start job {job.id} in {folder}: its runner failed") from error
 
     def status(self, job: Job) -> Status:
         folder = self._attempt(job)
@@ -110,11 +104,19 @@ class LocalEngine(AttemptFolders):
         has_begun = (folder / "process.json").exists()
         if is_alive:
             return Status(Phase.RUNNING if has_begun else Phase.STARTING)
+        if not has_begun and job.state in (JobState.RUNNING, JobState.SAVING):
+            reason = f"{socket.gethostname()} has no files of it: another host runs it, or somebody deleted them"
+            return Status(Phase.GONE, reason=reason)
         return Status(Phase.GONE if has_begun else Phase.ABSENT)
 
     def stop(self, job: Job, stop: Stop) -> None:
+        if stop is Stop.NONE:
+            return
         process = read_json(self._attempt(job) / "process.json")
-        if process is None or stop is Stop.NONE:
+        if process is None:
+            with self._unless_begun(job) as lock:
+                if lock is not None:
+                    write_json(self._attempt(job) / "exit.json", {"code": -_SIGNALS[stop]})
             return
         with suppress(ProcessLookupError, PermissionError):
             number = int(process["pid"])
@@ -124,6 +126,28 @@ class LocalEngine(AttemptFolders):
                     signal.pidfd_send_signal(descriptor, _SIGNALS[stop])
             finally:
                 os.close(descriptor)
+
+    @contextmanager
+    def _unless_begun(self, job: Job) -> Iterator[int | None]:
+        """Context in which nobody else starts the attempt; yields the descriptor of its lock, None if it has begun.
+
+        Raises:
+            EngineUnavailableError, TrainerError: its files cannot be written.
+        """
+        folder = self._attempt(job)
+        try:
+            self._make_attempt(job)
+            with (folder / "lock").open("ab") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    yield None
+                    return
+                has_begun = any((folder / name).exists() for name in ("process.json", "exit.json"))
+                yield None if has_begun else lock.fileno()
+        except OSError as error:
+            kind = EngineUnavailableError if error.errno in _PASSING else TrainerError
+            raise kind(f"cannot start job {job.id} in {folder}: {error.strerror or error}") from error
 
     def _command(self, job: Job) -> dict[str, Any]:
         environment = (
