@@ -197,8 +197,18 @@ class Supervisor:
             self._pauses[worker.number] = min(MAX_PAUSE_S, 2 * pause_s)
         self._update()
         logger.error("worker %d %s: starting it again in %g s", worker.number, worker.describe_end(), pause_s)
-        time.sleep(pause_s)
-        self._start_worker(worker.number)
+        self._start_again(worker.number, pause_s)
+
+    def _start_again(self, number: int, pause_s: float) -> None:
+        """Starts a worker after a pause; if the system has no process or memory for it, until it has."""
+        while True:
+            time.sleep(pause_s)
+            try:
+                self._start_worker(number)
+                return
+            except (OSError, RuntimeError) as error:
+                pause_s = min(MAX_PAUSE_S, 2 * pause_s)
+                logger.error("worker %d cannot be started: %s: trying again in %g s", number, error, pause_s)
 
     def _handle(self, worker: WorkerProcess, name: str, argument: Any) -> Any:
         """Answers a call of a worker."""

@@ -11,7 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import grpc
 import httpx
@@ -21,6 +22,7 @@ import pytest
 from protos import grpc_service_pb2 as pb
 from serving.config import ServeConfig
 from serving.workers import supervisor
+from serving.workers.messages import State
 from serving.workers.worker import BEAT_S
 from tests.serving.model_files import scale
 from tests.serving.server_process import ServerProcess
@@ -253,6 +255,35 @@ def _lives(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+class FakeWorker:
+    """A worker for which the system has a process at the first and the fourth attempt."""
+
+    made: ClassVar[list["FakeWorker | None"]] = []
+    number = 1
+    state = State()
+    channel = SimpleNamespace(tell=lambda *message: None)
+
+    def __init__(self, *arguments: Any) -> None:
+        self.made.append(None if len(self.made) in (1, 2) else self)
+        if self.made[-1] is None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    def describe_end(self) -> str:
+        return "ended"
+
+
+def test_a_worker_is_started_again_once_the_system_has_a_process_for_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "WorkerProcess", FakeWorker)
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", 0.001)
+    one = supervisor.Supervisor(ServeConfig(model_repository="models", workers=1))
+    one._start_worker(1)
+    one._on_exit(one._workers[1])
+    assert one._workers[1] is FakeWorker.made[3]
+    assert caplog.text.count("worker 1 cannot be started: [Errno 11] Resource temporarily unavailable: trying") == 2
 
 
 @pytest.mark.minutes
