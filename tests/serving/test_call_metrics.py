@@ -92,6 +92,8 @@ def test_calls_of_all_front_ends(front: Front, repository: FakeRepository) -> No
     assert front.get("/v2/models/twice/config") == 200
     assert front.get("/v2/models/none") == 404
     assert front.get("/nothing") == 404
+    assert front.get("/v2/repository/models/none") == 404
+    assert front.post("/v2/repository/models/twice/promote", {"parameters": {"version": "new"}}) == 400
     front.call("ModelInfer")
     front.call("ServerLive")
     front.call("LogSettings")
@@ -105,6 +107,8 @@ def test_calls_of_all_front_ends(front: Front, repository: FakeRepository) -> No
         ("ModelConfig", "OK", "", ""): 1,
         ("ModelMetadata", "NOT_FOUND", "", ""): 1,
         ("unknown", "NOT_FOUND", "", ""): 1,
+        ("ListModels", "NOT_FOUND", "", ""): 1,
+        ("Promote", "INVALID_ARGUMENT", "", ""): 1,
         ("ServerLive", "OK", "", ""): 2,
         ("LogSettings", "UNIMPLEMENTED", "", ""): 2,
     }

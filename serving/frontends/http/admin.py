@@ -87,10 +87,19 @@ class AdminEndpoints:
     async def model_state(self, request: Request) -> Response:
         return json_response(to_json(self._admin.control.models(_model(request)[0]).models[0]))
 
-    async def control(self, request: Request) -> Response:
-        """Promotes, pins, unpins or rolls back: the last part of the path says which."""
-        verb = request.url.path.rpartition("/")[2]
+    async def promote(self, request: Request) -> Response:
+        return await self._control(request, "promote")
 
+    async def rollback(self, request: Request) -> Response:
+        return await self._control(request, "rollback")
+
+    async def pin(self, request: Request) -> Response:
+        return await self._control(request, "pin")
+
+    async def unpin(self, request: Request) -> Response:
+        return await self._control(request, "unpin")
+
+    async def _control(self, request: Request, verb: str) -> Response:
         def change(name: str, parameters: dict[str, Any], caller: Caller) -> Any:
             version = parameters.get("version", 0)
             if isinstance(version, bool) or not isinstance(version, int):

@@ -104,8 +104,8 @@ def _routes(admin: AdminService, endpoints: AdminEndpoints, infer: ASGIApp, clas
         Route("/v2/repository/models", endpoints.models),
         Route("/v2/repository/models/{model}", endpoints.model_state),
         *(
-            Route(f"/v2/repository/models/{{model}}/{verb}", endpoints.control, methods=["POST"])
-            for verb in ("promote", "rollback", "pin", "unpin")
+            Route(f"/v2/repository/models/{{model}}/{change.__name__}", change, methods=["POST"])
+            for change in (endpoints.promote, endpoints.rollback, endpoints.pin, endpoints.unpin)
         ),
         *(shared_memory_routes(endpoints) if admin.shared_memory is not None else ()),
         *(Route(path, endpoints.unsupported, methods=["GET", "POST"]) for path in _UNSUPPORTED_PATHS),

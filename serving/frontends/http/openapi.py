@@ -199,7 +199,7 @@ _OPERATIONS = {
     "register_shared_memory": _Operation("Register shared memory of this machine", bodies=_REGION_BODY),
     "unregister_shared_memory": _Operation("Forget shared memory", bodies=_OBJECT_BODY),
 }
-"""By the names of the endpoints; of `control`, by the last part of its paths. Others are described by their names."""
+"""By the names of the endpoints. Others are described by their names."""
 _LEFT_OUT = ("unsupported", "openapi")
 
 
@@ -215,8 +215,8 @@ def describe_api(routes: Sequence[BaseRoute], models: Sequence[Model], version: 
     for route in routes:
         if isinstance(route, Route) and route.name not in _LEFT_OUT:
             for method in sorted((route.methods or {"POST"}) - {"HEAD"}):
-                name = route.path.rpartition("/")[2] if route.name == "control" else route.name
-                operation = _OPERATIONS.get(name) or _Operation(name.replace("_", " ").capitalize())
+                name = route.name.replace("_", " ").capitalize()
+                operation = _OPERATIONS.get(route.name) or _Operation(name)
                 paths.setdefault(route.path, {})[method.lower()] = _described(operation, route.path, method)
     for model in sorted(models, key=lambda model: int(model.version)):
         paths |= _model_paths(model)  # of several versions, the newest
