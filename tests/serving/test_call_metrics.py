@@ -108,7 +108,7 @@ def test_calls_of_all_front_ends(front: Front, repository: FakeRepository) -> No
         ("ModelMetadata", "NOT_FOUND", "", ""): 1,
         ("unknown", "NOT_FOUND", "", ""): 1,
         ("ListModels", "NOT_FOUND", "", ""): 1,
-        ("Promote", "INVALID_ARGUMENT", "", ""): 1,
+        ("Promote", "INVALID_ARGUMENT", "twice", ""): 1,
         ("ServerLive", "OK", "", ""): 2,
         ("LogSettings", "UNIMPLEMENTED", "", ""): 2,
     }
