@@ -80,7 +80,7 @@ class RepositoryFolder:
             self._mirror.sync((name, version) if version else None)
         except OSError as error:
             return f"the remote repository cannot be read: {describe(error)}"
-        return ""
+        return self._mirror.refusal(name, version) if version else ""
 
     def write_promotion(self, folder: Path, promotion: Promotion) -> None:
         """Makes the operator's choice for the model in a folder durable.

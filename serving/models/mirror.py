@@ -85,6 +85,12 @@ class Mirror:
             self._write_index(fetched)
             self._is_first = False
 
+    def refusal(self, name: str, version: int) -> str:
+        """Returns why a version is not in the copy; empty if it is, or is not at the address either."""
+        if (self.folder / name / str(version)).is_dir() or (name, version) not in self._said:
+            return ""
+        return f"version {version} is not fetched from {self.address}: {self._said[name, version][1]}"
+
     def write_promotion(self, folder: Path, promotion: Promotion) -> None:
         """Makes the operator's choice durable, at the address first.
 

@@ -262,6 +262,8 @@ def test_a_roll_back_from_the_best_of_damaged_versions(source, mirror, open_repo
     repository = open_repository(mirror)
     assert ask(repository, "m") == 3
     assert {path.split("/")[1] for path in visible(mirror.folder)} == {"2", "3", "config.pbtxt"}
+    with pytest.raises(Unavailable, match=r"^version 5 is not fetched from file://.*: model\.onnx is damaged"):
+        repository.promotions.promote("m", 5)
     repository.promotions.roll_back("m")
     assert ask(repository, "m") == 2
     (source / "m" / PROMOTION_FILE).unlink()
