@@ -34,6 +34,11 @@ class _ComparedRun:
         return self.result.test_sha256 or self.result.dataset_sha256
 
     @property
+    def tested_on(self) -> str:
+        size = self.folder.fingerprint.image_size
+        return self.result.dataset + ("" if size is None else f" at {size} x {size} pixels")
+
+    @property
     def views(self) -> TestTimeViews:
         return self.folder.fingerprint.test_time_views
 
@@ -78,7 +83,7 @@ def compare_runs(paths: list[Path]) -> list[str]:
     lines: list[str] = []
     for test_set, members in tables.items():
         if len(tables) > 1:
-            lines += ["", f"tested on {members[0].result.dataset} ({test_set[:8]})"]
+            lines += ["", f"tested on {members[0].tested_on} ({test_set[:8]})"]
         lines += _table(members)
     if unfinished:
         lines += ["", f"left out, as they have no result yet: {list_names(unfinished, _MOST_NAMED)}"]

@@ -192,6 +192,10 @@ def test_runs_with_other_test_images_are_in_another_table(tmp_path: Path) -> Non
     first, second = compare_runs([one]), compare_runs([other])
     both = ["tested on pets (dddddddd)", *first, "", "tested on pets (eeeeeeee)", *second]
     assert compare_runs([one, other]) == both
+    config = json.loads((other / "config.json").read_text())
+    config["fingerprint"]["image_size"] = 32
+    (other / "config.json").write_text(json.dumps(config))
+    assert "tested on pets at 32 x 32 pixels (eeeeeeee)" in compare_runs([one, other])
 
 
 def test_unfinished_runs_alone_are_refused(tmp_path: Path) -> None:
