@@ -68,16 +68,16 @@ class RepositoryFolder:
         if self._mirror is not None:
             self._note(self.fetch())
 
-    def fetch(self, name: str = "", version: int = 0) -> str:
+    def fetch(self, name: str = "", version: int = 0, serving: int | None = None) -> str:
         """Fetches what has changed in the remote repository. Returns why that failed; empty if it did not.
 
         Args:
-            version: of the model `name`, to fetch besides those that could serve; 0 for none.
+            name, version, serving: as of `Mirror.sync`.
         """
         if self._mirror is None:
             return ""
         try:
-            self._mirror.sync((name, version) if version else None)
+            self._mirror.sync(name, version, serving)
         except OSError as error:
             return f"the remote repository cannot be read: {describe(error)}"
         return self._mirror.refusal(name, version) if version else ""

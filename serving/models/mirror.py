@@ -56,11 +56,13 @@ class Mirror:
         """Why a version was not fetched, and the files that this holds for."""
         self._is_first = True
 
-    def sync(self, wanted: tuple[str, int] | None = None) -> None:
+    def sync(self, name: str = "", version: int = 0, serving: int | None = None) -> None:
         """Brings the copy to the state of the address.
 
         Args:
-            wanted: a model and a version of it to fetch besides those that its policy selects.
+            name: of a model of which more is known.
+            version: to fetch besides those that its policy selects; 0 for none.
+            serving: the version that serves, from which it may be rolled back: newer ones may not load.
 
         Raises:
             OSError: the address or the copy cannot be read or written. What is in the copy stays.
@@ -70,18 +72,18 @@ class Mirror:
             models = self._remote.list()
             if not models and fetched:
                 raise OSError(f"{self.address} holds no models any more")
-            for name, model in models.items():
-                extra = wanted[1] if wanted is not None and wanted[0] == name else 0
+            for each, model in models.items():
+                known = (version, serving) if each == name else (0, None)
                 try:
-                    self._sync_model(name, model, fetched.setdefault(name, {}), extra)
-                    self._said.pop((name, 0), None)
+                    self._sync_model(each, model, fetched.setdefault(each, {}), *known)
+                    self._said.pop((each, 0), None)
                 except OSError as error:
-                    self._say(name, 0, {}, describe(error))
+                    self._say(each, 0, {}, describe(error))
                 self._write_index(fetched)
-            for name in fetched.keys() - models.keys():
-                self._remove(self.folder / name)
-                del fetched[name]
-                logger.info("%s: gone from %s", name, self.address)
+            for gone in fetched.keys() - models.keys():
+                self._remove(self.folder / gone)
+                del fetched[gone]
+                logger.info("%s: gone from %s", gone, self.address)
             self._write_index(fetched)
             self._is_first = False
 
@@ -101,7 +103,7 @@ class Mirror:
             self._remote.write(f"{folder.name}/{PROMOTION_FILE}", to_bytes(promotion))
             write_locally(folder, promotion)
 
-    def _sync_model(self, name: str, model: RemoteModel, fetched: Tags, extra: int) -> None:
+    def _sync_model(self, name: str, model: RemoteModel, fetched: Tags, extra: int, serving: int | None) -> None:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         for file, tag in model.own.items():
@@ -113,7 +115,7 @@ class Mirror:
             (folder / file).unlink(missing_ok=True)
             del fetched[file]
         usable, tried = model.versions, set[int]()
-        while wanted := [version for version in _wanted(folder, usable, extra) if version not in tried]:
+        while wanted := [version for version in _wanted(folder, usable, extra, serving) if version not in tried]:
             tried.update(wanted)
             for version in wanted:
                 files = model.versions[version]
@@ -227,15 +229,19 @@ def _user_cache() -> Path:
     return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")) / "convoy"
 
 
-def _wanted(folder: Path, versions: Collection[int], extra: int) -> list[int]:
-    """Returns the versions to fetch: those that the policy selects, one to fall back to, and one to roll back to."""
+def _wanted(folder: Path, versions: Collection[int], extra: int, serving: int | None) -> list[int]:
+    """Returns the versions to fetch: those that the policy selects, one to fall back to, and one to roll back to.
+
+    Args:
+        serving: from which to roll back; None for the best one.
+    """
     try:
         policy, promotion = version_policy(read_config(folder)), read_promotion(folder)
     except (LoadError, PromotionError):  # the server says so, and keeps what it has
         return [extra] if extra in versions else []
     candidates = [version for version in policy.candidates(versions, promotion) if version in versions]
     wanted = candidates if policy.num_versions is None else candidates[: policy.num_versions + 1]
-    before = served_before(promotion, candidates[0] if candidates else None, versions)[:1]
+    before = served_before(promotion, serving or next(iter(candidates), None), versions)[:1]
     return [version for version in dict.fromkeys([*wanted, *before, extra]) if version in versions]
 
 

@@ -47,13 +47,15 @@ class Promotions:
     Args:
         find: returns a model by its name, or raises a ServingError.
         write: makes a choice durable, in the folder of a model.
-        fetch: brings a version of a remote repository; returns why it cannot.
+        fetch: brings a version of a remote repository, and the one before that which serves; returns why it cannot.
+        serving: returns the version of a model that requests get which name none; None for none.
     """
 
     changes: Changes
     find: Callable[[str], ModelVersions]
     write: Callable[[Path, Promotion], None]
-    fetch: Callable[[str, int], str] = lambda name, version: ""
+    fetch: Callable[[str, int, int | None], str] = lambda name, version, serving: ""
+    serving: Callable[[str], int | None] = lambda name: None
 
     def promote(self, name: str, version: int, caller: Caller = ANYONE) -> None:
         """Lets a version serve until a newer one is exported.
@@ -105,7 +107,7 @@ class Promotions:
         """
 
         def change() -> None:
-            if problem := self.fetch(name, version):
+            if problem := self.fetch(name, version, self.serving(name)):
                 raise Unavailable(problem)
             versions = self.find(name)
             serving, ready = versions.view.default, list(versions.ready())

@@ -72,7 +72,13 @@ class Repository:
         self._poll_interval_s = poll_interval_s
         self._changes = Changes()
         self._turn = LoadTurn(LOAD_PATIENCE_S, settings.num_loads, free_memory)
-        self.promotions = Promotions(self._changes, self._find, self._folder.write_promotion, self._folder.fetch)
+        self.promotions = Promotions(
+            self._changes,
+            self._find,
+            self._folder.write_promotion,
+            self._folder.fetch,
+            lambda name: self.standing(name)[0],
+        )
         self._lock = threading.Lock()
         """For the attributes below; never held while a model is loaded or a folder is read."""
         self._models: dict[str, ModelVersions] = {}

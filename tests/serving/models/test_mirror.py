@@ -75,7 +75,7 @@ def test_what_the_policy_could_serve_is_fetched_once(source, remote, mirror):
     mirror.sync()
     Mirror(remote, mirror.folder).sync()
     assert remote.fetched == [], "also after a restart"
-    mirror.sync(("m", 1))
+    mirror.sync("m", 1)
     assert sorted(remote.fetched) == ["m/1/manifest.json", "m/1/model.onnx"]
 
 
@@ -272,6 +272,15 @@ def test_a_roll_back_from_the_best_of_damaged_versions(source, mirror, open_repo
         main(("rollback", "m", *main_of_copy))
     assert (exited.value.code, read_promotion(source / "m").version) == (0, 2)
     assert "m serves version 2; rolled back from version 3 to version 2" in capsys.readouterr().out
+
+
+def test_a_roll_back_from_the_best_of_versions_that_do_not_load(source, mirror, open_repository):
+    write_version(source / "m", 4, b"no model", manifest={})
+    repository = open_repository(mirror)
+    assert ask(repository, "m") == 3
+    assert {path.split("/")[1] for path in visible(mirror.folder)} == {"3", "4", "config.pbtxt"}
+    repository.promotions.roll_back("m")
+    assert ask(repository, "m") == 2
 
 
 def test_in_explicit_mode_a_load_fetches(source, remote, mirror, open_repository, caplog):
