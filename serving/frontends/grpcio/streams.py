@@ -128,7 +128,7 @@ def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenF
         on_termination(context, stream.cancel)
         try:
             with streams.register(calls, context.peer(), stream.end, credentials_of(metadata)) as open_stream:
-                _start(threading.Thread(target=stream.read, args=(requests,), name="infer-stream", daemon=True))
+                _start(threading.Thread(target=stream.read, args=(requests,), name="infer-stream", daemon=True), calls)
                 for response in stream.responses():
                     if isinstance(response, bytes):
                         yield encode_stream_response(response)
@@ -145,8 +145,11 @@ def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenF
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def _start(reader: threading.Thread) -> None:
+def _start(reader: threading.Thread, calls: OpenCalls) -> None:
     """Starts the thread that reads a stream.
+
+    Args:
+        calls: counts the stream if it is refused.
 
     Raises:
         Unavailable: the process has no more threads.
@@ -154,7 +157,9 @@ def _start(reader: threading.Thread) -> None:
     try:
         reader.start()
     except RuntimeError as error:
-        raise Unavailable(f"the stream was not started: {error}") from error
+        refusal = Unavailable(f"the stream was not started: {error}")
+        calls.count_refused(refusal)
+        raise refusal from error
 
 
 def watch(health: Health, streams: OpenStreams, refusals: Refusals) -> grpc.RpcMethodHandler:
