@@ -172,7 +172,7 @@ class TestModelStreamInfer:
         assert held(services).payload == b"hold-%d" % MAX_IN_FLIGHT
 
     @ONCE
-    def test_without_a_thread_it_is_refused(self, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_a_thread_it_is_refused(self, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(thread: threading.Thread) -> None:
             if thread.name == "infer-stream":
                 raise RuntimeError("can't start new thread")
@@ -180,7 +180,8 @@ class TestModelStreamInfer:
 
         start = threading.Thread.start
         monkeypatch.setattr(threading.Thread, "start", refuse)
-        stream.send(b"hold")
+        stream = Stream(channel)
+        stream.close()
         error = refusal(stream.next)
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert error.details() == "the stream was not started: can't start new thread"
