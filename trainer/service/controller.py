@@ -21,7 +21,7 @@ from typing import Any
 from trainer.errors import ConfigError, TrainerError
 from trainer.service.engines import open_engine
 from trainer.service.engines.engine import Engine, EngineUnavailableError, Phase
-from trainer.service.jobs import ACTIVE, Devices, Job, JobState, Stop
+from trainer.service.jobs import Devices, Job, JobState, Stop
 from trainer.service.outcome import Outcome, after_failure, judge
 from trainer.service.progress import Progress
 from trainer.service.scheduling import Need, choose
@@ -72,9 +72,8 @@ class Controller:
         self.lease = self._store.acquire_lease(self._holder, LEASE_S)
         if self.lease is None:
             return False
-        for job in self._store.unfinished():
-            if job.state in ACTIVE:
-                self._guarded(self._follow, job, self.lease)
+        for job in self._store.active():
+            self._guarded(self._follow, job, self.lease)
         self._start_queued(self.lease)
         return True
 
@@ -144,10 +143,9 @@ class Controller:
         self._change(job, outcome.state, outcome.reason, lease, pause_s=outcome.pause_s, **values)
 
     def _start_queued(self, lease: Lease) -> None:
-        now, unfinished = self._store.now(), self._store.unfinished()
-        for name in sorted({job.spec.engine for job in unfinished if job.state is JobState.QUEUED}):
-            theirs = [job for job in unfinished if job.spec.engine == name]
-            ready = {job.id: job for job in theirs if job.state is JobState.QUEUED and not job.pause_s(now)}
+        active = self._store.active()
+        for name, waiting in self._store.queued(self._store.now()).items():
+            ready = {job.id: job for job in waiting}
             try:
                 machine = self.engine(name).capacity()
             except Exception as error:  # of an engine that is not installed any more, or somebody else's
@@ -162,7 +160,7 @@ class Controller:
                 starting = [(number, Devices()) for number in ready]
             else:
                 needs = [(number, need) for number, job in ready.items() if (need := _need(job, machine))]
-                starting = choose(needs, [job.devices for job in theirs if job.state in ACTIVE], machine)
+                starting = choose(needs, [job.devices for job in active if job.spec.engine == name], machine)
             for number, devices in starting:
                 self._guarded(partial(self._start, devices=devices), ready[number], lease)
 

@@ -83,13 +83,11 @@ def advance_until_idle(store: str) -> None:
         try:
             with JobStore(store) as jobs:
                 controller = Controller(jobs, engine_folder(store), after_end=pass_command(store))
-                while True:
+                advance(jobs, controller)
+                while (pause_s := jobs.next_pause_s()) is not None:
+                    time.sleep(pause_s)
                     advance(jobs, controller)
-                    now = jobs.now()
-                    pauses = [pause_s for job in jobs.unfinished() if (pause_s := job.pause_s(now))]
-                    if not pauses:
-                        return
-                    time.sleep(min(pauses))
+                return
         except (StoreError, ConfigError):  # its disk is full, or it is away: nobody else may start what waits
             time.sleep(_STORE_PAUSE_S)
 

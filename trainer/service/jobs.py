@@ -206,11 +206,6 @@ class Job:
     def run_folder(self) -> Path:
         return Path(self.spec.run_folder)
 
-    def pause_s(self, now: float) -> float:
-        """Returns how long a queued job still waits before it may start."""
-        pause_s = self.not_before - now
-        return pause_s if 0 < pause_s <= LONGEST_PAUSE_S else 0.0  # a longer one is of a clock that was put back
-
 
 @dataclass(frozen=True, slots=True)
 class Event:

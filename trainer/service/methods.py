@@ -241,6 +241,8 @@ def _owner(caller: Principal) -> str | None:
 def _check(spec: JobSpec) -> None:
     if spec.engine == "kubernetes" and _OF_THE_OPERATOR in spec.engine_options:
         raise ConfigError(f"engine option {_OF_THE_OPERATOR}: it is the service's own, CONVOY_KUBERNETES_TEMPLATE")
+    if any(word.partition("=")[0] in ("--run-dir", "--run_dir") for word in spec.arguments):
+        raise ConfigError("--run-dir: give it as run_folder, not among the arguments")
     check_options(spec.arguments)
 
 

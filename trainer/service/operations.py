@@ -195,7 +195,7 @@ class Operations:
             ConfigError: there is no such engine.
         """
         self._refresh()
-        jobs = [job for job in self._store.unfinished() if job.spec.engine == engine and job.state in ACTIVE]
+        jobs = [job for job in self._store.active() if job.spec.engine == engine]
         return Capacity(
             self._controller.engine(engine).capacity(),
             active=tuple(job.id for job in jobs),

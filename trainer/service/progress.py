@@ -1,5 +1,6 @@
 """Follows a run's `metrics.jsonl` while the run writes it."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any, Self
 
 from trainer.records.metrics import read_new_metrics
 
+STAGES = 200
+"""Of a number of steps until it is 2.7 times as large."""
 MAX_LINES = 200
 """Of one reading; those of steps in between are left out."""
 
@@ -40,21 +43,22 @@ class Progress:
         A run that goes on from a checkpoint writes the file anew; lines up to the step that is known are no news.
 
         Returns:
-            The progress after them, and the lines: every epoch and result, and the last one of steps that follow
-            each other.
+            The progress after them, and the lines: every epoch and result, and of steps the last one that was read
+            if they have grown by about half a percent, so that a training of a million steps gives a thousand events.
         """
         try:
             read = read_new_metrics(run_folder, self.offset)
         except OSError:
             return self, []
         new = [line for line in read.lines if self._is_news(line)]
-        kept = [line for line, after in zip_longest(new, new[1:]) if not _is_covered(line, after)]
+        newest = [line for line, after in zip_longest(new, new[1:]) if not _is_covered(line, after)]
         figures = dict(self.figures)
-        for line in kept:
+        for line in newest:
             figures |= line
-        step = max([self.step, *(line["step"] for line in kept)])
-        epoch = max([self.epoch, *(line["epoch"] for line in kept if line["kind"] == "epoch")])
-        return type(self)(read.offset, step, epoch, figures), kept[-MAX_LINES:]
+        step = max([self.step, *(line["step"] for line in newest)])
+        epoch = max([self.epoch, *(line["epoch"] for line in newest if line["kind"] == "epoch")])
+        told = [line for line in newest if line["kind"] != "step" or _stage(line["step"]) > _stage(self.step)]
+        return type(self)(read.offset, step, epoch, figures), told[-MAX_LINES:]
 
     def _is_news(self, line: dict[str, Any]) -> bool:
         match line["kind"]:
@@ -63,6 +67,10 @@ class Progress:
             case "epoch":
                 return bool(line["epoch"] > self.epoch)
         return bool(line["step"] >= self.step)
+
+
+def _stage(step: int) -> int:
+    return int(STAGES * math.log(step)) if step > 0 else -1
 
 
 def _is_covered(line: dict[str, Any], after: dict[str, Any] | None) -> bool:

@@ -14,13 +14,27 @@ import sqlalchemy as sa
 
 from trainer.errors import ConfigError, TrainerError
 from trainer.paths import printable
-from trainer.service.jobs import ACTIVE, FINAL, FOLLOWING, MAX_NUMBER, Devices, Event, Job, JobSpec, JobState, Stop
+from trainer.service.jobs import (
+    ACTIVE,
+    FINAL,
+    FOLLOWING,
+    LONGEST_PAUSE_S,
+    MAX_NUMBER,
+    Devices,
+    Event,
+    Job,
+    JobSpec,
+    JobState,
+    Stop,
+)
 from trainer.service.tables import connect, events, identities, jobs, leases
 
 CONTROLLER = "controller"
 """The name of the controllers' lease."""
 MAX_REASON = 1000
 """Characters of a reason, which may come from a program's output."""
+MAX_CONSIDERED = 1000
+"""Jobs of an engine that may start in one pass; others wait for one of these to start."""
 
 
 class UnknownJobError(ConfigError):
@@ -168,11 +182,34 @@ class JobStore:
             found = {JobState(state): number for state, number in connection.execute(query)}
         return {state: found.get(state, 0) for state in JobState}
 
-    def unfinished(self) -> list[Job]:
-        """Returns all jobs that are queued or active: higher priorities first, then in the order of their numbers."""
-        query = sa.select(jobs).where(jobs.c.state.in_([JobState.QUEUED, *ACTIVE]))
+    def active(self) -> list[Job]:
+        """Returns all jobs that are active."""
         with self._reads() as connection:
-            return [_job(row) for row in connection.execute(query.order_by(jobs.c.priority.desc(), jobs.c.id))]
+            return [_job(row) for row in connection.execute(sa.select(jobs).where(jobs.c.state.in_(ACTIVE)))]
+
+    def queued(self, now: float) -> dict[str, list[Job]]:
+        """Returns the jobs that may start now, by engine: the first of each, as thousands may wait.
+
+        Those of higher priorities come first, then they have the order of their numbers.
+        """
+        order = sa.func.row_number().over(partition_by=jobs.c.engine, order_by=(jobs.c.priority.desc(), jobs.c.id))
+        ready = (
+            sa.select(jobs.c.id, order.label("place")).where(jobs.c.state == JobState.QUEUED, ~_pauses(now)).subquery()
+        )
+        query = sa.select(jobs).join(ready, jobs.c.id == ready.c.id).where(ready.c.place <= MAX_CONSIDERED)
+        found: dict[str, list[Job]] = {}
+        with self._reads() as connection:
+            for row in connection.execute(query.order_by(jobs.c.priority.desc(), jobs.c.id)):
+                found.setdefault(row.engine, []).append(_job(row))
+        return found
+
+    def next_pause_s(self) -> float | None:
+        """Returns when the first of the jobs that wait for their pause may start, in seconds; None if none does."""
+        query = sa.select(sa.func.min(jobs.c.not_before)).where(jobs.c.state == JobState.QUEUED)
+        with self._reads() as connection:
+            now = self._now(connection)
+            first = connection.scalar(query.where(_pauses(now)))
+            return None if first is None else float(first) - now
 
     def change(
         self,
@@ -324,6 +361,11 @@ class JobStore:
         now = connection.scalar(sa.select(sa.func.extract("epoch", sa.func.clock_timestamp())))
         assert now is not None
         return float(now)
+
+
+def _pauses(now: float) -> sa.ColumnElement[bool]:
+    """Returns whether a queued job waits for its pause; a longer one than any is of a clock that was put back."""
+    return (jobs.c.not_before > now) & (jobs.c.not_before <= now + LONGEST_PAUSE_S)
 
 
 @contextmanager

@@ -329,6 +329,19 @@ def test_a_killed_runner_takes_the_job_with_it_after_a_save(
     wait_for(run / "saved")
 
 
+def test_a_job_that_does_not_listen_is_ended_without_its_runner(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); (run / 'ready').touch(); time.sleep(60)"
+    job, _ = store.add(script(code), owner="ada")
+    run_until(controller, store, job.id, JobState.RUNNING)
+    wait_for(tmp_path / "runs" / str(job.id) / "ready")
+    (process,) = (tmp_path / store.identity).glob("jobs/*/attempt-1/process.json")
+    os.kill(json.loads(process.read_text())["pid"], signal.SIGKILL)
+    store.request_stop(store.get(job.id), Stop.KILL)
+    assert run_until(controller, store, job.id, *FINAL).reason.startswith("ended at once")
+
+
 def test_jobs_of_another_store_in_the_same_folder_are_others(
     store: JobStore, controller: Controller, script: Script, tmp_path: Path
 ) -> None:
@@ -370,6 +383,18 @@ def test_an_exit_code_has_its_room_before_the_disk_is_full(tmp_path: Path) -> No
     filled = (tmp_path / "exit.json").stat()
     assert (filled.st_ino, filled.st_size) == (room.st_ino, room.st_size)
     assert json.loads((tmp_path / "exit.json").read_text())["code"] == -15
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOMEM, 1), (errno.ENOENT, 127)])
+def test_a_machine_without_room_for_a_process_is_a_failure_that_may_pass(
+    number: int, code: int, tmp_path: Path
+) -> None:
+    script = "import pathlib, sys; from trainer.service.engines import local_runner as runner\n"
+    script += f"def fail(*_, **__): raise OSError({number}, 'no room')\n"
+    script += "runner.subprocess.Popen = fail; command = {'arguments': ['x'], 'folder': '/', 'environment': {}}\n"
+    script += "runner.run(pathlib.Path(sys.argv[1]), 0, command)"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60)
+    assert json.loads((tmp_path / "exit.json").read_text())["code"] == code
 
 
 def test_what_the_cluster_ended_is_queued_again_and_is_no_failure(

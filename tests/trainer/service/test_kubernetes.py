@@ -266,12 +266,12 @@ def test_a_watch_that_a_proxy_cuts_every_time_is_no_trouble(monkeypatch: pytest.
 
         def _watch(self) -> None:
             self._know()
-            self._over.wait(0.1)
+            self._over.wait(0.15)
             raise EngineUnavailableError("cut")
 
-    monkeypatch.setattr(kubernetes_mirror, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(kubernetes_mirror, "_LONGEST_PAUSE_S", 0.1)
     mirror = CutMirror(Api(), "/pods", "a=b")
-    until = time.monotonic() + 0.6
+    until = time.monotonic() + 0.8
     while time.monotonic() < until:
         assert mirror.find("a", "b") == []
         time.sleep(0.005)

@@ -1,6 +1,7 @@
 """Following `metrics.jsonl` while a run writes it, and writes it anew after a restart."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ def test_each_line_is_read_once_and_of_steps_the_last_one(tmp_path: Path) -> Non
     progress, lines = Progress.from_json(json.loads(json.dumps(progress.to_json()))).advanced(tmp_path)
     assert lines == [step(11, 2)]
     assert progress.advanced(tmp_path) == (progress, [])
+
+
+def test_a_long_training_gives_few_events_and_its_newest_figures(tmp_path: Path) -> None:
+    progress, told = Progress(), []
+    for number in range(50, 20_000, 50):
+        write(tmp_path, step(number))
+        progress, lines = replace(progress, offset=0).advanced(tmp_path)
+        told += [line["step"] for line in lines]
+        assert (progress.step, progress.figures["step"]) == (number, number)
+    assert told[:150] == list(range(50, 7550, 50))
+    assert len(told) < 350
+    write(tmp_path, step(1_000_000), step(1_000_050))
+    _, lines = replace(progress, offset=0).advanced(tmp_path)
+    assert [line["step"] for line in lines] == [1_000_050]
 
 
 def test_steps_that_are_done_again_after_a_restart_are_no_news(tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ def test_errors_have_a_status_and_one_sentence(api: httpx.Client, tmp_path: Path
         ("POST", "/v1/jobs", {"json": {"spec": {"run_folder": "/a\0"}}}, 400, "must not contain the character NUL"),
         ("POST", "/v1/jobs", {"json": {"spec": {"environment": {"A=B": "c"}}}}, 400, "'A=B' is no name of a variable"),
         ("POST", "/v1/jobs", {"json": {"spec": {"arguments": ["--epochs", "x"]}}}, 400, "--epochs x: must be a whole"),
+        ("POST", "/v1/jobs", {"json": {"spec": {"arguments": ["--run-dir=x"]}}}, 400, "give it as run_folder"),
         ("POST", "/v1/jobs", {"json": {"key": "a\0"}}, 400, "key: must be at most 255 printable characters"),
         ("POST", "/v1/jobs", {"json": {"spec": KUBERNETES}}, 400, "template: it is the service's own"),
         ("POST", "/v1/jobs", {"json": {"spec": NEW_LINE}}, 400, "its value must be one line"),

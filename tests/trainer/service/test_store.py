@@ -156,10 +156,14 @@ def test_jobs_are_found_by_page_owner_and_state(store: JobStore) -> None:
     assert [job.id for job in store.find(owner="ada", states=[JobState.CANCELLED])] == [2]
 
 
-def test_the_queue_is_in_the_order_of_priorities_and_numbers(store: JobStore) -> None:
-    for priority in (0, 5, 0, 5):
-        store.add(replace(SPEC, priority=priority), owner="ada")
-    assert [job.id for job in store.unfinished()] == [2, 4, 1, 3]
+def test_the_queue_is_in_the_order_of_priorities_and_numbers(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for priority, engine in ((0, "a"), (5, "a"), (0, "a"), (5, "a"), (0, "b")):
+        store.add(replace(SPEC, priority=priority, engine=engine), owner="ada")
+    queued = store.queued(store.now())
+    assert {engine: [job.id for job in found] for engine, found in queued.items()} == {"a": [2, 4, 1, 3], "b": [5]}
+    monkeypatch.setattr(store_module, "MAX_CONSIDERED", 2)
+    queued = store.queued(store.now())
+    assert {engine: [job.id for job in found] for engine, found in queued.items()} == {"a": [2, 4], "b": [5]}
 
 
 def test_others_jobs_do_not_exist(store: JobStore) -> None:
@@ -220,18 +224,19 @@ def test_a_damaged_database_says_so(store: JobStore, url: str) -> None:
         file.seek(4096)
         file.write(b"x" * (size - 4096))
     with pytest.raises(StoreError, match=r"malformed|disk I/O"):
-        store.unfinished()
+        store.active()
 
 
-@pytest.mark.parametrize(("put_back_s", "pause_s"), [(0, 60), (30, 90), (3600, 0), (-3600, 0)])
+@pytest.mark.parametrize(("put_back_s", "pause_s"), [(0, 60), (30, 90), (3600, None), (-3600, None)])
 def test_a_pause_ends_whatever_the_clock_does(
-    put_back_s: float, pause_s: float, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    put_back_s: float, pause_s: float | None, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, _ = store.add(SPEC, owner="ada")
-    queued = store.change(store.change(job, JobState.STARTING), JobState.QUEUED, pause_s=60)
+    store.change(store.change(job, JobState.STARTING), JobState.QUEUED, pause_s=60)
     now = time.time()
     monkeypatch.setattr(store_module.time, "time", lambda: now - put_back_s)
-    assert queued.pause_s(store.now()) == pytest.approx(pause_s, abs=1)
+    assert store.next_pause_s() == (None if pause_s is None else pytest.approx(pause_s, abs=1))
+    assert bool(store.queued(store.now())) is (pause_s is None)
 
 
 def test_services_that_create_one_new_store_at_once_agree_on_it(url: str) -> None:

@@ -11,7 +11,6 @@ The lock decides everything: an attempt is alive while it is held. Whoever start
 hands it to the runner, so that no attempt is ever started twice; the kernel frees it when the runner dies.
 """
 
-import errno
 import fcntl
 import os
 import signal
@@ -19,7 +18,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ from trainer.service.engines.engine import EngineUnavailableError, Phase, Plan, 
 from trainer.service.jobs import Devices, Job, JobSpec, JobState, Stop
 from trainer.service.logs import rank_logging
 
-_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
-"""Errors of a machine that has no room now."""
 _SIGNALS = {Stop.SAVE: signal.SIGTERM, Stop.KILL: signal.SIGQUIT}
 
 
@@ -118,14 +115,19 @@ class LocalEngine(AttemptFolders):
                 if lock is not None:
                     write_json(self._attempt(job) / "exit.json", {"code": -_SIGNALS[stop]})
             return
-        with suppress(ProcessLookupError, PermissionError):
-            number = int(process["pid"])
+        number = int(process["pid"])
+        try:
             descriptor = os.pidfd_open(number)  # this process, and no later one of its number
             try:
-                if local_runner.start_time(number) == process["start_time"]:
-                    signal.pidfd_send_signal(descriptor, _SIGNALS[stop])
+                if local_runner.start_time(number) != process["start_time"]:
+                    raise ProcessLookupError(number)
+                signal.pidfd_send_signal(descriptor, _SIGNALS[stop])
             finally:
                 os.close(descriptor)
+        except ProcessLookupError:
+            # Somebody has killed the runner; the kernel has sent its child SIGTERM, to which that may not listen.
+            if stop is Stop.KILL and _is_locked(self._attempt(job) / "lock"):
+                local_runner.kill_session(int(process["session"]))
 
     @contextmanager
     def _unless_begun(self, job: Job) -> Iterator[int | None]:
@@ -146,7 +148,7 @@ class LocalEngine(AttemptFolders):
                 has_begun = any((folder / name).exists() for name in ("process.json", "exit.json"))
                 yield None if has_begun else lock.fileno()
         except OSError as error:
-            kind = EngineUnavailableError if error.errno in _PASSING else TrainerError
+            kind = EngineUnavailableError if error.errno in local_runner.PASSING else TrainerError
             raise kind(f"cannot start job {job.id} in {folder}: {error.strerror or error}") from error
 
     def _command(self, job: Job) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sys
 if __name__ == "__main__" and os.fork():  # the process that starts jobs waits for this one, and not for the imports
     os._exit(0)
 
+import errno
 import json
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from typing import Any
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 EXIT_BYTES = 128
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
+"""Errors of a machine that has no room now."""
 ORPHANS_S = 10.0
 """Processes that the command has left may end by themselves for so long."""
 
@@ -39,7 +42,7 @@ def main(folder: Path, lock: int) -> None:
 def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
     """Runs the attempt in `folder` to its end."""
     _call_prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphaned ranks become children of this process
-    here = {"pid": os.getpid(), "start_time": start_time(os.getpid())}
+    here = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "session": os.getsid(0)}
     child: subprocess.Popen[bytes] | None = None
     asked: list[int] = []
 
@@ -74,7 +77,8 @@ def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         with suppress(OSError):
             (folder / "log").write_text(f"error: cannot start {command['arguments'][0]}: {error}\n")
-        _fill(folder / "exit.json", {"code": 127, "time": time.time()})
+        code = 1 if isinstance(error, OSError) and error.errno in PASSING else 127  # which no other attempt would mend
+        _fill(folder / "exit.json", {"code": code, "time": time.time()})
         return
     if asked:
         _pass_on(asked[-1], child.pid)
@@ -129,6 +133,16 @@ def _kill_descendants() -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+
+
+def kill_session(session: int) -> None:
+    """Kills every process of a session, and below it."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[3]) == session:
+                pid = int(path.parent.name)
+                for number in (*_descendants(pid), pid):
+                    os.kill(number, signal.SIGKILL)
 
 
 def _descendants(pid: int) -> list[int]:
