@@ -122,8 +122,12 @@ def list_folder(root: Path) -> Listing:
         raise ConfigError(f"{error.filename} is a file, not a folder of images") from error
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
-    unused = [] if folders["train"] == root else [name for name in _class_names(root) if name.lower() not in _SPLITS]
-    notes = [f"{name} is not used: images are in {folders['train'].name}" for name in unused]
+    if folders["train"] == root:
+        doubtful = [name for name in classes if name.lower() in _SPLITS and name.lower() != "train"]
+        notes = [f"{name} is a class here; a part would be {name}/<class>/, beside train/<class>/" for name in doubtful]
+    else:
+        unused = [name for name in _class_names(root) if name.lower() not in _SPLITS]
+        notes = [f"{name} is not used: images are in {folders['train'].name}" for name in unused]
     notes += [_describe(skipped, "file", " skipped")] if skipped else []
     passed_over |= {path for folder in {root, *folders.values()} for path in _system_folders(folder)}
     names = Counter(path.name for path in sorted(passed_over))
@@ -154,8 +158,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
     misnamed = [name for name in misnamed if _holds_only_folders(root / name)]
     if misnamed:
         raise ConfigError(
-            f"{root} has {' and '.join(misnamed)}, which look like splits of a data set, not like classes: name them "
-            "train, val and test (train is required), or give another folder"
+            f"{root} has {' and '.join(misnamed)}, whose folders look like classes: put the images to train on into "
+            "train/<class>/; val/<class>/ and test/<class>/ are optional"
         )
     if is_flat:
         return {"train": root}

@@ -48,15 +48,18 @@ def test_misnamed_split_folders_are_refused(tmp_path: Path, load: Load, names: s
         for name in "ab":
             put_class(tmp_path / "x" / part / name, 3)
     misnamed = [name for name in sorted(names.split()) if name not in ("train", "cat")]
-    with pytest.raises(ConfigError, match=f"x has {' and '.join(misnamed)}, which look like splits of a data set"):
+    with pytest.raises(ConfigError, match=f"x has {' and '.join(misnamed)}, whose folders look like classes"):
         load(tmp_path / "x")
 
 
-def test_classes_may_have_names_of_splits(tmp_path: Path, load: Load) -> None:
+def test_classes_may_have_names_of_splits(tmp_path: Path, load: Load, logged: list[str]) -> None:
     for name in ("dev", "test", "val/sub"):
         put_class(tmp_path / "x" / name, 5)
     put_class(tmp_path / "x" / "val", 5)
     assert load(tmp_path / "x").classes == ("dev", "test", "val")
+    assert [line.partition(": ")[2] for line in logged[:2]] == [
+        f"{name} is a class here; a part would be {name}/<class>/, beside train/<class>/" for name in ("test", "val")
+    ]
 
 
 def test_a_class_may_be_named_train(tmp_path: Path, load: Load) -> None:
