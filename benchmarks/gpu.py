@@ -7,8 +7,9 @@
 - ranks: our vector and DDP, on the GPUs that there are, or two ranks that share one.
 
 `--peer FILE ...` (airbench94_muon.py, hiverge's cifar10_speedrun.py) measures the clock alone, ours and theirs in turn,
-20 runs each. Writes `benchmarks/results/gpu-DATE.json` and a table in Markdown, after each part; with `--part`, their
-names have the parts. A part that fails is named at the end of the table, and the others are measured all the same.
+20 runs each. Writes `gpu-DATE.json` and a table in Markdown after each part; with `--part`, their names have the parts.
+What fails, or is cut off by SIGTERM, is named at the end of the table, and the rest is measured and written all the
+same.
 """
 
 import argparse
@@ -20,8 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any
 
 import torch
 from gpu_tables import table
+from parts import Parts
 from training import ROOT, run_json, write_results
 from turns import Child
 from warm_loop import open_run, wait_for
@@ -48,6 +50,7 @@ COMPILED = ("mnist", "cifar10", "cifar10-resnet18")
 CLOCKED = ("cifar10-fast", "cifar10")
 COLD = ("mnist", "cifar10-fast", "cifar10")
 NUM_TOGETHER = {"mnist": (1, 4, 16, 32, 64), "mnist-fast": (1, 16, 64)}
+REDUCED = ("mnist", "mnist-fast", "cifar10", "cifar10-resnet18")
 NUM_WARM_UP = 20
 BLOCK = 5
 """Trainings of a program before the next one has its turn."""
@@ -61,28 +64,13 @@ LINES = {
 """Lines of a training, of which the time is told."""
 
 
-class Bench:
+class Bench(Parts):
     """The command line, the time that is left, and the data sets."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(60 * args.minutes)
         self.args = args
-        self.until = time.monotonic() + 60 * args.minutes
-        self.failures: dict[str, str] = {}
-        """What failed, and why."""
         self._datasets: dict[str, Dataset] = {}
-
-    @property
-    def is_over(self) -> bool:
-        return bool(time.monotonic() > self.until)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Context of a part, whose failure is told and ends nothing else."""
-        try:
-            yield
-        except (Exception, SystemExit) as error:
-            self.failures[name] = (str(error).strip() or type(error).__name__)[-1000:]
-            print(f"{name} failed: {self.failures[name]}", file=sys.stderr, flush=True)
 
     def config(self, recipe: str, **changes: Any) -> TrainConfig:
         return TrainConfig(recipe=recipe, dataset=self.args.dataset, data_dir=self.args.data_dir, **changes)
@@ -175,31 +163,41 @@ def measure_clock(bench: Bench, found: dict[str, Any]) -> None:
             child = children[name] = Child([sys.executable, *command])
             found[name] = {**child.prepared, "runs": child.results}
             print(f"{name} is ready after {child.prepared['ready_seconds']:.0f} s", flush=True)
-    while any(len(child.results) < bench.args.runs for child in children.values()) and not bench.is_over:
-        for name, child in children.items():
-            child.run(min(BLOCK, bench.args.runs - len(child.results)))
-            print(f"{name}: {child.results[-1]}", flush=True)
-    for child in children.values():
-        child.close()
+    waiting = dict(children)
+    while waiting and not bench.is_over:
+        for name, child in list(waiting.items()):
+            number = min(BLOCK, bench.args.runs - len(child.results))
+            with bench.part(f"clock of {name}"):
+                child.run(number)
+                print(f"{name}: {child.results[-1]}", flush=True)
+            if f"clock of {name}" in bench.left_out or len(child.results) >= bench.args.runs:
+                del waiting[name]
+    for name, child in children.items():
+        with bench.part(f"end of {name}"):
+            child.close()
 
 
 def measure_cold(bench: Bench, found: dict[str, Any]) -> None:
     """Finds whole commands, with everything from the start of Python to the report: kernels are compiled anew."""
     for _ in range(bench.args.rounds):
         for recipe in COLD:
-            if bench.is_over:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                run = Path(folder) / "run"
-                options = ["--num-validation", "0", "--no-export", "--run-dir", str(run)]
-                command = [sys.executable, "-m", "convoy", "train", recipe, *options, *bench.options()]
-                seconds, until = _time_lines(command, TRITON_CACHE_DIR=f"{folder}/cache", PYTHONUNBUFFERED="1")
-                result = _read_result(run)
-            accuracy = result.get("test_accuracy_with_views", result["test_accuracy"])
-            figures = {"seconds": seconds, "train_seconds": result["train_seconds"], "test_accuracy": accuracy}
-            figures["seconds_until"] = until
-            found.setdefault(recipe, []).append(figures)
-            print(f"command of {recipe}: {figures}", flush=True)
+            if not bench.is_over:
+                with bench.part(f"command of {recipe}"):
+                    figures = _time_command(bench, recipe)
+                    found.setdefault(recipe, []).append(figures)
+                    print(f"command of {recipe}: {figures}", flush=True)
+
+
+def _time_command(bench: Bench, recipe: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        options = ["--num-validation", "0", "--no-export", "--run-dir", str(run)]
+        command = [sys.executable, "-m", "convoy", "train", recipe, *options, *bench.options()]
+        seconds, until = _time_lines(command, TRITON_CACHE_DIR=f"{folder}/cache", PYTHONUNBUFFERED="1")
+        result = _read_result(run)
+    accuracy = result.get("test_accuracy_with_views", result["test_accuracy"])
+    figures = {"seconds": seconds, "train_seconds": result["train_seconds"], "test_accuracy": accuracy}
+    return {**figures, "seconds_until": until}
 
 
 def measure_seeds(bench: Bench, found: dict[str, Any]) -> None:
@@ -208,25 +206,13 @@ def measure_seeds(bench: Bench, found: dict[str, Any]) -> None:
     with World.join(bench.args.device) as world:
         for recipe, numbers in NUM_TOGETHER.items():
             for number in numbers:
-                if bench.is_over:
-                    continue
-                config = bench.config(recipe, epochs=2)
-                runs = [open_run(replace(config, seed=seed), world, bench.dataset(config))[0] for seed in range(number)]
-                branches = Branches(runs, print)
-                branches.train_epoch(0)
-                began = time.perf_counter()
-                branches.train_epoch(1)
-                wait_for(world.device)
-                seconds = time.perf_counter() - began
-                branches.release()
-                found["side by side"].setdefault(recipe, {})[str(number)] = {
-                    "microseconds_a_step_of_all": 1e6 * seconds / runs[0].steps_per_epoch,
-                    "images_per_second": number * len(runs[0].train_indices) / seconds,
-                }
-                print(f"{number} seeds of {recipe}: {found['side by side'][recipe][str(number)]}", flush=True)
-                del runs, branches
-                if world.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                if not bench.is_over:
+                    with bench.part(f"{number} seeds of {recipe}"):
+                        rates = _time_seeds(bench, recipe, number, world)
+                        found["side by side"].setdefault(recipe, {})[str(number)] = rates
+                        print(f"{number} seeds of {recipe}: {rates}", flush=True)
+                    if world.device.type == "cuda":
+                        torch.cuda.empty_cache()
     if not bench.is_over and world.device.type == "cuda":
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
@@ -234,6 +220,22 @@ def measure_seeds(bench: Bench, found: dict[str, Any]) -> None:
             _run([sys.executable, "-m", "convoy", "study", "seeds", "--run-dir", str(study), *bench.options()])
             found["study of 100 seeds of mnist"] = {"seconds": time.perf_counter() - began, **_shares(study)}
             print(f"study of 100 seeds: {found['study of 100 seeds of mnist']}", flush=True)
+
+
+def _time_seeds(bench: Bench, recipe: str, number: int, world: World) -> dict[str, float]:
+    config = bench.config(recipe, epochs=2)
+    runs = [open_run(replace(config, seed=seed), world, bench.dataset(config))[0] for seed in range(number)]
+    branches = Branches(runs, print)
+    branches.train_epoch(0)
+    began = time.perf_counter()
+    branches.train_epoch(1)
+    wait_for(world.device)
+    seconds = time.perf_counter() - began
+    branches.release()
+    return {
+        "microseconds_a_step_of_all": 1e6 * seconds / runs[0].steps_per_epoch,
+        "images_per_second": number * len(runs[0].train_indices) / seconds,
+    }
 
 
 def _shares(study: Path) -> dict[str, float]:
@@ -246,14 +248,17 @@ def _shares(study: Path) -> dict[str, float]:
 
 def measure_ranks(bench: Bench, found: dict[str, Any]) -> None:
     """Finds the ways to add up gradients, on all GPUs, or on two ranks that share the only one."""
-    if bench.is_over:
-        return
-    ranks = max(2, torch.cuda.device_count())
+    ranks, is_shared = max(2, torch.cuda.device_count()), torch.cuda.device_count() < 2
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    shared = ["--allow-shared-gpu", "--recipes", "mnist", "cifar10-resnet18", "--steps", "30", "--rounds", "3"]
-    is_shared = torch.cuda.device_count() < 2
-    found |= run_json([*launcher, "benchmarks/reductions.py", *bench.options(), *(shared if is_shared else [])])
-    found["one_gpu_is_shared"] = is_shared
+    shared = ["--allow-shared-gpu", "--steps", "30", "--rounds", "3"] if is_shared else []
+    for recipe in ("mnist", "cifar10-resnet18") if is_shared else REDUCED:
+        if not bench.is_over:
+            with bench.part(f"ranks, {recipe}"):
+                options = ["--recipes", recipe, *bench.options(), *shared]
+                figures = run_json([*launcher, "benchmarks/reductions.py", *options])
+                found |= {"ranks": figures["ranks"], "one_gpu_is_shared": is_shared}
+                found.setdefault("microseconds_a_step", {}).update(figures["microseconds_a_step"])
+                print(f"{ranks} ranks, {recipe}: {figures['microseconds_a_step'][recipe]}", flush=True)
 
 
 def _run(command: list[str]) -> None:
@@ -303,6 +308,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=default_data_dir(), help="folder of data sets")
     parser.add_argument("--dataset", help="instead of the recipes', such as synthetic, to try this program")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this program")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the two files")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: no CUDA device here; this measures training on one")
@@ -317,12 +323,12 @@ def main() -> None:
             f"`python benchmarks/gpu.py {' '.join(sys.argv[1:])}` on {machine['device']}, torch {machine['torch']}. "
             "Medians, in brackets the smallest and the largest; programs of a table take turns.",
             "",
-            *table(measured, bench.failures),
+            *table(measured, bench.left_out),
         ]
         name = "-".join(["gpu", *(args.part or [])])
-        write_results(name, "Training on a GPU", machine, {**measured, "failures": bench.failures}, lines)
-    if bench.failures:
-        sys.exit(f"error: not measured: {', '.join(bench.failures)}")
+        write_results(name, "Training on a GPU", machine, {**measured, "failures": bench.left_out}, lines, args.out)
+    if bench.left_out:
+        sys.exit(f"error: not measured: {', '.join(bench.left_out)}")
 
 
 if __name__ == "__main__":

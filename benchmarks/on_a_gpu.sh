@@ -27,27 +27,30 @@ python3 -c "import pytest_timeout" 2> /dev/null && limit="-p pytest_timeout --ti
 python3 -c "import xdist" 2> /dev/null && parallel="-p xdist -n 4 --dist loadfile"
 # shellcheck disable=SC2086 # several words
 [ $# -gt 0 ] || set -- $parts
-failed=0
-touch "$out/began" # older results are of other sessions
-for part in "$@"; do
-  began=$(date +%s)
-  case $part in
+measure() {
+  case $1 in
     tests)
       # shellcheck disable=SC2086 # several words
       timeout -s INT -k 20 420 python3 -m pytest -m gpu -v --durations=20 --continue-on-collection-errors $limit $parallel \
         --log-level=INFO -p no:cacheprovider --data-dir="$data"
       ;;
     decoders)
-      python3 benchmarks/jpegs.py "$out/jpegs" --files 500 &&
+      timeout -k 10 60 python3 benchmarks/jpegs.py "$out/jpegs" --files 500 &&
         timeout -k 10 120 python3 benchmarks/decoders.py "$out/jpegs"
+      set -- $?
       rm -rf "$out/jpegs"
+      return "$1"
       ;;
-    serving) timeout -k 10 150 python3 benchmarks/serving_gpu.py ;;
-    *) timeout -k 10 420 python3 benchmarks/gpu.py --part "$part" --minutes 5 --data-dir "$data" ;;
-  esac > "$out/$part.log" 2>&1
+    serving) timeout -k 10 150 python3 benchmarks/serving_gpu.py --out "$out" ;;
+    *) timeout -k 10 420 python3 benchmarks/gpu.py --part "$1" --minutes 5 --data-dir "$data" --out "$out" ;;
+  esac
+}
+failed=0
+for part in "$@"; do
+  began=$(date +%s)
+  measure "$part" > "$out/$part.log" 2>&1
   code=$?
   [ $code = 0 ] || failed=1
-  find benchmarks/results -name 'gpu-*' -newer "$out/began" -exec cp {} "$out" \;
   tail -n 40 "$out/$part.log"
   echo "== $part: exit code $code after $(($(date +%s) - began)) s"
 done

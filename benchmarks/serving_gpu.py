@@ -20,9 +20,9 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))  # before this folder, which has a program `servin
 
 import onnxruntime  # noqa: E402
 from google.protobuf import text_format  # noqa: E402
+from parts import Parts  # noqa: E402
 from serving_gpu_tables import table  # noqa: E402
 from torch.export.passes import move_to_device_pass  # noqa: E402
 from training import write_results  # noqa: E402
@@ -83,25 +84,15 @@ BACKENDS = {
 }
 
 
-class Bench:
-    """The command line, the folder of models, the time that is left, and what was left out."""
+class Bench(Parts):
+    """The command line, the folder of models, and the time that is left."""
 
     def __init__(self, args: argparse.Namespace, repository: Path) -> None:
+        super().__init__(args.seconds)
         self.args = args
         self.gpu = 0 if args.device == "cuda" else None
         self.device = torch.device(args.device, self.gpu)
         self.repository = repository
-        self.until = time.monotonic() + args.seconds
-        self.left_out: dict[str, str] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Context of a part whose failure is told and ends nothing else."""
-        try:
-            yield
-        except (Exception, SystemExit) as error:
-            self.left_out[name] = (str(error).strip() or type(error).__name__)[-1000:]
-            print(f"{name}: {self.left_out[name]}", file=sys.stderr, flush=True)
 
     def has_time(self, name: str, reserve_s: float = 0) -> bool:
         if time.monotonic() + reserve_s < self.until:
