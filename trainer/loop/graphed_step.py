@@ -1,6 +1,6 @@
 """Training steps that are replayed as CUDA graphs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ class GraphedStep:
         if self._graph is None or self._batch is None or not _same_shape(batch, self._batch):
             self._num_eager_left = max(0, self._num_eager_left - 1)
             return self._eager(batch)
-        self._copy(batch, self._batch)
+        overwrite([self._batch], [batch])
         self._graph.replay()
         assert self._result is not None
         return self._result
@@ -81,21 +81,13 @@ class GraphedStep:
         torch.cuda.current_stream().wait_stream(self._stream)
 
     def _capture(self, batch: Batch) -> None:
-        static = replace(
-            batch,
-            images=batch.images.clone() if batch.owns_images else batch.images,
-            indices=batch.indices.clone(),
-            labels=batch.labels.clone(),
-            augment_params=batch.augment_params.clone(),
-            dropout_seeds=batch.dropout_seeds.clone(),
-            lr_factor=batch.lr_factor.clone(),
-        )
+        static = own_copy(batch)
         activity, captured, reason = self._world.activity, None, ""
         with activity.slow_phase(), activity.capturing():
             try:
                 captured = self._record(static)
             except RuntimeError as error:
-                reason = (str(_root_cause(error)).splitlines() or [type(error).__name__])[0]
+                reason = reason_of(error)
         reasons = self._world.all_gather_object(reason)
         if captured is not None and not any(reasons):
             (self._graph, self._result), self._batch = captured, static
@@ -115,13 +107,6 @@ class GraphedStep:
         with torch.cuda.graph(graph, stream=self._stream):
             result = self._step(batch)
         return graph, result
-
-    @staticmethod
-    def _copy(source: Batch, target: Batch) -> None:
-        if target.owns_images:
-            target.images.copy_(source.images)
-        torch._foreach_copy_(_whole_numbers(target), _whole_numbers(source))  # one kernel for tensors of one type
-        torch._foreach_copy_([target.augment_params, target.lr_factor], [source.augment_params, source.lr_factor])
 
 
 class GraphedStepByKind:
@@ -154,9 +139,34 @@ class GraphedStepByKind:
             step.release()
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    """Returns the first error: when a capture fails, each clean-up on the way out raises another one."""
-    return error if error.__context__ is None else _root_cause(error.__context__)
+def own_copy(batch: Batch) -> Batch:
+    """Returns a batch with memory of its own, which a graph can read: all but the images that other batches share."""
+    return replace(
+        batch,
+        images=batch.images.clone() if batch.owns_images else batch.images,
+        indices=batch.indices.clone(),
+        labels=batch.labels.clone(),
+        augment_params=batch.augment_params.clone(),
+        dropout_seeds=batch.dropout_seeds.clone(),
+        lr_factor=batch.lr_factor.clone(),
+    )
+
+
+def overwrite(targets: Sequence[Batch], sources: Sequence[Batch]) -> None:
+    """Copies batches into those of `own_copy`, besides the images by two kernels: one for each type of numbers."""
+    for target, source in zip(targets, sources, strict=True):
+        if target.owns_images:
+            target.images.copy_(source.images)
+    for numbers in (_whole_numbers, _fractions):
+        to, of = ([tensor for batch in batches for tensor in numbers(batch)] for batches in (targets, sources))
+        torch._foreach_copy_(to, of)
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns why a capture failed, in one line: when it fails, each clean-up on the way out raises another error."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _describe_failures(reasons: list[str]) -> str:
@@ -168,6 +178,10 @@ def _describe_failures(reasons: list[str]) -> str:
 
 def _whole_numbers(batch: Batch) -> list[torch.Tensor]:
     return [batch.indices, batch.labels, batch.dropout_seeds]
+
+
+def _fractions(batch: Batch) -> list[torch.Tensor]:
+    return [batch.augment_params, batch.lr_factor]
 
 
 def _same_shape(a: Batch, b: Batch) -> bool:

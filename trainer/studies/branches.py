@@ -8,13 +8,12 @@ but the images, which no step writes: each run gets the bits that it would get a
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from trainer.errors import DivergenceError
-from trainer.loop.graphed_step import NUM_EAGER_STEPS
+from trainer.loop.graphed_step import NUM_EAGER_STEPS, overwrite, own_copy, reason_of
 from trainer.loop.look_ahead import LookAhead
 from trainer.loop.rehearsal import compile_now
 from trainer.loop.run import Run
@@ -122,7 +121,7 @@ class _GraphedBranches:
             self._eager(batches)
             return
         graph, static = self._graphs[kinds]
-        _copy(batches, static)
+        overwrite(static, batches)
         graph.replay()
 
     def release(self) -> None:
@@ -138,14 +137,14 @@ class _GraphedBranches:
         current.wait_stream(self._stream)
 
     def _capture(self, batches: list[Batch]) -> None:
-        static = [_clone(batch) for batch in batches]
+        static = [own_copy(batch) for batch in batches]
         try:
             graph = self._record(static)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             self._may_capture = False
-            self._log(f"warning: no CUDA graph, the steps run one kernel at a time: {str(error).splitlines()[0]}")
+            self._log(f"warning: no CUDA graph, the steps run one kernel at a time: {reason_of(error)}")
             return
         self._graphs[_kinds_of(batches)] = graph, static
 
@@ -171,33 +170,6 @@ class _GraphedBranches:
 
 def _kinds_of(batches: list[Batch]) -> Kinds:
     return tuple(batch.kind for batch in batches)
-
-
-def _clone(batch: Batch) -> Batch:
-    """Returns the batch with tensors of its own, except for the images, into which it points."""
-    return replace(
-        batch,
-        indices=batch.indices.clone(),
-        labels=batch.labels.clone(),
-        augment_params=batch.augment_params.clone(),
-        dropout_seeds=batch.dropout_seeds.clone(),
-        lr_factor=batch.lr_factor.clone(),
-    )
-
-
-def _copy(sources: list[Batch], targets: list[Batch]) -> None:
-    """Copies the batches by two operations: one for each type of number."""
-    for parts in (_whole_numbers, _fractions):
-        to, source = ([tensor for batch in batches for tensor in parts(batch)] for batches in (targets, sources))
-        torch._foreach_copy_(to, source)
-
-
-def _whole_numbers(batch: Batch) -> list[torch.Tensor]:
-    return [batch.indices, batch.labels, batch.dropout_seeds]
-
-
-def _fractions(batch: Batch) -> list[torch.Tensor]:
-    return [batch.augment_params, batch.lr_factor]
 
 
 def train_side_by_side(

@@ -147,6 +147,14 @@ class FakeGraph:
     def reset(self) -> None: ...
 
 
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+
+
+@pytest.mark.usefixtures("streams")
 @pytest.mark.parametrize("recipe", [replace(MUON, resolutions=((0.5, 20),)), DROPOUT], ids=["muon", "mixed"])
 def test_replays_get_their_own_inputs(
     recipe: Recipe, mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -158,9 +166,6 @@ def test_replays_get_their_own_inputs(
         graphs.append(FakeGraph(branches, batches))
         return graphs[-1]
 
-    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(_GraphedBranches, "_record", record)
     runs = make_runs({0: recipe, 1: recipe}, mini, tmp_path)
     branches = Branches(runs, print)
@@ -171,6 +176,24 @@ def test_replays_get_their_own_inputs(
     for run in runs:
         run.use_final_weights()
     assert weights_sha256(runs[1].learner.model) == lone_digest(recipe, mini, tmp_path, seed=1)
+
+
+@pytest.mark.usefixtures("streams")
+def test_a_capture_that_fails_leaves_the_steps_eager_and_tells_its_first_cause(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(branches: _GraphedBranches, batches: list[Batch]) -> FakeGraph:
+        try:
+            raise RuntimeError  # some of torch's say nothing
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(_GraphedBranches, "_record", record)
+    [run] = make_runs({0: replace(MUON, epochs=1)}, mini, tmp_path)
+    branches, lines = Branches([run], print), list[str]()
+    branches._compute = _GraphedBranches([run.learner.train_step], branches._totals, lines.append)
+    assert math.isfinite(branches.train_epoch(0)[0])
+    assert lines == ["warning: no CUDA graph, the steps run one kernel at a time: RuntimeError"]
 
 
 @pytest.mark.gpu
