@@ -41,7 +41,7 @@ class ImageDecoder:
         num_threads: None for one for each CPU that the process may use.
 
     Attributes:
-        num_images: that have been decoded.
+        num_images: whose decoding has begun.
         seconds: that decoding took, summed over the threads.
     """
 
@@ -91,20 +91,22 @@ class ImageDecoder:
             self._num_bytes -= num_bytes
 
     @contextmanager
-    def room(self, num_pixels: int) -> Iterator[None]:
-        """Waits until so many more pixels may be decoded, and measures how long that takes."""
+    def room(self, num_pixels: int, is_new: bool = True) -> Iterator[None]:
+        """Waits until so many more pixels may be decoded, and measures how long that takes.
+
+        Args:
+            is_new: False for an image that is decoded once more, which counts once.
+        """
         with self._changed:
             while self._num_pixels and self._num_pixels + num_pixels > MAX_PIXELS_AT_ONCE:
                 self._changed.wait()
             self._num_pixels += num_pixels
         began = time.monotonic()
-        num_images = 0
         try:
             yield
-            num_images = 1  # a file with damaged metadata fails, and is decoded again
         finally:
             with self._changed:
-                self.num_images += num_images
+                self.num_images += is_new
                 self.seconds += time.monotonic() - began
                 self._num_pixels -= num_pixels
                 self._changed.notify_all()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -147,19 +148,22 @@ def check_headers(files: list[bytes]) -> None:
 
 
 def decode_file(
-    files: list[bytes], index: int, images: ImageTensor, room: Callable[[int], AbstractContextManager[None]]
+    files: list[bytes], index: int, images: ImageTensor, room: Callable[[int, bool], AbstractContextManager[None]]
 ) -> Pixels:
     """Decodes and prepares one of the files, as in the training. Returns pixels of the model's shape, [C, H, W].
 
     Args:
-        room: is entered with the number of pixels while they are decoded.
+        room: is entered with the number of pixels while they are decoded, and whether this is the first time: a file
+            may be decoded once more, without its metadata.
 
     Raises:
         InvalidArgument: it is refused for its header, or cannot be decoded.
     """
 
+    attempts = count(1)
+
     def prepare(image: "Image") -> Pixels:
-        with room(_check_header(files[index], image)):
+        with room(_check_header(files[index], image), next(attempts) == 1):
             return images.preprocessing.prepare(image, images.shape)
 
     return _use(files, index, prepare)

@@ -37,9 +37,13 @@ class Held:
         self.go_on = threading.Semaphore(0)
 
     def __call__(
-        self, files: list[bytes], index: int, images: ImageTensor, room: Callable[[int], AbstractContextManager[None]]
+        self,
+        files: list[bytes],
+        index: int,
+        images: ImageTensor,
+        room: Callable[[int, bool], AbstractContextManager[None]],
     ) -> Pixels:
-        with room(4):
+        with room(4, True):
             self.began.put(files[index])
             assert self.go_on.acquire(timeout=WAIT_S)
             if files[index] == b"crash":

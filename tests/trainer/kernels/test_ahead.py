@@ -106,7 +106,7 @@ def test_a_rehearsed_kernel_is_compiled_in_the_background_and_ready_to_be_starte
     assert gpu.started == gpu.launchers
     assert gpu.compiled == ["merge_sums"]
     compilation.close()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 def read(path: Path) -> bytes:
@@ -169,7 +169,7 @@ def test_threads_end_when_a_run_does(gpu: Gpu) -> None:
             fused.add_up(torch.ones(programs, 3))
     for compilation in (never, ended):
         compilation.close()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 def tensors(state: Any) -> list[torch.Tensor]:

@@ -453,7 +453,7 @@ class TestStop:
         server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
         server.start()
         httpx.post(url(server, INFER), json=REQUEST)
-        assert set(threading.enumerate()) > before
+        assert set(threading.enumerate()) - before
         server.stop(5)
         assert set(threading.enumerate()) <= before
 
