@@ -130,6 +130,10 @@ def export_trained(run: Run, plan: ExportPlan, result: Result) -> str:
         ExportError: a format failed the parity check, the model is clearly worse than the newest version, or the
             repository cannot be written.
     """
+    version = find_version(plan.model.path, result.weights_sha256, run=run.folder.path.absolute().name)
+    if version is not None:
+        run.progress.log(f"exported to {version} before this run was interrupted")
+        return str(version)
     from trainer.export.pipeline import export  # imports onnx, which takes a second and would delay the first step
 
     try:

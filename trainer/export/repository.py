@@ -213,12 +213,17 @@ class RepositoryModel:
             raise ExportError(f"cannot write to the model repository {self.repository}: {reason}") from error
 
 
-def find_version(model: Path, weights_sha256: str) -> Path | None:
-    """Returns the newest version of a model, in the folder `model`, with these weights; None if there is none."""
+def find_version(model: Path, weights_sha256: str, *, run: str | None = None) -> Path | None:
+    """Returns the newest version of a model, in the folder `model`, with these weights; None if there is none.
+
+    Args:
+        run: the name of the run folder that it must be from.
+    """
     versions = (path for path in model.glob("*/") if path.name.isascii() and path.name.isdecimal())
     for version in sorted(versions, key=lambda path: int(path.name), reverse=True):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not a version of ours
-            if json.loads((version / MANIFEST).read_text())["origin"]["weights_sha256"] == weights_sha256:
+            origin = json.loads((version / MANIFEST).read_text())["origin"]
+            if origin["weights_sha256"] == weights_sha256 and (run is None or origin["run"] == run):
                 return version
     return None
 

@@ -13,7 +13,8 @@ from tests.trainer.records.results import RESULT
 from tests.trainer.sinks.sink_runs import run_folder
 from trainer.augmentation import Square
 from trainer.config import TrainConfig
-from trainer.export.plan import check_complete, repository_model
+from trainer.export.plan import ExportOptions, ExportPlan, check_complete, export_trained, repository_model
+from trainer.export.repository import RepositoryModel
 from trainer.loop.run import Run
 
 
@@ -58,3 +59,19 @@ def test_a_complete_run_is_exported_unless_it_was(
     replace(RESULT, exported=exported).write(run.result_path)
     assert check_complete(run, config, ALONE, lines.append) is is_done
     assert lines == [f"{run.path} is complete; nothing to do."] * is_done
+
+
+def test_a_version_that_a_killed_process_of_the_run_has_published_is_not_published_again(tmp_path: Path) -> None:
+    """It was killed between that and `result.json`."""
+    for version, run_name in ((1, "run"), (2, "another")):
+        folder = tmp_path / f"models/tools/{version}"
+        folder.mkdir(parents=True)
+        origin = {"weights_sha256": RESULT.weights_sha256, "run": run_name}
+        (folder / "manifest.json").write_text(json.dumps({"origin": origin}))
+    lines: list[str] = []
+    progress = SimpleNamespace(log=lines.append)
+    run = cast(Run, SimpleNamespace(folder=run_folder(tmp_path / "run"), progress=progress))
+    model = RepositoryModel(repository=tmp_path / "models", name="tools", image_shape=(3, 8, 8), labels=("a", "b"))
+    plan = ExportPlan(model=model, options=ExportOptions(device=ALONE.device))
+    assert export_trained(run, plan, RESULT) == str(tmp_path / "models/tools/1")
+    assert len(lines) == 1
