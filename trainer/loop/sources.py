@@ -56,7 +56,7 @@ class ResidentSource:
         draws_ahead: draws an epoch's samples while the one before is trained; by default for a GPU, which would wait.
 
     Raises:
-        ConfigError: they are decoded on demand.
+        ConfigError: they are decoded on demand, or do not fit in the GPU's memory.
     """
 
     def __init__(self, run: Run, images: torch.Tensor | None = None, *, draws_ahead: bool | None = None) -> None:
@@ -67,10 +67,19 @@ class ResidentSource:
                 f"{run.dataset.name} is streamed, and seeds that train together need images in memory: give --source "
                 "resident, or a smaller --image-size"
             )
-        self.images = train.images.to(run.world.device) if images is None else images
+        self.images = self._upload(train) if images is None else images
         self._draws_ahead = run.world.device.type == "cuda" if draws_ahead is None else draws_ahead
         self._ahead: tuple[int, Future[EpochSamples]] | None = None
         self._epoch: int | None = None
+
+    def _upload(self, train: ImageSet) -> torch.Tensor:
+        try:
+            return train.images.to(self._run.world.device)
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"the GPU's memory does not hold the {len(train.images):,} training images of "
+                f"{train.images.nbytes / 1e9:.1f} GB: give --source streamed, or a smaller --image-size"
+            ) from None
 
     def batch(self, step: int) -> Batch:
         """Returns slices of the epoch's samples. The first step of an epoch draws them."""

@@ -43,6 +43,20 @@ def test_the_line_names_the_options(world: dict[str, int], advice: str, mini: Da
     assert "\n" not in text
 
 
+def test_images_that_do_not_fit_are_told_so(mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(SHORT, mini, tmp_path / "run")
+
+    def fail(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "to", fail)
+    with (
+        StopRequest() as stop,
+        pytest.raises(ConfigError, match=r"not hold the 5,000 training images of 0"),
+    ):
+        fit(run, stop)
+
+
 def test_impossible_numbers_of_parts_are_refused() -> None:
     with pytest.raises(ConfigError, match="--grad-accumulation 200 of a global batch of 100 images: use at most"):
         TrainConfig(grad_accumulation=200).resolve()
