@@ -13,6 +13,8 @@ GOOD_STEPS = 500
 """BiT (arXiv 1912.11370) fine-tunes on any set of fewer than 20,000 images for as many."""
 GOOD_STEPS_OF = {"photos": 1200, "finetune-efficientnet-lite0": 90}
 """Of recipes that are made for small sets, in place of the steps on the data set that others were chosen on."""
+MAX_EPOCHS = 75
+"""With batches of MIN_BATCH_SIZE. Of 120 pictures in 5 classes, `photos` learned as much in 75 epochs as in 150."""
 FEW_STEPS = 0.6
 """Share of the good number of steps below which a training ends before the network has learned what it can."""
 STEPS_PER_EPOCH = 16
@@ -53,7 +55,7 @@ def has_few_steps(recipe: Recipe, num_images: int) -> bool:
     """Returns whether the set is too small for the recipe: too few steps, even if not for fewer epochs than usual."""
     usual = _usual(recipe)
     longest = replace(recipe, epochs=max(recipe.epochs, usual.epochs))
-    return _num_steps(longest, num_images) < FEW_STEPS * _good_steps(usual)
+    return _num_steps(longest, num_images) < FEW_STEPS * _good_steps(usual, num_images)
 
 
 def choose_batch_and_epochs(recipe: Recipe, num_images: int, *, batch_size: int | None = None) -> tuple[int, int]:
@@ -69,7 +71,8 @@ def choose_batch_and_epochs(recipe: Recipe, num_images: int, *, batch_size: int 
     """
     if batch_size is None:
         batch_size = min(recipe.global_batch_size, max(MIN_BATCH_SIZE, _batch_of_epoch(num_images)))
-    return batch_size, max(recipe.epochs, math.ceil(_good_steps(recipe) / math.ceil(num_images / batch_size)))
+    num_steps = _good_steps(recipe, num_images)
+    return batch_size, max(recipe.epochs, math.ceil(num_steps / math.ceil(num_images / batch_size)))
 
 
 def describe_batch(recipe: Recipe, usual: int) -> str:
@@ -142,13 +145,13 @@ def _options(recipe: Recipe, num_images: int, batch_size: int) -> str:
 def _advise_on_images(recipe: Recipe, size: DatasetSize) -> Iterator[str]:
     rare = {name: count for name, count in size.num_training_by_class.items() if count < MIN_IMAGES_PER_CLASS}
     if rare:
-        rarest = min(rare, key=lambda name: rare[name])
+        rarest, have = min(rare, key=lambda name: rare[name]), "has" if len(rare) == 1 else "have"
         is_fine_tuned = recipe.is_fine_tuning
         other = (
             "" if is_fine_tuned or size.num_channels != 3 else ", or try --recipe finetune-resnet18 --image-size 224"
         )
         yield (
-            f"{len(rare):,} of {len(size.num_training_by_class):,} classes have fewer than {MIN_IMAGES_PER_CLASS} "
+            f"{len(rare):,} of {len(size.num_training_by_class):,} classes {have} fewer than {MIN_IMAGES_PER_CLASS} "
             f"training images ({rarest!r} has {rare[rarest]}): expect errors there; add images{other}"
         )
     if 0 < size.num_validation < MIN_VALIDATION_IMAGES:
@@ -170,10 +173,9 @@ def _batch_of_epoch(num_images: int) -> int:
     return 1 << max(0, round(math.log2(num_images / STEPS_PER_EPOCH)))
 
 
-def _good_steps(recipe: Recipe) -> int:
-    if recipe.name in GOOD_STEPS_OF:
-        return GOOD_STEPS_OF[recipe.name]
-    return min(GOOD_STEPS, usual_steps(recipe) or GOOD_STEPS)
+def _good_steps(recipe: Recipe, num_images: int) -> int:
+    good = GOOD_STEPS_OF.get(recipe.name) or min(GOOD_STEPS, usual_steps(recipe) or GOOD_STEPS)
+    return min(good, MAX_EPOCHS * math.ceil(num_images / MIN_BATCH_SIZE))
 
 
 def _num_steps(recipe: Recipe, num_images: int) -> int:

@@ -81,9 +81,14 @@ TABLE = (
 """The first row that fits is chosen; the last one fits everything."""
 
 
-def choose(facts: FolderFacts) -> Row:
-    """Returns the row of the table for a folder."""
-    return next(row for row in TABLE if row.fits(facts))
+def choose(facts: FolderFacts, recipe: str | None = None) -> Row:
+    """Returns the row of the table for a folder.
+
+    Args:
+        recipe: that the user has chosen: if it has rows, the first of them that fits, or else its last one.
+    """
+    rows = tuple(row for row in TABLE if row.recipe == recipe) or TABLE
+    return next((row for row in rows if row.fits(facts)), rows[-1])
 
 
 def describe(facts: FolderFacts) -> str:

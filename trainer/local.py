@@ -130,7 +130,7 @@ def _recipe_name(reference: str) -> str:
 
 def _resolve_folder(run: TrainConfig, given: Collection[str], num_ranks: int) -> tuple[TrainConfig, str]:
     facts = _look_at_folder(run)
-    choice = choose(facts)
+    choice = choose(facts, run.recipe if "--recipe" in given else None)
     why = "" if "--recipe" in given else f": {choice.why}"
     if "--recipe" not in given:
         run = replace(run, recipe=choice.recipe)

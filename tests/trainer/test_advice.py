@@ -9,6 +9,7 @@ import pytest
 
 from trainer.advice import (
     GOOD_STEPS_OF,
+    MAX_EPOCHS,
     MIN_BATCH_SIZE,
     NUM_TRAINING_IMAGES,
     DatasetSize,
@@ -82,8 +83,7 @@ def test_the_suggested_batch_and_epochs_give_enough_steps(num_images: int) -> No
         batch_size, epochs = choose_batch_and_epochs(recipe, num_images)
         assert MIN_BATCH_SIZE <= batch_size <= recipe.global_batch_size
         assert recipe.epochs <= epochs
-        most = 170 if recipe.name in GOOD_STEPS_OF else 42
-        assert epochs <= max(recipe.epochs, most) or batch_size == MIN_BATCH_SIZE
+        assert epochs <= max(recipe.epochs, MAX_EPOCHS if batch_size == MIN_BATCH_SIZE else 170)
         fitted = replace(recipe.with_global_batch_size(batch_size), epochs=epochs)
         for real in (num_images, num_images * 8 // 10):  # the number is an estimate, before images are held out
             assert not has_few_steps(fitted, real)

@@ -11,6 +11,14 @@ PHOTOS = {"num_training": 700, "short_side": 375, "has_gpu": False}
 
 
 @pytest.mark.parametrize(
+    ("recipe", "image_size"), [("cifar10-small", 32), ("photos", 160), ("finetune-resnet18", 224), (None, 224)]
+)
+def test_a_recipe_that_is_given_has_images_of_its_size(recipe: str | None, image_size: int) -> None:
+    facts = FolderFacts(num_training=700, short_side=375, has_gpu=False, has_package=True)
+    assert choose(facts, recipe).image_size == image_size
+
+
+@pytest.mark.parametrize(
     ("facts", "recipe", "image_size"),
     [
         (PHOTOS, "photos", 160),

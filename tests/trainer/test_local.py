@@ -46,7 +46,7 @@ def put_images(folder: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_images", "batch_size", "epochs"), [(10, 16, 1200), (300, 16, 75), (700, 32, 67), (1000, 64, 93)]
+    ("num_images", "batch_size", "epochs"), [(10, 16, 75), (150, 16, 75), (300, 16, 75), (700, 32, 67), (1000, 64, 93)]
 )
 def test_a_folder_gets_a_recipe_for_small_images_and_enough_steps(
     num_images: int, batch_size: int, epochs: int, tmp_path: Path
