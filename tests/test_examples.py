@@ -15,7 +15,7 @@ from tests.conftest import ROOT, clean_environment, wait_for
 from trainer.data import Dataset
 
 EXAMPLES = ROOT / "examples"
-MODEL = "mnist-fast"
+RECIPE, MODEL = "mnist-fast", "my-images"
 CLASSES = 2
 
 
@@ -50,7 +50,7 @@ def trained(folder_of_images: Path, data_dir: Path, tmp_path_factory: pytest.Tem
     """Runs folder_to_server.sh. Returns the model repository and the output."""
     work = tmp_path_factory.mktemp("work")
     script, image = EXAMPLES / "folder_to_server.sh", EXAMPLES / "digits/1.png"
-    options = (MODEL, "--image-size", "28", "--epochs", "16", "--device", "cpu")
+    options = ("--recipe", RECIPE, "--image-size", "28", "--epochs", "16", "--device", "cpu")
     output = run(data_dir, "sh", script, folder_of_images, image, *options, cwd=work)
     return work / "models", output
 
