@@ -1,5 +1,7 @@
 """The grpcio server: its address, options and certificates; how it starts and stops."""
 
+import logging
+
 import grpc
 
 from convoy.auth import TokenFile
@@ -32,6 +34,9 @@ MESSAGE_GRACE_S = 5.0
 
 _POLL_S = 0.05
 _JOIN_TIMEOUT_S = 5.0
+
+# A client whose metadata are no text must not fill the log with stacks: gRPC's core goes on with what it can read.
+logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not str(record.msg).startswith("Invalid encoding"))
 
 
 class GrpcioFrontend:

@@ -146,8 +146,11 @@ class TestOddCalls:
 
     @pytest.mark.parametrize("value", [b"\xff\xfe", b"\x80", "größe".encode("latin-1")])
     @pytest.mark.parametrize("name", [b"x-odd", b"authorization"])
-    def test_with_metadata_that_are_not_unicode(self, server: Frontend, name: bytes, value: bytes) -> None:
+    def test_with_metadata_that_are_not_unicode(
+        self, server: Frontend, name: bytes, value: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
         assert raw_http2.call(server.port, (name, value)) >= len(EMPTY_MESSAGE)
+        assert caplog.records == []
 
     @pytest.mark.parametrize("timeout", [b"0m", b"99999999H", b"999999999H", b"-1S", b"abc"])
     def test_with_an_odd_timeout(self, server: Frontend, channel: grpc.Channel, timeout: bytes) -> None:
