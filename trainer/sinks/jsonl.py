@@ -23,7 +23,8 @@ class JsonLinesSink:
         self._num_steps = run.num_steps
         path = run.folder / METRICS_FILE
         with writing(path):
-            kept = [line for line in read_metrics(run.folder) if line["step"] <= run.from_step]
+            known = (line for line in read_metrics(run.folder) if line["kind"] != "result")  # to be written once more
+            kept = [line for line in known if line["step"] <= run.from_step]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
             self._file = path.open("ab")
 

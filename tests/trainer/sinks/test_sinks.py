@@ -40,6 +40,13 @@ def test_a_resumed_run_removes_lines_after_its_checkpoint(tmp_path: Path) -> Non
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(50, 50.0), (100, 100.0), (150, -1.0)]
 
 
+def test_a_run_that_was_killed_after_its_evaluation_has_one_result(tmp_path: Path) -> None:
+    for _ in range(2):
+        with opened(tmp_path, from_step=450) as sinks:
+            sinks.write("result", step=450, epoch=10, test_accuracy=0.9)
+    assert [line["kind"] for line in read_metrics(tmp_path)] == ["result"]
+
+
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
     whole = json.dumps({"kind": "step", "step": 1})
     (tmp_path / "metrics.jsonl").write_text(whole + "\n" + whole[:9])
