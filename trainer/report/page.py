@@ -105,10 +105,10 @@ def _headline(result: Result) -> str:
 
 
 def _balanced_accuracy(result: Result, confusion: torch.Tensor) -> float | None:
-    """Returns the balanced accuracy if the classes are unbalanced, or it is not the accuracy; else None."""
+    """Returns the balanced accuracy if it is not the accuracy, or the classes are unbalanced and some are wrong."""
     sizes = confusion.sum(dim=1)
     sizes, balanced = sizes[sizes > 0], result.balanced_accuracy
-    if balanced is None or not len(sizes):
+    if balanced is None or not len(sizes) or not result.test_errors:
         return None
     is_unbalanced = int(sizes.max()) > MAX_CLASS_RATIO * int(sizes.min())
     return balanced if is_unbalanced or abs(balanced - result.test_accuracy) > MAX_BALANCE_DIFFERENCE else None

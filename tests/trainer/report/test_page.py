@@ -271,9 +271,11 @@ def test_the_balanced_accuracy_of_unbalanced_classes_follows_the_headline(tmp_pa
     assert "98.52 % test accuracy: 6 of 406 images wrong balanced accuracy 50.00 %, the mean recall" in few_wrong
     assert "worst: few, 0.00 %" in few_wrong
     # Three images against two are 1.5 times as many: not unbalanced, unless the figures differ.
-    equal = balanced(tmp_path / "equal", [0] * 90 + [1] * 60, [0] * 90 + [1] * 60)
+    equal = balanced(tmp_path / "equal", [0] * 90 + [1] * 60, [1] + [0] * 89 + [1] * 59 + [0])
     assert "balanced" not in equal
-    assert "balanced accuracy 100.00 %" in balanced(tmp_path / "ratio", [0] * 91 + [1] * 60, [0] * 91 + [1] * 60)
+    ratio = balanced(tmp_path / "ratio", [0] * 91 + [1] * 60, [1] + [0] * 90 + [1] * 59 + [0])
+    assert "balanced accuracy 98.62 %" in ratio
+    assert "balanced" not in balanced(tmp_path / "all", [0] * 91 + [1] * 60, [0] * 91 + [1] * 60)  # none is wrong
     different = balanced(tmp_path / "different", [0] * 90 + [1] * 60, [0] * 90 + [1] * 50 + [0] * 10)
     assert "balanced accuracy 91.67 %" in different  # 93.33 % of all images
 
