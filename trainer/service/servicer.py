@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from convoy.auth import Principal
 from protos import training_pb2 as pb
@@ -31,6 +32,7 @@ _STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (JobStateError, grpc.StatusCode.FAILED_PRECONDITION),
     (StaleError, grpc.StatusCode.ABORTED),
     (ConfigError, grpc.StatusCode.INVALID_ARGUMENT),
+    (DecodeError, grpc.StatusCode.INVALID_ARGUMENT),
     (TrainerError, grpc.StatusCode.UNAVAILABLE),
 )
 _STREAMS = {"WatchJob", "StreamLogs"}
@@ -53,24 +55,36 @@ class Servicer:
         for method in pb.DESCRIPTOR.services_by_name["TrainingService"].methods:
             name, is_stream = method.name, method.name in _STREAMS
             make = grpc.unary_stream_rpc_method_handler if is_stream else grpc.unary_unary_rpc_method_handler
+            read = getattr(pb, method.input_type.name).FromString
             found[name] = make(
-                partial(self._stream if is_stream else self._call, getattr(self, f"_{name}")),
-                request_deserializer=getattr(pb, method.input_type.name).FromString,
+                partial(self._stream if is_stream else self._call, getattr(self, f"_{name}"), read),
                 response_serializer=getattr(pb, method.output_type.name).SerializeToString,
             )
         return grpc.method_handlers_generic_handler(SERVICE, found)
 
-    async def _call(self, method: Callable[..., Any], request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def _call(
+        self,
+        method: Callable[..., Any],
+        read: Callable[[bytes], Any],
+        content: bytes,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> Any:
         try:
-            return await method(request, self._caller(context))
+            caller = self._caller(context)
+            return await method(read(content), caller)
         except Exception as error:
             await self._abort(context, error)
 
     async def _stream(
-        self, method: Callable[..., Any], request: Any, context: grpc.aio.ServicerContext[Any, Any]
+        self,
+        method: Callable[..., Any],
+        read: Callable[[bytes], Any],
+        content: bytes,
+        context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[Any]:
         try:
-            found = method(request, self._caller(context))
+            caller = self._caller(context)
+            found = method(read(content), caller)
             async with aclosing(self._methods.while_valid(_metadata(context).get("authorization"), found)) as messages:
                 async for message in messages:
                     yield message

@@ -70,6 +70,17 @@ def test_errors_have_the_status_that_clients_expect(jobs: RemoteJobs, tmp_path: 
             call()
 
 
+def test_bytes_that_are_no_message_are_the_callers_mistake_and_leave_nothing_in_the_log(service: Service) -> None:
+    lines = len(service.lines)
+    with grpc.insecure_channel(service.address) as channel:
+        for method, make in (("GetJob", channel.unary_unary), ("WatchJob", channel.unary_stream)):
+            with pytest.raises(grpc.RpcError) as caught:
+                list(make(f"/convoy.training.v1.TrainingService/{method}")(b"\xff" * 9, timeout=20) or ())
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    service.kill()
+    assert [line for line in service.lines[lines:] if " INFO " not in line] == []
+
+
 def test_two_hundred_watch_one_job_and_one_goes_on_where_it_was(jobs: RemoteJobs, tmp_path: Path) -> None:
     job = jobs.submit(spec(tmp_path, SLOW), owner="")
     seen: list[list[int]] = []
