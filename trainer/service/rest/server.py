@@ -1,6 +1,7 @@
 """The port of the REST API: uvicorn on the event loop that gRPC uses too."""
 
 import asyncio
+import logging
 import math
 import ssl
 from collections.abc import Iterator
@@ -49,6 +50,8 @@ class RestServer:
             limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
+        # uvicorn warns of each request that is no HTTP: anybody who reaches the port could fill the disk.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
     async def start(self) -> None:
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
