@@ -235,9 +235,21 @@ def blank(mini: Dataset, number: int, channels: int, size: int) -> Dataset:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("name", "shape"), [("mnist-fast", (1, 28)), ("cifar10-fast", (3, 32))])
+@pytest.mark.parametrize(
+    ("name", "shape", "augment"),
+    [
+        ("mnist-fast", (1, 28), {}),
+        ("cifar10-fast", (3, 32), {}),
+        ("cifar10-fast", (3, 32), {"policy": "trivial", "rotate_degrees": 10.0}),  # which reads levels of the images
+    ],
+)
 def test_on_a_gpu_the_steps_of_a_run_compile_nothing(
-    name: str, shape: tuple[int, int], mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    shape: tuple[int, int],
+    augment: dict[str, Any],
+    mini: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     from triton import knobs
@@ -248,7 +260,7 @@ def test_on_a_gpu_the_steps_of_a_run_compile_nothing(
     assert choice.why_not(device) is None
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     forget_kernels()
-    recipe = replace(RECIPES[name], num_validation=0)
+    recipe = replace(RECIPES[name], num_validation=0, augment=replace(RECIPES[name].augment, **augment))
     world = replace(ALONE, device=device, on_leave=ExitStack())
     dataset = blank(mini, 2 * recipe.global_batch_size + 50, *shape)
     run = make_run(recipe, dataset, tmp_path / "run", world=world)
