@@ -104,6 +104,8 @@ def list_folder(root: Path) -> Listing:
     try:
         folders = _split_folders(root)
         classes = tuple(_classes(folders["train"]))
+        if len(classes) < 2 and _holds_images(folders["train"]):
+            raise ConfigError(f"{root} holds images itself: give the folder that holds one folder for each class")
         if not classes:
             raise ConfigError(f"{root} has no class folders: images belong in {root.name}/<class>/")
         if len(classes) < 2:
@@ -171,7 +173,11 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _holds_only_folders(folder: Path) -> bool:
     """Returns whether a folder has folders and no images."""
-    return bool(_class_names(folder)) and not any(path.suffix.lower() in EXTENSIONS for path in folder.iterdir())
+    return bool(_class_names(folder)) and not _holds_images(folder)
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(_extension(name) in EXTENSIONS for name in os.listdir(folder) if not name.startswith("."))
 
 
 def _class_names(folder: Path) -> list[str]:

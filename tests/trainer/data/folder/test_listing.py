@@ -203,8 +203,14 @@ def test_wrong_paths(tmp_path: Path, root: Path, load: Load) -> None:
         load(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="is a file, not a folder"):
         load(root / "cat" / "000.png")
-    with pytest.raises(ConfigError, match="has no class folders"):
+    with pytest.raises(ConfigError, match="images/cat holds images itself: give the folder that"):
         load(root / "cat")
+    put_class(root / "cat" / "more", 1)
+    with pytest.raises(ConfigError, match="images/cat holds images itself"):
+        load(root / "cat")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="has no class folders"):
+        load(tmp_path / "empty")
     put_class(tmp_path / "x" / "train" / "a", 1)
     put_class(tmp_path / "x" / "val" / "a", 1)
     put_class(tmp_path / "x" / "valid" / "a", 1)
