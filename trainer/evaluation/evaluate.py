@@ -131,7 +131,7 @@ def evaluate(
             with_views = predicted if views is None else views.argmax(dim=1)
             columns = [column.double() for column in (predicted, best.exp(), of_label.exp(), -of_label, with_views)]
             table[start : start + len(chunk)] = torch.stack(columns, dim=1).cpu()
-        table = world.all_reduce_sum(table.to(world.device)).cpu()
+        table = world.all_reduce_sum(table.to(world.device))
     return Evaluation(
         labels=images.labels[indices],
         predicted=table[:, 0].long(),

@@ -132,7 +132,7 @@ class TrainingLoop:
             self._log_if_due(epoch)
             if run.state.step % run.steps_per_epoch:  # a checkpoint at the epoch's end follows its validation
                 self.save_or_stop()
-        run.state.seconds = self._stopwatch.stop()
+        self._stop_clock()
 
     def _train_step(self, batch: Batch) -> None:
         run, self._lr_factor = self._run, batch.lr_factor
@@ -228,8 +228,13 @@ class TrainingLoop:
         self._run.state.seconds = self._stopwatch.read()
         self._saver.save_if_due()
         if self._stop_consensus.poll(self._stop.signal_number is not None):
-            self._run.state.seconds = self._stopwatch.stop()
+            self._stop_clock()
             raise self._save_and_interrupt()
+
+    def _stop_clock(self) -> None:
+        """Stops the clock when the last step is computed. All ranks call this."""
+        with self._run.world.activity.collective():  # a GPU waits here for the other ranks' part of the queued steps
+            self._run.state.seconds = self._stopwatch.stop()
 
     def _save_and_interrupt(self) -> Interrupted:
         """Saves, and returns the exception that ends the run on every rank and tells the user how to continue."""

@@ -237,11 +237,12 @@ class World:
         return gathered
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Returns the element-wise sum of every rank's `tensor`, in place; exact for integers."""
-        if self.size > 1:
-            with self.activity.collective():
-                dist.all_reduce(tensor)
-        return tensor
+        """Returns the element-wise sum of every rank's `tensor`, on the CPU; overwrites it. Exact for integers."""
+        if self.size == 1:
+            return tensor.cpu()
+        with self.activity.collective():
+            dist.all_reduce(tensor)
+            return tensor.cpu()  # NCCL's call only queues the sum: this waits for the other ranks
 
     def all_reduce_max(self, value: int) -> int:
         """Returns the largest `value` of any rank."""

@@ -22,6 +22,7 @@ from trainer.loop.learner import Learner
 from trainer.loop.look_ahead import LookAhead
 from trainer.loop.run import restore
 from trainer.loop.saving import SaveInterval
+from trainer.loop.stopwatch import Stopwatch
 from trainer.progress import Progress
 from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S, Activity
 from trainer.recipes import RECIPES, Augment, Recipe
@@ -266,3 +267,19 @@ def test_the_hang_timeout_follows_the_steps_and_is_short_from_the_second_epoch_o
     assert len(others) == 3
     assert all(3.0 <= timeout_s < 60 for timeout_s in others)
     assert in_validations == [60.0, 60.0]
+
+
+def test_the_wait_for_a_gpu_at_an_epochs_end_is_one_for_the_other_ranks(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its queued steps have collectives: only a rank that is known to wait tells that another one hangs."""
+    run, stop, waiting = make_run(SHORT, mini, tmp_path / "run"), Stopwatch.stop, list[bool]()
+
+    def stopped(watch: Stopwatch) -> float:
+        waiting.append(run.world.activity.waited_s is not None)
+        return stop(watch)
+
+    monkeypatch.setattr(Stopwatch, "stop", stopped)
+    with StopRequest() as request:
+        fit(run, request)
+    assert waiting == [True] * SHORT.epochs

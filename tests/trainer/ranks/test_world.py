@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.conftest import ROOT, clean_environment
 from trainer.errors import ConfigError
@@ -69,6 +70,18 @@ def run_ranks(
 
 def values_of(done: "subprocess.CompletedProcess[str]") -> list[object]:
     return [json.loads(line.removeprefix("VALUE ")) for line in re.findall("VALUE .*", done.stdout)]
+
+
+def test_a_rank_that_waits_for_a_sum_on_its_gpu_is_known_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's call returns at once, so that a rank that hangs in an evaluation would be noticed after ten minutes."""
+    world = World(rank=0, size=2, local_rank=0, device=torch.device("cpu"), num_threads=1)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
+
+    class OnGpu:
+        def cpu(self) -> bool:
+            return world.activity.waited_s is not None
+
+    assert world.all_reduce_sum(OnGpu()) is True  # type: ignore[arg-type, comparison-overlap]
 
 
 @pytest.mark.slow
