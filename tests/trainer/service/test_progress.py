@@ -36,13 +36,14 @@ def test_each_line_is_read_once_and_of_steps_the_last_one(tmp_path: Path) -> Non
 
 def test_a_long_training_gives_few_events_and_its_newest_figures(tmp_path: Path) -> None:
     progress, told = Progress(), []
-    for number in range(50, 20_000, 50):
+    early, late = range(50, 1000, 50), range(100_000, 110_000, 50)
+    for number in (*early, *late):
         write(tmp_path, step(number))
         progress, lines = replace(progress, offset=0).advanced(tmp_path)
         told += [line["step"] for line in lines]
         assert (progress.step, progress.figures["step"]) == (number, number)
-    assert told[:150] == list(range(50, 7550, 50))
-    assert len(told) < 350
+    assert told[: len(early)] == list(early)
+    assert 10 < len(told) - len(early) < 30
     write(tmp_path, step(1_000_000), step(1_000_050))
     _, lines = replace(progress, offset=0).advanced(tmp_path)
     assert [line["step"] for line in lines] == [1_000_050]

@@ -217,7 +217,7 @@ def test_a_full_database_says_so_and_loses_nothing(store: JobStore) -> None:
 
 
 def test_a_damaged_database_says_so(store: JobStore, url: str) -> None:
-    for _ in range(100):
+    for _ in range(10):
         store.add(SPEC, owner="ada")
     size = Path(url).stat().st_size
     with Path(url).open("r+b") as file:
