@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from gpu_tables import table
-from parts import Parts
+from parts import Parts, results_folder
 from training import ROOT, run_json, write_results
 from turns import Child
 from warm_loop import open_run, wait_for
@@ -308,10 +308,11 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=default_data_dir(), help="folder of data sets")
     parser.add_argument("--dataset", help="instead of the recipes', such as synthetic, to try this program")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this program")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the two files")
+    parser.add_argument("--out", type=Path, help="of the two files [default: benchmarks/results, on cpu a new folder]")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: no CUDA device here; this measures training on one")
+    args.out = results_folder(args.out, args.device)
     args.peer, args.data_dir = [path.absolute() for path in args.peer], args.data_dir.absolute()
     bench = Bench(args)
     machine = describe(torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu"))
@@ -326,7 +327,8 @@ def main() -> None:
             *table(measured, bench.left_out),
         ]
         name = "-".join(["gpu", *(args.part or [])])
-        write_results(name, "Training on a GPU", machine, {**measured, "failures": bench.left_out}, lines, args.out)
+        content = {**measured, "failures": bench.left_out}
+        write_results(name, "Training on a GPU", machine, content, lines, args.out)
     if bench.left_out:
         sys.exit(f"error: not measured: {', '.join(bench.left_out)}")
 

@@ -2,9 +2,11 @@
 
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class Parts:
@@ -38,3 +40,10 @@ class Parts:
     def _stop(self) -> None:
         self.until = 0.0
         sys.exit("the time was over (SIGTERM)")
+
+
+def results_folder(given: Path | None, device: str) -> Path:
+    """Returns the folder for results: without one, the repository's, or a new one where a program is only tried."""
+    if given is not None:
+        return given.absolute()
+    return Path(__file__).parent / "results" if device == "cuda" else Path(tempfile.mkdtemp(prefix="convoy-bench-"))

@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))  # before this folder, which has a program `servin
 
 import onnxruntime  # noqa: E402
 from google.protobuf import text_format  # noqa: E402
-from parts import Parts  # noqa: E402
+from parts import Parts, results_folder  # noqa: E402
 from serving_gpu_tables import table  # noqa: E402
 from torch.export.passes import move_to_device_pass  # noqa: E402
 from training import write_results  # noqa: E402
@@ -353,12 +353,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=85, help="after them, nothing new begins")
     parser.add_argument("--server-seconds", type=float, default=40, help="of them, kept for the server")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this program")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the two files")
+    parser.add_argument("--out", type=Path, help="of the two files [default: benchmarks/results, on cpu a new folder]")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         print("error: no CUDA device here; this measures serving on one", file=sys.stderr)
         sys.exit(2)
-    args.out = args.out.absolute()
+    args.out = results_folder(args.out, args.device)
     os.chdir(ROOT)  # where the server's process finds its modules
     measured: dict[str, Any] = {"alone": {}, "two": {}, "server": {}}
     with tempfile.TemporaryDirectory() as folder:
