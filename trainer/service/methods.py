@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from convoy.auth import Principal, TokenFile
+from convoy.threads import ThreadPool
 from trainer.errors import ConfigError, TrainerError
 from trainer.paths import printable
 from trainer.service.engines.engine import Plan
@@ -79,8 +79,8 @@ class Methods:
     def __init__(self, operations: Operations, tokens: TokenFile | None) -> None:
         self._operations = operations
         self._tokens = tokens
-        self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="store")
-        self._logs = ThreadPoolExecutor(NUM_LOGS, thread_name_prefix="logs")
+        self._pool = ThreadPool(NUM_THREADS, "store")
+        self._logs = ThreadPool(NUM_LOGS, "logs")
         self._watches = Watches(
             lambda number: self._in_thread(operations.look, number),
             lambda number, after: self._in_thread(operations.events, number, after=after),
