@@ -15,7 +15,8 @@ level; smaller folders count to the one above them, and what is left over beside
 In each class a fifth of the pictures, chosen by their digest, is the test part. A picture that has a mirrored copy or
 an equal file is never in it. `convoy train` takes its validation images, if any, from the rest.
 
-Writes `benchmarks/results/photographs-DATE.md`. With `--folder` it only sorts the pictures into that folder.
+Writes `benchmarks/results/photographs-DATE.md`, where the name tells which classes and which one way were chosen. With
+`--folder` it only sorts the pictures into that folder.
 """
 
 import argparse
@@ -245,8 +246,8 @@ def main() -> None:
         for way in (way for way in ways(args.cache.resolve(), args.ways)):
             results = [train([str(pictures.path), *way.options], seed) for seed in args.seeds]
             lines += write_table(way, results)
-    suffix = "" if args.classes == "all" else f"-{args.classes}"
-    path = ROOT / "benchmarks" / "results" / f"photographs{suffix}-{today()}.md"
+    chosen = [*([] if args.classes == "all" else [args.classes]), *(args.ways if len(args.ways) == 1 else [])]
+    path = ROOT / "benchmarks" / "results" / f"{'-'.join(['photographs', *chosen, today()])}.md"
     path.write_text("\n".join(lines).rstrip() + "\n")
     print(path.read_text())
 
