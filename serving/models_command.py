@@ -141,5 +141,5 @@ def _show(state: ModelState) -> None:
     choice = f"; {state.choice}, {state.time}" if state.choice else ""
     back = f"; rollback goes to version {state.before}" if state.before else ""
     print(f"{state.name} {serves}{choice}{back}")
-    rows = [(str(version.version), version.state, version.reason) for version in reversed(state.versions)]
+    rows = [(str(version.version), version.state or "-", version.reason) for version in reversed(state.versions)]
     show_table(("version", "state", "reason"), rows)

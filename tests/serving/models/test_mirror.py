@@ -298,7 +298,9 @@ def test_an_address_on_the_command_line(source, tmp_path, capsys):
     with pytest.raises(SystemExit) as exited:
         main(("pin", "m", "1", *where))
     assert (exited.value.code, read_promotion(source / "m").pinned) == (0, True)
-    assert "m serves version 1; version 1 is pinned" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "m serves version 1; version 1 is pinned" in shown
+    assert "\n1        -\n" in shown  # no server has told its state
     config = ServeConfig(model_repository=where[1], model_cache=tmp_path / "cache", device="cpu", num_threads=1)
     repository = Repository.from_config(config)
     try:
