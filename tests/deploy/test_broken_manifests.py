@@ -21,6 +21,7 @@ KINDS = {
     "ServiceAccount": ("dev", "ServiceAccount/serving"),
     "Service": ("dev", "Service/serving"),
     "PersistentVolumeClaim": ("dev", "PersistentVolumeClaim/models"),
+    "Pod": ("shell", "Pod/shell"),
     "Deployment": ("dev", "Deployment/serving"),
     "PodDisruptionBudget": ("dev", "PodDisruptionBudget/serving"),
     "HorizontalPodAutoscaler": ("dev", "HorizontalPodAutoscaler/serving"),
