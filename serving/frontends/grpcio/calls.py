@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _NO_FLAGS = 0
 
+Trailers = tuple[tuple[str, str], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -48,7 +50,6 @@ class Call:
     """One unary call; a `ResponseSink`. Other threads call only `succeed` and `fail`.
 
     Attributes:
-        began: on the clock of `time.monotonic`.
         deadline: on the clock of `time.monotonic`; None for none.
         request: is cancelled if the call is.
         trace: of an inference that is traced.
@@ -60,7 +61,6 @@ class Call:
         "_entry",
         "_method",
         "_queue",
-        "began",
         "deadline",
         "has_ended",
         "principal",
@@ -72,7 +72,6 @@ class Call:
         self._queue = queue
         self._method = method
         self._call = event.call
-        self.began = time.monotonic()
         self.deadline = deadline_after(event.call_details.deadline - time.time())
         self._entry = None if queue.access_log is None else queue.access_log.begin(method.path, self.peer())
         self.principal: Principal | None = None
@@ -87,21 +86,13 @@ class Call:
         return address
 
     def receive(self, metadata: tuple[Any, ...]) -> None:
-        """Asks gRPC's core for the message."""
-        self._queue.brief[self] = None
+        """Asks gRPC's core for the message, and for an event when the call ends."""
+        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
         if self._queue.tracing is not None and self._method.path == INFER:
             self.trace = self._queue.tracing.begin_call(metadata)
         if self._queue.tokens is None or self._authenticate(metadata):
             self._queue.silent.add(self)
             self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
-
-    def watch_end(self) -> None:
-        """Asks gRPC's core for an event when the call ends, with or without a response."""
-        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_close)
-
-    def wake(self, on_wake: Callable[[Any], None]) -> None:
-        """Makes an event at once, of no operations. Any thread may call it."""
-        self._call.start_server_batch((), on_wake)
 
     def _authenticate(self, metadata: tuple[Any, ...]) -> bool:
         """Returns whether the call may go on; refuses it otherwise."""
@@ -116,35 +107,22 @@ class Call:
         return True
 
     def succeed(self, payload: bytes) -> None:
-        self._queue.send(self, payload)
+        self._send((cygrpc.SendMessageOperation(payload, _NO_FLAGS),), OK, "", ())
 
     def fail(self, error: ServingError) -> None:
-        self._queue.send(self, error)
-
-    def respond(self, response: bytes | ServingError) -> None:
-        """Ends the call with a response, unless it has ended or has one. Runs on the thread that takes events."""
-        if self.has_ended or self._code is not None:
-            return
-        operations: list[Any] = [cygrpc.SendInitialMetadataOperation((), _NO_FLAGS)]
-        if isinstance(response, bytes):
-            self._code = OK
-            operations.append(cygrpc.SendMessageOperation(response, _NO_FLAGS))
-            status = cygrpc.SendStatusFromServerOperation((), OK, "", _NO_FLAGS)
-        else:
-            self._code = grpc_code(response)
-            trailers, details = trailing_metadata(response), status_details(response)
-            status = cygrpc.SendStatusFromServerOperation(trailers, self._code, details, _NO_FLAGS)
-        operations.append(status)
-        if self in self._queue.brief:
-            del self._queue.brief[self]
-            close = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
-            self._call.start_server_batch((close, *operations), self._on_close)
-        else:
-            self._call.start_server_batch(operations, _ignore)
+        self._send((), grpc_code(error), status_details(error), trailing_metadata(error))
 
     def _refuse(self, error: ServingError) -> None:
         self._method.on_refusal(error)
         self.fail(error)
+
+    def _send(self, message: tuple[Any, ...], code: int, details: str, trailers: Trailers) -> None:
+        if self.has_ended:
+            return
+        self._code = code
+        metadata = cygrpc.SendInitialMetadataOperation((), _NO_FLAGS)
+        status = cygrpc.SendStatusFromServerOperation(trailers, code, details, _NO_FLAGS)
+        self._call.start_server_batch((metadata, *message, status), _ignore)
 
     def _on_message(self, event: Any) -> None:
         self._queue.silent.discard(self)

@@ -2,15 +2,13 @@
 
 grpcio's server gives each RPC to a thread, which waits for the message, however long the client takes, and then for the
 response: clients that send none would occupy all threads. Here one thread takes the events of all calls from gRPC's
-core, hands their messages to the services and sends their responses. Other threads leave responses to it: each
-operation of gRPC's core gives Python's lock to a thread that waits for it, and such changes of threads cost more than
-the operations. grpcio itself works this way in `grpc._cython`, which is not public: docs/decisions/0007 says what it
-saves, and `attach` checks that the interface is still the one that this module uses.
+core and hands their messages to the services; for ModelInfer, the thread that computed a response sends it. grpcio
+itself works this way in `grpc._cython`, which is not public: docs/decisions/0007 says what it saves, and `attach`
+checks that the interface is still the one that this module uses.
 """
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -19,7 +17,6 @@ import grpc
 from grpc._cython import cygrpc
 
 from convoy.auth import TokenFile
-from serving.errors import ServingError
 from serving.frontends.common import limits
 from serving.frontends.common.calls import ChangeThreads
 from serving.frontends.common.limits import OpenCalls
@@ -38,8 +35,6 @@ NUM_REQUESTED = {INFER: 32}
 """Calls of a method that gRPC's core may deliver before it is asked for more."""
 _NUM_REQUESTED = 2
 """Of all other methods."""
-BRIEF_S = 0.05
-"""Duration after which gRPC's core is asked to tell when a call ends. Most calls end before that, and save an event."""
 
 _NO_FLAGS = 0
 
@@ -53,7 +48,6 @@ class CompletionQueue:
 
     Attributes:
         num_open: the number of open calls.
-        brief: the calls whose end gRPC's core does not tell yet, in the order in which they began.
         silent: the calls whose messages have not arrived.
         watches: the open Watch calls.
         is_stopping: whether new Watch calls end at once.
@@ -66,7 +60,6 @@ class CompletionQueue:
         self.access_log = access_log
         self.tracing = services.inference.tracing
         self.num_open = 0
-        self.brief: dict[Call, None] = {}
         self.silent: set[Call] = set()
         self.watches: set[WatchCall] = set()
         self.is_stopping = False
@@ -77,8 +70,6 @@ class CompletionQueue:
         self._changes = ChangeThreads(services.admin.blocking, refusals)
         self._open_watches = OpenCalls("Watch", refusals, limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
         self._num_requested = 0
-        self._lock = threading.Lock()
-        self._responses: list[tuple[Call, bytes | ServingError]] = []
         self._thread = threading.Thread(target=self._take_events, name="grpcio-calls", daemon=True)
 
     def start(self) -> None:
@@ -104,17 +95,6 @@ class CompletionQueue:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         self._changes.close()
-
-    def send(self, call: Call, response: bytes | ServingError) -> None:
-        """Ends a call with a response or an error, soon. Any thread may call it."""
-        if threading.get_ident() == self._thread.ident:
-            call.respond(response)
-            return
-        with self._lock:
-            self._responses.append((call, response))
-            is_first = len(self._responses) == 1
-        if is_first:
-            call.wake(self._send_responses)
 
     def call_ended(self) -> None:
         """Counts a call that has ended. Runs on the thread that takes events."""
@@ -157,35 +137,15 @@ class CompletionQueue:
             self.num_open += 1
             method.make_call(self, method, event).receive(event.invocation_metadata)
 
-    def _send_responses(self, event: Any) -> None:
-        """Sends what other threads have left here."""
-        with self._lock:
-            responses, self._responses = self._responses, []
-        for call, response in responses:
-            try:
-                call.respond(response)
-            except Exception:
-                logger.exception("a response could not be sent")
-
     def _take_events(self) -> None:
         """Handles events until the server has stopped and all calls have ended. An event's tag is its handler."""
         while self._num_requested or self.num_open:
-            event = self._events.poll(time.time() + BRIEF_S if self.brief else None)
-            if event.tag is not None:  # else the time has passed
-                try:
-                    event.tag(event)
-                except Exception:
-                    logger.exception("an event of a call could not be handled")
+            event = self._events.poll()
+            try:
+                event.tag(event)
+            except Exception:
+                logger.exception("an event of a call could not be handled")
             del event  # else it keeps the call, and memory of gRPC's core, until the next event arrives
-            self._watch_ends()
-
-    def _watch_ends(self) -> None:
-        """Asks gRPC's core to tell when those calls end that are brief no more."""
-        oldest = next(iter(self.brief), None)
-        while oldest is not None and time.monotonic() - oldest.began >= BRIEF_S:
-            del self.brief[oldest]
-            oldest.watch_end()
-            oldest = next(iter(self.brief), None)
 
 
 def _respond(handler: Callable[[bytes], bytes], call: Call, payload: bytes) -> None:
