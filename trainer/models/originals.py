@@ -6,7 +6,6 @@ hand where there is no network. torchvision is imported by the first call.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +13,8 @@ from torch import nn
 from trainer.errors import ConfigError, DataError
 from trainer.files import sha256_of_file
 from trainer.models.layers import Dropout, check_image_size
+from trainer.models.torchvision_nets import build_torchvision
+from trainer.models.weights import Weights, read_weights
 
 MIN_IMAGE_SIZE = 64
 _MAX_BYTES = 1 << 30
@@ -29,12 +30,7 @@ def build_original(name: str, *, num_classes: int = 1000) -> nn.Module:
         name: torchvision's name of the network.
         num_classes: outputs of the last layer.
     """
-    from torchvision import models
-
-    options: dict[str, Any] = {"num_classes": num_classes}
-    if name in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": False}
-    network: nn.Module = models.get_model(name, weights=None, **options)
+    network = build_torchvision(name, image_size=224, num_classes=num_classes)
     dropouts = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Dropout)]
     for layer, (name, module) in enumerate(dropouts):
         network.set_submodule(name, Dropout(module.p, layer=layer))
@@ -73,24 +69,7 @@ def build_pretrained(name: str, *, num_channels: int, image_size: int, num_class
     return network
 
 
-def published_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the mean and the standard deviation with which the published weights were trained.
-
-    Args:
-        name: torchvision's name of the network.
-
-    Returns:
-        Of each channel, in pixel units (0 to 255).
-    """
-    from torchvision import models
-
-    if name == "googlenet":  # ported from TensorFlow: torchvision's own network has its pixels from -1 to 1
-        return (127.5,) * 3, (127.5,) * 3
-    preset = models.get_model_weights(name)["IMAGENET1K_V1"].transforms()
-    return tuple(255 * value for value in preset.mean), tuple(255 * value for value in preset.std)
-
-
-def _published_weights(name: str) -> dict[str, torch.Tensor]:
+def _published_weights(name: str) -> Weights:
     from torchvision import models
 
     url = models.get_model_weights(name)["IMAGENET1K_V1"].url
@@ -105,11 +84,12 @@ def _published_weights(name: str) -> dict[str, torch.Tensor]:
         raise DataError(
             f"cannot fetch the published weights of {name} from {url} ({error}): place the file at {path} by hand"
         ) from error
-    return _read_weights(path)
+    _check_published(path)
+    return read_weights(path)
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Reads a file of weights, downloaded or placed by hand.
+def _check_published(path: Path) -> None:
+    """Checks the digest of a file of weights, downloaded or placed by hand.
 
     Raises:
         DataError: it cannot be read, or is not the published file.
@@ -124,12 +104,6 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             f"{path} is not the published file (sha256 {found[: len(published)]}, not {published}): remove it to fetch "
             "it again, or place the published file there"
         )
-    try:
-        with path.open("rb") as file:
-            weights = torch.load(file, map_location="cpu", weights_only=True)
-        return {str(name): weights[name] for name in weights if isinstance(weights[name], torch.Tensor)}
-    except Exception as error:
-        raise DataError(f"{path} does not hold weights: {' '.join(str(error).split())[:100]}") from error
 
 
 def _sha256_prefix(path: Path) -> str:

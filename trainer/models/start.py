@@ -17,11 +17,10 @@ from trainer.models import build_network, num_parameters
 from trainer.models import efficientnet_lite as lite
 from trainer.models.freezing import freeze_until
 from trainer.models.head import find_head, fit_head, has_gradient, run_once
-from trainer.models.originals import published_normalization
 from trainer.models.own import takes_num_channels
 from trainer.models.randomness import NUM_TRIAL_IMAGES, seed_dropouts
 from trainer.models.timm_nets import timm_normalization
-from trainer.models.torchvision_nets import IMAGENET_MEAN, IMAGENET_STD, torchvision_normalization
+from trainer.models.torchvision_nets import IMAGENET_MEAN, IMAGENET_STD, Normalization, torchvision_normalization
 from trainer.models.weights import Weights, load_weights, read_weights
 from trainer.network_files import TORCHVISION_PREFIX, has_weights
 from trainer.recipes import PRETRAINED_PREFIX, Recipe
@@ -29,8 +28,6 @@ from trainer.user_code import is_reference, user_errors
 
 TIMM_PREFIX = "timm:"
 EFFICIENTNET_LITE = "efficientnet-lite0"
-
-Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,15 +186,15 @@ def _normalization(recipe: Recipe, num_channels: int) -> Normalization | None:
             raise ConfigError(f"pixel_mean {recipe.pixel_mean}: must have {num_channels} values, one for each channel")
         return recipe.pixel_mean, recipe.pixel_std
     prefix, _, name = recipe.network.partition(":")
-    if f"{prefix}:" == PRETRAINED_PREFIX:
-        return published_normalization(name)
+    if prefix == "pretrained":
+        return torchvision_normalization(name)
     if not has_weights(recipe) or num_channels != 3:
         return None
-    match f"{prefix}:":
-        case "torchvision:":
+    match prefix:
+        case "torchvision":
             return torchvision_normalization(name)
-        case "timm:":
+        case "timm":
             return timm_normalization(name)
-        case "efficientnet-lite0:":
+        case "efficientnet-lite0":
             return lite.MEAN, lite.STD
     return IMAGENET_MEAN, IMAGENET_STD

@@ -5,8 +5,7 @@ from typing import Any
 from torch import nn
 
 from trainer.errors import ConfigError, unknown_name
-
-Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+from trainer.models.torchvision_nets import Normalization
 
 
 def build_timm(name: str, *, num_channels: int, image_size: int, num_classes: int) -> nn.Module:

@@ -6,6 +6,8 @@ from torch import nn
 
 from trainer.errors import ConfigError, unknown_name
 
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel's pixels, 0 to 255."""
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """Of pixels from 0 to 255, by which nearly all published networks were trained."""
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -42,7 +44,7 @@ def build_torchvision(name: str, *, image_size: int, num_classes: int) -> nn.Mod
     return network
 
 
-def torchvision_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def torchvision_normalization(name: str) -> Normalization:
     """Returns mean and standard deviation of pixels, 0 to 255, with which torchvision's own weights were trained."""
     from torchvision import models
 

@@ -73,7 +73,7 @@ def read_weights(path: Path) -> Weights:
         path: `.safetensors`, or a file that `torch.save` wrote.
 
     Returns:
-        Tensors on the CPU by name, as the file has them but for a common prefix.
+        Tensors on the CPU by name, as the file has them.
 
     Raises:
         DataError: the file cannot be read, or holds anything but tensors.

@@ -17,7 +17,8 @@ from trainer.errors import ConfigError, DataError
 from trainer.models import Classifier, build_network
 from trainer.models.cost import count_cost
 from trainer.models.layers import dropout_layers
-from trainer.models.originals import build_original, published_normalization
+from trainer.models.originals import build_original
+from trainer.models.torchvision_nets import torchvision_normalization
 from trainer.recipes import PRETRAINED
 
 
@@ -83,7 +84,7 @@ def test_pixels_are_normalised_as_those_that_the_weights_were_trained_on(name: s
     expected = preset(pixels)
     if name == "googlenet":  # torchvision's network converts its pixels if it has the published weights
         expected = models.GoogLeNet._transform_input(SimpleNamespace(transform_input=True), expected)
-    mean, std = (torch.tensor(values) for values in published_normalization(name))
+    mean, std = (torch.tensor(values) for values in torchvision_normalization(name))
     assert torch.allclose(Classifier(torch.nn.Identity(), mean, std)(pixels), expected, atol=1e-5)
 
 
