@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from trainer.models.head import run_once
+
 
 class BatchNormSums:
     """The batch statistics of a model's norms as sums over shards, and the running statistics that they update.
@@ -141,12 +143,9 @@ def has_single_values(model: nn.Module, images: torch.Tensor) -> bool:
     found = []
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     hooks = [norm.register_forward_pre_hook(lambda _, inputs: found.append(_is_single(inputs[0]))) for norm in norms]
-    is_training = model.training
     try:
-        with torch.inference_mode():
-            model.eval()(images[:1])
+        run_once(model, images[:1])
     finally:
-        model.train(is_training)
         for hook in hooks:
             hook.remove()
     return any(found)

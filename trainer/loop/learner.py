@@ -27,6 +27,7 @@ from trainer.loop.shards import share_of
 from trainer.loop.step import Batch, TrainStep
 from trainer.models import Classifier
 from trainer.models.airbench import AirbenchNet
+from trainer.models.head import run_once
 from trainer.models.start import starting_network
 from trainer.network_files import has_weights
 from trainer.ranks.data_parallel import NUM_EAGER_STEPS as NUM_EAGER_STEPS_OF_DDP
@@ -224,18 +225,14 @@ def _check_resolutions(recipe: Recipe, model: Classifier, images: torch.Tensor) 
     Raises:
         ConfigError: it does not.
     """
-    is_training = model.training
     for _, size in recipe.resolutions:
         try:
-            with torch.inference_mode():
-                model.eval()(resize(images[:1], size))
+            run_once(model, resize(images[:1], size))
         except RuntimeError:
             raise ConfigError(
                 f"{recipe.network} cannot take images of {size} pixels, as resolutions asks: choose a larger size, or "
                 "a network of convolutions that ends in a global pool, such as airbench or resnet18"
             ) from None
-        finally:
-            model.train(is_training)
 
 
 def initial_model(
