@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from trainer.loop.step import Batch, StepKind, TrainStep
-from trainer.ranks.consistency import name_ranks
+from trainer.ranks.waiting import name_numbers
 from trainer.ranks.world import World
 
 NUM_EAGER_STEPS = 3
@@ -173,7 +173,9 @@ def _describe_failures(reasons: list[str]) -> str:
     """Returns the first rank's reason, and the ranks on which the capture failed if there are several ranks."""
     ranks = [rank for rank, reason in enumerate(reasons) if reason]
     first = reasons[ranks[0]]
-    return first if len(reasons) == 1 else f"the capture failed on {name_ranks(ranks)} of {len(reasons)}: {first}"
+    if len(reasons) == 1:
+        return first
+    return f"the capture failed on {name_numbers('rank', ranks)} of {len(reasons)}: {first}"
 
 
 def _whole_numbers(batch: Batch) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ import trainer
 from trainer.errors import DesyncError, MismatchError
 from trainer.hardware import bfloat16_instructions
 from trainer.kernels.choice import why_not
+from trainer.ranks.waiting import name_numbers
 
 CODE = tuple(Path(package.__file__).parent for package in (convoy, trainer) if package.__file__)
 """The folders of the packages whose code decides what a run computes."""
@@ -50,7 +51,7 @@ def check_same(identities: Sequence[Mapping[str, str]]) -> None:
         if differing:
             ranks_of = {value: [rank for rank, other in enumerate(values) if other == value] for value in values}
             parts = [
-                f"{name_ranks(ranks)} {'has' if len(ranks) == 1 else 'have'} {value:.60}"
+                f"{name_numbers('rank', ranks)} {'has' if len(ranks) == 1 else 'have'} {value:.60}"
                 for value, ranks in ranks_of.items()
                 if ranks[0] in differing
             ]
@@ -71,9 +72,9 @@ def check_weights(digests: Sequence[tuple[int, ...]], step: int) -> None:
     """
     differing = minority_positions(digests)
     if differing:
-        which = f"{name_ranks(differing)} differ{'s' if len(differing) == 1 else ''} from the others"
+        which = f"{name_numbers('rank', differing)} differ{'s' if len(differing) == 1 else ''} from the others"
         if len(differing) == len(digests):
-            which = f"{name_ranks(differing)} disagree, and no majority has the same weights"
+            which = f"{name_numbers('rank', differing)} disagree, and no majority has the same weights"
         raise DesyncError(
             f"the ranks' weights differ at step {step}: {which}; "
             "the hardware may be faulty; the run can continue from its last checkpoint",
@@ -85,11 +86,6 @@ def minority_positions(values: Sequence[Hashable]) -> list[int]:
     """Returns the positions of the values that differ from the majority's; all, if no value has a majority."""
     (common, count), *_ = Counter(values).most_common(1)
     return [position for position, value in enumerate(values) if value != common or 2 * count <= len(values)]
-
-
-def name_ranks(ranks: Sequence[int]) -> str:
-    """Returns `rank 2`, or `ranks 2, 3`."""
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def digest_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
