@@ -59,16 +59,17 @@ def parse_options(kind: Any, arguments: Sequence[str], *, prog: str, prints: boo
             return tyro.cli(kind, args=arguments, prog=prog, **settings)
     except SystemExit as left:
         if left.code and prints:
-            print(explain_in_one_line(explained.getvalue(), prog), file=sys.stderr)
+            print(explain_in_one_line(explained.getvalue(), prog, arguments), file=sys.stderr)
         raise
 
 
-def explain_in_one_line(printed: str, prog: str) -> str:
+def explain_in_one_line(printed: str, prog: str, arguments: Sequence[str]) -> str:
     """Returns tyro's explanation of a faulty command line, several lines in a box or between rules, as one line.
 
     Args:
         printed: what tyro printed.
         prog: the command, whose `--help` lists its options.
+        arguments: the command line.
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
     lines = [line.strip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
@@ -77,12 +78,10 @@ def explain_in_one_line(printed: str, prog: str) -> str:
         parts = parts[1:]
     problem = _missing(parts) or " ".join(itertools.takewhile(bool, parts[0] if parts else []))
     problem = problem or "the command line is faulty"
-    for noise in (
-        "Error parsing ",
-        "'None', ",
-        "{None}|",
-        " (required)",
-    ):  # how tyro shows an option that need not be given
+    for word in arguments:
+        cut = " ?".join(map(re.escape, word)) or "$^"  # tyro cuts long ones to fit into its box
+        problem = re.sub(cut, word.replace("\\", r"\\"), problem)
+    for noise in ("Error parsing ", "'None', ", "{None}|", " (required)"):
         problem = problem.replace(noise, "")
     for pattern, plainer in _PLAINER.items():
         problem = re.sub(pattern, plainer, problem)

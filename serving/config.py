@@ -33,8 +33,7 @@ class ServeConfig:
     """
 
     model_repository: Annotated[str, option("PATH")]
-    """Folder that holds one folder for each model, as `convoy export` writes it and Triton reads it; or an address such
-    as s3://BUCKET/models or hf://USER/NAME, of which the server keeps a copy (pip install '.[remote]')."""
+    """Folder with one folder for each model, or s3://BUCKET/models, hf://USER/NAME (pip install '.[remote]')."""
     model_cache: Annotated[Path | None, option("PATH", "~/.cache/convoy/repositories")] = None
     """Folder for the copies of repositories at an address."""
     model_control_mode: ControlMode = "none"
@@ -46,8 +45,7 @@ class ServeConfig:
     load_threads: int = 4
     """Models that are opened at the same time, if memory allows. Their warm-ups, which measure time, take turns."""
     allow_model_code: bool = False
-    """Load models that run code from their folder: model.py, and model.pt2, which torch may unpickle. Only for a model
-    repository in which nobody can write who may not run code in this process."""
+    """Load models that are code (model.py) or may run it (model.pt2). Whoever can write them can then run code here."""
 
     transport: TransportChoice = "auto"
     """gRPC server. native: faster; no TLS, trusted networks only. grpcio: for all else. auto: native on loopback."""
@@ -64,20 +62,17 @@ class ServeConfig:
     web: WebChoice = "auto"
     """Show a page at / of the REST API's port, to try models and watch the server. auto: if --host is of loopback."""
     save_images: Annotated[Path | None, option("FOLDER", "users cannot save images")] = None
-    """Folder in which the page saves images with the labels that its users give them: one folder a label, as
-    `convoy train FOLDER` reads it; at most 10,000 images."""
+    """Folder for images that the page's users label, as `convoy train FOLDER` reads it; at most 10,000 images."""
     metrics_port: int = 8002
     """Port of /metrics for Prometheus, and of /v2/health/live and /v2/health/ready for probes; always without TLS."""
     metrics_host: Annotated[str | None, option("HOST", "the same as --host")] = None
     """Address to listen on for the port of metrics."""
 
     allow_client_shm: bool = False
-    """Let clients on this machine register system shared memory, and name it in place of tensors. Whoever may do so can
-    read and change any shared memory that this process may, so use it with trusted clients or --token-file."""
+    """Let clients name shared memory in place of tensors: they can read and change any that this process may."""
 
     workers: int = 1
-    """Processes that serve behind the same ports, each with all models and its part of the CPU threads; for more than
-    about four cores."""
+    """Processes behind the same ports, each with all models and a part of the CPU threads; for more than 4 cores."""
     device: DeviceChoice = "auto"
     """auto: GPUs if there are any, else CPUs. cpu: CPUs only. cuda: GPUs; the server does not start without one."""
     num_threads: Annotated[int | None, option("INT", "the CPUs that the process may use")] = None
@@ -85,16 +80,13 @@ class ServeConfig:
     max_queue_size: int = 1024
     """Requests that may wait for one model, unless its configuration sets another number."""
     response_cache_mb: int = 64
-    """Megabytes of each process for responses of models whose configuration has response_cache { enable: true }. 0 for
-    none."""
+    """Megabytes of each process for responses of models whose configuration enables response_cache. 0: none."""
     rate_limit: RateLimitChoice = "off"
-    """execution_count: instances wait for the resources that instance_group.rate_limiter of their configuration names.
-    off: they do not. Resources are each process's."""
+    """execution_count: instances wait for the resources of their instance_group.rate_limiter. off: they do not."""
     rate_limit_resource: Annotated[tuple[str, ...], option("[NAME:COUNT[:GPU] ...]", "what one instance needs")] = ()
     """How much there is of a resource, on each device or on one GPU (or cpu), with --rate-limit execution_count."""
     batch_timeout_s: float = 60.0
-    """Seconds that a batch may be computed until its instance counts as hung; ten times the slowest batch of warm-up if
-    that is longer. 0 for no limit."""
+    """Seconds until a batch's instance counts as hung, at least 10 times the slowest of warm-up. 0: no limit."""
     max_message_bytes: int = 64 << 20
     """Size of the largest request, in bytes."""
     message_memory_mb: Annotated[int | None, option("INT", "a quarter of its memory")] = None
@@ -112,8 +104,7 @@ class ServeConfig:
     tls_client_ca: Annotated[Path | None, option("PATH", "clients need no certificate")] = None
     """Certificates of the authority that signs client certificates, PEM. Requires clients to use one (mutual TLS)."""
     token_file: Annotated[Path | None, option("PATH", "clients need no token")] = None
-    """File with the tokens of which clients must send one as `authorization: Bearer TOKEN`. One a line: alone, or with
-    its name, scopes and quotas. Health needs no token, and metrics only if a line has the scope metrics."""
+    """Tokens, one a line, with names, scopes and quotas (docs/serving-security.md). Clients must send one."""
 
     log_format: LogFormat = "text"
     """text: one plain line per event. json: one JSON object per line."""
@@ -121,8 +112,7 @@ class ServeConfig:
     """Log one line for each RPC."""
 
     trace_endpoint: Annotated[str | None, option("URL", "no tracing")] = None
-    """OpenTelemetry collector that gets traces of inferences, by OTLP over HTTP. Needs
-    pip install '.[tracing]'."""
+    """OpenTelemetry collector that gets traces of inferences, OTLP over HTTP (pip install '.[tracing]')."""
     trace_sample: float = 0.01
     """Share of the inferences that are traced. Those that come with a W3C traceparent follow its sampled flag."""
 

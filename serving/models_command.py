@@ -29,7 +29,9 @@ class WhereConfig:
     """Folder for the copies of repositories at an address."""
     json: bool = False
     """Print one line of JSON for each model in place of a table."""
-    connect: Annotated[ConnectConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ConnectConfig)
+    connect: Annotated[ConnectConfig, tyro.conf.arg(name="connect"), tyro.conf.OmitArgPrefixes] = field(
+        default_factory=ConnectConfig
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,7 @@ class NamedConfig:
 
     name: Annotated[str, tyro.conf.Positional, option("NAME")]
     """Name of the model."""
-    where: Annotated[WhereConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=WhereConfig)
+    where: Annotated[WhereConfig, tyro.conf.arg(name="")] = field(default_factory=WhereConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ class VersionConfig:
     """Name of the model."""
     version: Annotated[int, tyro.conf.Positional, option("VERSION")]
     """Number of the version."""
-    where: Annotated[WhereConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=WhereConfig)
+    where: Annotated[WhereConfig, tyro.conf.arg(name="")] = field(default_factory=WhereConfig)
 
 
 VERBS: dict[str, tuple[type[Any], str]] = {

@@ -158,8 +158,11 @@ def commands() -> list[list[str]]:
     return [*([verb] for verb in cli.VERBS if verb not in pages), *inner]
 
 
-def test_help_says_what_a_command_does_and_shows_defaults_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_what_a_command_does_and_shows_defaults_in_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Python's None, () and types mean nothing to a user, and what a command does is not what its options are."""
+    monkeypatch.setenv("COLUMNS", "1000")
     firsts = {}
     for command in commands():
         with contextlib.suppress(SystemExit):
@@ -167,4 +170,6 @@ def test_help_says_what_a_command_does_and_shows_defaults_in_words(capsys: pytes
         shown = capsys.readouterr().out
         firsts[" ".join(command)] = shown.splitlines()[2]
         assert not re.search(r"None|\(default: \)|default: [^)]*\] \(default|--[a-z-]+ STR", shown), command
+        # tyro keeps the line breaks of docstrings, which are in the wrong places then
+        assert not re.search(r"(\n│ {8,}\w.*){2}", shown), command
     assert len(set(firsts.values())) == len(firsts), firsts

@@ -11,6 +11,7 @@ from convoy import cli
         ("train --epoch 3", "unrecognized options: --epoch, 3: did you mean --epochs?"),
         ("evaluate", "missing RUN: see convoy evaluate --help"),
         ("data fetc", "unrecognized options: fetc: see convoy data --help"),
+        (f"evaluate a runs/{'b' * 200}", f"unrecognized options: runs/{'b' * 200}: see convoy evaluate --help"),
         ("jobs show seven", "JOB: expected a whole number, got 'seven': see convoy jobs show --help"),
         ("train --epochs x", "--epochs: expected INT, got 'x': see convoy train --help"),
         ("models list --timeout-s x", "--timeout-s: expected a number, got 'x': see convoy models list --help"),

@@ -199,9 +199,7 @@ class RepositoryModel:
             )
 
     def _raise_incompatible(self, difference: str) -> None:
-        raise ConfigError(
-            f"{difference}: choose another --model-repository, or another name with convoy export RUN --name NAME"
-        )
+        raise ConfigError(f"{difference}: choose another --name or --model-repository")
 
     @contextlib.contextmanager
     def _export_errors(self) -> Iterator[None]:

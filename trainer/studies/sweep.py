@@ -57,8 +57,7 @@ class SweepConfig(TrialOptions):
     """
 
     grid: Annotated[tuple[str, ...], option("FIELD=VALUE,VALUE ...", _GRID)] = (_GRID,)
-    """Values to try, all combinations: fields that `convoy recipes NAME` shows, or lr_scale for all learning rates.
-    Lists are in brackets, quoted for the shell: --grid 'widths=[8,16],[16,32]' lr_scale=0.5,1"""
+    """Values to try, all combinations: fields of `convoy recipes NAME`, lr_scale, lists: 'widths=[8,16],[16,32]'."""
     random: int = 0
     """Try this many of the grid's combinations, drawn at random; 0: all of them."""
     seeds: int = 1
