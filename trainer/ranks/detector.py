@@ -121,5 +121,4 @@ def describe_wait(rank: int, size: int, own: Heartbeat, peers: Mapping[int, Hear
 
 
 def _suspicion(observed: RankObservations, ranks: Sequence[int], what: str) -> Suspicion:
-    names = " and ".join(describe(rank, observed.peers.get(rank)) for rank in ranks)
-    return Suspicion(list(ranks), f"{names} {what}")
+    return Suspicion(list(ranks), f"{describe_ranks(ranks, observed.peers)} {what}")

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,8 @@ class PeerMonitor(Protocol):
 
     @property
     def collective_error(self) -> Exception | None: ...
-    def lost_peers(self) -> dict[int, str]: ...
+    def lost_peers(self) -> list[int]: ...
+    def describe(self, ranks: Sequence[int]) -> str: ...
 
 
 def write_failure(context: FailureContext, message: str, *, kind: str, trace: str | None, ranks: list[int]) -> None:
@@ -146,17 +147,17 @@ def _acquire_or_leave(error: Exception, context: FailureContext, lock: FailureLo
     has_lost_peer = _is_lost_connection(error, in_collective=error is peers.collective_error)
     if has_lost_peer and _is_acquired(lock, within_s=LOCK_WAIT_S):
         raise PeerError("another rank failed first") from None
-    lost = peers.lost_peers() if has_lost_peer else {}
+    lost = peers.lost_peers() if has_lost_peer else []
     holder = lock.acquire()
     if holder != context.rank:
         raise PeerError(f"rank {holder} failed first") from None
     if has_lost_peer:
-        names = f": {' and '.join(lost.values())}" if lost else ""
+        names = f": {peers.describe(lost)}" if lost else ""
         message = (
             f"rank {context.rank} lost another rank{names}, which was killed or whose host is gone; "
             f"the run can continue from its last checkpoint ({str(error).splitlines()[0]})"
         )
-        write_failure(context, message, kind="LostRank", trace=None, ranks=list(lost))
+        write_failure(context, message, kind="LostRank", trace=None, ranks=lost)
         raise TrainerError(message) from None
 
 

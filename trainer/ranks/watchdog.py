@@ -74,8 +74,8 @@ class Watchdog:
         if self._exchanging is not None:
             self._exchanging.join(timeout=LEAVE_S)
 
-    def lost_peers(self) -> dict[int, str]:
-        """Returns the ranks that are gone, and a description of each, when a collective has failed.
+    def lost_peers(self) -> list[int]:
+        """Returns the ranks that are gone when a collective has failed.
 
         Ranks of this launcher are gone when their process has ended, others when they send no more heartbeats.
         """
@@ -85,8 +85,8 @@ class Watchdog:
             ended = [rank for rank, peer in peers.items() if _is_sibling(peer) and has_ended(peer.pid)]
             lost = ended or self._heartbeats.silent(detector.STALE_AFTER_S)
             if lost:
-                return {rank: detector.describe(rank, peers.get(rank)) for rank in sorted(lost)}
-        return {}
+                return sorted(lost)
+        return []
 
     def describe(self, ranks: Sequence[int]) -> str:
         """Returns the ranks with their processes and hosts, as far as heartbeats have named them."""
