@@ -178,9 +178,10 @@ def decide(model: RepositoryModel, correctness: Correctness, constant: str | Non
     objection = None
     if constant is not None:
         objection = f"it assigns every image to the class {constant!r}, which gets {line}: it has learned nothing"
-    version, earlier = newest_version(model)
+    version = model.newest()
     if version is None:
         return Decision(line=f"{line}; {model.name} has no earlier version", objection=objection)
+    earlier = _correctness_of(model, version)
     if isinstance(earlier, str):
         line = f"warning: {line}, but version {version} of {model.name} cannot be compared: {earlier}"
         return Decision(line=line, objection=objection)
@@ -210,23 +211,20 @@ def _decide_without_validation(model: RepositoryModel, constant: str | None) -> 
     return Decision(line=f"{line}; {model.name} has no earlier version", objection=objection)
 
 
-def newest_version(model: RepositoryModel) -> tuple[int | None, Correctness | str]:
-    """Returns the number of a model's newest version, None if it has none, and its record or the reason why not."""
-    version = model.newest()
-    if version is None:
-        return None, "there is none"
+def _correctness_of(model: RepositoryModel, version: int) -> Correctness | str:
+    """Returns what a version's manifest records, or the reason why the version cannot be compared."""
     folder = model.path / str(version)
     if not (folder / ONNX).is_file():
-        return version, f"it has no {ONNX}"
+        return f"it has no {ONNX}"
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         if tuple(manifest["labels"]) != model.labels:
-            return version, "its classes are others"
-        return version, Correctness.from_manifest(manifest)
+            return "its classes are others"
+        return Correctness.from_manifest(manifest)
     except OSError as error:
-        return version, f"its {MANIFEST} cannot be read ({error.strerror or error})"
+        return f"its {MANIFEST} cannot be read ({error.strerror or error})"
     except (KeyError, TypeError, ValueError):
-        return version, f"its {MANIFEST} has no figures"
+        return f"its {MANIFEST} has no figures"
 
 
 def compare(new: Correctness, earlier: Correctness) -> VersionComparison:
