@@ -171,11 +171,11 @@ class TrainConfig:
         for name in ("epochs", "global_batch_size", "image_size", "grad_accumulation", "save_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{_flag(name)} {value}: must be at least 1")
+                raise ConfigError(f"{flag_of(name)} {value}: must be at least 1")
         for name in ("skip_bad_images", "num_validation"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise ConfigError(f"{_flag(name)} {value}: must be at least 0")
+                raise ConfigError(f"{flag_of(name)} {value}: must be at least 0")
         self._check_augmentation()
         if not 0 < self.lr_scale < float("inf"):
             raise ConfigError(f"--lr-scale {self.lr_scale}: must be a positive number")
@@ -203,22 +203,24 @@ class TrainConfig:
         for name, (most, range_in_words) in limits.items():
             value = getattr(self, name)
             if value is not None and not 0 <= value <= most:
-                raise ConfigError(f"{_flag(name)} {value}: must be {range_in_words}")
+                raise ConfigError(f"{flag_of(name)} {value}: must be {range_in_words}")
 
     def _fields_to_set(self) -> dict[str, str]:
         values = parse_assignments(self.set)
         for name in values:
             option = option_of_field(name)
             if option is None and hasattr(self, name):
-                raise ConfigError(f"--set {name}={values[name]}: this is an option, {_flag(name)} {values[name]}")
+                raise ConfigError(f"--set {name}={values[name]}: this is an option, {flag_of(name)} {values[name]}")
             if option is not None and getattr(self, option) is not None:
-                raise ConfigError(f"{_flag(option)} {getattr(self, option)} and --set {name}={values[name]}: give one")
+                raise ConfigError(
+                    f"{flag_of(option)} {getattr(self, option)} and --set {name}={values[name]}: give one"
+                )
         return values
 
     def options_of_result(self) -> dict[str, str]:
         """Returns the options that decide the run's result, which must be the same on all ranks."""
         names = (option.name for option in fields(self) if option.name not in _DECIDE_NO_RESULT)
-        return {_flag(name): str(getattr(self, name)) for name in names}
+        return {flag_of(name): str(getattr(self, name)) for name in names}
 
 
 CHANGE_RECIPE = {
@@ -277,8 +279,9 @@ def option_of_field(name: str) -> str | None:
     return option if option in CHANGE_RECIPE - {"set", "lr_scale"} else None
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def flag_of(option: str) -> str:
+    """Returns an option as the command line has it: `--global-batch-size`."""
+    return f"--{option.replace('_', '-')}"
 
 
 def _check_virtual_shards(number: int | None, global_batch_size: int) -> None:

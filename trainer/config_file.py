@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from trainer.config import CHANGE_RECIPE, LogTo, TrainConfig, option_of_field
+from trainer.config import CHANGE_RECIPE, LogTo, TrainConfig, flag_of, option_of_field
 from trainer.errors import ConfigError, unknown_name
 from trainer.files import write_atomically
 from trainer.recipe_fields import flatten, parse_assignments, recipe_to_table
@@ -88,7 +88,7 @@ class CommandLine:
     @property
     def given(self) -> frozenset[str]:
         """The options on the command line and in the file."""
-        return self.on_line | set(map(_flag, self.in_file))
+        return self.on_line | set(map(flag_of, self.in_file))
 
     def combine(self, parsed: TrainConfig) -> TrainConfig:
         """Returns the parsed options with the file's values of `--set` that the command line leaves as they are."""
@@ -96,11 +96,11 @@ class CommandLine:
         of_file = {
             name: value
             for name, value in parse_assignments(self.in_file.get("set", ())).items()
-            if _flag(option_of_field(name) or "") not in self.on_line
+            if flag_of(option_of_field(name) or "") not in self.on_line
         }
         values = tuple(f"{name}={value}" for name, value in (of_file | of_line).items())
         options = {
-            option for name in of_line if (option := option_of_field(name)) and _flag(option) not in self.on_line
+            option for name in of_line if (option := option_of_field(name)) and flag_of(option) not in self.on_line
         }
         unset = {option: getattr(TrainConfig(), option) for option in options}
         return replace(parsed, **unset, set=values, config=None)
@@ -167,7 +167,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value
-
-
-def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"

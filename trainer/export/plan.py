@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from convoy.preprocessing import Method
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, flag_of
 from trainer.data.datasets import DATASETS
 from trainer.errors import ConfigError, ExportError, TrainerError
 from trainer.export.quality import QualityError
@@ -141,6 +141,6 @@ def export_trained(run: Run, plan: ExportPlan, result: Result) -> str:
     except TrainerError as error:
         command = f"convoy export {run.folder.path} --model-repository {plan.model.repository}"
         for name in ("thorough", "export_views"):
-            command += f" --{name.replace('_', '-')}" if getattr(plan.options, name) else ""
+            command += f" {flag_of(name)}" if getattr(plan.options, name) else ""
         retry = f": {command} --promote" if isinstance(error, QualityError) else f"; to retry: {command}"
         raise ExportError(f"{error}; the run is complete but not exported{retry}") from error
