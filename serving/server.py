@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from convoy.allocator import limit_arenas
 from convoy.auth import TokenFile
 from convoy.credentials import CredentialError
+from convoy.threads import ThreadPool
 from convoy.tls import TlsFiles
 from convoy.version import convoy_version
 from serving.config import ServeConfig
@@ -51,28 +52,19 @@ def serve(config: ServeConfig) -> None:
     """
     config.check()
     raise_file_limit()
-    with stop_signals() as wait_for_signal:
+    with stop_signals(stop_limit_s(config)) as wait_for_signal:
         server = build_server(config)
         server.start()
         loader = threading.Thread(target=lambda: server.log_ready(server.load()), name="loader", daemon=True)
         loader.start()
         wait_for_signal()
         server.drain()
-        exit_after(config.grace_s + CLEAN_UP_S)
         server.stop()
 
 
-def exit_after(seconds: float) -> None:
-    """Ends the process if it still runs then: a model that is computing cannot be interrupted."""
-
-    def exit_now() -> None:
-        logger.warning("the grace period is over: exiting with unfinished requests")
-        logging.shutdown()
-        os._exit(EXIT_UNFINISHED)
-
-    timer = threading.Timer(seconds, exit_now)
-    timer.daemon = True
-    timer.start()
+def stop_limit_s(config: ServeConfig) -> float:
+    """Returns the time that a process has for its stop: a model that is computing cannot be interrupted."""
+    return config.drain_delay_s + config.grace_s + CLEAN_UP_S
 
 
 class Server:
@@ -96,6 +88,7 @@ class Server:
         self.admin = services.admin
         self._tracing = services.inference.tracing
         self._may_be_ready = True
+        self._stopper = ThreadPool(1, "stop")  # from the start: later, the system may have no thread
 
     def start(self) -> None:
         """Opens the ports: the server is live, but not ready.
@@ -150,11 +143,10 @@ class Server:
 
     def stop(self) -> None:
         """Refuses new requests, finishes running ones within the grace period, and frees the models."""
-        stoppers = [threading.Thread(target=part.stop, args=(self._config.grace_s,)) for part in (self.grpc, self.http)]
-        for stopper in stoppers:
-            stopper.start()
-        for stopper in stoppers:
-            stopper.join()
+        with self._stopper:
+            http = self._stopper.submit(self.http.stop, self._config.grace_s)
+            self.grpc.stop(self._config.grace_s)
+            http.result()
         self.repository.close()
         if self._tracing is not None:
             self._tracing.close()
@@ -272,12 +264,15 @@ def _build_grpc(
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], int]]:
+def stop_signals(limit_s: float | None = None) -> Iterator[Callable[[], int]]:
     """Yields a function that waits for the first SIGTERM or SIGINT. The second one ends the process at once.
 
     The interpreter's C-level handler writes a signal's number to a socket, which a thread reads. A Python handler runs
     only when the main thread executes bytecode: if a signal arrives just before that thread begins to wait for a lock,
     the handler runs after the wait, which may never end.
+
+    Args:
+        limit_s: how long after the first signal the process ends if it still runs; None for never.
     """
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     reader, writer = socket.socketpair()
@@ -287,8 +282,14 @@ def stop_signals() -> Iterator[Callable[[], int]]:
         with reader:
             if first := reader.recv(1):
                 signals.put(first[0])
-            if second := reader.recv(1):
-                os._exit(128 + second[0])
+                reader.settimeout(limit_s)
+            try:
+                if second := reader.recv(1):
+                    os._exit(128 + second[0])
+            except TimeoutError:
+                logger.warning("the grace period is over: exiting with unfinished requests")
+                logging.shutdown()
+                os._exit(EXIT_UNFINISHED)
 
     previous_wakeup = signal.set_wakeup_fd(writer.fileno())
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -80,23 +80,26 @@ class Changes:
     def submit(self, name: str, work: Callable[[], T]) -> Future[T]:
         """Starts a change, after those of the same model that run or wait.
 
-        Raises:
-            Unavailable: the process has no more threads.
+        Where the system has no thread for it, it has ended when this returns.
         """
         future: Future[T] = Future()
-        change = _Change(future, work)
-        with self._lock:
-            if name in self._queues:
-                self._queues[name].append(change)
-            else:
-                thread = threading.Thread(target=self._work, args=(name,), name=f"change-{name}", daemon=True)
-                self._queues[name] = deque([change])
-                try:
-                    thread.start()
-                except RuntimeError as error:
-                    del self._queues[name]
-                    raise Unavailable(f"the change of model '{name}' was not started: {error}") from error
+        try:
+            self._enqueue(name, _Change(future, work))
+        except RuntimeError:
+            self._work(name)
         return future
+
+    def _enqueue(self, name: str, change: "_Change") -> None:
+        """Adds a change to those of its model, and starts a thread that makes them unless there is one.
+
+        Raises:
+            RuntimeError: the system has no thread; the changes wait for `_work`.
+        """
+        with self._lock:
+            is_first = name not in self._queues
+            self._queues.setdefault(name, deque()).append(change)
+        if is_first:
+            threading.Thread(target=self._work, args=(name,), name=f"change-{name}", daemon=True).start()
 
     def call(self, name: str, work: Callable[[], T], caller: Caller) -> T:
         """Runs a change for a caller, and returns its result.
@@ -118,11 +121,14 @@ class Changes:
             caller.check(name)
             return work()
 
+        future: Future[T] = Future()
         try:
-            future = self.submit(name, run)
-        except Unavailable:
+            self._enqueue(name, _Change(future, run))
+        except RuntimeError as error:
+            future.cancel()
+            self._work(name)  # what others have added meanwhile
             self._forget(name)
-            raise
+            raise Unavailable(f"the change of model '{name}' was not started: {error}") from error
         future.add_done_callback(lambda _: self._forget(name))
         if self._wait(future, caller):
             return future.result()

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -91,8 +92,9 @@ class Tracing:
     def close(self) -> None:
         """Sends the spans that wait, if the collector takes them within a moment."""
         closer = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
-        closer.start()
-        closer.join(CLOSE_S)
+        with suppress(RuntimeError):  # no thread is left for it
+            closer.start()
+            closer.join(CLOSE_S)
 
 
 class RequestTrace:

@@ -27,7 +27,7 @@ from serving.frontends.http.connections import METRICS_CONNECTIONS
 from serving.frontends.http.server import HttpServer
 from serving.observability.metrics import Families
 from serving.observability.refusals import Refusals
-from serving.server import CLEAN_UP_S, log_addresses, read_credentials, stop_signals
+from serving.server import log_addresses, read_credentials, stop_limit_s, stop_signals
 from serving.workers.aggregate import lasting, merge
 from serving.workers.messages import (
     BEGIN,
@@ -166,7 +166,7 @@ class Supervisor:
             workers = list(self._workers.values())
         for worker in workers:
             worker.kill() if self._failure is not None else worker.terminate()
-        patience_s = self._config.drain_delay_s + self._config.grace_s + CLEAN_UP_S + _STOP_MARGIN_S
+        patience_s = stop_limit_s(self._config) + _STOP_MARGIN_S
         until = time.monotonic() + patience_s
         codes = [worker.wait(max(0.0, until - time.monotonic())) for worker in workers]
         self.exit_code = int(any(codes))

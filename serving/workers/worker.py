@@ -79,16 +79,15 @@ class Worker:
     def serve(self) -> None:
         """Serves until SIGTERM."""
         from serving.frontends.common.limits import raise_file_limit
-        from serving.server import CLEAN_UP_S, exit_after, stop_signals
+        from serving.server import stop_limit_s, stop_signals
 
         raise_file_limit()
-        with stop_signals() as wait_for_signal:
+        with stop_signals(stop_limit_s(self._config)) as wait_for_signal:
             self._channel.start()
             threading.Thread(target=self._load, name="loader", daemon=True).start()
             threading.Thread(target=self._beat, name="beat", daemon=True).start()
             wait_for_signal()
             self._server.drain()
-            exit_after(self._config.grace_s + CLEAN_UP_S)
             self._listeners.close()
             self._server.stop()
 

@@ -20,6 +20,8 @@ import pytest
 
 from protos import grpc_service_pb2 as pb
 from protos import health_pb2
+from serving.config import ServeConfig, TransportChoice
+from serving.server import build_server
 from tests.serving.model_files import scale
 from tests.serving.server_process import READY, ServerProcess
 
@@ -363,6 +365,37 @@ def test_sigterm_while_models_load(start, models: Path) -> None:
     server.process.terminate()
     assert server.wait() == 0
     server.wait_for("stopped")
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_a_stop_needs_no_new_thread(
+    model_repository: Path, transport: TransportChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = build_server(
+        ServeConfig(
+            model_repository=model_repository,
+            model_control_mode="explicit",
+            load_model=("slow",),
+            transport=transport,
+            grpc_port=0,
+            http_port=0,
+            metrics_port=0,
+        )
+    )
+    server.start()
+    assert server.load() == ["slow version 1"]
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc.port}") as channel:
+        call = ask_slow(channel, 10_000)
+        wait_until_open(str(server.http.metrics_port), 1)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        server.stop()
+        monkeypatch.undo()
+        assert np.frombuffer(call.result().raw_output_contents[0], np.int64).tolist() == [10_000]
+    assert server.repository.index(ready_only=True) == []
 
 
 def test_standard_error_that_nobody_reads_holds_up_nothing(models: Path) -> None:

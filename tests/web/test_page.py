@@ -201,8 +201,9 @@ def test_events_tell_batches_only_while_somebody_watches(shown: Server, http: ht
     batcher = shown.repository.get("digits").batcher
     assert batcher.watch is None
     seen = threading.Event()
+    told = http.head("/web/api/events").headers  # which ends at once
     with http.stream("GET", "/web/api/events") as stream:
-        assert stream.headers["content-type"].startswith("text/event-stream")
+        assert stream.headers["content-type"] == told["content-type"] == "text/event-stream; charset=utf-8"
         names = []
         for line in stream.iter_lines():
             if line.startswith("event: "):

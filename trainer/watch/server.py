@@ -81,6 +81,8 @@ def build_app(folders: Sequence[Path]) -> Starlette:
         after = int(last) if re.fullmatch("[0-9]{1,10}", last) else 0
         if run.state is not State.RUNNING and after > len(run.lines):
             return Response(status_code=204)  # a browser connects no more
+        if request.method == "HEAD":
+            return Response(headers=_NO_STORE, media_type="text/event-stream")
         return StreamingResponse(_events(run, after), media_type="text/event-stream", headers=_NO_STORE)
 
     job = "/v1/jobs/{id:number}"

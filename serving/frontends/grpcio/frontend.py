@@ -1,6 +1,7 @@
 """The grpcio server: its address, options and certificates; how it starts and stops."""
 
 import logging
+import time
 
 import grpc
 
@@ -98,20 +99,31 @@ class GrpcioFrontend:
 
     def stop(self, grace_s: float) -> None:
         """Refuses new RPCs, finishes those in flight within `grace_s`, then closes all connections."""
-        stopped = self._server.stop(grace_s)
+        try:
+            stopped = self._server.stop(grace_s)
+        except RuntimeError:  # it stops, but has no thread that cancels the calls after the grace period
+            stopped = None
         self._streams.end()
         if self._queue is not None:
             self._queue.stop()
+        if stopped is None:
+            until = time.monotonic() + grace_s
+            while self._num_open() and time.monotonic() < until:
+                time.sleep(_POLL_S)
+            stopped = self._server.stop(None)
         if self._queue is None:
             stopped.wait()
         else:
             if not stopped.wait(min(grace_s, MESSAGE_GRACE_S)):
                 self._queue.refuse_silent()
             # Without calls, the core waits for the handshakes of silent connections only.
-            while not stopped.wait(_POLL_S) and (self._queue.num_open or self._streams.num_open):
+            while not stopped.wait(_POLL_S) and self._num_open():
                 pass
             self._queue.join(_JOIN_TIMEOUT_S)
         self._threads.shutdown(wait=False)
+
+    def _num_open(self) -> int:
+        return self._streams.num_open + (self._queue.num_open if self._queue is not None else 0)
 
 
 def _options(max_message_bytes: int, reuse_port: bool) -> list[tuple[str, int]]:

@@ -31,6 +31,7 @@ MAX_BATCHES = 64
 MAX_REQUESTS = 32
 """Of one batch that are listed."""
 
+_MEDIA_TYPE = "text/event-stream"
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 Batch = dict[str, Any]
@@ -52,6 +53,8 @@ class LiveEvents:
 
     async def page_events(self, request: Request) -> Response:
         """Answers with a stream that ends when the viewer leaves, its token is revoked, or the server stops."""
+        if request.method == "HEAD":
+            return Response(headers=_HEADERS, media_type=_MEDIA_TYPE)
         if len(self._viewers) >= MAX_VIEWERS:
             raise ResourceExhausted(f"{MAX_VIEWERS} pages watch this server already", retry_after_ms=5000)
         viewer = _Viewer()
@@ -107,7 +110,7 @@ class _Events(StreamingResponse):
     """
 
     def __init__(self, events: AsyncIterator[str], on_end: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=_HEADERS)
+        super().__init__(events, media_type=_MEDIA_TYPE, headers=_HEADERS)
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

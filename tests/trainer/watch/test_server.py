@@ -69,6 +69,7 @@ def test_runs_are_listed_as_the_service_lists_jobs(http: httpx.Client) -> None:
 def test_events_follow_a_run_and_go_on_after_the_last_one_known(
     http: httpx.Client, runs: tuple[FakeRun, FakeRun]
 ) -> None:
+    assert http.head("/v1/jobs/1/events").headers["content-type"].startswith("text/event-stream")
     with http.stream("GET", "/v1/jobs/1/events", timeout=60) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
