@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import queue
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -306,6 +307,10 @@ def test_a_compressed_body_counts_with_all_its_bytes(guarded: Guarded) -> None:
     url = f"{guarded.http}/v2/models/rows/infer"
     assert httpx.post(url, headers=headers, content=body).status_code == 200
     assert httpx.post(url, headers=headers, content=body).headers["retry-after"] in ("3", "4")
+    guarded.rewrite("own name=own scopes=infer,admin bytes_per_second=9k")  # a new quota is a new bucket
+    once = gzip.compress(random.Random(0).randbytes(30_000))  # in pieces of no declared length, and hardly smaller
+    assert httpx.post(url, headers=headers, content=iter([once])).status_code == 400
+    assert httpx.post(url, headers=headers, content=body).headers["retry-after"] in ("2", "3")
 
 
 def test_our_client_waits_for_its_quota(guarded: Guarded) -> None:

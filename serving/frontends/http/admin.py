@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.errors import InvalidArgument, Unsupported, quote
-from serving.frontends.http.auth import count_decompressed
 from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
 from serving.frontends.http.responses import json_response
@@ -155,8 +154,7 @@ class AdminEndpoints:
 
     async def _json(self, request: Request) -> dict[str, Any]:
         """Returns the object in the body; an empty one if there is no body."""
-        body = await read_body(dict(request.scope["headers"]), request.receive, self._max_body_bytes, self._bodies)
-        count_decompressed(request.scope, body)
+        body = await read_body(request.scope, request.receive, self._max_body_bytes, self._bodies)
         if len(body) > MAX_INLINE_BYTES:
             return await self._bodies.run(decode, body, _OBJECT_DECODER)
         return decode(body, _OBJECT_DECODER) if body else {}

@@ -17,7 +17,6 @@ from serving.frontends.common.auth import (
     check_quota,
     check_scope,
 )
-from serving.frontends.http.bodies import SHARE
 from serving.frontends.http.responses import error_response
 from serving.observability.calls import INFER, UNKNOWN
 from serving.observability.refusals import Refusals
@@ -115,21 +114,6 @@ def metrics_scopes(tokens: TokenFile) -> Callable[[str, str], frozenset[str] | N
         return READS_METRICS if path not in OPEN_PATHS and tokens.lists(SCOPE_METRICS) else None
 
     return scopes
-
-
-def count_decompressed(scope: Scope, body: bytes) -> None:
-    """Counts a body that was compressed: until now, only its bytes as sent are in the memory of messages and the quota.
-
-    Raises:
-        ResourceExhausted: there is no memory left for it.
-    """
-    headers = dict(scope["headers"])
-    if b"content-encoding" not in headers:
-        return
-    scope[SHARE].take(len(body))
-    principal = scope.get(PRINCIPAL)
-    if principal is not None and principal.quota is not None:
-        principal.quota.take_more(max(0, len(body) - int(headers.get(b"content-length", 0))))
 
 
 def _counted(receive: Receive, quota: Quota) -> Receive:

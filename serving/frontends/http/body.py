@@ -1,32 +1,34 @@
 """Reads request bodies, within limits of size; `protocol` limits their time. Does not interpret them."""
 
 import zlib
-from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
+from serving.frontends.http.auth import PRINCIPAL
+from serving.frontends.http.bodies import SHARE
 from serving.frontends.http.executor import BoundedExecutor
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # zlib detects the format; HTTP's "deflate" is zlib's (RFC 9110, 8.4.1.2)
 
 
-async def read_body(
-    headers: Mapping[bytes, bytes], receive: Receive, max_bytes: int, executor: BoundedExecutor
-) -> bytes:
+async def read_body(scope: Scope, receive: Receive, max_bytes: int, executor: BoundedExecutor) -> bytes:
     """Returns the whole body of a request, decompressed.
 
+    Others count its bytes as they arrive. Those of a decompressed body are counted here, in the memory of messages and
+    the caller's quota.
+
     Args:
-        headers: of the request, with names in lower case.
         max_bytes: of the body, both as sent and decompressed. A longer body is refused as early as possible.
         executor: decompresses.
 
     Raises:
         HTTPException: 400, 413, 415 or 501, with a message for the client.
-        ResourceExhausted: too many bodies wait to be decompressed.
+        ResourceExhausted: too many bodies wait to be decompressed, or there is no memory left for this one.
         ClientDisconnect: the client has disconnected.
     """
+    headers = dict(scope["headers"])
     coding = headers.get(b"transfer-encoding", b"chunked").lower()
     if coding != b"chunked":
         raise HTTPException(501, f"transfer encoding '{coding.decode('latin-1')}' is not supported: expected chunked")
@@ -35,7 +37,14 @@ async def read_body(
     if declared and int(declared) > max_bytes:  # httptools has checked that it is a number
         raise _too_large(f"of {int(declared)} bytes", max_bytes)
     body = await _read(receive, max_bytes)
-    return await executor.run(_decompress, body, max_bytes) if is_compressed else body
+    if not is_compressed:
+        return body
+    plain = await executor.run(_decompress, body, max_bytes)
+    scope[SHARE].take(len(plain))
+    principal = scope.get(PRINCIPAL)
+    if principal is not None and principal.quota is not None:
+        principal.quota.take_more(max(0, len(plain) - len(body)))
+    return plain
 
 
 def _is_compressed(header: bytes) -> bool:

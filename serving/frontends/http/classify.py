@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.errors import InvalidArgument, ServingError, quote
-from serving.frontends.http.auth import PRINCIPAL, count_decompressed
+from serving.frontends.http.auth import PRINCIPAL
 from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
 from serving.frontends.http.infer import LoopBridge, await_response
@@ -61,8 +61,7 @@ class ClassifyEndpoint:
         images = self._service.repository.get(name, version).images
         if images is None:
             raise InvalidArgument(f"model {quote(name)} does not take image files: its manifest does not describe them")
-        body = await read_body(headers, request.receive, self._max_body_bytes, self._executor)
-        count_decompressed(scope, body)
+        body = await read_body(scope, request.receive, self._max_body_bytes, self._executor)
         arguments = body, headers.get(b"content-type", b""), images.max_images
         is_large = len(body) > MAX_INLINE_BYTES
         files = await self._executor.run(read_files, *arguments) if is_large else read_files(*arguments)

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.errors import DeadlineExceeded, InvalidArgument, ServingError
 from serving.frontends.common.status import shutting_down
-from serving.frontends.http.auth import PRINCIPAL, count_decompressed
+from serving.frontends.http.auth import PRINCIPAL
 from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
 from serving.frontends.http.responses import SUBMITTED
@@ -101,8 +101,7 @@ class InferEndpoint:
     async def _run(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], context: RequestContext
     ) -> None:
-        body = await read_body(headers, receive, self._max_body_bytes, self._executor)
-        count_decompressed(scope, body)
+        body = await read_body(scope, receive, self._max_body_bytes, self._executor)
         path = scope["path_params"]
         model, version = path["model"], path.get("version", "")
         # Fails early: do not parse tensors for an unknown model.

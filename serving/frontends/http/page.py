@@ -21,7 +21,6 @@ from serving.backends.onnx_layers import Layer, OnnxLayers
 from serving.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable, quote
 from serving.frontends.common.services import Services
 from serving.frontends.http.address import PageSettings
-from serving.frontends.http.auth import count_decompressed
 from serving.frontends.http.body import read_body
 from serving.frontends.http.counting import counted
 from serving.frontends.http.described import describe_models
@@ -150,9 +149,7 @@ class PageEndpoints:
         return model, model.images
 
     async def _body(self, request: Request) -> bytes:
-        body = await read_body(dict(request.scope["headers"]), request.receive, self._max_body_bytes, self._executor)
-        count_decompressed(request.scope, body)
-        return body
+        return await read_body(request.scope, request.receive, self._max_body_bytes, self._executor)
 
     async def _decode(self, content: bytes, images: ImageTensor, request: Request) -> Pixels:
         """Returns the pixels of a file, [1, C, H, W], prepared by the server's pool as for any inference."""
