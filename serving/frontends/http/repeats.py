@@ -8,7 +8,6 @@ of requests, callers with quotas, plans that are not cached, and servers that dr
 """
 
 import asyncio
-import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -17,23 +16,17 @@ from starlette.responses import Response
 
 from convoy.auth import TokenFile
 from convoy.same_origin import HostCheck
-from serving.errors import Internal, ServingError
+from serving.errors import ServingError
 from serving.frontends.common.auth import INFERS
+from serving.frontends.common.calls import log_failure
 from serving.frontends.common.status import shutting_down
 from serving.frontends.http.executor import BoundedExecutor
-from serving.frontends.http.infer import (
-    HEADER_LENGTH,
-    LoopBridge,
-    Result,
-    response_headers,
-)
+from serving.frontends.http.infer import HEADER_LENGTH, LoopBridge, Result, response_headers
 from serving.frontends.http.responses import error_response
 from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
 from serving.inference.service import InferenceService
 from serving.observability.logging import AccessLog, AccessLogEntry
 from serving.protocol.json_infer import MAX_INLINE_BYTES, JsonRequest, JsonResponse
-
-logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 2048
 """Of a head that is remembered."""
@@ -217,32 +210,25 @@ class Exchange:
     def _render(self, response: JsonResponse) -> None:
         try:
             body, json_length = response.render(self._repeats.max_body_bytes)
-        except ServingError as error:
+        except Exception as error:
             self._refuse(error)
-        except Exception:
-            self._send_defect()
         else:
             self._send(200, response_headers(body, json_length), body)
 
     async def _finish_elsewhere(self, response: JsonResponse) -> None:
         try:
             body, json_length = await self._repeats.executor.run(response.render, self._repeats.max_body_bytes)
-        except ServingError as error:
+        except Exception as error:
             self._refuse(error)
-        except Exception:
-            self._send_defect()
         else:
             self._send(200, response_headers(body, json_length), body)
 
-    def _refuse(self, error: ServingError) -> None:
+    def _refuse(self, error: Exception) -> None:
         """Answers, and counts, a request whose response cannot be rendered: the model's statistics have it as good."""
+        if not isinstance(error, ServingError):
+            error = log_failure("rendering a response")
         self._repeats.service.refusals.count_error(error, self._model)
         self._send_error(error_response(error))
-
-    def _send_defect(self) -> None:
-        """As `_refuse`; logs the exception that is being handled."""
-        logger.exception("a response could not be rendered")
-        self._refuse(Internal("the server failed; its log says why"))
 
     def _send_error(self, response: Response) -> None:
         self._send(response.status_code, response.raw_headers, bytes(response.body))
