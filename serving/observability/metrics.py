@@ -250,11 +250,7 @@ class Metrics(Collector):
     """The metrics of a server's models and of its process."""
 
     def __init__(
-        self,
-        repository: Repository,
-        refusals: Refusals,
-        decoder: ImageDecoder | None = None,
-        messages: MessageMemory | None = None,
+        self, repository: Repository, refusals: Refusals, decoder: ImageDecoder, messages: MessageMemory
     ) -> None:
         self._messages = messages
         self._repository = repository
@@ -300,14 +296,12 @@ class Metrics(Collector):
         for (reason, model), count in self._refusals.snapshot().items():
             refused.add_sample(REFUSED, {"reason": reason, "model": model}, count)
         yield refused
-        if self._decoder is not None:
-            yield _single(DECODED, "counter", "Image files decoded.", self._decoder.num_images)
-            yield _single(DECODING, "counter", "Time it took, summed over threads.", self._decoder.seconds)
-        if self._messages is not None:
-            yield _single(
-                MESSAGE_BYTES, "gauge", "Memory of large requests that arrive, wait or run.", self._messages.num_bytes
-            )
-            yield _single(MESSAGE_LIMIT, "gauge", "Largest memory of such requests.", self._messages.max_bytes)
+        yield _single(DECODED, "counter", "Image files decoded.", self._decoder.num_images)
+        yield _single(DECODING, "counter", "Time it took, summed over threads.", self._decoder.seconds)
+        yield _single(
+            MESSAGE_BYTES, "gauge", "Memory of large requests that arrive, wait or run.", self._messages.num_bytes
+        )
+        yield _single(MESSAGE_LIMIT, "gauge", "Largest memory of such requests.", self._messages.max_bytes)
         snapshots = [ModelSnapshot(model, model.statistics.snapshot()) for model in self._repository.ready_models()]
         yield from _call_families(self._refusals.calls, snapshots)
         for metric in MODEL_METRICS:

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving.errors import DeadlineExceeded, ServingError
 from serving.inference.batcher import BatchLimits
 from serving.inference.decoder import ImageDecoder
+from serving.inference.message_memory import MessageMemory
 from serving.inference.request import NO_CONTEXT, InferInput, InferRequest, InferResponse
 from serving.inference.service import InferenceService
 from serving.observability.metrics import MODEL_METRICS, NAMES, Metrics
@@ -222,6 +223,6 @@ def test_scrapes_during_a_swap(service: InferenceService, metrics: Metrics, repo
 
 def test_a_server_without_models() -> None:
     repository = FakeRepository()
-    scrape = Scrape(Metrics(make_service(repository).repository, Refusals(), ImageDecoder()))
+    scrape = Scrape(Metrics(make_service(repository).repository, Refusals(), ImageDecoder(), MessageMemory()))
     assert scrape.families["convoy_model_ready"].samples == []
     assert "process_cpu_seconds" in scrape.families
