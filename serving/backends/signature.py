@@ -1,6 +1,6 @@
 """Checks the tensors that a configuration declares against those of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from serving.errors import LoadError
 from serving.protocol.tensors import Datatype, Shape, TensorSpec
@@ -51,6 +51,5 @@ def _accepts(declared: Shape, actual: Shape) -> bool:
     return len(declared) == len(actual) and all(have in (-1, want) for want, have in zip(declared, actual, strict=True))
 
 
-def _quoted(names: object) -> str:
-    assert isinstance(names, (set, dict))
+def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in sorted(names)) or "none"

@@ -16,7 +16,7 @@ from serving.inference.shared_memory import SharedMemory
 from serving.models.changes import ANYONE, Caller
 from serving.models.repository import Model, Repository
 from serving.observability.calls import Calls, method_of_rpc
-from serving.observability.health import Health
+from serving.observability.health import LIVENESS, READINESS, SERVING, Health
 from serving.observability.statistics import Duration
 from serving.protocol.control import ControlService
 from serving.protocol.grpc_codec import decode, parameter_values
@@ -93,11 +93,11 @@ class AdminService:
 
     def is_live(self) -> bool:
         """Returns whether the server answers and no model hangs, which only a restart is sure to end."""
-        return self.health.check("liveness") == health_pb2.HealthCheckResponse.SERVING
+        return self.health.check(LIVENESS) == SERVING
 
     def is_ready(self) -> bool:
         """Returns whether every model that should be served is ready and the server is not shutting down."""
-        return self.health.check("readiness") == health_pb2.HealthCheckResponse.SERVING
+        return self.health.check(READINESS) == SERVING
 
     def is_model_ready(self, name: str, version: str) -> bool:
         """Returns whether a version of a model is ready; any version if `version` is empty.

@@ -8,9 +8,7 @@ from serving.config import ServeConfig
 STATE = "state"  # State
 FAILED = "failed"  # str: why the worker cannot start
 BEGIN = "begin"  # str: a model; returns whether the worker may change it, after a moment if another one does
-END = (
-    "end"  # (str, Change | None): the model, and what this worker has changed; returns when all workers have changed it
-)
+END = "end"  # (str, Change | None): the model and this worker's change; returns when all workers have changed it
 
 # Calls of the supervisor.
 METRICS = "metrics"  # returns the worker's metric families

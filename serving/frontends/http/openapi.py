@@ -16,7 +16,7 @@ from serving.protocol.tensors import TensorSpec
 
 Json = dict[str, Any]
 
-OPENAPI_WHOLE = "3.1.1"
+OPENAPI_VERSION = "3.1.1"
 
 _ANY: Json = {"type": "object"}
 _NAME: Json = {"type": "string", "minLength": 1}
@@ -221,7 +221,7 @@ def describe_api(routes: Sequence[BaseRoute], models: Sequence[Model], version: 
     for model in sorted(models, key=lambda model: int(model.version)):
         paths |= _model_paths(model)  # of several versions, the newest
     document: Json = {
-        "openapi": OPENAPI_WHOLE,
+        "openapi": OPENAPI_VERSION,
         "info": {"title": "Convoy", "version": version, "description": "Open Inference Protocol v2, and more."},
         "paths": paths,
         "components": {"schemas": _SCHEMAS},
