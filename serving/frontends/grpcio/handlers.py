@@ -1,6 +1,8 @@
-"""Handlers of RPCs on grpcio's public API: one thread for each RPC, serialised messages in and out."""
+"""Handlers of RPCs on grpcio's public API: one thread for each RPC, serialised messages in and out.
 
-import logging
+The completion queue takes unary RPCs and Watch before they come here; their handlers serve where `attach` returns None.
+"""
+
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -8,17 +10,10 @@ from functools import partial
 import grpc
 
 from convoy.auth import TokenFile
-from serving.errors import (
-    Cancelled,
-    Internal,
-    PermissionDenied,
-    ServingError,
-    Unauthenticated,
-    Unsupported,
-    quote,
-)
+from serving.errors import Cancelled, PermissionDenied, ServingError, Unauthenticated, Unsupported, quote
 from serving.frontends.common import limits
 from serving.frontends.common.auth import check_method, check_token
+from serving.frontends.common.calls import log_failure
 from serving.frontends.common.services import Services
 from serving.frontends.grpcio.infer_stream import InferStream
 from serving.frontends.grpcio.rpc import abort, deadline_after, logged, metered, on_termination
@@ -29,8 +24,6 @@ from serving.observability.calls import UNKNOWN, method_of_rpc
 from serving.observability.logging import AccessLog
 from serving.observability.refusals import Refusals
 from serving.protocol.methods import HEALTH_WATCH, INFER, STREAM_INFER
-
-logger = logging.getLogger(__name__)
 
 Handler = Callable[[bytes], bytes]
 
@@ -92,8 +85,7 @@ def _unary_with_context(path: str, handler: Callable[[bytes, grpc.ServicerContex
         except ServingError as error:
             abort(context, error)
         except Exception:
-            logger.exception("%s failed", path)
-            abort(context, Internal("the server failed; its log says why"))
+            abort(context, log_failure(path))
 
     return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -117,7 +109,7 @@ def _change(
 
 
 def _infer(service: InferenceService) -> grpc.RpcMethodHandler:
-    """Runs ModelInfer on a thread that waits. Used only where `completion_queue.attach` returns None."""
+    """Runs ModelInfer on a thread that waits."""
 
     def handle(payload: bytes, context: grpc.ServicerContext) -> bytes:
         stream = InferStream(service, deadline_after(context.time_remaining()), metadata=context.invocation_metadata())

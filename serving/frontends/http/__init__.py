@@ -1,9 +1,12 @@
 """HTTP: the REST API on one port, metrics and health on another.
 
-`frontend` has both servers, `server` runs one, `protocol` is one connection and `connections` all of a port, with their
-limits. `app` has the routes, `middleware` and `auth` wrap all requests, `infer` is the infer endpoint, `admin` all
-others but the page's, which are `page`, `live`, `described` and `saved_images`. `body` reads request bodies,
-`responses` writes JSON and errors, `executor` runs what would hold up the loop.
+`frontend` has both servers, `server` runs one. `protocol` is one connection, which writes through `transport`, and
+`connections` all of a port, with their limits. A request goes through `bodies`, `middleware` and `auth`, which wrap the
+routes of `app`, to its endpoint; inferences that repeat take the short way of `repeats`.
+
+The endpoints are `infer`, `classify` (its files are `uploads`), `openapi`, those of the page (`page`, `live`,
+`described`, `saved_images`) and, for all others, `admin`. They read with `body`, write with `responses`, and leave to
+`executor` what would hold up the loop; `counting` counts the answers of all but inferences.
 """
 
 from serving.frontends.http.address import HttpAddress, PageSettings

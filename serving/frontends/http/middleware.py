@@ -1,4 +1,4 @@
-"""ASGI middleware around all requests to the API: access log, closing of connections, authentication."""
+"""ASGI middleware around all requests: access log, closing of connections, refused hosts and sites, tokens."""
 
 import asyncio
 from collections.abc import Callable
