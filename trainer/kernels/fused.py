@@ -1,14 +1,13 @@
 """The Triton kernels as differentiable functions. Import this only where Triton is installed; see `choice`."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from trainer.kernels import norm_kernels as kernels
 from trainer.kernels.launch import MERGE_BLOCK_CHANNELS, Pooling, Rows, Share, empty_floats, empty_images, launch
-
-Activation = Literal["none", "relu", "gelu"]
+from trainer.kernels.operations import Activation
 
 _STATISTICS = Share(2048, block_channels=32)
 _POOLED_STATISTICS = Share(1024, block_channels=64, programs=1024)
