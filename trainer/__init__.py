@@ -1,4 +1,4 @@
-"""Convoy's trainer: images in, a trained and honestly evaluated classifier out."""
+"""Convoy's trainer: images in, a trained and honestly evaluated classifier out. The flow is in `trainer.train`."""
 
 import os
 
