@@ -1,9 +1,12 @@
 """The command `convoy models`: shows and chooses which version of each model serves, of a server or in a folder."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -11,9 +14,11 @@ import tyro
 from google.protobuf.json_format import MessageToDict
 
 from convoy.options import option
+from convoy.processes import restore_ctrl_c
 from convoy.verbs import Verb, run_verb
 from protos.models_pb2 import ModelState
 from serving.client.cli import EXIT_INVALID, EXIT_NO_RESPONSE, ConnectConfig, parse
+from serving.client.client import Client
 from serving.client.display import show_table
 from serving.client.errors import ClientError
 from serving.errors import InvalidArgument, NotFound, ServingError, StartupError, Unavailable
@@ -63,6 +68,11 @@ VERBS: dict[str, tuple[type[Any], str]] = {
     "unpin": (NamedConfig, "let versions take over again that are newer than the pinned one"),
 }
 
+_LOOK_S = 1.0
+"""Between two looks at what the server does while it makes a change."""
+_PATIENCE_S = 86_400.0
+"""For a change. The server limits the time of each load itself."""
+
 EXIT_CODES = (
     "Exit codes: 0 success; 2 the command line is wrong, or there is no such model or version; 3 the server does not "
     "respond, the version does not load, or the folder cannot be written; 130 Ctrl-C."
@@ -108,12 +118,38 @@ def _with_server(where: WhereConfig, verb: str, name: str, version: int) -> list
             case "list" | "show":
                 return client.models(name)
             case "promote":
-                return [client.promote(name, version)]
+                change = partial(client.promote, name, version)
             case "pin":
-                return [client.pin(name, version)]
+                change = partial(client.pin, name, version)
             case "unpin":
-                return [client.unpin(name)]
-        return [client.roll_back(name)]
+                change = partial(client.unpin, name)
+            case _:
+                change = partial(client.roll_back, name)
+        return [_wait_for(change, client, name)]
+
+
+def _wait_for(change: Callable[..., ModelState], client: Client, name: str) -> ModelState:
+    """Makes a change, however long a version takes to load, as long as the server answers what it does meanwhile."""
+    restore_ctrl_c()
+    changing = ThreadPoolExecutor(1).submit(change, timeout_s=_PATIENCE_S)
+    loading, said = list[str](), ""
+    try:
+        while not wait([changing], _LOOK_S).done:
+            state = client.models(name)[0]
+            loading = [str(version.version) for version in state.versions if version.state == "LOADING"]
+            doing = f"load version {', '.join(loading)} of {name}" if loading else f"change {name}"
+            if loading and state.serving:
+                doing += f"; version {state.serving} serves until then"
+            if doing != said:
+                print(f"waiting for the server to {doing}", file=sys.stderr)
+            said = doing
+        return changing.result()
+    except KeyboardInterrupt:
+        goes_on = f"loading version {', '.join(loading)}" if loading else "with the change if it has begun"
+        print(f"no longer waiting: the server goes on {goes_on}; convoy models show {name} shows it", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        client.close()  # ends the thread
 
 
 def _in_folder(where: WhereConfig, verb: str, name: str, version: int) -> list[ModelState]:

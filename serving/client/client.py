@@ -230,7 +230,11 @@ class Client:
         return list(self._connection.call(_CONTROL + "ListModels", request, control.ListModelsResponse).models)
 
     def promote(self, model: str, version: int, *, timeout_s: float | None = None) -> control.ModelState:
-        """Lets a version serve until a newer one is exported; returns when it serves."""
+        """Lets a version serve until a newer one is exported; returns when it serves.
+
+        This and the next three raise DEADLINE_EXCEEDED while a version loads that takes longer than `timeout_s`. The
+        server goes on with the change.
+        """
         return self._change("Promote", control.PromoteRequest(name=model, version=version), timeout_s)
 
     def roll_back(self, model: str, *, timeout_s: float | None = None) -> control.ModelState:

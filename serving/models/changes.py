@@ -64,6 +64,18 @@ ANYONE = Caller()
 """A caller without a deadline that stays."""
 
 
+class LeftChange(Exception):
+    """The cause of an error of `Changes.call` whose change goes on.
+
+    Args:
+        future: of the change.
+    """
+
+    def __init__(self, future: Future[Any]) -> None:
+        super().__init__()
+        self.future = future
+
+
 class Changes:
     """The changes that run and wait. Thread-safe."""
 
@@ -133,12 +145,13 @@ class Changes:
         if self._wait(future, caller):
             return future.result()
         was_waiting = future.cancel()
+        left = None if was_waiting else LeftChange(future)
         state = "waits for another change and is not made" if was_waiting else "goes on; the index will show its result"
         if caller.is_cancelled():
-            raise Cancelled(f"the caller has gone: the change of model '{name}' {state}")
+            raise Cancelled(f"the caller has gone: the change of model '{name}' {state}") from left
         if caller.deadline is None:
-            raise Unavailable(f"after {_MAX_WAIT_S:.0f} s, the change of model '{name}' {state}")
-        raise DeadlineExceeded(f"the deadline has passed: the change of model '{name}' {state}")
+            raise Unavailable(f"after {_MAX_WAIT_S:.0f} s, the change of model '{name}' {state}") from left
+        raise DeadlineExceeded(f"the deadline has passed: the change of model '{name}' {state}") from left
 
     def _wait(self, future: Future[Any], caller: Caller) -> bool:
         """Waits for a change as long as its caller does. Returns whether it has been made."""

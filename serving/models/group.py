@@ -1,37 +1,32 @@
 """The processes that serve the same models, and make the same changes of them."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from serving.models.changes import Caller
 
 
-class Done(Protocol):
-    """Says what has been changed."""
-
-    def __call__(self, verb: str, config: str | None = None) -> None:
-        """Takes the change, as `serving.workers.messages.Change` has it."""
-
-
 class Group(Protocol):
     """All processes, as one of them sees them."""
 
-    def changing(self, name: str, caller: Caller) -> AbstractContextManager[Done]:
-        """Context in which no other process changes a model. At its end, all make the change that this one has made.
+    def changing(self, verb: str, name: str, caller: Caller, config: str | None = None) -> AbstractContextManager[None]:
+        """Context in which this process changes a model, and no other one. At its end, all others make the change.
+
+        If the caller leaves a change that goes on, they make it after that.
+
+        Args:
+            verb: as `serving.workers.messages.Change` has it.
+            name: of the model.
+            config: with which to load it.
 
         Raises:
-            Cancelled, DeadlineExceeded: its caller did not wait for its turn.
+            Internal: one could not.
+            Cancelled, DeadlineExceeded: the caller did not wait for its turn.
         """
 
 
 class Alone:
     """The group of a server that is one process."""
 
-    @contextmanager
-    def changing(self, name: str, caller: Caller) -> Iterator[Done]:
-        yield _ignore
-
-
-def _ignore(verb: str, config: str | None = None) -> None:
-    pass
+    def changing(self, verb: str, name: str, caller: Caller, config: str | None = None) -> AbstractContextManager[None]:
+        return nullcontext()

@@ -161,17 +161,15 @@ class AdminService:
         config = parameters.get("config")
         if config is not None and not isinstance(config, str):
             raise InvalidArgument("load parameter 'config' must be a string of JSON")
-        with self.control.group.changing(name, caller) as done:
+        with self.control.group.changing("load", name, caller, config):
             self.repository.load(name, config, caller)
-            done("load", config)
 
     def unload(self, name: str, parameters: Mapping[str, Any], caller: Caller = ANYONE) -> None:
         """Unloads a model. Blocks until its queued requests are answered."""
         for parameter in parameters.keys() - {"unload_dependents"}:
             raise Unsupported(f"unload parameter {quote(parameter)} is not supported")
-        with self.control.group.changing(name, caller) as done:
+        with self.control.group.changing("unload", name, caller):
             self.repository.unload(name, caller)
-            done("unload")
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 

@@ -62,9 +62,8 @@ class ControlService:
             verb: promote, rollback, pin or unpin.
             version: to promote or pin, or to roll back from; 0 to roll back from whichever serves.
         """
-        with self.group.changing(name, caller) as done:
+        with self.group.changing("follow", name, caller):
             self._make_change(verb, name, version, caller)
-            done("follow")
         state: pb.ModelState = self.models(name).models[0]
         return state
 

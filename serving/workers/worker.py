@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from typing import Any
 
 from convoy.processes import whole_command
 from serving.errors import ServingError, StartupError
-from serving.models.changes import Caller
-from serving.models.group import Done
+from serving.models.changes import Caller, LeftChange
 from serving.observability.logging import set_up_logging
 from serving.workers.channel import Channel
 from serving.workers.messages import (
@@ -149,20 +150,26 @@ class Group:
         self._channel = channel
 
     @contextmanager
-    def changing(self, name: str, caller: Caller) -> Iterator[Done]:
-        """Context in which no other worker changes a model. At its end, all make the change that this one has made.
-
-        Raises:
-            Internal: a worker could not.
-            Cancelled, DeadlineExceeded: its caller did not wait for its turn.
-        """
-        made: list[Change] = []
+    def changing(self, verb: str, name: str, caller: Caller, config: str | None = None) -> Iterator[None]:
         while not self._channel.call(BEGIN, name):
             caller.check(name)
+        change = Change(verb, name, config)
         try:
-            yield lambda verb, config=None: made.append(Change(verb, name, config))
-        finally:
-            self._channel.call(END, (name, made[0] if made else None))
+            yield
+        except BaseException as error:
+            if isinstance(left := error.__cause__, LeftChange):
+                left.future.add_done_callback(lambda future: self._end_left(change, future))
+            else:
+                self._channel.call(END, (name, None))
+            raise
+        self._channel.call(END, (name, change))
+
+    def _end_left(self, change: Change, future: Future[Any]) -> None:
+        """Ends a change whose caller has left."""
+        try:
+            self._channel.call(END, (change.model, None if future.exception() else change))
+        except ServingError as error:
+            logger.warning("%s", error)
 
 
 def _end() -> None:

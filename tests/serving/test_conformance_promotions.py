@@ -1,5 +1,8 @@
 """Which version of a model serves: over gRPC, over HTTP, and on the command line."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,3 +144,44 @@ def test_on_the_command_line(where: tuple[str, ...], capsys: pytest.CaptureFixtu
     assert run("promote", "m", "9", *where) == 2
     assert "error: model 'm' has no version 9: it has 1, 2" in capsys.readouterr().err
     assert run("show", "n", *where) == 2
+
+
+SLOW = """
+import pathlib, time
+
+def load(model):
+    while model.version == "1" and not (model.folder.parent.parent / "go").exists():
+        time.sleep(0.01)
+
+def run(batch):
+    return {"y": batch["x"]}
+"""
+
+
+def test_the_command_line_waits_while_a_version_loads(tmp_path: Path) -> None:
+    """One that no longer waits can be given again: the change goes on."""
+    for version in (1, 2):
+        write_version(tmp_path / "m", version, SLOW.encode(), filename="model.py")
+    write_config(tmp_path / "m", SCALE_CONFIG.replace('platform: "onnxruntime_onnx"', 'backend: "python"'))
+    config = ServeConfig(
+        model_repository=tmp_path, allow_model_code=True, grpc_port=0, http_port=0, metrics_port=0, device="cpu"
+    )
+    for served in serve(config):
+        arguments = ("rollback", "m", "--target", served.target, "--timeout-s", "0.5")
+        command = [sys.executable, "-m", "convoy", "models", *arguments]
+        for is_left in (True, False):
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+                assert process.stderr is not None
+                waits = "waiting for the server to load version 1 of m; version 2 serves until then\n"
+                assert process.stderr.readline() == waits
+                if is_left:
+                    process.send_signal(signal.SIGINT)
+                else:
+                    (tmp_path / "go").touch()
+                out, errors = process.communicate(timeout=30)
+            if is_left:
+                goes_on = "the server goes on loading version 1; convoy models show m shows it"
+                assert (process.returncode, out, errors) == (130, "", f"no longer waiting: {goes_on}\n")
+            else:
+                assert (process.returncode, errors) == (0, "")
+                assert out.startswith("m serves version 1; rolled back from version 2 to version 1")

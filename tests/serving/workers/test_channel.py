@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 
 from serving.errors import Cancelled, Internal, NotFound, Unavailable
-from serving.models.changes import Caller
+from serving.models.changes import Caller, Changes
 from serving.workers.channel import Channel
-from serving.workers.messages import BEGIN
+from serving.workers.messages import BEGIN, END, Change
 from serving.workers.worker import Group
 
 PATIENCE_S = 30
@@ -84,6 +85,29 @@ def test_a_caller_who_has_gone_waits_for_no_turn(pair: Pair) -> None:
     asked: list[tuple[str, Any]] = []
     channel, _ = pair(lambda name, argument: asked.append((name, argument)))  # None: another worker has the turn
     caller = Caller(is_cancelled=lambda: len(asked) > 1)
-    with pytest.raises(Cancelled, match="of model 'm' was not started"), Group(channel).changing("m", caller):
+    with pytest.raises(Cancelled, match="of model 'm' was not started"), Group(channel).changing("load", "m", caller):
         raise AssertionError("it has no turn")
     assert asked == [(BEGIN, "m")] * 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_all_make_a_change_that_its_caller_has_left_once_it_is_made(pair: Pair, fails: bool) -> None:
+    asked: list[tuple[str, Any]] = []
+    channel, _ = pair(lambda name, argument: asked.append((name, argument)) or True)
+    is_made, has_gone = threading.Event(), threading.Event()
+    caller = Caller(is_cancelled=has_gone.is_set)
+    changes = Changes()
+
+    def change() -> None:
+        has_gone.set()
+        is_made.wait(PATIENCE_S)
+        if fails:
+            raise Internal("it does not load")
+
+    with pytest.raises(Cancelled, match="goes on"), Group(channel).changing("load", "m", caller, "{}"):
+        changes.call("m", change, caller)
+    assert asked == [(BEGIN, "m")]
+    is_made.set()
+    while changes.is_busy("m"):
+        time.sleep(0.001)
+    assert asked[1:] == [(END, ("m", None if fails else Change("load", "m", "{}")))]
