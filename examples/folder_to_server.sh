@@ -12,6 +12,6 @@ socket=$(mktemp -d)/grpc.sock
 convoy serve --model-repository models --grpc-socket "$socket" --http-port 0 --metrics-port 0 &
 server=$!
 trap 'kill $server; wait $server' EXIT
-until convoy status --target "unix:$socket" >/dev/null 2>&1; do kill -0 $server; done
+until convoy status --target "unix:$socket" 2>&1 | grep -q ': ready$'; do kill -0 $server; done
 
 convoy classify "$image" --model my-images --target "unix:$socket"

@@ -268,6 +268,12 @@ def in_use(folder: Path, world: World, log: Callable[[str], None]) -> Iterator[N
         yield
 
 
+def run_folders(path: Path) -> list[Path]:
+    """Returns the folders of a study's runs, or the folder itself if it is no study's."""
+    is_study = (path / STUDY_FILE).exists()
+    return [config.parent for config in sorted(path.glob("*/config.json"))] if is_study else [path]
+
+
 def create_in_runs(kind: str, suffix: str = "") -> Path:
     """Creates a folder in `runs/` with the time in its name, which no other run or study has.
 

@@ -10,6 +10,7 @@ import tyro
 from convoy.extras import how_to_install
 from convoy.options import check_port, option
 from trainer.errors import ConfigError
+from trainer.records.run_folder import run_folders
 from trainer.watch.run import State, WatchedRun
 from trainer.watch.terminal import follow_in_lines, follow_in_table
 
@@ -19,7 +20,7 @@ class WatchConfig:
     """Follows runs while they train, until all have ended; exits with 0 if all are finished, and else with 1."""
 
     runs: Annotated[list[Path], tyro.conf.Positional, option("RUN ...")]
-    """Run folders."""
+    """Folders of runs, such as runs/*/. A study stands for its runs."""
     web: bool = False
     """Show them on a page on this machine, until Ctrl-C."""
     port: int = 8006
@@ -32,9 +33,9 @@ def watch_runs(config: WatchConfig) -> int:
     Raises:
         ConfigError: no folder is given, or one does not exist or holds no run; the page's port or packages are missing.
     """
-    if not config.runs:
+    runs = [WatchedRun.open(folder) for path in config.runs for folder in run_folders(path)]
+    if not runs:
         raise ConfigError("which runs? Give their folders, or all of them with runs/*/")
-    runs = [WatchedRun.open(path) for path in config.runs]
     if config.web:
         _serve(runs, config.port)
     elif sys.stdout.isatty():

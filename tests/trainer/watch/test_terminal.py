@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tests.conftest import ROOT, clean_environment
 from tests.trainer.watch.fake_run import FakeRun
+from trainer.records.run_folder import STUDY_FILE
 from trainer.watch.run import WatchedRun
 from trainer.watch.terminal import curve, make_table
 
@@ -33,11 +34,12 @@ def started(*runs: Path, output: int, **variables: str) -> "Iterator[subprocess.
 
 
 def test_without_a_terminal_each_epoch_of_each_run_is_a_line(tmp_path: Path) -> None:
-    first, second = FakeRun(tmp_path / "first"), FakeRun(tmp_path / "second")
+    first, second = FakeRun(tmp_path / "first"), FakeRun(tmp_path / "study" / "second")
+    (tmp_path / "study" / STUDY_FILE).touch()
     first.end_epoch(1)
     with ExitStack() as stack:
         with first.training(), second.training():
-            process = stack.enter_context(started(first.path, second.path, output=subprocess.PIPE))
+            process = stack.enter_context(started(first.path, tmp_path / "study", output=subprocess.PIPE))
             assert process.stdout is not None
             figures = "loss 0.1000, accuracy 10.00 %; validation loss 0.1000, accuracy 10.00 %"
             assert process.stdout.readline() == f"first: epoch 1/3; {figures}\n"
