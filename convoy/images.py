@@ -263,7 +263,8 @@ def explain_decode_errors(path: Path | None = None) -> Iterator[None]:
     except MemoryError as error:
         raise ImageError("it does not fit in memory: scale it down") from error
     except Exception as error:
-        reason = " ".join((str(error) if path is None else str(error).replace(str(path), "it")).split())
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        reason = " ".join((text if path is None else text.replace(str(path), "it")).split())
         raise ImageError(reason or type(error).__name__) from error
 
 

@@ -178,6 +178,8 @@ def test_bad_bytes_have_a_reason_of_one_line_without_the_path(tmp_path: Path, co
         read_image(path, (1, 8, 8))
     assert str(path) not in str(caught.value)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ImageError, match=r"^No such file or directory$"):
+        read_image(tmp_path / "nowhere.png", (1, 8, 8))
 
 
 # ---- Memory ----------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from trainer.data.folder.streamed import StreamedDataset, open_streamed
 from trainer.data.folder.workers import list_some
 from trainer.data.mapped_file import DamagedFileError, discard
 from trainer.errors import ConfigError, DataError
-from trainer.paths import FOLDER_PREFIX
+from trainer.paths import FOLDER_PREFIX, printable
 
 Source = Literal["auto", "resident", "streamed"]
 
@@ -189,7 +189,7 @@ class _Opening:
             self.options.square,
             self.options.num_threads,
             lambda rows: self._notes(
-                index, bit_depth, rows, {split: index.picture_sha256.numpy()[own] for split, own in rows.items()}
+                index, bit_depth, rows, {split: index.picture_sha256[own].numpy() for split, own in rows.items()}
             ),
             self._log,
         )
@@ -262,9 +262,9 @@ def _listing_key(path: Path) -> str:
 
 
 def _prefixed(name: str, line: str) -> str:
-    """Returns a line with the name of the data set before it, but after `warning: `."""
+    """Returns one line with the name of the data set before it, but after `warning: `."""
     text = line.removeprefix("warning: ")
-    return f"{'warning: ' if text != line else ''}{name}: {text}"
+    return printable(f"{'warning: ' if text != line else ''}{name}: {text}")
 
 
 def _describe_bit_depth(bit_depth: BitDepth | None) -> Iterator[str]:

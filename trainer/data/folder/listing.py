@@ -7,6 +7,7 @@ PATH/test. Hidden folders and those that systems make are passed over at every l
 import hashlib
 import json
 import os
+import re
 import stat
 import unicodedata
 from array import array
@@ -22,6 +23,7 @@ _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "valida
 """The split by the name of its folder, in lower case."""
 _UNSUPPORTED_SPLITS = ("training", "dev", "testing")
 """Folder names that probably mean splits, but are not accepted as such."""
+_PART = re.compile(r"(train|val|valid|validation|test|dev)(ing)?([^a-z].*)?", re.DOTALL | re.IGNORECASE)
 SYSTEM_FOLDERS = frozenset(
     name.casefold()
     for name in (
@@ -38,7 +40,7 @@ SYSTEM_FOLDERS = frozenset(
 )
 """Names, in lower case, of folders that operating systems, file servers and programs make inside the user's own."""
 _NUM_LISTED = 5
-_VERSION = 4
+_VERSION = 5
 """Version of the rules that put images into splits and write notes. A new one decodes every folder again."""
 
 
@@ -101,16 +103,10 @@ def list_folder(root: Path) -> Listing:
         ConfigError: there is no such folder, it cannot be read, or it is no folder of images.
         DataError: a class or a split has no images, or there are fewer than two classes.
     """
+    skipped, passed_over = Counter[str](), set[Path]()
     try:
         folders = _split_folders(root)
-        classes = tuple(_classes(folders["train"]))
-        if len(classes) < 2 and _holds_images(folders["train"]):
-            raise ConfigError(f"{root} holds images itself: give the folder that holds one folder for each class")
-        if not classes:
-            raise ConfigError(f"{root} has no class folders: images belong in {root.name}/<class>/")
-        if len(classes) < 2:
-            raise DataError(f"{folders['train']} has one class only ({classes[0]}): at least two are needed")
-        skipped, passed_over = Counter[str](), set[Path]()
+        classes = _training_classes(root, folders["train"])
         splits = {split: _list_split(root, folder, classes, skipped, passed_over) for split, folder in folders.items()}
         for split, files in splits.items():
             if not files:  # as in the unlabeled test set of a competition
@@ -118,23 +114,52 @@ def list_folder(root: Path) -> Listing:
                     f"{folders[split]} has no class folders, so that its images have no labels: put them in "
                     f"{folders[split].name}/<class>/, or move the folder elsewhere"
                 )
+        notes = tuple(_notes(root, folders, classes, skipped, passed_over))
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename} does not exist") from error
     except NotADirectoryError as error:
-        raise ConfigError(f"{error.filename} is a file, not a folder of images") from error
+        raise ConfigError(f"{error.filename} is a file, not a folder of images: unpack archives first") from error
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
+    return Listing(root, classes, splits, notes, _key(classes, splits))
+
+
+def _training_classes(root: Path, folder: Path) -> tuple[str, ...]:
+    """Returns the classes of the training images, of which there are at least two."""
+    own = _classes(folder)
+    if len(own) < 2 and _num_images_in(folder):
+        raise ConfigError(f"{root} holds images itself: give the folder that holds one folder for each class")
+    if not own:
+        raise ConfigError(f"{root} has no class folders: images belong in {root.name}/<class>/")
+    if len(own) < 2:
+        (only, *_) = next(iter(own.values()))
+        is_wrapper = folder == root and _holds_only_folders(only)  # as unpacking an archive makes it
+        hint = f"; if its folders are the classes, give {only}" if is_wrapper else ""
+        raise DataError(f"{folder} has one class only ({only.name}): at least two are needed{hint}")
+    return tuple(own)
+
+
+def _notes(
+    root: Path, folders: dict[str, Path], classes: tuple[str, ...], skipped: Counter[str], passed_over: set[Path]
+) -> Iterator[str]:
+    """Yields lines for the user about files and folders that are not used, or not as their names say."""
     if folders["train"] == root:
-        doubtful = [name for name in classes if name.lower() in _SPLITS and name.lower() != "train"]
-        notes = [f"{name} is a class here; a part would be {name}/<class>/, beside train/<class>/" for name in doubtful]
+        for name in classes:
+            if name.lower() in _SPLITS and name.lower() != "train":
+                yield f"{name} is a class here; a part would be {name}/<class>/, beside train/<class>/"
     else:
-        unused = [name for name in _class_names(root) if name.lower() not in _SPLITS]
-        notes = [f"{name} is not used: images are in {folders['train'].name}" for name in unused]
-    notes += [_describe(skipped, "file", " skipped")] if skipped else []
+        for name in _class_names(root):
+            if name.lower() not in _SPLITS:
+                yield f"{name} is not used: images are in {folders['train'].name}"
+    for folder in folders.values():
+        if number := _num_images_in(folder):
+            yield f"{number} image{'s are' if number > 1 else ' is'} in {folder} itself, in no class, and not used"
+    if skipped:
+        yield _describe(skipped, "file", " skipped")
     passed_over |= {path for folder in {root, *folders.values()} for path in _system_folders(folder)}
-    names = Counter(path.name for path in sorted(passed_over))
-    notes += [_describe(names, "folder", " of systems passed over")] if names else []
-    return Listing(root, classes, splits, tuple(notes), _key(classes, splits))
+    if passed_over:
+        names = Counter(path.name for path in sorted(passed_over))
+        yield _describe(names, "folder", " of systems passed over")
 
 
 def _key(classes: tuple[str, ...], splits: dict[str, Files]) -> str:
@@ -156,8 +181,15 @@ def _split_folders(root: Path) -> dict[str, Path]:
     for name in names:
         found.setdefault(_SPLITS.get(name.lower(), ""), []).append(name)
     is_flat = not any(_class_names(root / name) for name in found.get("train", []))
+    are_parts = is_flat and _are_parts(names)
+    for name in names if are_parts else ():
+        if _num_images_in(root / name):
+            raise DataError(
+                f"{root / name} has no class folders, so that its images have no labels (a table of them is not read): "
+                "put those to train on into train/<class>/"
+            )
     misnamed = [name for name in names if name.lower() in (*_UNSUPPORTED_SPLITS, *(_SPLITS if is_flat else ()))]
-    misnamed = [name for name in misnamed if _holds_only_folders(root / name)]
+    misnamed = [name for name in (names if are_parts else misnamed) if _holds_only_folders(root / name)]
     if misnamed:
         raise ConfigError(
             f"{root} has {' and '.join(misnamed)}, whose folders look like classes: put the images to train on into "
@@ -171,18 +203,35 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {split: root / found[split][0] for split in dict.fromkeys(_SPLITS.values()) if split in found}
 
 
+def _are_parts(names: list[str]) -> bool:
+    """Returns whether all names are those of parts, such as `train` and `test1`, or `train_images`; no classes are."""
+    return all(map(_PART.fullmatch, names)) and any(name.lower().startswith("train") for name in names)
+
+
 def _holds_only_folders(folder: Path) -> bool:
     """Returns whether a folder has folders and no images."""
-    return bool(_class_names(folder)) and not _holds_images(folder)
+    return bool(_class_names(folder)) and not _num_images_in(folder)
 
 
-def _holds_images(folder: Path) -> bool:
-    return any(_extension(name) in EXTENSIONS for name in os.listdir(folder) if not name.startswith("."))
+def _num_images_in(folder: Path) -> int:
+    with os.scandir(folder) as entries:
+        return sum(
+            _extension(entry.name) in EXTENSIONS and entry.name[0] != "." and entry.is_file() for entry in entries
+        )
 
 
 def _class_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not _is_passed_over(entry.name))
+        return sorted(entry.name for entry in entries if not _is_passed_over(entry.name) and _is_folder(entry))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Returns whether an entry is a folder, or a link to one.
+
+    Raises:
+        DataError: it is a link to nothing, as to a disk that is not mounted: it may have been a class or the test set.
+    """
+    return stat.S_ISDIR(_status(entry.path).st_mode) if entry.is_symlink() else entry.is_dir()
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
@@ -224,7 +273,8 @@ def _list_split(
     files, labels, start = Files(), {name: label for label, name in enumerate(classes)}, len(f"{root}".rstrip("/")) + 1
     for name, own in _classes(folder).items():
         if name not in labels:
-            raise DataError(f"{own[0]} is a class that the training images do not have")
+            theirs = list_names(classes, _NUM_LISTED)
+            raise DataError(f"{own[0]} is a class that the training images do not have; theirs are {theirs}")
         num_before, others = len(files), Counter[str]()
         paths = (path for each in own for path in _files_under(each, passed_over))
         for path in sorted(paths, key=lambda path: path.replace("/", "\0")):  # in the order of names, folder by folder
@@ -277,6 +327,8 @@ def _status(path: str) -> os.stat_result:
     try:
         return os.stat(path)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and os.path.islink(path):
+            raise DataError(f"{path} is a link to nothing: remove it, or restore what it leads to") from error
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 

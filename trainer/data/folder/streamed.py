@@ -20,7 +20,7 @@ from trainer.data.folder.workers import ignore_warnings
 from trainer.data.order import generator
 from trainer.data.staging import explain_disk_errors
 from trainer.data.statistics import PixelSums, Statistics
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.files import write_json
 
 NUM_SAMPLED = 4096
@@ -157,7 +157,7 @@ def open_streamed(  # noqa: PLR0913 (how images are decoded)
     facts = _read_facts(path)
     if facts is None:
         facts = _Facts(*_statistics(splits["train"], log), describe(rows))
-        with suppress(PermissionError), explain_disk_errors(path.parent):
+        with suppress(ConfigError), explain_disk_errors(path.parent):  # a read-only folder is found out again
             write_json(path, asdict(facts))
     return StreamedDataset(
         name=name,

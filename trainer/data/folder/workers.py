@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from convoy.cpus import num_available_cpus
 from convoy.images import ImageError
 from trainer.errors import list_names
+from trainer.paths import printable
 
 _MAX_THREADS = 8
 _AHEAD = 16
@@ -94,4 +95,4 @@ def ignore_warnings() -> None:
 
 def list_some(problems: Sequence[ImageProblem]) -> str:
     """Returns the first few problems as a part of a line."""
-    return list_names([f"{problem.path} ({problem.reason})" for problem in problems], _NUM_LISTED)
+    return list_names([f"{printable(str(problem.path))} ({problem.reason})" for problem in problems], _NUM_LISTED)

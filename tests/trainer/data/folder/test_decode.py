@@ -94,7 +94,8 @@ def test_unreadable_images_are_counted_and_named(root: Path, load: Load) -> None
     (root / "cat" / "000.png").write_bytes(b"not an image")
     whole = (root / "cat" / "001.png").read_bytes()
     (root / "cat" / "001.png").write_bytes(whole[:50])
-    (root / "dog" / "002.png").write_bytes(b"")
+    (root / "dog" / "002.png").rename(root / "cat" / "0001\n.png")
+    (root / "cat" / "0001\n.png").write_bytes(b"")
     with pytest.raises(DataError) as caught:
         load(root)
     message = str(caught.value)

@@ -42,13 +42,24 @@ def test_case_of_split_folders_does_not_matter(
     assert logged == [f"folder:{tmp_path / 'x'}: extra is not used: images are in {names[0]}"]
 
 
-@pytest.mark.parametrize("names", ["training testing", "val test", "train testing", "cat Training"])
+@pytest.mark.parametrize(
+    "names", ["training testing", "val test", "train testing", "cat Training", "test_set training_set"]
+)
 def test_misnamed_split_folders_are_refused(tmp_path: Path, load: Load, names: str) -> None:
     for part in names.split():
         for name in "ab":
             put_class(tmp_path / "x" / part / name, 3)
     misnamed = [name for name in sorted(names.split()) if name not in ("train", "cat")]
     with pytest.raises(ConfigError, match=f"x has {' and '.join(misnamed)}, whose folders look like classes"):
+        load(tmp_path / "x")
+
+
+@pytest.mark.parametrize("names", ["train", "Test1 train", "test train", "test_images train_images"])
+def test_parts_without_classes_are_no_classes(tmp_path: Path, load: Load, names: str) -> None:
+    """As competitions and tables of labels have them: two of them would be learned as two classes."""
+    for part in names.split():
+        put_class(tmp_path / "x" / part, 3)
+    with pytest.raises(DataError, match=rf"x/{names.split()[0]} has no class folders, .* into train/<class>/$"):
         load(tmp_path / "x")
 
 
@@ -63,9 +74,9 @@ def test_classes_may_have_names_of_splits(tmp_path: Path, load: Load, logged: li
 
 
 def test_a_class_may_be_named_train(tmp_path: Path, load: Load) -> None:
-    for name in ("bus", "train"):
+    for name in ("test tube", "train", "trainers"):
         put_class(tmp_path / "x" / name, 5)
-    assert load(tmp_path / "x").classes == ("bus", "train")
+    assert load(tmp_path / "x").classes == ("test tube", "train", "trainers")
 
 
 def test_links_are_followed_once(root: Path, load: Load) -> None:
@@ -156,10 +167,25 @@ def test_two_folders_of_one_class_side_by_side(tmp_path: Path, load: Load, name:
         load(tmp_path / "x")
 
 
-def test_a_broken_link_is_named(root: Path, load: Load) -> None:
-    (root / "cat" / "gone.png").symlink_to(root / "nothing.png")
-    with pytest.raises(DataError, match=r"gone\.png cannot be read"):
+@pytest.mark.parametrize("name", ["cat/gone.png", "elk", "test"])
+def test_a_broken_link_is_named(root: Path, load: Load, name: str) -> None:
+    """A link to a disk that is not mounted may have been a class, or the test set."""
+    (root / name).symlink_to(root / "nothing")
+    with pytest.raises(DataError, match=rf"{name} is a link to nothing: remove it, or restore"):
         load(root)
+
+
+def test_images_in_no_class_are_counted(tmp_path: Path, load: Load, logged: list[str]) -> None:
+    root = tmp_path / "x"
+    for name in ("train/a", "train/b.png", "test/a"):
+        put_class(root / name, 2)
+    for name in ("cover.jpg", "train/one.png", "train/two.PNG", "train/.hidden.png", "train/notes.txt", "test/one.gif"):
+        put(root / name) if name.endswith("g") else (root / name).write_text("x")
+    load(root)
+    assert logged[:2] == [
+        f"folder:{root}: 2 images are in {root / 'train'} itself, in no class, and not used",
+        f"folder:{root}: 1 image is in {root / 'test'} itself, in no class, and not used",
+    ]
 
 
 def test_an_empty_class_is_named(root: Path, load: Load) -> None:
@@ -175,7 +201,7 @@ def test_a_class_without_training_images_is_named(tmp_path: Path, load: Load) ->
     for part, names in (("train", "ab"), ("test", "abc")):
         for name in names:
             put_class(tmp_path / "x" / part / name, 2)
-    with pytest.raises(DataError, match="test/c is a class that the training images do not have"):
+    with pytest.raises(DataError, match=r"test/c is a class that the training images do not have; theirs are a, b$"):
         load(tmp_path / "x")
 
 
@@ -191,8 +217,13 @@ def test_a_split_without_class_folders_is_refused(tmp_path: Path, load: Load, pa
 
 
 def test_one_class_is_too_few(tmp_path: Path, load: Load) -> None:
-    put_class(tmp_path / "x" / "a", 5)
-    with pytest.raises(DataError, match="one class only"):
+    put_class(tmp_path / "x" / "a" / "b", 5)
+    put_class(tmp_path / "x" / "a" / "c", 5)
+    hint = f"; if its folders are the classes, give {tmp_path / 'x' / 'a'}$"
+    with pytest.raises(DataError, match=rf"x has one class only \(a\): at least two are needed{hint}"):
+        load(tmp_path / "x")
+    put_class(tmp_path / "x" / "a", 1)
+    with pytest.raises(DataError, match=r"x has one class only \(a\): at least two are needed$"):
         load(tmp_path / "x")
 
 

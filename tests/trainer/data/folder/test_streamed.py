@@ -1,5 +1,6 @@
 """Images that are decoded when they are taken: the same images, in the same order, as those of a resident set."""
 
+import errno
 import os
 import pickle
 import shutil
@@ -68,8 +69,8 @@ def test_the_source_changes_neither_images_nor_splits(
     tmp_path: Path, load: Load, parts: tuple[str, ...], square: Square
 ) -> None:
     for part in parts or ("",):
-        for name in "ab":
-            photographs(tmp_path / "x" / part / name, 12, seed=hash_of(part + name))
+        for name in "ab" if part != "val" else "a":
+            photographs(tmp_path / "x" / part / name, 12 if part != "val" else 1, seed=hash_of(part + name))
     resident, streamed = (load(tmp_path / "x", 24, source=source, square=square) for source in ("resident", "streamed"))
     assert (resident.is_streamed, streamed.is_streamed) == (False, True)
     assert_same(resident, streamed)
@@ -234,6 +235,18 @@ def test_statistics_are_those_of_a_sample_that_is_drawn_once(
     monkeypatch.setattr(streamed, "decode_crop", None)
     assert load(photos, 16, source="streamed").mean == of_sample.mean
     assert len(logged) == 1  # about the test images
+
+
+def test_a_data_folder_that_others_have_prepared_may_be_read_only(
+    photos: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_nothing(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    load(photos, 16, source="resident")
+    monkeypatch.setattr(streamed, "write_json", write_nothing)
+    first, second = load(photos, 16, source="streamed"), load(photos, 16, source="streamed")
+    assert (first.mean, first.notes) == (second.mean, second.notes)
 
 
 def test_a_deleted_index_is_one_line(photos: Path, load: Load) -> None:
