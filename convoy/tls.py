@@ -61,9 +61,9 @@ def _load(paths: Sequence[Path], contents: Sequence[bytes]) -> Certificates:
     authority = contents[2] if len(contents) > 2 else None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load_chain(context, paths[0], paths[1], chain)
+    load_chain(context, paths[0], paths[1], chain)
     if authority is not None:
-        _load_authority(context, paths[2], authority)
+        load_authority(context, paths[2], authority)
         context.verify_mode = ssl.CERT_REQUIRED
         context.options |= ssl.OP_NO_TICKET  # a resumed session is not checked against a new authority
         context.num_tickets = 0
@@ -72,18 +72,34 @@ def _load(paths: Sequence[Path], contents: Sequence[bytes]) -> Certificates:
     return Certificates(chain, key, authority, context)
 
 
-def _load_chain(context: ssl.SSLContext, certificate: Path, key: Path, chain: bytes) -> None:
+def load_chain(context: ssl.SSLContext, certificate: Path, key: Path, chain: bytes) -> None:
+    """Loads a certificate chain and its key.
+
+    Args:
+        chain: the content of `certificate`.
+
+    Raises:
+        ValueError: one of them is invalid, or they do not belong together; says why in one line.
+    """
     try:
         # Without a password, OpenSSL would prompt on the terminal.
         context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ValueError(f"{key} is not the key of certificate {certificate}") from error
-        _load_authority(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, chain)
+        load_authority(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, chain)
         raise ValueError(f"{key} does not hold an unencrypted private key in PEM form") from error
 
 
-def _load_authority(context: ssl.SSLContext, path: Path, certificates: bytes) -> None:
+def load_authority(context: ssl.SSLContext, path: Path, certificates: bytes) -> None:
+    """Loads the certificates of authorities.
+
+    Args:
+        certificates: the content of `path`.
+
+    Raises:
+        ValueError: it holds none; says so in one line.
+    """
     try:
         context.load_verify_locations(cadata=certificates.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError) as error:

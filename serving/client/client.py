@@ -18,11 +18,12 @@ from protos import model_config_pb2
 from protos import models_pb2 as control
 from serving.client import messages
 from serving.client.connection import Connection, Tls
-from serving.client.errors import ClientError, invalid_argument
+from serving.client.errors import ClientError, invalid_argument, invalid_response
 from serving.client.images import ImageFile, ImageInput, ImageSource, PreparedImage, iter_sources
 from serving.client.results import Classification, InferResult, ModelState, Prediction
 from serving.protocol.tensors import Array
 
+Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 DEFAULT_TARGET = "127.0.0.1:8001"
@@ -32,6 +33,7 @@ SCORES = "probabilities"
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _CONTROL = "/convoy.models.ModelControl/"
+_Output = pb.ModelInferRequest.InferRequestedOutputTensor
 _STALE_CONFIG = ("INVALID_ARGUMENT", "NOT_FOUND")
 """Errors after which the client reads a model's configuration again: another version may have been loaded."""
 
@@ -98,9 +100,8 @@ class Client:
             timeout_s: for all parts together.
         """
         arrays = {name: messages.as_array(name, value) for name, value in inputs.items()}
-        request = pb.ModelInferRequest(model_name=model, model_version=version, id=request_id)
-        for name in outputs or ():
-            request.outputs.add(name=name)
+        request = _request(pb.ModelInferRequest, model_name=model, model_version=version, id=request_id)
+        request.outputs.extend(_request(_Output, name=name) for name in outputs or ())
         limit = self.config(model, version).max_batch_size if messages.num_rows(arrays) > 1 else 0
         return self._infer(request, messages.split_rows(arrays, limit) if limit else [arrays], timeout_s)
 
@@ -134,14 +135,18 @@ class Client:
         ]
         if not prepared:
             return []
-        request = pb.ModelInferRequest(model_name=model, model_version=version)
-        request.outputs.add(name=SCORES).parameters["classification"].int64_param = top_k
+        request = _request(pb.ModelInferRequest, model_name=model, model_version=version)
+        classification = _request(pb.InferParameter, int64_param=top_k)
+        request.outputs.add(name=SCORES).parameters["classification"].CopyFrom(classification)
         result = self._infer(request, _batches(image_input, prepared), timeout_s)
-        rows = result[SCORES].reshape(len(prepared), -1)
-        return [
-            Classification(image.name, tuple(Prediction.parse(cell) for cell in row), image.warning)
-            for image, row in zip(prepared, rows, strict=True)
-        ]
+        scores = result.outputs.get(SCORES)
+        if scores is None or scores.dtype != object:
+            raise ClientError("UNIMPLEMENTED", "the server does not support the protocol's classification extension")
+        try:
+            rows = [tuple(map(Prediction.parse, row)) for row in scores.reshape(len(prepared), -1)]
+        except ValueError as error:
+            raise invalid_response(error) from error
+        return [Classification(image.name, row, image.warning) for image, row in zip(prepared, rows, strict=True)]
 
     def image_input(self, model: str, version: str = "") -> ImageInput:
         """Returns the image input of a model, which prepares images for it. Asks the server only once."""
@@ -178,7 +183,8 @@ class Client:
         """Returns whether the server, or one model, is ready for inference."""
         if not model:
             return self._call("ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse).ready
-        return self._call("ModelReady", pb.ModelReadyRequest(name=model, version=version), pb.ModelReadyResponse).ready
+        request = _request(pb.ModelReadyRequest, name=model, version=version)
+        return self._call("ModelReady", request, pb.ModelReadyResponse).ready
 
     def server_metadata(self) -> pb.ServerMetadataResponse:
         """Returns the server's name, version and extensions."""
@@ -186,19 +192,19 @@ class Client:
 
     def metadata(self, model: str, version: str = "") -> pb.ModelMetadataResponse:
         """Returns a model's versions, inputs and outputs. Shapes include the batch dimension."""
-        request = pb.ModelMetadataRequest(name=model, version=version)
+        request = _request(pb.ModelMetadataRequest, name=model, version=version)
         return self._call("ModelMetadata", request, pb.ModelMetadataResponse)
 
     def config(self, model: str, version: str = "") -> model_config_pb2.ModelConfig:
         """Returns a model's configuration. Cached until an inference fails in a way that a new version may explain."""
         if (model, version) not in self._configs:
-            request = pb.ModelConfigRequest(name=model, version=version)
+            request = _request(pb.ModelConfigRequest, name=model, version=version)
             self._configs[model, version] = self._call("ModelConfig", request, pb.ModelConfigResponse).config
         return self._configs[model, version]
 
     def statistics(self, model: str = "", version: str = "") -> list[pb.ModelStatistics]:
         """Returns the statistics of one model, or of all."""
-        request = pb.ModelStatisticsRequest(name=model, version=version)
+        request = _request(pb.ModelStatisticsRequest, name=model, version=version)
         return list(self._call("ModelStatistics", request, pb.ModelStatisticsResponse).model_stats)
 
     def index(self, *, ready_only: bool = False) -> list[ModelState]:
@@ -212,7 +218,7 @@ class Client:
         Args:
             config: replaces the configuration in the repository, in protobuf's JSON form.
         """
-        request = pb.RepositoryModelLoadRequest(model_name=model)
+        request = _request(pb.RepositoryModelLoadRequest, model_name=model)
         if config is not None:
             request.parameters["config"].string_param = json.dumps(config)
         self._call("RepositoryModelLoad", request, pb.RepositoryModelLoadResponse, timeout_s)
@@ -220,13 +226,13 @@ class Client:
 
     def unload(self, model: str, *, timeout_s: float | None = None) -> None:
         """Unloads a model; returns when its requests are finished."""
-        request = pb.RepositoryModelUnloadRequest(model_name=model)
+        request = _request(pb.RepositoryModelUnloadRequest, model_name=model)
         self._call("RepositoryModelUnload", request, pb.RepositoryModelUnloadResponse, timeout_s)
         self._forget(model)
 
     def models(self, model: str = "") -> list[control.ModelState]:
         """Returns which version serves, and which could, of one model or of all."""
-        request = control.ListModelsRequest(name=model)
+        request = _request(control.ListModelsRequest, name=model)
         return list(self._connection.call(_CONTROL + "ListModels", request, control.ListModelsResponse).models)
 
     def promote(self, model: str, version: int, *, timeout_s: float | None = None) -> control.ModelState:
@@ -235,20 +241,20 @@ class Client:
         This and the next three raise DEADLINE_EXCEEDED while a version loads that takes longer than `timeout_s`. The
         server goes on with the change.
         """
-        return self._change("Promote", control.PromoteRequest(name=model, version=version), timeout_s)
+        return self._change("Promote", _request(control.PromoteRequest, name=model, version=version), timeout_s)
 
     def roll_back(self, model: str, *, timeout_s: float | None = None) -> control.ModelState:
         """Lets the version serve that served before the one that serves now; returns when it serves."""
         serving = self.models(model)[0].serving  # so that a repeated call changes nothing
-        return self._change("RollBack", control.RollBackRequest(name=model, version=serving), timeout_s)
+        return self._change("RollBack", _request(control.RollBackRequest, name=model, version=serving), timeout_s)
 
     def pin(self, model: str, version: int, *, timeout_s: float | None = None) -> control.ModelState:
         """Lets a version serve until it is unpinned, whatever is exported; returns when it serves."""
-        return self._change("Pin", control.PinRequest(name=model, version=version), timeout_s)
+        return self._change("Pin", _request(control.PinRequest, name=model, version=version), timeout_s)
 
     def unpin(self, model: str, *, timeout_s: float | None = None) -> control.ModelState:
         """Lets versions take over again that are newer than the pinned one."""
-        return self._change("Unpin", control.UnpinRequest(name=model), timeout_s)
+        return self._change("Unpin", _request(control.UnpinRequest, name=model), timeout_s)
 
     def _change(self, method: str, request: Any, timeout_s: float | None) -> control.ModelState:
         state = self._connection.call(_CONTROL + method, request, control.ModelState, timeout_s)
@@ -261,6 +267,20 @@ class Client:
     def _forget(self, model: str) -> None:
         for key in [key for key in self._configs if key[0] == model]:
             self._configs.pop(key, None)
+
+
+def _request(kind: type[Request], **fields: Any) -> Request:
+    """Returns a message.
+
+    Raises:
+        ClientError: a name is not UTF-8, or a number too large.
+    """
+    try:
+        message: Request = kind(**fields)
+        return message
+    except ValueError as error:
+        values = ", ".join(map(repr, fields.values()))
+        raise invalid_argument(f"one of {values} cannot be sent: {error}") from error
 
 
 def _batches(image_input: ImageInput, images: Sequence[PreparedImage | ImageFile]) -> Iterator[Mapping[str, Array]]:

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import random
 import re
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,13 +20,15 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from serving.client.errors import from_rpc, invalid_argument
+from convoy.tls import load_authority, load_chain
+from serving.client.errors import DEFAULT_PORT, ClientError, from_rpc, invalid_argument, invalid_response
 
 Response = TypeVar("Response", bound=Message)
 
-DEFAULT_PORT = 8001
 NUM_IN_FLIGHT = 4
 """Concurrent calls for the parts of one large input: the server computes one while the others are transferred."""
+_MAX_TIMEOUT_S = 1e8
+"""gRPC lets a call with a much larger one fail at once."""
 _MIB = 2**20
 _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds")
 _MAX_ATTEMPTS = 5
@@ -88,11 +91,20 @@ class Tls:
         """Returns gRPC's channel credentials.
 
         Raises:
-            ClientError: a file cannot be read, or only one of certificate and key is given.
+            ClientError: a file cannot be read or is invalid, or only one of certificate and key is given.
         """
         if (self.certificate is None) != (self.key is None):
             raise invalid_argument("a client certificate and its key must be given together")
-        return grpc.ssl_channel_credentials(*(_read(path) for path in (self.ca, self.key, self.certificate)))
+        ca, key, certificate = (_read(path) for path in (self.ca, self.key, self.certificate))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # gRPC would not say what is wrong with a file
+        try:
+            if self.ca is not None and ca is not None:
+                load_authority(context, self.ca, ca)
+            if self.certificate is not None and self.key is not None and certificate is not None:
+                load_chain(context, self.certificate, self.key, certificate)
+        except ValueError as error:
+            raise invalid_argument(str(error)) from error
+        return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
 class Connection:
@@ -101,12 +113,18 @@ class Connection:
     Args:
         timeout_s: default timeout of a call.
         token: sent with each call as `authorization: Bearer TOKEN`; without TLS, everyone on the network can read it.
+
+    Raises:
+        ClientError: the target or the token is invalid, or a TLS file cannot be used.
     """
 
     def __init__(self, target: str, *, timeout_s: float, token: str | None, tls: Tls | None) -> None:
         address = parse_target(target)
+        if token and not re.fullmatch("[!-~]+", token):
+            raise invalid_argument("the token must be ASCII without blanks and line breaks")
         self.target = target
         self._timeout_s = timeout_s
+        self._is_closed = False
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         options = [*_OPTIONS, ("grpc.enable_http_proxy", 0 if is_loopback(address) else 1)]
         if "," in address:  # gRPC's default authority is the whole list, which strict servers reject
@@ -118,6 +136,7 @@ class Connection:
 
     def close(self) -> None:
         """Cancels running calls and closes the channel."""
+        self._is_closed = True
         self._channel.close()
 
     def call(self, method: str, request: Message, kind: type[Response], timeout_s: float | None = None) -> Response:
@@ -142,7 +161,9 @@ class Connection:
             ClientError: a call fails; the others are cancelled.
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + timeout_s
+        if not timeout_s > 0:
+            raise ClientError("DEADLINE_EXCEEDED", f"no time is left for the call: its time-out is {timeout_s:g} s")
+        deadline = time.monotonic() + min(timeout_s, _MAX_TIMEOUT_S)
         pending: deque[_RetriedCall] = deque()
         try:
             with self._translated_errors(timeout_s):
@@ -163,6 +184,10 @@ class Connection:
             yield
         except grpc.RpcError as error:
             raise from_rpc(error, self.target, timeout_s) from None
+        except ValueError:
+            if not self._is_closed:
+                raise
+            raise ClientError("CANCELLED", "the client is closed") from None
 
 
 class _RetriedCall:
@@ -183,11 +208,15 @@ class _RetriedCall:
 
         Raises:
             grpc.RpcError: the call fails, or the next attempt would start after the deadline.
+            ClientError: the response has no message.
         """
         attempt = 1
         while True:
             try:
-                return self._future.result()
+                response = self._future.result()
+                if response is None:
+                    raise invalid_response("it has no message")
+                return response
             except grpc.RpcError as error:
                 delay_s = _retry_delay_s(error, attempt)
                 if delay_s is None or time.monotonic() + delay_s >= self._deadline:
@@ -215,7 +244,7 @@ def _retry_delay_s(error: Any, attempt: int) -> float | None:
     pushback_ms = next((trailers[name] for name in _PUSHBACK_HEADERS if name in trailers), None)
     if pushback_ms is None:
         return random.uniform(0.8, 1.2) * min(2.0, 0.1 * 2 ** (attempt - 1)) if attempt < _MAX_ATTEMPTS else None
-    return random.uniform(1, 1.2) * int(pushback_ms) * 1e-3 if pushback_ms.isdecimal() else None
+    return random.uniform(1, 1.2) * int(pushback_ms) * 1e-3 if re.fullmatch("[0-9]{1,9}", pushback_ms) else None
 
 
 def parse_target(target: str) -> str:
@@ -228,9 +257,9 @@ def parse_target(target: str) -> str:
     Raises:
         ClientError: the target is empty or a URL.
     """
-    if target.partition(":")[0] in _SCHEMES:
+    if target.partition(":")[0] in _SCHEMES and target.isprintable():
         return target
-    if not target or "/" in target:
+    if not target or "/" in target or not target.isprintable():
         raise invalid_argument(
             f"{target!r} is not an address: use host:port, such as 127.0.0.1:{DEFAULT_PORT}, or unix:/path"
         )

@@ -22,6 +22,8 @@ def show_table(header: Row, rows: Sequence[Row]) -> None:
     """Prints a table on a terminal, else aligned columns, one line per row. Prints nothing without rows."""
     if not rows:
         return
+    # Names of files may have control characters.
+    rows = [tuple(cell if cell.isprintable() else repr(cell)[1:-1] for cell in row) for row in rows]
     if sys.stdout.isatty():
         _show_rich(header, rows)
     else:

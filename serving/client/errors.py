@@ -2,6 +2,7 @@
 
 from typing import Any
 
+DEFAULT_PORT = 8001
 START_HINT = "start it with convoy serve --model-repository models"
 
 _NO_CONNECTION = (
@@ -11,8 +12,11 @@ _NO_CONNECTION = (
     "DNS resolution failed",
 )
 """First words of the details of an UNAVAILABLE that gRPC's core raises because it has no connection."""
-_CLIENT_DEADLINE = "Deadline Exceeded"
-"""The details of a DEADLINE_EXCEEDED that the client's own gRPC core raises."""
+_NOBODY_LISTENS = ("Connection refused", "No such file or directory")
+_CLIENT_DEADLINE = ("Deadline Exceeded", "Stream removed (Deadline Exceeded)")
+"""The details of a DEADLINE_EXCEEDED that the client's own gRPC core raises, before and after a response has begun."""
+_NOT_READ = "Exception deserializing response!"
+"""The details of an INTERNAL that the client's own gRPC raises."""
 
 
 class ClientError(Exception):
@@ -25,9 +29,12 @@ class ClientError(Exception):
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
+        super().__init__(code, message)  # so that it can be pickled
         self.code = code
         self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
 
 
 def invalid_argument(message: str) -> ClientError:
@@ -35,20 +42,36 @@ def invalid_argument(message: str) -> ClientError:
     return ClientError("INVALID_ARGUMENT", message)
 
 
+def invalid_response(reason: object) -> ClientError:
+    """Returns the error for a response that the protocol does not allow."""
+    return ClientError("INTERNAL", f"the server's response is invalid: {reason}")
+
+
 def from_rpc(error: Any, target: str, timeout_s: float) -> ClientError:
     """Converts a `grpc.RpcError` that has a status code. The message names the server, or is the server's."""
-    code, details = error.code().name, " ".join((error.details() or "").split())
+    printable = (character if character.isprintable() else " " for character in error.details() or "")
+    code, details = error.code().name, " ".join("".join(printable).split())
     if code == "UNAVAILABLE" and details.startswith(_NO_CONNECTION):
         return ClientError(code, _no_connection(target, details))
-    if code == "DEADLINE_EXCEEDED" and details == _CLIENT_DEADLINE:
+    if code == "DEADLINE_EXCEEDED" and details in _CLIENT_DEADLINE:
         return ClientError(code, f"no response from {target} within {timeout_s:g} s")
+    if code == "INTERNAL" and details == _NOT_READ:
+        return invalid_response("it cannot be parsed")
     return ClientError(code, details or f"{target} gave no reason")
 
 
 def _no_connection(target: str, details: str) -> str:
     reason = details.rpartition("last error: ")[2]
+    if "WRONG_VERSION_NUMBER" in reason:
+        return f"no TLS connection to {target}: what listens there does not use TLS"
     if "handshake" in reason.lower() or "CERTIFICATE" in reason:
-        return f"no TLS connection to {target}: {reason}"
+        return f"no TLS connection to {target}: {reason.rpartition('OPENSSL_internal:')[2].removesuffix(': OK')}"
     if "resolving" in details or "DNS" in details:
         return f"cannot resolve {target}: {reason}"
-    return f"no server responds at {target}: {reason.rpartition(': ')[2]}; {START_HINT}"
+    reason = reason.rpartition(": ")[2]
+    if reason.startswith(_NOBODY_LISTENS):
+        return f"no server responds at {target}: {reason}; {START_HINT}"
+    return (
+        f"what listens at {target} takes no gRPC from this client: {reason.partition(' (')[0]}; is that the port of gRPC, by default "
+        f"{DEFAULT_PORT}, and does it need TLS or a client certificate?"
+    )

@@ -6,7 +6,7 @@ knows no network.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -76,8 +76,9 @@ class ImageFile:
         """
         try:
             return cls(os.fspath(path), Path(path).read_bytes())
-        except OSError as error:
-            raise invalid_argument(f"{os.fspath(path)}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            reason = getattr(error, "strerror", None) or error
+            raise invalid_argument(f"{os.fspath(path)}: {reason}") from error
 
 
 ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | PreparedImage | ImageFile
@@ -141,6 +142,9 @@ class ImageInput:
                     f"{source.name}: " + ("cannot be inverted, as it is sent as it is" if invert else _NO_FILES)
                 )
             return source
+        if not isinstance(source, str | os.PathLike | Image.Image | np.ndarray):
+            kind = type(source).__name__
+            raise invalid_argument(f"{name}: expected a path, a Pillow image, an array or an ImageFile, not {kind}")
         if isinstance(source, str | os.PathLike):
             name = os.fspath(source)
         pixels, is_deep = self._pixels(source, name)
@@ -178,6 +182,8 @@ class ImageInput:
             raise invalid_argument(f"{name}: {reason}") from error
 
     def _prepare(self, image: Image.Image) -> tuple[Pixels, bool]:
+        if 0 in image.size:
+            raise ImageError("it has no pixels")
         is_deep = has_sixteen_bits(image)  # which loading forgets
         return self.preprocessing.prepare(image, self.shape), is_deep
 
@@ -195,10 +201,10 @@ def iter_sources(images: ImageSource | Sequence[ImageSource], shape: tuple[int, 
     if isinstance(images, np.ndarray):
         is_one = images.ndim < 3 or (images.ndim == 3 and (images.shape == shape or images.shape[2] in (1, 3, 4)))
         yield from [images] if is_one else images
-    elif isinstance(images, str | os.PathLike | Image.Image | PreparedImage | ImageFile):
-        yield images
-    else:
+    elif isinstance(images, Iterable) and not isinstance(images, str | bytes):
         yield from images
+    else:
+        yield images
 
 
 def _preprocessing(config: "model_config_pb2.ModelConfig") -> tuple[Preprocessing, bool]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from protos import grpc_service_pb2 as pb
-from serving.client.errors import ClientError, invalid_argument
+from serving.client.errors import invalid_argument, invalid_response
 from serving.errors import ServingError
 from serving.protocol.tensors import DATATYPES, Array, Datatype, to_array, to_bytes
 
@@ -17,14 +17,20 @@ _BY_DTYPE = {datatype.dtype: datatype for datatype in DATATYPES.values()}
 
 
 def as_array(name: str, value: Any) -> Array:
-    """Converts an input to an array; strings and bytes to an array of objects.
+    """Converts an input to an array in this machine's byte order; strings and bytes to an array of `bytes` objects.
 
     Raises:
-        ClientError: the protocol has no such data type.
+        ClientError: it cannot be converted, or the protocol has no such data type.
     """
-    array = np.asarray(value)
-    if array.dtype.kind in "US":
-        array = array.astype(object)
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "US":
+            array = np.array(value, object)  # not from `array`, which has lost zero bytes at the end
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, and tensors that only their library knows
+        raise invalid_argument(f"input {name!r} cannot be converted to an array: {error}") from error
+    if array.dtype == object:
+        return _encoded(name, array)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     _datatype(name, array)
     return array
 
@@ -48,8 +54,8 @@ def read_outputs(response: pb.ModelInferResponse) -> dict[str, Array]:
     raw: Sequence[bytes | None] = list(response.raw_output_contents) or [None] * len(response.outputs)
     try:
         return {output.name: _read(output, content) for output, content in zip(response.outputs, raw, strict=True)}
-    except (ServingError, KeyError, ValueError, AttributeError) as error:
-        raise ClientError("INTERNAL", f"the server's response is invalid: {error}") from error
+    except (ServingError, ValueError, OverflowError) as error:
+        raise invalid_response(error) from error
 
 
 def num_rows(arrays: Mapping[str, Array]) -> int:
@@ -71,18 +77,42 @@ def split_rows(arrays: Mapping[str, Array], limit: int) -> Iterator[Mapping[str,
 
 
 def concatenate(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Returns the outputs of consecutive parts as writable arrays."""
+    """Returns the outputs of consecutive parts as writable arrays.
+
+    Raises:
+        ClientError: they do not go together.
+    """
     if len(parts) == 1:
         return {name: array.copy() for name, array in parts[0].items()}
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    try:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    except (KeyError, ValueError) as error:
+        raise invalid_response(f"the outputs of parts of the input differ: {error}") from error
 
 
 def _read(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes | None) -> Array:
-    datatype, shape = DATATYPES[output.datatype], tuple(output.shape)
+    datatype, shape = DATATYPES.get(output.datatype), tuple(output.shape)
+    if datatype is None or (raw is None and datatype.contents is None):
+        raise ValueError(f"output {output.name!r} has data type {output.datatype}, which this client cannot read")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"output {output.name!r} has shape {list(shape)}")
     if raw is not None:
         return to_array(datatype, shape, raw)
     elements = getattr(output.contents, str(datatype.contents))
     return np.array(list(elements), datatype.dtype).reshape(shape)
+
+
+def _encoded(name: str, array: Array) -> Array:
+    encoded = np.empty(array.size, object)
+    for index, element in enumerate(array.ravel()):
+        if not isinstance(element, bytes | str):
+            kind = type(element).__name__
+            raise invalid_argument(f"input {name!r} has an element of type {kind}: strings and bytes become BYTES")
+        try:
+            encoded[index] = element if isinstance(element, bytes) else element.encode()
+        except UnicodeEncodeError as error:
+            raise invalid_argument(f"input {name!r} has a string that is not UTF-8: {element!r}") from error
+    return encoded.reshape(array.shape)
 
 
 def _datatype(name: str, array: Array) -> Datatype:

@@ -34,6 +34,7 @@ class FakeServer:
     Attributes:
         failures: responses of the next calls, in order.
         delay_s: duration of an inference.
+        classifies: whether it knows the classification extension.
         typed: whether outputs are sent as typed contents in place of raw ones.
         config: the model's configuration.
         calls: method names in the order of the calls.
@@ -45,6 +46,7 @@ class FakeServer:
     def __init__(self, *, credentials: Any = None, address: str = "127.0.0.1:0") -> None:
         self.failures: list[Failure] = []
         self.delay_s = 0.0
+        self.classifies = True
         self.typed = False
         self.config = image_config()
         self.calls: list[str] = []
@@ -107,7 +109,7 @@ class FakeServer:
         with self._lock:
             self._running -= 1
         answer = pb.ModelInferResponse(model_name=request.model_name, model_version="3", id=request.id)
-        if request.outputs and "classification" in request.outputs[0].parameters:
+        if self.classifies and request.outputs and "classification" in request.outputs[0].parameters:
             _classify(request, answer)
         else:
             _echo(request, answer, typed=self.typed)

@@ -1,5 +1,6 @@
 """The client's methods, against a server that records its calls. `test_connection` tests retries and deadlines."""
 
+import pickle
 import threading
 from collections.abc import Iterator
 
@@ -26,22 +27,24 @@ def client(server: FakeServer) -> Iterator[Client]:
 # ---- Inference -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "uint64", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "uint64", "float16", "float32", "float64", ">f4"])
 def test_arrays_keep_data_type_and_values(client: Client, dtype: str) -> None:
-    sent = np.arange(6).reshape(1, 2, 3).astype(dtype)
+    """Whatever their memory looks like: in columns here, and of another byte order."""
+    sent = np.arange(6).reshape(3, 1, 2).astype(dtype).transpose(1, 2, 0)
 
     answer = client.infer("digits", {"x": sent}, request_id="seven")
 
-    assert answer["x"].dtype == sent.dtype
+    assert answer["x"].dtype == sent.dtype.newbyteorder("=")
     np.testing.assert_array_equal(answer["x"], sent)
     assert (answer.model, answer.version, answer.id) == ("digits", "3", "seven")
     answer["x"][:] = 0  # writable
 
 
 def test_strings_and_bytes_are_sent_as_bytes(client: Client) -> None:
-    answer = client.infer("digits", {"a": [["grün", ""]], "b": np.array([[b"\x00\xff"]], object)})
+    answer = client.infer("digits", {"a": [["grün", ""]], "b": np.array([[b"\x00\xff"]], object), "c": [[b"\x00\x00"]]})
     assert answer["a"].tolist() == [["grün".encode(), b""]]
     assert answer["b"].tolist() == [[b"\x00\xff"]]
+    assert answer["c"].tolist() == [[b"\x00\x00"]]
 
 
 def test_typed_contents_are_read(server: FakeServer, client: Client) -> None:
@@ -55,9 +58,29 @@ def test_an_invalid_response_is_an_error(server: FakeServer, client: Client) -> 
         client.infer("digits", {"x": np.ones((1, 3), np.float32)} | {"y": np.ones((1, 3), np.int64)})
 
 
-def test_an_unsupported_data_type_is_rejected_before_sending(server: FakeServer, client: Client) -> None:
-    with pytest.raises(ClientError, match="input 'x': the protocol has no data type for complex128"):
-        client.infer("digits", {"x": np.ones(3, complex)})
+class Tensor:
+    """Of a library that cannot convert it for numpy."""
+
+    def __array__(self, *arguments: object) -> None:
+        raise TypeError("numpy has no bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.ones(3, complex), "input 'x': the protocol has no data type for complex128"),
+        ([[1], [1, 2]], "input 'x' cannot be converted to an array: "),
+        (Tensor(), "input 'x' cannot be converted to an array: numpy has no bfloat16"),
+        (["a", None], "input 'x' has an element of type NoneType: strings and bytes become BYTES"),
+        (["\udcff"], "input 'x' has a string that is not UTF-8: "),
+    ],
+)
+def test_what_cannot_be_sent_is_rejected_before(
+    server: FakeServer, client: Client, value: object, message: str
+) -> None:
+    with pytest.raises(ClientError, match=message) as caught:
+        client.infer("digits", {"x": value})
+    assert caught.value.code == "INVALID_ARGUMENT"
     assert not server.calls
 
 
@@ -176,15 +199,22 @@ def test_a_model_that_does_not_classify_images_is_rejected(
         client.classify("digits", np.zeros((28, 28), np.uint8))
 
 
+def test_a_server_without_the_extension_is_told(server: FakeServer, client: Client) -> None:
+    server.classifies = False
+    with pytest.raises(ClientError, match=r"UNIMPLEMENTED: the server does not support .* classification extension"):
+        client.classify("digits", np.zeros((28, 28), np.uint8))
+
+
 def test_a_model_with_another_input_type_is_rejected(server: FakeServer, client: Client) -> None:
     server.config.input[0].data_type = 11
     with pytest.raises(ClientError, match=r"takes images FP32 \[1, 28, 28\], not one UINT8 tensor"):
         client.classify("digits", np.zeros((28, 28), np.uint8))
 
 
-def test_top_k_is_at_least_one(client: Client) -> None:
-    with pytest.raises(ClientError, match="top_k must be at least 1, got 0"):
-        client.classify("digits", np.zeros((28, 28), np.uint8), top_k=0)
+@pytest.mark.parametrize(("top_k", "message"), [(0, "top_k must be at least 1, got 0"), (2**63, "cannot be sent")])
+def test_top_k_has_bounds(client: Client, top_k: int, message: str) -> None:
+    with pytest.raises(ClientError, match=message):
+        client.classify("digits", np.zeros((28, 28), np.uint8), top_k=top_k)
 
 
 # ---- The server and its models ---------------------------------------------------------------------------------------
@@ -196,6 +226,16 @@ def test_state_of_the_server_and_its_models(client: Client) -> None:
     assert client.is_ready("digits")
     assert client.server_metadata().name == "fake"
     assert client.index()[1] == ModelState("torn", "", "UNAVAILABLE", "half a file")
+
+
+def test_names_that_are_not_utf8_are_rejected(client: Client) -> None:
+    with pytest.raises(ClientError, match=r"INVALID_ARGUMENT: one of '.udcff', '' cannot be sent"):
+        client.is_ready("\udcff")
+
+
+def test_an_error_can_be_sent_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(ClientError("NOT_FOUND", "no model")))
+    assert (error.code, error.message, str(error)) == ("NOT_FOUND", "no model", "NOT_FOUND: no model")
 
 
 def test_load_clears_the_cached_configuration(server: FakeServer, client: Client) -> None:

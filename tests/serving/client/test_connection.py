@@ -1,8 +1,10 @@
 """How the client connects, retries, keeps deadlines and reports errors."""
 
+import re
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -11,6 +13,7 @@ import pytest
 
 from serving.client import Client, ClientError, Tls
 from serving.client.connection import is_loopback, parse_target
+from serving.client.errors import from_rpc
 from tests.serving.certificates import Authority, write
 from tests.serving.fake_server import Failure, FakeServer
 
@@ -74,7 +77,7 @@ def test_a_full_server_without_pushback_gets_five_attempts(server: FakeServer, c
 
 
 @pytest.mark.parametrize("name", HINTS)
-@pytest.mark.parametrize("hint", ["-1", "soon"])
+@pytest.mark.parametrize("hint", ["-1", "soon", "9" * 5000])
 def test_a_pushback_that_forbids_retries_is_followed(server: FakeServer, client: Client, name: str, hint: str) -> None:
     server.failures = [Failure(FULL, "too large", **{name: hint})]
     with pytest.raises(ClientError, match="RESOURCE_EXHAUSTED: too large"):
@@ -106,6 +109,64 @@ def test_a_slow_server_exceeds_the_deadline(server: FakeServer, client: Client, 
     with pytest.raises(ClientError, match=f"no response from {server.target} within 0.2 s") as caught:
         client.infer("digits", {"x": np.zeros((rows, 1))}, timeout_s=0.2)
     assert caught.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_a_deadline_may_be_far_away_and_not_past(server: FakeServer, client: Client) -> None:
+    rows = {"x": np.zeros((1, 1))}
+    assert client.infer("digits", rows, timeout_s=float("inf")).version == "3"
+    with pytest.raises(ClientError, match="DEADLINE_EXCEEDED: no time is left for the call: its time-out is -1 s"):
+        client.infer("digits", rows, timeout_s=-1)
+    assert server.calls == ["ModelInfer"]
+
+
+def test_a_client_that_is_closed(server: FakeServer) -> None:
+    client = Client(server.target)
+    client.close()
+    with pytest.raises(ClientError, match="CANCELLED: the client is closed"):
+        client.is_live()
+
+
+def test_a_response_without_a_message() -> None:
+    handler = grpc.unary_stream_rpc_method_handler(lambda request, context: iter(()))
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ServerLive": handler})]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with Client(f"127.0.0.1:{port}") as client, pytest.raises(ClientError, match="invalid: it has no message"):
+        client.is_live()
+    server.stop(0).wait()
+
+
+class FakeError:
+    """A `grpc.RpcError`."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        self.code = lambda: code
+        self.details = lambda: details
+
+
+LISTENS = "what listens at h:1 takes no gRPC from this client: "
+FAILED = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: "
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "message"),
+    [
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "Stream removed (Deadline Exceeded)", "no response from h:1 within 5 s"),
+        (grpc.StatusCode.INTERNAL, "Exception deserializing response!", "the server's response is invalid: it cannot"),
+        (grpc.StatusCode.UNKNOWN, "a\x1b[31m \0b", "a [31m b"),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            f"{FAILED}Socket closed",
+            f"{LISTENS}Socket closed; is that the port of gRPC, by",
+        ),
+        (grpc.StatusCode.UNAVAILABLE, f"{FAILED}No such file or directory", "no server responds at h:1: No such file"),
+    ],
+)
+def test_grpc_s_errors_in_words(code: grpc.StatusCode, details: str, message: str) -> None:
+    assert from_rpc(FakeError(code, details), "h:1", 5).message.startswith(message)
 
 
 def test_the_deadline_bounds_all_attempts_together(server: FakeServer, client: Client) -> None:
@@ -214,6 +275,14 @@ def test_a_server_signed_by_another_authority_is_not_trusted(authority: Authorit
     assert not server.calls
 
 
+def test_a_server_without_tls(server: FakeServer, ca: Path) -> None:
+    with (
+        Client(server.target, tls=Tls(ca=ca)) as client,
+        pytest.raises(ClientError, match=f"no TLS connection to {server.target}: what listens there does not use TLS"),
+    ):
+        client.is_live()
+
+
 def test_mutual_tls(authority: Authority, ca: Path, tmp_path: Path) -> None:
     certificate, key = write(tmp_path, authority.issue("client"))
     with tls_server(authority, mutual=True) as server:
@@ -227,6 +296,20 @@ def test_mutual_tls(authority: Authority, ca: Path, tmp_path: Path) -> None:
 def test_a_client_certificate_without_key_is_rejected(ca: Path) -> None:
     with pytest.raises(ClientError, match="must be given together"):
         Client("127.0.0.1:1", tls=Tls(certificate=ca))
+
+
+def test_files_that_hold_something_else_are_named(authority: Authority, ca: Path, tmp_path: Path) -> None:
+    certificate, key = write(tmp_path, authority.issue("client"))
+    with pytest.raises(ClientError, match=f"{key} does not hold a certificate in PEM form"):
+        Client("127.0.0.1:1", tls=Tls(ca=key))
+    with pytest.raises(ClientError, match=f"{ca} does not hold an unencrypted private key"):
+        Client("127.0.0.1:1", tls=Tls(certificate=certificate, key=ca))
+
+
+@pytest.mark.parametrize("token", ["a b", "line\n", "grün", "a\x01"])
+def test_a_token_that_cannot_be_sent(token: str) -> None:
+    with pytest.raises(ClientError, match="the token must be ASCII without blanks and line breaks"):
+        Client("127.0.0.1:1", token=token)
 
 
 def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
@@ -249,9 +332,9 @@ def test_targets(target: str, address: str) -> None:
     assert parse_target(target) == address
 
 
-@pytest.mark.parametrize("target", ["", "http://127.0.0.1:8000", "127.0.0.1:8000/v2"])
+@pytest.mark.parametrize("target", ["", "h\udcff:1", "unix:/\udcff", "http://127.0.0.1:8000", "127.0.0.1:8000/v2"])
 def test_invalid_targets(target: str) -> None:
-    with pytest.raises(ClientError, match=f"{target!r} is not an address: use host:port"):
+    with pytest.raises(ClientError, match=re.escape(f"{target!r} is not an address: use host:port")):
         Client(target)
 
 

@@ -213,6 +213,13 @@ def test_an_array_that_is_no_image(pixels: npt.NDArray[np.generic], complaint: s
         GREY.prepare(pixels, name="picture")
 
 
+@pytest.mark.parametrize("source", [b"content", None, 5, [[1, 2]]])
+def test_what_is_no_image_at_all(source: object) -> None:
+    with pytest.raises(ClientError, match="picture: expected a path, a Pillow image, an array or an ImageFile, not"):
+        GREY.prepare(source, name="picture")  # type: ignore[arg-type]
+    assert list(iter_sources(source, GREY.shape)) in ([source], source)  # type: ignore[arg-type]
+
+
 def png_bytes() -> bytes:
     written = io.BytesIO()
     Image.fromarray(scene(64, 64)).save(written, "png")
