@@ -68,10 +68,10 @@ def _no_connection(target: str, details: str) -> str:
         return f"no TLS connection to {target}: {reason.rpartition('OPENSSL_internal:')[2].removesuffix(': OK')}"
     if "resolving" in details or "DNS" in details:
         return f"cannot resolve {target}: {reason}"
-    reason = reason.rpartition(": ")[2]
+    reason = reason.rpartition(": ")[2].partition(" (")[0]
     if reason.startswith(_NOBODY_LISTENS):
         return f"no server responds at {target}: {reason}; {START_HINT}"
     return (
-        f"what listens at {target} takes no gRPC from this client: {reason.partition(' (')[0]}; is that the port of gRPC, by default "
+        f"what listens at {target} takes no gRPC from this client: {reason}; is that the port of gRPC, by default "
         f"{DEFAULT_PORT}, and does it need TLS or a client certificate?"
     )

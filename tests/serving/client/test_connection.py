@@ -159,7 +159,7 @@ FAILED = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.
         (grpc.StatusCode.UNKNOWN, "a\x1b[31m \0b", "a [31m b"),
         (
             grpc.StatusCode.UNAVAILABLE,
-            f"{FAILED}Socket closed",
+            f"{FAILED}Socket closed (1)",
             f"{LISTENS}Socket closed; is that the port of gRPC, by",
         ),
         (grpc.StatusCode.UNAVAILABLE, f"{FAILED}No such file or directory", "no server responds at h:1: No such file"),
