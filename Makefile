@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NPROC ?= 4
 
-.PHONY: help setup train serve test test-all lint bench lock images
+.PHONY: help setup train serve test test-all test-lowest lint bench lock images
 
 help:
 	@echo "make train      train the MNIST convnet on $(NPROC) processes (NPROC=n for another number) and export it;"
@@ -12,6 +12,7 @@ help:
 	@echo "make serve      serve the models in models/ over gRPC and HTTP, on loopback"
 	@echo "make test       run the test suite, on two cores"
 	@echo "make test-all   run it, and then the tests that take minutes or install packages (9 GB)"
+	@echo "make test-lowest  run the test suite with the lowest versions that pyproject.toml allows (another 7 GB)"
 	@echo "make lint       run ruff, mypy --strict and import-linter"
 	@echo "make bench      compare training with a plain PyTorch loop, and measure serving (benchmarks/results)"
 	@echo "make setup      create .venv from requirements.lock, or update it after the lock changed"
@@ -48,6 +49,12 @@ test: setup
 test-all: test
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "minutes and not installs" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m installs
+
+# The lower bounds of pyproject.toml are versions with which the suite passes, all of the lowest together.
+test-lowest: setup
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-lowest
+	$(BIN)/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	OMP_WAIT_POLICY=passive $(VENV)-lowest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff format --check .

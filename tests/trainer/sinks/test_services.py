@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def test_a_continued_training_continues_the_run_of_wandb(tmp_path: Path, monkeyp
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     with opened(tmp_path, "wandb") as sinks:
         write_epochs(sinks, 1)
+    time.sleep(1)  # each start has a folder, named after its second
     with opened(tmp_path, "wandb", from_step=45) as sinks:
         write_epochs(sinks, 2)
         sinks.show_mistakes([GREY, COLOUR], step=90)
@@ -56,14 +58,18 @@ def test_a_continued_training_continues_the_run_of_mlflow(tmp_path: Path, monkey
     assert client.get_run(run_id).info.status == "KILLED"
     with opened(tmp_path, "mlflow", from_step=45) as sinks:
         write_epochs(sinks, 2)
-        sinks.show_mistakes([GREY, COLOUR], step=90)
+        sinks.show_mistakes([GREY, COLOUR, replace(GREY, label="漢" * 85)], step=90)  # a folder's longest name
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == tmp_path.name
     assert run.data.params["recipe.augment.shift"] == "2"
     assert {metric.step for metric in client.get_metric_history(run_id, "validation/accuracy")} == {45, 90}
     images = client.list_artifacts(run_id, "mistakes")
-    assert [Path(image.path).name for image in images] == ["01-cat-as-dog.png", "02-ä-b-as--c-.png"]
+    assert [Path(image.path).name for image in images] == [
+        "01-cat-as-dog.png",
+        "02-ä-b-as--c-.png",
+        f"03-{'漢' * 80}.png",
+    ]
 
 
 class _Recorder:
