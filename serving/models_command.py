@@ -100,6 +100,8 @@ def main(arguments: Sequence[str], *, prog: str = "convoy models") -> NoReturn:
 def _run(verb: str, config: Any) -> int:
     where: WhereConfig = config if verb == "list" else config.where
     name, version = getattr(config, "name", ""), getattr(config, "version", 0)
+    if verb != "list" and not name:  # which means all models elsewhere
+        raise InvalidArgument("the name of the model is empty")
     work = _with_server if where.model_repository is None else _in_folder
     states = work(where, verb, name, version)
     if where.json:

@@ -144,6 +144,9 @@ def test_on_the_command_line(where: tuple[str, ...], capsys: pytest.CaptureFixtu
     assert run("promote", "m", "9", *where) == 2
     assert "error: model 'm' has no version 9: it has 1, 2" in capsys.readouterr().err
     assert run("show", "n", *where) == 2
+    capsys.readouterr()
+    assert run("promote", "", "1", *where) == 2
+    assert capsys.readouterr().err == "error: the name of the model is empty\n"
 
 
 SLOW = """
