@@ -6,6 +6,7 @@ with Client("127.0.0.1:8001") as client:
 """
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -102,8 +103,10 @@ class Client:
         arrays = {name: messages.as_array(name, value) for name, value in inputs.items()}
         request = _request(pb.ModelInferRequest, model_name=model, model_version=version, id=request_id)
         request.outputs.extend(_request(_Output, name=name) for name in outputs or ())
-        limit = self.config(model, version).max_batch_size if messages.num_rows(arrays) > 1 else 0
-        return self._infer(request, messages.split_rows(arrays, limit) if limit else [arrays], timeout_s)
+        began = time.monotonic()
+        limit = self._config(model, version, timeout_s).max_batch_size if messages.num_rows(arrays) > 1 else 0
+        parts = messages.split_rows(arrays, limit) if limit else [arrays]
+        return self._infer(request, parts, timeout_s, time.monotonic() - began)
 
     def classify(
         self,
@@ -128,7 +131,9 @@ class Client:
         """
         if top_k < 1:
             raise invalid_argument(f"top_k must be at least 1, got {top_k}")
-        image_input = self.image_input(model, version)
+        began = time.monotonic()
+        image_input = _image_input(self._config(model, version, timeout_s))
+        spent_s = time.monotonic() - began
         prepared = [
             image_input.prepare(source, name=f"image {number}", invert=invert)
             for number, source in enumerate(iter_sources(images, image_input.shape), start=1)
@@ -138,7 +143,7 @@ class Client:
         request = _request(pb.ModelInferRequest, model_name=model, model_version=version)
         classification = _request(pb.InferParameter, int64_param=top_k)
         request.outputs.add(name=SCORES).parameters["classification"].CopyFrom(classification)
-        result = self._infer(request, _batches(image_input, prepared), timeout_s)
+        result = self._infer(request, _batches(image_input, prepared), timeout_s, spent_s)
         scores = result.outputs.get(SCORES)
         if scores is None or scores.dtype != object:
             raise ClientError("UNIMPLEMENTED", "the server does not support the protocol's classification extension")
@@ -150,20 +155,16 @@ class Client:
 
     def image_input(self, model: str, version: str = "") -> ImageInput:
         """Returns the image input of a model, which prepares images for it. Asks the server only once."""
-        config = self.config(model, version)
-        if SCORES not in (output.name for output in config.output):
-            outputs = ", ".join(output.name for output in config.output)
-            raise invalid_argument(f"model {model!r} is not a classifier: it has no output {SCORES!r}, only {outputs}")
-        return ImageInput.from_config(config)
+        return _image_input(self.config(model, version))
 
     def _infer(
-        self, base: pb.ModelInferRequest, parts: Iterable[Mapping[str, Array]], timeout_s: float | None
+        self, base: pb.ModelInferRequest, parts: Iterable[Mapping[str, Array]], timeout_s: float | None, spent_s: float
     ) -> InferResult:
         """Sends `base` with the inputs of each part, and concatenates the outputs."""
         requests = (messages.add_inputs(base, arrays) for arrays in parts)
         try:
             responses = list(
-                self._connection.call_many(_SERVICE + "ModelInfer", requests, pb.ModelInferResponse, timeout_s)
+                self._connection.call_many(_SERVICE + "ModelInfer", requests, pb.ModelInferResponse, timeout_s, spent_s)
             )
         except ClientError as error:
             if error.code in _STALE_CONFIG:
@@ -197,10 +198,7 @@ class Client:
 
     def config(self, model: str, version: str = "") -> model_config_pb2.ModelConfig:
         """Returns a model's configuration. Cached until an inference fails in a way that a new version may explain."""
-        if (model, version) not in self._configs:
-            request = _request(pb.ModelConfigRequest, name=model, version=version)
-            self._configs[model, version] = self._call("ModelConfig", request, pb.ModelConfigResponse).config
-        return self._configs[model, version]
+        return self._config(model, version)
 
     def statistics(self, model: str = "", version: str = "") -> list[pb.ModelStatistics]:
         """Returns the statistics of one model, or of all."""
@@ -261,6 +259,14 @@ class Client:
         self._forget(request.name)
         return state
 
+    def _config(self, model: str, version: str, timeout_s: float | None = None) -> model_config_pb2.ModelConfig:
+        config = self._configs.get((model, version))
+        if config is None:
+            request = _request(pb.ModelConfigRequest, name=model, version=version)
+            config = self._call("ModelConfig", request, pb.ModelConfigResponse, timeout_s).config
+            self._configs[model, version] = config
+        return config
+
     def _call(self, method: str, request: Message, kind: type[Response], timeout_s: float | None = None) -> Response:
         return self._connection.call(_SERVICE + method, request, kind, timeout_s)
 
@@ -281,6 +287,15 @@ def _request(kind: type[Request], **fields: Any) -> Request:
     except ValueError as error:
         values = ", ".join(map(repr, fields.values()))
         raise invalid_argument(f"one of {values} cannot be sent: {error}") from error
+
+
+def _image_input(config: model_config_pb2.ModelConfig) -> ImageInput:
+    if SCORES not in (output.name for output in config.output):
+        outputs = ", ".join(output.name for output in config.output)
+        raise invalid_argument(
+            f"model {config.name!r} is not a classifier: it has no output {SCORES!r}, only {outputs}"
+        )
+    return ImageInput.from_config(config)
 
 
 def _batches(image_input: ImageInput, images: Sequence[PreparedImage | ImageFile]) -> Iterator[Mapping[str, Array]]:

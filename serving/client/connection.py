@@ -21,7 +21,7 @@ import grpc
 from google.protobuf.message import Message
 
 from convoy.tls import load_authority, load_chain
-from serving.client.errors import DEFAULT_PORT, ClientError, from_rpc, invalid_argument, invalid_response
+from serving.client.errors import DEFAULT_PORT, ClientError, from_rpc, invalid_argument, invalid_response, no_response
 
 Response = TypeVar("Response", bound=Message)
 
@@ -139,21 +139,29 @@ class Connection:
         self._is_closed = True
         self._channel.close()
 
-    def call(self, method: str, request: Message, kind: type[Response], timeout_s: float | None = None) -> Response:
+    def call(
+        self, method: str, request: Message, kind: type[Response], timeout_s: float | None = None, spent_s: float = 0.0
+    ) -> Response:
         """Makes one unary call.
 
         Args:
             method: full path of the method.
             kind: type of the response.
+            spent_s: how much of the time-out has passed.
 
         Raises:
             ClientError: the call fails.
         """
-        (response,) = self.call_many(method, [request], kind, timeout_s)
+        (response,) = self.call_many(method, [request], kind, timeout_s, spent_s)
         return response
 
     def call_many(
-        self, method: str, requests: Iterable[Message], kind: type[Response], timeout_s: float | None = None
+        self,
+        method: str,
+        requests: Iterable[Message],
+        kind: type[Response],
+        timeout_s: float | None = None,
+        spent_s: float = 0.0,
     ) -> Iterator[Response]:
         """Makes calls, a few at a time, under one deadline. Yields the responses in the order of the requests.
 
@@ -161,9 +169,10 @@ class Connection:
             ClientError: a call fails; the others are cancelled.
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        if not timeout_s > 0:
-            raise ClientError("DEADLINE_EXCEEDED", f"no time is left for the call: its time-out is {timeout_s:g} s")
-        deadline = time.monotonic() + min(timeout_s, _MAX_TIMEOUT_S)
+        left_s = min(timeout_s, _MAX_TIMEOUT_S) - spent_s
+        if not left_s > 0:
+            raise no_response(self.target, timeout_s)
+        deadline = time.monotonic() + left_s
         pending: deque[_RetriedCall] = deque()
         try:
             with self._translated_errors(timeout_s):

@@ -47,6 +47,11 @@ def invalid_response(reason: object) -> ClientError:
     return ClientError("INTERNAL", f"the server's response is invalid: {reason}")
 
 
+def no_response(target: str, timeout_s: float) -> ClientError:
+    """Returns the error for a call whose time-out has passed."""
+    return ClientError("DEADLINE_EXCEEDED", f"no response from {target} within {timeout_s:g} s")
+
+
 def from_rpc(error: Any, target: str, timeout_s: float) -> ClientError:
     """Converts a `grpc.RpcError` that has a status code. The message names the server, or is the server's."""
     printable = (character if character.isprintable() else " " for character in error.details() or "")
@@ -54,7 +59,7 @@ def from_rpc(error: Any, target: str, timeout_s: float) -> ClientError:
     if code == "UNAVAILABLE" and details.startswith(_NO_CONNECTION):
         return ClientError(code, _no_connection(target, details))
     if code == "DEADLINE_EXCEEDED" and details in _CLIENT_DEADLINE:
-        return ClientError(code, f"no response from {target} within {timeout_s:g} s")
+        return no_response(target, timeout_s)
     if code == "INTERNAL" and details == _NOT_READ:
         return invalid_response("it cannot be parsed")
     return ClientError(code, details or f"{target} gave no reason")
