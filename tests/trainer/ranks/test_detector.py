@@ -119,3 +119,7 @@ def test_the_lowest_rank_that_waits_names_the_others(rank: int, peers: dict[int,
 
 def test_of_many_ranks_a_few_are_named() -> None:
     assert describe_ranks(range(1, 100), {}).endswith("rank 8 and 91 more")
+    suspicion = suspect_peers(observed(state(3), silent=list(range(1, 100))))
+    assert suspicion is not None
+    assert suspicion.ranks == list(range(1, 100))
+    assert suspicion.message.endswith("rank 8 and 91 more sent no heartbeat for 7 s")
