@@ -63,7 +63,7 @@ def make_page(separable: Points, exclusive_or: Points, letters: Letters) -> Page
             "At places that it was never shown, the network of shared weights is right in "
             f"{100 * last['shared'][1]:.0f} % of the images, the one of weights of each place's own in "
             f"{100 * last['own'][1]:.0f} %.",
-            f"The perceptron {solved} on {len(separable.points)} points that a line separates. On exclusive or it "
+            f"On {len(separable.points)} points that a line separates, the perceptron {solved}. On exclusive or it "
             f"makes {exclusive_or.mistakes[-1]} mistakes in pass {len(exclusive_or.mistakes)}: no line is right there.",
             "Points and letters are ours: our notes of the lecture have names and years, and no data.",
         ],
