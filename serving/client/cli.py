@@ -4,7 +4,7 @@ The help of each verb lists its exit codes.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,10 +20,11 @@ from serving.client.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Client
 from serving.client.connection import Tls, is_loopback, parse_target
 from serving.client.display import Row, json_line, show_table
 from serving.client.errors import ClientError, invalid_argument
-from serving.client.images import ImageFile, PreparedImage
+from serving.client.images import NO_FILES, ImageFile, PreparedImage
 from serving.client.results import Classification
 
 Config = TypeVar("Config")
+Result = TypeVar("Result")
 Prepared = PreparedImage | ImageFile
 
 EXIT_BAD_IMAGE = 1
@@ -143,16 +144,17 @@ def classify(config: ClassifyConfig) -> int:
     exit_code, rows = 0, list[Row]()
     with config.connect.client() as client:
         image_input = client.image_input(config.model, config.version)
+        if config.send_files and not image_input.takes_files:
+            raise invalid_argument(f"--send-files: {NO_FILES}")
         for batch in _batched(_files(config.images)):
-            images: list[PreparedImage | ImageFile] = []
             prepare = ImageFile.read if config.send_files else partial(image_input.prepare, invert=config.invert)
-            for image in _prepare(batch, prepare):
-                if isinstance(image, ClientError):
-                    exit_code = EXIT_BAD_IMAGE
-                    print(f"error: {image.message}", file=sys.stderr)
-                else:
-                    images.append(image)
-            results = client.classify(config.model, images, top_k=config.top_k, version=config.version)
+            ask = partial(client.classify, config.model, top_k=config.top_k, version=config.version)
+            images: list[Prepared]
+            images, failed = _divide(_prepare(batch, prepare))
+            results, refused = _divide(_classify_files(ask, images)) if config.send_files else (ask(images), [])
+            for error in (*failed, *refused):
+                exit_code = EXIT_BAD_IMAGE
+                print(f"error: {error.message}", file=sys.stderr)
             if config.json:
                 for line in map(json_line, results):
                     print(line, flush=True)
@@ -228,6 +230,33 @@ def _prepare(
 
     with ThreadPoolExecutor(_NUM_DECODERS) as pool:
         yield from pool.map(prepare_one, files)
+
+
+def _classify_files(
+    ask: Callable[[Sequence[Prepared]], Sequence[Classification]], files: Sequence[Prepared]
+) -> Iterator[Classification | ClientError]:
+    """Classifies files that the server reads. If it refuses them, asks for each alone: others are classified."""
+    try:
+        yield from ask(files)
+    except ClientError as error:
+        if error.code != "INVALID_ARGUMENT":
+            raise
+        if len(files) == 1:
+            yield invalid_argument(f"{files[0].name}: {error.message}")
+            return
+        for file in files:
+            yield from _classify_files(ask, [file])
+
+
+def _divide(results: Iterable[Result | ClientError]) -> tuple[list[Result], list[ClientError]]:
+    """Returns what has worked, and the errors."""
+    worked, errors = list[Result](), list[ClientError]()
+    for result in results:
+        if isinstance(result, ClientError):
+            errors.append(result)
+        else:
+            worked.append(result)
+    return worked, errors
 
 
 def _rows(results: Sequence[Classification]) -> Iterator[Row]:

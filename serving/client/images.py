@@ -36,7 +36,7 @@ DARK_WARNING = "is nearly black: a file of 16 bits that uses few of them must be
 """For files of 16 bits whose model was trained on files of 8 bits, or on ones that use more bits."""
 
 _MIN_BRIGHTNESS = 16
-_NO_FILES = "the server prepares no image files for this model: let the client do it"
+NO_FILES = "the server prepares no image files for this model: let the client do it"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +139,7 @@ class ImageInput:
         if isinstance(source, ImageFile):
             if not self.takes_files or invert:
                 raise invalid_argument(
-                    f"{source.name}: " + ("cannot be inverted, as it is sent as it is" if invert else _NO_FILES)
+                    f"{source.name}: " + ("cannot be inverted, as it is sent as it is" if invert else NO_FILES)
                 )
             return source
         if not isinstance(source, str | os.PathLike | Image.Image | np.ndarray):

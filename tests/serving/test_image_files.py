@@ -24,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 from convoy.preprocessing import Preprocessing
 from protos import grpc_service_pb2 as pb
 from serving.client import Client
+from serving.client.cli import main
 from serving.client.images import ImageFile
 from serving.config import ServeConfig, TransportChoice
 from serving.inference import decoder
@@ -318,6 +319,20 @@ def test_one_bad_file_of_many_is_named_before_any_is_decoded(server: Served) -> 
         with pytest.raises(InferenceServerException, match="more than 268 million pixels together"):
             client.infer("colours", [tensor("images", np.array([png(8000, 8000)] * 5, object))])
     assert num_decoded(server) == before
+
+
+def test_the_command_line_names_files_that_are_refused_and_classifies_the_others(
+    server: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, content in enumerate((FILES[0], b"no image", FILES[1])):
+        (tmp_path / f"{number}.png").write_bytes(content)
+    options = ("--model", "colours", "--target", server.target, "--send-files", "--json", "--top-k", "1")
+    with pytest.raises(SystemExit) as exited:
+        main(["classify", str(tmp_path), *options])
+    out, errors = capsys.readouterr()
+    assert exited.value.code == 1
+    assert [json.loads(line)["predictions"][0]["label"] for line in out.splitlines()] == ["red", "green"]
+    assert errors == f"error: {tmp_path}/1.png: the image cannot be used: expected a JPEG, PNG or WebP file\n"
 
 
 def test_too_many_files(server: Served, url: str) -> None:
