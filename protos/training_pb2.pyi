@@ -75,7 +75,7 @@ class JobSpec(_message.Message):
     def __init__(self, arguments: _Optional[_Iterable[str]] = ..., engine: _Optional[str] = ..., min_nodes: _Optional[int] = ..., max_nodes: _Optional[int] = ..., gpus: _Optional[int] = ..., cpus: _Optional[int] = ..., ranks: _Optional[int] = ..., memory_mb: _Optional[int] = ..., priority: _Optional[int] = ..., max_retries: _Optional[int] = ..., working_folder: _Optional[str] = ..., run_folder: _Optional[str] = ..., environment: _Optional[_Mapping[str, str]] = ..., engine_options: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "spec", "owner", "key", "state", "reason", "attempt", "num_retries", "submitted_at", "started_at", "ended_at", "exit_code", "failing_rank", "gpus", "cpus", "figures_json", "last_event")
+    __slots__ = ("id", "spec", "owner", "key", "state", "reason", "attempt", "num_retries", "submitted_at", "started_at", "ended_at", "exit_code", "failing_rank", "gpus", "cpus", "figures_json", "last_event", "history")
     ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,7 @@ class Job(_message.Message):
     CPUS_FIELD_NUMBER: _ClassVar[int]
     FIGURES_JSON_FIELD_NUMBER: _ClassVar[int]
     LAST_EVENT_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
     id: int
     spec: JobSpec
     owner: str
@@ -110,7 +111,8 @@ class Job(_message.Message):
     cpus: _containers.RepeatedScalarFieldContainer[int]
     figures_json: str
     last_event: int
-    def __init__(self, id: _Optional[int] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., owner: _Optional[str] = ..., key: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[str] = ..., attempt: _Optional[int] = ..., num_retries: _Optional[int] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., exit_code: _Optional[int] = ..., failing_rank: _Optional[int] = ..., gpus: _Optional[_Iterable[str]] = ..., cpus: _Optional[_Iterable[int]] = ..., figures_json: _Optional[str] = ..., last_event: _Optional[int] = ...) -> None: ...
+    history: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, id: _Optional[int] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., owner: _Optional[str] = ..., key: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[str] = ..., attempt: _Optional[int] = ..., num_retries: _Optional[int] = ..., submitted_at: _Optional[float] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., exit_code: _Optional[int] = ..., failing_rank: _Optional[int] = ..., gpus: _Optional[_Iterable[str]] = ..., cpus: _Optional[_Iterable[int]] = ..., figures_json: _Optional[str] = ..., last_event: _Optional[int] = ..., history: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
 
 class SubmitJobRequest(_message.Message):
     __slots__ = ("spec", "key", "dry_run")
@@ -133,10 +135,12 @@ class SubmitJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., command: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
-    __slots__ = ("id",)
+    __slots__ = ("id", "history")
     ID_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
     id: int
-    def __init__(self, id: _Optional[int] = ...) -> None: ...
+    history: bool
+    def __init__(self, id: _Optional[int] = ..., history: _Optional[bool] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
     __slots__ = ("states", "before", "page_size")
@@ -189,24 +193,36 @@ class StateChange(_message.Message):
     def __init__(self, state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class StreamLogsRequest(_message.Message):
-    __slots__ = ("id", "follow", "tail", "attempt", "rank")
+    __slots__ = ("id", "follow", "tail", "attempt", "rank", "after")
     ID_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
     TAIL_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     id: int
     follow: bool
     tail: int
     attempt: int
     rank: int
-    def __init__(self, id: _Optional[int] = ..., follow: _Optional[bool] = ..., tail: _Optional[int] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ...) -> None: ...
+    after: LogPosition
+    def __init__(self, id: _Optional[int] = ..., follow: _Optional[bool] = ..., tail: _Optional[int] = ..., attempt: _Optional[int] = ..., rank: _Optional[int] = ..., after: _Optional[_Union[LogPosition, _Mapping]] = ...) -> None: ...
 
 class LogChunk(_message.Message):
-    __slots__ = ("content",)
+    __slots__ = ("content", "end")
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     content: bytes
-    def __init__(self, content: _Optional[bytes] = ...) -> None: ...
+    end: LogPosition
+    def __init__(self, content: _Optional[bytes] = ..., end: _Optional[_Union[LogPosition, _Mapping]] = ...) -> None: ...
+
+class LogPosition(_message.Message):
+    __slots__ = ("attempt", "offset")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    offset: int
+    def __init__(self, attempt: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class CancelJobRequest(_message.Message):
     __slots__ = ("id", "now")

@@ -1,6 +1,7 @@
 """`python -m trainer.service`: training as a service."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ def main(arguments: Sequence[str], prog: str = "python -m trainer.service") -> i
     from trainer.errors import TrainerError
     from trainer.service.settings import ServiceConfig
 
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a client's failed handshake is no line for the log
     config = parse(ServiceConfig, arguments, prog=prog)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     try:

@@ -3,7 +3,7 @@
 import re
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,44 @@ _CANNOT_BE_MET = {
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNAUTHENTICATED,
 }
-_MAX_RECONNECTS = 60
-"""A follower reconnects that often in a row, about once a second, while the service is restarted."""
+_REASONS = (
+    ("http1.x server", f"that is a port of HTTP; give the one of gRPC, {DEFAULT_PORT} by default"),
+    ("WRONG_VERSION_NUMBER", "it has no TLS: leave out --tls-ca"),
+    ("SSL_ERROR_SSL", "its certificate is not one that --tls-ca signed for this name"),
+    ("Hostname Verification", "its certificate is not one that --tls-ca signed for this name"),
+    ("Socket closed", "it closes the connection; if it has TLS, give --tls-ca"),
+)
+"""What texts of gRPC mean."""
+_JARGON = re.compile("^failed to connect to all addresses; last error: ([A-Z_]+: )?")
+_ADDRESS = re.compile(r"([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::([0-9]{1,5}))?")
+_IS_LOST = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,  # by a proxy, as the three that follow
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+"""How a stream ends whose connection is lost."""
+_RECONNECT_EVERY_S = 1.0
+_GIVE_UP_S = 600.0
+"""A follower gives up if the service has not answered for so long."""
+_MAX_BROKEN = 10
+"""Streams in a row that end at once although the service answers."""
 _LIVED_S = 5.0
-"""A stream that has lasted so long was connected: a proxy may have ended it because it was silent."""
+_CHANNEL_OPTIONS = (
+    # A host that is frozen, or a router that has forgotten the connection, closes nothing.
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # gRPC has a minute here, whatever the one above is
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.min_reconnect_backoff_ms", 10_000),  # longest wait for a connection
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_receive_message_length", -1),  # a job may have 100,000 characters, and a page of them 1000 jobs
+)
+
+
+class _NoAnswerError(TrainerError):
+    """The service does not answer."""
 
 
 class RemoteJobs:
@@ -40,17 +74,24 @@ class RemoteJobs:
         address: `HOST:PORT` or `HOST`.
         token: sent with each call.
         certificate: of the authority that signs the service's; None for plain text.
+        tell: receives one line when a stream has lost the service, which is then waited for.
     """
 
-    def __init__(self, address: str, *, token: str | None = None, certificate: Path | None = None) -> None:
-        if "/" in address:
-            raise ConfigError(f"--service {address}: must be HOST:PORT of the service's gRPC")
-        self._address = address if ":" in address else f"{address}:{DEFAULT_PORT}"
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        certificate: Path | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._address = _with_port(address)
         if certificate is None:
-            self._channel = grpc.insecure_channel(self._address)
+            self._channel = grpc.insecure_channel(self._address, _CHANNEL_OPTIONS)
         else:
             credentials = grpc.ssl_channel_credentials(_read_authority(certificate))
-            self._channel = grpc.secure_channel(self._address, credentials)
+            self._channel = grpc.secure_channel(self._address, credentials, _CHANNEL_OPTIONS)
+        self._tell = tell
         # A header holds ASCII only; the name of a user need not.
         self._metadata = [(USER, quote(user_name())), *([("authorization", f"Bearer {token}")] if token else [])]
 
@@ -103,43 +144,57 @@ class RemoteJobs:
         )
 
     def history(self, number: int) -> list[Event]:
-        """Returns the events that are there."""
-        last = self.get(number).next_event - 1
-        found: list[Event] = []
-        for event in self.watch(number):
-            found.append(event)
-            if event.number >= last:
-                break
-        return found
+        """Returns the newest changes of a job's state, and notes."""
+        message = self._call("GetJob", pb.GetJobRequest(id=number, history=True), pb.Job)
+        return list(map(to_event, message.history))
 
     def watch(self, number: int, *, after: int = 0) -> Iterator[Event]:
         """Yields a job's events; goes on after the last one if the connection is lost."""
-        self.get(number)  # a service that is not there at all is not waited for
-        tries = 0
-        while tries < _MAX_RECONNECTS:
-            began = time.monotonic()
-            try:
-                for message in self._stream("WatchJob", pb.WatchJobRequest(id=number, after=after), pb.Event):
-                    after = message.number
-                    yield to_event(message)
-                return
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise self._error(error) from None
-                tries = 0 if time.monotonic() - began > _LIVED_S else tries + 1
-                time.sleep(1.0)
-        raise TrainerError(f"the service at {self._address} does not answer")
+        request = pb.WatchJobRequest(id=number, after=after)
+        for message in self._follow("WatchJob", request, pb.Event):
+            request.after = message.number
+            yield to_event(message)
 
     def read_log(self, number: int, wanted: LogRange) -> Iterator[bytes]:
-        """Yields the output of a job, as `Operations.read_log` does."""
+        """Yields the output of a job, as `Operations.read_log` does; goes on where it was if the connection is lost."""
         request = pb.StreamLogsRequest(
             id=number, follow=wanted.follow, tail=wanted.tail, attempt=wanted.attempt or 0, rank=wanted.rank
         )
-        try:
-            for message in self._stream("StreamLogs", request, pb.LogChunk):
-                yield message.content
-        except grpc.RpcError as error:
-            raise self._error(error) from None
+        for message in self._follow("StreamLogs", request, pb.LogChunk):
+            request.after.CopyFrom(message.end)
+            yield message.content
+
+    def _follow(self, method: str, request: Any, kind: Any) -> Iterator[Any]:
+        """Yields the messages of a stream; calls it again, with what the request is by then, if that is lost."""
+        self.get(request.id)  # a service that is not there at all is not waited for
+        num_broken = 0
+        while True:
+            began = time.monotonic()
+            try:
+                for message in self._stream(method, request, kind):
+                    yield message
+                    num_broken = 0
+                return
+            except grpc.RpcError as error:
+                num_broken = 0 if time.monotonic() - began > _LIVED_S else num_broken + 1
+                if error.code() not in _IS_LOST or num_broken >= _MAX_BROKEN:
+                    raise self._error(error) from None
+            self._wait_for_answer(request.id)
+
+    def _wait_for_answer(self, number: int) -> None:
+        """Returns when the service answers again; says once that it does not."""
+        until, has_told = time.monotonic() + _GIVE_UP_S, False
+        while True:
+            time.sleep(_RECONNECT_EVERY_S)
+            try:
+                self.get(number)
+                return
+            except _NoAnswerError as error:
+                if time.monotonic() > until:
+                    raise
+                if not has_told:
+                    self._tell(f"{error}; trying again for {_GIVE_UP_S / 60:.0f} minutes")
+                has_told = True
 
     def _call(self, method: str, request: Any, kind: Any) -> Any:
         call = self._channel.unary_unary(f"/{SERVICE}/{method}", response_deserializer=kind.FromString)
@@ -154,19 +209,27 @@ class RemoteJobs:
 
     def _error(self, error: grpc.RpcError) -> TrainerError:
         details = str(error.details()).splitlines()[0] if error.details() else error.code().name
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            return ConfigError(f"the service asks for a valid token, see --token-file: {details}")
         if error.code() in _CANNOT_BE_MET:
             return ConfigError(details)
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return ConfigError(f"--service {self._address}: is not the gRPC of a service of jobs: {details}")
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            return TrainerError(f"the service at {self._address} does not answer: {details}")
-        return TrainerError(details)
+            found = next((reason for text, reason in _REASONS if text in details), _JARGON.sub("", details))
+            return _NoAnswerError(f"the service at {self._address} does not answer: {found}")
+        return TrainerError(f"the service at {self._address}: {details}")
 
 
 @contextmanager
-def open_service(address: str, token_file: Path | None, certificate: Path | None) -> Iterator[RemoteJobs]:
+def open_service(
+    address: str, token_file: Path | None, certificate: Path | None, tell: Callable[[str], None]
+) -> Iterator[RemoteJobs]:
     """Context of the jobs of a service.
 
     Args:
         token_file: holds the caller's token.
+        tell: see `RemoteJobs`.
 
     Raises:
         ConfigError: a file cannot be read, or holds something else.
@@ -176,11 +239,19 @@ def open_service(address: str, token_file: Path | None, certificate: Path | None
         token = _read(token_file).decode("ascii", "replace").strip()
         if not re.fullmatch("[!-~]+", token):
             raise ConfigError(f"{token_file} must hold one token, of printable ASCII characters")
-    jobs = RemoteJobs(address, token=token, certificate=certificate)
+    jobs = RemoteJobs(address, token=token, certificate=certificate, tell=tell)
     try:
         yield jobs
     finally:
         jobs.close()
+
+
+def _with_port(address: str) -> str:
+    bare = f"[{address}]" if address.count(":") > 1 and "[" not in address else address  # of IPv6
+    found = _ADDRESS.fullmatch(bare)
+    if found is None or not 0 < int(found[2] or DEFAULT_PORT) < 65536:
+        raise ConfigError(f"--service {address}: must be HOST:PORT of the service's gRPC")
+    return f"{found[1]}:{found[2] or DEFAULT_PORT}"
 
 
 def _sent(spec: JobSpec) -> pb.JobSpec:

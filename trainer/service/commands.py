@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -58,15 +59,20 @@ class StoreConfig:
         """Context of the jobs.
 
         Raises:
-            ConfigError: the store, or a file, cannot be opened.
+            ConfigError: the store, or a file, cannot be opened, or options do not belong together.
         """
+        if self.service is None and (self.token_file or self.tls_ca):
+            raise ConfigError("--token-file and --tls-ca are for a service: give --service, or set CONVOY_SERVICE")
+        if self.service is not None and self.store != str(default_store()):
+            raise ConfigError(f"--store {self.store}: the service {self.service} has its own; give one of them")
         if self.service is None:
             with open_jobs(self.store) as jobs:
                 yield jobs
         else:
             from trainer.service.client import open_service  # imports grpc
 
-            with open_service(self.service, self.token_file, self.tls_ca) as remote:
+            tell = partial(print, file=sys.stderr, flush=True)
+            with open_service(self.service, self.token_file, self.tls_ca, tell) as remote:
                 yield remote
 
 
@@ -260,6 +266,8 @@ def _show(config: ShowConfig) -> None:
     for name, text in facts.items():
         if text:
             print(f"  {name:13s} {printable(text)}")
+    if events and events[0].number > 1:
+        print(f"  …  (convoy jobs watch {job.id} has all)")
     for event in events:
         if event.kind == "state":
             reason = f": {event.data['reason']}" if event.data["reason"] else ""
@@ -277,12 +285,14 @@ def _logs(config: LogsConfig) -> None:
 
 def _watch(config: WatchConfig) -> int:
     with config.open() as jobs:
+        state = None
         for event in jobs.watch(config.job, after=config.after):
+            state = event.data["state"] if event.kind == "state" else state
             if config.json:
                 print(json.dumps(event_json(event)), flush=True)
             else:
                 print(f"{_clock(event.time)}  {_describe_event(event.kind, event.data)}", flush=True)
-        return 0 if jobs.get(config.job).state is JobState.SUCCEEDED else 1
+        return 0 if (state or jobs.get(config.job).state) == JobState.SUCCEEDED else 1
 
 
 def _cancel(config: CancelConfig) -> None:

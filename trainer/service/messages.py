@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from protos import training_pb2 as pb
 from trainer.errors import ConfigError
 from trainer.service.jobs import DEFAULT_RETRIES, Devices, Event, Job, JobSpec, JobState
+from trainer.service.logs import Position
 from trainer.service.operations import Capacity, LogRange
 
 SERVICE = "convoy.training.v1.TrainingService"
@@ -148,7 +149,12 @@ def to_log_range(message: pb.StreamLogsRequest) -> LogRange:
         tail=message.tail if message.HasField("tail") else None,
         attempt=message.attempt or None,
         rank=message.rank if message.HasField("rank") else None,
+        after=to_position(message.after) if message.HasField("after") else None,
     )
+
+
+def to_position(message: pb.LogPosition) -> Position:
+    return Position(message.attempt, message.offset)
 
 
 def from_event(event: Event) -> pb.Event:

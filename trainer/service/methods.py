@@ -15,6 +15,7 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.paths import printable
 from trainer.service.engines.engine import Plan
 from trainer.service.jobs import Event, Job, JobSpec, JobState
+from trainer.service.logs import LogChunk
 from trainer.service.operations import Capacity, LogRange, Operations
 from trainer.service.options import check_options
 from trainer.service.pauses import with_pauses
@@ -158,6 +159,10 @@ class Methods:
     async def get(self, caller: Principal, number: int) -> Job:
         return await self._in_thread(self._operations.get, number, owner=_owner(caller))
 
+    async def history(self, job: Job) -> list[Event]:
+        """Returns the newest changes of a job's state, and notes."""
+        return await self._in_thread(self._operations.history, job.id)
+
     async def find(self, caller: Principal, states: Iterable[JobState], before: int, size: int) -> Page:
         """Returns a page of jobs.
 
@@ -201,15 +206,15 @@ class Methods:
         await self.look(caller, number)
         return self._watches.follow(number, after)
 
-    async def open_log(self, caller: Principal, number: int, wanted: LogRange) -> AsyncGenerator[bytes]:
+    async def open_log(self, caller: Principal, number: int, wanted: LogRange) -> AsyncGenerator[LogChunk]:
         """Returns the output of a job."""
-        read = partial(self._operations.read_log, number, wanted, owner=_owner(caller))
+        read = partial(self._operations.open_log, number, wanted, owner=_owner(caller))
         return self._chunks(await self._in_thread(read))
 
-    async def _chunks(self, chunks: Iterator[bytes]) -> AsyncGenerator[bytes]:
+    async def _chunks(self, chunks: Iterator[LogChunk]) -> AsyncGenerator[LogChunk]:
         loop = asyncio.get_running_loop()
         while (chunk := await loop.run_in_executor(self._logs, next, chunks, None)) is not None:
-            if chunk:
+            if chunk.content:
                 yield chunk
 
     async def _in_thread(self, act: Callable[..., T], *arguments: object, **named: object) -> T:

@@ -10,6 +10,7 @@ from trainer.service import logs
 from trainer.service.controller import Controller
 from trainer.service.engines.engine import Plan
 from trainer.service.jobs import ACTIVE, FINAL, Devices, Event, Job, JobSpec, JobState, Stop
+from trainer.service.logs import LogChunk, Position
 from trainer.service.store import JobStateError, JobStore, StaleError
 
 
@@ -47,6 +48,7 @@ class LogRange:
         tail: of what is there, only so many last lines; None for all.
         attempt: counted from 1; it is not followed. None for the last one.
         rank: only the lines of this rank; None for all lines.
+        after: what follows this place, in place of `tail` and `attempt`; None to begin there.
 
     Raises:
         ConfigError: a number is impossible.
@@ -56,11 +58,14 @@ class LogRange:
     tail: int | None = None
     attempt: int | None = None
     rank: int | None = None
+    after: Position | None = None
 
     def __post_init__(self) -> None:
         for name in ("tail", "rank"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} {getattr(self, name)}: must not be negative")
+        if self.after is not None and (self.after.attempt < 1 or self.after.offset < 0):
+            raise ConfigError(f"after {self.after.attempt}, {self.after.offset}: there is no such place in a log")
 
 
 POLL_S = 0.5
@@ -209,11 +214,8 @@ class Operations:
         return self._store.events(number, after=after)
 
     def history(self, number: int) -> list[Event]:
-        """Returns all events of a job."""
-        found: list[Event] = []
-        while page := self._store.events(number, after=len(found)):
-            found += page
-        return found
+        """Returns the newest changes of a job's state, and notes; see `JobStore.history`."""
+        return self._store.history(number)
 
     def watch(self, number: int, *, after: int = 0, owner: str | None = None) -> Iterator[Event]:
         """Yields a job's events, those that are there and each new one, until the job has ended.
@@ -230,8 +232,12 @@ class Operations:
                 return
             time.sleep(POLL_S)
 
-    def read_log(self, number: int, wanted: LogRange, *, owner: str | None = None) -> Iterator[bytes]:
-        """Yields the output of a job.
+    def read_log(self, number: int, wanted: LogRange) -> Iterator[bytes]:
+        """Yields the output of a job; see `open_log`."""
+        return (chunk.content for chunk in self.open_log(number, wanted))
+
+    def open_log(self, number: int, wanted: LogRange, *, owner: str | None = None) -> Iterator[LogChunk]:
+        """Yields the output of a job, in pieces that may be empty.
 
         Raises:
             ConfigError: there is no such attempt, or no such rank.
@@ -245,11 +251,13 @@ class Operations:
         job, paths = look()
         if wanted.attempt is not None and not 1 <= wanted.attempt <= job.attempt:
             raise ConfigError(f"attempt {wanted.attempt}: job {number} has {job.attempt}")
-        prefix = logs.prefix_of(wanted.rank, job.spec)
+        prefix, written = logs.prefix_of(wanted.rank, job.spec), logs.written(paths)
+        start = wanted.after or Position(wanted.attempt or max(written, default=1), 0)
+        if wanted.after is None and wanted.tail is not None and start.attempt in written:
+            start = Position(start.attempt, logs.tail(paths[start.attempt - 1], wanted.tail, prefix))
         if wanted.follow and wanted.attempt is None:
-            return logs.follow(look, wanted.tail, prefix)
-        written = logs.written(paths if wanted.attempt is None else paths[wanted.attempt - 1 : wanted.attempt])
-        return logs.read(written[-1], wanted.tail, prefix) if written else iter(())
+            return logs.follow(look, start, prefix)
+        return logs.read(paths[start.attempt - 1], start, prefix) if start.attempt in written else iter(())
 
     def _change(self, number: int, owner: str | None, change: Callable[[Job], None]) -> Job:
         for _ in range(_NUM_TRIES):

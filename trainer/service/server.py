@@ -42,6 +42,14 @@ logger = logging.getLogger("convoy.training")
 PASS_EVERY_S = 0.5
 GRACE_S = 2.0
 """Time that calls have to end while the service stops. Jobs go on."""
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 60_000),  # a client that is gone without a word must not be served for ever
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # clients look for a frozen host
+)
 HEALTH = "grpc.health.v1.Health"
 SECTIONS = ("learn", "lecture")
 """Of the page."""
@@ -146,7 +154,7 @@ def serve(config: ServiceConfig) -> int:
 async def _serve(config: ServiceConfig, store: JobStore, tokens: TokenFile | None, tls: TlsFiles | None) -> int:
     thread = ControllerThread(controller := Controller(store, config.engine_folder, log=logger.info))
     methods = Methods(Operations(store, controller, thread.wake), tokens)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers([Servicer(methods, logger.error).handlers(), _health()])
     reflection.enable_server_reflection([SERVICE, HEALTH, reflection.SERVICE_NAME], server, pool=POOL)
     host = f"[{config.host}]" if ":" in config.host else config.host

@@ -100,7 +100,11 @@ class Servicer:
         return response
 
     async def _GetJob(self, request: pb.GetJobRequest, caller: Principal) -> pb.Job:
-        return from_job(await self._methods.get(caller, request.id))
+        job = await self._methods.get(caller, request.id)
+        message = from_job(job)
+        if request.history:
+            message.history.extend(map(from_event, await self._methods.history(job)))
+        return message
 
     async def _ListJobs(self, request: pb.ListJobsRequest, caller: Principal) -> pb.ListJobsResponse:
         page = await self._methods.find(caller, to_states(request.states), request.before, request.page_size)
@@ -127,7 +131,7 @@ class Servicer:
     async def _StreamLogs(self, request: pb.StreamLogsRequest, caller: Principal) -> AsyncIterator[pb.LogChunk]:
         async with aclosing(await self._methods.open_log(caller, request.id, to_log_range(request))) as chunks:
             async for chunk in chunks:
-                yield pb.LogChunk(content=chunk)
+                yield pb.LogChunk(content=chunk.content, end=pb.LogPosition(**chunk.end._asdict()))
 
     def _caller(self, context: grpc.aio.ServicerContext[Any, Any]) -> Principal:
         metadata = _metadata(context)

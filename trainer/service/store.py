@@ -33,6 +33,7 @@ CONTROLLER = "controller"
 """The name of the controllers' lease."""
 MAX_REASON = 1000
 """Characters of a reason, which may come from a program's output."""
+MAX_HISTORY = 100
 MAX_CONSIDERED = 1000
 """Jobs of an engine that may start in one pass; others wait for one of these to start."""
 
@@ -288,6 +289,13 @@ class JobStore:
         with self._reads() as connection:
             rows = connection.execute(query.order_by(events.c.number).limit(limit))
             return [Event(row.number, row.time, row.kind, row.data) for row in rows]
+
+    def history(self, number: int) -> list[Event]:
+        """Returns the newest changes of a job's state, and notes, oldest first: `MAX_HISTORY` at most."""
+        query = sa.select(events).where(events.c.job_id == number, events.c.kind != "progress")
+        with self._reads() as connection:
+            rows = connection.execute(query.order_by(events.c.number.desc()).limit(MAX_HISTORY)).all()
+            return [Event(row.number, row.time, row.kind, row.data) for row in reversed(rows)]
 
     def delete(self, job: Job) -> None:
         """Deletes a finished job and its events; its run folder stays.

@@ -37,8 +37,9 @@ def jobs(
 
     def run(line: str) -> tuple[int, str, str]:
         verb, *rest = shlex.split(line)
+        store = [] if "--service" in rest else ["--store", "jobs.db"]
         with pytest.raises(SystemExit) as end:
-            jobs_command([verb, "--store", "jobs.db", *rest])
+            jobs_command([verb, *store, *rest])
         out, err = capsys.readouterr()
         assert isinstance(end.value.code, int)
         return end.value.code, out, err
@@ -122,6 +123,11 @@ def test_a_dry_run_shows_the_command_and_a_key_submits_once(jobs: Callable[..., 
         (f"show {2**70}", f"job {2**70}: must be at least 0, and at most 2147483647"),
         ("list --before -1", "--before -1: must be at least 0"),
         ("list --service http://localhost:8003", "must be HOST:PORT"),
+        ("list --service localhost:99999", "must be HOST:PORT"),
+        ("list --service :8003", "must be HOST:PORT"),
+        ("list --service ''", "must be HOST:PORT"),
+        ("list --service localhost --store x.db", "--store x.db: the service localhost has its own"),
+        ("list --tls-ca /dev/null", "--token-file and --tls-ca are for a service"),
         ("list --service localhost --token-file /dev/null", "/dev/null must hold one token"),
         ("list --service localhost --tls-ca /dev/null", "/dev/null does not hold a certificate"),
         ("submit --engine moon", "--engine moon: there are"),

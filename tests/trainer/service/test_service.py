@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -18,6 +19,7 @@ from protos import health_pb2
 from tests.serving.certificates import Authority, write
 from tests.trainer.service.service_process import QUICK, SLOW, Service, spec
 from trainer.errors import ConfigError, TrainerError
+from trainer.service import client
 from trainer.service.client import RemoteJobs
 from trainer.service.jobs import JobState
 from trainer.service.operations import LogRange
@@ -44,6 +46,7 @@ def test_a_job_over_grpc(jobs: RemoteJobs, service: Service, tmp_path: Path) -> 
     assert jobs.submit(spec(tmp_path, QUICK), owner="", key="k").id == job.id
     states = [event.data["state"] for event in jobs.watch(job.id)]
     assert states == [JobState.QUEUED, JobState.STARTING, *states[2:-1], JobState.SUCCEEDED]
+    assert [event.data["state"] for event in jobs.history(job.id)] == states
     assert b"".join(jobs.read_log(job.id, LogRange(follow=True))) == b"hi\n"
     assert [found.id for found in jobs.find()] == [job.id]
     assert jobs.capacity("script").active == ()
@@ -51,6 +54,18 @@ def test_a_job_over_grpc(jobs: RemoteJobs, service: Service, tmp_path: Path) -> 
     assert 'convoy_jobs{state="SUCCEEDED"} 1.0' in text
     jobs.delete(job.id)
     assert jobs.find() == []
+
+
+def test_a_page_of_long_jobs_is_listed_and_a_port_of_http_is_named(
+    jobs: RemoteJobs, service: Service, tmp_path: Path
+) -> None:
+    for number in range(45):
+        jobs.submit(spec(tmp_path, SLOW if number == 0 else "#" * 99_000, gpus=2), owner="")
+    assert len(jobs.find()) == 45
+    with closing(RemoteJobs(service.http)) as wrong, pytest.raises(TrainerError, match="a port of HTTP; give the one"):
+        wrong.find()
+    jobs.cancel(1, now=True)
+    assert list(jobs.watch(1))[-1].data["state"] is JobState.CANCELLED
 
 
 def test_errors_have_the_status_that_clients_expect(jobs: RemoteJobs, tmp_path: Path) -> None:
@@ -101,22 +116,50 @@ def test_two_hundred_watch_one_job_and_one_goes_on_where_it_was(jobs: RemoteJobs
     assert [event.number for event in jobs.watch(job.id, after=2)] == list(range(3, last + 1))
 
 
-def test_a_killed_service_finds_its_jobs_again(service: Service, jobs: RemoteJobs, tmp_path: Path) -> None:
-    slow = "import os, time, sys, pathlib; run = pathlib.Path(sys.argv[1]); run.mkdir(parents=True, exist_ok=True);"
-    slow += "open(run / 'starts', 'a').write('x'); time.sleep(1.5); (run / 'result.json').write_text('{}')"
-    numbers = [jobs.submit(spec(tmp_path, slow), owner="").id for _ in range(4)]
-    while jobs.get(numbers[-1]).state is JobState.QUEUED:
-        time.sleep(0.02)
+def test_followers_notice_a_frozen_service_and_go_on_with_the_next_one_where_they_were(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {name: value // 20 for name, value in client._CHANNEL_OPTIONS}
+    monkeypatch.setattr(client, "_CHANNEL_OPTIONS", tuple(quick.items()))
+    monkeypatch.setattr(client, "_RECONNECT_EVERY_S", 0.1)
+    told: list[str] = []
+    remote = RemoteJobs(service.address, tell=told.append)
+    code = "import itertools, time; open('starts', 'a').write('x')\n"
+    code += "for i in itertools.count(): print('line', i, flush=True); time.sleep(0.002)"
+    job = remote.submit(spec(tmp_path, code), owner="")
+    found: dict[str, bytes] = {}
+    seen: list[int] = []
+
+    def read(name: str, wanted: LogRange) -> None:
+        found[name] = b"".join(remote.read_log(job.id, wanted))
+
+    threads = [threading.Thread(target=lambda: seen.extend(event.number for event in remote.watch(job.id)))]
+    threads += [threading.Thread(target=read, args=("followed", LogRange(follow=True)))]
+    for thread in threads:
+        thread.start()
+    while remote.get(job.id).state is not JobState.RUNNING:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    service.process.send_signal(signal.SIGSTOP)
+    while len(told) < 2:
+        time.sleep(0.05)
+    assert all(line.startswith(f"the service at {service.address} does not answer") for line in told)
     service.kill()
-    again = Service(tmp_path / "jobs.db")
+    again = Service(tmp_path / "jobs.db", "--port", service.address.rpartition(":")[2])
     try:
-        remote = RemoteJobs(again.address)
-        for number in numbers:
-            assert list(remote.watch(number))[-1].data["state"] is JobState.SUCCEEDED
-            assert (tmp_path / "runs" / str(number) / "starts").read_text() == "x"
-        remote.close()
+        with closing(RemoteJobs(f"localhost:{again.address.rpartition(':')[2]}")) as other:
+            other.cancel(job.id, now=True)
+        for thread in threads:
+            thread.join(20)
+        read("whole", LogRange())
+        last = remote.get(job.id).next_event - 1
     finally:
+        remote.close()
         again.kill()
+    lines = found["followed"].splitlines()
+    assert lines == [b"line %d" % number for number in range(len(lines))]
+    assert (found["followed"], seen, len(told)) == (found["whole"], list(range(1, last + 1)), 2)
+    assert (tmp_path / "starts").read_text() == "x"
 
 
 def test_two_services_on_one_store_answer_and_one_takes_over(service: Service, tmp_path: Path) -> None:
@@ -140,9 +183,9 @@ def test_tokens_have_owners_and_an_administrator_sees_all(tmp_path: Path) -> Non
     lines = [f"a-token-of-{name} name={name} scopes={scope}" for name, scope in SCOPES.items()]
     tokens.write_text("\n".join(lines))
     tokens.chmod(0o600)
-    authority = Authority()
-    certificate, key = write(tmp_path, authority.issue())
-    (tmp_path / "ca.crt").write_bytes(authority.certificate)
+    ours = Authority()
+    certificate, key = write(tmp_path, ours.issue())
+    (tmp_path / "ca.crt").write_bytes(ours.certificate)
     options = ["--tls-certificate", str(certificate), "--tls-key", str(key)]
     service = Service(tmp_path / "jobs.db", "--token-file", str(tokens), *options)
 
@@ -157,9 +200,19 @@ def test_tokens_have_owners_and_an_administrator_sees_all(tmp_path: Path) -> Non
         with pytest.raises(ConfigError, match="there is no job"):
             remotes["bob"].cancel(job.id)
         wrong = connect("x")
-        with pytest.raises(ConfigError, match="Bearer TOKEN"):
+        with pytest.raises(ConfigError, match="a valid token, see --token-file"):
             wrong.find()
         wrong.close()
+        (tmp_path / "other.crt").write_bytes(Authority().certificate)
+        for authority, message in (
+            (None, "if it has TLS, give --tls-ca"),
+            (tmp_path / "other.crt", "its certificate is not one that --tls-ca signed"),
+        ):
+            with (
+                closing(RemoteJobs(service.address, certificate=authority)) as refused,
+                pytest.raises(TrainerError, match=message),
+            ):
+                refused.find()
         running = remotes["ada"].submit(spec(tmp_path, SLOW), owner="").id
         while [found.id for found in remotes["ada"].capacity("script").jobs] != [running]:
             time.sleep(0.05)

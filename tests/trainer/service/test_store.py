@@ -146,6 +146,20 @@ def test_events_are_numbered_without_gaps_by_all_that_append(store: JobStore) ->
     assert store.get(job.id).next_event == 43
 
 
+def test_a_history_is_the_newest_changes_without_the_figures_between_them(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "MAX_HISTORY", 3)
+    lease = store.acquire_lease("a", 60)
+    assert lease is not None
+    job = store.change(store.add(SPEC, owner="ada")[0], JobState.STARTING)
+    job = store.change(job, JobState.RUNNING)
+    store.add_note(job, "waits", lease)
+    store.add_progress(job, [{"step": number} for number in range(2000)], {}, lease)
+    store.change(job, JobState.FAILED)
+    assert [event.number for event in store.history(job.id)] == [3, 4, 2005]
+
+
 def test_jobs_are_found_by_page_owner_and_state(store: JobStore) -> None:
     for number in range(6):
         store.add(SPEC, owner="ada" if number % 2 else "bob")

@@ -10,6 +10,7 @@ from convoy.http_server import server_sent_event
 from trainer.errors import TrainerError
 from trainer.service.jobs import Event
 from trainer.service.json_values import event_json
+from trainer.service.logs import LogChunk
 from trainer.service.pauses import with_pauses
 
 KEEP_ALIVE_S = 15.0
@@ -32,11 +33,11 @@ async def server_sent(events: AsyncGenerator[Event]) -> AsyncIterator[str]:
             yield f": {str(error).splitlines()[0]}\n\n"
 
 
-async def lines(chunks: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+async def lines(chunks: AsyncGenerator[LogChunk]) -> AsyncIterator[bytes]:
     """Yields a log; an error after its begin becomes its last line."""
     async with aclosing(chunks):
         try:
             async for chunk in chunks:
-                yield chunk
+                yield chunk.content
         except TrainerError as error:
             yield f"error: {error}\n".encode()
