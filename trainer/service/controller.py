@@ -137,9 +137,11 @@ class Controller:
         return replace(job, progress=new.to_json())
 
     def _conclude(self, job: Job, outcome: Outcome, lease: Lease, exit_code: int | None) -> None:
-        values = {"exit_code": exit_code, "failing_rank": outcome.failing_rank, "stop": Stop.NONE}
+        values: dict[str, Any] = {"exit_code": exit_code, "failing_rank": outcome.failing_rank, "stop": Stop.NONE}
         if outcome.is_retry:
             values["num_retries"] = job.num_retries + 1
+        if outcome.progress is not None:
+            values["progress"] = outcome.progress.to_json()
         self._change(job, outcome.state, outcome.reason, lease, pause_s=outcome.pause_s, **values)
 
     def _start_queued(self, lease: Lease) -> None:

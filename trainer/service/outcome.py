@@ -4,7 +4,7 @@ import json
 import os
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from trainer.errors import ConfigError, DataError, DivergenceError, ExportError
 from trainer.paths import FAILURE_FILE, RESULT_FILE
 from trainer.service.engines.engine import Phase, Status
 from trainer.service.jobs import LONGEST_PAUSE_S, MAX_NUMBER, Job, JobState, Stop
+from trainer.service.progress import Progress
 
 FIRST_PAUSE_S = 10.0
 """Pauses before retries double from this one to `LONGEST_PAUSE_S`."""
+MAX_STALLS = 5
+"""A job that was stopped so often in a row without coming any further is not queued again."""
 _CANNOT_START = 127
 _PERMANENT = {
     ConfigError.exit_code: "the request cannot be met",
@@ -37,6 +40,7 @@ class Outcome:
     Args:
         pause_s: of a job that is queued again.
         is_retry: whether it counts as one.
+        progress: of the job from now on; None to leave it.
     """
 
     state: JobState
@@ -44,6 +48,7 @@ class Outcome:
     pause_s: float = 0.0
     is_retry: bool = False
     failing_rank: int | None = None
+    progress: Progress | None = None
 
 
 def judge(job: Job, status: Status, log: Path | None) -> Outcome:
@@ -61,13 +66,13 @@ def judge(job: Job, status: Status, log: Path | None) -> Outcome:
         how = "ended at once" if job.stop is Stop.KILL else how
         return Outcome(JobState.CANCELLED, f"{how}, after step {step}; `convoy jobs retry {job.id}` continues it")
     if status.phase is Phase.INTERRUPTED:
-        return Outcome(JobState.QUEUED, status.reason or "the cluster ended it", pause_s=FIRST_PAUSE_S)
+        return _after_stop(job, status.reason or "the cluster ended it")
     if status.phase is Phase.GONE:
         return after_failure(job, JobState.LOST, status.reason or "its processes are gone, and left no exit code")
     if code == 0:
         return Outcome(JobState.FAILED, "it exited with 0, but its run folder has no result")
     if code in _STOPPED:
-        return Outcome(JobState.QUEUED, "it was stopped from outside and saved", pause_s=FIRST_PAUSE_S)
+        return _after_stop(job, "it was stopped from outside and saved")
     message, rank = _failure(job, log)
     if code in _PERMANENT:
         return Outcome(JobState.FAILED, message or status.reason or _PERMANENT[code], failing_rank=rank)
@@ -81,6 +86,16 @@ def after_failure(job: Job, state: JobState, reason: str, rank: int | None = Non
     pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**job.num_retries)
     text = f"{reason}; retry {job.num_retries + 1} of {job.spec.max_retries} in {pause:.0f} s"
     return Outcome(JobState.QUEUED, text, pause_s=pause, is_retry=True, failing_rank=rank)
+
+
+def _after_stop(job: Job, reason: str) -> Outcome:
+    """Returns that a job is queued again, which is no failure, unless it never gets any further."""
+    progress = Progress.from_json(job.progress).stopped(job.run_folder)
+    if progress.num_stalls < MAX_STALLS:
+        return Outcome(JobState.QUEUED, reason, pause_s=FIRST_PAUSE_S, progress=progress)
+    text = f"{reason}, {MAX_STALLS} times in a row before it came beyond step {progress.stopped_at}: "
+    text += f"give it a longer time limit, or find what stops it, and `convoy jobs retry {job.id}`"
+    return Outcome(JobState.FAILED, text, progress=replace(progress, num_stalls=0))
 
 
 def _has_result(job: Job, code: int | None) -> bool:

@@ -1,11 +1,12 @@
 """Follows a run's `metrics.jsonl` while the run writes it."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
+from trainer.paths import CHECKPOINTS
 from trainer.records.metrics import read_new_metrics
 
 STAGES = 200
@@ -23,12 +24,16 @@ class Progress:
         step: the newest step.
         epoch: the newest epoch that has ended.
         figures: the newest value of each name, such as `train_loss`.
+        stopped_at: the step that was done, or saved, when an attempt was last stopped from outside.
+        num_stalls: attempts in a row that were stopped so without coming any further than the one before.
     """
 
     offset: int = 0
     step: int = 0
     epoch: int = 0
     figures: dict[str, Any] = field(default_factory=dict)
+    stopped_at: int = 0
+    num_stalls: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,7 +63,12 @@ class Progress:
         step = max([self.step, *(line["step"] for line in newest)])
         epoch = max([self.epoch, *(line["epoch"] for line in newest if line["kind"] == "epoch")])
         told = [line for line in newest if line["kind"] != "step" or _stage(line["step"]) > _stage(self.step)]
-        return type(self)(read.offset, step, epoch, figures), told[-MAX_LINES:]
+        return replace(self, offset=read.offset, step=step, epoch=epoch, figures=figures), told[-MAX_LINES:]
+
+    def stopped(self, run_folder: Path) -> Self:
+        """Returns the progress after an attempt that was stopped from outside."""
+        step = max(self.step, _saved_step(run_folder))
+        return replace(self, stopped_at=step, num_stalls=self.num_stalls + 1 if step <= self.stopped_at else 0)
 
     def _is_news(self, line: dict[str, Any]) -> bool:
         match line["kind"]:
@@ -67,6 +77,12 @@ class Progress:
             case "epoch":
                 return bool(line["epoch"] > self.epoch)
         return bool(line["step"] >= self.step)
+
+
+def _saved_step(run_folder: Path) -> int:
+    """Returns the step of the newest checkpoint; the metrics have one step of many."""
+    names = [path.name.removeprefix("step-") for path in run_folder.glob(f"{CHECKPOINTS}/step-*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _stage(step: int) -> int:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.trainer.service.conftest import run_until
 from trainer.errors import ConfigError
+from trainer.service import engines
 from trainer.service.controller import Controller
 from trainer.service.engines import local_runner
 from trainer.service.engines.engine import EngineUnavailableError, Phase, Status
@@ -212,6 +213,21 @@ def test_a_job_that_was_stopped_from_outside_is_continued_and_that_is_no_failure
     assert (job.state, job.attempt, job.num_retries) == (JobState.SUCCEEDED, 2, 0)
 
 
+def test_a_job_that_is_stopped_again_and_again_before_it_gets_further_has_failed(
+    store: JobStore, controller: Controller, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.service.outcome.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("trainer.service.outcome.MAX_STALLS", 2)
+    # A checkpoint in the second and in the third attempt.
+    code = "n = len(list(run.glob('[0-9]*'))); (run / str(n)).touch()\n"
+    code += "if n in (1, 2): (run / f'checkpoints/step-{n:08d}').mkdir(parents=True)\n"
+    job, _ = store.add(script(code + "os.kill(os.getpid(), 15); time.sleep(9)"), owner="ada")
+    job = run_until(controller, store, job.id, *FINAL)
+    reason = "it was stopped from outside and saved, 2 times in a row before it came beyond step 2: "
+    assert (job.state, job.attempt, job.reason[: len(reason)]) == (JobState.FAILED, 5, reason)
+    assert store.change(job, JobState.QUEUED).progress["num_stalls"] == 0
+
+
 @pytest.mark.parametrize("now", [False, True])
 def test_a_cancelled_job_saves_and_can_be_continued_or_ends_at_once(
     now: bool, store: JobStore, controller: Controller, script: Script, tmp_path: Path
@@ -353,6 +369,53 @@ def test_jobs_of_another_store_in_the_same_folder_are_others(
         assert run_until(Controller(other, tmp_path), other, job.id, *FINAL).state is JobState.SUCCEEDED
 
 
+def test_jobs_of_two_stores_have_no_gpu_at_the_same_time(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(engines._OURS, "script", "tests.trainer.service.script_engine:HoldingEngine")
+    mine, _ = store.add(script(SAVES, gpus=1), owner="ada")
+    run_until(controller, store, mine.id, JobState.RUNNING)
+    with JobStore(str(tmp_path / "other.db")) as other:
+        others = Controller(other, tmp_path)
+        with_the_other_gpu, both = (other.add(script(SAVES, gpus=gpus), owner="bob")[0] for gpus in (1, 2))
+        first = run_until(others, other, with_the_other_gpu.id, JobState.RUNNING)
+        assert first.devices.gpus != store.get(mine.id).devices.gpus
+        other.request_stop(first, Stop.KILL)
+        run_until(others, other, both.id, JobState.STARTING)
+        until = time.monotonic() + 10
+        while not other.get(both.id).reason:
+            assert others.make_pass()
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        waits = other.get(both.id)
+        (gpu,) = store.get(mine.id).devices.gpus
+        assert (waits.state, waits.reason) == (
+            JobState.STARTING,
+            f"GPU {gpu} is used by a job of another store of this machine",
+        )
+        store.request_stop(store.get(mine.id), Stop.KILL)
+        run_until(controller, store, mine.id, *FINAL)
+        assert run_until(others, other, both.id, JobState.RUNNING).reason == ""
+        third, _ = store.add(script(SAVES, gpus=1), owner="ada")
+        run_until(controller, store, third.id, JobState.STARTING)
+        store.request_stop(store.get(third.id), Stop.SAVE)  # while it waits
+        assert run_until(controller, store, third.id, *FINAL).state is JobState.CANCELLED
+        other.request_stop(other.get(both.id), Stop.KILL)
+        run_until(others, other, both.id, *FINAL)
+
+
+def test_a_job_that_prints_for_ever_fills_no_disk(store: JobStore, controller: Controller, script: Script) -> None:
+    job, _ = store.add(script("for n in range(200): print(n, 'x' * 999_990, flush=True)\n" + COMPLETE), owner="ada")
+    job = run_until(controller, store, job.id, *FINAL)
+    (log,) = controller.engine("script").logs(job)
+    assert log.stat().st_blocks * 512 < 66 * 2**20 < log.stat().st_size
+    operations = Operations(store, controller, controller.make_pass)
+    lines = b"".join(operations.read_log(job.id, LogRange())).splitlines()
+    words = [line.split()[0] for line in lines if b" " in line]  # without the begin of one that is missing
+    last = [b"%d" % number for number in range(200 - (len(words) - 18), 200)]
+    assert (words, len(last) >= 33) == ([*(b"%d" % number for number in range(17)), b"[log]", *last], True)
+
+
 def test_starting_takes_a_fraction_of_a_second_and_no_torch() -> None:
     code = "import sys, trainer.service.commands; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
@@ -391,7 +454,9 @@ def test_a_machine_without_room_for_a_process_is_a_failure_that_may_pass(
 ) -> None:
     script = "import pathlib, sys; from trainer.service.engines import local_runner as runner\n"
     script += f"def fail(*_, **__): raise OSError({number}, 'no room')\n"
-    script += "runner.subprocess.Popen = fail; command = {'arguments': ['x'], 'folder': '/', 'environment': {}}\n"
+    script += (
+        "runner.subprocess.Popen = fail; command = {'arguments': ['x'], 'folder': '/', 'environment': {}, 'gpus': []}\n"
+    )
     script += "runner.run(pathlib.Path(sys.argv[1]), 0, command)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60)
     assert json.loads((tmp_path / "exit.json").read_text())["code"] == code

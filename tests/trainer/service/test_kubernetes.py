@@ -113,7 +113,8 @@ def notes(store: JobStore, number: int) -> list[str]:
 
 
 def read_log(controller: Controller, job: Job) -> str:
-    return "".join(path.read_text() for path in written(controller.engine("kubernetes").logs(job)))
+    paths = controller.engine("kubernetes").logs(job)
+    return "".join(paths[attempt - 1].read_text() for attempt in written(paths))
 
 
 def test_a_job_waits_runs_and_succeeds(
@@ -248,6 +249,31 @@ def test_the_output_of_a_pod_that_ended_is_copied_whole(
     cluster.finish("jobs", cluster.main()["metadata"]["name"], "Failed")
     assert run_until(controller, store, job.id, *FINAL).reason == "the last line"
     assert read_log(controller, store.get(job.id)).splitlines() == lines
+
+
+class Growing(list[tuple[str, str]]):
+    """The output of a pod that writes more each time that it is read."""
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        begin = len(self)
+        self += [
+            (f"2026-01-01T{n // 3600:02}:{n // 60 % 60:02}:{n % 60:02}Z", str(n)) for n in range(begin, begin + 50)
+        ]
+        return super().__iter__()
+
+
+def test_a_pod_that_writes_faster_than_it_is_read_holds_up_nobody(
+    cluster: Cluster, store: JobStore, controller: Controller, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_logs, "MAX_BYTES", 200)
+    job, _ = store.add(spec(nodes=(1, 1)), owner="ada")
+    run_until(controller, store, job.id, JobState.STARTING)
+    (pod,) = cluster.run(1)
+    cluster.logs[pod] = Growing()
+    job = run_until(controller, store, job.id, JobState.RUNNING)
+    found = read_log(controller, job).split()
+    assert found == [str(number) for number in range(len(found))]
+    assert len(cluster.logs[pod]) >= 50 * kubernetes_logs.MAX_REQUESTS
 
 
 def test_a_conflict_with_a_quota_is_tried_again(

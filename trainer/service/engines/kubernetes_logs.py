@@ -15,12 +15,15 @@ from typing import Any
 
 from trainer.errors import TrainerError
 from trainer.files import write_json
+from trainer.service import log_limit
 from trainer.service.engines.attempt_folders import read_json
 from trainer.service.engines.kubernetes_client import Api, Object
 from trainer.service.engines.kubernetes_status import TRAINERS
 
 MAX_BYTES = 4 * 1024 * 1024
-"""Of one pod's output, of one fetch."""
+"""Of one pod's output, of one request."""
+MAX_REQUESTS = 16
+"""Of one pod's output, of one fetch: a pod may write faster than it can be read, and other jobs wait meanwhile."""
 
 
 def fetch(api: Api, folder: Path, pods: Iterable[Object]) -> None:
@@ -41,11 +44,14 @@ def fetch(api: Api, folder: Path, pods: Iterable[Object]) -> None:
                 known = state["pods"].setdefault(pod["metadata"]["uid"], {"time": "", "ties": 0, "is_whole": False})
                 with suppress(TrainerError):
                     is_cut = not known["is_whole"]
-                    while is_cut:
+                    for _ in range(MAX_REQUESTS if is_cut else 0):
                         new, is_cut = _new(api, pod, known)
                         log.write(new)
+                        if not is_cut:
+                            break
             log.flush()
             state["size"] = log.tell()
+        log_limit.limit(folder / "log")
         if state["size"] != before or not (folder / "pods.json").exists():
             write_json(folder / "pods.json", state)
 

@@ -3,8 +3,9 @@
     jobs/17/attempt-1/command.json   what runs: arguments, folder, environment, CPUs
                       lock           held by the attempt's runner for as long as it lives
                       process.json   the runner, once it has begun
+                      waits          why its job does not begin yet
                       exit.json      the exit code, once it has ended
-                      log            output of all ranks
+                      log            output of all ranks, of bounded size: see `log_limit`
                       ranks          the same of each rank, if there are several: torchrun's files
 
 The lock decides everything: an attempt is alive while it is held. Whoever starts an attempt takes the lock first and
@@ -17,7 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,12 @@ class LocalEngine(AttemptFolders):
         return Plan((*command, "--run-dir", spec.run_folder), tuple(notes))
 
     def capacity(self) -> Devices:
-        """Returns the GPUs that `CUDA_VISIBLE_DEVICES` leaves, and the CPUs that this process may use."""
+        """Returns the GPUs that `CUDA_VISIBLE_DEVICES` leaves, and the CPUs that this process may use.
+
+        GPUs that a runner holds, perhaps for a job of another store, come last.
+        """
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        return Devices(_visible_gpus(), tuple(cpus[: num_available_cpus()]))
+        return Devices(held_last(_visible_gpus()), tuple(cpus[: num_available_cpus()]))
 
     def start(self, job: Job) -> None:
         folder = self._attempt(job)
@@ -100,7 +104,8 @@ class LocalEngine(AttemptFolders):
             return Status(Phase.ENDED, int(ended["code"]))
         has_begun = (folder / "process.json").exists()
         if is_alive:
-            return Status(Phase.RUNNING if has_begun else Phase.STARTING)
+            reason = _read(folder / "waits")
+            return Status(Phase.RUNNING if has_begun and not reason else Phase.STARTING, reason=reason)
         if not has_begun and job.state in (JobState.RUNNING, JobState.SAVING):
             reason = f"{socket.gethostname()} has no files of it: another host runs it, or somebody deleted them"
             return Status(Phase.GONE, reason=reason)
@@ -164,6 +169,7 @@ class LocalEngine(AttemptFolders):
             "folder": job.spec.working_folder,
             "environment": environment,
             "cpus": job.devices.cpus,
+            "gpus": job.devices.gpus,
             "after_end": self._after_end,
             "cgroup": memory_limit.create(f"convoy-{job.id}-{job.attempt}", job.spec.memory_mb),
         }
@@ -176,6 +182,19 @@ def _visible_gpus() -> tuple[str, ...]:
     if visible is None or not present:
         return tuple(present)
     return tuple(name for name in visible.split(",") if name.strip() not in ("", "-1"))
+
+
+def held_last(gpus: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names of GPUs, behind the others those that a runner of this machine holds."""
+    held = {line.rpartition(" @")[2] for line in _read(Path("/proc/net/unix")).splitlines()}
+    return tuple(sorted(gpus, key=lambda gpu: local_runner.GPU_NAME.format(gpu) in held))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _is_locked(path: Path) -> bool:

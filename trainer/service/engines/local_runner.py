@@ -3,6 +3,9 @@
 Runs the command of `FOLDER/command.json`, writes its output to `log` and its exit code to `exit.json`. It passes
 SIGTERM on once, so that the job saves; SIGQUIT ends all of the job's processes. It imports the standard library only,
 to start in a few hundredths of a second, and holds the descriptor LOCK, which tells others that the attempt is alive.
+
+It also holds a name for each GPU of the job, which no other runner of this machine can have at that time: an abstract
+Unix socket, which ends with the processes that have it. Jobs of another store may have the same GPUs.
 """
 
 import os
@@ -13,19 +16,28 @@ if __name__ == "__main__" and os.fork():  # the process that starts jobs waits f
 
 import errno
 import json
+import select
 import signal
+import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from runpy import run_path
 from types import FrameType
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 EXIT_BYTES = 128
+GPU_NAME = "convoy-gpu-{}"
+"""Of the socket that a runner holds for a GPU."""
+POLL_S = 0.2
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
 """Errors of a machine that has no room now."""
+LIMIT_EVERY_S = 1.0
+"""The logs are bounded so often while they grow."""
 ORPHANS_S = 10.0
 """Processes that the command has left may end by themselves for so long."""
 
@@ -59,8 +71,9 @@ def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
         signal.signal(number, signal.SIG_IGN)
     _reserve(folder / "exit.json")
     _write(folder / "process.json", here)
+    held = _hold(command["gpus"], folder / "waits", asked)
     if asked:
-        _fill(folder / "exit.json", {"code": -asked[0], "time": time.time()})
+        _end(folder, -asked[0], held)
         return
     try:
         with (folder / "log").open("ab", buffering=0) as log:
@@ -71,23 +84,63 @@ def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=(lock,),
+                pass_fds=(lock, *(name.fileno() for name in held)),
                 preexec_fn=lambda: _prepare(command),
             )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         with suppress(OSError):
             (folder / "log").write_text(f"error: cannot start {command['arguments'][0]}: {error}\n")
         code = 1 if isinstance(error, OSError) and error.errno in PASSING else 127  # which no other attempt would mend
-        _fill(folder / "exit.json", {"code": code, "time": time.time()})
+        _end(folder, code, held)
         return
     if asked:
         _pass_on(asked[-1], child.pid)
+    _end(folder, _wait_for(child, folder, command["cgroup"]), held)
+
+
+def _wait_for(child: subprocess.Popen[bytes], folder: Path, cgroup: str | None) -> int:
+    """Returns the exit code of the command, when nothing of it runs any more. Bounds its logs until then."""
+    limit_logs = run_path(str(Path(__file__).parents[1] / "log_limit.py"))["limit_all"]
+    with open(os.pidfd_open(child.pid), "rb") as ended:
+        while not select.select([ended], [], [], LIMIT_EVERY_S)[0]:
+            limit_logs(folder)
     code = child.wait()
     _end_orphans()
-    if command["cgroup"]:
+    limit_logs(folder)
+    if cgroup:
         with suppress(OSError):
-            os.rmdir(command["cgroup"])
+            os.rmdir(cgroup)
+    return code
+
+
+def _end(folder: Path, code: int, held: Sequence[socket.socket]) -> None:
+    """Frees the GPUs, and then writes the exit code, after which the next job may start."""
+    for name in held:
+        name.close()
     _fill(folder / "exit.json", {"code": code, "time": time.time()})
+
+
+def _hold(gpus: Sequence[str], waits: Path, asked: Sequence[int]) -> list[socket.socket]:
+    """Takes the names of GPUs, as soon as nobody else has them; gives up if the job was asked to end.
+
+    Args:
+        waits: the file that says what it waits for.
+    """
+    held = []
+    for gpu in sorted(gpus):  # all runners in one order: none waits for one that waits for it
+        held.append(socket.socket(socket.AF_UNIX))
+        while not asked:
+            try:
+                held[-1].bind("\0" + GPU_NAME.format(gpu))
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            with suppress(OSError):
+                waits.write_text(f"GPU {gpu} is used by a job of another store of this machine")
+            time.sleep(POLL_S)
+    waits.unlink(missing_ok=True)
+    return held
 
 
 def start_time(pid: int) -> int:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from trainer.errors import ConfigError, TrainerError
 from trainer.files import write_json
+from trainer.service import log_limit
 from trainer.service.engines.attempt_folders import AttemptFolders, read_json
 from trainer.service.engines.engine import EngineUnavailableError, Phase, Plan, Status
 from trainer.service.jobs import Devices, Job, JobSpec, Stop
@@ -60,9 +61,11 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 first=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
 export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-}}
 [ -n "$SRUN_CPUS_PER_TASK" ] || unset SRUN_CPUS_PER_TASK
+{limit_logs} &
 # A rank that fails must not end the others' hosts while they save: the ranks end each other.
 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --kill-on-bad-exit=0 {command}
 code=$?
+kill $!
 echo "{{\\"code\\": $code}}" > {exit_file}.tmp && mv {exit_file}.tmp {exit_file}
 exit $code
 """
@@ -237,6 +240,7 @@ class SlurmEngine(AttemptFolders):
             environment="\n".join(["export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}", *exports]),
             command=self._command(spec, _FIRST_PORT + zlib.crc32(name.encode()) % _NUM_PORTS),
             exit_file=shlex.quote(str(folder / "exit.json")),
+            limit_logs=shlex.join([sys.executable, "-I", "-S", log_limit.__file__, str(folder)]),
             save_file=shlex.quote(str(folder / Stop.SAVE)),  # of a run before Slurm requeued it
         )
 
