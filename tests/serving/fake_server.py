@@ -32,7 +32,7 @@ class FakeServer:
     """Listens on a port of its own.
 
     Attributes:
-        failures: responses of the next calls, in order.
+        failures: responses of the next calls, in order; None for a good one.
         delay_s: duration of an inference.
         classifies: whether it knows the classification extension.
         typed: whether outputs are sent as typed contents in place of raw ones.
@@ -44,7 +44,7 @@ class FakeServer:
     """
 
     def __init__(self, *, credentials: Any = None, address: str = "127.0.0.1:0") -> None:
-        self.failures: list[Failure] = []
+        self.failures: list[Failure | None] = []
         self.delay_s = 0.0
         self.classifies = True
         self.typed = False

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving.client import cli
 from serving.client.cli import ClassifyConfig, ConnectConfig, StatusConfig, main
 from tests.conftest import clean_environment
 from tests.serving.fake_server import Failure, FakeServer
@@ -102,6 +103,24 @@ def test_more_files_than_one_batch_of_decoded_images(
     assert classify(server, *[files / "black.png"] * 600, "--json") == 0
     assert len(capsys.readouterr().out.splitlines()) == 600
     assert sum(infer.inputs[0].shape[0] for infer in server.infers) == 600
+
+
+def test_what_has_been_classified_is_shown_when_the_server_fails(
+    server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_BATCH_FILES", 1)
+    server.failures = [None, None, Failure(grpc.StatusCode.INTERNAL, "the model broke")]  # configuration, one, two
+    assert classify(server, files / "black.png", files / "deep/white.JPG", "--top-k", "1") == 3
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines()] == ["file", f"{files}/black.png"]
+    assert captured.err == "error: the model broke\n"
+
+
+def test_a_name_that_no_file_can_have(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert classify(server, "a" * 5000, files / "black.png", "--json") == 1
+    captured = capsys.readouterr()
+    assert captured.err.endswith("aaa: cannot be read as an image: File name too long\n")
+    assert len(captured.out.splitlines()) == 1
 
 
 def test_an_inverted_image_is_warned_of(server: FakeServer, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
