@@ -57,6 +57,13 @@ class _Accuracies:
     def of(cls, views: TestTimeViews, headline: float, with_views: float | None) -> Self:
         return cls(None, headline) if is_headline_averaged(views, with_views) else cls(headline, with_views)
 
+    @property
+    def headline(self) -> float:
+        """The accuracy of one view where it is known."""
+        found = self.with_views if self.one_view is None else self.one_view
+        assert found is not None
+        return found
+
 
 def compare_runs(paths: list[Path]) -> list[str]:
     """Returns the lines of a table: worst, median, best and mean test accuracy of each setting, and its std.
@@ -86,7 +93,7 @@ def compare_runs(paths: list[Path]) -> list[str]:
             lines += ["", f"tested on {members[0].tested_on} ({test_set[:8]})"]
         lines += _table(members)
     if unfinished:
-        lines += ["", f"left out, as they have no result yet: {list_names(unfinished, _MOST_NAMED)}"]
+        lines += ["", f"left out, as they have no test result: {list_names(unfinished, _MOST_NAMED)}"]
     return lines[1:] if len(tables) > 1 else lines
 
 
@@ -99,12 +106,18 @@ def _table(runs: list[_ComparedRun]) -> list[str]:
     for run in runs:
         settings.setdefault(run.setting, []).append(run)
     header = f"{'setting':24s}  views  runs  worst    median   best     mean     std    test accuracy, %"
-    rows, notes = [], []
+    rows, notes, accuracies = [], [], []
     for setting, members in settings.items():
         found = _all_accuracies(setting, members)
+        accuracies += [found[run.result.weights_sha256].headline for run in members]
         rows += _rows(members[0], list(found.values()))
         notes += [*_note_averaged(members, found), *_note_warnings(members)]
-    return [header, *rows, *notes, *(_describe_ledger(ledger, runs) for ledger in ledgers)]
+    return [
+        header,
+        *rows,
+        *notes,
+        *(_describe_ledger(ledger, runs[0].result, statistics.median(accuracies)) for ledger in ledgers),
+    ]
 
 
 def _read_all(paths: list[Path]) -> tuple[list[_ComparedRun], list[str]]:
@@ -127,15 +140,17 @@ def _read_all(paths: list[Path]) -> tuple[list[_ComparedRun], list[str]]:
                 unfinished[str(path)] = None
     if not runs:
         names = f": {list_names(list(unfinished), _MOST_NAMED)}" if unfinished else ""
-        raise ConfigError(f"no run has a result yet{names}; let a run end first")
+        raise ConfigError(f"no run has a test result{names}; a run has one at its end, those of a sweep have none")
     return runs, list(unfinished)
 
 
 def _check_ledger(path: Path, runs: list[_ComparedRun]) -> None:
     """Raises ConfigError if the ledger holds fewer evaluations than a run counted when it ended."""
-    for run in runs:
-        held = len(Ledger(path).entries(run.result.dataset_sha256, run.result.test_sha256))
-        counted = run.result.num_test_looks or 0
+    most: dict[tuple[str, str | None], _ComparedRun] = {}
+    for run in sorted(runs, key=lambda run: run.result.num_test_looks or 0):
+        most[run.result.dataset_sha256, run.result.test_sha256] = run
+    for test_set, run in most.items():
+        held, counted = len(Ledger(path).entries(*test_set)), run.result.num_test_looks or 0
         if held < counted:
             raise ConfigError(
                 f"{path} holds {held} evaluation{'s' if held != 1 else ''} on this test set, but {run.folder.path} "
@@ -147,21 +162,20 @@ def _check_ledger(path: Path, runs: list[_ComparedRun]) -> None:
 def _all_accuracies(setting: str, members: list[_ComparedRun]) -> dict[str, _Accuracies]:
     """Returns the test accuracies of all evaluated weights of a setting, by the digest of the weights.
 
-    A run that was also evaluated before its end has several.
+    They are the ledger's, whose lines cannot be changed unnoticed; those of results for runs from before it. A run that
+    was also evaluated before its end has several.
 
     Raises:
         ConfigError: A ledger has evaluations of runs that are not among the members.
     """
     views = members[0].views
-    accuracies = {
-        run.result.weights_sha256: _Accuracies.of(views, run.result.test_accuracy, run.result.test_accuracy_with_views)
-        for run in members
-    }
+    accuracies: dict[str, _Accuracies] = {}
+    weights = {run.result.weights_sha256 for run in members}
     names = {run.folder.path.absolute().name for run in members}
     missing = {}
     for path in {run.folder.ledger_path for run in members}:
         for entry in Ledger(path).of_setting(setting):
-            if entry.weights_sha256 not in accuracies and entry.run not in names:
+            if entry.weights_sha256 not in weights and entry.run not in names:
                 missing[entry.weights_sha256] = f"{entry.run} (seed {entry.seed})"
             known = accuracies.get(entry.weights_sha256)
             if known is None or known.one_view is None:
@@ -172,6 +186,9 @@ def _all_accuracies(setting: str, members: list[_ComparedRun]) -> dict[str, _Acc
             f"{members[0].result.recipe} was also evaluated in {named}: name those runs too, because only all runs of "
             "a setting, of every seed and number of ranks, can be compared"
         )
+    for run in members:
+        found = _Accuracies.of(views, run.result.test_accuracy, run.result.test_accuracy_with_views)
+        accuracies.setdefault(run.result.weights_sha256, found)
     return accuracies
 
 
@@ -205,12 +222,11 @@ def _note_warnings(members: list[_ComparedRun]) -> list[str]:
     return [f"warning: {run.folder.path}: {text}" for run in members for text in run.result.warnings]
 
 
-def _describe_ledger(path: Path, runs: list[_ComparedRun]) -> str:
-    result = runs[0].result
-    count = len(Ledger(path).entries(result.dataset_sha256))
-    typical = statistics.median(run.result.test_accuracy for run in runs)
-    low, high = simultaneous_interval(round(typical * result.num_test), result.num_test, max(1, count))
+def _describe_ledger(path: Path, result: Result, accuracy: float) -> str:
+    """Returns the number of evaluations on a result's test set, and the interval of an accuracy after that many."""
+    count = len(Ledger(path).entries(result.dataset_sha256, result.test_sha256))
+    low, high = simultaneous_interval(round(accuracy * result.num_test), result.num_test, max(1, count))
     return (
         f"{count} evaluation{'s' if count != 1 else ''} on this test set in {path}: the interval of an accuracy of "
-        f"{100 * typical:.2f} % is {100 * low:.2f} to {100 * high:.2f} % (95 % over all evaluations)"
+        f"{100 * accuracy:.2f} % is {100 * low:.2f} to {100 * high:.2f} % (95 % over all evaluations)"
     )

@@ -35,12 +35,25 @@ def convert(kind: Any, value: Any, name: str) -> Any:
             value = {field.name: getattr(value, field.name) for field in fields(kind)}
         if isinstance(value, Mapping):
             return _build(kind, value, name)
-    elif origin in (tuple, dict):
+    elif origin in (tuple, list, dict):
         if isinstance(value, Mapping if origin is dict else list | tuple):
             return _convert_items(kind, value, name)
     elif _is_plain(kind, value):
         return Path(value) if kind is Path else value
     raise ConfigError(f"{name} = {_as_item(value)}: must be {describe_kind(kind)}")
+
+
+def convert_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns fields of a dataclass, as a JSON file has them, with their types.
+
+    Raises:
+        ValueError: one is of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    try:
+        return {name: convert(hints[name], value, name) for name, value in values.items()}
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def _is_plain(kind: Any, value: Any) -> bool:
@@ -60,10 +73,12 @@ def _convert_items(kind: Any, value: Any, name: str) -> Any:
             convert(arguments[0], key, f"the name {_join(name, key)}"): convert(arguments[1], item, _join(name, key))
             for key, item in value.items()
         }
-    kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+    is_list = typing.get_origin(kind) is list
+    kinds = arguments[:1] * len(value) if is_list or arguments[1:] == (...,) else arguments
     if len(kinds) != len(value):
         raise ConfigError(f"{name} = {_as_item(value)}: must be {describe_kind(kind)}")
-    return tuple(convert(*pair, name) for pair in zip(kinds, value, strict=True))
+    items = (convert(*pair, name) for pair in zip(kinds, value, strict=True))
+    return list(items) if is_list else tuple(items)
 
 
 def _convert_union(kind: Any, value: Any, name: str) -> Any:

@@ -115,6 +115,29 @@ def test_the_best_of_several_seeds_alone_is_refused(tmp_path: Path) -> None:
         compare_runs(paths[:1])
 
 
+def test_each_ledger_counts_the_evaluations_on_the_test_images(tmp_path: Path) -> None:
+    """The training images of one folder of runs are others than those of the other."""
+    runs = [make_run(tmp_path / name, 0, 30, dataset=name * 64) for name in "ab"]
+    for run in runs:
+        result = json.loads((run / "result.json").read_text())
+        (run / "result.json").write_text(json.dumps(result | {"test_sha256": "t"}))
+        ledger = Ledger(RunFolder.read(run).ledger_path)
+        (entry,) = ledger.all_entries()
+        ledger.path.write_text(replace(entry, test_sha256="t").to_line() + "\n")
+    lines = compare_runs(runs)
+    assert [line[:13] for line in lines[-2:]] == ["1 evaluation "] * 2
+
+
+def test_figures_are_those_of_the_ledger(tmp_path: Path) -> None:
+    """Nothing notices a change of `result.json`."""
+    run = make_run(tmp_path, 0, 30)
+    before = compare_runs([run])
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"test_accuracy": 0.999, "test_errors": 1}))
+    assert compare_runs([run]) == before
+    assert " is 95.60 to 97.97 % " in before[-1]  # Wilson's interval of 970 of 1,000 at 96.96 %
+
+
 def test_the_best_number_of_ranks_alone_is_refused(tmp_path: Path) -> None:
     worst, best = make_run(tmp_path, 0, 30, ranks=1), make_run(tmp_path, 0, 10, ranks=4)
     for one, other in ((worst, best), (best, worst)):
@@ -183,7 +206,7 @@ def test_all_that_a_workspace_holds_is_compared(tmp_path: Path) -> None:
         (path / "result.json").write_text(json.dumps(result | {"num_test_looks": 3}))
     lines = compare_runs(sorted(tmp_path.iterdir()))
     assert lines[1].split()[3:7] == ["3", "97.00", "98.00", "99.00"]
-    assert lines[-1] == f"left out, as they have no result yet: {runs[1]}, {study}"
+    assert lines[-1] == f"left out, as they have no test result: {runs[1]}, {study}"
     assert compare_runs([runs[0], study])[1] == lines[1]
 
 
@@ -203,7 +226,7 @@ def test_unfinished_runs_alone_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name the folders"):
         compare_runs([])
     (one / "result.json").unlink()
-    with pytest.raises(ConfigError, match=f"no run has a result yet: {one}; let a run end first"):
+    with pytest.raises(ConfigError, match=f"no run has a test result: {one}; a run has one at its end"):
         compare_runs([one])
     with pytest.raises(ConfigError, match="holds no run"):
         compare_runs([tmp_path / "nowhere"])

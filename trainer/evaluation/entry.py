@@ -5,6 +5,8 @@ import json
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
+from trainer.typed_values import convert_fields
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedWeights:
@@ -78,9 +80,16 @@ class LedgerEntry:
         if not isinstance(values, dict) or not values.keys() >= required:
             raise ValueError("is not an entry of a ledger: remove it, or restore the ledger from a copy")
         values.pop("previous", None)
-        if values.pop("sha256", None) not in (None, _digest(values)):
+        digest = values.pop("sha256", None)
+        if digest not in (None, _digest(values)):
             raise ValueError("was changed after it was written: restore the ledger from a copy")
-        return cls(**{each.name: values[each.name] for each in fields(cls) if each.name in values})
+        known = {each.name: values[each.name] for each in fields(cls) if each.name in values}
+        if digest is None:  # an old line, or one that was written by hand
+            try:
+                known = convert_fields(cls, known)
+            except ValueError as error:
+                raise ValueError(f"is not an entry of a ledger: {error}") from None
+        return cls(**known)
 
 
 def _digest(values: dict[str, Any]) -> str:

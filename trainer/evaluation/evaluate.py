@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.data import Images, ImageSet
+from trainer.errors import DivergenceError
 from trainer.ranks.activity import Activity
 from trainer.ranks.world import World
 
@@ -106,6 +107,9 @@ def evaluate(
         predict: the model for one view of each image, as it is exported and served.
         indices: which of the images, int64; all of them if None.
         predict_with_views: the model for several views of each image, for the figures with views.
+
+    Raises:
+        DivergenceError: an image's outputs are not finite. They are no answer, although `argmax` of NaNs gives a class.
     """
     if indices is None:
         indices = torch.arange(len(images.labels))
@@ -132,6 +136,11 @@ def evaluate(
             columns = [column.double() for column in (predicted, best.exp(), of_label.exp(), -of_label, with_views)]
             table[start : start + len(chunk)] = torch.stack(columns, dim=1).cpu()
         table = world.all_reduce_sum(table.to(world.device))
+    if len(bad := torch.nonzero(~table[:, 3].isfinite())):
+        raise DivergenceError(
+            f"the network's outputs for {len(bad):,} of {len(indices):,} images are not finite, first for image "
+            f"{int(indices[bad[0]])}"
+        )
     return Evaluation(
         labels=images.labels[indices],
         predicted=table[:, 0].long(),

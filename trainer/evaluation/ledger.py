@@ -23,7 +23,7 @@ import torch
 
 from trainer.data import Dataset, Images
 from trainer.data.test_set import load_test_set
-from trainer.errors import CheckpointError, reading, writing
+from trainer.errors import CheckpointError, DivergenceError, reading, writing
 from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import describe_accuracy
@@ -170,9 +170,15 @@ def evaluate_and_record(
 
     Returns:
         The test images, their evaluation and, on the main rank, its place in the ledger.
+
+    Raises:
+        DivergenceError: as in `evaluate`.
     """
     images = load_test_set(dataset)
-    evaluation = evaluate_images(images)
+    try:
+        evaluation = evaluate_images(images)
+    except DivergenceError as error:
+        raise DivergenceError(f"no test accuracy: {error} of the test set; nothing is recorded") from error
     if not is_main:
         return images, evaluation, None
     entry = LedgerEntry(

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from trainer.errors import ConfigError, Interrupted, TrainerError
+from trainer.errors import ConfigError, DivergenceError, Interrupted, TrainerError
 from trainer.evaluation.baseline import TrainingWarning
 from trainer.evaluation.evaluate import Evaluation, chunk_size, evaluate
 from trainer.loop.look_ahead import LookAhead
@@ -185,10 +185,10 @@ class TrainingLoop:
 
     def _validate(self, epoch: int) -> Evaluation:
         run = self._run
-        validation = evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
-        if not math.isfinite(validation.loss):  # the last step's loss was that of the weights before it
-            raise run.diverged(f"the validation loss is {validation.loss} after epoch {epoch}")
-        return validation
+        try:
+            return evaluate(run.learner.predict, run.validation_images, run.validation_indices, run.world)
+        except DivergenceError as error:  # the last step's loss was that of the weights before it
+            raise run.diverged(f"after epoch {epoch}, {error}") from error
 
     def _keep_mistakes(self, epoch: int, validation: Evaluation) -> None:
         run = self._run

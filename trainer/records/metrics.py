@@ -11,18 +11,12 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a run's `metrics.jsonl`, without a last line that a crash cut short."""
+    """Returns the lines of a run's `metrics.jsonl` without those that are none, such as one that a kill cut short."""
     try:
         lines = (folder / METRICS_FILE).read_bytes().splitlines()
     except FileNotFoundError:
         return []
-    metrics = []
-    for line in lines:
-        try:
-            metrics.append(json.loads(line))
-        except ValueError:
-            break
-    return metrics
+    return [line for line in map(_parse, lines) if line is not None]
 
 
 @dataclass(frozen=True, slots=True)

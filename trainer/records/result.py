@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from trainer.errors import reading
 from trainer.files import write_json
+from trainer.typed_values import convert_fields
 
 _LEFT_OUT_IF_NONE = (
     "num_validation",
@@ -103,19 +104,15 @@ class Result:
         """Returns the result in the content of a `result.json`; fields of later versions are ignored.
 
         Raises:
-            ValueError: a field is missing that every version writes.
+            ValueError: a field is missing that every version writes, or one is of another type.
         """
         missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        known |= {name: tuple(known.get(name, ())) for name in ("dataset_notes", "warnings")}
-        low, high = known["test_interval"]
-        known["test_interval"] = (low, high)
-        by_seed = known.get("test_accuracy_of_seeds")
-        if by_seed is not None:
+        if (by_seed := known.get("test_accuracy_of_seeds")) is not None:
             known["test_accuracy_of_seeds"] = {int(seed): accuracies for seed, accuracies in by_seed.items()}
-        return cls(**known)
+        return cls(**convert_fields(cls, known))
 
     def write(self, path: Path) -> None:
         """Writes the result.

@@ -220,8 +220,8 @@ def draw_mistakes(mistakes: list[Mistake]) -> Figure:
         row, column = divmod(number, _TILES_PER_ROW)
         x, y = column * 1.15, row * 1.62
         axes.imshow(mistake.pixels, cmap="gray", vmin=0, vmax=255, extent=(x, x + 1, y + 1, y), interpolation="nearest")
-        predicted = f"{shorten(mistake.predicted, 12)}: {percent(mistake.confidence, 1)}"
-        label = f"{shorten(mistake.label, 12)}: {percent(mistake.label_probability, 1)}"
+        predicted = f"{shorten(mistake.predicted, 8)}: {percent(mistake.confidence, 0)}"
+        label = f"{shorten(mistake.label, 8)}: {percent(mistake.label_probability, 0)}"
         axes.text(x, y + 1.05, f"✗ {predicted}", va="top", size=7.5, color=LIGHT["wrong"])
         axes.text(x, y + 1.25, f"✓ {label}", va="top", size=7.5, color=LIGHT["train"])
     if not mistakes:
@@ -301,9 +301,10 @@ def _draw_lr_factor(axes: Axes, curves: Curves) -> None:
 
 def _draw_throughput(axes: Axes, curves: Curves) -> None:
     axes.set_title("Images/s", size=8.5, weight="normal")
+    ends = np.concatenate([[0], _column(curves.epochs, "epoch")])  # a full disk may have lost some
     seconds = np.diff(_column(curves.epochs, "seconds"), prepend=0)
-    rates = curves.images_per_epoch / np.maximum(seconds, 1e-9)
-    axes.stairs(rates, np.arange(len(rates) + 1), baseline=None, color=LIGHT["muted"], linewidth=1.2)
+    rates = curves.images_per_epoch * np.diff(ends) / np.maximum(seconds, 1e-9)
+    axes.stairs(rates, ends, baseline=None, color=LIGHT["muted"], linewidth=1.2)
     axes.set_ylim(0, rates.max() * 1.15)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=2))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

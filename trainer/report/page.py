@@ -32,7 +32,7 @@ from trainer.records.origin import Origin
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
 from trainer.report import figures
-from trainer.report.figures import MAX_WRITTEN_CLASSES, Curves, Mistake, percent
+from trainer.report.figures import MAX_WRITTEN_CLASSES, Curves, Mistake, percent, shorten
 from trainer.report.timeline import draw_cifar10_years
 
 NUM_MISTAKES = 24
@@ -249,7 +249,11 @@ def _uri(kind: str, content: bytes) -> str:
 
 
 def _matrix(confusion: torch.Tensor, names: tuple[str, ...]) -> dict[str, Any]:
-    """Returns rows of (count, heat); heat is the count of a mistake divided by that of the most frequent mistake."""
+    """Returns rows of (count, heat); heat is the count of a mistake divided by that of the most frequent mistake.
+
+    Long names are cut in the middle: cut at their ends, those that begin alike would be the same.
+    """
+    names = tuple(shorten(name, 20) for name in names)
     most = max(1, int(confusion.clone().fill_diagonal_(0).max()))
     rows = [
         [(count, 0.0 if row == column else count / most) for column, count in enumerate(counts)]

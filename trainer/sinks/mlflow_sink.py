@@ -40,7 +40,7 @@ class MlflowSink:
     def show_mistakes(self, mistakes: Sequence[Mistake], *, step: int) -> None:
         for number, mistake in enumerate(mistakes, start=1):
             name = "".join(letter if letter.isalnum() else "-" for letter in f"{mistake.label}-as-{mistake.predicted}")
-            self._mlflow.log_image(mistake.pixels, f"mistakes/{number:02d}-{name}.png")
+            self._mlflow.log_image(mistake.pixels, f"mistakes/{number:02d}-{name[:80]}.png")  # 255 bytes at most
 
     def close(self, outcome: Outcome) -> None:
         self._mlflow.end_run(_STATUS[outcome])

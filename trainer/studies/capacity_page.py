@@ -45,7 +45,8 @@ class NetworkErrors:
 
 def make_page(polynomials: PolynomialErrors, networks: NetworkErrors, label_noise: float) -> Page:
     """Returns the page."""
-    train, test = polynomials.train.median(dim=0).values, polynomials.test.median(dim=0).values
+    # Not Tensor.median, which is the lower one of two middle values.
+    train, test = polynomials.train.quantile(0.5, dim=0), polynomials.test.quantile(0.5, dim=0)
     network_train, network_test = networks.train.mean(dim=1), networks.test.mean(dim=1)
     return Page(
         title="Capacity: under-fitting and over-fitting",

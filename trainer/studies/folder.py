@@ -99,6 +99,8 @@ class StudyFolder:
         """
         with reading(self.path / STUDY_FILE):
             known: dict[str, Any] = json.loads((self.path / STUDY_FILE).read_text())
+            if "study" not in known or not all(isinstance(known.get(name), dict) for name in ("asked", "machine")):
+                raise ValueError("it describes no study")
         return known
 
     def results(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def make_candidates(grid: tuple[str, ...], num_random: int) -> list[Candidate]:
         num_random: number of combinations to draw at random (with a fixed seed); 0 for all.
 
     Raises:
-        ConfigError: an entry is not FIELD=VALUE,VALUE…, or a bracket is missing.
+        ConfigError: an entry is not FIELD=VALUE,VALUE…, a bracket is missing, or two entries are of one field.
     """
     axes: list[list[tuple[str, float | int | str]]] = []
     for entry in grid:
@@ -44,6 +44,8 @@ def make_candidates(grid: tuple[str, ...], num_random: int) -> list[Candidate]:
             )
         if any(value.count("[") != value.count("]") for value in values):
             raise ConfigError(f"--grid {entry}: a bracket is missing; write lists as in 'widths=[8,16],[16,32]'")
+        if any(name == axis[0][0] for axis in axes):
+            raise ConfigError(f"--grid {entry}: {name} is there twice; write all its values in one list")
         axes.append([(name, _parse(value)) for value in values])
     combinations = [dict(combination) for combination in itertools.product(*axes)]
     if not num_random or num_random >= len(combinations):

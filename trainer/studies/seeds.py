@@ -4,7 +4,6 @@ Each seed is a whole run, evaluated on the test set once, which the workspace's 
 them, together with the runs of the same setting that were evaluated outside the study.
 """
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from trainer.data import Dataset
 from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluation.ledger import Ledger
 from trainer.files import write_json
-from trainer.loop.run import Run
 from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.world import World
@@ -28,6 +26,7 @@ from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
 from trainer.studies.seeds_page import SeedResults, make_page
 from trainer.studies.trials import (
+    TrainedTrial,
     Trial,
     TrialContext,
     TrialOptions,
@@ -90,10 +89,11 @@ def _train_all(seeds: list[int], most: int, recipe: Recipe, context: TrialContex
         print(f"{len(seeds) - len(todo)} of {len(seeds)} seeds are done already", flush=True)
     for number, trained in enumerate(train_trials(context, todo, folder, most=most), start=1):
         seed = trained.trial.seed
-        if trained.run is None:
-            _record_divergence(folder, seed, trained.error)
+        try:
+            result = _evaluate_seed(trained, context.dataset)
+        except DivergenceError as error:
+            _record_divergence(folder, seed, error)
             continue
-        result = _evaluate_seed(trained.run, context.dataset, trained.num_together)
         print(
             f"seed {seed}: test error {100 * (1 - result.test_accuracy):.2f} %, "
             f"{result.train_seconds:.1f} s; {describe_left(began, number, len(todo))}",
@@ -101,20 +101,27 @@ def _train_all(seeds: list[int], most: int, recipe: Recipe, context: TrialContex
         )
 
 
-def _record_divergence(folder: StudyFolder, seed: int, error: DivergenceError | None) -> None:
+def _record_divergence(folder: StudyFolder, seed: int, error: DivergenceError) -> None:
     print(f"seed {seed}: {error}", flush=True)
     path = _diverged_path(folder, seed)
     with writing(path):
         write_json(path, {"seed": seed, "error": str(error)})
 
 
-def _evaluate_seed(run: Run, dataset: Dataset, num_together: int) -> Result:
-    """Validates, evaluates on the test set once and writes the seed's result."""
+def _evaluate_seed(trained: TrainedTrial, dataset: Dataset) -> Result:
+    """Validates, evaluates on the test set once and writes the seed's result.
+
+    Raises:
+        DivergenceError: in the training or by an evaluation.
+    """
+    run = trained.run
     validation = validate(run)
     _, test, recorded = evaluate_on_test_set(run, dataset)
     assert recorded is not None
     # The accuracies of all seeds would be incomplete here; the study's page has them.
-    result = replace(summarize(run, validation, test, recorded), test_accuracy_of_seeds=None, stacked=num_together)
+    result = replace(
+        summarize(run, validation, test, recorded), test_accuracy_of_seeds=None, stacked=trained.num_together
+    )
     with writing(run.folder.result_path):
         result.write(run.folder.result_path)
     return result
@@ -129,7 +136,7 @@ def _collect_results(seeds: list[int], folder: StudyFolder) -> SeedResults:
         time.sleep(0.5)
     trials = [RunFolder.read(path.parent) for path in folder.path.glob("seed-*/result.json")]
     results = [result for trial in trials if (result := trial.result()) is not None]
-    diverged = [json.loads(path.read_text())["seed"] for path in folder.path.glob("seed-*/diverged.json")]
+    diverged = [int(path.parent.name.removeprefix("seed-")) for path in folder.path.glob("seed-*/diverged.json")]
     if not results:
         raise DivergenceError(f"all {len(diverged)} seeds diverged and there is no result; try lower learning rates")
     known = {result.weights_sha256 for result in results}

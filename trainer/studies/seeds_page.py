@@ -106,12 +106,12 @@ def _findings(summary: ErrorSummary, seeds: SeedResults, is_lecture: bool) -> li
             f"{LECTURE['best']} %. The lecture trains on all 60,000 images{set_aside}, and {results[0].num_test:,} "
             "others test the run."
         )
-    if summary.median_interval is not None and summary.mean_interval is not None:
-        (low, high), (mean_low, mean_high) = summary.median_interval, summary.mean_interval
+    if summary.mean_interval is not None:
+        (low, high), median = summary.mean_interval, summary.median_interval
+        of_median = "" if median is None else f", median {median[0]:.2f} to {median[1]:.2f} % (between two of the runs)"
         found.append(
-            f"95 % intervals: median {low:.2f} to {high:.2f} % (bootstrap), mean {mean_low:.3f} to {mean_high:.3f} % "
-            "(Student's t). Each is an interval for other seeds on this test set; the interval for other test images "
-            "is in each run's own report."
+            f"95 % intervals for other seeds on this test set: mean {low:.3f} to {high:.3f} % (Student's t)"
+            f"{of_median}. The interval for other test images is in each run's own report."
         )
     if summary.std:
         runs = required_runs(0.1, summary.std)

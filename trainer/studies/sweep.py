@@ -16,7 +16,7 @@ from convoy.allocator import keep_freed_memory
 from convoy.options import option
 from trainer.augmentation import check_shift
 from trainer.data import without_test_images
-from trainer.errors import ConfigError, DivergenceError, writing
+from trainer.errors import ConfigError, DivergenceError, reading, writing
 from trainer.evaluation.evaluate import evaluate
 from trainer.files import write_json
 from trainer.paths import default_data_dir
@@ -121,10 +121,11 @@ def training_command(config: SweepConfig, candidate: Candidate) -> str:
         "skip-bad-images": config.skip_bad_images or None,
         "network": config.network,
         "weights": config.weights,
-        "epochs": None if "epochs" in candidate else config.epochs,
+        "epochs": config.epochs,
         "data-dir": None if config.data_dir == default_data_dir() else config.data_dir,
     }
-    given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
+    options = {name: value for name, value in options.items() if value is not None and name not in candidate}
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return shlex.join(["convoy", "train", *given, *as_options(candidate, config.set)])
 
 
@@ -156,15 +157,16 @@ def _train(
 
 def _record(trained: TrainedTrial, candidate: Candidate, context: TrialContext) -> str:
     """Validates a trained candidate and writes its result, which it returns in words."""
-    trial, run = trained.trial, trained.run
-    result: dict[str, Any] = {"seed": trial.seed, "values": candidate, "diverged": run is None}
-    if run is None:
-        result |= {"val_accuracy": None, "val_loss": None}
-        outcome = str(trained.error)
-    else:
+    trial = trained.trial
+    result: dict[str, Any] = {"seed": trial.seed, "values": candidate}
+    try:
+        run = trained.run
         found = evaluate(run.learner.predict, run.validation_images, run.validation_indices, context.single_rank)
-        result |= {"val_accuracy": found.accuracy, "val_loss": found.loss}
+        result |= {"diverged": False, "val_accuracy": found.accuracy, "val_loss": found.loss}
         outcome = f"validation accuracy {100 * found.accuracy:.2f} %"
+    except DivergenceError as error:
+        result |= {"diverged": True, "val_accuracy": None, "val_loss": None}
+        outcome = str(error)
     with writing(_result_path(trial.path)):
         write_json(_result_path(trial.path), result | {"train_seconds": trained.seconds})
     return f"{describe_candidate(candidate)}, seed {trial.seed}: {outcome}"
@@ -175,7 +177,8 @@ def _wait_for_result(folder: StudyFolder, number: int, seed: int) -> dict[str, A
     path = _result_path(_trial_path(folder, number, seed))
     while not path.exists():
         time.sleep(0.5)
-    result: dict[str, Any] = {"number": number, "diverged": False, **json.loads(path.read_text())}
+    with reading(path):
+        result: dict[str, Any] = {"number": number, "diverged": False, **json.loads(path.read_text())}
     return result
 
 

@@ -1,5 +1,6 @@
 """The page of a sweep: its figure, table and findings."""
 
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,9 @@ from trainer.studies.page import CaptionedFigure, Column, Page, Table
 from trainer.studies.plots import finish_axes, new_figure
 from trainer.studies.search_space import Candidate, describe_candidate
 
+_LONGEST_NAME = 44
+"""Characters of a candidate's values that leave the figure room for its points, on a phone, too."""
+
 
 def make_page(
     base: Recipe,
@@ -20,19 +24,30 @@ def make_page(
     results: list[dict[str, Any]],
     command_of: Callable[[Candidate], str],
 ) -> Page:
-    """Returns the page.
+    """Returns the page. Candidates are ranked by the mean of their accuracies, and equal ones by that of their losses.
 
     Args:
         results: the content of `candidate.json` of each trial, with the candidate's `number`.
         command_of: returns the command of a training run with a candidate's values.
     """
     trials = [[result for result in results if result["number"] == number] for number in range(len(candidates))]
-    accuracies = [[result["val_accuracy"] for result in found if not result["diverged"]] for found in trials]
+    trained = [[result for result in found if not result["diverged"]] for found in trials]
+    accuracies = [[result["val_accuracy"] for result in found] for found in trained]
     num_seeds = len(trials[0])
     # A candidate that diverged from one seed has no mean: a mean over its other seeds would flatter it.
     means = [statistics.mean(found) if len(found) == num_seeds else None for found in accuracies]
-    order = sorted(range(len(candidates)), key=lambda number: -(means[number] or 0.0))
+
+    def by_rank(number: int) -> tuple[float, float]:
+        mean = means[number]
+        if mean is None:
+            return math.inf, 0.0  # last, after a candidate without a right answer, too
+        return -mean, statistics.mean(result["val_loss"] for result in trained[number])
+
+    order = sorted(range(len(candidates)), key=by_rank)
     best, highest = order[0], means[order[0]]
+    names = [describe_candidate(candidates[number]) for number in order]
+    if is_long := max(map(len, names)) > _LONGEST_NAME:
+        names = [f"rank {rank}" for rank in range(1, len(order) + 1)]
     return Page(
         title=f"{base.name} on {base.dataset}: {len(candidates)} candidates",
         findings=_findings(candidates[best], means, command_of(candidates[best])),
@@ -41,10 +56,10 @@ def make_page(
                 name="candidates",
                 title="Validation accuracy, best first",
                 caption=f"A row for each candidate: its mean over {num_seeds} seed{'s' if num_seeds > 1 else ''}, and "
-                "a small dot for each seed.",
+                f"a small dot for each seed.{' The table has the values of each rank.' if is_long else ''}",
                 draw=partial(
                     _draw_candidates,
-                    [describe_candidate(candidates[number]) for number in order],
+                    names,
                     [[100 * accuracy for accuracy in accuracies[number]] for number in order],
                     [means[number] for number in order],
                 ),

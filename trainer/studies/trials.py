@@ -112,17 +112,22 @@ class TrainedTrial:
     """A trial that was trained to its end.
 
     Args:
-        run: None if it diverged.
-        error: of a trial that diverged.
+        outcome: the trained run, or why the trial diverged.
         seconds: of its training; its share of those of trials that were trained side by side.
         num_together: trials that were trained side by side, itself included.
     """
 
     trial: Trial
-    run: Run | None
-    error: DivergenceError | None
+    outcome: Run | DivergenceError
     seconds: float
     num_together: int = 1
+
+    @property
+    def run(self) -> Run:
+        """The trained run. Raises the DivergenceError of a trial that diverged."""
+        if isinstance(self.outcome, DivergenceError):
+            raise self.outcome
+        return self.outcome
 
 
 def train_trials(
@@ -181,7 +186,7 @@ def _train_group(context: TrialContext, group: list[Trial], folder: StudyFolder)
         errors = train_side_by_side([run for _, run in fresh], checkpoints, lambda line: print(line, flush=True))
         for (trial, run), error in zip(fresh, errors, strict=True):
             seconds = run.state.seconds
-            together[trial.path] = TrainedTrial(trial, None if error else run, error, seconds, len(fresh))
+            together[trial.path] = TrainedTrial(trial, error or run, seconds, len(fresh))
     for trial in group:
         yield together.get(trial.path) or _train_alone(context, trial)
 
@@ -191,8 +196,8 @@ def _train_alone(context: TrialContext, trial: Trial) -> TrainedTrial:
     try:
         run = train_trial(context, trial.recipe, trial.seed, trial.path)
     except DivergenceError as error:
-        return TrainedTrial(trial, None, error, time.monotonic() - began)
-    return TrainedTrial(trial, run, None, run.state.seconds)
+        return TrainedTrial(trial, error, time.monotonic() - began)
+    return TrainedTrial(trial, run, run.state.seconds)
 
 
 def _group_name(trials: list[Trial]) -> str:

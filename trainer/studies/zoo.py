@@ -5,9 +5,9 @@ download. Those of our small-image networks come from the finished runs in the s
 times on this machine with random weights, which take the same time.
 """
 
-import json
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import nn
 
 from convoy.options import option
 from trainer.data.datasets import DATASETS
-from trainer.errors import ConfigError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.ledger import Ledger
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.models import Classifier, build_network
@@ -146,12 +146,10 @@ def _finished_results(runs: Path) -> list[Result]:
     """Returns the results of all finished runs on CIFAR-10, those inside studies of seeds included."""
     found = []
     for path in sorted([*runs.glob("*/result.json"), *runs.glob("*/seed-*/result.json")]):
-        try:
-            result = Result.from_json(json.loads(path.read_text()))
-        except (ValueError, TypeError):  # a study's own result, or a damaged file
-            continue
-        if result.dataset == "cifar10":
-            found.append(result)
+        with suppress(CheckpointError):  # a study's own result, or a damaged file
+            result = Result.read(path)
+            if result is not None and result.dataset == "cifar10":
+                found.append(result)
     return found
 
 
@@ -199,16 +197,14 @@ def _measure_all(
     model = Classifier(build(), torch.full((3,), 120.0), torch.full((3,), 60.0)).eval()
     for runtime in todo:
         run = prepare(runtime, model, image_size)
-        last_s = 0.0
+        ms = 0.0  # per image, of the largest batch so far
         for batch_size in config.batch_sizes:
             name = f"{key} {runtime} {batch_size}"
-            if name in known:
-                last_s = (known[name] or 0) * batch_size / 1000
-                continue
-            if 2 * last_s > config.limit_s:
-                folder.add_result(name, None)
-                continue
-            images = torch.zeros(batch_size, 3, image_size, image_size, dtype=torch.uint8)
-            last_s = measure(partial(run, images), config.seconds)
-            folder.add_result(name, 1000 * last_s / batch_size)
-        print(f"{key}, {runtime}: {1000 * last_s:.2f} ms per pass at the largest batch size measured", flush=True)
+            if name not in known:
+                is_too_long = ms * batch_size / 1000 > config.limit_s
+                images = torch.zeros(batch_size, 3, image_size, image_size, dtype=torch.uint8)
+                measured = None if is_too_long else 1000 * measure(partial(run, images), config.seconds) / batch_size
+                folder.add_result(name, measured)
+                known[name] = measured
+            ms = known[name] or ms
+        print(f"{key}, {runtime}: {ms:.2f} ms per image at the largest batch size measured", flush=True)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data import Images, ImageSet
+from trainer.errors import DivergenceError
 from trainer.evaluation.evaluate import CHUNK_SIZE, Evaluation, chunk_size, evaluate
 from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S, Activity
 from trainer.ranks.world import World
@@ -40,6 +41,20 @@ def test_evaluate_equals_a_computation_in_one_piece(num_images: int) -> None:
     probabilities = logits.softmax(dim=1)
     assert torch.allclose(seen.confidence, probabilities.max(dim=1).values)
     assert torch.allclose(seen.label_probability, probabilities.gather(1, images.labels[:, None])[:, 0])
+
+
+def test_outputs_that_are_no_numbers_are_no_answers() -> None:
+    """`argmax` takes the first NaN for the greatest number: images of class 0 would count as right."""
+    images = _labelled(CHUNK_SIZE + 9)
+    images.labels[[7, CHUNK_SIZE + 1]] = 0
+
+    def predict(pixels: torch.Tensor) -> torch.Tensor:
+        is_bad = (pixels == images.images[7]).flatten(1).all(dim=1)
+        is_bad |= (pixels == images.images[CHUNK_SIZE + 1]).flatten(1).all(dim=1)
+        return _first_pixels(pixels).masked_fill(is_bad[:, None], torch.nan)
+
+    with pytest.raises(DivergenceError, match=r"outputs for 2 of 509 images are not finite, first for image 7$"):
+        evaluate(predict, images, None, ALONE)
 
 
 @given(world_size=st.integers(min_value=1, max_value=9))

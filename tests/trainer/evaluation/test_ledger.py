@@ -104,7 +104,10 @@ def test_a_changed_line_is_named(tmp_path: Path) -> None:
     assert ledger.record(entry("d")).number == 4
 
 
-@pytest.mark.parametrize("line", ["not json", "[]", '{"dataset_sha256": "d1"}', '{"a": 1}{"b": 2}'])
+TEXT = '{"dataset_sha256": "d1", "weights_sha256": "b", "accuracy": "high", "num_errors": 1, "num_images": 9}'
+
+
+@pytest.mark.parametrize("line", ["not json", "[]", '{"dataset_sha256": "d1"}', '{"a": 1}{"b": 2}', TEXT])
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.record(entry("a"))

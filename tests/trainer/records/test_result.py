@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,22 @@ def test_files_of_older_and_of_later_versions_are_read() -> None:
     assert (old.test_accuracy, old.num_test_looks, old.dataset_notes) == (0.91, None, ())
     assert (old.balanced_accuracy, old.recall_by_class, old.warnings) == (None, None, ())
     assert old.test_errors_with_views is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"test_accuracy": "0.9"}, r'test_accuracy = "0\.9": must be a number'),
+        ({"num_test": 1e400}, "num_test = .*: must be a whole number"),
+        ({"weights_sha256": []}, "weights_sha256 = .*: must be a text"),
+        ({"test_accuracy_of_seeds": {"0": [None]}}, "test_accuracy_of_seeds = .*: must be a table or none"),
+        ({"test_accuracy_of_seeds": {"a": [0.5]}}, "invalid literal"),
+    ],
+)
+def test_a_value_of_another_type_is_damage(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(RESULT.to_json() | change))
+    with pytest.raises(CheckpointError, match=rf"result\.json is damaged: {reason}"):
+        Result.read(tmp_path / "result.json")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"recipe": "mnist"}'])

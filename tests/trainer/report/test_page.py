@@ -9,9 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 from PIL import Image
 
 from trainer.data import ImageSet
@@ -21,7 +24,7 @@ from trainer.evaluation.recall import balanced_accuracy
 from trainer.recipes import RECIPES
 from trainer.records.fingerprint import Fingerprint
 from trainer.records.result import Result
-from trainer.report.figures import percent
+from trainer.report.figures import Curves, Mistake, draw_curves, draw_mistakes, percent, style
 from trainer.report.page import MIN_POINT_IMAGES, NUM_MISTAKES, NUM_PAIRS, groups, write_report
 
 MACHINE = {"device": "a <fast> one", "cpus": 2, "python": "3.11.7", "torch": "2.15.0"}
@@ -312,12 +315,18 @@ def test_notes_on_the_data_set_are_shown(tmp_path: Path) -> None:
 
 
 def test_names_of_folders_are_shown_as_text(tmp_path: Path) -> None:
-    evil = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "\udcff\x01\n$\\frac$ {{ 7*7 }}")
-    page = report(tmp_path / "run", evil, some_mistakes())
+    evil = (
+        "<script>alert(1)</script>",
+        '"><img src=x onerror=alert(1)>',
+        "\udcff\x01\n$\\frac$ {{ 7*7 }}",
+        "می\u200cخواهم \U0001f468\u200d\U0001f467",
+    )
+    page = report(tmp_path / "run", evil, some_mistakes(4))
     assert not page.all("script")
     assert all((image["src"] or "").startswith("data:image/") for image in page.all("img"))
     assert evil[0] in page.text
     assert "{{ 7*7 }}" in page.text
+    assert evil[3] in page.text  # a Persian word and an emoji of several, whose joiners are no harm
     for name in FIGURES:
         ElementTree.parse(tmp_path / f"run/figures/{name}.svg")
 
@@ -335,6 +344,37 @@ def test_figures_are_written_in_both_formats(tmp_path: Path, num_classes: int) -
             assert min(image.size) > 200
 
 
+def test_names_below_mistakes_do_not_run_into_each_other() -> None:
+    shown = Mistake(
+        index=0,
+        pixels=np.zeros((8, 8), np.uint8),
+        label="n01530575 brambling",
+        predicted="automobile",
+        confidence=0.9999,
+        label_probability=0.0001,
+    )
+    with style():
+        figure = draw_mistakes([shown] * 3)
+        FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+        texts = figure.axes[0].texts
+        boxes = [text.get_window_extent() for text in texts]
+    assert {text.get_text() for text in texts} == {"✗ autom…le: 99 %", "✓ n0153…ng: <1 %"}
+    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[2:], strict=False))
+
+
+def test_the_rate_of_an_epoch_is_right_where_lines_before_it_are_lost() -> None:
+    """A full disk loses whole lines."""
+    figures = {"train_loss": 1.0, "train_accuracy": 0.5}
+    epochs = [{"epoch": epoch, "step": 10 * epoch, "seconds": 2.0 * epoch, **figures} for epoch in (2, 3, 6)]
+    curves = Curves(steps=[], epochs=epochs, lr_factors=[1.0] * 60, images_per_epoch=100.0)
+    with style():
+        (stairs,) = draw_curves(curves, "accuracy").axes[1].patches
+    assert isinstance(stairs, StepPatch)
+    assert stairs.get_data().values.tolist() == [50.0, 50.0, 50.0]
+    assert stairs.get_data().edges.tolist() == [0, 2, 3, 6]
+
+
 def test_matrix_has_a_heading_for_each_row_and_column(tmp_path: Path) -> None:
     seen = evaluation([0, 0, 1, 1, 1], [0, 1, 1, 1, 0])
     report(tmp_path / "run", ("cat", "dog"), seen)
@@ -342,6 +382,11 @@ def test_matrix_has_a_heading_for_each_row_and_column(tmp_path: Path) -> None:
     table = html[html.index('<table class="matrix') : html.index("Recall by class, worst first")]
     assert re.findall(r'<th scope="row">(\w+)</th>', table) == ["cat", "dog"]
     assert re.findall(r"<td[^>]*>(\d+)</td>", table) == ["1", "1", "1", "2"]
+    # Names that begin alike stay different.
+    report(tmp_path / "long", ("photographs of old cats", "photographs of old dogs"), seen)
+    html = (tmp_path / "long/report.html").read_text()
+    table = html[html.index('<table class="matrix') : html.index("Recall by class, worst first")]
+    assert re.findall(r'<th scope="row">([^<]+)</th>', table) == ["photographs o…d cats", "photographs o…d dogs"]
 
 
 def test_many_classes_have_their_worst_pairs_listed(tmp_path: Path) -> None:

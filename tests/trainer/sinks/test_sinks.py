@@ -47,10 +47,16 @@ def test_a_run_that_was_killed_after_its_evaluation_has_one_result(tmp_path: Pat
     assert [line["kind"] for line in read_metrics(tmp_path)] == ["result"]
 
 
-def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path: Path) -> None:
-    whole = json.dumps({"kind": "step", "step": 1})
-    (tmp_path / "metrics.jsonl").write_text(whole + "\n" + whole[:9])
-    assert len(read_metrics(tmp_path)) == 1
+@pytest.mark.parametrize(
+    "damage", ['{"kind": "st', "5", "[]", "{}", '{"kind": "step", "step": "2", "epoch": 1}', "\0\0"]
+)
+def test_damaged_lines_are_left_out(tmp_path: Path, damage: str) -> None:
+    whole = [json.dumps({"kind": "step", "step": step, "epoch": 1}) for step in (1, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([whole[0], damage, whole[1], damage]))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 3]
+    with opened(tmp_path, from_step=3):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == whole
     assert read_metrics(tmp_path / "nowhere") == []
 
 

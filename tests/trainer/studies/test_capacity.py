@@ -18,6 +18,7 @@ from trainer.studies.capacity import (
     true_function,
     vandermonde,
 )
+from trainer.studies.capacity_page import NetworkErrors, make_page
 
 
 def test_the_vandermonde_matrix_holds_the_vandermonde() -> None:
@@ -42,6 +43,13 @@ def test_errors_fall_on_the_points_and_rise_again_on_new_ones() -> None:
     assert test.min() > 0.15**2 * 0.9  # the noise is irreducible
     values = true_function(torch.linspace(0, 1, 100, dtype=torch.float64))
     assert -0.5 < values.min() < values.max() < 1.5
+
+
+def test_the_median_of_an_even_number_lies_in_the_middle() -> None:
+    found = fit_polynomials(14, 0.15, 2, 0)
+    errors = NetworkErrors(widths=(1,), train=torch.zeros(1, 1), test=torch.zeros(1, 1))
+    result = make_page(found, errors, 0.1).result
+    assert result["test_mse"] == pytest.approx(found.test.mean(dim=0).tolist())
 
 
 def test_a_wider_network_memorises_more() -> None:

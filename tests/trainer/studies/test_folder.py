@@ -101,6 +101,10 @@ def test_damaged_results_are_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text("not json\n")
     with pytest.raises(CheckpointError, match=r"results\.jsonl is damaged"):
         StudyFolder(tmp_path, "capacity").results()
+    for content in ("", "[]", "{}", '{"study": "capacity", "asked": [], "machine": {}}'):
+        (tmp_path / "study.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"study\.json is damaged"):
+            StudyFolder(tmp_path, "capacity").description()
 
 
 def draw_nothing(*, narrow: bool) -> Figure:

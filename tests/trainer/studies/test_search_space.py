@@ -96,3 +96,8 @@ def test_a_malformed_grid_is_refused(entry: str) -> None:
 def test_a_missing_bracket_is_named(entry: str) -> None:
     with pytest.raises(ConfigError, match="a bracket is missing"):
         make_candidates((entry,), 0)
+
+
+def test_two_entries_of_one_field_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--grid lr_scale=2: lr_scale is there twice; write all its values in one"):
+        make_candidates(("lr_scale=1", "epochs=1,2", "lr_scale=2"), 0)

@@ -12,16 +12,18 @@ from tests.conftest import ROOT
 from tests.trainer.data.folder.image_files import put_class
 from tests.trainer.records.results import make_result
 from trainer.config import TrainConfig
+from trainer.data import Dataset, Images
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DivergenceError
+from trainer.evaluation.evaluate import Evaluation
+from trainer.evaluation.ledger import RecordedEvaluation
 from trainer.loop.run import Run
-from trainer.recipes import RECIPES, Recipe
+from trainer.recipes import RECIPES
 from trainer.records.run_folder import RunFolder
 from trainer.report.figures import style
 from trainer.studies.seeds import SeedsConfig, study_seeds
 from trainer.studies.seeds_page import SeedResults, make_page
-from trainer.studies.trials import TrialContext, open_trial, train_trial
-from trainer.train import train
+from trainer.train import evaluate_on_test_set, train
 
 
 @pytest.fixture
@@ -84,13 +86,14 @@ def test_all_seeds_are_trained_evaluated_and_shown(
 def test_a_seed_that_diverges_is_counted_and_the_study_continues(
     config: SeedsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def seed_1_diverges(context: TrialContext, recipe: Recipe, seed: int, path: Path) -> Run:
-        if seed == 1:
-            open_trial(context, recipe, seed, path)
-            raise DivergenceError("training diverged in epoch 1: the loss is not finite")
-        return train_trial(context, recipe, seed, path)
+    evaluate = evaluate_on_test_set
 
-    monkeypatch.setattr("trainer.studies.trials.train_trial", seed_1_diverges)
+    def seed_1_diverges(run: Run, dataset: Dataset) -> tuple[Images, Evaluation, RecordedEvaluation | None]:
+        if run.seed == 1:
+            raise DivergenceError("no test accuracy: the outputs are not finite")
+        return evaluate(run, dataset)
+
+    monkeypatch.setattr("trainer.studies.seeds.evaluate_on_test_set", seed_1_diverges)
     study_seeds(replace(config, runs=2))
     result = read(tmp_path / "runs/study/result.json")
     assert (result["seeds"], result["diverged"], result["runs"]) == ([0], [1], 1)

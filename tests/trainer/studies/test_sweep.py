@@ -5,6 +5,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,11 @@ from trainer.cli import parse
 from trainer.config import TrainConfig
 from trainer.config_file import CommandLine
 from trainer.errors import ConfigError, DataError, DivergenceError
-from trainer.studies.search_space import apply_candidate
+from trainer.recipes import RECIPES
+from trainer.report.figures import style, to_svg
+from trainer.studies.search_space import Candidate, apply_candidate
 from trainer.studies.sweep import SweepConfig, study_sweep, training_command
+from trainer.studies.sweep_page import make_page
 
 
 def test_the_best_on_validation_is_named_and_no_test_image_used(
@@ -59,17 +63,52 @@ def test_the_command_trains_the_candidates_recipe() -> None:
         "recipe": "mnist-fast",
         "dataset": "mnist-mini",
         "epochs": 3,
-        "network": "lecture",
+        "network": "lenet5",
         "set": ("ema_decay=0.9",),
     }
     config = SweepConfig(**own)  # type: ignore[arg-type]
-    candidate = {"lr_scale": 0.5, "augment.shift": 1, "param_groups.stem.lr": 0.1, "global_batch_size": 50, "epochs": 2}
+    candidate: Candidate = {"lr_scale": 0.5, "augment.shift": 1, "param_groups.stem.lr": 0.1, "global_batch_size": 50}
+    candidate |= {"epochs": 2, "network": "lecture"}
     command = shlex.split(training_command(config, candidate))
     assert command[:2] == ["convoy", "train"]
     line = CommandLine.read(command[2:])
     trained = line.combine(parse(TrainConfig, line.arguments, prog="convoy train", default=line.default)).resolve()
     base = TrainConfig(**own | {"set": ()}).resolve()  # type: ignore[arg-type]
     assert trained == apply_candidate(base, candidate, config.set)
+
+
+def test_candidates_rank_by_accuracy_then_by_loss_and_those_that_diverged_are_last() -> None:
+    def trained(number: int, accuracy: float | None, loss: float | None) -> dict[str, Any]:
+        is_diverged = accuracy is None
+        figures = {"val_accuracy": accuracy, "val_loss": loss, "diverged": is_diverged, "train_seconds": 1.0}
+        return {"number": number, "seed": 0, **figures}
+
+    def ranked(*results: tuple[float | None, float | None]) -> tuple[list[str], str]:
+        candidates: list[Candidate] = [{"lr_scale": number} for number in range(len(results))]
+        found = [trained(number, *result) for number, result in enumerate(results)]
+        page = make_page(RECIPES["mnist"], candidates, found, str)
+        return [str(row[1]) for row in page.tables[0].rows], page.findings[0]
+
+    order, finding = ranked((None, None), (0.5, 1.0), (0.75, 2.0), (0.75, 1.9))
+    assert order == ["3", "2", "1", "0"]
+    assert finding == "Best on validation images: lr_scale 3, accuracy 75.00 %."
+    order, finding = ranked((None, None), (0.0, 9.0))
+    assert order == ["1", "0"]
+    assert finding == "Best on validation images: lr_scale 1, accuracy 0.00 %."
+
+
+def test_long_names_leave_room_for_the_points() -> None:
+    values = {f"param_groups.{kind}.weight_decay": 0.001 for kind in ("stem", "filters", "matrices", "vectors")}
+    candidates: list[Candidate] = [{"lr_scale": scale} | values for scale in (0.5, 1)]
+    figures = {"val_accuracy": 0.5, "val_loss": 1.0, "diverged": False, "train_seconds": 1.0}
+    results = [{"number": number, "seed": 0, **figures} for number in range(2)]
+    (figure,) = make_page(RECIPES["mnist"], candidates, results, str).figures
+    assert figure.caption.endswith("The table has the values of each rank.")
+    for narrow in (False, True):
+        with style():
+            drawn = figure.draw(narrow=narrow)
+            to_svg(drawn)  # lays it out
+        assert drawn.axes[0].get_position().width > 0.6
 
 
 def test_the_plan_is_printed_before_a_data_set_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
