@@ -78,9 +78,8 @@ def explain_in_one_line(printed: str, prog: str, arguments: Sequence[str]) -> st
         parts = parts[1:]
     problem = _missing(parts) or " ".join(itertools.takewhile(bool, parts[0] if parts else []))
     problem = problem or "the command line is faulty"
-    for word in arguments:
-        cut = " ?".join(map(re.escape, word)) or "$^"  # tyro cuts long ones to fit into its box
-        problem = re.sub(cut, word.replace("\\", r"\\"), problem)
+    for word in (word for word in arguments if len(word) > 20):  # tyro cuts long ones to fit into its box
+        problem = re.sub(" ?".join(map(re.escape, word)), word.replace("\\", r"\\"), problem)
     for noise in ("Error parsing ", "'None', ", "{None}|", " (required)"):
         problem = problem.replace(noise, "")
     for pattern, plainer in _PLAINER.items():
