@@ -68,7 +68,7 @@ class VerifyDatasets:
 class ImportDataset:
     """Decodes a published data set from files that you have, after verifying their digests. The files stay as they are.
 
-    For your own images, use folder:PATH as the name of the data set instead.
+    Your own images need no import: use folder:PATH as the name of the data set.
     """
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
@@ -192,6 +192,8 @@ def import_files(command: ImportDataset) -> None:
         ConfigError: there is no such data set or path.
         DataError: the data set's files are not all there.
     """
+    if image_folder(command.name) is not None:
+        raise ConfigError(f"{command.name} needs no import: give the name to convoy data fetch, or to a training")
     info = dataset_info(command.name)
     if info.generate is not None:
         raise ConfigError(f"{info.name} comes with the package: there is nothing to import")

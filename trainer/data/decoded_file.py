@@ -85,11 +85,11 @@ def open_decoded(path: Path, *, expected_sha256: str | None = None, verify: bool
         mean, std = (tuple(map(float, values)) for values in payload["pixel_statistics"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} is damaged (not a decoded data set)") from error
+    share_lock(path, content.train.images)  # before the hashing, which takes a while
     if expected_sha256 is not None and recorded != expected_sha256:
         raise DamagedFileError(f"{path} is damaged (its digest is not the published one)")
     if verify and content_digest(content) != recorded:
         raise DamagedFileError(f"{path} is damaged (its content does not match its digest)")
-    share_lock(path, content.train.images)
     return DecodedDataset(content=content, sha256=recorded, path=path, mean=mean, std=std)
 
 
@@ -132,7 +132,7 @@ def open_or_create(
         content = create()
         check_digest(content, expected_sha256)
         write_decoded(content, path)
-    return open_decoded(path, expected_sha256=expected_sha256, verify=False)
+        return open_decoded(path, expected_sha256=expected_sha256, verify=False)
 
 
 def check_digest(content: DatasetContent, expected_sha256: str | None) -> None:

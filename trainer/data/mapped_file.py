@@ -79,11 +79,16 @@ def _is_utf8(path: Path) -> bool:
 
 
 def share_lock(path: Path, tensor: torch.Tensor) -> None:
-    """Holds a shared lock on a file for as long as the tensor lives: `discard` leaves the file alone until then."""
-    with suppress(OSError):  # the file is gone already, or the file system has no locks
-        descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(tensor, os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    """Holds a shared lock on a file for as long as the tensor lives: `discard` leaves the file alone until then.
+
+    Raises:
+        FileNotFoundError: `discard` was faster.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    weakref.finalize(tensor, os.close, descriptor)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    os.stat(path)
 
 
 def discard(path: Path) -> None:

@@ -110,7 +110,8 @@ def test_a_streamed_folder_is_listed_and_its_files_are_verified(
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     capsys.readouterr()
     assert run("verify", name, "--data-dir", tmp_path) == 3
-    assert capsys.readouterr().out == f"{name}: DAMAGED: {path} has other bytes than when it was indexed\n"
+    changed = f"{path} has other bytes than when it was indexed: restore it, or touch it to read it again"
+    assert capsys.readouterr().out == f"{name}: DAMAGED: {changed}\n"
     next(tmp_path.glob("folders/*/*.index")).write_bytes(b"")
     assert run("verify", "--data-dir", tmp_path) == 3
     run("list", "--data-dir", tmp_path)
@@ -193,6 +194,8 @@ def test_import_of_wrong_files(tmp_path: Path) -> None:
         run("import", "tiny", tmp_path / "missing", "--data-dir", tmp_path)
     with pytest.raises(ConfigError, match="comes with the package"):
         run("import", "synthetic", tmp_path, "--data-dir", tmp_path)
+    with pytest.raises(ConfigError, match="folder:/images needs no import"):
+        run("import", "folder:/images", tmp_path, "--data-dir", tmp_path)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny.lock"]
 
 

@@ -16,13 +16,15 @@ import pytest
 import torch
 
 from tests.trainer.data.tiny_dataset import make_content
-from trainer.data.content import content_digest
+from trainer.data import decoded_file
+from trainer.data.content import DatasetContent, content_digest
 from trainer.data.decoded_file import (
     DamagedFileError,
     open_decoded,
     open_or_create,
     write_decoded,
 )
+from trainer.data.mapped_file import discard, share_lock
 from trainer.errors import ConfigError, DataError
 
 CONTENT = make_content()
@@ -48,6 +50,31 @@ def test_written_and_read_again(decoded_path: Path) -> None:
     assert torch.equal(decoded.content.test.labels, CONTENT.test.labels)
     assert decoded.content.validation is None
     assert names_in(decoded_path.parent) == ["tiny.pt"]
+
+
+def test_a_file_that_is_being_verified_is_in_use(decoded_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def digest(content: DatasetContent) -> str:
+        discard(decoded_path)  # as another process does whose folder of images has changed
+        return content_digest(content)
+
+    monkeypatch.setattr(decoded_file, "content_digest", digest)
+    decoded = open_decoded(decoded_path)
+    assert decoded_path.exists()
+    del decoded
+    discard(decoded_path)
+    assert not decoded_path.exists()
+
+
+def test_a_file_that_is_discarded_while_it_is_opened_is_none(
+    decoded_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock_late(path: Path, tensor: torch.Tensor) -> None:
+        discard(path)
+        share_lock(path, tensor)
+
+    monkeypatch.setattr(decoded_file, "share_lock", lock_late)
+    with pytest.raises(FileNotFoundError):
+        open_decoded(decoded_path)
 
 
 def test_a_view_is_written_without_its_base(tmp_path: Path) -> None:

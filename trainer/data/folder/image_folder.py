@@ -97,6 +97,8 @@ def load_image_folder(
     """
     if options.image_size is not None and options.image_size < 1:
         raise ConfigError(f"an image size must be at least 1, and {options.image_size} is not")
+    if options.skip_bad_images < 0:
+        raise ConfigError(f"--skip-bad-images {options.skip_bad_images}: must be at least 0")
     opening = _Opening(root, data_dir, options, log)
     decoded: DecodedDataset | StreamedDataset | None = None
     if options.source != "streamed":
@@ -205,9 +207,11 @@ class _Opening:
             index = open_or_make_index_locked(self.listing, self.folder, self._log)
         shape, bit_depth = self.shape(index), find_bit_depth(index)
         bits = None if bit_depth is None else bit_depth.significant_bits
+        problems = dict(index.problems) if index.is_complete else None
         images = decode_pixels(index, shape, bits or 16, self.folder, self._log, square=self.options.square)
-        assert index.path is not None
-        save_index(index, index.path)
+        if problems != index.problems:  # else the file stays the one that a streamed training may have locked
+            assert index.path is not None
+            save_index(index, index.path)
         check_problems(index, self.options.skip_bad_images)
         log_warnings(index, self._log)
         rows = split_rows(index)

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainer.data.folder.listing import Listing
+from trainer.data.folder.listing import Listing, changed_ns
 from trainer.data.folder.workers import ImageProblem
 from trainer.data.mapped_file import DamagedFileError, map_tensors, share_lock, write_tensors
 from trainer.errors import DataError
+from trainer.files import sha256_of_file
 
 GREY, SIXTEEN_BITS, UPPER_BITS, PROBED, DECODED = 1, 2, 4, 8, 16
 """Flags of a file: grey; 16 bits in each channel; of which Pillow has the upper 8 only; header read; decoded."""
@@ -147,8 +148,12 @@ class FolderIndex:
 
     def _check_unchanged(self, row: int, path: Path, status: os.stat_result) -> None:
         # NumPy's elements: torch gives up Python's lock for each of its own.
-        known = self.num_bytes.numpy()[row], self.changed_ns.numpy()[row]
-        if (status.st_size, status.st_mtime_ns) != known:
+        is_same = status.st_size == self.num_bytes.numpy()[row]
+        if (
+            is_same and changed_ns(status) != self.changed_ns.numpy()[row]
+        ):  # a copy of the file, or a disk with coarse times
+            is_same = bytes.fromhex(sha256_of_file(path)) == self.file_sha256.numpy()[row].tobytes()
+        if not is_same:
             raise DataError(f"{path} has changed since the data set was opened: restore it, or train anew")
 
     def has(self, flag: int) -> npt.NDArray[np.bool_]:

@@ -75,12 +75,13 @@ def complete_index(
     assert path is not None
     if not index.is_complete or len(index.problems) > max_problems:
         with exclusive_folder(path.parent, lock_path, log):
-            index = open_index(path)  # another process may have completed it
+            with suppress(FileNotFoundError):
+                index = open_index(path)  # another process may have completed it
             if not index.is_complete or len(index.problems) > max_problems:
                 examine_files(index, log, lambda: save_index(index, path))
                 save_index(index, path)
                 log_warnings(index, log)
-        index = open_index(path)
+                index = open_index(path)
     check_problems(index, max_problems)
     return index
 
@@ -106,7 +107,11 @@ def find_changed(index: FolderIndex) -> list[str]:
             is_same = bytes.fromhex(sha256_of_file(path)) == index.file_sha256[row].numpy().tobytes()
         except (DataError, OSError) as error:
             return str(error)
-        return None if is_same else f"{path} has other bytes than when it was indexed"
+        return (
+            None
+            if is_same
+            else f"{path} has other bytes than when it was indexed: restore it, or touch it to read it again"
+        )
 
     rows = np.flatnonzero(index.has(DECODED)).tolist()
     return [line for line in map_in_threads(check, map(index.file, rows)) if isinstance(line, str)]

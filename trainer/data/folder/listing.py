@@ -14,6 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from convoy.images import EXTENSIONS
@@ -39,9 +40,19 @@ SYSTEM_FOLDERS = frozenset(
     )
 )
 """Names, in lower case, of folders that operating systems, file servers and programs make inside the user's own."""
+_OWN_FOLDERS = {"runs": ("config.json", "study.json"), "models": ("config.pbtxt",)}
+"""What Convoy makes where it is run, maybe among the classes, and files of which each folder in it has one."""
 _NUM_LISTED = 5
 _VERSION = 5
 """Version of the rules that put images into splits and write notes. A new one decodes every folder again."""
+
+
+def changed_ns(status: os.stat_result) -> int:
+    """Returns the time of a file's last modification, in nanoseconds; at the limit of 64 bits for one of the year 1601.
+
+    A disk of Windows has such a time where it has none.
+    """
+    return min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,7 @@ class Files:
         self.ends.append(len(self.names))
         self.labels.append(label)
         self.sizes.append(status.st_size)
-        self.changed_ns.append(status.st_mtime_ns)
+        self.changed_ns.append(changed_ns(status))
 
     def name(self, number: int) -> bytes:
         """Returns the path of a file within the folder."""
@@ -151,6 +162,7 @@ def _notes(
         for name in _class_names(root):
             if name.lower() not in _SPLITS:
                 yield f"{name} is not used: images are in {folders['train'].name}"
+    yield from _warnings_of_case(classes)
     for folder in folders.values():
         if number := _num_images_in(folder):
             yield f"{number} image{'s are' if number > 1 else ' is'} in {folder} itself, in no class, and not used"
@@ -158,8 +170,14 @@ def _notes(
         yield _describe(skipped, "file", " skipped")
     passed_over |= {path for folder in {root, *folders.values()} for path in _system_folders(folder)}
     if passed_over:
-        names = Counter(path.name for path in sorted(passed_over))
-        yield _describe(names, "folder", " of systems passed over")
+        kinds = Counter(path.name for path in sorted(passed_over))
+        yield _describe(kinds, "folder", " of systems passed over")
+
+
+def _warnings_of_case(classes: tuple[str, ...]) -> Iterator[str]:
+    for _, names in groupby(sorted(classes, key=str.casefold), str.casefold):
+        if len(alike := list(names)) > 1:
+            yield f"warning: {' and '.join(alike)} are separate classes, whose names differ in case alone"
 
 
 def _key(classes: tuple[str, ...], splits: dict[str, Files]) -> str:
@@ -222,7 +240,7 @@ def _num_images_in(folder: Path) -> int:
 
 def _class_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not _is_passed_over(entry.name) and _is_folder(entry))
+        return sorted(entry.name for entry in entries if not _is_passed_over(entry.path) and _is_folder(entry))
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -245,17 +263,22 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     return dict(sorted(found.items()))
 
 
-def _is_passed_over(name: str) -> bool:
-    return name.startswith(".") or _is_of_a_system(name)
+def _is_passed_over(path: str) -> bool:
+    return os.path.basename(path).startswith(".") or _is_of_a_system(path)
 
 
-def _is_of_a_system(name: str) -> bool:
+def _is_of_a_system(path: str) -> bool:
+    """Returns whether a path is that of a folder that systems make, or Convoy itself: `runs` and `models`."""
+    name = os.path.basename(path)
+    if name in _OWN_FOLDERS and os.path.isdir(path):
+        with os.scandir(path) as entries:
+            return any(os.path.exists(f"{own.path}/{file}") for own in entries for file in _OWN_FOLDERS[name])
     return name.casefold() in SYSTEM_FOLDERS
 
 
 def _system_folders(folder: Path) -> Iterator[Path]:
     with os.scandir(folder) as entries:
-        yield from (Path(entry.path) for entry in entries if entry.is_dir() and _is_of_a_system(entry.name))
+        yield from (Path(entry.path) for entry in entries if entry.is_dir() and _is_of_a_system(entry.path))
 
 
 def _list_split(
@@ -318,8 +341,8 @@ def _files_under(folder: Path, passed_over: set[Path]) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        passed_over.update(Path(where, name) for name in folders if _is_of_a_system(name))
-        folders[:] = sorted(name for name in folders if not _is_passed_over(name))  # the first of several links wins
+        passed_over.update(Path(where, name) for name in folders if _is_of_a_system(f"{where}/{name}"))
+        folders[:] = sorted(name for name in folders if not _is_passed_over(f"{where}/{name}"))  # the first link wins
         yield from (f"{where}/{name}" for name in files if not name.startswith("."))
 
 

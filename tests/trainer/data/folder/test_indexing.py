@@ -9,7 +9,7 @@ import pytest
 from tests.trainer.data.folder.image_files import Load, put
 from trainer.data.folder import decode
 from trainer.data.test_set import load_test_set
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -95,6 +95,8 @@ def test_an_interrupted_index_goes_on(
 def test_bad_files_are_left_out_and_told(root: Path, load: Load, logged: list[str], source: str) -> None:
     whole = load(root, source=source)
     bad = [spoil(root / "cat" / "003.png"), spoil(root / "dog" / "004.png")]
+    with pytest.raises(ConfigError, match="--skip-bad-images -1: must be at least 0"):
+        load(root, source=source, skip_bad_images=-1)
     for number in (0, 1):
         with pytest.raises(DataError, match=r"2 of 20 images cannot be read: .*003.png.*; --skip-bad-images 2 leaves"):
             load(root, source=source, skip_bad_images=number)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.trainer.data.folder.image_files import Load, put, put_class
 from trainer.data import load_dataset
+from trainer.data.folder.listing import Files
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DataError
 
@@ -175,6 +176,25 @@ def test_a_broken_link_is_named(root: Path, load: Load, name: str) -> None:
         load(root)
 
 
+def test_folders_that_convoy_makes_are_no_classes(root: Path, load: Load, logged: list[str]) -> None:
+    """A training in the folder itself: `cd photos; convoy train .`."""
+    for name in ("runs/mnist-1/figures/curves.png", "models/pets/1/picture.png", "runs-of-ours/one.png"):
+        put(root / name)
+    (root / "runs" / "mnist-1" / "config.json").write_text("{}")
+    assert load(root).classes == ("cat", "dog", "models", "runs-of-ours")
+    (root / "models" / "pets" / "config.pbtxt").write_text("")
+    logged.clear()
+    assert load(root).classes == ("cat", "dog", "runs-of-ours")
+    assert f"folder:{root}: 2 folders of systems passed over (models, runs)" in logged
+
+
+def test_class_names_that_differ_in_case_get_a_warning(root: Path, load: Load, logged: list[str]) -> None:
+    put_class(root / "Dog", 3)
+    assert load(root).classes == ("Dog", "cat", "dog")
+    warning = f"warning: folder:{root}: Dog and dog are separate classes, whose names differ in case alone"
+    assert logged[0] == warning
+
+
 def test_images_in_no_class_are_counted(tmp_path: Path, load: Load, logged: list[str]) -> None:
     root = tmp_path / "x"
     for name in ("train/a", "train/b.png", "test/a"):
@@ -214,6 +234,14 @@ def test_a_split_without_class_folders_is_refused(tmp_path: Path, load: Load, pa
     put_class(tmp_path / "x" / part, count)
     with pytest.raises(DataError, match=rf"x/{part} has no class folders, .*: put them in {part}/<class>/"):
         load(tmp_path / "x")
+
+
+def test_times_beyond_64_bits_are_told_apart_from_others() -> None:
+    files = Files()
+    for year in (1601, 1970, 2500):
+        times = {"st_mtime_ns": (year - 1970) * 365 * 24 * 3600 * 10**9}
+        files.add(b"x", 0, os.stat_result((0,) * 10, times))
+    assert files.changed_ns.tolist() == [-(2**63), 0, 2**63 - 1]
 
 
 def test_one_class_is_too_few(tmp_path: Path, load: Load) -> None:
