@@ -19,7 +19,7 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from convoy.promotion import PROMOTION_FILE, Promotion, PromotionError, read_promotion, served_before, to_bytes
+from convoy.promotion import PROMOTION_FILE, Promotion, PromotionError, read_promotion, to_bytes
 from convoy.promotion import write_promotion as write_locally
 from serving.errors import LoadError
 from serving.models.config import read_config
@@ -27,6 +27,7 @@ from serving.models.files import describe
 from serving.models.manifest import MANIFEST_FILE, read_manifest, verify_digests
 from serving.models.remote import RemoteModel, RemoteRepository, is_address
 from serving.models.scanner import version_number
+from serving.models.slot import Standing
 from serving.models.spec import version_policy
 
 logger = logging.getLogger(__name__)
@@ -241,7 +242,8 @@ def _wanted(folder: Path, versions: Collection[int], extra: int, serving: int | 
         return [extra] if extra in versions else []
     candidates = [version for version in policy.candidates(versions, promotion) if version in versions]
     wanted = candidates if policy.num_versions is None else candidates[: policy.num_versions + 1]
-    before = served_before(promotion, serving or next(iter(candidates), None), versions)[:1]
+    standing = Standing(promotion, tuple(sorted(versions)), folder, policy.versions)
+    before = standing.before(serving or next(iter(candidates), None))[:1]
     return [version for version in dict.fromkeys([*wanted, *before, extra]) if version in versions]
 
 

@@ -15,7 +15,6 @@ from convoy.promotion import (
     promote,
     read_promotion,
     roll_back,
-    served_before,
     unpin,
     write_promotion,
 )
@@ -25,6 +24,7 @@ from serving.models.config import read_config
 from serving.models.files import describe
 from serving.models.manifest import read_manifest, verify_digests
 from serving.models.scanner import FileStats, check_name, has_model, scan_model, scan_repository, scan_version
+from serving.models.slot import Standing
 from serving.models.spec import VersionPolicy, version_policy
 
 
@@ -75,7 +75,7 @@ class OfflineModel:
 
     def state(self) -> ModelState:
         """Returns the model's state in the words of a server. Of what does not load, only damaged files are known."""
-        before = served_before(self.promotion, self.serving, self.present)
+        before = self._before()
         state = ModelState(
             name=self.folder.name,
             serving=self.serving or 0,
@@ -123,12 +123,14 @@ class OfflineModel:
     def _roll_back(self) -> Promotion:
         """Returns the choice of the first version to roll back to that is not damaged."""
         failures = []
-        for version in served_before(self.promotion, self.serving, self.present):
-            self._check_allowed(version)
+        for version in self._before():
             if not (damage := _damage(self.folder / str(version))):
                 return roll_back(self.promotion, version, self.serving, self.present)
             failures.append(f"version {version}: {damage}")
         raise PromotionError("; ".join(failures) or "there is no version to roll back to")
+
+    def _before(self) -> list[int]:
+        return Standing(self.promotion, self.present, self.folder, self.policy.versions).before(self.serving)
 
     def _check_allowed(self, version: int) -> None:
         if version not in self.present:

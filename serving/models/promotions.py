@@ -18,14 +18,12 @@ from convoy.promotion import (
     pin,
     promote,
     roll_back,
-    served_before,
     unpin,
 )
 from serving.errors import Internal, InvalidArgument, LoadError, NotFound, Unavailable
 from serving.models.changes import ANYONE, Caller, Changes
 from serving.models.files import describe
 from serving.models.slot import Standing
-from serving.models.spec import VersionPolicy
 from serving.models.versions import ModelVersions
 
 logger = logging.getLogger(__name__)
@@ -112,10 +110,10 @@ class Promotions:
             versions = self.find(name)
             serving, ready = versions.view.default, list(versions.ready())
             try:
-                standing, policy = versions.survey()
+                standing = versions.survey()
                 possible = choices(standing, serving)
                 for target, _ in possible:
-                    _check(name, target, standing, policy)
+                    _check(name, target, standing)
                 choice = self._prepared(versions, possible, ready)
             except OSError as error:
                 raise Unavailable(f"the folder of model '{name}' cannot be read: {describe(error)}") from error
@@ -157,16 +155,16 @@ def _all_before(version: int, standing: Standing, serving: int | None) -> list[t
         if promotion is not None and (promotion.rolled_back_from, promotion.version) == (version, serving):
             return [(0, promotion)]
         raise PromotionError(f"version {serving} serves, not {version}")
-    before = served_before(promotion, serving, standing.present)
+    before = standing.before(serving)
     if not before:
         raise PromotionError("there is no version to roll back to")
     return [(target, roll_back(promotion, target, serving, standing.present)) for target in before]
 
 
-def _check(name: str, version: int, standing: Standing, policy: VersionPolicy) -> None:
+def _check(name: str, version: int, standing: Standing) -> None:
     if version and version not in standing.present:
         known = ", ".join(map(str, standing.present)) or "none"
         raise NotFound(f"model '{name}' has no version {version}: it has {known}")
-    if version and policy.versions is not None and version not in policy.versions:
-        allowed = ", ".join(map(str, policy.versions))
+    if version and standing.allowed is not None and version not in standing.allowed:
+        allowed = ", ".join(map(str, standing.allowed))
         raise InvalidArgument(f"the version policy of model '{name}' allows only {allowed}, not version {version}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from convoy.promotion import Promotion
+from convoy.promotion import Promotion, served_before
 from serving.errors import LoadError, TransientLoadError
 from serving.models.loader import Model
 from serving.models.manifest import MANIFEST_FILE
@@ -53,11 +53,22 @@ class Standing:
         promotion: None if there is no choice.
         present: the versions in the folder, sorted.
         folder: of the model; None for a model without one.
+        allowed: the only versions that the version policy lets serve; None for any.
     """
 
     promotion: Promotion | None = None
     present: tuple[int, ...] = ()
     folder: Path | None = None
+    allowed: tuple[int, ...] | None = None
+
+    def before(self, serving: int | None) -> list[int]:
+        """Returns the versions to roll back to, the best first.
+
+        Args:
+            serving: the version that requests get which name none; None for none.
+        """
+        before = served_before(self.promotion, serving, self.present)
+        return [version for version in before if self.allowed is None or version in self.allowed]
 
 
 @dataclass(frozen=True, slots=True)

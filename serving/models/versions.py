@@ -129,7 +129,7 @@ class ModelVersions:
             logger.info("%s: its folder can be read again", self.name)
             self._unreadable = ""
         files_or_none = files or ModelFiles((), {}, {}, 0)
-        self._stand(promotion, files_or_none)
+        self._stand(self._standing_of(promotion, files_or_none, config))
         failures = self._apply(files_or_none, config, override, stable)
         if not self._slots:
             self._state = "UNAVAILABLE"
@@ -138,8 +138,8 @@ class ModelVersions:
         self._change()
         return failures
 
-    def survey(self) -> tuple[Standing, VersionPolicy]:
-        """Returns the operator's choice and the versions as they are in the folder now, and the version policy.
+    def survey(self) -> Standing:
+        """Returns the operator's choice and the versions as they are in the folder now.
 
         Raises OSError, PromotionError or LoadError if the folder, the choice or the configuration cannot be read.
         """
@@ -147,7 +147,7 @@ class ModelVersions:
         config = self._read_config(self.override)
         if isinstance(config, LoadError):
             raise config
-        return Standing(read_promotion(self.folder), tuple(sorted(files.versions)), self.folder), version_policy(config)
+        return self._standing_of(read_promotion(self.folder), files, config)
 
     def prepare(self, version: int) -> str:
         """Loads a version beside those that serve. Returns why what is in its folder does not load; empty if it serves.
@@ -259,10 +259,14 @@ class ModelVersions:
                 found[version] = slot.attempted
         return found
 
-    def _stand(self, promotion: Promotion | None, files: ModelFiles) -> None:
+    def _standing_of(self, promotion: Promotion | None, files: ModelFiles, config: ModelConfig | LoadError) -> Standing:
+        allowed = version_policy(config).versions if isinstance(config, ModelConfig) else None
+        return Standing(promotion, tuple(sorted(files.versions)), self.folder, allowed)
+
+    def _stand(self, standing: Standing) -> None:
         """Notes the operator's choice, and logs it when it changes."""
-        before, self._standing = self._standing, Standing(promotion, tuple(sorted(files.versions)), self.folder)
-        if promotion != before.promotion:
+        before, self._standing = self._standing, standing
+        if (promotion := standing.promotion) != before.promotion:
             words = promotion.describe() if promotion else "the version policy alone decides"
             logger.info("%s: %s (%s)", self.name, words, PROMOTION_FILE)
 

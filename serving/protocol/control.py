@@ -5,7 +5,6 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from convoy.promotion import served_before
 from protos import models_pb2 as pb
 from serving.errors import InvalidArgument, NotFound, quote
 from serving.models.changes import Caller
@@ -95,7 +94,7 @@ class ControlService:
         states += [pb.VersionState(version=version, state="UNAVAILABLE", reason="not loaded") for version in not_loaded]
         states.sort(key=lambda state: state.version)
         message = pb.ModelState(name=name, serving=serving or 0, versions=states)
-        before = served_before(standing.promotion, serving, standing.present)
+        before = standing.before(serving)
         message.before = before[0] if before else 0
         if (promotion := standing.promotion) is not None:
             message.promoted, message.pinned = promotion.version, promotion.pinned

@@ -15,6 +15,7 @@ from serving.models import offline
 from serving.models.loader import LoadSettings
 from serving.models.offline import find_models
 from serving.models.repository import Repository
+from serving.protocol.control import ControlService
 from tests.serving.model_files import SCALE_CONFIG, scale, write_config, write_version
 from tests.serving.models.test_repository import ask, eventually
 
@@ -94,6 +95,21 @@ def test_a_roll_back_skips_versions_that_do_not_load(folder, open_repository):
     repository = open_repository()
     (folder / "2/model.onnx").write_bytes(b"no model")
     repository.promotions.roll_back("m")
+    assert ask(repository, "m") == 1
+
+
+@pytest.mark.parametrize("by", ["server", "folder"])
+def test_a_roll_back_skips_versions_that_the_policy_does_not_allow(folder, open_repository, by):
+    with (folder / "config.pbtxt").open("a") as config:
+        config.write("version_policy { specific { versions: [1, 3] } }")
+    repository = open_repository()
+    assert ControlService(repository).models("m").models[0].before == 1
+    assert find_models(folder.parent, "m")[0].state().before == 1
+    if by == "server":
+        repository.promotions.roll_back("m")
+    else:
+        find_models(folder.parent, "m")[0].change("rollback", 0)
+        repository.promotions.follow("m")
     assert ask(repository, "m") == 1
 
 
