@@ -75,7 +75,7 @@ _PATIENCE_S = 86_400.0
 
 EXIT_CODES = (
     "Exit codes: 0 success; 2 the command line is wrong, or there is no such model or version; 3 the server does not "
-    "respond, the version does not load, or the folder cannot be written; 130 Ctrl-C."
+    "respond, the version does not load, or the folder cannot be written; 130 Ctrl-C, after which a change goes on."
 )
 
 
