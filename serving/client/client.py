@@ -105,7 +105,7 @@ class Client:
         request.outputs.extend(_request(_Output, name=name) for name in outputs or ())
         began = time.monotonic()
         limit = self._config(model, version, timeout_s).max_batch_size if messages.num_rows(arrays) > 1 else 0
-        parts = messages.split_rows(arrays, limit) if limit else [arrays]
+        parts = messages.split_rows(arrays, limit) if limit > 0 else [arrays]
         return self._infer(request, parts, timeout_s, time.monotonic() - began)
 
     def classify(
@@ -305,21 +305,9 @@ def _batches(image_input: ImageInput, images: Sequence[PreparedImage | ImageFile
     if files and pixels:
         raise invalid_argument("some images are files to be sent as they are, others are not: send them apart")
     if files:
-        for part in _parts(files, image_input.max_batch_size or 1):
-            yield {image_input.name: np.array(part, object)}
-    elif image_input.max_batch_size == 0:
+        yield from messages.split_rows({image_input.name: np.array(files, object)}, max(1, image_input.max_batch_size))
+    elif image_input.max_batch_size < 1:
         for image in pixels:
             yield {image_input.name: image}
     else:
         yield from messages.split_rows({image_input.name: np.stack(pixels)}, image_input.max_batch_size)
-
-
-def _parts(files: Sequence[bytes], limit: int) -> Iterator[list[bytes]]:
-    """Yields the files in parts of at most `limit` and, unless a single file is larger, MAX_PART_BYTES."""
-    part: list[bytes] = []
-    for content in files:
-        if part and (len(part) == limit or sum(map(len, part)) + len(content) > messages.MAX_PART_BYTES):
-            yield part
-            part = []
-        part.append(content)
-    yield part

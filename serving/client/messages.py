@@ -65,15 +65,16 @@ def num_rows(arrays: Mapping[str, Array]) -> int:
 
 
 def split_rows(arrays: Mapping[str, Array], limit: int) -> Iterator[Mapping[str, Array]]:
-    """Yields the inputs in parts of at most `limit` rows and, unless a single row is larger, MAX_PART_BYTES."""
+    """Yields inputs of one row or more in parts of at most `limit` rows and, unless a row is larger, MAX_PART_BYTES."""
     total = num_rows(arrays)
-    row_bytes = sum(array.nbytes for array in arrays.values()) // max(1, total)
-    size = min(limit, max(1, MAX_PART_BYTES // max(1, row_bytes)))
-    if total <= size:
-        yield arrays
-        return
-    for first in range(0, total, size):
-        yield {name: array[first : first + size] for name, array in arrays.items()}
+    ends = np.cumsum(sum(_row_bytes(array, total) for array in arrays.values()))
+    first = 0
+    while first < total:
+        before = ends[first - 1] if first else 0
+        num_fitting = int(np.searchsorted(ends, before + MAX_PART_BYTES, side="right")) - first
+        end = first + min(limit, max(1, num_fitting))
+        yield {name: array[first:end] for name, array in arrays.items()}
+        first = end
 
 
 def concatenate(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
@@ -88,6 +89,12 @@ def concatenate(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     except (KeyError, ValueError) as error:
         raise invalid_response(f"the outputs of parts of the input differ: {error}") from error
+
+
+def _row_bytes(array: Array, total: int) -> Array:
+    if array.dtype != object:
+        return np.full(total, array.nbytes // total)
+    return np.array([sum(map(len, row)) for row in array.reshape(total, -1)])
 
 
 def _read(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes | None) -> Array:

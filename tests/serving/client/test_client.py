@@ -103,9 +103,12 @@ def test_many_rows_are_sent_in_parts_and_returned_in_order(server: FakeServer, c
         np.testing.assert_array_equal(answer[name], array)
 
 
-def test_large_rows_are_sent_in_parts(server: FakeServer, client: Client) -> None:
+@pytest.mark.parametrize("kind", ["numbers", "bytes"])
+def test_large_rows_are_sent_in_parts(server: FakeServer, client: Client, kind: str) -> None:
     server.config.max_batch_size = 64
     sent = np.arange(10, dtype=np.uint8)[:, None].repeat(1 << 20, axis=1)
+    if kind == "bytes":
+        sent = np.array([[row.tobytes()] for row in sent], object)
     np.testing.assert_array_equal(client.infer("digits", {"x": sent})["x"], sent)
     assert {infer.inputs[0].shape[0] for infer in server.infers} == {3, 1}
 
