@@ -89,6 +89,8 @@ def use_image(
     with explain_decode_errors(None if isinstance(source, bytes) else source):
         try:
             with Image.open(_Content(source) if isinstance(source, bytes) else source, formats=formats) as image:
+                if image.format == "EPS":  # Pillow would have Ghostscript run it
+                    raise UnknownFormatError("it is a program in PostScript: convert it to PNG")
                 return use(image)
         except ImageError:
             raise

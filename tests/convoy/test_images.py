@@ -169,7 +169,11 @@ def test_resizing_is_antialiased(read: Read) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "^it is no image"), (b"\x89PNG\r\n\x1a\n" + bytes(50), "broken|no image")],
+    [
+        (b"", "^it is no image"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "broken|no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "program in PostScript"),
+    ],
 )
 def test_bad_bytes_have_a_reason_of_one_line_without_the_path(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "x.png"

@@ -222,8 +222,9 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _are_parts(names: list[str]) -> bool:
-    """Returns whether all names are those of parts, such as `train` and `test1`, or `train_images`; no classes are."""
-    return all(map(_PART.fullmatch, names)) and any(name.lower().startswith("train") for name in names)
+    """Returns whether the names are those of parts, such as `train` and `test1`, or `train` alone; no classes are."""
+    parts = {match[1].lower() if (match := _PART.fullmatch(name)) else "" for name in names}
+    return "" not in parts and "train" in parts and (len(parts) > 1 or len(names) == 1)
 
 
 def _holds_only_folders(folder: Path) -> bool:

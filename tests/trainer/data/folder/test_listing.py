@@ -74,10 +74,11 @@ def test_classes_may_have_names_of_splits(tmp_path: Path, load: Load, logged: li
     ]
 
 
-def test_a_class_may_be_named_train(tmp_path: Path, load: Load) -> None:
-    for name in ("test tube", "train", "trainers"):
+@pytest.mark.parametrize("names", [("train", "train station"), ("test tube", "train", "trainers")])
+def test_a_class_may_be_named_train(tmp_path: Path, load: Load, names: tuple[str, ...]) -> None:
+    for name in names:
         put_class(tmp_path / "x" / name, 5)
-    assert load(tmp_path / "x").classes == ("test tube", "train", "trainers")
+    assert load(tmp_path / "x").classes == names
 
 
 def test_links_are_followed_once(root: Path, load: Load) -> None:
