@@ -90,7 +90,7 @@ def use_image(
         try:
             with Image.open(_Content(source) if isinstance(source, bytes) else source, formats=formats) as image:
                 if image.format == "EPS":  # Pillow would have Ghostscript run it
-                    raise UnknownFormatError("it is a program in PostScript: convert it to PNG")
+                    raise ImageError("it is a program in PostScript: convert it to PNG")
                 return use(image)
         except ImageError:
             raise
