@@ -11,7 +11,7 @@ import tyro
 
 from convoy.options import option
 from trainer.errors import ConfigError
-from trainer.network_files import check_fine_tuning, with_files
+from trainer.network_files import check_photographs, with_files
 from trainer.paths import check_model_name, default_data_dir, full_name
 from trainer.recipe_fields import parse_assignments, set_fields
 from trainer.recipe_files import load_recipe
@@ -154,7 +154,7 @@ class TrainConfig:
             param_groups=groups,
             precision=self.precision or recipe.precision,
         )
-        check_fine_tuning(recipe)
+        check_photographs(recipe)
         resolved = with_files(recipe)
         for kind, digest in own.file_sha256.items():  # of a run.toml
             is_own = getattr(self, kind, kind) is None

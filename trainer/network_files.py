@@ -44,17 +44,17 @@ def with_files(recipe: Recipe) -> Recipe:
     return replace(recipe, file_sha256=digests)
 
 
-def check_fine_tuning(recipe: Recipe) -> None:
-    """Checks that a recipe for fine-tuning has what it needs, before anything is loaded.
+def check_photographs(recipe: Recipe) -> None:
+    """Checks that a recipe for photographs has what it needs, before anything is loaded.
 
     Raises:
-        ConfigError: its data set is no folder of images, or it has no weights.
+        ConfigError: its data set is no folder of images, or it fine-tunes and has no weights.
     """
-    if not recipe.name.startswith("finetune-"):
-        return
-    if image_folder(recipe.dataset) is None:
-        raise ConfigError(f"{recipe.name} trains on your photographs: give --dataset folder:PATH --image-size 224")
-    if recipe.weights is None and not recipe.network.startswith(PRETRAINED_PREFIX):
+    fine_tunes = recipe.name.startswith("finetune-")
+    if (fine_tunes or recipe.name == "photos") and image_folder(recipe.dataset) is None:
+        size = 224 if fine_tunes else 160
+        raise ConfigError(f"{recipe.name} trains on your photographs: give --dataset folder:PATH --image-size {size}")
+    if fine_tunes and recipe.weights is None and not recipe.network.startswith(PRETRAINED_PREFIX):
         raise ConfigError(f"{recipe.name} starts from weights of {recipe.network}: give --weights FILE")
 
 

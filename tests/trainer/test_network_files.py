@@ -42,6 +42,7 @@ def test_a_file_takes_the_place_of_torchvisions_download(tmp_path: Path) -> None
     ("recipe", "options", "problem"),
     [
         ("finetune-resnet18", {}, "finetune-resnet18 trains on your photographs: give --dataset folder:PATH --image-s"),
+        ("photos", {}, "photos trains on your photographs: give --dataset folder:PATH --image-size 160"),
         (
             "finetune-network",
             {"dataset": "folder:/x"},
