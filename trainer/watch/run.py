@@ -69,7 +69,7 @@ class WatchedRun:
         A run that continues from a checkpoint writes its metrics anew, without those after the checkpoint. Then `lines`
         begins anew, too, and lines come again.
         """
-        self.state, self.reason = self._look_at_state()  # first: after an end there are no more lines
+        self.state, self.reason = state_of(self.path)  # first: after an end there are no more lines
         try:
             read = read_new_metrics(self.path, self._offset, self._inode)
         except OSError:  # not written yet
@@ -127,23 +127,26 @@ class WatchedRun:
         values = [line[name] for line in self.of_kind(kind) if line.get(name) is not None]
         return float(values[-1]) if values else None
 
-    def _look_at_state(self) -> tuple[State, str]:
-        # The lock before the result: the run writes its result while it holds the lock.
-        is_running = is_locked(self.path / LOCK_FILE)
-        if (self.path / RESULT_FILE).exists():
-            return State.FINISHED, ""
-        if is_running:
-            return State.RUNNING, ""
-        message = self._failure()
-        return (State.FAILED, message) if message else (State.STOPPED, "the same command with --run-dir continues it")
 
-    def _failure(self) -> str:
-        """Returns the message of the last failure; empty if there is none, or if the run has continued since."""
-        path, metrics = self.path / FAILURE_FILE, self.path / METRICS_FILE
-        try:
-            failed_at = path.stat().st_mtime
-            message = str(json.loads(path.read_text())["message"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
-        has_continued = metrics.exists() and metrics.stat().st_mtime > failed_at
-        return "" if has_continued else message.partition("\n")[0]
+def state_of(folder: Path) -> tuple[State, str]:
+    """Returns what a folder's run does, and why it has failed or how it continues."""
+    # The lock before the result: the run writes its result while it holds the lock.
+    is_running = is_locked(folder / LOCK_FILE)
+    if (folder / RESULT_FILE).exists():
+        return State.FINISHED, ""
+    if is_running:
+        return State.RUNNING, ""
+    message = _failure(folder)
+    return (State.FAILED, message) if message else (State.STOPPED, "the same command with --run-dir continues it")
+
+
+def _failure(folder: Path) -> str:
+    """Returns the message of the last failure; empty if there is none, or if the run has continued since."""
+    path, metrics = folder / FAILURE_FILE, folder / METRICS_FILE
+    try:
+        failed_at = path.stat().st_mtime
+        message = str(json.loads(path.read_text())["message"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    has_continued = metrics.exists() and metrics.stat().st_mtime > failed_at
+    return "" if has_continued else message.partition("\n")[0]

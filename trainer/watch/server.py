@@ -5,7 +5,8 @@ There is nothing to submit, to cancel or to continue here, and so every request 
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from starlette.routing import Route
 from convoy.http_server import Server, open_listener, server_sent_event
 from convoy.web.page import page_routes
 from trainer.errors import ConfigError
+from trainer.records.metrics import METRICS_FILE
 from trainer.records.mistakes import read_mistakes
-from trainer.watch.run import State, WatchedRun
+from trainer.watch.run import State, WatchedRun, state_of
 
 HOST = "127.0.0.1"
 LOOK_EVERY_S = 0.5
@@ -49,15 +51,19 @@ def serve_runs(runs: Sequence[WatchedRun], port: int) -> None:
         listener = open_listener(HOST, port)
     except OSError:
         raise ConfigError(f"--port {port}: the port is not available; --port 0 takes any that is free") from None
-    app = build_app([run.path for run in runs])
+    app = build_app([run.path for run in runs], is_ending=lambda: server.should_exit)
     server = Server(app, None, timeout_graceful_shutdown=GRACE_S)
     with listener:
         print(f"http://{HOST}:{listener.getsockname()[1]}/  (Ctrl-C ends the page, not the runs)", flush=True)
         server.run(sockets=[listener])
 
 
-def build_app(folders: Sequence[Path]) -> Starlette:
-    """Returns the routes of the runs, whose numbers follow the order of their folders, and of the page."""
+def build_app(folders: Sequence[Path], is_ending: Callable[[], bool] = lambda: False) -> Starlette:
+    """Returns the routes of the runs, whose numbers follow the order of their folders, and of the page.
+
+    Args:
+        is_ending: whether the server is to end: streams end, so that it need not wait for them.
+    """
 
     def find(request: Request) -> tuple[int, WatchedRun]:
         number = int(request.path_params["id"])
@@ -65,9 +71,10 @@ def build_app(folders: Sequence[Path]) -> Starlette:
             raise HTTPException(404, f"no run {number}")
         return number, WatchedRun.open(folders[number - 1])
 
+    listing = RunList(folders)
+
     def list_runs(request: Request) -> Response:
-        found = [_to_job(number, WatchedRun.open(folder)) for number, folder in enumerate(folders, start=1)]
-        return JSONResponse({"jobs": found[::-1], "next_before": None})
+        return JSONResponse({"jobs": listing.jobs(), "next_before": None})
 
     def get_run(request: Request) -> Response:
         return JSONResponse(_to_job(*find(request)))
@@ -83,7 +90,7 @@ def build_app(folders: Sequence[Path]) -> Starlette:
             return Response(status_code=204)  # a browser connects no more
         if request.method == "HEAD":
             return Response(headers=_NO_STORE, media_type="text/event-stream")
-        return StreamingResponse(_events(run, after), media_type="text/event-stream", headers=_NO_STORE)
+        return StreamingResponse(_events(run, after, is_ending), media_type="text/event-stream", headers=_NO_STORE)
 
     job = "/v1/jobs/{id:number}"
     routes = [
@@ -105,10 +112,10 @@ def build_app(folders: Sequence[Path]) -> Starlette:
 _NO_STORE = {"cache-control": "no-store"}
 
 
-async def _events(run: WatchedRun, after: int) -> AsyncIterator[str]:
+async def _events(run: WatchedRun, after: int, is_ending: Callable[[], bool]) -> AsyncIterator[str]:
     """Yields the run's lines after the one of that number, and states, as the training service does for a job."""
     shown, silent_s, state = after, 0.0, None
-    while True:
+    while not is_ending():
         if len(run.lines) < shown:  # the run goes on from a checkpoint
             shown = 0
         new = run.lines[shown:]
@@ -132,6 +139,35 @@ async def _events(run: WatchedRun, after: int) -> AsyncIterator[str]:
 
 def _frame(number: int, kind: str, data: dict[str, Any]) -> str:
     return server_sent_event(kind, {"number": number, "kind": kind, **data}, number)
+
+
+class RunList:
+    """The list of the runs. Metrics that are as before are not read again: most runs of a long list have ended."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._known: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
+        """By folder: the metrics' modification time and size, and what was read then."""
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Returns the runs as they are now, last first, without those whose folders have been moved or deleted."""
+        found = []
+        for number, folder in enumerate(self._folders, start=1):
+            with suppress(ConfigError):
+                found.append(self._job(number, folder))
+        return found[::-1]
+
+    def _job(self, number: int, folder: Path) -> dict[str, Any]:
+        try:
+            status = (folder / METRICS_FILE).stat()
+        except OSError:  # not written yet, or gone with its folder
+            return _to_job(number, WatchedRun.open(folder))
+        written = status.st_mtime_ns, status.st_size
+        before = self._known.get(folder)
+        if before is None or before[0] != written:
+            before = self._known[folder] = written, _to_job(number, WatchedRun.open(folder))
+        state, reason = state_of(folder)
+        return {**before[1], "state": _STATES[state], "reason": reason}
 
 
 def _to_job(number: int, run: WatchedRun) -> dict[str, Any]:

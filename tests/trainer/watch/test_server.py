@@ -2,11 +2,12 @@
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,8 @@ from tests.trainer.watch.fake_run import FakeRun
 from trainer.errors import ConfigError
 from trainer.records.mistakes import Mistake, write_mistakes
 from trainer.watch.command import WatchConfig, watch_runs
+from trainer.watch.run import WatchedRun
+from trainer.watch.server import RunList
 
 
 @contextmanager
@@ -54,8 +57,12 @@ def http(runs: tuple[FakeRun, FakeRun]) -> Iterator[httpx.Client]:
     write_mistakes(
         second.path, 1, [Mistake(pixels=np.zeros((2, 2), np.uint8), label="1", predicted="7", confidence=0.5)]
     )
-    with first.training(), watched(first.path, second.path) as address, httpx.Client(base_url=address) as client:
-        yield client
+    with first.training(), ExitStack() as stack:
+        client = stack.enter_context(httpx.Client())
+        with watched(first.path, second.path) as address:
+            client.base_url = httpx.URL(address)
+            stack.enter_context(client.stream("GET", "/v1/jobs/1/events"))  # still open when the command ends
+            yield client
 
 
 def test_runs_are_listed_as_the_service_lists_jobs(http: httpx.Client) -> None:
@@ -90,6 +97,29 @@ def test_mistakes_and_the_page_are_there(http: httpx.Client) -> None:
     assert http.get("/v1/jobs/1/mistakes").json() == {"epochs": []}
     assert "<title>" in http.get("/").text
     assert http.get("/web/page.json").json()["options"]["learn"] == {"api": "/v1/jobs", "can_change": False}
+
+
+def test_unchanged_metrics_are_not_read_again_and_runs_without_a_folder_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = FakeRun(tmp_path / "first"), FakeRun(tmp_path / "second")
+    for run in (first, second):
+        run.end_epoch(1)
+    opened: list[Path] = []
+    read = WatchedRun.open
+    monkeypatch.setattr(WatchedRun, "open", lambda path: opened.append(path) or read(path))  # type: ignore[func-returns-value]
+    listing = RunList([first.path, second.path])
+
+    def states() -> list[tuple[int, str, int]]:
+        return [(job["id"], job["state"], job["epoch"]) for job in listing.jobs()]
+
+    assert states() == states() == [(2, "CANCELLED", 1), (1, "CANCELLED", 1)]
+    second.fail("no space")  # which changes no metrics
+    first.end_epoch(2)
+    assert states() == [(2, "FAILED", 1), (1, "CANCELLED", 2)]
+    assert opened == [first.path, second.path, first.path]
+    shutil.rmtree(first.path)
+    assert states() == [(2, "FAILED", 1)]
 
 
 def test_another_name_of_this_machine_is_refused(http: httpx.Client) -> None:
