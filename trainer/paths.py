@@ -63,8 +63,12 @@ def expand_home(data_dir: Path) -> Path:
 
 
 def printable(name: str) -> str:
-    """Replaces unprintable characters: names of folders may hold line ends and undecodable bytes."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
+    """Replaces unprintable characters: names of folders may hold line ends and undecodable bytes.
+
+    The two joiners stay, without which Persian and Hindi words, and emoji, are written wrongly.
+    """
+    kept = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
+    return "".join(one if one.isprintable() or one in kept else "\N{REPLACEMENT CHARACTER}" for one in name)
 
 
 def check_model_name(name: str) -> None:
