@@ -83,6 +83,13 @@ def describe_candidate(candidate: Candidate) -> str:
     return ", ".join(f"{name} {value}" for name, value in candidate.items())
 
 
+def without_rates(candidate: Candidate) -> Candidate:
+    """Returns a candidate's values but those of optimizers."""
+    return {
+        name: value for name, value in candidate.items() if name != "lr_scale" and not name.startswith("param_groups.")
+    }
+
+
 def as_options(candidate: Candidate, assignments: tuple[str, ...] = ()) -> list[str]:
     """Returns the options of a training run with a candidate's values.
 

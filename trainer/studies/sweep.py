@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 from convoy.allocator import keep_freed_memory
 from convoy.options import option
-from trainer.augmentation import check_shift
 from trainer.data import without_test_images
 from trainer.errors import ConfigError, DivergenceError, reading, writing
 from trainer.evaluation.evaluate import evaluate
@@ -33,6 +32,7 @@ from trainer.studies.search_space import (
     as_options,
     describe_candidate,
     make_candidates,
+    without_rates,
 )
 from trainer.studies.sweep_page import make_page
 from trainer.studies.trials import (
@@ -40,6 +40,7 @@ from trainer.studies.trials import (
     Trial,
     TrialContext,
     TrialOptions,
+    build_trial,
     describe_left,
     describe_plan,
     explain_interruption,
@@ -93,9 +94,11 @@ def study_sweep(config: SweepConfig) -> None:
         skipped = config.skip_bad_images
         dataset = load(base, config.image_size, config.data_dir, world, progress.log, skip_bad_images=skipped)
         dataset = without_test_images(dataset)
-        for recipe in recipes:
-            check_shift(recipe.augment, dataset.train.shape[1])
         context = TrialContext(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
+        # A network that takes no such images would end the sweep after hours. Learning rates change no network.
+        different = zip(map(without_rates, candidates), recipes, strict=True)
+        for recipe in {json.dumps(values): recipe for values, recipe in different}.values():
+            build_trial(context, recipe, 0, Path("candidate"), is_trained=False)
         trials = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
         with StudyFolder.open("sweep", config, config.run_dir, world) as folder, explain_interruption(folder):
             progress.log(f"study folder {folder.path}")

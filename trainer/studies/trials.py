@@ -206,11 +206,14 @@ def _group_name(trials: list[Trial]) -> str:
     return f"side-by-side-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
 
 
-def open_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path) -> Run:
-    """Opens the run in a folder, new or at its newest checkpoint, without training it.
+def build_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path, *, is_trained: bool = True) -> Run:
+    """Returns the run of a trial before its first step; writes nothing.
+
+    Args:
+        is_trained: logs what the user should know of the network before a training.
 
     Raises:
-        ConfigError: the folder belongs to another run, or the network cannot take images of this size.
+        ConfigError: the network cannot take images of this size, or the recipe does not fit it.
     """
     recipe = recipe.as_computed_on(context.world.device)
     fingerprint = Fingerprint.of(
@@ -221,9 +224,18 @@ def open_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path) -> 
         virtual_shards=None,
         is_streamed=context.dataset.is_streamed,
     )
-    folder, world = RunFolder(path, fingerprint), context.single_rank
-    run = setup(recipe, without_test_images(context.dataset), folder, world, context.progress)
-    run.folder.enter("auto", world)
+    folder, dataset = RunFolder(path, fingerprint), without_test_images(context.dataset)
+    return setup(recipe, dataset, folder, context.single_rank, context.progress, is_trained=is_trained)
+
+
+def open_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path) -> Run:
+    """Opens the run in a folder, new or at its newest checkpoint, without training it.
+
+    Raises:
+        ConfigError: the folder belongs to another run, or as in `build_trial`.
+    """
+    run = build_trial(context, recipe, seed, path)
+    run.folder.enter("auto", run.world)
     restore(run)
     return run
 

@@ -148,6 +148,9 @@ def test_candidates_that_all_diverge_are_an_error(tmp_path: Path, data_dir: Path
     config = SweepConfig(recipe="mnist-lenet5", dataset="mnist-mini", epochs=1, grid=("lr_scale=1e8,1e9",), **where)  # type: ignore[arg-type]
     with pytest.raises(DivergenceError, match="all 2 candidates diverged"):
         study_sweep(config)
+    # What cannot be trained is refused before the first candidate is.
     with pytest.raises(ConfigError, match="images of 28 pixels cannot be shifted by 28"):
         study_sweep(replace(config, grid=("augment.shift=1,28",), run_dir=tmp_path / "other"))
+    with pytest.raises(ConfigError, match="nowhere"):
+        study_sweep(replace(config, grid=("freeze_until=none,nowhere",), run_dir=tmp_path / "other"))
     assert not (tmp_path / "other").exists()
