@@ -1,10 +1,13 @@
-"""A server with its page and small models."""
+"""A server with its page and small models, and the page of run folders."""
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn
 from playwright.sync_api import Browser
 
 from serving.config import ServeConfig
@@ -13,6 +16,7 @@ from tests.serving.conftest import serve
 from tests.web.browser import open_browser
 from tests.web.models import write_digits, write_strange
 from trainer.data import Dataset
+from trainer.watch.server import build_app
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +58,17 @@ def config(repository: Path, **options: object) -> ServeConfig:
     given: dict[str, object] = {"model_repository": str(repository), "device": "cpu", "num_threads": 1}
     given |= {"grpc_port": 0, "http_port": 0, "metrics_port": 0, **options}
     return ServeConfig(**given)  # type: ignore[arg-type]
+
+
+@contextmanager
+def watched(*folders: Path, port: int = 0) -> Iterator[tuple[int, uvicorn.Server]]:
+    """Context with the page of runs, and its port."""
+    options = uvicorn.Config(build_app(folders), port=port, lifespan="off", log_level="error")
+    listener = options.bind_socket()
+    server = uvicorn.Server(options)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    yield listener.getsockname()[1], server
+    server.should_exit = server.force_exit = True
+    thread.join()
+    listener.close()

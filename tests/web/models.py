@@ -14,6 +14,7 @@ NUM_FILTERS = 16
 NUM_FEATURES = NUM_FILTERS * 8 * 8
 HOSTILE = '<img src="x" onerror="document.title=\'hacked\'">'
 """A label that would run code if a page took it for HTML."""
+RIGHT_TO_LEFT = "כלב"
 
 _CONFIG = """
 platform: "onnxruntime_onnx" max_batch_size: 64
@@ -49,7 +50,7 @@ def write_digits(
 
 
 def write_strange(repository: Path) -> None:
-    """Writes the model `strange`, of colour images, whose labels are HTML and a path."""
+    """Writes the model `strange`, of colour images, whose labels are HTML, a path, and Hebrew."""
     content = onnx_model(
         [
             helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
@@ -63,7 +64,7 @@ def write_strange(repository: Path) -> None:
     )
     folder = repository / "strange"
     write_config(folder, _CONFIG.format(dims=[3, 4, 4], classes=3))
-    (folder / "labels.txt").write_text(f"{HOSTILE}\n../../etc\nblue\n")
+    (folder / "labels.txt").write_text(f"{HOSTILE}\n../../etc\n{RIGHT_TO_LEFT}\n")
     write_version(folder, 1, content, manifest={"preprocessing": Preprocessing().to_json()})
 
 

@@ -17,7 +17,7 @@ from serving.server import Server
 from tests.serving.conftest import serve
 from tests.web.browser import DIGITS, LOW_CONTRAST, ONE, SEVEN, draw, open_page, open_section
 from tests.web.conftest import config
-from tests.web.models import HOSTILE, write_many
+from tests.web.models import HOSTILE, RIGHT_TO_LEFT, write_many
 
 pytestmark = pytest.mark.installs
 
@@ -70,6 +70,13 @@ class TestTry:
         expect(page.locator(".headline strong")).to_have_text("1")
         page.keyboard.press("Backspace")
         expect(page.locator(".headline")).to_have_text("Draw a digit")
+        page.locator("canvas.pad").hover()
+        page.mouse.down()
+        page.mouse.move(200, 300, steps=3)
+        page.keyboard.press("Delete")  # and what the mouse still draws is gone, too
+        page.mouse.move(150, 350, steps=3)
+        page.mouse.up()
+        expect(page.locator(".headline")).to_have_text("Draw a digit")
 
     def test_finger_draws_on_a_phone_in_the_dark(self, browser: Browser, port: int) -> None:
         context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True, color_scheme="dark")
@@ -94,7 +101,8 @@ class TestTry:
             for (const type of ["dragover", "drop"])
                 sheet.dispatchEvent(new DragEvent(type, { bubbles: true, dataTransfer: transfer }));
         }"""
-        page.get_by_role("button", name="Clear").click()
+        page.get_by_role("button", name="Undo").click()
+        expect(page.locator(".headline")).to_have_text("Draw a digit")
         page.evaluate(drop, "/web/convoy.svg")  # an SVG is no picture for a network
         expect(page.locator("#messages p.error")).to_have_count(1)
         page.get_by_role("button", name="Camera").click()
@@ -143,6 +151,7 @@ class TestTry:
         open_section(page, port, "try?model=strange")
         page.get_by_label("Picture", exact=True).set_input_files(DIGITS / "1.png")
         expect(page.locator(".answers")).to_contain_text(HOSTILE)
+        expect(page.locator(".facts bdi").last).to_have_text(RIGHT_TO_LEFT)  # else its figure stands before it
         open_section(page, port, "serve")
         expect(page.locator("table").first).to_contain_text(HOSTILE)
         assert page.locator("main img").count() == 0
@@ -211,7 +220,10 @@ class TestServe:
         page.on("request", lambda request: urls.append(request.url))
         for served in serve(config(page_models, token_file=tokens, model_control_mode="poll")):
             open_section(page, served.server.http.port, "serve")
-            expect(page.get_by_role("dialog")).to_contain_text("expected header 'Authorization: Bearer TOKEN'")
+            expect(page.get_by_role("dialog")).to_contain_text("The server asks for a token.")
+            page.get_by_label("Token of this server").fill("“reader-token”")
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("dialog")).to_contain_text("The server does not accept this token.")
             page.get_by_label("Token of this server").fill("reader-token")
             page.keyboard.press("Enter")
             page.get_by_role("button", name="Promote version 1 of digits").click()
@@ -247,6 +259,26 @@ class TestEverywhere:
             page.keyboard.press("Tab")
             reached.add(page.evaluate("document.activeElement.textContent.slice(0, 40)"))
         assert {"Try", "Inside", "Serve"} <= reached
+        assert page.locator("h1").count() == 1
+
+    def test_the_header_covers_no_focus_and_the_skip_link_leaves_the_section(self, page: Page, port: int) -> None:
+        open_section(page, port, "serve")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+        page.set_viewport_size({"width": 640, "height": 512})
+        covered = """(() => {
+            const header = document.querySelector("header");
+            const focused = document.activeElement;
+            const [box, above] = [focused.getBoundingClientRect(), header.getBoundingClientRect()];
+            return !header.contains(focused) && focused.className !== "skip"
+                && box.bottom > 0 && box.bottom <= above.bottom ? focused.textContent : null;
+        })()"""
+        for _ in range(20):
+            page.keyboard.press("Shift+Tab")
+            assert page.evaluate(covered) is None
+        page.reload()  # at #main
+        expect(page.get_by_role("region", name="Try")).to_be_visible()
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_text_can_be_read_and_nothing_moves_for_who_wants_that(
@@ -266,6 +298,7 @@ class TestEverywhere:
         assert not page.get_by_role("button", name="Clear").is_visible()
         assert page.locator(".answers").is_visible()
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
         assert len(page.pdf()) > 10_000
 
     def test_policy_refuses_foreign_code(self, browser: Browser, port: int) -> None:

@@ -1,24 +1,24 @@
 """The sections Learn and Lecture in a real Chromium, with a real training service and run folders."""
 
+import shutil
 import statistics
-import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from tests.conftest import ROOT
 from tests.trainer.service.service_process import Service, spec
 from tests.trainer.watch.fake_run import FakeRun
 from tests.web.browser import open_section, watch_errors
+from tests.web.conftest import watched
 from trainer.records.mistakes import Mistake, write_mistakes
 from trainer.service.json_values import spec_json
 from trainer.studies.page_data import make_data
-from trainer.watch.server import build_app
 
 pytestmark = pytest.mark.installs
 
@@ -68,15 +68,8 @@ def port(running: FakeRun) -> Iterator[int]:
     for epoch in (1, 2, 3):
         finished.end_epoch(epoch)
     finished.finish()
-    config = uvicorn.Config(build_app([finished.path, running.path]), port=0, lifespan="off", log_level="error")
-    listener = config.bind_socket()
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    yield listener.getsockname()[1]
-    server.should_exit = server.force_exit = True
-    thread.join()
-    listener.close()
+    with watched(finished.path, running.path) as (port, _):
+        yield port
 
 
 class TestLearn:
@@ -131,14 +124,29 @@ class TestLearn:
         finally:
             service.kill()
 
-    def test_a_hidden_section_asks_for_nothing(self, page: Page, port: int) -> None:
-        open_section(page, port, "learn")
-        asked: list[str] = []
-        page.get_by_role("link", name="Lecture").click()
-        page.wait_for_selector("html[data-ready=lecture]", state="attached")
-        page.on("request", lambda request: asked.append(request.url))
-        page.wait_for_timeout(4500)
-        assert asked == []
+    def test_two_windows_follow_more_runs_than_a_browser_has_connections(
+        self, browser: Browser, tmp_path: Path
+    ) -> None:
+        runs = [FakeRun(tmp_path / f"run-{number}") for number in range(6)]
+        with ExitStack() as stack:
+            for run in runs:
+                run.end_epoch(1)
+                stack.enter_context(run.training())
+            port = stack.enter_context(watched(*(run.path for run in runs)))[0]
+            context = browser.new_context()
+            windows = [context.new_page(), context.new_page()]
+            for page in windows:
+                open_section(page, port, "learn")
+                for run in runs[:2]:
+                    page.get_by_label(f"Show {run.path.name}").check()
+            runs[0].end_epoch(2)
+            for page in windows:
+                expect(page.get_by_label("Loss by step").locator("path.curve")).to_have_count(12)
+                expect(page.get_by_role("row").filter(has=page.get_by_label("Show run-0"))).to_contain_text("20.00 %")
+            shutil.rmtree(runs[1].path)  # the others stay
+            for page in windows:
+                expect(page.get_by_label("Loss by step").locator("path.curve")).to_have_count(10)
+            context.close()
 
 
 class TestLecture:
@@ -159,17 +167,20 @@ class TestLecture:
         assert float(errors.split()[2]) < 1e-3  # nine degrees of freedom and no noise
 
     def test_sgd_walks_to_the_line_of_least_squares(self, page: Page, port: int) -> None:
+        page.clock.install()
         open_section(page, port, "lecture")
         expect(page.get_by_text("Least squares: 0.811 mmHg a year.")).to_be_visible()
         page.get_by_role("button", name="One step").click()
         expect(page.get_by_text("Step 1: SGD")).to_be_visible()
         page.get_by_role("button", name="Play").click()
-        expect(page.get_by_text("Step 360: SGD 0.8")).to_be_visible(timeout=120_000)
+        page.clock.run_for(60_000)
+        expect(page.get_by_text("Step 360: SGD 0.8")).to_be_visible()
         expect(page.get_by_role("button", name="Play")).to_be_visible()
 
     def test_the_histogram_fills_to_what_was_measured(self, page: Page, port: int) -> None:
         errors = make_data(ROOT / "benchmarks" / "results")["seeds"]
         figures = f"{max(errors):.2f}{statistics.median(errors):.2f}{min(errors):.2f}"
+        page.clock.install()
         open_section(page, port, "lecture")
         row = page.get_by_role("row").filter(has_text="runs here")
         expect(row).to_contain_text(f"{len(errors)} runs here{figures}")
@@ -179,7 +190,8 @@ class TestLecture:
         page.get_by_role("button", name="Empty it").click()
         expect(row).to_contain_text("0 runs here–––")
         page.get_by_role("button", name="Fill it").click()
-        expect(row).to_contain_text(f"{len(errors)} runs here{figures}", timeout=120_000)
+        page.clock.run_for(60_000)
+        expect(row).to_contain_text(f"{len(errors)} runs here{figures}")
         page.get_by_role("button", name="Fill it").click()
         expect(row).not_to_contain_text(str(len(errors)))  # it fills anew
 

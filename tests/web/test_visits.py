@@ -1,34 +1,31 @@
 """What visitors do beside the page's buttons: files of any kind, other tabs, and servers that end and return."""
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, expect
 
 from serving.server import Server
 from tests.serving.conftest import serve
 from tests.trainer.watch.fake_run import FakeRun
 from tests.web.browser import DIGITS, ONE, draw, open_page, open_section
-from tests.web.conftest import config
+from tests.web.conftest import config, watched
 from tests.web.models import write_many
-from trainer.watch.server import build_app
 
 pytestmark = pytest.mark.installs
 
-DROP = """async (given) => {
+DROP = """(given) => {
     const transfer = new DataTransfer();
     for (const [name, type, content] of given) {
         const bytes = typeof content === "number" ? new Uint8Array(content) : Uint8Array.from(content);
         transfer.items.add(new File([bytes], name, { type }));
     }
-    const sheet = document.querySelector("canvas.pad");
+    const header = document.querySelector("header");
     for (const type of ["dragover", "drop"])
-        sheet.dispatchEvent(new DragEvent(type, { bubbles: true, cancelable: true, dataTransfer: transfer }));
+        header.dispatchEvent(new DragEvent(type, { bubbles: true, cancelable: true, dataTransfer: transfer }));
 }"""
+"""Drops files beside the sheet, where a browser would leave the page for a file."""
 COPY_IMAGE = """async (bytes) => navigator.clipboard.write([
     new ClipboardItem({ "image/png": new Blob([Uint8Array.from(bytes)], { type: "image/png" }) })])"""
 SHOW = """(isHidden) => {
@@ -67,9 +64,10 @@ class TestFiles:
         expect(last).to_have_text("One at a time: this is 1.png, the first of 2 files")
         expect(page.locator(".headline strong")).to_have_text("1")
         for name, kind, content, line in (
-            ("notes.txt", "text/plain", [104, 105], "notes.txt is no image"),
+            ("notes.txt", "text/plain", [104, 105], "The browser cannot read notes.txt: JPEG, PNG and WebP work"),
+            ("IMG_1.HEIC", "", [*b"\0\0\0\x18ftypheic"], "The browser cannot read IMG_1.HEIC: JPEG, PNG and WebP work"),
             ("huge.png", "image/png", 70_000_000, "huge.png has 70 MB; this server takes at most 67.1 MB"),
-            ("torn.png", "image/png", [137, 80, 78, 71], "The browser cannot read torn.png"),
+            ("torn.png", "image/png", [137, 80, 78, 71], "The browser cannot read torn.png: JPEG, PNG and WebP work"),
         ):
             page.evaluate(DROP, [[name, kind, content]])
             expect(last).to_have_text(line)
@@ -92,7 +90,7 @@ class TestFiles:
             expect(page.locator("#messages p").last).to_have_text(line)
         expect(page.locator("canvas.pad")).to_be_visible()
 
-    def test_bars_of_many_classes_follow_the_likeliest(self, page: Page, tmp_path: Path) -> None:
+    def test_bars_of_many_classes_follow_the_likeliest_and_can_be_compared(self, page: Page, tmp_path: Path) -> None:
         write_many(tmp_path, 1000)
         for served in serve(config(tmp_path)):
             open_section(page, served.server.http.port, "try")
@@ -104,6 +102,11 @@ class TestFiles:
             page.get_by_label("Picture", exact=True).set_input_files(DIGITS / "1.png")
             expect(winner).not_to_have_text(before)
             expect(first).to_have_text(winner.inner_text())
+            bars = page.locator(".answers .bar").evaluate_all(
+                "bars => bars.map((bar) => bar.getBoundingClientRect()).map((box) => [box.left, box.width])"
+            )
+            assert len({tuple(bar) for bar in bars}) == 1
+            assert bars[0][1] > 40
             page.goto("about:blank")
 
 
@@ -128,6 +131,18 @@ class TestBackground:
         expect(page.get_by_text("live", exact=True)).to_be_visible()
         page.wait_for_timeout(300)
         assert batcher.watch is not None
+
+    def test_a_drawing_and_a_choice_stay_as_they_are(self, page: Page, port: int) -> None:
+        open_section(page, port, "try?demo=4&model=digits")
+        expect(page.locator(".headline strong")).to_have_text("4")
+        page.get_by_role("button", name="Clear").click()
+        draw(page, ONE)
+        expect(page.locator(".headline strong")).to_have_text("1")
+        page.get_by_label("Model").select_option("strange")
+        page.evaluate(SHOW, True)
+        with page.expect_response("**/strange/infer"):
+            page.evaluate(SHOW, False)
+        expect(page.get_by_label("Model")).to_have_value("strange")
 
     def test_curves_of_a_run(self, page: Page, tmp_path: Path) -> None:
         run = FakeRun(tmp_path / "running")
@@ -171,6 +186,8 @@ class TestServersThatEnd:
             open_section(page, port, "serve")
             expect(page.get_by_text("live", exact=True)).to_be_visible()
         expect(page.get_by_text("not connected", exact=True)).to_be_visible()
+        page.get_by_role("button", name="Promote version 1 of digits").click()
+        expect(page.locator("#messages")).to_have_text("The server does not answer.")
         page.get_by_role("link", name="Try").click()
         expect(page.get_by_text("This section cannot be shown: the server does not answer.")).to_be_visible()
         for _ in serve(config(page_models, http_port=port)):
@@ -189,21 +206,7 @@ class TestServersThatEnd:
             open_section(page, port, "learn")
             expect(page.get_by_label("Show finished")).to_be_visible()
         expect(page.get_by_text("the server does not answer; trying again.")).to_be_visible()
-        with watched(run.path, port):
+        with watched(run.path, port=port):
             expect(page.get_by_text("the server does not answer; trying again.")).to_be_hidden()
             expect(page.locator("#messages p")).to_have_count(0)
             page.goto("about:blank")
-
-
-@contextmanager
-def watched(folder: Path, port: int = 0) -> Iterator[tuple[int, uvicorn.Server]]:
-    """Context with the page of a run, and its port."""
-    options = uvicorn.Config(build_app([folder]), port=port, lifespan="off", log_level="error")
-    listener = options.bind_socket()
-    server = uvicorn.Server(options)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    yield listener.getsockname()[1], server
-    server.should_exit = server.force_exit = True
-    thread.join()
-    listener.close()

@@ -4,7 +4,7 @@ let token = "";
 const listeners = new Set();
 
 export function setToken(text) {
-  token = text.trim();
+  token = text.trim().replace(/[^!-~]/g, "?"); // no token has other characters, and no header takes them
   for (const listener of listeners) listener();
 }
 
@@ -34,6 +34,7 @@ export async function request(path, init = {}) {
 }
 
 async function messageOf(response) {
+  if (response.status === 401) return token ? "the server does not accept this token" : "the server asks for a token";
   try {
     return String((await response.json()).error);
   } catch {

@@ -3,7 +3,7 @@
 import { heatmap, parseColor } from "./charts.js";
 import { best, classify, label, layersOf, listModels, prepare, seen } from "./models.js";
 import { Pad } from "./pad.js";
-import { button, card, css, h, number, onTheme, percent, pixels, say, sentence } from "./ui.js";
+import { bdi, button, card, css, h, number, onTheme, percent, pixels, say, sentence } from "./ui.js";
 
 const PARALLEL = 6; // requests, as many as a browser sends at once
 const MOST_PLACES = 200; // of the occlusion map
@@ -254,7 +254,7 @@ function uncover(down, right) {
   place(covering, hiding.column / hiding.columns, hiding.row / hiding.rows, 1 / hiding.columns, 1 / hiding.rows);
   covering.hidden = false;
   const left = hiding.before - hiding.drops[hiding.row * hiding.columns + hiding.column];
-  hideText.textContent = `With this place hidden, “${hiding.name}” has ${percent(left)} in place of ${percent(hiding.before)}.`;
+  hideText.replaceChildren("With this place hidden, “", bdi(hiding.name), `” has ${percent(left)} in place of ${percent(hiding.before)}.`);
 }
 
 // ---- The occlusion map: the same picture, each time with another place hidden, in batches through the server ----
@@ -290,8 +290,8 @@ async function hide() {
     const drops = answers.slice(1).flatMap((answer) => answer.rows).map((row) => before[winner] - row[winner]);
     const [most] = best(drops, 1);
     hiding = { rows, columns, drops, before: before[winner], name: label(labels, winner), row: Math.floor(most / columns), column: most % columns };
-    occlusionText.textContent = `The bluer a place, the more hiding it costs “${hiding.name}” (${percent(before[winner])}). `
-      + `${hidden.length} images of ${size} × ${size} hidden pixels in ${parts.length - 1} requests, ${Math.round(ms)} ms.`;
+    occlusionText.replaceChildren("The bluer a place, the more hiding it costs “", bdi(hiding.name), `” (${percent(before[winner])}). `
+      + `${hidden.length} images of ${size} × ${size} hidden pixels in ${parts.length - 1} requests, ${Math.round(ms)} ms.`);
     drawOcclusion();
   } catch (error) {
     if (error.name === "AbortError") { picture = null; return; }

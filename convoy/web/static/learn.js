@@ -2,22 +2,28 @@
 
 import { events, getJson, postJson } from "./api.js";
 import { lineChart } from "./charts.js";
-import { badge, button, card, choice, duration, fromBase64, h, number, percent, pixels, say, sentence, slider, toggle } from "./ui.js";
+import { badge, bdi, button, card, choice, duration, fromBase64, h, number, percent, pixels, say, sentence, slider, toggle } from "./ui.js";
 
 const MAX_SHOWN = 8; // as many as there are colours
-const MAX_STREAMS = 4; // a browser opens six connections to a server, and the page needs some for itself
+const MAX_STREAMS = 2; // a browser opens six connections to a server, for all of its windows together
+const TURN_MS = 2000; // of streams, where more runs are chosen
 const LIST_EVERY_MS = 4000;
 const DRAW_EVERY_MS = 200;
 const FINAL = new Set(["SUCCEEDED", "FAILED", "CANCELLED", "LOST"]);
 const KINDS = { SUCCEEDED: "good", FAILED: "bad", LOST: "bad", CANCELLED: "warn", SAVING: "warn" };
 
-const runs = new Map(); // by number: { job, lines: Map, stream, isDone }
+const runs = new Map(); // by number: { job, row, lines: Map, after: number of the last event, stream, turn, isDone }
 const chosen = new Map(); // by number: the colour, 1 to 8
 const charts = {};
 const parts = {};
+const stale = new Set(); // runs whose rows are not up to date
 let api = "/v1/jobs";
 let canChange = true;
 let timer = 0;
+let turns = 0;
+let numTurns = 0;
+let listed = "";
+let wanted = []; // numbers in the address
 let stopped = new AbortController();
 let drawing = 0;
 let hasChosen = false;
@@ -33,12 +39,15 @@ export const section = {
   async show(params) {
     stopped = new AbortController();
     timer = setInterval(look, LIST_EVERY_MS);
-    await look(params.getAll("run").map(Number));
+    turns = setInterval(takeTurns, TURN_MS);
+    if (params.has("run")) wanted = params.getAll("run").map(Number);
+    await look();
   },
   hide() {
     stopped.abort();
     clearInterval(timer);
-    for (const run of runs.values()) run.stream = null;
+    clearInterval(turns);
+    for (const run of runs.values()) close(run);
   },
 };
 
@@ -78,9 +87,9 @@ function wide(made) {
 }
 
 // Asks for the runs. A server that does not answer is asked again; one that wants a token, when there is one.
-async function look(wanted = []) {
+async function look() {
   try {
-    await list(wanted);
+    await list();
     parts.trouble.textContent = "";
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -90,15 +99,25 @@ async function look(wanted = []) {
   }
 }
 
-async function list(wanted = []) {
+async function list() {
   const found = await getJson(`${api}?limit=50`, { signal: stopped.signal });
   for (const job of found.jobs) {
-    const run = runs.get(job.id) ?? { lines: new Map(), stream: null, isDone: false };
-    if (run.isDone && !FINAL.has(job.state)) run.isDone = false; // somebody has continued it
+    const run = runs.get(job.id) ?? { lines: new Map(), after: 0, stream: null, turn: 0, isDone: false };
+    if (run.isDone && !FINAL.has(job.state)) { // somebody has continued it
+      run.isDone = false;
+      run.after = 0;
+      run.lines.clear();
+    }
     run.job = job;
     runs.set(job.id, run);
   }
-  for (const id of runs.keys()) if (!found.jobs.some((job) => job.id === id) && !chosen.has(id)) runs.delete(id);
+  const ids = new Set(found.jobs.map((job) => job.id));
+  for (const [id, run] of runs) {
+    if (ids.has(id) || (found.next_before && chosen.has(id))) continue; // an older one than the newest 50
+    close(run);
+    chosen.delete(id);
+    runs.delete(id);
+  }
   parts.more.textContent = found.next_before ? "The newest 50 runs." : "";
   if (!hasChosen && runs.size) {
     hasChosen = true;
@@ -108,7 +127,11 @@ async function list(wanted = []) {
     for (const job of first.slice(0, 4).reverse()) choose(job.id, true);
   }
   follow();
+  const text = JSON.stringify(found);
+  if (text === listed) return;
+  listed = text;
   drawTable();
+  draw();
 }
 
 function choose(id, isChosen) {
@@ -122,38 +145,52 @@ function choose(id, isChosen) {
   }
 }
 
-// Opens streams of the chosen runs, some at a time; those of runs that have ended end by themselves, and make room.
+// Opens streams of the chosen runs, first of those that have waited longest.
 function follow() {
-  for (const [id, run] of runs) {
-    if (run.stream && !chosen.has(id)) { run.stream.abort(); run.stream = null; }
-  }
-  const waiting = [...chosen.keys()].map((id) => runs.get(id)).filter((run) => run && !run.stream && !run.isDone);
+  for (const [id, run] of runs) if (!chosen.has(id)) close(run);
   const open = [...runs.values()].filter((run) => run.stream).length;
-  for (const run of waiting.slice(0, Math.max(0, MAX_STREAMS - open))) stream(run);
+  for (const run of waiting().slice(0, Math.max(0, MAX_STREAMS - open))) stream(run);
+}
+
+function waiting() {
+  const without = [...chosen.keys()].map((id) => runs.get(id)).filter((run) => run && !run.stream && !run.isDone);
+  return without.sort((a, b) => a.turn - b.turn);
+}
+
+function takeTurns() {
+  if (!waiting().length) return;
+  for (const run of runs.values()) close(run);
+  follow();
+}
+
+function close(run) {
+  run.stream?.abort();
+  run.stream = null;
 }
 
 function stream(run) {
   const control = new AbortController();
   run.stream = control;
-  stopped.signal.addEventListener("abort", () => control.abort(), { once: true });
-  run.lines.clear(); // the stream begins at the run's first event
-  events(`${api}/${run.job.id}/events`, {
+  run.turn = ++numTurns;
+  events(`${api}/${run.job.id}/events?after=${run.after}`, {
     signal: control.signal,
     onEvent(name, data) {
+      if (control.signal.aborted) return;
       if (name === "progress") {
+        if (data.number <= run.after) run.lines.clear(); // the run goes on from a checkpoint, and its lines begin anew
         run.lines.set(`${data.line.kind} ${data.line.step}`, data.line);
         if (data.line.kind === "epoch" && Number(parts.which.value) === run.job.id) loadMistakes();
       } else if (name === "state") {
         run.job.state = data.state;
         run.job.reason = data.reason;
-        if (FINAL.has(data.state)) run.isDone = true;
+        run.isDone = FINAL.has(data.state);
       }
-      soon();
+      run.after = data.number;
+      soon(run);
     },
     onState(text) {
       if (text !== "live" && run.isDone) {
-        control.abort();
-        run.stream = null;
+        close(run);
         follow();
       } else if (text !== "live" && text !== "ended") {
         parts.trouble.textContent = `${nameOf(run.job)}: ${text}; trying again.`;
@@ -162,9 +199,14 @@ function stream(run) {
   }).catch((error) => say(error.message, "error"));
 }
 
-function soon() {
-  if (drawing) return;
-  drawing = setTimeout(() => { drawing = 0; drawTable(); draw(); }, DRAW_EVERY_MS);
+function soon(run) {
+  if (run) stale.add(run);
+  drawing ||= setTimeout(() => {
+    drawing = 0;
+    if (isPressed()) soon();
+    else drawRows();
+    draw();
+  }, DRAW_EVERY_MS);
 }
 
 // ---- The table ----
@@ -179,17 +221,34 @@ const linesOf = (run, kind) => [...run.lines.values()].filter((line) => line.kin
 const newest = (run, kind, name) => linesOf(run, kind).map((line) => line[name]).filter(Number.isFinite).pop();
 
 function drawTable() {
-  if (parts.runs.matches(":active")) { soon(); return; } // a button that is being pressed stays where it is
-  const focused = document.activeElement?.dataset?.action;
+  if (isPressed()) { setTimeout(drawTable, DRAW_EVERY_MS); return; }
   parts.none.hidden = runs.size > 0;
   const ordered = [...runs.values()].sort((a, b) => b.job.id - a.job.id);
-  parts.runs.replaceChildren(...ordered.map(row));
-  if (focused) parts.runs.querySelector(`[data-action="${CSS.escape(focused)}"]`)?.focus();
+  keepingFocus(() => parts.runs.replaceChildren(...ordered.map((run) => (run.row = row(run)))));
+  stale.clear();
   const items = [...chosen.keys()].filter((id) => runs.has(id)).map((id) => [id, nameOf(runs.get(id).job)]);
   const before = parts.which.value;
   parts.which.set(items);
   if (parts.which.value && parts.which.value !== before) loadMistakes();
   parts.galleryCard.hidden = !items.length;
+}
+
+function drawRows() {
+  keepingFocus(() => {
+    for (const run of stale) {
+      const before = run.row;
+      before?.replaceWith(run.row = row(run));
+    }
+  });
+  stale.clear();
+}
+
+const isPressed = () => parts.runs.matches(":active"); // a button that is being pressed stays where it is
+
+function keepingFocus(change) {
+  const focused = document.activeElement?.dataset?.action;
+  change();
+  if (focused) parts.runs.querySelector(`[data-action="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }
 
 function row(run) {
@@ -224,7 +283,7 @@ function left(run, step, numSteps) {
   const timed = [...run.lines.values()].filter((line) => Number.isFinite(line.time)).sort((a, b) => a.step - b.step);
   if (!numSteps || timed.length < 2) return "";
   const [first, last] = [timed[0], timed[timed.length - 1]];
-  if (last.step <= first.step) return "";
+  if (last.step <= first.step || step >= numSteps) return "";
   return `${duration(Math.round(((last.time - first.time) / (last.step - first.step)) * (numSteps - step)))} left`;
 }
 
@@ -234,7 +293,6 @@ function actions(job) {
     try {
       const changed = await postJson(`${api}/${job.id}/${verb}`, {});
       say(`${nameOf(job)}: ${changed.state.toLowerCase()}`);
-      if (verb === "retry") runs.get(job.id).isDone = false;
       await list();
     } catch (error) {
       say(error.message, "error");
@@ -301,6 +359,6 @@ function drawMistakes() {
   parts.gallery.replaceChildren(...(shown?.mistakes ?? []).map((one) => {
     const canvas = h("canvas", { role: "img", "aria-label": `${one.label}, taken for ${one.predicted}` });
     pixels(canvas, fromBase64(one.pixels), one.width, one.height, one.channels);
-    return h("li", {}, canvas, h("span", {}, `${one.label} → ${one.predicted}`), h("span", { class: "muted" }, percent(one.confidence, 0)));
+    return h("li", {}, canvas, h("span", {}, bdi(one.label), " → ", bdi(one.predicted)), h("span", { class: "muted" }, percent(one.confidence, 0)));
   }));
 }

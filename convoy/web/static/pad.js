@@ -32,6 +32,7 @@ export class Pad {
   constructor(onchange) {
     this.onchange = onchange;
     this.strokes = [];
+    this.stroke = null; // that the pointer draws: what is taken away meanwhile stays away
     this.cursor = null; // of the keyboard: { x, y, isDown }
     this.image = null; // a picture in place of strokes: ImageBitmap
     this.canvas = h("canvas", {
@@ -53,20 +54,20 @@ export class Pad {
       canvas.focus({ preventScroll: true });
       canvas.setPointerCapture(event.pointerId);
       this.cursor = null;
-      this.strokes.push([this.place(event)]);
-      this.isDrawing = true;
+      this.stroke = [this.place(event)];
+      this.strokes.push(this.stroke);
       this.changed(false);
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (!this.isDrawing || !event.isPrimary) return;
+      if (!this.stroke || !event.isPrimary) return;
       const events = event.getCoalescedEvents?.() ?? [];
-      for (const each of events.length ? events : [event]) this.strokes.at(-1).push(this.place(each));
+      for (const each of events.length ? events : [event]) this.stroke.push(this.place(each));
       this.changed(false);
     });
     for (const end of ["pointerup", "pointercancel"]) {
       canvas.addEventListener(end, (event) => {
-        if (!this.isDrawing || !event.isPrimary) return;
-        this.isDrawing = false;
+        if (!this.stroke || !event.isPrimary) return;
+        this.stroke = null;
         this.changed(true);
       });
     }
@@ -103,6 +104,7 @@ export class Pad {
 
   undo() {
     this.strokes.pop();
+    this.image = null;
     if (this.cursor) this.cursor.isDown = false;
     this.changed(true);
   }

@@ -1,13 +1,14 @@
 // The frame: navigation by the address's #hash, sections that are loaded when first shown, and the field for a token.
 
 import { getJson, hasToken, onAccess, setToken } from "./api.js";
-import { button, field, h, say } from "./ui.js";
+import { button, field, h, say, sentence } from "./ui.js";
 
 const main = document.getElementById("main");
 const loaded = new Map(); // by name: { section, root, isMounted }
 let settings = { sections: [], options: {} };
 let current = null; // of `loaded`, and shown
 let isShown = false;
+let params = new URLSearchParams(); // of the address: a section gets them once
 
 async function start() {
   try {
@@ -53,8 +54,9 @@ const parseHash = () => {
 };
 
 async function navigate(isMove) {
-  const { name } = parseHash();
-  if (name === "main") return;
+  const { name, params: given } = parseHash();
+  if (name === "main" && current) return; // the link that skips to the content
+  params = given;
   const next = loaded.get(name) ?? loaded.get(settings.sections.find((other) => loaded.has(other)));
   if (!next) return;
   if (next !== current) {
@@ -92,7 +94,10 @@ async function navigate(isMove) {
 async function show() {
   if (isShown || document.hidden || !current?.root) return;
   isShown = true;
-  await guarded(current, () => current.section.show?.(parseHash().params));
+  await guarded(current, async () => {
+    await current.section.show?.(params);
+    params = new URLSearchParams();
+  });
 }
 
 function hide() {
@@ -138,7 +143,7 @@ function addAccess() {
     open.hidden = false;
     open.textContent = hasToken() ? "Token set" : "Token";
     if (!error || dialog.open) return;
-    why.textContent = error.message;
+    why.textContent = sentence(error.message);
     dialog.showModal();
   });
 }

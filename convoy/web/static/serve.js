@@ -80,7 +80,7 @@ function onState(text) {
 
 function onEvent(name, value) {
   if (name === "hello") bounds = value.latency_bounds_s;
-  else if (name === "models") refresh().catch((error) => say(error.message, "error"));
+  else if (name === "models") refresh();
   else if (name === "batches") addBatches(value);
   else if (name === "figures") addFigures(value);
 }
@@ -95,7 +95,12 @@ function colorOf(key) {
 // ---- Models ----
 
 async function refresh() {
-  models = await listModels();
+  try {
+    models = await listModels();
+  } catch (error) {
+    if (error.status) say(sentence(error.message), "error"); // else the state tells that the server is away
+    return;
+  }
   loadPicker.set(models.filter((model) => model.input).map((model) => [model.name, model.name]));
   list.replaceChildren(...models.map(describeModel));
   if (!models.length) list.append(h("p", { class: "card" }, "The repository holds no model. ", h("code", {}, "convoy train"), " exports one."));
@@ -136,9 +141,9 @@ async function change(model, verb, parameters) {
     await postJson(`/v2/repository/models/${encodeURIComponent(model.name)}/${verb}`, { parameters });
     say(`${model.name}: ${verb} is done`);
   } catch (error) {
-    if (error.status !== 401 && error.status !== 403) say(error.message, "error");
+    if (error.status !== 401 && error.status !== 403) say(sentence(error.message), "error");
   }
-  await refresh();
+  refresh();
 }
 
 // ---- Figures ----

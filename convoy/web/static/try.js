@@ -2,7 +2,7 @@
 
 import { best, classify, label, latest, listModels, prepare, save, seen } from "./models.js";
 import { Pad } from "./pad.js";
-import { button, card, choice, code, h, number, percent, pixels, say, sentence } from "./ui.js";
+import { bdi, button, card, choice, code, h, number, percent, pixels, say, sentence } from "./ui.js";
 
 const MAX_BARS = 10;
 
@@ -131,7 +131,8 @@ function showAnswer(answer, ms) {
   }
   const winner = label(model.labels, order[0]);
   headline.replaceChildren(h("strong", { class: winner.length > 12 && "long" }, winner), h("span", { class: "muted share" }, percent(probabilities[order[0]])));
-  facts.textContent = `Top 3: ${order.map((i) => `${label(model.labels, i)} (${percent(probabilities[i])})`).join(", ")} · ${model.name} version ${answer.version} · ${ms.toFixed(1)} ms`;
+  const first = order.flatMap((i, rank) => [rank ? ", " : "Top 3: ", bdi(label(model.labels, i)), ` (${percent(probabilities[i])})`]);
+  facts.replaceChildren(...first, ` · ${model.name} version ${answer.version} · ${ms.toFixed(1)} ms`);
   if (announce) {
     spoken.textContent = `${winner}, ${percent(probabilities[order[0]], 0)}`;
     announce = false;
@@ -174,7 +175,6 @@ async function open(files) {
   stopCamera();
   const [given] = files;
   const megabytes = (bytes) => `${number(bytes / 1e6)} MB`;
-  if (!given.type.startsWith("image/")) { say(`${given.name || "This"} is no image`, "error"); return; }
   if (given.size > options.max_bytes) {
     say(`${given.name} has ${megabytes(given.size)}; this server takes at most ${megabytes(options.max_bytes)}`, "error");
     return;
@@ -182,7 +182,7 @@ async function open(files) {
   try {
     pad.show(await createImageBitmap(given));
   } catch {
-    say(`The browser cannot read ${given.name || "this image"}`, "error");
+    say(`The browser cannot read ${given.name || "this file"}: JPEG, PNG and WebP work`, "error");
     return;
   }
   if (files.length > 1) say(`One at a time: this is ${given.name}, the first of ${files.length} files`);
@@ -192,17 +192,24 @@ async function open(files) {
   ask();
 }
 
+// On the whole page: a browser leaves it for a file that is dropped beside the section.
 function listenForFiles(root) {
-  root.addEventListener("dragover", (event) => { event.preventDefault(); pad.canvas.classList.add("over"); });
-  root.addEventListener("dragleave", () => pad.canvas.classList.remove("over"));
-  root.addEventListener("drop", (event) => {
+  const isElsewhere = (event) => root.hidden || event.target.closest?.("dialog");
+  document.addEventListener("dragover", (event) => {
+    if (isElsewhere(event)) return;
+    event.preventDefault();
+    pad.canvas.classList.add("over");
+  });
+  document.addEventListener("dragleave", () => pad.canvas.classList.remove("over"));
+  document.addEventListener("drop", (event) => {
+    if (isElsewhere(event)) return;
     event.preventDefault();
     pad.canvas.classList.remove("over");
     if (event.dataTransfer.files.length) open(event.dataTransfer.files);
     else say("Drop the file of an image", "error");
   });
   document.addEventListener("paste", (event) => {
-    if (root.hidden || event.target.closest?.("dialog")) return;
+    if (isElsewhere(event)) return;
     event.preventDefault();
     if (event.clipboardData.files.length) open(event.clipboardData.files);
     else say("The clipboard holds no image", "error");

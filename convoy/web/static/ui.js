@@ -36,7 +36,10 @@ export const uniqueId = (name) => `${name}-${++numbered}`;
 // A <select>. `items` are [value, text] pairs.
 export function choice(label, items, onchange = () => {}) {
   const select = h("select", { onchange: () => onchange(select.value) });
+  let shown = "";
   const set = (pairs) => {
+    if (JSON.stringify(pairs) === shown) return; // new options would close an open list
+    shown = JSON.stringify(pairs);
     const before = select.value;
     select.replaceChildren(...pairs.map(([value, text]) => h("option", { value }, text)));
     if (pairs.some(([value]) => String(value) === before)) select.value = before;
@@ -81,6 +84,9 @@ export const table = (heads, rows) =>
     h("table", {},
       h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col" }, head)))),
       h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => h("td", {}, cell)))))));
+
+// A name beside other text, which keeps its order if the name is written from right to left.
+export const bdi = (text) => h("bdi", {}, text);
 
 export const badge = (text, kind = "") => h("span", { class: `badge ${kind}` }, text);
 
