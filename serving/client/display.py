@@ -1,12 +1,16 @@
 """Prints results as a table or as lines of JSON."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 
 from serving.client.results import Classification
 
 Row = tuple[str, ...]
+
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and bytes that are not UTF-8, which names of files may have."""
 
 
 def json_line(result: Classification) -> str:
@@ -22,8 +26,7 @@ def show_table(header: Row, rows: Sequence[Row]) -> None:
     """Prints a table on a terminal, else aligned columns, one line per row. Prints nothing without rows."""
     if not rows:
         return
-    # Names of files may have control characters.
-    rows = [tuple(cell if cell.isprintable() else repr(cell)[1:-1] for cell in row) for row in rows]
+    rows = [tuple(_NO_TEXT.sub(lambda found: repr(found[0])[1:-1], cell) for cell in row) for row in rows]
     if sys.stdout.isatty():
         _show_rich(header, rows)
     else:

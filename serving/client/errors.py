@@ -1,5 +1,6 @@
 """The client's one exception, and its conversion from gRPC's."""
 
+import re
 from typing import Any
 
 DEFAULT_PORT = 8001
@@ -15,6 +16,7 @@ _NO_CONNECTION = (
 _NOBODY_LISTENS = ("Connection refused", "No such file or directory")
 _CLIENT_DEADLINE = ("Deadline Exceeded", "Stream removed (Deadline Exceeded)")
 """The details of a DEADLINE_EXCEEDED that the client's own gRPC core raises, before and after a response has begun."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _NOT_READ = "Exception deserializing response!"
 """The details of an INTERNAL that the client's own gRPC raises."""
 
@@ -54,8 +56,7 @@ def no_response(target: str, timeout_s: float) -> ClientError:
 
 def from_rpc(error: Any, target: str, timeout_s: float) -> ClientError:
     """Converts a `grpc.RpcError` that has a status code. The message names the server, or is the server's."""
-    printable = (character if character.isprintable() else " " for character in error.details() or "")
-    code, details = error.code().name, " ".join("".join(printable).split())
+    code, details = error.code().name, " ".join(_CONTROL.sub(" ", error.details() or "").split())
     if code == "UNAVAILABLE" and details.startswith(_NO_CONNECTION):
         return ClientError(code, _no_connection(target, details))
     if code == "DEADLINE_EXCEEDED" and details in _CLIENT_DEADLINE:

@@ -61,10 +61,10 @@ def test_classes_are_printed_as_a_table(server: FakeServer, files: Path, capsys:
 
 
 def test_odd_names_stay_on_their_lines(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    odd = tmp_path / "a\n\x1b\udcff.png"
+    odd = tmp_path / "a\n\x1b\u200c\udcff.png"
     Image.new("L", (28, 28)).save(odd)
     assert classify(server, odd, "--top-k", "1") == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [rf"{tmp_path}/a\n\x1b\udcff.png  light: very  0.0000"]
+    assert capsys.readouterr().out.splitlines()[1:] == [f"{tmp_path}/a\\n\\x1b\u200c\\udcff.png  light: very  0.0000"]
     assert run("classify", odd, "--model", "\udcff", "--target", server.target) == 2
     assert one_error(capsys).startswith(r"one of '\udcff'")
 
