@@ -1,6 +1,7 @@
 """Connections of the REST API that send no request."""
 
 import asyncio
+import socket
 
 import pytest
 from starlette.applications import Starlette
@@ -29,6 +30,7 @@ def test_a_client_that_sends_no_request_is_let_go(monkeypatch: pytest.MonkeyPatc
     async def connect() -> None:
         rest = RestServer(Starlette(), "127.0.0.1", 0, None)
         await rest.start()
+        assert rest._listener.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1  # as its connections then have it
         for sent in (b"", b"GET / HTTP/1.1\r\nhost: x\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
             writer.write(sent)

@@ -16,10 +16,10 @@ if __name__ == "__main__" and os.fork():  # the process that starts jobs waits f
 
 import errno
 import json
-import select
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -100,17 +100,26 @@ def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
 
 def _wait_for(child: subprocess.Popen[bytes], folder: Path, cgroup: str | None) -> int:
     """Returns the exit code of the command, when nothing of it runs any more. Bounds its logs until then."""
-    limit_logs = run_path(str(Path(__file__).parents[1] / "log_limit.py"))["limit_all"]
-    with open(os.pidfd_open(child.pid), "rb") as ended:
-        while not select.select([ended], [], [], LIMIT_EVERY_S)[0]:
-            limit_logs(folder)
+    ended = threading.Event()
+    bounding = threading.Thread(target=_bound_logs, args=(folder, ended))
+    with suppress(RuntimeError):  # the system has no thread for it
+        bounding.start()
     code = child.wait()
     _end_orphans()
-    limit_logs(folder)
+    ended.set()
+    if bounding.ident is not None:
+        bounding.join()
     if cgroup:
         with suppress(OSError):
             os.rmdir(cgroup)
     return code
+
+
+def _bound_logs(folder: Path, ended: threading.Event) -> None:
+    limit_all = run_path(str(Path(__file__).parents[1] / "log_limit.py"))["limit_all"]
+    while not ended.wait(LIMIT_EVERY_S):
+        limit_all(folder)
+    limit_all(folder)
 
 
 def _end(folder: Path, code: int, held: Sequence[socket.socket]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_CONNECTIONS = 1000
 """Beyond it, requests are answered with 503; each watcher has a connection."""
 _POLL_S = 0.005
+_GONE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+"""A client whose host is gone without a word is noticed after 90 s, also by a stream that has nothing to say."""
+for _name, _value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+    if hasattr(socket, _name):  # macOS has others
+        _GONE.append((socket.IPPROTO_TCP, getattr(socket, _name), _value))
 
 
 class RestServer:
@@ -41,6 +47,8 @@ class RestServer:
             self._listener = open_listener(host, port)
         except OSError as error:
             raise ConfigError(str(error)) from error
+        for level, option, value in _GONE:  # connections have what their listener has
+            self._listener.setsockopt(level, option, value)
         self.port: int = self._listener.getsockname()[1]
         self._server = _Server(
             app,
