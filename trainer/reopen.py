@@ -7,7 +7,7 @@ from dataclasses import replace
 from convoy.allocator import keep_freed_memory
 from trainer.config import EvaluateConfig, ExportConfig
 from trainer.data import Dataset, without_test_images
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, reading
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import describe_accuracy
 from trainer.evaluation.ledger import Ledger
@@ -95,10 +95,11 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
 
     Raises:
         ConfigError: there is no run or no checkpoint, or its data set has changed.
-        CheckpointError: the checkpoint with the run's final weights is damaged or gone.
+        CheckpointError: the run is of a later version, or the checkpoint with its final weights is damaged or gone.
     """
     folder = RunFolder.read(config.run)
-    recipe = folder.fingerprint.recipe
+    with reading(folder.config_path):
+        recipe = folder.fingerprint.recipe
     recipe = find_network(replace(recipe, dataset=config.dataset or recipe.dataset), folder.path)
     root = image_folder(recipe.dataset)
     if root is not None and not os.path.exists(root):

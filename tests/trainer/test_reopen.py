@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, clean_environment
+from trainer.config import EvaluateConfig
+from trainer.errors import CheckpointError
+from trainer.reopen import evaluate_run
 
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -69,6 +72,15 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path, data_dir: Path) -> N
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_run_of_a_later_version_is_one_line(tmp_path: Path) -> None:
+    values = {"recipe": {"name": "mnist", "dataset": "mnist-mini", "blur": 1}, "seed": 0, "image_size": None}
+    (tmp_path / "config.json").write_text(json.dumps({"fingerprint": values, "started_with": {}}))
+    with pytest.raises(
+        CheckpointError, match=r"config\.json is damaged: Recipe has no blur in this version; a later one"
+    ):
+        evaluate_run(EvaluateConfig(run=tmp_path, device="cpu"))
 
 
 def test_weights_that_are_not_those_of_the_result_are_refused(run_folder: Path, data_dir: Path, tmp_path: Path) -> None:

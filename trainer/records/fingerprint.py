@@ -168,7 +168,7 @@ def _from_disk(kind: Any, value: Any) -> Any:
         named = {known.get(name, name): item for name, item in value.items()}
         named = _group_from_disk(named) if kind is ParamGroup else named
         if unknown := sorted(named.keys() - hints.keys()):
-            raise ValueError(f"{kind.__name__} has no {', '.join(unknown)} in this version")
+            raise ValueError(f"{kind.__name__} has no {', '.join(unknown)} in this version; a later one may")
         return kind(**{name: _from_disk(hints[name], item) for name, item in named.items()})
     match typing.get_origin(kind):
         case origin if origin is dict:
