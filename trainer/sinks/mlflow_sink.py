@@ -40,7 +40,8 @@ class MlflowSink:
     def show_mistakes(self, mistakes: Sequence[Mistake], *, step: int) -> None:
         for number, mistake in enumerate(mistakes, start=1):
             name = "".join(letter if letter.isalnum() else "-" for letter in f"{mistake.label}-as-{mistake.predicted}")
-            self._mlflow.log_image(mistake.pixels, f"mistakes/{number:02d}-{name[:80]}.png")  # 255 bytes at most
+            name = name.encode()[:200].decode(errors="ignore")  # a file's name has 255 bytes at most
+            self._mlflow.log_image(mistake.pixels, f"mistakes/{number:02d}-{name}.png")
 
     def close(self, outcome: Outcome) -> None:
         self._mlflow.end_run(_STATUS[outcome])
