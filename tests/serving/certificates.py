@@ -1,6 +1,7 @@
 """Makes certificates for tests: an authority, and certificates that it signs."""
 
 import datetime
+import inspect
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 _DAY = datetime.timedelta(days=1)
+_USAGES = tuple(inspect.signature(x509.KeyUsage).parameters)
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Authority:
     def __init__(self, name: str = "test authority") -> None:
         self._name = _name(name)
         self._key = ec.generate_private_key(ec.SECP256R1())
-        constraints = x509.BasicConstraints(ca=True, path_length=0)
-        self.certificate = _pem(_sign(self._name, self._name, self._key, self._key, constraints))
+        usage = x509.KeyUsage(**dict.fromkeys(_USAGES, False) | {"key_cert_sign": True})
+        extensions = x509.BasicConstraints(ca=True, path_length=0), usage
+        self.certificate = _pem(_sign(self._name, self._name, self._key, self._key, *extensions))
 
     def issue(self, name: str = "localhost") -> Signed:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -59,10 +62,11 @@ def _sign(
     issuer: x509.Name,
     key: ec.EllipticCurvePrivateKey,
     issuer_key: ec.EllipticCurvePrivateKey,
-    extension: x509.ExtensionType,
+    *extensions: x509.ExtensionType,
 ) -> x509.Certificate:
+    """Signs with the key identifiers that Python 3.13 and later ask for."""
     now = datetime.datetime.now(datetime.UTC)
-    return (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
@@ -70,9 +74,12 @@ def _sign(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _DAY)
         .not_valid_after(now + _DAY)
-        .add_extension(extension, critical=False)
-        .sign(issuer_key, hashes.SHA256())
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=not isinstance(extension, x509.SubjectAlternativeName))
+    return builder.sign(issuer_key, hashes.SHA256())
 
 
 def _pem(certificate: x509.Certificate) -> bytes:
