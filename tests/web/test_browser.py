@@ -201,6 +201,16 @@ class TestServe:
         page.get_by_label("Batches as they are made").focus()
         page.keyboard.press("ArrowLeft")
         expect(page.get_by_text(re.compile(r"digits version 2: \d+ images? of \d+ requests?, waiting"))).to_be_visible()
+        expect(page.get_by_role("button", name="Send 600 requests")).to_be_enabled()
+        page.get_by_label("Batches as they are made").blur()
+        page.wait_for_timeout(200)  # for the last event
+        page.evaluate("""() => {
+            window.numTold = 0;
+            new MutationObserver(() => numTold++).observe(document.querySelector("p[data-count]"), { childList: true });
+        }""")
+        page.set_viewport_size({"width": 900, "height": 800})
+        page.wait_for_timeout(200)  # until the batches are drawn again
+        assert page.evaluate("numTold") == 0  # text that is as before is not read aloud again
         batcher = shown.repository.get("digits").batcher
         assert batcher.watch is not None
         page.get_by_role("link", name="Try").click()

@@ -28,7 +28,7 @@ export const section = {
         button("Draw", () => page.go("try"), { kind: "primary" }),
         button("Show me a 4", () => demo(4).catch((error) => say(sentence(error.message), "error")))));
     tabs = h("div", { class: "row tabs no-print", role: "group", "aria-label": "Layer" });
-    maps = h("div", { class: "maps", tabindex: 0, role: "group", "aria-label": "Maps: arrow keys move the place, Page Up and Page Down change the map" });
+    maps = h("div", { class: "maps", tabindex: 0, role: "application", "aria-label": "Maps: arrow keys move the place, Page Up and Page Down change the map" });
     reading = h("p", { class: "small", "aria-live": "polite" });
     image = h("canvas", { role: "img", "aria-label": "What the network sees" });
     overlay = h("div", { class: "overlay" });
@@ -36,7 +36,7 @@ export const section = {
     filter = h("canvas", { role: "img", "aria-label": "The weights of this map's filter" });
     filterBox = h("figure", {}, filter, h("figcaption", {}, "× filter"));
     patches = h("div", { class: "patches" }, h("figure", {}, patch, h("figcaption", {}, "It sees")), filterBox);
-    occlusion = h("canvas", { class: "occlusion", role: "img", tabindex: 0, "aria-label": "Occlusion map: arrow keys choose the place" });
+    occlusion = h("canvas", { class: "occlusion", role: "application", tabindex: 0, "aria-label": "Occlusion map: arrow keys choose the place" });
     covering = h("div", { class: "overlay", hidden: true });
     occlusionText = h("p", { class: "muted small" });
     hideText = h("p", { class: "small", "aria-live": "polite" });

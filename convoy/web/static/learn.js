@@ -2,7 +2,7 @@
 
 import { events, getJson, postJson } from "./api.js";
 import { lineChart } from "./charts.js";
-import { badge, bdi, button, card, choice, duration, fromBase64, h, number, percent, pixels, say, sentence, slider, toggle } from "./ui.js";
+import { badge, bdi, button, card, choice, duration, fromBase64, h, number, percent, pixels, say, sentence, slider, tell, toggle } from "./ui.js";
 
 const MAX_SHOWN = 8; // as many as there are colours
 const MAX_STREAMS = 2; // a browser opens six connections to a server, for all of its windows together
@@ -90,12 +90,12 @@ function wide(made) {
 async function look() {
   try {
     await list();
-    parts.trouble.textContent = "";
+    tell(parts.trouble, "");
   } catch (error) {
     if (error.name === "AbortError") return;
     const isRefused = error.status === 401 || error.status === 403;
     if (isRefused) clearInterval(timer);
-    parts.trouble.textContent = sentence(isRefused ? error.message : `${error.message}; trying again`);
+    tell(parts.trouble, sentence(isRefused ? error.message : `${error.message}; trying again`));
   }
 }
 
@@ -193,7 +193,7 @@ function stream(run) {
         close(run);
         follow();
       } else if (text !== "live" && text !== "ended") {
-        parts.trouble.textContent = `${nameOf(run.job)}: ${text}; trying again.`;
+        tell(parts.trouble, `${nameOf(run.job)}: ${text}; trying again.`);
       }
     },
   }).catch((error) => say(error.message, "error"));

@@ -36,7 +36,7 @@ export class Pad {
     this.cursor = null; // of the keyboard: { x, y, isDown }
     this.image = null; // a picture in place of strokes: ImageBitmap
     this.canvas = h("canvas", {
-      class: "pad", width: SIDE, height: SIDE, tabindex: 0, role: "img",
+      class: "pad", width: SIDE, height: SIDE, tabindex: 0, role: "application",
       "aria-label": "Sheet to draw on. Arrow keys move the pen, the space bar puts it down or lifts it, Backspace undoes, Delete clears.",
     });
     this.context = this.canvas.getContext("2d", { willReadFrequently: true });

@@ -3,7 +3,7 @@
 import { events, postJson } from "./api.js";
 import { barChart, lineChart } from "./charts.js";
 import { classify, listModels } from "./models.js";
-import { age, badge, button, card, choice, css, h, milliseconds, number, percent, say, sentence, table } from "./ui.js";
+import { age, badge, button, card, choice, css, h, milliseconds, number, percent, say, sentence, table, tell } from "./ui.js";
 
 const SECONDS = 60; // of the charts
 const MAX_BATCHES = 240;
@@ -35,7 +35,7 @@ export const section = {
     latencies = lineChart({ label: "Latency", x: "seconds ago", y: "ms", xMin: -SECONDS, xMax: 0, yMin: 0, height: 210 });
     queue = lineChart({ label: "Queue", x: "seconds ago", y: "requests", xMin: -SECONDS, xMax: 0, yMin: 0, height: 210 });
     sizes = barChart({ label: "Batches by size, since the start", x: "images in a batch", y: "batches", height: 210 });
-    strip = h("canvas", { class: "strip", role: "img", tabindex: 0, "aria-label": "Batches as they are made: arrow keys choose one" });
+    strip = h("canvas", { class: "strip", role: "application", tabindex: 0, "aria-label": "Batches as they are made: arrow keys choose one" });
     stripText = h("p", { class: "muted small", "aria-live": "polite" });
     loadPicker = choice("Model", []);
     root.append(
@@ -300,19 +300,19 @@ const numVisible = () => Math.min(batches.length, Math.floor(strip.clientWidth /
 
 function describeBatch() {
   if (!batches.length) {
-    stripText.textContent = "No batch since you opened this page: draw something under Try, or send requests.";
+    tell(stripText, "No batch since you opened this page: draw something under Try, or send requests.");
     return;
   }
   if (pointed === null || pointed >= numVisible()) {
-    stripText.textContent = "A column is a batch, a block in it a request, as tall as its images; the newest is on the right."
-      + (leftOut ? ` ${number(leftOut)} batches went by undrawn.` : "");
+    tell(stripText, "A column is a batch, a block in it a request, as tall as its images; the newest is on the right."
+      + (leftOut ? ` ${number(leftOut)} batches went by undrawn.` : ""));
     return;
   }
   const batch = batches[batches.length - 1 - pointed];
   const waits = batch.requests.map(([, waited]) => waited);
-  stripText.textContent = `${batch.model} version ${batch.version}: ${counted(batch.rows, "image")} of ${counted(batch.num_requests, "request")}, waiting `
+  tell(stripText, `${batch.model} version ${batch.version}: ${counted(batch.rows, "image")} of ${counted(batch.num_requests, "request")}, waiting `
     + `${milliseconds(Math.min(...waits) / 1e6)} to ${milliseconds(Math.max(...waits) / 1e6)}; computed in ${milliseconds(batch.compute_us / 1e6)}; `
-    + { full: "closed because it was full.", idle: "closed because an instance was free.", delay: "closed when its delay was over." }[batch.closed];
+    + { full: "closed because it was full.", idle: "closed because an instance was free.", delay: "closed when its delay was over." }[batch.closed]);
 }
 
 const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;

@@ -105,6 +105,11 @@ export async function copy(text) {
   }
 }
 
+// Changes a text of a live region. The same text once more would be read aloud once more.
+export function tell(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 // Shows a message for a few seconds; a screen reader reads it.
 export function say(text, kind = "info") {
   const message = h("p", { class: kind }, text);
