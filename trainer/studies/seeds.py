@@ -30,6 +30,7 @@ from trainer.studies.trials import (
     Trial,
     TrialContext,
     TrialOptions,
+    check_known,
     describe_left,
     describe_plan,
     explain_interruption,
@@ -71,6 +72,8 @@ def study_seeds(config: SeedsConfig) -> None:
             world=world, dataset=dataset, image_size=config.image_size, progress=Progress(is_main=False), stop=stop
         )
         with StudyFolder.open("seeds", config, config.run_dir, world) as folder, explain_interruption(folder):
+            known = [RunFolder.read(path.parent) for path in folder.path.glob("seed-*/config.json")]
+            check_known(context, [Trial(recipe, trial.fingerprint.seed, trial.path) for trial in known])
             _train_all(seeds[world.rank :: world.size], config.stack, recipe, context, folder)
             if world.is_main:
                 results = _collect_results(seeds, folder)

@@ -41,6 +41,7 @@ from trainer.studies.trials import (
     TrialContext,
     TrialOptions,
     build_trial,
+    check_known,
     describe_left,
     describe_plan,
     explain_interruption,
@@ -102,6 +103,7 @@ def study_sweep(config: SweepConfig) -> None:
         trials = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
         with StudyFolder.open("sweep", config, config.run_dir, world) as folder, explain_interruption(folder):
             progress.log(f"study folder {folder.path}")
+            check_known(context, [Trial(recipes[n], seed, _trial_path(folder, n, seed)) for n, seed in trials])
             _train(
                 trials[world.rank :: world.size], list(zip(candidates, recipes, strict=True)), config, context, folder
             )

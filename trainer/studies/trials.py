@@ -8,7 +8,7 @@ import gc
 import hashlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -216,6 +216,26 @@ def build_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path, *,
         ConfigError: the network cannot take images of this size, or the recipe does not fit it.
     """
     recipe = recipe.as_computed_on(context.world.device)
+    folder, dataset = _planned_folder(context, recipe, seed, path), without_test_images(context.dataset)
+    return setup(recipe, dataset, folder, context.single_rank, context.progress, is_trained=is_trained)
+
+
+def check_known(context: TrialContext, trials: Iterable[Trial]) -> None:
+    """Refuses trials of other images or another network, whose results would be mixed with those of new ones.
+
+    Args:
+        trials: those whose folder exists are checked.
+
+    Raises:
+        ConfigError: one is of another setting than the study's options give now.
+    """
+    for trial in trials:
+        if (trial.path / "config.json").exists():
+            recipe = trial.recipe.as_computed_on(context.world.device)
+            _planned_folder(context, recipe, trial.seed, trial.path).check("auto", context.single_rank)
+
+
+def _planned_folder(context: TrialContext, recipe: Recipe, seed: int, path: Path) -> RunFolder:
     fingerprint = Fingerprint.of(
         recipe,
         seed=seed,
@@ -224,8 +244,7 @@ def build_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path, *,
         virtual_shards=None,
         is_streamed=context.dataset.is_streamed,
     )
-    folder, dataset = RunFolder(path, fingerprint), without_test_images(context.dataset)
-    return setup(recipe, dataset, folder, context.single_rank, context.progress, is_trained=is_trained)
+    return RunFolder(path, fingerprint)
 
 
 def open_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path) -> Run:

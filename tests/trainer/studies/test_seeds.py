@@ -74,6 +74,12 @@ def test_all_seeds_are_trained_evaluated_and_shown(
     assert len(read(folder / "result.json")["test_errors_percent"]) == 4
     study_seeds(replace(config, runs=1))  # fewer runs than before leave none out
     assert read(folder / "result.json")["seeds"] == [0, 1, 2, 3]
+    # A seed that was trained on other images, or with another network, is not mixed with the others.
+    known = (folder / "seed-3/config.json").read_text()
+    (folder / "seed-3/config.json").write_text(known.replace(seeds[0]["dataset_sha256"], "0" * 64))
+    with pytest.raises(ConfigError, match="seed-3 is of another run: its dataset_sha256"):
+        study_seeds(config)
+    (folder / "seed-3/config.json").write_text(known)
     # Another study of the same setting counts all evaluations of the workspace, too.
     other = tmp_path / "runs" / "other"
     study_seeds(replace(config, runs=1, first_seed=100, run_dir=other))

@@ -56,6 +56,10 @@ def test_the_best_on_validation_is_named_and_no_test_image_used(
     printed = capsys.readouterr().out
     assert "3 of 3 trainings are done already" in printed
     assert "validation accuracy" not in printed  # no candidate is trained again
+    path = folder / "candidate-1-s0" / "config.json"
+    path.write_text(path.read_text().replace('"epochs": 1,', '"epochs": 9,'))
+    with pytest.raises(ConfigError, match=r"candidate-1-s0 is of another run: its recipe\.epochs is 9"):
+        study_sweep(config)
 
 
 def test_the_command_trains_the_candidates_recipe() -> None:
