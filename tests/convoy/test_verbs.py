@@ -25,7 +25,7 @@ def test_help_has_one_line_for_each_verb(arguments: list[str], code: int, capsys
     ("name", "line"),
     [
         ("trian", "error: no verb 'trian': did you mean train?\n"),
-        ("xyz", "error: no verb 'xyz': there are train, serve\n"),
+        ("search", "error: no verb 'search': there are train, serve\n"),
     ],
 )
 def test_an_unknown_verb_is_one_line_with_the_nearest(name: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
