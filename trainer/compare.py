@@ -9,7 +9,7 @@ from trainer.errors import ConfigError, list_names
 from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
-from trainer.paths import LEDGER_FILE
+from trainer.paths import FAILURE_FILE, LEDGER_FILE
 from trainer.recipes import TestTimeViews
 from trainer.records.result import Result
 from trainer.records.run_folder import STUDY_FILE, RunFolder
@@ -130,6 +130,9 @@ def _read_all(paths: list[Path]) -> tuple[list[_ComparedRun], list[str]]:
     unfinished: dict[str, None] = {}
     for path in paths:
         if path.name == LEDGER_FILE and path.is_file():
+            continue
+        if (path / FAILURE_FILE).exists() and not (path / "config.json").exists():  # it failed before its first step
+            unfinished[str(path)] = None
             continue
         is_study = (path / STUDY_FILE).exists()
         for folder in [config.parent for config in sorted(path.glob("*/config.json"))] if is_study else [path]:

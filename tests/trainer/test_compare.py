@@ -204,9 +204,12 @@ def test_all_that_a_workspace_holds_is_compared(tmp_path: Path) -> None:
     for path in (runs[0], *seeds[:2]):
         result = json.loads((path / "result.json").read_text())
         (path / "result.json").write_text(json.dumps(result | {"num_test_looks": 3}))
+    failed = tmp_path / "failed"
+    failed.mkdir()
+    (failed / "failure.json").write_text("{}")
     lines = compare_runs(sorted(tmp_path.iterdir()))
     assert lines[1].split()[3:7] == ["3", "97.00", "98.00", "99.00"]
-    assert lines[-1] == f"left out, as they have no test result: {runs[1]}, {study}"
+    assert lines[-1] == f"left out, as they have no test result: {failed}, {runs[1]}, {study}"
     assert compare_runs([runs[0], study])[1] == lines[1]
 
 
