@@ -1,9 +1,9 @@
 """The page of the study of seeds: its figure, tables and findings."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -243,12 +243,11 @@ def _draw_histogram(
 
 
 def _bins(low: float, high: float, num_runs: int, num_test: int) -> list[float]:
-    """Returns the edges of equal bins, each a whole number of test images wide.
+    """Returns the edges of equal bins, each a whole number of test images wide, halfway between two possible errors.
 
     Otherwise some bins would hold more of the possible errors than others.
     """
     image = 100 / num_test
-    span = max(high - low, image)
-    width = image * max(1, round(span / image / max(8, 2 * num_runs**0.5)))
-    first = (np.floor(low / width) - 0.5) * width
-    return [float(edge) for edge in np.arange(first, high + 1.5 * width, width)]
+    size = max(1, round(max(high - low, image) / image / max(8, 2 * num_runs**0.5)))
+    first, last = size * math.floor(low / image / size), math.ceil(high / image)
+    return [(count - 0.5) * image for count in range(first, last + size + 1, size)]

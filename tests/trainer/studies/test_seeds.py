@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.patches import Rectangle
 
 from tests.conftest import ROOT
 from tests.trainer.data.folder.image_files import put_class
@@ -204,6 +205,17 @@ def test_the_lectures_figures_are_shown_for_its_own_recipe_only() -> None:
     assert "The lecture's 100 runs: worst 1.3 %, median 1.0 %, best 0.82 %" in text
     assert "lecture" not in " ".join(other.findings).lower()
     assert "side by side" not in " ".join(other.findings)
+
+
+@pytest.mark.parametrize("num_runs", [20, 56, 150])
+def test_each_bin_holds_as_many_of_the_possible_errors(num_runs: int) -> None:
+    seeds = some_seeds(num_runs)  # one for each number of wrong images
+    (histogram,) = make_page(RECIPES["mnist-fast"], seeds).figures
+    with style():
+        (axes,) = histogram.draw(narrow=False).axes
+    counts = [bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)]
+    assert sum(counts) == num_runs
+    assert len(set(counts[1:-2])) == 1
 
 
 @pytest.mark.parametrize("narrow", [False, True])
