@@ -276,7 +276,7 @@ class TestEverywhere:
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "main"
-        page.set_viewport_size({"width": 640, "height": 512})
+        page.set_viewport_size({"width": 640, "height": 360})
         covered = """(() => {
             const header = document.querySelector("header");
             const focused = document.activeElement;

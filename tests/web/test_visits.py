@@ -93,6 +93,7 @@ class TestFiles:
     def test_bars_of_many_classes_follow_the_likeliest_and_can_be_compared(self, page: Page, tmp_path: Path) -> None:
         write_many(tmp_path, 1000)
         for served in serve(config(tmp_path)):
+            page.set_viewport_size({"width": 1024, "height": 800})
             open_section(page, served.server.http.port, "try")
             winner, first = page.locator(".headline strong"), page.locator(".answers li[data-rank='1'] .name")
             page.get_by_label("Picture", exact=True).set_input_files(DIGITS / "0.png")
