@@ -25,7 +25,7 @@ from serving.server import Server
 from tests.drawings import drawings
 from tests.serving.conftest import serve
 from tests.web.conftest import config
-from tests.web.models import HOSTILE
+from tests.web.models import HOSTILE, RIGHT_TO_LEFT
 from trainer.data import load_dataset
 
 FILES = sorted(path for path in STATIC.iterdir() if path.is_file())
@@ -95,7 +95,7 @@ def test_models_are_described_with_reasons_and_accuracy(http: httpx.Client) -> N
     assert digits["versions"][1]["accuracy"] == 0.95
     assert digits["versions"][1]["exported"].startswith("2026-01-02")
     assert (digits["serving"], digits["before"]) == (2, 1)
-    assert strange["labels"] == [HOSTILE, "../../etc", "blue"]
+    assert strange["labels"] == [HOSTILE, "../../etc", RIGHT_TO_LEFT]
 
 
 def test_an_image_is_prepared_as_for_an_inference(http: httpx.Client) -> None:
