@@ -17,7 +17,7 @@ from convoy.options import option
 from convoy.processes import restore_ctrl_c
 from convoy.verbs import Verb, run_verb
 from protos.models_pb2 import ModelState
-from serving.client.cli import EXIT_INVALID, EXIT_NO_RESPONSE, ConnectConfig, parse
+from serving.client.cli import EXIT_INVALID, EXIT_NO_RESPONSE, ConnectConfig, parse, report
 from serving.client.client import Client
 from serving.client.display import show_table
 from serving.client.errors import ClientError
@@ -90,8 +90,7 @@ def main(arguments: Sequence[str], *, prog: str = "convoy models") -> NoReturn:
     try:
         sys.exit(run_verb(prog, verbs, arguments))
     except ClientError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        sys.exit(EXIT_INVALID if error.code in ("INVALID_ARGUMENT", "NOT_FOUND") else EXIT_NO_RESPONSE)
+        sys.exit(report(error))
     except (ServingError, StartupError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_INVALID if isinstance(error, InvalidArgument | NotFound) else EXIT_NO_RESPONSE)

@@ -197,8 +197,14 @@ def _exit_code(command: Callable[[], int]) -> int:
     try:
         return command()
     except ClientError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        return EXIT_INVALID if error.code in ("INVALID_ARGUMENT", "NOT_FOUND") else EXIT_NO_RESPONSE
+        return report(error)
+
+
+def report(error: ClientError) -> int:
+    """Prints an error in one line, and returns the command's exit code."""
+    hint = "the server asks for a valid token, see --token-file: " if error.code == "UNAUTHENTICATED" else ""
+    print(f"error: {hint}{error.message}", file=sys.stderr)
+    return EXIT_INVALID if error.code in ("INVALID_ARGUMENT", "NOT_FOUND") else EXIT_NO_RESPONSE
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path | ClientError]:

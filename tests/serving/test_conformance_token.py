@@ -12,6 +12,7 @@ import tritonclient.grpc as triton
 
 from protos import grpc_service_pb2 as pb
 from protos import health_pb2
+from serving import models_command
 from serving.client import Client, ClientError
 from serving.config import ServeConfig
 from serving.protocol.methods import HEALTH_CHECK, HEALTH_WATCH
@@ -85,9 +86,12 @@ def test_calls_with_the_token_are_served(guarded: Served) -> None:
     assert "unknown model 'nothing'" in messages[0].error_message
 
 
-def test_our_client_names_the_missing_token(guarded: Served) -> None:
+def test_our_client_names_the_missing_token(guarded: Served, capsys: pytest.CaptureFixture[str]) -> None:
     with Client(guarded.target) as ours, pytest.raises(ClientError, match="UNAUTHENTICATED: expected metadata"):
         ours.is_live()
+    with pytest.raises(SystemExit, match="3"):
+        models_command.main(["list", "--target", guarded.target])
+    assert capsys.readouterr().err.startswith("error: the server asks for a valid token, see --token-file: expected")
 
 
 def test_health_needs_no_token(guarded: Served) -> None:
