@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -16,6 +17,7 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos import health_pb2
+from protos import training_pb2 as pb
 from tests.serving.certificates import Authority, write
 from tests.trainer.service.service_process import QUICK, SLOW, Service, spec
 from trainer.errors import ConfigError, TrainerError
@@ -48,6 +50,8 @@ def test_a_job_over_grpc(jobs: RemoteJobs, service: Service, tmp_path: Path) -> 
     assert states == [JobState.QUEUED, JobState.STARTING, *states[2:-1], JobState.SUCCEEDED]
     assert [event.data["state"] for event in jobs.history(job.id)] == states
     assert b"".join(jobs.read_log(job.id, LogRange(follow=True))) == b"hi\n"
+    nothing_yet = jobs._stream("StreamLogs", pb.StreamLogsRequest(id=job.id, follow=True, tail=0), pb.LogChunk)
+    assert next(nothing_yet) == pb.LogChunk(end=pb.LogPosition(attempt=2))  # where it goes on if it is lost now
     assert [found.id for found in jobs.find()] == [job.id]
     assert jobs.capacity("script").active == ()
     text = httpx.get(f"http://{service.metrics}/metrics").text
@@ -130,18 +134,23 @@ def test_followers_notice_a_frozen_service_and_go_on_with_the_next_one_where_the
     found: dict[str, bytes] = {}
     seen: list[int] = []
 
+    def watch() -> None:
+        seen.extend(event.number for event in remote.watch(job.id))
+
     def read(name: str, wanted: LogRange) -> None:
         found[name] = b"".join(remote.read_log(job.id, wanted))
 
-    threads = [threading.Thread(target=lambda: seen.extend(event.number for event in remote.watch(job.id)))]
-    threads += [threading.Thread(target=read, args=("followed", LogRange(follow=True)))]
+    follow = partial(read, "followed", LogRange(follow=True))
+    threads = [threading.Thread(target=target, daemon=True) for target in (watch, follow)]
     for thread in threads:
         thread.start()
     while remote.get(job.id).state is not JobState.RUNNING:
         time.sleep(0.05)
     time.sleep(0.5)
     service.process.send_signal(signal.SIGSTOP)
+    until = time.monotonic() + 30
     while len(told) < 2:
+        assert time.monotonic() < until
         time.sleep(0.05)
     assert all(line.startswith(f"the service at {service.address} does not answer") for line in told)
     service.kill()
