@@ -67,6 +67,7 @@ _OPTIONS = (
     # settings closes a connection that is.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # gRPC has a minute here, whatever the one above is
     ("grpc.keepalive_permit_without_calls", 0),
     # By default gRPC resolves a name at most every 30 s, and new pods get no calls for as long.
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),

@@ -132,6 +132,7 @@ def _options(max_message_bytes: int, reuse_port: bool) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", 1000 * limits.KEEPALIVE_S),
         ("grpc.keepalive_timeout_ms", 1000 * limits.KEEPALIVE_TIMEOUT_S),
+        ("grpc.http2.ping_timeout_ms", 1000 * limits.KEEPALIVE_TIMEOUT_S),  # else a minute, whatever the one above is
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
         ("grpc.http2.max_pings_without_data", 0),

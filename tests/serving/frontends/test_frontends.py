@@ -457,7 +457,6 @@ class TestToken:
         states.cancel()
 
 
-@pytest.mark.parametrize("kind", ["native"])  # gRPC's core takes more than a minute on loopback, whatever the settings
 def test_a_client_that_vanished_is_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that does not respond to pings, such as a host that lost power."""
     monkeypatch.setattr(limits, "KEEPALIVE_S", 1)
