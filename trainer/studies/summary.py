@@ -34,9 +34,9 @@ class ErrorSummary:
 
 
 def summarize_errors(errors: list[float]) -> ErrorSummary:
-    """Summarises the errors of one or more runs.
+    """Summarises the errors of one or more runs, which are not negative.
 
-    The interval of the mean is Student's, that of the median lies between two of the errors.
+    The interval of the mean is Student's, cut off at 0; that of the median lies between two of the errors.
     """
     values = np.array(errors, dtype=np.float64)
     mean = float(values.mean())
@@ -44,7 +44,7 @@ def summarize_errors(errors: list[float]) -> ErrorSummary:
     if len(values) > 1:
         std = float(values.std(ddof=1))
         half = student_quantile(len(values) - 1) * std / math.sqrt(len(values))
-        mean_interval = (mean - half, mean + half)
+        mean_interval = (max(0.0, mean - half), mean + half)
         median_interval = interval_of_median(values)
     return ErrorSummary(
         num_runs=len(values),

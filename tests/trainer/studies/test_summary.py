@@ -25,6 +25,7 @@ def test_the_summary_of_known_errors() -> None:
     assert summary.std == pytest.approx(0.025**0.5)
     assert summary.mean_interval == pytest.approx((0.8037, 1.1963), abs=2e-3)
     assert summary.median_interval is None
+    assert summarize_errors([0.1, 0.9]).mean_interval == (0.0, pytest.approx(0.5 + 12.706 * 0.4, rel=3e-3))
     assert summarize_errors([1.0, 1.2, 0.8, 1.1, 0.9, 1.4]).median_interval == (0.8, 1.4)
 
 
