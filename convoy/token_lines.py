@@ -41,6 +41,11 @@ class TokenLine:
     rates: Rates = (None, None)
 
 
+def is_token(text: str) -> bool:
+    """Returns whether a text may be a token."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 def parse_token_lines(content: bytes, scopes: Set[str]) -> list[TokenLine]:
     """Returns the tokens of a file.
 

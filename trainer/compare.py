@@ -12,7 +12,7 @@ from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.paths import FAILURE_FILE, LEDGER_FILE
 from trainer.recipes import TestTimeViews
 from trainer.records.result import Result
-from trainer.records.run_folder import STUDY_FILE, RunFolder
+from trainer.records.run_folder import RunFolder, run_folders
 
 _MOST_NAMED = 5
 """Runs that a line names."""
@@ -134,8 +134,7 @@ def _read_all(paths: list[Path]) -> tuple[list[_ComparedRun], list[str]]:
         if (path / FAILURE_FILE).exists() and not (path / "config.json").exists():  # it failed before its first step
             unfinished[str(path)] = None
             continue
-        is_study = (path / STUDY_FILE).exists()
-        for folder in [config.parent for config in sorted(path.glob("*/config.json"))] if is_study else [path]:
+        for folder in run_folders(path):
             run = RunFolder.read(folder)
             if (result := run.result()) is not None:
                 runs.append(_ComparedRun(run, result))

@@ -16,6 +16,7 @@ import tyro
 
 from convoy.images import EXTENSIONS
 from convoy.options import option, parse_options
+from convoy.token_lines import is_token
 from convoy.verbs import Verb, run_verb
 from serving.client.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Client
 from serving.client.connection import Tls, is_loopback, parse_target
@@ -77,7 +78,7 @@ class ConnectConfig:
             token = self.token_file.read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise invalid_argument(f"cannot read a token from {self.token_file}: {error}") from error
-        if len(token.split()) != 1 or not token.isascii():
+        if not is_token(token):
             raise invalid_argument(f"token file {self.token_file} must hold one token in ASCII and nothing else")
         return token
 

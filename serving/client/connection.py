@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from convoy.keepalive import keepalive_options
 from convoy.tls import load_authority, load_chain
+from convoy.token_lines import is_token
 from serving.client.errors import DEFAULT_PORT, ClientError, from_rpc, invalid_argument, invalid_response, no_response
 
 Response = TypeVar("Response", bound=Message)
@@ -65,9 +67,7 @@ _OPTIONS = (
     ("grpc.per_rpc_retry_buffer_size", 64 * _MIB),
     # Pings detect a dead server during a call. Idle connections are not pinged, because a server with gRPC's default
     # settings closes a connection that is.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # gRPC has a minute here, whatever the one above is
+    *keepalive_options(every_s=30, timeout_s=10),
     ("grpc.keepalive_permit_without_calls", 0),
     # By default gRPC resolves a name at most every 30 s, and new pods get no calls for as long.
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
@@ -121,7 +121,7 @@ class Connection:
 
     def __init__(self, target: str, *, timeout_s: float, token: str | None, tls: Tls | None) -> None:
         address = parse_target(target)
-        if token and not re.fullmatch("[!-~]+", token):
+        if token and not is_token(token):
             raise invalid_argument("the token must be ASCII without blanks and line breaks")
         self.target = target
         self._timeout_s = timeout_s

@@ -11,6 +11,9 @@ from urllib.parse import quote
 
 import grpc
 
+from convoy.keepalive import keepalive_options
+from convoy.tls import load_authority
+from convoy.token_lines import is_token
 from protos import training_pb2 as pb
 from trainer.errors import ConfigError, TrainerError
 from trainer.service.embedded import user_name
@@ -53,9 +56,7 @@ _MAX_BROKEN = 10
 _LIVED_S = 5.0
 _CHANNEL_OPTIONS = (
     # A host that is frozen, or a router that has forgotten the connection, closes nothing.
-    ("grpc.keepalive_time_ms", 15_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # gRPC has a minute here, whatever the one above is
+    *keepalive_options(every_s=15, timeout_s=5),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.min_reconnect_backoff_ms", 10_000),  # longest wait for a connection
     ("grpc.max_reconnect_backoff_ms", 5_000),
@@ -237,7 +238,7 @@ def open_service(
     token = None
     if token_file is not None:
         token = _read(token_file).decode("ascii", "replace").strip()
-        if not re.fullmatch("[!-~]+", token):
+        if not is_token(token):
             raise ConfigError(f"{token_file} must hold one token, of printable ASCII characters")
     jobs = RemoteJobs(address, token=token, certificate=certificate, tell=tell)
     try:
@@ -271,7 +272,7 @@ def _read(path: Path) -> bytes:
 def _read_authority(path: Path) -> bytes:
     content = _read(path)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=content.decode("ascii", "ignore"))
-    except (ssl.SSLError, ValueError):
-        raise ConfigError(f"{path} does not hold a certificate in PEM form") from None
+        load_authority(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), path, content)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     return content

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, flag_of
 from trainer.errors import ConfigError, unknown_name
 from trainer.paths import printable
 from trainer.recipes import find_recipe
@@ -45,14 +45,14 @@ def _texts(arguments: Sequence[str]) -> dict[str, str]:
         if not word.startswith("--") or _is_switch(kinds.get(name.removeprefix("no_"))):
             continue
         if name not in kinds:
-            raise unknown_name("option", _shown(flag), map(_flag, kinds))
+            raise unknown_name("option", _shown(flag), map(flag_of, kinds))
         if typing.get_origin(kinds[name]) is not tuple:
             texts[name] = value if equals else "" if following.startswith("--") else following
     return texts
 
 
 def _value(name: str, text: str) -> Any:
-    kind, flag = _kinds()[name], _flag(name)
+    kind, flag = _kinds()[name], flag_of(name)
     expected = describe_kind(kind).removesuffix(" or none")
     if not text:
         raise ConfigError(f"{flag} needs {expected}")
@@ -69,10 +69,6 @@ def _is_switch(kind: Any) -> bool:
 @cache
 def _kinds() -> dict[str, Any]:
     return typing.get_type_hints(TrainConfig)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _shown(text: str) -> str:

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from convoy.auth import TokenFile
+from convoy.keepalive import keepalive_options
 from convoy.same_origin import is_loopback
 from convoy.tls import TlsFiles
 from convoy.web.page import page_routes
@@ -44,9 +45,7 @@ GRACE_S = 2.0
 """Time that calls have to end while the service stops. Jobs go on."""
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
-    ("grpc.keepalive_time_ms", 60_000),  # a client that is gone without a word must not be served for ever
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.ping_timeout_ms", 20_000),
+    *keepalive_options(every_s=60, timeout_s=20),  # a client that is gone without a word must not be served for ever
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # clients look for a frozen host
 )

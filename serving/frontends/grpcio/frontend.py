@@ -6,6 +6,7 @@ import time
 import grpc
 
 from convoy.auth import TokenFile
+from convoy.keepalive import keepalive_options
 from convoy.threads import ThreadPool
 from convoy.tls import Certificates, TlsFiles
 from serving.errors import StartupError
@@ -130,9 +131,7 @@ def _options(max_message_bytes: int, reuse_port: bool) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", int(reuse_port)),  # otherwise a port in use is an error: do not share it
         ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.keepalive_time_ms", 1000 * limits.KEEPALIVE_S),
-        ("grpc.keepalive_timeout_ms", 1000 * limits.KEEPALIVE_TIMEOUT_S),
-        ("grpc.http2.ping_timeout_ms", 1000 * limits.KEEPALIVE_TIMEOUT_S),  # else a minute, whatever the one above is
+        *keepalive_options(every_s=limits.KEEPALIVE_S, timeout_s=limits.KEEPALIVE_TIMEOUT_S),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
         ("grpc.http2.max_pings_without_data", 0),

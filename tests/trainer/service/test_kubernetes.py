@@ -236,13 +236,22 @@ def test_the_host_that_failed_first_gives_the_exit_code(
     assert job.reason.endswith("no space left")
 
 
-def test_the_output_of_a_pod_that_ended_is_copied_whole(
+@pytest.fixture
+def one_pod(
     cluster: Cluster, store: JobStore, controller: Controller, spec: Spec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> tuple[Job, str]:
+    """A job and its only pod, which runs, and whose output is fetched in pieces of 200 bytes."""
     monkeypatch.setattr(kubernetes_logs, "MAX_BYTES", 200)
     job, _ = store.add(spec(nodes=(1, 1)), owner="ada")
     run_until(controller, store, job.id, JobState.STARTING)
     (pod,) = cluster.run(1)
+    return job, pod
+
+
+def test_the_output_of_a_pod_that_ended_is_copied_whole(
+    cluster: Cluster, store: JobStore, controller: Controller, one_pod: tuple[Job, str]
+) -> None:
+    job, pod = one_pod
     lines = [f"line {second}" for second in range(50)] + ["error: the last line"]
     cluster.logs[pod] = [(f"2026-01-01T00:00:{second:02}Z", line) for second, line in enumerate(lines)]
     cluster.end_pod(pod, 4)
@@ -263,12 +272,9 @@ class Growing(list[tuple[str, str]]):
 
 
 def test_a_pod_that_writes_faster_than_it_is_read_holds_up_nobody(
-    cluster: Cluster, store: JobStore, controller: Controller, spec: Spec, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, store: JobStore, controller: Controller, one_pod: tuple[Job, str]
 ) -> None:
-    monkeypatch.setattr(kubernetes_logs, "MAX_BYTES", 200)
-    job, _ = store.add(spec(nodes=(1, 1)), owner="ada")
-    run_until(controller, store, job.id, JobState.STARTING)
-    (pod,) = cluster.run(1)
+    job, pod = one_pod
     cluster.logs[pod] = Growing()
     job = run_until(controller, store, job.id, JobState.RUNNING)
     found = read_log(controller, job).split()

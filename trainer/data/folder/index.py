@@ -148,13 +148,17 @@ class FolderIndex:
 
     def _check_unchanged(self, row: int, path: Path, status: os.stat_result) -> None:
         # NumPy's elements: torch gives up Python's lock for each of its own.
-        is_same = status.st_size == self.num_bytes.numpy()[row]
-        if (
-            is_same and changed_ns(status) != self.changed_ns.numpy()[row]
-        ):  # a copy of the file, or a disk with coarse times
-            is_same = bytes.fromhex(sha256_of_file(path)) == self.file_sha256.numpy()[row].tobytes()
-        if not is_same:
-            raise DataError(f"{path} has changed since the data set was opened: restore it, or train anew")
+        if status.st_size == self.num_bytes.numpy()[row]:
+            if changed_ns(status) == self.changed_ns.numpy()[row]:
+                return
+            if self.has_same_content(row, path):  # a copy of the file, or a disk with coarse times
+                return
+        raise DataError(f"{path} has changed since the data set was opened: restore it, or train anew")
+
+    def has_same_content(self, row: int, path: Path) -> bool:
+        """Returns whether a file has the bytes that it had when it was decoded. Reads the whole file."""
+        known: bytes = self.file_sha256.numpy()[row].tobytes()
+        return known == bytes.fromhex(sha256_of_file(path))
 
     def has(self, flag: int) -> npt.NDArray[np.bool_]:
         """Returns whether each file has a flag, [N]."""

@@ -18,7 +18,6 @@ from trainer.data.folder.workers import ImageProblem, list_some, map_in_threads
 from trainer.data.mapped_file import DamagedFileError, discard
 from trainer.data.staging import exclusive_folder
 from trainer.errors import DataError, list_names
-from trainer.files import sha256_of_file
 
 _KNOWLEDGE = ("extents", "flags", "largest", "file_sha256", "picture_sha256")
 _NUM_LISTED = 3
@@ -104,14 +103,11 @@ def find_changed(index: FolderIndex) -> list[str]:
         row = rows[number]
         try:
             index.unchanged_file(row)
-            is_same = bytes.fromhex(sha256_of_file(path)) == index.file_sha256[row].numpy().tobytes()
+            if index.has_same_content(row, path):
+                return None
         except (DataError, OSError) as error:
             return str(error)
-        return (
-            None
-            if is_same
-            else f"{path} has other bytes than when it was indexed: restore it, or touch it to read it again"
-        )
+        return f"{path} has other bytes than when it was indexed: restore it, or touch it to read it again"
 
     rows = np.flatnonzero(index.has(DECODED)).tolist()
     return [line for line in map_in_threads(check, map(index.file, rows)) if isinstance(line, str)]

@@ -44,11 +44,11 @@ def fetch(api: Api, folder: Path, pods: Iterable[Object]) -> None:
                 known = state["pods"].setdefault(pod["metadata"]["uid"], {"time": "", "ties": 0, "is_whole": False})
                 with suppress(TrainerError):
                     is_cut = not known["is_whole"]
-                    for _ in range(MAX_REQUESTS if is_cut else 0):
-                        new, is_cut = _new(api, pod, known)
-                        log.write(new)
+                    for _ in range(MAX_REQUESTS):
                         if not is_cut:
                             break
+                        new, is_cut = _new(api, pod, known)
+                        log.write(new)
             log.flush()
             state["size"] = log.tell()
         log_limit.limit(folder / "log")

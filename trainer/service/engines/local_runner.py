@@ -36,8 +36,6 @@ GPU_NAME = "convoy-gpu-{}"
 POLL_S = 0.2
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
 """Errors of a machine that has no room now."""
-LIMIT_EVERY_S = 1.0
-"""The logs are bounded so often while they grow."""
 ORPHANS_S = 10.0
 """Processes that the command has left may end by themselves for so long."""
 
@@ -116,10 +114,10 @@ def _wait_for(child: subprocess.Popen[bytes], folder: Path, cgroup: str | None) 
 
 
 def _bound_logs(folder: Path, ended: threading.Event) -> None:
-    limit_all = run_path(str(Path(__file__).parents[1] / "log_limit.py"))["limit_all"]
-    while not ended.wait(LIMIT_EVERY_S):
-        limit_all(folder)
-    limit_all(folder)
+    log_limit = run_path(str(Path(__file__).parents[1] / "log_limit.py"))
+    while not ended.wait(log_limit["EVERY_S"]):
+        log_limit["limit_all"](folder)
+    log_limit["limit_all"](folder)
 
 
 def _end(folder: Path, code: int, held: Sequence[socket.socket]) -> None:
