@@ -10,6 +10,7 @@ Differences from torchrun:
 - It passes on the signals that Slurm and other schedulers send before they end a job, and `nohup` holds.
 - In an elastic run whose hosts have `PET_NODE_RANK`, host 0 has the rendezvous. torchrun compares names, and fails
   where a host's own name resolves late.
+- It removes the temporary folder in which torchrun keeps the ranks' errors.
 - In every round of an elastic run, the host of rank 0 publishes the address of the store. torchrun publishes it in the
   first round only, so that a host that joins later never finds it, and after a minute all hosts give up (torch 2.15).
 """
@@ -20,6 +21,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -96,7 +98,9 @@ def main(arguments: Sequence[str]) -> NoReturn:
                 arrival.result()
         restore_ctrl_c()
         announce_every_store(args)
-        run(args)
+        with tempfile.TemporaryDirectory(prefix="torchelastic_", ignore_cleanup_errors=True) as folder:
+            args.log_dir = args.log_dir or folder
+            run(args)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         sys.exit(_shell_code(failure.exitcode))

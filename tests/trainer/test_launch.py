@@ -35,10 +35,10 @@ from trainer.ranks import waiting
 COMMAND = [sys.executable, "-m", "trainer.launch", "--standalone", "--nproc-per-node=2"]
 
 
-def launch(*options: str, script: Path) -> "subprocess.CompletedProcess[str]":
+def launch(*options: str, script: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "trainer.launch", *options, str(script)],
-        env=clean_environment(),
+        env=clean_environment() | environment,
         capture_output=True,
         text=True,
         timeout=120,
@@ -58,9 +58,11 @@ def test_it_exits_with_the_code_of_the_rank_that_failed_first(tmp_path: Path, co
     # The other rank fails later and with another code, because it has lost its peer.
     text = f"import os, sys, time\nif os.environ['RANK'] == '1':\n    {how}\n"
     text += "time.sleep(60)\nsys.exit(1)\n" if code else ""
-    done = launch("--standalone", "--nproc-per-node=2", script=script(tmp_path, text))
+    (temporary := tmp_path / "temporary").mkdir()
+    done = launch("--standalone", "--nproc-per-node=2", script=script(tmp_path, text), TMPDIR=str(temporary))
     assert done.returncode == expected, done.stderr
     assert "Traceback" not in done.stderr
+    assert not list(temporary.iterdir())
 
 
 # torchrun itself would die of SIGUSR1, which Slurm sends by --signal.
