@@ -141,12 +141,20 @@ def describe_if_in(reference: str, error: Exception) -> str | None:
     Args:
         reference: of the user's code, which consists of its file and those beside it that it imports.
     """
+    line = line_in(reference, error)
+    return None if line is None else f"{line}: {_in_one_line(error)}"
+
+
+def line_in(reference: str, error: BaseException) -> str | None:
+    """Returns the user's file and line that an error went through last, or None if the user's code has no part in it.
+
+    Args:
+        reference: as in `describe_if_in`.
+    """
     path, _ = _split(reference)
     files = {str(file) for file in (path.absolute(), *imported_beside(path))}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
-    if not frames:
-        return None
-    return f"{frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name}: {_in_one_line(error)}"
+    return f"{frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name}" if frames else None
 
 
 def _split(reference: str) -> tuple[Path, str]:

@@ -10,6 +10,7 @@ import operator
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from trainer.evaluation.views import average_views
 from trainer.models import Classifier
@@ -29,8 +30,8 @@ class ExportModule(nn.Module):
         views: the views of each image whose logits are averaged.
     """
 
-    mean: torch.Tensor | None
-    deviation: torch.Tensor | None
+    pixel_mean: torch.Tensor | None
+    pixel_std: torch.Tensor | None
 
     def __init__(
         self, network: nn.Module, mean: torch.Tensor | None, std: torch.Tensor | None, views: TestTimeViews
@@ -38,9 +39,9 @@ class ExportModule(nn.Module):
         super().__init__()
         self.network = network
         self.views = views
-        self.register_buffer("mean", mean)
-        # Exported files hold `std` under this name, as do checkpoints.
-        self.register_buffer("deviation", std)
+        # Names that no operator has: an ONNX file names what it computes after operators, such as `mean`.
+        self.register_buffer("pixel_mean", mean)
+        self.register_buffer("pixel_std", std)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns logits and probabilities, both float32 `[B, classes]`, for images uint8 `[B, C, H, W]`."""
@@ -49,10 +50,10 @@ class ExportModule(nn.Module):
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         pixels = images.float()
-        if self.mean is not None:
-            pixels = pixels - self.mean
-        if self.deviation is not None:
-            pixels = pixels / self.deviation
+        if self.pixel_mean is not None:
+            pixels = pixels - self.pixel_mean
+        if self.pixel_std is not None:
+            pixels = pixels / self.pixel_std
         logits: torch.Tensor = self.network(pixels.contiguous(memory_format=torch.channels_last))
         return logits
 
@@ -61,13 +62,13 @@ def fold(classifier: Classifier, views: TestTimeViews = "one") -> ExportModule:
     """Returns a folded copy of a classifier, or a copy as it is if torch.fx cannot trace it by its images alone.
 
     Args:
-        classifier: on the CPU, float32, in evaluation mode; not changed.
+        classifier: on the CPU, in evaluation mode; not changed.
         views: the views of each image whose logits the copy averages.
     """
-    network = _trace(classifier.network)
+    plain = _without_parametrizations(copy.deepcopy(classifier.network))
+    network = _trace(plain)
     if network is None:
-        untraced = copy.deepcopy(classifier.network)
-        return ExportModule(untraced, classifier.mean, classifier.deviation, views).eval().requires_grad_(False)
+        return ExportModule(plain, classifier.mean, classifier.deviation, views).eval().requires_grad_(False)
     for node in list(network.graph.nodes):
         norm = _submodule(network, node)
         if isinstance(norm, nn.BatchNorm2d) and norm.weight is not None and norm.running_mean is not None:
@@ -83,9 +84,22 @@ def fold(classifier: Classifier, views: TestTimeViews = "one") -> ExportModule:
     return ExportModule(network, mean, std, views).eval().requires_grad_(False)
 
 
+def _without_parametrizations(network: nn.Module) -> nn.Module:
+    """Gives weights that a network computes from others, as by `weight_norm`, their value."""
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module):
+            values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+            # Not by torch's `remove_parametrizations`, which changes a class that the copied network has, too.
+            module.__class__ = type(module).__bases__[0]
+            del module.parametrizations
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return network
+
+
 def _trace(network: nn.Module) -> fx.GraphModule | None:
     try:
-        traced = fx.symbolic_trace(copy.deepcopy(network))
+        traced = fx.symbolic_trace(network)
     except Exception:  # a network whose code depends on values cannot be traced
         return None
     # An option, such as a mask of the attention, would be traced as if it were given.
@@ -151,16 +165,19 @@ def _fold_normalization(
 
 
 def _submodule(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """Returns the module that a node calls, unless others call it too: its weights must not change."""
-    if node.op != "call_module" or sum(other.target == node.target for other in network.graph.nodes) > 1:
+    """Returns the module that a node calls, unless its weights must not change: others call it, or read its weights, or
+    it has hooks, which may set them."""
+    if node.op != "call_module":
         return None
-    return network.get_submodule(str(node.target))
+    readers = (other for other in network.graph.nodes if other.users and other.op in ("call_module", "get_attr"))
+    module = network.get_submodule(str(node.target))
+    if sum(f"{other.target}.".startswith(f"{node.target}.") for other in readers) > 1:
+        return None
+    return None if module._forward_pre_hooks or module._forward_hooks else module
 
 
 def _input_node(node: fx.Node) -> fx.Node:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source
+    return node.all_input_nodes[0]
 
 
 def _set_weights(layer: nn.Conv2d | nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

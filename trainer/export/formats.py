@@ -6,7 +6,7 @@ The files hold nothing about the machine that made them: no paths, no stack trac
 import io
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +93,8 @@ def _converting() -> Iterator[None]:
 
 
 def _to_program(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
-    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with redirect_stderr(io.StringIO()):  # where torch prints the graph of a network that it cannot export
+        return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
 def _to_torchscript(model: nn.Module, example: torch.Tensor) -> bytes:
@@ -105,6 +106,8 @@ def _to_torchscript(model: nn.Module, example: torch.Tensor) -> bytes:
     reader, stripped = torch._C.PyTorchFileReader(traced), io.BytesIO()
     writer = torch._C.PyTorchFileWriter(stripped)
     for name in reader.get_all_records():
+        if name.endswith("version"):  # of the operators, by which a loader knows their arguments
+            writer.set_min_version(int(reader.get_record(name)))
         # The writer adds its own version, byte order and id.
         if not name.endswith(".debug_pkl") and not name.startswith(("version", "byteorder", ".data/")):
             record = reader.get_record(name)

@@ -17,6 +17,11 @@ from trainer.errors import ExportError
 from trainer.export.formats import FloatArray, Predictor
 from trainer.export.parity_images import ParityImages
 
+
+class DifferenceError(ExportError):
+    """A format's outputs differ from the trained model's. Exit code 6."""
+
+
 SMALL_BATCHES = (17, 3, 2, 1)
 TOLERANCE = 1e-4
 """Largest accepted difference of a logit or a probability, where no logit is larger than `USUAL_LOGIT`."""
@@ -226,7 +231,7 @@ class _OutputComparison:
         second, first = np.partition(reference[differing], -2, axis=1)[:, -2:].T
         for image in differing[~(first - second <= self.tolerance)][:1]:
             a, b = expected[image], predicted[image]
-            raise ExportError(
+            raise DifferenceError(
                 f"{self.subject} assigns {self.images.describe(image)} to class {b} (logits {b} and {a}: "
                 f"{logits[image, b]:.6g} and {logits[image, a]:.6g}), the trained model to class {a} "
                 f"({reference[image, b]:.6g} and {reference[image, a]:.6g})"
@@ -237,7 +242,7 @@ class _OutputComparison:
         """Returns the largest difference."""
         difference = np.abs(values - expected)
         for image, column in np.argwhere(~(difference <= self.tolerance))[:1]:  # not `>`, which is false for NaN
-            raise ExportError(
+            raise DifferenceError(
                 f"{self.subject} returns {kind} {column} = {values[image, column]:.6g} for "
                 f"{self.images.describe(image)}, the trained model {expected[image, column]:.6g}: they differ by more "
                 f"than {self.tolerance:.2g}"

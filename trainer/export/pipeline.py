@@ -1,29 +1,53 @@
 """The steps of an export: compute the reference, convert, check parity and quality, publish."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from convoy.cpus import num_available_cpus
-from trainer.errors import ExportError
-from trainer.evaluation.views import NUM_VIEWS
-from trainer.export.formats import FloatArray, convert, convert_to_onnx, load_predictor
+from trainer.errors import ExportError, TrainerError
+from trainer.evaluation.views import NUM_VIEWS, average_views
+from trainer.export.folding import fold
+from trainer.export.formats import FloatArray, Predictor, convert, convert_to_onnx, load_predictor
 from trainer.export.golden import golden_file
 from trainer.export.manifest import CheckResults, build_manifest, metrics_section, parity_section
-from trainer.export.parity import QUICK, THOROUGH, ParityCheck, ParityPlan, ParityResult, torch_threads
+from trainer.export.parity import (
+    QUICK,
+    THOROUGH,
+    DifferenceError,
+    ParityCheck,
+    ParityPlan,
+    ParityResult,
+    reference_logits,
+    torch_threads,
+)
+from trainer.export.parity_images import ParityImages
 from trainer.export.plan import ExportOptions
 from trainer.export.quality import Correctness, Decision, QualityError, constant_class, decide
-from trainer.export.reference import ReferenceModel, largest_difference
+from trainer.export.reference import ReferenceModel, copy_of_model, largest_difference, tolerance_of
 from trainer.export.repository import GOLDEN, ONNX, RepositoryModel
 from trainer.export.throttle import throttled
 from trainer.loop.run import Run
+from trainer.models.start import is_foreign
+from trainer.recipes import TestTimeViews
 from trainer.records.result import Result
+from trainer.user_code import is_reference, line_in
 
 MAX_ACCURACY_LOSS = 0.001
 """Validation accuracy that int8 may lose against float32."""
 TOLERANCE_FACTOR = 2.0
 """On other machines, int8 outputs may differ by this many times the largest difference found here."""
+NUM_REHEARSAL_IMAGES = 4
+_CAUSES = {
+    "Constraints violated": "its code is for one number of images, as with a loop over them",
+    "data-dependent": "its code depends on the values of tensors, as with `if` or `item()`",
+}
+"""What texts in errors of torch's exporters mean."""
 
 
 def export(run: Run, model: RepositoryModel, result: Result | None, options: ExportOptions) -> Path:
@@ -44,12 +68,13 @@ def export(run: Run, model: RepositoryModel, result: Result | None, options: Exp
     run.progress.log(f"exporting {model.name}: ONNX, TorchScript, torch.export{_describe_views(run, options)}")
     log, plan = throttled(run.progress.log), THOROUGH if options.thorough else QUICK
     with torch_threads(num_available_cpus()):  # the other ranks are idle
-        reference = _reference(run, result, plan, options, log)
-        files = convert(*reference.export_module())
+        with _conversion_errors(run):
+            reference = _reference(run, result, plan, options, log)
+            files = convert(*reference.export_module())
         check = _parity_check(reference, plan, log)
         served, logits = _check_served(check, files[ONNX], reference, options)
         correctness, decision = _check_quality(reference, model, logits, options)
-        others = {name: check.run(name, load_predictor(name, files[name])) for name in files if name != ONNX}
+        others = {name: check.run(name, _load(run, name, files[name])) for name in files if name != ONNX}
     results = {ONNX: served, **others}
     run.progress.log(_summary(results))
     check_results = CheckResults(
@@ -91,8 +116,9 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
     log, plan = throttled(run.progress.log), THOROUGH if options.thorough else QUICK
     plan = replace(plan, reference_s=plan.served_s)  # there is one file to check, and float32's accuracy counts, too
     with torch_threads(num_available_cpus()):
-        reference = _reference(run, result, plan, options, log)
-        float32 = convert_to_onnx(*reference.export_module())
+        with _conversion_errors(run):
+            reference = _reference(run, result, plan, options, log)
+            float32 = convert_to_onnx(*reference.export_module())
         calibration = reference.calibration_images(NUM_CALIBRATION_IMAGES)
         files = {ONNX: quantize(float32, calibration.split(CALIBRATION_BATCH_SIZE))}
         predict = load_predictor(ONNX, files[ONNX])
@@ -117,6 +143,71 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
     return _publish(reference, model, files, check_results)
 
 
+def rehearse(run: Run, options: ExportOptions) -> None:
+    """Exports a network before its training, without publishing it, so that one that cannot be exported fails at once.
+
+    Raises:
+        ExportError: a format cannot be made, or its outputs differ from the network's.
+    """
+    network, views, train = run.recipe.network, _views(run, options), run.dataset.train
+    run.progress.log(f"trying the export of {network}")
+    few = run.train_indices[:NUM_REHEARSAL_IMAGES]
+    images = ParityImages((train, few[:0]), (train, few), len(few))
+    with torch_threads(num_available_cpus()), torch.random.fork_rng(devices=[]):
+        with _conversion_errors(run):
+            classifier = copy_of_model(run)
+            predict = partial(average_views, classifier, views=views)
+            logits = reference_logits(predict, images.batches(len(few), len(few)))
+            if not np.isfinite(logits).all():
+                return  # the training says so
+            files = convert(fold(classifier, views), torch.zeros(2, *train.shape, dtype=torch.uint8))
+            predictors = {name: load_predictor(name, content) for name, content in files.items()}
+        check = ParityCheck(
+            images=images, reference=logits, plan=QUICK, log=lambda _line: None, tolerance=tolerance_of(logits)
+        )
+        try:
+            for name, predictor in predictors.items():
+                check.run(name, predictor)
+        except DifferenceError as error:
+            raise ExportError(
+                f"{network} cannot be exported: {error}. In evaluation, the logits of an image must depend on nothing "
+                "else: no random numbers, earlier calls or other images of the batch"
+            ) from error
+
+
+@contextmanager
+def _conversion_errors(run: Run) -> Iterator[None]:
+    """Context of a conversion: where the network is not Convoy's, an error becomes one line.
+
+    Raises:
+        ExportError: a format cannot be made or loaded.
+    """
+    network = run.recipe.network
+    try:
+        yield
+    except TrainerError:
+        raise
+    except Exception as error:  # torch's exporters raise errors of many kinds
+        if not is_foreign(network):
+            raise
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        text = " ".join(str(root).split())
+        cause = next((known for part, known in _CAUSES.items() if part in text), text.partition(". ")[0][:200])
+        line = line_in(network, error) if is_reference(network) else None
+        raise ExportError(f"{network} cannot be exported: {f'{line}: ' if line else ''}{cause}") from error
+
+
+def _load(run: Run, name: str, content: bytes) -> Predictor:
+    with _conversion_errors(run):
+        return load_predictor(name, content)
+
+
+def _views(run: Run, options: ExportOptions) -> TestTimeViews:
+    return run.recipe.test_time_views if options.export_views else "one"
+
+
 def _describe_views(run: Run, options: ExportOptions) -> str:
     """Returns text about the views that the exported model averages, or "" without `--export-views`."""
     if not options.export_views:
@@ -130,8 +221,7 @@ def _describe_views(run: Run, options: ExportOptions) -> str:
 def _reference(
     run: Run, result: Result | None, plan: ParityPlan, options: ExportOptions, log: Callable[[str], None]
 ) -> ReferenceModel:
-    views = run.recipe.test_time_views if options.export_views else "one"
-    return ReferenceModel.from_run(run, result, plan, views, log)
+    return ReferenceModel.from_run(run, result, plan, _views(run, options), log)
 
 
 def _parity_check(reference: ReferenceModel, plan: ParityPlan, log: Callable[[str], None]) -> ParityCheck:
@@ -147,7 +237,7 @@ def _check_served(
 
     On a GPU the trained model, which the file equals, computes the logits for all parity images.
     """
-    plan, predict = check.plan, load_predictor(ONNX, content)
+    plan, predict = check.plan, _load(reference.run, ONNX, content)
     on_gpu = reference.logits_on_gpu(options.device) if options.device.type == "cuda" else None
     if on_gpu is not None:
         return check.run(ONNX, predict), on_gpu

@@ -17,6 +17,7 @@ from trainer.paths import default_model_name, printable
 from trainer.ranks.world import World
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
+from trainer.user_code import is_reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,16 +46,27 @@ def plan_export(run: Run, config: TrainConfig) -> ExportPlan | None:
     """Returns the plan of the run's export, or None with `--no-export`.
 
     Raises:
-        ConfigError: a model with this name exists and has other classes, inputs or outputs.
+        ConfigError: a model with this name exists and has other classes, inputs or outputs; or the user's own
+            network cannot be exported.
         ExportError: the repository cannot be written.
     """
     if not config.export:
         return None
     name = config.name or default_model_name(run.recipe.dataset, run.recipe.name)
     model = repository_model(run, config.model_repository, name)
+    options = ExportOptions(
+        promote=config.promote,
+        thorough=config.thorough,
+        export_views=config.export_views,
+        device=run.world.device,
+    )
     if run.world.is_main:
         try:
             model.check()
+            if is_reference(run.recipe.network) and not run.folder.config_path.exists():  # else it was rehearsed before
+                from trainer.export.pipeline import rehearse  # imports onnx
+
+                rehearse(run, options)
         except TrainerError as error:
             raise type(error)(f"{error}; to train without publishing, pass --no-export") from error
         if not (run.has_validation or config.promote or model.newest() is None):
@@ -62,12 +74,6 @@ def plan_export(run: Run, config: TrainConfig) -> ExportPlan | None:
                 f"with num_validation 0 nothing tells if the model is worse than version {model.newest()} of {name}: "
                 "pass --promote to publish it all the same, --no-export to train only, or another --name"
             )
-    options = ExportOptions(
-        promote=config.promote,
-        thorough=config.thorough,
-        export_views=config.export_views,
-        device=run.world.device,
-    )
     return ExportPlan(model=model, options=options)
 
 

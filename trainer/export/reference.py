@@ -25,7 +25,7 @@ class ReferenceModel:
     """A run's trained model on the CPU, with its outputs for the parity images and for the golden batch.
 
     Args:
-        classifier: a copy of the run's, on the CPU, float32, in evaluation mode.
+        classifier: a copy of the run's, on the CPU, in evaluation mode.
         views: the views of each image that the exported model averages.
         logits: float32 `[N, classes]`, for the first parity images.
         golden: images uint8 `[G, C, H, W]`, and logits float32 `[G, classes]` for them.
@@ -45,7 +45,7 @@ class ReferenceModel:
         cls, run: Run, result: Result | None, plan: ParityPlan, views: TestTimeViews, log: Callable[[str], None]
     ) -> "ReferenceModel":
         """Copies a run's model to the CPU and computes its outputs, within the plan's time."""
-        classifier: Classifier = copy.deepcopy(run.learner.model).cpu().float().eval()
+        classifier = copy_of_model(run)
         validation, training = (run.validation_images, run.validation_indices), (run.dataset.train, run.train_indices)
         parity_images = ParityImages(validation, training, plan.sample_size)
         golden = golden_images(run.dataset.train, run.train_indices)
@@ -80,9 +80,8 @@ class ReferenceModel:
 
     @property
     def tolerance(self) -> float:
-        """Largest accepted difference of a logit or a probability. The rounding of large logits is in proportion."""
-        largest = max(float(np.abs(logits).max()) for logits in (self.logits, self.golden[1]))
-        return TOLERANCE * max(1.0, largest / USUAL_LOGIT)
+        """Largest accepted difference of a logit or a probability."""
+        return tolerance_of(self.logits, self.golden[1])
 
     def export_module(self) -> tuple[ExportModule, torch.Tensor]:
         """Returns the module to convert, and an example of its input."""
@@ -93,6 +92,16 @@ class ReferenceModel:
         indices = self.run.train_indices
         spread = torch.linspace(0, len(indices) - 1, min(num_images, len(indices)))
         return self.run.dataset.train.take(indices[spread.long()])
+
+
+def copy_of_model(run: Run) -> Classifier:
+    """Returns a copy of a run's model on the CPU, in evaluation mode."""
+    return copy.deepcopy(run.learner.model).cpu().eval()
+
+
+def tolerance_of(*logits: FloatArray) -> float:
+    """Returns the largest accepted difference of a logit or a probability: large logits are rounded in proportion."""
+    return TOLERANCE * max(1.0, max(float(np.abs(each).max()) for each in logits) / USUAL_LOGIT)
 
 
 def largest_difference(a: FloatArray, b: FloatArray) -> float:

@@ -61,18 +61,39 @@ def fit_head(network: nn.Module, images: torch.Tensor, num_classes: int, *, name
     Raises:
         ConfigError: the network does not return one row of logits for each image, or its last layer does not make them.
     """
-    shape = _shape(run_once(network, images))
+    output = run_once(network, images)
+    shape = _shape(output)
     if shape == (len(images), num_classes):
         return None
     head = find_head(network, images)
     layer = network.get_submodule(head) if head is not None else None
     if head is None or len(shape) != 2 or shape[0] != len(images) or _num_outputs(layer) != shape[1]:
-        found = " x ".join(map(str, shape)) if shape else "no tensor"
-        raise ConfigError(
-            f"{name} returns {found} for {len(images)} images: a network returns {num_classes} logits for each of them"
-        )
+        check_logits(output, len(images), num_classes, name=name)
+    assert head is not None
     network.set_submodule(head, _with_outputs(layer, num_classes))
     return head
+
+
+def check_logits(output: object, num_images: int, num_classes: int, *, name: str) -> None:
+    """Checks what a network returns.
+
+    Args:
+        name: the network's name, for messages.
+
+    Raises:
+        ConfigError: it is not one row of logits for each image.
+    """
+    is_float = isinstance(output, torch.Tensor) and output.is_floating_point()
+    if is_float and _shape(output) == (num_images, num_classes):
+        return
+    found = type(output).__name__
+    if isinstance(output, torch.Tensor):
+        found = " x ".join(map(str, output.shape)) or "one number"
+        found += "" if is_float else f" of {output.dtype}"
+    raise ConfigError(
+        f"{name} returns {found} for {num_images} image{'s' if num_images > 1 else ''}: a network returns "
+        f"{num_classes} logits for each of them"
+    )
 
 
 def _shape(output: object) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from trainer.errors import ConfigError
@@ -26,8 +27,10 @@ def build_own(reference: str, *, num_channels: int, image_size: int, num_classes
     names = _names_of_arguments(reference, target)
     with user_errors(reference):
         network = target(**{name: value for name, value in shape.items() if name in names})
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"{reference} returns {type(network).__name__}: it must be a torch.nn.Module")
+    if not isinstance(network, nn.Module) or isinstance(network, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"{reference} returns {type(network).__name__}: it must be a torch.nn.Module, and not scripted"
+        )
     return network
 
 

@@ -21,14 +21,11 @@ _MAX_LAYERS = 256
 """Numbers of layers that `layers.Dropout` keeps apart."""
 
 
-def seed_dropouts(network: nn.Module, images: torch.Tensor) -> bool:
+def seed_dropouts(network: nn.Module, images: torch.Tensor) -> None:
     """Replaces the modules that drop at random by seeded ones, at the same rates.
 
     Args:
         images: float `[NUM_TRIAL_IMAGES, C, H, W]`, as the network takes them.
-
-    Returns:
-        Whether the network still draws random numbers of its own.
     """
     calls, batch_calls = _count_calls(network, images)
     layer = max((each.layer + 1 for each in dropout_layers(network)), default=0)
@@ -37,7 +34,16 @@ def seed_dropouts(network: nn.Module, images: torch.Tensor) -> bool:
         if seeded is not None and batch_calls[name] == number and layer + number <= _MAX_LAYERS:
             network.set_submodule(name, seeded)
             layer += number
-    return _draws(network, images)
+
+
+def train_once(network: nn.Module, images: torch.Tensor) -> tuple[object, bool]:
+    """Returns what a network returns for images in training mode, and whether it draws random numbers of its own."""
+    trial = copy.deepcopy(network).train()  # batch norms update their statistics
+    seeds = torch.arange(len(images))
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), use_dropout_seeds(dropout_layers(trial), seeds):
+        before = torch.get_rng_state()
+        output = trial(images)
+        return output, not torch.equal(torch.get_rng_state(), before)
 
 
 def _seeded(module: nn.Module, layer: int) -> Dropout | None:
@@ -82,13 +88,3 @@ def _count_calls(network: nn.Module, images: torch.Tensor) -> tuple[Counter[str]
         for hook in hooks:
             hook.remove()
     return calls, batch_calls
-
-
-def _draws(network: nn.Module, images: torch.Tensor) -> bool:
-    """Returns whether a training step draws from torch's generator of this process."""
-    trial = copy.deepcopy(network).train()  # batch norms update their statistics
-    seeds = torch.arange(len(images))
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), use_dropout_seeds(dropout_layers(trial), seeds):
-        before = torch.get_rng_state()
-        trial(images)
-        return not torch.equal(torch.get_rng_state(), before)

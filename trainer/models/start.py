@@ -16,9 +16,9 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.models import build_network, num_parameters
 from trainer.models import efficientnet_lite as lite
 from trainer.models.freezing import freeze_until
-from trainer.models.head import find_head, fit_head, has_gradient, run_once
+from trainer.models.head import check_logits, find_head, fit_head, has_gradient, run_once
 from trainer.models.own import takes_num_channels
-from trainer.models.randomness import NUM_TRIAL_IMAGES, seed_dropouts
+from trainer.models.randomness import NUM_TRIAL_IMAGES, seed_dropouts, train_once
 from trainer.models.timm_nets import timm_normalization
 from trainer.models.torchvision_nets import IMAGENET_MEAN, IMAGENET_STD, Normalization, torchvision_normalization
 from trainer.models.weights import Weights, load_weights, read_weights
@@ -129,6 +129,11 @@ def _adapt(
 ) -> StartingNetwork:
     """Fits a network that Convoy does not know to the images and classes, and makes its dropout reproducible."""
     network = start.network
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise ConfigError(
+                f"{recipe.network}: {name} is of {parameter.dtype}: make it float32, as network.float() does"
+            )
     if images.size(1) == 1 and is_reference(recipe.network) and not takes_num_channels(recipe.network):
         images = _as_many_channels(network, images)
     replaced = fit_head(network, images, num_classes, name=recipe.network)
@@ -138,7 +143,11 @@ def _adapt(
         raise ConfigError(
             f"{recipe.network} cannot be trained: what it returns depends on no parameter, as after detach()"
         )
-    if seed_dropouts(network, images):
+    check_logits(run_once(network, images[:1]), 1, num_classes, name=recipe.network)  # not only for so many images
+    seed_dropouts(network, images)
+    output, draws = train_once(network, images)
+    check_logits(output, len(images), num_classes, name=f"in training, {recipe.network}")
+    if draws:
         log(
             f"{recipe.network} draws random numbers of its own, so its weights depend on the number of ranks and on "
             "restarts; modules of torch.nn.Dropout would not"

@@ -9,13 +9,35 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from tests.conftest import ROOT
+from trainer.export.folding import fold
 from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, load_predictor
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import ONNX
+from trainer.models import Classifier
 
 FORMATS = (TORCHSCRIPT, ONNX, EXPORTED_PROGRAM)
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose weights are standardised, as those of BiT: a constant, which exporters name `mean`."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(images, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias, padding=1)
+
+
+def test_operators_of_later_versions_and_names_of_the_network_are_no_obstacle() -> None:
+    network = nn.Sequential(Standardized(3, 4, 3), nn.GELU("tanh"), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier = Classifier(network, torch.tensor([120.0, 110.0, 100.0]), torch.tensor([60.0, 50.0, 40.0])).eval()
+    images = torch.randint(256, (5, 3, 12, 12), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = classifier(images)
+    for name, content in convert(fold(classifier), images[:2]).items():
+        logits, _ = load_predictor(name, content)(images.numpy())
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FORMATS)

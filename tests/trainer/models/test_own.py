@@ -1,5 +1,6 @@
 """The user's own networks: called with what they ask for, tried before the training, and known by their source."""
 
+import copy
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -89,14 +90,41 @@ def test_a_network_for_other_classes_gets_a_new_head_and_grey_images_become_colo
             LINEAR.replace("width, num_classes", "7, num_classes"),
             r"my_net\.py, line 13, in forward: RuntimeError: ",
         ),
+        (
+            LINEAR.replace("self.head(features)", "(self.head(features), 0) if self.training else self.head(features)"),
+            r"in training, .*my_net\.py:MyNet returns tuple for 3 images",
+        ),
+        (
+            LINEAR.replace("self.head(features)", "self.head(features)[:1].expand(3, -1)"),
+            r"my_net\.py:MyNet returns 3 x 5 for 1 image: a network returns 5 logits",
+        ),
+        (
+            LINEAR.replace("self.head(features)", "self.head(features) * 1j"),
+            r"my_net\.py:MyNet returns 1 x 5 of torch\.complex64 for 1 image",
+        ),
+        (
+            LINEAR.replace("nn.Linear(width, num_classes)", "nn.Linear(width, num_classes).double()"),
+            r"my_net\.py:MyNet: head\.weight is of torch\.float64: make it float32",
+        ),
+        (
+            "def MyNet():\n    return torch.jit.trace(nn.Flatten(), torch.ones(1, 2))",
+            r"my_net\.py:MyNet returns TopLevelTracedModule: it must be a torch\.nn\.Module, and not scripted",
+        ),
         ("def MyNet2(): pass", r"no object 'MyNet': did you mean MyNet2\?"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_mistakes_name_the_users_file_and_line(source: str, problem: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=problem) as error:
         start(recipe_of(tmp_path, source))
     assert "trainer/" not in str(error.value)
     assert len(str(error.value).splitlines()) <= 4
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_weights_that_hooks_compute_can_be_trained(tmp_path: Path) -> None:
+    source = LINEAR.replace("nn.Linear(width, num_classes)", "nn.utils.weight_norm(nn.Linear(width, num_classes))")
+    copy.deepcopy(start(recipe_of(tmp_path, source)).network)
 
 
 def test_dropout_becomes_reproducible_and_other_random_numbers_are_told(tmp_path: Path) -> None:

@@ -51,10 +51,12 @@ def test_stochastic_depth_and_drop_path_drop_by_the_sample() -> None:
     from timm.layers import DropPath
     from torchvision.ops import StochasticDepth
 
-    from trainer.models.randomness import seed_dropouts
+    from trainer.models.randomness import seed_dropouts, train_once
 
     network = nn.Sequential(StochasticDepth(0.3, "row"), DropPath(0.4), nn.Dropout(0.0), StochasticDepth(0.5, "batch"))
-    assert seed_dropouts(network, torch.ones(3, 2, 4, 4))
+    images = torch.ones(3, 2, 4, 4)
+    seed_dropouts(network, images)
+    assert train_once(network, images)[1]
     assert [(each.rate, each.layer, each.dims) for each in dropout_layers(network)] == [(0.3, 0, 1), (0.4, 1, 1)]
 
 

@@ -1,0 +1,66 @@
+"""Networks of the user's that cannot be exported are refused before their training, by the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convoy import cli
+
+NETWORK = """
+from torch import nn
+
+class MyNet(nn.Module):
+    calls = 0
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.convolution, self.maximum = nn.Conv2d(3, 8, 3), nn.AdaptiveMaxPool2d(5)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        x = self.convolution(images)
+        {code}
+        return self.head(x.amax((2, 3)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("self.calls += 1; x = x * self.calls", "model.pt at batch size 256 returns logit 0 = "),
+        ("x = x - x.mean((0, 2, 3), keepdim=True)", "no random numbers, earlier calls or other images of the batch"),
+        (
+            "x = x if x.sum() > 0 else -x",
+            "line 14, in forward: its code depends on the values of tensors, as with `if`",
+        ),
+        ("x = x[[index for index in range(len(x))]]", "cannot be exported: its code is for one number of images"),
+        (
+            "x = self.maximum(x)",
+            "cannot be exported: No ONNX function found for <OpOverload(op='aten.adaptive_max_pool2d'",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_told_before_the_training(
+    code: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = np.random.default_rng(0)
+    for number in range(12):
+        folder = tmp_path / "images" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(stream.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    (tmp_path / "my_net.py").write_text(NETWORK.format(code=code))
+    network = f"{tmp_path / 'my_net.py'}:MyNet"
+    line = ["train", str(tmp_path / "images"), "--recipe", "any-network", "--network", network]
+    line += ["--image-size", "16", "--device", "cpu", "--run-dir", str(tmp_path / "run"), "--name", "mine"]
+    with pytest.raises(SystemExit) as left:
+        cli.run([*line, "--data-dir", str(tmp_path / "data"), "--model-repository", str(tmp_path / "models")])
+    output, errors = capsys.readouterr()
+    assert left.value.code == 6
+    assert problem in errors
+    assert errors.startswith("error: ")
+    assert errors.endswith("; to train without publishing, pass --no-export\n")
+    assert errors.count("\n") == 1
+    assert output.endswith(f"trying the export of {network}\n")
+    assert not (tmp_path / "run").exists()
