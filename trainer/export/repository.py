@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ from trainer.permissions import why_not_writable
 INPUT, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 CONFIG, LABELS, ONNX = "config.pbtxt", "labels.txt", "model.onnx"
 GOLDEN, MANIFEST = "golden.npz", "manifest.json"
+_STAGING = ".staging-"
+_STALE_S = 3600.0
+"""Age from which a folder of unfinished files is that of a killed process: to write a version takes seconds."""
 MAX_BATCH_SIZE = 256
 _MAX_PIXELS = 1 << 21
 """Of the largest batch, which a server runs when it loads a model. For EfficientNet-Lite0 on 224 x 224 pixels, 256
@@ -132,6 +136,7 @@ class RepositoryModel:
         """
         with self._export_errors():
             self.path.mkdir(parents=True, exist_ok=True)
+            _remove_stale(self.path)
             self._write_if_absent(LABELS, "".join(f"{label}\n" for label in self.labels))
             self._check_labels()
             self._write_if_absent(CONFIG, text_format.MessageToString(self.config()))
@@ -232,10 +237,18 @@ def _describe_tensors(described: Any) -> str:
     return ", ".join(f"{name} {kind} {dims}" for name, kind, dims in parts) or "none"
 
 
+def _remove_stale(folder: Path) -> None:
+    """Removes the unfinished files of killed processes."""
+    for staged in folder.glob(f"{_STAGING}*"):
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
+            if time.time() - staged.stat().st_mtime > _STALE_S:
+                shutil.rmtree(staged, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _staging_folder(folder: Path) -> Iterator[Path]:
     """Creates a hidden folder, and removes it at the end unless it was renamed."""
-    staged = folder / f".staging-{os.getpid()}-{secrets.token_hex(4)}"
+    staged = folder / f"{_STAGING}{os.getpid()}-{secrets.token_hex(4)}"
     staged.mkdir()  # not by tempfile, whose folders only their owner may read
     try:
         yield staged

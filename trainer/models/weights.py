@@ -6,6 +6,7 @@ network's; those of another implementation are matched by their order, if all sh
 
 import re
 import warnings
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class LoadedWeights:
         num_tensors: tensors of the network, without counters.
         by_order: the names differ, and the order decided.
         new: names whose first dimension is another number of classes: they keep their initial weights.
-        reshaped: other names that the file has in another shape.
+        reshaped: other names that the file has in another shape, or as integers, sparse or without values.
         missing: names of the network that the file lacks.
         unused: names of the file that the network lacks.
     """
@@ -60,7 +61,9 @@ class LoadedWeights:
         how = ", matched by their order, as the file has other names" if self.by_order else ""
         parts = [f"{self.file}: {self.num_loaded:,} of {self.num_tensors:,} tensors loaded{how}"]
         parts += [f"new: {list_names(self.new, _NUM_SHOWN)}"] if self.new else []
-        parts += [f"of another shape in the file: {list_names(self.reshaped, _NUM_SHOWN)}"] if self.reshaped else []
+        parts += (
+            [f"of another shape or kind in the file: {list_names(self.reshaped, _NUM_SHOWN)}"] if self.reshaped else []
+        )
         parts += [f"not in the file: {list_names(self.missing, _NUM_SHOWN)}"] if self.missing else []
         parts += [f"not used: {list_names(self.unused, _NUM_SHOWN)}"] if self.unused else []
         return "; ".join(parts)
@@ -86,7 +89,8 @@ def read_weights(path: Path) -> Weights:
         else:
             with path.open("rb") as file, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a file that another program wrote; the error says enough
-                content = torch.load(file, map_location="cpu", weights_only=True)
+                with torch.serialization.safe_globals([Namespace]):  # has the options of timm's script; runs no code
+                    content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:
@@ -98,8 +102,15 @@ def read_weights(path: Path) -> Weights:
             ) from error
         if cause.startswith("Weights only load failed") or isinstance(error, EOFError | LookupError):
             cause = "torch.save did not write it"  # what reads it as one says nothing, or a byte that it met
-        raise DataError(f"{path} does not hold weights: {cause[:100]}") from error
-    return _flat(content, path)
+        raise DataError(f"{path} does not hold weights: {cause.partition('. ')[0][:100]}") from error
+    weights = _state_dict(content)
+    if not weights:
+        keys = [str(key) for key in content] if isinstance(content, Mapping) else []
+        raise DataError(
+            f"{path} does not hold weights: it has no state dict"
+            + (f"; its keys are {list_names(keys, _NUM_SHOWN)}" if keys else "")
+        )
+    return weights
 
 
 def load_weights(network: nn.Module, weights: Weights, *, file: str, num_classes: int) -> LoadedWeights:
@@ -112,6 +123,7 @@ def load_weights(network: nn.Module, weights: Weights, *, file: str, num_classes
         file: the file's name, for messages.
 
     Raises:
+        DataError: values are not finite.
         ConfigError: fewer than half of the network's other filters and matrices are in the file. Vectors do not count:
             the norms of two networks are often alike.
     """
@@ -120,7 +132,7 @@ def load_weights(network: nn.Module, weights: Weights, *, file: str, num_classes
     if len(names) < _MIN_SHARE * _count(mine):
         in_order = _match_by_order(mine, weights, num_classes)
         names, by_order = (in_order, True) if in_order else (names, False)
-    fitting = {name: weights[theirs] for name, theirs in names.items() if weights[theirs].shape == mine[name].shape}
+    fitting = {name: weights[theirs] for name, theirs in names.items() if _fits(mine[name], weights[theirs])}
     new = [
         name for name in names if name not in fitting and _is_other_head(mine[name], weights[names[name]], num_classes)
     ]
@@ -139,22 +151,25 @@ def load_weights(network: nn.Module, weights: Weights, *, file: str, num_classes
     expected = [name for name in mine if mine[name].ndim > 1 and name not in new]
     if sum(name in fitting for name in expected) < _MIN_SHARE * len(expected):
         raise ConfigError(f"these weights are of another network: {loaded.describe()}")
+    for name, tensor in fitting.items():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise DataError(f"{file} holds values of {name} that are not finite: take an earlier file of that training")
     network.load_state_dict(fitting, strict=False)
     return loaded
 
 
-def _flat(content: Any, path: Path) -> Weights:
-    best = content.get("best") if isinstance(content, Mapping) else None
-    if isinstance(best, Mapping) and isinstance(best.get("weights"), Mapping):  # Convoy's, of a recipe that keeps them
-        return _flat(best["weights"], path)
-    for key in _NESTED_IN:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            return _flat(content[key], path)
-    items = content.items() if isinstance(content, Mapping) else ()
-    tensors = {str(name): tensor for name, tensor in items if isinstance(tensor, torch.Tensor)}
-    if not tensors:
-        raise DataError(f"{path} does not hold weights: it has no state dict")
-    return tensors
+def _state_dict(content: Any) -> Weights:
+    """Returns the tensors of the state dict in a file's content; none where there is no such."""
+    if not isinstance(content, Mapping):
+        return {}
+    best = content.get("best")
+    nested = [content.get(key) for key in _NESTED_IN]
+    if isinstance(best, Mapping):  # Convoy's, of a recipe that keeps them
+        nested.insert(0, best.get("weights"))
+    for inner in nested:
+        if found := _state_dict(inner):
+            return found
+    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
 
 
 def _match_by_name(mine: Weights, weights: Weights) -> dict[str, str]:
@@ -185,8 +200,14 @@ def _match_by_order(mine: Weights, weights: Weights, num_classes: int) -> dict[s
     return pairs
 
 
+def _fits(mine: torch.Tensor, other: torch.Tensor) -> bool:
+    is_dense = other.layout == torch.strided and not other.is_quantized and not other.is_meta
+    return is_dense and other.shape == mine.shape and other.is_floating_point() == mine.is_floating_point()
+
+
 def _is_other_head(mine: torch.Tensor, other: torch.Tensor, num_classes: int) -> bool:
-    return mine.ndim > 0 and mine.ndim == other.ndim and len(mine) == num_classes and mine.shape[1:] == other.shape[1:]
+    is_alike = mine.ndim > 0 and mine.ndim == other.ndim and mine.shape[1:] == other.shape[1:]
+    return is_alike and len(mine) == num_classes and len(other) != num_classes
 
 
 def _count(weights: Weights) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def test_the_next_version_follows_the_highest(model: RepositoryModel) -> None:
         (model.path / name).mkdir()
     assert publish(model).name == "42"
     assert publish(model).name == "43"
+
+
+def test_unfinished_files_of_a_killed_export_are_removed_by_the_next_one(model: RepositoryModel) -> None:
+    publish(model)
+    for name, age_s in {"killed": 7200, "running": 60}.items():
+        (model.path / f".staging-{name}").mkdir()
+        (model.path / f".staging-{name}" / "model.onnx").write_bytes(b"some")
+        os.utime(model.path / f".staging-{name}", (time.time() - age_s,) * 2)
+    publish(model)
+    assert [path.name for path in model.path.glob(".*")] == [".staging-running"]
 
 
 def test_an_export_leaves_a_pinned_version_in_service(model: RepositoryModel) -> None:

@@ -1,6 +1,9 @@
 """Files of weights: every usual form of them is read, none runs code, and tensors find their places in a network."""
 
+import math
 import os
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ FORMS: dict[str, Any] = {
     "a state dict": lambda weights: weights,
     "nested": lambda weights: {"epoch": 3, "state_dict": weights, "optimizer": {"state": {}}},
     "with averaged weights": lambda weights: {"model": {"x": torch.zeros(1)}, "ema": weights},
+    "with figures of an average": lambda weights: {"model": weights, "ema": {"decay": 0.99}, "state_dict_ema": {}},
+    "of timm's script": lambda weights: {"state_dict": weights, "args": Namespace(lr=0.1), "epoch": 3},
     "of DataParallel": lambda weights: prefixed(weights, "module."),
     "of torch.compile and DataParallel": lambda weights: prefixed(weights, "module._orig_mod."),
     "of a run with an average": lambda weights: {
@@ -105,9 +110,35 @@ def test_filters_of_another_shape_are_told_and_norms_that_fit_do_not_make_up_for
         )
 
     text = load_weights(network(3), network(5).state_dict(), file="some.pth", num_classes=4).describe()
-    assert text == "some.pth: 13 of 14 tensors loaded; of another shape in the file: 0.weight"
-    with pytest.raises(ConfigError, match=r"of another network: .* of another shape in the file: 0\.weight, 2\.weight"):
+    assert text == "some.pth: 13 of 14 tensors loaded; of another shape or kind in the file: 0.weight"
+    with pytest.raises(
+        ConfigError, match=r"of another network: .* of another shape or kind in the file: 0\.weight, 2\.weight"
+    ):
         load_weights(network(3), network(5, last=1).state_dict(), file="some.pth", num_classes=4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor: tensor.to(torch.int8),
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: tensor.to(torch.complex64),
+    ],
+)
+def test_tensors_of_another_kind_do_not_fit(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    theirs = lenet().state_dict()
+    first, *_, last = theirs
+    changed = {name: change(tensor) if name in (first, last) else tensor for name, tensor in theirs.items()}
+    loaded = load_weights(lenet(), changed, file="some.pth", num_classes=10)
+    assert (loaded.reshaped, loaded.new, loaded.num_loaded) == ((first, last), (), len(theirs) - 2)
+
+
+def test_weights_of_a_training_that_diverged_are_refused() -> None:
+    theirs = lenet().state_dict()
+    next(iter(theirs.values())).view(-1)[3] = math.inf
+    with pytest.raises(DataError, match=r"bad\.pth holds values of conv1\.weight that are not finite"):
+        load_weights(lenet(), theirs, file="bad.pth", num_classes=10)
 
 
 class Harmful:
@@ -133,7 +164,7 @@ def test_other_files_are_one_line(name: str, content: bytes, tmp_path: Path) -> 
     if name.endswith(".pth") and not content.startswith(b"PK"):
         assert str(error.value).endswith(": torch.save did not write it")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
-    with pytest.raises(DataError, match="does not hold weights: it has no state dict"):
+    with pytest.raises(DataError, match=r"does not hold weights: it has no state dict; its keys are epoch$"):
         read_weights(tmp_path / "none.pth")
     with pytest.raises(DataError, match="cannot be read: No such file"):
         read_weights(tmp_path / "missing.pth")
