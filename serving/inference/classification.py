@@ -19,7 +19,7 @@ def classify(rows: Array, top_k: int, labels: Sequence[str]) -> Array:
 
     Args:
         rows: numbers, shape (N, M).
-        labels: of the M indices. The string ends after the index where there is no label.
+        labels: of the M indices. The string ends after the index where there is none, or an empty one.
 
     Returns:
         bytes objects, shape (N, min(top_k, M)), largest value first; of equal values, the lowest index first.
@@ -33,13 +33,14 @@ def classify(rows: Array, top_k: int, labels: Sequence[str]) -> Array:
             f"classification: expected at most {MAX_CLASSES} classes in a response, got {top_k} for each of "
             f"{len(rows)} rows"
         )
+    form = "f" if rows.dtype.kind == "f" else "d"
     strings = np.empty((len(rows), top_k), object)
     for place, row in enumerate(rows):
         largest = _largest(row, top_k)
-        values = row[largest].astype(np.float64).tolist()
+        values = row[largest].tolist()
         for column, (value, index) in enumerate(zip(values, largest.tolist(), strict=True)):
-            label = f":{labels[index]}" if index < len(labels) else ""
-            strings[place, column] = f"{value:f}:{index}{label}".encode()
+            label = f":{labels[index]}" if index < len(labels) and labels[index] else ""
+            strings[place, column] = f"{value:{form}}:{index}{label}".encode()
     return strings
 
 

@@ -18,9 +18,13 @@ def test_the_largest_values_come_first() -> None:
 
 
 def test_missing_labels_are_left_out() -> None:
-    assert classify(np.array([[1, 3, 2]]), 9, ["zero", "one"]).tolist() == [
-        [b"3.000000:1:one", b"2.000000:2", b"1.000000:0:zero"]
-    ]
+    rows = np.array([[0.1, 0.3, 0.2]])
+    assert classify(rows, 9, ["", "one"]).tolist() == [[b"0.300000:1:one", b"0.200000:2", b"0.100000:0"]]
+
+
+def test_whole_numbers_are_exact() -> None:
+    rows = np.array([[3, 2**53 + 1, -4]])
+    assert classify(rows, 3, []).tolist() == [[b"9007199254740993:1", b"3:0", b"-4:2"]]
 
 
 def test_nan_is_not_the_largest_value() -> None:
