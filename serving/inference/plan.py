@@ -165,7 +165,8 @@ class SharedEncoder(ValueEncoder):
         response = super().encode(outputs, first_row, request_id)
         for output, place in zip(response.outputs, self.plan.places or (), strict=False):
             if place is not None:
-                output.shared, output.data = place.write(output.name, output.data), b""
+                place.write(output.name, output.data)
+                output.data, output.is_shared = b"", True
         return response
 
 

@@ -50,8 +50,8 @@ class SharedRange:
 class SharedPlace(Protocol):
     """A checked range, for an output."""
 
-    def write(self, output: str, data: Buffer) -> SharedRange:
-        """Writes an output. Returns the range that it takes.
+    def write(self, output: str, data: Buffer) -> None:
+        """Writes an output.
 
         Raises:
             InvalidArgument: it does not fit.
@@ -141,14 +141,14 @@ class InferOutput:
     """An output tensor; `data` as in `serving.protocol.tensors`.
 
     Args:
-        shared: where the data have been written instead; None for data in the response itself.
+        is_shared: whether the data have been written into shared memory instead.
     """
 
     name: str
     datatype: str
     shape: Shape
     data: Buffer
-    shared: SharedRange | None = None
+    is_shared: bool = False
 
 
 @dataclass(slots=True)

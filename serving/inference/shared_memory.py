@@ -83,8 +83,8 @@ class Place:
     region: Region
     range: SharedRange
 
-    def write(self, output: str, data: Buffer) -> SharedRange:
-        """Writes an output. Returns the range that it takes.
+    def write(self, output: str, data: Buffer) -> None:
+        """Writes an output.
 
         Raises:
             InvalidArgument: it does not fit.
@@ -98,7 +98,6 @@ class Place:
             self.region.write(self.range.offset, data)
         except OSError as error:
             raise InvalidArgument(f"output '{output}' cannot be written to its region: {error.strerror}") from error
-        return replace(self.range, num_bytes=len(data))
 
 
 class SharedGiven(Exception):

@@ -43,6 +43,8 @@ METHODS_OF_ENDPOINTS = {
     "shared_memory_status": "SystemSharedMemoryStatus",
     "register_shared_memory": "SystemSharedMemoryRegister",
     "unregister_shared_memory": "SystemSharedMemoryUnregister",
+    "cuda_memory_status": "CudaSharedMemoryStatus",
+    "unregister_cuda_memory": "CudaSharedMemoryUnregister",
 }
 """Names of the RPCs that do the same as HTTP's endpoints. Other endpoints count under their own names."""
 

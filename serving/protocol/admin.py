@@ -122,7 +122,7 @@ class AdminService:
     def model_metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
         model = self.repository.get(name, version)
         response = pb.ModelMetadataResponse(
-            name=name, versions=self.repository.versions(name), platform=model.spec.platform
+            name=name, versions=self.repository.versions(name), platform=model.spec.platform or model.spec.backend
         )
         for field, specs in ((response.inputs, model.spec.inputs), (response.outputs, model.spec.outputs)):
             for spec in specs:

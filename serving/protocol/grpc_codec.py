@@ -31,6 +31,9 @@ _ID = b"\x1a"  # ModelInferResponse.id, field 3
 _RAW_OUTPUT = b"\x32"  # ModelInferResponse.raw_output_contents, field 6
 _INFER_RESPONSE = b"\x12"  # ModelStreamInferResponse.infer_response, field 2
 
+_FINAL = ModelInferResponse(parameters={"triton_final_response": InferParameter(bool_param=True)}).SerializeToString()
+"""Tells clients of streams that a request gets no further response: they are written for models that give several."""
+
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
@@ -191,11 +194,7 @@ class SharedResponseEncoder:
         values = self._values.encode(outputs, first_row, request_id)
         message = ModelInferResponse(model_name=values.model_name, model_version=values.model_version, id=values.id)
         for output in values.outputs:
-            tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
-            if output.shared is not None:
-                tensor.parameters["shared_memory_region"].string_param = output.shared.region
-                tensor.parameters["shared_memory_byte_size"].int64_param = output.shared.num_bytes
-                tensor.parameters["shared_memory_offset"].int64_param = output.shared.offset
+            message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
             message.raw_output_contents.append(bytes(output.data))  # an empty one, for clients that count them
         encoded: bytes = message.SerializeToString()
         return encoded
@@ -214,13 +213,13 @@ def encode_id(request_id: str) -> bytes:
 
 def encode_stream_response(response: bytes) -> bytes:
     """Returns a serialised ModelInferResponse as a message of ModelStreamInfer."""
-    return _INFER_RESPONSE + varint(len(response)) + response
+    return b"".join((_INFER_RESPONSE, varint(len(response) + len(_FINAL)), response, _FINAL))
 
 
-def encode_stream_error(error: ServingError) -> bytes:
+def encode_stream_error(error: ServingError, request_id: str) -> bytes:
     """Returns an error as a message of ModelStreamInfer, which does not end the stream."""
     message: bytes = ModelStreamInferResponse(error_message=str(error)).SerializeToString()
-    return message
+    return message + encode_stream_response(encode_id(request_id))
 
 
 def varint(number: int) -> bytes:

@@ -108,9 +108,9 @@ def decode(body: Buffer, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _decode_leniently(body: bytes, kind: type[T]) -> T:
-    """Decodes what strict JSON forbids and clients send all the same: NaN and Infinity, which Triton accepts too."""
+    """Decodes what strict JSON forbids, and clients send and Triton accepts: NaN, Infinity, and a byte order mark."""
     try:
-        return msgspec.convert(json.loads(str(body, "utf-8")), kind)
+        return msgspec.convert(json.loads(str(body, "utf-8-sig")), kind)
     except msgspec.ValidationError as error:
         raise InvalidArgument(f"the request does not fit the protocol: {error}") from error
     except (ValueError, RecursionError) as error:

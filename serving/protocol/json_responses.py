@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from serving.errors import InvalidArgument
-from serving.inference.request import InferOutput, InferResponse, SharedRange
+from serving.inference.request import InferOutput, InferResponse
 from serving.protocol.tensors import DATATYPES, Array, Buffer, to_array
 
 _CHUNK = 8192
@@ -63,8 +63,8 @@ def render_response(response: InferResponse, form: OutputForm, max_bytes: int) -
     tail: list[Buffer] = []
     for output in response.outputs:
         described: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
-        if output.shared is not None:
-            outputs.append(encode_json(described | {"parameters": _shared_parameters(output.shared)}))
+        if output.is_shared:
+            outputs.append(encode_json(described))
         elif form.is_binary(output.name):
             outputs.append(encode_json(described | {"parameters": {"binary_data_size": len(output.data)}}))
             tail.append(output.data)
@@ -95,14 +95,6 @@ def response_too_large(max_bytes: int) -> InvalidArgument:
     return InvalidArgument(
         f"the response is larger than {max_bytes} bytes: request binary data, or fewer rows or outputs"
     )
-
-
-def _shared_parameters(shared: SharedRange) -> dict[str, Any]:
-    return {
-        "shared_memory_region": shared.region,
-        "shared_memory_byte_size": shared.num_bytes,
-        "shared_memory_offset": shared.offset,
-    }
 
 
 def _render_data(output: InferOutput, room: int, max_bytes: int) -> bytes:

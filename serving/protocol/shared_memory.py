@@ -1,4 +1,8 @@
-"""The RPCs that register clients' system shared memory, as messages and over bytes."""
+"""The RPCs that register clients' system shared memory, as messages and over bytes.
+
+Of CUDA shared memory, none can be registered. To ask for it and to forget it is no error: Triton's clients forget both
+kinds before they register one.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,6 +10,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from protos import grpc_service_pb2 as pb
+from serving.errors import NotFound, quote
 from serving.inference.shared_memory import SharedMemory
 from serving.protocol.handling import handler
 from serving.protocol.methods import INFERENCE_SERVICE
@@ -21,15 +26,23 @@ class SharedMemoryService:
     def __init__(self, memory: SharedMemory) -> None:
         self._memory = memory
         methods: dict[str, tuple[type[Message], Callable[[Any], Message]]] = {
-            "Status": (pb.SystemSharedMemoryStatusRequest, lambda r: self.status(r.name)),
-            "Register": (
+            "SystemSharedMemoryStatus": (pb.SystemSharedMemoryStatusRequest, lambda r: self.status(r.name)),
+            "SystemSharedMemoryRegister": (
                 pb.SystemSharedMemoryRegisterRequest,
                 lambda r: self.register(r.name, r.key, r.offset, r.byte_size),
             ),
-            "Unregister": (pb.SystemSharedMemoryUnregisterRequest, lambda r: self.unregister(r.name)),
+            "SystemSharedMemoryUnregister": (
+                pb.SystemSharedMemoryUnregisterRequest,
+                lambda r: self.unregister(r.name),
+            ),
+            "CudaSharedMemoryStatus": (pb.CudaSharedMemoryStatusRequest, lambda r: self.cuda_status(r.name)),
+            "CudaSharedMemoryUnregister": (
+                pb.CudaSharedMemoryUnregisterRequest,
+                lambda r: pb.CudaSharedMemoryUnregisterResponse(),
+            ),
         }
         self.unary: Mapping[str, Callable[[bytes], bytes]] = {
-            f"/{INFERENCE_SERVICE}/SystemSharedMemory{name}": handler(*method) for name, method in methods.items()
+            f"/{INFERENCE_SERVICE}/{name}": handler(*method) for name, method in methods.items()
         }
 
     def status(self, name: str = "") -> pb.SystemSharedMemoryStatusResponse:
@@ -44,6 +57,16 @@ class SharedMemoryService:
             status.name, status.key = region.name, region.key
             status.offset, status.byte_size = region.offset, region.num_bytes
         return response
+
+    def cuda_status(self, name: str = "") -> pb.CudaSharedMemoryStatusResponse:
+        """Returns no regions.
+
+        Raises:
+            NotFound: a region is named.
+        """
+        if name:
+            raise NotFound(f"unable to find cuda shared memory region {quote(name)}: none can be registered")
+        return pb.CudaSharedMemoryStatusResponse()
 
     def register(self, name: str, key: str, offset: int, num_bytes: int) -> pb.SystemSharedMemoryRegisterResponse:
         """Registers a region.

@@ -78,6 +78,14 @@ class SplitRequest:
         self.tensors = tensors
 
 
+def request_id(payload: bytes) -> str:
+    """Returns the client's id in a serialised ModelInferRequest; empty if it has none, or is malformed."""
+    try:
+        return SplitRequest(payload).request_id
+    except InvalidArgument:
+        return ""
+
+
 def check_budget(header: bytes) -> None:
     """Checks that the messages in a header have a bounded number of fields, so that parsing it costs little.
 

@@ -67,8 +67,8 @@ def make_model(
     inputs, outputs = map(tuple, tensors)
     spec = ModelSpec(
         name=name,
-        backend="onnxruntime",
-        platform="onnxruntime_onnx",
+        backend="python",
+        platform="",
         inputs=inputs,
         outputs=outputs,
         max_batch_size=limits.max_batch_size,
@@ -221,7 +221,7 @@ def _config(
 
     return ModelConfig(
         name=name,
-        backend="onnxruntime",
+        backend="python",
         max_batch_size=max_batch_size,
         input=[ModelInput(name=spec.name, data_type=kind(spec), dims=spec.shape[skip:]) for spec in inputs],
         output=[ModelOutput(name=spec.name, data_type=kind(spec), dims=spec.shape[skip:]) for spec in outputs],

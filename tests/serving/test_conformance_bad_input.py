@@ -130,11 +130,19 @@ def test_random_bytes_for_health(served: Served, path: str) -> None:
     assert caught.value.code() == INVALID
 
 
-def test_random_bytes_in_a_stream_are_one_error_in_it(served: Served) -> None:
+def test_wrong_requests_in_a_stream_are_errors_in_it(served: Served) -> None:
+    """Clients find the request of an error by its id, and wait for the parameter, as in Triton."""
     call = served.channel.stream_stream(SERVICE + "ModelStreamInfer", None, pb.ModelStreamInferResponse.FromString)
-    responses = list(call(iter([b"\xff\xff", good().SerializeToString()]), timeout=60))
+    unknown, right = good(), good()
+    unknown.id, unknown.model_name, right.id = "é7", "nothing", "8"
+    payloads = [b"\xff\xff", unknown.SerializeToString(), right.SerializeToString()]
+    responses = list(call(iter(payloads), timeout=60))
     assert "not a ModelInferRequest" in responses[0].error_message
-    assert responses[1].infer_response.raw_output_contents[0] == X.tobytes()
+    assert "unknown model 'nothing'" in responses[1].error_message
+    assert responses[2].infer_response.raw_output_contents[0] == X.tobytes()
+    assert [message.infer_response.id for message in responses] == ["", "é7", "8"]
+    for message in responses:
+        assert message.infer_response.parameters["triton_final_response"].bool_param
 
 
 def test_a_watch_that_never_reads_does_not_block_others(served: Served, client: triton.InferenceServerClient) -> None:

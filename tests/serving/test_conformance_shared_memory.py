@@ -42,6 +42,7 @@ def connected(request: pytest.FixtureRequest, sharing: Served) -> Iterator[tuple
     module = triton_grpc if request.param == "grpc" else triton_http
     address = sharing.target if request.param == "grpc" else f"127.0.0.1:{sharing.server.http.port}"
     with module.InferenceServerClient(address) as client:
+        client.unregister_cuda_shared_memory()  # as Triton's examples and perf_analyzer do
         yield client, module
         client.unregister_system_shared_memory()
 
@@ -93,6 +94,8 @@ def test_inputs_and_outputs_stay_in_shared_memory(connected: tuple[Any, Any], re
         np.testing.assert_array_equal(shared_memory.get_contents_as_numpy(region, np.float32, [2, 4], 16 + 64), X)
         echo = result.get_output("echo")
         assert list(echo.shape if module is triton_grpc else echo["shape"]) == [2, 4]
+        # Triton's C++ client takes any parameter of an output over HTTP for one of binary data.
+        assert not (echo.parameters if module is triton_grpc else echo.keys() & {"parameters", "data"})
         X[...] += 1
         shared_memory.set_shared_memory_region(region, [X], offset=16)
     client.unregister_system_shared_memory("tensors")
@@ -135,6 +138,9 @@ def test_what_does_not_fit_is_refused_by_name(connected: tuple[Any, Any], region
         client.infer("rows", [x], outputs=[wanted(module, "echo", 31)])
     assert client.infer("rows", [x]).as_numpy("echo").shape == (2, 4)
     assert "system_shared_memory" in str(client.get_server_metadata())
+    assert str(client.get_cuda_shared_memory_status()) in ("", "[]")
+    with pytest.raises(InferenceServerException, match="unable to find cuda shared memory region 'tensors'"):
+        client.get_cuda_shared_memory_status("tensors")
 
 
 def test_the_api_is_described(sharing: Served) -> None:

@@ -115,7 +115,7 @@ def _infer(service: InferenceService) -> grpc.RpcMethodHandler:
         stream = InferStream(service, deadline_after(context.time_remaining()), metadata=context.invocation_metadata())
         on_termination(context, stream.cancel)
         stream.read([payload])
-        [response] = list(stream.responses()) or [Cancelled("the client has cancelled the call")]
+        [response] = [result for _, result in stream.responses()] or [Cancelled("the client has cancelled the call")]
         if isinstance(response, ServingError):
             abort(context, response)
         return response

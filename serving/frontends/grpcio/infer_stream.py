@@ -14,6 +14,7 @@ from serving.inference.request import RequestContext, RequestHandle
 from serving.inference.service import InferenceService
 from serving.observability.refusals import Refusals
 from serving.observability.tracing import RequestTrace
+from serving.protocol.wire_format import request_id
 
 MAX_IN_FLIGHT = 128
 """Inferences of one stream at the same time. HTTP/2's flow control keeps further requests at the client."""
@@ -51,7 +52,7 @@ class InferStream:
         """Starts an inference for each request until there are no more, or `end` is called."""
         try:
             for payload in requests:
-                call = self._next_call()
+                call = self._next_call(payload)
                 if call is None:
                     return
                 try:
@@ -71,15 +72,15 @@ class InferStream:
         tracing = self._service.tracing
         return None if tracing is None else tracing.begin_call(self._metadata)
 
-    def responses(self) -> Iterator[bytes | ServingError]:
-        """Yields a serialised ModelInferResponse or an error for each request that was read."""
+    def responses(self) -> Iterator[tuple[str, bytes | ServingError]]:
+        """Yields the id of each request that was read, and a serialised ModelInferResponse or an error."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._calls or self._has_ended)
                 if not self._calls:
                     return
                 call = self._calls[0]
-            yield call.wait()
+            yield call.request_id, call.wait()
             call.free()
             with self._changed:
                 self._calls.popleft()
@@ -99,13 +100,13 @@ class InferStream:
         for call in calls:
             call.cancel()
 
-    def _next_call(self) -> "_StreamedCall | None":
-        """Waits until another inference may start; None if the stream has ended."""
+    def _next_call(self, payload: bytes) -> "_StreamedCall | None":
+        """Waits until another inference, of this payload, may start; None if the stream has ended."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._calls) < MAX_IN_FLIGHT or self._has_ended)
             if self._has_ended:
                 return None
-            call = _StreamedCall(self._service.messages, self._service.refusals)
+            call = _StreamedCall(request_id(payload), self._service.messages, self._service.refusals)
             self._calls.append(call)
             self._changed.notify_all()
             return call
@@ -115,11 +116,13 @@ class _StreamedCall:
     """A `ResponseSink` whose result can be waited for. Ignores all results but the first.
 
     Args:
+        request_id: the client's id; empty for none.
         memory: counts a large response until `free` is called, as its client may not read it.
         refusals: counts a response for which there is no memory: the model's statistics have it as good.
     """
 
-    def __init__(self, memory: MessageMemory, refusals: Refusals) -> None:
+    def __init__(self, request_id: str, memory: MessageMemory, refusals: Refusals) -> None:
+        self.request_id = request_id
         self._share = MemoryShare(memory)
         self._refusals = refusals
         self._is_done = threading.Event()

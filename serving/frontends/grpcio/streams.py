@@ -129,13 +129,13 @@ def stream_infer(service: InferenceService, streams: OpenStreams, tokens: TokenF
         try:
             with streams.register(calls, context.peer(), stream.end, credentials_of(metadata)) as open_stream:
                 _start(threading.Thread(target=stream.read, args=(requests,), name="infer-stream", daemon=True), calls)
-                for response in stream.responses():
+                for request_id, response in stream.responses():
                     if isinstance(response, bytes):
                         yield encode_stream_response(response)
                     elif ends_on_error:
                         raise response
                     else:
-                        yield encode_stream_error(response)
+                        yield encode_stream_error(response, request_id)
                 if not stream.is_complete:
                     raise open_stream.error
         except ServingError as error:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -23,6 +23,8 @@ from serving.protocol.shared_memory import SharedMemoryService
 
 NOT_READY = 400
 """As in Triton and the protocol: "a 4xx status code indicates false"."""
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 _OBJECT_DECODER = msgspec.json.Decoder(dict[str, Any])
 
@@ -119,6 +121,12 @@ class AdminEndpoints:
         self._shared_memory.register(_region(request), given.key, given.offset, given.byte_size)
         return json_response({})
 
+    async def cuda_memory_status(self, request: Request) -> Response:
+        return json_response(list(to_json(self._shared_memory.cuda_status(_region(request)))["regions"].values()))
+
+    async def unregister_cuda_memory(self, request: Request) -> Response:
+        return json_response({})
+
     async def unregister_shared_memory(self, request: Request) -> Response:
         self._shared_memory.unregister(_region(request))
         return json_response({})
@@ -195,13 +203,20 @@ def _region(request: Request) -> str:
 
 
 def shared_memory_routes(endpoints: AdminEndpoints) -> list[Route]:
-    """Returns the routes of Triton's extension for system shared memory."""
-    path, region = "/v2/systemsharedmemory", "/v2/systemsharedmemory/region/{region}"
+    """Returns the routes of Triton's extension for shared memory."""
+    system, cuda = "/v2/systemsharedmemory", "/v2/cudasharedmemory"
     return [
-        *(Route(f"{each}/status", endpoints.shared_memory_status) for each in (path, region)),
-        Route(f"{region}/register", endpoints.register_shared_memory, methods=["POST"]),
-        *(Route(f"{each}/unregister", endpoints.unregister_shared_memory, methods=["POST"]) for each in (path, region)),
+        *_of_regions(system, endpoints.shared_memory_status, endpoints.unregister_shared_memory),
+        Route(f"{system}/region/{{region}}/register", endpoints.register_shared_memory, methods=["POST"]),
+        *_of_regions(cuda, endpoints.cuda_memory_status, endpoints.unregister_cuda_memory),
     ]
+
+
+def _of_regions(path: str, status: Endpoint, unregister: Endpoint) -> Iterator[Route]:
+    """Yields the routes for all regions of a kind, and for one of them."""
+    for each in (path, f"{path}/region/{{region}}"):
+        yield Route(f"{each}/status", status)
+        yield Route(f"{each}/unregister", unregister, methods=["POST"])
 
 
 def _flag_response(key: str, value: bool, **others: str) -> Response:

@@ -1,6 +1,6 @@
 """The routes of the REST API (Open Inference Protocol v2 with Triton's extensions), as ASGI applications."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,7 +12,7 @@ from convoy.auth import TokenFile
 from convoy.same_origin import HostCheck
 from serving.frontends.common.services import Services
 from serving.frontends.http.address import HttpAddress
-from serving.frontends.http.admin import AdminEndpoints, Probed, health_routes, shared_memory_routes
+from serving.frontends.http.admin import AdminEndpoints, Endpoint, Probed, health_routes, shared_memory_routes
 from serving.frontends.http.bodies import CountedBodies
 from serving.frontends.http.classify import ClassifyEndpoint
 from serving.frontends.http.counting import counted
@@ -25,8 +25,6 @@ from serving.frontends.http.responses import ErrorHandlers, json_response
 from serving.frontends.http.server import HttpServer
 from serving.observability.logging import AccessLog
 from serving.protocol.admin import AdminService
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 _UNSUPPORTED_PATHS = (
     "/v2/systemsharedmemory/{rest:path}",

@@ -198,6 +198,8 @@ _OPERATIONS = {
     "shared_memory_status": _Operation("Registered shared memory", "Regions"),
     "register_shared_memory": _Operation("Register shared memory of this machine", bodies=_REGION_BODY),
     "unregister_shared_memory": _Operation("Forget shared memory", bodies=_OBJECT_BODY),
+    "cuda_memory_status": _Operation("Registered shared memory of GPUs: always none", "Regions"),
+    "unregister_cuda_memory": _Operation("Does nothing: no shared memory of GPUs is registered", bodies=_OBJECT_BODY),
 }
 """By the names of the endpoints. Others are described by their names."""
 _LEFT_OUT = ("unsupported", "openapi")

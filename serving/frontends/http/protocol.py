@@ -179,7 +179,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return  # a trailer: it must not pass for a header that has been checked
         if len(self.headers) >= MAX_HEADERS:
             raise _Malformed(f"the request has more than {MAX_HEADERS} headers")
-        super().on_header(name, value)
+        super().on_header(name, value.rstrip(b" \t"))  # which httptools leaves (RFC 9112, section 5.1)
 
     def on_headers_complete(self) -> None:
         if self._offers_upgrade():

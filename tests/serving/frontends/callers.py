@@ -117,5 +117,6 @@ class Stream:
 
     def next(self) -> bytes | str:
         message = pb.ModelStreamInferResponse.FromString(next(self.call))
+        assert message.infer_response.parameters.pop("triton_final_response").bool_param
         found: bytes | str = message.error_message or message.infer_response.SerializeToString()
         return found

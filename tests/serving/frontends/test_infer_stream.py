@@ -33,7 +33,7 @@ def read(service: Any, number: int) -> InferStream:
 def test_large_responses_that_nobody_reads_fill_the_memory_of_messages(service: FakeInference) -> None:
     stream = read(service, 5)
     assert service.messages.num_bytes == 3 * SIZE
-    results = list(stream.responses())
+    results = [result for _, result in stream.responses()]
     assert [len(result) if isinstance(result, bytes) else type(result) for result in results] == [
         *[SIZE] * 3,
         *[ResourceExhausted] * 2,
@@ -45,6 +45,6 @@ def test_large_responses_that_nobody_reads_fill_the_memory_of_messages(service: 
 def test_a_stream_that_ends_frees_the_responses_that_nobody_has_read(service: FakeInference) -> None:
     stream = read(service, 3)
     responses = stream.responses()
-    assert next(responses) == b"A" * SIZE
+    assert next(responses) == ("", b"A" * SIZE)
     stream.cancel()
     assert service.messages.num_bytes == 0

@@ -88,7 +88,7 @@ def _load(text: bytes) -> tuple[Any, bool]:
         return value
 
     try:
-        value = json.loads(text.decode(), object_pairs_hook=pairs, parse_float=number)
+        value = json.loads(text.decode("utf-8-sig"), object_pairs_hook=pairs, parse_float=number)
     except RecursionError:
         raise _Doubtful from None
     except ValueError:

@@ -8,7 +8,7 @@ from google.protobuf.internal.decoder import _DecodeVarint  # type: ignore[attr-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protos.grpc_service_pb2 import ModelInferResponse, ModelStreamInferResponse
+from protos.grpc_service_pb2 import InferParameter, ModelInferResponse, ModelStreamInferResponse
 from serving.errors import NotFound
 from serving.inference.batcher import Outputs
 from serving.inference.plan import Plan
@@ -36,11 +36,14 @@ def test_ids_are_a_field_of_the_response(request_id: str) -> None:
 
 
 def test_stream_messages_are_protobufs() -> None:
-    response = ModelInferResponse(model_name="m", id="x" * 300)
-    wrapped = ModelStreamInferResponse.FromString(encode_stream_response(response.SerializeToString()))
-    assert wrapped == ModelStreamInferResponse(infer_response=response)
-    failed = ModelStreamInferResponse.FromString(encode_stream_error(NotFound("no such model")))
-    assert failed == ModelStreamInferResponse(error_message="no such model")
+    final = {"triton_final_response": InferParameter(bool_param=True)}
+    for response in (ModelInferResponse(model_name="m", id="x" * 300), ModelInferResponse(model_name="m" * 100)):
+        wrapped = ModelStreamInferResponse.FromString(encode_stream_response(response.SerializeToString()))
+        response.parameters["triton_final_response"].bool_param = True
+        assert wrapped == ModelStreamInferResponse(infer_response=response)
+    failed = ModelStreamInferResponse.FromString(encode_stream_error(NotFound("no such model"), "7"))
+    response = ModelInferResponse(id="7", parameters=final)
+    assert failed == ModelStreamInferResponse(error_message="no such model", infer_response=response)
 
 
 class Interrupted(list[Shape]):

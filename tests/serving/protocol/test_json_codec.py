@@ -95,6 +95,10 @@ class TestParseJson:
         assert np.isinf(values[0])
         assert np.isnan(values[1])
 
+    def test_a_byte_order_mark_is_accepted_as_in_triton(self) -> None:
+        request, _ = parse_request(b"\xef\xbb\xbf" + json.dumps(one_input(data=[1, 2])).encode(), None, "m", "")
+        assert np.frombuffer(request.inputs[0].data, np.float32).tolist() == [1, 2]
+
     def test_strings(self) -> None:
         request, _ = parse(one_input(datatype="BYTES", data=["é", ""]))
         assert request.inputs[0].data == b"\x02\0\0\0\xc3\xa9\0\0\0\0"

@@ -80,7 +80,7 @@ def test_metadata(triton: tritonclient.http.InferenceServerClient) -> None:
     assert triton.get_model_metadata("twice") == {
         "name": "twice",
         "versions": ["1", "3"],
-        "platform": "onnxruntime_onnx",
+        "platform": "python",  # which has no other name, as in Triton
         "inputs": [{"name": "numbers", "datatype": "FP32", "shape": [-1, 3]}],
         "outputs": [
             {"name": "twice", "datatype": "FP32", "shape": [-1, 3]},

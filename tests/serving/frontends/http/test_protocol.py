@@ -147,6 +147,13 @@ def exchange(connection: socket.socket, request: bytes) -> tuple[int, dict[bytes
 
 
 class TestFormsOfRequests:
+    def test_spaces_around_the_value_of_a_header_are_no_part_of_it(self, connection: socket.socket) -> None:
+        tensor = {"name": "numbers", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": 12}}
+        text = json.dumps({"inputs": [tensor]}).encode()
+        length = b"Inference-Header-Content-Length: \t%d \t\r\nContent-Length: %d\r\n\r\n" % (len(text), len(text) + 12)
+        request = b"POST /v2/models/twice/infer HTTP/1.1\r\nHost: x\r\n" + length + text + bytes(12)
+        assert exchange(connection, request)[0] == 200
+
     def test_http_1_0_closes_the_connection(self, connection: socket.socket) -> None:
         status, headers, _ = exchange(connection, b"GET /v2 HTTP/1.0\r\n\r\n")
         assert (status, headers[b"connection"]) == (200, b"close")
