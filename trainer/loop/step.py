@@ -18,7 +18,7 @@ from trainer.loop.optim import Optimizer
 from trainer.loop.shards import ShardSums, sum_in_tree
 from trainer.models import Classifier
 from trainer.models.layers import dropout_layers, use_dropout_seeds
-from trainer.ranks.data_parallel import DataParallel
+from trainer.ranks.data_parallel import NUM_PASSES_TO_ORDER, DataParallel
 from trainer.recipes import Augment
 
 
@@ -221,15 +221,15 @@ class TrainStep:
             self._ddp = None
 
     def _connect(self, data_parallel: Callable[[nn.Module], DataParallel], batch: Batch) -> None:
-        """Sets up DDP, and adds up gradients of zero once.
+        """Sets up DDP, and adds up gradients of zero until DDP knows the order in which gradients come.
 
-        In its first backward pass DDP learns in which order gradients come, and then puts them into its buckets in that
-        order. So the first step, of a run and of one that continues, adds up like all others: to the same bits.
+        So the first step, of a run and of one that continues, adds up like all others: to the same bits.
         """
         self._ddp = data_parallel(self._model)
         with self._norms.collecting():
-            self._add_nothing(self._ddp, batch)
-        self._optimizer.zero_grad()
+            for _ in range(NUM_PASSES_TO_ORDER):
+                self._add_nothing(self._ddp, batch)
+                self._optimizer.zero_grad()
 
     def _add_nothing(self, ddp: DataParallel, batch: Batch) -> None:
         """Adds up gradients of zero, so that the others do not wait for a rank without images."""

@@ -19,6 +19,9 @@ from trainer.ranks.activity import Activity
 
 NUM_EAGER_STEPS = 12
 """Steps before a capture as a CUDA graph: in its first 10 iterations DDP times its kernels, and waits for them."""
+NUM_PASSES_TO_ORDER = 2
+"""Backward passes after which DDP puts gradients into its buckets in the order in which they come: with a static graph
+it only counts them in the first pass, and learns their order in the second."""
 
 
 def uses_ddp(choice: GradientReduction, device: torch.device, *, size: int, virtual_shards: int | None) -> bool:
@@ -58,6 +61,7 @@ class DataParallel:
             self._ddp.register_comm_hook(None, bf16_compress_hook)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._activity = activity
+        self._num_sums = 0
         self._has_exchanged_buckets = False
         self.gradients: list[torch.Tensor] = []
         """The memory of the last sum of gradients, which a captured graph writes to."""
@@ -69,8 +73,8 @@ class DataParallel:
             is_last: the backward pass of this part adds up the gradients of all parts and ranks; every rank has one
                 such part in each step.
         """
-        # The first forward pass after a backward pass is a collective: rank 0 sends the order of the gradients.
-        exchanges = bool(self.gradients) and not self._has_exchanged_buckets
+        # The first forward pass after these backward passes is a collective: rank 0 sends the order of the gradients.
+        exchanges = self._num_sums == NUM_PASSES_TO_ORDER and not self._has_exchanged_buckets
         self._has_exchanged_buckets |= exchanges
         with (
             nullcontext() if is_last else self._ddp.no_sync(),
@@ -85,6 +89,7 @@ class DataParallel:
             run()
         if not is_last:
             return
+        self._num_sums += 1
         for parameter in self._parameters:
             if parameter.grad is None:  # the network does not use it
                 parameter.grad = torch.zeros_like(parameter)

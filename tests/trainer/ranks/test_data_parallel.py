@@ -62,9 +62,9 @@ def test_every_pass_that_waits_for_other_ranks_counts_as_a_collective() -> None:
             calls.append("backward")
     finally:
         dist.destroy_process_group()
-    # In the second forward pass the ranks exchange the order of the gradients.
+    # In the third forward pass the ranks exchange the order of the gradients.
     forward, backward = ["forward"], ["collective", "backward"]
-    assert calls == [*forward, *backward, "collective", *forward, *backward, *forward, *backward]
+    assert calls == [*forward, *backward, *forward, *backward, "collective", *forward, *backward]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_three_ranks_train_to_the_weights_of_one_up_to_rounding(
 
 
 def test_a_run_that_continues_adds_up_in_the_same_order(trained: Trained) -> None:
-    """DDP orders its buckets after the first backward pass: one that began anew would round in another way."""
+    """DDP orders its buckets after the first backward passes: one that began anew would round in another way."""
     for rank in trained[3]:
         for (key, mine), (_, theirs) in zip(tensors(rank["plain"]), tensors(rank["continued"]), strict=True):
             assert torch.equal(mine, theirs), key
