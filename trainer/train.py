@@ -14,7 +14,8 @@ from convoy.collector import paused_collector
 from trainer.advice import DatasetSize, advise, describe_batch
 from trainer.augmentation import check_shift
 from trainer.config import TrainConfig
-from trainer.data import Dataset, Images, split_validation, without_test_images
+from trainer.data import Dataset, Images, without_test_images
+from trainer.data.split import stratified_split
 from trainer.errors import CheckpointError, ConfigError, writing
 from trainer.evaluation.entry import EvaluatedWeights, LedgerEntry
 from trainer.evaluation.evaluate import Evaluation
@@ -181,7 +182,7 @@ def setup(
     else:
         num_validation = min(recipe.num_validation, max(1, len(dataset.train) // 10))
         if num_validation:
-            train_indices, validation_indices = split_validation(dataset.train, num_validation, SPLIT_SEED)
+            train_indices, validation_indices = stratified_split(dataset.train.labels, num_validation, SPLIT_SEED)
         else:
             validation_indices = train_indices[:0]
         validation_images = dataset.train

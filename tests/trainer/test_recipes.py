@@ -9,8 +9,9 @@ import torch
 
 from tests.trainer.loop.runs import make_run
 from trainer.augmentation import Augment
-from trainer.data import Dataset, ImageSet, dataset_names
+from trainer.data import Dataset, ImageSet
 from trainer.data.augment import augment_batch, draw_params
+from trainer.data.datasets import DATASETS
 from trainer.errors import ConfigError
 from trainer.evaluation.views import average_views
 from trainer.loop.fit import fit
@@ -21,7 +22,7 @@ from trainer.signals import StopRequest
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
 def test_every_recipe_names_a_known_data_set_and_network(recipe: Recipe) -> None:
-    assert recipe.dataset in dataset_names()
+    assert recipe.dataset in DATASETS
     if recipe.network.startswith(PRETRAINED_PREFIX):
         assert recipe.network.removeprefix(PRETRAINED_PREFIX) in PRETRAINED  # building it would fetch its weights
     elif recipe.network.startswith("airbench"):

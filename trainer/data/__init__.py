@@ -1,21 +1,5 @@
 """Data sets: verified, decoded once, and mapped into every process as uint8 tensors."""
 
-from trainer.data.datasets import (
-    Dataset,
-    Images,
-    ImageSet,
-    dataset_names,
-    load_dataset,
-    split_validation,
-    without_test_images,
-)
+from trainer.data.datasets import Dataset, Images, ImageSet, load_dataset, without_test_images
 
-__all__ = [
-    "Dataset",
-    "ImageSet",
-    "Images",
-    "dataset_names",
-    "load_dataset",
-    "split_validation",
-    "without_test_images",
-]
+__all__ = ["Dataset", "ImageSet", "Images", "load_dataset", "without_test_images"]

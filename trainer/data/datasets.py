@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from trainer.augmentation import Square
 from trainer.data import synthetic
 from trainer.data.content import Images as Images  # imported from here by other packages
@@ -22,7 +20,6 @@ from trainer.data.published.download import DownloadProgress
 from trainer.data.published.fetch import fetch_dataset
 from trainer.data.published.formats import decode_npz
 from trainer.data.published.info import DatasetInfo
-from trainer.data.split import stratified_split
 from trainer.errors import ConfigError, unknown_name
 from trainer.paths import FOLDER_PREFIX, expand_home, image_folder
 
@@ -64,7 +61,7 @@ class Dataset:
     """Of the decoded content, test images included."""
     train: Images
     validation: Images | None
-    """For a folder that has validation images; for the others `split_validation` takes some of `train`."""
+    """For a folder that has validation images; for the others a run sets some of `train` aside."""
     num_test: int
     path: Path | None
     """The decoded file, or the index of a streamed folder; None after `without_test_images`."""
@@ -102,7 +99,7 @@ def load_dataset(  # noqa: PLR0913 (the options of a folder)
     """Opens a data set; one process of this machine fetches or decodes it first where needed.
 
     Args:
-        name: one of `dataset_names()`, or folder:PATH.
+        name: one of `DATASETS`, or folder:PATH.
         data_dir: folder in which data sets are kept.
         image_size: width and height to which the images of a folder are resized; None if they all are squares of one
             size.
@@ -161,28 +158,6 @@ def load_dataset(  # noqa: PLR0913 (the options of a folder)
 def without_test_images(dataset: Dataset) -> Dataset:
     """Returns the data set for tuning: nothing in it leads to the test images."""
     return replace(dataset, path=None)
-
-
-def dataset_names() -> list[str]:
-    """Returns the names that `load_dataset` knows, besides `folder:PATH`."""
-    return list(DATASETS)
-
-
-def split_validation(images: Images, num_validation: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Splits images by class share; a pure function of labels, number and seed.
-
-    Args:
-        images: the training images.
-        num_validation: number of them to set aside.
-        seed: chooses the split.
-
-    Returns:
-        Indices for training and for validation, int64, sorted.
-
-    Raises:
-        ConfigError: a class would be left without a training sample.
-    """
-    return stratified_split(images.labels, num_validation, seed)
 
 
 def dataset_info(name: str, image_size: int | None = None) -> DatasetInfo:

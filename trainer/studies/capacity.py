@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from convoy.options import option
-from trainer.data import ImageSet, load_dataset, split_validation
+from trainer.data import ImageSet, load_dataset
 from trainer.data.order import generator
+from trainer.data.split import stratified_split
 from trainer.errors import ConfigError
 from trainer.paths import default_data_dir
 from trainer.ranks.world import World
@@ -154,7 +155,7 @@ def fit_polynomials(num_points: int, noise: float, repeats: int, seed: int) -> P
 def _train_networks(config: CapacityConfig, folder: StudyFolder, world: World) -> NetworkErrors:
     """Trains the networks that the folder has no result for; returns the errors of all."""
     dataset = load_dataset("mnist-mini", config.data_dir, log=lambda line: None)
-    rest, held_out = split_validation(dataset.train, NUM_HELD_OUT, config.seed)
+    rest, held_out = stratified_split(dataset.train.labels, NUM_HELD_OUT, config.seed)
     if config.num_images > len(rest):
         raise ConfigError(f"--num-images {config.num_images}: mnist-mini has at most {len(rest)} for this study")
     chosen = rest[torch.randperm(len(rest), generator=generator("capacity-images", config.seed))[: config.num_images]]

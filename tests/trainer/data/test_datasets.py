@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.data import (
-    ImageSet,
-    dataset_names,
-    load_dataset,
-    split_validation,
-)
+from trainer.data import ImageSet, load_dataset
 from trainer.data.content import content_digest
 from trainer.data.datasets import DATASETS
 from trainer.data.decoded_file import open_decoded
@@ -81,13 +76,6 @@ def test_without_verification_the_recorded_digest_is_compared(tmp_path: Path, lo
     assert "set aside as synthetic.damaged" in logged[0]
 
 
-def test_split_validation_is_stratified(tmp_path: Path) -> None:
-    train = load_dataset("synthetic", tmp_path, log=print).train
-    kept, held_out = split_validation(train, 500, seed=3)
-    assert (len(kept), len(held_out)) == (3500, 500)
-    assert torch.bincount(train.labels[held_out]).tolist() == [50] * 10
-
-
 def test_the_package_is_light_to_import() -> None:
     script = (
         "import sys, torch; before = set(sys.modules); import trainer.data; "
@@ -100,7 +88,7 @@ def test_the_package_is_light_to_import() -> None:
 
 
 def test_names() -> None:
-    assert dataset_names() == ["mnist", "fashion-mnist", "cifar10", "mnist-mini", "synthetic"]
+    assert list(DATASETS) == ["mnist", "fashion-mnist", "cifar10", "mnist-mini", "synthetic"]
 
 
 @pytest.mark.network
