@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tests.trainer.loop.runs import ALONE, SHORT, make_run
 from tests.trainer.single_device import SingleDeviceMode
 from trainer.data import Dataset, ImageSet
-from trainer.data.augment import num_params
+from trainer.data.augment import draw_params
 from trainer.errors import ConfigError
 from trainer.hyperparameters import OptimizerName, Schedule
 from trainer.loop.ema import WeightAverage
@@ -233,7 +233,7 @@ def test_a_cuda_graph_can_hold_a_step(name: str, mini: Dataset) -> None:
     )
     for sizes, kind in (((20,), StepKind()), ((10, 10), StepKind(trains_whitening_bias=False))):
         batch = replace(batch_of(mini.train, torch.arange(20), device, sizes), kind=kind)
-        batch = replace(batch, augment_params=torch.zeros(20, num_params(recipe.augment), device=device))
+        batch = replace(batch, augment_params=draw_params(recipe.augment, 20, 0, 0).to(device))
         step(batch)  # the steps before the capture may
         with SingleDeviceMode(device) as watch:
             result = step(batch)

@@ -55,11 +55,6 @@ def split_params(augment: Augment, params: torch.Tensor) -> dict[str, torch.Tens
     return dict(zip(widths, params.split(list(widths.values()), dim=1), strict=True))
 
 
-def num_params(augment: Augment, *, crops: bool = False) -> int:
-    """Returns the number of columns of `draw_params`; with `crops`, of those with an image size."""
-    return sum(group.width for group in _groups(augment).values()) + 4 * crops
-
-
 def _draw_move(augment: Augment, num_samples: int, seed: int, epoch: int) -> torch.Tensor:
     uniform = torch.rand(num_samples, 5, generator=generator("augment", seed, epoch)) * 2 - 1
     params = torch.empty(num_samples, 6)
