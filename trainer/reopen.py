@@ -118,7 +118,7 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
             f"{dataset.name} is not what {folder.path} was trained on: its images, or its division into training and "
             "test images, have changed since"
         )
-    run = setup(recipe, without_test_images(dataset), folder, world, progress, is_trained=False)
+    run = setup(recipe, without_test_images(dataset), folder, world, progress, will_train=False)
     if not restore_final_weights(run):
         raise ConfigError(f"{folder.path} has no good checkpoint: train it first, with --run-dir {folder.path}")
     return run, dataset

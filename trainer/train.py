@@ -75,9 +75,9 @@ def train(config: TrainConfig) -> None:
         recipe, dataset, folder = prepare(config, world, progress.log)
         if check_complete(folder, config, world, progress.log):
             return
-        is_trained = not folder.is_complete(world)  # a complete run is left to publish
-        run = setup(recipe, without_test_images(dataset), folder, world, progress, is_trained=is_trained)
-        if is_trained:
+        will_train = not folder.is_complete(world)  # a complete run is left to publish
+        run = setup(recipe, without_test_images(dataset), folder, world, progress, will_train=will_train)
+        if will_train:
             log_setup(run, load_recipe(config.recipe).global_batch_size)
             if compilation is not None:
                 compile_ahead(run, compilation)
@@ -160,12 +160,12 @@ def setup(
     world: World,
     progress: Progress,
     *,
-    is_trained: bool = True,
+    will_train: bool = True,
 ) -> Run:
     """Splits the training images and builds the learner.
 
     Args:
-        is_trained: logs what the user should know of the network before a training.
+        will_train: logs what the user should know of the network before a training, and compiles its steps.
 
     Raises:
         ConfigError: the recipe is not for images of this size.
@@ -186,8 +186,8 @@ def setup(
         else:
             validation_indices = train_indices[:0]
         validation_images = dataset.train
-    seed, log = folder.fingerprint.seed, progress.log if is_trained else _log_nothing
-    is_compiled = is_trained and folder.fingerprint.is_compiled
+    seed, log = folder.fingerprint.seed, progress.log if will_train else _log_nothing
+    is_compiled = will_train and folder.fingerprint.is_compiled
     return Run(
         recipe=recipe,
         seed=seed,

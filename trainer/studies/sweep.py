@@ -99,7 +99,7 @@ def study_sweep(config: SweepConfig) -> None:
         # A network that takes no such images would end the sweep after hours. Learning rates change no network.
         different = zip(map(without_rates, candidates), recipes, strict=True)
         for recipe in {json.dumps(values): recipe for values, recipe in different}.values():
-            build_trial(context, recipe, 0, Path("candidate"), is_trained=False)
+            build_trial(context, Trial(recipe, 0, Path("candidate")), will_train=False)
         trials = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
         with StudyFolder.open("sweep", config, config.run_dir, world) as folder, explain_interruption(folder):
             progress.log(f"study folder {folder.path}")

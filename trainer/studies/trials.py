@@ -176,7 +176,7 @@ def _next_group(waiting: list[Trial], most: int) -> list[Trial]:
 
 def _train_group(context: TrialContext, group: list[Trial], folder: StudyFolder) -> Iterator[TrainedTrial]:
     if len(group) > 1:
-        runs = [open_trial(context, trial.recipe, trial.seed, trial.path) for trial in group]
+        runs = [open_trial(context, trial) for trial in group]
         fresh = [(trial, run) for trial, run in zip(group, runs, strict=True) if run.state.step == 0]
     else:
         fresh = []
@@ -194,7 +194,8 @@ def _train_group(context: TrialContext, group: list[Trial], folder: StudyFolder)
 def _train_alone(context: TrialContext, trial: Trial) -> TrainedTrial:
     began = time.monotonic()
     try:
-        run = train_trial(context, trial.recipe, trial.seed, trial.path)
+        run = open_trial(context, trial)
+        fit(run, context.stop)
     except DivergenceError as error:
         return TrainedTrial(trial, error, time.monotonic() - began)
     return TrainedTrial(trial, run, run.state.seconds)
@@ -206,18 +207,18 @@ def _group_name(trials: list[Trial]) -> str:
     return f"side-by-side-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
 
 
-def build_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path, *, is_trained: bool = True) -> Run:
+def build_trial(context: TrialContext, trial: Trial, *, will_train: bool = True) -> Run:
     """Returns the run of a trial before its first step; writes nothing.
 
     Args:
-        is_trained: logs what the user should know of the network before a training.
+        will_train: logs what the user should know of the network before a training.
 
     Raises:
         ConfigError: the network cannot take images of this size, or the recipe does not fit it.
     """
-    recipe = recipe.as_computed_on(context.world.device)
-    folder, dataset = _planned_folder(context, recipe, seed, path), without_test_images(context.dataset)
-    return setup(recipe, dataset, folder, context.single_rank, context.progress, is_trained=is_trained)
+    folder, dataset = _planned_folder(context, trial), without_test_images(context.dataset)
+    recipe = trial.recipe.as_computed_on(context.world.device)
+    return setup(recipe, dataset, folder, context.single_rank, context.progress, will_train=will_train)
 
 
 def check_known(context: TrialContext, trials: Iterable[Trial]) -> None:
@@ -231,43 +232,30 @@ def check_known(context: TrialContext, trials: Iterable[Trial]) -> None:
     """
     for trial in trials:
         if (trial.path / "config.json").exists():
-            recipe = trial.recipe.as_computed_on(context.world.device)
-            _planned_folder(context, recipe, trial.seed, trial.path).check("auto", context.single_rank)
+            _planned_folder(context, trial).check("auto", context.single_rank)
 
 
-def _planned_folder(context: TrialContext, recipe: Recipe, seed: int, path: Path) -> RunFolder:
+def _planned_folder(context: TrialContext, trial: Trial) -> RunFolder:
     fingerprint = Fingerprint.of(
-        recipe,
-        seed=seed,
+        trial.recipe.as_computed_on(context.world.device),
+        seed=trial.seed,
         image_size=context.image_size,
         dataset_sha256=context.dataset.sha256,
         virtual_shards=None,
         is_streamed=context.dataset.is_streamed,
     )
-    return RunFolder(path, fingerprint)
+    return RunFolder(trial.path, fingerprint)
 
 
-def open_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path) -> Run:
-    """Opens the run in a folder, new or at its newest checkpoint, without training it.
+def open_trial(context: TrialContext, trial: Trial) -> Run:
+    """Opens a trial's run, new or at its newest checkpoint, without training it.
 
     Raises:
         ConfigError: the folder belongs to another run, or as in `build_trial`.
     """
-    run = build_trial(context, recipe, seed, path)
+    run = build_trial(context, trial)
     run.folder.enter("auto", run.world)
     restore(run)
-    return run
-
-
-def train_trial(context: TrialContext, recipe: Recipe, seed: int, path: Path) -> Run:
-    """Opens the run in a folder and trains it to the end.
-
-    Raises:
-        Interrupted: a signal came; the state is saved.
-        DivergenceError: a loss is not finite.
-    """
-    run = open_trial(context, recipe, seed, path)
-    fit(run, context.stop)
     return run
 
 
