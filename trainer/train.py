@@ -5,8 +5,6 @@
 `loop.step` computes a step, `ranks.world` connects the ranks, and `data` loads images.
 """
 
-from dataclasses import replace
-
 import torch
 
 from convoy.allocator import keep_freed_memory
@@ -110,16 +108,11 @@ def train_to_report(
     if restore(run):
         log(f"continuing at step {run.state.step} of {run.num_steps}, saved in {run.folder.path}")
     else:
-        is_mirroring_chosen, num_shards = config.chooses_mirroring, run.world.num_shards
-        for line in advise(
-            run.recipe, dataset_size(run), is_mirroring_chosen=is_mirroring_chosen, num_shards=num_shards
-        ):
+        mirroring, num_shards = config.chooses_mirroring, run.world.num_shards
+        for line in advise(run.recipe, dataset_size(run), is_mirroring_chosen=mirroring, num_shards=num_shards):
             log(line)
-    if run.kernels is not None and run.world.is_main:  # for the log and the report, while kernels are compiled
-        with paused_collector():
-            import tensorboard.summary.writer.record_writer  # noqa: F401
-
-            import trainer.report.page  # noqa: F401
+    if run.kernels is not None and run.world.is_main:
+        import_for_report()  # while kernels are compiled
     with run.open_sinks(config.log_to, config.metrics_address) as sinks:
         fit(run, stop, SaveInterval(seconds=config.save_every_s, steps=config.save_every_steps), sinks)
         validation = validate(run)
@@ -129,7 +122,7 @@ def train_to_report(
     if recorded is not None:  # on the main rank
         result = summarize(run, validation, test, recorded)
         try:
-            result = export(run, planned, result)
+            result = export_trained(run, planned, result)
         except Exception:  # the run is complete, whether or not its model is published
             report(run, result, test_images, test, recorded)
             raise
@@ -141,14 +134,14 @@ def export_complete(run: Run, planned: ExportPlan | None) -> None:
 
     Raises:
         CheckpointError: the checkpoint with the run's final weights is damaged or gone.
-        ExportError: as in `export`.
+        ExportError: as in `export_trained`.
     """
     result = run.folder.result()
     if not restore_final_weights(run):
         raise CheckpointError(f"{run.folder.path} is complete but not exported, and has no good checkpoint any more")
     if run.world.is_main and result is not None:
         run.progress.log(f"{run.folder.path} is complete but not exported")
-        result = export(run, planned, result)
+        result = export_trained(run, planned, result)
         with writing(run.folder.path):
             result.write(run.folder.result_path)
 
@@ -289,7 +282,8 @@ def evaluate_on_test_set(run: Run, dataset: Dataset) -> tuple[Images, Evaluation
 def show_results(run: Run, validation: Evaluation | None, recorded: RecordedEvaluation, sinks: Sinks) -> None:
     """Passes the accuracies of the trained network, and images of its mistakes in validation, to the sinks."""
     figures = {} if validation is None else {"val_accuracy": validation.accuracy}
-    sinks.write("result", step=run.state.step, epoch=run.num_epochs_done, **figures, test_accuracy=recorded.accuracy)
+    figures["test_accuracy"] = recorded.entry.accuracy
+    sinks.write("result", step=run.state.step, epoch=run.num_epochs_done, **figures)
     if validation is None:
         return
     mistakes = mistakes_in_validation(run, validation, NUM_SHOWN_MISTAKES)
@@ -299,18 +293,17 @@ def show_results(run: Run, validation: Evaluation | None, recorded: RecordedEval
 
 def summarize(run: Run, validation: Evaluation | None, test: Evaluation, recorded: RecordedEvaluation) -> Result:
     """Returns the content of `result.json`, before an export."""
-    ledger = Ledger(run.folder.ledger_path)
-    num_right = recorded.num_images - recorded.num_errors
+    ledger, entry = Ledger(run.folder.ledger_path), recorded.entry
     recall_by_class = test.recall_by_class(run.dataset.classes)
     of_setting = ledger.of_setting(run.folder.fingerprint.setting_sha256)
     views = run.recipe.test_time_views
-    num_averaged = sum(is_headline_averaged(views, entry.num_errors_with_views) for entry in of_setting)
+    num_averaged = sum(is_headline_averaged(views, each.num_errors_with_views) for each in of_setting)
     return Result(
         recipe=run.recipe.name,
         dataset=run.dataset.name,
         dataset_sha256=run.dataset.sha256,
         dataset_notes=run.dataset.notes,
-        test_sha256=recorded.test_sha256,
+        test_sha256=entry.test_sha256 or entry.dataset_sha256,  # an old entry has no digest of the images
         model=without_paths(run.recipe).network,
         num_parameters=num_parameters(run.learner.model),
         world_size=run.world.size,
@@ -327,12 +320,12 @@ def summarize(run: Run, validation: Evaluation | None, test: Evaluation, recorde
         num_validation=len(run.validation_indices),
         val_accuracy=None if validation is None else validation.accuracy,
         val_accuracy_with_views=None if validation is None else validation.accuracy_with_views,
-        test_accuracy=recorded.accuracy,
+        test_accuracy=entry.accuracy,
         test_accuracy_with_views=test.accuracy_with_views,
-        test_errors=recorded.num_errors,
+        test_errors=entry.num_errors,
         test_errors_with_views=test.num_errors_with_views,
-        num_test=recorded.num_images,
-        test_interval=simultaneous_interval(num_right, recorded.num_images, recorded.number),
+        num_test=entry.num_images,
+        test_interval=simultaneous_interval(entry.num_images - entry.num_errors, entry.num_images, recorded.number),
         balanced_accuracy=balanced_accuracy(recall_by_class),
         recall_by_class=recall_by_class,
         warnings=() if validation is None else _warnings(run, validation),
@@ -366,17 +359,12 @@ def _by_seed(entries: list[LedgerEntry]) -> dict[int, list[float]]:
     return found
 
 
-def export(run: Run, planned: ExportPlan | None, result: Result) -> Result:
-    """Publishes the trained model, if that is planned.
+def import_for_report() -> None:
+    """Imports what the metrics and the report need, which takes a second."""
+    with paused_collector():
+        import tensorboard.summary.writer.record_writer  # noqa: F401
 
-    Returns:
-        The result with the folder of the published version.
-
-    Raises:
-        ExportError: a format failed the parity check, the model is clearly worse than the newest version, or the
-            repository cannot be written.
-    """
-    return result if planned is None else replace(result, exported=export_trained(run, planned, result))
+        import trainer.report.page  # noqa: F401
 
 
 def report(run: Run, result: Result, test_images: Images, test: Evaluation, recorded: RecordedEvaluation) -> None:

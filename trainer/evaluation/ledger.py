@@ -33,26 +33,19 @@ from trainer.files import append_line, locked, read_lines
 from trainer.recipes import TestTimeViews
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RecordedEvaluation:
     """One evaluation on a test set, and its place among all of them in the workspace.
 
     Args:
         number: counted from 1, by time.
         num_evaluations: evaluations that the ledger holds for this test set.
-        accuracy: of one view of each image, as are `num_errors`.
-        num_errors_with_views: by the mean over the recipe's views; None where it has one view.
-        test_sha256: of the test images; of the data set where an old ledger has no digest of the images.
         is_repeated: the ledger had this evaluation already.
     """
 
+    entry: LedgerEntry
     number: int
     num_evaluations: int
-    accuracy: float
-    num_errors: int
-    num_images: int
-    num_errors_with_views: int | None
-    test_sha256: str
     is_repeated: bool
 
     def describe(self, ledger: Path, *, views: TestTimeViews, recall_by_class: dict[str, float]) -> str:
@@ -63,9 +56,10 @@ class RecordedEvaluation:
             views: the recipe's.
             recall_by_class: empty if unknown.
         """
-        accuracy = describe_accuracy(self.num_errors, self.num_images, number=self.number)
-        with_views = describe_with_views(self.num_errors_with_views, self.num_images, views)
-        balance = describe_balance(self.accuracy, recall_by_class)
+        entry = self.entry
+        accuracy = describe_accuracy(entry.num_errors, entry.num_images, number=self.number)
+        with_views = describe_with_views(entry.num_errors_with_views, entry.num_images, views)
+        balance = describe_balance(entry.accuracy, recall_by_class)
         place = f"evaluation {self.number} of {self.num_evaluations} on this test set in {ledger}"
         return f"{accuracy}{with_views}{balance}, {place}"
 
@@ -137,9 +131,9 @@ class Ledger:
                 known = self.entries(entry.dataset_sha256, entry.test_sha256)
                 for number, earlier in enumerate(known, start=1):
                     if earlier.result == entry.result:
-                        return _recorded(earlier, number, len(known), is_repeated=True)
+                        return RecordedEvaluation(earlier, number, len(known), is_repeated=True)
                 append_line(self.path, entry.to_line())
-        return _recorded(entry, len(known) + 1, len(known) + 1, is_repeated=False)
+        return RecordedEvaluation(entry, len(known) + 1, len(known) + 1, is_repeated=False)
 
     def find(self, dataset_sha256: str, weights_sha256: str, views: TestTimeViews) -> RecordedEvaluation | None:
         """Returns the recorded evaluation of these weights on one view of each image, if there is one.
@@ -151,7 +145,7 @@ class Ledger:
         for number, entry in enumerate(entries, start=1):
             is_averaged = is_headline_averaged(views, entry.num_errors_with_views)
             if entry.weights_sha256 == weights_sha256 and not is_averaged:
-                return _recorded(entry, number, len(entries), is_repeated=True)
+                return RecordedEvaluation(entry, number, len(entries), is_repeated=True)
         return None
 
 
@@ -218,16 +212,3 @@ def _distinct(entries: Iterable[LedgerEntry]) -> list[LedgerEntry]:
     for entry in entries:
         first.setdefault(entry.result, entry)
     return list(first.values())
-
-
-def _recorded(entry: LedgerEntry, number: int, total: int, *, is_repeated: bool) -> RecordedEvaluation:
-    return RecordedEvaluation(
-        number=number,
-        num_evaluations=total,
-        accuracy=entry.accuracy,
-        num_errors=entry.num_errors,
-        num_images=entry.num_images,
-        num_errors_with_views=entry.num_errors_with_views,
-        test_sha256=entry.test_sha256 or entry.dataset_sha256,
-        is_repeated=is_repeated,
-    )

@@ -1,7 +1,7 @@
 """Plans a run's export before the training, so that an export that cannot succeed fails at once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -126,24 +126,26 @@ def _preprocessing(run: Run) -> Method:
     return "pad" if run.recipe.square == "pad" else "fit"
 
 
-def export_trained(run: Run, plan: ExportPlan, result: Result) -> str:
-    """Publishes the model at the end of its training.
+def export_trained(run: Run, plan: ExportPlan | None, result: Result) -> Result:
+    """Publishes the model at the end of its training, if that is planned.
 
     Returns:
-        The version's folder.
+        The result with the folder of the published version.
 
     Raises:
         ExportError: a format failed the parity check, the model is clearly worse than the newest version, or the
             repository cannot be written.
     """
+    if plan is None:
+        return result
     version = find_version(plan.model.path, result.weights_sha256, run=run.folder.path.absolute().name)
     if version is not None:
         run.progress.log(f"exported to {version} before this run was interrupted")
-        return str(version)
+        return replace(result, exported=str(version))
     from trainer.export.pipeline import export  # imports onnx, which takes a second and would delay the first step
 
     try:
-        return str(export(run, plan.model, result, plan.options))
+        return replace(result, exported=str(export(run, plan.model, result, plan.options)))
     except TrainerError as error:
         command = f"convoy export {run.folder.path} --model-repository {plan.model.repository}"
         for name in ("thorough", "export_views"):

@@ -42,7 +42,7 @@ def test_the_same_weights_count_again_after_a_correction_of_labels(tmp_path: Pat
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.record(entry("a", test_sha256="t"))
     recorded = ledger.record(entry("a", "d2", test_sha256="t", num_errors=9, accuracy=0.91))
-    assert (recorded.number, recorded.num_errors, recorded.is_repeated) == (2, 9, False)
+    assert (recorded.number, recorded.entry.num_errors, recorded.is_repeated) == (2, 9, False)
 
 
 def test_find_returns_a_recorded_evaluation(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_find_returns_a_recorded_evaluation(tmp_path: Path) -> None:
     ledger.record(entry("a"))
     found = ledger.find("d1", "a", "one")
     assert found is not None
-    assert (found.accuracy, found.num_errors, found.is_repeated) == (0.9, 10, True)
+    assert (found.entry.accuracy, found.entry.num_errors, found.is_repeated) == (0.9, 10, True)
     text = found.describe(ledger.path, views="one", recall_by_class={"a": 0.95, "b": 0.5})
     assert text.startswith("90.00 % (10 of 100 wrong; interval 81.")
     assert text.endswith(
@@ -68,7 +68,7 @@ def test_both_figures_of_a_recipe_with_views_are_one_entry(tmp_path: Path) -> No
     assert ledger.entries("d1") == [both]
     found = ledger.find("d1", "a", "shifted")
     assert found is not None
-    assert (found.num_errors, found.num_errors_with_views) == (10, 8)
+    assert (found.entry.num_errors, found.entry.num_errors_with_views) == (10, 8)
     assert "), 92.00 % with 5 views of each image (8 wrong), evaluation 1 of 1" in found.describe(
         ledger.path, views="shifted", recall_by_class={}
     )
@@ -86,7 +86,7 @@ def test_an_average_over_views_of_version_0_1_is_no_evaluation_of_one_view(tmp_p
     assert ledger.record(new).number == 2
     found = ledger.find("d1", "a", "shifted")
     assert found is not None
-    assert (found.number, found.num_errors) == (2, 10)
+    assert (found.number, found.entry.num_errors) == (2, 10)
     assert ledger.of_setting("s") == [new]
     assert len(ledger.entries("d1")) == 2
 
@@ -283,7 +283,7 @@ def test_an_evaluation_is_recorded_with_the_digest_of_the_test_images(mini: Data
     assert isinstance(images, ImageSet)
     assert len(images.labels) == 1000
     assert recorded is not None
-    assert recorded.num_errors == int((images.labels != 0).sum())
+    assert recorded.entry.num_errors == int((images.labels != 0).sum())
     (written,) = ledger.entries(mini.sha256)
     assert asdict(written).items() >= {**asdict(WEIGHTS), "dataset": "mnist-mini", "num_images": 1000}.items()
     assert written.time is not None

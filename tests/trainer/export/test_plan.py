@@ -73,5 +73,5 @@ def test_a_version_that_a_killed_process_of_the_run_has_published_is_not_publish
     run = cast(Run, SimpleNamespace(folder=run_folder(tmp_path / "run"), progress=progress))
     model = RepositoryModel(repository=tmp_path / "models", name="tools", image_shape=(3, 8, 8), labels=("a", "b"))
     plan = ExportPlan(model=model, options=ExportOptions(device=ALONE.device))
-    assert export_trained(run, plan, RESULT) == str(tmp_path / "models/tools/1")
+    assert export_trained(run, plan, RESULT).exported == str(tmp_path / "models/tools/1")
     assert len(lines) == 1
