@@ -82,6 +82,11 @@ class Evaluation:
         counts = zip(classes, num_right, num_images, strict=True)
         return {name: right / images for name, right, images in counts if images}
 
+    def worst_mistakes(self, most: int) -> torch.Tensor:
+        """Returns the positions of at most so many mistakes, those with the highest confidence first, int64."""
+        wrong = torch.nonzero(self.predicted != self.labels)[:, 0]
+        return wrong[torch.argsort(self.confidence[wrong], descending=True, stable=True)[:most]]
+
     def confusion(self, num_classes: int) -> torch.Tensor:
         """Returns the confusion matrix, int64 `[classes, classes]`: labels in rows, predictions in columns."""
         cells = self.labels * num_classes + self.predicted

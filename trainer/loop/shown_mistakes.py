@@ -1,19 +1,14 @@
 """The mistakes of an evaluation as images that can be shown."""
 
 from trainer.evaluation.evaluate import Evaluation
-from trainer.evaluation.mistakes import worst_mistakes
 from trainer.loop.run import Run
 from trainer.paths import printable
 from trainer.records.mistakes import Mistake
 
 
-def mistakes_in_validation(run: Run, validation: Evaluation, number: int) -> list[Mistake]:
-    """Returns the mistakes with the highest confidence, highest first.
-
-    Args:
-        number: of mistakes at most.
-    """
-    worst, classes = worst_mistakes(validation, number), run.dataset.classes
+def mistakes_in_validation(run: Run, validation: Evaluation, most: int) -> list[Mistake]:
+    """Returns at most so many mistakes, those with the highest confidence first."""
+    worst, classes = validation.worst_mistakes(most), run.dataset.classes
     images = run.validation_images.take(run.validation_indices[worst])
     return [
         Mistake(

@@ -23,7 +23,6 @@ from PIL import Image
 from trainer.data import Images
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import confidence_level, wilson_interval
-from trainer.evaluation.mistakes import worst_mistakes
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.files import write_atomically
 from trainer.paths import printable
@@ -212,7 +211,7 @@ def _seeds(result: Result) -> dict[str, Any] | None:
 
 def _worst_mistakes(images: Images, evaluation: Evaluation, names: tuple[str, ...]) -> list[Mistake]:
     """Returns the mistakes with the highest confidence, highest first."""
-    worst = worst_mistakes(evaluation, NUM_MISTAKES)
+    worst = evaluation.worst_mistakes(NUM_MISTAKES)
     return [
         Mistake(
             index=index,
