@@ -56,14 +56,14 @@ class WatchedRun:
             run = cls(path, recipe.get("epochs"), recipe.get("global_batch_size"))
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise no_run(path) from None
-        run.look()
+        run.refresh()
         return run
 
     @property
     def name(self) -> str:
         return self.path.resolve().name
 
-    def look(self) -> list[dict[str, Any]]:
+    def refresh(self) -> list[dict[str, Any]]:
         """Reads what is new; returns the new lines.
 
         A run that continues from a checkpoint writes its metrics anew, without those after the checkpoint. Then `lines`

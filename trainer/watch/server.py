@@ -26,7 +26,7 @@ from trainer.records.mistakes import read_mistakes
 from trainer.watch.run import State, WatchedRun, state_of
 
 HOST = "127.0.0.1"
-LOOK_EVERY_S = 0.5
+REFRESH_INTERVAL_S = 0.5
 KEEP_ALIVE_S = 15.0
 GRACE_S = 1
 _STATES = {
@@ -129,12 +129,12 @@ async def _events(run: WatchedRun, after: int, is_ending: Callable[[], bool]) ->
             yield _frame(len(run.lines) + is_end, "state", data)
             if is_end:
                 return
-        silent_s = 0.0 if new else silent_s + LOOK_EVERY_S
+        silent_s = 0.0 if new else silent_s + REFRESH_INTERVAL_S
         if silent_s >= KEEP_ALIVE_S:
             silent_s = 0.0
             yield ": keep-alive\n\n"
-        await asyncio.sleep(LOOK_EVERY_S)
-        run.look()
+        await asyncio.sleep(REFRESH_INTERVAL_S)
+        run.refresh()
 
 
 def _frame(number: int, kind: str, data: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from trainer.watch.run import State, WatchedRun
 if TYPE_CHECKING:
     from rich.console import Group
 
-LOOK_EVERY_S = 0.5
+REFRESH_INTERVAL_S = 0.5
 PLAIN_LINE_INTERVAL_S = 10.0
 """Between lines of a run in the middle of an epoch."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -31,9 +31,9 @@ def follow_in_table(runs: Sequence[WatchedRun]) -> None:
     console = Console()
     with Live(make_table(runs, console.width), console=console, refresh_per_second=4) as live:
         while any(run.state is State.RUNNING for run in runs):
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(REFRESH_INTERVAL_S)
             for run in runs:
-                run.look()
+                run.refresh()
             live.update(make_table(runs, console.width))
 
 
@@ -52,12 +52,9 @@ def make_table(runs: Sequence[WatchedRun], width: int) -> "Group":
     table = Table(box=None, pad_edge=False, expand=True, header_style="dim")
     table.add_column("run", overflow="ellipsis", no_wrap=True, ratio=3)
     table.add_column("", ratio=2, min_width=8)
-    for name in ("epoch", *(["loss"] if not is_wide else ["loss", ""]), *(["accuracy"] if is_wide else [])):
+    wide, narrow = ("epoch", "loss", "", "accuracy", "validation", "images/s", ""), ("epoch", "loss", "validation", "")
+    for name in wide if is_wide else narrow:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("validation", justify="right", no_wrap=True)
-    if is_wide:
-        table.add_column("images/s", justify="right", no_wrap=True)
-    table.add_column("", justify="right", no_wrap=True)
     colours = {State.RUNNING: "", State.FINISHED: "green", State.FAILED: "red", State.STOPPED: "yellow"}
     for run in runs:
         num_steps = run.num_steps or max(1, run.step)
@@ -81,10 +78,10 @@ def follow_in_lines(runs: Sequence[WatchedRun]) -> None:
             printer.print_news()
         if all(run.state is not State.RUNNING for run in runs):
             return
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(REFRESH_INTERVAL_S)
         for run in runs:
             if run.state is State.RUNNING:
-                run.look()
+                run.refresh()
 
 
 @dataclass(slots=True)
@@ -122,12 +119,12 @@ def describe_end(run: WatchedRun) -> str:
     return f"{run.state} at step {max(run.step, run.saved_step):,}: {run.reason}"
 
 
-def curve(values: Sequence[float], width: int = _CURVE_WIDTH) -> str:
+def curve(values: Sequence[float]) -> str:
     """Returns a curve of block characters, the newest value at its right; empty for fewer than two values."""
     values = [value for value in values if math.isfinite(value)]
     if len(values) < 2:
         return ""
-    width = min(width, len(values))
+    width = min(_CURVE_WIDTH, len(values))
     ends = [len(values) * number // width for number in range(width + 1)]
     means = [fmean(values[start:end]) for start, end in pairwise(ends)]
     low, high = min(means), max(means)

@@ -19,16 +19,16 @@ def test_lines_come_as_they_are_written(tmp_path: Path) -> None:
         run = WatchedRun.open(written.path)
         assert (run.state, run.lines, run.num_steps, run.step) == (State.RUNNING, [], None, 0)
         written.write_text('{"kind": "step", "step": 20, "epoch": 1, "loss": 2')
-        assert run.look() == []
+        assert run.refresh() == []
         written.write_text('.5, "images_per_second": 7, "num_steps": 120}\nnonsense\n[1]\n')
-        assert [line["loss"] for line in run.look()] == [2.5]
+        assert [line["loss"] for line in run.refresh()] == [2.5]
         assert (run.num_steps, run.images_per_second, run.seconds_left) == (120, 7.0, None)
         written.end_epoch(1)
-        assert [line["kind"] for line in run.look()] == ["epoch"]
+        assert [line["kind"] for line in run.refresh()] == ["epoch"]
         assert run.newest("epoch", "val_accuracy") == 0.1
         assert run.newest("result", "test_accuracy") is None
         written.finish()
-        assert [line["kind"] for line in run.look()] == ["result"]
+        assert [line["kind"] for line in run.refresh()] == ["result"]
     assert run.state is State.FINISHED
 
 
@@ -48,7 +48,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_writes_its_metrics_anew(tmp_path: 
     metrics = written.path / "metrics.jsonl"
     write_atomically(metrics, metrics.read_bytes().splitlines(keepends=True)[0])
     written.end_epoch(2)
-    run.look()
+    run.refresh()
     assert [line["epoch"] for line in run.lines] == [1, 2]
 
 

@@ -7,18 +7,18 @@ from contextlib import contextmanager
 
 from trainer.data.published.download import DownloadProgress
 
+INTERVAL_S = 10.0
+
 
 class LineProgress:
-    """Logs a line every ten seconds.
+    """Logs a line every `INTERVAL_S`.
 
     Args:
         log: receives each line.
-        interval_s: time between two lines.
     """
 
-    def __init__(self, log: Callable[[str], None], interval_s: float = 10.0) -> None:
+    def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
-        self._interval_s = interval_s
         self._name = ""
         self._started = self._logged = 0.0
 
@@ -26,7 +26,7 @@ class LineProgress:
         now = time.monotonic()
         if name != self._name:
             self._name, self._started, self._logged = name, now, now
-        if now - self._logged < self._interval_s:
+        if now - self._logged < INTERVAL_S:
             return
         self._logged = now
         size = f"{100 * num_bytes / total:.0f} % of {total / 1e6:.1f} MB" if total else f"{num_bytes / 1e6:.1f} MB"
