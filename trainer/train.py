@@ -169,18 +169,15 @@ def setup(
             f"num_validation 0: {dataset.name} has a folder of validation images: move them to the training images to "
             "train on them"
         )
-    train_indices = torch.arange(len(dataset.train))
     if dataset.validation is not None:
-        validation_images, validation_indices = dataset.validation, torch.arange(len(dataset.validation))
+        validation_images = dataset.validation
+        train_indices, validation_indices = torch.arange(len(dataset.train)), torch.arange(len(validation_images))
     else:
-        num_validation = min(recipe.num_validation, max(1, len(dataset.train) // 10))
-        if num_validation:
-            train_indices, validation_indices = stratified_split(dataset.train.labels, num_validation, SPLIT_SEED)
-        else:
-            validation_indices = train_indices[:0]
         validation_images = dataset.train
-    seed, log = folder.fingerprint.seed, progress.log if will_train else _log_nothing
-    is_compiled = will_train and folder.fingerprint.is_compiled
+        num_validation = min(recipe.num_validation, max(1, len(dataset.train) // 10))
+        train_indices, validation_indices = stratified_split(dataset.train.labels, num_validation, SPLIT_SEED)
+    seed, is_compiled = folder.fingerprint.seed, will_train and folder.fingerprint.is_compiled
+    log = progress.log if will_train else lambda _line: None
     return Run(
         recipe=recipe,
         seed=seed,
@@ -195,10 +192,6 @@ def setup(
         progress=progress,
         state=TrainState(totals=torch.zeros(2, dtype=torch.float64, device=world.device)),
     )
-
-
-def _log_nothing(_line: str) -> None:
-    return
 
 
 def log_setup(run: Run, usual_batch_size: int) -> None:
@@ -295,6 +288,7 @@ def summarize(run: Run, validation: Evaluation | None, test: Evaluation, recorde
     """Returns the content of `result.json`, before an export."""
     ledger, entry = Ledger(run.folder.ledger_path), recorded.entry
     recall_by_class = test.recall_by_class(run.dataset.classes)
+    warnings = [] if validation is None else run.baseline.check(_last_train_loss(run), validation)
     of_setting = ledger.of_setting(run.folder.fingerprint.setting_sha256)
     views = run.recipe.test_time_views
     num_averaged = sum(is_headline_averaged(views, each.num_errors_with_views) for each in of_setting)
@@ -328,7 +322,7 @@ def summarize(run: Run, validation: Evaluation | None, test: Evaluation, recorde
         test_interval=simultaneous_interval(entry.num_images - entry.num_errors, entry.num_images, recorded.number),
         balanced_accuracy=balanced_accuracy(recall_by_class),
         recall_by_class=recall_by_class,
-        warnings=() if validation is None else _warnings(run, validation),
+        warnings=tuple(warning.text for warning in warnings),
         test_look=recorded.number,
         num_test_looks=recorded.num_evaluations,
         test_accuracy_of_seeds=_by_seed(of_setting),
@@ -338,10 +332,6 @@ def summarize(run: Run, validation: Evaluation | None, test: Evaluation, recorde
         exported=None,
         machine=describe(run.world.device),
     )
-
-
-def _warnings(run: Run, validation: Evaluation) -> tuple[str, ...]:
-    return tuple(warning.text for warning in run.baseline.check(_last_train_loss(run), validation))
 
 
 def _last_train_loss(run: Run) -> float | None:
