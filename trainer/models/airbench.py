@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.kernels.operations import conv_bias_gelu, convolution, global_maximum, norm_activation
-from trainer.models.layers import check_image_size
+from trainer.models.layers import check_image_size, check_widths
 
 MIN_IMAGE_SIZE = 20
 """With a stride of 1."""
@@ -28,11 +28,11 @@ class AirbenchNet(nn.Module):
         num_channels: channels of the images.
         image_size: height and width in pixels, at least 20 times the stride.
         num_classes: number of logits.
-        widths: channels of the three stages.
+        widths: channels of the stages, such as 64, 256, 256.
         stride: of the whitening convolution, 1 or 2.
 
     Raises:
-        ConfigError: the images are too small.
+        ConfigError: the images are too small, or the widths are impossible.
     """
 
     suits_kernels = True
@@ -50,6 +50,7 @@ class AirbenchNet(nn.Module):
     ) -> None:
         super().__init__()
         check_image_size("the airbench net", image_size, MIN_IMAGE_SIZE * stride)
+        check_widths("the airbench net", widths, (64, 256, 256), any_number=True)
         num_filters = 2 * num_channels * _WHITENING_KERNEL**2
         self.whiten = nn.Conv2d(num_channels, num_filters, _WHITENING_KERNEL, stride=stride)
         self.whiten.weight.requires_grad_(False)

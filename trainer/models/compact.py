@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from trainer.kernels.operations import convolution, global_maximum, norm_activation
-from trainer.models.layers import check_image_size
+from trainer.models.layers import check_image_size, check_widths
 
 MIN_IMAGE_SIZE = 8
 
@@ -23,7 +23,7 @@ class CompactNet(nn.Module):
         widths: channels of the stem and of the three convs.
 
     Raises:
-        ConfigError: the images are too small.
+        ConfigError: the images are too small, or the widths are impossible.
     """
 
     suits_kernels = True
@@ -32,6 +32,7 @@ class CompactNet(nn.Module):
     def __init__(self, *, num_channels: int, image_size: int, num_classes: int, widths: tuple[int, ...]) -> None:
         super().__init__()
         check_image_size("the compact net", image_size, MIN_IMAGE_SIZE)
+        check_widths("the compact net", widths, (16, 32, 32, 64))
         self.stem = _Block(num_channels, widths[0], pool=True)
         pools = (True, False, True)
         pairs = zip(widths[:-1], widths[1:], pools, strict=True)

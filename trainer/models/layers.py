@@ -125,3 +125,22 @@ def check_image_size(family: str, image_size: int, smallest: int) -> None:
         raise ConfigError(
             f"{family} takes images of at least {smallest} x {smallest} pixels, not {image_size} x {image_size}"
         )
+
+
+def check_widths(network: str, widths: tuple[int, ...], example: tuple[int, ...], *, any_number: bool = False) -> None:
+    """Checks the widths that a recipe gives a network.
+
+    Args:
+        network: for the message.
+        example: widths that the network takes.
+        any_number: the network takes any number of widths, not only as many as in `example`.
+
+    Raises:
+        ConfigError: a width is below 1, or there are too few or too many.
+    """
+    is_number_right = len(widths) > 0 if any_number else len(widths) == len(example)
+    if not is_number_right or min(widths) < 1:
+        number = "one or more widths" if any_number else f"{len(example)} widths"
+        given = ",".join(map(str, widths)) or "none"
+        shown = ",".join(map(str, example))
+        raise ConfigError(f"{network} has {number} of at least 1, not {given}: give them, as in --set widths={shown}")

@@ -129,6 +129,18 @@ def test_images_that_are_too_small_are_refused(name: str) -> None:
         build_network(name, num_channels=1, image_size=4, num_classes=10, widths=())
 
 
+@pytest.mark.parametrize("widths", [(), (0, 8, 8, 8), (8, 8, 8, -1)])
+@pytest.mark.parametrize("name", ["compact", "airbench", "airbench-residual", "airbench-strided"])
+def test_impossible_widths_are_refused_with_possible_ones(name: str, widths: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"widths of at least 1, not .*: give them, as in --set widths=\d+,\d+,"):
+        build_network(name, num_channels=1, image_size=40, num_classes=2, widths=widths)
+
+
+def test_the_compact_net_has_four_widths() -> None:
+    with pytest.raises(ConfigError, match=r"4 widths of at least 1, not 8,16:"):
+        build_network("compact", num_channels=1, image_size=40, num_classes=2, widths=(8, 16))
+
+
 @pytest.mark.parametrize("name", COMPUTED)
 def test_a_few_steps_lower_the_loss(name: str) -> None:
     model = classifier(name).train()
