@@ -71,12 +71,11 @@ def compile_now(run: Run) -> None:
 
 def _batches(run: Run) -> Iterator[Batch]:
     """Yields this rank's part of a batch of each kind of step, of the usual size and of an epoch's last one."""
-    recipe, device, dataset, num_images = run.recipe, run.world.device, run.dataset, len(run.train_indices)
-    starts = 0, (run.steps_per_epoch - 1) * recipe.global_batch_size
-    shares = [StepShare.of(start, num_images, recipe.global_batch_size, run.world) for start in starts]
+    device, dataset = run.world.device, run.dataset
+    shares = [StepShare.of(run, step) for step in (0, run.steps_per_epoch - 1)]
     for sizes, num_global in dict.fromkeys((share.sizes, share.num_images) for share in shares):
         size, image_size = sum(sizes), None if dataset.is_streamed else dataset.train.shape[1:]
-        params = draw_params(recipe.augment, size, seed=0, epoch=0, image_size=image_size).to(device)
+        params = draw_params(run.recipe.augment, size, seed=0, epoch=0, image_size=image_size).to(device)
         zeros = torch.zeros(size, dtype=torch.int64, device=device)
         for kind in run.kinds:
             yield Batch(

@@ -10,7 +10,6 @@ from trainer.data.order import balanced_order, dropout_seeds, epoch_order
 from trainer.loop.run import Run
 from trainer.loop.shards import share_of
 from trainer.loop.step import Batch, StepKind
-from trainer.ranks.world import World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +27,11 @@ class StepShare:
     num_images: int
 
     @classmethod
-    def of(cls, start: int, num_samples: int, batch_size: int, world: World) -> Self:
-        """Returns this rank's part of a global batch.
-
-        Args:
-            start: position of the global batch in the epoch's order.
-            num_samples: samples of the epoch.
-            batch_size: images of the global batch; the epoch's last one may have fewer.
-        """
-        num_images = min(batch_size, num_samples - start)
+    def of(cls, run: Run, step: int) -> Self:
+        """Returns this rank's part of a step; an epoch's last global batch may have fewer images."""
+        world, batch_size = run.world, run.recipe.global_batch_size
+        start = step % run.steps_per_epoch * batch_size
+        num_images = min(batch_size, len(run.train_indices) - start)
         share = share_of(num_images, world.rank, world.num_computing, world.num_shards)
         part = slice(start + share.part.start, start + share.part.stop)
         return cls(part=part, sizes=share.sizes, num_images=num_images)

@@ -56,18 +56,12 @@ class ResidentSource:
         draws_ahead: draws an epoch's samples while the one before is trained; by default for a GPU, which would wait.
 
     Raises:
-        ConfigError: they are decoded on demand, or do not fit in the GPU's memory.
+        ConfigError: they do not fit in the GPU's memory.
     """
 
     def __init__(self, run: Run, images: torch.Tensor | None = None, *, draws_ahead: bool | None = None) -> None:
         self._run = run
-        train = run.dataset.train
-        if not isinstance(train, ImageSet):
-            raise ConfigError(
-                f"{run.dataset.name} is streamed, and seeds that train together need images in memory: give --source "
-                "resident, or a smaller --image-size"
-            )
-        self.images = self._upload(train) if images is None else images
+        self.images = self._upload(cast(ImageSet, run.dataset.train)) if images is None else images
         self._draws_ahead = run.world.device.type == "cuda" if draws_ahead is None else draws_ahead
         self._ahead: tuple[int, Future[EpochSamples]] | None = None
         self._epoch: int | None = None
@@ -83,14 +77,13 @@ class ResidentSource:
 
     def batch(self, step: int) -> Batch:
         """Returns slices of the epoch's samples. The first step of an epoch draws them."""
-        run, batch_size = self._run, self._run.recipe.global_batch_size
+        run = self._run
         epoch, number = divmod(step, run.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch = epoch
             self._samples = self._draw(epoch).to(run.world.device)
             self._lr_factors = run.lr_factors(epoch)
-        share = StepShare.of(number * batch_size, len(self._samples.indices), batch_size, run.world)
-        return self._samples.batch(self.images, share, self._lr_factors[number], run.kind_of(step))
+        return self._samples.batch(self.images, StepShare.of(run, step), self._lr_factors[number], run.kind_of(step))
 
     def _draw(self, epoch: int) -> EpochSamples:
         ahead, self._ahead = self._ahead, None

@@ -59,8 +59,8 @@ class StreamedSource:
             images = self._result(begun)
         if line := self._waits.advice(run.dataset.train.shape[1]):
             run.progress.log(line)
-        drawn, share = self._epochs[epoch], self._share(step)
-        batch = drawn.samples.batch(images, share, drawn.lr_factors[number], run.kind_of(step))
+        drawn = self._epochs[epoch]
+        batch = drawn.samples.batch(images, StepShare.of(run, step), drawn.lr_factors[number], run.kind_of(step))
         batch = replace(batch, indices=torch.arange(len(images)))
         return batch if self._uploader is None else self._uploader.upload(batch)
 
@@ -74,15 +74,8 @@ class StreamedSource:
         if epoch not in self._epochs:
             samples = EpochSamples.draw(self._run, epoch, sizes=self._files.sizes)
             self._epochs[epoch] = _Epoch(samples, self._run.lr_factors(epoch))
-        samples, part = self._epochs[epoch].samples, self._share(step).part
+        samples, part = self._epochs[epoch].samples, StepShare.of(self._run, step).part
         return self._pool.begin(samples.indices[part], None if samples.boxes is None else samples.boxes[part])
-
-    def _share(self, step: int) -> StepShare:
-        run, batch_size = self._run, self._run.recipe.global_batch_size
-        start = step % run.steps_per_epoch * batch_size
-        return StepShare.of(
-            start, len(self._epochs[step // run.steps_per_epoch].samples.indices), batch_size, run.world
-        )
 
     def _forget_before(self, step: int) -> None:
         self._begun = {each: begun for each, begun in self._begun.items() if each > step}

@@ -37,6 +37,7 @@ class IsolatedRank(World):
 
 def sums_on_ranks(size: int, recipe: Recipe, dataset: Dataset, folder: Path, kind: StepKind) -> torch.Tensor:
     """Returns the sums of a step of 22 images under four virtual shards, which so many ranks compute."""
+    recipe = replace(recipe, global_batch_size=22)
     recorded: list[torch.Tensor] = []
     for rank in range(size):
         world = IsolatedRank(
@@ -45,7 +46,7 @@ def sums_on_ranks(size: int, recipe: Recipe, dataset: Dataset, folder: Path, kin
         object.__setattr__(world, "recorded", recorded)
         run = make_run(recipe, dataset, folder / f"{size}", world=world)
         samples = EpochSamples.draw(run, epoch=1)
-        share = StepShare.of(44, len(samples.indices), 22, world)
+        share = StepShare.of(run, 2)
         run.learner.step(samples.batch(dataset.train.images, share, torch.tensor(1.0), kind))
     return sum_in_tree(lambda rank: recorded[rank], size)
 
@@ -59,14 +60,14 @@ def test_ranks_that_share_a_batch_add_up_to_it(num_images: int, mini: Dataset, t
         for rank in range(size):
             world = IsolatedRank(rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), num_threads=2)
             object.__setattr__(world, "recorded", sums)  # the base class is frozen
-            run = make_run(SHORT, mini, tmp_path / f"{size}", world=world)
+            run = make_run(replace(SHORT, global_batch_size=num_images), mini, tmp_path / f"{size}", world=world)
             samples = EpochSamples(
                 indices=run.train_indices[:num_images],
                 labels=mini.train.labels[run.train_indices[:num_images]],
                 augment_params=torch.zeros(num_images, 6),
                 dropout_seeds=torch.zeros(num_images),
             )
-            share = StepShare.of(0, num_images, num_images, world)
+            share = StepShare.of(run, 0)
             run.learner.step(samples.batch(mini.train.images, share, torch.tensor(1.0), StepKind()))
         totals.append(torch.stack(sums).sum(dim=0))
     assert torch.allclose(totals[0], totals[1], atol=1e-5)
