@@ -225,7 +225,7 @@ def run_promtool(promtool: Path, folder: Path, rules: Object) -> None:
         rule["annotations"].pop("runbook_url", None)
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     shutil.copy(TESTS, folder)
-    for command in (["check", "rules", "rules.yaml"], ["test", "rules", TESTS.name]):
+    for command in (["check", "rules", "--lint-fatal", "rules.yaml"], ["test", "rules", TESTS.name]):
         done = subprocess.run(
             [promtool, *command], cwd=folder, capture_output=True, text=True, timeout=120, check=False
         )

@@ -102,12 +102,16 @@ def test_the_dashboard_opens_outside_a_cluster(promtool: Path, tmp_path: Path) -
 
 
 def promtool_problems(promtool: Path, folder: Path, rules: Object, tests: str) -> str:
-    """Runs unit tests of rules, which say nothing of runbook_url. Returns what fails."""
+    """Checks rules and runs their unit tests, which say nothing of runbook_url. Returns what fails."""
     bare = deepcopy(rules)
     for rule in (rule for group in bare["groups"] for rule in group["rules"]):
         rule["annotations"].pop("runbook_url")
     (folder / "rules.yaml").write_text(yaml.safe_dump(bare))
     (folder / "tests.yaml").write_text(tests)
-    command = [promtool, "test", "rules", "tests.yaml"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    return done.stdout + done.stderr if done.returncode else ""
+    for command in (["check", "rules", "--lint-fatal", "rules.yaml"], ["test", "rules", "tests.yaml"]):
+        done = subprocess.run(
+            [promtool, *command], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        )
+        if done.returncode:
+            return done.stdout + done.stderr
+    return ""
