@@ -33,7 +33,7 @@ from trainer.data.folder.indexing import (
 )
 from trainer.data.folder.listing import Listing, list_folder
 from trainer.data.folder.probe import BitDepth, common_side, find_bit_depth
-from trainer.data.folder.streamed import StreamedDataset, open_streamed
+from trainer.data.folder.streamed import FolderImages, StreamedDataset, open_streamed
 from trainer.data.folder.workers import list_some
 from trainer.data.mapped_file import DamagedFileError, discard
 from trainer.errors import ConfigError, DataError
@@ -181,20 +181,20 @@ class _Opening:
 
     def streamed(self, index: FolderIndex) -> StreamedDataset:
         """Opens the folder for decoding on demand."""
-        shape, bit_depth = self.shape(index), find_bit_depth(index)
-        index = complete_index(index, self.lock_path, self._log, max_problems=self.options.skip_bad_images)
-        streamed = open_streamed(
-            self.name,
-            index,
-            shape,
-            None if bit_depth is None else bit_depth.significant_bits,
-            self.options.square,
-            self.options.num_threads,
-            lambda rows: self._notes(
-                index, bit_depth, rows, {split: index.picture_sha256[own].numpy() for split, own in rows.items()}
-            ),
-            self._log,
-        )
+        options, shape, bit_depth = self.options, self.shape(index), find_bit_depth(index)
+        bits = None if bit_depth is None else bit_depth.significant_bits
+        index = complete_index(index, self.lock_path, self._log, max_problems=options.skip_bad_images)
+        rows = split_rows(index)
+        splits = {
+            split: FolderImages(index, own, index.labels[own], shape, bits or 16, options.square, options.num_threads)
+            for split, own in rows.items()
+        }
+
+        def describe() -> tuple[str, ...]:
+            digests = {split: index.picture_sha256[own].numpy() for split, own in rows.items()}
+            return self._notes(index, bit_depth, rows, digests)
+
+        streamed = open_streamed(self.name, splits, bits, describe, self._log)
         for note in streamed.notes:
             self.log(note)
         return streamed

@@ -120,43 +120,33 @@ class StreamedDataset:
     significant_bits: int | None
 
 
-def open_streamed(  # noqa: PLR0913 (how images are decoded)
+def open_streamed(
     name: str,
-    index: FolderIndex,
-    shape: tuple[int, int, int],
+    splits: dict[str, FolderImages],
     significant_bits: int | None,
-    square: Square,
-    num_threads: int | None,
-    describe: Callable[[dict[str, torch.Tensor]], tuple[str, ...]],
+    describe: Callable[[], tuple[str, ...]],
     log: Callable[[str], None],
 ) -> StreamedDataset:
     """Opens a folder for decoding on demand.
 
     Args:
         name: of the data set.
-        index: a complete one.
-        shape: (C, H, W) of each image.
+        splits: those of `split_rows`, of one complete index.
         significant_bits: of 16-bit grey images; None without such images.
-        square: how images become squares.
-        num_threads: threads that decode outside of training; None for torch's number.
-        describe: returns the notes of the data set, from the positions in the index of the images of each split.
+        describe: returns the notes of the data set, which takes a while.
         log: receives each line for the user.
 
     Raises:
         DataError: images are missing or have changed.
     """
+    index, size = splits["train"].index, splits["train"].shape[1]
     assert index.path is not None
     ignore_warnings()  # they were logged when the index was made
-    rows = split_rows(index)
-    splits = {
-        split: FolderImages(index, own, index.labels[own], shape, significant_bits or 16, square, num_threads)
-        for split, own in rows.items()
-    }
     sha256 = _streamed_sha256(splits)
-    path = index.path.with_name(f"{shape[1]}-{index.key}-{sha256[:12]}.json")
+    path = index.path.with_name(f"{size}-{index.key}-{sha256[:12]}.json")
     facts = _read_facts(path)
     if facts is None:
-        facts = _Facts(*_statistics(splits["train"], log), describe(rows))
+        facts = _Facts(*_statistics(splits["train"], log), describe())
         with suppress(ConfigError), explain_disk_errors(path.parent):  # a read-only folder is found out again
             write_json(path, asdict(facts))
     return StreamedDataset(
