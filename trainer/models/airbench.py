@@ -25,9 +25,7 @@ class AirbenchNet(nn.Module):
     the same time, and each feature sees twice as far.
 
     Args:
-        num_channels: channels of the images.
         image_size: height and width in pixels, at least 20 times the stride.
-        num_classes: number of logits.
         widths: channels of the stages, such as 64, 256, 256.
         stride: of the whitening convolution, 1 or 2.
 

@@ -27,9 +27,7 @@ class AlexNet(nn.Module):
     3x32x32. Batch norm adds 3,200 parameters.
 
     Args:
-        num_channels: channels of the images.
         image_size: height and width in pixels; at least 16. Larger images only make the first hidden layer larger.
-        num_classes: number of logits.
         batch_norm: adds norms after the convolutions and the hidden layers and removes their biases ("BN-AlexNet" on
             page 37).
 

@@ -17,9 +17,7 @@ class CompactNet(nn.Module):
     norms have no scale, and the logits are divided by the number of the head's inputs.
 
     Args:
-        num_channels: channels of the images.
         image_size: height and width in pixels, at least 8.
-        num_classes: number of logits.
         widths: channels of the stem and of the three convs.
 
     Raises:

@@ -34,9 +34,7 @@ class EfficientNetLite0(nn.Module):
     4,652,008 parameters for colour images and 1,000 classes. Made for 224 x 224 pixels; takes any size from 32 up.
 
     Args:
-        num_channels: channels of the images.
         image_size: height and width in pixels; the padding depends on it, as in TensorFlow.
-        num_classes: number of logits.
 
     Raises:
         ConfigError: the images are too small.

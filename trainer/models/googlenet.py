@@ -35,9 +35,7 @@ class GoogLeNet(nn.Module):
     for 3x32x32.
 
     Args:
-        num_channels: channels of the images.
         image_size: height and width in pixels; at least 12.
-        num_classes: number of logits.
 
     Raises:
         ConfigError: the images are too small.

@@ -16,9 +16,7 @@ class LectureNet(nn.Module):
     change the number of inputs of the first fully connected layer.
 
     Args:
-        num_channels: channels of the images.
         image_size: height and width in pixels; at least 22.
-        num_classes: number of logits.
 
     Raises:
         ConfigError: the images are too small.

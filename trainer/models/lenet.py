@@ -22,9 +22,7 @@ class LeNet5(nn.Module):
     651,720 for 3x32x32.
 
     Args:
-        num_channels: channels of the images.
         image_size: height and width in pixels; at least 16.
-        num_classes: number of logits.
 
     Raises:
         ConfigError: the images are too small.

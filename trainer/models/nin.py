@@ -20,9 +20,7 @@ class BatchNormNin(nn.Module):
     3x32x32.
 
     Args:
-        num_channels: channels of the images.
         image_size: height and width in pixels; at least 8.
-        num_classes: number of logits.
 
     Raises:
         ConfigError: the images are too small.

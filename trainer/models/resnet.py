@@ -31,9 +31,7 @@ class ResNet(nn.Module):
         for 3x32x32     555.4 1159.4 1297.8 2510.0 3722.1
 
     Args:
-        num_channels: channels of the images.
         image_size: height and width in pixels; at least 8.
-        num_classes: number of logits.
         depth: layers with weights, as the paper counts them.
 
     Raises:

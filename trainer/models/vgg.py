@@ -26,9 +26,7 @@ class Vgg(nn.Module):
     and 398,136,320; for 1x28x28: 14,722,890 and 267,646,976, 20,033,866 and 343,734,272.
 
     Args:
-        num_channels: channels of the images.
         image_size: height and width in pixels; at least 16.
-        num_classes: number of logits.
         depth: layers with weights, as the paper counts them.
 
     Raises:
