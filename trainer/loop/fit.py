@@ -64,8 +64,8 @@ def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None, sin
         except torch.OutOfMemoryError as error:
             raise out_of_memory(run, error) from error
         except Exception as error:
-            if (told := _of_user(run, error)) is not None:
-                raise told from error
+            if (of_user := _error_in_user_code(run, error)) is not None:
+                raise of_user from error
             raise
         finally:
             run.world.activity.timeout_s = SLOW_PHASE_TIMEOUT_S
@@ -77,7 +77,7 @@ def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None, sin
     run.use_final_weights()
 
 
-def _of_user(run: Run, error: Exception) -> ConfigError | None:
+def _error_in_user_code(run: Run, error: Exception) -> ConfigError | None:
     """Returns the error in one line if it arose in the user's own network; a failure report has the whole stack."""
     if isinstance(error, TrainerError) or not is_reference(run.recipe.network):
         return None

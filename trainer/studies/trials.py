@@ -131,7 +131,7 @@ class TrainedTrial:
 
 
 def train_trials(
-    context: TrialContext, trials: Sequence[Trial], folder: StudyFolder, *, most: int = 0
+    context: TrialContext, trials: Sequence[Trial], folder: StudyFolder, *, most: int
 ) -> Iterator[TrainedTrial]:
     """Trains trials to the end, each to the weights that it gets alone.
 
