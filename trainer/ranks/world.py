@@ -299,6 +299,10 @@ class World:
                     store.set(f"{name}/complete", "")
                 while not store.check([f"{name}/complete"]):
                     time.sleep(0.05)
+                store.add(f"{name}/left", 1)
+                # Rank 0 goes last: without torchrun it serves the store, which ends with its process.
+                while self.is_main and store.add(f"{name}/left", 0) < self.size:
+                    time.sleep(0.05)
         except RuntimeError as error:
             raise PeerError("the launcher is gone") from error
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -437,6 +438,27 @@ def body(world):
     done = run_ranks(body, 2, tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(values_of(done), key=str) == [0, 1]
+
+
+@pytest.mark.slow
+def test_without_torchrun_the_main_rank_waits_until_the_others_have_seen_the_end(tmp_path: Path) -> None:
+    """Rank 0 serves the store. Rank 1, which looks at it every 2 s, must not lose it."""
+    body = """
+def body(world):
+    sleep = time.sleep
+    if world.is_main:
+        sleep(1)
+    else:
+        time.sleep = lambda seconds: sleep(2)
+    world.untimed_barrier("end")
+"""
+    script = tmp_path / "script.py"
+    script.write_text(PROLOGUE.replace("JOIN", '"cpu"') + body + "\nrun_command(main)\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment = {**clean_environment(), "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", **address}
+    ranks = [subprocess.Popen([sys.executable, str(script)], env={**environment, "RANK": rank}) for rank in "01"]
+    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
 
 
 @pytest.mark.slow
