@@ -156,18 +156,20 @@ def _wait_for(change: Callable[..., ModelState], client: Client, name: str) -> M
 def _in_folder(where: WhereConfig, verb: str, name: str, version: int) -> list[ModelState]:
     from serving.models.folder import RepositoryFolder
     from serving.models.mirror import open_location
-    from serving.models.offline import find_models
+    from serving.models.offline import find_model, list_models
 
     assert where.model_repository is not None
     path, mirror = open_location(where.model_repository, where.model_cache)
     folder = RepositoryFolder(path, lambda: None, mirror)
     if problem := folder.fetch(name, version):
         raise Unavailable(problem)
-    models = find_models(path, name)
-    if verb not in ("list", "show"):
-        models[0].change(verb, version, folder.write_promotion)
-        models = find_models(path, name)
-    return [model.state() for model in models]
+    if verb == "list":
+        return list_models(path)
+    model = find_model(path, name)
+    if verb != "show":
+        model.change(verb, version, folder.write_promotion)
+        model = find_model(path, name)
+    return [model.state()]
 
 
 def _row(state: ModelState) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 A running server follows with its next poll, or when it is started again. It does not load a version that is damaged.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -159,20 +160,44 @@ def _compare(folder: Path, files: FileStats) -> str:
     return ""
 
 
-def find_models(repository: Path, name: str = "") -> list[OfflineModel]:
-    """Returns one model of a repository; all, if `name` is empty.
+def find_model(repository: Path, name: str) -> OfflineModel:
+    """Returns one model of a repository.
 
     Raises:
-        NotFound: there is no such model or repository.
+        NotFound: there is no such model.
+        Unavailable: its folder cannot be read.
+        InvalidArgument: its name, its configuration or its `serving.json` is invalid.
+    """
+    check_name(name)
+    return OfflineModel.read(repository / name)
+
+
+def list_models(repository: Path) -> list[ModelState]:
+    """Returns the states of all models of a repository, and warns of those that are invalid.
+
+    Raises:
+        NotFound: there is no such repository.
         Unavailable: the repository cannot be read.
     """
-    if name:
-        check_name(name)
-        return [OfflineModel.read(repository / name)]
     try:
         names = scan_repository(repository).models
     except FileNotFoundError as error:
         raise NotFound(f"there is no model repository {repository}") from error
     except OSError as error:
         raise Unavailable(f"{repository} cannot be read: {describe(error)}") from error
-    return [OfflineModel.read(repository / model) for model in names]
+    return [_state(repository / model) for model in names]
+
+
+def _state(folder: Path) -> ModelState:
+    """Returns a model's state. Every version of an invalid model is unavailable for the same reason."""
+    try:
+        return OfflineModel.read(folder).state()
+    except (InvalidArgument, Unavailable) as error:
+        print(f"warning: {error}", file=sys.stderr)
+        try:
+            files = scan_model(folder)
+        except OSError:
+            files = None
+        versions = sorted(files.versions) if files is not None else []
+        states = [VersionState(version=version, state="UNAVAILABLE", reason=str(error)) for version in versions]
+        return ModelState(name=folder.name, versions=states)

@@ -13,7 +13,7 @@ from convoy.promotion import PROMOTION_FILE, pin, read_promotion, write_promotio
 from serving.errors import Internal, InvalidArgument, NotFound, Unavailable
 from serving.models import offline
 from serving.models.loader import LoadSettings
-from serving.models.offline import find_models
+from serving.models.offline import find_model, list_models
 from serving.models.repository import Repository
 from serving.protocol.control import ControlService
 from tests.serving.model_files import SCALE_CONFIG, scale, write_config, write_version
@@ -104,11 +104,11 @@ def test_a_roll_back_skips_versions_that_the_policy_does_not_allow(folder, open_
         config.write("version_policy { specific { versions: [1, 3] } }")
     repository = open_repository()
     assert ControlService(repository).models("m").models[0].before == 1
-    assert find_models(folder.parent, "m")[0].state().before == 1
+    assert find_model(folder.parent, "m").state().before == 1
     if by == "server":
         repository.promotions.roll_back("m")
     else:
-        find_models(folder.parent, "m")[0].change("rollback", 0)
+        find_model(folder.parent, "m").change("rollback", 0)
         repository.promotions.follow("m")
     assert ask(repository, "m") == 1
 
@@ -177,11 +177,11 @@ def test_a_new_version_takes_over_unless_another_is_pinned(folder, open_reposito
 
 def test_a_running_server_follows_a_choice_in_the_folder(folder, open_repository):
     repository = open_repository("poll")
-    (model,) = find_models(folder.parent, "m")
+    model = find_model(folder.parent, "m")
     model.change("promote", 1)
     eventually(lambda: ask(repository, "m") == 1)
     first = repository.get("m")
-    find_models(folder.parent, "m")[0].change("pin", 1)
+    find_model(folder.parent, "m").change("pin", 1)
     eventually(lambda: repository.standing("m")[1].promotion.pinned)
     assert repository.get("m") is first, "not loaded again"
 
@@ -198,7 +198,7 @@ def test_a_promoted_version_that_does_not_load_replaces_nothing_and_an_older_one
     folder, open_repository
 ):
     repository = open_repository("poll")
-    find_models(folder.parent, "m")[0].change("promote", 2)
+    find_model(folder.parent, "m").change("promote", 2)
     eventually(lambda: ask(repository, "m") == 2)
     write_version(folder, 2, b"no model", manifest={})
     eventually(lambda: "ONNX Runtime cannot load" in entries(repository)[2][1])
@@ -245,25 +245,25 @@ def test_in_explicit_mode_a_promotion_loads_the_model(open_repository):
 
 
 def test_a_folder_is_changed_without_a_server(folder):
-    (model,) = find_models(folder.parent)
+    model = find_model(folder.parent, "m")
     assert (model.state().serving, model.state().before, model.state().choice) == (3, 2, "")
     model.change("pin", 1)
-    state = find_models(folder.parent, "m")[0].state()
+    state = find_model(folder.parent, "m").state()
     assert (state.serving, state.pinned, state.choice, state.before) == (1, True, "version 1 is pinned", 3)
-    find_models(folder.parent, "m")[0].change("rollback", 0)
-    find_models(folder.parent, "m")[0].change("unpin", 0)
-    assert find_models(folder.parent, "m")[0].state().choice == "rolled back from version 1 to version 3"
+    find_model(folder.parent, "m").change("rollback", 0)
+    find_model(folder.parent, "m").change("unpin", 0)
+    assert find_model(folder.parent, "m").state().choice == "rolled back from version 1 to version 3"
 
 
 def test_a_roll_back_in_a_folder_takes_no_damaged_version_for_one_that_serves(folder):
     (folder / "3/model.onnx").write_bytes(b"no model")
-    (model,) = find_models(folder.parent)
+    model = find_model(folder.parent, "m")
     state = model.state()
     assert (state.serving, state.before) == (2, 1)
     assert [(each.version, each.state) for each in state.versions] == [(1, ""), (2, ""), (3, "UNAVAILABLE")]
     assert "model.onnx is damaged" in state.versions[2].reason
     model.change("rollback", 0)
-    state = find_models(folder.parent, "m")[0].state()
+    state = find_model(folder.parent, "m").state()
     assert (state.serving, state.choice) == (1, "rolled back from version 2 to version 1")
 
 
@@ -273,27 +273,27 @@ def test_a_change_in_a_folder_reads_each_file_once(folder, monkeypatch):
     monkeypatch.setattr(
         offline, "verify_digests", lambda path, manifest: read.append(path.name) or verify(path, manifest)
     )
-    find_models(folder.parent, "m")[0].change("promote", 2)
-    assert find_models(folder.parent, "m")[0].state().serving == 2
+    find_model(folder.parent, "m").change("promote", 2)
+    assert find_model(folder.parent, "m").state().serving == 2
     assert read == ["3", "2"]
 
 
 def test_a_roll_back_in_a_folder_skips_damaged_versions(folder):
     (folder / "2/model.onnx").write_bytes(b"no model")
-    find_models(folder.parent)[0].change("rollback", 0)
-    assert find_models(folder.parent)[0].state().serving == 1
+    find_model(folder.parent, "m").change("rollback", 0)
+    assert find_model(folder.parent, "m").state().serving == 1
     (folder / "1/model.onnx").write_bytes(b"no model")
     write_promotion(folder, pin(None, 3, 3, [1, 2, 3]))
     with pytest.raises(
         InvalidArgument, match=r"version 2: model\.onnx is damaged.*; version 1: model\.onnx is damaged"
     ):
-        find_models(folder.parent)[0].change("rollback", 0)
+        find_model(folder.parent, "m").change("rollback", 0)
     assert read_promotion(folder).version == 3
 
 
 def test_a_folder_keeps_its_choice_if_the_change_is_impossible(folder):
     (folder / "2/model.onnx").write_bytes(b"no model")
-    (model,) = find_models(folder.parent)
+    model = find_model(folder.parent, "m")
     for verb, version, error, reason in (
         ("promote", 2, InvalidArgument, r"model 'm': model\.onnx is damaged"),
         ("promote", 9, NotFound, "model 'm' has no version 9: it has 1, 2, 3"),
@@ -304,12 +304,28 @@ def test_a_folder_keeps_its_choice_if_the_change_is_impossible(folder):
     shutil.rmtree(folder / "1")
     shutil.rmtree(folder / "2")
     with pytest.raises(InvalidArgument, match="model 'm': there is no version to roll back to"):
-        find_models(folder.parent, "m")[0].change("rollback", 0)
+        find_model(folder.parent, "m").change("rollback", 0)
     assert not (folder / PROMOTION_FILE).exists()
     with pytest.raises(NotFound, match="there is no model 'n' in"):
-        find_models(folder.parent, "n")
+        find_model(folder.parent, "n")
     with pytest.raises(NotFound, match="there is no model repository"):
-        find_models(folder.parent / "nowhere")
+        list_models(folder.parent / "nowhere")
     (folder / PROMOTION_FILE).write_text(json.dumps([]))
     with pytest.raises(InvalidArgument, match=r"model 'm': serving\.json cannot be read"):
-        find_models(folder.parent)
+        find_model(folder.parent, "m")
+
+
+def test_a_folder_lists_its_models_beside_invalid_ones(folder, capsys):
+    write_config(folder.parent / "a", SCALE_CONFIG)
+    write_version(folder.parent / "a", 1, scale(1), manifest={})
+    (folder.parent / "a/config.pbtxt").write_text("what {")
+    shutil.copytree(folder, folder.parent / "z")
+    (folder.parent / "z" / PROMOTION_FILE).write_text("[]")
+    invalid, valid, unknown = list_models(folder.parent)
+    assert (invalid.name, invalid.serving, invalid.versions[0].state) == ("a", 0, "UNAVAILABLE")
+    assert "what" in invalid.versions[0].reason
+    assert (valid.name, valid.serving, unknown.name, unknown.serving) == ("m", 3, "z", 0)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2
+    assert warnings[0].startswith("warning: model 'a': ")
+    assert warnings[1].startswith("warning: model 'z': serving.json cannot be read")
