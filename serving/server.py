@@ -186,10 +186,10 @@ def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
     repository.check()
     health = Health()
     tracing = None if config.trace_endpoint is None else connect(config.trace_endpoint, config.trace_sample)
-    memory = SharedMemory(config.max_message_bytes) if config.allow_client_shm else None
+    shared_memory = SharedMemory(config.max_message_bytes) if config.allow_client_shm else None
     services = Services(
-        inference=InferenceService(repository, tracing, memory, MessageMemory(config.message_memory_bytes)),
-        admin=AdminService(repository, health, version=convoy_version(), memory=memory),
+        inference=InferenceService(repository, tracing, shared_memory, MessageMemory(config.message_memory_bytes)),
+        admin=AdminService(repository, health, version=convoy_version(), shared_memory=shared_memory),
     )
     services.admin.count_calls(services.inference.refusals.calls)
     tokens, tls = read_credentials(config)

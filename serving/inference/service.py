@@ -42,17 +42,17 @@ from serving.protocol.wire_format import SplitRequest
 logger = logging.getLogger(__name__)
 
 MAX_QUICK_BYTES = 64 << 10
-"""Of a message's header that the caller's thread parses, which receives all other calls too."""
+"""Size of a header up to which `infer` parses it at once, on the thread that receives all calls."""
 
 _MAX_SWAPS = 8
-"""Of the model version while a request is being queued."""
+"""How often the model version may be replaced while a request is being queued."""
 
 S = TypeVar("S", bound=EncodedRequest)
 R = TypeVar("R")
 
 
 class _CountedSink(Generic[R]):
-    """A sink that counts its message no longer once there is a response."""
+    """Frees what its message takes of the message memory, before it passes the response on."""
 
     def __init__(self, sink: ResponseSink[R], share: MemoryShare) -> None:
         self._sink = sink
@@ -69,7 +69,7 @@ class _CountedSink(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class _CountedRequest:
-    """A `RequestHandle` that counts its message no longer once it is cancelled."""
+    """A `RequestHandle` that frees what its message takes of the message memory when it is cancelled."""
 
     request: RequestHandle
     share: MemoryShare
@@ -84,8 +84,8 @@ class _Path(Generic[S, R]):
 
     Args:
         decoder: decodes image files.
-        memory: shared memory of clients; None for a server that allows none.
-        messages: the memory of large requests.
+        shared_memory: of clients; None for a server that allows none.
+        message_memory: counts large requests.
         parse: returns the values in a request.
         make_encoder: returns what makes a plan's responses.
     """
@@ -95,13 +95,13 @@ class _Path(Generic[S, R]):
         repository: Repository,
         refusals: Refusals,
         decoder: ImageDecoder,
-        memory: SharedMemory | None,
-        messages: MessageMemory,
+        shared_memory: SharedMemory | None,
+        message_memory: MessageMemory,
         parse: Callable[[S], InferRequest],
         make_encoder: Callable[[Plan, S], Encoder[S, R]],
     ) -> None:
-        self._memory = memory
-        self._messages = messages
+        self._shared_memory = shared_memory
+        self._message_memory = message_memory
         self._repository = repository
         self._refusals = refusals
         self._decoder = decoder
@@ -215,12 +215,12 @@ class _Path(Generic[S, R]):
     def _run_shared(
         self, request: InferRequest, encoded: S, context: RequestContext, sink: ResponseSink[R]
     ) -> RequestHandle | None:
-        """Reads what a request has in shared memory, then runs it. What is read counts in the memory of messages."""
-        share = MemoryShare(self._messages)
+        """Reads what a request has in shared memory, then runs it. What is read counts in the message memory."""
+        share = MemoryShare(self._message_memory)
         try:
-            if self._memory is None:
+            if self._shared_memory is None:
                 raise refusal(request)
-            resolved = self._memory.resolve(request, share)
+            resolved = self._shared_memory.resolve(request, share)
         except Exception as error:
             share.free()
             self._refuse(error, sink)
@@ -287,27 +287,27 @@ class InferenceService:
 
     Args:
         tracing: begins the traces of requests, for all front ends; None for no tracing.
-        memory: shared memory of clients; None to allow none.
-        messages: the memory of large requests, of which the HTTP front end counts its own; None for no bound.
+        shared_memory: of clients; None to allow none.
+        message_memory: counts large requests; the HTTP front end counts its own there. None for no bound.
     """
 
     def __init__(
         self,
         repository: Repository,
         tracing: Tracing | None = None,
-        memory: SharedMemory | None = None,
-        messages: MessageMemory | None = None,
+        shared_memory: SharedMemory | None = None,
+        message_memory: MessageMemory | None = None,
     ) -> None:
         self.repository = repository
-        self.messages = messages or MessageMemory()
+        self.message_memory = message_memory or MessageMemory()
         self.refusals = Refusals()
         """Of requests that no batcher has counted, by all front ends."""
         self.tracing = tracing
         self.decoder = ImageDecoder()
-        shared = (repository, self.refusals, self.decoder, memory, self.messages)
-        self._messages: _Path[SplitRequest, bytes] = _Path(*shared, parse_request, make_response_encoder)
-        self._bodies: _Path[JsonRequest, JsonResponse] = _Path(*shared, JsonRequest.parse, JsonEncoder)
-        self._values: _Path[InferRequest, InferResponse] = _Path(
+        shared = (repository, self.refusals, self.decoder, shared_memory, self.message_memory)
+        self._grpc_path: _Path[SplitRequest, bytes] = _Path(*shared, parse_request, make_response_encoder)
+        self._json_path: _Path[JsonRequest, JsonResponse] = _Path(*shared, JsonRequest.parse, JsonEncoder)
+        self._value_path: _Path[InferRequest, InferResponse] = _Path(
             *shared, lambda request: request, lambda plan, _: ValueEncoder(plan)
         )
         self._parsers = ParserPool()
@@ -324,8 +324,8 @@ class InferenceService:
         return run(payload, context, sink)
 
     def _infer_large(self, payload: bytes, context: RequestContext, sink: ResponseSink[bytes]) -> RequestHandle | None:
-        """Runs a message that is counted in the memory of messages."""
-        share = MemoryShare(self.messages)
+        """Runs a message that takes a share of the message memory."""
+        share = MemoryShare(self.message_memory)
         try:
             share.take(len(payload))
         except ServingError as error:
@@ -340,13 +340,13 @@ class InferenceService:
             if len(split.header) > MAX_QUICK_BYTES:
                 return self._parsers.submit(
                     len(payload),
-                    lambda: self._messages.run(split, context, sink),
+                    lambda: self._grpc_path.run(split, context, sink),
                     lambda error: self._refuse(error, sink),
                 )
         except ServingError as error:
             self._refuse(error, sink)
             return None
-        return self._messages.run(split, context, sink)
+        return self._grpc_path.run(split, context, sink)
 
     def _refuse(self, error: ServingError, sink: ResponseSink[bytes]) -> None:
         self.refusals.count_error(error)
@@ -358,7 +358,7 @@ class InferenceService:
         """Runs the body of an HTTP request. Like `infer`."""
         if context.trace is not None:
             sink = TracedSink(sink, context.trace)
-        return self._bodies.run(request, context, sink)
+        return self._json_path.run(request, context, sink)
 
     def infer_json_again(
         self, request: JsonRequest, context: RequestContext, sink: ResponseSink[JsonResponse]
@@ -375,7 +375,7 @@ class InferenceService:
                 return None
         if context.trace is not None:
             sink = TracedSink(sink, context.trace)
-        return self._bodies.run_again(request, context, sink)
+        return self._json_path.run_again(request, context, sink)
 
     def submit(
         self, request: InferRequest, context: RequestContext, sink: ResponseSink[InferResponse]
@@ -383,4 +383,4 @@ class InferenceService:
         """Runs a request given as values. Like `infer`."""
         if context.trace is not None:
             sink = TracedSink(sink, context.trace)
-        return self._values.run(request, context, sink)
+        return self._value_path.run(request, context, sink)

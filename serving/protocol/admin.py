@@ -57,7 +57,7 @@ class AdminService:
 
     Args:
         version: of the server, for its metadata.
-        memory: shared memory of clients; None to allow none.
+        shared_memory: of clients; None to allow none.
 
     Attributes:
         unary: handlers by full method path. Each takes a serialised request, returns a serialised response, and raises
@@ -68,13 +68,13 @@ class AdminService:
     """
 
     def __init__(
-        self, repository: Repository, health: Health, *, version: str, memory: SharedMemory | None = None
+        self, repository: Repository, health: Health, *, version: str, shared_memory: SharedMemory | None = None
     ) -> None:
         self.repository = repository
         self.health = health
         self._version = version
         self.control = ControlService(repository)
-        self.shared_memory = None if memory is None else SharedMemoryService(memory)
+        self.shared_memory = None if shared_memory is None else SharedMemoryService(shared_memory)
         self.unary: Mapping[str, Callable[[bytes], bytes]] = {**self._handlers(), **self.control.unary}
         if self.shared_memory is not None:
             self.unary = {**self.unary, **self.shared_memory.unary}

@@ -106,7 +106,7 @@ class InferStream:
             self._changed.wait_for(lambda: len(self._calls) < MAX_IN_FLIGHT or self._has_ended)
             if self._has_ended:
                 return None
-            call = _StreamedCall(request_id(payload), self._service.messages, self._service.refusals)
+            call = _StreamedCall(request_id(payload), self._service.message_memory, self._service.refusals)
             self._calls.append(call)
             self._changed.notify_all()
             return call

@@ -78,7 +78,7 @@ def build_app(
         exception_handlers=ErrorHandlers(services.inference.refusals, services.inference.repository).by_exception,
     )
     app.router.redirect_slashes = False
-    return CountedBodies(app, services.inference.messages)
+    return CountedBodies(app, services.inference.message_memory)
 
 
 def _routes(admin: AdminService, endpoints: AdminEndpoints, infer: ASGIApp, classify: Endpoint) -> list[Route]:

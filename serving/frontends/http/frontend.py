@@ -45,7 +45,9 @@ class HttpFrontend:
         metrics_hosts = host_check(address.metrics_host or address.host, address.cors_origins)
         inference = services.inference
         refusals = inference.refusals
-        self.metrics = metrics = Metrics(services.admin.repository, refusals, inference.decoder, inference.messages)
+        self.metrics = metrics = Metrics(
+            services.admin.repository, refusals, inference.decoder, inference.message_memory
+        )
 
         def build_api(server: HttpServer) -> ASGIApp:
             return build_app(

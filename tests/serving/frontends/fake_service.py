@@ -54,7 +54,7 @@ class FakeInference:
     def __init__(self) -> None:
         self.held: queue.Queue[HeldRequest] = queue.Queue()
         self.refusals = Refusals()
-        self.messages = MessageMemory()
+        self.message_memory = MessageMemory()
         self.tracing = None
 
     def infer(self, payload: bytes, context: RequestContext, sink: ResponseSink[bytes]) -> RequestHandle | None:

@@ -17,7 +17,7 @@ SIZE = 100_000
 @pytest.fixture
 def service() -> FakeInference:
     made = FakeInference()
-    made.messages = MessageMemory(3 * SIZE)
+    made.message_memory = MessageMemory(3 * SIZE)
     return made
 
 
@@ -32,13 +32,13 @@ def read(service: Any, number: int) -> InferStream:
 
 def test_large_responses_that_nobody_reads_fill_the_memory_of_messages(service: FakeInference) -> None:
     stream = read(service, 5)
-    assert service.messages.num_bytes == 3 * SIZE
+    assert service.message_memory.num_bytes == 3 * SIZE
     results = [result for _, result in stream.responses()]
     assert [len(result) if isinstance(result, bytes) else type(result) for result in results] == [
         *[SIZE] * 3,
         *[ResourceExhausted] * 2,
     ]
-    assert service.messages.num_bytes == 0
+    assert service.message_memory.num_bytes == 0
     assert service.refusals.snapshot() == {("resource_exhausted", ""): 2}
 
 
@@ -47,4 +47,4 @@ def test_a_stream_that_ends_frees_the_responses_that_nobody_has_read(service: Fa
     responses = stream.responses()
     assert next(responses) == ("", b"A" * SIZE)
     stream.cancel()
-    assert service.messages.num_bytes == 0
+    assert service.message_memory.num_bytes == 0

@@ -78,7 +78,7 @@ class TestCallsOverGrpc:
     @pytest.fixture
     def service(self, repository: FakeRepository) -> InferenceService:
         service = make_service(repository)
-        service.messages.max_bytes = 2 * LARGE
+        service.message_memory.max_bytes = 2 * LARGE
         return service
 
     @pytest.mark.parametrize("end", ["answer", "cancel", "fail"])
@@ -88,9 +88,9 @@ class TestCallsOverGrpc:
         running, waiting, refused, small = Response(), Response(), Response(), Response()
         service.infer(large, NO_CONTEXT, running)
         assert backend.began.acquire(timeout=PATIENCE_S)
-        service.messages.max_bytes = 3 * LARGE
+        service.message_memory.max_bytes = 3 * LARGE
         request = service.infer(large, NO_CONTEXT, waiting)
-        counted = service.messages.num_bytes
+        counted = service.message_memory.num_bytes
         assert counted == 2 * len(large)
         assert service.infer(large, NO_CONTEXT, refused) is None
         with pytest.raises(ResourceExhausted, match="requests fill the"):
@@ -100,18 +100,18 @@ class TestCallsOverGrpc:
         if end == "cancel":
             assert request is not None
             request.cancel()
-            assert service.messages.num_bytes == len(large)
+            assert service.message_memory.num_bytes == len(large)
         elif end == "fail":
             backend.function = lambda x: []
         backend.free.set()
         assert isinstance(small.exception(PATIENCE_S), ServingError if end == "fail" else type(None))
-        assert service.messages.num_bytes == 0
+        assert service.message_memory.num_bytes == 0
 
     def test_a_message_that_is_refused_is_not_counted(self, service: InferenceService) -> None:
         wrong = Response()
         assert service.infer(message(9, 1, 2, 3, request_id="a" * LARGE), NO_CONTEXT, wrong) is None
         assert isinstance(wrong.exception(0), ServingError)
-        assert service.messages.num_bytes == 0
+        assert service.message_memory.num_bytes == 0
 
 
 class TestInputsInSharedMemory:
@@ -136,7 +136,9 @@ class TestInputsInSharedMemory:
     def service(self, repository: FakeRepository, region: Block) -> InferenceService:
         memory = SharedMemory(self.SIZE)
         memory.register("region", region.name, 0, self.SIZE)
-        return InferenceService(cast(Repository, repository), memory=memory, messages=MessageMemory(2 * self.SIZE))
+        return InferenceService(
+            cast(Repository, repository), shared_memory=memory, message_memory=MessageMemory(2 * self.SIZE)
+        )
 
     def message(self, region: str = "region") -> bytes:
         request = ModelInferRequest(model_name="wide")
@@ -156,18 +158,18 @@ class TestInputsInSharedMemory:
         service.infer(self.message(), NO_CONTEXT, running)
         assert backend.began.acquire(timeout=PATIENCE_S)
         request = service.infer(self.message(), NO_CONTEXT, waiting)
-        assert service.messages.num_bytes == 2 * self.SIZE
+        assert service.message_memory.num_bytes == 2 * self.SIZE
         assert service.infer(self.message(), NO_CONTEXT, refused) is None
         assert isinstance(refused.exception(0), ResourceExhausted)
         assert service.refusals.snapshot() == {("resource_exhausted", ""): 1}
         if end == "cancel":
             assert request is not None
             request.cancel()
-            assert service.messages.num_bytes == self.SIZE
+            assert service.message_memory.num_bytes == self.SIZE
         backend.free.set()
         for response in [running] if end == "cancel" else [running, waiting]:
             assert response.result(PATIENCE_S)
-        assert service.messages.num_bytes == 0
+        assert service.message_memory.num_bytes == 0
 
     def test_that_are_refused_do_not_count(self, service: InferenceService) -> None:
         unknown, wrong = Response(), Response()
@@ -175,4 +177,4 @@ class TestInputsInSharedMemory:
         assert isinstance(unknown.exception(0), ServingError)
         service.infer(self.message().replace(b"wide", b"none"), NO_CONTEXT, wrong)
         assert isinstance(wrong.exception(0), ServingError)
-        assert service.messages.num_bytes == 0
+        assert service.message_memory.num_bytes == 0

@@ -75,7 +75,7 @@ def test_shared_memory_that_cannot_be_read(repository: FakeRepository, monkeypat
 
     monkeypatch.setattr(Region, "read", fail)
     memory, messages = SharedMemory(1 << 20), MessageMemory()
-    service = InferenceService(cast(Repository, repository), memory=memory, messages=messages)
+    service = InferenceService(cast(Repository, repository), shared_memory=memory, message_memory=messages)
     with contextlib.closing(Block(create=True, size=1 << 20)) as block:
         memory.register("r", block.name, 0, 1 << 20)
         for note in ("", LARGE):

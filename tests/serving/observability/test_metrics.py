@@ -35,7 +35,7 @@ def service(repository: FakeRepository) -> InferenceService:
 
 @pytest.fixture
 def metrics(service: InferenceService) -> Metrics:
-    return Metrics(service.repository, service.refusals, service.decoder, service.messages)
+    return Metrics(service.repository, service.refusals, service.decoder, service.message_memory)
 
 
 class Scrape:
@@ -162,7 +162,7 @@ def test_queued_and_failed_requests_are_counted(
 def test_instances_that_hang_are_counted() -> None:
     repository = FakeRepository(twice(limits=BatchLimits(max_batch_size=8, batch_timeout_s=0.1)))
     service = make_service(repository)
-    metrics = Metrics(service.repository, service.refusals, service.decoder, service.messages)
+    metrics = Metrics(service.repository, service.refusals, service.decoder, service.message_memory)
     assert Scrape(metrics)("convoy_hung_instances") == 0
     backend_of(repository.get("twice")).free.clear()
     over, answers = ask(service)

@@ -26,7 +26,7 @@ LARGE = SMALL.ljust(300_000)
 def services() -> Iterator[Services]:
     repository = FakeRepository(twice())
     services = make_services(repository)
-    services.inference.messages.max_bytes = ROOM
+    services.inference.message_memory.max_bytes = ROOM
     yield services
     repository.close()
 
@@ -52,7 +52,7 @@ def slow(server: HttpFrontend, services: Services) -> Iterator[socket.socket]:
     """A connection whose body is half there."""
     with connect(server) as connection:
         connection.sendall(post(LARGE)[:-100_000])
-        wait_until(lambda: services.inference.messages.num_bytes > 150_000)
+        wait_until(lambda: services.inference.message_memory.num_bytes > 150_000)
         yield connection
 
 
@@ -69,7 +69,7 @@ def test_a_large_body_is_refused_while_others_fill_the_memory(
     assert f"convoy_message_limit_bytes {ROOM:.1f}" in text
     slow.sendall(LARGE[-100_000:])
     assert slow.recv(1000).startswith(b"HTTP/1.1 200 ")
-    wait_until(lambda: services.inference.messages.num_bytes == 0)
+    wait_until(lambda: services.inference.message_memory.num_bytes == 0)
 
 
 def test_the_oldest_slow_body_gives_its_place(
@@ -83,12 +83,12 @@ def test_the_oldest_slow_body_gives_its_place(
     assert b"the body took longer than 0 s while requests fill the server's memory" in body
     slow.sendall(LARGE[-100_000:])  # the rest is passed over
     assert exchange(slow, post(SMALL))[0] == 200
-    wait_until(lambda: services.inference.messages.num_bytes == 0)
+    wait_until(lambda: services.inference.message_memory.num_bytes == 0)
 
 
 def test_a_client_that_leaves_frees_its_share(services: Services, slow: socket.socket) -> None:
     slow.close()
-    wait_until(lambda: services.inference.messages.num_bytes == 0)
+    wait_until(lambda: services.inference.message_memory.num_bytes == 0)
 
 
 def test_a_request_is_counted_until_its_response_and_with_its_decompressed_size(
@@ -101,9 +101,9 @@ def test_a_request_is_counted_until_its_response_and_with_its_decompressed_size(
     with connect(server) as connection:
         connection.sendall(post(packed, b"Content-Encoding: gzip\r\n"))
         assert backend.began.acquire(timeout=PATIENCE_S)
-        assert services.inference.messages.num_bytes == len(packed) + len(LARGE)
+        assert services.inference.message_memory.num_bytes == len(packed) + len(LARGE)
         with connect(server) as other:
             assert exchange(other, post(packed, b"Content-Encoding: gzip\r\n"))[0] == 429
         backend.free.set()
         assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
-    wait_until(lambda: services.inference.messages.num_bytes == 0)
+    wait_until(lambda: services.inference.message_memory.num_bytes == 0)
