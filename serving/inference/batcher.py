@@ -7,8 +7,8 @@ to retry. Requests that are cancelled or past their deadline before their batch 
 A batch that takes longer than its time limit makes its instance unhealthy until the backend returns. Its requests get
 an error, and the other instances serve on; without any, the batcher is unhealthy and refuses requests.
 
-So it is with an instance whose batches fail one after the other, if it fails on the version's own sample, too. It takes
-that check again and again, with growing pauses, and serves on once it passes.
+An instance whose batches fail one after the other is checked with the version's own sample. If that fails, too, the
+instance is broken: it gets no more batches, and repeats the check, with growing pauses, until it passes.
 """
 
 import logging
@@ -31,8 +31,6 @@ from serving.inference.response_cache import VersionCache
 from serving.inference.watchdog import Watchdog
 from serving.observability.statistics import BatchTrigger, Reason, Statistics
 from serving.protocol.status import CANCELLED, NAMES, grpc_code
-
-__all__ = ["BatchLimits", "Batcher", "BatcherClosed", "Outputs", "QueuedRequest"]
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +144,8 @@ class Batcher:
         return f"is broken: its batches fail, and so does its own check: {broken[0]}"
 
     @property
-    def limited_s(self) -> float:
-        """How long instances with a batch have waited for resources, in all."""
+    def resource_wait_s(self) -> float:
+        """How long instances with a batch have waited for resources, summed over the instances."""
         return sum(turn.waited_s for turn in self._turns)
 
     @property
@@ -169,7 +167,8 @@ class Batcher:
             Unavailable: all instances hang or are broken.
             BatcherClosed: `close` has been called.
         """
-        if self._cache is not None and self._is_open and self._answer_from_cache(self._cache, request):
+        if self._cache is not None and self._is_open and (outputs := self._cache.find(request)) is not None:
+            self._answer_hit(request, outputs)
             return
         with self._lock:
             if self._is_open and self._queue.add(request):
@@ -182,7 +181,7 @@ class Batcher:
         self._statistics.record_failure("REJECTED", NAMES[grpc_code(error)])
         raise error
 
-    def answer_at_once(self, request: QueuedRequest) -> bool:
+    def answer_from_cache(self, request: QueuedRequest) -> bool:
         """Answers a request that has no buffers yet, if its outputs are in the cache. Returns whether they are."""
         outputs = self._cache.look_up(request) if self._cache is not None and self._is_open else None
         if outputs is not None:
@@ -329,13 +328,6 @@ class Batcher:
         self._ns_per_row += 0.1 * ((answered_ns - batch.times_ns[0]) / batch.rows - self._ns_per_row)
         with self._lock:
             self._num_running -= len(batch.requests)
-
-    def _answer_from_cache(self, cache: VersionCache, request: QueuedRequest) -> bool:
-        """Answers a request whose outputs are in the cache. Returns False if they are not."""
-        outputs = cache.find(request)
-        if outputs is not None:
-            self._answer_hit(request, outputs)
-        return outputs is not None
 
     def _answer_hit(self, request: QueuedRequest, outputs: Outputs) -> None:
         try:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 
 from serving.errors import InvalidArgument, quote
-from serving.inference.batcher import Outputs
 from serving.inference.classification import classify
+from serving.inference.outputs import Outputs
 from serving.inference.request import InferInput, InferOutput, InferRequest, InferResponse, RequestContext
 from serving.models.loader import Model
 from serving.protocol.parameters import check_parameters, scheduling_of

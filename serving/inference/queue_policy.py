@@ -20,7 +20,7 @@ class QueuePolicy:
     allows_override: bool = False
 
     @property
-    def has_say(self) -> bool:
+    def interprets_timeout(self) -> bool:
         """Whether the policy decides what the request parameter `timeout` means, rather than setting a deadline."""
         return self.delays or self.allows_override
 

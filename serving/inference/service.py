@@ -243,7 +243,7 @@ class _Path(Generic[S, R]):
         try:
             plan = Plan(self._model_of(given), given.with_pixels())
             context = replace(context, deadline=plan.deadline(context))  # decoding counts in the request's time-out
-            if self._answer_at_once(plan, given, encoded, context, sink):
+            if self._answer_from_cache(plan, given, encoded, context, sink):
                 return None
             return self._decoder.submit(given.files, given.images, context.deadline, then=run, fail=fail)
         except Exception as error:
@@ -261,7 +261,7 @@ class _Path(Generic[S, R]):
             raise Unavailable("the model was replaced while images were decoded for it: retry")
         return model
 
-    def _answer_at_once(
+    def _answer_from_cache(
         self, plan: Plan, given: FilesGiven, encoded: S, context: RequestContext, sink: ResponseSink[R]
     ) -> bool:
         """Answers a request whose image files the response cache knows. Returns whether it does."""
@@ -269,7 +269,7 @@ class _Path(Generic[S, R]):
             return False
         given.digest = digest
         request = DecodedRequest(self._make_encoder(plan, encoded), (), encoded.request_id, context, sink, given)
-        return plan.model.batcher.answer_at_once(request)
+        return plan.model.batcher.answer_from_cache(request)
 
     def _bind_decoded(self, encoded: S, decoded: FilesGiven) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
         """As `_bind`, for a request whose images have been decoded. Its plan is not kept: decoding takes far longer."""

@@ -18,8 +18,9 @@ from protos.model_config_pb2 import ModelConfig
 from serving.backends import Backend
 from serving.config import ServeConfig
 from serving.errors import LoadError
-from serving.inference.batcher import Batcher, BatchLimits
+from serving.inference.batcher import Batcher
 from serving.inference.rate_limiter import RateLimiter, Turn
+from serving.inference.request_queue import BatchLimits
 from serving.inference.response_cache import ResponseCache, VersionCache
 from serving.models.autocomplete import complete_backend, complete_tensors
 from serving.models.changes import LoadTurn

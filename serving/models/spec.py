@@ -132,7 +132,7 @@ def _queue_policies(batching: ModelDynamicBatching) -> QueuePolicies | None:
             raise LoadError(f"priority_queue_policy must be of priorities from 1 to {levels}, got {priority}")
     own = {priority: _queue_policy(policy) for priority, policy in batching.priority_queue_policy.items()}
     other = _queue_policy(batching.default_queue_policy)
-    if not levels and not other.has_say:
+    if not levels and not other.interprets_timeout:
         return None
     return QueuePolicies(tuple(own.get(place + 1, other) for place in range(levels or 1)), max(0, default - 1))
 

@@ -148,7 +148,7 @@ MODEL_METRICS = (
         "convoy_rate_limited_seconds_total",
         "counter",
         "Time that instances with a batch waited for resources.",
-        lambda m: m.model.batcher.limited_s,
+        lambda m: m.model.batcher.resource_wait_s,
     ),
     ModelMetric(
         "convoy_cache_hits_total",

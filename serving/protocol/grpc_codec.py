@@ -17,7 +17,7 @@ from protos.grpc_service_pb2 import (
     ModelStreamInferResponse,
 )
 from serving.errors import InvalidArgument, ServingError, quote
-from serving.inference.batcher import Outputs
+from serving.inference.outputs import Outputs
 from serving.inference.plan import Plan, SharedEncoder
 from serving.inference.request import InferInput, InferRequest
 from serving.protocol.parameters import requested_output, shared_range

@@ -7,7 +7,7 @@ data types are the same. Such a request is found in the plan cache by its JSON, 
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from serving.inference.batcher import Outputs
+from serving.inference.outputs import Outputs
 from serving.inference.plan import Plan, SharedEncoder, ValueEncoder
 from serving.inference.request import InferRequest, InferResponse
 from serving.protocol.json_codec import parse_request

@@ -79,7 +79,7 @@ def scheduling_of(parameters: Mapping[str, Any], policies: QueuePolicies | None)
         return Scheduling(timeout_s=timeout_s)
     level = policies.level(_whole_number(parameters, "priority"))
     policy = policies.levels[level]
-    return Scheduling(level, policy.wait_us(timeout), None if policy.has_say else timeout_s)
+    return Scheduling(level, policy.wait_us(timeout), None if policy.interprets_timeout else timeout_s)
 
 
 def _whole_number(parameters: Mapping[str, Any], name: str, unit: str = "") -> int:

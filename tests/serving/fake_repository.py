@@ -13,7 +13,8 @@ import numpy as np
 from protos.model_config_pb2 import DataType, ModelConfig, ModelInput, ModelOutput
 from serving.errors import Internal, NotFound
 from serving.frontends.common.services import Services
-from serving.inference.batcher import Batcher, BatchLimits
+from serving.inference.batcher import Batcher
+from serving.inference.request_queue import BatchLimits
 from serving.inference.service import InferenceService
 from serving.models.changes import ANYONE, Caller
 from serving.models.repository import Model, Repository

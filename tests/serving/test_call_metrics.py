@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from serving.frontends.grpcio import GrpcioFrontend
 from serving.frontends.http import HttpFrontend
 from serving.frontends.native import NativeFrontend
-from serving.inference.batcher import BatchLimits
+from serving.inference.request_queue import BatchLimits
 from serving.observability.metrics import NAMES
 from tests.serving.fake_repository import FakeRepository, backend_of, make_services, twice
 from tests.serving.frontends.callers import wait_until

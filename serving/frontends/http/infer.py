@@ -127,7 +127,7 @@ class InferEndpoint:
     ) -> JsonResponse:
         parameters = request.parse().parameters
         timeout_us = parameters.get("timeout")
-        if policies is not None and policies.levels[policies.level(parameters.get("priority"))].has_say:
+        if policies is not None and policies.levels[policies.level(parameters.get("priority"))].interprets_timeout:
             timeout_us = None  # it bounds the time in the queue alone
         response: JsonResponse = await await_response(
             self._bridge, lambda sink: self._service.infer_json(request, context, sink), timeout_us, receive

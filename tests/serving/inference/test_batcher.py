@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError
-from serving.inference.batcher import Batcher, BatcherClosed, BatchLimits, Outputs, QueuedRequest
-from serving.inference.request_queue import RequestQueue
+from serving.inference.batch import QueuedRequest
+from serving.inference.batcher import Batcher, BatcherClosed
+from serving.inference.outputs import Outputs
+from serving.inference.request_queue import BatchLimits, RequestQueue
 from serving.observability.statistics import Statistics
 from serving.protocol.tensors import DATATYPES, Array, TensorSpec
 

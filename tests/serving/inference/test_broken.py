@@ -9,8 +9,9 @@ import pytest
 from serving.backends import Backend
 from serving.errors import Internal, Unavailable
 from serving.inference import batcher, instance
-from serving.inference.batcher import Batcher, BatcherClosed, BatchLimits
+from serving.inference.batcher import Batcher, BatcherClosed
 from serving.inference.instance import MAX_FAILED_BATCHES
+from serving.inference.request_queue import BatchLimits
 from serving.observability.statistics import Statistics
 from tests.serving.inference.test_batcher import TIMEOUT_S, Doubler, Harness
 from tests.serving.inference.test_hanging import wait_until

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from serving.errors import DeadlineExceeded, ResourceExhausted
 from serving.inference import priority_queue
-from serving.inference.batcher import BatchLimits
 from serving.inference.priority_queue import PriorityQueue
 from serving.inference.queue_policy import QueuePolicies, QueuePolicy
+from serving.inference.request_queue import BatchLimits
 from tests.serving.inference.test_batcher import Doubler, Harness, Request
 
 ROOM = QueuePolicy(max_queue_size=100)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from serving.errors import DeadlineExceeded, LoadError, ServingError
-from serving.inference.batcher import Batcher, BatchLimits
+from serving.inference.batcher import Batcher
 from serving.inference.rate_limiter import RateLimiter, Resource, Turn, parse_resource
+from serving.inference.request_queue import BatchLimits
 from serving.observability.statistics import Statistics
 from tests.serving.inference.test_batcher import TIMEOUT_S, Doubler, Request
 
@@ -133,7 +134,7 @@ def test_two_models_take_turns_and_finish_what_waits_when_they_close() -> None:
         batcher.close()
     assert [request.wait() for request in requests] == [[[2, 2]]] * 3
     assert backends[1].batches == [2]
-    assert batchers[1].limited_s > 0
+    assert batchers[1].resource_wait_s > 0
     assert limiter._turns == []
     assert not +limiter._used
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from serving.errors import Internal, ServingError
-from serving.inference.batcher import Outputs
+from serving.inference.outputs import Outputs
 from tests.serving.inference.test_batcher import TIMEOUT_S, Doubler, Harness, Request
 
 

@@ -5,7 +5,9 @@ import pytest
 
 from serving.errors import Internal, ResourceExhausted, ServingError
 from serving.inference import response_cache
-from serving.inference.batcher import Batcher, BatcherClosed, BatchLimits, Outputs
+from serving.inference.batcher import Batcher, BatcherClosed
+from serving.inference.outputs import Outputs
+from serving.inference.request_queue import BatchLimits
 from serving.inference.response_cache import ENTRY_BYTES, ResponseCache
 from serving.observability.statistics import Snapshot, Statistics
 from tests.serving.inference.test_batcher import Doubler, Request

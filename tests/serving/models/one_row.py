@@ -4,7 +4,8 @@ import threading
 from typing import Any
 
 from serving.errors import ServingError
-from serving.inference.batcher import Outputs, QueuedRequest
+from serving.inference.batch import QueuedRequest
+from serving.inference.outputs import Outputs
 from serving.models.loader import Model
 from serving.protocol.tensors import Array
 

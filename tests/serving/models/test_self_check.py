@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serving.errors import LoadError
-from serving.inference.batcher import BatchLimits
+from serving.inference.request_queue import BatchLimits
 from serving.models.samples import Sample
 from serving.models.self_check import make_check
 from tests.serving.fake_repository import BlockingBackend, add_without_batch, backend_of, make_model, tensor, twice

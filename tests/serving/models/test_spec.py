@@ -114,14 +114,14 @@ def test_levels_have_their_own_policy_or_the_default():
     assert first == QueuePolicy(max_queue_size=7, delays=True, allows_override=True)
     assert others == [QueuePolicy(timeout_us=500)] * 2
     assert [spec.policies.level(priority) for priority in (0, 1, 2, 3, 4, "1", None)] == [1, 0, 1, 2, 1, 1, 1]
-    assert not others[0].has_say
-    assert first.has_say
+    assert not others[0].interprets_timeout
+    assert first.interprets_timeout
 
 
 @pytest.mark.parametrize("text", ["timeout_action: DELAY", "allow_timeout_override: true"])
 def test_a_policy_that_has_a_say_needs_no_levels(text):
     (policy,) = spec_of(batching(f"default_queue_policy {{ {text} }}")).policies.levels
-    assert policy.has_say
+    assert policy.interprets_timeout
 
 
 @pytest.mark.parametrize("text", ["", "default_queue_policy { max_queue_size: 4 default_timeout_microseconds: 5 }"])

@@ -9,10 +9,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.errors import DeadlineExceeded, ServingError
-from serving.inference.batcher import BatchLimits
 from serving.inference.decoder import ImageDecoder
 from serving.inference.message_memory import MessageMemory
 from serving.inference.request import NO_CONTEXT, InferInput, InferRequest, InferResponse
+from serving.inference.request_queue import BatchLimits
 from serving.inference.service import InferenceService
 from serving.observability.metrics import MODEL_METRICS, NAMES, Metrics
 from serving.observability.refusals import Refusals

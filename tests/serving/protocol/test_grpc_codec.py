@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from protos.grpc_service_pb2 import InferParameter, ModelInferResponse, ModelStreamInferResponse
 from serving.errors import NotFound
-from serving.inference.batcher import Outputs
+from serving.inference.outputs import Outputs
 from serving.inference.plan import Plan
 from serving.inference.request import InferInput, InferRequest
 from serving.protocol.grpc_codec import (
