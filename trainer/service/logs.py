@@ -102,17 +102,19 @@ def read(path: Path, start: Position, prefix: bytes = b"") -> Iterator[LogChunk]
     yield LogChunk(wanted.rest(), start)
 
 
-def follow(look: Callable[[], tuple[Job, Sequence[Path]]], start: Position, prefix: bytes = b"") -> Iterator[LogChunk]:
+def follow(
+    read_job: Callable[[], tuple[Job, Sequence[Path]]], start: Position, prefix: bytes = b""
+) -> Iterator[LogChunk]:
     """Yields an attempt's log, and what is added, also by later attempts, until the job has ended.
 
     Yields empty chunks where there is nothing new.
 
     Args:
-        look: returns the job and the log of each attempt.
+        read_job: returns the job and the log of each attempt.
         prefix: only lines that begin with it, without it.
     """
     attempt, offset = start
-    job, paths = look()
+    job, paths = read_job()
     wanted = _Wanted.at(path, offset, prefix) if (path := _path(paths, attempt)) else _Wanted(prefix)
     while True:
         has_ended = job.state in FINAL  # before reading: nothing is written after it
@@ -129,7 +131,7 @@ def follow(look: Callable[[], tuple[Job, Sequence[Path]]], start: Position, pref
             continue
         yield LogChunk(b"", Position(attempt, offset))  # the caller may want to stop
         time.sleep(POLL_S)
-        job, paths = look()
+        job, paths = read_job()
 
 
 def _path(paths: Sequence[Path], attempt: int) -> Path | None:

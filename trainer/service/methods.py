@@ -83,7 +83,7 @@ class Methods:
         self._pool = ThreadPool(NUM_THREADS, "store")
         self._logs = ThreadPool(NUM_LOGS, "logs")
         self._watches = Watches(
-            lambda number: self._in_thread(operations.look, number),
+            lambda number: self._in_thread(operations.get, number),
             lambda number, after: self._in_thread(operations.events, number, after=after),
         )
 
@@ -192,18 +192,14 @@ class Methods:
     async def capacity(self, engine: str) -> Capacity:
         return await self._in_thread(self._operations.capacity, engine or "local")
 
-    async def look(self, caller: Principal, number: int) -> Job:
-        """Returns a job as the store has it, which costs less than `get`."""
-        return await self._in_thread(self._operations.look, number, owner=_owner(caller))
-
     async def mistakes(self, caller: Principal, number: int) -> list[dict[str, Any]]:
         """Returns the worst mistakes of a job's run after each of its epochs, as far as the run has kept them."""
-        job = await self.look(caller, number)
+        job = await self.get(caller, number)
         return await self._in_thread(_read_mistakes, job.run_folder)
 
     async def watch(self, caller: Principal, number: int, after: int) -> AsyncGenerator[Event]:
         """Returns a job's events after the one of that number, until the job has ended."""
-        await self.look(caller, number)
+        await self.get(caller, number)
         return self._watches.follow(number, after)
 
     async def open_log(self, caller: Principal, number: int, wanted: LogRange) -> AsyncGenerator[LogChunk]:

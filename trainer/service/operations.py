@@ -132,14 +132,6 @@ class Operations:
         self._refresh()
         return self._store.get(number, owner=owner)
 
-    def look(self, number: int, *, owner: str | None = None) -> Job:
-        """Returns a job as the store has it.
-
-        Raises:
-            UnknownJobError: there is none, or it is another's.
-        """
-        return self._store.get(number, owner=owner)
-
     def find(
         self, *, owner: str | None = None, states: Iterable[JobState] = (), before: int | None = None, limit: int = 100
     ) -> list[Job]:
@@ -217,14 +209,14 @@ class Operations:
         """Returns the newest changes of a job's state, and notes; see `JobStore.history`."""
         return self._store.history(number)
 
-    def watch(self, number: int, *, after: int = 0, owner: str | None = None) -> Iterator[Event]:
+    def watch(self, number: int, *, after: int = 0) -> Iterator[Event]:
         """Yields a job's events, those that are there and each new one, until the job has ended.
 
         Raises:
             UnknownJobError: there is no such job, or it was deleted meanwhile.
         """
         while True:
-            job = self.get(number, owner=owner)
+            job = self.get(number)
             for event in self._store.events(number, after=after):
                 after = event.number
                 yield event
@@ -244,11 +236,11 @@ class Operations:
             UnknownJobError: there is no such job.
         """
 
-        def look() -> tuple[Job, Sequence[Path]]:
+        def read_job() -> tuple[Job, Sequence[Path]]:
             job = self.get(number, owner=owner)
             return job, self._controller.engine(job.spec.engine).logs(job)
 
-        job, paths = look()
+        job, paths = read_job()
         if wanted.attempt is not None and not 1 <= wanted.attempt <= job.attempt:
             raise ConfigError(f"attempt {wanted.attempt}: job {number} has {job.attempt}")
         prefix, written = logs.prefix_of(wanted.rank, job.spec), logs.written(paths)
@@ -256,7 +248,7 @@ class Operations:
         if wanted.after is None and wanted.tail is not None and start.attempt in written:
             start = Position(start.attempt, logs.tail(paths[start.attempt - 1], wanted.tail, prefix))
         if wanted.follow and wanted.attempt is None:
-            return logs.follow(look, start, prefix)
+            return logs.follow(read_job, start, prefix)
         return logs.read(paths[start.attempt - 1], start, prefix) if start.attempt in written else iter(())
 
     def _change(self, number: int, owner: str | None, change: Callable[[Job], None]) -> Job:

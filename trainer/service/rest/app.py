@@ -115,7 +115,7 @@ class _Endpoints:
         caller, number = self._caller(request), path_number(request)
         last = request.headers.get("last-event-id")
         after = parse_integer(last, "Last-Event-ID") if last else integer(request, "after") or 0
-        job = await self._methods.look(caller, number)
+        job = await self._methods.get(caller, number)
         if job.state in FINAL and after >= job.next_event - 1:
             return Response(status_code=204)
         headers = stream_headers()
