@@ -30,10 +30,12 @@ from trainer.service.jobs import (
 from trainer.service.tables import connect, events, identities, jobs, leases
 
 CONTROLLER = "controller"
-"""The name of the controllers' lease."""
+"""The name of the only lease: that of the controller that leads."""
 MAX_REASON = 1000
 """Characters of a reason, which may come from a program's output."""
 MAX_HISTORY = 100
+MAX_EVENTS = 1000
+"""Events of a job that one call returns."""
 MAX_CONSIDERED = 1000
 """Jobs of an engine that may start in one pass; others wait for one of these to start."""
 
@@ -283,11 +285,11 @@ class JobStore:
             self._update(connection, job, lease, {"reason": text})
             _append(connection, job.id, self._now(connection), [("note", {"text": text})] if text else [])
 
-    def events(self, number: int, *, after: int = 0, limit: int = 1000) -> list[Event]:
-        """Returns a job's events whose numbers are larger than `after`, oldest first."""
+    def events(self, number: int, *, after: int = 0) -> list[Event]:
+        """Returns the first `MAX_EVENTS` of a job's events whose numbers are larger than `after`, oldest first."""
         query = sa.select(events).where(events.c.job_id == number, events.c.number > after)
         with self._reads() as connection:
-            rows = connection.execute(query.order_by(events.c.number).limit(limit))
+            rows = connection.execute(query.order_by(events.c.number).limit(MAX_EVENTS))
             return [Event(row.number, row.time, row.kind, row.data) for row in rows]
 
     def history(self, number: int) -> list[Event]:
@@ -311,30 +313,30 @@ class JobStore:
             if connection.execute(jobs.delete().where(jobs.c.id == job.id, jobs.c.state == job.state)).rowcount != 1:
                 raise StaleError(f"job {job.id} has changed")
 
-    def acquire_lease(self, holder: str, duration_s: float, *, name: str = CONTROLLER) -> Lease | None:
+    def acquire_lease(self, holder: str, duration_s: float) -> Lease | None:
         """Takes a lease that is free or has expired, or extends the holder's own; returns None if another holds it."""
         with self._transaction() as connection:
             now = self._now(connection)
-            row = connection.execute(sa.select(leases).where(leases.c.name == name).with_for_update()).first()
+            row = connection.execute(sa.select(leases).where(leases.c.name == CONTROLLER).with_for_update()).first()
             if row is None:
-                first = {"name": name, "holder": holder, "token": 1, "expires_at": now + duration_s}
+                first = {"name": CONTROLLER, "holder": holder, "token": 1, "expires_at": now + duration_s}
                 connection.execute(leases.insert().values(first))
                 return Lease(holder, 1)
             if row.holder != holder and now < row.expires_at <= now + duration_s:  # else the clock was put back
                 return None
             token = row.token + (row.holder != holder)
             renewed = {"holder": holder, "token": token, "expires_at": now + duration_s}
-            connection.execute(leases.update().where(leases.c.name == name).values(renewed))
+            connection.execute(leases.update().where(leases.c.name == CONTROLLER).values(renewed))
             return Lease(holder, token)
 
-    def lease_end(self, *, name: str = CONTROLLER) -> float:
+    def lease_end(self) -> float:
         """Returns when the lease ends if nobody extends it; 0 if it is free. It grows with each pass that begins."""
         with self._reads() as connection:
-            return connection.scalar(sa.select(leases.c.expires_at).where(leases.c.name == name)) or 0.0
+            return connection.scalar(sa.select(leases.c.expires_at).where(leases.c.name == CONTROLLER)) or 0.0
 
-    def release_lease(self, lease: Lease, *, name: str = CONTROLLER) -> None:
+    def release_lease(self, lease: Lease) -> None:
         """Ends a lease before its time, if it still holds."""
-        mine = leases.update().where(leases.c.name == name, leases.c.token == lease.token)
+        mine = leases.update().where(leases.c.name == CONTROLLER, leases.c.token == lease.token)
         with self._transaction() as connection:
             connection.execute(mine.values(expires_at=0.0))
 
