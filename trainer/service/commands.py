@@ -169,15 +169,15 @@ class CapacityConfig(StoreConfig):
     """What runs jobs: local (this machine), slurm or kubernetes (a cluster)."""
 
 
-def jobs_command(arguments: Sequence[str], prog: str = PROG) -> int:
+def jobs_command(arguments: Sequence[str]) -> int:
     """Runs `convoy jobs VERB`."""
-    return run_verb(prog, {name: _verb(prog, name, *entry) for name, entry in COMMANDS.items()}, arguments)
+    return run_verb(PROG, {name: _verb(name, *entry) for name, entry in COMMANDS.items()}, arguments)
 
 
-def _verb(prog: str, name: str, kind: type[Any], run: Callable[[Any], int | None], summary: str) -> Verb:
+def _verb(name: str, kind: type[Any], run: Callable[[Any], int | None], summary: str) -> Verb:
     def command(arguments: Sequence[str]) -> int | None:
         ours, training = _divide(arguments) if kind is SubmitConfig else (arguments, ())
-        config = parse(kind, ours, prog=f"{prog} {name}")
+        config = parse(kind, ours, prog=f"{PROG} {name}")
 
         def checked() -> int | None:
             _check_numbers(config)
@@ -212,7 +212,7 @@ def _submit(config: SubmitConfig) -> None:
             print("\n".join([shlex.join(plan.command), *plan.notes]))
             return
         job = jobs.submit(spec, owner=user_name(), key=config.key)
-        print(f"job {job.id}, {_stands(job)} on {job.spec.engine}: {job.spec.run_folder}")
+        print(f"job {job.id}, {job.state.lower()} on {job.spec.engine}: {job.spec.run_folder}")
         if job.state is JobState.QUEUED:
             print(f"convoy jobs capacity shows what runs; convoy jobs watch {job.id} follows it")
         elif job.state is JobState.FAILED:  # at once: the engine could not start it
@@ -250,7 +250,7 @@ def _show(config: ShowConfig) -> None:
         except ConfigError:  # it could not be submitted any more: a folder is gone, or a GPU
             command = ""
     facts = {
-        "state": _stands(job) + (f": {job.reason}" if job.reason else ""),
+        "state": job.state.lower() + (f": {job.reason}" if job.reason else ""),
         "owner": job.owner,
         "engine": job.spec.engine,
         "devices": _devices(job),
@@ -298,12 +298,12 @@ def _watch(config: WatchConfig) -> int:
 def _cancel(config: CancelConfig) -> None:
     with config.open() as jobs:
         job = jobs.cancel(config.job, now=config.now)
-        print(f"job {job.id}: {_stands(job)}" + (f": {job.reason}" if job.reason else ""))
+        print(f"job {job.id}: {job.state.lower()}" + (f": {job.reason}" if job.reason else ""))
 
 
 def _retry(config: JobConfig) -> None:
     with config.open() as jobs:
-        print(f"job {config.job}: {_stands(jobs.retry(config.job))}")
+        print(f"job {config.job}: {jobs.retry(config.job).state.lower()}")
 
 
 def _delete(config: JobConfig) -> None:
@@ -345,11 +345,7 @@ def _row(job: Job) -> tuple[str, ...]:
     gpus = str(job.spec.gpus) if job.spec.gpus else "-"
     age = duration(time.time() - job.submitted_at)
     shown = training if len(training) <= 60 else training[:57] + "..."
-    return str(job.id), _stands(job), job.spec.engine, gpus, age, _progress(job) or "-", shown
-
-
-def _stands(job: Job) -> str:
-    return job.state.lower()
+    return str(job.id), job.state.lower(), job.spec.engine, gpus, age, _progress(job) or "-", shown
 
 
 def _devices(job: Job) -> str:
