@@ -151,7 +151,7 @@ class ValueEncoder:
         return InferResponse(plan.model.spec.name, plan.model.version, request_id, tensors)
 
 
-class SharedEncoder(ValueEncoder):
+class SharedMemoryEncoder(ValueEncoder):
     """Makes the responses of a plan with outputs in shared memory."""
 
     __slots__ = ()

@@ -29,7 +29,7 @@ from serving.inference.request import (
     ResponseSink,
     TracedSink,
 )
-from serving.inference.shared_memory import SharedGiven, SharedMemory, refusal
+from serving.inference.shared_memory import SharedMemory, SharedMemoryGiven, refusal
 from serving.models.loader import Model
 from serving.models.repository import Repository
 from serving.observability.refusals import Refusals
@@ -145,8 +145,8 @@ class _Path(Generic[S, R]):
             self._refuse(Unavailable("the model is being replaced"), sink)
         except FilesGiven as given:
             return self._decode(given, encoded, context, sink)
-        except SharedGiven as given:
-            return self._run_shared(given.request, encoded, context, sink)
+        except SharedMemoryGiven as given:
+            return self._run_with_shared_memory(given.request, encoded, context, sink)
         except ServingError as error:  # it has been counted
             sink.fail(error)
         except Exception as error:
@@ -186,7 +186,7 @@ class _Path(Generic[S, R]):
         """Returns the encoder of a request's plan, and its inputs in the model's order.
 
         Raises:
-            FilesGiven, SharedGiven: the inputs must be decoded or read before.
+            FilesGiven, SharedMemoryGiven: the inputs must be decoded or read before.
         """
         key = encoded.key
         encoder = self._encoders.find(key)
@@ -198,7 +198,7 @@ class _Path(Generic[S, R]):
             request = resolved or self._parse(encoded)
             if request.uses_shared_memory:
                 if resolved is None:
-                    raise SharedGiven(request)
+                    raise SharedMemoryGiven(request)
                 key = None
             model = self._repository.get(request.model_name, request.model_version)
             name = model.spec.name
@@ -212,7 +212,7 @@ class _Path(Generic[S, R]):
             self._refusals.count_error(error, name or (encoder.plan.model.spec.name if encoder else ""))
             raise
 
-    def _run_shared(
+    def _run_with_shared_memory(
         self, request: InferRequest, encoded: S, context: RequestContext, sink: ResponseSink[R]
     ) -> RequestHandle | None:
         """Reads what a request has in shared memory, then runs it. What is read counts in the message memory."""

@@ -100,7 +100,7 @@ class Place:
             raise InvalidArgument(f"output '{output}' cannot be written to its region: {error.strerror}") from error
 
 
-class SharedGiven(Exception):
+class SharedMemoryGiven(Exception):
     """A request has tensors in shared memory, which must be read before it can be run."""
 
     def __init__(self, request: InferRequest) -> None:

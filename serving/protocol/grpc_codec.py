@@ -18,7 +18,7 @@ from protos.grpc_service_pb2 import (
 )
 from serving.errors import InvalidArgument, ServingError, quote
 from serving.inference.outputs import Outputs
-from serving.inference.plan import Plan, SharedEncoder
+from serving.inference.plan import Plan, SharedMemoryEncoder
 from serving.inference.request import InferInput, InferRequest
 from serving.protocol.parameters import requested_output, shared_range
 from serving.protocol.tensors import DATATYPES, MAX_RANK, Buffer, Elements, Shape, num_elements
@@ -127,12 +127,12 @@ def _elements(tensor: ModelInferRequest.InferInputTensor) -> Elements:
 class ResponseEncoder:
     """Writes the serialised ModelInferResponses of one plan."""
 
-    __slots__ = ("_shared", "plan")
+    __slots__ = ("_cached", "plan")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         # The row shapes, and the head and fields for them, as one value: threads of all instances read and replace it.
-        self._shared: tuple[list[Shape], bytes, list[tuple[int, int, bytes]]] = ([], b"", [])
+        self._cached: tuple[list[Shape], bytes, list[tuple[int, int, bytes]]] = ([], b"", [])
 
     def bind(self, request: SplitRequest) -> tuple[Buffer, ...]:
         """Returns the inputs' bytes in the model's order. As `Plan.bind_inputs`."""
@@ -142,10 +142,10 @@ class ResponseEncoder:
         """Returns the response for the plan's rows of a batch."""
         if outputs.is_large:
             outputs.check_size([index for index, top_k in self.plan.requested if not top_k], self.plan.rows)
-        shapes, head, fields = self._shared
+        shapes, head, fields = self._cached
         if outputs.row_shapes != shapes:
             head, fields = self._head(outputs), self._fields(outputs)
-            self._shared = outputs.row_shapes, head, fields
+            self._cached = outputs.row_shapes, head, fields
         parts = [head, encode_id(request_id)] if request_id else [head]
         for index, top_k, field in fields:
             if field:
@@ -176,14 +176,14 @@ class ResponseEncoder:
         return fields
 
 
-class SharedResponseEncoder:
+class SharedMemoryResponseEncoder:
     """Makes the serialised ModelInferResponses of a plan with outputs in shared memory."""
 
     __slots__ = ("_values", "plan")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._values = SharedEncoder(plan)
+        self._values = SharedMemoryEncoder(plan)
 
     def bind(self, request: SplitRequest) -> tuple[Buffer, ...]:
         """Returns the inputs' bytes in the model's order. As `Plan.bind_inputs`."""
@@ -200,9 +200,9 @@ class SharedResponseEncoder:
         return encoded
 
 
-def make_response_encoder(plan: Plan, request: SplitRequest) -> ResponseEncoder | SharedResponseEncoder:
+def make_response_encoder(plan: Plan, request: SplitRequest) -> ResponseEncoder | SharedMemoryResponseEncoder:
     """Returns what makes the responses of a plan."""
-    return ResponseEncoder(plan) if plan.places is None else SharedResponseEncoder(plan)
+    return ResponseEncoder(plan) if plan.places is None else SharedMemoryResponseEncoder(plan)
 
 
 def encode_id(request_id: str) -> bytes:

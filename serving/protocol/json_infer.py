@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from serving.inference.outputs import Outputs
-from serving.inference.plan import Plan, SharedEncoder, ValueEncoder
+from serving.inference.plan import Plan, SharedMemoryEncoder, ValueEncoder
 from serving.inference.request import InferRequest, InferResponse
 from serving.protocol.json_codec import parse_request
 from serving.protocol.json_responses import (
@@ -146,20 +146,20 @@ class _Part(NamedTuple):
 class JsonEncoder:
     """Makes the responses of one plan. Keeps what they have in common."""
 
-    __slots__ = ("_form", "_may_share", "_model", "_shared", "_values", "plan")
+    __slots__ = ("_cached", "_form", "_may_cache", "_model", "_values", "plan")
 
     def __init__(self, plan: Plan, request: JsonRequest) -> None:
         self.plan = plan
         self._form = form = request.form
-        self._values = ValueEncoder(plan) if plan.places is None else SharedEncoder(plan)
+        self._values = ValueEncoder(plan) if plan.places is None else SharedMemoryEncoder(plan)
         self._model = encode_model(plan.model.spec.name, plan.model.version)
         specs = [(plan.model.spec.outputs[index], top_k) for index, top_k in plan.requested]
-        self._may_share = plan.places is None and all(
+        self._may_cache = plan.places is None and all(
             not top_k and spec.datatype.size and (spec.datatype.name != "FP16" or form.is_binary(spec.name))
             for spec, top_k in specs
         )
         # The row shapes, the parts for them, and whether they are small: one value, which several threads replace.
-        self._shared: tuple[list[Shape], list[_Part], bool] = ([], [], False)
+        self._cached: tuple[list[Shape], list[_Part], bool] = ([], [], False)
 
     def bind(self, request: JsonRequest) -> tuple[Buffer, ...]:
         """Returns the inputs' bytes in the model's order.
@@ -174,10 +174,10 @@ class JsonEncoder:
 
     def encode(self, outputs: Outputs, first_row: int, request_id: str) -> JsonResponse:
         """Returns the response for the plan's rows of a batch, not rendered: the front end does that."""
-        if self._may_share and not outputs.is_large:
-            if outputs.row_shapes != self._shared[0]:
-                self._shared = self._share(outputs)
-            if self._shared[2]:
+        if self._may_cache and not outputs.is_large:
+            if outputs.row_shapes != self._cached[0]:
+                self._cached = self._make_parts(outputs)
+            if self._cached[2]:
                 return _Rows(self, outputs, first_row, request_id)
         return _Values(self._values.encode(outputs, first_row, request_id), self._form)
 
@@ -204,10 +204,10 @@ class JsonEncoder:
         return body, len(header) if tail else None
 
     def _parts(self, outputs: Outputs) -> list[_Part]:
-        shapes, parts, _ = self._shared
-        return parts if shapes == outputs.row_shapes else self._share(outputs)[1]
+        shapes, parts, _ = self._cached
+        return parts if shapes == outputs.row_shapes else self._make_parts(outputs)[1]
 
-    def _share(self, outputs: Outputs) -> tuple[list[Shape], list[_Part], bool]:
+    def _make_parts(self, outputs: Outputs) -> tuple[list[Shape], list[_Part], bool]:
         """Returns what the responses of these row shapes have in common."""
         spec = self.plan.model.spec
         before = b',"outputs":['
