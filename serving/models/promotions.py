@@ -52,8 +52,8 @@ class Promotions:
     changes: Changes
     find: Callable[[str], ModelVersions]
     write: Callable[[Path, Promotion], None]
-    fetch: Callable[[str, int, int | None], str] = lambda name, version, serving: ""
-    serving: Callable[[str], int | None] = lambda name: None
+    fetch: Callable[[str, int, int | None], str]
+    serving: Callable[[str], int | None]
 
     def promote(self, name: str, version: int, caller: Caller = ANYONE) -> None:
         """Lets a version serve until a newer one is exported.
@@ -110,7 +110,7 @@ class Promotions:
             versions = self.find(name)
             serving, ready = versions.view.default, list(versions.ready())
             try:
-                standing = versions.survey()
+                standing = versions.read_standing()
                 possible = choices(standing, serving)
                 for target, _ in possible:
                     _check(name, target, standing)
@@ -131,14 +131,14 @@ class Promotions:
             if not version or not (reason := versions.prepare(version)):
                 return choice
             failures.append(f"version {version}: {reason}")
-        versions.retreat(ready)
+        versions.unload_prepared(ready)
         raise Internal(f"nothing has changed for model '{versions.name}': {'; '.join(failures)}")
 
     def _write(self, versions: ModelVersions, choice: Promotion, ready: list[int]) -> None:
         try:
             self.write(versions.folder, choice)
         except OSError as error:
-            versions.retreat(ready)
+            versions.unload_prepared(ready)
             reason = f"the model repository cannot be written: {describe(error)}"
             if error.errno in _NOT_PERMITTED:
                 reason += f". {_ELSEWHERE}"

@@ -178,7 +178,7 @@ class Slot:
         if first_pause_s is not None and isinstance(error, TransientLoadError):
             self._retry_later(first_pause_s)
 
-    def look_after(self, first_pause_s: float) -> None:
+    def plan_reload_if_broken(self, first_pause_s: float) -> None:
         """Plans to load a version again that is broken, and forgets that when it is not any more.
 
         Why newer files were not loaded is not forgotten: they still are not. One that breaks as soon as it is loaded

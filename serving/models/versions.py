@@ -31,7 +31,8 @@ _GONE = "its folder is gone"
 _NO_FOLDER = "the version policy lists it, but it has no folder"
 _NO_VERSION = "its folder contains no version"
 _NOT_SELECTED = "the version policy selects other versions"
-_BYTES_FACTOR = 3  # memory that a load may take, as a multiple of its files: what is read, the weights, and batches
+_BYTES_FACTOR = 3
+"""Memory that a load may take, as a multiple of its files: what is read, the weights, and batches."""
 
 
 class ModelVersions:
@@ -129,7 +130,7 @@ class ModelVersions:
             logger.info("%s: its folder can be read again", self.name)
             self._unreadable = ""
         files_or_none = files or ModelFiles((), {}, {}, 0)
-        self._stand(self._standing_of(promotion, files_or_none, config))
+        self._set_standing(self._standing_of(promotion, files_or_none, config))
         failures = self._apply(files_or_none, config, override, stable)
         if not self._slots:
             self._state = "UNAVAILABLE"
@@ -138,7 +139,7 @@ class ModelVersions:
         self._change()
         return failures
 
-    def survey(self) -> Standing:
+    def read_standing(self) -> Standing:
         """Returns the operator's choice and the versions as they are in the folder now.
 
         Raises OSError, PromotionError or LoadError if the folder, the choice or the configuration cannot be read.
@@ -163,9 +164,13 @@ class ModelVersions:
         self._load_if_changed(version, slot, found[version], self._read_config(self.override), True)
         return slot.reason
 
-    def retreat(self, versions: Collection[int]) -> None:
-        """Takes out of service what `prepare` has loaded: all but these versions."""
-        self._unload(dict.fromkeys(self.ready().keys() - set(versions), self._why_not_selected()))
+    def unload_prepared(self, ready: Collection[int]) -> None:
+        """Takes out of service what `prepare` has loaded.
+
+        Args:
+            ready: the versions that served before `prepare`.
+        """
+        self._unload(dict.fromkeys(self.ready().keys() - set(ready), self._why_not_selected()))
         self._change()
 
     def keep(self, reason: str) -> list[str]:
@@ -263,7 +268,7 @@ class ModelVersions:
         allowed = version_policy(config).versions if isinstance(config, ModelConfig) else None
         return Standing(promotion, tuple(sorted(files.versions)), self.folder, allowed)
 
-    def _stand(self, standing: Standing) -> None:
+    def _set_standing(self, standing: Standing) -> None:
         """Notes the operator's choice, and logs it when it changes."""
         before, self._standing = self._standing, standing
         if (promotion := standing.promotion) != before.promotion:
@@ -310,7 +315,7 @@ class ModelVersions:
     ) -> None:
         """Loads a version unless these files were already attempted or may be incomplete."""
         if self._retry_s is not None:
-            slot.look_after(self._retry_s)
+            slot.plan_reload_if_broken(self._retry_s)
         if found is None:
             slot.reason = _NO_FOLDER
         elif slot.attempted == found and not slot.is_due():
