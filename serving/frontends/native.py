@@ -53,7 +53,8 @@ LINGER_S = 0.25
 
 _POLL_S = 0.01
 
-CallDetails = tuple[Sequence[tuple[str, str | bytes]], str, float | None]
+Metadata = Sequence[tuple[str, str | bytes]]
+CallDetails = tuple[Metadata, str, float | None]
 """A call's metadata, its client's address, and the seconds until its deadline (None for none)."""
 
 _NO_DETAILS: CallDetails = ((), "", None)
@@ -211,9 +212,9 @@ class NativeFrontend:
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
         return _LoggedCall(self._front, self._calls, call_id, self._access_log.begin(path, peer), deadline)
 
-    def _admit(self, call: "_NativeCall", path: str, payload: bytes, details: CallDetails) -> Principal | None:
+    def _admit(self, call: "_NativeCall", path: str, payload: bytes, metadata: Metadata) -> Principal | None:
         """Makes all checks of a call. Returns its caller; None if it needs no token."""
-        principal = check_token(self._tokens, path, details[0])
+        principal = check_token(self._tokens, path, metadata)
         call.set_principal(principal)
         check_method(principal, path)
         if len(payload) > self._max_message_bytes:
@@ -225,19 +226,20 @@ class NativeFrontend:
         return principal
 
     def _dispatch(self, call: "_NativeCall", path: str, payload: bytes, details: CallDetails) -> None:
+        metadata, peer, remaining_s = details
         try:
-            principal = self._admit(call, path, payload, details)
+            principal = self._admit(call, path, payload, metadata)
         except ServingError as error:  # no service has seen the call
             self._services.inference.refusals.count_error(error, method=method_of_rpc(path))
             raise
         if path == INFER:
             tracing = self._services.inference.tracing
-            trace = None if tracing is None else tracing.begin_call(details[0])
+            trace = None if tracing is None else tracing.begin_call(metadata)
             self._infer(call, payload, RequestContext(principal=principal, trace=trace))
         elif path == HEALTH_WATCH:
-            self._watch(call, payload, details[1])
+            self._watch(call, payload, peer)
         elif path in self._services.admin.blocking:
-            deadline = None if details[2] is None else time.monotonic() + details[2]
+            deadline = None if remaining_s is None else time.monotonic() + remaining_s
             self._changes.start(call, path, payload, Caller(deadline, lambda: call.call_id not in self._calls))
         else:
             call.succeed(self._services.admin.unary[path](payload))
