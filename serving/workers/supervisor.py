@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -98,13 +98,13 @@ class Supervisor:
         self._pauses: dict[int, float] = {}
         self._began: dict[int, float] = {}
         self._scraped: dict[int, list[Metric]] = {}
-        self._remains: list[Metric] = []
+        self._ended_metrics: list[Metric] = []
         self._is_ready = self._was_ready = self._is_stopping = False
         self._failure: str | None = None
         self._has_failed = threading.Event()
         tokens, _ = read_credentials(config)
         hosts = host_check(config.metrics_host or config.host, config.cors_origin)
-        self._metrics = HttpServer(
+        self._metrics_server = HttpServer(
             "http-metrics",
             lambda server: build_metrics_app(self, self._render, tokens, hosts),
             max_connections=lambda: METRICS_CONNECTIONS,
@@ -136,12 +136,12 @@ class Supervisor:
             StartupError: that port is not available.
         """
         config = self._config
-        self._metrics.listen(config.metrics_host or config.host, config.metrics_port)
-        self._metrics.start()
+        self._metrics_server.listen(config.metrics_host or config.host, config.metrics_port)
+        self._metrics_server.start()
         for number in range(1, config.workers + 1):
             self._start_worker(number)
 
-    def wait_for_end(self, wait_for_signal: Any) -> None:
+    def wait_for_end(self, wait_for_signal: Callable[[], object]) -> None:
         """Returns when a signal has arrived.
 
         Raises:
@@ -170,7 +170,7 @@ class Supervisor:
         until = time.monotonic() + patience_s
         codes = [worker.wait(max(0.0, until - time.monotonic())) for worker in workers]
         self.exit_code = int(any(codes))
-        self._metrics.stop(1)
+        self._metrics_server.stop(1)
         self._calls.shutdown(wait=False, cancel_futures=True)
 
     # ---- Workers -----------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class Supervisor:
                 return
             del self._workers[worker.number]
             self._owners = {model: owner for model, owner in self._owners.items() if owner != worker.number}
-            self._remains = merge([self._remains, lasting(self._scraped.pop(worker.number, []))])
+            self._ended_metrics = merge([self._ended_metrics, lasting(self._scraped.pop(worker.number, []))])
             self._changed.notify_all()
             lived_s = time.monotonic() - self._began[worker.number]
             pause_s = FIRST_PAUSE_S if lived_s > STEADY_S else self._pauses.get(worker.number, FIRST_PAUSE_S)
@@ -239,9 +239,14 @@ class Supervisor:
             if has_changed or worker is told:
                 worker.channel.tell(MAY_BE_READY, is_ready)
         if is_first:
-            config = self._config
-            ports = {"grpc_port": config.grpc_port, "http_port": config.http_port, "metrics_port": self._metrics.port}
-            log_addresses(config, **ports, models=workers[0].state.models)
+            config, metrics_port = self._config, self._metrics_server.port
+            log_addresses(
+                config,
+                grpc_port=config.grpc_port,
+                http_port=config.http_port,
+                metrics_port=metrics_port,
+                models=workers[0].state.models,
+            )
 
     # ---- Changes of models -------------------------------------------------------------------------------------------
 
@@ -293,7 +298,7 @@ class Supervisor:
                 if families is not None and self._workers.get(worker.number) is worker:
                     self._scraped[worker.number] = families
         with self._lock:
-            parts: Iterable[list[Metric]] = [*self._scraped.values(), self._remains]
+            parts: Iterable[list[Metric]] = [*self._scraped.values(), self._ended_metrics]
             return Families(merge(parts)).render(accept)
 
 
