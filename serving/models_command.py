@@ -68,6 +68,8 @@ VERBS: dict[str, tuple[type[Any], str]] = {
     "unpin": (NamedConfig, "let versions take over again that are newer than the pinned one"),
 }
 
+PROG = "convoy models"
+
 _LOOK_S = 1.0
 """Between two looks at what the server does while it makes a change."""
 _PATIENCE_S = 86_400.0
@@ -79,16 +81,16 @@ EXIT_CODES = (
 )
 
 
-def main(arguments: Sequence[str], *, prog: str = "convoy models") -> NoReturn:
+def main(arguments: Sequence[str]) -> NoReturn:
     """Runs the verb and ends the process."""
 
     def runner(verb: str, config: type[Any], summary: str) -> Callable[[Sequence[str]], int]:
         description = f"{summary[0].upper()}{summary[1:]}.\n\n{EXIT_CODES}"
-        return lambda rest: _run(verb, parse(config, rest, f"{prog} {verb}", description))
+        return lambda rest: _run(verb, parse(config, rest, f"{PROG} {verb}", description))
 
     verbs = {name: Verb(summary, runner(name, config, summary)) for name, (config, summary) in VERBS.items()}
     try:
-        sys.exit(run_verb(prog, verbs, arguments))
+        sys.exit(run_verb(PROG, verbs, arguments))
     except ClientError as error:
         sys.exit(report(error))
     except (ServingError, StartupError) as error:

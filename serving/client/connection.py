@@ -140,20 +140,17 @@ class Connection:
         self._is_closed = True
         self._channel.close()
 
-    def call(
-        self, method: str, request: Message, kind: type[Response], timeout_s: float | None = None, spent_s: float = 0.0
-    ) -> Response:
+    def call(self, method: str, request: Message, kind: type[Response], timeout_s: float | None = None) -> Response:
         """Makes one unary call.
 
         Args:
             method: full path of the method.
             kind: type of the response.
-            spent_s: how much of the time-out has passed.
 
         Raises:
             ClientError: the call fails.
         """
-        (response,) = self.call_many(method, [request], kind, timeout_s, spent_s)
+        (response,) = self.call_many(method, [request], kind, timeout_s)
         return response
 
     def call_many(
@@ -165,6 +162,9 @@ class Connection:
         spent_s: float = 0.0,
     ) -> Iterator[Response]:
         """Makes calls, a few at a time, under one deadline. Yields the responses in the order of the requests.
+
+        Args:
+            spent_s: how much of the time-out has passed.
 
         Raises:
             ClientError: a call fails; the others are cancelled.
