@@ -62,9 +62,9 @@ class AdminService:
     Attributes:
         unary: handlers by full method path. Each takes a serialised request, returns a serialised response, and raises
             a ServingError.
-        control: which version of a model serves.
-        shared_memory: registers shared memory of clients; None for a server that allows none.
         blocking: the same for methods that may take seconds; these take their caller, too.
+        control: promotes, pins and rolls back versions of models.
+        shared_memory: registers shared memory of clients; None for a server that allows none.
     """
 
     def __init__(
